@@ -1,0 +1,82 @@
+"""Notation, array aliases and the small records that travel between the rooms; no logic.
+
+The same letters stand everywhere for the same axes:
+
+B rows of a batch, T text tokens, P prompt rows, S = P + T positions (one more in encoders, whose
+first position is the mask), D width, H heads, L layers, F neurons of one feed-forward layer,
+V vocabulary, C label words, K prompts in a bank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+Parameters = dict[str, Any]
+"""A nested dictionary of arrays: the frozen weights of a backbone."""
+
+
+class Batch(NamedTuple):
+    """Rows of text ready for a model, padded on the right to one length.
+
+    Attributes:
+        tokens: ids of the text's pieces, special pieces included.
+        lengths: how many of a row's tokens are text.
+        labels: the row's class, an index into the task's labels.
+        weights: 1 for a real row, 0 for a row that only fills the batch.
+    """
+
+    tokens: Int32[np.ndarray, "B T"]
+    lengths: Int32[np.ndarray, "B"]
+    labels: Int32[np.ndarray, "B"]
+    weights: Float32[np.ndarray, "B"]
+
+
+@dataclass(frozen=True)
+class PromptCard:
+    """Where a prompt comes from: written into its file, read by every later step.
+
+    Attributes:
+        backbone: name of the model it was tuned on.
+        task: name of the task it was tuned for, with ``builtin/`` where it has that.
+        layout: where its rows stand; ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``.
+        init: how it started, for instance ``"random"``.
+        seed: the seed of its run.
+        steps: after how many steps these values were taken.
+        score: its score on validation, between 0 and 1.
+        metric: the name of that score.
+        source: where it came from when it was not tuned here.
+        jpt_version: the version that wrote it.
+        first_position: the position of the text's first token where it is not the model's own
+            (imported BERT prompts: 1).
+    """
+
+    backbone: str
+    task: str
+    layout: str = "encoder"
+    init: str = "random"
+    seed: int | None = None
+    steps: int | None = None
+    score: float | None = None
+    metric: str | None = None
+    source: str | None = None
+    jpt_version: str | None = None
+    first_position: int | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A soft prompt: trained vectors in front of the input of a frozen language model.
+
+    Attributes:
+        values: one row per virtual token.
+        card: where it comes from.
+        unused_row: the row 0 of an imported encoder prompt, which its model never read.
+    """
+
+    values: Float32[np.ndarray, "P D"]
+    card: PromptCard
+    unused_row: Float32[np.ndarray, "1 D"] | None = field(default=None)

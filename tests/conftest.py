@@ -1,0 +1,37 @@
+"""Settings that hold for every test: eight virtual CPU devices, strict types, one cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def find_reference() -> Path | None:
+    """The folder of reference data: JPT_REFERENCE, by default beside the project."""
+    folder = Path(os.environ.get("JPT_REFERENCE", ROOT.parent / "shared"))
+    return folder if (folder / "data").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def reference_folder() -> Path:
+    """Gives the reference data, or skips the test where there is none."""
+    folder = find_reference()
+    if folder is None:
+        pytest.skip("no reference data: set JPT_REFERENCE to the folder that holds it")
+    return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
