@@ -1,0 +1,334 @@
+"""BERT and RoBERTa as frozen Linen modules that take a soft prompt.
+
+The input is ``[MASK] p1 .. pP [CLS] text [SEP]`` and the answer is read at position 0. Mask and
+prompt rows get no position embedding; text keeps the positions it would have alone. (METHOD of the
+paper's code: the mask takes the place of prompt row 0, which is why P here counts read rows only.)
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jpt.backbones.attention import attend
+from jpt.backbones.encoder_config import EncoderConfig
+from jpt.backbones.layers import ACTIVATIONS, LayerNorm, linear, matmul_precision
+
+
+@struct.dataclass
+class EncoderOutput:
+    """What an encoder says of a batch; ``S`` is absent where only the answer was computed.
+
+    Attributes:
+        logits: scores of the label words asked for, or of the whole vocabulary; float32.
+        hidden: last states.
+        neurons: feed-forward activations after the non-linearity, where they were asked for.
+    """
+
+    logits: Float[Array, "B *S C"]
+    hidden: Float[Array, "B *S D"]
+    neurons: Float[Array, "L B *S F"] | None = None
+
+
+class EncoderLayer(nn.Module):
+    """One transformer layer with the norms after the sums, as in BERT.
+
+    Attributes:
+        config: shape of the model.
+        dtype: dtype of states and matrix products.
+        dropout_rate: 0 leaves dropout out.
+    """
+
+    config: EncoderConfig
+    dtype: jnp.dtype
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        states: Float[Array, "B S D"],
+        queries: Float[Array, "B Q D"],
+        key_is_text: Bool[Array, "B S"],
+        neuron_mask: Float[Array, "F"] | None,
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B Q F"]]:
+        """Updates ``queries`` (the states at all positions, or the answer's) from ``states``."""
+        gathered = self._gather(states, queries, key_is_text)
+        attended = self._norm("attention_norm", queries + gathered)
+        neurons = linear(self.config.neurons, self.dtype, "feed_forward_in")(attended)
+        neurons = ACTIVATIONS[self.config.activation](neurons)
+        kept = neurons
+        if neuron_mask is not None:
+            kept = neurons * neuron_mask.astype(neurons.dtype)[None, None, :]
+        update = linear(self.config.width, self.dtype, "feed_forward_out")(kept)
+        return self._norm("feed_forward_norm", attended + self._drop(update)), neurons
+
+    def _gather(
+        self,
+        states: Float[Array, "B S D"],
+        queries: Float[Array, "B Q D"],
+        key_is_text: Bool[Array, "B S"],
+    ) -> Float[Array, "B Q D"]:
+        """Collects from all positions what the queries look for."""
+
+        def project(name: str, rows: Float[Array, "B R D"]) -> Float[Array, "B R H K"]:
+            projected = linear(self.config.width, self.dtype, name)(rows)
+            # [B, R, D] -> [B, R, H, K]
+            return projected.reshape(*rows.shape[:2], self.config.heads, self.config.head_width)
+
+        gathered = attend(
+            project("query", queries),
+            project("key", states),
+            project("value", states),
+            key_is_text,
+            drop=self._drop if self.dropout_rate else None,
+        )
+        # [B, Q, H, K] -> [B, Q, D]
+        gathered = gathered.reshape(queries.shape)
+        return self._drop(linear(self.config.width, self.dtype, "attention_out")(gathered))
+
+    def _norm(self, name: str, rows: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
+        return LayerNorm(self.config.epsilon, name=name)(rows).astype(self.dtype)
+
+    def _drop(self, rows: Float[Array, "..."]) -> Float[Array, "..."]:
+        if not self.dropout_rate:
+            return rows
+        return nn.Dropout(self.dropout_rate, deterministic=False)(rows)
+
+
+class ScannedLayer(EncoderLayer):
+    """An encoder layer over all positions, in the form that ``nn.scan`` repeats.
+
+    Attributes:
+        capture: which neurons are returned: ``None``, ``"answer"`` or ``"all"``.
+    """
+
+    capture: str | None = None
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self,
+        states: Float[Array, "B S D"],
+        key_is_text: Bool[Array, "B S"],
+        neuron_mask: Float[Array, "F"] | None,
+    ) -> tuple[Float[Array, "B S D"], Float[Array, "B *S F"] | None]:
+        """Updates all states and returns the neurons that are wanted."""
+        states, neurons = super().__call__(states, states, key_is_text, neuron_mask)
+        return states, {None: None, "answer": neurons[:, 0], "all": neurons}[self.capture]
+
+
+class EncoderEmbeddings(nn.Module):
+    """Embeds mask, prompt and text, and normalises them.
+
+    Attributes:
+        config: shape of the model.
+    """
+
+    config: EncoderConfig
+
+    def setup(self) -> None:
+        """Declares the three tables and the norm."""
+        config, normal = self.config, nn.initializers.normal(0.02)
+        positions = config.positions + config.position_offset
+        self.word = self.param("word", normal, (config.vocabulary, config.width))
+        self.position = self.param("position", normal, (positions, config.width))
+        self.token_type = self.param("token_type", normal, (config.token_types, config.width))
+        self.norm = LayerNorm(config.epsilon)
+
+    def text(
+        self,
+        tokens: Int[Array, "B T"],
+        first_position: int,
+        token_types: Int[Array, "B T"] | None,
+    ) -> Float[Array, "B T D"]:
+        """Embeds text at the positions that it would have alone."""
+        start = self.config.position_offset + first_position
+        positions = self.position[start : start + tokens.shape[1]].astype(jnp.float32)
+        words = self.word[tokens].astype(jnp.float32) + positions[None]
+        if token_types is None:
+            return self.norm(words + self.token_type[0].astype(jnp.float32)[None, None])
+        return self.norm(words + self.token_type[token_types].astype(jnp.float32))
+
+    def front(
+        self, mask_id: int, prompt: Float[Array, "R P D"], rows: int
+    ) -> Float[Array, "B 1+P D"]:
+        """Embeds ``[MASK] p1 .. pP``: no positions; in RoBERTa the one token type is added."""
+        mask = self.word[mask_id].astype(jnp.float32)[None, None]
+        mask = jnp.broadcast_to(mask, (prompt.shape[0], 1, self.config.width))
+        front = jnp.concatenate([mask, prompt.astype(jnp.float32)], axis=1)
+        if not self.config.is_bert:
+            front = front + self.token_type[0].astype(jnp.float32)[None, None]
+        # One prompt for all rows is normalised once, not once a row.
+        return jnp.broadcast_to(self.norm(front), (rows, *front.shape[1:]))
+
+
+class MaskedHead(nn.Module):
+    """The masked-LM head: a transform, then scores against the word table or a table of its own.
+
+    Attributes:
+        config: shape of the model.
+        dtype: dtype of the matrix products.
+    """
+
+    config: EncoderConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "... D"],
+        words: Float[Array, "V D"],
+        label_ids: Int[Array, "C"] | None,
+    ) -> Float[Array, "... C"]:
+        """Scores the label words only, or the whole vocabulary when none are named."""
+        config = self.config
+        transformed = linear(config.width, self.dtype, "transform")(hidden)
+        transformed = ACTIVATIONS[config.head_activation](transformed)
+        transformed = LayerNorm(config.epsilon, name="norm")(transformed).astype(self.dtype)
+        if not config.tied_head:
+            words = self.param("words", nn.initializers.normal(0.02), words.shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (config.vocabulary,))
+        if label_ids is not None:
+            words, bias = words[label_ids], bias[label_ids]
+        logits = jnp.einsum(
+            "...d,vd->...v",
+            transformed,
+            words.astype(self.dtype),
+            precision=matmul_precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits + bias.astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
+
+
+class Encoder(nn.Module):
+    """A masked language model of the BERT family that reads text behind a soft prompt.
+
+    Attributes:
+        config: shape of the model.
+        mask_id: id of the mask token, which stands at position 0.
+        dtype: dtype of states and matrix products, float32 or bfloat16.
+        dropout_rate: 0 (default) leaves dropout out. Paper: on inside the layers during tuning.
+
+    Example:
+        >>> from jpt.testing import tiny_encoder
+        >>> encoder, params = tiny_encoder()
+        >>> tokens, lengths = jnp.ones((2, 7), jnp.int32), jnp.array([7, 4])
+        >>> prompt = jnp.zeros((5, encoder.config.width))
+        >>> output = encoder.apply(
+        ...     {"params": params}, tokens, lengths, prompt, label_ids=jnp.array([3, 4])
+        ... )
+        >>> output.logits.shape
+        (2, 2)
+    """
+
+    config: EncoderConfig
+    mask_id: int
+    dtype: jnp.dtype = jnp.float32
+    dropout_rate: float = 0.0
+
+    def setup(self) -> None:
+        """Declares embeddings, the scanned layers, the last layer and the head."""
+        shape = (self.config, self.dtype)
+        self.embeddings = EncoderEmbeddings(self.config)
+        self.last_layer = EncoderLayer(*shape, self.dropout_rate)
+        self.head = MaskedHead(*shape)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None = None,
+        *,
+        label_ids: Int[Array, "C"] | None = None,
+        capture_neurons: bool = False,
+        neuron_mask: Float[Array, "L F"] | None = None,
+        every_position: bool = False,
+        first_position: int = 0,
+    ) -> EncoderOutput:
+        """Reads a batch behind a prompt and scores the answer at position 0.
+
+        Args:
+            tokens: ``[CLS] text [SEP]``, padded on the right.
+            lengths: number of tokens of each row that are text.
+            prompt: one prompt for all rows, one a row, or none.
+            label_ids: score only these words; the whole vocabulary by default.
+            capture_neurons: return the feed-forward activations, at the answer or everywhere.
+            neuron_mask: multiplies the activations before the second matrix, per layer.
+            every_position: compute all positions of the last layer and the head, the plain way;
+                by default only the answer's, which gives the same numbers for less work.
+            first_position: position of ``[CLS]``; imported BERT prompts were tuned with 1.
+
+        Returns:
+            Logits, last states and neurons.
+        """
+        front = self._front(prompt, tokens.shape[0])
+        text = self.embeddings.text(tokens, first_position, None)
+        states = jnp.concatenate([front, text], axis=1).astype(self.dtype)
+        is_text = self._key_is_text(lengths, front.shape[1], tokens.shape[1])
+        capture = ("all" if every_position else "answer") if capture_neurons else None
+        states, lower = self._lower_layers(states, is_text, neuron_mask, capture)
+        last_mask = None if neuron_mask is None else neuron_mask[-1]
+        queries = states if every_position else states[:, :1]
+        hidden, last = self.last_layer(states, queries, is_text, last_mask)
+        if not every_position:
+            hidden, last = hidden[:, 0], last[:, 0]
+        neurons = _stack(lower, last) if capture_neurons else None
+        return EncoderOutput(self.vocabulary_logits(hidden, label_ids), hidden, neurons)
+
+    def hidden_states(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        token_types: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Reads plain text as the model did in pretraining: no mask in front and no prompt."""
+        states = self.embeddings.text(tokens, 0, token_types).astype(self.dtype)
+        is_text = self._key_is_text(lengths, 0, tokens.shape[1])
+        states, _ = self._lower_layers(states, is_text, None, None)
+        return self.last_layer(states, states, is_text, None)[0]
+
+    def vocabulary_logits(
+        self, hidden: Float[Array, "... D"], label_ids: Int[Array, "C"] | None = None
+    ) -> Float[Array, "... C"]:
+        """Scores words by the masked-LM head."""
+        return self.head(hidden, self.embeddings.word, label_ids)
+
+    def _front(
+        self, prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None, rows: int
+    ) -> Float[Array, "B 1+P D"]:
+        if prompt is None:
+            prompt = jnp.zeros((0, self.config.width), jnp.float32)
+        if prompt.ndim == 2:
+            prompt = prompt[None]
+        return self.embeddings.front(self.mask_id, prompt, rows)
+
+    def _key_is_text(self, lengths: Int[Array, "B"], front: int, text: int) -> Bool[Array, "B S"]:
+        return jnp.arange(front + text)[None, :] < (lengths + front)[:, None]
+
+    @nn.compact
+    def _lower_layers(
+        self,
+        states: Float[Array, "B S D"],
+        is_text: Bool[Array, "B S"],
+        neuron_mask: Float[Array, "L F"] | None,
+        capture: str | None,
+    ) -> tuple[Float[Array, "B S D"], Float[Array, "L-1 B *S F"] | None]:
+        """Runs all layers but the last as one scan: compile time does not grow with depth."""
+        if self.config.layers == 1:
+            return states, None
+        scanned = nn.scan(
+            ScannedLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, 0),
+            length=self.config.layers - 1,
+        )(self.config, self.dtype, self.dropout_rate, capture, name="layers")
+        lower_mask = None if neuron_mask is None else neuron_mask[:-1]
+        return scanned(states, is_text, lower_mask)
+
+
+def _stack(
+    lower: Float[Array, "L-1 B *S F"] | None, last: Float[Array, "B *S F"]
+) -> Float[Array, "L B *S F"]:
+    return last[None] if lower is None else jnp.concatenate([lower, last[None]])

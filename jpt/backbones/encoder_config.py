@@ -1,0 +1,126 @@
+"""The shape of a BERT or RoBERTa model, read from its Hugging Face config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jpt.backbones.layers import ACTIVATIONS
+from jpt.errors import InputError
+
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What shapes an encoder and how its input is laid out.
+
+    Attributes:
+        model_type: ``"bert"`` or ``"roberta"``.
+        vocabulary: V, rows of the word table.
+        width: D.
+        layers: L.
+        heads: H.
+        neurons: F of one feed-forward layer.
+        positions: how many text tokens the position table serves.
+        position_offset: position of the first text token in the table (RoBERTa: padding id + 1).
+        token_types: rows of the token type table.
+        activation: name of the non-linearity of the feed-forward layers.
+        head_activation: name of the non-linearity of the masked-LM head.
+        epsilon: of every layer norm.
+        tied_head: whether the head multiplies by the word table or has a table of its own.
+        dropout_rate: rate the model was trained with, used only when dropout is asked for.
+    """
+
+    model_type: str
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    neurons: int
+    positions: int
+    position_offset: int
+    token_types: int
+    activation: str = "gelu"
+    head_activation: str = "gelu"
+    epsilon: float = 1e-12
+    tied_head: bool = True
+    dropout_rate: float = 0.1
+
+    @property
+    def is_bert(self) -> bool:
+        """Whether names and layout are BERT's rather than RoBERTa's."""
+        return self.model_type == "bert"
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+    @classmethod
+    def from_huggingface(cls, config: Mapping[str, Any]) -> EncoderConfig:
+        """Reads a ``config.json`` that transformers wrote.
+
+        Args:
+            config: the parsed file.
+
+        Returns:
+            The shape.
+
+        Raises:
+            InputError: for a missing field, or a variant that this family does not compute.
+
+        Example:
+            >>> from jpt.testing import tiny_bert_config
+            >>> EncoderConfig.from_huggingface(tiny_bert_config()).layers
+            2
+        """
+        _refuse_variants(config)
+        try:
+            model_type = "bert" if config["model_type"] == "bert" else "roberta"
+            offset = 0 if model_type == "bert" else int(config.get("pad_token_id", 1)) + 1
+            activation = config.get("hidden_act", "gelu")
+            return cls(
+                model_type=model_type,
+                vocabulary=int(config["vocab_size"]),
+                width=int(config["hidden_size"]),
+                layers=int(config["num_hidden_layers"]),
+                heads=int(config["num_attention_heads"]),
+                neurons=int(config["intermediate_size"]),
+                positions=int(config["max_position_embeddings"]) - offset,
+                position_offset=offset,
+                token_types=int(config.get("type_vocab_size", 2)),
+                activation=activation,
+                # RoBERTa's head has GELU whatever the layers have.
+                head_activation=activation if model_type == "bert" else "gelu",
+                epsilon=float(config.get("layer_norm_eps", 1e-12)),
+                tied_head=bool(config.get("tie_word_embeddings", True)),
+                dropout_rate=float(config.get("hidden_dropout_prob", 0.1)),
+            )
+        except KeyError as missing:
+            raise InputError(
+                f"config.json has no field {missing}, which a {config['model_type']} model needs"
+            ) from None
+
+
+def _refuse_variants(config: Mapping[str, Any]) -> None:
+    """Raises for what the encoder family does not compute, naming the field."""
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise InputError(
+            f"config.json has model_type {model_type!r}; this family loads {', '.join(MODEL_TYPES)}"
+        )
+    kind = config.get("position_embedding_type", "absolute")
+    if kind != "absolute":
+        raise InputError(f"config.json has position_embedding_type {kind!r}; expected 'absolute'")
+    if config.get("is_decoder") or config.get("add_cross_attention"):
+        raise InputError("config.json says is_decoder; an encoder with a masked-LM head is needed")
+    activation = config.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise InputError(
+            f"config.json has hidden_act {activation!r}; known are {', '.join(ACTIVATIONS)}"
+        )
+    width, heads = config.get("hidden_size", 0), config.get("num_attention_heads", 1)
+    if width % heads:
+        raise InputError(f"config.json has hidden_size {width}, which {heads} heads do not divide")

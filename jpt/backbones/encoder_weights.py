@@ -1,0 +1,195 @@
+"""The names that BERT and RoBERTa checkpoints give their tensors, and how they are split."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jpt.backbones.encoder_config import EncoderConfig
+from jpt.backbones.loading import TensorRule, TensorSource, load_parameters, write_parameters
+from jpt.errors import InputError
+from jpt.types import Parameters
+
+_LAYER_MAPS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_out": "attention.output.dense",
+    "feed_forward_in": "intermediate.dense",
+    "feed_forward_out": "output.dense",
+}
+_LAYER_NORMS = {
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward_norm": "output.LayerNorm",
+}
+# Tensors that real files hold and an encoder with a masked-LM head does not need: poolers, the
+# next-sentence head, position buffers, copies of the decoder.
+_IGNORED = {
+    "bert": (
+        r"bert\.pooler\..*",
+        r"cls\.seq_relationship\..*",
+        r"bert\.embeddings\.(position_ids|token_type_ids)",
+        r"cls\.predictions\.decoder\.(weight|bias)",
+    ),
+    "roberta": (
+        r"roberta\.pooler\..*",
+        r"roberta\.embeddings\.(position_ids|token_type_ids)",
+        r"lm_head\.decoder\.(weight|bias)",
+    ),
+}
+_DECODER = {"bert": "cls.predictions.decoder.weight", "roberta": "lm_head.decoder.weight"}
+_HEAD_BIAS = {"bert": "cls.predictions.bias", "roberta": "lm_head.bias"}
+
+# One table for the family: the first matrix of each pair is split by column, the second by row;
+# vocabulary tables are split over D. What ``layers`` stacks has one axis more in front.
+_SPLIT = (
+    (r"(query|key|value|feed_forward_in)/kernel", (None, "model")),
+    (r"(query|key|value|feed_forward_in)/bias", ("model",)),
+    (r"(attention_out|feed_forward_out)/kernel", ("model", None)),
+    (r"(attention_out|feed_forward_out)/bias", (None,)),
+    (r"(attention_norm|feed_forward_norm)/(scale|bias)", (None,)),
+)
+ENCODER_PARTITION: tuple[tuple[str, PartitionSpec], ...] = (
+    *((rf"last_layer/{path}", PartitionSpec(*axes)) for path, axes in _SPLIT),
+    *((rf"layers/{path}", PartitionSpec(None, *axes)) for path, axes in _SPLIT),
+    (r"embeddings/(word|position|token_type)", PartitionSpec(None, "model")),
+    (r"embeddings/norm/(scale|bias)", PartitionSpec()),
+    (r"head/words", PartitionSpec(None, "model")),
+    (r"head/transform/(kernel|bias)", PartitionSpec()),
+    (r"head/norm/(scale|bias)", PartitionSpec()),
+    (r"head/bias", PartitionSpec()),
+)
+
+
+def encoder_rules(config: EncoderConfig) -> list[TensorRule]:
+    """Names the tensor of every parameter of an encoder.
+
+    Args:
+        config: shape of the model.
+
+    Returns:
+        One rule for each parameter.
+
+    Example:
+        >>> from jpt.testing import tiny_bert_config
+        >>> rules = encoder_rules(EncoderConfig.from_huggingface(tiny_bert_config()))
+        >>> rules[0].name
+        'bert.embeddings.word_embeddings.weight'
+    """
+    root = "bert" if config.is_bert else "roberta"
+    table, width = f"{root}.embeddings", config.width
+    positions = config.positions + config.position_offset
+    rules = [
+        TensorRule(
+            "embeddings/word", f"{table}.word_embeddings.weight", (config.vocabulary, width)
+        ),
+        TensorRule(
+            "embeddings/position", f"{table}.position_embeddings.weight", (positions, width)
+        ),
+        TensorRule(
+            "embeddings/token_type",
+            f"{table}.token_type_embeddings.weight",
+            (config.token_types, width),
+        ),
+        *_norm("embeddings/norm", f"{table}.LayerNorm", width),
+    ]
+    for ours, theirs in _LAYER_MAPS.items():
+        inputs = config.neurons if ours == "feed_forward_out" else width
+        outputs = config.neurons if ours == "feed_forward_in" else width
+        rules += _linear(
+            f"layer/{ours}", f"{root}.encoder.layer.{{layer}}.{theirs}", inputs, outputs
+        )
+    for ours, theirs in _LAYER_NORMS.items():
+        rules += _norm(f"layer/{ours}", f"{root}.encoder.layer.{{layer}}.{theirs}", width)
+    return rules + _head_rules(config)
+
+
+def _head_rules(config: EncoderConfig) -> list[TensorRule]:
+    kind, width = ("bert" if config.is_bert else "roberta"), config.width
+    transform = "cls.predictions.transform" if config.is_bert else "lm_head"
+    norm = f"{transform}.LayerNorm" if config.is_bert else f"{transform}.layer_norm"
+    decoder_bias = _DECODER[kind].replace("weight", "bias")
+    rules = [
+        *_linear("head/transform", f"{transform}.dense", width, width),
+        *_norm("head/norm", norm, width),
+        TensorRule("head/bias", _HEAD_BIAS[kind], (config.vocabulary,), aliases=(decoder_bias,)),
+    ]
+    if not config.tied_head:
+        rules.append(TensorRule("head/words", _DECODER[kind], (config.vocabulary, width)))
+    return rules
+
+
+def _linear(path: str, name: str, inputs: int, outputs: int) -> list[TensorRule]:
+    return [
+        TensorRule(f"{path}/kernel", f"{name}.weight", (outputs, inputs), transpose=True),
+        TensorRule(f"{path}/bias", f"{name}.bias", (outputs,)),
+    ]
+
+
+def _norm(path: str, name: str, width: int) -> list[TensorRule]:
+    # Files from the TensorFlow days call the two gamma and beta.
+    return [
+        TensorRule(f"{path}/scale", f"{name}.weight", (width,), aliases=(f"{name}.gamma",)),
+        TensorRule(f"{path}/bias", f"{name}.bias", (width,), aliases=(f"{name}.beta",)),
+    ]
+
+
+def load_encoder(
+    source: TensorSource, config: EncoderConfig, dtype: np.dtype, where: str
+) -> tuple[EncoderConfig, Parameters]:
+    """Reads an encoder's parameters from a checkpoint.
+
+    Args:
+        source: the checkpoint's tensors.
+        config: shape of the model.
+        dtype: of the parameters.
+        where: what to call the checkpoint in messages.
+
+    Returns:
+        The shape, its head untied where the checkpoint has one of its own, and the parameters.
+
+    Raises:
+        InputError: for a checkpoint without a masked-LM head, or with missing, misshaped or
+            unexpected tensors.
+    """
+    kind = "bert" if config.is_bert else "roberta"
+    head = "cls.predictions." if config.is_bert else "lm_head."
+    if not any(name.startswith(head) for name in source.shapes):
+        raise InputError(
+            f"{where} has no masked-LM head (no tensor begins with '{head}'), so no label word "
+            "can be scored; use a checkpoint saved from the masked-LM model"
+        )
+    if config.tied_head and _has_own_head(source, config, kind):
+        config = dataclasses.replace(config, tied_head=False)
+    rules = encoder_rules(config)
+    params = load_parameters(source, rules, config.layers, _IGNORED[kind], dtype, where)
+    return config, params
+
+
+def _has_own_head(source: TensorSource, config: EncoderConfig, kind: str) -> bool:
+    """Whether the file's decoder differs from its word table (transformers 5 unties it then)."""
+    decoder, words = _DECODER[kind], f"{kind}.embeddings.word_embeddings.weight"
+    if decoder not in source.shapes or words not in source.shapes:
+        return False
+    return not np.array_equal(source.read(decoder), source.read(words))
+
+
+def write_encoder(params: Parameters, config: EncoderConfig) -> dict[str, np.ndarray]:
+    """Names an encoder's parameters as a Hugging Face checkpoint does.
+
+    Args:
+        params: the parameters.
+        config: shape of the model.
+
+    Returns:
+        Tensors by name.
+
+    Example:
+        >>> from jpt.testing import tiny_encoder
+        >>> encoder, params = tiny_encoder()
+        >>> write_encoder(params, encoder.config)["cls.predictions.bias"].shape
+        (61,)
+    """
+    return write_parameters(params, encoder_rules(config), config.layers)

@@ -1,0 +1,87 @@
+"""Layers that several families share: linear maps, norms, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision:
+    """Gives the precision of matrix products: float32 is never rounded on the way.
+
+    Args:
+        dtype: the dtype of the operands.
+
+    Returns:
+        ``HIGHEST`` for float32 (accelerators would multiply in bfloat16 or TF32), else the default.
+
+    Example:
+        >>> matmul_precision(jnp.float32).name
+        'HIGHEST'
+    """
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def linear(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+    """Builds a linear map with bias that is computed in one stated dtype.
+
+    Args:
+        features: width of the output.
+        dtype: dtype of the product; the parameters keep their own.
+        name: name of the submodule, so of its parameters.
+
+    Returns:
+        The Linen module.
+
+    Example:
+        >>> linear(8, jnp.float32, "up").features
+        8
+    """
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        precision=matmul_precision(dtype),
+        kernel_init=nn.initializers.normal(0.02),
+        name=name,
+    )
+
+
+class LayerNorm(nn.Module):
+    """Normalises each row to mean 0 and variance 1, then scales and shifts it; in float32.
+
+    Attributes:
+        epsilon: added to the variance.
+    """
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises the last axis; the output is float32."""
+        width = inputs.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (width,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (width,))
+        rows = inputs.astype(jnp.float32)
+        mean = rows.mean(-1, keepdims=True)
+        centered = rows - mean
+        variance = jnp.square(centered).mean(-1, keepdims=True)
+        normal = centered * jax.lax.rsqrt(variance + jnp.float32(self.epsilon))
+        return normal * _as_rows(scale, rows) + _as_rows(bias, rows)
+
+
+def _as_rows(vector: Float[Array, "D"], rows: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Gives a vector the rank of ``rows`` (ranks are never promoted silently)."""
+    return vector.astype(rows.dtype).reshape((1,) * (rows.ndim - 1) + vector.shape)
