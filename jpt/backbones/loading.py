@@ -1,4 +1,4 @@
-"""From named tensors in files to a parameter tree: strict, tensor by tensor, in the wanted dtype."""
+"""From named tensors in files to a parameter tree: strict, tensor by tensor, in one dtype."""
 
 from __future__ import annotations
 
