@@ -1,0 +1,188 @@
+"""What a task is: its fields, labels, templates, label words and metric, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jpt.errors import InputError
+from jpt.tasks.metrics import METRICS
+from jpt.tasks.segments import template_fields
+
+SPLITS = ("train", "validation", "test")
+"""The splits of every task: tuned on the first, chosen on the second, scored on the third."""
+
+BUILTIN_PREFIX = "builtin/"
+
+MAX_SEGMENTS = 2
+"""An encoder reads one text or a pair."""
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where a task's rows are on the Hugging Face hub, and how they are numbered there.
+
+    Attributes:
+        path: id of the dataset.
+        config: name of its configuration, where it has several.
+        splits: for each split of ours, which rows of the hub's (in the slicing language of
+            ``datasets``); where the hub hides the labels of a test split, its validation split
+            is scored and validation is cut from the end of train.
+        labels: the task's label for each class number of the hub.
+        fields: the hub's name of a field, where it differs from the task's.
+        revision: branch, tag or commit of the dataset.
+    """
+
+    path: str
+    config: str | None
+    splits: Mapping[str, str]
+    labels: tuple[str, ...]
+    fields: Mapping[str, str] = field(default_factory=dict)
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification task, whatever its rows come from.
+
+    Attributes:
+        name: what the user calls it and cards record.
+        type: the kind of skill it asks for; tasks of one type are compared with each other.
+        fields: names of the text fields of a row.
+        labels: the classes in the order of their numbers.
+        templates: for each model family, the segments of text with ``{field}`` in them.
+        label_words: the word that stands for each label: ``"default"``, and by model type where
+            it differs there.
+        metric: a name out of :data:`jpt.tasks.metrics.METRICS`.
+        hub: where its rows are on the hub, if they are.
+        folder: the folder its rows are read from, if they are read from one.
+        files: the file of each split in that folder, where it is not ``SPLIT.jsonl``.
+        label_field: the field of a row that holds its label.
+
+    Raises:
+        InputError: labels, words, templates or metric do not fit each other.
+
+    Example:
+        >>> Task("mood", "sentiment", ("text",), ("bad", "good"), {"encoder": ("{text}",)},
+        ...      {"default": {"bad": "terrible", "good": "great"}}).words("bert")
+        {'bad': 'terrible', 'good': 'great'}
+    """
+
+    name: str
+    type: str
+    fields: tuple[str, ...]
+    labels: tuple[str, ...]
+    templates: Mapping[str, tuple[str, ...]]
+    label_words: Mapping[str, Mapping[str, str]]
+    metric: str = "accuracy"
+    hub: HubSource | None = None
+    folder: Path | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    label_field: str = "label"
+
+    def __post_init__(self) -> None:
+        _check_labels(self)
+        _check_words(self)
+        _check_templates(self)
+        _check_metric(self)
+
+    @property
+    def short_name(self) -> str:
+        """The name without ``builtin/``, as it stands in tables."""
+        return self.name.removeprefix(BUILTIN_PREFIX)
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether its rows are made from the text that every installation has."""
+        return self.name.startswith(BUILTIN_PREFIX)
+
+    def words(self, model_type: str) -> dict[str, str]:
+        """Gives the label words for a kind of model.
+
+        Args:
+            model_type: the model type of a Hugging Face config, for instance ``"roberta"``.
+
+        Returns:
+            The word of each label, in the order of the labels.
+        """
+        words = {**self.label_words["default"], **self.label_words.get(model_type, {})}
+        return {label: words[label] for label in self.labels}
+
+    def label_of(self, value: object) -> str | None:
+        """Finds the label that a value in the data means.
+
+        Args:
+            value: a label as text, or a class number of the hub.
+
+        Returns:
+            One of the task's labels, or None when the value means none of them.
+
+        Example:
+            >>> Task("a", "b", ("text",), ("0", "1"), {"encoder": ("{text}",)},
+            ...      {"default": {"0": "no", "1": "yes"}}).label_of(1)
+            '1'
+        """
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        if text in self.labels:
+            return text
+        if self.hub is not None and text.isdecimal() and int(text) < len(self.hub.labels):
+            return self.hub.labels[int(text)]
+        return None
+
+
+def _check_labels(task: Task) -> None:
+    if not task.fields:
+        raise InputError(f"task {task.name} has no fields; name the text fields of its rows")
+    if len(task.labels) < 2:
+        raise InputError(f"task {task.name} has {len(task.labels)} labels; it needs 2 or more")
+    repeated = sorted({label for label in task.labels if task.labels.count(label) > 1})
+    if repeated:
+        raise InputError(f"task {task.name} names the label {repeated[0]!r} more than once")
+
+
+def _check_words(task: Task) -> None:
+    if "default" not in task.label_words:
+        raise InputError(f"task {task.name} has no label words; give one word for each label")
+    for model_type, words in task.label_words.items():
+        unknown = sorted(set(words) - set(task.labels))
+        if unknown:
+            raise InputError(
+                f"task {task.name} has a label word for {unknown[0]!r}, which is none of its "
+                f"labels ({', '.join(task.labels)})"
+            )
+        missing = [label for label in task.labels if label not in words]
+        if model_type == "default" and missing:
+            raise InputError(
+                f"task {task.name} has no label word for {', '.join(map(repr, missing))}; "
+                "give one word for each label"
+            )
+
+
+def _check_templates(task: Task) -> None:
+    for family, segments in task.templates.items():
+        if not 1 <= len(segments) <= MAX_SEGMENTS:
+            raise InputError(
+                f"the {family} template of task {task.name} has {len(segments)} segments; "
+                f"give 1 or {MAX_SEGMENTS}"
+            )
+        for segment in segments:
+            unknown = [name for name in template_fields(segment) if name not in task.fields]
+            if unknown:
+                raise InputError(
+                    f"template {segment!r} of task {task.name} names the field {unknown[0]!r}; "
+                    f"its fields are {', '.join(task.fields)}"
+                )
+
+
+def _check_metric(task: Task) -> None:
+    if task.metric not in METRICS:
+        raise InputError(
+            f"metric {task.metric!r} of task {task.name} is not known; "
+            f"choose one of {', '.join(sorted(METRICS))}"
+        )
+    if task.metric == "f1" and len(task.labels) != 2:
+        raise InputError(
+            f"metric 'f1' of task {task.name} is for 2 labels, the task has {len(task.labels)}; "
+            "use f1_macro"
+        )

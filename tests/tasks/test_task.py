@@ -1,0 +1,95 @@
+"""The record of a task: what fits together, which value in the data means which label."""
+
+import dataclasses
+
+import pytest
+
+from jpt.errors import InputError
+from jpt.tasks.catalog import CATALOG
+from jpt.tasks.task import HubSource, Task
+
+MOOD = Task(
+    name="mood",
+    type="sentiment",
+    fields=("text",),
+    labels=("bad", "good"),
+    templates={"encoder": ("{text}",)},
+    label_words={"default": {"bad": "terrible", "good": "great"}, "roberta": {"good": "nice"}},
+)
+
+
+def test_words_of_one_model_type_replace_the_default_ones() -> None:
+    assert MOOD.words("bert") == {"bad": "terrible", "good": "great"}
+    assert MOOD.words("roberta") == {"bad": "terrible", "good": "nice"}
+
+
+def test_words_stand_in_the_order_of_the_labels() -> None:
+    swapped = dataclasses.replace(MOOD, labels=("good", "bad"))
+    assert list(swapped.words("bert")) == ["good", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        ("entailment", "entailment"),
+        (0, "entailment"),
+        (2, "contradiction"),
+        ("1", "neutral"),
+        (3, None),
+        (-1, None),
+        (None, None),
+        ("yes", None),
+        (True, None),
+        (1.0, None),
+    ],
+)
+def test_labels_and_class_numbers_of_the_hub(value: object, label: str | None) -> None:
+    assert CATALOG["mnli"].label_of(value) == label
+
+
+def test_labels_that_are_numbers_are_not_class_numbers_of_the_hub() -> None:
+    hub = HubSource("a/b", None, {}, labels=("1", "0"))
+    task = dataclasses.replace(
+        MOOD, labels=("0", "1"), label_words={"default": {"0": "no", "1": "yes"}}, hub=hub
+    )
+    assert task.label_of(0) == "0"
+    assert task.label_of("1") == "1"
+
+
+def test_true_and_false_as_labels() -> None:
+    words = {"default": {"false": "no", "true": "yes"}}
+    task = dataclasses.replace(MOOD, labels=("false", "true"), label_words=words)
+    assert task.label_of(True) == "true"
+    assert task.label_of("false") == "false"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fields": (), "templates": {}}, "has no fields"),
+        ({"labels": ("bad",)}, "has 1 labels"),
+        ({"labels": ("bad", "good", "bad")}, "'bad' more than once"),
+        ({"label_words": {}}, "has no label words"),
+        ({"label_words": {"default": {"bad": "terrible"}}}, "no label word for 'good'"),
+        ({"label_words": {"default": {"bad": "a", "good": "b", "so": "c"}}}, "'so'"),
+        ({"label_words": {**MOOD.label_words, "bert": {"so": "c"}}}, "'so'"),
+        ({"templates": {"encoder": ("{text} {title}",)}}, "names the field 'title'"),
+        ({"templates": {"encoder": ()}}, "0 segments"),
+        ({"templates": {"encoder": ("a", "b", "c")}}, "3 segments"),
+        ({"metric": "bleu"}, "metric 'bleu'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(MOOD, **changes)
+
+
+def test_f1_of_the_positive_class_needs_two_labels() -> None:
+    with pytest.raises(InputError, match="2 labels, the task has 3"):
+        dataclasses.replace(CATALOG["mnli"], metric="f1")
+
+
+def test_names_in_tables_have_no_prefix() -> None:
+    task = dataclasses.replace(MOOD, name="builtin/mood")
+    assert (task.short_name, task.is_builtin) == ("mood", True)
+    assert (MOOD.short_name, MOOD.is_builtin) == ("mood", False)
