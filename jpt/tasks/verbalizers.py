@@ -54,7 +54,7 @@ def label_ids(task: Task, tokenizer: PieceLookup, model_type: str) -> LabelWords
         >>> from jpt.tasks.catalog import CATALOG
         >>> class Letters:
         ...     unknown = None
-        ...     def word_pieces(self, word): return [len(word), ord(word[0])][:1]
+        ...     def word_pieces(self, word): return [len(word)]
         ...     def piece(self, token): return str(token)
         >>> label_ids(CATALOG["mnli"], Letters(), "bert")
         LabelWords(words=('no', 'neutral', 'yes'), ids=(2, 7, 3))

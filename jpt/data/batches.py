@@ -1,0 +1,139 @@
+"""Batches of fixed shapes, and which rows go into which.
+
+Which rows a training step takes is a function of (seed, step) alone (rule 9 of the house), so a
+resumed run needs no iterator: epoch after epoch, each a new order of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from zlib import crc32
+
+import numpy as np
+from jaxtyping import Int64
+
+from jpt.data.encode import EncodedSplit
+from jpt.types import Batch
+
+BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Lengths that batches are padded to: few, so that few programs are compiled."""
+
+_STREAM = crc32(b"training_rows")
+
+
+def training_rows(seed: int, step: int, batch_size: int, n_rows: int) -> Int64[np.ndarray, "B"]:
+    """Chooses the rows of one training step.
+
+    The rows of all steps together are one endless stream: every row once, in an order of the
+    seed and the epoch, then every row again in the next epoch's order. A batch may reach over
+    the end of an epoch, several times where there are fewer rows than it has places.
+
+    Args:
+        seed: the seed of the run, 0 or more.
+        step: the number of the step, from 0.
+        batch_size: rows of a batch.
+        n_rows: rows of the split.
+
+    Returns:
+        The numbers of the rows.
+
+    Example:
+        >>> rows = [training_rows(0, step, 2, 4) for step in (0, 1)]
+        >>> sorted(int(row) for row in np.concatenate(rows))
+        [0, 1, 2, 3]
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    epochs = places // n_rows
+    rows = np.empty(batch_size, dtype=np.int64)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        here = epochs == epoch
+        rows[here] = _order(seed, epoch, n_rows)[places[here] % n_rows]
+    return rows
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, n_rows: int) -> Int64[np.ndarray, "N"]:
+    """The order of one epoch, from raw numbers: numpy may change how it permutes, not those."""
+    bits = np.random.Philox(key=np.array([seed, _STREAM << 32 | epoch], dtype=np.uint64))
+    return np.argsort(bits.random_raw(n_rows), kind="stable")
+
+
+def bucket_length(length: int, max_tokens: int) -> int:
+    """Gives the length that rows of some length are padded to.
+
+    Args:
+        length: tokens of the longest row.
+        max_tokens: the most tokens a row may have; a bucket is never longer.
+
+    Returns:
+        The smallest bucket that holds the row.
+
+    Raises:
+        ValueError: the row is longer than max_tokens.
+
+    Example:
+        >>> [bucket_length(length, 60) for length in (3, 17, 50)]
+        [16, 32, 60]
+    """
+    if length > max_tokens:
+        raise ValueError(f"a row of {length} tokens is longer than max_tokens = {max_tokens}")
+    return min(next((bucket for bucket in BUCKETS if bucket >= length), max_tokens), max_tokens)
+
+
+def make_batch(
+    split: EncodedSplit, rows: Int64[np.ndarray, "N"], batch_size: int, max_tokens: int, pad: int
+) -> Batch:
+    """Puts rows into one batch, padded on the right to a bucket and filled to its size.
+
+    A filling row repeats the first row, so that it has text to attend to, with weight 0.
+
+    Args:
+        split: the encoded rows.
+        rows: numbers of 1 to batch_size rows.
+        batch_size: rows of the batch.
+        max_tokens: the length the split was encoded with.
+        pad: the id of the padding piece.
+
+    Returns:
+        The batch.
+
+    Raises:
+        ValueError: there are no rows, or more than the batch holds.
+    """
+    n_real = len(rows)
+    if not 1 <= n_real <= batch_size:
+        raise ValueError(f"{n_real} rows do not go into a batch of {batch_size}")
+    filled = np.concatenate([rows, np.repeat(rows[:1], batch_size - n_real)])
+    starts = split.offsets[filled]
+    lengths = split.offsets[filled + 1] - starts
+    places = np.arange(bucket_length(int(lengths.max()), max_tokens))
+    text = places < lengths[:, None]  # [B, T]
+    tokens = np.full(text.shape, pad, dtype=np.int32)
+    tokens[text] = split.tokens[(starts[:, None] + places)[text]]
+    return Batch(
+        tokens=tokens,
+        lengths=lengths.astype(np.int32),
+        labels=split.labels[filled],
+        weights=(np.arange(batch_size) < n_real).astype(np.float32),
+    )
+
+
+def evaluation_batches(
+    split: EncodedSplit, batch_size: int, max_tokens: int, pad: int
+) -> Iterator[tuple[Int64[np.ndarray, "N"], Batch]]:
+    """Goes through all rows of a split once, short rows first, so that little is padded.
+
+    Args:
+        split: the encoded rows.
+        batch_size: rows of a batch; the last one is filled up with rows of weight 0.
+        max_tokens: the length the split was encoded with.
+        pad: the id of the padding piece.
+
+    Yields:
+        The numbers of the real rows of a batch, and the batch, in which they come first.
+    """
+    order = np.argsort(split.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, make_batch(split, rows, batch_size, max_tokens, pad)

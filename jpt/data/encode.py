@@ -1,0 +1,170 @@
+"""Rows of text to ids: tokenised once for a whole run, cut to length by a fixed rule.
+
+An encoder reads ``[CLS] text [SEP]`` or ``[CLS] first [SEP] second [SEP]``: one separator between
+the two, in RoBERTa too, as in the paper's code (METHOD.md section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from jpt.data.tokenizer import TextTokenizer
+from jpt.errors import InputError
+from jpt.tasks.task import Task
+from jpt.tasks.templates import render
+
+# Letters read for one piece that is kept, before a long text is tokenised: text beyond them is
+# looked at only when they gave too few pieces. English has 4 to 5 letters a piece.
+LETTERS_PER_PIECE = 10
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The rows of a split as ids, one after the other.
+
+    Attributes:
+        tokens: the ids of all rows, special pieces included.
+        offsets: row i has the tokens from offsets[i] up to offsets[i + 1].
+        labels: the class number of each row.
+        cut_rows: how many rows were too long and lost text.
+    """
+
+    tokens: Int32[np.ndarray, "total"]
+    offsets: Int64[np.ndarray, "N+1"]
+    labels: Int32[np.ndarray, "N"]
+    cut_rows: int
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows there are."""
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "N"]:
+        """How many tokens each row has."""
+        return np.diff(self.offsets)
+
+
+def encode_split(
+    rows: Sequence[Mapping[str, str]],
+    task: Task,
+    tokenizer: TextTokenizer,
+    max_tokens: int,
+    family: str = "encoder",
+) -> EncodedSplit:
+    """Tokenises the rows of a split and cuts those that are too long.
+
+    A single text loses its end. Of a pair the longer text loses its end first; the shorter one is
+    cut only when it has itself more than half of the room.
+
+    Args:
+        rows: checked rows, each with the task's fields and its label.
+        task: gives template and class numbers.
+        tokenizer: the vocabulary of the model.
+        max_tokens: the most tokens a row may have, special pieces included.
+        family: the model family whose template is taken.
+
+    Returns:
+        The ids of all rows.
+
+    Raises:
+        InputError: there are no rows, or max_tokens leaves no room for text.
+    """
+    if not rows:
+        raise InputError(f"there are no rows of task {task.name} to encode; give at least one")
+    texts = [render(task, row, family) for row in rows]
+    n_segments = len(task.templates[family])
+    room = _room(max_tokens, n_segments, task)
+    columns = [encode_texts([t[i] for t in texts], tokenizer, room) for i in range(n_segments)]
+    cut = [cut_segments(pieces, room) for pieces in zip(*columns, strict=True)]
+    ids = [_frame(pieces, tokenizer) for pieces in cut]
+    class_of = {label: number for number, label in enumerate(task.labels)}
+    return EncodedSplit(
+        tokens=np.fromiter(chain.from_iterable(ids), dtype=np.int32),
+        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        labels=np.array([class_of[row["label"]] for row in rows], dtype=np.int32),
+        cut_rows=sum(sum(map(len, p)) > room for p in zip(*columns, strict=True)),
+    )
+
+
+def encode_texts(texts: list[str], tokenizer: TextTokenizer, room: int) -> list[list[int]]:
+    """Tokenises texts of which only so many first pieces can matter.
+
+    Args:
+        texts: any number of texts.
+        tokenizer: the vocabulary.
+        room: more pieces than this need not be found.
+
+    Returns:
+        The ids of each text: all of them, or more than ``room`` of the first ones.
+    """
+    heads = [_head(text, room * LETTERS_PER_PIECE) for text in texts]
+    encoded = tokenizer.encode(heads)
+    short = [
+        i
+        for i, (head, text) in enumerate(zip(heads, texts, strict=True))
+        if len(head) < len(text) and len(encoded[i]) <= room
+    ]
+    for i, ids in zip(short, tokenizer.encode([texts[i] for i in short]), strict=True):
+        encoded[i] = ids
+    return encoded
+
+
+def cut_segments(segments: Sequence[list[int]], room: int) -> list[list[int]]:
+    """Cuts the ids of a text, or of a pair, to the room there is.
+
+    Args:
+        segments: the ids of one or two texts.
+        room: the most ids they may have together.
+
+    Returns:
+        The ids that stay.
+
+    Example:
+        >>> cut_segments([[1, 2, 3, 4, 5, 6], [7, 8]], 5)
+        [[1, 2, 3], [7, 8]]
+        >>> cut_segments([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10]], 5)
+        [[1, 2, 3], [7, 8]]
+    """
+    if len(segments) == 1:
+        return [segments[0][:room]]
+    first, second = segments
+    if len(first) >= len(second):
+        shorter = min(len(second), room // 2)
+        return [first[: room - shorter], second[:shorter]]
+    shorter = min(len(first), room // 2)
+    return [first[:shorter], second[: room - shorter]]
+
+
+def _room(max_tokens: int, n_segments: int, task: Task) -> int:
+    """Pieces of text that fit: one special piece stands before them and one after each segment."""
+    special = n_segments + 1
+    if max_tokens < special + n_segments:
+        raise InputError(
+            f"max_tokens is {max_tokens}, but a row of task {task.name} has {special} special "
+            f"pieces and at least {n_segments} of text; give {special + n_segments} or more"
+        )
+    return max_tokens - special
+
+
+def _frame(segments: Sequence[list[int]], tokenizer: TextTokenizer) -> list[int]:
+    ids = [tokenizer.ids.cls]
+    for segment in segments:
+        ids += segment
+        ids.append(tokenizer.ids.sep)
+    return ids
+
+
+def _head(text: str, n_letters: int) -> str:
+    """The beginning of a text, up to a single space: pieces never reach over one."""
+    if len(text) <= n_letters:
+        return text
+    end = text.rfind(" ", 1, n_letters)
+    while end > 0 and (text[end - 1].isspace() or text[end + 1].isspace()):
+        end = text.rfind(" ", 1, end)
+    return text if end <= 0 else text[:end]

@@ -1,0 +1,183 @@
+"""Tokenizers of Hugging Face folders: text to ids, without special pieces.
+
+A ``tokenizer.json`` is read by the ``tokenizers`` library itself; transformers, whose import takes
+two seconds, is asked only for folders of the older kinds (``vocab.txt``, ``vocab.json`` and
+``merges.txt``, SentencePiece models).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jpt.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+
+# Where the folder does not name its special pieces: BERT's and RoBERTa's own.
+USUAL_PIECES = {
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+}
+
+
+class SpecialIds(NamedTuple):
+    """Ids of the special pieces; None where the vocabulary has no such piece."""
+
+    cls: int | None
+    sep: int | None
+    mask: int | None
+    pad: int | None
+    unk: int | None
+
+
+class TextTokenizer:
+    """Turns text into the ids of a vocabulary.
+
+    Text is tokenised as it stands: no special pieces are added, no leading space, nothing is cut
+    or padded.
+
+    Attributes:
+        ids: ids of the special pieces.
+        vocabulary_size: one more than the largest id.
+    """
+
+    def __init__(self, backend: Tokenizer, ids: SpecialIds) -> None:
+        self._backend = backend
+        self.ids = ids
+        self.vocabulary_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Tokenises texts, all at once.
+
+        Args:
+            texts: any number of texts.
+
+        Returns:
+            The ids of each text's pieces.
+        """
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def word_pieces(self, word: str) -> list[int]:
+        """Gives the ids of the pieces of one word as it stands at the start of a text.
+
+        Args:
+            word: the word, with no space before it.
+
+        Returns:
+            One id a piece.
+        """
+        return self._backend.encode(word, add_special_tokens=False).ids
+
+    def piece(self, token: int) -> str:
+        """Gives the text of one piece, as the vocabulary writes it.
+
+        Args:
+            token: an id; one that the vocabulary leaves out gives ``"<ID>"``.
+
+        Returns:
+            The piece, with the vocabulary's own marks such as ``##`` and ``Ġ``.
+        """
+        return self._backend.id_to_token(int(token)) or f"<{int(token)}>"
+
+    @property
+    def unknown(self) -> int | None:
+        """The id that stands for text outside the vocabulary, where there is one."""
+        return self.ids.unk
+
+
+def load_tokenizer(
+    folder: str | Path, required: tuple[str, ...] = ("cls", "sep", "mask", "pad")
+) -> TextTokenizer:
+    """Reads the tokenizer of a Hugging Face folder; no code in it is run, nothing is fetched.
+
+    Args:
+        folder: a folder with ``tokenizer.json``, or with the files of an older tokenizer.
+        required: special pieces that the model family cannot do without; encoders need these.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: the folder holds no tokenizer, it is broken, or a required piece is missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"tokenizer folder {folder} does not exist; give a folder with one")
+    fast = (folder / TOKENIZER_FILE).exists()
+    backend = _read_file(folder / TOKENIZER_FILE) if fast else _ask_transformers(folder)
+    backend.no_padding()
+    backend.no_truncation()
+    ids = _special_ids(folder, backend)
+    for name in required:
+        if getattr(ids, name) is None:
+            raise InputError(
+                f"the tokenizer in {folder} has no {name} piece, which this family of models "
+                f'needs; name it in tokenizer_config.json as "{name}_token"'
+            )
+    return TextTokenizer(backend, ids)
+
+
+def _read_file(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"cannot read {file}: {_one_line(error)}") from None
+
+
+def _ask_transformers(folder: Path) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever the folder's files make it raise
+        raise InputError(
+            f"folder {folder} holds no {TOKENIZER_FILE} and transformers finds no tokenizer in "
+            f"it ({_one_line(error)}); put the tokenizer's files there"
+        ) from None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(
+            f"the tokenizer in {folder} ({type(tokenizer).__name__}) has no fast form; "
+            f"convert it and save its {TOKENIZER_FILE}"
+        )
+    return backend
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _special_ids(folder: Path, backend: Tokenizer) -> SpecialIds:
+    named = {**_read_json(folder / "special_tokens_map.json")}
+    named.update(_read_json(folder / "tokenizer_config.json"))
+    return SpecialIds(*(_special_id(name, named, backend) for name in SpecialIds._fields))
+
+
+def _special_id(name: str, named: dict[str, Any], backend: Tokenizer) -> int | None:
+    piece = named.get(f"{name}_token")
+    piece = piece.get("content") if isinstance(piece, dict) else piece
+    pieces = (piece,) if isinstance(piece, str) else USUAL_PIECES[name]
+    return next((token for token in map(backend.token_to_id, pieces) if token is not None), None)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (ValueError, OSError) as error:
+        raise InputError(f"cannot read {file}: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"cannot read {file}: it holds no JSON object")
+    return content

@@ -1,0 +1,133 @@
+"""Batches: every row once, whatever the bucket, the batch size and the filling."""
+
+import numpy as np
+import pytest
+
+from jpt.data.batches import (
+    BUCKETS,
+    bucket_length,
+    evaluation_batches,
+    make_batch,
+    training_rows,
+)
+from jpt.data.encode import EncodedSplit
+
+PAD = 99
+
+
+def some_split(n_rows: int, max_tokens: int, seed: int = 0) -> EncodedSplit:
+    """Rows of random lengths; the tokens of row i are i * 1000 and on."""
+    lengths = np.random.default_rng(seed).integers(2, max_tokens + 1, n_rows)
+    tokens = [np.arange(length) + 1000 * (i + 1) for i, length in enumerate(lengths)]
+    return EncodedSplit(
+        tokens=np.concatenate(tokens).astype(np.int32),
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        labels=np.arange(n_rows, dtype=np.int32) % 3,
+        cut_rows=0,
+    )
+
+
+@pytest.mark.parametrize("n_rows", [1, 5, 32, 101])
+@pytest.mark.parametrize("batch_size", [1, 8, 32])
+def test_every_row_is_trained_on_once_an_epoch(n_rows: int, batch_size: int) -> None:
+    n_steps = 3 * n_rows // batch_size + 3
+    stream = np.concatenate([training_rows(7, s, batch_size, n_rows) for s in range(n_steps)])
+    for start in range(0, len(stream) - n_rows + 1, n_rows):
+        assert sorted(stream[start : start + n_rows]) == list(range(n_rows))
+
+
+def test_the_batch_size_does_not_change_the_stream() -> None:
+    small = np.concatenate([training_rows(3, step, 4, 50) for step in range(48)])
+    large = np.concatenate([training_rows(3, step, 16, 50) for step in range(12)])
+    np.testing.assert_array_equal(small, large)
+
+
+def test_a_step_gives_the_same_rows_whatever_was_asked_before() -> None:
+    forward = [training_rows(1, step, 8, 30) for step in range(20)]
+    for step in reversed(range(20)):
+        np.testing.assert_array_equal(training_rows(1, step, 8, 30), forward[step])
+
+
+def test_epochs_and_seeds_have_different_orders() -> None:
+    orders = {
+        tuple(training_rows(seed, epoch, 100, 100)) for seed in range(5) for epoch in range(5)
+    }
+    assert len(orders) == 25
+
+
+def test_the_order_of_a_seed_never_changes() -> None:
+    """Prompts of an older version must stay reproducible: a literal, from Philox4x64-10."""
+    assert training_rows(0, 0, 10, 10).tolist() == [1, 3, 4, 9, 6, 0, 2, 8, 5, 7]
+
+
+def test_rows_are_spread_evenly() -> None:
+    first = np.array([training_rows(seed, 0, 1, 10)[0] for seed in range(2000)])
+    counts = np.bincount(first, minlength=10)
+    assert counts.min() > 140 and counts.max() < 260  # 200 each, 4.5 standard deviations
+
+
+@pytest.mark.parametrize("max_tokens", [5, 16, 60, 128, 3000])
+def test_a_bucket_holds_its_rows_and_never_passes_max_tokens(max_tokens: int) -> None:
+    for length in range(1, max_tokens + 1):
+        bucket = bucket_length(length, max_tokens)
+        assert length <= bucket <= max_tokens
+        assert bucket in BUCKETS or bucket == max_tokens
+
+
+def test_a_row_longer_than_max_tokens_is_an_error() -> None:
+    with pytest.raises(ValueError, match="row of 17 tokens is longer than max_tokens = 16"):
+        bucket_length(17, 16)
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 8])
+def test_a_batch_holds_its_rows_padded_and_filled(batch_size: int) -> None:
+    split = some_split(20, 40)
+    rows = np.array([4, 17, 2])
+    batch = make_batch(split, rows, batch_size, 40, PAD)
+    assert batch.tokens.shape == (batch_size, bucket_length(int(split.lengths[rows].max()), 40))
+    assert batch.weights.tolist() == [1.0] * 3 + [0.0] * (batch_size - 3)
+    for place, row in enumerate([4, 17, 2] + [4] * (batch_size - 3)):
+        length = split.lengths[row]
+        text = split.tokens[split.offsets[row] : split.offsets[row + 1]]
+        assert batch.lengths[place] == length
+        assert batch.labels[place] == split.labels[row]
+        np.testing.assert_array_equal(batch.tokens[place, :length], text)
+        assert (batch.tokens[place, length:] == PAD).all()
+    kinds = [array.dtype for array in batch]
+    assert kinds == [np.int32, np.int32, np.int32, np.float32]
+
+
+@pytest.mark.parametrize("n_rows", [0, 4])
+def test_too_few_and_too_many_rows(n_rows: int) -> None:
+    with pytest.raises(ValueError, match=f"{n_rows} rows do not go into a batch of 3"):
+        make_batch(some_split(5, 10), np.arange(n_rows), 3, 10, PAD)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+@pytest.mark.parametrize("n_rows", [1, 7, 50])
+def test_evaluation_goes_through_every_row_once(n_rows: int, batch_size: int) -> None:
+    split = some_split(n_rows, 60, seed=n_rows)
+    seen: dict[int, list[int]] = {}
+    for rows, batch in evaluation_batches(split, batch_size, 60, PAD):
+        assert batch.tokens.shape[0] == batch_size
+        assert batch.weights.sum() == len(rows)
+        assert (batch.lengths >= 1).all()
+        for place, row in enumerate(rows):
+            assert batch.weights[place] == 1.0
+            assert batch.labels[place] == split.labels[row]
+            seen[int(row)] = batch.tokens[place, : batch.lengths[place]].tolist()
+    expected = {
+        i: split.tokens[split.offsets[i] : split.offsets[i + 1]].tolist() for i in range(n_rows)
+    }
+    assert seen == expected
+
+
+def test_evaluation_pads_little() -> None:
+    split = some_split(500, 128)
+    padded = sum(batch.tokens.size for _, batch in evaluation_batches(split, 16, 128, PAD))
+    assert padded < 1.3 * split.tokens.size
+
+
+def test_few_shapes_are_made() -> None:
+    shapes = {b.tokens.shape for _, b in evaluation_batches(some_split(500, 128), 16, 128, PAD)}
+    assert len(shapes) <= 6

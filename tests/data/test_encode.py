@@ -1,0 +1,139 @@
+"""Encoding: what an encoder reads, what is cut, and that shortcuts change nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jpt.data.encode import EncodedSplit, cut_segments, encode_split, encode_texts
+from jpt.data.tokenizer import TextTokenizer, load_tokenizer
+from jpt.errors import InputError
+from jpt.tasks.catalog import CATALOG
+
+SST2, MNLI = CATALOG["sst2"], CATALOG["mnli"]
+CLS, SEP = 2, 3
+
+
+def row_of(split: EncodedSplit, i: int) -> list[int]:
+    return split.tokens[split.offsets[i] : split.offsets[i + 1]].tolist()
+
+
+def sst2_rows(*texts: str) -> list[dict[str, str]]:
+    return [{"text": text, "label": "positive"} for text in texts]
+
+
+def test_a_text_stands_between_two_special_pieces(toy_tokenizer: TextTokenizer) -> None:
+    split = encode_split(sst2_rows("the film", "good"), SST2, toy_tokenizer, 8)
+    assert row_of(split, 0) == [CLS, 6, 7, SEP]
+    assert row_of(split, 1) == [CLS, 10, SEP]
+    assert split.lengths.tolist() == [4, 3]
+    assert (split.n_rows, split.cut_rows) == (2, 0)
+    assert (split.tokens.dtype, split.offsets.dtype) == (np.int32, np.int64)
+
+
+def test_a_pair_has_one_separator_and_the_hypothesis_first(toy_tokenizer: TextTokenizer) -> None:
+    row = {"premise": "the film", "hypothesis": "good", "label": "neutral"}
+    split = encode_split([row], MNLI, toy_tokenizer, 16)
+    assert row_of(split, 0) == [CLS, 10, SEP, 6, 7, SEP]
+
+
+def test_labels_are_numbered_in_the_order_of_the_task(toy_tokenizer: TextTokenizer) -> None:
+    rows = [
+        {"premise": "a", "hypothesis": "a", "label": label}
+        for label in ("entailment", "contradiction", "neutral")
+    ]
+    labels = encode_split(rows, MNLI, toy_tokenizer, 16).labels
+    assert (labels.tolist(), labels.dtype) == ([2, 0, 1], np.int32)
+
+
+def test_max_tokens_counts_the_special_pieces(toy_tokenizer: TextTokenizer) -> None:
+    rows = sst2_rows("one two three", "one two three four")
+    split = encode_split(rows, SST2, toy_tokenizer, 5)
+    assert row_of(split, 0) == row_of(split, 1) == [CLS, 21, 22, 23, SEP]
+    assert split.cut_rows == 1
+
+
+def test_a_text_without_a_piece_still_has_its_frame(toy_tokenizer: TextTokenizer) -> None:
+    split = encode_split(sst2_rows("\u200b"), SST2, toy_tokenizer, 5)
+    assert row_of(split, 0) == [CLS, SEP]
+
+
+@pytest.mark.parametrize("n_first", range(1, 12))
+@pytest.mark.parametrize("n_second", range(1, 12))
+@pytest.mark.parametrize("room", [2, 5, 8])
+def test_a_pair_is_cut_as_if_piece_by_piece_from_the_longer(
+    n_first: int, n_second: int, room: int
+) -> None:
+    pair = [list(range(n_first)), list(range(100, 100 + n_second))]
+    first, second = cut_segments(pair, room)
+    assert first == pair[0][: len(first)] and second == pair[1][: len(second)]
+    assert len(first) + len(second) == min(n_first + n_second, room)
+    lengths = [n_first, n_second]
+    # The longer text loses its last piece until both fit; on a tie the one that was shorter does.
+    while sum(lengths) > room:
+        tie = 1 if n_first >= n_second else 0
+        lengths[tie if lengths[0] == lengths[1] else int(np.argmax(lengths))] -= 1
+    assert [len(first), len(second)] == lengths
+
+
+@pytest.mark.parametrize("room", [6, 7, 20])
+def test_the_shorter_text_of_a_pair_is_whole_while_it_has_half_the_room(room: int) -> None:
+    short, long = [1, 2, 3], list(range(50))
+    assert cut_segments([short, long], room)[0] == short
+    assert cut_segments([long, short], room)[1] == short
+
+
+@pytest.mark.parametrize(("task", "least"), [(SST2, 3), (MNLI, 5)], ids=["text", "pair"])
+def test_max_tokens_must_leave_room(task, least: int, toy_tokenizer: TextTokenizer) -> None:
+    row = {"text": "a", "premise": "a", "hypothesis": "a", "label": task.labels[0]}
+    encode_split([row], task, toy_tokenizer, least)
+    with pytest.raises(InputError, match=f"max_tokens is {least - 1}, .* give {least} or more"):
+        encode_split([row], task, toy_tokenizer, least - 1)
+
+
+def test_no_rows_are_an_error(toy_tokenizer: TextTokenizer) -> None:
+    with pytest.raises(InputError, match="no rows of task sst2"):
+        encode_split([], SST2, toy_tokenizer, 8)
+
+
+HARD = [
+    "the film is " * 40,
+    " ".join("zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz" for _ in range(40)),
+    "q" * 3000 + " the film",
+    "one two   three\t\tfour     " * 60,
+    "    " * 200 + "one two three four",
+    "one" + " " * 2000 + "two three four",
+    "\u200b \u200b \u200b " * 300 + "one two three four five",
+    "no space " + "\u4e2d" * 900,
+    "e\u0301 \u0301 n\u0303 " * 300,
+]
+
+
+@pytest.mark.parametrize("room", [1, 3, 10, 40])
+def test_reading_only_the_beginning_of_a_long_text_changes_nothing(
+    room: int, toy_tokenizer: TextTokenizer
+) -> None:
+    plain = toy_tokenizer.encode(HARD)
+    for whole, ids in zip(plain, encode_texts(HARD, toy_tokenizer, room), strict=True):
+        assert ids == whole[: len(ids)]
+        assert len(ids) == len(whole) or len(ids) > room
+
+
+@pytest.mark.parametrize("name", ["roberta-base", "bert-base-uncased"])
+def test_the_same_on_real_reviews(name: str, reference_folder: Path) -> None:
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / name)
+    file = reference_folder / "data" / "imdb" / "validation.jsonl"
+    texts = [json.loads(line)["text"] for line in file.read_text("utf-8").splitlines()[:150]]
+    plain = tokenizer.encode(texts)
+    for room in (5, 62, 126):
+        for whole, ids in zip(plain, encode_texts(texts, tokenizer, room), strict=True):
+            assert ids[: room + 1] == whole[: room + 1]
+
+
+def test_the_order_of_rows_changes_no_row(toy_tokenizer: TextTokenizer) -> None:
+    texts = ["the film is good", "bad", "it is not a good film and i saw it", "dull"]
+    split = encode_split(sst2_rows(*texts), SST2, toy_tokenizer, 8)
+    turned = encode_split(sst2_rows(*reversed(texts)), SST2, toy_tokenizer, 8)
+    assert [row_of(split, i) for i in range(4)] == [row_of(turned, 3 - i) for i in range(4)]
+    assert split.cut_rows == turned.cut_rows == 1

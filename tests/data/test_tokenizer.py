@@ -1,0 +1,153 @@
+"""Tokenizers: equal to transformers on real text, and clear about what they miss."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jpt.data.tokenizer import TextTokenizer, load_tokenizer
+from jpt.errors import InputError
+from jpt.tasks.catalog import CATALOG
+from jpt.tasks.verbalizers import label_ids
+
+REAL = ("roberta-base", "bert-base-uncased")
+
+
+def read_texts(reference_folder: Path, task: str, field: str, n_rows: int) -> list[str]:
+    file = reference_folder / "data" / task / "validation.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()[:n_rows]
+    return [json.loads(line)[field] for line in lines]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_text_gives_the_ids_of_transformers(name: str, reference_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = reference_folder / "tokenizers" / name
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    texts = read_texts(reference_folder, "imdb", "text", 50)
+    texts += read_texts(reference_folder, "tweeteval_sentiment", "text", 300)
+    texts += read_texts(reference_folder, "mnli", "premise", 300)
+    expected = theirs(texts, add_special_tokens=False)["input_ids"]
+    assert ours.encode(texts) == expected
+    assert [ours.word_pieces(text) for text in texts[-5:]] == expected[-5:]
+    special = ours.ids
+    assert (special.cls, special.sep) == (theirs.cls_token_id, theirs.sep_token_id)
+    assert (special.mask, special.pad) == (theirs.mask_token_id, theirs.pad_token_id)
+    assert ours.unknown == theirs.unk_token_id
+    assert ours.vocabulary_size == max(theirs.get_vocab().values()) + 1
+
+
+@pytest.mark.parametrize("task", CATALOG)
+@pytest.mark.parametrize("name", REAL)
+def test_label_words_have_the_ids_of_the_reference(
+    name: str, task: str, reference_folder: Path
+) -> None:
+    model_type = name.split("-")[0]
+    table = json.loads((reference_folder / "reference" / "verbalizers.json").read_text())
+    expected = tuple(entry["id"] for entry in table["verbalizers"][model_type][task])
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / name)
+    assert label_ids(CATALOG[task], tokenizer, model_type).ids == expected
+
+
+def test_a_word_starts_without_a_space(reference_folder: Path) -> None:
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "roberta-base")
+    assert tokenizer.word_pieces("positive") == [22173]
+    assert [tokenizer.piece(token) for token in tokenizer.word_pieces("conflict")] == [
+        "conf",
+        "lict",
+    ]
+
+
+def test_ids_that_the_vocabulary_leaves_out_have_a_name_too(reference_folder: Path) -> None:
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "roberta-base")
+    assert tokenizer.vocabulary_size == 50265
+    assert tokenizer.piece(50261) == "<50261>"
+
+
+def test_a_decoder_vocabulary_has_no_mask(reference_folder: Path) -> None:
+    folder = reference_folder / "tokenizers" / "gpt2"
+    with pytest.raises(InputError, match="has no cls piece"):
+        load_tokenizer(folder)
+    assert load_tokenizer(folder, required=()).ids.mask is None
+
+
+def test_nothing_is_added_cut_or_padded(toy_tokenizer: TextTokenizer) -> None:
+    long = "the film is good " * 20
+    assert toy_tokenizer.encode(["the film", long, ""]) == [[6, 7], [6, 7, 8, 10] * 20, []]
+
+
+def test_special_pieces_are_found_by_their_usual_names(toy_tokenizer: TextTokenizer) -> None:
+    assert toy_tokenizer.ids == (2, 3, 4, 0, 1)
+
+
+def test_special_pieces_may_be_named_otherwise(
+    tmp_path: Path, write_tokenizer: Callable[..., Path]
+) -> None:
+    config = {"mask_token": {"content": "dull"}, "pad_token": "good"}
+    ids = load_tokenizer(write_tokenizer(tmp_path, config)).ids
+    assert (ids.mask, ids.pad, ids.cls) == (12, 10, 2)
+
+
+def test_older_files_go_through_transformers(tmp_path: Path, toy_tokenizer: TextTokenizer) -> None:
+    pieces = [toy_tokenizer.piece(token) for token in range(toy_tokenizer.vocabulary_size)]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    tokenizer = load_tokenizer(tmp_path)
+    texts = ["The film is NOT good", "brights"]
+    assert tokenizer.encode(texts) == toy_tokenizer.encode(texts)
+    assert tokenizer.ids == toy_tokenizer.ids
+
+
+def test_a_folder_of_the_usual_kind_needs_no_transformers(
+    tmp_path: Path, write_tokenizer: Callable[..., Path]
+) -> None:
+    folder = write_tokenizer(tmp_path)
+    code = (
+        "import sys; from jpt.data.tokenizer import load_tokenizer; "
+        f"load_tokenizer({str(folder)!r}); print('transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_mask_that_is_missing_is_named(
+    tmp_path: Path, write_tokenizer: Callable[..., Path]
+) -> None:
+    folder = write_tokenizer(tmp_path, {"mask_token": "<blank>"})
+    with pytest.raises(InputError, match='has no mask piece.*"mask_token"'):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no tokenizer.json and transformers finds no tokenizer"),
+        ({"tokenizer.json": "{"}, "cannot read .*tokenizer.json"),
+        ({"tokenizer.json": '{"model": 1}'}, "cannot read .*tokenizer.json"),
+    ],
+)
+def test_folders_without_a_tokenizer(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_broken_config_is_named(
+    tmp_path: Path, write_tokenizer: Callable[..., Path], content: str
+) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(InputError, match="cannot read .*tokenizer_config.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_that_is_not_there() -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load_tokenizer("nowhere")
