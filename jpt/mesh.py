@@ -1,0 +1,208 @@
+"""One mesh of named axes, and where arrays lie on it.
+
+The axes are ``prompt`` (prompts of a bank), ``data`` (rows of a batch) and ``model`` (columns of
+matrices). Programs are compiled by ``jax.jit`` over arrays with a ``NamedSharding``; the compiler
+adds the communication. The table from parameter path to axes lives in each family's file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jpt.errors import InputError, unknown_name
+
+AXES = ("prompt", "data", "model")
+
+PartitionTable = Sequence[tuple[str, PartitionSpec]]
+
+
+def parse_mesh(text: str | None, devices: int) -> dict[str, int]:
+    """Reads a mesh from text.
+
+    Args:
+        text: for instance ``"data:4,model:2"``; None puts all devices on ``data``.
+        devices: how many there are.
+
+    Returns:
+        The size of each of the three axes.
+
+    Raises:
+        InputError: for an unknown axis, a size that is no number, or too many devices.
+
+    Example:
+        >>> parse_mesh("data:2,model:4", devices=8)
+        {'prompt': 1, 'data': 2, 'model': 4}
+    """
+    if text is None:
+        return {"prompt": 1, "data": devices, "model": 1}
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = (piece.strip() for piece in part.partition(":"))
+        if axis not in AXES:
+            raise unknown_name("mesh axis", axis, AXES)
+        if not size.isdecimal() or int(size) < 1:
+            raise InputError(
+                f"mesh '{text}' gives axis {axis} the size '{size}'; write AXIS:NUMBER, "
+                "for instance data:4,model:2"
+            )
+        if axis in sizes:
+            raise InputError(f"mesh '{text}' names axis {axis} twice; name it once")
+        sizes[axis] = int(size)
+    wanted = math.prod(sizes.values())
+    if wanted > devices:
+        product = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise InputError(f"mesh {product} needs {wanted} devices, but there are {devices}")
+    return {axis: sizes.get(axis, 1) for axis in AXES}
+
+
+def make_mesh(text: str | None = None) -> Mesh:
+    """Builds the mesh that a command runs on.
+
+    Args:
+        text: for instance ``"data:4,model:2"``; None uses one device on CPU, which splits its own
+            work over cores, and all devices elsewhere.
+
+    Returns:
+        A mesh with all three axes. Their type is Auto: Linen's embeddings refuse Explicit ones.
+
+    Raises:
+        InputError: as :func:`parse_mesh`.
+
+    Example:
+        >>> make_mesh("data:1").shape["data"]
+        1
+    """
+    devices = jax.devices()
+    if text is None and devices[0].platform == "cpu":
+        devices = devices[:1]
+    sizes = parse_mesh(text, len(devices))
+    count = math.prod(sizes.values())
+    auto = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices[:count])
+
+
+def parameter_shardings(params: Any, table: PartitionTable, mesh: Mesh) -> tuple[Any, list[str]]:
+    """Looks up where each parameter lies.
+
+    Args:
+        params: nested dictionary of arrays, or of their shapes.
+        table: pairs of a regular expression over the whole path, such as ``layers/query/kernel``,
+            and the axis of each dimension; the first that matches counts.
+        mesh: the devices.
+
+    Returns:
+        A tree of shardings like ``params``, and a note for each dimension that stays whole because
+        its axis does not divide it.
+
+    Raises:
+        InputError: for a parameter that no rule names.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> shardings, notes = parameter_shardings(
+        ...     {"a": jnp.ones(4)}, [("a", PartitionSpec("model"))], make_mesh("model:1")
+        ... )
+        >>> shardings["a"].spec, notes
+        (PartitionSpec('model',), [])
+    """
+    notes: list[str] = []
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = "/".join(str(key.key) for key in path)
+        spec = _find(name, table)
+        return NamedSharding(mesh, _fit(name, leaf.shape, spec, mesh, notes))
+
+    return jax.tree_util.tree_map_with_path(sharding, params), notes
+
+
+def _find(name: str, table: PartitionTable) -> PartitionSpec:
+    for pattern, spec in table:
+        if re.fullmatch(pattern, name):
+            return spec
+    raise InputError(
+        f"no rule of the partition table names the parameter {name}; add one to its family's table"
+    )
+
+
+def _fit(
+    name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh, notes: list[str]
+) -> PartitionSpec:
+    """Leaves a dimension whole where its axis does not divide it, and notes that."""
+    if len(spec) > len(shape):
+        raise InputError(f"the rule {spec} of {name} has more axes than its shape {list(shape)}")
+    axes: list[str | None] = []
+    for size, axis in zip(shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            notes.append(
+                f"{name}: a dimension of {size} stays whole, axis {axis} of {mesh.shape[axis]} "
+                "does not divide it"
+            )
+            axis = None
+        axes.append(axis)
+    return PartitionSpec(*axes)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Moves arrays to where they belong.
+
+    Args:
+        tree: of arrays.
+        shardings: a tree like it, or one sharding for all.
+
+    Returns:
+        The tree on its devices.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> place({"a": jnp.ones(2)}, replicated(make_mesh("data:1")))["a"].shape
+        (2,)
+    """
+    return jax.device_put(tree, shardings)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Gives the sharding of what every device holds whole, such as a prompt.
+
+    Args:
+        mesh: the devices.
+
+    Returns:
+        The sharding.
+
+    Example:
+        >>> replicated(make_mesh("data:1")).spec
+        PartitionSpec()
+    """
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+    """Gives the sharding of a batch: its rows over the axis ``data``.
+
+    Args:
+        mesh: the devices.
+        rows: B.
+
+    Returns:
+        The sharding.
+
+    Raises:
+        InputError: where the axis does not divide the batch.
+
+    Example:
+        >>> batch_sharding(make_mesh("data:1"), 16).spec
+        PartitionSpec('data',)
+    """
+    size = mesh.shape["data"]
+    if rows % size:
+        raise InputError(
+            f"a batch of {rows} rows does not divide over the mesh axis data of {size}; "
+            f"use a batch size that is a multiple of {size}"
+        )
+    return NamedSharding(mesh, PartitionSpec("data"))
