@@ -39,17 +39,22 @@ def _word_order(name: str, altered: str) -> Task:
 
 def _coherence(name: str, negative: str, positive: str) -> Task:
     """Do two pieces of text belong together?"""
-    return _task(name, "coherence", PAIR, {negative: "different", positive: "same"})
+    return _task(name, "coherence", PAIR, {negative: "other", positive: "next"})
 
 
 def _copy(name: str) -> Task:
     """Is the second text an altered copy of the first?"""
-    return _task(name, "copy", PAIR, {"other": "false", "copy": "true"})
+    return _task(name, "copy", PAIR, {"other": "different", "copy": "same"})
 
 
 def _position(name: str, place: str) -> Task:
     """Does a sentence stand at a certain place of its review?"""
-    return _task(name, "position", SINGLE, {"other": "no", place: "yes"})
+    return _task(name, "position", SINGLE, {"other": "false", place: "true"})
+
+
+def _end_mark(name: str, mark: str) -> Task:
+    """Which mark stood at the end of a sentence, before it was made a period?"""
+    return _task(name, "end_mark", SINGLE, {"statement": "no", mark: "yes"})
 
 
 _TASKS = (
@@ -68,6 +73,8 @@ _TASKS = (
     _copy("rotten_tomatoes_copy"),
     _position("imdb_opening", "opening"),
     _position("imdb_closing", "closing"),
+    _end_mark("imdb_question", "question"),
+    _end_mark("imdb_exclamation", "exclamation"),
 )
 
 BUILTIN: dict[str, Task] = {task.name: task for task in _TASKS}

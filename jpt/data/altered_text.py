@@ -1,0 +1,138 @@
+"""Sentences and their altered forms: words moved, halved, thinned out, end marks made equal.
+
+A word is a run of letters and digits with single hyphens, dots or apostrophes in it; what stands
+between the words is the skeleton of a sentence. Moving words leaves the skeleton as it is, so that
+neither punctuation nor spacing tells an altered sentence from a natural one.
+"""
+
+from __future__ import annotations
+
+import re
+
+from jpt.data.draws import Draws
+
+WORD = re.compile(r"[^\W_]+(?:[-'’.][^\W_]+)*")
+END_MARK = re.compile(r"""[.!?]+["')\]]*$""")
+
+# Of the places of a scrambled sentence at least this part has another word than before.
+MOVED = 0.6
+ATTEMPTS = 20
+
+
+def count_words(text: str) -> int:
+    """Counts the words of a text.
+
+    Args:
+        text: any text.
+
+    Returns:
+        Their number.
+
+    Example:
+        >>> count_words("It's well-made , isn't it ?")
+        4
+    """
+    return len(WORD.findall(text))
+
+
+def replace_words(text: str, words: list[str]) -> str:
+    """Puts other words into the skeleton of a text.
+
+    Args:
+        text: gives punctuation and spaces.
+        words: as many as the text has.
+
+    Returns:
+        The new text.
+
+    Example:
+        >>> replace_words("Slow, but good.", ["good", "but", "slow"])
+        'good, but slow.'
+    """
+    rest = iter(words)
+    return WORD.sub(lambda _: next(rest), text)
+
+
+def scramble(text: str, draws: Draws) -> str | None:
+    """Puts the words of a text into an order by chance.
+
+    Args:
+        text: a text of several different words.
+        draws: the source of chance.
+
+    Returns:
+        The same words in the same skeleton, most places with another word; None where no such
+        order was found, as in a text of one word.
+    """
+    words = WORD.findall(text)
+    for _ in range(ATTEMPTS):
+        order = draws.shuffled(words)
+        moved = sum(new != old for new, old in zip(order, words, strict=True))
+        if moved >= max(2, MOVED * len(words)):
+            return replace_words(text, order)
+    return None
+
+
+def reverse(text: str) -> str:
+    """Turns the order of the words of a text round.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The same words in the same skeleton.
+
+    Example:
+        >>> reverse("slow, but good.")
+        'good, but slow.'
+    """
+    return replace_words(text, WORD.findall(text)[::-1])
+
+
+def halves(text: str) -> tuple[str, str]:
+    """Cuts a text before the word in its middle.
+
+    Args:
+        text: at least two words.
+
+    Returns:
+        The two halves.
+
+    Example:
+        >>> halves("one two three four.")
+        ('one two', 'three four.')
+    """
+    words = list(WORD.finditer(text))
+    middle = words[len(words) // 2].start()
+    return text[:middle].rstrip(), text[middle:]
+
+
+def thin_out(text: str, draws: Draws, kept: float = 0.6) -> str:
+    """Takes a part of the words of a text, small, bare and in an order by chance.
+
+    Args:
+        text: any text.
+        draws: the source of chance.
+        kept: the fraction of its words that are kept.
+
+    Returns:
+        The words with spaces between them.
+    """
+    words = draws.shuffled(WORD.findall(text.lower()))
+    return " ".join(words[: max(1, round(kept * len(words)))])
+
+
+def set_period(text: str) -> str:
+    """Ends a sentence with a period, whatever it ended with.
+
+    Args:
+        text: one sentence.
+
+    Returns:
+        The sentence without its own end marks and closing quotes.
+
+    Example:
+        >>> set_period("Why?!")
+        'Why.'
+    """
+    return END_MARK.sub(".", text)
