@@ -24,6 +24,12 @@ from jpt.files.stored import StoredTensor
 
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 _LENGTH_BYTES = 8  # the header's length stands before it
+_OTHER_FILES = {
+    b"PK\x03\x04": "it is a zip archive or a file of torch.save",
+    b"\x80": "it is a pickle or a file of torch.save",
+    b"\x93NUMPY": "it is a NumPy array",
+    b"version ": "it is a Git LFS pointer; run `git lfs pull`",
+}
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -100,11 +106,15 @@ def read_header(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, st
 
 def _parse_header(file: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
     """The header, and where the values begin."""
-    length = int.from_bytes(read_bytes(file, size_bytes=_LENGTH_BYTES), "little")
+    start = read_bytes(file, size_bytes=_LENGTH_BYTES)
+    length = int.from_bytes(start, "little")
     limit = size_bytes - _LENGTH_BYTES
     if limit < 2:
         raise _broken(file, f"it has only {size_bytes} bytes")
     if length > min(limit, _LARGEST_HEADER_BYTES):
+        for other, kind in _OTHER_FILES.items():
+            if start.startswith(other):
+                raise InputError(f"{file} is not a safetensors file: {kind}")
         raise _broken(file, f"its header should have {length} bytes, the file has {size_bytes}")
     data = read_bytes(file, _LENGTH_BYTES, length)
     try:

@@ -109,3 +109,18 @@ def test_truncated_tensor_says_the_sizes(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(data[:-10])
     with pytest.raises(InputError, match=f"ends after {len(data) - 10} of {len(data)} bytes"):
         read_header(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "start, kind",
+    [
+        (b"PK\x03\x04\0\0\x08\x08", "a zip archive or a file of torch.save"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF", "a pickle or a file of torch.save"),
+        (b"\x93NUMPY\x01\x00v", "a NumPy array"),
+        (b"version https://git-lfs", "a Git LFS pointer"),
+    ],
+)
+def test_other_kinds_of_files_are_named(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "a.safetensors").write_bytes(start + b"x" * 30)
+    with pytest.raises(InputError, match=f"is not a safetensors file: it is {kind}"):
+        read_header(tmp_path / "a.safetensors")

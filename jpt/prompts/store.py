@@ -1,0 +1,274 @@
+"""Prompts on disk: one small safetensors file that says itself where it comes from.
+
+``NAME.safetensors`` holds the tensor ``prompt`` [P, D], in imported encoder prompts also
+``unused_row`` [1, D], and under ``card`` in its metadata the `PromptCard` as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float32
+
+from jpt.errors import InputError, unknown_name
+from jpt.files.reading import parse_json, read_error
+from jpt.files.safetensors_file import read_header, write_safetensors
+from jpt.files.stored import StoredTensor
+from jpt.types import Prompt, PromptCard
+from jpt.version import __version__
+
+PROMPT_FILE = "prompt.safetensors"
+"""The name of the prompt in the folder of its run."""
+
+LAYOUTS = ("encoder", "encoder_decoder", "decoder")
+_READABLE = (np.float32, np.float16, ml_dtypes.bfloat16)
+_COUNTS = ("seed", "steps", "first_position")
+_REQUIRED = ("backbone", "task")
+
+
+def save_prompt(path: str | Path, prompt: Prompt) -> None:
+    """Writes a prompt in one step; equal prompts give equal bytes.
+
+    Args:
+        path: the file, by custom ``NAME.safetensors``; its folder must exist.
+        prompt: what to write. A card without a version gets this one's.
+
+    Raises:
+        InputError: values are not finite or of a wrong shape, or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "mood.safetensors"
+        >>> card = PromptCard("builtin/bert-small", "builtin/mood", seed=0)
+        >>> save_prompt(file, Prompt(np.ones((4, 8), np.float32), card))
+        >>> load_prompt(file).values.shape, load_prompt(file).card.task
+        ((4, 8), 'builtin/mood')
+    """
+    tensors = {"prompt": np.asarray(prompt.values, np.float32)}
+    if prompt.unused_row is not None:
+        tensors["unused_row"] = np.asarray(prompt.unused_row, np.float32)
+    _check_shapes(path, {name: values.shape for name, values in tensors.items()})
+    for name, values in tensors.items():
+        _check_finite(path, name, values)
+    card = dataclasses.asdict(prompt.card)
+    card["jpt_version"] = card["jpt_version"] or __version__
+    told = {name: value for name, value in card.items() if value is not None}
+    try:
+        text = json.dumps(told, ensure_ascii=False, allow_nan=False, default=_plain_number)
+    except ValueError:
+        raise InputError(
+            f"cannot write {path}: the score {prompt.card.score} is no number"
+        ) from None
+    write_safetensors(path, tensors, {"card": text})
+
+
+def load_prompt(path: str | Path) -> Prompt:
+    """Reads a prompt.
+
+    Args:
+        path: its file, or the folder of its run.
+
+    Returns:
+        The prompt; float16 and bfloat16 are read as float32.
+
+    Raises:
+        InputError: the file is missing, truncated, not safetensors, holds no prompt, has no card,
+            or a row is NaN or infinite.
+
+    Example:
+        See `save_prompt`.
+    """
+    file = _prompt_file(Path(path))
+    tensors, metadata = read_header(file)
+    if "prompt" not in tensors:
+        held = ", ".join(list(tensors)[:5]) or "nothing"
+        raise InputError(f"{file} has no tensor 'prompt' (it holds {held}); give a prompt file")
+    tensors = {name: tensors[name] for name in ("prompt", "unused_row") if name in tensors}
+    _check_shapes(file, {name: tensor.shape for name, tensor in tensors.items()})
+    card = _parse_card(file, metadata)
+    values = {name: _read_values(file, name, tensor) for name, tensor in tensors.items()}
+    return Prompt(values["prompt"], card, values.get("unused_row"))
+
+
+def list_prompts(folder: str | Path) -> dict[str, Path]:
+    """Finds the prompts of a folder.
+
+    Args:
+        folder: holds ``NAME.safetensors`` files, or run folders ``NAME/`` with a prompt in them.
+            Runs that are not finished, hidden files and other files are passed over.
+
+    Returns:
+        The file of each prompt by its name, sorted by name.
+
+    Raises:
+        InputError: there is no such folder, it is itself a run, holds no prompt, or two of a name.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
+        >>> save_prompt(folder / "sst2.safetensors", prompt)
+        >>> list(list_prompts(folder))
+        ['sst2']
+    """
+    place = Path(folder)
+    try:
+        entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
+    except NotADirectoryError:
+        raise InputError(f"{folder} is a file; give the folder that holds the prompts") from None
+    except OSError as error:
+        raise read_error(folder, error) from None
+    if (place / PROMPT_FILE).is_file() and (place / "config.json").is_file():
+        raise InputError(
+            f"{folder} is the folder of one run; give {place.parent}, or a folder of prompts"
+        )
+    found: dict[str, Path] = {}
+    for entry in entries:
+        file = entry / PROMPT_FILE if entry.is_dir() else entry
+        if file.suffix != ".safetensors" or not file.is_file():
+            continue
+        name = entry.name if entry.is_dir() else entry.stem
+        if name in found:
+            raise InputError(f"{folder} has two prompts named {name}: a file and a run; rename one")
+        found[name] = file
+    if not found:
+        raise InputError(
+            f"{folder} holds no prompts: looked for NAME.safetensors and NAME/{PROMPT_FILE} among"
+            f" {len(entries)} entries"
+        )
+    return dict(sorted(found.items()))
+
+
+def check_prompt(
+    prompt: Prompt, backbone: str, width: int, layout: str, other_backbone: bool = False
+) -> None:
+    """Refuses a prompt that a backbone cannot read.
+
+    Args:
+        prompt: what shall be used.
+        backbone: name of the model.
+        width: D of the model.
+        layout: where the model's family has its prompts.
+        other_backbone: whether the prompt may come from another model of that width.
+
+    Raises:
+        InputError: width, layout or backbone differ.
+
+    Example:
+        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
+        >>> check_prompt(prompt, "bert", 8, "encoder")
+    """
+    card, columns = prompt.card, prompt.values.shape[1]
+    if columns != width:
+        raise InputError(
+            f"the prompt is {columns} wide (tuned on {card.backbone}), but {backbone} is {width}"
+            " wide; use a prompt of that model, or project this one"
+        )
+    if card.layout != layout:
+        raise InputError(
+            f"the prompt was tuned on {card.backbone} for the layout {card.layout}, but {backbone}"
+            f" has the layout {layout}; use a prompt of that family"
+        )
+    if card.backbone != backbone and not other_backbone:
+        raise InputError(
+            f"the prompt was tuned on {card.backbone}, not on {backbone}; use a prompt of that"
+            " model, or name the backbone yourself to use it all the same"
+        )
+
+
+def _prompt_file(path: Path) -> Path:
+    """The file of a prompt; what is missing is told with the nearest names."""
+    try:
+        if path.is_dir():
+            if (path / PROMPT_FILE).is_file():
+                return path / PROMPT_FILE
+            raise InputError(
+                f"{path} is a folder without {PROMPT_FILE}: an unfinished run, or no run; give a"
+                " prompt file or a finished run"
+            )
+        if not path.exists() and path.parent.is_dir():
+            names = [entry.name for entry in path.parent.iterdir() if _may_be_prompt(entry)]
+            if names:
+                raise unknown_name(f"prompt in {path.parent}:", path.name, names[:50])
+    except OSError as error:
+        raise read_error(path, error) from None
+    return path
+
+
+def _may_be_prompt(entry: Path) -> bool:
+    return entry.suffix == ".safetensors" or (entry / PROMPT_FILE).is_file()
+
+
+def _check_shapes(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    shape = shapes["prompt"]
+    if len(shape) != 2 or 0 in shape:
+        raise InputError(f"{path}: the prompt has the shape {list(shape)}; rows x width expected")
+    unused = shapes.get("unused_row")
+    if unused is not None and unused != (1, shape[1]):
+        raise InputError(
+            f"{path}: unused_row has the shape {list(unused)}; {[1, shape[1]]} expected"
+        )
+
+
+def _read_values(file: Path, name: str, tensor: StoredTensor) -> Float32[np.ndarray, "P D"]:
+    if tensor.dtype.type not in _READABLE:
+        raise InputError(
+            f"{file}: tensor '{name}' has the type {tensor.dtype}; float32, float16 or bfloat16"
+            " expected: convert it"
+        )
+    values = tensor.read().astype(np.float32)
+    _check_finite(file, name, values)
+    return values
+
+
+def _check_finite(path: str | Path, name: str, values: Float32[np.ndarray, "P D"]) -> None:
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if broken.size:
+        raise InputError(
+            f"{path}: row {broken[0]} of '{name}' holds NaN or infinity ({broken.size} of"
+            f" {len(values)} rows do); its training diverged: tune it again with a lower rate"
+        )
+
+
+def _parse_card(file: Path, metadata: Mapping[str, str]) -> PromptCard:
+    """The card, checked value by value; what a later version adds to it is left out."""
+    if "card" not in metadata:
+        raise InputError(
+            f"{file} has no card that says its backbone and task; save it with jpt.save_prompt"
+        )
+    table = parse_json(metadata["card"].encode(), f"the card of {file}")
+    if not isinstance(table, dict):
+        raise InputError(f"the card of {file} is no table; save it again with jpt.save_prompt")
+    fields = [field.name for field in dataclasses.fields(PromptCard)]
+    known = {name: table[name] for name in fields if table.get(name) is not None}
+    for name in _REQUIRED:
+        if not known.get(name):
+            raise InputError(f"the card of {file} names no {name}; save it with jpt.save_prompt")
+    for name, value in known.items():
+        expected = _expected(name, value)
+        if expected:
+            raise InputError(f"the card of {file} has {name} = {value!r}; {expected} expected")
+    return PromptCard(**known)
+
+
+def _expected(name: str, value: Any) -> str | None:
+    """What a value of the card should have been, or None where it is right."""
+    if name == "layout":
+        return None if value in LAYOUTS else f"one of {', '.join(LAYOUTS)}"
+    if name in _COUNTS:
+        return None if type(value) is int and value >= 0 else "a whole number from 0 on"
+    if name == "score":
+        return None if type(value) in (int, float) else "a number"
+    return None if isinstance(value, str) else "a text"
+
+
+def _plain_number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} does not belong into a card")

@@ -1,0 +1,249 @@
+"""Prompt files: what is saved comes back, and every broken file is told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jpt.errors import InputError
+from jpt.files.safetensors_file import read_header, write_safetensors
+from jpt.prompts.store import check_prompt, list_prompts, load_prompt, save_prompt
+from jpt.types import Prompt, PromptCard
+
+CARD = PromptCard("builtin/bert-small", "builtin/mood")
+VALUES = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+
+def write(path: Path, card: object = None, **tensors: np.ndarray) -> Path:
+    table = {"backbone": "bert", "task": "sst2"} if card is None else card
+    text = table if isinstance(table, str) else json.dumps(table)
+    write_safetensors(path, tensors, {"card": text})
+    return path
+
+
+def test_saved_is_loaded(tmp_path: Path) -> None:
+    card = PromptCard(
+        backbone="bert-base",
+        task="imdb",
+        layout="encoder",
+        init="text:gut und schlecht ä",
+        seed=0,
+        steps=300,
+        score=0.8125,
+        metric="accuracy",
+        source="imported",
+        jpt_version="0.0.1",
+        first_position=1,
+    )
+    unused = np.full((1, 3), 1e10, np.float32)
+    save_prompt(tmp_path / "a.safetensors", Prompt(VALUES, card, unused))
+    found = load_prompt(tmp_path / "a.safetensors")
+    assert found.card == card
+    assert found.values.dtype == np.float32
+    np.testing.assert_array_equal(found.values, VALUES)
+    np.testing.assert_array_equal(found.unused_row, unused)
+    assert found.values.flags.writeable
+
+
+def test_the_form_on_disk(tmp_path: Path) -> None:
+    save_prompt(tmp_path / "a.safetensors", Prompt(VALUES, CARD))
+    tensors, metadata = read_header(tmp_path / "a.safetensors")
+    assert {name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()} == {
+        "prompt": ((5, 3), "float32")
+    }
+    assert list(metadata) == ["card"]
+    card = json.loads(metadata["card"])
+    assert card.pop("jpt_version")
+    assert card == {
+        "backbone": "builtin/bert-small",
+        "task": "builtin/mood",
+        "layout": "encoder",
+        "init": "random",
+    }
+
+
+def test_equal_prompts_are_equal_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        save_prompt(tmp_path / name, Prompt(VALUES.copy(), CARD, np.ones((1, 3), np.float32)))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_numbers_of_numpy_in_the_card(tmp_path: Path) -> None:
+    card = dataclasses.replace(CARD, steps=np.int64(3), score=np.float32(0.5))
+    save_prompt(tmp_path / "a", Prompt(VALUES, card))
+    assert (load_prompt(tmp_path / "a").card.steps, load_prompt(tmp_path / "a").card.score) == (
+        3,
+        0.5,
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read_as_float32(tmp_path: Path, dtype: type) -> None:
+    found = load_prompt(write(tmp_path / "a.safetensors", prompt=VALUES.astype(dtype)))
+    assert found.values.dtype == np.float32
+    np.testing.assert_array_equal(found.values, VALUES.astype(dtype).astype(np.float32))
+    assert (found.card.backbone, found.card.layout, found.card.seed) == ("bert", "encoder", None)
+
+
+def test_folder_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a folder without prompt.safetensors: an unfinished run"):
+        load_prompt(tmp_path)
+    save_prompt(tmp_path / "prompt.safetensors", Prompt(VALUES, CARD))
+    assert load_prompt(str(tmp_path)).card.task == "builtin/mood"
+
+
+NAN, INF = VALUES.copy(), VALUES.copy()
+NAN[3, 1], INF[0, 0], INF[4, 2] = np.nan, np.inf, -np.inf
+WRONG = {
+    "no tensor prompt": ({"soft": VALUES}, r"no tensor 'prompt' \(it holds soft\)"),
+    "no tensor": ({}, r"no tensor 'prompt' \(it holds nothing\)"),
+    "one axis": ({"prompt": VALUES[0]}, r"the shape \[3\]; rows x width expected"),
+    "three axes": ({"prompt": VALUES[None]}, r"the shape \[1, 5, 3\]"),
+    "no rows": ({"prompt": VALUES[:0]}, r"the shape \[0, 3\]"),
+    "float64": ({"prompt": VALUES.astype("f8")}, "the type float64; float32, float16 or bfloat16"),
+    "numbers": ({"prompt": VALUES.astype("i4")}, "the type int32"),
+    "NaN": ({"prompt": NAN}, r"row 3 of 'prompt' holds NaN or infinity \(1 of 5 rows do\)"),
+    "infinite": ({"prompt": INF}, r"row 0 of 'prompt' holds NaN or infinity \(2 of 5 rows do\)"),
+    "unused row of two": (
+        {"prompt": VALUES, "unused_row": VALUES[:2]},
+        r"unused_row has the shape \[2, 3\]; \[1, 3\] expected",
+    ),
+    "unused row too wide": (
+        {"prompt": VALUES, "unused_row": np.ones((1, 4), "f4")},
+        r"unused_row has the shape \[1, 4\]; \[1, 3\] expected",
+    ),
+    "unused row NaN": ({"prompt": VALUES, "unused_row": NAN[3:4]}, "row 0 of 'unused_row'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_tensors(tmp_path: Path, name: str) -> None:
+    tensors, message = WRONG[name]
+    path = write(tmp_path / "a.safetensors", **tensors)
+    with pytest.raises(InputError, match=f"a.safetensors.*{message}"):
+        load_prompt(path)
+
+
+WRONG_CARDS = [
+    ("{", "is not JSON"),
+    ("[1]", "is no table"),
+    ("null", "is no table"),
+    ({"task": "sst2"}, "names no backbone"),
+    ({"backbone": "bert", "task": ""}, "names no task"),
+    ({"backbone": 3, "task": "sst2"}, "backbone = 3; a text expected"),
+    ({"backbone": "bert", "task": "a", "layout": "front"}, "one of encoder, encoder_decoder"),
+    ({"backbone": "bert", "task": "a", "layout": []}, "one of encoder, encoder_decoder"),
+    ({"backbone": "bert", "task": "a", "seed": -1}, "seed = -1; a whole number"),
+    ({"backbone": "bert", "task": "a", "steps": 1.5}, "steps = 1.5; a whole number"),
+    ({"backbone": "bert", "task": "a", "first_position": True}, "first_position = True"),
+    ({"backbone": "bert", "task": "a", "score": "high"}, "score = 'high'; a number"),
+]
+
+
+@pytest.mark.parametrize("card, message", WRONG_CARDS)
+def test_wrong_card(tmp_path: Path, card: object, message: str) -> None:
+    path = write(tmp_path / "a.safetensors", card, prompt=VALUES)
+    with pytest.raises(InputError, match=f"card of .*a.safetensors.*{message}"):
+        load_prompt(path)
+
+
+def test_missing_card(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {"prompt": VALUES})
+    with pytest.raises(InputError, match="a.safetensors has no card"):
+        load_prompt(tmp_path / "a.safetensors")
+
+
+def test_card_of_a_later_version(tmp_path: Path) -> None:
+    card = {"backbone": "bert", "task": "sst2", "mood": {"new": 1}}
+    assert load_prompt(write(tmp_path / "a", card, prompt=VALUES)).card == PromptCard(
+        "bert", "sst2"
+    )
+
+
+@pytest.mark.parametrize("kept", [0, 5, 60, -1])
+def test_truncated_file(tmp_path: Path, kept: int) -> None:
+    save_prompt(tmp_path / "a.safetensors", Prompt(VALUES, CARD))
+    data = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(data[:kept])
+    with pytest.raises(InputError, match="a.safetensors is not a whole safetensors file"):
+        load_prompt(tmp_path / "a.safetensors")
+
+
+def test_missing_file_tells_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such file"):
+        load_prompt(tmp_path / "sst2.safetensors")
+    save_prompt(tmp_path / "sst2.safetensors", Prompt(VALUES, CARD))
+    with pytest.raises(InputError, match="'sst.safetensors'; did you mean sst2.safetensors"):
+        load_prompt(tmp_path / "sst.safetensors")
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        (Prompt(NAN, CARD), "row 3 of 'prompt'"),
+        (Prompt(VALUES[0], CARD), "rows x width expected"),
+        (Prompt(VALUES, CARD, np.ones((1, 2), np.float32)), "unused_row has the shape"),
+        (Prompt(VALUES, dataclasses.replace(CARD, score=float("nan"))), "score nan is no number"),
+    ],
+)
+def test_what_cannot_be_saved_leaves_the_old_file(
+    tmp_path: Path, prompt: Prompt, message: str
+) -> None:
+    save_prompt(tmp_path / "a.safetensors", Prompt(VALUES, CARD))
+    with pytest.raises(InputError, match=message):
+        save_prompt(tmp_path / "a.safetensors", prompt)
+    np.testing.assert_array_equal(load_prompt(tmp_path / "a.safetensors").values, VALUES)
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_list_of_files_and_runs(tmp_path: Path) -> None:
+    prompt = Prompt(VALUES, CARD)
+    (tmp_path / "mnli").mkdir()
+    (tmp_path / "unfinished").mkdir()
+    save_prompt(tmp_path / "mnli" / "prompt.safetensors", prompt)
+    save_prompt(tmp_path / "sst2.safetensors", prompt)
+    save_prompt(tmp_path / "a.b.safetensors", prompt)
+    save_prompt(tmp_path / ".hidden.safetensors", prompt)
+    (tmp_path / "notes.txt").touch()
+    assert list_prompts(tmp_path) == {
+        "a.b": tmp_path / "a.b.safetensors",
+        "mnli": tmp_path / "mnli" / "prompt.safetensors",
+        "sst2": tmp_path / "sst2.safetensors",
+    }
+    (tmp_path / "sst2").mkdir()
+    save_prompt(tmp_path / "sst2" / "prompt.safetensors", prompt)
+    with pytest.raises(InputError, match="two prompts named sst2"):
+        list_prompts(tmp_path)
+
+
+def test_list_of_no_prompts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no prompts: .* among 0 entries"):
+        list_prompts(tmp_path)
+    with pytest.raises(InputError, match="cannot read .*nowhere"):
+        list_prompts(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="config.json is a file; give the folder"):
+        list_prompts(tmp_path / "config.json")
+    save_prompt(tmp_path / "prompt.safetensors", Prompt(VALUES, CARD))
+    with pytest.raises(InputError, match="is the folder of one run"):
+        list_prompts(tmp_path)
+
+
+def test_check_prompt() -> None:
+    prompt = Prompt(VALUES, CARD)
+    check_prompt(prompt, "builtin/bert-small", 3, "encoder")
+    check_prompt(prompt, "other", 3, "encoder", True)
+    with pytest.raises(InputError, match=r"3 wide \(tuned on builtin/bert-small\).*is 4 wide"):
+        check_prompt(prompt, "builtin/bert-small", 4, "encoder")
+    with pytest.raises(InputError, match="3 wide.*is 4 wide"):
+        check_prompt(prompt, "other", 4, "encoder", True)
+    with pytest.raises(InputError, match="tuned on builtin/bert-small, not on other"):
+        check_prompt(prompt, "other", 3, "encoder")
+    with pytest.raises(InputError, match="layout encoder, but other has the layout decoder"):
+        check_prompt(prompt, "other", 3, "decoder", True)
