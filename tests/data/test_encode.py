@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jpt.data.encode import EncodedSplit, cut_segments, encode_split, encode_texts
-from jpt.data.tokenizer import TextTokenizer, load_tokenizer
+from jpt.files.tokenizer import TextTokenizer, load_tokenizer
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
 

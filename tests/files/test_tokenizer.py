@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jpt.data.tokenizer import TextTokenizer, load_tokenizer
+from jpt.files.tokenizer import TextTokenizer, load_tokenizer
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.verbalizers import label_ids
@@ -107,7 +107,7 @@ def test_a_folder_of_the_usual_kind_needs_no_transformers(
 ) -> None:
     folder = write_tokenizer(tmp_path)
     code = (
-        "import sys; from jpt.data.tokenizer import load_tokenizer; "
+        "import sys; from jpt.files.tokenizer import load_tokenizer; "
         f"load_tokenizer({str(folder)!r}); print('transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
