@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-_MOST_INSTRUCTIONS = 4_000_000  # a checkpoint of 20,000 tensors has about 1,200,000
+_MOST_INSTRUCTIONS = 1_000_000  # a tensor takes about 35; bounds the time that a bad file can cost
 _MARK = object()
 
 
