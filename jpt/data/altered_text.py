@@ -89,22 +89,25 @@ def reverse(text: str) -> str:
     return replace_words(text, WORD.findall(text)[::-1])
 
 
-def halves(text: str) -> tuple[str, str]:
-    """Cuts a text before the word in its middle.
+def halves(text: str) -> tuple[str, str] | None:
+    """Cuts a text at the space that stands nearest before the word in its middle.
 
     Args:
-        text: at least two words.
+        text: any text.
 
     Returns:
-        The two halves.
+        The two halves; None where no word but the first has a space before it.
 
     Example:
         >>> halves("one two three four.")
         ('one two', 'three four.')
     """
-    words = list(WORD.finditer(text))
-    middle = words[len(words) // 2].start()
-    return text[:middle].rstrip(), text[middle:]
+    words = [match.start() for match in WORD.finditer(text)]
+    starts = [place for place, start in enumerate(words) if start and text[start - 1] == " "]
+    if not starts:
+        return None
+    middle = words[min(starts, key=lambda place: abs(place - len(words) // 2))]
+    return text[: middle - 1].rstrip(), text[middle:]
 
 
 def thin_out(text: str, draws: Draws, kept: float = 0.6) -> str:

@@ -87,7 +87,8 @@ def _take_units(
         if unit is None:
             continue
         keys = {text.lower().translate(_NO_MARKS) for text in unit}
-        if keys.isdisjoint(taken) and keys.isdisjoint(own):
+        alike = len(keys) < len(unit) and recipe.form != "review"
+        if not alike and keys.isdisjoint(taken) and keys.isdisjoint(own):
             own |= keys
             yield _Labelled(unit, review.label)
 

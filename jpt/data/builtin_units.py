@@ -8,9 +8,9 @@ same review and of its length, and both halves of a pair are drawn alike for eit
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 from jpt.data.altered_text import (
@@ -23,7 +23,8 @@ from jpt.data.altered_text import (
     thin_out,
 )
 from jpt.data.draws import Draws
-from jpt.data.movie_reviews import Source, sentences
+from jpt.data.movie_reviews import Source
+from jpt.data.movie_reviews import sentences as cut_sentences
 
 Unit = tuple[str, str]
 Make = Callable[[str, Draws], Unit | None]
@@ -37,6 +38,8 @@ ALONE = (6, 32)
 OF_PAIR = (5, 25)
 # Of a sentence that is compared with another of its review: questions are often short.
 BESIDE = (4, 32)
+# Of each passage of a pair.
+PASSAGE = (16, 36)
 
 ENDING_WORDS = (20, 50)
 
@@ -61,6 +64,12 @@ class Recipe:
     form: Literal["review", "contrast", "twins", "pair"]
     make: Make
     contains: str = ""
+
+
+@lru_cache(maxsize=32_768)
+def sentences(text: str) -> tuple[str, ...]:
+    """The sentences of a review, kept: several tasks read the same reviews."""
+    return tuple(cut_sentences(text))
 
 
 def _is_plain(sentence: str, limits: tuple[int, int]) -> bool:
@@ -118,6 +127,18 @@ def _next_sentence(text: str, draws: Draws) -> Unit | None:
     return found[start], found[start + 1]
 
 
+def _next_passage(text: str, draws: Draws) -> Unit | None:
+    """Two sentences, and the two after them."""
+    found = sentences(text)
+    couples = [" ".join(couple) for couple in zip(found, found[1:], strict=False)]
+    plain = [_is_plain(couple, PASSAGE) for couple in couples]
+    starts = [i for i in range(len(couples) - 2) if plain[i] and plain[i + 2]]
+    if not starts:
+        return None
+    start = draws.pick(starts)
+    return couples[start], couples[start + 2]
+
+
 def _same_review(text: str, draws: Draws) -> Unit | None:
     """Two sentences with at least one between them, in the order of the review."""
     found = sentences(text)
@@ -159,7 +180,7 @@ def _end_mark(text: str, draws: Draws, mark: re.Pattern[str]) -> Unit | None:
     return (set_period(other), set_period(chosen)) if other else None
 
 
-def _of_length(found: list[str], model: str, draws: Draws) -> str | None:
+def _of_length(found: Sequence[str], model: str, draws: Draws) -> str | None:
     """Of the sentences the one with most nearly as many words as the model."""
     wanted = len(model.split())
     near = [(abs(len(s.split()) - wanted), s) for s in found if END_MARK.search(s) and s != model]
@@ -182,6 +203,7 @@ RECIPES: dict[str, Recipe] = {
         "rotten_tomatoes", "contrast", partial(_reversed, pick=_pick_snippet)
     ),
     "imdb_next_sentence": Recipe("imdb", "pair", _next_sentence),
+    "imdb_next_passage": Recipe("imdb", "pair", _next_passage),
     "imdb_same_review": Recipe("imdb", "pair", _same_review),
     "imdb_halves": Recipe("imdb", "pair", partial(_halves, pick=_pick_sentence)),
     "rotten_tomatoes_halves": Recipe(

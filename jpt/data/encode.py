@@ -13,8 +13,8 @@ from itertools import chain
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from jpt.files.tokenizer import TextTokenizer
 from jpt.errors import InputError
+from jpt.files.tokenizer import TextTokenizer
 from jpt.tasks.task import Task
 from jpt.tasks.templates import render
 

@@ -66,6 +66,7 @@ _TASKS = (
     _word_order("imdb_reversed", "reversed"),
     _word_order("rotten_tomatoes_reversed", "reversed"),
     _coherence("imdb_next_sentence", "other", "next"),
+    _coherence("imdb_next_passage", "other", "next"),
     _coherence("imdb_same_review", "different", "same"),
     _coherence("imdb_halves", "other", "same"),
     _coherence("rotten_tomatoes_halves", "other", "same"),
