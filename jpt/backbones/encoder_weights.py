@@ -25,21 +25,23 @@ _LAYER_NORMS = {
     "feed_forward_norm": "output.LayerNorm",
 }
 # Tensors that real files hold and an encoder with a masked-LM head does not need: poolers, the
-# next-sentence head, position buffers, copies of the decoder.
+# next-sentence head, position buffers, copies of the decoder (of a tied head; an untied head
+# scores with the decoder's own bias, and the head's other bias is what nobody reads).
 _IGNORED = {
     "bert": (
         r"bert\.pooler\..*",
         r"cls\.seq_relationship\..*",
         r"bert\.embeddings\.(position_ids|token_type_ids)",
-        r"cls\.predictions\.decoder\.(weight|bias)",
+        r"cls\.predictions\.(decoder\.weight|decoder\.bias|bias)",
     ),
     "roberta": (
         r"roberta\.pooler\..*",
         r"roberta\.embeddings\.(position_ids|token_type_ids)",
-        r"lm_head\.decoder\.(weight|bias)",
+        r"lm_head\.(decoder\.weight|decoder\.bias|bias)",
     ),
 }
 _DECODER = {"bert": "cls.predictions.decoder.weight", "roberta": "lm_head.decoder.weight"}
+_DECODER_BIAS = {"bert": "cls.predictions.decoder.bias", "roberta": "lm_head.decoder.bias"}
 _HEAD_BIAS = {"bert": "cls.predictions.bias", "roberta": "lm_head.bias"}
 
 # One table for the family: the first matrix of each pair is split by column, the second by row;
@@ -110,11 +112,13 @@ def _head_rules(config: EncoderConfig) -> list[TensorRule]:
     kind, width = ("bert" if config.is_bert else "roberta"), config.width
     transform = "cls.predictions.transform" if config.is_bert else "lm_head"
     norm = f"{transform}.LayerNorm" if config.is_bert else f"{transform}.layer_norm"
-    decoder_bias = _DECODER[kind].replace("weight", "bias")
+    bias, other = _HEAD_BIAS[kind], _DECODER_BIAS[kind]
+    if not config.tied_head:
+        bias, other = other, bias
     rules = [
         *_linear("head/transform", f"{transform}.dense", width, width),
         *_norm("head/norm", norm, width),
-        TensorRule("head/bias", _HEAD_BIAS[kind], (config.vocabulary,), aliases=(decoder_bias,)),
+        TensorRule("head/bias", bias, (config.vocabulary,), aliases=(other,)),
     ]
     if not config.tied_head:
         rules.append(TensorRule("head/words", _DECODER[kind], (config.vocabulary, width)))
@@ -169,11 +173,13 @@ def load_encoder(
 
 
 def _has_own_head(source: TensorSource, config: EncoderConfig, kind: str) -> bool:
-    """Whether the file's decoder differs from its word table (transformers 5 unties it then)."""
-    decoder, words = _DECODER[kind], f"{kind}.embeddings.word_embeddings.weight"
-    if decoder not in source.shapes or words not in source.shapes:
-        return False
-    return not np.array_equal(source.read(decoder), source.read(words))
+    """Whether the decoder differs from what it copies (transformers 5 unties it then)."""
+    copies = (
+        (_DECODER[kind], f"{kind}.embeddings.word_embeddings.weight"),
+        (_DECODER_BIAS[kind], _HEAD_BIAS[kind]),
+    )
+    held = [pair for pair in copies if pair[0] in source.shapes and pair[1] in source.shapes]
+    return any(not np.array_equal(source.read(copy), source.read(own)) for copy, own in held)
 
 
 def write_encoder(params: Parameters, config: EncoderConfig) -> dict[str, np.ndarray]:
