@@ -39,3 +39,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ";"
     return InputError(f"unknown {kind} '{name}'{hint} (known: {', '.join(known)})")
+
+
+class DivergedError(RuntimeError):
+    """Says that a loss became infinite or not a number, between which steps, and what to try."""
+
+
+class StoppedError(RuntimeError):
+    """Says that a signal ended a run early; its state is saved and the same command goes on.
+
+    Args:
+        message: one line for the user.
+        exit_code: 75 after SIGTERM (try again later), 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jpt.backbones.encoder import Encoder
 from jpt.backbones.encoder_config import EncoderConfig
-from jpt.types import Parameters
+from jpt.types import Batch, Parameters
 
 
 def tiny_bert_config() -> dict[str, Any]:
@@ -58,3 +59,18 @@ def tiny_encoder(seed: int = 0, mask_id: int = 2, **changes: Any) -> tuple[Encod
     encoder = Encoder(config, mask_id)
     tokens, lengths = jnp.ones((1, 3), jnp.int32), jnp.array([3])
     return encoder, encoder.init(jax.random.key(seed), tokens, lengths)["params"]
+
+
+def tiny_batch() -> Batch:
+    """Gives two rows of the toy vocabulary, one of them padded.
+
+    Returns:
+        The batch.
+
+    Example:
+        >>> tiny_batch().tokens.shape
+        (2, 7)
+    """
+    tokens = np.array([[1, 5, 9, 11, 13, 17, 3], [1, 7, 19, 3, 0, 0, 0]], np.int32)
+    lengths, labels = np.array([7, 4], np.int32), np.array([0, 1], np.int32)
+    return Batch(tokens, lengths, labels, np.ones(2, np.float32))

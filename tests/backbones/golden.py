@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from jpt.backbones.encoder import Encoder
+from jpt.backbones.encoder import Encoder, EncoderOutput
 from jpt.backbones.encoder_config import EncoderConfig
 from jpt.backbones.encoder_weights import load_encoder
 from jpt.files.tensor_files import open_tensors
@@ -46,6 +46,26 @@ class Golden:
     def input(self, name: str) -> jax.Array:
         """One stored input as a JAX array."""
         return jnp.asarray(self.stored[name])
+
+
+@partial(
+    jax.jit,
+    static_argnums=0,
+    static_argnames=("capture_neurons", "every_position", "first_position"),
+    compiler_options=FAST_COMPILE,
+)
+def read(
+    encoder: Encoder,
+    params: Parameters,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    prompt: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+    **options: object,
+) -> EncoderOutput:
+    """Runs an encoder, compiled."""
+    keys = None if dropout_key is None else {"dropout": dropout_key}
+    return encoder.apply({"params": params}, tokens, lengths, prompt, rngs=keys, **options)
 
 
 @cache

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jpt.files.tokenizer import TextTokenizer, load_tokenizer
 from jpt.errors import InputError
+from jpt.files.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.verbalizers import label_ids
 

@@ -1,0 +1,137 @@
+"""Options as frozen dataclasses: every default stands here once, every value is checked here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jpt.errors import InputError
+
+DTYPES = ("float32", "bfloat16")
+DROPOUT = ("off", "paper")
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How a prompt is tuned. What is ``None`` is the backbone's own choice (see ``resolve``).
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: B, rows a step. Paper: 16.
+        learning_rate: constant rate of AdamW. Paper: 1e-3, on roberta-large 1e-4.
+        length: P, prompt rows. Paper: 100, of which the encoders read 99.
+        max_tokens: longest text in tokens, special tokens included. Paper: 128 without them.
+        seed: of the initial prompt, the order of the rows and dropout.
+        init: ``random``, ``vocab``, ``labels``, ``text:WORDS`` or ``prompt:FILE``.
+        eval_every: steps between two scorings of the validation split.
+        checkpoint_every: steps between two saves of the whole state.
+        eval_batch_size: rows scored at once; changes speed, never a number.
+        dtype: ``float32`` or ``bfloat16`` for weights and matrix products.
+        dropout: ``off``, or ``paper`` for the model's own rates inside its layers.
+        mesh: devices by axis, for instance ``data:4,model:2``.
+
+    Example:
+        >>> TuneOptions(steps=10).resolve({"length": 20}).length
+        20
+    """
+
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    length: int | None = None
+    max_tokens: int | None = None
+    seed: int = 0
+    init: str = "random"
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    eval_batch_size: int = 64
+    dtype: str = "float32"
+    dropout: str = "off"
+    mesh: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every value that is set."""
+        for name in (
+            "steps",
+            "batch_size",
+            "length",
+            "max_tokens",
+            "eval_every",
+            "checkpoint_every",
+            "eval_batch_size",
+        ):
+            _check_count(name, getattr(self, name))
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; give a whole number from 0 to {2**32 - 1}")
+        rate = self.learning_rate
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            raise InputError(f"learning_rate is {rate}; give a positive number, for instance 1e-3")
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dropout", self.dropout, DROPOUT)
+
+    def resolve(self, defaults: Mapping[str, Any]) -> TuneOptions:
+        """Fills what is not set with the backbone's own choices, then with the paper's.
+
+        Args:
+            defaults: the backbone's choices by option name.
+
+        Returns:
+            Options without ``None`` but for the mesh.
+        """
+        choices = {**PAPER_CHOICES, **defaults}
+        filled = {
+            name: choices[name]
+            for name in PAPER_CHOICES
+            if getattr(self, name) is None and name in choices
+        }
+        options = dataclasses.replace(self, **filled)
+        every = max(1, min(options.steps, math.ceil(options.steps / 10)))
+        return dataclasses.replace(
+            options,
+            eval_every=options.eval_every or every,
+            checkpoint_every=options.checkpoint_every or options.eval_every or every,
+        )
+
+
+# Paper 1.0 configs: batch 16, rate 1e-3 on base-size encoders, 100 rows, texts of 128 pieces. It
+# trained for up to 1,280 epochs and picked one by hand; a number of steps has to be chosen here.
+PAPER_CHOICES: dict[str, Any] = {
+    "steps": 2000,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "length": 100,
+    "max_tokens": 128,
+}
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises when an option has none of its possible values.
+
+    Args:
+        name: of the option.
+        value: what came.
+        choices: what may come.
+
+    Raises:
+        InputError: naming the choices.
+
+    Example:
+        >>> check_choice("dtype", "float32", DTYPES)
+    """
+    if value == "float16" and name == "dtype":
+        raise InputError(
+            "dtype is float16, in which prompt gradients underflow; use bfloat16 or float32 "
+            "(float16 files are read and cast)"
+        )
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} is {value}; give a whole number of 1 or more")

@@ -1,0 +1,145 @@
+"""The doctor: says what is wrong before an hour is lost."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jpt.backbones.registry import backbone_names
+from jpt.config import TuneOptions
+from jpt.data.movie_reviews import reviews
+from jpt.errors import InputError
+from jpt.tuning.prepare import as_backbone, as_task, check_lengths, prepare_task
+from jpt.tuning.tune import tune
+from jpt.version import __version__
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
+TRIAL_STEPS = 20
+
+
+def run_check(
+    backbone: str | Path | None = None,
+    task: str | Path | None = None,
+    *,
+    length: int | None = None,
+    max_tokens: int | None = None,
+    dtype: str = "float32",
+    data: str | Path | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Checks the installation, and with a backbone and a task that a prompt can be tuned.
+
+    Args:
+        backbone: built-in name, folder or hub id.
+        task: name or folder.
+        length: prompt rows.
+        max_tokens: longest text in tokens.
+        dtype: of weights and matrix products.
+        data: folder of the task's rows.
+
+    Returns:
+        A record whose field ``ok`` says whether all is well, and the text.
+
+    Raises:
+        InputError: for a task without a backbone to try it on.
+
+    Example:
+        >>> record, text = run_check()
+        >>> record["ok"]
+        True
+    """
+    if task is not None and backbone is None:
+        raise InputError("check got a task and no backbone; add --backbone to try it there")
+    record: dict[str, Any] = {"ok": True, "jpt": __version__}
+    lines = [*_installation(record)]
+    if backbone is not None:
+        options = TuneOptions(length=length, max_tokens=max_tokens, dtype=dtype)
+        lines += _model(record, backbone, task, options, data)
+    lines.append("all is well" if record["ok"] else "NOT well: see the lines marked with !")
+    return record, "\n".join(lines)
+
+
+def _installation(record: dict[str, Any]) -> list[str]:
+    """Looks at versions, devices, a writable disk, the built-in backbones and texts."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    devices = [device.device_kind for device in jax.devices()]
+    record |= {"versions": versions, "devices": devices, "cores": os.cpu_count()}
+    lines = [
+        f"  jpt {__version__}, " + ", ".join(f"{name} {v}" for name, v in versions.items()),
+        f"  devices: {len(devices)} x {devices[0]} ({jax.default_backend()}), "
+        f"{os.cpu_count()} CPU cores",
+    ]
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"jpt")
+    except OSError as error:
+        record["ok"] = False
+        lines.append(f"! the temporary folder {tempfile.gettempdir()} is not writable: {error}")
+    try:
+        count = len(reviews("rotten_tomatoes", "train"))
+        lines.append(f"  texts of the built-in tasks: there ({count} training reviews)")
+    except InputError as error:
+        record["ok"] = False
+        lines.append(f"! texts of the built-in tasks: {error}")
+    names = ", ".join(backbone_names())
+    lines.append(f"  built-in backbones: {names or 'none'}")
+    return lines
+
+
+def _model(
+    record: dict[str, Any],
+    backbone: str | Path,
+    task: str | Path | None,
+    options: TuneOptions,
+    data: str | Path | None,
+) -> list[str]:
+    """Loads a backbone, draws its input, and tries twenty steps on a task."""
+    model = as_backbone(backbone, options.dtype)
+    options = options.resolve(model.defaults)
+    check_lengths(model, options.length, options.max_tokens)
+    rows = f"p1 .. p{options.length}"
+    record["backbone"] = {"name": model.name, "weights": model.frozen_count}
+    record["prompt_weights"] = options.length * model.config.width
+    lines = [
+        f"  {model.name}: {model.model_type}, {model.frozen_count:,} weights in {options.dtype}, "
+        f"{model.config.positions} positions",
+        f"  input: [MASK] {rows} [CLS] text [SEP], answer read at [MASK]",
+        f"  positions: none on [MASK] {rows}; text 0 .. {options.max_tokens - 1}",
+        f"  longest sequence: 1 + {options.length} + {options.max_tokens} = "
+        f"{1 + options.length + options.max_tokens} tokens",
+    ]
+    if task is None:
+        return lines
+    definition = as_task(task, data)
+    prepared = prepare_task(definition, model, options.max_tokens, options.eval_batch_size)
+    record["label_ids"] = list(prepared.words.ids)
+    lines.append(f"  {definition.name}: {prepared.describe_words()}")
+    return lines + _trial(record, model, definition, options)
+
+
+def _trial(record: dict[str, Any], model: Any, task: Any, options: TuneOptions) -> list[str]:
+    """Tunes for twenty steps in memory and says whether the loss falls."""
+    started_s = time.monotonic()
+    result = tune(
+        model,
+        task,
+        steps=TRIAL_STEPS,
+        eval_every=TRIAL_STEPS,
+        length=options.length,
+        max_tokens=options.max_tokens,
+    )
+    losses = [line["loss"] for line in result.history if line["split"] == "train"]
+    record["trial"] = {"losses": losses, "elapsed_s": round(time.monotonic() - started_s, 1)}
+    lines = [
+        f"  {TRIAL_STEPS} steps in {record['trial']['elapsed_s']} s with compilation: "
+        f"loss {losses[0]:.3f} at step 10, {losses[-1]:.3f} at step {TRIAL_STEPS}"
+    ]
+    if losses[-1] > losses[0] * 1.5:
+        record["ok"] = False
+        lines.append("! the loss grows: try a lower --learning-rate")
+    return lines

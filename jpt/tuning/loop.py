@@ -1,0 +1,286 @@
+"""The training loop: steps, scorings, checkpoints, and going on after any kind of end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jpt.errors import DivergedError, StoppedError
+from jpt.tuning.checkpoints import Checkpoints
+from jpt.tuning.losses import Answer
+from jpt.tuning.progress import Progress
+from jpt.tuning.run_folder import RunFolder
+from jpt.tuning.scoring import Score
+from jpt.tuning.step import StepMetrics, TrainStep, TuneState
+from jpt.types import Batch, Parameters
+
+LOG_EVERY = 10
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+
+
+class LoopState(NamedTuple):
+    """What a checkpoint holds: the state of the step, and the best prompt so far.
+
+    Attributes:
+        tune: step number, prompt and optimizer state.
+        best_prompt: the prompt with the highest score on validation.
+        best_score: that score; minus infinity before the first scoring.
+        best_step: when it was reached.
+    """
+
+    tune: TuneState
+    best_prompt: Float[Array, "P D"]
+    best_score: Float[Array, ""]
+    best_step: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what is done, counted in steps.
+
+    Attributes:
+        steps: of the whole run.
+        eval_every: between two scorings of validation; the last step is always scored.
+        checkpoint_every: between two checkpoints; the last step is always saved.
+        batch_size: rows a step, for the speed that is shown.
+    """
+
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+    batch_size: int
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether something that is done every so many steps is due after this one."""
+        return step % every == 0 or step == self.steps
+
+
+@dataclass
+class Run:
+    """The parts of a run that the loop puts together.
+
+    Attributes:
+        params: the frozen weights.
+        answer: which words are scored.
+        step: the compiled step.
+        batch_at: gives the batch of a step, a pure function of its number.
+        score: scores a prompt on validation.
+        schedule: when what is done.
+        folder: where the run is written; None keeps it in memory.
+        checkpoints: of the folder.
+        history: logged lines of a run in memory.
+    """
+
+    params: Parameters
+    answer: Answer
+    step: TrainStep
+    batch_at: Callable[[int], Batch]
+    score: Callable[[Float[Array, "P D"]], Score]
+    schedule: Schedule
+    folder: RunFolder | None = None
+    checkpoints: Checkpoints | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Keeps one line of the log, on disk where there is a folder."""
+        self.history.append(line)
+        if self.folder is not None:
+            self.folder.log(line)
+
+
+class _Clock:
+    """Measures the time spent on steps; scoring validation does not count."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self._started_s = time.monotonic()
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        before_s = time.monotonic()
+        yield
+        self._started_s += time.monotonic() - before_s
+
+
+def start_state(tune: TuneState) -> LoopState:
+    """Builds the state before the first step.
+
+    Args:
+        tune: prompt and optimizer state.
+
+    Returns:
+        The loop's state, with no best prompt yet.
+    """
+    # A copy: the step donates its prompt, and the best one has to outlive it.
+    return LoopState(tune, jnp.copy(tune.prompt), jnp.float32(-jnp.inf), jnp.int32(0))
+
+
+def resume(run: Run, state: LoopState) -> LoopState:
+    """Goes back to the newest checkpoint and forgets what was logged after it.
+
+    Args:
+        run: with its folder and checkpoints.
+        state: the state of a fresh start, for shapes and shardings.
+
+    Returns:
+        The state to go on from.
+    """
+    if run.folder is None or run.checkpoints is None:
+        return state
+    if run.checkpoints.latest_step is not None:
+        state = run.checkpoints.load(state)
+    run.folder.rewind(int(state.tune.step))
+    run.history = run.folder.history()
+    return state
+
+
+def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
+    """Runs the steps that are left.
+
+    The device never waits for the log: the numbers of a step are read while the next one runs.
+
+    Args:
+        run: the parts.
+        state: fresh or resumed.
+        progress: shows how far it is.
+
+    Returns:
+        The last state.
+
+    Raises:
+        DivergedError: for a loss that is no finite number; the last checkpoint is kept.
+        StoppedError: after SIGTERM or Ctrl-C, when the state is saved.
+    """
+    schedule, first = run.schedule, int(state.tune.step)
+    clock, pending = _Clock(first), None
+    with _stop_requests() as stop:
+        for step in range(first + 1, schedule.steps + 1):
+            batch = run.batch_at(step - 1)
+            tune, metrics = run.step(run.params, state.tune, batch, run.answer)
+            state = state._replace(tune=tune)
+            _report(run, progress, pending, clock)
+            pending = (step, metrics)
+            if schedule.is_due(step, schedule.eval_every):
+                _report(run, progress, pending, clock)
+                pending = None
+                with clock.paused():
+                    state = _score(run, state, step, progress)
+            if schedule.is_due(step, schedule.checkpoint_every) or stop:
+                _report(run, progress, pending, clock)
+                pending = None
+                _save(run, step, state)
+            if stop and step < schedule.steps:
+                _stop(run, stop[0], step)
+    if run.checkpoints is not None:
+        run.checkpoints.wait()
+    return state
+
+
+def _score(run: Run, state: LoopState, step: int, progress: Progress) -> LoopState:
+    score = run.score(state.tune.prompt)
+    run.log({"step": step, "split": "validation", **score.summary()})
+    progress.scored(score)
+    if score.value <= float(state.best_score):
+        return state
+    return state._replace(
+        best_prompt=jnp.copy(state.tune.prompt),
+        best_score=jnp.float32(score.value),
+        best_step=jnp.int32(step),
+    )
+
+
+def _report(
+    run: Run,
+    progress: Progress,
+    pending: tuple[int, StepMetrics] | None,
+    clock: _Clock,
+) -> None:
+    """Reads the numbers of a step: shows them, logs every tenth, stops at a loss that is none."""
+    if pending is None:
+        return
+    step, metrics = pending
+    loss, accuracy, gradient_norm = (float(number) for number in jax.device_get(metrics))
+    if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+        saved = run.checkpoints.latest_step if run.checkpoints is not None else None
+        raise DivergedError(
+            f"the loss of step {step} is {loss} (gradient norm {gradient_norm}); the state of "
+            f"step {saved or 0} is kept; try a lower learning rate"
+        )
+    elapsed_s = clock.elapsed_s()
+    rows_per_s = (step - clock.first) * run.schedule.batch_size / elapsed_s
+    progress.stepped(loss, rows_per_s)
+    if step % LOG_EVERY == 0 or step == run.schedule.steps:
+        run.log(
+            {
+                "step": step,
+                "split": "train",
+                "loss": loss,
+                "accuracy": accuracy,
+                "gradient_norm": gradient_norm,
+                "rows_per_s": round(rows_per_s, 1),
+                "elapsed_s": round(elapsed_s, 3),
+            }
+        )
+
+
+def _save(run: Run, step: int, state: LoopState) -> None:
+    if run.checkpoints is not None:
+        # A copy, because the next step donates these arrays while they are being written.
+        run.checkpoints.save(step, jax.tree.map(jnp.copy, state))
+
+
+def _stop(run: Run, signal_number: int, step: int) -> None:
+    name = signal.Signals(signal_number).name
+    if run.checkpoints is None:
+        raise StoppedError(f"{name}: stopped after step {step}", EXIT_CODES[signal_number])
+    run.checkpoints.wait()
+    message = f"{name}: saved after step {step}; the same command goes on from there"
+    raise StoppedError(message, EXIT_CODES[signal_number])
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl-C, so that a step ends and its state is saved first."""
+    requests: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if requests:  # asked twice: do not wait for the step
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    before = {number: signal.signal(number, note) for number in EXIT_CODES}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def best_prompt(state: LoopState) -> tuple[Float[np.ndarray, "P D"], float, int]:
+    """Gives the best prompt of a run with its score and step.
+
+    Args:
+        state: the last state.
+
+    Returns:
+        Values, score on validation, step.
+    """
+    return np.asarray(state.best_prompt), float(state.best_score), int(state.best_step)

@@ -1,0 +1,170 @@
+"""A task as one backbone reads it: label words found, rows tokenised, lengths checked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jpt.backbones.registry import Backbone, load_backbone
+from jpt.data.encode import EncodedSplit, encode_split
+from jpt.data.sources import read_rows
+from jpt.errors import InputError
+from jpt.tasks.registry import load_task
+from jpt.tasks.task import Task
+from jpt.tasks.verbalizers import LabelWords, label_ids
+from jpt.tuning.losses import Answer
+from jpt.tuning.scoring import Batching
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """One task on one backbone.
+
+    Attributes:
+        task: what is asked.
+        words: label words with their ids in this vocabulary.
+        answer: which words are scored, on the device.
+        batching: how rows are put together.
+        tokenizer: of the backbone.
+    """
+
+    task: Task
+    words: LabelWords
+    answer: Answer
+    batching: Batching
+    tokenizer: Any
+
+    def split(self, name: str) -> EncodedSplit:
+        """Reads and tokenises a split.
+
+        Args:
+            name: ``"train"``, ``"validation"`` or ``"test"``.
+
+        Returns:
+            The encoded rows.
+
+        Raises:
+            InputError: for missing or broken data.
+        """
+        rows = read_rows(self.task, name)
+        return encode_split(rows, self.task, self.tokenizer, self.batching.max_tokens)
+
+    def describe_words(self) -> str:
+        """Lists label words with their ids, for the first line of a log."""
+        pairs = zip(self.task.labels, self.words.words, self.words.ids, strict=True)
+        return ", ".join(f"{label} = '{word}' ({token})" for label, word, token in pairs)
+
+
+def prepare_task(
+    task: Task,
+    backbone: Backbone,
+    max_tokens: int,
+    batch_size: int,
+    first_position: int = 0,
+) -> PreparedTask:
+    """Finds a task's label words in a backbone's vocabulary.
+
+    Args:
+        task: what is asked.
+        backbone: who reads it.
+        max_tokens: longest text in tokens.
+        batch_size: rows scored at once.
+        first_position: position of the text's first token.
+
+    Returns:
+        The prepared task.
+
+    Raises:
+        InputError: for a label word that is no single piece.
+    """
+    words = label_ids(task, backbone.tokenizer, backbone.model_type)
+    answer = Answer(jnp.asarray(words.ids, jnp.int32), first_position)
+    batching = Batching(batch_size, max_tokens, backbone.tokenizer.ids.pad)
+    return PreparedTask(task, words, answer, batching, backbone.tokenizer)
+
+
+def check_lengths(
+    backbone: Backbone, prompt_rows: int, max_tokens: int, first_position: int = 0
+) -> None:
+    """Refuses texts and prompts that the model's positions cannot serve.
+
+    Args:
+        backbone: whose positions count.
+        prompt_rows: P.
+        max_tokens: longest text in tokens.
+        first_position: position of the text's first token.
+
+    Raises:
+        InputError: with the arithmetic.
+    """
+    positions = backbone.config.positions
+    if max_tokens + first_position > positions:
+        start = f" + first position {first_position}" if first_position else ""
+        raise InputError(
+            f"text of {max_tokens} tokens{start} = {max_tokens + first_position}, but "
+            f"{backbone.name} has {positions} positions; set max_tokens to "
+            f"{positions - first_position} or less"
+        )
+    if prompt_rows > positions:
+        raise InputError(
+            f"a prompt of {prompt_rows} rows is longer than the {positions} positions of "
+            f"{backbone.name}; set length to {positions} or less"
+        )
+
+
+def as_task(task: Task | str | Path, data: str | Path | None) -> Task:
+    """Loads a task unless it is one.
+
+    Args:
+        task: a task, its name, or its folder.
+        data: folder of its rows, where they do not come from elsewhere.
+
+    Returns:
+        The task.
+    """
+    return task if isinstance(task, Task) else load_task(task, data)
+
+
+def as_backbone(
+    backbone: Backbone | str | Path, dtype: str = "float32", dropout: bool = False
+) -> Backbone:
+    """Loads a backbone unless it is one.
+
+    Args:
+        backbone: a backbone, its name, or its folder.
+        dtype: of weights and matrix products when it is loaded.
+        dropout: whether its dropout is on while tuning.
+
+    Returns:
+        The backbone.
+    """
+    if isinstance(backbone, Backbone):
+        return backbone
+    return load_backbone(backbone, dtype=dtype, dropout=dropout)
+
+
+def data_record(splits: dict[str, EncodedSplit]) -> dict[str, Any]:
+    """Records what was read, so that a resumed run can tell whether it changed.
+
+    Args:
+        splits: encoded rows by split.
+
+    Returns:
+        Row counts, cut rows and a checksum of each split.
+    """
+    return {
+        name: {"rows": split.n_rows, "cut_rows": split.cut_rows, "sha256": _checksum(split)}
+        for name, split in splits.items()
+    }
+
+
+def _checksum(split: EncodedSplit) -> str:
+    digest = hashlib.sha256()
+    for array in (split.tokens, split.offsets, split.labels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

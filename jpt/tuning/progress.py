@@ -1,0 +1,81 @@
+"""What a person sees of a run: one line of facts, one bar; both on stderr."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from tqdm import tqdm
+
+from jpt.tuning.scoring import Score
+
+
+class Progress:
+    """A progress bar with loss, score on validation, speed and time left.
+
+    Args:
+        steps: of the whole run.
+        first: step that the run goes on from.
+        shown: whether anything is printed.
+
+    Example:
+        >>> with Progress(10, 0, shown=False) as progress:
+        ...     progress.stepped(0.7, 100.0)
+    """
+
+    def __init__(self, steps: int, first: int = 0, shown: bool = True) -> None:
+        self._fields: dict[str, str] = {}
+        self._last_warning: str | None = None
+        self._bar = tqdm(
+            total=steps,
+            initial=first,
+            disable=not shown,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+
+    def __enter__(self) -> Progress:
+        """Gives itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the bar."""
+        self._bar.close()
+
+    def stepped(self, loss: float, rows_per_s: float) -> None:
+        """Shows that a step is done.
+
+        Args:
+            loss: of the step.
+            rows_per_s: training rows a second so far.
+        """
+        self._fields |= {"loss": f"{loss:.3f}", "rows/s": f"{rows_per_s:.0f}"}
+        self._bar.set_postfix(self._fields, refresh=False)
+        self._bar.update()
+
+    def scored(self, score: Score) -> None:
+        """Shows a score on validation, and says so when only one class was answered.
+
+        Args:
+            score: on validation.
+        """
+        self._fields[score.metric] = f"{score.value:.3f}"
+        if score.warning and score.warning != self._last_warning:
+            self.say(f"warning: {score.warning}")
+        self._last_warning = score.warning
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar.
+
+        Args:
+            line: to print.
+        """
+        if not self._bar.disable:
+            self._bar.write(line, file=sys.stderr)

@@ -1,0 +1,167 @@
+"""Scoring a prompt over every row of a split, whatever the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+from scipy.special import log_softmax
+
+from jpt.data.batches import evaluation_batches
+from jpt.data.encode import EncodedSplit
+from jpt.mesh import batch_sharding
+from jpt.tasks.metrics import compute_metric
+from jpt.tuning.losses import Answer, label_logits
+from jpt.types import Batch, Parameters
+
+
+class Batching(NamedTuple):
+    """How rows are put into batches; changes speed, never a number.
+
+    Attributes:
+        batch_size: rows of a batch.
+        max_tokens: the length the rows were encoded with, which is the longest bucket.
+        pad: id of the padding piece.
+    """
+
+    batch_size: int
+    max_tokens: int
+    pad: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a prompt does on one split.
+
+    Attributes:
+        metric: name of the measure.
+        value: the measure, between 0 and 1 (Matthews: -1 and 1).
+        loss: mean cross-entropy over the label words.
+        rows: how many rows were scored.
+        majority: share of the most frequent class, what a constant answer would reach.
+        counts: how often each label was answered.
+        predictions: the answered class of each row, in the split's order.
+    """
+
+    metric: str
+    value: float
+    loss: float
+    rows: int
+    majority: float
+    counts: dict[str, int]
+    predictions: Int[np.ndarray, "N"]
+
+    def summary(self) -> dict[str, Any]:
+        """Gives the score without the predictions, ready for JSON."""
+        return {
+            self.metric: self.value,
+            "loss": self.loss,
+            "rows": self.rows,
+            "majority": self.majority,
+            "counts": self.counts,
+        }
+
+    @property
+    def warning(self) -> str | None:
+        """Says so when only one class was answered, the commonest way of not learning."""
+        answered = [label for label, count in self.counts.items() if count]
+        if len(answered) > 1 or len(self.counts) < 2:
+            return None
+        return f"all {self.rows} rows were answered '{answered[0]}': nothing is learnt yet"
+
+
+@partial(jax.jit, static_argnums=0)
+def _score_step(
+    module: nn.Module,
+    params: Parameters,
+    prompt: Float[Array, "P D"] | None,
+    batch: Batch,
+    answer: Answer,
+) -> Float[Array, "B C"]:
+    return label_logits(module, params, prompt, batch, answer)
+
+
+def split_logits(
+    module: nn.Module,
+    params: Parameters,
+    prompt: Float[Array, "P D"] | None,
+    split: EncodedSplit,
+    answer: Answer,
+    batching: Batching,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, "N C"]:
+    """Scores the label words of every row of a split.
+
+    Args:
+        module: the frozen model, without dropout.
+        params: its weights.
+        prompt: the prompt, or none for the untouched model.
+        split: the encoded rows.
+        answer: which words are scored.
+        batching: how rows are put together.
+        mesh: devices to spread the rows over.
+
+    Returns:
+        Logits in the split's order.
+    """
+    logits = np.zeros((split.n_rows, len(answer.label_ids)), np.float32)
+    pending: tuple[np.ndarray, Array] | None = None
+    for rows, batch in evaluation_batches(split, *batching):
+        if mesh is not None:
+            batch = jax.device_put(batch, batch_sharding(mesh, batching.batch_size))
+        scores = _score_step(module, params, prompt, batch, answer)
+        # One batch behind, so that the device computes while the host copies.
+        _collect(logits, pending)
+        pending = (rows, scores)
+    _collect(logits, pending)
+    return logits
+
+
+def _collect(logits: np.ndarray, pending: tuple[np.ndarray, Array] | None) -> None:
+    if pending is not None:
+        rows, scores = pending
+        logits[rows] = np.asarray(scores)[: len(rows)]
+
+
+def score_logits(
+    logits: Float[np.ndarray, "N C"],
+    labels: Int[np.ndarray, "N"],
+    label_names: Sequence[str],
+    metric: str,
+) -> Score:
+    """Turns logits into a score.
+
+    Args:
+        logits: scores of the label words.
+        labels: the right classes.
+        label_names: the classes' names.
+        metric: name of the measure.
+
+    Returns:
+        The score.
+
+    Example:
+        >>> logits = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+        >>> score = score_logits(logits, np.array([0, 1, 1]), ("no", "yes"), "accuracy")
+        >>> round(score.value, 3), score.counts
+        (0.667, {'no': 2, 'yes': 1})
+    """
+    predictions = logits.argmax(axis=-1)
+    losses = -log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
+    answered = np.bincount(predictions, minlength=len(label_names))
+    return Score(
+        metric=metric,
+        value=float(compute_metric(metric, predictions, labels)),
+        loss=float(losses.mean()),
+        rows=len(labels),
+        majority=float(np.bincount(labels).max() / len(labels)),
+        counts={name: int(count) for name, count in zip(label_names, answered, strict=True)},
+        predictions=predictions,
+    )

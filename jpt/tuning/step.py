@@ -1,0 +1,127 @@
+"""One step of tuning: a pure function of (weights, state, batch), compiled once a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from jpt.tuning.losses import Answer, label_logits, label_loss, step_key
+from jpt.types import Batch, Parameters
+
+
+class TuneState(NamedTuple):
+    """All that a step changes; a few hundred kilobytes.
+
+    Attributes:
+        step: how many steps were done.
+        prompt: the trainable rows, in float32.
+        optimizer: the optimizer's state of the prompt.
+    """
+
+    step: Int[Array, ""]
+    prompt: Float[Array, "P D"]
+    optimizer: Any
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports, left on the device until somebody reads it.
+
+    Attributes:
+        loss: mean cross-entropy over the label words.
+        accuracy: share of right answers.
+        gradient_norm: of the prompt.
+    """
+
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+TrainStep = Callable[[Parameters, TuneState, Batch, Answer], tuple[TuneState, StepMetrics]]
+
+
+def prompt_optimizer(learning_rate: float) -> optax.GradientTransformation:
+    """Builds the paper's optimizer: AdamW, eps 1e-6, no decay, a constant rate, no clipping.
+
+    Args:
+        learning_rate: the constant rate.
+
+    Returns:
+        The optax transformation.
+
+    Example:
+        >>> state = prompt_optimizer(1e-3).init(jnp.zeros((2, 3)))
+    """
+    return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0)
+
+
+def init_state(prompt: Float[Array, "P D"], optimizer: optax.GradientTransformation) -> TuneState:
+    """Builds the state before the first step.
+
+    Args:
+        prompt: the initial rows.
+        optimizer: whose state starts with the prompt.
+
+    Returns:
+        The state.
+
+    Example:
+        >>> int(init_state(jnp.zeros((2, 3)), prompt_optimizer(1e-3)).step)
+        0
+    """
+    prompt = jnp.asarray(prompt, jnp.float32)
+    return TuneState(jnp.int32(0), prompt, optimizer.init(prompt))
+
+
+def build_train_step(
+    module: nn.Module, optimizer: optax.GradientTransformation, seed: int = 0
+) -> TrainStep:
+    """Builds the compiled step: weights are an argument, the state is donated.
+
+    Args:
+        module: the frozen model.
+        optimizer: of the prompt.
+        seed: of dropout, where the module has any.
+
+    Returns:
+        ``step(params, state, batch, answer) -> state, metrics``.
+
+    Example:
+        >>> from jpt.testing import tiny_batch, tiny_encoder
+        >>> module, params = tiny_encoder()
+        >>> optimizer = prompt_optimizer(1e-2)
+        >>> state = init_state(jnp.zeros((4, 32)), optimizer)
+        >>> step = build_train_step(module, optimizer)
+        >>> state, metrics = step(params, state, tiny_batch(), Answer(jnp.array([3, 4])))
+        >>> int(state.step)
+        1
+    """
+    has_dropout = bool(getattr(module, "dropout_rate", 0.0))
+
+    def loss_of(
+        prompt: Array, params: Parameters, batch: Batch, answer: Answer, key: Array | None
+    ) -> tuple[Array, Array]:
+        logits = label_logits(module, params, prompt, batch, answer, key)
+        return label_loss(logits, batch.labels, batch.weights)
+
+    def step(
+        params: Parameters, state: TuneState, batch: Batch, answer: Answer
+    ) -> tuple[TuneState, StepMetrics]:
+        key = step_key(seed, state.step) if has_dropout else None
+        (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            state.prompt, params, batch, answer, key
+        )
+        # optax raises a float to an int power, which strict promotion (on in tests) refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt)
+        prompt = optax.apply_updates(state.prompt, updates)
+        metrics = StepMetrics(loss, accuracy, optax.tree.norm(gradient))
+        return TuneState(state.step + 1, prompt, optimizer_state), metrics
+
+    return jax.jit(step, donate_argnums=1)

@@ -1,0 +1,292 @@
+"""Tuning a prompt from start to end: the main path of jpt."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jpt.backbones.registry import Backbone
+from jpt.config import TuneOptions
+from jpt.data.batches import make_batch, training_rows
+from jpt.data.encode import EncodedSplit
+from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
+from jpt.prompts.store import load_prompt, save_prompt
+from jpt.tasks.task import Task
+from jpt.tuning.checkpoints import Checkpoints
+from jpt.tuning.evaluate import describe_score
+from jpt.tuning.initial import initial_prompt
+from jpt.tuning.loop import Run, Schedule, best_prompt, resume, run_loop, start_state
+from jpt.tuning.prepare import (
+    PreparedTask,
+    as_backbone,
+    as_task,
+    check_lengths,
+    data_record,
+    prepare_task,
+)
+from jpt.tuning.progress import Progress
+from jpt.tuning.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
+from jpt.tuning.scoring import Score, score_logits, split_logits
+from jpt.tuning.step import TuneState, build_train_step, init_state, prompt_optimizer
+from jpt.types import Batch, Prompt, PromptCard
+from jpt.version import __version__
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a finished run gives.
+
+    Attributes:
+        prompt: the best prompt on validation.
+        last: the prompt after the last step.
+        record: scores and settings, as in ``result.json``.
+        history: the logged lines.
+        folder: where the run lies, where it was written.
+    """
+
+    prompt: Prompt
+    last: Prompt
+    record: dict[str, Any]
+    history: list[dict[str, Any]]
+    folder: Path | None
+
+    def describe(self) -> str:
+        """Says in two lines what came out."""
+        record, metric = self.record, self.record["metric"]
+        validation, test = record["validation"], record["test"]
+        lines = [
+            f"{record['task']} on {record['backbone']}: "
+            f"test {metric} {test[metric]:.3f} (majority class {test['majority']:.3f}), "
+            f"validation {validation[metric]:.3f} at step {record['best_step']} "
+            f"of {record['steps']}, {record['elapsed_s']:.0f} s"
+        ]
+        if self.folder is not None:
+            lines.append(f"prompt: {self.folder / BEST}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """Everything a run is made of, before its first step."""
+
+    backbone: Backbone
+    prepared: PreparedTask
+    options: TuneOptions
+    splits: dict[str, EncodedSplit]
+    mesh: Mesh
+    notes: list[str]
+
+    def config(self) -> dict[str, Any]:
+        """Defines the run: another config is another run."""
+        task = self.prepared.task
+        return {
+            "jpt_version": __version__,
+            "backbone": self.backbone.name,
+            "fingerprint": self.backbone.fingerprint,
+            "task": task.name,
+            "template": list(task.templates[self.backbone.layout]),
+            "label_words": dict(zip(task.labels, self.prepared.words.words, strict=True)),
+            "label_ids": list(self.prepared.words.ids),
+            "data": data_record(self.splits),
+            **dataclasses.asdict(self.options),
+        }
+
+    def batch_at(self, step: int) -> Batch:
+        """Gives the batch of a step: a function of seed and step only."""
+        options, batching = self.options, self.prepared.batching
+        split = self.splits["train"]
+        rows = training_rows(options.seed, step, options.batch_size, split.n_rows)
+        batch = make_batch(split, rows, options.batch_size, batching.max_tokens, batching.pad)
+        return jax.device_put(batch, batch_sharding(self.mesh, options.batch_size))
+
+    def score(self, prompt: Float[Array, "P D"], split: str) -> Score:
+        """Scores a prompt over a whole split, without dropout."""
+        module = self.backbone.module.clone(dropout_rate=0.0)
+        rows, answer = self.splits[split], self.prepared.answer
+        batching = self.prepared.batching
+        logits = split_logits(
+            module, self.backbone.params, prompt, rows, answer, batching, self.mesh
+        )
+        task = self.prepared.task
+        return score_logits(logits, rows.labels, task.labels, task.metric)
+
+    def prompt(self, values: Float[np.ndarray, "P D"], step: int, score: float | None) -> Prompt:
+        """Adds the card to trained values."""
+        card = PromptCard(
+            backbone=self.backbone.name,
+            task=self.prepared.task.name,
+            layout=self.backbone.layout,
+            init=self.options.init,
+            seed=self.options.seed,
+            steps=step,
+            score=score,
+            metric=self.prepared.task.metric,
+            jpt_version=__version__,
+        )
+        return Prompt(np.asarray(values, np.float32), card)
+
+
+def tune(
+    backbone: Backbone | str | Path,
+    task: Task | str | Path,
+    out: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> TuneResult:
+    """Tunes a soft prompt for a task on a frozen backbone.
+
+    Args:
+        backbone: a loaded backbone, a built-in name, a folder of weights or a hub id.
+        task: a task, its name, or its folder.
+        out: run folder. A finished run there returns at once, a broken one goes on and ends bit
+            for bit as if it had never stopped. None keeps the run in memory.
+        data: folder of the task's rows.
+        progress: whether to show facts and a bar on stderr.
+        **options: fields of :class:`jpt.config.TuneOptions`.
+
+    Returns:
+        Best and last prompt, scores on validation and test, and the log.
+
+    Raises:
+        InputError: for anything that cannot work, before anything is compiled.
+        DivergedError: for a loss that is no finite number.
+        StoppedError: after SIGTERM or Ctrl-C; the state is saved.
+
+    Example:
+        >>> result = tune("builtin/bert-small", "builtin/rotten_tomatoes", steps=1)
+        >>> result.prompt.values.shape
+        (20, 128)
+    """
+    started_s = time.monotonic()
+    study = _prepare(backbone, task, data, TuneOptions(**options))
+    folder = None if out is None else RunFolder(Path(out), study.config())
+    if folder is not None and folder.result is not None:
+        return _finished(folder)
+    if progress:
+        _say_facts(study)
+    optimizer = prompt_optimizer(study.options.learning_rate)
+    start = jax.device_put(
+        init_state(initial_prompt(study.backbone, study.prepared, study.options), optimizer),
+        replicated(study.mesh),
+    )
+    if folder is None:
+        return _run(study, optimizer, start, None, None, progress, started_s)
+    with Checkpoints(folder.path / CHECKPOINTS) as checkpoints:
+        return _run(study, optimizer, start, folder, checkpoints, progress, started_s)
+
+
+def _prepare(
+    backbone: Backbone | str | Path,
+    task: Task | str | Path,
+    data: str | Path | None,
+    options: TuneOptions,
+) -> _Study:
+    """Loads and checks everything, cheap things first, before anything is compiled."""
+    mesh = make_mesh(options.mesh)
+    definition = as_task(task, data)
+    model = as_backbone(backbone, options.dtype, options.dropout == "paper")
+    options = options.resolve(model.defaults)
+    check_lengths(model, options.length, options.max_tokens)
+    prepared = prepare_task(definition, model, options.max_tokens, options.eval_batch_size)
+    splits = {name: prepared.split(name) for name in ("train", "validation", "test")}
+    shardings, notes = parameter_shardings(model.params, model.partition, mesh)
+    model = dataclasses.replace(model, params=place(model.params, shardings))
+    return _Study(model, prepared, options, splits, mesh, notes)
+
+
+def _run(
+    study: _Study,
+    optimizer: Any,
+    start: TuneState,
+    folder: RunFolder | None,
+    checkpoints: Checkpoints | None,
+    progress: bool,
+    started_s: float,
+) -> TuneResult:
+    options = study.options
+    run = Run(
+        params=study.backbone.params,
+        answer=study.prepared.answer,
+        step=build_train_step(study.backbone.module, optimizer, options.seed),
+        batch_at=study.batch_at,
+        score=lambda prompt: study.score(prompt, "validation"),
+        schedule=Schedule(
+            options.steps, options.eval_every, options.checkpoint_every, options.batch_size
+        ),
+        folder=folder,
+        checkpoints=checkpoints,
+    )
+    state = resume(run, start_state(start))
+    with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
+        state = run_loop(run, state, bar)
+    values, score, step = best_prompt(state)
+    best = study.prompt(values, step, score)
+    last = study.prompt(np.asarray(state.tune.prompt), options.steps, None)
+    record = _record(study, best, time.monotonic() - started_s)
+    if folder is not None:
+        save_prompt(folder.path / BEST, best)
+        save_prompt(folder.path / LAST, last)
+        folder.finish(record)
+    return TuneResult(best, last, record, run.history, folder.path if folder else None)
+
+
+def _record(study: _Study, best: Prompt, elapsed_s: float) -> dict[str, Any]:
+    """Scores the best prompt on validation and test and puts the result together."""
+    scores = {name: study.score(best.values, name) for name in ("validation", "test")}
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "backbone": study.backbone.name,
+        "task": study.prepared.task.name,
+        "metric": study.prepared.task.metric,
+        "steps": study.options.steps,
+        "best_step": best.card.steps,
+        **{name: score.summary() for name, score in scores.items()},
+        "elapsed_s": round(elapsed_s, 2),
+        "peak_memory_mb": round(peak_kb / (1024 if sys.platform != "darwin" else 1024**2)),
+    }
+
+
+def _finished(folder: RunFolder) -> TuneResult:
+    record = folder.result
+    assert record is not None
+    return TuneResult(
+        load_prompt(folder.path / BEST),
+        load_prompt(folder.path / LAST),
+        record,
+        folder.history(),
+        folder.path,
+    )
+
+
+def _say_facts(study: _Study, say: Callable[[str], None] | None = None) -> None:
+    """Prints what runs where: devices, mesh, counts, label words with ids, rows."""
+    say = say or (lambda line: print(line, file=sys.stderr))
+    backbone, options, mesh = study.backbone, study.options, study.mesh
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    rows = ", ".join(f"{split.n_rows} {name}" for name, split in study.splits.items())
+    cut = sum(split.cut_rows for split in study.splits.values())
+    say(
+        f"{len(mesh.devices.flat)} x {mesh.devices.flat[0].device_kind} ({axes}) · "
+        f"{backbone.name}: {backbone.frozen_count:,} weights frozen · prompt {options.length} x "
+        f"{backbone.config.width} = {options.length * backbone.config.width:,} trainable"
+    )
+    say(f"{study.prepared.task.name}: {study.prepared.describe_words()}")
+    say(f"rows: {rows}; {cut} cut to {options.max_tokens} tokens")
+    for note in study.notes:
+        say(note)
+
+
+__all__ = ["TuneResult", "describe_score", "tune"]

@@ -1,0 +1,121 @@
+"""One step: against a plain loop in numpy-like code, and what it must not touch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jpt.testing import tiny_batch, tiny_encoder
+from jpt.tuning.losses import Answer, label_logits, label_loss
+from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
+from jpt.types import Batch
+
+ANSWER = Answer(jnp.array([3, 4], jnp.int32))
+
+
+def start(rows: int = 6) -> jax.Array:
+    return 0.02 * jax.random.normal(jax.random.key(1), (rows, 32))
+
+
+def test_adam_by_hand_gives_the_same_prompt() -> None:
+    """The update rule of Kingma and Ba, written out, with the paper's constants."""
+    module, params = tiny_encoder()
+    batch, rate = tiny_batch(), 3e-2
+    step = build_train_step(module, prompt_optimizer(rate))
+    state = init_state(start(), prompt_optimizer(rate))
+
+    def loss(prompt: jax.Array) -> jax.Array:
+        logits = module.apply({"params": params}, batch.tokens, batch.lengths, prompt).logits
+        picked = logits[:, np.array([3, 4])]
+        picked = picked - jax.nn.logsumexp(picked, axis=1, keepdims=True)
+        return -jnp.mean(picked[jnp.arange(2), batch.labels])
+
+    gradient_of = jax.jit(jax.grad(loss))
+    prompt = np.asarray(start(), np.float64)
+    first, second = np.zeros_like(prompt), np.zeros_like(prompt)
+    for number in range(1, 6):
+        gradient = np.asarray(gradient_of(jnp.asarray(prompt, jnp.float32)), np.float64)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        corrected = np.sqrt(second / (1 - 0.999**number)) + 1e-6
+        prompt -= rate * (first / (1 - 0.9**number)) / corrected
+        state, _ = step(params, state, batch, ANSWER)
+    np.testing.assert_allclose(state.prompt, prompt, atol=2e-5 * np.abs(prompt).max())
+
+
+def test_rows_of_weight_zero_change_nothing() -> None:
+    module, params = tiny_encoder()
+    step = build_train_step(module, prompt_optimizer(1e-2))
+    plain, filled = tiny_batch(), tiny_batch()
+    filled = Batch(
+        np.concatenate([plain.tokens, plain.tokens[::-1]]),
+        np.concatenate([plain.lengths, plain.lengths[::-1]]),
+        np.array([0, 1, 1, 1], np.int32),
+        np.array([1, 1, 0, 0], np.float32),
+    )
+    states = [
+        step(params, init_state(start(), prompt_optimizer(1e-2)), batch, ANSWER)
+        for batch in (plain, filled)
+    ]
+    (one, one_metrics), (other, other_metrics) = states
+    np.testing.assert_allclose(one.prompt, other.prompt, atol=1e-7)
+    np.testing.assert_allclose(one_metrics.loss, other_metrics.loss, rtol=1e-6)
+    assert float(one_metrics.accuracy) == float(other_metrics.accuracy)
+
+
+def test_the_state_is_donated_and_the_weights_are_not() -> None:
+    module, params = tiny_encoder()
+    state = init_state(start(), prompt_optimizer(1e-2))
+    before = jax.tree.map(np.asarray, params)
+    step = build_train_step(module, prompt_optimizer(1e-2))
+    step(params, state, tiny_batch(), ANSWER)
+    assert state.prompt.is_deleted()
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, params), before)
+
+
+def test_tasks_with_as_many_labels_share_one_program() -> None:
+    module, params = tiny_encoder()
+    step = build_train_step(module, prompt_optimizer(1e-2))
+    for ids in ([3, 4], [9, 12], [40, 7]):
+        answer = Answer(jnp.array(ids, jnp.int32))
+        step(params, init_state(start(), prompt_optimizer(1e-2)), tiny_batch(), answer)
+    assert step._cache_size() == 1
+
+
+def test_the_loss_is_that_of_optax_over_the_label_words() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(7, 3)).astype(np.float32)
+    labels, weights = random.integers(0, 3, 7), np.array([1, 1, 0, 1, 0, 1, 1], np.float32)
+    loss, accuracy = label_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights))
+    kept = weights > 0
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits[kept], labels[kept]).mean()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert float(accuracy) == pytest.approx((logits.argmax(1) == labels)[kept].mean())
+
+
+def test_dropout_is_a_function_of_seed_and_step() -> None:
+    module, params = tiny_encoder()
+    module = module.clone(dropout_rate=0.3)
+    prompts = []
+    steps = [build_train_step(module, prompt_optimizer(1e-2), seed) for seed in (0, 1)]
+    for step in (steps[0], steps[0], steps[1]):
+        state = init_state(start(), prompt_optimizer(1e-2))
+        for _ in range(3):
+            state, _ = step(params, state, tiny_batch(), ANSWER)
+        prompts.append(np.asarray(state.prompt))
+    np.testing.assert_array_equal(prompts[0], prompts[1])
+    assert not np.array_equal(prompts[0], prompts[2])
+
+
+def test_one_prompt_a_row_is_the_bank_form() -> None:
+    module, params = tiny_encoder()
+    bank = jax.random.normal(jax.random.key(2), (2, 6, 32))
+    batch = tiny_batch()
+    score = jax.jit(label_logits, static_argnums=0)
+    together = score(module, params, bank, batch, ANSWER)
+    for row in range(2):
+        alone = score(module, params, bank[row], batch, ANSWER)[row]
+        np.testing.assert_allclose(together[row], alone, atol=1e-5 * np.abs(alone).max())
