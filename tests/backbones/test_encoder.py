@@ -5,6 +5,7 @@ The weights are those of the stored models, which are large enough that every pa
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -207,8 +208,8 @@ def test_scan_equals_a_loop_over_layers() -> None:
         front = bound.embeddings.front(encoder.mask_id, prompt[None], tokens.shape[0])
         states = jnp.concatenate([front, bound.embeddings.text(tokens, 0, None)], axis=1)
         is_text = jnp.arange(states.shape[1])[None] < (lengths + front.shape[1])[:, None]
-        lower = [jax.tree.map(lambda leaf: leaf[i], params["layers"]) for i in range(2)]
-        for weights in (*lower, params["last_layer"]):
+        first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in (0, 1))
+        for weights in (first, second, params["last_layer"]):
             layer = EncoderLayer(golden.config, jnp.float32)
             states, _ = layer.apply({"params": weights}, states, states, is_text, None)
         return states
@@ -230,17 +231,41 @@ def test_dropout_is_off_unless_asked_for_and_a_function_of_its_key() -> None:
     assert np.array_equal(read(off, golden.params, *inputs, jax.random.key(1)).logits, plain)
 
 
-def test_dropout_differs_by_layer_and_row() -> None:
-    """Two layers of equal weights and two equal rows draw their own masks."""
-    golden = load_golden("roberta_untied")
-    tokens, lengths, prompt = batch_of(golden)
-    twice = jnp.stack([tokens[1], tokens[1]])
-    both = jnp.stack([lengths[1], lengths[1]])
-    on = golden.encoder(dropout_rate=0.2)
-    logits = read(on, golden.params, twice, both, prompt, jax.random.key(4)).logits
-    assert difference(logits[0], logits[1]) > 0.01
-    plain = ask(golden, twice, both, prompt).logits
-    assert difference(plain[0], plain[1]) < EQUAL
+def show_dropout(params: Parameters) -> Parameters:
+    """Weights with which neuron d of each layer is positive where its attention output d is kept.
+
+    The output is a large constant, so that after the norm only what was dropped is negative.
+    """
+    shown = jax.tree.map(lambda leaf: leaf, params)
+    for layer in (shown["layers"], shown["last_layer"]):
+        layer["attention_out"] = {
+            "kernel": jnp.zeros_like(layer["attention_out"]["kernel"]),
+            "bias": jnp.full_like(layer["attention_out"]["bias"], 1000),
+        }
+        layer["attention_norm"] = {
+            "scale": jnp.ones_like(layer["attention_norm"]["scale"]),
+            "bias": jnp.zeros_like(layer["attention_norm"]["bias"]),
+        }
+        kernel = layer["feed_forward_in"]["kernel"]
+        layer["feed_forward_in"] = {
+            "kernel": jnp.broadcast_to(jnp.eye(*kernel.shape[-2:]), kernel.shape),
+            "bias": jnp.zeros_like(layer["feed_forward_in"]["bias"]),
+        }
+    return shown
+
+
+def test_dropout_draws_anew_for_every_layer_row_and_position_at_its_rate() -> None:
+    golden = load_golden("bert_tied")
+    inputs, params = batch_of(golden), show_dropout(golden.params)
+    options = {"capture_neurons": True, "every_position": True}
+    encoder = golden.encoder(dropout_rate=0.25)
+    neurons = read(encoder, params, *inputs, jax.random.key(4), **options).neurons
+    kept = np.asarray(neurons[..., : golden.config.width] > 0)  # [L, B, S, D]
+    assert abs(kept.mean() - 0.75) < 0.02
+    for axis in range(3):
+        first, second = np.take(kept, 0, axis), np.take(kept, 1, axis)
+        # Equal as often as independent draws are: 0.75 ** 2 + 0.25 ** 2 = 0.625 of the time.
+        assert abs((first == second).mean() - 0.625) < 0.05
 
 
 @pytest.mark.parametrize("name", ["bert_tied", "roberta_untied"])
@@ -251,12 +276,13 @@ def test_computing_in_bfloat16_keeps_scores_in_float32(name: str) -> None:
 
 
 def test_program_does_not_grow_with_depth() -> None:
-    from jpt.testing import tiny_encoder
+    config = load_golden("bert_tied").config
+    tokens, lengths = jnp.ones((2, 5), jnp.int32), jnp.array([5, 3])
 
     def size(layers: int) -> int:
-        encoder, params = tiny_encoder(num_hidden_layers=layers)
-        tokens, lengths = jnp.ones((2, 5), jnp.int32), jnp.array([5, 3])
-        apply = jax.jit(lambda params: encoder.apply({"params": params}, tokens, lengths).logits)
-        return len(apply.lower(params).as_text().splitlines())
+        encoder = Encoder(dataclasses.replace(config, layers=layers), mask_id=4)
+        variables = jax.eval_shape(encoder.init, jax.random.key(0), tokens, lengths)
+        program = jax.jit(encoder.apply).lower(variables, tokens, lengths).as_text()
+        return len(program.splitlines())
 
     assert size(12) == size(3)
