@@ -77,31 +77,48 @@ class EncoderConfig:
             2
         """
         _refuse_variants(config)
-        try:
-            model_type = "bert" if config["model_type"] == "bert" else "roberta"
-            offset = 0 if model_type == "bert" else int(config.get("pad_token_id", 1)) + 1
-            activation = config.get("hidden_act", "gelu")
-            return cls(
-                model_type=model_type,
-                vocabulary=int(config["vocab_size"]),
-                width=int(config["hidden_size"]),
-                layers=int(config["num_hidden_layers"]),
-                heads=int(config["num_attention_heads"]),
-                neurons=int(config["intermediate_size"]),
-                positions=int(config["max_position_embeddings"]) - offset,
-                position_offset=offset,
-                token_types=int(config.get("type_vocab_size", 2)),
-                activation=activation,
-                # RoBERTa's head has GELU whatever the layers have.
-                head_activation=activation if model_type == "bert" else "gelu",
-                epsilon=float(config.get("layer_norm_eps", 1e-12)),
-                tied_head=bool(config.get("tie_word_embeddings", True)),
-                dropout_rate=float(config.get("hidden_dropout_prob", 0.1)),
-            )
-        except KeyError as missing:
+        model_type = "bert" if config["model_type"] == "bert" else "roberta"
+        positions = _whole(config, "max_position_embeddings")
+        offset = 0 if model_type == "bert" else _whole(config, "pad_token_id", 1, least=0) + 1
+        if offset >= positions:
             raise InputError(
-                f"config.json has no field {missing}, which a {config['model_type']} model needs"
-            ) from None
+                f"config.json has {positions} positions (max_position_embeddings), but text "
+                f"starts after padding id {offset - 1}; nothing is left for it"
+            )
+        activation = config.get("hidden_act", "gelu")
+        return cls(
+            model_type=model_type,
+            vocabulary=_whole(config, "vocab_size"),
+            width=_whole(config, "hidden_size"),
+            layers=_whole(config, "num_hidden_layers"),
+            heads=_whole(config, "num_attention_heads"),
+            neurons=_whole(config, "intermediate_size"),
+            positions=positions - offset,
+            position_offset=offset,
+            token_types=_whole(config, "type_vocab_size", 2),
+            activation=activation,
+            # RoBERTa's head has GELU whatever the layers have.
+            head_activation=activation if model_type == "bert" else "gelu",
+            epsilon=float(config.get("layer_norm_eps", 1e-12)),
+            tied_head=bool(config.get("tie_word_embeddings", True)),
+            dropout_rate=float(config.get("hidden_dropout_prob", 0.1)),
+        )
+
+
+def _whole(
+    config: Mapping[str, Any], field: str, default: int | None = None, least: int = 1
+) -> int:
+    """Reads a field that counts something."""
+    value = config.get(field, default)
+    if value is None and field not in config:
+        raise InputError(
+            f"config.json has no field '{field}', which a {config['model_type']} model needs"
+        )
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(
+            f"config.json: {field} is {value!r}; a whole number of at least {least} is expected"
+        )
+    return value
 
 
 def _refuse_variants(config: Mapping[str, Any]) -> None:
@@ -121,6 +138,6 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
         raise InputError(
             f"config.json has hidden_act {activation!r}; known are {', '.join(ACTIVATIONS)}"
         )
-    width, heads = config.get("hidden_size", 0), config.get("num_attention_heads", 1)
+    width, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
     if width % heads:
         raise InputError(f"config.json has hidden_size {width}, which {heads} heads do not divide")
