@@ -33,5 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
+    # Most of the time of a test is compilation, and many tests compile the same.
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")

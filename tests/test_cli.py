@@ -106,7 +106,7 @@ TOML = (
 @pytest.mark.parametrize(
     ("changes", "needles"),
     [
-        ({"toml": TOML}, ("label_words",)),
+        ({"toml": TOML}, ("no label words",)),
         (
             {"toml": TOML + '[label_words]\nbad = "bad"\ngood = "goodishly"\n'},
             ("goodishly", "piece"),

@@ -16,8 +16,8 @@ from jaxtyping import Int64
 from jpt.data.encode import EncodedSplit
 from jpt.types import Batch
 
-BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-"""Lengths that batches are padded to: few, so that few programs are compiled."""
+BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Lengths that batches are padded to: few, because each is compiled once (seconds on a CPU)."""
 
 _STREAM = crc32(b"training_rows")
 
@@ -74,7 +74,7 @@ def bucket_length(length: int, max_tokens: int) -> int:
 
     Example:
         >>> [bucket_length(length, 60) for length in (3, 17, 50)]
-        [16, 32, 60]
+        [32, 32, 60]
     """
     if length > max_tokens:
         raise ValueError(f"a row of {length} tokens is longer than max_tokens = {max_tokens}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -125,3 +126,24 @@ def build_train_step(
         return TuneState(state.step + 1, prompt, optimizer_state), metrics
 
     return jax.jit(step, donate_argnums=1)
+
+
+@lru_cache(maxsize=64)
+def paper_train_step(module: nn.Module, learning_rate: float, seed: int) -> TrainStep:
+    """Gives the compiled step of the paper's optimizer; runs with equal settings share it.
+
+    Args:
+        module: the frozen model.
+        learning_rate: the constant rate.
+        seed: of dropout; give 0 where the module has none, so that seeds share a program.
+
+    Returns:
+        As :func:`build_train_step`.
+
+    Example:
+        >>> from jpt.testing import tiny_encoder
+        >>> module, _ = tiny_encoder()
+        >>> paper_train_step(module, 1e-2, 0) is paper_train_step(module, 1e-2, 0)
+        True
+    """
+    return build_train_step(module, prompt_optimizer(learning_rate), seed)

@@ -38,7 +38,7 @@ from jpt.tuning.prepare import (
 from jpt.tuning.progress import Progress
 from jpt.tuning.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
 from jpt.tuning.scoring import Score, score_logits, split_logits
-from jpt.tuning.step import TuneState, build_train_step, init_state, prompt_optimizer
+from jpt.tuning.step import TuneState, init_state, paper_train_step, prompt_optimizer
 from jpt.types import Batch, Prompt, PromptCard
 from jpt.version import __version__
 
@@ -84,6 +84,7 @@ class _Study:
     prepared: PreparedTask
     options: TuneOptions
     splits: dict[str, EncodedSplit]
+    initial: Float[np.ndarray, "P D"]
     mesh: Mesh
     notes: list[str]
 
@@ -177,15 +178,10 @@ def tune(
         return _finished(folder)
     if progress:
         _say_facts(study)
-    optimizer = prompt_optimizer(study.options.learning_rate)
-    start = jax.device_put(
-        init_state(initial_prompt(study.backbone, study.prepared, study.options), optimizer),
-        replicated(study.mesh),
-    )
     if folder is None:
-        return _run(study, optimizer, start, None, None, progress, started_s)
+        return _run(study, None, None, progress, started_s)
     with Checkpoints(folder.path / CHECKPOINTS) as checkpoints:
-        return _run(study, optimizer, start, folder, checkpoints, progress, started_s)
+        return _run(study, folder, checkpoints, progress, started_s)
 
 
 def _prepare(
@@ -201,16 +197,17 @@ def _prepare(
     options = options.resolve(model.defaults)
     check_lengths(model, options.length, options.max_tokens)
     prepared = prepare_task(definition, model, options.max_tokens, options.eval_batch_size)
+    initial = initial_prompt(model, prepared, options)
+    for rows in (options.batch_size, options.eval_batch_size):
+        batch_sharding(mesh, rows)
     splits = {name: prepared.split(name) for name in ("train", "validation", "test")}
     shardings, notes = parameter_shardings(model.params, model.partition, mesh)
     model = dataclasses.replace(model, params=place(model.params, shardings))
-    return _Study(model, prepared, options, splits, mesh, notes)
+    return _Study(model, prepared, options, splits, initial, mesh, notes)
 
 
 def _run(
     study: _Study,
-    optimizer: Any,
-    start: TuneState,
     folder: RunFolder | None,
     checkpoints: Checkpoints | None,
     progress: bool,
@@ -220,7 +217,11 @@ def _run(
     run = Run(
         params=study.backbone.params,
         answer=study.prepared.answer,
-        step=build_train_step(study.backbone.module, optimizer, options.seed),
+        step=paper_train_step(
+            study.backbone.module,
+            options.learning_rate,
+            options.seed if options.dropout == "paper" else 0,
+        ),
         batch_at=study.batch_at,
         score=lambda prompt: study.score(prompt, "validation"),
         schedule=Schedule(
@@ -229,7 +230,7 @@ def _run(
         folder=folder,
         checkpoints=checkpoints,
     )
-    state = resume(run, start_state(start))
+    state = resume(run, start_state(_initial_state(study)))
     with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
         state = run_loop(run, state, bar)
     values, score, step = best_prompt(state)
@@ -241,6 +242,11 @@ def _run(
         save_prompt(folder.path / LAST, last)
         folder.finish(record)
     return TuneResult(best, last, record, run.history, folder.path if folder else None)
+
+
+def _initial_state(study: _Study) -> TuneState:
+    state = init_state(study.initial, prompt_optimizer(study.options.learning_rate))
+    return place(state, replicated(study.mesh))
 
 
 def _record(study: _Study, best: Prompt, elapsed_s: float) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from jpt.backbones.encoder import Encoder, EncoderOutput
+from jpt.backbones.encoder_weights import ENCODER_PARTITION
+from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
 from jpt.types import Parameters
 from tests.backbones.golden import (
     FAST_COMPILE,
@@ -18,6 +20,7 @@ from tests.backbones.golden import (
     Golden,
     difference,
     load_golden,
+    read,
 )
 
 TOLERANCE = 1e-4
@@ -172,6 +175,22 @@ def test_bfloat16_agrees_within_its_rounding(name: str) -> None:
     assert difference(neurons, golden.stored["neurons"][:, :, 0]) < BFLOAT16_TOLERANCE
     gradient = golden.stored["prompt_gradient"]
     assert difference(found["prompt_gradient"], gradient) < BFLOAT16_GRADIENT_TOLERANCE
+
+
+@pytest.mark.parametrize("mesh_text", ["data:3,model:2", "prompt:2,model:4"])
+def test_mesh_gives_the_stored_answers(mesh_text: str) -> None:
+    """Seven heads over two or four columns of devices: the split goes through a head."""
+    golden, mesh = load_golden("bert_untied"), make_mesh(mesh_text)
+    shardings, notes = parameter_shardings(golden.params, ENCODER_PARTITION, mesh)
+    assert any("feed_forward_in/bias: a dimension of 45 stays whole" in note for note in notes)
+    params = place(golden.params, shardings)
+    assert not params["last_layer"]["query"]["kernel"].is_fully_replicated
+    rows = batch_sharding(mesh, golden.stored["lengths"].shape[0])
+    tokens, lengths = (place(golden.input(name), rows) for name in ("tokens", "lengths"))
+    prompt = place(golden.input("prompt"), replicated(mesh))
+    output = read(golden.encoder(), params, tokens, lengths, prompt, capture_neurons=True)
+    assert difference(output.logits, golden.stored["vocabulary_logits"]) < TOLERANCE
+    assert difference(output.neurons, golden.stored["neurons"][:, :, 0]) < TOLERANCE
 
 
 @every_fixture

@@ -1,0 +1,139 @@
+"""A live comparison with torch transformers, and proof that the stored answers are still theirs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jpt.backbones.encoder_config import EncoderConfig
+from jpt.backbones.encoder_weights import load_encoder, write_encoder
+from jpt.files.tensor_files import open_tensors
+from tests.backbones.golden import FIXTURES, NAMES, Golden, difference
+
+pytestmark = pytest.mark.parity
+TOLERANCE = 1e-4
+
+# The shape of roberta-base but for its depth and its vocabulary.
+BASE = {
+    "model_type": "roberta",
+    "vocab_size": 211,
+    "hidden_size": 768,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+    "layer_norm_eps": 1e-5,
+}
+
+
+@pytest.fixture(scope="module")
+def maker():
+    """The script that writes the fixtures; it needs torch."""
+    pytest.importorskip("torch")
+    from tests.backbones import make_encoder_fixtures
+
+    return make_encoder_fixtures
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
+    case = maker.CASES[name]
+    model, inputs = maker.build_model(name, case), maker.draw_inputs(name, case)
+    weights = {key: value.numpy().copy() for key, value in model.state_dict().items()}
+    for key, value in load_file(FIXTURES / name / "model.safetensors").items():
+        assert np.array_equal(weights[key], value), key
+    stored = load_file(FIXTURES / name / "golden.safetensors")
+    for key, value in inputs.items():
+        assert np.array_equal(stored.pop(key), value), key
+    answers = maker.ask_torch(model, inputs)
+    assert answers.keys() == stored.keys()
+    assert all(difference(answers[key], stored[key]) < 1e-6 for key in stored)
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    assert case.config.items() <= config.items()
+
+
+def load_folder(folder: Path, stored: dict[str, np.ndarray]) -> Golden:
+    config = EncoderConfig.from_huggingface(json.loads((folder / "config.json").read_text()))
+    config, params = load_encoder(open_tensors(folder), config, jnp.float32, where=str(folder))
+    return Golden(config, params, stored)
+
+
+def test_model_of_the_size_of_roberta_base_agrees(maker, tmp_path: Path) -> None:
+    case = maker.Case(BASE, lengths=(40, 17, 2), prompt_rows=20, mask_id=210)
+    model, inputs = maker.build_model("base", case), maker.draw_inputs("base", case)
+    model.save_pretrained(tmp_path)
+    golden = load_folder(tmp_path, {**inputs, **maker.ask_torch(model, inputs)})
+    encoder, labels = golden.encoder(), golden.input("labels")
+    options = {"label_ids": golden.input("label_ids"), "capture_neurons": True}
+
+    @jax.jit
+    def ask(params, prompt):
+        def loss(prompt):
+            tokens, lengths = golden.input("tokens"), golden.input("lengths")
+            output = encoder.apply({"params": params}, tokens, lengths, prompt, **options)
+            scores = jax.nn.log_softmax(output.logits)
+            return -jnp.take_along_axis(scores, labels[:, None], axis=1).mean(), output
+
+        return jax.value_and_grad(loss, has_aux=True)(prompt)
+
+    (loss, output), gradient = ask(golden.params, golden.input("prompt"))
+    stored = golden.stored
+    assert difference(output.logits, stored["logits"]) < TOLERANCE
+    assert difference(loss[None], stored["loss"]) < TOLERANCE
+    assert difference(output.neurons, stored["neurons"][:, :, 0]) < TOLERANCE
+    assert difference(gradient, stored["prompt_gradient"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_loads_what_is_written(maker, name: str, tmp_path: Path) -> None:
+    """The tensors that jpt writes are a checkpoint of transformers with the same answers."""
+    import torch
+    from safetensors.numpy import save_file
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    stored = load_file(FIXTURES / name / "golden.safetensors")
+    golden = load_folder(FIXTURES / name, stored)
+    tensors = write_encoder(golden.params, golden.config)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    AutoConfig.from_pretrained(FIXTURES / name).save_pretrained(tmp_path)
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found = maker._plain_logits(model, stored).numpy()
+    assert difference(found, stored["plain_logits"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("own", ["weight", "bias", "weight and bias"])
+def test_decoder_of_its_own_is_read_as_transformers_reads_it(
+    maker, kind: str, tied: bool, own: str, tmp_path: Path
+) -> None:
+    from safetensors.numpy import save_file
+    from transformers import AutoModelForMaskedLM
+
+    name = f"{kind}_tied"
+    tensors = load_file(FIXTURES / name / "model.safetensors")
+    decoder = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}[kind]
+    copies = {
+        f"{decoder}.weight": f"{kind}.embeddings.word_embeddings.weight",
+        f"{decoder}.bias": decoder.replace(".decoder", ".bias"),
+    }
+    for copy, original in copies.items():
+        tensors[copy] = tensors[original][::-1].copy() if copy[-4:] in own else tensors[original]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+
+    head = AutoModelForMaskedLM.from_pretrained(tmp_path).get_output_embeddings()
+    found = load_folder(tmp_path, {})
+    words = found.params["head"].get("words", found.params["embeddings"]["word"])
+    assert np.array_equal(words, head.weight.detach().numpy())
+    assert np.array_equal(found.params["head"]["bias"], head.bias.detach().numpy())
