@@ -108,8 +108,8 @@ def parameter_shardings(params: Any, table: PartitionTable, mesh: Mesh) -> tuple
         >>> shardings, notes = parameter_shardings(
         ...     {"a": jnp.ones(4)}, [("a", PartitionSpec("model"))], make_mesh("model:1")
         ... )
-        >>> shardings["a"].spec, notes
-        (PartitionSpec('model',), [])
+        >>> tuple(shardings["a"].spec), notes
+        (('model',), [])
     """
     notes: list[str] = []
 
@@ -176,8 +176,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
         The sharding.
 
     Example:
-        >>> replicated(make_mesh("data:1")).spec
-        PartitionSpec()
+        >>> tuple(replicated(make_mesh("data:1")).spec)
+        ()
     """
     return NamedSharding(mesh, PartitionSpec())
 
@@ -196,8 +196,8 @@ def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
         InputError: where the axis does not divide the batch.
 
     Example:
-        >>> batch_sharding(make_mesh("data:1"), 16).spec
-        PartitionSpec('data',)
+        >>> tuple(batch_sharding(make_mesh("data:1"), 16).spec)
+        ('data',)
     """
     size = mesh.shape["data"]
     if rows % size:

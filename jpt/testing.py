@@ -58,7 +58,7 @@ def tiny_encoder(seed: int = 0, mask_id: int = 2, **changes: Any) -> tuple[Encod
     config = EncoderConfig.from_huggingface({**tiny_bert_config(), **changes})
     encoder = Encoder(config, mask_id)
     tokens, lengths = jnp.ones((1, 3), jnp.int32), jnp.array([3])
-    return encoder, encoder.init(jax.random.key(seed), tokens, lengths)["params"]
+    return encoder, jax.jit(encoder.init)(jax.random.key(seed), tokens, lengths)["params"]
 
 
 def tiny_batch() -> Batch:

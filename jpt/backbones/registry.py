@@ -26,6 +26,7 @@ BUILTIN = Path(__file__).parent / "builtin"
 PREFIX = "builtin/"
 HUB_PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.model"]
 SAMPLE_BYTES = 1 << 20
+LARGE_LAYERS = 24
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def load_backbone(name: str | Path, dtype: str = "float32", dropout: bool = Fals
         tokenizer=tokenizer,
         partition=ENCODER_PARTITION,
         fingerprint=_fingerprint(folder),
-        defaults=_defaults(folder),
+        defaults=_defaults(folder, shape),
     )
 
 
@@ -202,9 +203,13 @@ def _download(hub_id: str) -> Path:
         ) from None
 
 
-def _defaults(folder: Path) -> dict[str, Any]:
+def _defaults(folder: Path, shape: EncoderConfig) -> dict[str, Any]:
+    """Reads the tuning options that a built-in backbone brings; else those of the paper's code."""
     path = folder / "tuning.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    # Paper 1.0 configs: 1e-3 on bert-base and roberta-base, 1e-4 on roberta-large.
+    return {"learning_rate": 1e-4} if shape.layers >= LARGE_LAYERS else {}
 
 
 def _fingerprint(folder: Path) -> str:

@@ -51,6 +51,26 @@ def read_rows(task: Task, split: str) -> list[dict[str, str]]:
     return checked
 
 
+def has_split(task: Task, split: str) -> bool:
+    """Says whether a task has rows for a split, without reading them.
+
+    Args:
+        task: the task.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Returns:
+        False only for a folder that has no file for the split and names none.
+
+    Example:
+        >>> from jpt.tasks.registry import load_task
+        >>> has_split(load_task("builtin/imdb"), "test")
+        True
+    """
+    if task.folder is None or split in task.files:
+        return True
+    return any((task.folder / f"{split}{suffix}").exists() for suffix in READERS)
+
+
 def _open(task: Task, split: str) -> tuple[str, Iterator[tuple[int, dict[str, Any]]]]:
     """The place for messages, and the rows with their numbers in it."""
     if task.folder is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jpt.backbones.registry import Backbone, load_backbone
 from jpt.data.encode import EncodedSplit, encode_split
-from jpt.data.sources import read_rows
+from jpt.data.sources import has_split, read_rows
 from jpt.errors import InputError
 from jpt.tasks.registry import load_task
 from jpt.tasks.task import Task
@@ -53,6 +53,13 @@ class PreparedTask:
         """
         rows = read_rows(self.task, name)
         return encode_split(rows, self.task, self.tokenizer, self.batching.max_tokens)
+
+    def splits(self) -> dict[str, EncodedSplit]:
+        """Reads what a run needs: train, validation, and test where the task has one."""
+        names = ["train", "validation"]
+        if has_split(self.task, "test"):
+            names.append("test")
+        return {name: self.split(name) for name in names}
 
     def describe_words(self) -> str:
         """Lists label words with their ids, for the first line of a log."""

@@ -24,7 +24,6 @@ from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, repl
 from jpt.prompts.store import load_prompt, save_prompt
 from jpt.tasks.task import Task
 from jpt.tuning.checkpoints import Checkpoints
-from jpt.tuning.evaluate import describe_score
 from jpt.tuning.initial import initial_prompt
 from jpt.tuning.loop import Run, Schedule, best_prompt, resume, run_loop, start_state
 from jpt.tuning.prepare import (
@@ -62,14 +61,17 @@ class TuneResult:
     folder: Path | None
 
     def describe(self) -> str:
-        """Says in two lines what came out."""
+        """Says in a line or two what came out."""
         record, metric = self.record, self.record["metric"]
-        validation, test = record["validation"], record["test"]
+        scored = [
+            f"{name} {metric} {record[name][metric]:.3f} "
+            f"(majority class {record[name]['majority']:.3f})"
+            for name in ("test", "validation")
+            if name in record
+        ]
         lines = [
-            f"{record['task']} on {record['backbone']}: "
-            f"test {metric} {test[metric]:.3f} (majority class {test['majority']:.3f}), "
-            f"validation {validation[metric]:.3f} at step {record['best_step']} "
-            f"of {record['steps']}, {record['elapsed_s']:.0f} s"
+            f"{record['task']} on {record['backbone']}: {', '.join(scored)}; best at step "
+            f"{record['best_step']} of {record['steps']}, {record['elapsed_s']:.0f} s"
         ]
         if self.folder is not None:
             lines.append(f"prompt: {self.folder / BEST}")
@@ -200,10 +202,9 @@ def _prepare(
     initial = initial_prompt(model, prepared, options)
     for rows in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, rows)
-    splits = {name: prepared.split(name) for name in ("train", "validation", "test")}
     shardings, notes = parameter_shardings(model.params, model.partition, mesh)
     model = dataclasses.replace(model, params=place(model.params, shardings))
-    return _Study(model, prepared, options, splits, initial, mesh, notes)
+    return _Study(model, prepared, options, prepared.splits(), initial, mesh, notes)
 
 
 def _run(
@@ -251,7 +252,7 @@ def _initial_state(study: _Study) -> TuneState:
 
 def _record(study: _Study, best: Prompt, elapsed_s: float) -> dict[str, Any]:
     """Scores the best prompt on validation and test and puts the result together."""
-    scores = {name: study.score(best.values, name) for name in ("validation", "test")}
+    scores = {name: study.score(best.values, name) for name in study.splits if name != "train"}
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "backbone": study.backbone.name,
@@ -293,6 +294,3 @@ def _say_facts(study: _Study, say: Callable[[str], None] | None = None) -> None:
     say(f"rows: {rows}; {cut} cut to {options.max_tokens} tokens")
     for note in study.notes:
         say(note)
-
-
-__all__ = ["TuneResult", "describe_score", "tune"]
