@@ -1,0 +1,68 @@
+"""The README says what is true: its Python runs, its commands exist, its install lines stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from jpt.cli import app
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_first_two_blocks_install_and_run_and_test() -> None:
+    first, second = blocks("")[:2]
+    assert first.startswith("pip install -e . && jpt ") and first.count("\n") == 1
+    assert second == "pip install -e '.[dev]' && pytest\n"
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "majority class" in out and "accuracy" in out
+    assert (tmp_path / "rotten_tomatoes.safetensors").exists()
+
+
+def test_the_task_of_ones_own_loads(tmp_path: Path) -> None:
+    import jpt
+
+    (tmp_path / "task.toml").write_text(blocks("toml")[0])
+    task = jpt.load_task(tmp_path)
+    assert task.labels == ("bad", "good")
+    assert task.words("bert") == {"bad": "terrible", "good": "great"}
+
+
+def test_every_command_line_has_real_commands_and_options() -> None:
+    commands = get_command(app).commands
+    lines = [
+        part for block in blocks("") for line in block.splitlines() for part in line.split("&&")
+    ]
+    lines += re.findall(r"`(jpt [^`]+)`", README)
+    seen = set()
+    for line in lines:
+        words = [word for word in shlex.split(line) if word != "..."]
+        if not words or words[0] != "jpt" or words[1].startswith("-"):
+            continue
+        command = commands[words[1]]
+        options = {option for parameter in command.params for option in parameter.opts}
+        given = {word for word in words[2:] if word.startswith("--")}
+        assert given <= options, (line, given - options)
+        seen.add(words[1])
+    assert seen == set(commands), "the README shows every command there is, and no other"
+
+
+def test_no_placeholder_is_left() -> None:
+    assert "PLACEHOLDER" not in README
