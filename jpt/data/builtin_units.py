@@ -33,6 +33,12 @@ QUESTION = re.compile(r"""(?<![?!.])\?["')\]]*$""")
 EXCLAMATION = re.compile(r"""(?<![?!.])!+["')\]]*$""")
 STATEMENT = re.compile(r"""(?<![?!.])\.["')\]]*$""")
 
+NEGATION = re.compile(r"\b(?:not|no|never|nothing|nobody|none|cannot|without)\b|n't\b", re.I)
+FIRST_PERSON = re.compile(r"\b(?:I|me|my|mine|myself)\b")
+NUMBER = re.compile(
+    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twenty|hundred|first|second)\b", re.I
+)
+
 # Words of a sentence alone, and of each sentence of a pair: a row then fits 64 pieces, mostly.
 ALONE = (6, 32)
 OF_PAIR = (5, 25)
@@ -180,6 +186,17 @@ def _end_mark(text: str, draws: Draws, mark: re.Pattern[str]) -> Unit | None:
     return (set_period(other), set_period(chosen)) if other else None
 
 
+def _mention(text: str, draws: Draws, words: re.Pattern[str]) -> Unit | None:
+    """A sentence without such a word and, of nearly its length, one with such a word."""
+    found = [s for s in sentences(text) if _is_plain(s, BESIDE)]
+    saying = [s for s in found if words.search(s)]
+    if not saying:
+        return None
+    chosen = draws.pick(saying)
+    other = _of_length([s for s in found if not words.search(s)], chosen, draws)
+    return (other, chosen) if other else None
+
+
 def _of_length(found: Sequence[str], model: str, draws: Draws) -> str | None:
     """Of the sentences the one with most nearly as many words as the model."""
     wanted = len(model.split())
@@ -215,5 +232,8 @@ RECIPES: dict[str, Recipe] = {
     "imdb_closing": Recipe("imdb", "twins", partial(_placed, place=-1)),
     "imdb_question": Recipe("imdb", "twins", partial(_end_mark, mark=QUESTION), contains="?"),
     "imdb_exclamation": Recipe("imdb", "twins", partial(_end_mark, mark=EXCLAMATION), contains="!"),
+    "imdb_negation": Recipe("imdb", "twins", partial(_mention, words=NEGATION)),
+    "imdb_first_person": Recipe("imdb", "twins", partial(_mention, words=FIRST_PERSON)),
+    "imdb_number": Recipe("imdb", "twins", partial(_mention, words=NUMBER)),
 }
 """The recipe of each built-in task, by its name without ``builtin/``."""

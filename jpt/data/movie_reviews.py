@@ -112,7 +112,8 @@ def sentences(text: str) -> list[str]:
     found, start = [], 0
     for end in _SENTENCE_END.finditer(text):
         piece = text[start : end.end()].strip()
-        if _ABBREVIATION.search(piece) or not _LETTER.search(piece):
+        # An abbreviation is at most 7 letters long with what is around it: look no further back.
+        if _ABBREVIATION.search(piece[-12:]) or not _LETTER.search(piece):
             continue
         found.append(piece)
         start = end.end()

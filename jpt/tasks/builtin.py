@@ -57,6 +57,11 @@ def _end_mark(name: str, mark: str) -> Task:
     return _task(name, "end_mark", SINGLE, {"statement": "no", mark: "yes"})
 
 
+def _mention(name: str, what: str) -> Task:
+    """Does a sentence say a word of a certain kind?"""
+    return _task(name, "mention", SINGLE, {"absent": "without", what: "with"})
+
+
 _TASKS = (
     _sentiment("imdb"),
     _sentiment("rotten_tomatoes"),
@@ -76,6 +81,9 @@ _TASKS = (
     _position("imdb_closing", "closing"),
     _end_mark("imdb_question", "question"),
     _end_mark("imdb_exclamation", "exclamation"),
+    _mention("imdb_negation", "negation"),
+    _mention("imdb_first_person", "first_person"),
+    _mention("imdb_number", "number"),
 )
 
 BUILTIN: dict[str, Task] = {task.name: task for task in _TASKS}

@@ -105,8 +105,15 @@ def naive_bayes(name: str, features) -> float:
     return hits / len(rows)
 
 
-# Reviews' own style may show their sentiment; opening sentences name the film, in capitals.
-STYLED = ("builtin/imdb", "builtin/rotten_tomatoes", "builtin/imdb_ending", "builtin/imdb_opening")
+# Reviews' own style may show their sentiment; opening sentences name the film, in capitals; and
+# "I" is a capital letter.
+STYLED = (
+    "builtin/imdb",
+    "builtin/rotten_tomatoes",
+    "builtin/imdb_ending",
+    "builtin/imdb_opening",
+    "builtin/imdb_first_person",
+)
 
 
 @pytest.mark.parametrize("name", [name for name in BUILTIN if name not in STYLED])
@@ -153,6 +160,9 @@ DIGESTS = {
     "imdb_closing": "3d75e82e11ea98e5",
     "imdb_question": "775a33fb5e5e1f6c",
     "imdb_exclamation": "2fdcd87ec9ca6fc3",
+    "imdb_negation": "0768af7fb81ce128",
+    "imdb_first_person": "d3c2725f0edd0237",
+    "imdb_number": "939dacc3f2327d36",
 }
 
 
