@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.encoder import Encoder, EncoderLayer
+from jpt.backbones.encoder import Encoder, EncoderLayer, EncoderOutput
 from jpt.types import Parameters
 from tests.backbones.golden import FAST_COMPILE, Golden, difference, load_golden, read
 
@@ -22,7 +22,7 @@ EQUAL = 1e-5  # the house's meaning of "equal" in float32
 every_model = pytest.mark.parametrize("name", ["bert_tied", "bert_one_layer", "roberta_untied"])
 
 
-def ask(golden: Golden, *inputs: object, **options: object):
+def ask(golden: Golden, *inputs: object, **options: object) -> EncoderOutput:
     """Reads inputs with the model of a fixture."""
     return read(golden.encoder(), golden.params, *inputs, **options)
 
@@ -231,41 +231,61 @@ def test_dropout_is_off_unless_asked_for_and_a_function_of_its_key() -> None:
     assert np.array_equal(read(off, golden.params, *inputs, jax.random.key(1)).logits, plain)
 
 
-def show_dropout(params: Parameters) -> Parameters:
-    """Weights with which neuron d of each layer is positive where its attention output d is kept.
+def linear_of(weights: Parameters, kernel: float = 0, bias: float = 0) -> Parameters:
+    """Weights of the same shape: a constant bias, and a diagonal kernel."""
+    shape = weights["kernel"].shape
+    kernel = jnp.broadcast_to(kernel * jnp.eye(*shape[-2:]), shape)
+    return {"kernel": kernel, "bias": jnp.full_like(weights["bias"], bias)}
 
-    The output is a large constant, so that after the norm only what was dropped is negative.
+
+def show_dropout(params: Parameters, **places: dict[str, float]) -> Parameters:
+    """Weights with which neuron d of a layer is what entered its feed-forward map at d.
+
+    The attention adds what ``places`` say, by default nothing. Large constants there dominate what
+    was there before, so that after the norm only what was dropped is negative.
     """
     shown = jax.tree.map(lambda leaf: leaf, params)
+    places = {"attention_out": {}, "feed_forward_in": {"kernel": 1.0}, **places}
     for layer in (shown["layers"], shown["last_layer"]):
-        layer["attention_out"] = {
-            "kernel": jnp.zeros_like(layer["attention_out"]["kernel"]),
-            "bias": jnp.full_like(layer["attention_out"]["bias"], 1000),
-        }
-        layer["attention_norm"] = {
-            "scale": jnp.ones_like(layer["attention_norm"]["scale"]),
-            "bias": jnp.zeros_like(layer["attention_norm"]["bias"]),
-        }
-        kernel = layer["feed_forward_in"]["kernel"]
-        layer["feed_forward_in"] = {
-            "kernel": jnp.broadcast_to(jnp.eye(*kernel.shape[-2:]), kernel.shape),
-            "bias": jnp.zeros_like(layer["feed_forward_in"]["bias"]),
-        }
+        for name, constants in places.items():
+            layer[name] = linear_of(layer[name], **constants)
+        for name in ("attention_norm", "feed_forward_norm"):
+            norm = layer[name]
+            layer[name] = {
+                "scale": jnp.ones_like(norm["scale"]),
+                "bias": jnp.zeros_like(norm["bias"]),
+            }
     return shown
 
 
-def test_dropout_draws_anew_for_every_layer_row_and_position_at_its_rate() -> None:
+def read_with_dropout(rate: float, **places: dict[str, float]) -> EncoderOutput:
     golden = load_golden("bert_tied")
-    inputs, params = batch_of(golden), show_dropout(golden.params)
-    options = {"capture_neurons": True, "every_position": True}
-    encoder = golden.encoder(dropout_rate=0.25)
-    neurons = read(encoder, params, *inputs, jax.random.key(4), **options).neurons
-    kept = np.asarray(neurons[..., : golden.config.width] > 0)  # [L, B, S, D]
+    params, options = show_dropout(golden.params, **places), {"capture_neurons": True}
+    encoder, key = golden.encoder(dropout_rate=rate), jax.random.key(4)
+    return read(encoder, params, *batch_of(golden), key, every_position=True, **options)
+
+
+def test_dropout_draws_anew_for_every_layer_row_and_position_at_its_rate() -> None:
+    neurons = read_with_dropout(0.25, attention_out={"bias": 1000}).neurons
+    kept = np.asarray(neurons[..., :30] > 0)  # [L, B, S, D]
     assert abs(kept.mean() - 0.75) < 0.02
     for axis in range(3):
         first, second = np.take(kept, 0, axis), np.take(kept, 1, axis)
         # Equal as often as independent draws are: 0.75 ** 2 + 0.25 ** 2 = 0.625 of the time.
         assert abs((first == second).mean() - 0.625) < 0.05
+
+
+def test_dropout_reaches_what_the_feed_forward_map_adds() -> None:
+    hidden = read_with_dropout(0.25, feed_forward_out={"bias": 1000}).hidden
+    assert abs(np.asarray(hidden > 0).mean() - 0.75) < 0.03
+
+
+def test_dropout_reaches_the_attention_weights() -> None:
+    """All values are one constant, so what heads gather differs by their dropped weights alone."""
+    places = {"value": {"bias": 1000}, "attention_out": {"kernel": 1.0}}
+    neurons = np.asarray(read_with_dropout(0.25, **places).neurons[..., :30])
+    heads = neurons.reshape(*neurons.shape[:-1], 5, 6).max(axis=-1)  # what was kept of each head
+    assert (heads.std(axis=-1) > 0.01).mean() > 0.95
 
 
 @pytest.mark.parametrize("name", ["bert_tied", "roberta_untied"])
