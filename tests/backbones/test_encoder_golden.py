@@ -177,10 +177,9 @@ def test_bfloat16_agrees_within_its_rounding(name: str) -> None:
     assert difference(found["prompt_gradient"], gradient) < BFLOAT16_GRADIENT_TOLERANCE
 
 
-@pytest.mark.parametrize("mesh_text", ["data:3,model:2", "prompt:2,model:4"])
-def test_mesh_gives_the_stored_answers(mesh_text: str) -> None:
-    """Seven heads over two or four columns of devices: the split goes through a head."""
-    golden, mesh = load_golden("bert_untied"), make_mesh(mesh_text)
+def test_mesh_gives_the_stored_answers() -> None:
+    """Seven heads over two columns of devices: the split goes through a head."""
+    golden, mesh = load_golden("bert_untied"), make_mesh("data:3,model:2")
     shardings, notes = parameter_shardings(golden.params, ENCODER_PARTITION, mesh)
     assert any("feed_forward_in/bias: a dimension of 45 stays whole" in note for note in notes)
     params = place(golden.params, shardings)
