@@ -1,0 +1,92 @@
+"""The students' WordPiece vocabulary: 8,192 of the teacher's pieces, chosen on train text only."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections import Counter
+from pathlib import Path
+
+import tokenizers
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SIZE = 8192
+# Every word that an answer can be: the paper's 13 classification tasks, the built-in tasks, and
+# words that users are likely to choose. Each is one piece whatever its frequency.
+ANSWER_WORDS = """
+negative positive moderate neutral conflict no yes unacceptable acceptable false true natural
+shuffled scrambled random order same different next other another related unrelated good bad great
+terrible real fake first second film movie review book music science sports business world law food
+politics history technology right wrong correct incorrect before after
+similar opposite both none more less high low better worse love hate happy sad anger angry joy fear
+surprise disgust question answer statement fact opinion subjective objective hot cold old new
+follows mixed normal strange start end beginning middle long short plot quality story acting ordered
+broken sorted coherent sentence words word text continues topic separate together
+""".split()
+
+
+def choose_pieces(pieces: Counter[str], teacher: list[str]) -> list[str]:
+    """Chooses the students' pieces, in the order of the teacher's vocabulary.
+
+    Args:
+        pieces: how often each of the teacher's pieces stands in the train text.
+        teacher: the teacher's vocabulary in the order of its ids.
+
+    Returns:
+        `SIZE` pieces, the special ones first.
+
+    Raises:
+        ValueError: an answer word is not one piece of the teacher.
+
+    Example:
+        >>> letters = [*SPECIAL, *string.ascii_lowercase, *ANSWER_WORDS]
+        >>> len(choose_pieces(Counter(letters), letters)) < SIZE
+        True
+    """
+    known = set(teacher)
+    if missing := [word for word in ANSWER_WORDS if word not in known]:
+        raise ValueError(f"no single pieces of the teacher: {', '.join(missing)}")
+    characters = set(string.ascii_lowercase + string.digits + string.punctuation)
+    characters |= {piece for piece in pieces if len(piece.removeprefix("##")) == 1}
+    singles = {form for char in characters for form in (char, f"##{char.removeprefix('##')}")}
+    chosen = {*SPECIAL, *ANSWER_WORDS} | (singles & known)
+    for piece, _ in pieces.most_common():
+        if len(chosen) == SIZE:
+            break
+        chosen.add(piece)
+    return [*SPECIAL, *(piece for piece in teacher if piece in chosen and piece not in SPECIAL)]
+
+
+def build_tokenizer(pieces: list[str]) -> tokenizers.Tokenizer:
+    """Makes the lower-casing WordPiece tokenizer of these pieces, as BERT has it."""
+    vocabulary = {piece: place for place, piece in enumerate(pieces)}
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
+    )
+    made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made.post_processor = tokenizers.processors.BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
+    made.decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=True)
+    made.add_special_tokens(list(SPECIAL))
+    return made
+
+
+def save_tokenizer(pieces: list[str], folder: Path, positions: int) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and vocab.txt as transformers reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    build_tokenizer(pieces).save(str(folder / "tokenizer.json"), pretty=False)
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": positions,
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
