@@ -38,15 +38,18 @@ def attend(
         (1, 2, 1, 4)
     """
     precision = matmul_precision(query.dtype)
-    scores = jnp.einsum(
-        "bqhk,bshk->bhqs", query, key, precision=precision, preferred_element_type=jnp.float32
-    )
-    scores = scores * jnp.float32(query.shape[-1] ** -0.5)
+    # Heads in front and keys turned: on CPUs the two products are then plain matrix products.
+    queries = query.transpose(0, 2, 1, 3)  # [B, Q, H, K] -> [B, H, Q, K]
+    keys = key.transpose(0, 2, 3, 1)  # [B, S, H, K] -> [B, H, K, S]
+    values = value.transpose(0, 2, 1, 3)  # [B, S, H, K] -> [B, H, S, K]
+    scores = jnp.matmul(
+        queries, keys, precision=precision, preferred_element_type=jnp.float32
+    ) * jnp.float32(query.shape[-1] ** -0.5)
     # The lowest finite number, not minus infinity: a row of only padding stays finite.
     lowest = jnp.finfo(jnp.float32).min
-    scores = jnp.where(key_is_text[:, None, None, :], scores, lowest)
+    scores = scores + jnp.where(key_is_text, jnp.float32(0), lowest)[:, None, None, :]
     weights = jax.nn.softmax(scores, axis=-1)
     if drop is not None:
         weights = drop(weights)
-    weights = weights.astype(value.dtype)
-    return jnp.einsum("bhqs,bshk->bqhk", weights, value, precision=precision)
+    gathered = jnp.matmul(weights.astype(value.dtype), values, precision=precision)
+    return gathered.transpose(0, 2, 1, 3)  # [B, H, Q, K] -> [B, Q, H, K]
