@@ -58,7 +58,15 @@ def tiny_encoder(seed: int = 0, mask_id: int = 2, **changes: Any) -> tuple[Encod
     config = EncoderConfig.from_huggingface({**tiny_bert_config(), **changes})
     encoder = Encoder(config, mask_id)
     tokens, lengths = jnp.ones((1, 3), jnp.int32), jnp.array([3])
-    return encoder, jax.jit(encoder.init)(jax.random.key(seed), tokens, lengths)["params"]
+    # Shapes only: running the model once to initialise it would compile it for seconds.
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), tokens, lengths)["params"]
+    random = np.random.default_rng(seed)
+
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = random.normal(0, 0.1, leaf.shape)
+        return jnp.asarray(values + (path[-1].key == "scale"), leaf.dtype)
+
+    return encoder, jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def tiny_batch() -> Batch:
