@@ -13,7 +13,6 @@ from corpus import CLS, MASK, SEP, Corpus
 
 RT_TOKENS = 48
 PLAIN_ROWS = 32
-FRONT_ROWS = 32
 FRONT = 8
 FRONT_TOKENS = 48
 PAIR_TOKENS = FRONT_TOKENS - 3
@@ -23,9 +22,8 @@ TAUGHT_ROWS = 12032
 ORDER = (("random", "natural"), ("scrambled", "natural"), ("shuffled", "normal"), ("no", "yes"))
 NEXT = (("other", "next"), ("no", "yes"), ("random", "next"), ("false", "true"))
 SAME = (("different", "same"), ("other", "same"), ("unrelated", "related"), ("no", "yes"))
-# Which question each row of a front batch is asked, and the word that names the question.
+# The questions, by the word that names them.
 QUESTIONS = ("order", "next", "same", "half", "copy", "word")
-ROWS_OF = (8, 6, 5, 3, 3, 7)
 WORDINGS = (ORDER, NEXT, SAME, SAME, SAME, ())
 
 
@@ -85,11 +83,12 @@ class Sampler:
         corpus: the train split.
         pieces: the vocabulary.
         seed: the run's seed.
+        rows_of: how many rows of a front batch are asked each of `QUESTIONS`.
     """
 
-    def __init__(self, corpus: Corpus, pieces: list[str], seed: int):
+    def __init__(self, corpus: Corpus, pieces: list[str], seed: int, rows_of: tuple[int, ...]):
         """Sorts sentences and pieces into the groups that questions need."""
-        self.corpus, self.seed = corpus, seed
+        self.corpus, self.seed, self.rows_of = corpus, seed, rows_of
         taught = taught_rows(corpus)
         self.rows = corpus.rows[taught].astype(np.int32)
         self.lengths = corpus.row_lengths[taught]
@@ -148,9 +147,9 @@ class Sampler:
     def front(self, step: int) -> FrontBatch:
         """Asks every question in a fixed number of rows."""
         random = np.random.default_rng([self.seed, step, 2])
-        kinds = np.repeat(np.arange(len(ROWS_OF)), ROWS_OF)
+        kinds = np.repeat(np.arange(len(self.rows_of)), self.rows_of)
         made = [self._ask(random, QUESTIONS[kind]) for kind in kinds]
-        tokens = np.zeros((FRONT_ROWS, FRONT_TOKENS), np.int32)
+        tokens = np.zeros((len(kinds), FRONT_TOKENS), np.int32)
         for row, (text, *_) in zip(tokens, made, strict=True):
             row[: len(text)] = text
         columns = list(zip(*made, strict=True))

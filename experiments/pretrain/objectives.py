@@ -8,8 +8,6 @@ import numpy as np
 from batches import QUESTIONS, FrontBatch, PlainBatch
 from student import Tensors, encode, vocabulary_logits
 
-# The teacher's states are small (about 0.4 each), so their error counts more (measured: 20).
-TEACHER_WEIGHT = 60.0
 EXTRA_WEIGHT = 0.3
 
 
@@ -23,7 +21,7 @@ def start_heads(width: int, seed: int) -> Tensors:
 
 
 def plain_loss(
-    tensors: Tensors, batch: PlainBatch, states: jax.Array, *, heads: int
+    tensors: Tensors, batch: PlainBatch, states: jax.Array, *, heads: int, teacher_weight: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Masked-LM loss and squared error of a linear map onto the teacher's states [B, T, 384]."""
     hidden = encode(tensors, batch.tokens, batch.lengths, heads=heads)
@@ -34,7 +32,7 @@ def plain_loss(
     guess = hidden @ tensors["extra.teacher.weight"].T + tensors["extra.teacher.bias"]
     error = jnp.square(guess - states.astype(jnp.float32)).mean(-1)
     taught = (error * real).sum() / real.sum()
-    return masked + TEACHER_WEIGHT * taught, {"masked": masked, "teacher": taught}
+    return masked + teacher_weight * taught, {"masked": masked, "teacher": taught}
 
 
 def front_loss(

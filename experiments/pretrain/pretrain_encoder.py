@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from batches import Sampler, taught_rows
+from components import start_from_components
 from corpus import load_corpus, load_pieces
 from narrowing import narrow
 from objectives import front_loss, plain_loss, start_heads
@@ -31,13 +32,12 @@ POSITIONS = 256
 WARM_UP = 100
 FIT_EVERY = 60  # the start is fitted on 201 of the taught texts
 SIZES = {
-    "small": {"width": 128, "depth": 4, "heads": 4, "follows": [0, 1, 3, 5], "learning_rate": 3e-4},
+    "small": {"width": 128, "depth": 4, "heads": 4, "follows": [0, 1, 3, 5]},
     "medium": {
         "width": 192,
         "depth": 5,
         "heads": 6,
         "follows": [0, 1, 2, 3, 5],
-        "learning_rate": 2.5e-4,
     },
 }
 
@@ -56,27 +56,33 @@ def main() -> None:
     states = load_states(teacher, teacher_heads, ids, rows, lengths, path)
     counts = np.bincount(corpus.tokens, minlength=len(pieces))
     start = load_start(options, teacher, ids, rows[::FIT_EVERY], lengths[::FIT_EVERY], counts)
-    sampler = Sampler(corpus, pieces, options.seed)
-    held_out = Sampler(load_corpus("validation", pieces, options.cache), pieces, options.seed)
+    sampler = Sampler(corpus, pieces, options.seed, tuple(options.rows_of))
+    validation = load_corpus("validation", pieces, options.cache)
+    held_out = Sampler(validation, pieces, options.seed, tuple(options.rows_of))
     train(options, pieces, start, states, sampler, held_out)
 
 
 def load_start(options, teacher, ids, rows, lengths, counts) -> Tensors:
-    """Fits the student's start, once; later calls read the cached arrays."""
-    size = SIZES[options.size]
+    """Makes the student's start, once; later calls read the cached arrays."""
+    size, seed = SIZES[options.size], options.seed
     path = options.cache / f"start-{options.size}.npz"
     if not path.exists():
         arrays = {name: np.asarray(value) for name, value in teacher.items()}
-        made = narrow(arrays, ids[rows], lengths, width=size["width"], layers=size["follows"])
-        table = "bert.embeddings.word_embeddings.weight"
+        shape = {"width": size["width"]}
+        if options.start == "components":
+            shape |= {"depth": size["depth"], "seed": seed}
+            made = start_from_components(arrays, ids, **shape)
+        else:
+            made = narrow(arrays, ids[rows], lengths, **shape, layers=size["follows"])
+            table = "bert.embeddings.word_embeddings.weight"
+            made[table] = made[table][ids]
         places = "bert.embeddings.position_embeddings.weight"
-        made |= {table: made[table][ids], places: made[places][:POSITIONS]}
+        made[places] = made[places][:POSITIONS]
+        made["cls.predictions.bias"] = np.log((counts + 1) / (counts + 1).sum())
         np.savez(path, **made)
     with np.load(path) as made:
         start = {name: jnp.asarray(value, jnp.float32) for name, value in made.items()}
-    bias = np.log((counts + 1) / (counts + 1).sum())
-    start["cls.predictions.bias"] = jnp.asarray(bias, jnp.float32)
-    return start | start_heads(size["width"], options.seed)
+    return start | start_heads(size["width"], seed)
 
 
 def read_options() -> argparse.Namespace:
@@ -88,16 +94,22 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--start", choices=("fitted", "components"), default="fitted")
+    parser.add_argument("--learning-rate", type=float, default=2.5e-4)
+    parser.add_argument("--teacher-weight", type=float, default=60.0)
+    parser.add_argument("--rows-of", type=int, nargs=6, default=[8, 6, 5, 3, 3, 7])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every-s", type=float, default=240)
     return parser.parse_args()
 
 
-def make_step(optimizer: optax.GradientTransformation, heads: int):
+def make_step(optimizer: optax.GradientTransformation, heads: int, teacher_weight: float):
     """Compiles one update on a plain and a front batch."""
 
     def loss(tensors: Tensors, plain, states, front):
-        first, plain_metrics = plain_loss(tensors, plain, states, heads=heads)
+        first, plain_metrics = plain_loss(
+            tensors, plain, states, heads=heads, teacher_weight=teacher_weight
+        )
         second, front_metrics = front_loss(tensors, front, heads=heads)
         return first + second, plain_metrics | front_metrics
 
@@ -147,11 +159,11 @@ def _is_matrix(tensors: Tensors) -> dict[str, bool]:
 def train(options, pieces, tensors, states, sampler: Sampler, held_out: Sampler) -> None:
     """The loop: batches are made while the step before them runs."""
     size = SIZES[options.size]
-    optimizer = make_optimizer(size["learning_rate"], options.steps)
+    optimizer = make_optimizer(options.learning_rate, options.steps)
     memory = optimizer.init(tensors)
     checkpoint = options.cache / f"checkpoint-{options.size}.npz"
     done, spent_s, tensors, memory = load_checkpoint(checkpoint, tensors, memory)
-    step = make_step(optimizer, size["heads"])
+    step = make_step(optimizer, size["heads"], options.teacher_weight)
     score = jax.jit(lambda tensors, batch: front_loss(tensors, batch, heads=size["heads"])[1])
     read = jax.jit(partial(encode, heads=size["heads"]))
 
