@@ -17,11 +17,14 @@ from jpt.data.builtin_units import RECIPES, Recipe, Unit
 from jpt.data.draws import Draws
 from jpt.data.movie_reviews import Split, reviews
 from jpt.errors import InputError, unknown_name
-from jpt.tasks.builtin import BUILTIN
+from jpt.tasks.builtin import BUILTIN, CANDIDATES
 from jpt.tasks.task import BUILTIN_PREFIX, Task
 
 SIZES: dict[str, int] = {"test": 1000, "validation": 600, "train": 6000}
 """Rows of each split at most, in the order in which the splits take their texts."""
+
+TASKS: dict[str, Task] = {**BUILTIN, **CANDIDATES}
+"""Every task whose rows can be made."""
 
 _NO_MARKS = str.maketrans("", "", string.punctuation + " ")
 
@@ -51,8 +54,8 @@ def builtin_rows(name: str, split: str) -> list[Row]:
         ['label', 'text']
     """
     short = name.removeprefix(BUILTIN_PREFIX)
-    if short not in RECIPES or BUILTIN_PREFIX + short not in BUILTIN:
-        raise unknown_name("built-in task", name, BUILTIN)
+    if short not in RECIPES or BUILTIN_PREFIX + short not in TASKS:
+        raise unknown_name("built-in task", name, TASKS)
     if split not in SIZES:
         raise InputError(f"unknown split '{split}'; choose one of {', '.join(sorted(SIZES))}")
     return [dict(row) for row in _make_split(short, split).rows]
@@ -60,7 +63,7 @@ def builtin_rows(name: str, split: str) -> list[Row]:
 
 @lru_cache(maxsize=12)
 def _make_split(name: str, split: str) -> _Split:
-    recipe, task = RECIPES[name], BUILTIN[BUILTIN_PREFIX + name]
+    recipe, task = RECIPES[name], TASKS[BUILTIN_PREFIX + name]
     draws = Draws(f"{name}/{split}")
     taken: set[str] = set()
     for earlier in list(SIZES)[: list(SIZES).index(split)]:

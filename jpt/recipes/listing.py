@@ -12,6 +12,7 @@ from jpt.backbones.registry import BUILTIN, PREFIX, backbone_names, load_backbon
 from jpt.data.encode import encode_split
 from jpt.data.sources import read_rows
 from jpt.tasks.builtin import BUILTIN as BUILTIN_TASKS
+from jpt.tasks.builtin import CANDIDATES
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.registry import load_task
 from jpt.tasks.task import Task
@@ -49,7 +50,9 @@ def list_tasks() -> Listing:
         for task in tasks
     ]
     record = {"tasks": [_task_record(task) for task in tasks]}
-    return record, _table(("task", "type", "labels and their words", "rows from"), rows)
+    table = _table(("task", "type", "labels and their words", "rows from"), rows)
+    more = ", ".join(name.removeprefix("builtin/") for name in CANDIDATES)
+    return record, f"{table}\nFor larger backbones there are also, after builtin/: {more}"
 
 
 def _task_record(task: Task) -> dict[str, Any]:

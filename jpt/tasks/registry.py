@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jpt.errors import InputError, unknown_name
-from jpt.tasks.builtin import BUILTIN
+from jpt.tasks.builtin import BUILTIN, CANDIDATES
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import BUILTIN_PREFIX, Task
 from jpt.tasks.user import TASK_FILE, load_user_task
@@ -57,11 +57,12 @@ def load_task(argument: str | Path, data: str | Path | None = None) -> Task:
 
 
 def _load_builtin(name: str, data: str | Path | None) -> Task:
-    if name not in BUILTIN:
+    known = {**BUILTIN, **CANDIDATES}
+    if name not in known:
         raise unknown_name("task", name, task_names())
     if data is not None:
         raise InputError(f"task {name} brings its own rows; leave --data {data} out")
-    return BUILTIN[name]
+    return known[name]
 
 
 def _is_path(argument: str | Path) -> bool:

@@ -8,22 +8,21 @@ from collections import Counter, defaultdict
 import pytest
 
 from jpt.data.altered_text import WORD
-from jpt.data.builtin_rows import SIZES, builtin_rows
+from jpt.data.builtin_rows import SIZES, TASKS, builtin_rows
 from jpt.data.movie_reviews import reviews
 from jpt.errors import InputError
-from jpt.tasks.builtin import BUILTIN
 
 HELD_OUT = ("test", "validation")
 QUICK = "builtin/rotten_tomatoes_scrambled"
 
 
 def texts_of(name: str, split: str) -> list[str]:
-    return [row[field] for row in builtin_rows(name, split) for field in BUILTIN[name].fields]
+    return [row[field] for row in builtin_rows(name, split) for field in TASKS[name].fields]
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", TASKS)
 def test_held_out_splits_are_balanced_and_large_enough(name: str) -> None:
-    task = BUILTIN[name]
+    task = TASKS[name]
     for split in HELD_OUT:
         rows = builtin_rows(name, split)
         counts = Counter(row["label"] for row in rows)
@@ -35,7 +34,7 @@ def test_held_out_splits_are_balanced_and_large_enough(name: str) -> None:
     assert len(builtin_rows(name, "validation")) >= 250
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", TASKS)
 def test_no_text_stands_twice(name: str) -> None:
     test, validation = (texts_of(name, split) for split in HELD_OUT)
     assert len(set(test)) == len(test)
@@ -43,7 +42,7 @@ def test_no_text_stands_twice(name: str) -> None:
     assert not set(test) & set(validation)
 
 
-@pytest.mark.parametrize("name", [name for name in BUILTIN if "rotten" in name])
+@pytest.mark.parametrize("name", [name for name in TASKS if "rotten" in name])
 def test_train_shares_no_text_with_the_held_out_splits(name: str) -> None:
     train = texts_of(name, "train")
     assert len(set(train)) == len(train) >= 3000
@@ -54,7 +53,7 @@ def test_train_shares_no_text_with_the_held_out_splits(name: str) -> None:
 @pytest.mark.parametrize("name", ["builtin/imdb_next_sentence", "builtin/rotten_tomatoes_halves"])
 @pytest.mark.parametrize("split", HELD_OUT)
 def test_pairs_come_from_reviews_of_their_split(name: str, split: str) -> None:
-    task = BUILTIN[name]
+    task = TASKS[name]
     whole = "\n".join(review.text for review in reviews(_source(name), split))
     beside = {label: 0 for label in task.labels}
     for row in builtin_rows(name, split):
@@ -91,7 +90,7 @@ def bag(text: str) -> set[str]:
 
 def naive_bayes(name: str, features) -> float:
     """Accuracy on validation of naive Bayes over features of each field, counted on test."""
-    task = BUILTIN[name]
+    task = TASKS[name]
     counts = defaultdict(lambda: [0.5, 0.5])
     for row in builtin_rows(name, "test"):
         for feature in {(f, x) for f in task.fields for x in features(row[f])}:
@@ -116,14 +115,12 @@ STYLED = (
 )
 
 
-@pytest.mark.parametrize("name", [name for name in BUILTIN if name not in STYLED])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in STYLED])
 def test_looks_do_not_give_the_label_away(name: str) -> None:
     assert naive_bayes(name, marks) < 0.58
 
 
-BY_ORDER_OR_PAIR = [
-    t.name for t in BUILTIN.values() if t.type in ("word_order", "coherence", "copy")
-]
+BY_ORDER_OR_PAIR = [t.name for t in TASKS.values() if t.type in ("word_order", "coherence", "copy")]
 
 
 @pytest.mark.parametrize("name", BY_ORDER_OR_PAIR)
@@ -171,7 +168,7 @@ def digest(name: str, split: str) -> str:
     return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", TASKS)
 def test_the_test_split_never_changes(name: str) -> None:
     """Scores of different versions are compared: change a digest only with a note on scores."""
     assert digest(name, "test") == DIGESTS[name.removeprefix("builtin/")]

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from jpt.data.altered_text import WORD
+from jpt.data.builtin_rows import TASKS
 from jpt.data.builtin_units import RECIPES, Unit
 from jpt.data.draws import Draws
-from jpt.tasks.builtin import BUILTIN
 
 SENTENCES = [
     "I saw this film with my brother on a cold evening in March.",
@@ -33,12 +33,12 @@ def words(text: str) -> list[str]:
 
 
 def test_every_task_has_a_recipe_and_every_recipe_a_task() -> None:
-    assert set(RECIPES) == {task.short_name for task in BUILTIN.values()}
+    assert set(RECIPES) == {task.short_name for task in TASKS.values()}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_form_fits_the_fields(name: str) -> None:
-    n_fields = len(BUILTIN[f"builtin/{name}"].fields)
+    n_fields = len(TASKS[f"builtin/{name}"].fields)
     assert n_fields == (2 if RECIPES[name].form == "pair" else 1)
 
 

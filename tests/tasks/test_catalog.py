@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jpt.tasks.builtin import BUILTIN
+from jpt.tasks.builtin import BUILTIN, CANDIDATES
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import SPLITS
 
@@ -58,15 +58,19 @@ def test_no_class_of_mnli_has_the_number_it_has_in_glue_but_the_middle_one() -> 
 def test_every_type_of_builtin_task_has_two_tasks_with_the_same_words() -> None:
     by_type: dict[str, set[tuple[str, ...]]] = {}
     count: dict[str, int] = {}
+    assert not set(BUILTIN) & set(CANDIDATES)
     for task in BUILTIN.values():
         by_type.setdefault(task.type, set()).add(tuple(task.words("bert").values()))
         count[task.type] = count.get(task.type, 0) + 1
     assert all(len(words) == 1 for words in by_type.values())
     assert min(count.values()) >= 2
+    assert len(count) >= 3 and len(BUILTIN) >= 6
 
 
 def test_two_types_of_builtin_task_never_share_their_words() -> None:
-    words = {(task.type, tuple(task.words("bert").values())) for task in BUILTIN.values()}
+    words = {
+        (task.type, tuple(task.words("bert").values())) for task in (BUILTIN | CANDIDATES).values()
+    }
     assert len({pair for _, pair in words}) == len({type_ for type_, _ in words})
 
 
