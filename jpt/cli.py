@@ -34,7 +34,8 @@ DataOption = Annotated[
 ]
 DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 MeshOption = Annotated[
-    str | None, typer.Option(help="Devices by axis, for instance data:4,model:2; default all data.")
+    str | None,
+    typer.Option(help="Devices by axis, for instance data:4,model:2; default all on data."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")

@@ -11,6 +11,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Scripts that make stored fixtures: they import torch, which the tests do not need.
+collect_ignore_glob = ["*make_*_fixtures.py"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
