@@ -19,6 +19,7 @@ from jpt.tuning import loop
 from tests.toy_task import write_task
 
 STEPS = 24
+KILLS = 3
 SETTINGS = {"steps": STEPS, "eval_every": 6, "checkpoint_every": 4, "batch_size": 8, "length": 5}
 
 
@@ -130,23 +131,28 @@ def test_a_half_written_log_line_and_later_lines_are_removed(
 def test_sigkill_at_random_moments_changes_nothing(
     task: Path, whole: Path, tmp_path: Path, seed: int
 ) -> None:
-    """Real processes, killed again and again, some of them while saving."""
-    random = np.random.default_rng(seed)
+    """Real processes, killed soon after they made some progress, some of them while saving."""
+    random, run = np.random.default_rng(seed), tmp_path / "run"
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
-    command += ["--task", str(task), "--out", str(tmp_path / "run"), *options]
+    command += ["--task", str(task), "--out", str(run), *options]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    for _ in range(30):
+    for _ in range(KILLS):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        config = tmp_path / "run" / "config.json"
-        while process.poll() is None and not config.exists():
-            time.sleep(0.02)
-        try:
-            process.wait(float(random.uniform(0.5, 6.0)))
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    assert process.wait() == 0, "the last run finished"
-    assert_equal_runs(whole, tmp_path / "run")
-    assert not [p for p in (tmp_path / "run").rglob("*") if p.name.endswith(".tmp")]
+        before = newest_checkpoint(run)
+        while process.poll() is None and newest_checkpoint(run) == before:
+            time.sleep(0.005)
+        time.sleep(float(random.uniform(0, 0.3)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert last.returncode == 0, last.stderr
+    assert_equal_runs(whole, run)
+    assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
+
+
+def newest_checkpoint(run: Path) -> int:
+    """The highest step that has a folder, whole or being written; 0 without any."""
+    folder = run / "checkpoints"
+    names = [path.name.split(".")[0] for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
