@@ -319,7 +319,7 @@ class Encoder(nn.Module):
         if self.config.layers == 1:
             return states, None
         # Going back, all but the products with weights is computed again: that is cheaper than
-        # writing it to memory and reading it (a sixth of a step's time on two CPU cores).
+        # writing it to memory and reading it back.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         scanned = nn.scan(
             nn.remat(ScannedLayer, policy=policy, prevent_cse=False),
