@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Float64, Int32
 
 Parameters = dict[str, Any]
 """A nested dictionary of arrays: the frozen weights of a backbone."""
@@ -42,6 +42,7 @@ class PromptCard:
     Attributes:
         backbone: name of the model it was tuned on.
         task: name of the task it was tuned for, with ``builtin/`` where it has that.
+        task_type: the type of that task, for instance ``"sentiment"``.
         layout: where its rows stand; ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``.
         init: how it started, for instance ``"random"``.
         seed: the seed of its run.
@@ -56,6 +57,7 @@ class PromptCard:
 
     backbone: str
     task: str
+    task_type: str | None = None
     layout: str = "encoder"
     init: str = "random"
     seed: int | None = None
@@ -80,3 +82,33 @@ class Prompt:
     values: Float32[np.ndarray, "P D"]
     card: PromptCard
     unused_row: Float32[np.ndarray, "1 D"] | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class TransferMatrix:
+    """What every prompt scored on every task, zero-shot.
+
+    Attributes:
+        targets: names of the tasks, without ``builtin/``; the rows.
+        prompts: names of the prompts; the columns.
+        values: the scores; NaN where a pair was not measured.
+        metrics: the measure of each target.
+    """
+
+    targets: tuple[str, ...]
+    prompts: tuple[str, ...]
+    values: Float64[np.ndarray, "N K"]
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the neurons of every feed-forward layer answer to each prompt.
+
+    Attributes:
+        names: names of the prompts.
+        values: activations after the non-linearity, at the answer position.
+    """
+
+    names: tuple[str, ...]
+    values: Float32[np.ndarray, "K L F"]

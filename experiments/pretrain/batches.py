@@ -12,12 +12,12 @@ import numpy as np
 from corpus import CLS, MASK, SEP, Corpus
 
 RT_TOKENS = 48
-PLAIN_ROWS = 32
+PLAIN_ROWS = 48
 FRONT = 8
 FRONT_TOKENS = 48
 PAIR_TOKENS = FRONT_TOKENS - 3
 MASKED = 9
-TAUGHT_ROWS = 12032
+TAUGHT_ROWS = 24064
 # (answer when not, answer when so): several wordings, so that no question has one word only.
 ORDER = (("random", "natural"), ("scrambled", "natural"), ("shuffled", "normal"), ("no", "yes"))
 NEXT = (("other", "next"), ("no", "yes"), ("random", "next"), ("false", "true"))

@@ -94,12 +94,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--start", choices=("fitted", "components"), default="fitted")
-    parser.add_argument("--learning-rate", type=float, default=2.5e-4)
-    parser.add_argument("--teacher-weight", type=float, default=60.0)
-    parser.add_argument("--rows-of", type=int, nargs=6, default=[8, 6, 5, 3, 3, 7])
+    parser.add_argument("--start", choices=("fitted", "components"), default="components")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--teacher-weight", type=float, default=20.0)
+    parser.add_argument("--rows-of", type=int, nargs=6, default=[2, 2, 2, 2, 3, 5])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint-every-s", type=float, default=240)
+    parser.add_argument("--checkpoint-every-s", type=float, default=600)
     return parser.parse_args()
 
 

@@ -129,6 +129,7 @@ class _Study:
         card = PromptCard(
             backbone=self.backbone.name,
             task=self.prepared.task.name,
+            task_type=self.prepared.task.type,
             layout=self.backbone.layout,
             init=self.options.init,
             seed=self.options.seed,

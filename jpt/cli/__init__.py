@@ -1,0 +1,70 @@
+"""The command line: thin, one function a command, options named as in the Python API."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import jpt
+from jpt.cli import listing, tuning
+from jpt.errors import DivergedError, InputError, StoppedError
+
+app = typer.Typer(
+    name="jpt",
+    help="Soft prompts on frozen language models: tune them, score them, move them.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print version and devices.")] = False,
+) -> None:
+    """Answers ``jpt --version``."""
+    if version:
+        import jax
+
+        kinds = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+        typer.echo(
+            f"jpt {jpt.__version__} · jax {jax.__version__} · {len(jax.devices())} x {kinds}"
+        )
+        raise typer.Exit
+
+
+for _command in (
+    tuning.tune,
+    tuning.evaluate,
+    listing.tasks,
+    listing.backbones,
+    tuning.check,
+):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Runs the command line: what the user can mend is one line on stderr and exit code 2."""
+    # Quiet libraries: their notes on missing accelerators and forks are not the user's concern.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except DivergedError as error:
+        _fail(str(error), 1)
+    except StoppedError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    print("jpt: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,46 @@
+"""What the commands share: options that several of them take, and how a result is printed."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+BackboneOption = Annotated[
+    str, typer.Option(help="Built-in name (see 'jpt backbones'), folder of weights, or hub id.")
+]
+TaskOption = Annotated[
+    str, typer.Option(help="Name (see 'jpt tasks') or folder: with task.toml, or named like one.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Folder with train, validation and test rows of the task.")
+]
+DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+MeshOption = Annotated[
+    str | None,
+    typer.Option(help="Devices by axis, for instance data:4,model:2; default all on data."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
+]
+
+
+def print_result(record: dict[str, Any], text: str, json: bool) -> None:
+    """Prints a result: text for people, or one JSON object on stdout and the text on stderr.
+
+    Args:
+        record: the result as JSON.
+        text: the same for people.
+        json: whether a machine reads stdout.
+
+    Example:
+        >>> print_result({"score": 0.5}, "score 0.5", json=False)
+        score 0.5
+    """
+    if json:
+        typer.echo(text, err=True)
+        typer.echo(json_format.dumps(record))
+    else:
+        typer.echo(text)

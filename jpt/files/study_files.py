@@ -1,0 +1,162 @@
+"""The results that one command writes and another reads: transfer matrices and activations."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jpt.errors import InputError
+from jpt.files.atomic import atomic_file
+from jpt.files.reading import read_bytes
+from jpt.files.tables import read_number, read_table, write_table
+from jpt.types import Activations, TransferMatrix
+
+TRANSFER_COLUMNS = ("target_task", "source_prompt", "metric", "value")
+
+
+def write_transfer(path: str | Path, matrix: TransferMatrix) -> None:
+    """Writes a transfer matrix as ``target_task,source_prompt,metric,value``.
+
+    Args:
+        path: the target, by custom ``transfer.csv`` or ``relative.csv``.
+        matrix: pairs whose value is NaN are left out.
+
+    Raises:
+        InputError: the file cannot be written.
+
+    Example:
+        See `read_transfer`.
+    """
+    rows = [
+        (target, prompt, metric, value)
+        for target, metric, line in zip(matrix.targets, matrix.metrics, matrix.values, strict=True)
+        for prompt, value in zip(matrix.prompts, line.tolist(), strict=True)
+        if not np.isnan(value)
+    ]
+    write_table(path, TRANSFER_COLUMNS, rows)
+
+
+def read_transfer(path: str | Path) -> TransferMatrix:
+    """Reads a transfer matrix; targets and prompts stand in the order in which they first come.
+
+    Args:
+        path: a table with the columns of `write_transfer`.
+
+    Returns:
+        The matrix; NaN where the table has no line for a pair.
+
+    Raises:
+        InputError: a column is missing, a value is no number, a pair stands twice, a target has
+            two metrics, or there is no line at all.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "transfer.csv"
+        >>> write_transfer(
+        ...     file, TransferMatrix(("imdb",), ("a", "b"), np.array([[0.5, 0.75]]), ("accuracy",))
+        ... )
+        >>> read_transfer(file).values
+        array([[0.5 , 0.75]])
+    """
+    rows = read_table(path, TRANSFER_COLUMNS)
+    if not rows:
+        raise InputError(f"{path} has a header and no line; run jpt transfer again")
+    metrics: dict[str, str] = {}
+    values: dict[tuple[str, str], float] = {}
+    for number, row in enumerate(rows, 2):
+        pair = (row["target_task"], row["source_prompt"])
+        if pair in values:
+            raise InputError(f"{path}, line {number}: {pair[1]} on {pair[0]} stands there twice")
+        if metrics.setdefault(pair[0], row["metric"]) != row["metric"]:
+            raise InputError(
+                f"{path}, line {number}: {pair[0]} is measured by {row['metric']} here and by"
+                f" {metrics[pair[0]]} above; one metric a target expected"
+            )
+        values[pair] = read_number(path, number, row, "value")
+    prompts = tuple(dict.fromkeys(prompt for _, prompt in values))
+    table = [[values.get((target, prompt), np.nan) for prompt in prompts] for target in metrics]
+    return TransferMatrix(tuple(metrics), prompts, np.array(table), tuple(metrics.values()))
+
+
+def write_activations(path: str | Path, activations: Activations) -> None:
+    """Writes activations as ``names`` [K] and ``activations`` [K, L, F].
+
+    Args:
+        path: the target, by custom ``neurons.npz``.
+        activations: of a bank of prompts.
+
+    Raises:
+        InputError: the file cannot be written.
+
+    Example:
+        See `read_activations`.
+    """
+    with atomic_file(path) as file:
+        np.savez_compressed(
+            file,
+            names=np.array(activations.names),
+            activations=activations.values.astype(np.float32),
+        )
+
+
+def read_activations(path: str | Path) -> Activations:
+    """Reads activations.
+
+    Args:
+        path: a file of `write_activations`.
+
+    Returns:
+        The activations.
+
+    Raises:
+        InputError: it is no such file, the shapes do not fit, a name stands twice, or a value is
+            not finite.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "neurons.npz"
+        >>> write_activations(file, Activations(("a",), np.ones((1, 2, 3), np.float32)))
+        >>> read_activations(file).values.shape
+        (1, 2, 3)
+    """
+    try:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
+            names, values = arrays["names"], arrays["activations"]
+    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+        raise InputError(
+            f"{path} is no file of activations (names [K] and activations [K, L, F]); make it with"
+            " jpt neurons"
+        ) from None
+    if values.ndim != 3 or names.shape != values.shape[:1] or values.dtype.kind != "f":
+        raise InputError(
+            f"{path}: names {list(names.shape)} and activations {list(values.shape)}"
+            f" ({values.dtype}); [K] and [K, L, F] of floats expected"
+        )
+    if not np.isfinite(values).all():
+        raise InputError(f"{path}: an activation is NaN or infinite; make it again")
+    listed = tuple(str(name) for name in names)
+    refuse_twice(listed, str(path))
+    return Activations(listed, values.astype(np.float32))
+
+
+def refuse_twice(names: Sequence[str], where: str) -> None:
+    """Refuses names that do not tell things apart.
+
+    Args:
+        names: to check.
+        where: they stand, for the message.
+
+    Raises:
+        InputError: one stands there twice.
+
+    Example:
+        >>> refuse_twice(["a", "b"], "neurons.npz")
+    """
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise InputError(f"{where} names {name} {count} times; give each prompt its own name")
