@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import jpt
-from jpt.cli import listing, tuning
+from jpt.cli import listing, studies, tuning
 from jpt.errors import DivergedError, InputError, StoppedError
 
 app = typer.Typer(
@@ -41,6 +41,8 @@ def root(
 for _command in (
     tuning.tune,
     tuning.evaluate,
+    studies.transfer,
+    studies.neurons,
     listing.tasks,
     listing.backbones,
     tuning.check,

@@ -111,12 +111,40 @@ def split_logits(
     Returns:
         Logits in the split's order.
     """
-    logits = np.zeros((split.n_rows, len(answer.label_ids)), np.float32)
-    pending: tuple[np.ndarray, Array] | None = None
+    return bank_logits(module, params, [prompt], split, answer, batching, mesh)[0]
+
+
+def bank_logits(
+    module: nn.Module,
+    params: Parameters,
+    prompts: Sequence[Float[Array, "P D"] | None],
+    split: EncodedSplit,
+    answer: Answer,
+    batching: Batching,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, "K N C"]:
+    """Scores the label words of every row of a split behind each of several prompts.
+
+    Rows travel to the device once, and prompts of one length share a compiled program.
+
+    Args:
+        module: the frozen model, without dropout.
+        params: its weights.
+        prompts: the prompts; None stands for the untouched model.
+        split: the encoded rows.
+        answer: which words are scored.
+        batching: how rows are put together.
+        mesh: devices to spread the rows over.
+
+    Returns:
+        Logits by prompt, in the split's order.
+    """
+    logits = np.zeros((len(prompts), split.n_rows, len(answer.label_ids)), np.float32)
+    pending: tuple[np.ndarray, list[Array]] | None = None
     for rows, batch in evaluation_batches(split, *batching):
         if mesh is not None:
             batch = jax.device_put(batch, batch_sharding(mesh, batching.batch_size))
-        scores = _score_step(module, params, prompt, batch, answer)
+        scores = [_score_step(module, params, prompt, batch, answer) for prompt in prompts]
         # One batch behind, so that the device computes while the host copies.
         _collect(logits, pending)
         pending = (rows, scores)
@@ -124,10 +152,13 @@ def split_logits(
     return logits
 
 
-def _collect(logits: np.ndarray, pending: tuple[np.ndarray, Array] | None) -> None:
+def _collect(
+    logits: Float[np.ndarray, "K N C"], pending: tuple[np.ndarray, list[Array]] | None
+) -> None:
     if pending is not None:
         rows, scores = pending
-        logits[rows] = np.asarray(scores)[: len(rows)]
+        for place, found in enumerate(scores):
+            logits[place, rows] = np.asarray(found)[: len(rows)]
 
 
 def score_logits(

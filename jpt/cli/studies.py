@@ -1,0 +1,112 @@
+"""Commands that move prompts to other tasks and look at what they activate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jpt.cli.options import DtypeOption, JsonOption, MeshOption, print_result
+
+PromptsOption = Annotated[
+    Path, typer.Option(help="Folder of NAME.safetensors files or of run folders NAME/.")
+]
+OtherBackboneOption = Annotated[
+    str | None, typer.Option(help="Instead of the one that the prompts' cards name.")
+]
+
+
+def transfer(
+    prompts: PromptsOption,
+    out: Annotated[Path, typer.Option(help="Folder for transfer.csv, relative.csv and more.")],
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Targets: T1,T2,...; by default those that the cards name."),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Scored split; validation where a target lacks it.")
+    ] = "test",
+    backbone: OtherBackboneOption = None,
+    random: Annotated[
+        bool, typer.Option(help="Score an untrained random start as a baseline.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of that random start.")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    eval_batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
+    dtype: DtypeOption = "float32",
+    mesh: MeshOption = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with one folder of rows for each catalog task.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Score every prompt on every task, as it is (zero-shot transfer).
+
+    Example: jpt transfer --prompts study/prompts --tasks builtin/imdb,builtin/rotten_tomatoes
+    --out study
+    """
+    from jpt.transfer.zero_shot import transfer_matrix
+
+    result = transfer_matrix(
+        prompts,
+        split_names(tasks),
+        out,
+        split=split,
+        backbone=backbone,
+        random=random,
+        seed=seed,
+        max_tokens=max_tokens,
+        eval_batch_size=eval_batch_size,
+        dtype=dtype,
+        mesh=mesh,
+        data=data,
+        progress=True,
+    )
+    print_result(result.record, f"{result.describe()}\nwritten: {out}/transfer.csv", json)
+
+
+def neurons(
+    prompts: PromptsOption,
+    out: Annotated[Path, typer.Option(help="File to write, for instance neurons.npz.")],
+    backbone: OtherBackboneOption = None,
+    dtype: DtypeOption = "float32",
+    json: JsonOption = False,
+) -> None:
+    """Read the feed-forward neurons that each prompt activates, in one compiled call.
+
+    Example: jpt neurons --prompts study/prompts --out study/neurons.npz
+    """
+    from jpt.analysis.activations import activated_neurons
+
+    found = activated_neurons(prompts, out, backbone=backbone, dtype=dtype)
+    share = float((found.values > 0).mean())
+    count, layers, width = found.values.shape
+    record = {
+        "out": str(out),
+        "prompts": list(found.names),
+        "layers": layers,
+        "neurons": width,
+        "share_activated": share,
+    }
+    text = (
+        f"{count} prompts, {layers} layers of {width} neurons, {100 * share:.1f} % of them above"
+        f" 0\nwritten: {out}"
+    )
+    print_result(record, text, json)
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Takes a list of names apart.
+
+    Args:
+        text: ``"T1,T2"``, or None.
+
+    Returns:
+        The names, or None where nothing was said.
+
+    Example:
+        >>> split_names("builtin/imdb, sst2")
+        ['builtin/imdb', 'sst2']
+    """
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,310 @@
+"""Zero-shot transfer: what every prompt does on every task, its own and the others.
+
+Paper: section 3; there the prompts of a table are used as they are, without any training.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+from tqdm import tqdm
+
+from jpt.backbones.registry import Backbone
+from jpt.config import PAPER_CHOICES
+from jpt.data.sources import has_split
+from jpt.errors import InputError
+from jpt.files.atomic import make_folder, write_json
+from jpt.files.study_files import refuse_twice, write_transfer
+from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place
+from jpt.prompts.collection import load_prompts
+from jpt.prompts.initialisers import initial_generator, random_values
+from jpt.prompts.own import own_prompts
+from jpt.prompts.store import check_prompt
+from jpt.tasks.reference_names import task_type
+from jpt.tasks.registry import load_task
+from jpt.tasks.task import Task
+from jpt.transfer.relative import describe_matrix, relative_performance
+from jpt.tuning.prepare import as_backbone, check_lengths, prepare_task
+from jpt.tuning.scoring import Score, bank_logits, score_logits
+from jpt.types import Prompt, TransferMatrix
+from jpt.version import __version__
+
+RANDOM = "random"
+TRANSFER, RELATIVE, RECORD = "transfer.csv", "relative.csv", "transfer.json"
+
+
+@dataclass(frozen=True)
+class TransferResult:
+    """What `transfer_matrix` measured.
+
+    Attributes:
+        matrix: the scores; the column ``random``, where there is one, is the untrained start.
+        relative: each score over that of the target's own prompt; NaN where there is none.
+        own: the own prompt of each target that has one.
+        record: types, majority shares, rows, versions, as in ``transfer.json``.
+        scores: every score by (target, prompt).
+    """
+
+    matrix: TransferMatrix
+    relative: TransferMatrix
+    own: dict[str, str]
+    record: dict[str, Any]
+    scores: dict[tuple[str, str], Score]
+
+    def describe(self) -> str:
+        """Lays the matrix out for reading: targets down, prompts across, own prompts marked."""
+        return describe_matrix(self.matrix, self.own, self.record["notes"])
+
+
+@dataclass(frozen=True)
+class _Study:
+    """Everything a matrix is made of, before anything is compiled."""
+
+    backbone: Backbone
+    mesh: Mesh
+    prompts: dict[str, Prompt]
+    tasks: dict[str, Task]
+    splits: dict[str, str]
+    max_tokens: int
+    eval_batch_size: int
+
+
+def transfer_matrix(
+    prompts: Mapping[str, Prompt] | str | Path,
+    tasks: Iterable[Task | str | Path] | None = None,
+    out: str | Path | None = None,
+    *,
+    split: str = "test",
+    backbone: Backbone | str | Path | None = None,
+    random: bool = True,
+    seed: int = 0,
+    max_tokens: int | None = None,
+    eval_batch_size: int = 64,
+    dtype: str = "float32",
+    mesh: str | None = None,
+    data: str | Path | None = None,
+    progress: bool = False,
+) -> TransferResult:
+    """Scores every prompt on every task, as it is.
+
+    Args:
+        prompts: a folder of prompts, or prompts by name; all of one backbone and length.
+        tasks: the targets; by default the tasks that the prompts' cards name.
+        out: folder for ``transfer.csv``, ``relative.csv`` and ``transfer.json``.
+        split: that is scored; a target without it is scored on validation, and that is said.
+        backbone: instead of the one that the cards name; the width is checked.
+        random: whether an untrained random start is scored too, as a baseline. (The paper's code
+            draws it uniformly from 0 to 1, far from any start; here it is the start of a run.)
+        seed: of that start.
+        max_tokens: longest text in tokens; by default the backbone's own choice.
+        eval_batch_size: rows at once; changes speed, never a number.
+        dtype: of weights and matrix products.
+        mesh: devices by axis.
+        data: a folder that holds a folder of rows for each catalog task.
+        progress: whether to show a bar on stderr.
+
+    Returns:
+        Absolute and relative performance.
+
+    Raises:
+        InputError: prompts that do not belong together or to the backbone, an unknown task, two
+            targets of one name, or broken data.
+
+    Example:
+        >>> from jpt.tuning.tune import tune
+        >>> tuned = tune("builtin/bert-small", "builtin/imdb_number", steps=1)
+        >>> result = transfer_matrix({"number": tuned.prompt}, ["builtin/imdb_number"])
+        >>> result.matrix.values.shape, float(result.relative.values[0, 0])
+        ((1, 2), 1.0)
+    """
+    started_s = time.monotonic()
+    loaded = load_prompts(prompts)
+    asked = _tasks(tasks, loaded, data)
+    study = _prepare(loaded, asked, split, backbone, max_tokens, eval_batch_size, dtype, mesh)
+    if random and RANDOM not in study.prompts:
+        study.prompts[RANDOM] = _random_prompt(study, seed)
+    scores = _score_all(study, progress)
+    matrix = _matrix(study, scores)
+    cards = {name: prompt.card for name, prompt in loaded.items()}
+    own, notes = own_prompts(matrix.targets, cards)
+    notes += _split_notes(study, split)
+    record = {
+        **_record(study, scores, own, seed if random else None),
+        "split": split,
+        "notes": notes,
+        "elapsed_s": round(time.monotonic() - started_s, 2),
+        "command": _command(prompts, study, out),
+    }
+    result = TransferResult(matrix, relative_performance(matrix, own), own, record, scores)
+    if out is not None:
+        _write(Path(out), result)
+    return result
+
+
+def _tasks(
+    tasks: Iterable[Task | str | Path] | None,
+    prompts: Mapping[str, Prompt],
+    data: str | Path | None,
+) -> dict[str, Task]:
+    """The targets by short name."""
+    asked = list(tasks) if tasks is not None else [p.card.task for p in prompts.values()]
+    if tasks is None:
+        asked = sorted(set(asked))
+    if not asked:
+        raise InputError("no tasks were given; name at least one, for instance builtin/imdb")
+    loaded = [task if isinstance(task, Task) else _load(task, data) for task in asked]
+    refuse_twice([task.short_name for task in loaded], "tasks")
+    return {task.short_name: task for task in loaded}
+
+
+def _load(task: str | Path, data: str | Path | None) -> Task:
+    if data is None or str(task).startswith("builtin/") or not (Path(data) / str(task)).is_dir():
+        return load_task(task)
+    return load_task(task, Path(data) / str(task))
+
+
+def _prepare(
+    prompts: dict[str, Prompt],
+    tasks: dict[str, Task],
+    split: str,
+    backbone: Backbone | str | Path | None,
+    max_tokens: int | None,
+    eval_batch_size: int,
+    dtype: str,
+    mesh: str | None,
+) -> _Study:
+    """Loads and checks everything, cheap things first, before anything is compiled."""
+    devices = make_mesh(mesh)
+    batch_sharding(devices, eval_batch_size)
+    prompt = next(iter(prompts.values()))
+    model = as_backbone(backbone if backbone is not None else prompt.card.backbone, dtype)
+    check_prompt(prompt, model.name, model.config.width, model.layout, backbone is not None)
+    tokens = max_tokens or {**PAPER_CHOICES, **model.defaults}["max_tokens"]
+    check_lengths(model, len(prompt.values), tokens, prompt.card.first_position or 0)
+    splits = {
+        name: split if has_split(task, split) else "validation" for name, task in tasks.items()
+    }
+    return _Study(model, devices, dict(prompts), tasks, splits, tokens, eval_batch_size)
+
+
+def _random_prompt(study: _Study, seed: int) -> Prompt:
+    first = next(iter(study.prompts.values()))
+    name = study.backbone.name
+    generator = initial_generator(seed, name, RANDOM)
+    values = random_values(generator, *first.values.shape)
+    return Prompt(values, first.card)
+
+
+def _score_all(study: _Study, progress: bool) -> dict[tuple[str, str], Score]:
+    shardings, _ = parameter_shardings(study.backbone.params, study.backbone.partition, study.mesh)
+    params = place(study.backbone.params, shardings)
+    module = study.backbone.module.clone(dropout_rate=0.0)
+    first = next(iter(study.prompts.values())).card.first_position or 0
+    values = [prompt.values for prompt in study.prompts.values()]
+    # All rows are read before anything is compiled: broken data shows at once.
+    ready = {}
+    for name, task in study.tasks.items():
+        prepared = prepare_task(
+            task, study.backbone, study.max_tokens, study.eval_batch_size, first
+        )
+        ready[name] = (prepared, prepared.split(study.splits[name]))
+    scores = {}
+    cells = len(ready) * len(values)
+    with tqdm(total=cells, disable=not progress, unit="pair", dynamic_ncols=True) as bar:
+        for name, (prepared, rows) in ready.items():
+            bar.set_postfix_str(name, refresh=False)
+            logits = bank_logits(
+                module, params, values, rows, prepared.answer, prepared.batching, study.mesh
+            )
+            for prompt, found in zip(study.prompts, logits, strict=True):
+                task = prepared.task
+                score = score_logits(found, rows.labels, task.labels, task.metric)
+                scores[name, prompt] = score
+            bar.update(len(values))
+    return scores
+
+
+def _matrix(study: _Study, scores: Mapping[tuple[str, str], Score]) -> TransferMatrix:
+    values: Float[np.ndarray, "N K"] = np.array(
+        [[scores[task, prompt].value for prompt in study.prompts] for task in study.tasks]
+    )
+    metrics = tuple(task.metric for task in study.tasks.values())
+    return TransferMatrix(tuple(study.tasks), tuple(study.prompts), values, metrics)
+
+
+def _split_notes(study: _Study, split: str) -> list[str]:
+    return [
+        f"{name} has no {split} split: scored on {used}"
+        for name, used in study.splits.items()
+        if used != split
+    ]
+
+
+def _record(
+    study: _Study,
+    scores: Mapping[tuple[str, str], Score],
+    own: Mapping[str, str],
+    seed: int | None,
+) -> dict[str, Any]:
+    first = next(iter(study.prompts))
+    targets = {
+        name: {
+            "task": task.name,
+            "type": task.type,
+            "metric": task.metric,
+            "majority": scores[name, first].majority,
+            "rows": scores[name, first].rows,
+            "split": study.splits[name],
+            "own_prompt": own.get(name),
+        }
+        for name, task in study.tasks.items()
+    }
+    tuned = {
+        name: {
+            "task": prompt.card.task,
+            "type": prompt.card.task_type or task_type(prompt.card.task),
+        }
+        for name, prompt in study.prompts.items()
+        if name != RANDOM
+    }
+    device = study.mesh.devices.flat[0].device_kind
+    return {
+        "backbone": study.backbone.name,
+        "targets": targets,
+        "prompts": tuned,
+        "random": None if seed is None else {"name": RANDOM, "seed": seed, "init": RANDOM},
+        "versions": {
+            "jpt": __version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        "device": f"{study.mesh.devices.size} x {device}",
+    }
+
+
+def _command(
+    prompts: Mapping[str, Prompt] | str | Path, study: _Study, out: str | Path | None
+) -> str | None:
+    """The command that gives this matrix again, where the prompts lie in a folder."""
+    if not isinstance(prompts, (str, Path)) or out is None:
+        return None
+    names = ",".join(str(task.folder or task.name) for task in study.tasks.values())
+    words = ["jpt", "transfer", "--prompts", str(prompts), "--tasks", names, "--out", str(out)]
+    return shlex.join(words)
+
+
+def _write(folder: Path, result: TransferResult) -> None:
+    make_folder(folder)
+    write_transfer(folder / TRANSFER, result.matrix)
+    write_transfer(folder / RELATIVE, result.relative)
+    write_json(folder / RECORD, result.record)
