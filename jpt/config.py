@@ -24,6 +24,8 @@ class TuneOptions:
         learning_rate: constant rate of AdamW. Paper: 1e-3, on roberta-large 1e-4.
         length: P, prompt rows. Paper: 100, of which the encoders read 99.
         max_tokens: longest text in tokens, special tokens included. Paper: 128 without them.
+        group_by_length: put rows of like lengths into one batch, which saves padding; the paper's
+            code does not. Left out, the backbone's choice: built-in ones do.
         seed: of the initial prompt, the order of the rows and dropout.
         init: ``random``, ``vocab``, ``labels``, ``text:WORDS`` or ``prompt:FILE``.
         eval_every: steps between two scorings of the validation split.
@@ -43,6 +45,7 @@ class TuneOptions:
     learning_rate: float | None = None
     length: int | None = None
     max_tokens: int | None = None
+    group_by_length: bool | None = None
     seed: int = 0
     init: str = "random"
     eval_every: int | None = None
@@ -104,6 +107,7 @@ PAPER_CHOICES: dict[str, Any] = {
     "learning_rate": 1e-3,
     "length": 100,
     "max_tokens": 128,
+    "group_by_length": False,
 }
 
 

@@ -32,6 +32,9 @@ def tune(
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest text in tokens, special tokens included.")
     ] = None,
+    group_by_length: Annotated[
+        bool | None, typer.Option(help="Rows of like lengths in one batch, to pad less.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of initial prompt, row order and dropout.")] = 0,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between saves.")] = None,
@@ -62,6 +65,7 @@ def tune(
         learning_rate=learning_rate,
         length=length,
         max_tokens=max_tokens,
+        group_by_length=group_by_length,
         seed=seed,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,

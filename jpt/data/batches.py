@@ -16,24 +16,38 @@ from jaxtyping import Int64
 from jpt.data.encode import EncodedSplit
 from jpt.types import Batch
 
-BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+BUCKETS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Lengths that batches are padded to: few, because each is compiled once (seconds on a CPU)."""
 
 _STREAM = crc32(b"training_rows")
+_TURNS = crc32(b"training_rows/turns")
+
+GROUPED_BATCHES = 8
+"""How many batches that follow each other share their rows out by length."""
 
 
-def training_rows(seed: int, step: int, batch_size: int, n_rows: int) -> Int64[np.ndarray, "B"]:
+def training_rows(
+    seed: int,
+    step: int,
+    batch_size: int,
+    n_rows: int,
+    lengths: Int64[np.ndarray, "N"] | None = None,
+) -> Int64[np.ndarray, "B"]:
     """Chooses the rows of one training step.
 
     The rows of all steps together are one endless stream: every row once, in an order of the
     seed and the epoch, then every row again in the next epoch's order. A batch may reach over
     the end of an epoch, several times where there are fewer rows than it has places.
 
+    With lengths, the rows of `GROUPED_BATCHES` batches are shared out so that each batch holds rows
+    of like lengths and little is padded; these batches then come in an order of the seed.
+
     Args:
         seed: the seed of the run, 0 or more.
         step: the number of the step, from 0.
         batch_size: rows of a batch.
         n_rows: rows of the split.
+        lengths: tokens of each row, where rows of like lengths shall go together.
 
     Returns:
         The numbers of the rows.
@@ -43,20 +57,31 @@ def training_rows(seed: int, step: int, batch_size: int, n_rows: int) -> Int64[n
         >>> sorted(int(row) for row in np.concatenate(rows))
         [0, 1, 2, 3]
     """
-    places = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    if lengths is None:
+        return _stream(seed, step * batch_size, batch_size, n_rows)
+    group, place = divmod(step, GROUPED_BATCHES)
+    count = GROUPED_BATCHES * batch_size
+    rows = _stream(seed, group * count, count, n_rows)
+    rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(GROUPED_BATCHES, batch_size)
+    return rows[_shuffled(seed, _TURNS, group, GROUPED_BATCHES)[place]]
+
+
+def _stream(seed: int, start: int, count: int, n_rows: int) -> Int64[np.ndarray, "N"]:
+    """A piece of the endless stream of rows."""
+    places = np.arange(start, start + count, dtype=np.int64)
     epochs = places // n_rows
-    rows = np.empty(batch_size, dtype=np.int64)
+    rows = np.empty(count, dtype=np.int64)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         here = epochs == epoch
-        rows[here] = _order(seed, epoch, n_rows)[places[here] % n_rows]
+        rows[here] = _shuffled(seed, _STREAM, epoch, n_rows)[places[here] % n_rows]
     return rows
 
 
-@lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, n_rows: int) -> Int64[np.ndarray, "N"]:
-    """The order of one epoch, from raw numbers: numpy may change how it permutes, not those."""
-    bits = np.random.Philox(key=np.array([seed, _STREAM << 32 | epoch], dtype=np.uint64))
-    return np.argsort(bits.random_raw(n_rows), kind="stable")
+@lru_cache(maxsize=16)
+def _shuffled(seed: int, stream: int, number: int, count: int) -> Int64[np.ndarray, "N"]:
+    """An order from raw numbers: numpy may change how it permutes, not those."""
+    bits = np.random.Philox(key=np.array([seed, stream << 32 | number], dtype=np.uint64))
+    return np.argsort(bits.random_raw(count), kind="stable")
 
 
 def bucket_length(length: int, max_tokens: int) -> int:

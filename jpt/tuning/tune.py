@@ -109,7 +109,8 @@ class _Study:
         """Gives the batch of a step: a function of seed and step only."""
         options, batching = self.options, self.prepared.batching
         split = self.splits["train"]
-        rows = training_rows(options.seed, step, options.batch_size, split.n_rows)
+        lengths = split.lengths if options.group_by_length else None
+        rows = training_rows(options.seed, step, options.batch_size, split.n_rows, lengths)
         batch = make_batch(split, rows, options.batch_size, batching.max_tokens, batching.pad)
         return jax.device_put(batch, batch_sharding(self.mesh, options.batch_size))
 

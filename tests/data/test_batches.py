@@ -5,6 +5,7 @@ import pytest
 
 from jpt.data.batches import (
     BUCKETS,
+    GROUPED_BATCHES,
     bucket_length,
     evaluation_batches,
     make_batch,
@@ -131,3 +132,28 @@ def test_evaluation_pads_little() -> None:
 def test_few_shapes_are_made() -> None:
     shapes = {b.tokens.shape for _, b in evaluation_batches(some_split(500, 128), 16, 128, PAD)}
     assert len(shapes) <= 6
+
+
+def test_grouped_batches_hold_like_lengths_and_every_row_once() -> None:
+    lengths = np.random.default_rng(0).integers(3, 65, 512)
+    steps = range(512 // 16)
+    grouped = [training_rows(5, step, 16, 512, lengths) for step in steps]
+    assert sorted(np.concatenate(grouped).tolist()) == list(range(512))  # an epoch, each row once
+    plain = [training_rows(5, step, 16, 512) for step in steps]
+    for group in range(0, len(steps), GROUPED_BATCHES):  # the same rows, shared out otherwise
+        batches = slice(group, group + GROUPED_BATCHES)
+        assert set(np.concatenate(grouped[batches])) == set(np.concatenate(plain[batches]))
+    padded = sum(int(lengths[rows].max()) * 16 - lengths[rows].sum() for rows in grouped)
+    before = sum(int(lengths[rows].max()) * 16 - lengths[rows].sum() for rows in plain)
+    assert padded < before / 4
+    # Not always the short ones first: the place of the longest batch differs between groups.
+    longest = [int(lengths[rows].max()) for rows in grouped]
+    turns = np.reshape(longest, (-1, GROUPED_BATCHES)).argmax(axis=1)
+    assert len(set(turns.tolist())) > 1
+
+
+def test_a_grouped_step_needs_no_earlier_one() -> None:
+    lengths = np.arange(40) % 7
+    forward = [training_rows(1, step, 8, 40, lengths) for step in range(30)]
+    for step in (29, 3, 17):
+        np.testing.assert_array_equal(training_rows(1, step, 8, 40, lengths), forward[step])
