@@ -1,0 +1,66 @@
+"""How long all indicators of 100 long prompts take, and how much memory.
+
+100 prompts of 100 x 1024 (roberta-large's width) with drawn values, and activations of 24 layers of
+4096 neurons: the four embedding indicators, and the overlap of every window of three layers.
+
+Command:
+    python experiments/benchmarks/indicators.py
+
+Time and result: see experiments/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import jpt
+
+
+def main() -> None:
+    """Draws prompts and activations, and measures one call."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--length", type=int, default=100)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--neurons", type=int, default=4096)
+    sizes = parser.parse_args()
+    generator = np.random.default_rng(0)
+    names = [f"prompt{number:03}" for number in range(sizes.prompts)]
+    card = jpt.PromptCard("roberta-large", "sst2")
+    prompts = {name: jpt.Prompt(draw(generator, sizes.length, sizes.width), card) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "neurons.npz"
+        values = np.stack([draw(generator, sizes.layers, sizes.neurons) for _ in names])
+        np.savez(file, names=np.array(names), activations=values)
+        del values
+        before_mb = peak_mb()
+        started_s, started_cpu_s = time.perf_counter(), time.process_time()
+        found = jpt.indicators(prompts, file)
+        elapsed_s, cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s
+    print(
+        f"{sizes.prompts} prompts of {sizes.length} x {sizes.width}, {sizes.layers} layers of"
+        f" {sizes.neurons} neurons: {len(found.columns)} indicators in {elapsed_s:.1f} s"
+        f" ({cpu_s:.1f} s of processor time), peak memory {peak_mb():.0f} MB"
+        f" ({before_mb:.0f} MB before)"
+    )
+
+
+def draw(generator: np.random.Generator, rows: int, width: int) -> np.ndarray:
+    """Draws normal values in float32."""
+    return generator.standard_normal((rows, width), np.float32)
+
+
+def peak_mb() -> float:
+    """The most memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""From prompts, activations and a transfer matrix on disk to the tables of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jpt.analysis.correlation import CorrelationResult, RankCorrelation, correlate
+from jpt.analysis.indicators import Indicators, indicators, write_indicators
+from jpt.analysis.overlap import OVERLAP_ALL, WINDOW_PREFIX
+from jpt.analysis.task_types import summarize_types
+from jpt.analysis.transfer_pairs import select_pairs
+from jpt.files.atomic import make_folder, write_json
+from jpt.files.study_files import read_transfer
+from jpt.prompts.collection import load_prompts
+from jpt.types import Activations, Prompt, TransferMatrix
+
+INDICATORS, CORRELATION, TYPES = "indicators.csv", "correlation.json", "types.json"
+
+
+@dataclass(frozen=True)
+class IndicatorStudy:
+    """What `study_indicators` computed.
+
+    Attributes:
+        indicators: of all pairs of prompts.
+        types: means by type of task, as in ``types.json``.
+        correlation: with the transfer matrix, where there was one.
+        files: what was written.
+        subject: the prompts in a few words.
+        missing: what the study would have with other files.
+    """
+
+    indicators: Indicators
+    types: dict[str, Any]
+    correlation: CorrelationResult | None
+    files: tuple[Path, ...]
+    subject: str
+    missing: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What is undefined or left out, each said once."""
+        found = [*self.missing, *self.indicators.notes, *self.types["notes"]]
+        found += self.correlation.notes if self.correlation else ()
+        return list(dict.fromkeys(found))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The study as JSON."""
+        correlation = self.correlation.record if self.correlation else {}
+        return {
+            "prompts": list(self.indicators.names),
+            "files": [str(file) for file in self.files],
+            "own_in": correlation.get("own_in"),
+            "own_out": correlation.get("own_out"),
+            **{key: value for key, value in self.types.items() if key != "notes"},
+            "notes": self.notes,
+        }
+
+    def describe(self) -> str:
+        """Lays the study out for reading."""
+        lines = [self.subject, *_table(self), *(f"note: {note}" for note in self.notes)]
+        return "\n".join([*lines, *(f"written: {file}" for file in self.files)])
+
+
+def study_indicators(
+    prompts: Mapping[str, Prompt] | str | Path,
+    out: str | Path | None = None,
+    *,
+    neurons: Activations | str | Path | None = None,
+    transfer: TransferMatrix | str | Path | None = None,
+    tasks: Iterable[str] | None = None,
+    layers: str | tuple[int, int] | None = None,
+    progress: bool = False,
+) -> IndicatorStudy:
+    """Computes the indicators of all prompts, and holds them against a transfer matrix.
+
+    Args:
+        prompts: a folder of prompts, or prompts by name.
+        out: folder for ``indicators.csv``, ``types.json`` and, with a matrix,
+            ``correlation.json``; nothing is written before all is computed.
+        neurons: activations of the same prompts, or their file.
+        transfer: a zero-shot matrix of the same prompts, or its file.
+        tasks: only these targets, and only prompts for them, in correlations and means.
+        layers: of ``neuron_overlap``; by default the top three.
+        progress: whether to show a bar on stderr.
+
+    Returns:
+        The study.
+
+    Raises:
+        InputError: for prompts, activations and matrices that do not belong together.
+
+    Example:
+        >>> import numpy as np
+        >>> from jpt.types import PromptCard
+        >>> bank = {name: Prompt(np.eye(3, dtype=np.float32), PromptCard("bert", name))
+        ...     for name in ("imdb", "sst2")}
+        >>> study_indicators(bank).types["similarity_by_type"]["cosine_concat"]["n_same"]
+        1
+    """
+    loaded = load_prompts(prompts)
+    tasks = None if tasks is None else list(tasks)
+    # Read and matched before the long work, so that a wrong path or name is told at once.
+    matrix = read_transfer(transfer) if isinstance(transfer, (str, Path)) else transfer
+    if matrix is not None:
+        cards = {name: prompt.card for name, prompt in loaded.items()}
+        select_pairs(Indicators(tuple(loaded), {}, cards), matrix, tasks)
+    found = indicators(loaded, neurons, layers=layers, progress=progress)
+    correlation = None if matrix is None else correlate(found, matrix, tasks)
+    types = summarize_types(found, matrix, tasks)
+    files = () if out is None else _write(Path(out), found, types, correlation)
+    missing = _missing(prompts, neurons is None, out if matrix is None else None)
+    return IndicatorStudy(found, types, correlation, files, _subject(loaded), missing)
+
+
+def _write(
+    out: Path,
+    found: Indicators,
+    types: dict[str, Any],
+    correlation: CorrelationResult | None,
+) -> tuple[Path, ...]:
+    folder = make_folder(out)
+    write_indicators(folder / INDICATORS, found)
+    write_json(folder / TYPES, types)
+    if correlation is None:
+        return folder / INDICATORS, folder / TYPES
+    write_json(folder / CORRELATION, correlation.record)
+    return folder / INDICATORS, folder / TYPES, folder / CORRELATION
+
+
+def _subject(prompts: Mapping[str, Prompt]) -> str:
+    first = next(iter(prompts.values()))
+    rows, width = first.values.shape
+    has_row0 = all(prompt.unused_row is not None for prompt in prompts.values())
+    more = ", and the row 0 that the model does not read" if has_row0 else ""
+    count = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
+    return f"{count} of {first.card.backbone}, {rows} rows x {width}{more}"
+
+
+def _missing(
+    prompts: Mapping[str, Prompt] | str | Path, no_neurons: bool, out: str | Path | None
+) -> tuple[str, ...]:
+    """What to say of files that were not given."""
+    notes = []
+    if no_neurons:
+        place = prompts if isinstance(prompts, (str, Path)) else "DIR"
+        notes.append(
+            "neuron overlap is left out, for want of activations: jpt neurons --prompts"
+            f" {place} --out FILE makes them, --neurons FILE reads them"
+        )
+    if out is not None and (Path(out) / CORRELATION).exists():
+        notes.append(
+            f"{Path(out) / CORRELATION} is of an earlier run: there was no transfer matrix now"
+        )
+    return tuple(notes)
+
+
+def _table(study: IndicatorStudy) -> list[str]:
+    """One line an indicator; of the windows of layers only the best, which is named."""
+    names = [name for name in study.indicators.columns if not name.startswith(WINDOW_PREFIX)]
+    windows = [name for name in study.indicators.columns if name.startswith(WINDOW_PREFIX)]
+    best = _best_window(study.correlation, windows)
+    if best:
+        names.insert(names.index(OVERLAP_ALL), best)
+    correlation = study.correlation
+    head = ["", "same type", "other type"]
+    above: list[str] = []
+    if correlation:
+        above = [
+            "Spearman with zero-shot transfer: mean over targets, and all pairs with relative"
+            " performance; then mean similarity"
+        ]
+        head = ["", "own in: mean", "pooled", "own out: mean", "pooled", *head[1:]]
+    lines = [head]
+    for name in names:
+        means = study.types["similarity_by_type"][name]
+        cells = [_number(means["same_type_mean"]), _number(means["different_type_mean"])]
+        if correlation:
+            cells = [
+                *_correlation_cells(correlation.own_in[name]),
+                *_correlation_cells(correlation.own_out[name]),
+                *cells,
+            ]
+        lines.append([name, *cells])
+    chosen = f"{best} is the best of {len(windows)} windows, found by looking" if best else ""
+    return [*above, *_aligned(lines), *([chosen] if chosen else [])]
+
+
+def _best_window(correlation: CorrelationResult | None, windows: list[str]) -> str | None:
+    """The window whose overlap goes best with transfer, own prompts left out."""
+    if correlation is None:
+        return None
+    means = {name: correlation.own_out[name].mean_over_targets for name in windows}
+    means = {name: mean for name, mean in means.items() if mean is not None}
+    return max(means, key=means.__getitem__, default=None)
+
+
+def _correlation_cells(found: RankCorrelation) -> list[str]:
+    return [_number(found.mean_over_targets), _number(found.pooled_relative)]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]

@@ -1,0 +1,262 @@
+"""Which targets and sources of a transfer matrix are looked at, and what counts as whose own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from jpt.analysis.indicators import Indicators
+from jpt.errors import InputError, unknown_name
+from jpt.prompts.own import own_prompts, short_task
+from jpt.tasks.reference_names import REFERENCE_TASKS, task_type
+from jpt.types import PromptCard, TransferMatrix
+
+RANDOM = "random"
+"""The untrained prompt of a transfer matrix: a baseline, neither target nor source."""
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class TransferPairs:
+    """The part of a transfer matrix that is held against the indicators.
+
+    Attributes:
+        targets: names of the tasks.
+        sources: names of the prompts; the random one is left out.
+        own: the own prompt of each target that has one.
+        values: the scores; NaN where a pair was not measured.
+        relative: each score over that of the target's own prompt; NaN where that is undefined.
+        random_relative: the same of the random prompt; None where the matrix has none.
+        notes: what was left out, and why.
+    """
+
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]
+    own: dict[str, str]
+    values: Float64[np.ndarray, "N K"]
+    relative: Float64[np.ndarray, "N K"]
+    random_relative: Float64[np.ndarray, "N"] | None
+    notes: tuple[str, ...]
+
+
+def select_pairs(
+    indicators: Indicators, matrix: TransferMatrix, tasks: Iterable[str] | None = None
+) -> TransferPairs:
+    """Picks targets and sources, finds the own prompts, and computes relative performance.
+
+    Args:
+        indicators: whose prompts have to be those of the matrix.
+        matrix: the scores.
+        tasks: only these targets, and only prompts for these tasks; by default all.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        InputError: the matrix has no such target, or prompts that the indicators do not name.
+
+    Example:
+        >>> found = Indicators(("a", "b"), {"cosine_concat": np.eye(2)})
+        >>> values = np.array([[0.8, 0.4, 0.2]])
+        >>> pairs = select_pairs(found, TransferMatrix(("a",), ("a", "b", "random"), values, ("",)))
+        >>> pairs.sources, pairs.relative.tolist(), pairs.random_relative.tolist()
+        (('a', 'b'), [[1.0, 0.5]], [0.25])
+    """
+    cards = all_cards(indicators)
+    _check_names(indicators, matrix)
+    rows = [matrix.targets.index(target) for target in choose_targets(matrix.targets, tasks)]
+    targets = tuple(matrix.targets[row] for row in rows)
+    sources = tuple(
+        name
+        for name in matrix.prompts
+        if name in cards
+        and not is_random(name, cards[name])
+        and (tasks is None or serves(name, cards[name], targets))
+    )
+    own, notes = own_prompts(targets, cards)
+    unmeasured = sorted(set(indicators.names) - set(matrix.prompts) - {RANDOM})
+    if tasks is None and unmeasured:
+        notes.append(f"{shorten(unmeasured)}: no column in the transfer matrix, left out")
+    values = matrix.values[rows][:, [matrix.prompts.index(name) for name in sources]]
+    own_values, own_notes = _own_values(matrix, rows, own)
+    missing = int(np.isnan(values).sum())
+    if missing:
+        own_notes.append(
+            f"{missing} of {values.size} pairs of target and source have no value in the transfer"
+            " matrix: they are left out"
+        )
+    random = None
+    if RANDOM in matrix.prompts:
+        random = matrix.values[rows, matrix.prompts.index(RANDOM)] / own_values
+    return TransferPairs(
+        targets, sources, own, values, values / own_values[:, None], random, (*notes, *own_notes)
+    )
+
+
+def choose_targets(targets: Sequence[str], tasks: Iterable[str] | None) -> list[str]:
+    """Picks targets by the names of their tasks.
+
+    Args:
+        targets: names as in the matrix.
+        tasks: names with or without ``builtin/``, of the catalog or of the authors' files; None
+            for all.
+
+    Returns:
+        The targets, in the order of the matrix.
+
+    Raises:
+        InputError: a task is no target, or none was named.
+
+    Example:
+        >>> choose_targets(["imdb", "ethicsjustice"], ["justice"])
+        ['ethicsjustice']
+    """
+    if tasks is None:
+        return list(targets)
+    wanted = list(tasks)
+    if not wanted:
+        raise InputError("tasks is empty; name at least one, or leave it out for all")
+    known = {catalog_task(target) for target in targets}
+    for task in wanted:
+        if catalog_task(task) not in known:
+            raise unknown_name("target", task, targets)
+    asked = {catalog_task(task) for task in wanted}
+    return [target for target in targets if catalog_task(target) in asked]
+
+
+def catalog_task(name: str) -> str:
+    """Gives the one name under which tasks are compared.
+
+    Args:
+        name: of a task, as a card, a table or the authors' files have it.
+
+    Returns:
+        The catalog's name.
+
+    Example:
+        >>> catalog_task("builtin/imdb"), catalog_task("ethicsjustice")
+        ('imdb', 'justice')
+    """
+    short = short_task(name)
+    return REFERENCE_TASKS.get(short, (short, ""))[0]
+
+
+def serves(name: str, card: PromptCard, targets: Iterable[str]) -> bool:
+    """Says whether a prompt is for one of some targets.
+
+    Args:
+        name: of the prompt.
+        card: of the prompt.
+        targets: names of tasks.
+
+    Returns:
+        Whether its card names one of them, or it is called like one.
+
+    Example:
+        >>> serves("run3", PromptCard("bert", "builtin/imdb"), ["imdb", "sst2"])
+        True
+    """
+    known = {catalog_task(target) for target in targets}
+    return name in targets or catalog_task(card.task) in known
+
+
+def is_random(name: str, card: PromptCard) -> bool:
+    """Says whether a prompt is the untrained baseline.
+
+    Args:
+        name: of the prompt.
+        card: of the prompt.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> is_random("random", PromptCard("roberta-base", "random"))
+        True
+    """
+    return name == RANDOM or card.task == RANDOM
+
+
+def all_cards(indicators: Indicators) -> dict[str, PromptCard]:
+    """Gives every prompt a card; where none is known, its name counts as its task.
+
+    Args:
+        indicators: with or without cards.
+
+    Returns:
+        The cards by name.
+
+    Example:
+        >>> all_cards(Indicators(("imdb",), {}))["imdb"].task
+        'imdb'
+    """
+    return {name: indicators.cards.get(name, PromptCard("", name)) for name in indicators.names}
+
+
+def type_of(card: PromptCard) -> str | None:
+    """Looks up the type of a prompt's task.
+
+    Args:
+        card: of the prompt.
+
+    Returns:
+        The type; None where none is known.
+
+    Example:
+        >>> type_of(PromptCard("bert", "builtin/imdb")), type_of(PromptCard("bert", "mine"))
+        ('sentiment', None)
+    """
+    return card.task_type or task_type(card.task) or task_type(short_task(card.task))
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Writes a list of names that may be long.
+
+    Args:
+        names: to write.
+
+    Returns:
+        At most eight of them, and how many there are more.
+
+    Example:
+        >>> shorten(["a", "b"])
+        'a, b'
+    """
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _check_names(indicators: Indicators, matrix: TransferMatrix) -> None:
+    missing = sorted(set(matrix.prompts) - set(indicators.names) - {RANDOM})
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {len(matrix.prompts)} prompts of the transfer matrix have no"
+            f" indicators: {shorten(missing)}; compute the indicators of the prompts that were"
+            " transferred"
+        )
+
+
+def _own_values(
+    matrix: TransferMatrix, rows: Sequence[int], own: Mapping[str, str]
+) -> tuple[Float64[np.ndarray, "N"], list[str]]:
+    """The score of each target's own prompt, NaN where a ratio to it would mean nothing."""
+    values, notes = np.full(len(rows), np.nan), []
+    for place, row in enumerate(rows):
+        target = matrix.targets[row]
+        prompt = own.get(target)
+        if prompt is None:
+            continue  # `own_prompts` has said so
+        value = matrix.values[row, matrix.prompts.index(prompt)] if prompt in matrix.prompts else 0
+        if value > 0:
+            values[place] = value
+        else:
+            measured = f"scores {value:g}" if prompt in matrix.prompts else "has no column"
+            notes.append(
+                f"{target}: its own prompt {prompt} {measured} in the transfer matrix: relative"
+                " performance is not defined"
+            )
+    return values, notes
