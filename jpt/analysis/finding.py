@@ -1,0 +1,24 @@
+"""One thing that was found, and whether it is for or against the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AGREES, CONTRADICTS, UNCLEAR = "agrees", "contradicts", "unclear"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Attributes:
+        topic: ``"training"``, ``"types"``, ``"best_source"``, ``"overlap"``, ``"correlation"`` or
+            ``"caution"``.
+        text: one sentence.
+        verdict: whether it ``"agrees"`` with the paper, ``"contradicts"`` it, is ``"unclear"``, or
+            None where the paper says nothing of it.
+    """
+
+    topic: str
+    text: str
+    verdict: str | None = None

@@ -1,0 +1,81 @@
+"""What the columns of ``indicators.csv`` are called where people read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+EMBEDDING = {
+    "euclidean_concat": "E_concat",
+    "euclidean_average": "E_average",
+    "cosine_concat": "C_concat",
+    "cosine_average": "C_average",
+}
+"""The paper's four indicators that compare the vectors of two prompts (its section 5)."""
+
+MEANINGS = {
+    "euclidean_concat": "nearness of the two whole prompts",
+    "euclidean_average": "mean nearness of all pairs of their rows",
+    "cosine_concat": "cosine of the two whole prompts",
+    "cosine_average": "mean cosine of all pairs of their rows",
+}
+
+OVERLAP = "neuron_overlap"
+OVERLAP_ALL = "neuron_overlap_all"
+_WINDOW = re.compile(r"neuron_overlap_layers_(\d+)_(\d+)")
+_WITH_ROW = "_with_row0"
+
+
+def indicator_label(name: str) -> str:
+    """Gives the name of an indicator for people.
+
+    Args:
+        name: of the column.
+
+    Returns:
+        The name as the paper writes it.
+
+    Example:
+        >>> [indicator_label(name) for name in ("cosine_average", "neuron_overlap_layers_9_11")]
+        ['C_average', 'ON, layers 9–11']
+    """
+    window = window_of(name)
+    if window is not None:
+        return f"ON, layers {window[0]}–{window[1]}"
+    if name.endswith(_WITH_ROW):
+        return f"{indicator_label(name.removesuffix(_WITH_ROW))} with row 0"
+    return {**EMBEDDING, OVERLAP: "ON", OVERLAP_ALL: "ON, all layers"}.get(name, name)
+
+
+def window_of(name: str) -> tuple[int, int] | None:
+    """Reads the layers off the name of a window.
+
+    Args:
+        name: of a column.
+
+    Returns:
+        First and last layer, or None for a column that is no window.
+
+    Example:
+        >>> window_of("neuron_overlap_layers_9_11"), window_of("neuron_overlap")
+        ((9, 11), None)
+    """
+    found = _WINDOW.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def windows(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Finds the windows among the columns.
+
+    Args:
+        names: of columns.
+
+    Returns:
+        First and last layer of each window, from the bottom up.
+
+    Example:
+        >>> windows(["neuron_overlap", "neuron_overlap_layers_1_3", "neuron_overlap_layers_0_2"])
+        {'neuron_overlap_layers_0_2': (0, 2), 'neuron_overlap_layers_1_3': (1, 3)}
+    """
+    found = {name: window for name in names if (window := window_of(name)) is not None}
+    return dict(sorted(found.items(), key=lambda item: item[1]))

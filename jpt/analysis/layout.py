@@ -1,0 +1,276 @@
+"""The order of the tasks and prompts of a study, their types, and whose own prompt is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float64
+
+from jpt.analysis.study import Study
+from jpt.prompts.own import own_prompts, short_task
+from jpt.tasks.reference_names import task_type
+from jpt.types import PromptCard, TransferMatrix
+
+# The order of the paper's figures; other types follow in the order of the alphabet.
+PAPER_TYPES = ("sentiment", "nli", "ethics", "paraphrase", "qa", "summarization")
+NO_TYPE = "no type"
+BASELINE = "untrained"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of everything in figures and tables: by type, then as the files have it.
+
+    Attributes:
+        targets: the target tasks.
+        sources: the prompts that were moved, without the untrained one.
+        prompts: the prompts of the indicators.
+        every: all prompts of the study, the untrained one and unfinished runs included.
+        types: type of each target and prompt; ``"no type"`` where nobody has said one.
+        own: the own prompt of each target that has one.
+    """
+
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]
+    prompts: tuple[str, ...]
+    every: tuple[str, ...]
+    target_types: Mapping[str, str]
+    prompt_types: Mapping[str, str]
+    own: Mapping[str, str]
+
+
+def lay_out(study: Study) -> Layout:
+    """Finds order, types and own prompts of a study.
+
+    Args:
+        study: as read.
+
+    Returns:
+        The layout; empty tuples for what the study does not hold.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    matrix = study.transfer or study.relative
+    targets = matrix.targets if matrix else ()
+    columns = matrix.prompts if matrix else ()
+    compared = study.similarities.names if study.similarities else ()
+    names = tuple(dict.fromkeys([*columns, *compared, *study.prompts]))
+    own = _own(study, targets, names)
+    target_types = {name: _target_type(study, name) for name in targets}
+    prompt_types = {name: _prompt_type(study, name) for name in names}
+    ordered = _by_type(targets, target_types)
+    # A prompt stands where its task stands, so that own pairs form the diagonal.
+    owners = {prompt: target for target, prompt in own.items()}
+    place = {prompt: ordered.index(target) for prompt, target in owners.items()}
+    following = sorted(names, key=lambda name: place.get(name, len(ordered)))
+    prompts = _by_type(following, prompt_types)
+    return Layout(
+        targets=ordered,
+        sources=tuple(n for n in prompts if n in columns and n != study.random),
+        prompts=tuple(n for n in prompts if n in compared),
+        every=prompts,
+        target_types=target_types,
+        prompt_types=prompt_types,
+        own=own,
+    )
+
+
+def with_relative(study: Study, layout: Layout) -> Study:
+    """Computes relative performance where ``relative.csv`` is missing.
+
+    Args:
+        study: as read.
+        layout: of that study.
+
+    Returns:
+        The study with a relative matrix, where one can be had: each score over that of the
+        target's own prompt; targets without own prompt, or whose own prompt scores 0, left out.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    matrix = study.transfer
+    if study.relative is not None or matrix is None:
+        return study
+    own = np.array([own_score(study, layout, target) for target in matrix.targets])
+    known = np.flatnonzero(own > 0)
+    if not known.size:
+        return study
+    relative = TransferMatrix(
+        targets=tuple(matrix.targets[i] for i in known),
+        prompts=matrix.prompts,
+        values=matrix.values[known] / own[known, None],
+        metrics=tuple(matrix.metrics[i] for i in known),
+    )
+    return replace(study, relative=relative, computed_relative=True)
+
+
+def values_at(
+    matrix: TransferMatrix | None, targets: Iterable[str], prompts: Iterable[str]
+) -> Float64[np.ndarray, "N K"]:
+    """Takes a matrix in another order.
+
+    Args:
+        matrix: a matrix, or None.
+        targets: the rows that are wanted.
+        prompts: the columns that are wanted.
+
+    Returns:
+        The values; NaN for a pair that the matrix does not have.
+
+    Example:
+        >>> matrix = TransferMatrix(("x",), ("a", "b"), np.array([[0.5, 0.75]]), ("accuracy",))
+        >>> values_at(matrix, ["x", "y"], ["b"])
+        array([[0.75],
+               [ nan]])
+    """
+    rows, columns = list(targets), list(prompts)
+    values = np.full((len(rows), len(columns)), np.nan)
+    if matrix is None:
+        return values
+    row_of = {name: index for index, name in enumerate(matrix.targets)}
+    column_of = {name: index for index, name in enumerate(matrix.prompts)}
+    for i, target in enumerate(rows):
+        for j, prompt in enumerate(columns):
+            if target in row_of and prompt in column_of:
+                values[i, j] = matrix.values[row_of[target], column_of[prompt]]
+    return values
+
+
+@dataclass(frozen=True)
+class Move:
+    """A prompt on the task of another prompt.
+
+    Attributes:
+        target: the task.
+        source: the prompt.
+        relative: its performance over that of the target's own prompt.
+        same_type: whether both tasks have one type; None where a type is not known.
+    """
+
+    target: str
+    source: str
+    relative: float
+    same_type: bool | None
+
+
+def moves(study: Study, layout: Layout) -> list[Move]:
+    """Lists the measured pairs of a target and another task's prompt.
+
+    Args:
+        study: as read.
+        layout: of that study.
+
+    Returns:
+        The pairs that have a relative performance; neither own pairs nor the untrained prompt.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    values = values_at(study.relative, layout.targets, layout.sources)
+    found = []
+    for i, target in enumerate(layout.targets):
+        for j, source in enumerate(layout.sources):
+            if layout.own.get(target) == source or np.isnan(values[i, j]):
+                continue
+            kinds = (layout.target_types[target], layout.prompt_types[source])
+            same = None if NO_TYPE in kinds else kinds[0] == kinds[1]
+            found.append(Move(target, source, float(values[i, j]), same))
+    return found
+
+
+def by_target(moved: Iterable[Move]) -> dict[str, list[Move]]:
+    """Puts the moves to one target together.
+
+    Args:
+        moved: pairs of target and source.
+
+    Returns:
+        The pairs of each target.
+
+    Example:
+        >>> by_target([Move("imdb", "sst2", 0.9, True)])["imdb"][0].source
+        'sst2'
+    """
+    found: dict[str, list[Move]] = {}
+    for move in moved:
+        found.setdefault(move.target, []).append(move)
+    return found
+
+
+def random_values(study: Study, layout: Layout) -> dict[str, float]:
+    """Takes the relative performance of the untrained prompt.
+
+    Args:
+        study: as read.
+        layout: of that study.
+
+    Returns:
+        The values by target; none where it was not measured.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    column = values_at(study.relative, layout.targets, [study.random])[:, 0]
+    known = zip(layout.targets, column.tolist(), strict=True)
+    return {target: value for target, value in known if np.isfinite(value)}
+
+
+def own_score(study: Study, layout: Layout, target: str) -> float:
+    """Takes the score of a target's own prompt.
+
+    Args:
+        study: as read.
+        layout: of that study.
+        target: the task.
+
+    Returns:
+        The score; NaN where there is no own prompt, or no score of it.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    own = layout.own.get(target, "")
+    return float(values_at(study.transfer, [target], [own])[0, 0])
+
+
+def _own(study: Study, targets: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """As transfer.json has it; without that file as the cards have it."""
+    if study.facts is not None and study.facts.targets:
+        told = study.facts.targets
+        return {t: told[t].own_prompt or "" for t in targets if t in told and told[t].own_prompt}
+    cards = {}
+    for name in names:
+        record = study.prompts.get(name)
+        cards[name] = (record and record.card) or PromptCard("", name)
+    return own_prompts(targets, cards)[0]
+
+
+def _target_type(study: Study, name: str) -> str:
+    told = study.facts.targets.get(name) if study.facts else None
+    return (told and told.type) or task_type(name) or NO_TYPE
+
+
+def _prompt_type(study: Study, name: str) -> str:
+    if name == study.random:
+        return BASELINE
+    told = study.facts.prompt_types.get(name) if study.facts else None
+    record = study.prompts.get(name)
+    card = record.card if record else None
+    of_card = card and (card.task_type or task_type(short_task(card.task)))
+    return told or of_card or task_type(name) or NO_TYPE
+
+
+def _by_type(names: Iterable[str], types: Mapping[str, str]) -> tuple[str, ...]:
+    """Sorts by type; within a type the order stays."""
+    last = {NO_TYPE: 1, BASELINE: 2}
+
+    def key(name: str) -> tuple[int, int, str]:
+        kind = types[name]
+        known = PAPER_TYPES.index(kind) if kind in PAPER_TYPES else len(PAPER_TYPES)
+        return last.get(kind, 0), known, kind
+
+    return tuple(sorted(names, key=key))

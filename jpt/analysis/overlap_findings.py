@@ -1,0 +1,161 @@
+"""Whether the overlap of neurons tells which moves work, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jpt.analysis.finding import AGREES, CONTRADICTS, UNCLEAR, Finding
+from jpt.analysis.indicator_names import EMBEDDING, OVERLAP, indicator_label
+from jpt.analysis.layout import Move, by_target
+from jpt.analysis.study import Study
+from jpt.analysis.study_facts import Correlation
+
+# Below so many targets a mean of correlations hangs on single tasks.
+_FEW_TARGETS = 20
+
+
+def overlap_finding(study: Study) -> Finding | None:
+    """Says whether prompts of one type of task activate more neurons in common.
+
+    Args:
+        study: as read.
+
+    Returns:
+        The finding; None without means by type of the neuron overlap.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    means = study.types.similarity.get(OVERLAP) if study.types else None
+    if means is None or not np.isfinite([means.same, means.different]).all():
+        return None
+    text = (
+        f"Prompts for tasks of one type share an overlap of activated neurons (ON) of"
+        f" {means.same:.2f} on average, those of different types {means.different:.2f}"
+    )
+    if means.same > means.different:
+        return Finding("overlap", f"{text}, as in the paper.", AGREES)
+    return Finding("overlap", f"{text}: this speaks against the paper.", CONTRADICTS)
+
+
+def correlation_finding(study: Study) -> Finding | None:
+    """Says whether the overlap of neurons ranks sources better than the embedding indicators.
+
+    Own prompts are left out: they are alike to themselves and best on their task by definition.
+
+    Args:
+        study: as read.
+
+    Returns:
+        The finding; None without correlations.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    table = study.correlations.own_out if study.correlations else {}
+    if OVERLAP not in table:
+        return None
+    overlap = table[OVERLAP]
+    rho = overlap.mean_over_targets
+    if not np.isfinite(rho):
+        return Finding(
+            "correlation",
+            "The rank correlation of ON with zero-shot performance is not defined: ON or the scores"
+            " are equal for all sources of each task.",
+            UNCLEAR,
+        )
+    text = (
+        "With own prompts left out, neuron overlap (ON) and zero-shot performance have a mean rank"
+        f" correlation of {rho:+.2f}"
+    )
+    known = {n: table[n] for n in EMBEDDING if n in table and _defined(table[n])}
+    if not known:
+        return Finding("correlation", f"{text}; there is no other indicator to compare.", UNCLEAR)
+    best = max(known, key=lambda name: known[name].mean_over_targets)
+    rival = f"{indicator_label(best)} {known[best].mean_over_targets:+.2f}"
+    end, verdict = _judge_overlap(overlap, known[best])
+    return Finding(
+        "correlation", f"{text}, the best embedding indicator ({rival}): {end}.", verdict
+    )
+
+
+def _judge_overlap(overlap: Correlation, rival: Correlation) -> tuple[str, str]:
+    lead = overlap.mean_over_targets - rival.mean_over_targets
+    sure = abs(lead) > 2 * standard_error(differences(overlap, rival))
+    if overlap.mean_over_targets <= 0:
+        return "ON does not tell which source to take, which speaks against the paper", CONTRADICTS
+    if lead > 0:
+        if sure:
+            return "ON tells better which source to take, as in the paper", AGREES
+        return "ON leads as in the paper, but within the scatter over tasks", UNCLEAR
+    if sure:
+        return "ON tells worse which source to take, which speaks against the paper", CONTRADICTS
+    return "ON does not lead, against the paper, but within the scatter over tasks", UNCLEAR
+
+
+def caution_finding(study: Study, moved: Sequence[Move]) -> Finding | None:
+    """Says how far so few tasks can be trusted.
+
+    Args:
+        study: as read.
+        moved: the measured pairs.
+
+    Returns:
+        The finding; None without correlations or with many targets.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    overlap = study.correlations.own_out.get(OVERLAP) if study.correlations else None
+    if overlap is None or not 0 < overlap.n_targets < _FEW_TARGETS:
+        return None
+    sources = max((len(pairs) for pairs in by_target(moved).values()), default=0)
+    error = standard_error([v for v in overlap.per_target.values() if np.isfinite(v)])
+    tasks = "1 task" if overlap.n_targets == 1 else f"{overlap.n_targets} tasks"
+    ranked = f", each ranking {sources} sources" if sources else ""
+    size = f"; the standard error of ON's mean is {error:.2f}" if np.isfinite(error) else ""
+    return Finding("caution", f"With n = {tasks}{ranked}, these correlations are rough{size}.")
+
+
+def differences(one: Correlation, other: Correlation) -> list[float]:
+    """Subtracts the correlations of two indicators target by target.
+
+    Args:
+        one: an indicator.
+        other: another.
+
+    Returns:
+        The differences of the targets that both have.
+
+    Example:
+        >>> one = Correlation(0.5, 0.5, 0.5, 1, {"a": 0.5, "b": float("nan")})
+        >>> differences(one, one)
+        [0.0]
+    """
+    shared = [name for name in one.per_target if name in other.per_target]
+    gaps = [one.per_target[name] - other.per_target[name] for name in shared]
+    return [gap for gap in gaps if np.isfinite(gap)]
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Computes the standard error of a mean.
+
+    Args:
+        values: finite numbers.
+
+    Returns:
+        The error; infinite for fewer than two numbers, which say nothing of their scatter.
+
+    Example:
+        >>> standard_error([0.0, 2.0]), standard_error([1.0])
+        (1.0, inf)
+    """
+    if len(values) < 2:
+        return float("inf")
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def _defined(correlation: Correlation) -> bool:
+    return bool(np.isfinite(correlation.mean_over_targets))

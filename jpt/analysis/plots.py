@@ -1,0 +1,217 @@
+"""Figures of a study as matplotlib figures, and as SVG that follows the colors of a page.
+
+Figures are built from objects, never through pyplot, so nothing global is touched. One unit is one
+pixel of a page: what is drawn at 11 is read at 11 pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float64
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Colors of text, lines and ground. In a page they become variables, which a dark page sets
+# otherwise; the odd last digits tell them from colors that stay as they are.
+INK, MUTED, LINE, PAPER = "#1b1f24", "#5f6975", "#d4d9df", "#fefefe"
+_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--card"}
+# Blue and orange of Okabe and Ito, which all kinds of color vision tell apart, a little darker.
+BLUE, ORANGE, GRAY = "#3b82c4", "#d97a1f", "#8a94a0"
+COLORS = {BLUE: "--blue", ORANGE: "--orange", GRAY: "--gray"}
+FONT = 12
+SMALL = 11
+
+
+def new_figure(width_px: float, height_px: float) -> tuple[Figure, Axes]:
+    """Makes an empty figure with one set of axes in the style of the page.
+
+    Args:
+        width_px: of the axes.
+        height_px: of the axes.
+
+    Returns:
+        The figure and its axes.
+
+    Example:
+        >>> figure, axes = new_figure(300, 200)
+        >>> [float(inch * 72) for inch in figure.get_size_inches()]
+        [300.0, 200.0]
+    """
+    figure = Figure(figsize=(width_px / 72, height_px / 72), dpi=72)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    axes.tick_params(length=3, color=LINE, labelcolor=MUTED, labelsize=SMALL)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(LINE)
+    return figure, axes
+
+
+def to_svg(figure: Figure, name: str, label: str) -> str:
+    """Draws a figure as an SVG element for a page.
+
+    Args:
+        figure: what to draw; the ground stays open.
+        name: told apart from every other figure of the page; letters, digits and hyphens.
+        label: what is to be seen, for those who do not see it.
+
+    Returns:
+        One ``<svg>`` element; equal figures give equal text.
+
+    Example:
+        >>> figure, axes = new_figure(100, 50)
+        >>> to_svg(figure, "empty", "Nothing.").startswith('<svg role="img" aria-label="Nothing."')
+        True
+    """
+    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": ["DejaVu Sans"]}
+    text = io.StringIO()
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # Text is drawn by the reader's browser, which has more signs than matplotlib's font.
+        warnings.filterwarnings("ignore", message=".*Glyph.*missing")
+        figure.savefig(
+            text, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=2 / 72
+        )
+    svg = text.getvalue()
+    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
+    # Several figures stand in one page, so their ids must differ.
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'xlink:href="#', f'href="#{name}-', body).replace("xlink:href", "href")
+    body = body.replace("url(#", f"url(#{name}-")
+    for color, variable in {**_VARIABLES, **COLORS}.items():
+        body = re.sub(rf"(fill|stroke): {color}\b", rf"\1: var({variable}, {color})", body)
+    # Older versions of matplotlib write one property, later ones two.
+    body = re.sub(r"font: ([\w ]*?)([\d.]+)px [^;\"]*", r"font: \1\2px var(--font)", body)
+    body = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", body)
+    body = re.sub(r"\s*\n\s*", "\n", body)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert box is not None
+    width, height = (float(size) for size in box.groups())
+    return (
+        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width:.2f} {height:.2f}"'
+        f' width="{width:.0f}" height="{height:.0f}">{body}'
+    )
+
+
+def plain(name: str, longest: int = 26) -> str:
+    """Makes a name fit for a figure: one line, not too long.
+
+    Args:
+        name: of a task or prompt.
+        longest: so many characters at most.
+
+    Returns:
+        The name, its middle left out where it is long.
+
+    Example:
+        >>> plain("a name that is\\nmuch too long for a figure", 12)
+        'a name…igure'
+    """
+    name = "".join(char if char.isprintable() else " " for char in name)
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest // 2]}…{name[-((longest - 1) // 2) :]}"
+
+
+def scatter(
+    groups: Mapping[str, tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]],
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """Draws pairs of numbers as points, each group by its own color and shape.
+
+    Args:
+        groups: x and y by the name of the group, at most three.
+        x_label: what x is.
+        y_label: what y is; the scale is in percent.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> figure = scatter({"same": (np.array([0.5]), np.array([0.9]))}, "ON", "relative")
+        >>> figure.axes[0].get_xlabel()
+        'ON'
+    """
+    figure, axes = new_figure(272, 210)
+    _percent_axis(axes)
+    axes.axhline(1, color=LINE, linewidth=1, zorder=0)
+    n_points = sum(len(x) for x, _ in groups.values())
+    marks = zip(groups.items(), (BLUE, ORANGE, GRAY), ("o", "^", "s"), strict=False)
+    for (name, (x, y)), color, shape in marks:
+        axes.scatter(
+            x,
+            y,
+            s=22 if n_points < 1000 else 8,
+            marker=shape,
+            alpha=0.75,
+            color=color,
+            linewidths=0,
+            label=name,
+            rasterized=n_points > 4000,  # so many shapes would make the page slow
+        )
+    _label_axes(axes, x_label, y_label)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        frameon=False,
+        fontsize=FONT,
+        labelcolor=INK,
+        handletextpad=0.2,
+        columnspacing=1.2,
+        borderaxespad=0.2,
+    )
+    return figure
+
+
+def strips(groups: Mapping[str, Sequence[float]], y_label: str) -> Figure:
+    """Draws groups of numbers side by side: every number a point, their mean a line.
+
+    Args:
+        groups: the numbers by the name of the group; empty groups are left out.
+        y_label: what they are; the scale is in percent.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> figure = strips({"same": [0.9, 0.8], "other": []}, "relative")
+        >>> [text.get_text() for text in figure.axes[0].get_xticklabels()]
+        ['same']
+    """
+    figure, axes = new_figure(272, 210)
+    _percent_axis(axes)
+    axes.axhline(1, color=LINE, linewidth=1, zorder=0)
+    shown = {name: np.array(values) for name, values in groups.items() if len(values)}
+    for place, (values, color) in enumerate(
+        zip(shown.values(), (BLUE, ORANGE, GRAY), strict=False)
+    ):
+        # Spread by a golden ratio, not by chance: the same points stand at the same places.
+        spread = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.5
+        axes.scatter(place + spread, np.sort(values), s=14, color=color, alpha=0.6, linewidths=0)
+        mean = float(values.mean())
+        axes.plot([place - 0.33, place + 0.33], [mean, mean], color=INK, linewidth=2)
+        axes.text(place + 0.36, mean, f"{100 * mean:.0f}", color=INK, fontsize=FONT, va="center")
+    axes.set_xlim(-0.5, max(len(shown), 1) - 0.3)
+    axes.set_xticks(range(len(shown)), list(shown))
+    axes.tick_params(axis="x", length=0, labelcolor=INK, labelsize=FONT)
+    _label_axes(axes, "", y_label)
+    return figure
+
+
+def _percent_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+
+
+def _label_axes(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label, color=MUTED, fontsize=FONT, parse_math=False)
+    axes.set_ylabel(y_label, color=MUTED, fontsize=FONT, parse_math=False)

@@ -1,0 +1,167 @@
+"""The report of a study: one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jpt.analysis.finding import Finding
+from jpt.analysis.findings import find
+from jpt.analysis.layout import Layout, lay_out, with_relative
+from jpt.analysis.page import Markup, element, finding_item, join, whole_page
+from jpt.analysis.report_indicators import correlation_section, embedding_section, overlap_section
+from jpt.analysis.report_runs import note_section, provenance_section, training_section
+from jpt.analysis.report_transfer import transfer_section, type_section
+from jpt.analysis.study import Study, read_study
+from jpt.analysis.wording import counted
+from jpt.files.atomic import write_text
+
+PAGE = "report.html"
+# The sentences at the top; what else was found stands in its own part of the page.
+_SUMMARY = ("training", "types", "best_source", "correlation", "caution")
+_PARTS = (
+    ("transfer", "transfer"),
+    ("overlap", "neurons"),
+    ("embeddings", "vectors"),
+    ("correlation", "correlation"),
+    ("types", "types"),
+    ("training", "training"),
+    ("provenance", "what was run"),
+    ("notes", "notes"),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written.
+
+    Attributes:
+        path: of the page.
+        findings: the sentences at its top.
+    """
+
+    path: Path
+    findings: tuple[str, ...]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return {"report": str(self.path), "findings": list(self.findings)}
+
+    def describe(self) -> str:
+        """Says what was found and where the page is."""
+        return "\n".join([*self.findings, f"written: {self.path}"])
+
+
+def report(folder: str | Path) -> Report:
+    """Writes the report of a study: figures, tables, and sentences that say what was found.
+
+    The page holds everything in itself and is written anew each time; equal files give equal
+    bytes. It needs no backbone: it reads what the commands before have written.
+
+    Args:
+        folder: of the study, as ``jpt transfer --out`` and ``jpt indicators --out`` filled it. What
+            is missing is said in the page, with the command that makes it.
+
+    Returns:
+        The path of ``report.html`` in that folder, and what was found.
+
+    Raises:
+        InputError: there is no such folder, it holds no part of a study, a file of it is broken,
+            or the page cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> study = Path(tempfile.mkdtemp())
+        >>> text = "target_task,source_prompt,metric,value\\nimdb,imdb,accuracy,0.75\\n"
+        >>> _ = (study / "transfer.csv").write_text(text)
+        >>> report(study).path.name
+        'report.html'
+    """
+    study, layout = prepare(folder)
+    target = study.folder / PAGE
+    found = find(study, layout)
+    write_text(target, build_page(study, layout, found))
+    return Report(target, tuple(finding.text for finding in found if finding.topic in _SUMMARY))
+
+
+def prepare(folder: str | Path) -> tuple[Study, Layout]:
+    """Reads a study and lays it out.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The study, its relative matrix computed where the file is missing, and its layout.
+
+    Raises:
+        InputError: as in `report`.
+
+    Example:
+        See `report`.
+    """
+    study = read_study(folder)
+    layout = lay_out(study)
+    return with_relative(study, layout), layout
+
+
+def build_page(study: Study, layout: Layout, found: Sequence[Finding]) -> str:
+    """Builds the page of a study.
+
+    Args:
+        study: as read.
+        layout: of that study.
+        found: the findings of that study.
+
+    Returns:
+        The HTML.
+
+    Example:
+        See `report`.
+    """
+    return whole_page(
+        _title(study),
+        _header(study, layout, found),
+        transfer_section(study, layout),
+        overlap_section(study, layout),
+        embedding_section(study, layout),
+        correlation_section(study, layout, found),
+        type_section(study, layout, found),
+        training_section(study, layout),
+        provenance_section(study, layout),
+        note_section(study, layout),
+    )
+
+
+def _backbones(study: Study) -> list[str]:
+    told = [study.facts.backbone] if study.facts else []
+    told += [record.card.backbone for record in study.prompts.values() if record.card]
+    return list(dict.fromkeys(name for name in told if name))
+
+
+def _title(study: Study) -> str:
+    names = _backbones(study)
+    return f"Prompt transfer on {', '.join(names)}" if names else "Prompt transfer"
+
+
+def _header(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
+    n_prompts = len(layout.sources or layout.prompts or study.prompts)
+    facts = [counted(n_prompts, "prompt")]
+    if layout.targets:
+        facts.append(counted(len(layout.targets), "target task"))
+        kinds = dict.fromkeys(layout.target_types[name] for name in layout.targets)
+        facts.append(f"{counted(len(kinds), 'type')} ({', '.join(kinds)})")
+    shown = [finding for finding in found if finding.topic in _SUMMARY]
+    items = [finding_item(finding) for finding in shown]
+    if not items:
+        items = [element("li", "Nothing can be concluded yet: parts of the study are missing.")]
+    links = [element("a", name, href=f"#{place}") for place, name in _PARTS]
+    return element(
+        "header",
+        element("h1", _title(study)),
+        element("p", " · ".join(facts), class_="facts"),
+        element("ul", *items, class_="findings"),
+        element("nav", join(links), aria_label="Parts of this page"),
+    )

@@ -1,0 +1,272 @@
+"""The parts of the report on what prompts do on other tasks: the matrix, and means by type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from jpt.analysis.finding import Finding
+from jpt.analysis.heat_map import HeatMap, heat_map
+from jpt.analysis.indicator_names import indicator_label
+from jpt.analysis.layout import BASELINE, Layout, moves, own_score, random_values, values_at
+from jpt.analysis.page import (
+    Markup,
+    details,
+    element,
+    figure,
+    finding_item,
+    join,
+    missing,
+    section,
+    table,
+)
+from jpt.analysis.plots import strips, to_svg
+from jpt.analysis.study import Study, commands
+from jpt.analysis.study_facts import TypeFacts
+from jpt.analysis.wording import UNKNOWN, counted, decimal, percent, significant
+
+
+def transfer_section(study: Study, layout: Layout) -> Markup:
+    """Shows the zero-shot matrix.
+
+    Args:
+        study: as read.
+        layout: of that study.
+
+    Returns:
+        The markup.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    title = "What every prompt does on every task"
+    if study.transfer is None:
+        note = missing(
+            "There is no transfer.csv: no prompt was tried on another task",
+            commands(study.folder)["transfer"],
+        )
+        return section("transfer", title, note)
+    lead = element(
+        "p",
+        "Each prompt is put in front of every task as it is, without any further training"
+        " (zero-shot transfer). Numbers are scores in percent",
+        _metrics(study),
+        "; colors tell the score relative to the prompt that was tuned for the task."
+        if study.relative
+        else ".",
+    )
+    parts: list[Markup] = [lead]
+    if study.relative is None or study.computed_relative:
+        what = "relative scores are computed from transfer.csv"
+        if study.relative is None:
+            what = "no target has an own prompt, so colors tell the scores themselves"
+        make = commands(study.folder)["transfer"]
+        parts.append(missing(f"There is no relative.csv; {what}", make))
+    parts.append(_matrix_figure(study, layout))
+    parts.append(_score_table(study, layout))
+    if study.relative is not None:
+        parts.append(_relative_table(study, layout))
+    return section("transfer", title, *parts)
+
+
+def type_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
+    """Shows means over pairs of one type and of two types.
+
+    Args:
+        study: as read.
+        layout: of that study.
+        found: the findings of that study.
+
+    Returns:
+        The markup.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    items = [finding_item(each) for each in found if each.topic in ("types", "overlap")]
+    parts: list[Markup | None] = [element("ul", *items, class_="findings") if items else None]
+    picture = _strip_figure(study, layout)
+    tables: list[Markup] = []
+    if study.types is not None:
+        tables = _type_tables(study.types, _type_order(layout))
+    else:
+        parts.append(
+            missing(
+                "There is no types.json: similarities are not compared by type",
+                commands(study.folder)["indicators"],
+            )
+        )
+    parts.append(element("div", picture, element("div", *tables), class_="beside"))
+    return section("types", "Tasks of the same type and of others", *parts)
+
+
+def side_scores(
+    study: Study, layout: Layout
+) -> tuple[Float64[np.ndarray, "N"], Float64[np.ndarray, "N"], Float64[np.ndarray, "N"]]:
+    """Collects what stands beside the matrix.
+
+    Args:
+        study: as read.
+        layout: of that study.
+
+    Returns:
+        Of each target the score of the untrained prompt, of its own prompt, and of the majority
+        class; NaN where not known.
+
+    Example:
+        See `jpt.analysis.report.report`.
+    """
+    told = study.facts.targets if study.facts else {}
+    nan = float("nan")
+    own = np.array([own_score(study, layout, target) for target in layout.targets])
+    majority = np.array([told[t].majority if t in told else nan for t in layout.targets])
+    return values_at(study.transfer, layout.targets, [study.random])[:, 0], own, majority
+
+
+def _metrics(study: Study) -> str:
+    assert study.transfer is not None
+    names = list(dict.fromkeys(study.transfer.metrics))
+    return f" ({', '.join(names)})"
+
+
+def _matrix_figure(study: Study, layout: Layout) -> Markup:
+    scores = values_at(study.transfer, layout.targets, layout.sources)
+    untrained, own, majority = side_scores(study, layout)
+    sides = {"untrained": untrained, "own prompt": own, "majority": majority}
+    sides = {label: column for label, column in sides.items() if np.isfinite(column).any()}
+    colors = scores
+    nothing = np.full(len(layout.targets), np.nan)
+    of_untrained = untrained
+    if study.relative is not None:
+        colors = values_at(study.relative, layout.targets, layout.sources)
+        of_untrained = values_at(study.relative, layout.targets, [study.random])[:, 0]
+    plot = heat_map(
+        HeatMap(
+            rows=layout.targets,
+            columns=layout.sources,
+            row_types=[layout.target_types[name] for name in layout.targets],
+            column_types=[layout.prompt_types[name] for name in layout.sources],
+            values=colors,
+            texts=[[_cell(value) for value in line] for line in scores],
+            scale_label="score relative to the task's own prompt" if study.relative else "score",
+            outlined=_own_cells(layout),
+            side_label=list(sides),
+            side_texts=[[_cell(value) for value in column] for column in sides.values()],
+            side_values=np.array([of_untrained if n == "untrained" else nothing for n in sides])
+            if sides
+            else None,
+        ),
+        percent=True,
+    )
+    label = (
+        f"Heat map of {counted(len(layout.targets), 'target task')} by"
+        f" {counted(len(layout.sources), 'source prompt')}; the numbers are in the table below."
+    )
+    told = "Rows: target tasks. Columns: source prompts, both in groups by type of task."
+    told += " Framed: the task's own prompt." if layout.own else ""
+    for name, meaning in (
+        ("untrained", "the prompt before any training"),
+        ("own prompt", "the score that relative numbers are divided by"),
+        ("majority", "the score of always answering the commonest class"),
+    ):
+        told += f" {name.capitalize()}: {meaning}." if name in sides else ""
+    told += " Gray: not measured, or without own prompt." if np.isnan(colors).any() else ""
+    return figure(to_svg(plot, "transfer-map", label), label, told)
+
+
+def _own_cells(layout: Layout) -> frozenset[tuple[int, int]]:
+    place = {name: index for index, name in enumerate(layout.sources)}
+    pairs = ((i, layout.own.get(target)) for i, target in enumerate(layout.targets))
+    return frozenset((i, place[own]) for i, own in pairs if own in place)
+
+
+def _cell(value: float) -> str:
+    return decimal(100 * value, 1)
+
+
+def _score_table(study: Study, layout: Layout) -> Markup:
+    assert study.transfer is not None
+    scores = values_at(study.transfer, layout.targets, layout.sources)
+    metric = dict(zip(study.transfer.targets, study.transfer.metrics, strict=True))
+    untrained, own, majority = side_scores(study, layout)
+    rows = [
+        [target, layout.target_types[target], metric[target]]
+        + [decimal(value, 4) for value in (*scores[i], untrained[i], own[i], majority[i])]
+        for i, target in enumerate(layout.targets)
+    ]
+    head = ["target", "type", "metric", *layout.sources, study.random, "own prompt", "majority"]
+    return details(
+        "Scores as a table", table(head, rows, "Score of each prompt on each task", numbers_from=3)
+    )
+
+
+def _relative_table(study: Study, layout: Layout) -> Markup:
+    columns = (*layout.sources, study.random)
+    values = values_at(study.relative, layout.targets, columns)
+    rows = [
+        [target, *(decimal(value, 4) for value in values[i])]
+        for i, target in enumerate(layout.targets)
+    ]
+    caption = "Score of each prompt over the score of the task's own prompt"
+    return details("Relative scores as a table", table(["target", *columns], rows, caption))
+
+
+def _strip_figure(study: Study, layout: Layout) -> Markup | None:
+    found = moves(study, layout)
+    groups = {
+        "same type": [move.relative for move in found if move.same_type],
+        "other type": [move.relative for move in found if move.same_type is False],
+        BASELINE: list(random_values(study, layout).values()),
+    }
+    if not groups["same type"] and not groups["other type"]:
+        return None
+    means = "; ".join(
+        f"{name} {percent(float(np.mean(values)))} over {counted(len(values), 'pair')}"
+        for name, values in groups.items()
+        if values
+    )
+    label = f"Relative scores of all moves, by type. Means: {means}."
+    told = "One point a pair of task and prompt, own pairs left out; lines are means: "
+    told += f"{means}."
+    plot = strips(groups, "relative to own prompt")
+    return figure(to_svg(plot, "type-strips", label), label, told)
+
+
+def _type_order(layout: Layout) -> list[str]:
+    kinds = [layout.target_types[name] for name in layout.targets]
+    return list(dict.fromkeys([*kinds, *(layout.prompt_types[name] for name in layout.every)]))
+
+
+def _type_tables(types: TypeFacts, order: Sequence[str]) -> list[Markup]:
+    parts = []
+    if types.by_type:
+        told = {name for line in types.by_type.values() for name in line}
+        sources = [name for name in order if name in told]
+        rows = [
+            [target, *(percent(types.by_type[target].get(s, np.nan)) for s in sources)]
+            for target in order
+            if target in types.by_type
+        ]
+        caption = "Mean relative score by type of target (rows) and of source, own pairs left out"
+        parts.append(table(["target", *sources], rows, caption))
+    if types.similarity:
+        rows = [
+            [
+                indicator_label(name),
+                significant(means.same),
+                significant(means.different),
+                str(means.n_same if means.n_same is not None else UNKNOWN),
+                str(means.n_different if means.n_different is not None else UNKNOWN),
+            ]
+            for name, means in types.similarity.items()
+        ]
+        head = ["indicator", "same type", "different types", "pairs, same", "pairs, different"]
+        every = table(head, rows, "Mean similarity of pairs of prompts, by every indicator")
+        shown = [row for row in rows if "layers" not in row[0] and "row 0" not in row[0]]
+        parts.append(element("h3", "How alike prompts are"))
+        parts.append(table(head, shown, "Mean similarity of pairs of prompts, by type of task"))
+        if len(shown) < len(rows):
+            parts.append(details("All indicators", every))
+    return [join(parts)]

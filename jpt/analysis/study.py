@@ -1,0 +1,199 @@
+"""A study folder read into one record: every part is optional, a broken one is refused."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+
+from jpt.analysis.runs import PromptRecord, read_prompts
+from jpt.analysis.study_facts import (
+    Correlations,
+    TransferFacts,
+    TypeFacts,
+    read_correlations,
+    read_transfer_facts,
+    read_type_facts,
+)
+from jpt.errors import InputError
+from jpt.files.study_files import read_activations, read_transfer
+from jpt.files.tables import read_number, read_table
+from jpt.types import TransferMatrix
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """How alike the prompts are, by every indicator.
+
+    Attributes:
+        names: of the prompts.
+        values: one matrix an indicator; NaN where the table has no line for a pair.
+    """
+
+    names: tuple[str, ...]
+    values: Mapping[str, Float64[np.ndarray, "K K"]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study folder holds; None, or nothing, for a part that is missing.
+
+    Attributes:
+        folder: where it lies.
+        prompts: prompts and runs by name.
+        transfer: scores of all prompts on all targets.
+        relative: the same over the score of the target's own prompt.
+        facts: how the matrix was made.
+        neurons: K prompts, L layers, F neurons of ``neurons.npz``.
+        similarities: the indicators of all pairs of prompts.
+        correlations: of the indicators with the matrix.
+        types: means by type of task.
+        computed_relative: whether ``relative`` was computed here, for want of its file.
+    """
+
+    folder: Path
+    prompts: Mapping[str, PromptRecord]
+    transfer: TransferMatrix | None
+    relative: TransferMatrix | None
+    facts: TransferFacts | None
+    neurons: tuple[int, int, int] | None
+    similarities: Similarities | None
+    correlations: Correlations | None
+    types: TypeFacts | None
+    computed_relative: bool = False
+
+    @property
+    def random(self) -> str:
+        """Name of the column of the untrained prompt, whether or not there is one."""
+        return (self.facts and self.facts.random) or "random"
+
+
+def read_study(folder: str | Path) -> Study:
+    """Reads a study.
+
+    Args:
+        folder: where ``jpt tune``, ``jpt transfer``, ``jpt neurons`` and ``jpt indicators`` wrote.
+
+    Returns:
+        What is there.
+
+    Raises:
+        InputError: there is no such folder, it holds no part of a study, or a file is broken.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp())
+        >>> text = "target_task,source_prompt,metric,value\\nimdb,a,accuracy,0.5\\n"
+        >>> _ = (place / "transfer.csv").write_text(text)
+        >>> read_study(place).transfer.prompts
+        ('a',)
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        cause = "is a file" if place.exists() else "is not there"
+        raise InputError(f"{folder} {cause}; give the folder that jpt transfer --out wrote")
+    transfer, indicators = commands(place)["transfer"], commands(place)["indicators"]
+    study = Study(
+        folder=place,
+        prompts=read_prompts(place / "prompts"),
+        transfer=_matrix(place / "transfer.csv"),
+        relative=_matrix(place / "relative.csv"),
+        facts=read_transfer_facts(place / "transfer.json", transfer),
+        neurons=_shape(place / "neurons.npz"),
+        similarities=read_similarities(place / "indicators.csv"),
+        correlations=read_correlations(place / "correlation.json", indicators),
+        types=read_type_facts(place / "types.json", indicators),
+    )
+    parts = (value for name, value in vars(study).items() if name != "folder")
+    if not any(parts):
+        raise InputError(
+            f"{folder} holds no study: no prompts/, transfer.csv, neurons.npz or indicators.csv;"
+            " give a folder of jpt quickstart, or begin with jpt tune and jpt transfer"
+        )
+    return study
+
+
+def commands(folder: Path) -> dict[str, str]:
+    """The commands that make the parts of a study.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        A line to type for each of ``tune``, ``transfer``, ``neurons`` and ``indicators``.
+
+    Example:
+        >>> commands(Path("study"))["neurons"]
+        'jpt neurons --prompts study/prompts --out study/neurons.npz'
+    """
+    place, prompts = shlex.quote(str(folder)), shlex.quote(str(folder / "prompts"))
+    neurons = shlex.quote(str(folder / "neurons.npz"))
+    transfer = shlex.quote(str(folder / "transfer.csv"))
+    run = shlex.quote(str(folder / "prompts" / "NAME"))
+    return {
+        "tune": f"jpt tune --backbone BACKBONE --task TASK --out {run}",
+        "transfer": f"jpt transfer --prompts {prompts} --tasks TASK,TASK,... --out {place}",
+        "neurons": f"jpt neurons --prompts {prompts} --out {neurons}",
+        "indicators": f"jpt indicators --prompts {prompts} --neurons {neurons}"
+        f" --transfer {transfer} --out {place}",
+    }
+
+
+def read_similarities(path: str | Path) -> Similarities | None:
+    """Reads ``indicators.csv``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One matrix an indicator, or None where there is no such file.
+
+    Raises:
+        InputError: a column is missing, a value is no number, or a pair stands twice.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "indicators.csv"
+        >>> _ = file.write_text("prompt_a,prompt_b,neuron_overlap\\na,a,1\\na,b,0.5\\nb,a,0.5\\n")
+        >>> read_similarities(file).values["neuron_overlap"]
+        array([[1. , 0.5],
+               [0.5, nan]])
+    """
+    if not Path(path).exists():
+        return None
+    rows = read_table(path, ("prompt_a", "prompt_b"))
+    if not rows:
+        raise InputError(f"{path} has a header and no line; make it again with jpt indicators")
+    names = tuple(dict.fromkeys(row[side] for row in rows for side in ("prompt_a", "prompt_b")))
+    place = {name: index for index, name in enumerate(names)}
+    columns = [name for name in rows[0] if name not in ("prompt_a", "prompt_b")]
+    # Columns that say something else than a number, for instance the types of both tasks.
+    columns = [name for name in columns if not name.startswith("type_")]
+    values = {name: np.full((len(names), len(names)), np.nan) for name in columns}
+    seen: set[tuple[str, str]] = set()
+    for number, row in enumerate(rows, 2):
+        pair = (row["prompt_a"], row["prompt_b"])
+        if pair in seen:
+            raise InputError(
+                f"{path}, line {number}: {pair[0]} and {pair[1]} stand there twice; make it again"
+                " with jpt indicators"
+            )
+        seen.add(pair)
+        for name in columns:
+            values[name][place[pair[0]], place[pair[1]]] = read_number(path, number, row, name)
+    return Similarities(names, values)
+
+
+def _matrix(path: Path) -> TransferMatrix | None:
+    return read_transfer(path) if path.exists() else None
+
+
+def _shape(path: Path) -> tuple[int, int, int] | None:
+    if not path.exists():
+        return None
+    n_prompts, n_layers, n_neurons = read_activations(path).values.shape
+    return n_prompts, n_layers, n_neurons

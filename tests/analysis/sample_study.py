@@ -1,0 +1,188 @@
+"""A small study as the commands write it, and the tables of a page."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+
+from jpt.files.atomic import make_folder, write_json
+from jpt.files.study_files import write_activations, write_transfer
+from jpt.files.tables import write_table
+from jpt.prompts.store import save_prompt
+from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
+
+# In no order of types, so that the order of the page is seen to be made.
+TYPES = {"mnli": "nli", "imdb": "sentiment", "qnli": "nli", "sst2": "sentiment"}
+TASKS = tuple(TYPES)
+ORDERED = ("imdb", "sst2", "mnli", "qnli")
+SCORES = np.array(
+    [  # mnli  imdb  qnli  sst2  random
+        [0.80, 0.40, 0.64, 0.36, 0.32],
+        [0.50, 0.90, 0.54, 0.81, 0.45],
+        [0.75, 0.50, 0.85, 0.51, 0.49],
+        [0.56, 0.84, 0.49, 0.92, 0.47],
+    ]
+)
+INDICATORS = (
+    *("euclidean_concat", "euclidean_average", "cosine_concat", "cosine_average"),
+    *("neuron_overlap", "neuron_overlap_layers_0_2", "neuron_overlap_layers_1_3"),
+    "neuron_overlap_all",
+)
+
+
+def write_study(folder: Path, scores: np.ndarray = SCORES) -> Path:
+    """All parts of a study of four prompts and four tasks."""
+    make_folder(folder)
+    write_scores(folder, scores)
+    write_transfer_facts(folder)
+    values = np.random.default_rng(0).normal(size=(4, 4, 6)).astype(np.float32)
+    write_activations(folder / "neurons.npz", Activations(TASKS, values))
+    write_indicators(folder)
+    write_correlations(folder)
+    write_types(folder)
+    for name in TASKS:
+        write_run(folder / "prompts" / name, name)
+    return folder
+
+
+def write_scores(folder: Path, scores: np.ndarray = SCORES) -> None:
+    metrics = ("accuracy",) * 4
+    matrix = TransferMatrix(TASKS, (*TASKS, "random"), scores, metrics)
+    relative = scores / np.diag(scores)[:, None]
+    write_transfer(folder / "transfer.csv", matrix)
+    write_transfer(
+        folder / "relative.csv", TransferMatrix(TASKS, matrix.prompts, relative, metrics)
+    )
+
+
+def write_transfer_facts(folder: Path, **changes: object) -> None:
+    targets = {
+        name: {
+            "task": f"builtin/{name}",
+            "type": kind,
+            "metric": "accuracy",
+            "majority": 0.5,
+            "rows": 1821,
+            "own_prompt": name,
+        }
+        for name, kind in TYPES.items()
+    }
+    facts = {
+        "backbone": "builtin/bert-small",
+        "split": "test",
+        "targets": targets,
+        "prompts": {n: {"task": f"builtin/{n}", "type": kind} for n, kind in TYPES.items()},
+        "random": {"name": "random", "seed": 7, "init": "random"},
+        "notes": [],
+        "elapsed_s": 74.21,
+        "versions": {"jpt": "0.1.0", "jax": "0.10.2", "python": "3.11.2"},
+        "device": "1 x cpu",
+        "command": "jpt transfer --prompts study/prompts --out study",
+    }
+    write_json(folder / "transfer.json", {**facts, **changes})
+
+
+def write_indicators(folder: Path, names: tuple[str, ...] = TASKS) -> None:
+    rows = [
+        (a, b, *(1.0 if a == b else 0.1 * (i + j) + 0.01 * k for k in range(len(INDICATORS))))
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+    ]
+    write_table(folder / "indicators.csv", ("prompt_a", "prompt_b", *INDICATORS), rows)
+
+
+def write_correlations(
+    folder: Path, overlap: float | None = 0.6, embedding: float | None = 0.2, scatter: float = 0.05
+) -> None:
+    """ON's and the embedding indicators' mean rho; single targets lie `scatter` around it."""
+
+    def record(mean: float | None) -> dict[str, object]:
+        steps = dict(zip(TASKS, (-3, -1, 1, 3), strict=True))
+        per_target = {
+            name: None if mean is None else mean + scatter * step / 3 * (-1) ** (mean == overlap)
+            for name, step in steps.items()
+        }
+        return {
+            "mean_over_targets": mean,
+            "pooled_relative": mean,
+            "pooled_raw": mean,
+            "n_targets": 0 if mean is None else 4,
+            "per_target": per_target,
+        }
+
+    part = {n: record(overlap if "overlap" in n else embedding) for n in INDICATORS}
+    write_json(folder / "correlation.json", {"own_in": part, "own_out": part})
+
+
+def write_types(folder: Path) -> None:
+    means = {"same_type_mean": 0.75, "different_type_mean": 0.25, "n_same": 2, "n_diff": 4}
+    record = {
+        "similarity_by_type": dict.fromkeys(INDICATORS, means),
+        "relative_transfer": {
+            "same_type_mean": 0.875,
+            "different_type_mean": 0.5,
+            "random_mean": 0.4,
+            "best_other_source": {"imdb": "sst2"},
+            "fraction_of_targets_whose_best_other_source_has_same_type": 1.0,
+        },
+        "relative_by_type": {"sentiment": {"sentiment": 0.9, "nli": 0.56}},
+    }
+    write_json(folder / "types.json", record)
+
+
+def write_run(folder: Path, name: str, finished: bool = True) -> None:
+    make_folder(folder)
+    task = f"builtin/{name}"
+    config = {"backbone": "builtin/bert-small", "task": task, "steps": 40, "seed": 3, "length": 20}
+    write_json(folder / "config.json", config)
+    lines = [
+        {"step": 20, "split": "train", "loss": 0.7},
+        {"step": 20, "split": "validation", "accuracy": 0.6, "loss": 0.65, "majority": 0.5},
+        {"step": 40, "split": "train", "loss": 0.5},
+        {"step": 40, "split": "validation", "accuracy": 0.8125, "loss": 0.45, "majority": 0.5},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text if finished else text + '{"step": 5')
+    if finished:
+        card = PromptCard("builtin/bert-small", task, TYPES.get(name), steps=40)
+        save_prompt(folder / "prompt.safetensors", Prompt(np.ones((2, 4), np.float32), card))
+        validation = {"accuracy": 0.8125, "loss": 0.45, "rows": 300, "majority": 0.5}
+        result = {"metric": "accuracy", "steps": 40, "best_step": 40, "elapsed_s": 12.4}
+        write_json(folder / "result.json", {**result, "validation": validation})
+
+
+class PageReader(HTMLParser):
+    """Tables by caption, and every tag with its attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._caption = self._cell = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "caption":
+            self._caption = ""
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._cell = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell += data
+        elif self._caption is not None:
+            self._caption += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "caption":
+            self._rows = self.tables.setdefault(self._caption or "", [])
+            self._caption = None
+        elif tag in ("td", "th"):
+            self._rows[-1].append(self._cell or "")
+            self._cell = None
