@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jpt.analysis.finding import Finding
 from jpt.analysis.findings import find
@@ -33,29 +31,7 @@ _PARTS = (
 )
 
 
-@dataclass(frozen=True)
-class Report:
-    """A page that was written.
-
-    Attributes:
-        path: of the page.
-        findings: the sentences at its top.
-    """
-
-    path: Path
-    findings: tuple[str, ...]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The report as JSON."""
-        return {"report": str(self.path), "findings": list(self.findings)}
-
-    def describe(self) -> str:
-        """Says what was found and where the page is."""
-        return "\n".join([*self.findings, f"written: {self.path}"])
-
-
-def report(folder: str | Path) -> Report:
+def report(folder: str | Path) -> Path:
     """Writes the report of a study: figures, tables, and sentences that say what was found.
 
     The page holds everything in itself and is written anew each time; equal files give equal
@@ -66,7 +42,7 @@ def report(folder: str | Path) -> Report:
             is missing is said in the page, with the command that makes it.
 
     Returns:
-        The path of ``report.html`` in that folder, and what was found.
+        The path of ``report.html`` in that folder.
 
     Raises:
         InputError: there is no such folder, it holds no part of a study, a file of it is broken,
@@ -77,14 +53,38 @@ def report(folder: str | Path) -> Report:
         >>> study = Path(tempfile.mkdtemp())
         >>> text = "target_task,source_prompt,metric,value\\nimdb,imdb,accuracy,0.75\\n"
         >>> _ = (study / "transfer.csv").write_text(text)
-        >>> report(study).path.name
+        >>> report(study).name
         'report.html'
     """
     study, layout = prepare(folder)
     target = study.folder / PAGE
-    found = find(study, layout)
-    write_text(target, build_page(study, layout, found))
-    return Report(target, tuple(finding.text for finding in found if finding.topic in _SUMMARY))
+    write_text(target, build_page(study, layout, find(study, layout)))
+    return target
+
+
+def summarize(folder: str | Path) -> list[str]:
+    """Says what a study found: the sentences at the top of its page.
+
+    Args:
+        folder: of the study, as for `report`.
+
+    Returns:
+        At most five sentences; none where there is nothing to conclude from yet.
+
+    Raises:
+        InputError: as in `report`.
+
+    Example:
+        >>> import tempfile
+        >>> study = Path(tempfile.mkdtemp())
+        >>> text = "target_task,source_prompt,metric,value\\n"
+        >>> text += "imdb,imdb,accuracy,0.8\\nimdb,sst2,accuracy,0.6\\n"
+        >>> _ = (study / "transfer.csv").write_text(text)
+        >>> summarize(study)[0][:55]
+        'Used on another task without training, a prompt reaches'
+    """
+    study, layout = prepare(folder)
+    return [found.text for found in find(study, layout) if found.topic in _SUMMARY]
 
 
 def prepare(folder: str | Path) -> tuple[Study, Layout]:

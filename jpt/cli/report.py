@@ -21,6 +21,9 @@ def report(
     Example: jpt report study
     """
     from jpt.analysis.report import report as write_report
+    from jpt.analysis.report import summarize
 
-    result = write_report(folder)
-    print_result(result.record, result.describe(), json)
+    path = write_report(folder)
+    findings = summarize(folder)
+    text = "\n".join([*findings, f"written: {path}"])
+    print_result({"report": str(path), "findings": findings}, text, json)

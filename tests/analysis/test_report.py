@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
-    path = report(folder).path
+    path = report(folder)
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -137,7 +137,7 @@ def test_figures_have_words_for_those_who_do_not_see_them(page: str) -> None:
 
 
 def test_equal_files_give_equal_bytes(folder: Path, page: str) -> None:
-    assert report(folder).path.read_text(encoding="utf-8") == page
+    assert report(folder).read_text(encoding="utf-8") == page
     assert [path.name for path in folder.glob("*.html*")] == ["report.html"]
 
 
