@@ -13,33 +13,51 @@ from jpt.errors import DivergedError, InputError, StoppedError
 from jpt.version import __version__
 
 if TYPE_CHECKING:
+    from jpt.analysis.activations import activated_neurons
+    from jpt.analysis.correlation import correlate
+    from jpt.analysis.indicators import indicators
+    from jpt.analysis.report import report
     from jpt.backbones.registry import Backbone, backbone_names, load_backbone
     from jpt.prompts.store import load_prompt, save_prompt
+    from jpt.recipes.import_reference import import_reference
+    from jpt.recipes.quickstart import quickstart
     from jpt.tasks.registry import load_task, task_names
     from jpt.tasks.task import Task
+    from jpt.transfer.zero_shot import TransferResult, transfer_matrix
     from jpt.tuning.evaluate import evaluate
     from jpt.tuning.scoring import Score
     from jpt.tuning.tune import TuneResult, tune
-    from jpt.types import Prompt, PromptCard
+    from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
 
 _PLACES = {
+    "Activations": "jpt.types",
     "Backbone": "jpt.backbones.registry",
     "Prompt": "jpt.types",
     "PromptCard": "jpt.types",
     "Score": "jpt.tuning.scoring",
     "Task": "jpt.tasks.task",
+    "TransferMatrix": "jpt.types",
+    "TransferResult": "jpt.transfer.zero_shot",
     "TuneResult": "jpt.tuning.tune",
+    "activated_neurons": "jpt.analysis.activations",
     "backbone_names": "jpt.backbones.registry",
+    "correlate": "jpt.analysis.correlation",
     "evaluate": "jpt.tuning.evaluate",
+    "import_reference": "jpt.recipes.import_reference",
+    "indicators": "jpt.analysis.indicators",
     "load_backbone": "jpt.backbones.registry",
     "load_prompt": "jpt.prompts.store",
     "load_task": "jpt.tasks.registry",
+    "quickstart": "jpt.recipes.quickstart",
+    "report": "jpt.analysis.report",
     "save_prompt": "jpt.prompts.store",
     "task_names": "jpt.tasks.registry",
+    "transfer_matrix": "jpt.transfer.zero_shot",
     "tune": "jpt.tuning.tune",
 }
 
 __all__ = [
+    "Activations",
     "Backbone",
     "DivergedError",
     "InputError",
@@ -48,15 +66,24 @@ __all__ = [
     "Score",
     "StoppedError",
     "Task",
+    "TransferMatrix",
+    "TransferResult",
     "TuneResult",
     "__version__",
+    "activated_neurons",
     "backbone_names",
+    "correlate",
     "evaluate",
+    "import_reference",
+    "indicators",
     "load_backbone",
     "load_prompt",
     "load_task",
+    "quickstart",
+    "report",
     "save_prompt",
     "task_names",
+    "transfer_matrix",
     "tune",
 ]
 

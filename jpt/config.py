@@ -12,6 +12,8 @@ from jpt.errors import InputError
 
 DTYPES = ("float32", "bfloat16")
 DROPOUT = ("off", "paper")
+FEWEST_BETWEEN = 25
+"""Steps between two scorings of validation, at least, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class TuneOptions:
             if getattr(self, name) is None and name in choices
         }
         options = dataclasses.replace(self, **filled)
-        every = max(1, min(options.steps, math.ceil(options.steps / 10)))
+        every = min(options.steps, max(FEWEST_BETWEEN, math.ceil(options.steps / 10)))
         return dataclasses.replace(
             options,
             eval_every=options.eval_every or every,

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from jpt.cli import app
@@ -16,7 +17,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
 
 
 def test_the_first_two_blocks_install_and_run_and_test() -> None:
@@ -25,15 +27,24 @@ def test_the_first_two_blocks_install_and_run_and_test() -> None:
     assert second == "pip install -e '.[dev]' && pytest\n"
 
 
-@pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """One after the other, as a reader types them."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    first, second = blocks("python")
+    names: dict[str, object] = {}
+    exec(compile(first, "README.md", "exec"), names)
     out = capsys.readouterr().out
     assert "majority class" in out and "accuracy" in out
     assert (tmp_path / "rotten_tomatoes.safetensors").exists()
+    exec(compile(second, "README.md", "exec"), names)
+    out = capsys.readouterr().out
+    overlap = float(re.search("overlap of neurons: (.*)", out)[1])
+    assert 0 < overlap < 1
+    assert -1 <= float(re.search("Spearman with transfer: (.*)", out)[1]) <= 1
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "imdb_first_person" in page
 
 
 def test_the_task_of_ones_own_loads(tmp_path: Path) -> None:
@@ -57,6 +68,8 @@ def test_every_command_line_has_real_commands_and_options() -> None:
         if not words or words[0] != "jpt" or words[1].startswith("-"):
             continue
         command = commands[words[1]]
+        if isinstance(command, TyperGroup):
+            command = command.commands[words[2]]
         options = {option for parameter in command.params for option in parameter.opts}
         given = {word for word in words[2:] if word.startswith("--")}
         assert given <= options, (line, given - options)

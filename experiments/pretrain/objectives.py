@@ -21,7 +21,7 @@ def start_heads(width: int, seed: int) -> Tensors:
 
 
 def plain_loss(
-    tensors: Tensors, batch: PlainBatch, states: jax.Array, *, heads: int, teacher_weight: float
+    tensors: Tensors, batch: PlainBatch, states: jax.Array, *, heads: int, teacher_weight: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Masked-LM loss and squared error of a linear map onto the teacher's states [B, T, 384]."""
     hidden = encode(tensors, batch.tokens, batch.lengths, heads=heads)

@@ -30,6 +30,7 @@ from vocabulary import save_tokenizer
 
 POSITIONS = 256
 WARM_UP = 100
+LATE = 3.0  # in the second half of the steps the teacher weighs so many times more
 FIT_EVERY = 60  # the start is fitted on 201 of the taught texts
 SIZES = {
     "small": {"width": 128, "depth": 4, "heads": 4, "follows": [0, 1, 3, 5]},
@@ -103,10 +104,10 @@ def read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_step(optimizer: optax.GradientTransformation, heads: int, teacher_weight: float):
+def make_step(optimizer: optax.GradientTransformation, heads: int):
     """Compiles one update on a plain and a front batch."""
 
-    def loss(tensors: Tensors, plain, states, front):
+    def loss(tensors: Tensors, plain, states, front, teacher_weight):
         first, plain_metrics = plain_loss(
             tensors, plain, states, heads=heads, teacher_weight=teacher_weight
         )
@@ -114,8 +115,10 @@ def make_step(optimizer: optax.GradientTransformation, heads: int, teacher_weigh
         return first + second, plain_metrics | front_metrics
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def step(tensors: Tensors, memory, plain, states, front):
-        (_, metrics), slopes = jax.value_and_grad(loss, has_aux=True)(tensors, plain, states, front)
+    def step(tensors: Tensors, memory, plain, states, front, teacher_weight):
+        (_, metrics), slopes = jax.value_and_grad(loss, has_aux=True)(
+            tensors, plain, states, front, teacher_weight
+        )
         updates, memory = optimizer.update(slopes, memory, tensors)
         return optax.apply_updates(tensors, updates), memory, metrics
 
@@ -163,7 +166,7 @@ def train(options, pieces, tensors, states, sampler: Sampler, held_out: Sampler)
     memory = optimizer.init(tensors)
     checkpoint = options.cache / f"checkpoint-{options.size}.npz"
     done, spent_s, tensors, memory = load_checkpoint(checkpoint, tensors, memory)
-    step = make_step(optimizer, size["heads"], options.teacher_weight)
+    step = make_step(optimizer, size["heads"])
     score = jax.jit(lambda tensors, batch: front_loss(tensors, batch, heads=size["heads"])[1])
     read = jax.jit(partial(encode, heads=size["heads"]))
 
@@ -187,7 +190,8 @@ def train(options, pieces, tensors, states, sampler: Sampler, held_out: Sampler)
         for number in range(done, options.steps):
             batch = coming.result()
             coming = worker.submit(batches, number + 1)
-            tensors, memory, metrics = step(tensors, memory, *batch)
+            weight = options.teacher_weight * (LATE if 2 * number >= options.steps else 1.0)
+            tensors, memory, metrics = step(tensors, memory, *batch, weight)
             recent.append(metrics)
             if (number + 1) % 25 == 0:
                 means = {name: np.mean([float(one[name]) for one in recent]) for name in metrics}

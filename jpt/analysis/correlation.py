@@ -18,10 +18,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from jpt.analysis.indicators import Indicators
+from jpt.analysis.task_types import summarize_types
 from jpt.analysis.transfer_pairs import TransferPairs, all_cards, select_pairs, serves, shorten
 from jpt.errors import InputError
+from jpt.files.atomic import make_folder, write_json
 from jpt.files.study_files import read_transfer
 from jpt.types import TransferMatrix
+
+CORRELATION, TYPES = "correlation.json", "types.json"
 
 FEWEST_SOURCES = 3
 """With two sources a rank correlation can only be 1 or -1."""
@@ -84,6 +88,8 @@ class _Setting:
 def correlate(
     indicators: Indicators,
     transfer: TransferMatrix | str | Path,
+    out: str | Path | None = None,
+    *,
     tasks: Iterable[str] | None = None,
 ) -> CorrelationResult:
     """Holds every indicator against a zero-shot transfer matrix.
@@ -95,6 +101,7 @@ def correlate(
     Args:
         indicators: of the prompts of the matrix; their cards say whose own they are.
         transfer: the matrix, or its file.
+        out: folder for ``correlation.json`` and ``types.json``.
         tasks: only these targets and only prompts for them; by default all.
 
     Returns:
@@ -112,6 +119,7 @@ def correlate(
         >>> correlate(found, matrix).own_in["cosine_concat"].per_target
         {'a': 0.5, 'b': 1.0, 'c': 1.0}
     """
+    tasks = None if tasks is None else list(tasks)
     matrix = transfer if isinstance(transfer, TransferMatrix) else read_transfer(transfer)
     pairs, notes = _of_targets(indicators, select_pairs(indicators, matrix, tasks))
     parts = {}
@@ -123,7 +131,12 @@ def correlate(
             for name, column in indicators.columns.items()
         }
         notes += faults.notes(len(indicators.columns))
-    return CorrelationResult(parts["own_in"], parts["own_out"], tuple(notes))
+    result = CorrelationResult(parts["own_in"], parts["own_out"], tuple(notes))
+    if out is not None:
+        folder = make_folder(out)
+        write_json(folder / TYPES, summarize_types(indicators, matrix, tasks))
+        write_json(folder / CORRELATION, result.record)
+    return result
 
 
 def spearman(first: Float64[np.ndarray, "N"], second: Float64[np.ndarray, "N"]) -> float | None:

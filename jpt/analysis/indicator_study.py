@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jpt.analysis.correlation import CorrelationResult, RankCorrelation, correlate
-from jpt.analysis.indicators import Indicators, indicators, write_indicators
+from jpt.analysis.correlation import (
+    CORRELATION,
+    TYPES,
+    CorrelationResult,
+    RankCorrelation,
+    correlate,
+)
+from jpt.analysis.indicators import INDICATORS, Indicators, indicators, write_indicators
 from jpt.analysis.overlap import OVERLAP_ALL, WINDOW_PREFIX
 from jpt.analysis.task_types import summarize_types
 from jpt.analysis.transfer_pairs import select_pairs
@@ -16,8 +22,6 @@ from jpt.files.atomic import make_folder, write_json
 from jpt.files.study_files import read_transfer
 from jpt.prompts.collection import load_prompts
 from jpt.types import Activations, Prompt, TransferMatrix
-
-INDICATORS, CORRELATION, TYPES = "indicators.csv", "correlation.json", "types.json"
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def study_indicators(
         cards = {name: prompt.card for name, prompt in loaded.items()}
         select_pairs(Indicators(tuple(loaded), {}, cards), matrix, tasks)
     found = indicators(loaded, neurons, layers=layers, progress=progress)
-    correlation = None if matrix is None else correlate(found, matrix, tasks)
+    correlation = None if matrix is None else correlate(found, matrix, tasks=tasks)
     types = summarize_types(found, matrix, tasks)
     files = () if out is None else _write(Path(out), found, types, correlation)
     missing = _missing(prompts, neurons is None, out if matrix is None else None)

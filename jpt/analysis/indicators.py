@@ -16,6 +16,7 @@ from jaxtyping import Float32, Float64
 from jpt.analysis.overlap import OVERLAP, neuron_overlap
 from jpt.analysis.similarity import EMBEDDING_INDICATORS, embedding_similarities
 from jpt.errors import InputError, unknown_name
+from jpt.files.atomic import make_folder
 from jpt.files.study_files import read_activations, refuse_twice
 from jpt.files.tables import read_number, read_table, write_table
 from jpt.prompts.bank import stack_prompts
@@ -28,6 +29,9 @@ WITH_ROW0 = "_with_row0"
 _PAIR = ("prompt_a", "prompt_b")
 _NAMES = (*EMBEDDING_INDICATORS, OVERLAP)
 _SHOWN = 8
+
+
+INDICATORS = "indicators.csv"
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Indicators:
 def indicators(
     prompts: Mapping[str, Prompt] | str | Path,
     activations: Activations | str | Path | None = None,
+    out: str | Path | None = None,
     *,
     layers: str | tuple[int, int] | None = None,
     progress: bool = False,
@@ -89,6 +94,7 @@ def indicators(
             all have an unused row 0 (imported encoder prompts), each indicator is also there
             with it, under a name that ends in ``_with_row0``.
         activations: of the same prompts, or their file; without them no overlap is computed.
+        out: folder for ``indicators.csv``.
         layers: first and last layer of ``neuron_overlap``, counted from 0, as ``"9-11"`` or
             ``(9, 11)``; by default the top three.
         progress: whether to show a bar on stderr.
@@ -121,7 +127,10 @@ def indicators(
         )
     columns, row_notes = _embedding_columns(loaded, progress)
     cards = {name: prompt.card for name, prompt in loaded.items()}
-    return Indicators(tuple(loaded), {**columns, **overlaps}, cards, (*row_notes, *notes))
+    found = Indicators(tuple(loaded), {**columns, **overlaps}, cards, (*row_notes, *notes))
+    if out is not None:
+        write_indicators(make_folder(out) / INDICATORS, found)
+    return found
 
 
 def write_indicators(path: str | Path, found: Indicators) -> None:

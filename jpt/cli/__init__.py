@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 import jpt
-from jpt.cli import listing, studies, tuning
+from jpt.cli import analysis, listing, report, studies, tuning
 from jpt.errors import DivergedError, InputError, StoppedError
 
 app = typer.Typer(
@@ -39,15 +41,26 @@ def root(
 
 
 for _command in (
+    studies.quickstart,
     tuning.tune,
     tuning.evaluate,
     studies.transfer,
     studies.neurons,
+    analysis.indicators,
+    report.report,
     listing.tasks,
     listing.backbones,
     tuning.check,
 ):
     app.command()(_command)
+
+_imports = typer.Typer(
+    help="Bring in prompts that other software has trained.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_imports.command("reference")(analysis.import_reference)
+app.add_typer(_imports, name="import")
 
 
 def main() -> None:
@@ -55,6 +68,7 @@ def main() -> None:
     # Quiet libraries: their notes on missing accelerators and forks are not the user's concern.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except InputError as error:
@@ -65,6 +79,11 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Ends what is not a training loop, which has a handler of its own and saves first."""
+    raise StoppedError("SIGTERM: stopped; the same command goes on from what is written", 75)
 
 
 def _fail(message: str, code: int) -> None:

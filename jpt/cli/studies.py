@@ -17,6 +17,34 @@ OtherBackboneOption = Annotated[
 ]
 
 
+def quickstart(
+    out: Annotated[
+        Path, typer.Option(help="Folder of the study; the same command goes on there.")
+    ] = Path("jpt-quickstart"),
+    backbone: Annotated[
+        str, typer.Option(help="Built-in name, folder of weights, or hub id.")
+    ] = "builtin/bert-small",
+    tasks: Annotated[
+        str | None, typer.Option(help="T1,T2,...; by default built-in tasks of three types.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps of each prompt; the backbone's choice.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of initial prompts and row order.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Run the whole study on built-in models and tasks, offline: tune, transfer, compare, report.
+
+    Example: jpt quickstart
+    """
+    from jpt.recipes.quickstart import TASKS
+    from jpt.recipes.quickstart import quickstart as run
+
+    names = split_names(tasks) or TASKS
+    result = run(out, backbone=backbone, tasks=names, steps=steps, seed=seed, progress=True)
+    print_result(result.record, result.describe(), json)
+
+
 def transfer(
     prompts: PromptsOption,
     out: Annotated[Path, typer.Option(help="Folder for transfer.csv, relative.csv and more.")],

@@ -124,8 +124,9 @@ def read_activations(path: str | Path) -> Activations:
         >>> read_activations(file).values.shape
         (1, 2, 3)
     """
+    data = read_bytes(path)
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             names, values = arrays["names"], arrays["activations"]
     except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
         raise InputError(

@@ -134,18 +134,13 @@ def transfer_matrix(
     if random and RANDOM not in study.prompts:
         study.prompts[RANDOM] = _random_prompt(study, seed)
     scores = _score_all(study, progress)
-    matrix = _matrix(study, scores)
-    cards = {name: prompt.card for name, prompt in loaded.items()}
-    own, notes = own_prompts(matrix.targets, cards)
-    notes += _split_notes(study, split)
-    record = {
-        **_record(study, scores, own, seed if random else None),
+    facts = {
         "split": split,
-        "notes": notes,
-        "elapsed_s": round(time.monotonic() - started_s, 2),
+        "random": {"name": RANDOM, "seed": seed, "init": RANDOM} if random else None,
         "command": _command(prompts, study, out),
+        "elapsed_s": round(time.monotonic() - started_s, 2),
     }
-    result = TransferResult(matrix, relative_performance(matrix, own), own, record, scores)
+    result = _result(study, scores, facts)
     if out is not None:
         _write(Path(out), result)
     return result
@@ -234,30 +229,46 @@ def _score_all(study: _Study, progress: bool) -> dict[tuple[str, str], Score]:
     return scores
 
 
-def _matrix(study: _Study, scores: Mapping[tuple[str, str], Score]) -> TransferMatrix:
+def _result(
+    study: _Study, scores: dict[tuple[str, str], Score], facts: dict[str, Any]
+) -> TransferResult:
+    """Puts the scores into a matrix, and says what it is made of."""
     values: Float[np.ndarray, "N K"] = np.array(
         [[scores[task, prompt].value for prompt in study.prompts] for task in study.tasks]
     )
     metrics = tuple(task.metric for task in study.tasks.values())
-    return TransferMatrix(tuple(study.tasks), tuple(study.prompts), values, metrics)
-
-
-def _split_notes(study: _Study, split: str) -> list[str]:
-    return [
-        f"{name} has no {split} split: scored on {used}"
+    matrix = TransferMatrix(tuple(study.tasks), tuple(study.prompts), values, metrics)
+    cards = {name: prompt.card for name, prompt in study.prompts.items() if name != RANDOM}
+    own, notes = own_prompts(matrix.targets, cards)
+    notes += [
+        f"{name} has no {facts['split']} split: scored on {used}"
         for name, used in study.splits.items()
-        if used != split
+        if used != facts["split"]
     ]
+    record = {
+        "backbone": study.backbone.name,
+        "targets": _targets_record(study, scores, own),
+        "prompts": {
+            name: {"task": card.task, "type": card.task_type or task_type(card.task)}
+            for name, card in cards.items()
+        },
+        "versions": {
+            "jpt": __version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        "device": f"{study.mesh.devices.size} x {study.mesh.devices.flat[0].device_kind}",
+        **facts,
+        "notes": notes,
+    }
+    return TransferResult(matrix, relative_performance(matrix, own), own, record, scores)
 
 
-def _record(
-    study: _Study,
-    scores: Mapping[tuple[str, str], Score],
-    own: Mapping[str, str],
-    seed: int | None,
+def _targets_record(
+    study: _Study, scores: Mapping[tuple[str, str], Score], own: Mapping[str, str]
 ) -> dict[str, Any]:
     first = next(iter(study.prompts))
-    targets = {
+    return {
         name: {
             "task": task.name,
             "type": task.type,
@@ -268,27 +279,6 @@ def _record(
             "own_prompt": own.get(name),
         }
         for name, task in study.tasks.items()
-    }
-    tuned = {
-        name: {
-            "task": prompt.card.task,
-            "type": prompt.card.task_type or task_type(prompt.card.task),
-        }
-        for name, prompt in study.prompts.items()
-        if name != RANDOM
-    }
-    device = study.mesh.devices.flat[0].device_kind
-    return {
-        "backbone": study.backbone.name,
-        "targets": targets,
-        "prompts": tuned,
-        "random": None if seed is None else {"name": RANDOM, "seed": seed, "init": RANDOM},
-        "versions": {
-            "jpt": __version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
-        "device": f"{study.mesh.devices.size} x {device}",
     }
 
 

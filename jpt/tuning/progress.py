@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from types import TracebackType
 
@@ -79,3 +80,17 @@ class Progress:
         """
         if not self._bar.disable:
             self._bar.write(line, file=sys.stderr)
+
+
+def peak_memory_mb() -> int:
+    """Reads how much memory this process has held at most.
+
+    Returns:
+        Mebibytes of resident memory.
+
+    Example:
+        >>> peak_memory_mb() > 10
+        True
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 if sys.platform != "darwin" else 1024**2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from jpt.tuning.prepare import (
     data_record,
     prepare_task,
 )
-from jpt.tuning.progress import Progress
+from jpt.tuning.progress import Progress, peak_memory_mb
 from jpt.tuning.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
 from jpt.tuning.scoring import Score, score_logits, split_logits
 from jpt.tuning.step import TuneState, init_state, paper_train_step, prompt_optimizer
@@ -255,7 +254,6 @@ def _initial_state(study: _Study) -> TuneState:
 def _record(study: _Study, best: Prompt, elapsed_s: float) -> dict[str, Any]:
     """Scores the best prompt on validation and test and puts the result together."""
     scores = {name: study.score(best.values, name) for name in study.splits if name != "train"}
-    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "backbone": study.backbone.name,
         "task": study.prepared.task.name,
@@ -264,7 +262,7 @@ def _record(study: _Study, best: Prompt, elapsed_s: float) -> dict[str, Any]:
         "best_step": best.card.steps,
         **{name: score.summary() for name, score in scores.items()},
         "elapsed_s": round(elapsed_s, 2),
-        "peak_memory_mb": round(peak_kb / (1024 if sys.platform != "darwin" else 1024**2)),
+        "peak_memory_mb": peak_memory_mb(),
     }
 
 

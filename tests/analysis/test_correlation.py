@@ -116,19 +116,19 @@ def test_tasks_restrict_targets_and_sources() -> None:
     )
     columns = {name: column[np.ix_(kept, kept)] for name, column in FOUND.columns.items()}
     expected = correlate(Indicators(smaller.prompts, columns, CARDS), smaller)
-    found = correlate(FOUND, MATRIX, ["builtin/imdb", "mrpc", "qqp", "sst2"])
+    found = correlate(FOUND, MATRIX, tasks=["builtin/imdb", "mrpc", "qqp", "sst2"])
     assert same_values(found, expected)
     with pytest.raises(InputError, match="unknown target 'imbd'; did you mean imdb"):
-        correlate(FOUND, MATRIX, ["imbd"])
+        correlate(FOUND, MATRIX, tasks=["imbd"])
     with pytest.raises(InputError, match="tasks is empty"):
-        correlate(FOUND, MATRIX, [])
+        correlate(FOUND, MATRIX, tasks=[])
 
 
 def test_names_of_the_catalog_choose_targets_of_the_authors() -> None:
     names = ("ethicsjustice", "imdb", "movierationales", "sst2")
     found = Indicators(names, {"cosine_concat": symmetric(4)})
     matrix = TransferMatrix(names, names, SCORES[:4, :4], ("accuracy",) * 4)
-    result = correlate(found, matrix, ["justice", "movie_rationales", "imdb"])
+    result = correlate(found, matrix, tasks=["justice", "movie_rationales", "imdb"])
     assert list(result.own_in["cosine_concat"].per_target) == list(names[:3])
 
 
@@ -235,7 +235,7 @@ def test_constant_indicator_is_undefined_and_said() -> None:
 
 
 def test_few_sources_are_undefined_and_said() -> None:
-    result = correlate(FOUND, MATRIX, NAMES[:3])
+    result = correlate(FOUND, MATRIX, tasks=NAMES[:3])
     assert result.own_in["cosine_concat"].n_targets == 3
     assert result.own_out["cosine_concat"].mean_over_targets is None
     assert result.own_out["cosine_concat"].pooled_raw is not None

@@ -123,7 +123,7 @@ def test_spearman(case: Any, backbone: str, tasks: str, own: str) -> None:
     one = case(backbone)
     # T5's targets are all of the paper; one of RoBERTa's is not.
     restrict = tasks == "paper_tasks" and backbone == "roberta-base"
-    correlation = correlate(one.found, one.matrix, PAPER_TASKS if restrict else None)
+    correlation = correlate(one.found, one.matrix, tasks=PAPER_TASKS if restrict else None)
     part = "with_self" if own == "own_in" else "without_self"
     for theirs, expected in one.expected["spearman"][f"{tasks}__{part}"].items():
         if not (ours := one.ours(theirs)):
@@ -150,7 +150,7 @@ def test_backbones_without_stored_figures(case: Any, backbone: str, count: int) 
     one = case(backbone)
     assert one.study.correlation.own_in["cosine_average"].n_targets == count
     assert one.types["relative_transfer"]["same_type_mean"] > 0.7
-    fewer = correlate(one.found, one.matrix, PAPER_TASKS[:6])
+    fewer = correlate(one.found, one.matrix, tasks=PAPER_TASKS[:6])
     assert fewer.own_out["cosine_average"].n_targets == 6
     names = ["euclidean_concat", "euclidean_average", "cosine_concat", "cosine_average"]
     same = [one.types["similarity_by_type"][one.ours(name)]["same_type_mean"] for name in names]

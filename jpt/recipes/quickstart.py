@@ -1,0 +1,234 @@
+"""The paper's argument in one command, on built-in backbones and tasks, without network.
+
+Prompts are tuned for several tasks of several types, used as they are on the others, the neurons
+they activate are compared, and the report says what the neurons tell of the transfers.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jpt.analysis.activations import activated_neurons
+from jpt.analysis.indicator_study import study_indicators
+from jpt.analysis.report import PAGE, report, summarize
+from jpt.backbones.registry import Backbone, load_backbone
+from jpt.errors import InputError
+from jpt.prompts.own import short_task
+from jpt.tasks.registry import load_task
+from jpt.transfer.zero_shot import RECORD, TRANSFER, transfer_matrix
+from jpt.tuning.progress import peak_memory_mb
+from jpt.tuning.run_folder import RunFolder
+from jpt.tuning.tune import tune
+
+FOLDER = "jpt-quickstart"
+BACKBONE = "builtin/bert-small"
+TASKS = (
+    "builtin/rotten_tomatoes",
+    "builtin/imdb_ending",
+    "builtin/imdb_opening",
+    "builtin/imdb_closing",
+    "builtin/imdb_negation",
+    "builtin/imdb_first_person",
+    "builtin/imdb_number",
+)
+"""Three types with short texts; whole IMDB reviews would take as long as three of them."""
+
+PROMPTS, NEURONS = "prompts", "neurons.npz"
+
+
+@dataclass(frozen=True)
+class QuickstartResult:
+    """Where the study lies and what it found.
+
+    Attributes:
+        folder: of the study: prompts, tables and the report.
+        report: the page.
+        record: seconds, memory and findings, as in ``result.json``.
+    """
+
+    folder: Path
+    report: Path
+    record: dict[str, Any]
+
+    def describe(self) -> str:
+        """Says what was found, how long it took and where the page is."""
+        lines = list(self.record["findings"])
+        elapsed_s, memory_mb = self.record["elapsed_s"], self.record["peak_memory_mb"]
+        lines.append(f"{elapsed_s:.0f} s, at most {memory_mb} MB of memory")
+        lines.append(f"report: {self.report}")
+        return "\n".join(lines)
+
+
+class _Steps:
+    """Says on stderr which step of how many runs, and how long the rest may take."""
+
+    def __init__(self, costs: Sequence[float], shown: bool) -> None:
+        self._costs, self._shown = list(costs), shown
+        self._number, self._done, self._spent_s = 0, 0.0, 0.0
+        self._started_s = time.monotonic()
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Announces a step; when it returns its time counts for the estimate of the others."""
+        cost = self._costs[self._number]
+        self._number += 1
+        left = ""
+        if self._done:
+            rest_s = self._spent_s / self._done * sum(self._costs[self._number - 1 :])
+            left = f" · about {_clock(rest_s)} left"
+        if self._shown:
+            gone = _clock(time.monotonic() - self._started_s)
+            print(
+                f"[{self._number}/{len(self._costs)}] {title} · {gone} gone{left}",
+                file=sys.stderr,
+                flush=True,
+            )
+        before_s = time.monotonic()
+        yield
+        spent_s = time.monotonic() - before_s
+        if spent_s > 1:  # a step that an earlier call had finished tells nothing
+            self._done += cost
+            self._spent_s += spent_s
+
+
+def quickstart(
+    out: str | Path = FOLDER,
+    *,
+    backbone: str = BACKBONE,
+    tasks: Sequence[str] = TASKS,
+    steps: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> QuickstartResult:
+    """Carries the whole study out; a finished one returns at once, a broken one goes on.
+
+    Args:
+        out: folder of the study.
+        backbone: a built-in name, a folder of weights or a hub id.
+        tasks: names or folders of two tasks or more.
+        steps: of each prompt's tuning; by default the backbone's own choice.
+        seed: of the initial prompt and the order of the rows.
+        progress: whether to say on stderr how far it is.
+
+    Returns:
+        Findings and the page.
+
+    Raises:
+        InputError: fewer than two tasks, two of one name, or a folder of another study.
+        StoppedError: after SIGTERM or Ctrl-C; the same call goes on.
+
+    Example:
+        >>> import tempfile
+        >>> found = quickstart(
+        ...     tempfile.mkdtemp() + "/study",
+        ...     tasks=["builtin/imdb_number", "builtin/imdb_negation"],
+        ...     steps=1,
+        ... )
+        >>> found.report.name
+        'report.html'
+    """
+    started_s = time.monotonic()
+    names = _names(tasks)
+    config = {
+        "study": "quickstart",
+        "backbone": str(backbone),
+        "tasks": list(names.values()),
+        "steps": steps,
+        "seed": seed,
+    }
+    run = RunFolder(Path(out), config)
+    page = run.path / PAGE
+    if run.result is not None:
+        return QuickstartResult(run.path, page, run.result)
+    study = _Study(run.path, load_backbone(backbone), names, steps, seed, progress)
+    study.carry_out()
+    record = {
+        "findings": summarize(run.path),
+        "elapsed_s": round(time.monotonic() - started_s, 1),
+        "peak_memory_mb": peak_memory_mb(),
+        "report": str(page),
+    }
+    run.finish(record)
+    return QuickstartResult(run.path, page, record)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """The steps of the study; each leaves its result in the folder and is not done twice."""
+
+    folder: Path
+    backbone: Backbone
+    names: dict[str, str]
+    steps: int | None
+    seed: int
+    progress: bool
+
+    def carry_out(self) -> None:
+        """Runs the steps one after the other."""
+        planned = self._planned()
+        clock = _Steps([cost for _, cost, _ in planned], self.progress)
+        for title, _, work in planned:
+            with clock.step(title):
+                work()
+
+    def _planned(self) -> list[tuple[str, float, Callable[[], object]]]:
+        """Title, rough cost (that of tuning one prompt is 1) and work of each step."""
+        tunings = [
+            (f"tune a prompt for {task}", 1.0, partial(self._tune, name, task))
+            for name, task in self.names.items()
+        ]
+        return [
+            *tunings,
+            ("use every prompt on every task", 0.15 * len(self.names), self._transfer),
+            ("read the neurons that they activate", 0.1, self._read_neurons),
+            ("compare prompts and neurons with the transfers", 0.05, self._compare),
+            ("write the report", 0.1, lambda: report(self.folder)),
+        ]
+
+    @property
+    def _prompts(self) -> Path:
+        return self.folder / PROMPTS
+
+    def _tune(self, name: str, task: str) -> None:
+        options = {"steps": self.steps, "seed": self.seed, "progress": self.progress}
+        tune(self.backbone, task, self._prompts / name, **options)
+
+    def _transfer(self) -> None:
+        if (self.folder / RECORD).exists():  # written last: where it is, the matrix is whole
+            return
+        targets = list(self.names.values())
+        options = {"backbone": self.backbone, "seed": self.seed, "progress": self.progress}
+        transfer_matrix(self._prompts, targets, self.folder, **options)
+
+    def _read_neurons(self) -> None:
+        activated_neurons(self._prompts, self.folder / NEURONS, backbone=self.backbone)
+
+    def _compare(self) -> None:
+        files = {"neurons": self.folder / NEURONS, "transfer": self.folder / TRANSFER}
+        study_indicators(self._prompts, self.folder, **files)
+
+
+def _names(tasks: Sequence[str]) -> dict[str, str]:
+    """Short name to name of each task, checked before anything runs."""
+    if len(tasks) < 2:
+        raise InputError(
+            f"a study of transfer needs two tasks or more; {len(tasks)} came: name another"
+        )
+    names: dict[str, str] = {}
+    for task in tasks:
+        short = short_task(load_task(task).name)
+        if short in names:
+            raise InputError(f"two tasks are called {short}: {names[short]} and {task}")
+        names[short] = str(task)
+    return names
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,136 @@
+"""The whole study: goes on where it was stopped, returns at once when done, says how far it is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import jpt
+from jpt.recipes import quickstart as recipe
+from jpt.recipes.quickstart import TASKS, quickstart
+from tests.toy_task import write_task
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("tasks")
+    toml = (write_task(root / "mood") / "task.toml").read_text()
+    write_task(root / "taste", toml=toml.replace("mood", "taste"))
+    other = toml.replace("mood", "shape").replace('"sentiment"', '"form"')
+    write_task(root / "shape", toml=other.replace('bad = "bad"', 'bad = "false"'))
+    return [str(root / name) for name in ("mood", "taste", "shape")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tasks: list[str]):
+    folder = tmp_path_factory.mktemp("study") / "study"
+    return quickstart(folder, tasks=tasks, steps=2)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "checkpoints" not in path.parts
+    }
+
+
+def test_everything_is_there_and_belongs_together(finished: recipe.QuickstartResult) -> None:
+    folder = finished.folder
+    names = {"mood", "taste", "shape"}
+    with (folder / "transfer.csv").open() as file:
+        pairs = {(row["target_task"], row["source_prompt"]) for row in csv.DictReader(file)}
+    assert pairs == {(target, prompt) for target in names for prompt in [*names, "random"]}
+    with (folder / "indicators.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["prompt_a"], row["prompt_b"]) for row in rows} == {
+        (a, b) for a in names for b in names
+    }
+    assert {"neuron_overlap", "cosine_concat"} <= set(rows[0])
+    correlation = json.loads((folder / "correlation.json").read_text())
+    assert set(correlation) == {"own_in", "own_out"}
+    page = finished.report.read_text()
+    assert page.startswith("<!doctype html>") or page.lower().startswith("<!doctype html>")
+    for line in finished.record["findings"]:
+        assert line in finished.describe()
+    assert str(finished.report) in finished.describe()
+
+
+def test_again_returns_at_once_and_touches_nothing(
+    finished: recipe.QuickstartResult, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_of(finished.folder)
+    monkeypatch.setattr(recipe, "load_backbone", None)  # nothing may be loaded any more
+    again = quickstart(finished.folder, tasks=tasks, steps=2)
+    assert again.record == finished.record and again.report == finished.report
+    assert files_of(finished.folder) == before
+
+
+@pytest.mark.parametrize("stage", ["tune", "transfer_matrix", "study_indicators", "report"])
+def test_a_stopped_study_goes_on_and_ends_equal(
+    tmp_path: Path,
+    finished: recipe.QuickstartResult,
+    tasks: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    calls: list[str] = []
+    whole = getattr(recipe, stage)
+
+    def stopped(*args: object, **options: object) -> object:
+        calls.append(stage)
+        if len(calls) == (2 if stage == "tune" else 1):
+            raise jpt.StoppedError("SIGTERM", 75)
+        return whole(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, stage, stopped)
+        with pytest.raises(jpt.StoppedError):
+            quickstart(tmp_path / "study", tasks=tasks, steps=2)
+    assert not (tmp_path / "study" / "result.json").exists()
+    quickstart(tmp_path / "study", tasks=tasks, steps=2)
+    wanted, found = files_of(finished.folder), files_of(tmp_path / "study")
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        if name.endswith((".safetensors", ".csv", "correlation.json")):
+            assert found[name] == wanted[name], name
+
+
+def test_progress_says_which_step_and_how_long(
+    tmp_path: Path, tasks: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    quickstart(tmp_path / "study", tasks=tasks, steps=2, progress=True)
+    told = capsys.readouterr().err
+    steps = re.findall(r"^\[(\d+)/(\d+)\] (.*)$", told, re.MULTILINE)
+    assert [(int(step), int(count)) for step, count, _ in steps] == [(n, 7) for n in range(1, 8)]
+    assert "mood" in steps[0][2] and "gone" in steps[0][2]
+    assert "left" in steps[-1][2]
+
+
+@pytest.mark.parametrize("change", [{"steps": 3}, {"seed": 1}, {"backbone": "builtin/bert-medium"}])
+def test_the_folder_of_another_study(finished, tasks, change) -> None:
+    before = files_of(finished.folder)
+    with pytest.raises(jpt.InputError, match="holds another run: .* was .* and is now"):
+        quickstart(finished.folder, **{"tasks": tasks, "steps": 2, **change})
+    assert files_of(finished.folder) == before
+
+
+def test_wrong_tasks(tmp_path: Path, tasks: list[str]) -> None:
+    with pytest.raises(jpt.InputError, match="needs two tasks or more; 1 came"):
+        quickstart(tmp_path / "study", tasks=tasks[:1])
+    with pytest.raises(jpt.InputError, match="two tasks are called mood"):
+        quickstart(tmp_path / "study", tasks=[tasks[0], tasks[0]])
+    with pytest.raises(jpt.InputError, match="unknown task"):
+        quickstart(tmp_path / "study", tasks=["builtin/imdb", "builtin/imbd"])
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_default_study_has_two_tasks_of_each_of_three_types_or_more() -> None:
+    types = [jpt.load_task(name).type for name in TASKS]
+    assert len(types) >= 6 and len(set(types)) >= 3
+    assert all(types.count(type_) >= 2 for type_ in types)
+    assert set(TASKS) <= set(jpt.task_names())
