@@ -98,13 +98,12 @@ def transfer_matrix(
     """Scores every prompt on every task, as it is.
 
     Args:
-        prompts: a folder of prompts, or prompts by name; all of one backbone and length.
+        prompts: a folder, or prompts by name; all of one backbone and length.
         tasks: the targets; by default the tasks that the prompts' cards name.
         out: folder for ``transfer.csv``, ``relative.csv`` and ``transfer.json``.
         split: that is scored; a target without it is scored on validation, and that is said.
         backbone: instead of the one that the cards name; the width is checked.
-        random: whether an untrained random start is scored too, as a baseline. (The paper's code
-            draws it uniformly from 0 to 1, far from any start; here it is the start of a run.)
+        random: whether an untrained start is scored too (the paper's code: uniform from 0 to 1).
         seed: of that start.
         max_tokens: longest text in tokens; by default the backbone's own choice.
         eval_batch_size: rows at once; changes speed, never a number.
@@ -117,8 +116,7 @@ def transfer_matrix(
         Absolute and relative performance.
 
     Raises:
-        InputError: prompts that do not belong together or to the backbone, an unknown task, two
-            targets of one name, or broken data.
+        InputError: prompts that do not belong together, two targets of one name, broken data.
 
     Example:
         >>> from jpt.tuning.tune import tune
@@ -129,17 +127,14 @@ def transfer_matrix(
     """
     started_s = time.monotonic()
     loaded = load_prompts(prompts)
-    asked = _tasks(tasks, loaded, data)
-    study = _prepare(loaded, asked, split, backbone, max_tokens, eval_batch_size, dtype, mesh)
+    named = _tasks(tasks, loaded, data)
+    study = _prepare(loaded, named, split, backbone, max_tokens, eval_batch_size, dtype, mesh)
     if random and RANDOM not in study.prompts:
         study.prompts[RANDOM] = _random_prompt(study, seed)
     scores = _score_all(study, progress)
-    facts = {
-        "split": split,
-        "random": {"name": RANDOM, "seed": seed, "init": RANDOM} if random else None,
-        "command": _command(prompts, study, out),
-        "elapsed_s": round(time.monotonic() - started_s, 2),
-    }
+    drawn = {"name": RANDOM, "seed": seed, "init": RANDOM} if random else None
+    facts = {"split": split, "random": drawn, "command": _command(prompts, study, out)}
+    facts["elapsed_s"] = round(time.monotonic() - started_s, 2)
     result = _result(study, scores, facts)
     if out is not None:
         _write(Path(out), result)
