@@ -34,7 +34,6 @@ TASKS = (
     "builtin/imdb_ending",
     "builtin/imdb_opening",
     "builtin/imdb_closing",
-    "builtin/imdb_negation",
     "builtin/imdb_first_person",
     "builtin/imdb_number",
 )
