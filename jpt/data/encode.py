@@ -1,7 +1,7 @@
 """Rows of text to ids: tokenised once for a whole run, cut to length by a fixed rule.
 
 An encoder reads ``[CLS] text [SEP]`` or ``[CLS] first [SEP] second [SEP]``: one separator between
-the two, in RoBERTa too, as in the paper's code (METHOD.md section 2).
+the two, in RoBERTa too, as in the paper's code.
 """
 
 from __future__ import annotations

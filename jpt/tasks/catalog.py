@@ -1,4 +1,4 @@
-"""The paper's tasks, each once, as data (METHOD.md sections 3 and 4).
+"""The paper's tasks, each once, as data.
 
 Classes stand in the paper's order. Where its two code bases differ, the first (1.0) is followed:
 its prompts are the ones released. The hub's ids name the parquet form of each data set. No data

@@ -30,7 +30,7 @@ REFERENCE_TASKS: dict[str, tuple[str, str]] = {
     "multi_news": ("multi_news", "summarization"),
     "samsum": ("samsum", "summarization"),
 }
-"""Catalog name and type of a task by the name of the authors' file (METHOD.md, section 10)."""
+"""Catalog name and type of a task by the name of the authors' file."""
 
 
 def task_type(name: str) -> str | None:

@@ -13,7 +13,7 @@ def render(task: Task, row: Mapping[str, str], family: str = "encoder") -> tuple
     """Fills a task's template with the fields of one row.
 
     Blanks around a segment are taken off: the text of a byte-pair vocabulary starts without a
-    leading space, as in the paper's code (METHOD.md section 3).
+    leading space, as in the paper's code.
 
     Args:
         task: the task whose template it is.

@@ -1,4 +1,4 @@
-"""Label words: the one piece of a vocabulary whose score stands for a label (METHOD.md section 4).
+"""Label words: the one piece of a vocabulary whose score stands for a label.
 
 A word is looked up as it stands at the start of a text, so in a byte-pair vocabulary it has no
 leading space: "positive", not " positive". The paper's own numbers come from that choice.

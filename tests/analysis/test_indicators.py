@@ -30,7 +30,7 @@ WITH_ROW0 = {name: prompt(task, unused=True) for name, task in TASKS.items()}
 NEURONS = Activations(("b", "c", "a"), GENERATOR.normal(size=(3, 4, 9)).astype(np.float32))
 
 
-def same(found: Indicators, expected: Indicators) -> None:
+def assert_same(found: Indicators, expected: Indicators) -> None:
     assert found.names == expected.names and list(found.columns) == list(expected.columns)
     for name, matrix in expected.columns.items():
         np.testing.assert_array_equal(found[name], matrix, err_msg=name)
@@ -69,7 +69,7 @@ def test_one_prompt_has_itself() -> None:
 def test_order_of_prompts_changes_no_bit() -> None:
     reverse = dict(reversed(WITH_ROW0.items()))
     turned = Activations(NEURONS.names[::-1], NEURONS.values[::-1])
-    same(indicators(reverse, turned), indicators(WITH_ROW0, NEURONS))
+    assert_same(indicators(reverse, turned), indicators(WITH_ROW0, NEURONS))
 
 
 def test_row_0_has_columns_of_its_own() -> None:
@@ -98,7 +98,7 @@ def test_folder_and_file(tmp_path: Path) -> None:
         save_prompt(tmp_path / f"{name}.safetensors", each)
     write_activations(tmp_path / "neurons.npz", NEURONS)
     found = indicators(tmp_path, tmp_path / "neurons.npz", layers=(0, 1))
-    same(found, indicators(PROMPTS, NEURONS, layers="0-1"))
+    assert_same(found, indicators(PROMPTS, NEURONS, layers="0-1"))
 
 
 def test_written_is_read(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_written_is_read(tmp_path: Path) -> None:
     lines = file.read_text().splitlines()
     assert lines[0].startswith("prompt_a,prompt_b,euclidean_concat,euclidean_average,cosine_")
     assert len(lines) == 1 + 9
-    same(read_indicators(file), found)
+    assert_same(read_indicators(file), found)
     assert read_indicators(file).cards == {}
     assert read_indicators(file, PROMPTS).cards == found.cards
 

@@ -70,7 +70,7 @@ def case(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> An
     )
 
 
-def check_pairs(case: Case, found: Indicators, names: dict[str, str]) -> None:
+def assert_pairs(case: Case, found: Indicators, names: dict[str, str]) -> None:
     rows = read_table(case.reference / "indicators" / f"{case.backbone}.csv", ["prompt_a"])
     assert len(rows) == case.expected["n_prompts"] ** 2
     for row in rows:
@@ -83,7 +83,7 @@ def check_pairs(case: Case, found: Indicators, names: dict[str, str]) -> None:
 def test_all_pairs(case: Any, backbone: str) -> None:
     one = case(backbone)
     columns = [f"{name}{end}" for name in EMBEDDING_INDICATORS for end in ("", "_skip0")]
-    check_pairs(one, one.found, {name: ours for name in columns if (ours := one.ours(name))})
+    assert_pairs(one, one.found, {name: ours for name in columns if (ours := one.ours(name))})
 
 
 def test_pairs_of_t5_without_row_0(case: Any) -> None:
@@ -93,7 +93,7 @@ def test_pairs_of_t5_without_row_0(case: Any) -> None:
         for name, prompt in one.prompts.items()
     }
     names = {f"{name}_skip0": name for name in EMBEDDING_INDICATORS}
-    check_pairs(one, indicators(split), names)
+    assert_pairs(one, indicators(split), names)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

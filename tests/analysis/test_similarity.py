@@ -31,7 +31,7 @@ def by_loops(a: Float32[np.ndarray, "P D"], b: Float32[np.ndarray, "P D"]) -> di
     }
 
 
-def check_equal(bank: Float32[np.ndarray, "K P D"], rtol: float = 1e-12) -> None:
+def assert_equal(bank: Float32[np.ndarray, "K P D"], rtol: float = 1e-12) -> None:
     (found,) = embedding_similarities(bank)
     assert tuple(found) == EMBEDDING_INDICATORS
     for i, a in enumerate(bank):
@@ -45,7 +45,7 @@ def check_equal(bank: Float32[np.ndarray, "K P D"], rtol: float = 1e-12) -> None
 @pytest.mark.parametrize("block_rows", [1, 12, 800])
 def test_equal_to_loops(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
     monkeypatch.setattr(similarity, "_BLOCK_ROWS", block_rows)
-    check_equal(BANK)
+    assert_equal(BANK)
 
 
 def near_banks() -> dict[str, Float32[np.ndarray, "K P D"]]:
@@ -60,14 +60,14 @@ def near_banks() -> dict[str, Float32[np.ndarray, "K P D"]]:
 @pytest.mark.parametrize("case", near_banks())
 def test_near_rows_keep_their_digits(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     monkeypatch.setattr(similarity, "_NEAR_ROWS", 3)
-    check_equal(near_banks()[case], rtol=1e-10)
+    assert_equal(near_banks()[case], rtol=1e-10)
 
 
 def test_zeros_and_extremes() -> None:
     scales = np.array([0, 1e-12, 1e-3, 1, 1e10])[:, None, None]
     bank = (GENERATOR.normal(size=(5, 4, 6)) * scales).astype(np.float32)
     bank[3, 1] = 0  # one row of zeros in an ordinary prompt
-    check_equal(bank)
+    assert_equal(bank)
     (found,) = embedding_similarities(bank)
     assert found["cosine_concat"].diagonal().tolist()[2:] == [1, 1, 1]
     assert found["cosine_concat"][0].tolist() == [0] * 5

@@ -1,4 +1,4 @@
-"""The paper's tasks against the facts of METHOD.md and the rows beside the project."""
+"""The paper's tasks against the facts of the authors' code and the rows beside the project."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from jpt.tasks.builtin import BUILTIN, CANDIDATES
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import SPLITS
 
-# METHOD.md section 4: the words of each class, in the paper's class order.
+# The words of each class, in the paper's class order.
 PAPER_WORDS = {
     "sst2": ["negative", "positive"],
     "imdb": ["negative", "positive"],
