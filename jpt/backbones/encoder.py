@@ -7,30 +7,20 @@ paper's code: the mask takes the place of prompt row 0, which is why P here coun
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jpt.backbones.attention import attend
+from jpt.backbones.attention import KeyBlock, attend
 from jpt.backbones.encoder_config import EncoderConfig
-from jpt.backbones.layers import ACTIVATIONS, LayerNorm, linear, matmul_precision
-
-
-@struct.dataclass
-class EncoderOutput:
-    """What an encoder says of a batch; ``S`` is absent where only the answer was computed.
-
-    Attributes:
-        logits: scores of the label words asked for, or of the whole vocabulary; float32.
-        hidden: last states.
-        neurons: feed-forward activations after the non-linearity, where they were asked for.
-    """
-
-    logits: Float[Array, "B *S C"]
-    hidden: Float[Array, "B *S D"]
-    neurons: Float[Array, "L B *S F"] | None = None
+from jpt.backbones.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    linear,
+    matmul_precision,
+    rematerialised,
+)
+from jpt.backbones.output import ModelOutput
 
 
 class EncoderLayer(nn.Module):
@@ -78,11 +68,11 @@ class EncoderLayer(nn.Module):
             # [B, R, D] -> [B, R, H, K]
             return projected.reshape(*rows.shape[:2], self.config.heads, self.config.head_width)
 
+        keys = KeyBlock(project("key", states), project("value", states), key_is_text[:, None])
         gathered = attend(
             project("query", queries),
-            project("key", states),
-            project("value", states),
-            key_is_text,
+            [keys],
+            scale=self.config.head_width**-0.5,
             drop=self._drop if self.dropout_rate else None,
         )
         # [B, Q, H, K] -> [B, Q, D]
@@ -210,6 +200,7 @@ class Encoder(nn.Module):
         mask_id: id of the mask token, which stands at position 0.
         dtype: dtype of states and matrix products, float32 or bfloat16.
         dropout_rate: 0 (default) leaves dropout out. Paper: on inside the layers during tuning.
+        remat: what is kept for the way back; see :func:`jpt.backbones.layers.rematerialised`.
 
     Example:
         >>> from jpt.testing import tiny_encoder
@@ -227,6 +218,7 @@ class Encoder(nn.Module):
     mask_id: int
     dtype: jnp.dtype = jnp.float32
     dropout_rate: float = 0.0
+    remat: str = "dots"
 
     def setup(self) -> None:
         """Declares embeddings, the scanned layers, the last layer and the head."""
@@ -246,7 +238,7 @@ class Encoder(nn.Module):
         neuron_mask: Float[Array, "L F"] | None = None,
         every_position: bool = False,
         first_position: int = 0,
-    ) -> EncoderOutput:
+    ) -> ModelOutput:
         """Reads a batch behind a prompt and scores the answer at position 0.
 
         Args:
@@ -275,7 +267,7 @@ class Encoder(nn.Module):
         if not every_position:
             hidden, last = hidden[:, 0], last[:, 0]
         neurons = _stack(lower, last) if capture_neurons else None
-        return EncoderOutput(self.vocabulary_logits(hidden, label_ids), hidden, neurons)
+        return ModelOutput(self.vocabulary_logits(hidden, label_ids), hidden, neurons)
 
     def hidden_states(
         self,
@@ -318,11 +310,8 @@ class Encoder(nn.Module):
         """Runs all layers but the last as one scan: compile time does not grow with depth."""
         if self.config.layers == 1:
             return states, None
-        # Going back, all but the products with weights is computed again: that is cheaper than
-        # writing it to memory and reading it back.
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         scanned = nn.scan(
-            nn.remat(ScannedLayer, policy=policy, prevent_cse=False),
+            rematerialised(ScannedLayer, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0),

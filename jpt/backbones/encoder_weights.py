@@ -8,7 +8,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jpt.backbones.encoder_config import EncoderConfig
-from jpt.backbones.loading import TensorRule, TensorSource, load_parameters, write_parameters
+from jpt.backbones.loading import (
+    Placer,
+    TensorRule,
+    TensorSource,
+    load_parameters,
+    write_parameters,
+)
 from jpt.errors import InputError
 from jpt.types import Parameters
 
@@ -97,14 +103,13 @@ def encoder_rules(config: EncoderConfig) -> list[TensorRule]:
         ),
         *_norm("embeddings/norm", f"{table}.LayerNorm", width),
     ]
+    layer = f"{root}.encoder.layer.{{layer}}"
     for ours, theirs in _LAYER_MAPS.items():
         inputs = config.neurons if ours == "feed_forward_out" else width
         outputs = config.neurons if ours == "feed_forward_in" else width
-        rules += _linear(
-            f"layer/{ours}", f"{root}.encoder.layer.{{layer}}.{theirs}", inputs, outputs
-        )
+        rules += _linear(f"layer/{ours}", f"{layer}.{theirs}", inputs, outputs, config.layers)
     for ours, theirs in _LAYER_NORMS.items():
-        rules += _norm(f"layer/{ours}", f"{root}.encoder.layer.{{layer}}.{theirs}", width)
+        rules += _norm(f"layer/{ours}", f"{layer}.{theirs}", width, config.layers)
     return rules + _head_rules(config)
 
 
@@ -125,23 +130,31 @@ def _head_rules(config: EncoderConfig) -> list[TensorRule]:
     return rules
 
 
-def _linear(path: str, name: str, inputs: int, outputs: int) -> list[TensorRule]:
+def _linear(path: str, name: str, inputs: int, outputs: int, layers: int = 0) -> list[TensorRule]:
+    shape = (outputs, inputs)
     return [
-        TensorRule(f"{path}/kernel", f"{name}.weight", (outputs, inputs), transpose=True),
-        TensorRule(f"{path}/bias", f"{name}.bias", (outputs,)),
+        TensorRule(f"{path}/kernel", f"{name}.weight", shape, transpose=True, layers=layers),
+        TensorRule(f"{path}/bias", f"{name}.bias", (outputs,), layers=layers),
     ]
 
 
-def _norm(path: str, name: str, width: int) -> list[TensorRule]:
+def _norm(path: str, name: str, width: int, layers: int = 0) -> list[TensorRule]:
     # Files from the TensorFlow days call the two gamma and beta.
     return [
-        TensorRule(f"{path}/scale", f"{name}.weight", (width,), aliases=(f"{name}.gamma",)),
-        TensorRule(f"{path}/bias", f"{name}.bias", (width,), aliases=(f"{name}.beta",)),
+        TensorRule(f"{path}/{ours}", f"{name}.{theirs}", (width,), aliases=(old,), layers=layers)
+        for ours, theirs, old in (
+            ("scale", "weight", f"{name}.gamma"),
+            ("bias", "bias", f"{name}.beta"),
+        )
     ]
 
 
 def load_encoder(
-    source: TensorSource, config: EncoderConfig, dtype: np.dtype, where: str
+    source: TensorSource,
+    config: EncoderConfig,
+    dtype: np.dtype,
+    where: str,
+    place: Placer | None = None,
 ) -> tuple[EncoderConfig, Parameters]:
     """Reads an encoder's parameters from a checkpoint.
 
@@ -150,6 +163,7 @@ def load_encoder(
         config: shape of the model.
         dtype: of the parameters.
         where: what to call the checkpoint in messages.
+        place: puts a parameter on its devices.
 
     Returns:
         The shape, its head untied where the checkpoint has one of its own, and the parameters.
@@ -168,7 +182,7 @@ def load_encoder(
     if config.tied_head and _has_own_head(source, config, kind):
         config = dataclasses.replace(config, tied_head=False)
     rules = encoder_rules(config)
-    params = load_parameters(source, rules, config.layers, _IGNORED[kind], dtype, where)
+    params = load_parameters(source, rules, _IGNORED[kind], dtype, where, place)
     return config, params
 
 
@@ -198,4 +212,4 @@ def write_encoder(params: Parameters, config: EncoderConfig) -> dict[str, np.nda
         >>> write_encoder(params, encoder.config)["cls.predictions.bias"].shape
         (61,)
     """
-    return write_parameters(params, encoder_rules(config), config.layers)
+    return write_parameters(params, encoder_rules(config))

@@ -35,13 +35,14 @@ def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def linear(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
-    """Builds a linear map with bias that is computed in one stated dtype.
+def linear(features: int, dtype: jnp.dtype, name: str, use_bias: bool = True) -> nn.Dense:
+    """Builds a linear map that is computed in one stated dtype.
 
     Args:
         features: width of the output.
         dtype: dtype of the product; the parameters keep their own.
         name: name of the submodule, so of its parameters.
+        use_bias: whether it has a bias.
 
     Returns:
         The Linen module.
@@ -55,6 +56,7 @@ def linear(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
         dtype=dtype,
         precision=matmul_precision(dtype),
         kernel_init=nn.initializers.normal(0.02),
+        use_bias=use_bias,
         name=name,
     )
 
@@ -80,6 +82,48 @@ class LayerNorm(nn.Module):
         variance = jnp.square(centered).mean(-1, keepdims=True)
         normal = centered * jax.lax.rsqrt(variance + jnp.float32(self.epsilon))
         return normal * _as_rows(scale, rows) + _as_rows(bias, rows)
+
+
+class RMSNorm(nn.Module):
+    """Divides each row by its root mean square, then scales it; in float32.
+
+    Attributes:
+        epsilon: added to the mean square.
+    """
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises the last axis; the output is float32."""
+        scale = self.param("scale", nn.initializers.ones_init(), (inputs.shape[-1],))
+        rows = inputs.astype(jnp.float32)
+        mean_square = jnp.square(rows).mean(-1, keepdims=True)
+        normal = rows * jax.lax.rsqrt(mean_square + jnp.float32(self.epsilon))
+        return normal * _as_rows(scale, rows)
+
+
+def rematerialised(module: type[nn.Module], remat: str) -> type[nn.Module]:
+    """Chooses what the layers of a scan keep for the way back.
+
+    Args:
+        module: the layer's class.
+        remat: ``"dots"`` keeps products with weights and computes the rest again, which is cheaper
+            than writing it to memory; ``"full"`` keeps only each layer's input, for models that
+            would not fit otherwise; ``"none"`` keeps all.
+
+    Returns:
+        The class, wrapped.
+
+    Example:
+        >>> rematerialised(RMSNorm, "none") is RMSNorm
+        True
+    """
+    if remat == "none":
+        return module
+    policies = jax.checkpoint_policies
+    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return nn.remat(module, policy=policy, prevent_cse=False)
 
 
 def _as_rows(vector: Float[Array, "D"], rows: Float[Array, "... D"]) -> Float[Array, "... D"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from jpt.types import Parameters
 
 LAYER = "{layer}"
 SHOWN = 4
+
+Placer = Callable[[str, np.ndarray], jax.Array]
+"""Puts a parameter on its devices, given its path and its values."""
 
 
 class TensorSource(Protocol):
@@ -33,12 +36,16 @@ class TensorRule:
     """Where one parameter comes from.
 
     Attributes:
-        path: the parameter, for instance ``"layer/query/kernel"``; what starts with ``layer/`` is
-            read once a layer and stacked into ``layers`` and ``last_layer``.
+        path: the parameter. What has a folder ``layer``, for instance ``"layer/query/kernel"``, is
+            read once a layer and kept as ``layers`` [L-1, ...] and ``last_layer``; what has a
+            folder ``layers`` is kept as one stack [L, ...].
         name: the tensor in the file, ``{layer}`` standing for the layer's number.
         shape: the tensor's shape in the file.
         transpose: whether the file has it as [out, in] while we multiply by [in, out].
         aliases: other names that real files use for it.
+        layers: how many layers it stands for; 0 for what stands once.
+        part: which of how many equal parts along the last axis, as we multiply by it, of a tensor
+            that holds several parameters.
     """
 
     path: str
@@ -46,8 +53,10 @@ class TensorRule:
     shape: tuple[int, ...]
     transpose: bool = False
     aliases: tuple[str, ...] = ()
+    layers: int = 0
+    part: tuple[int, int] | None = None
 
-    def find(self, layer: int | None, known: Iterable[str]) -> str | None:
+    def find(self, layer: int | None, known: Container[str]) -> str | None:
         """Gives the first of the rule's names that the file has."""
         for name in (self.name, *self.aliases):
             name = name.replace(LAYER, str(layer))
@@ -55,27 +64,40 @@ class TensorRule:
                 return name
         return None
 
+    @property
+    def numbers(self) -> Sequence[int | None]:
+        """The layers that it is read for; one None for what stands once."""
+        return range(self.layers) if self.layers else [None]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the last layer is kept apart from the others."""
+        return "layer" in self.path.split("/")
+
 
 def load_parameters(
     source: TensorSource,
     rules: Iterable[TensorRule],
-    layers: int,
     ignored: Iterable[str] = (),
     dtype: jnp.dtype = jnp.float32,
     where: str = "the checkpoint",
+    place: Placer | None = None,
 ) -> Parameters:
     """Reads every parameter that the rules name, and insists that the file holds nothing else.
+
+    Tensors are read one by one into the stack of their parameter, and a finished parameter goes to
+    its devices at once: never more than one parameter is held twice.
 
     Args:
         source: the tensors.
         rules: one for each parameter.
-        layers: L.
         ignored: regular expressions of names that real files have and nobody needs.
         dtype: of the parameters.
         where: what to call the source in messages.
+        place: puts a parameter, given with its path, on its devices; the default device otherwise.
 
     Returns:
-        The nested parameters; only one stacked parameter is held twice at a time.
+        The nested parameters.
 
     Raises:
         InputError: naming the tensors that are missing, misshaped or unexpected.
@@ -83,67 +105,102 @@ def load_parameters(
     Example:
         >>> from types import SimpleNamespace as Source
         >>> source = Source(shapes={"w": (2,)}, read=lambda name: np.ones(2))
-        >>> load_parameters(source, [TensorRule("head/bias", "w", (2,))], layers=1)
+        >>> load_parameters(source, [TensorRule("head/bias", "w", (2,))])
         {'head': {'bias': Array([1., 1.], dtype=float32)}}
     """
     rules = list(rules)
-    _check(source, rules, layers, ignored, where)
+    _check(source, rules, ignored, where)
+    place = place or (lambda path, values: jnp.asarray(values))
     params: Parameters = {}
     for rule in rules:
-        if not rule.path.startswith("layer/"):
-            _store(params, rule.path, jnp.asarray(_read(source, rule, None), dtype))
-            continue
-        rest = rule.path.removeprefix("layer/")
-        _store(params, f"last_layer/{rest}", jnp.asarray(_read(source, rule, layers - 1), dtype))
-        if layers > 1:
-            lower = [_read(source, rule, layer).astype(dtype) for layer in range(layers - 1)]
-            _store(params, f"layers/{rest}", jnp.asarray(np.stack(lower)))
+        for path, numbers in _parameters(rule):
+            _store(params, path, place(path, _read(source, rule, numbers, np.dtype(dtype))))
     return params
 
 
-def write_parameters(
-    params: Parameters, rules: Iterable[TensorRule], layers: int
-) -> dict[str, np.ndarray]:
+def write_parameters(params: Parameters, rules: Iterable[TensorRule]) -> dict[str, np.ndarray]:
     """Turns a parameter tree back into the named tensors of a file.
 
     Args:
         params: the nested parameters.
         rules: as for loading.
-        layers: L.
 
     Returns:
         Tensors by the names that the rules give first.
 
     Example:
         >>> params = {"head": {"bias": jnp.ones(2)}}
-        >>> list(write_parameters(params, [TensorRule("head/bias", "w", (2,))], layers=1))
+        >>> list(write_parameters(params, [TensorRule("head/bias", "w", (2,))]))
         ['w']
     """
-    tensors: dict[str, np.ndarray] = {}
     flat = {
         "/".join(key.key for key in path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for rule in rules:
-        rest = rule.path.removeprefix("layer/")
-        if rest == rule.path:
-            tensors[rule.name] = _turn(flat[rule.path], rule)
-            continue
-        for layer in range(layers):
-            last = layer == layers - 1
-            tensor = flat[f"last_layer/{rest}"] if last else flat[f"layers/{rest}"][layer]
-            tensors[rule.name.replace(LAYER, str(layer))] = _turn(tensor, rule)
-    return tensors
+        for path, numbers in _parameters(rule):
+            is_stack = isinstance(numbers, range)
+            for place, layer in enumerate(numbers if is_stack else [numbers]):
+                tensor = flat[path][place] if is_stack else flat[path]
+                name = rule.name.replace(LAYER, str(layer))
+                number = rule.part[0] if rule.part else 0
+                parts.setdefault(name, {})[number] = _turn(tensor, rule)
+    # What a file holds as one tensor is put together along the axis it was cut.
+    return {
+        name: np.concatenate([held[number] for number in sorted(held)], axis=-1)
+        if len(held) > 1
+        else held[0]
+        for name, held in parts.items()
+    }
+
+
+def _parameters(rule: TensorRule) -> list[tuple[str, range | int | None]]:
+    """The parameters of a rule: the path of each, and the layers (or the layer) it holds."""
+    if not rule.layers:
+        return [(rule.path, None)]
+    if not rule.is_split:
+        return [(rule.path, range(rule.layers))]
+    folders, last = rule.path.split("/"), rule.layers - 1
+    place = folders.index("layer")
+
+    def path(folder: str) -> str:
+        return "/".join([*folders[:place], folder, *folders[place + 1 :]])
+
+    lower = [(path("layers"), range(last))] if last else []
+    return [*lower, (path("last_layer"), last)]
 
 
 def _turn(tensor: np.ndarray, rule: TensorRule) -> np.ndarray:
     return np.ascontiguousarray(tensor.T) if rule.transpose else tensor
 
 
-def _read(source: TensorSource, rule: TensorRule, layer: int | None) -> np.ndarray:
+def _read(
+    source: TensorSource, rule: TensorRule, numbers: range | int | None, dtype: np.dtype
+) -> np.ndarray:
+    """Reads one parameter: a tensor, or those of several layers into one stack."""
+    if not isinstance(numbers, range):
+        return np.ascontiguousarray(_read_one(source, rule, numbers), dtype)
+    stack: np.ndarray | None = None
+    for place, layer in enumerate(numbers):
+        tensor = _read_one(source, rule, layer)
+        if stack is None:
+            stack = np.empty((len(numbers), *tensor.shape), dtype)
+        stack[place] = tensor
+    assert stack is not None, "a stack has a layer"
+    return stack
+
+
+def _read_one(source: TensorSource, rule: TensorRule, layer: int | None) -> np.ndarray:
     name = rule.find(layer, source.shapes)
     assert name is not None, "checked before"
-    return _turn(source.read(name), rule)
+    tensor = source.read(name)
+    tensor = tensor.T if rule.transpose else tensor
+    if rule.part is None:
+        return tensor
+    number, count = rule.part
+    width = tensor.shape[-1] // count
+    return tensor[..., number * width : (number + 1) * width]
 
 
 def _store(params: Parameters, path: str, value: jax.Array) -> None:
@@ -154,28 +211,25 @@ def _store(params: Parameters, path: str, value: jax.Array) -> None:
 
 
 def _check(
-    source: TensorSource,
-    rules: list[TensorRule],
-    layers: int,
-    ignored: Iterable[str],
-    where: str,
+    source: TensorSource, rules: list[TensorRule], ignored: Iterable[str], where: str
 ) -> None:
     """Raises for missing, misshaped and unexpected tensors before any data is read."""
-    used, missing, misshaped = set(), [], []
+    used, missing, misshaped = set(), {}, {}
+    shapes = source.shapes
     for rule in rules:
-        for layer in range(layers) if rule.path.startswith("layer/") else [None]:
-            name = rule.find(layer, source.shapes)
+        for layer in rule.numbers:
+            name = rule.find(layer, shapes)
             if name is None:
-                missing.append(rule.name.replace(LAYER, str(layer)))
+                missing[rule.name.replace(LAYER, str(layer))] = None
                 continue
             used.add(name)
-            if tuple(source.shapes[name]) != rule.shape:
-                came, expected = list(source.shapes[name]), list(rule.shape)
-                misshaped.append(f"{name} is {came}, expected {expected}")
+            if tuple(shapes[name]) != rule.shape:
+                came, expected = list(shapes[name]), list(rule.shape)
+                misshaped[f"{name} is {came}, expected {expected}"] = None
     pattern = re.compile("|".join(ignored) or r"(?!)")
-    unexpected = [n for n in source.shapes if n not in used and not pattern.fullmatch(n)]
+    unexpected = [n for n in shapes if n not in used and not pattern.fullmatch(n)]
     problems = [
-        f"{what}: {_shown(names)}"
+        f"{what}: {_shown(list(names))}"
         for what, names in (
             ("missing", missing),
             ("misshaped", misshaped),

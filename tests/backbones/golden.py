@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from jpt.backbones.encoder import Encoder, EncoderOutput
+from jpt.backbones.encoder import Encoder
 from jpt.backbones.encoder_config import EncoderConfig
 from jpt.backbones.encoder_weights import load_encoder
+from jpt.backbones.output import ModelOutput
 from jpt.files.tensor_files import open_tensors
 from jpt.types import Parameters
 
@@ -62,7 +63,7 @@ def read(
     prompt: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
     **options: object,
-) -> EncoderOutput:
+) -> ModelOutput:
     """Runs an encoder, compiled."""
     keys = None if dropout_key is None else {"dropout": dropout_key}
     return encoder.apply({"params": params}, tokens, lengths, prompt, rngs=keys, **options)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.encoder import Encoder, EncoderLayer, EncoderOutput
+from jpt.backbones.encoder import Encoder, EncoderLayer
+from jpt.backbones.output import ModelOutput
 from jpt.types import Parameters
 from tests.backbones.golden import FAST_COMPILE, Golden, difference, load_golden, read
 
@@ -23,7 +24,7 @@ EQUAL = 1e-5  # the house's meaning of "equal" in float32
 every_model = pytest.mark.parametrize("name", ["bert_one_layer", "roberta_untied"])
 
 
-def ask(golden: Golden, *inputs: object, **options: object) -> EncoderOutput:
+def ask(golden: Golden, *inputs: object, **options: object) -> ModelOutput:
     """Reads inputs with the model of a fixture."""
     return read(golden.encoder(), golden.params, *inputs, **options)
 
@@ -258,7 +259,7 @@ def show_dropout(params: Parameters, **places: dict[str, float]) -> Parameters:
     return shown
 
 
-def read_with_dropout(rate: float, **places: dict[str, float]) -> EncoderOutput:
+def read_with_dropout(rate: float, **places: dict[str, float]) -> ModelOutput:
     golden = load_golden("bert_tied")
     params, options = show_dropout(golden.params, **places), {"capture_neurons": True}
     encoder, key = golden.encoder(dropout_rate=rate), jax.random.key(4)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.encoder import Encoder, EncoderOutput
+from jpt.backbones.encoder import Encoder
 from jpt.backbones.encoder_weights import ENCODER_PARTITION
+from jpt.backbones.output import ModelOutput
 from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
 from jpt.types import Parameters
 from tests.backbones.golden import (
@@ -40,7 +41,7 @@ def _learn(encoder: Encoder, golden: Golden, params: Parameters) -> dict[str, ja
     """What a train step and the analysis ask for: the answer's position only."""
     labels, label_ids = golden.input("labels"), golden.input("label_ids")
 
-    def loss(prompt: jax.Array) -> tuple[jax.Array, EncoderOutput]:
+    def loss(prompt: jax.Array) -> tuple[jax.Array, ModelOutput]:
         output = _read(encoder, golden, params, prompt, label_ids=label_ids, capture_neurons=True)
         scores = jax.nn.log_softmax(output.logits)
         return -jnp.take_along_axis(scores, labels[:, None], axis=1).mean(), output
@@ -57,7 +58,7 @@ def _learn(encoder: Encoder, golden: Golden, params: Parameters) -> dict[str, ja
 @compiled
 def _look(
     encoder: Encoder, golden: Golden, params: Parameters, neuron_mask: jax.Array
-) -> EncoderOutput:
+) -> ModelOutput:
     """Everything everywhere, with a neuron mask."""
     options = {"capture_neurons": True, "every_position": True, "neuron_mask": neuron_mask}
     return _read(encoder, golden, params, golden.input("prompt"), **options)
@@ -88,7 +89,7 @@ def _read(
     params: Parameters,
     prompt: jax.Array | None,
     **options: object,
-) -> EncoderOutput:
+) -> ModelOutput:
     tokens, lengths = golden.input("tokens"), golden.input("lengths")
     return encoder.apply({"params": params}, tokens, lengths, prompt, **options)
 

@@ -1,0 +1,43 @@
+"""What every family of models returns: the answer of a batch, and the memory of generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+
+@struct.dataclass
+class ModelOutput:
+    """What a model says of a batch; ``S`` is absent where only the answer was computed.
+
+    Attributes:
+        logits: scores of the label words asked for, or of the whole vocabulary; float32.
+        hidden: last states.
+        neurons: feed-forward activations after the non-linearity, where they were asked for.
+    """
+
+    logits: Float[Array, "B *S C"]
+    hidden: Float[Array, "B *S D"]
+    neurons: Float[Array, "L B *S F"] | None = None
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values that generation computes once and reads at every further token.
+
+    Attributes:
+        shared: those of the prompt, which all rows look at; no axis of rows. None without a prompt
+            or where the prompt is read with the text.
+        context: those of what each row reads; every leaf is [layers, B, ...]. They never change.
+        lengths: how many tokens each row reads.
+        generated: those of the tokens generated so far; every leaf is [layers, B, N, ...].
+        steps: how many tokens were generated and read again.
+    """
+
+    shared: Any
+    context: Any
+    lengths: Int[Array, "B"]
+    generated: Any
+    steps: Int[Array, ""]
