@@ -12,6 +12,8 @@ from jpt.errors import InputError
 
 DTYPES = ("float32", "bfloat16")
 DROPOUT = ("off", "paper")
+REMAT = ("dots", "full", "none")
+OBJECTIVES = ("labels", "vocabulary")
 FEWEST_BETWEEN = 25
 """Steps between two scorings of validation, at least, where nothing else is asked for."""
 
@@ -35,6 +37,10 @@ class TuneOptions:
         eval_batch_size: rows scored at once; changes speed, never a number.
         dtype: ``float32`` or ``bfloat16`` for weights and matrix products.
         dropout: ``off``, or ``paper`` for the model's own rates inside its layers.
+        objective: ``labels``: cross-entropy over the label words (encoders' default, as in the
+            paper); ``vocabulary``: over all words at the answer (the others' default).
+        remat: what layers keep for the way back: ``dots`` (products with weights), ``full``
+            (nothing but their input, for models that would not fit otherwise) or ``none`` (all).
         mesh: devices by axis, for instance ``data:4,model:2``.
 
     Example:
@@ -55,6 +61,8 @@ class TuneOptions:
     eval_batch_size: int = 64
     dtype: str = "float32"
     dropout: str = "off"
+    objective: str | None = None
+    remat: str = "dots"
     mesh: str | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +84,9 @@ class TuneOptions:
             raise InputError(f"learning_rate is {rate}; give a positive number, for instance 1e-3")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("dropout", self.dropout, DROPOUT)
+        check_choice("remat", self.remat, REMAT)
+        if self.objective is not None:
+            check_choice("objective", self.objective, OBJECTIVES)
 
     def resolve(self, defaults: Mapping[str, Any]) -> TuneOptions:
         """Fills what is not set with the backbone's own choices, then with the paper's.
@@ -110,6 +121,7 @@ PAPER_CHOICES: dict[str, Any] = {
     "length": 100,
     "max_tokens": 128,
     "group_by_length": False,
+    "objective": "labels",
 }
 
 

@@ -115,10 +115,36 @@ def parameter_shardings(params: Any, table: PartitionTable, mesh: Mesh) -> tuple
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = "/".join(str(key.key) for key in path)
-        spec = _find(name, table)
-        return NamedSharding(mesh, _fit(name, leaf.shape, spec, mesh, notes))
+        return parameter_sharding(name, leaf.shape, table, mesh, notes)
 
     return jax.tree_util.tree_map_with_path(sharding, params), notes
+
+
+def parameter_sharding(
+    name: str, shape: tuple[int, ...], table: PartitionTable, mesh: Mesh, notes: list[str]
+) -> NamedSharding:
+    """Looks up where one parameter lies.
+
+    Args:
+        name: its path, such as ``layers/query/kernel``.
+        shape: its shape.
+        table: as for :func:`parameter_shardings`.
+        mesh: the devices.
+        notes: gets a line for each dimension that stays whole.
+
+    Returns:
+        The sharding.
+
+    Raises:
+        InputError: for a parameter that no rule names.
+
+    Example:
+        >>> spec = PartitionSpec(None, "model")
+        >>> sharding = parameter_sharding("a", (2, 4), [("a", spec)], make_mesh("model:1"), [])
+        >>> tuple(sharding.spec)
+        (None, 'model')
+    """
+    return NamedSharding(mesh, _fit(name, shape, _find(name, table), mesh, notes))
 
 
 def _find(name: str, table: PartitionTable) -> PartitionSpec:

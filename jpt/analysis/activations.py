@@ -62,7 +62,7 @@ def activated_neurons(
             f"a prompt of {len(first.values)} rows is longer than the {model.config.positions}"
             f" positions of {model.name}"
         )
-    start = jnp.array([[model.tokenizer.ids.cls]], jnp.int32)
+    start = jnp.array([[model.start_id]], jnp.int32)
     values = probe_bank(
         model.module.clone(dropout_rate=0.0),
         model.params,
@@ -103,6 +103,9 @@ def probe_bank(
         (3, 2, 48)
     """
 
+    # Only encoders number their text apart from the prompt.
+    start_position = {"first_position": first_position} if first_position else {}
+
     def probe(prompt: Float[Array, "P D"]) -> Float[Array, "L F"]:
         output = module.apply(
             {"params": params},
@@ -111,7 +114,7 @@ def probe_bank(
             prompt,
             label_ids=jnp.zeros(1, jnp.int32),
             capture_neurons=True,
-            first_position=first_position,
+            **start_position,
         )
         return output.neurons[:, 0].astype(jnp.float32)
 

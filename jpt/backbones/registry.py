@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,22 +12,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 
-from jpt.backbones.encoder import Encoder
-from jpt.backbones.encoder_config import MODEL_TYPES, EncoderConfig
-from jpt.backbones.encoder_weights import ENCODER_PARTITION, load_encoder
-from jpt.config import DTYPES, check_choice
+from jpt.backbones.families import Family, find_family
+from jpt.backbones.loading import Placer
+from jpt.config import DTYPES, REMAT, check_choice
 from jpt.errors import InputError, unknown_name
 from jpt.files.tensor_files import open_tensors
 from jpt.files.tokenizer import TextTokenizer, load_tokenizer
+from jpt.mesh import parameter_sharding, parameter_shardings, place
 from jpt.types import Parameters
 
 BUILTIN = Path(__file__).parent / "builtin"
 PREFIX = "builtin/"
 HUB_PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.model"]
 SAMPLE_BYTES = 1 << 20
-LARGE_LAYERS = 24
 
 
 @dataclass(frozen=True)
@@ -35,32 +37,76 @@ class Backbone:
 
     Attributes:
         name: what it was asked for by; prompts name it in their cards.
-        model_type: ``"bert"`` or ``"roberta"``.
-        layout: where the prompt stands; ``"encoder"``.
+        family: what is common to models of its kind.
         config: shape of the model.
         module: the Linen module.
         params: the weights; an argument of every step, never part of a compiled program.
         tokenizer: the model's own.
-        partition: from parameter path to axes of the mesh.
         fingerprint: short hash of the files the weights came from.
         defaults: tuning options that suit this model, by option name.
+        notes: what to know of where the weights lie, for the first lines of a log.
     """
 
     name: str
-    model_type: str
-    layout: str
-    config: EncoderConfig
+    family: Family
+    config: Any
     module: nn.Module
     params: Parameters
     tokenizer: TextTokenizer
-    partition: tuple[tuple[str, Any], ...]
     fingerprint: str
     defaults: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> str:
+        """Where the prompt stands: ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``."""
+        return self.family.layout
+
+    @property
+    def model_type(self) -> str:
+        """What its ``config.json`` calls it, for instance ``"bert"``."""
+        return self.config.model_type
 
     @property
     def frozen_count(self) -> int:
         """Number of weights, all of them frozen."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills rows up; nothing looks at it."""
+        ids = self.tokenizer.ids
+        return next((token for token in (ids.pad, ids.eos) if token is not None), 0)
+
+    @property
+    def start_id(self) -> int:
+        """Id of the one token that the neurons of a prompt are probed with.
+
+        Paper's code: the start of a text in encoders, ``<extra_id_0>`` in T5. In decoders, which
+        the paper does not have, the piece that stands before a text.
+        """
+        ids = self.tokenizer.ids
+        sentinel = self.tokenizer.find("<extra_id_0>")
+        first = {"encoder": ids.cls, "encoder_decoder": sentinel, "decoder": ids.bos}
+        return next((t for t in (first[self.layout], ids.eos, ids.cls) if t is not None), 0)
+
+    def init_std(self) -> float:
+        """Spread of a random prompt: the family's, or that of the word table."""
+        if self.family.init_std is not None:
+            return self.family.init_std
+        return float(jnp.std(self.params["embeddings"]["word"].astype(jnp.float32)))
+
+    def on_mesh(self, mesh: Mesh) -> Backbone:
+        """Puts the weights where the family's table says; what lies there already stays.
+
+        Args:
+            mesh: the devices.
+
+        Returns:
+            The backbone on the mesh.
+        """
+        shardings, notes = parameter_shardings(self.params, self.family.partition, mesh)
+        return dataclasses.replace(self, params=place(self.params, shardings), notes=tuple(notes))
 
 
 def backbone_names() -> list[str]:
@@ -76,13 +122,21 @@ def backbone_names() -> list[str]:
     return sorted(PREFIX + folder.parent.name for folder in BUILTIN.glob("*/config.json"))
 
 
-def load_backbone(name: str | Path, dtype: str = "float32", dropout: bool = False) -> Backbone:
+def load_backbone(
+    name: str | Path,
+    dtype: str = "float32",
+    dropout: bool = False,
+    mesh: Mesh | None = None,
+    remat: str = "dots",
+) -> Backbone:
     """Loads a frozen language model.
 
     Args:
         name: a built-in name, a folder with ``config.json``, weights and tokenizer, or a hub id.
         dtype: ``"float32"`` or ``"bfloat16"``, for weights and matrix products.
         dropout: whether the model's own dropout is on inside its layers while tuning.
+        mesh: devices that the weights go to, tensor by tensor; the default device otherwise.
+        remat: what layers keep for the way back: ``"dots"``, ``"full"`` or ``"none"``.
 
     Returns:
         The backbone.
@@ -95,36 +149,50 @@ def load_backbone(name: str | Path, dtype: str = "float32", dropout: bool = Fals
         128
     """
     check_choice("dtype", dtype, DTYPES)
+    check_choice("remat", remat, REMAT)
     folder = find_folder(name)
     config = read_config(folder)
-    if config.get("model_type") not in MODEL_TYPES:
-        raise InputError(
-            f"{folder}/config.json has model_type {config.get('model_type')!r}; "
-            f"supported are {', '.join(MODEL_TYPES)}"
-        )
-    tokenizer = load_tokenizer(folder)
-    compute = jnp.dtype(dtype)
-    shape, params = load_encoder(
-        open_tensors(folder), EncoderConfig.from_huggingface(config), compute, str(folder)
+    family = find_family(config, f"{folder}/config.json")
+    tokenizer = load_tokenizer(folder, family.pieces)
+    compute, notes = jnp.dtype(dtype), []
+    placer = None if mesh is None else _placer(family, mesh, notes)
+    shape, params = family.load(
+        open_tensors(folder), family.config(config), compute, str(folder), placer
     )
-    if tokenizer.ids.mask >= shape.vocabulary:
-        raise InputError(
-            f"{folder}: the tokenizer's mask token has id {tokenizer.ids.mask}, but the model "
-            f"has {shape.vocabulary} words; tokenizer and weights are of two models"
-        )
+    _check_pieces(family, tokenizer, shape.vocabulary, folder)
     rate = shape.dropout_rate if dropout else 0.0
     return Backbone(
         name=str(name),
-        model_type=shape.model_type,
-        layout="encoder",
+        family=family,
         config=shape,
-        module=Encoder(shape, tokenizer.ids.mask, compute, rate),
+        module=family.module(shape, tokenizer.ids, compute, rate, remat),
         params=params,
         tokenizer=tokenizer,
-        partition=ENCODER_PARTITION,
         fingerprint=_fingerprint(folder),
-        defaults=_defaults(folder, shape),
+        defaults=_defaults(folder, family, shape),
+        notes=tuple(notes),
     )
+
+
+def _placer(family: Family, mesh: Mesh, notes: list[str]) -> Placer:
+    """Puts each parameter on its devices as soon as it is read."""
+
+    def put(path: str, values: np.ndarray) -> jax.Array:
+        sharding = parameter_sharding(path, values.shape, family.partition, mesh, notes)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return put
+
+
+def _check_pieces(family: Family, tokenizer: TextTokenizer, vocabulary: int, folder: Path) -> None:
+    """Refuses a tokenizer whose special pieces the model has no rows for."""
+    for piece in family.pieces:
+        token = getattr(tokenizer.ids, piece)
+        if token >= vocabulary:
+            raise InputError(
+                f"{folder}: the tokenizer's {piece} token has id {token}, but the model has "
+                f"{vocabulary} words; tokenizer and weights are of two models"
+            )
 
 
 def find_folder(name: str | Path) -> Path:
@@ -203,13 +271,11 @@ def _download(hub_id: str) -> Path:
         ) from None
 
 
-def _defaults(folder: Path, shape: EncoderConfig) -> dict[str, Any]:
-    """Reads the tuning options that a built-in backbone brings; else those of the paper's code."""
+def _defaults(folder: Path, family: Family, shape: Any) -> dict[str, Any]:
+    """Gives the options that suit a model: its family's, then those a built-in one brings."""
     path = folder / "tuning.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    # Paper 1.0 configs: 1e-3 on bert-base and roberta-base, 1e-4 on roberta-large.
-    return {"learning_rate": 1e-4} if shape.layers >= LARGE_LAYERS else {}
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {**family.choices(shape), **own}
 
 
 def _fingerprint(folder: Path) -> str:

@@ -41,6 +41,12 @@ def tune(
     eval_batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
     dtype: DtypeOption = "float32",
     dropout: Annotated[str, typer.Option(help="off, or paper: on inside the layers.")] = "off",
+    objective: Annotated[
+        str | None, typer.Option(help="labels or vocabulary: which words the loss is over.")
+    ] = None,
+    remat: Annotated[
+        str, typer.Option(help="What layers keep for the way back: dots, full (least) or none.")
+    ] = "dots",
     mesh: MeshOption = None,
     data: DataOption = None,
     json: JsonOption = False,
@@ -72,6 +78,8 @@ def tune(
         eval_batch_size=eval_batch_size,
         dtype=dtype,
         dropout=dropout,
+        objective=objective,
+        remat=remat,
         mesh=mesh,
     )
     print_result(result.record, result.describe(), json)

@@ -1,7 +1,9 @@
 """Rows of text to ids: tokenised once for a whole run, cut to length by a fixed rule.
 
 An encoder reads ``[CLS] text [SEP]`` or ``[CLS] first [SEP] second [SEP]``: one separator between
-the two, in RoBERTa too, as in the paper's code.
+the two, in RoBERTa too, as in the paper's code. T5 reads all segments and its end piece behind
+them (paper: in some tasks only; T5 was pretrained with it), a decoder all segments behind its start
+piece, if it has one.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from jaxtyping import Int32, Int64
 
 from jpt.errors import InputError
 from jpt.files.tokenizer import TextTokenizer
+from jpt.tasks.segments import template_fields
 from jpt.tasks.task import Task
 from jpt.tasks.templates import render
 
@@ -55,19 +58,19 @@ def encode_split(
     task: Task,
     tokenizer: TextTokenizer,
     max_tokens: int,
-    family: str = "encoder",
+    layout: str = "encoder",
 ) -> EncodedSplit:
     """Tokenises the rows of a split and cuts those that are too long.
 
     A single text loses its end. Of a pair the longer text loses its end first; the shorter one is
-    cut only when it has itself more than half of the room.
+    cut only when it has itself more than half of the room. A segment without a field is never cut.
 
     Args:
         rows: checked rows, each with the task's fields and its label.
         task: gives template and class numbers.
         tokenizer: the vocabulary of the model.
         max_tokens: the most tokens a row may have, special pieces included.
-        family: the model family whose template is taken.
+        layout: of the model: whose template is taken, and which special pieces stand where.
 
     Returns:
         The ids of all rows.
@@ -77,18 +80,27 @@ def encode_split(
     """
     if not rows:
         raise InputError(f"there are no rows of task {task.name} to encode; give at least one")
-    texts = [render(task, row, family) for row in rows]
-    n_segments = len(task.templates[family])
-    room = _room(max_tokens, n_segments, task)
-    columns = [encode_texts([t[i] for t in texts], tokenizer, room) for i in range(n_segments)]
-    cut = [cut_segments(pieces, room) for pieces in zip(*columns, strict=True)]
-    ids = [_frame(pieces, tokenizer) for pieces in cut]
+    texts = [render(task, row, layout) for row in rows]
+    template = task.template(layout)
+    fixed = {
+        place: tokenizer.encode([texts[0][place]])[0]
+        for place, segment in enumerate(template)
+        if not template_fields(segment)
+    }
+    free = [place for place in range(len(template)) if place not in fixed]
+    room = _room(max_tokens, len(free), sum(map(len, fixed.values())), task, tokenizer, layout)
+    columns = [encode_texts([t[place] for t in texts], tokenizer, room) for place in free]
+    pieces = list(zip(*columns, strict=True))
+    ids = []
+    for row_pieces in pieces:
+        held = dict(zip(free, cut_segments(row_pieces, room), strict=True)) | fixed
+        ids.append(_frame([held[place] for place in range(len(template))], tokenizer, layout))
     class_of = {label: number for number, label in enumerate(task.labels)}
     return EncodedSplit(
         tokens=np.fromiter(chain.from_iterable(ids), dtype=np.int32),
         offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
         labels=np.array([class_of[row["label"]] for row in rows], dtype=np.int32),
-        cut_rows=sum(sum(map(len, p)) > room for p in zip(*columns, strict=True)),
+        cut_rows=sum(sum(map(len, row_pieces)) > room for row_pieces in pieces),
     )
 
 
@@ -141,9 +153,16 @@ def cut_segments(segments: Sequence[list[int]], room: int) -> list[list[int]]:
     return [first[:shorter], second[: room - shorter]]
 
 
-def _room(max_tokens: int, n_segments: int, task: Task) -> int:
-    """Pieces of text that fit: one special piece stands before them and one after each segment."""
-    special = n_segments + 1
+def _room(
+    max_tokens: int,
+    n_segments: int,
+    n_fixed: int,
+    task: Task,
+    tokenizer: TextTokenizer,
+    layout: str,
+) -> int:
+    """Pieces of text that fit beside the special pieces and those that no row can change."""
+    special = len(_frame([[]] * n_segments, tokenizer, layout)) + n_fixed
     if max_tokens < special + n_segments:
         raise InputError(
             f"max_tokens is {max_tokens}, but a row of task {task.name} has {special} special "
@@ -152,12 +171,15 @@ def _room(max_tokens: int, n_segments: int, task: Task) -> int:
     return max_tokens - special
 
 
-def _frame(segments: Sequence[list[int]], tokenizer: TextTokenizer) -> list[int]:
-    ids = [tokenizer.ids.cls]
-    for segment in segments:
-        ids += segment
-        ids.append(tokenizer.ids.sep)
-    return ids
+def _frame(segments: Sequence[list[int]], tokenizer: TextTokenizer, layout: str) -> list[int]:
+    """Puts the special pieces of a layout around the segments."""
+    special = tokenizer.ids
+    if layout == "encoder":
+        return [special.cls, *chain.from_iterable([*ids, special.sep] for ids in segments)]
+    ids = list(chain.from_iterable(segments))
+    if layout == "encoder_decoder":
+        return [*ids, special.eos]
+    return [special.bos, *ids] if tokenizer.add_bos else ids
 
 
 def _head(text: str, n_letters: int) -> str:

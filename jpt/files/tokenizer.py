@@ -8,6 +8,7 @@ two seconds, is asked only for folders of the older kinds (``vocab.txt``, ``voca
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 
-# Where the folder does not name its special pieces: BERT's and RoBERTa's own.
+# Where the folder does not name its special pieces: those of well-known vocabularies.
 USUAL_PIECES = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
+    "bos": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
 }
 
 
@@ -36,6 +39,8 @@ class SpecialIds(NamedTuple):
     mask: int | None
     pad: int | None
     unk: int | None
+    bos: int | None = None
+    eos: int | None = None
 
 
 class TextTokenizer:
@@ -46,12 +51,14 @@ class TextTokenizer:
 
     Attributes:
         ids: ids of the special pieces.
+        add_bos: whether the model reads its bos piece before every text.
         vocabulary_size: one more than the largest id.
     """
 
-    def __init__(self, backend: Tokenizer, ids: SpecialIds) -> None:
+    def __init__(self, backend: Tokenizer, ids: SpecialIds, add_bos: bool = False) -> None:
         self._backend = backend
         self.ids = ids
+        self.add_bos = add_bos
         self.vocabulary_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -76,6 +83,35 @@ class TextTokenizer:
             One id a piece.
         """
         return self._backend.encode(word, add_special_tokens=False).ids
+
+    def word_after(self, text: str, word: str) -> list[int]:
+        """Gives the ids of the pieces of a word as it goes on after a text and a space.
+
+        Args:
+            text: what stands before the word.
+            word: the word.
+
+        Returns:
+            One id a piece: with the vocabulary's mark of a leading space where it has one.
+        """
+        before, whole = self.word_pieces(text), self.word_pieces(f"{text} {word}")
+        # Pieces never reach over a space, but a vocabulary may merge the end of the text anew.
+        return whole[len(before) :] if whole[: len(before)] == before else self.word_pieces(word)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turns ids back into text, special pieces left out.
+
+        Args:
+            ids: of any number of pieces.
+
+        Returns:
+            The text.
+        """
+        return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
+
+    def find(self, piece: str) -> int | None:
+        """Gives the id of a piece, None where the vocabulary has no such piece."""
+        return self._backend.token_to_id(piece)
 
     def piece(self, token: int) -> str:
         """Gives the text of one piece, as the vocabulary writes it.
@@ -123,7 +159,12 @@ def load_tokenizer(
                 f"the tokenizer in {folder} has no {name} piece, which this family of models "
                 f'needs; name it in tokenizer_config.json as "{name}_token"'
             )
-    return TextTokenizer(backend, ids)
+    return TextTokenizer(backend, ids, _adds_bos(backend, ids))
+
+
+def _adds_bos(backend: Tokenizer, ids: SpecialIds) -> bool:
+    """Whether the tokenizer itself puts its bos piece in front of a text."""
+    return ids.bos is not None and backend.encode("a").ids[:1] == [ids.bos]
 
 
 def _read_file(file: Path) -> Tokenizer:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jpt.backbones.registry import backbone_names
+from jpt.backbones.registry import Backbone, backbone_names
 from jpt.config import TuneOptions
 from jpt.data.movie_reviews import reviews
 from jpt.errors import InputError
@@ -102,16 +102,16 @@ def _model(
     model = as_backbone(backbone, options.dtype)
     options = options.resolve(model.defaults)
     check_lengths(model, options.length, options.max_tokens)
-    rows = f"p1 .. p{options.length}"
     record["backbone"] = {"name": model.name, "weights": model.frozen_count}
     record["prompt_weights"] = options.length * model.config.width
     lines = [
         f"  {model.name}: {model.model_type}, {model.frozen_count:,} weights in {options.dtype}, "
-        f"{model.config.positions} positions",
-        f"  input: [MASK] {rows} [CLS] text [SEP], answer read at [MASK]",
-        f"  positions: none on [MASK] {rows}; text 0 .. {options.max_tokens - 1}",
-        f"  longest sequence: 1 + {options.length} + {options.max_tokens} = "
-        f"{1 + options.length + options.max_tokens} tokens",
+        + (
+            f"{model.config.positions} positions"
+            if model.layout != "encoder_decoder"
+            else "relative positions"
+        ),
+        *_drawing(model, options.length, options.max_tokens),
     ]
     if task is None:
         return lines
@@ -120,6 +120,28 @@ def _model(
     record["label_ids"] = list(prepared.words.ids)
     lines.append(f"  {definition.name}: {prepared.describe_words()}")
     return lines + _trial(record, model, definition, options)
+
+
+def _drawing(model: Backbone, length: int, max_tokens: int) -> list[str]:
+    """Draws what the model reads: which pieces stand where, and where the answer is read."""
+    rows, end = f"p1 .. p{length}", length + max_tokens
+    if model.layout == "encoder":
+        return [
+            f"  input: [MASK] {rows} [CLS] text [SEP], answer read at [MASK]",
+            f"  positions: none on [MASK] {rows}; text 0 .. {max_tokens - 1}",
+            f"  longest sequence: 1 + {length} + {max_tokens} = {1 + end} tokens",
+        ]
+    if model.layout == "encoder_decoder":
+        return [
+            f"  input: {rows} text </s> into the encoder, answer read at the decoder's first step",
+            f"  longest sequence: {length} + {max_tokens} = {end} tokens",
+        ]
+    start = f"{model.tokenizer.piece(model.tokenizer.ids.bos)} " if model.tokenizer.add_bos else ""
+    return [
+        f"  input: {rows} {start}text, answer read at the last text token",
+        f"  positions: {rows} 0 .. {length - 1}; text {length} .. {end - 1}",
+        f"  longest sequence: {length} + {max_tokens} = {end} tokens",
+    ]
 
 
 def _trial(record: dict[str, Any], model: Any, task: Any, options: TuneOptions) -> list[str]:

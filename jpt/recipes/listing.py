@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jpt.backbones.registry import BUILTIN, PREFIX, backbone_names, load_backbone
+from jpt.backbones.families import FAMILIES, find_family
+from jpt.backbones.registry import (
+    BUILTIN,
+    PREFIX,
+    backbone_names,
+    load_backbone,
+    read_config,
+)
 from jpt.data.encode import encode_split
 from jpt.data.sources import read_rows
 from jpt.tasks.builtin import BUILTIN as BUILTIN_TASKS
@@ -61,7 +67,7 @@ def _task_record(task: Task) -> dict[str, Any]:
         "type": task.type,
         "fields": list(task.fields),
         "labels": list(task.labels),
-        "template": list(task.templates["encoder"]),
+        "template": list(task.template("encoder")),
         "label_words": task.words("bert"),
         "metric": task.metric,
     }
@@ -81,22 +87,26 @@ def list_backbones() -> Listing:
     records = []
     for name in backbone_names():
         folder = BUILTIN / name.removeprefix(PREFIX)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder)
+        family = find_family(config, name)
+        shape = family.config(config)
         size = sum(path.stat().st_size for path in folder.iterdir())
         records.append(
             {
                 "name": name,
                 "model_type": config["model_type"],
-                "layers": config["num_hidden_layers"],
-                "width": config["hidden_size"],
-                "vocabulary": config["vocab_size"],
-                "positions": config["max_position_embeddings"],
+                "layout": family.layout,
+                "layers": shape.layers,
+                "width": shape.width,
+                "vocabulary": shape.vocabulary,
+                "positions": shape.positions,
                 "size_mb": round(size / 1e6, 1),
             }
         )
     rows = [tuple(str(value) for value in record.values()) for record in records]
-    heads = ("backbone", "type", "layers", "width", "vocabulary", "positions", "MB")
-    hint = "\nA folder of weights or a hub id of a BERT or RoBERTa model works in their place."
+    heads = ("backbone", "type", "layout", "layers", "width", "vocabulary", "positions", "MB")
+    kinds = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
+    hint = f"\nA folder of weights or a hub id works in their place; families: {kinds}."
     return {"backbones": records}, _table(heads, rows) + hint
 
 
@@ -124,11 +134,11 @@ def describe_task(
     lines = [
         f"{task.name} ({task.type}), metric {task.metric}",
         f"  fields    {', '.join(task.fields)}",
-        f"  template  {' | '.join(task.templates['encoder'])}",
     ]
     if backbone is None:
         words = ", ".join(f"{label} '{word}'" for label, word in task.words("bert").items())
-        return record, "\n".join([*lines, f"  labels    {words}"])
+        template = f"  template  {' | '.join(task.template('encoder'))}"
+        return record, "\n".join([*lines, template, f"  labels    {words}"])
     details, more = _describe_on(task, backbone, max_tokens)
     return {**record, **details}, "\n".join([*lines, *more])
 
@@ -138,14 +148,17 @@ def _describe_on(
 ) -> tuple[dict[str, Any], list[str]]:
     """Shows what a backbone makes of a task."""
     model = load_backbone(backbone)
-    words = label_ids(task, model.tokenizer, model.model_type)
+    layout, template = model.layout, task.template(model.layout)
+    words = label_ids(task, model.tokenizer, model.model_type, layout)
     pairs = zip(task.labels, words.words, words.ids, strict=True)
     rows = read_rows(task, "train")
-    split = encode_split(rows, task, model.tokenizer, max_tokens)
+    split = encode_split(rows, task, model.tokenizer, max_tokens, layout)
     lengths = split.lengths
     balance = Counter(row["label"] for row in rows)
     record = {
         "backbone": model.name,
+        "template": list(template),
+        "label_words": dict(zip(task.labels, words.words, strict=True)),
         "label_ids": list(words.ids),
         "train_rows": len(rows),
         "balance": dict(balance),
@@ -154,6 +167,7 @@ def _describe_on(
         "cut_rows": split.cut_rows,
     }
     lines = [
+        f"  template  {' | '.join(template)}",
         "  labels    " + ", ".join(f"{label} '{word}' = {token}" for label, word, token in pairs),
         "  train     " + ", ".join(f"{count} {label}" for label, count in balance.items()),
         f"  tokens    mean {record['mean_tokens']}, longest {record['longest_tokens']}, "
@@ -161,7 +175,7 @@ def _describe_on(
     ]
     for number, row in enumerate(rows[:SHOWN_ROWS]):
         ids = split.tokens[split.offsets[number] : split.offsets[number + 1]]
-        text = " | ".join(render(task, row))[:SHOWN_LETTERS]
+        text = " | ".join(text.strip() for text in render(task, row, layout))[:SHOWN_LETTERS]
         pieces = " ".join(model.tokenizer.piece(token) for token in ids)[:SHOWN_LETTERS]
         lines += [f"  row {number}     [{row['label']}] {text}", f"            {pieces}"]
     return record, lines

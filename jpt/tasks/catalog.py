@@ -12,7 +12,14 @@ from jpt.tasks.task import HubSource, Task
 
 SENTIMENT_WORDS = {"default": {"negative": "negative", "positive": "positive"}}
 
-NLI_WORDS = {"default": {"contradiction": "no", "neutral": "neutral", "entailment": "yes"}}
+NLI_WORDS = {
+    "default": {"contradiction": "no", "neutral": "neutral", "entailment": "yes"},
+    "t5": {
+        "contradiction": "contradiction",
+        "neutral": "neutral",
+        "entailment": "entailment",
+    },
+}
 
 PARAPHRASE_WORDS = {"default": {"not_paraphrase": "false", "paraphrase": "true"}}
 
@@ -51,13 +58,18 @@ IMDB = Task(
     ),
 )
 
-# Paper 1.0: the hypothesis comes first, and the class numbers run opposite to GLUE's.
+# Paper 1.0: the hypothesis comes first, and the class numbers run opposite to GLUE's; T5 reads the
+# words of its own NLI template. The paper has no decoders.
 MNLI = Task(
     name="mnli",
     type="nli",
     fields=("premise", "hypothesis"),
     labels=("contradiction", "neutral", "entailment"),
-    templates={"encoder": ("{hypothesis}", "{premise}")},
+    templates={
+        "encoder": ("{hypothesis}", "{premise}"),
+        "encoder_decoder": ("hypothesis: {hypothesis}", "[SEP] sentence: premise: {premise}"),
+        "decoder": ("Premise: {premise}", "Hypothesis: {hypothesis}", "Answer:"),
+    },
     label_words=NLI_WORDS,
     hub=HubSource(
         path="nyu-mll/glue",
@@ -76,7 +88,10 @@ QQP = Task(
     type="paraphrase",
     fields=("sentence1", "sentence2"),
     labels=("not_paraphrase", "paraphrase"),
-    templates={"encoder": ("{sentence1}", "{sentence2}")},
+    templates={
+        "encoder": ("{sentence1}", "{sentence2}"),
+        "encoder_decoder": ("{sentence1}", "<extra_id_0> {sentence2}"),
+    },
     label_words=PARAPHRASE_WORDS,
     hub=HubSource(
         path="nyu-mll/glue",

@@ -16,7 +16,10 @@ SPLITS = ("train", "validation", "test")
 BUILTIN_PREFIX = "builtin/"
 
 MAX_SEGMENTS = 2
-"""An encoder reads one text or a pair."""
+"""A model reads one text or a pair."""
+
+ANSWER_CUE = "Answer:"
+"""What decoders read between the text and the answer."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Task:
         type: the kind of skill it asks for; tasks of one type are compared with each other.
         fields: names of the text fields of a row.
         labels: the classes in the order of their numbers.
-        templates: for each model family, the segments of text with ``{field}`` in them.
+        templates: for each layout of models, the segments of text with ``{field}`` in them; the
+            encoders' must be there, see :meth:`template` for the others.
         label_words: the word that stands for each label: ``"default"``, and by model type where
             it differs there.
         metric: a name out of :data:`jpt.tasks.metrics.METRICS`.
@@ -96,6 +100,28 @@ class Task:
     def is_builtin(self) -> bool:
         """Whether its rows are made from the text that every installation has."""
         return self.name.startswith(BUILTIN_PREFIX)
+
+    def template(self, layout: str) -> tuple[str, ...]:
+        """Gives the segments of text that a kind of model reads.
+
+        A task that says nothing of a kind gets the encoders' segments; for decoders, which read on
+        from where the text ends, with `ANSWER_CUE` behind them.
+
+        Args:
+            layout: ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``.
+
+        Returns:
+            The segments; one without a ``{field}`` is never cut.
+
+        Example:
+            >>> Task("a", "b", ("text",), ("0", "1"), {"encoder": ("{text}",)},
+            ...      {"default": {"0": "no", "1": "yes"}}).template("decoder")
+            ('{text}', 'Answer:')
+        """
+        if layout in self.templates:
+            return self.templates[layout]
+        cue = (ANSWER_CUE,) if layout == "decoder" else ()
+        return (*self.templates["encoder"], *cue)
 
     def words(self, model_type: str) -> dict[str, str]:
         """Gives the label words for a kind of model.
@@ -160,10 +186,14 @@ def _check_words(task: Task) -> None:
 
 
 def _check_templates(task: Task) -> None:
+    if "encoder" not in task.templates:
+        raise InputError(f"task {task.name} has no encoder template; the others derive from it")
     for family, segments in task.templates.items():
-        if not 1 <= len(segments) <= MAX_SEGMENTS:
+        # Each segment of an encoder has a separator behind it; the others may have cues between.
+        cues = 0 if family == "encoder" else sum(not template_fields(text) for text in segments)
+        if not 1 <= len(segments) - cues <= MAX_SEGMENTS:
             raise InputError(
-                f"the {family} template of task {task.name} has {len(segments)} segments; "
+                f"the {family} template of task {task.name} has {len(segments) - cues} segments; "
                 f"give 1 or {MAX_SEGMENTS}"
             )
         for segment in segments:

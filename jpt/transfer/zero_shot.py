@@ -25,7 +25,7 @@ from jpt.data.sources import has_split
 from jpt.errors import InputError
 from jpt.files.atomic import make_folder, write_json
 from jpt.files.study_files import refuse_twice, write_transfer
-from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place
+from jpt.mesh import batch_sharding, make_mesh
 from jpt.prompts.collection import load_prompts
 from jpt.prompts.initialisers import initial_generator, random_values
 from jpt.prompts.own import own_prompts
@@ -177,7 +177,8 @@ def _prepare(
     devices = make_mesh(mesh)
     batch_sharding(devices, eval_batch_size)
     prompt = next(iter(prompts.values()))
-    model = as_backbone(backbone if backbone is not None else prompt.card.backbone, dtype)
+    name = backbone if backbone is not None else prompt.card.backbone
+    model = as_backbone(name, dtype, mesh=devices)
     check_prompt(prompt, model.name, model.config.width, model.layout, backbone is not None)
     tokens = max_tokens or {**PAPER_CHOICES, **model.defaults}["max_tokens"]
     check_lengths(model, len(prompt.values), tokens, prompt.card.first_position or 0)
@@ -191,13 +192,11 @@ def _random_prompt(study: _Study, seed: int) -> Prompt:
     first = next(iter(study.prompts.values()))
     name = study.backbone.name
     generator = initial_generator(seed, name, RANDOM)
-    values = random_values(generator, *first.values.shape)
+    values = random_values(generator, *first.values.shape, study.backbone.init_std())
     return Prompt(values, first.card)
 
 
 def _score_all(study: _Study, progress: bool) -> dict[tuple[str, str], Score]:
-    shardings, _ = parameter_shardings(study.backbone.params, study.backbone.partition, study.mesh)
-    params = place(study.backbone.params, shardings)
     module = study.backbone.module.clone(dropout_rate=0.0)
     first = next(iter(study.prompts.values())).card.first_position or 0
     values = [prompt.values for prompt in study.prompts.values()]
@@ -214,7 +213,13 @@ def _score_all(study: _Study, progress: bool) -> dict[tuple[str, str], Score]:
         for name, (prepared, rows) in ready.items():
             bar.set_postfix_str(name, refresh=False)
             logits = bank_logits(
-                module, params, values, rows, prepared.answer, prepared.batching, study.mesh
+                module,
+                study.backbone.params,
+                values,
+                rows,
+                prepared.answer,
+                prepared.batching,
+                study.mesh,
             )
             for prompt, found in zip(study.prompts, logits, strict=True):
                 task = prepared.task

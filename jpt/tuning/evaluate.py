@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jpt.backbones.registry import Backbone
 from jpt.config import PAPER_CHOICES
-from jpt.mesh import make_mesh, parameter_shardings, place
+from jpt.mesh import make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
 from jpt.tasks.task import Task
 from jpt.tuning.prepare import as_backbone, as_task, check_lengths, prepare_task
@@ -55,18 +55,16 @@ def evaluate(
     card = loaded.card
     devices = make_mesh(mesh)
     definition = as_task(task, data)
-    model = as_backbone(backbone if backbone is not None else card.backbone, dtype)
+    model = as_backbone(backbone if backbone is not None else card.backbone, dtype, mesh=devices)
     check_prompt(loaded, model.name, model.config.width, model.layout, backbone is not None)
     tokens = max_tokens or {**PAPER_CHOICES, **model.defaults}["max_tokens"]
     first = card.first_position or 0
     check_lengths(model, len(loaded.values), tokens, first)
     prepared = prepare_task(definition, model, tokens, eval_batch_size, first)
     rows = prepared.split(split)
-    shardings, _ = parameter_shardings(model.params, model.partition, devices)
-    params = place(model.params, shardings)
     module = model.module.clone(dropout_rate=0.0)
     logits = split_logits(
-        module, params, loaded.values, rows, prepared.answer, prepared.batching, devices
+        module, model.params, loaded.values, rows, prepared.answer, prepared.batching, devices
     )
     return score_logits(logits, rows.labels, definition.labels, definition.metric)
 

@@ -41,4 +41,5 @@ def initial_prompt(
         ids=sampled_ids(pieces, special),
         label_ids=prepared.words.ids,
         encode=lambda text: tokenizer.encode([text])[0],
+        std=backbone.init_std(),
     )

@@ -32,6 +32,7 @@ def label_logits(
     batch: Batch,
     answer: Answer,
     dropout_key: Array | None = None,
+    all_words: bool = False,
 ) -> Float[Array, "B C"]:
     """Scores the label words of every row of a batch.
 
@@ -42,6 +43,7 @@ def label_logits(
         batch: the rows.
         answer: which words are scored.
         dropout_key: of this step's dropout, where the module has any.
+        all_words: score the whole vocabulary instead.
 
     Returns:
         The logits in float32.
@@ -53,15 +55,50 @@ def label_logits(
         >>> label_logits(module, params, None, tiny_batch(), Answer(jnp.array([3, 4]))).shape
         (2, 2)
     """
+    # Only encoders number their text apart from the prompt.
+    start = {"first_position": answer.first_position} if answer.first_position else {}
     return module.apply(
         {"params": params},
         batch.tokens,
         batch.lengths,
         prompt,
-        label_ids=answer.label_ids,
-        first_position=answer.first_position,
+        label_ids=None if all_words else answer.label_ids,
+        **start,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     ).logits
+
+
+def vocabulary_loss(
+    logits: Float[Array, "B V"],
+    label_ids: Int[Array, "C"],
+    labels: Int[Array, "B"],
+    weights: Float[Array, "B"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Gives cross-entropy of the right label word over all words, and the share of right answers.
+
+    Paper 1.0: what T5 is trained on. An answer is right when the right label word has the highest
+    score of the label words.
+
+    Args:
+        logits: scores of the whole vocabulary.
+        label_ids: ids of the label words.
+        labels: the right class of each row.
+        weights: 0 for rows that only fill the batch.
+
+    Returns:
+        Mean loss and accuracy over the weighted rows.
+
+    Example:
+        >>> loss, _ = vocabulary_loss(
+        ...     jnp.zeros((1, 4)), jnp.array([3, 1]), jnp.array([0]), jnp.ones(1)
+        ... )
+        >>> round(float(loss), 4)
+        1.3863
+    """
+    words = label_ids[labels]  # [C] -> [B]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, words)
+    _, accuracy = label_loss(logits[:, label_ids], labels, weights)
+    return (losses * weights).sum() / weights.sum(), accuracy
 
 
 def label_loss(

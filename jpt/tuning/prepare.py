@@ -9,11 +9,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jpt.backbones.registry import Backbone, load_backbone
 from jpt.data.encode import EncodedSplit, encode_split
 from jpt.data.sources import has_split, read_rows
 from jpt.errors import InputError
+from jpt.files.tokenizer import TextTokenizer
 from jpt.tasks.registry import load_task
 from jpt.tasks.task import Task
 from jpt.tasks.verbalizers import LabelWords, label_ids
@@ -31,13 +33,15 @@ class PreparedTask:
         answer: which words are scored, on the device.
         batching: how rows are put together.
         tokenizer: of the backbone.
+        layout: of the backbone: what is read where.
     """
 
     task: Task
     words: LabelWords
     answer: Answer
     batching: Batching
-    tokenizer: Any
+    tokenizer: TextTokenizer
+    layout: str
 
     def split(self, name: str) -> EncodedSplit:
         """Reads and tokenises a split.
@@ -52,7 +56,8 @@ class PreparedTask:
             InputError: for missing or broken data.
         """
         rows = read_rows(self.task, name)
-        return encode_split(rows, self.task, self.tokenizer, self.batching.max_tokens)
+        limit = self.batching.max_tokens
+        return encode_split(rows, self.task, self.tokenizer, limit, self.layout)
 
     def splits(self) -> dict[str, EncodedSplit]:
         """Reads what a run needs: train, validation, and test where the task has one."""
@@ -64,7 +69,12 @@ class PreparedTask:
     def describe_words(self) -> str:
         """Lists label words with their ids, for the first line of a log."""
         pairs = zip(self.task.labels, self.words.words, self.words.ids, strict=True)
-        return ", ".join(f"{label} = '{word}' ({token})" for label, word, token in pairs)
+        return ", ".join(
+            f"{label} = '{word}' ({token})"
+            if self.tokenizer.piece(token).strip("Ġ▁ ") == word
+            else f"{label} = '{word}' ({token}, its first piece '{self.tokenizer.piece(token)}')"
+            for label, word, token in pairs
+        )
 
 
 def prepare_task(
@@ -87,12 +97,12 @@ def prepare_task(
         The prepared task.
 
     Raises:
-        InputError: for a label word that is no single piece.
+        InputError: for a label word that the model cannot answer with.
     """
-    words = label_ids(task, backbone.tokenizer, backbone.model_type)
+    words = label_ids(task, backbone.tokenizer, backbone.model_type, backbone.layout)
     answer = Answer(jnp.asarray(words.ids, jnp.int32), first_position)
-    batching = Batching(batch_size, max_tokens, backbone.tokenizer.ids.pad)
-    return PreparedTask(task, words, answer, batching, backbone.tokenizer)
+    batching = Batching(batch_size, max_tokens, backbone.pad_id)
+    return PreparedTask(task, words, answer, batching, backbone.tokenizer, backbone.layout)
 
 
 def check_lengths(
@@ -110,7 +120,13 @@ def check_lengths(
         InputError: with the arithmetic.
     """
     positions = backbone.config.positions
-    if max_tokens + first_position > positions:
+    if backbone.layout == "decoder" and prompt_rows + max_tokens > positions:
+        raise InputError(
+            f"prompt {prompt_rows} + text {max_tokens} = {prompt_rows + max_tokens} tokens, but "
+            f"{backbone.name} has {positions} positions; set max_tokens to "
+            f"{max(1, positions - prompt_rows)} or less"
+        )
+    if backbone.layout == "encoder" and max_tokens + first_position > positions:
         start = f" + first position {first_position}" if first_position else ""
         raise InputError(
             f"text of {max_tokens} tokens{start} = {max_tokens + first_position}, but "
@@ -118,6 +134,7 @@ def check_lengths(
             f"{positions - first_position} or less"
         )
     if prompt_rows > positions:
+        # T5 has no positions; there the most rows are a rule of ours.
         raise InputError(
             f"a prompt of {prompt_rows} rows is longer than the {positions} positions of "
             f"{backbone.name}; set length to {positions} or less"
@@ -138,7 +155,11 @@ def as_task(task: Task | str | Path, data: str | Path | None) -> Task:
 
 
 def as_backbone(
-    backbone: Backbone | str | Path, dtype: str = "float32", dropout: bool = False
+    backbone: Backbone | str | Path,
+    dtype: str = "float32",
+    dropout: bool = False,
+    mesh: Mesh | None = None,
+    remat: str = "dots",
 ) -> Backbone:
     """Loads a backbone unless it is one.
 
@@ -146,13 +167,15 @@ def as_backbone(
         backbone: a backbone, its name, or its folder.
         dtype: of weights and matrix products when it is loaded.
         dropout: whether its dropout is on while tuning.
+        mesh: devices that its weights go to.
+        remat: what its layers keep for the way back when it is loaded.
 
     Returns:
-        The backbone.
+        The backbone, on the mesh.
     """
     if isinstance(backbone, Backbone):
-        return backbone
-    return load_backbone(backbone, dtype=dtype, dropout=dropout)
+        return backbone if mesh is None else backbone.on_mesh(mesh)
+    return load_backbone(backbone, dtype=dtype, dropout=dropout, mesh=mesh, remat=remat)
 
 
 def data_record(splits: dict[str, EncodedSplit]) -> dict[str, Any]:

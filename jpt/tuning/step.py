@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jpt.tuning.losses import Answer, label_logits, label_loss, step_key
+from jpt.tuning.losses import Answer, label_logits, label_loss, step_key, vocabulary_loss
 from jpt.types import Batch, Parameters
 
 
@@ -81,7 +81,10 @@ def init_state(prompt: Float[Array, "P D"], optimizer: optax.GradientTransformat
 
 
 def build_train_step(
-    module: nn.Module, optimizer: optax.GradientTransformation, seed: int = 0
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
+    objective: str = "labels",
 ) -> TrainStep:
     """Builds the compiled step: weights are an argument, the state is donated.
 
@@ -89,6 +92,7 @@ def build_train_step(
         module: the frozen model.
         optimizer: of the prompt.
         seed: of dropout, where the module has any.
+        objective: ``"labels"`` or ``"vocabulary"``: which words the loss is over.
 
     Returns:
         ``step(params, state, batch, answer) -> state, metrics``.
@@ -104,11 +108,14 @@ def build_train_step(
         1
     """
     has_dropout = bool(getattr(module, "dropout_rate", 0.0))
+    is_open = objective == "vocabulary"
 
     def loss_of(
         prompt: Array, params: Parameters, batch: Batch, answer: Answer, key: Array | None
     ) -> tuple[Array, Array]:
-        logits = label_logits(module, params, prompt, batch, answer, key)
+        logits = label_logits(module, params, prompt, batch, answer, key, is_open)
+        if is_open:
+            return vocabulary_loss(logits, answer.label_ids, batch.labels, batch.weights)
         return label_loss(logits, batch.labels, batch.weights)
 
     def step(
@@ -129,13 +136,16 @@ def build_train_step(
 
 
 @lru_cache(maxsize=64)
-def paper_train_step(module: nn.Module, learning_rate: float, seed: int) -> TrainStep:
+def paper_train_step(
+    module: nn.Module, learning_rate: float, seed: int, objective: str = "labels"
+) -> TrainStep:
     """Gives the compiled step of the paper's optimizer; runs with equal settings share it.
 
     Args:
         module: the frozen model.
         learning_rate: the constant rate.
         seed: of dropout; give 0 where the module has none, so that seeds share a program.
+        objective: which words the loss is over.
 
     Returns:
         As :func:`build_train_step`.
@@ -146,4 +156,4 @@ def paper_train_step(module: nn.Module, learning_rate: float, seed: int) -> Trai
         >>> paper_train_step(module, 1e-2, 0) is paper_train_step(module, 1e-2, 0)
         True
     """
-    return build_train_step(module, prompt_optimizer(learning_rate), seed)
+    return build_train_step(module, prompt_optimizer(learning_rate), seed, objective)

@@ -19,7 +19,7 @@ from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
 from jpt.data.batches import make_batch, training_rows
 from jpt.data.encode import EncodedSplit
-from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
+from jpt.mesh import batch_sharding, make_mesh, place, replicated
 from jpt.prompts.store import load_prompt, save_prompt
 from jpt.tasks.task import Task
 from jpt.tuning.checkpoints import Checkpoints
@@ -87,7 +87,6 @@ class _Study:
     splits: dict[str, EncodedSplit]
     initial: Float[np.ndarray, "P D"]
     mesh: Mesh
-    notes: list[str]
 
     def config(self) -> dict[str, Any]:
         """Defines the run: another config is another run."""
@@ -97,7 +96,7 @@ class _Study:
             "backbone": self.backbone.name,
             "fingerprint": self.backbone.fingerprint,
             "task": task.name,
-            "template": list(task.templates[self.backbone.layout]),
+            "template": list(task.template(self.backbone.layout)),
             "label_words": dict(zip(task.labels, self.prepared.words.words, strict=True)),
             "label_ids": list(self.prepared.words.ids),
             "data": data_record(self.splits),
@@ -196,16 +195,14 @@ def _prepare(
     """Loads and checks everything, cheap things first, before anything is compiled."""
     mesh = make_mesh(options.mesh)
     definition = as_task(task, data)
-    model = as_backbone(backbone, options.dtype, options.dropout == "paper")
+    model = as_backbone(backbone, options.dtype, options.dropout == "paper", mesh, options.remat)
     options = options.resolve(model.defaults)
     check_lengths(model, options.length, options.max_tokens)
     prepared = prepare_task(definition, model, options.max_tokens, options.eval_batch_size)
     initial = initial_prompt(model, prepared, options)
     for rows in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, rows)
-    shardings, notes = parameter_shardings(model.params, model.partition, mesh)
-    model = dataclasses.replace(model, params=place(model.params, shardings))
-    return _Study(model, prepared, options, prepared.splits(), initial, mesh, notes)
+    return _Study(model, prepared, options, prepared.splits(), initial, mesh)
 
 
 def _run(
@@ -223,6 +220,7 @@ def _run(
             study.backbone.module,
             options.learning_rate,
             options.seed if options.dropout == "paper" else 0,
+            options.objective,
         ),
         batch_at=study.batch_at,
         score=lambda prompt: study.score(prompt, "validation"),
@@ -292,5 +290,5 @@ def _say_facts(study: _Study, say: Callable[[str], None] | None = None) -> None:
     )
     say(f"{study.prepared.task.name}: {study.prepared.describe_words()}")
     say(f"rows: {rows}; {cut} cut to {options.max_tokens} tokens")
-    for note in study.notes:
+    for note in backbone.notes:
         say(note)

@@ -137,3 +137,32 @@ def test_the_order_of_rows_changes_no_row(toy_tokenizer: TextTokenizer) -> None:
     turned = encode_split(sst2_rows(*reversed(texts)), SST2, toy_tokenizer, 8)
     assert [row_of(split, i) for i in range(4)] == [row_of(turned, 3 - i) for i in range(4)]
     assert split.cut_rows == turned.cut_rows == 1
+
+
+def test_t5_reads_the_segments_and_an_end_piece(reference_folder: Path) -> None:
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "t5-base", ("eos", "pad"))
+    row = {"sentence1": "Is it so?", "sentence2": "It is.", "label": "paraphrase"}
+    split = encode_split([row], CATALOG["qqp"], tokenizer, 32, "encoder_decoder")
+    texts = tokenizer.encode(["Is it so?", "<extra_id_0> It is."])
+    assert row_of(split, 0) == [*texts[0], *texts[1], tokenizer.ids.eos]
+    short = encode_split([row], CATALOG["qqp"], tokenizer, 6, "encoder_decoder")
+    assert row_of(short, 0) == [*texts[0][:3], *texts[1][:2], tokenizer.ids.eos]
+
+
+def test_the_cue_of_a_decoder_is_never_cut(reference_folder: Path) -> None:
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "gpt2", ())
+    cue = tokenizer.word_pieces("\nAnswer:")
+    whole = tokenizer.word_pieces("a long and winding text")
+    split = encode_split(sst2_rows("a long and winding text"), SST2, tokenizer, 6, "decoder")
+    assert row_of(split, 0) == [*whole[:3], *cue]
+    assert split.cut_rows == 1
+    with pytest.raises(InputError, match="has 3 special pieces and at least 1 of text; give 4"):
+        encode_split(sst2_rows("a"), SST2, tokenizer, 3, "decoder")
+
+
+def test_a_decoder_with_a_start_piece_reads_it_first(reference_folder: Path) -> None:
+    plain = load_tokenizer(reference_folder / "tokenizers" / "gpt2", ())
+    tokenizer = TextTokenizer(plain._backend, plain.ids, add_bos=True)
+    split = encode_split(sst2_rows("good"), SST2, tokenizer, 16, "decoder")
+    assert row_of(split, 0)[0] == plain.ids.bos
+    assert row_of(split, 0)[1:] == plain.word_pieces("good\nAnswer:")

@@ -42,15 +42,29 @@ def test_real_text_gives_the_ids_of_transformers(name: str, reference_folder: Pa
 
 
 @pytest.mark.parametrize("task", CATALOG)
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [*REAL, "t5-base"])
 def test_label_words_have_the_ids_of_the_reference(
     name: str, task: str, reference_folder: Path
 ) -> None:
     model_type = name.split("-")[0]
     table = json.loads((reference_folder / "reference" / "verbalizers.json").read_text())
     expected = tuple(entry["id"] for entry in table["verbalizers"][model_type][task])
-    tokenizer = load_tokenizer(reference_folder / "tokenizers" / name)
-    assert label_ids(CATALOG[task], tokenizer, model_type).ids == expected
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / name, ("pad",))
+    layout = "encoder_decoder" if model_type == "t5" else "encoder"
+    assert label_ids(CATALOG[task], tokenizer, model_type, layout).ids == expected
+
+
+def test_a_decoders_label_word_has_the_space_before_it(reference_folder: Path) -> None:
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "gpt2", ())
+    ids = label_ids(CATALOG["sst2"], tokenizer, "gpt2", "decoder").ids
+    assert [tokenizer.piece(token) for token in ids] == ["Ġnegative", "Ġpositive"]
+
+
+def test_ids_become_text_again_without_special_pieces(reference_folder: Path) -> None:
+    for name in ("gpt2", "t5-base"):
+        tokenizer = load_tokenizer(reference_folder / "tokenizers" / name, ())
+        text = "It's 7.50, isn't it?"
+        assert tokenizer.decode([*tokenizer.word_pieces(text), tokenizer.ids.eos]) == text
 
 
 def test_a_word_starts_without_a_space(reference_folder: Path) -> None:
@@ -81,7 +95,8 @@ def test_nothing_is_added_cut_or_padded(toy_tokenizer: TextTokenizer) -> None:
 
 
 def test_special_pieces_are_found_by_their_usual_names(toy_tokenizer: TextTokenizer) -> None:
-    assert toy_tokenizer.ids == (2, 3, 4, 0, 1)
+    assert toy_tokenizer.ids == (2, 3, 4, 0, 1, None, None)
+    assert not toy_tokenizer.add_bos
 
 
 def test_special_pieces_may_be_named_otherwise(

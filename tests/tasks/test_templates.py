@@ -39,9 +39,23 @@ def test_only_a_plain_name_stands_in_braces(segment: str) -> None:
         template_fields(segment)
 
 
-def test_a_family_without_a_template_is_named() -> None:
-    with pytest.raises(InputError, match="no template for decoder models; it has one for encoder"):
-        render(CATALOG["sst2"], {"text": "a"}, family="decoder")
+def test_a_decoder_reads_each_segment_on_a_line_and_then_the_cue() -> None:
+    row = {"premise": "It rains.", "hypothesis": "It is wet."}
+    expected = ("Premise: It rains.", "\nHypothesis: It is wet.", "\nAnswer:")
+    assert render(CATALOG["mnli"], row, "decoder") == expected
+    assert render(CATALOG["sst2"], {"text": "a"}, "decoder") == ("a", "\nAnswer:")
+
+
+def test_t5_reads_the_words_of_the_papers_template() -> None:
+    row = {"premise": "It rains.", "hypothesis": "It is wet."}
+    expected = ("hypothesis: It is wet.", "[SEP] sentence: premise: It rains.")
+    assert render(CATALOG["mnli"], row, "encoder_decoder") == expected
+    assert render(CATALOG["sst2"], {"text": "a"}, "encoder_decoder") == ("a",)
+
+
+def test_a_task_needs_the_template_the_others_derive_from() -> None:
+    with pytest.raises(InputError, match="no encoder template"):
+        dataclasses.replace(CATALOG["sst2"], templates={"decoder": ("{text}",)})
 
 
 def test_a_task_with_a_broken_template_cannot_be_made() -> None:

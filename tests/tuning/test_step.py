@@ -65,7 +65,9 @@ def test_the_gradient_is_that_of_the_loss_written_out() -> None:
 
 def test_rows_of_weight_zero_change_nothing() -> None:
     module, params = tiny_encoder()
-    step = build_train_step(module, prompt_optimizer(1e-2))
+    # The gradient itself: AdamW's first step is its sign, which rounding turns where it is nearly 0.
+    optimizer = optax.trace(0.0)
+    step = build_train_step(module, optimizer)
     plain, filled = tiny_batch(), tiny_batch()
     filled = Batch(
         np.concatenate([plain.tokens, plain.tokens[::-1]]),
@@ -74,11 +76,12 @@ def test_rows_of_weight_zero_change_nothing() -> None:
         np.array([1, 1, 0, 0], np.float32),
     )
     states = [
-        step(params, init_state(start(), prompt_optimizer(1e-2)), batch, ANSWER)
-        for batch in (plain, filled)
+        step(params, init_state(start(), optimizer), batch, ANSWER) for batch in (plain, filled)
     ]
     (one, one_metrics), (other, other_metrics) = states
-    np.testing.assert_allclose(one.prompt, other.prompt, atol=1e-7)
+    gradient = np.asarray(one.optimizer.trace)
+    largest = np.abs(gradient).max()
+    np.testing.assert_allclose(other.optimizer.trace, gradient, atol=1e-5 * largest, rtol=0)
     np.testing.assert_allclose(one_metrics.loss, other_metrics.loss, rtol=1e-6)
     assert float(one_metrics.accuracy) == float(other_metrics.accuracy)
 
