@@ -110,11 +110,15 @@ def load_parameters(
     """
     rules = list(rules)
     _check(source, rules, ignored, where)
-    place = place or (lambda path, values: jnp.asarray(values))
+    # Not jnp.asarray: that copies twice on its way.
+    place = place or (lambda path, values: jax.device_put(values))
     params: Parameters = {}
     for rule in rules:
         for path, numbers in _parameters(rule):
-            _store(params, path, place(path, _read(source, rule, numbers, np.dtype(dtype))))
+            values = _read(source, rule, numbers, np.dtype(dtype))
+            # Waiting lets the copy on the host go before the next one is made.
+            _store(params, path, jax.block_until_ready(place(path, values)))
+            del values
     return params
 
 
