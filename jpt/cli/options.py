@@ -18,6 +18,13 @@ DataOption = Annotated[
     Path | None, typer.Option(help="Folder with train, validation and test rows of the task.")
 ]
 DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+InitOption = Annotated[str, typer.Option(help="random, vocab, labels, text:WORDS or prompt:FILE.")]
+ObjectiveOption = Annotated[
+    str | None, typer.Option(help="labels or vocabulary: which words the loss is over.")
+]
+RematOption = Annotated[
+    str, typer.Option(help="What layers keep for the way back: dots, full (least) or none.")
+]
 MeshOption = Annotated[
     str | None,
     typer.Option(help="Devices by axis, for instance data:4,model:2; default all on data."),

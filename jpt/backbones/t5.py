@@ -1,0 +1,266 @@
+"""T5 as a frozen Linen module that takes a soft prompt.
+
+The prompt's rows stand before the encoder's text and take part in the relative positions like
+ordinary tokens. The answer is read at the decoder's first step, from the start token; more tokens
+are scored all at once when they are given, or generated one by one with :meth:`T5.start` and
+:meth:`T5.advance`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from jpt.backbones.layers import matmul_precision
+from jpt.backbones.output import Cache, ModelOutput
+from jpt.backbones.t5_config import T5Config
+from jpt.backbones.t5_layers import LayerInput, Sight, Stack, View
+from jpt.backbones.t5_positions import spread_bias
+
+STACKS = ("decoder", "encoder")
+
+
+class WordTable(nn.Module):
+    """The word table, which both stacks read and a tied head scores with.
+
+    Attributes:
+        config: shape of the model.
+    """
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Declares the table."""
+        shape = (self.config.vocabulary, self.config.width)
+        self.word = self.param("word", nn.initializers.normal(1.0), shape)
+
+
+class VocabularyHead(nn.Module):
+    """Scores words against the word table or a table of its own.
+
+    Attributes:
+        config: shape of the model.
+        dtype: dtype of the matrix product.
+    """
+
+    config: T5Config
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "... D"],
+        words: Float[Array, "V D"],
+        label_ids: Int[Array, "C"] | None,
+    ) -> Float[Array, "... C"]:
+        """Scores the label words only, or the whole vocabulary when none are named."""
+        if not self.config.tied_head:
+            words = self.param("words", nn.initializers.normal(0.02), words.shape)
+        if label_ids is not None:
+            words = words[label_ids]
+        logits = jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            words.astype(self.dtype),
+            precision=matmul_precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits * jnp.float32(self.config.width**-0.5 if self.config.scaled_head else 1)
+
+
+class T5(nn.Module):
+    """An encoder-decoder that reads text behind a soft prompt.
+
+    Attributes:
+        config: shape of the model.
+        dtype: dtype of states and matrix products, float32 or bfloat16.
+        dropout_rate: 0 (default) leaves dropout out. Paper: on during tuning, where T5 has it.
+        remat: what is kept for the way back; see :func:`jpt.backbones.layers.rematerialised`.
+
+    Example:
+        >>> sizes = {"vocab_size": 61, "d_model": 20, "d_kv": 3, "d_ff": 31, "num_heads": 7}
+        >>> config = {"model_type": "t5", "num_layers": 2, **sizes}
+        >>> model = T5(T5Config.from_huggingface(config))
+        >>> tokens, lengths = jnp.ones((2, 7), jnp.int32), jnp.array([7, 4])
+        >>> prompt = jnp.zeros((5, model.config.width))
+        >>> output, _ = jax.eval_shape(
+        ...     model.init_with_output, jax.random.key(0), tokens, lengths, prompt
+        ... )
+        >>> output.logits.shape
+        (2, 61)
+    """
+
+    config: T5Config
+    dtype: jnp.dtype = jnp.float32
+    dropout_rate: float = 0.0
+    remat: str = "dots"
+
+    def setup(self) -> None:
+        """Declares the word table, the two stacks and the head."""
+        config, shared = self.config, (self.dtype, self.dropout_rate, self.remat)
+        self.embeddings = WordTable(config)
+        self.encoder = Stack(config, config.encoder_layers, True, *shared)
+        self.decoder = Stack(config, config.layers, False, *shared)
+        self.head = VocabularyHead(config, self.dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None = None,
+        *,
+        decoder_tokens: Int[Array, "B A"] | None = None,
+        label_ids: Int[Array, "C"] | None = None,
+        capture_neurons: bool = False,
+        neuron_mask: Float[Array, "L F"] | None = None,
+        neuron_stack: str = "decoder",
+        every_position: bool = False,
+    ) -> ModelOutput:
+        """Reads a batch behind a prompt and scores the first token of the answer.
+
+        Args:
+            tokens: the text, padded on the right.
+            lengths: number of tokens of each row that are text.
+            prompt: one prompt for all rows, one a row, or none.
+            decoder_tokens: what the decoder reads, the start token first; then all its positions
+                are returned. By default it reads the start token alone.
+            label_ids: score only these words; the whole vocabulary by default.
+            capture_neurons: return the feed-forward activations: the decoder's at the positions
+                that are returned, the encoder's at its first token of text.
+            neuron_mask: multiplies the activations before the last matrix, per layer.
+            neuron_stack: whose neurons the two arguments before mean, ``"decoder"`` or
+                ``"encoder"``.
+            every_position: keep the axis of positions, also for one token; with the encoder's
+                neurons, return them at all positions.
+
+        Returns:
+            Logits, last states and neurons.
+        """
+        if neuron_stack not in STACKS:
+            raise ValueError(f"neuron_stack is {neuron_stack!r}; expected one of {STACKS}")
+        keeps_axis = every_position or decoder_tokens is not None
+        masks: dict[str, Array | None] = dict.fromkeys(STACKS)
+        masks[neuron_stack] = neuron_mask
+        wanted: dict[str, int | str | None] = dict.fromkeys(STACKS)
+        if capture_neurons:
+            is_all = keeps_axis if neuron_stack == "decoder" else every_position
+            first = {"decoder": 0, "encoder": _prompt_rows(prompt)}[neuron_stack]
+            wanted[neuron_stack] = "all" if is_all else first
+        encoded, is_read, encoder_neurons = self._encode(
+            tokens, lengths, prompt, masks["encoder"], wanted["encoder"]
+        )
+        if decoder_tokens is None:
+            decoder_tokens = self._start_tokens(tokens.shape[0])
+        sight = Sight(self._causal_view(decoder_tokens.shape[1]), None, encoded, is_read)
+        states = self.embeddings.word[decoder_tokens]
+        given = LayerInput(masks["decoder"])
+        hidden, kept = self.decoder(states, given, sight, wanted["decoder"])
+        if not keeps_axis:
+            hidden = hidden[:, 0]
+        neurons = kept.neurons if neuron_stack == "decoder" else encoder_neurons
+        return ModelOutput(self.vocabulary_logits(hidden, label_ids), hidden, neurons)
+
+    def encode(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """Reads prompt and text with the encoder; what stands at padding means nothing."""
+        return self._encode(tokens, lengths, prompt, None, None)[0]
+
+    def vocabulary_logits(
+        self, hidden: Float[Array, "... D"], label_ids: Int[Array, "C"] | None = None
+    ) -> Float[Array, "... C"]:
+        """Scores words by the head."""
+        return self.head(hidden, self.embeddings.word, label_ids)
+
+    def start(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
+        max_new: int,
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Reads the input and scores the first token to be generated.
+
+        Args:
+            tokens: the text, padded on the right.
+            lengths: number of tokens of each row that are text.
+            prompt: one prompt for all rows, one a row, or none.
+            max_new: how many tokens can be generated.
+
+        Returns:
+            Scores of the whole vocabulary, and what :meth:`advance` goes on from.
+        """
+        encoded, is_read, _ = self._encode(tokens, lengths, prompt, None, None)
+        sight = Sight(self._causal_view(1), None, encoded, is_read)
+        states = self.embeddings.word[self._start_tokens(tokens.shape[0])]
+        hidden, kept = self.decoder(states, LayerInput(), sight, None, True)
+        # The start token's keys stand in the first slot, so N slots serve N new tokens.
+        room = ((0, 0), (0, 0), (0, max_new - 1), (0, 0), (0, 0))
+        generated = jax.tree.map(lambda leaf: jnp.pad(leaf, room), kept.own)
+        lengths = lengths + _prompt_rows(prompt)
+        cache = Cache(None, kept.cross, lengths, generated, jnp.zeros((), jnp.int32))
+        return self.vocabulary_logits(hidden[:, 0]), cache
+
+    def advance(self, last: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Reads the newest token of each row and scores the next one.
+
+        Args:
+            last: the tokens.
+            cache: what :meth:`start` or this method gave.
+
+        Returns:
+            Scores of the whole vocabulary, and the cache with one more token.
+        """
+        place, slots = cache.steps + 1, cache.generated.key.shape[2]
+        is_read = jnp.arange(cache.context.key.shape[2])[None] < cache.lengths[:, None]
+        bias = self.decoder.bias(slots)
+        # Distances of slot 0, 1, ... from the new token are one piece of the table.
+        past_bias = jax.lax.dynamic_slice_in_dim(bias, slots - 1 - place, slots, axis=1)
+        is_past = jnp.arange(slots) < place
+        past = View(is_past[None, None], past_bias[:, None])
+        sight = Sight(View(None, bias[:, None, slots - 1 : slots]), past, None, is_read[:, None])
+        given = LayerInput(None, cache.generated, cache.context)
+        hidden, kept = self.decoder(self.embeddings.word[last][:, None], given, sight, None, True)
+
+        def store(slots: Float[Array, "L B N H K"], new: Float[Array, "L B 1 H K"]) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(slots, new, place, axis=2)
+
+        generated = jax.tree.map(store, cache.generated, kept.own)
+        return self.vocabulary_logits(hidden[:, 0]), cache.replace(generated=generated, steps=place)
+
+    def _encode(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
+        neuron_mask: Float[Array, "L F"] | None,
+        capture: int | str | None,
+    ) -> tuple[Float[Array, "B S D"], Bool[Array, "B 1 S"], Float[Array, "L B *S F"] | None]:
+        """Gives the encoder's states, which of them are no padding, and its neurons."""
+        states, front = self.embeddings.word[tokens].astype(self.dtype), _prompt_rows(prompt)
+        if prompt is not None:
+            rows = (prompt[None] if prompt.ndim == 2 else prompt).astype(self.dtype)
+            rows = jnp.broadcast_to(rows, (tokens.shape[0], *rows.shape[1:]))
+            states = jnp.concatenate([rows, states], axis=1)
+        is_read = jnp.arange(states.shape[1])[None] < (lengths + front)[:, None]
+        view = View(is_read[:, None], spread_bias(self.encoder.bias(states.shape[1])))
+        states, kept = self.encoder(states, LayerInput(neuron_mask), Sight(view), capture)
+        return states, is_read[:, None], kept.neurons
+
+    def _start_tokens(self, rows: int) -> Int[Array, "B 1"]:
+        return jnp.full((rows, 1), self.config.start_id, jnp.int32)
+
+    def _causal_view(self, positions: int) -> View:
+        """Every token of the decoder looks at itself and at those before it."""
+        places = jnp.arange(positions)
+        is_before = places[None] <= places[:, None]
+        return View(is_before[None], spread_bias(self.decoder.bias(positions)))
+
+
+def _prompt_rows(prompt: Float[Array, "... P D"] | None) -> int:
+    return 0 if prompt is None else prompt.shape[-2]

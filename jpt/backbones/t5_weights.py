@@ -1,0 +1,191 @@
+"""The names that T5 checkpoints give their tensors, and how they are split."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jpt.backbones.loading import (
+    Placer,
+    TensorRule,
+    TensorSource,
+    load_parameters,
+    write_parameters,
+)
+from jpt.backbones.t5_config import T5Config
+from jpt.errors import InputError
+from jpt.types import Parameters
+
+_WORDS, _HEAD = "shared.weight", "lm_head.weight"
+# Real files hold the word table once more for each stack, some of them only so.
+_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# A table of relative positions between the stacks, which no T5 ever read.
+_IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
+
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "attention_out": "o"}
+_CROSS = {"cross_query": "q", "cross_key": "k", "cross_value": "v", "cross_out": "o"}
+
+# One table for the family: what leads into heads and neurons is split by column, what leads out of
+# them by row; vocabulary tables are split over D, norms stay whole.
+_SPLIT = (
+    (r"(query|key|value|cross_query|cross_key|cross_value)/kernel", (None, "model")),
+    (r"(feed_forward_in|feed_forward_gate)/kernel", (None, "model")),
+    (r"(attention_out|cross_out|feed_forward_out)/kernel", ("model", None)),
+    (r"(attention_norm|cross_norm|feed_forward_norm)/scale", (None,)),
+)
+T5_PARTITION: tuple[tuple[str, PartitionSpec], ...] = (
+    *((rf"(encoder|decoder)/layers/{path}", PartitionSpec(None, *axes)) for path, axes in _SPLIT),
+    (r"(encoder|decoder)/relative/table", PartitionSpec(None, "model")),
+    (r"(encoder|decoder)/norm/scale", PartitionSpec()),
+    (r"embeddings/word", PartitionSpec(None, "model")),
+    (r"head/words", PartitionSpec(None, "model")),
+)
+
+
+def t5_rules(config: T5Config) -> list[TensorRule]:
+    """Names the tensor of every parameter of a T5 model.
+
+    Args:
+        config: shape of the model.
+
+    Returns:
+        One rule for each parameter.
+
+    Example:
+        >>> config = T5Config("t5", 61, 20, 2, 2, heads=7, head_width=3, neurons=31)
+        >>> t5_rules(config)[0].name
+        'shared.weight'
+    """
+    table = (config.vocabulary, config.width)
+    rules = [TensorRule("embeddings/word", _WORDS, table, aliases=_COPIES)]
+    if not config.tied_head:
+        rules.append(TensorRule("head/words", _HEAD, table))
+    return [*rules, *_stack_rules("encoder", config), *_stack_rules("decoder", config)]
+
+
+def _stack_rules(stack: str, config: T5Config) -> list[TensorRule]:
+    """The encoder's or the decoder's: tables, norms and the matrices of each layer."""
+    is_decoder = stack == "decoder"
+    depth = config.layers if is_decoder else config.encoder_layers
+    block, feed_forward = f"{stack}.block.{{layer}}.layer", 2 if is_decoder else 1
+    heads = config.heads * config.head_width
+    relative = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    shape = (config.buckets, config.heads)
+    rules = [
+        TensorRule(f"{stack}/relative/table", relative, shape),
+        _norm(f"{stack}/norm", f"{stack}.final_layer_norm", config),
+        _norm(f"{stack}/layers/attention_norm", f"{block}.0.layer_norm", config, depth),
+        *_attention(stack, _ATTENTION, f"{block}.0.SelfAttention", heads, config.width, depth),
+    ]
+    if is_decoder:
+        rules += [
+            _norm(f"{stack}/layers/cross_norm", f"{block}.1.layer_norm", config, depth),
+            *_attention(stack, _CROSS, f"{block}.1.EncDecAttention", heads, config.width, depth),
+        ]
+    block = f"{block}.{feed_forward}"
+    rules.append(_norm(f"{stack}/layers/feed_forward_norm", f"{block}.layer_norm", config, depth))
+    names = {"feed_forward_in": "wi", "feed_forward_out": "wo"}
+    if config.gated:
+        names |= {"feed_forward_gate": "wi_0", "feed_forward_in": "wi_1"}
+    for ours, theirs in names.items():
+        shape = (config.neurons, config.width)
+        shape = shape[::-1] if theirs == "wo" else shape
+        name = f"{block}.DenseReluDense.{theirs}.weight"
+        rules.append(_matrix(f"{stack}/layers/{ours}", name, shape, depth))
+    return rules
+
+
+def _attention(
+    stack: str, names: dict[str, str], place: str, heads: int, width: int, depth: int
+) -> list[TensorRule]:
+    return [
+        _matrix(
+            f"{stack}/layers/{ours}",
+            f"{place}.{theirs}.weight",
+            (width, heads) if theirs == "o" else (heads, width),
+            depth,
+        )
+        for ours, theirs in names.items()
+    ]
+
+
+def _matrix(path: str, name: str, shape: tuple[int, int], depth: int) -> TensorRule:
+    return TensorRule(f"{path}/kernel", name, shape, transpose=True, layers=depth)
+
+
+def _norm(path: str, name: str, config: T5Config, depth: int = 0) -> TensorRule:
+    return TensorRule(f"{path}/scale", f"{name}.weight", (config.width,), layers=depth)
+
+
+def load_t5(
+    source: TensorSource,
+    config: T5Config,
+    dtype: np.dtype,
+    where: str,
+    place: Placer | None = None,
+) -> tuple[T5Config, Parameters]:
+    """Reads a T5 model's parameters from a checkpoint.
+
+    Args:
+        source: the checkpoint's tensors.
+        config: shape of the model.
+        dtype: of the parameters.
+        where: what to call the checkpoint in messages.
+        place: puts a parameter on its devices.
+
+    Returns:
+        The shape, its head untied where the checkpoint has one of its own, and the parameters.
+
+    Raises:
+        InputError: for missing, misshaped or unexpected tensors, and for a stack with words of its
+            own.
+    """
+    if config.tied_head and _has_own_head(source):
+        config = dataclasses.replace(config, tied_head=False)
+    copies = [name.replace(".", r"\.") for name in (*_COPIES, *([_HEAD] * config.tied_head))]
+    ignored = (*_IGNORED, *copies)
+    params = load_parameters(source, t5_rules(config), ignored, dtype, where, place)
+    _check_copies(source, where)
+    return config, params
+
+
+def _find_words(source: TensorSource) -> list[str]:
+    """The names under which the file holds the word table."""
+    return [name for name in (_WORDS, *_COPIES) if name in source.shapes]
+
+
+def _has_own_head(source: TensorSource) -> bool:
+    """Whether the file has a head that is no copy of its word table."""
+    words = _find_words(source)
+    if _HEAD not in source.shapes or not words:
+        return False
+    return not np.array_equal(source.read(_HEAD), source.read(words[0]))
+
+
+def _check_copies(source: TensorSource, where: str) -> None:
+    """Raises where a stack has words of its own, which T5 does not have."""
+    first, *others = _find_words(source)
+    if not others:
+        return
+    words = source.read(first)
+    for name in others:
+        if not np.array_equal(source.read(name), words):
+            raise InputError(
+                f"{where}: {name} differs from {first}, but both stacks of a T5 model read one "
+                "word table; use a checkpoint in which they are equal"
+            )
+
+
+def write_t5(params: Parameters, config: T5Config) -> dict[str, np.ndarray]:
+    """Names a T5 model's parameters as a Hugging Face checkpoint does.
+
+    Args:
+        params: the parameters.
+        config: shape of the model.
+
+    Returns:
+        Tensors by name.
+    """
+    return write_parameters(params, t5_rules(config))
