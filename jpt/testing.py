@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from jpt.backbones.encoder import Encoder
-from jpt.backbones.encoder_config import EncoderConfig
+from jpt.backbones.families import FAMILIES
+from jpt.files.safetensors_file import write_safetensors
+from jpt.files.tokenizer import SpecialIds
 from jpt.types import Batch, Parameters
+
+SPECIAL_PIECES = ("[PAD]", "[UNK]", "[MASK]", "[CLS]", "</s>", "<extra_id_0>")
+WORDS = (
+    "a the film is was good bad dull bright fine great lovely poor awful boring number not".split()
+)
+VOCABULARY = (*SPECIAL_PIECES, *WORDS, "Answer", ":", ",", *map(str, range(10)))
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "t5": {"d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 80},
+    "llama": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 80,
+    },
+}
 
 
 def tiny_bert_config() -> dict[str, Any]:
@@ -39,6 +63,60 @@ def tiny_bert_config() -> dict[str, Any]:
     }
 
 
+def tiny_config(model_type: str) -> dict[str, Any]:
+    """Gives the Hugging Face config of a model of two layers and width 32.
+
+    Args:
+        model_type: ``"bert"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
+
+    Returns:
+        The parsed ``config.json``.
+
+    Example:
+        >>> tiny_config("t5")["d_model"]
+        32
+    """
+    if model_type == "bert":
+        return tiny_bert_config()
+    ends = {"pad_token_id": 0, "eos_token_id": 4, "decoder_start_token_id": 0}
+    return {"model_type": model_type, "vocab_size": 61, **_SIZES[model_type], **ends}
+
+
+def tiny_model(
+    model_type: str, seed: int = 0, mask_id: int = 2, **changes: Any
+) -> tuple[nn.Module, Parameters]:
+    """Builds a model of any family with two layers and random weights.
+
+    Args:
+        model_type: ``"bert"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
+        seed: of the weights.
+        mask_id: id of the mask token, where the family has one.
+        **changes: fields of the Hugging Face config to set otherwise.
+
+    Returns:
+        The module and its parameters.
+
+    Example:
+        >>> module, params = tiny_model("llama")
+        >>> params["layers"]["query"]["kernel"].shape
+        (1, 32, 32)
+    """
+    family = FAMILIES[model_type]
+    config = family.config({**tiny_config(model_type), **changes})
+    ids = SpecialIds(cls=3, sep=4, mask=mask_id, pad=0, unk=1, eos=4)
+    module = family.module(config, ids, jnp.dtype("float32"), 0.0, "dots")
+    tokens, lengths = jnp.ones((1, 3), jnp.int32), jnp.array([3])
+    # Shapes only: running the model once to initialise it would compile it for seconds.
+    shapes = jax.eval_shape(module.init, jax.random.key(0), tokens, lengths)["params"]
+    random = np.random.default_rng(seed)
+
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = random.normal(0, 0.1, leaf.shape)
+        return jnp.asarray(values + (path[-1].key == "scale"), leaf.dtype)
+
+    return module, jax.tree_util.tree_map_with_path(fill, shapes)
+
+
 def tiny_encoder(seed: int = 0, mask_id: int = 2, **changes: Any) -> tuple[Encoder, Parameters]:
     """Builds a BERT of two layers with random weights.
 
@@ -55,18 +133,41 @@ def tiny_encoder(seed: int = 0, mask_id: int = 2, **changes: Any) -> tuple[Encod
         >>> params["layers"]["query"]["kernel"].shape
         (2, 32, 32)
     """
-    config = EncoderConfig.from_huggingface({**tiny_bert_config(), **changes})
-    encoder = Encoder(config, mask_id)
-    tokens, lengths = jnp.ones((1, 3), jnp.int32), jnp.array([3])
-    # Shapes only: running the model once to initialise it would compile it for seconds.
-    shapes = jax.eval_shape(encoder.init, jax.random.key(0), tokens, lengths)["params"]
-    random = np.random.default_rng(seed)
+    return tiny_model("bert", seed, mask_id, **changes)
 
-    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        values = random.normal(0, 0.1, leaf.shape)
-        return jnp.asarray(values + (path[-1].key == "scale"), leaf.dtype)
 
-    return encoder, jax.tree_util.tree_map_with_path(fill, shapes)
+def write_tiny_backbone(folder: str | Path, model_type: str, **changes: Any) -> Path:
+    """Writes a tiny model as a Hugging Face folder: config, weights, and a tokenizer of words.
+
+    Args:
+        folder: is made.
+        model_type: ``"bert"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
+        **changes: fields of the Hugging Face config to set otherwise.
+
+    Returns:
+        The folder, which `jpt.load_backbone` reads.
+
+    Example:
+        >>> import jpt, tempfile
+        >>> jpt.load_backbone(write_tiny_backbone(tempfile.mkdtemp(), "t5")).layout
+        'encoder_decoder'
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    place, config = Path(folder), {**tiny_config(model_type), **changes}
+    place.mkdir(parents=True, exist_ok=True)
+    module, params = tiny_model(model_type, **changes)
+    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors = FAMILIES[model_type].write(params, module.config)
+    write_safetensors(place / "model.safetensors", tensors)
+    ids = {piece: number for number, piece in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(SPECIAL_PIECES))
+    tokenizer.save(str(place / "tokenizer.json"))
+    named = {"cls_token": "[CLS]", "sep_token": "</s>", "eos_token": "</s>"}
+    (place / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    return place
 
 
 def tiny_batch() -> Batch:

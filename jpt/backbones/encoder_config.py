@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jpt.backbones.config_fields import read_whole
 from jpt.backbones.layers import ACTIVATIONS
 from jpt.errors import InputError
 
@@ -78,8 +79,8 @@ class EncoderConfig:
         """
         _refuse_variants(config)
         model_type = "bert" if config["model_type"] == "bert" else "roberta"
-        positions = _whole(config, "max_position_embeddings")
-        offset = 0 if model_type == "bert" else _whole(config, "pad_token_id", 1, least=0) + 1
+        positions = read_whole(config, "max_position_embeddings")
+        offset = 0 if model_type == "bert" else read_whole(config, "pad_token_id", 1, least=0) + 1
         if offset >= positions:
             raise InputError(
                 f"config.json has {positions} positions (max_position_embeddings), but text "
@@ -88,14 +89,14 @@ class EncoderConfig:
         activation = config.get("hidden_act", "gelu")
         return cls(
             model_type=model_type,
-            vocabulary=_whole(config, "vocab_size"),
-            width=_whole(config, "hidden_size"),
-            layers=_whole(config, "num_hidden_layers"),
-            heads=_whole(config, "num_attention_heads"),
-            neurons=_whole(config, "intermediate_size"),
+            vocabulary=read_whole(config, "vocab_size"),
+            width=read_whole(config, "hidden_size"),
+            layers=read_whole(config, "num_hidden_layers"),
+            heads=read_whole(config, "num_attention_heads"),
+            neurons=read_whole(config, "intermediate_size"),
             positions=positions - offset,
             position_offset=offset,
-            token_types=_whole(config, "type_vocab_size", 2),
+            token_types=read_whole(config, "type_vocab_size", 2),
             activation=activation,
             # RoBERTa's head has GELU whatever the layers have.
             head_activation=activation if model_type == "bert" else "gelu",
@@ -103,22 +104,6 @@ class EncoderConfig:
             tied_head=bool(config.get("tie_word_embeddings", True)),
             dropout_rate=float(config.get("hidden_dropout_prob", 0.1)),
         )
-
-
-def _whole(
-    config: Mapping[str, Any], field: str, default: int | None = None, least: int = 1
-) -> int:
-    """Reads a field that counts something."""
-    value = config.get(field, default)
-    if value is None and field not in config:
-        raise InputError(
-            f"config.json has no field '{field}', which a {config['model_type']} model needs"
-        )
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(
-            f"config.json: {field} is {value!r}; a whole number of at least {least} is expected"
-        )
-    return value
 
 
 def _refuse_variants(config: Mapping[str, Any]) -> None:
@@ -138,6 +123,6 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
         raise InputError(
             f"config.json has hidden_act {activation!r}; known are {', '.join(ACTIVATIONS)}"
         )
-    width, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
+    width, heads = read_whole(config, "hidden_size"), read_whole(config, "num_attention_heads")
     if width % heads:
         raise InputError(f"config.json has hidden_size {width}, which {heads} heads do not divide")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,16 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jpt.backbones.decoder import Decoder
+from jpt.backbones.decoder_config import DecoderConfig
 from jpt.backbones.encoder import Encoder
 from jpt.backbones.encoder_config import EncoderConfig
 from jpt.backbones.encoder_weights import ENCODER_PARTITION, load_encoder, write_encoder
+from jpt.backbones.gpt2_weights import GPT2_PARTITION, load_gpt2, write_gpt2
+from jpt.backbones.llama_weights import LLAMA_PARTITION, load_llama, write_llama
+from jpt.backbones.t5 import T5
+from jpt.backbones.t5_config import T5Config
+from jpt.backbones.t5_weights import T5_PARTITION, load_t5, write_t5
 from jpt.errors import InputError, unknown_name
 from jpt.files.tokenizer import SpecialIds
 from jpt.mesh import PartitionTable
@@ -80,8 +88,74 @@ ENCODERS = Family(
     init_std=0.02,
 )
 
+
+def _t5(config: T5Config, ids: SpecialIds, dtype: jnp.dtype, dropout_rate: float, remat: str) -> T5:
+    del ids  # its start token stands in the config
+    return T5(config, dtype, dropout_rate, remat)
+
+
+def _t5_choices(config: T5Config) -> dict[str, Any]:
+    # Paper 1.0 configs: 5e-3 on t5-small and t5-base, 1e-3 on t5-large; one rate for all sizes from
+    # there on.
+    rate = 1e-3 if config.layers >= LARGE_LAYERS else 5e-3
+    return {"learning_rate": rate, "objective": "vocabulary"}
+
+
+def _decoder(
+    config: DecoderConfig, ids: SpecialIds, dtype: jnp.dtype, dropout_rate: float, remat: str
+) -> Decoder:
+    del ids
+    return Decoder(config, dtype, dropout_rate, remat)
+
+
+def _decoder_choices(config: DecoderConfig) -> dict[str, Any]:
+    # The paper has no decoders.
+    del config
+    return {"learning_rate": 5e-3, "objective": "vocabulary"}
+
+
+T5S = Family(
+    name="T5",
+    layout="encoder_decoder",
+    model_types=("t5",),
+    pieces=("eos", "pad"),
+    config=T5Config.from_huggingface,
+    module=_t5,
+    load=load_t5,
+    write=write_t5,
+    partition=T5_PARTITION,
+    choices=_t5_choices,
+    # Paper's code: N(0, 1), what torch gives an embedding that nobody initialises.
+    init_std=1.0,
+)
+
+GPT2S = Family(
+    name="GPT-2",
+    layout="decoder",
+    model_types=("gpt2",),
+    pieces=("eos",),
+    config=DecoderConfig.from_huggingface,
+    module=_decoder,
+    load=load_gpt2,
+    write=write_gpt2,
+    partition=GPT2_PARTITION,
+    choices=_decoder_choices,
+    init_std=None,
+)
+
+LLAMAS = dataclasses.replace(
+    GPT2S,
+    name="Llama and Qwen2",
+    model_types=("llama", "qwen2"),
+    load=load_llama,
+    write=write_llama,
+    partition=LLAMA_PARTITION,
+)
+
 FAMILIES: dict[str, Family] = {
-    model_type: family for family in (ENCODERS,) for model_type in family.model_types
+    model_type: family
+    for family in (ENCODERS, T5S, GPT2S, LLAMAS)
+    for model_type in family.model_types
 }
 """The family of each model type."""
 

@@ -35,13 +35,15 @@ def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def linear(features: int, dtype: jnp.dtype, name: str, use_bias: bool = True) -> nn.Dense:
+def linear(
+    features: int, dtype: jnp.dtype, name: str | None = None, use_bias: bool = True
+) -> nn.Dense:
     """Builds a linear map that is computed in one stated dtype.
 
     Args:
         features: width of the output.
         dtype: dtype of the product; the parameters keep their own.
-        name: name of the submodule, so of its parameters.
+        name: name of the submodule, so of its parameters; None where ``setup`` gives it one.
         use_bias: whether it has a bias.
 
     Returns:

@@ -1,0 +1,286 @@
+"""GPT-2, Llama and Qwen2 as one frozen Linen module that takes a soft prompt.
+
+The input is ``p1 .. pP text``, the prompt at positions 0 to P - 1 (the layout of PEFT), and the
+answer is read at the last text token. What a prompt's rows become does not depend on the text, so
+one prompt for all rows is computed once, and every row looks at the same keys and values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from jpt.backbones.attention import KeyBlock
+from jpt.backbones.decoder_config import DecoderConfig
+from jpt.backbones.decoder_ends import DecoderEmbeddings, DecoderHead
+from jpt.backbones.decoder_layers import (
+    DecoderLayer,
+    Keys,
+    Memory,
+    ReadingLayer,
+    Segment,
+    WritingLayer,
+    WritingPlace,
+    pick,
+)
+from jpt.backbones.layers import LayerNorm, RMSNorm, rematerialised
+from jpt.backbones.output import Cache, ModelOutput
+from jpt.backbones.rotary import Angles, rotary_angles
+
+Prompt = Float[Array, "P D"] | Float[Array, "B P D"] | None
+
+
+class Decoder(nn.Module):
+    """A causal language model that reads text behind a soft prompt, and writes on.
+
+    Attributes:
+        config: shape of the model.
+        dtype: dtype of states and matrix products, float32 or bfloat16.
+        dropout_rate: 0 (default) leaves dropout out. With one prompt for all rows, its layers draw
+            once for all of them.
+        remat: what the layers keep for the way back: ``"dots"``, ``"full"`` or ``"none"``.
+
+    Example:
+        >>> config = DecoderConfig.from_huggingface(
+        ...     {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4,
+        ...      "n_positions": 40}
+        ... )
+        >>> decoder = Decoder(config)
+        >>> tokens, lengths = jnp.ones((2, 7), jnp.int32), jnp.array([7, 4])
+        >>> output, _ = jax.eval_shape(
+        ...     decoder.init_with_output, jax.random.key(0), tokens, lengths, jnp.ones((5, 32))
+        ... )
+        >>> output.logits.shape
+        (2, 61)
+    """
+
+    config: DecoderConfig
+    dtype: jnp.dtype = jnp.float32
+    dropout_rate: float = 0.0
+    remat: str = "dots"
+
+    def setup(self) -> None:
+        """Declares tables, the last layer, the last norm and the head."""
+        self.embeddings = DecoderEmbeddings(self.config)
+        self.last_layer = DecoderLayer(self.config, self.dtype, self.dropout_rate)
+        norm = LayerNorm if self.config.is_gpt2 else RMSNorm
+        self.final_norm = norm(self.config.epsilon)
+        self.head = DecoderHead(self.config, self.dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        prompt: Prompt = None,
+        *,
+        label_ids: Int[Array, "C"] | None = None,
+        capture_neurons: bool = False,
+        neuron_mask: Float[Array, "L F"] | None = None,
+        every_position: bool = False,
+    ) -> ModelOutput:
+        """Reads a batch behind a prompt and scores the word after the last text token.
+
+        Args:
+            tokens: text, padded on the right.
+            lengths: number of tokens of each row that are text.
+            prompt: one prompt for all rows, one a row, or none.
+            label_ids: score only these words; the whole vocabulary by default.
+            capture_neurons: return the feed-forward activations, at the answer or everywhere.
+            neuron_mask: multiplies what enters the second matrix, per layer; prompt rows included.
+            every_position: compute all text positions of the last layer and the head; by default
+                only the answer's, which gives the same numbers for less work.
+
+        Returns:
+            Logits, normalised last states and neurons, at the answer or at all text positions.
+        """
+        capture = ("all" if every_position else "answer") if capture_neurons else None
+        options = {"neuron_mask": neuron_mask, "every_position": every_position}
+        hidden, neurons, _ = self._read(tokens, lengths, prompt, capture=capture, **options)
+        if not every_position:
+            hidden = hidden[:, 0]
+        return ModelOutput(self._score(hidden, label_ids), hidden, neurons)
+
+    def start(
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], prompt: Prompt, max_new: int
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Reads a batch behind a prompt and keeps what is needed to write on.
+
+        Args:
+            tokens: text, padded on the right.
+            lengths: number of tokens of each row that are text.
+            prompt: one prompt for all rows, one a row, or none.
+            max_new: N, how many tokens there is room for.
+
+        Returns:
+            Scores of each row's first new token, and the memory for :meth:`advance`.
+        """
+        hidden, _, kept = self._read(tokens, lengths, prompt, keep=True)
+        is_shared = prompt is not None and prompt.ndim == 2
+        shared, context, generated = {}, {}, {}
+        for folder, (front, text) in kept.items():
+            if is_shared and front is not None:
+                # [L, 1, P, G, K] -> [L, P, G, K]
+                shared[folder] = jax.tree.map(lambda leaf: leaf[:, 0], front)
+            context[folder] = {"prompt": None if is_shared else front, "text": text}
+            # [L, B, T, G, K] -> [L, B, N, G, K]
+            empty = (*text.key.shape[:2], max_new, *text.key.shape[3:])
+            generated[folder] = Keys(jnp.zeros(empty, self.dtype), jnp.zeros(empty, self.dtype))
+        steps = jnp.zeros((), jnp.int32)
+        cache = Cache(shared or None, context, lengths, generated, steps)
+        return self._score(hidden[:, 0], None), cache
+
+    def advance(self, last: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Reads one more token of each row; its cost does not grow with what was written.
+
+        Args:
+            last: each row's newest token.
+            cache: of :meth:`start`, or of the call before.
+
+        Returns:
+            Scores of each row's next token, and the memory with one slot more filled.
+        """
+        memories = {
+            folder: Memory(
+                None if cache.shared is None else cache.shared[folder],
+                cache.context[folder]["prompt"],
+                cache.context[folder]["text"],
+                cache.generated[folder],
+            )
+            for folder in cache.context
+        }
+        memory = memories["last_layer"]
+        front = memory.prompt if memory.shared is None else memory.shared
+        rows = 0 if front is None else front.key.shape[-3]
+        positions = (rows + cache.lengths + cache.steps)[:, None]
+        place = WritingPlace(
+            self._angles(positions),
+            jnp.arange(memory.text.key.shape[2])[None, None] < cache.lengths[:, None, None],
+            jnp.arange(memory.generated.key.shape[2])[None, None] < cache.steps,
+        )
+        states = self.embeddings.words(last[:, None], positions).astype(self.dtype)
+        own = {}
+        if "layers" in memories:
+            states, own["layers"] = self._scan(
+                WritingLayer, {}, (nn.broadcast, 0), states, place, memories["layers"]
+            )
+        memory = jax.tree.map(lambda leaf: leaf[0], memory)
+        states, new = self.last_layer.write(states, place, memory)
+        own["last_layer"] = jax.tree.map(lambda leaf: leaf[None], new)
+
+        def fill(slots: Float[Array, "L B N G K"], new: Float[Array, "L B 1 G K"]) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(slots, new, cache.steps, axis=2)
+
+        generated = jax.tree.map(fill, cache.generated, own)
+        hidden = self.final_norm(states[:, 0]).astype(self.dtype)
+        cache = cache.replace(generated=generated, steps=cache.steps + 1)
+        return self._score(hidden, None), cache
+
+    def _read(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        prompt: Prompt,
+        capture: str | None = None,
+        neuron_mask: Float[Array, "L F"] | None = None,
+        every_position: bool = False,
+        keep: bool = False,
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "L B *T F"] | None, dict[str, Any]]:
+        """Gives the last states at the answer or everywhere, the neurons, and what is kept."""
+        prompt, segments = self._lay_out(prompt, tokens.shape[1])
+        text = self.embeddings.words(tokens, self._positions(prompt, tokens.shape[1]))
+        states = (prompt, text.astype(self.dtype))
+        # A row that only fills the batch may have no text at all.
+        answer = jnp.maximum(lengths - 1, 0)
+        neurons, kept = [], {}
+        if self.config.layers > 1:
+            mask = None if neuron_mask is None else neuron_mask[:-1]
+            options = {"capture": capture, "keep": keep}
+            axes, inputs = (nn.broadcast, nn.broadcast, 0), (segments, answer, mask)
+            states, (lower, lower_keys) = self._scan(ReadingLayer, options, axes, states, *inputs)
+            neurons.append(lower)
+            kept["layers"] = lower_keys
+        mask = None if neuron_mask is None else neuron_mask[-1]
+        queries = None if every_position else answer
+        hidden, last, keys = self._read_last(states, segments, queries, mask)
+        kept["last_layer"] = jax.tree.map(lambda leaf: leaf[None], keys)
+        if capture is None:
+            return hidden, None, kept
+        neurons.append((last if every_position else last[:, 0])[None])
+        return hidden, jnp.concatenate(neurons), kept
+
+    def _read_last(
+        self,
+        states: tuple[Float[Array, "R P D"] | None, Float[Array, "B T D"]],
+        segments: tuple[Segment | None, Segment],
+        answer: Int[Array, "B"] | None,
+        neuron_mask: Float[Array, "F"] | None,
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B Q F"], tuple[Keys | None, Keys]]:
+        """Runs the last layer: keys of all, queries of the answer alone where it is given."""
+        (prompt, text), (front, body) = states, segments
+        prompt_keys = None if prompt is None else self.last_layer.look(prompt, front.angles)[1]
+        normed, text_keys = self.last_layer.look(text, body.angles)
+        angles, allowed = body.angles, body.allowed
+        if answer is not None:
+            text, normed = pick(text, answer), pick(normed, answer)
+            start = 0 if prompt is None else prompt.shape[1]
+            angles = self._angles(start + answer[:, None])
+            # [B, 1, T]: the answer looks at the text up to itself.
+            allowed = jnp.arange(body.allowed.shape[-1])[None, None] <= answer[:, None, None]
+        blocks = [] if prompt_keys is None else [KeyBlock(*prompt_keys)]
+        blocks.append(KeyBlock(*text_keys, allowed))
+        hidden, neurons = self.last_layer.update(text, normed, angles, blocks, neuron_mask)
+        return self.final_norm(hidden).astype(self.dtype), neurons, (prompt_keys, text_keys)
+
+    def _lay_out(
+        self, prompt: Prompt, text: int
+    ) -> tuple[Float[Array, "R P D"] | None, tuple[Segment | None, Segment]]:
+        """Embeds the prompt, and says where it and the text stand and what they may look at."""
+        if prompt is not None and prompt.ndim == 2:
+            prompt = prompt[None]
+        if prompt is None or not prompt.shape[1]:
+            return None, (None, self._segment(0, text))
+        rows = prompt.shape[1]
+        prompt = self.embeddings.place(prompt, jnp.arange(rows)[None]).astype(self.dtype)
+        return prompt, (self._segment(0, rows), self._segment(rows, text))
+
+    def _segment(self, start: int, length: int) -> Segment:
+        """Some tokens from a position on, each of which looks back to the first of them."""
+        allowed: Bool[Array, "S S"] = jnp.tril(jnp.ones((length, length), bool))
+        return Segment(self._angles(start + jnp.arange(length)[None]), allowed[None])
+
+    def _positions(self, prompt: Float[Array, "R P D"] | None, text: int) -> Int[Array, "1 T"]:
+        start = 0 if prompt is None else prompt.shape[1]
+        return start + jnp.arange(text)[None]
+
+    def _angles(self, positions: Int[Array, "R S"]) -> Angles | None:
+        if self.config.rotary is None:
+            return None
+        return rotary_angles(self.config.rotary, self.config.head_width, positions)
+
+    def _score(
+        self, hidden: Float[Array, "... D"], label_ids: Int[Array, "C"] | None
+    ) -> Float[Array, "... C"]:
+        return self.head(hidden, self.embeddings.word, label_ids)
+
+    @nn.compact
+    def _scan(
+        self,
+        layer: type[DecoderLayer],
+        options: dict[str, Any],
+        in_axes: tuple[Any, ...],
+        states: Any,
+        *inputs: Any,
+    ) -> tuple[Any, Any]:
+        """Runs all layers but the last as one scan: compile time does not grow with depth."""
+        scanned = nn.scan(
+            rematerialised(layer, self.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=in_axes,
+            length=self.config.layers - 1,
+        )(self.config, self.dtype, self.dropout_rate, **options, name="layers")
+        return scanned(states, *inputs)

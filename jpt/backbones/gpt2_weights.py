@@ -1,0 +1,143 @@
+"""The names that GPT-2 checkpoints give their tensors, and how they are split."""
+
+from __future__ import annotations
+
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jpt.backbones.decoder_config import DecoderConfig
+from jpt.backbones.decoder_weights import head_rules, load_decoder, split_layers
+from jpt.backbones.loading import Placer, TensorRule, TensorSource, write_parameters
+from jpt.types import Parameters
+
+# Files saved from the model without its head lack this prefix.
+ROOT = "transformer."
+LAYER = "h.{layer}"
+
+# Causal masks kept as tensors by older versions.
+_IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)
+
+# The first matrix of each pair is split by column, the second by row; tables are split over D.
+GPT2_PARTITION: tuple[tuple[str, PartitionSpec], ...] = (
+    *split_layers(
+        (
+            (r"(query|key|value|feed_forward_in)/kernel", (None, "model")),
+            (r"(query|key|value|feed_forward_in)/bias", ("model",)),
+            (r"(attention_out|feed_forward_out)/kernel", ("model", None)),
+            (r"(attention_out|feed_forward_out)/bias", (None,)),
+            (r"(attention_norm|feed_forward_norm)/(scale|bias)", (None,)),
+        )
+    ),
+    (r"embeddings/(word|position)", PartitionSpec(None, "model")),
+    (r"final_norm/(scale|bias)", PartitionSpec()),
+    (r"head/words", PartitionSpec(None, "model")),
+)
+
+
+def gpt2_rules(config: DecoderConfig) -> list[TensorRule]:
+    """Names the tensor of every parameter of a GPT-2.
+
+    Args:
+        config: shape of the model.
+
+    Returns:
+        One rule for each parameter.
+
+    Example:
+        >>> from jpt.backbones.decoder_config import DecoderConfig
+        >>> config = DecoderConfig.from_huggingface(
+        ...     {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4,
+        ...      "n_positions": 40}
+        ... )
+        >>> gpt2_rules(config)[0].name
+        'transformer.wte.weight'
+    """
+    width, neurons, layers = config.width, config.neurons, config.layers
+    rules = [
+        _rule("embeddings/word", "wte.weight", (config.vocabulary, width)),
+        _rule("embeddings/position", "wpe.weight", (config.positions, width)),
+    ]
+    for number, name in enumerate(("query", "key", "value")):
+        # One tensor holds all three, side by side.
+        rules += _map(name, "attn.c_attn", width, 3 * width, layers, part=(number, 3))
+    rules += [
+        *_map("attention_out", "attn.c_proj", width, width, layers),
+        *_map("feed_forward_in", "mlp.c_fc", width, neurons, layers),
+        *_map("feed_forward_out", "mlp.c_proj", neurons, width, layers),
+        *_norm("layer/attention_norm", f"{LAYER}.ln_1", width, layers),
+        *_norm("layer/feed_forward_norm", f"{LAYER}.ln_2", width, layers),
+        *_norm("final_norm", "ln_f", width, 0),
+    ]
+    return rules + head_rules(config)
+
+
+def _map(
+    ours: str,
+    theirs: str,
+    inputs: int,
+    outputs: int,
+    layers: int,
+    part: tuple[int, int] | None = None,
+) -> list[TensorRule]:
+    """A linear map of a layer; GPT-2's files have them as [in, out], as we do."""
+    shapes = {"kernel": (inputs, outputs), "bias": (outputs,)}
+    names = {"kernel": "weight", "bias": "bias"}
+    return [
+        _rule(f"layer/{ours}/{kind}", f"{LAYER}.{theirs}.{names[kind]}", shape, layers, part)
+        for kind, shape in shapes.items()
+    ]
+
+
+def _norm(path: str, name: str, width: int, layers: int) -> list[TensorRule]:
+    return [
+        _rule(f"{path}/scale", f"{name}.weight", (width,), layers),
+        _rule(f"{path}/bias", f"{name}.bias", (width,), layers),
+    ]
+
+
+def _rule(
+    path: str,
+    name: str,
+    shape: tuple[int, ...],
+    layers: int = 0,
+    part: tuple[int, int] | None = None,
+) -> TensorRule:
+    return TensorRule(path, ROOT + name, shape, aliases=(name,), layers=layers, part=part)
+
+
+def load_gpt2(
+    source: TensorSource,
+    config: DecoderConfig,
+    dtype: np.dtype,
+    where: str,
+    place: Placer | None = None,
+) -> tuple[DecoderConfig, Parameters]:
+    """Reads a GPT-2's parameters from a checkpoint.
+
+    Args:
+        source: the checkpoint's tensors.
+        config: shape of the model.
+        dtype: of the parameters.
+        where: what to call the checkpoint in messages.
+        place: puts a parameter on its devices.
+
+    Returns:
+        The shape, its head untied where the checkpoint has one of its own, and the parameters.
+
+    Raises:
+        InputError: for missing, misshaped or unexpected tensors.
+    """
+    return load_decoder(source, config, gpt2_rules, _IGNORED, dtype, where, place)
+
+
+def write_gpt2(params: Parameters, config: DecoderConfig) -> dict[str, np.ndarray]:
+    """Names a GPT-2's parameters as a Hugging Face checkpoint does.
+
+    Args:
+        params: the parameters.
+        config: shape of the model.
+
+    Returns:
+        Tensors by name.
+    """
+    return write_parameters(params, gpt2_rules(config))
