@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from jpt.backbones.families import Family, find_family
-from jpt.backbones.loading import Placer
+from jpt.backbones.loading import Placer, TensorSource
 from jpt.config import DTYPES, REMAT, check_choice
 from jpt.errors import InputError, unknown_name
+from jpt.files.gguf_file import open_gguf
+from jpt.files.gguf_tokenizer import read_gguf_tokenizer
 from jpt.files.tensor_files import open_tensors
 from jpt.files.tokenizer import TextTokenizer, load_tokenizer
 from jpt.mesh import parameter_sharding, parameter_shardings, place
@@ -28,6 +30,7 @@ from jpt.types import Parameters
 BUILTIN = Path(__file__).parent / "builtin"
 PREFIX = "builtin/"
 HUB_PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.model"]
+GGUF_SUFFIX = ".gguf"
 SAMPLE_BYTES = 1 << 20
 
 
@@ -132,7 +135,8 @@ def load_backbone(
     """Loads a frozen language model.
 
     Args:
-        name: a built-in name, a folder with ``config.json``, weights and tokenizer, or a hub id.
+        name: a built-in name, a folder with ``config.json``, weights and tokenizer, a ``.gguf``
+            file, or a hub id.
         dtype: ``"float32"`` or ``"bfloat16"``, for weights and matrix products.
         dropout: whether the model's own dropout is on inside its layers while tuning.
         mesh: devices that the weights go to, tensor by tensor; the default device otherwise.
@@ -150,28 +154,51 @@ def load_backbone(
     """
     check_choice("dtype", dtype, DTYPES)
     check_choice("remat", remat, REMAT)
-    folder = find_folder(name)
-    config = read_config(folder)
-    family = find_family(config, f"{folder}/config.json")
-    tokenizer = load_tokenizer(folder, family.pieces)
-    compute, notes = jnp.dtype(dtype), []
+    files = _open(name)
+    family, compute, notes = files.family, jnp.dtype(dtype), []
     placer = None if mesh is None else _placer(family, mesh, notes)
     shape, params = family.load(
-        open_tensors(folder), family.config(config), compute, str(folder), placer
+        files.source, family.config(files.config), compute, str(files.place), placer
     )
-    _check_pieces(family, tokenizer, shape.vocabulary, folder)
+    _check_pieces(family, files.tokenizer, shape.vocabulary, files.place)
     rate = shape.dropout_rate if dropout else 0.0
     return Backbone(
         name=str(name),
         family=family,
         config=shape,
-        module=family.module(shape, tokenizer.ids, compute, rate, remat),
+        module=family.module(shape, files.tokenizer.ids, compute, rate, remat),
         params=params,
-        tokenizer=tokenizer,
-        fingerprint=_fingerprint(folder),
-        defaults=_defaults(folder, family, shape),
+        tokenizer=files.tokenizer,
+        fingerprint=_fingerprint(files.place),
+        defaults={**family.choices(shape), **_own_choices(files.place)},
         notes=tuple(notes),
     )
+
+
+class _Files(NamedTuple):
+    """What a model is made of: opened, checked to belong to a family, its weights not yet read."""
+
+    place: Path
+    config: dict[str, Any]
+    family: Family
+    source: TensorSource
+    tokenizer: TextTokenizer
+
+
+def _open(name: str | Path) -> _Files:
+    """Opens a folder, or the one file that holds all."""
+    path = Path(name).expanduser()
+    if path.suffix == GGUF_SUFFIX:
+        file = open_gguf(path)
+        family = find_family(file.config, str(path))
+        return _Files(
+            path, file.config, family, file.source, read_gguf_tokenizer(file, family.pieces)
+        )
+    folder = find_folder(name)
+    config = read_config(folder)
+    family = find_family(config, f"{folder}/config.json")
+    tokenizer = load_tokenizer(folder, family.pieces)
+    return _Files(folder, config, family, open_tensors(folder), tokenizer)
 
 
 def _placer(family: Family, mesh: Mesh, notes: list[str]) -> Placer:
@@ -196,7 +223,7 @@ def _check_pieces(family: Family, tokenizer: TextTokenizer, vocabulary: int, fol
 
 
 def find_folder(name: str | Path) -> Path:
-    """Finds the files of a backbone; the network is used for a hub id only.
+    """Finds the folder of a backbone; the network is used for a hub id only.
 
     Args:
         name: a built-in name, a folder, or a hub id.
@@ -271,18 +298,18 @@ def _download(hub_id: str) -> Path:
         ) from None
 
 
-def _defaults(folder: Path, family: Family, shape: Any) -> dict[str, Any]:
-    """Gives the options that suit a model: its family's, then those a built-in one brings."""
-    path = folder / "tuning.json"
-    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {**family.choices(shape), **own}
+def _own_choices(place: Path) -> dict[str, Any]:
+    """Reads the tuning options that a built-in backbone brings."""
+    path = place / "tuning.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(place: Path) -> str:
     """Hashes size, beginning and end of each weight file: enough to tell two models apart."""
-    digest = hashlib.sha256()
-    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    for path in sorted(files):
+    digest, files = hashlib.sha256(), [place]
+    if place.is_dir():
+        files = sorted([*place.glob("*.safetensors"), *place.glob("pytorch_model*.bin")])
+    for path in files:
         with path.open("rb") as file:
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())

@@ -1,0 +1,202 @@
+"""Small GGUF files of real layout, made with the gguf package's own writer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+KINDS_BY_FORMULA = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+"""Types that the package reads and cannot write: their blocks are drawn (see `draw_blocks`)."""
+
+WORDS = ["<unk>", "<s>", "</s>", "▁a", "▁b", "a", "b", "▁"]
+# Where the float16 scales of a block stand; drawn bytes there might be infinite.
+_SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+
+
+@dataclass
+class Sample:
+    """What goes into a file.
+
+    Attributes:
+        architecture: ``general.architecture``.
+        width: D; blocks of 256 need a multiple of that.
+        heads: of queries.
+        key_heads: of keys.
+        head_width: K.
+        neurons: F.
+        layers: L.
+        kind: the type of the matrices; norms and biases are float32.
+        tied: whether the head is the word table.
+        biases: whether queries, keys and values have biases.
+        fields: metadata put beside or instead of the usual; None leaves a field out.
+        tensors: float32 tensors put beside or instead of the usual; None leaves one out.
+        words: the list of tokens.
+    """
+
+    architecture: str = "llama"
+    width: int = 32
+    heads: int = 4
+    key_heads: int = 2
+    head_width: int = 8
+    neurons: int = 64
+    layers: int = 2
+    kind: str = "F32"
+    tied: bool = True
+    biases: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, np.ndarray | None] = field(default_factory=dict)
+    words: list[str] = field(default_factory=lambda: list(WORDS))
+
+    def write(self, path: Path, endianess: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE) -> Path:
+        """Writes the file."""
+        writer = gguf.GGUFWriter(path, self.architecture, endianess=endianess)
+        for key, value in {**self.usual_fields(), **self.fields}.items():
+            if value is not None:
+                _add(writer, key, value)
+        for name, values in {**self.file_tensors(), **self.tensors}.items():
+            if values is None:
+                continue
+            if values.ndim > 1 and self.kind != "F32":
+                kind = Type[self.kind]
+                writer.add_tensor(name, pack(values, self.kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, values.astype(np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    def usual_fields(self) -> dict[str, Any]:
+        """The metadata that every model has."""
+        own = {
+            "block_count": self.layers,
+            "context_length": 96,
+            "embedding_length": self.width,
+            "feed_forward_length": self.neurons,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.key_heads,
+            "attention.key_length": self.head_width,
+            "attention.value_length": self.head_width,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.dimension_count": self.head_width,
+            "rope.freq_base": 500_000.0,
+            "vocab_size": len(self.words),
+        }
+        tokenizer = {
+            "model": "llama",
+            "tokens": self.words,
+            "scores": [-float(token) for token in range(len(self.words))],
+            "token_type": [2, 3, 3, *[1] * (len(self.words) - 3)],
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        return {
+            **{f"{self.architecture}.{key}": value for key, value in own.items()},
+            **{f"tokenizer.ggml.{key}": value for key, value in tokenizer.items()},
+        }
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The model's weights under Hugging Face's names and in its order of rows."""
+        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
+        shapes = {
+            "model.embed_tokens.weight": (len(self.words), self.width),
+            "model.norm.weight": (self.width,),
+        }
+        if not self.tied:
+            shapes["lm_head.weight"] = (len(self.words), self.width)
+        for layer in range(self.layers):
+            own = {
+                "input_layernorm.weight": (self.width,),
+                "self_attn.q_proj.weight": (queries, self.width),
+                "self_attn.k_proj.weight": (keys, self.width),
+                "self_attn.v_proj.weight": (keys, self.width),
+                "self_attn.o_proj.weight": (self.width, queries),
+                "post_attention_layernorm.weight": (self.width,),
+                "mlp.gate_proj.weight": (self.neurons, self.width),
+                "mlp.up_proj.weight": (self.neurons, self.width),
+                "mlp.down_proj.weight": (self.width, self.neurons),
+            }
+            if self.biases:
+                sizes = {"q": queries, "k": keys, "v": keys}
+                own |= {f"self_attn.{m}_proj.bias": (size,) for m, size in sizes.items()}
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
+        draw = np.random.default_rng(0)
+        return {name: draw.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+
+    def file_tensors(self) -> dict[str, np.ndarray]:
+        """The weights under the file's names and in its order of rows."""
+        tensors = {}
+        for name, values in self.weights().items():
+            for theirs, ours in NAMES.items():
+                name = name.replace(theirs, ours)
+            if self.architecture == "llama" and ("attn_q" in name or "attn_k" in name):
+                values = pair_rows(values, self.heads if "attn_q" in name else self.key_heads)
+            tensors[name] = values
+        return tensors
+
+
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+    "post_attention_layernorm": "ffn_norm",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def pair_rows(values: np.ndarray, heads: int) -> np.ndarray:
+    """Row k of a head's first half and row k of its second become neighbours, as llama.cpp's."""
+    paired = np.empty_like(values)
+    width = len(values) // heads
+    for head in range(heads):
+        for k in range(width // 2):
+            paired[head * width + 2 * k] = values[head * width + k]
+            paired[head * width + 2 * k + 1] = values[head * width + width // 2 + k]
+    return paired
+
+
+def pack(values: np.ndarray, kind: str) -> np.ndarray:
+    """Values -> the bytes of a type, [rows, bytes of a row]."""
+    if kind in KINDS_BY_FORMULA:
+        return draw_blocks(kind, len(values), values.shape[1])
+    return gguf.quants.quantize(values.astype(np.float32), Type[kind])
+
+
+def draw_blocks(kind: str, rows: int, width: int) -> np.ndarray:
+    """Random blocks of a type whose scales are small numbers: [rows, bytes of a row]."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
+    draw = np.random.default_rng(rows * 1000 + width)
+    blocks = draw.integers(0, 256, (rows * width // block, block_bytes), dtype=np.uint8)
+    for place in _SCALES.get(kind, (0,)):
+        scales = draw.uniform(-0.1, 0.1, (len(blocks), 1)).astype(np.float16)
+        blocks[:, place : place + 2] = scales.view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """Adds a field of the type that llama.cpp's converter gives it."""
+    if isinstance(value, list | np.ndarray):
+        writer.add_array(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_string(key, value)

