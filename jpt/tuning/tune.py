@@ -236,7 +236,7 @@ def _run(
     values, score, step = best_prompt(state)
     best = study.prompt(values, step, score)
     last = study.prompt(np.asarray(state.tune.prompt), options.steps, None)
-    record = _record(study, best, time.monotonic() - started_s)
+    record = _record(study, best, run.history, time.monotonic() - started_s)
     if folder is not None:
         save_prompt(folder.path / BEST, best)
         save_prompt(folder.path / LAST, last)
@@ -249,16 +249,25 @@ def _initial_state(study: _Study) -> TuneState:
     return place(state, replicated(study.mesh))
 
 
-def _record(study: _Study, best: Prompt, elapsed_s: float) -> dict[str, Any]:
-    """Scores the best prompt on validation and test and puts the result together."""
-    scores = {name: study.score(best.values, name) for name in study.splits if name != "train"}
+def _record(
+    study: _Study, best: Prompt, history: list[dict[str, Any]], elapsed_s: float
+) -> dict[str, Any]:
+    """Puts the result together: validation as it was scored when the prompt was kept, and test."""
+    kept = next(
+        line
+        for line in history
+        if line["split"] == "validation" and line["step"] == best.card.steps
+    )
+    scores = {"validation": {name: kept[name] for name in kept if name not in ("step", "split")}}
+    if "test" in study.splits:
+        scores["test"] = study.score(best.values, "test").summary()
     return {
         "backbone": study.backbone.name,
         "task": study.prepared.task.name,
         "metric": study.prepared.task.metric,
         "steps": study.options.steps,
         "best_step": best.card.steps,
-        **{name: score.summary() for name, score in scores.items()},
+        **scores,
         "elapsed_s": round(elapsed_s, 2),
         "peak_memory_mb": peak_memory_mb(),
     }
