@@ -23,7 +23,7 @@ from jpt.mesh import (
 )
 from jpt.testing import tiny_encoder
 from jpt.tuning.losses import Answer
-from jpt.tuning.step import build_train_step, init_state
+from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.types import Batch
 
 
@@ -100,6 +100,25 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh: str) -> None:
     gradient, loss = gradient_step(mesh)
     np.testing.assert_allclose(gradient, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
     assert abs(loss - expected_loss) <= 1e-5 * abs(expected_loss)
+
+
+def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:
+    module, params = tiny_encoder()
+    mesh = make_mesh("data:2,model:4")
+    shardings, _ = parameter_shardings(params, ENCODER_PARTITION, mesh)
+    params = place(params, shardings)
+    optimizer = prompt_optimizer(1e-2)
+    state = place(init_state(jnp.ones((6, 32)), optimizer), replicated(mesh))
+    step = build_train_step(module, optimizer, mesh=mesh)
+    answer, batch = (
+        Answer(jnp.array([3, 4], jnp.int32)),
+        place(batch_of(8), batch_sharding(mesh, 8)),
+    )
+    for _ in range(2):
+        given, (state, _) = state, step(params, state, batch, answer)
+        assert given.prompt.is_deleted(), "the state was not donated"
+        assert state.prompt.sharding.is_fully_replicated
+    assert step._cache_size() == 1
 
 
 def test_weights_are_really_split() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jpt.backbones.config_fields import read_whole
+from jpt.backbones.config_fields import read_number, read_whole
 from jpt.backbones.layers import ACTIVATIONS
 from jpt.errors import InputError
 
@@ -100,9 +100,9 @@ class EncoderConfig:
             activation=activation,
             # RoBERTa's head has GELU whatever the layers have.
             head_activation=activation if model_type == "bert" else "gelu",
-            epsilon=float(config.get("layer_norm_eps", 1e-12)),
+            epsilon=read_number(config, "layer_norm_eps", 1e-12),
             tied_head=bool(config.get("tie_word_embeddings", True)),
-            dropout_rate=float(config.get("hidden_dropout_prob", 0.1)),
+            dropout_rate=read_number(config, "hidden_dropout_prob", 0.1, allow_zero=True),
         )
 
 

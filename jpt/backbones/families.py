@@ -178,6 +178,6 @@ def find_family(config: Mapping[str, Any], where: str) -> Family:
         'encoder'
     """
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{where}: {unknown_name('model_type', str(model_type), FAMILIES)}")
     return FAMILIES[model_type]

@@ -11,20 +11,22 @@ from jpt.cli.options import (
     BackboneOption,
     DataOption,
     DtypeOption,
+    InitOption,
     JsonOption,
     MeshOption,
+    ObjectiveOption,
+    RematOption,
     TaskOption,
     print_result,
 )
+from jpt.errors import InputError
 
 
 def tune(
     backbone: BackboneOption,
     task: TaskOption,
     out: Annotated[Path, typer.Option(help="Run folder; the same command goes on there.")],
-    init: Annotated[
-        str, typer.Option(help="random, vocab, labels, text:WORDS or prompt:FILE.")
-    ] = "random",
+    init: InitOption = "random",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Constant rate of AdamW.")] = None,
@@ -41,12 +43,8 @@ def tune(
     eval_batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
     dtype: DtypeOption = "float32",
     dropout: Annotated[str, typer.Option(help="off, or paper: on inside the layers.")] = "off",
-    objective: Annotated[
-        str | None, typer.Option(help="labels or vocabulary: which words the loss is over.")
-    ] = None,
-    remat: Annotated[
-        str, typer.Option(help="What layers keep for the way back: dots, full (least) or none.")
-    ] = "dots",
+    objective: ObjectiveOption = None,
+    remat: RematOption = "dots",
     mesh: MeshOption = None,
     data: DataOption = None,
     json: JsonOption = False,
@@ -122,23 +120,63 @@ def evaluate(
 
 
 def check(
-    backbone: Annotated[str | None, typer.Option(help="Built-in name, folder or hub id.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Built-in name, folder or hub id; a config.json for a dry run."),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Task to try on it.")] = None,
     length: Annotated[int | None, typer.Option(help="Prompt rows.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     dtype: DtypeOption = "float32",
     data: DataOption = None,
+    mesh: Annotated[
+        str | None, typer.Option(help="Dry run: devices by axis, for instance data:8,model:8.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Dry run: rows a step.")] = None,
+    remat: Annotated[
+        str | None, typer.Option(help="Dry run: what layers keep: dots, full or none.")
+    ] = None,
+    device_memory: Annotated[
+        float | None, typer.Option(help="Dry run: size in GB that a device must not exceed.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Say what is wrong before an hour is lost: versions, devices, lengths, label words, 20 steps.
 
-    Example: jpt check --backbone builtin/bert-small --task builtin/rotten_tomatoes
-    """
-    from jpt.recipes.check import run_check
+    With a config.json alone, a dry run: what a step of that model would need on a mesh of devices,
+    compiled without weights.
 
-    record, text = run_check(
-        backbone, task, length=length, max_tokens=max_tokens, dtype=dtype, data=data
-    )
+    Example: jpt check --backbone builtin/bert-small --task builtin/rotten_tomatoes
+
+    Example: jpt check --backbone t5-11b.json --mesh data:8,model:8 --dtype bfloat16
+    """
+    sizes = {"length": length, "max_tokens": max_tokens, "dtype": dtype}
+    rows = {"task": task, "data": data}
+    planned = {
+        "mesh": mesh,
+        "batch_size": batch_size,
+        "remat": remat,
+        "device_memory": device_memory,
+    }
+    if backbone is not None and backbone.endswith(".json"):
+        from jpt.recipes.dry_run import dry_run, use_virtual_devices
+
+        _refuse(rows, "a dry run reads no rows; leave {} out")
+        use_virtual_devices(mesh)
+        given = {name: value for name, value in planned.items() if value is not None}
+        record, text = dry_run(backbone, **sizes, **given)
+    else:
+        from jpt.recipes.check import run_check
+
+        _refuse(planned, "{} is of a dry run, which takes a config.json as --backbone")
+        record, text = run_check(backbone, **sizes, **rows)
     print_result(record, text, json)
     if not record["ok"]:
         raise typer.Exit(1)
+
+
+def _refuse(options: dict[str, object], message: str) -> None:
+    """Refuses options that are set but mean nothing here."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(message.format(" and ".join(given)))

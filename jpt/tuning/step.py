@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jpt.mesh import replicated
 from jpt.tuning.losses import Answer, label_logits, label_loss, step_key, vocabulary_loss
 from jpt.types import Batch, Parameters
 
@@ -85,6 +87,7 @@ def build_train_step(
     optimizer: optax.GradientTransformation,
     seed: int = 0,
     objective: str = "labels",
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """Builds the compiled step: weights are an argument, the state is donated.
 
@@ -93,6 +96,8 @@ def build_train_step(
         optimizer: of the prompt.
         seed: of dropout, where the module has any.
         objective: ``"labels"`` or ``"vocabulary"``: which words the loss is over.
+        mesh: devices that all hold the state, after the step as before it: left to the compiler,
+            it would come back split, so that the next step would be compiled anew.
 
     Returns:
         ``step(params, state, batch, answer) -> state, metrics``.
@@ -132,12 +137,17 @@ def build_train_step(
         metrics = StepMetrics(loss, accuracy, optax.tree.norm(gradient))
         return TuneState(state.step + 1, prompt, optimizer_state), metrics
 
-    return jax.jit(step, donate_argnums=1)
+    shardings = {} if mesh is None else {"out_shardings": replicated(mesh)}
+    return jax.jit(step, donate_argnums=1, **shardings)
 
 
 @lru_cache(maxsize=64)
 def paper_train_step(
-    module: nn.Module, learning_rate: float, seed: int, objective: str = "labels"
+    module: nn.Module,
+    learning_rate: float,
+    seed: int,
+    objective: str = "labels",
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """Gives the compiled step of the paper's optimizer; runs with equal settings share it.
 
@@ -146,6 +156,7 @@ def paper_train_step(
         learning_rate: the constant rate.
         seed: of dropout; give 0 where the module has none, so that seeds share a program.
         objective: which words the loss is over.
+        mesh: devices that all hold the state.
 
     Returns:
         As :func:`build_train_step`.
@@ -156,4 +167,4 @@ def paper_train_step(
         >>> paper_train_step(module, 1e-2, 0) is paper_train_step(module, 1e-2, 0)
         True
     """
-    return build_train_step(module, prompt_optimizer(learning_rate), seed, objective)
+    return build_train_step(module, prompt_optimizer(learning_rate), seed, objective, mesh)

@@ -221,6 +221,7 @@ def _run(
             options.learning_rate,
             options.seed if options.dropout == "paper" else 0,
             options.objective,
+            study.mesh,
         ),
         batch_at=study.batch_at,
         score=lambda prompt: study.score(prompt, "validation"),

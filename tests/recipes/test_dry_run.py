@@ -1,0 +1,383 @@
+"""The dry run: its numbers are those of arrays really placed, its step the one that tune runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jpt import cli
+from jpt.backbones.registry import find_folder
+from jpt.config import TuneOptions
+from jpt.errors import InputError
+from jpt.mesh import make_mesh, parameter_shardings, place
+from jpt.recipes.compiled_facts import Collective, read_collectives
+from jpt.recipes.dry_run import dry_run, use_virtual_devices
+from jpt.recipes.step_shapes import StepShapes, lower_step, shape_backbone, step_shapes
+from jpt.testing import tiny_bert_config
+from jpt.tuning import tune as tuning
+from tests.toy_task import write_task
+
+MESH = "data:2,model:4"
+# The machine code of what is only looked at need not be fast.
+FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# No two sizes of weights and of what they are multiplied with are equal.
+SIZES = {"batch_size": 22, "length": 5, "max_tokens": 7}
+DECODER = {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": {**tiny_bert_config(), "num_hidden_layers": 4},
+    "t5": {
+        "model_type": "t5",
+        "vocab_size": 61,
+        "d_model": 32,
+        "d_kv": 6,
+        "d_ff": 48,
+        "num_heads": 4,
+        "num_layers": 3,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 40,
+        **DECODER,
+    },
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 40,
+        **DECODER,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the config of each family."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, config in CONFIGS.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    return folder
+
+
+@cache
+def record_of(path: Path, **options: Any) -> dict[str, Any]:
+    """One dry run on eight devices."""
+    return dry_run(path, **{"mesh": MESH, **SIZES, **options})[0]
+
+
+def shapes_of(path: Path) -> tuple[Any, TuneOptions, StepShapes]:
+    """The parts that a dry run compiles."""
+    options = TuneOptions(mesh=MESH, **SIZES)
+    model = shape_backbone(path, options)
+    options = options.resolve(model.defaults)
+    return model, options, step_shapes(model, options, make_mesh(MESH))
+
+
+# What a program says
+
+
+LOOP = """
+HloModule step
+
+%body.1 (x: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %gathered = f32[8]{0} all-gather(%y), replica_groups=[4,2]<=[8], dimensions={0}
+  ROOT %x = (s32[], f32[8]) tuple(%i, %gathered)
+}
+
+%wrapped (x: f32[]) -> f32[] {
+  ROOT %pair = (bf16[3,2]{1,0}, pred[5]) all-reduce(%a, %b), replica_groups=TWO, to_apply=%add
+}
+
+ENTRY %main.2 (x: f32[8]) -> f32[8] {
+  %z = (s32[], f32[8]) while(%w), condition=%cond.1, body=%body.1, backend_config={TRIPS}
+  %c = f32[] call(%z), to_apply=%wrapped, metadata={op_name="jit(step)/all-reduce"}
+  %s = f32[2]{0} reduce-scatter(%c), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add
+  ROOT %p = f32[] collective-permute(%s), source_target_pairs={{0,0},{1,1},{2,6}}
+}
+"""
+TRIPS = '"known_trip_count":{"n":"24"}'
+MESH_AXES = {"prompt": 1, "data": 2, "model": 4}
+
+
+def test_collectives_are_counted_with_the_turns_of_their_loops() -> None:
+    groups = "mesh['a'=2,'b'=4] {'b'}"
+    found = read_collectives(LOOP.replace("TRIPS", TRIPS).replace("TWO", groups), MESH_AXES)
+    assert found.open_loops == 0
+    assert set(found.found) == {
+        Collective("all-gather", ("model",), 24, 24 * 32),
+        Collective("all-reduce", ("model",), 1, 3 * 2 * 2 + 5),
+        Collective("reduce-scatter", ("data",), 1, 2 * 2 * 4),
+        Collective("collective-permute", ("data",), 1, 4),
+    }
+
+
+def test_loops_of_unknown_length_count_once_and_are_told() -> None:
+    found = read_collectives(LOOP, MESH_AXES)
+    assert found.open_loops == 1
+    assert Collective("all-gather", ("model",), 1, 32) in found.found
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", ("model",)),
+        ("{}", ("data", "model")),
+        ("[2,4]<=[8]", ("model",)),
+        ("[4,2]<=[2,4]T(1,0)", ("data",)),
+        ("[1,8]<=[8]", ("data", "model")),
+        ("mesh['a'=2,'b'=1,'c'=4] {'a'}", ("data",)),
+        ("mesh['a'=2,'b'=4] {'a', 'b'}", ("data", "model")),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ("model",)),
+        ("mesh['a'=2,'b'=4] {'b':(1)2}", ("?",)),
+        ("in_a_way_of_the_future", ("?",)),
+    ],
+)
+def test_every_way_to_write_groups_is_read(groups: str, axes: tuple[str, ...]) -> None:
+    found = read_collectives(LOOP.replace("TWO", groups), MESH_AXES).found
+    assert [entry.axes for entry in found if entry.kind == "all-reduce"] == [axes]
+
+
+# What a device holds
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_on_a_device_are_those_of_arrays_really_placed(folder: Path, name: str) -> None:
+    model, _, _ = shapes_of(folder / f"{name}.json")
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.params)
+    shardings, _ = parameter_shardings(zeros, model.family.partition, make_mesh(MESH))
+    first = jax.devices()[0]
+    placed = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(place(zeros, shardings))
+        for shard in leaf.addressable_shards
+        if shard.device == first
+    )
+    record = record_of(folder / f"{name}.json")
+    assert record["bytes_per_device"]["weights"] == placed
+    assert record["backbone"]["weights"] == sum(leaf.size for leaf in jax.tree.leaves(zeros))
+    # Nearly all is split: what stays whole are norms and the biases behind the second matrices.
+    whole = record["backbone"]["weights_bytes"]
+    assert whole <= 4 * placed < 1.4 * whole
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_device_is_ever_sent_a_weight(folder: Path, name: str) -> None:
+    model, options, shapes = shapes_of(folder / f"{name}.json")
+    program = lower_step(model, options, shapes).compile(FAST_COMPILE).as_text()
+    lines = re.findall(
+        r"= ([^%]*) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", program
+    )
+    sent = [
+        set(map(int, d.split(","))) for line in lines for d in re.findall(r"\[([\d,]+)\]", line)
+    ]
+    assert len(sent) > 10, "the pattern no longer finds what is sent"
+    # Rows of a device's batch, of the prompt, of mask and prompt: no weight has such an axis.
+    rows = {11, 5, 6}
+    assert not any(set(leaf.shape) & rows for leaf in jax.tree.leaves(model.params))
+    assert all(sizes & rows for sizes in sent)
+
+
+def test_the_parts_are_the_arguments_that_the_compiler_counts(folder: Path) -> None:
+    model, options, shapes = shapes_of(folder / "bert.json")
+    planned = lower_step(model, options, shapes).compile(FAST_COMPILE).memory_analysis()
+    parts = record_of(folder / "bert.json")["bytes_per_device"]
+    arguments = parts["weights"] + parts["prompt_state"] + parts["batch"]
+    assert arguments == planned.argument_size_in_bytes
+    assert parts["activations"] == planned.temp_size_in_bytes
+    assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
+
+
+def test_rows_are_split_over_data_and_the_state_lies_whole_everywhere(folder: Path) -> None:
+    parts = record_of(folder / "bert.json")["bytes_per_device"]
+    # tokens, lengths, labels, weights of 22 rows over 2; ids of two label words
+    assert parts["batch"] == 11 * (7 + 3) * 4 + 2 * 4
+    # prompt and two moments; two counters
+    assert parts["prompt_state"] == 3 * 5 * 32 * 4 + 2 * 4
+
+
+def test_bfloat16_halves_weights_and_keeps_no_copies_of_them(folder: Path) -> None:
+    single, half = (record_of(folder / "t5.json", dtype=d) for d in ("float32", "bfloat16"))
+    single, half = single["bytes_per_device"], half["bytes_per_device"]
+    assert half["weights"] * 2 == single["weights"]
+    assert half["activations"] < single["activations"]
+
+
+def test_rematerialisation_trades_memory(folder: Path) -> None:
+    full, dots, none = (
+        record_of(folder / "bert.json", remat=remat)["bytes_per_device"]["activations"]
+        for remat in ("full", "dots", "none")
+    )
+    assert full < dots < none
+
+
+# The step
+
+
+class _CapturedError(Exception):
+    """Ends a run where its first step would have begun."""
+
+
+@pytest.mark.parametrize(("dtype", "remat"), [("float32", "dots"), ("bfloat16", "full")])
+def test_the_step_is_the_one_that_tune_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, remat: str
+) -> None:
+    original, captured = tuning.paper_train_step, {}
+
+    def capture(*settings: Any) -> Any:
+        def step(*arguments: Any) -> None:
+            captured["text"] = original(*settings).lower(*arguments).as_text()
+            captured["module"] = settings[0]
+            raise _CapturedError
+
+        return step
+
+    monkeypatch.setattr(tuning, "paper_train_step", capture)
+    given = {"batch_size": 4, "length": 3, "max_tokens": 32, "learning_rate": 1e-3}
+    given |= {"mesh": "data:2,model:2", "dtype": dtype, "remat": remat}
+    task = write_task(tmp_path / "mood")
+    with pytest.raises(_CapturedError):
+        tuning.tune("builtin/bert-small", task, **given)
+    options = TuneOptions(**given)
+    model = shape_backbone(find_folder("builtin/bert-small") / "config.json", options)
+    # A config alone does not say which word is the mask: no size depends on it.
+    object.__setattr__(model, "module", model.module.clone(mask_id=captured["module"].mask_id))
+    assert model.module == captured["module"]
+    options = options.resolve(model.defaults)
+    shapes = step_shapes(model, options, make_mesh(options.mesh))
+    assert lower_step(model, options, shapes).as_text() == captured["text"]
+
+
+# The command
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs ``jpt check`` in this process and gives exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jpt", "check", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+SMALL = ("--mesh", MESH, "--batch-size", "22", "--length", "5", "--max-tokens", "7")
+
+
+def test_the_command_tells_what_it_found_and_that_it_is_an_estimate(run, folder: Path) -> None:
+    path = str(folder / "t5.json")
+    code, out, err = run("--backbone", path, *SMALL, "--device-memory", "8", "--json")
+    assert code == 0, err
+    record, expected = json.loads(out), record_of(folder / "t5.json")
+    assert record["bytes_per_device"] == expected["bytes_per_device"]
+    assert record["mesh"] == MESH_AXES and record["devices"] == 8
+    assert record["ok"] and record["fits"] and record["device_memory_gb"] == 8
+    assert {"data"} in [set(entry["axes"]) for entry in record["collectives"]]
+    for needle in ("estimate", "fits a device of 8 GB", "all-reduce", "over model", "compiled in"):
+        assert needle in err
+
+
+def test_what_does_not_fit_is_told_with_a_cure_and_exit_code_1(run, folder: Path) -> None:
+    code, out, err = run("--backbone", str(folder / "t5.json"), *SMALL, "--device-memory", "1e-5")
+    assert code == 1 and err == ""
+    assert "! does NOT fit a device of 1e-05 GB" in out and "--remat full" in out
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "needles"),
+    [
+        ("none.json", (), ("none.json", "no such file")),
+        ("broken.json", (), ("broken.json", "not JSON")),
+        ("list.json", (), ("list.json", "list", "object")),
+        ("strange.json", (), ("strange.json", "model_type 'bird'", "roberta")),
+        ("field.json", (), ("field.json", "hidden_size")),
+        ("huge.json", (), ("huge.json", "sizes")),
+        ("bert.json", ("--batch-size", "5"), ("5 rows", "axis data of 2")),
+        ("bert.json", ("--length", "41"), ("41 rows", "40 positions")),
+        ("gpt2.json", ("--length", "34"), ("34 + text 7 = 41", "40 positions")),
+        ("bert.json", ("--mesh", "rows:2"), ("mesh axis 'rows'",)),
+        ("bert.json", ("--mesh", "data:9000"), ("9,000 devices", "4,096")),
+        ("bert.json", ("--mesh", "data:16"), ("16 virtual CPU devices", "jax_num_cpu_devices")),
+        ("bert.json", ("--device-memory", "-1"), ("device_memory is -1",)),
+        ("bert.json", ("--remat", "some"), ("remat is 'some'", "dots")),
+        ("bert.json", ("--dtype", "float16"), ("float16", "bfloat16")),
+        ("bert.json", ("--task", "sst2"), ("--task", "dry run")),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(
+    run, folder: Path, file: str, arguments: tuple[str, ...], needles: tuple[str, ...]
+) -> None:
+    (folder / "broken.json").write_text('{"model_type": "bert"')
+    (folder / "list.json").write_text("[1, 2]")
+    (folder / "strange.json").write_text('{"model_type": "bird"}')
+    (folder / "field.json").write_text('{"model_type": "bert", "vocab_size": 61}')
+    (folder / "huge.json").write_text(json.dumps({**tiny_bert_config(), "vocab_size": 10**15}))
+    code, out, err = run("--backbone", str(folder / file), *SMALL, *arguments)
+    assert code == 2 and out == "", (code, out, err)
+    assert err.startswith("jpt: ") and err.count("\n") == 1, err
+    for needle in needles:
+        assert needle in err
+
+
+def test_options_of_a_dry_run_are_refused_without_a_config(run) -> None:
+    code, _, err = run("--backbone", "builtin/bert-small", "--mesh", MESH, "--remat", "full")
+    assert code == 2 and "--mesh and --remat" in err and "config.json" in err
+
+
+def test_setting_up_after_jax_has_started_changes_nothing() -> None:
+    use_virtual_devices("data:64")
+    assert len(jax.devices()) == 8
+    with pytest.raises(InputError, match="64 virtual CPU devices"):
+        dry_run("none.json", mesh="data:64")
+
+
+def test_a_fresh_process_gets_as_many_virtual_devices_as_the_mesh_has(folder: Path) -> None:
+    sizes = (*SMALL, "--mesh", "data:11,model:2")
+    # On a machine with an accelerator too: the command itself asks for CPU devices.
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    command = [sys.executable, "-m", "jpt.cli", "check", "--backbone", str(folder / "bert.json")]
+    done = subprocess.run(
+        [*command, *sizes, "--json"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["devices"] == 22
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_eleven_billion_weights_fit_sixty_four_devices(reference_folder: Path, dtype: str) -> None:
+    path = reference_folder / "configs" / "t5-11b.json"
+    command = [sys.executable, "-m", "jpt.cli", "check", "--backbone", str(path), "--json"]
+    command += ["--mesh", "data:8,model:8", "--dtype", dtype]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["backbone"]["weights"] == 11_307_321_344 and record["devices"] == 64
+    parts, whole = record["bytes_per_device"], record["backbone"]["weights_bytes"]
+    assert math.isclose(parts["weights"] * 8, whole, rel_tol=1e-3)
+    assert parts["activations"] < 1e9 and record["fits"]
+    assert record["loops_counted_once"] == 0
