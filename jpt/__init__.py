@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jpt.analysis.report import report
     from jpt.backbones.registry import Backbone, backbone_names, load_backbone
     from jpt.prompts.store import load_prompt, save_prompt
+    from jpt.recipes.dry_run import dry_run
+    from jpt.recipes.generate import generate
     from jpt.recipes.import_reference import import_reference
     from jpt.recipes.quickstart import quickstart
     from jpt.tasks.registry import load_task, task_names
@@ -42,7 +44,9 @@ _PLACES = {
     "activated_neurons": "jpt.analysis.activations",
     "backbone_names": "jpt.backbones.registry",
     "correlate": "jpt.analysis.correlation",
+    "dry_run": "jpt.recipes.dry_run",
     "evaluate": "jpt.tuning.evaluate",
+    "generate": "jpt.recipes.generate",
     "import_reference": "jpt.recipes.import_reference",
     "indicators": "jpt.analysis.indicators",
     "load_backbone": "jpt.backbones.registry",
@@ -73,7 +77,9 @@ __all__ = [
     "activated_neurons",
     "backbone_names",
     "correlate",
+    "dry_run",
     "evaluate",
+    "generate",
     "import_reference",
     "indicators",
     "load_backbone",

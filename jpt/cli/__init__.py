@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import jpt
-from jpt.cli import analysis, listing, report, studies, tuning
+from jpt.cli import analysis, generate, listing, report, studies, tuning
 from jpt.errors import DivergedError, InputError, StoppedError
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ for _command in (
     studies.quickstart,
     tuning.tune,
     tuning.evaluate,
+    generate.generate,
     studies.transfer,
     studies.neurons,
     analysis.indicators,

@@ -65,7 +65,7 @@ def test_the_gradient_is_that_of_the_loss_written_out() -> None:
 
 def test_rows_of_weight_zero_change_nothing() -> None:
     module, params = tiny_encoder()
-    # The gradient itself: AdamW's first step is its sign, which rounding turns where it is nearly 0.
+    # The gradient itself: AdamW's first step is its sign, which rounding turns near 0.
     optimizer = optax.trace(0.0)
     step = build_train_step(module, optimizer)
     plain, filled = tiny_batch(), tiny_batch()

@@ -1,0 +1,81 @@
+"""What a generated token costs, and that it costs the same whatever was generated before it.
+
+Writes a GPT-2 of a middling size with drawn weights as a Hugging Face folder, and lets it continue
+the same texts by more and more tokens, greedily and by beam search. Nothing ends a text here, so
+every row gets all its tokens. From each time that of one token is taken off, which is reading the
+texts, and what is left is shared out over the other tokens. Every token runs the same program over
+a memory of max_tokens places, whatever stands there: what its cost can grow with is that size.
+
+Command:
+    python experiments/benchmarks/generation.py
+
+Result: see experiments/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+
+import jpt
+from jpt.testing import write_tiny_backbone
+
+COUNTS = (16, 64, 256)
+TEXT = "the film is not a good film : it is a dull film , a lovely poor boring film"
+
+
+def main() -> None:
+    """Writes the model and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--repeats", type=int, default=2, help="the fastest counts")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        width, positions = options.width, max(COUNTS) + 64
+        sizes = {"n_embd": width, "n_inner": 4 * width, "n_layer": options.layers}
+        sizes |= {"n_head": width // 64, "n_positions": positions, "vocab_size": options.vocabulary}
+        backbone = jpt.load_backbone(write_tiny_backbone(folder, "gpt2", **sizes))
+    tokenizer = backbone.tokenizer
+    tokenizer.ids = tokenizer.ids._replace(eos=None)
+    print(f"GPT-2, {backbone.frozen_count:,} weights, {options.rows} rows of {len(TEXT.split())}")
+    print(f"{'beams':>5} {'tokens':>7} {'ms':>9} {'ms a token':>11} {'to the first':>13}")
+    for beams in options.beams:
+        reading_s = fastest_s(backbone, 1, beams, options.rows, options.repeats)
+        first_ms = None
+        for count in COUNTS:
+            elapsed_s = fastest_s(backbone, count, beams, options.rows, options.repeats)
+            token_ms = 1e3 * (elapsed_s - reading_s) / (count - 1)
+            first_ms = first_ms or token_ms
+            ratio = token_ms / first_ms
+            print(
+                f"{beams:5} {count:7} {1e3 * elapsed_s:9.0f} {token_ms:11.2f} {ratio:13.2f}",
+                flush=True,
+            )
+
+
+def fastest_s(
+    backbone: jpt.Backbone, max_tokens: int, beams: int, rows: int, repeats: int
+) -> float:
+    """Seconds of the fastest of several calls, the first of which compiles and does not count."""
+    elapsed_s = []
+    for _ in range(repeats + 1):
+        started_s = time.perf_counter()
+        jpt.generate(
+            None,
+            [TEXT] * rows,
+            backbone=backbone,
+            max_tokens=max_tokens,
+            beams=beams,
+            eval_batch_size=rows,
+        )
+        elapsed_s.append(time.perf_counter() - started_s)
+    return min(elapsed_s[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Text that a model writes on its own, token by token; the best token each time.
+
+A module that can write has two methods: ``start`` reads a batch and scores its first new token,
+``advance`` reads one more token of each row and scores the next. Each keeps keys and values in a
+:class:`~jpt.backbones.output.Cache` of a fixed size, so that a token costs the same whatever was
+written before it. The whole loop is one compiled program, which ends when all rows have ended.
+Beam search over the same two methods is in :mod:`jpt.backbones.beams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from jpt.backbones.output import Cache
+from jpt.types import Parameters
+
+NOTHING = -1
+"""What stands behind the end of a row that was written."""
+
+
+class Written(NamedTuple):
+    """What a model wrote for each row of a batch.
+
+    Attributes:
+        tokens: the new tokens, and `NOTHING` behind the end.
+        lengths: how many tokens are new, the one that ends the row included.
+    """
+
+    tokens: Int[Array, "B N"]
+    lengths: Int[Array, "B"]
+
+
+class _State(NamedTuple):
+    """Where greedy search stands.
+
+    Attributes:
+        step: how many tokens were chosen.
+        last: the newest of each row.
+        is_open: which rows have not ended.
+        written: all that were chosen.
+        cache: what the model remembers; ``last`` is not yet in it.
+    """
+
+    step: Int[Array, ""]
+    last: Int[Array, "B"]
+    is_open: Bool[Array, "B"]
+    written: Written
+    cache: Cache
+
+
+def greedy(
+    module: nn.Module,
+    params: Parameters,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
+    max_new: int,
+    eos_ids: Sequence[int] = (),
+) -> Written:
+    """Takes the most probable token each time, the first of equal ones.
+
+    Compiled once for each shape of the batch and ``max_new``.
+
+    Args:
+        module: the frozen model, without dropout.
+        params: its weights.
+        tokens: the text, padded on the right.
+        lengths: number of tokens of each row that are text.
+        prompt: one prompt for all rows, one a row, or none.
+        max_new: N, the most tokens that are written.
+        eos_ids: tokens that end a row.
+
+    Returns:
+        The new tokens of each row.
+
+    Example:
+        >>> from jpt.testing import tiny_model
+        >>> module, params = tiny_model("gpt2")
+        >>> tokens, lengths = jnp.array([[7, 9, 8], [6, 0, 0]]), jnp.array([3, 1])
+        >>> greedy(module, params, tokens, lengths, None, max_new=5).lengths.tolist()
+        [5, 5]
+    """
+    ends = np.asarray(tuple(eos_ids), np.int32)
+    return _greedy(module, params, tokens, lengths, prompt, ends, max_new)
+
+
+@partial(jax.jit, static_argnums=(0, 6))
+def _greedy(
+    module: nn.Module,
+    params: Parameters,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
+    eos_ids: Int[Array, "E"],
+    max_new: int,
+) -> Written:
+    variables, rows = {"params": params}, tokens.shape[0]
+
+    def choose(logits: Float[Array, "B V"], state: _State) -> _State:
+        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        column = jnp.where(state.is_open, best, NOTHING)
+        found = state.written.tokens.at[:, state.step].set(column)
+        written = Written(found, state.written.lengths + state.is_open.astype(jnp.int32))
+        is_open = state.is_open & ~is_end(best, eos_ids)
+        return _State(state.step + 1, best, is_open, written, state.cache)
+
+    def write(state: _State) -> _State:
+        logits, cache = module.apply(variables, state.last, state.cache, method="advance")
+        return choose(logits, state._replace(cache=cache))
+
+    def goes_on(state: _State) -> Bool[Array, ""]:
+        return (state.step < max_new) & state.is_open.any()
+
+    logits, cache = module.apply(variables, tokens, lengths, prompt, max_new, method="start")
+    none = jnp.zeros((rows,), jnp.int32)
+    empty = Written(jnp.full((rows, max_new), NOTHING, jnp.int32), none)
+    begun = _State(jnp.zeros((), jnp.int32), none, jnp.ones((rows,), bool), empty, cache)
+    return jax.lax.while_loop(goes_on, write, choose(logits, begun)).written
+
+
+def is_end(tokens: Int[Array, "*B"], eos_ids: Int[Array, "E"]) -> Bool[Array, "*B"]:
+    """Says which tokens end a row.
+
+    Args:
+        tokens: of any shape.
+        eos_ids: those that do; there may be none.
+
+    Returns:
+        True where a token is one of them.
+
+    Example:
+        >>> is_end(jnp.array([5, 2, 7]), jnp.array([7, 5])).tolist()
+        [True, False, True]
+    """
+    ends = eos_ids.reshape(*(1,) * tokens.ndim, -1)
+    return (tokens[..., None] == ends).any(axis=-1)
