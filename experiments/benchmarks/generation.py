@@ -17,11 +17,18 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 import jpt
 from jpt.testing import write_tiny_backbone
 
 COUNTS = (16, 64, 256)
+FILLED = (1, 64, 128, 192, 240)
+CALLS = 12
 TEXT = "the film is not a good film : it is a dull film , a lovely poor boring film"
 
 
@@ -56,6 +63,35 @@ def main() -> None:
                 f"{beams:5} {count:7} {1e3 * elapsed_s:9.0f} {token_ms:11.2f} {ratio:13.2f}",
                 flush=True,
             )
+    print(f"{'already written':>15} {'ms a token':>11} {'to the first':>13}")
+    first_ms = None
+    for filled, token_ms in advance_ms(backbone, options.rows, options.repeats).items():
+        first_ms = first_ms or token_ms
+        print(f"{filled:15} {token_ms:11.2f} {token_ms / first_ms:13.2f}", flush=True)
+
+
+def advance_ms(backbone: jpt.Backbone, rows: int, repeats: int) -> dict[int, float]:
+    """Milliseconds of a token behind so many others, in a memory with room for all of them."""
+    variables, module = {"params": backbone.params}, backbone.module
+    tokens = jnp.array(backbone.tokenizer.encode([TEXT] * rows))
+    lengths, last = jnp.full((rows,), tokens.shape[1]), jnp.zeros((rows,), jnp.int32)
+    _, cache = module.apply(variables, tokens, lengths, None, max(COUNTS), method="start")
+
+    @partial(jax.jit, donate_argnums=1)
+    def advance(variables: dict, cache: Any) -> Any:
+        return module.apply(variables, last, cache, method="advance")[1]
+
+    found: dict[int, list[float]] = {filled: [] for filled in FILLED}
+    for _ in range(repeats + 1):
+        for filled, elapsed_ms in found.items():
+            cache = advance(variables, cache.replace(steps=jnp.array(filled, jnp.int32)))
+            jax.block_until_ready(cache)
+            started_s = time.perf_counter()
+            for _ in range(CALLS):
+                cache = advance(variables, cache)
+            jax.block_until_ready(cache)
+            elapsed_ms.append(1e3 * (time.perf_counter() - started_s) / CALLS)
+    return {filled: min(elapsed_ms[1:]) for filled, elapsed_ms in found.items()}
 
 
 def fastest_s(
