@@ -31,12 +31,12 @@ def start_from_components(
     places = teacher["bert.embeddings.position_embeddings.weight"]
     # Of the positions that are trained: the slow drift over all would drown near neighbors.
     # The strongest components of both tables shall not fall on the same columns: reversed.
-    places = _components(places, slice(1, TEXT_TOKENS), width)[:, ::-1].copy()
+    places = principal_components(places, slice(1, TEXT_TOKENS), width)[:, ::-1].copy()
     # Position 0 is far from all others in BERT; it starts as near as they are.
     places[0] *= np.linalg.norm(places[1:TEXT_TOKENS], axis=1).mean() / np.linalg.norm(places[0])
     random = np.random.default_rng(seed)
     tensors = {
-        "bert.embeddings.word_embeddings.weight": _components(words, slice(None), width),
+        "bert.embeddings.word_embeddings.weight": principal_components(words, slice(None), width),
         "bert.embeddings.position_embeddings.weight": places,
         "bert.embeddings.token_type_embeddings.weight": np.zeros((2, width)),
         "extra.teacher.weight": random.normal(0, 0.3 * width**-0.5, (words.shape[1], width)),
@@ -47,7 +47,7 @@ def start_from_components(
     return tensors
 
 
-def _components(table: np.ndarray, main: slice, width: int) -> np.ndarray:
+def principal_components(table: np.ndarray, main: slice, width: int) -> np.ndarray:
     """Principal components of the main rows, applied to all and scaled by the main rows."""
     center = table[main].mean(0)
     _, _, directions = np.linalg.svd(table[main] - center, full_matrices=True)

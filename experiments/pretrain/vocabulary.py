@@ -90,3 +90,29 @@ def save_tokenizer(pieces: list[str], folder: Path, positions: int) -> None:
     }
     text = json.dumps(settings, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def save_writer_tokenizer(pieces: list[str], folder: Path, family: str, sentinels: int) -> None:
+    """Writes the tokenizer of the built-in T5 or GPT-2: the same pieces in another frame.
+
+    T5 reads `text [SEP]` and has sentinels `<extra_id_0>`, ... behind the pieces; GPT-2 reads
+    `[CLS] text`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = build_tokenizer(pieces)
+    frame, marked = ("$A [SEP]", "[SEP]") if family == "t5" else ("[CLS] $A", "[CLS]")
+    if family == "t5":
+        made.add_special_tokens([f"<extra_id_{number}>" for number in range(sentinels)])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=frame, special_tokens=[(marked, SPECIAL.index(marked))]
+    )
+    made.save(str(folder / "tokenizer.json"), pretty=False)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "eos_token": "[SEP]",
+        **({"bos_token": "[CLS]"} if family == "gpt2" else {}),
+    }
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
