@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="the GGUF file")
     parser.add_argument("--data", type=Path, required=True, help="folder of SST-2's rows")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--init", default=START)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     options = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
         options.out,
         init=options.init,
         steps=options.steps,
-        eval_every=options.steps // 2,
+        eval_every=options.steps,
         learning_rate=options.learning_rate,
         length=16,
         max_tokens=64,
