@@ -13,12 +13,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jpt.backbones.registry import Backbone, load_backbone
+from jpt.config import check_choice
 from jpt.errors import InputError
 from jpt.files.study_files import write_activations
 from jpt.prompts.bank import stack_prompts
 from jpt.prompts.collection import load_prompts
 from jpt.prompts.store import check_prompt
 from jpt.types import Activations, Parameters, Prompt
+
+STACKS = ("decoder", "encoder")
 
 
 def activated_neurons(
@@ -27,17 +30,20 @@ def activated_neurons(
     *,
     backbone: Backbone | str | Path | None = None,
     dtype: str = "float32",
+    stack: str | None = None,
 ) -> Activations:
     """Reads the feed-forward neurons of all layers behind each prompt, in one compiled call.
 
     The paper's probe: the input is the prompt and the start token, without any text, and the
-    neurons are read where the answer stands. Values are those after the non-linearity.
+    neurons are read where the answer stands. Values are those after the non-linearity. In T5 the
+    decoder is read at its first step, as in the paper, or the encoder at the start token.
 
     Args:
         prompts: a folder of prompts, or prompts by name; all of one backbone and length.
         out: file to write, by custom ``neurons.npz``.
         backbone: instead of the one that the cards name; the width is checked.
         dtype: of weights and matrix products.
+        stack: ``"decoder"`` or ``"encoder"`` of a T5; its decoder by default.
 
     Returns:
         Activations [K, L, F], the prompts sorted by name.
@@ -57,11 +63,7 @@ def activated_neurons(
     name = backbone if backbone is not None else first.card.backbone
     model = name if isinstance(name, Backbone) else load_backbone(name, dtype=dtype)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
-    if len(first.values) > model.config.positions:
-        raise InputError(
-            f"a prompt of {len(first.values)} rows is longer than the {model.config.positions}"
-            f" positions of {model.name}"
-        )
+    _check_model(model, len(first.values), stack)
     start = jnp.array([[model.start_id]], jnp.int32)
     values = probe_bank(
         model.module.clone(dropout_rate=0.0),
@@ -69,6 +71,7 @@ def activated_neurons(
         jnp.asarray(stack_prompts(loaded)),
         start,
         first.card.first_position or 0,
+        stack,
     )
     found = Activations(tuple(loaded), np.asarray(values, np.float32))
     if out is not None:
@@ -76,13 +79,29 @@ def activated_neurons(
     return found
 
 
-@partial(jax.jit, static_argnums=(0, 4))
+def _check_model(model: Backbone, rows: int, stack: str | None) -> None:
+    """Refuses a prompt that the positions cannot serve, and a stack that is not there."""
+    # The probe's one token of text has a position of its own behind a decoder's prompt.
+    most = model.config.positions - (model.layout == "decoder")
+    if rows > most:
+        raise InputError(
+            f"a prompt of {rows} rows is longer than the {most} positions that {model.name} has for"
+            " it"
+        )
+    if stack is not None:
+        check_choice("stack", stack, STACKS)
+        if model.layout != "encoder_decoder":
+            raise InputError(f"stack is '{stack}', but {model.name} has one stack; leave it out")
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
 def probe_bank(
     module: nn.Module,
     params: Parameters,
     bank: Float[Array, "K P D"],
     start: Int[Array, "1 1"],
     first_position: int = 0,
+    stack: str | None = None,
 ) -> Float[Array, "K L F"]:
     """Runs the probe on every prompt of a bank.
 
@@ -92,6 +111,7 @@ def probe_bank(
         bank: the prompts.
         start: id of the start token, the only token of the input.
         first_position: the position of that token.
+        stack: whose neurons, in a model that has two.
 
     Returns:
         The neurons at the answer position, after the non-linearity.
@@ -103,8 +123,9 @@ def probe_bank(
         (3, 2, 48)
     """
 
-    # Only encoders number their text apart from the prompt.
-    start_position = {"first_position": first_position} if first_position else {}
+    # Only encoders number their text apart from the prompt, only T5 has two stacks.
+    options = {"first_position": first_position} if first_position else {}
+    options |= {"neuron_stack": stack} if stack else {}
 
     def probe(prompt: Float[Array, "P D"]) -> Float[Array, "L F"]:
         output = module.apply(
@@ -114,7 +135,7 @@ def probe_bank(
             prompt,
             label_ids=jnp.zeros(1, jnp.int32),
             capture_neurons=True,
-            **start_position,
+            **options,
         )
         return output.neurons[:, 0].astype(jnp.float32)
 

@@ -99,6 +99,9 @@ def neurons(
     out: Annotated[Path, typer.Option(help="File to write, for instance neurons.npz.")],
     backbone: OtherBackboneOption = None,
     dtype: DtypeOption = "float32",
+    stack: Annotated[
+        str | None, typer.Option(help="decoder or encoder of a T5; by default its decoder.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Read the feed-forward neurons that each prompt activates, in one compiled call.
@@ -107,7 +110,7 @@ def neurons(
     """
     from jpt.analysis.activations import activated_neurons
 
-    found = activated_neurons(prompts, out, backbone=backbone, dtype=dtype)
+    found = activated_neurons(prompts, out, backbone=backbone, dtype=dtype, stack=stack)
     share = float((found.values > 0).mean())
     count, layers, width = found.values.shape
     record = {

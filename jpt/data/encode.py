@@ -94,7 +94,7 @@ def encode_split(
     ids = []
     for row_pieces in pieces:
         held = dict(zip(free, cut_segments(row_pieces, room), strict=True)) | fixed
-        ids.append(_frame([held[place] for place in range(len(template))], tokenizer, layout))
+        ids.append(frame([held[place] for place in range(len(template))], tokenizer, layout))
     class_of = {label: number for number, label in enumerate(task.labels)}
     return EncodedSplit(
         tokens=np.fromiter(chain.from_iterable(ids), dtype=np.int32),
@@ -162,7 +162,7 @@ def _room(
     layout: str,
 ) -> int:
     """Pieces of text that fit beside the special pieces and those that no row can change."""
-    special = len(_frame([[]] * n_segments, tokenizer, layout)) + n_fixed
+    special = len(frame([[]] * n_segments, tokenizer, layout)) + n_fixed
     if max_tokens < special + n_segments:
         raise InputError(
             f"max_tokens is {max_tokens}, but a row of task {task.name} has {special} special "
@@ -171,8 +171,17 @@ def _room(
     return max_tokens - special
 
 
-def _frame(segments: Sequence[list[int]], tokenizer: TextTokenizer, layout: str) -> list[int]:
-    """Puts the special pieces of a layout around the segments."""
+def frame(segments: Sequence[list[int]], tokenizer: TextTokenizer, layout: str) -> list[int]:
+    """Puts the special pieces of a layout around the ids of a text.
+
+    Args:
+        segments: ids of one text or several that are read together.
+        tokenizer: knows the special pieces.
+        layout: of the model that reads them.
+
+    Returns:
+        The ids as the model reads them.
+    """
     special = tokenizer.ids
     if layout == "encoder":
         return [special.cls, *chain.from_iterable([*ids, special.sep] for ids in segments)]

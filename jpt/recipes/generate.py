@@ -18,7 +18,7 @@ from jpt.backbones.families import FAMILIES
 from jpt.backbones.generation import greedy
 from jpt.backbones.registry import Backbone
 from jpt.data.batches import BUCKETS, evaluation_batches
-from jpt.data.encode import EncodedSplit
+from jpt.data.encode import EncodedSplit, frame
 from jpt.errors import InputError
 from jpt.mesh import batch_sharding, make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
@@ -128,13 +128,8 @@ def _load(
 
 def _encode(texts: Sequence[str], model: Backbone) -> list[list[int]]:
     """Tokenises every text as the model reads it."""
-    tokenizer, special = model.tokenizer, model.tokenizer.ids
-    rows = tokenizer.encode(list(texts))
-    if model.layout == "encoder_decoder":
-        rows = [[*row, special.eos] for row in rows]
-    else:
-        rows = [[special.bos, *row] if tokenizer.add_bos else row for row in rows]
-        rows = [row or [model.start_id] for row in rows]
+    encoded = model.tokenizer.encode(list(texts))
+    rows = [frame([row], model.tokenizer, model.layout) or [model.start_id] for row in encoded]
     for number, row in enumerate(rows, 1):
         if max(row) >= model.config.vocabulary:
             raise InputError(

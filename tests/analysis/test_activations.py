@@ -115,3 +115,28 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(jpt.InputError, match="neurons.npz is no file of activations"):
         read_activations(file)
+
+
+def test_either_stack_of_a_t5_is_read_on_request() -> None:
+    backbone = jpt.load_backbone("builtin/t5-mini")
+    values = np.random.default_rng(3).normal(0, 1, (2, 5, 128)).astype(np.float32)
+    card = PromptCard(backbone.name, "t", layout="encoder_decoder")
+    prompts = {f"p{number}": Prompt(rows, card) for number, rows in enumerate(values)}
+    found = {stack: activated_neurons(prompts, stack=stack) for stack in ("decoder", "encoder")}
+    np.testing.assert_array_equal(activated_neurons(prompts).values, found["decoder"].values)
+    for stack, activations in found.items():
+        # The plain way: one prompt alone; the encoder at every position, the start token last.
+        output = backbone.module.apply(
+            {"params": backbone.params},
+            jnp.array([[backbone.start_id]], jnp.int32),
+            jnp.ones(1, jnp.int32),
+            values[1],
+            capture_neurons=True,
+            neuron_stack=stack,
+            every_position=True,
+        )
+        np.testing.assert_allclose(activations.values[1], output.neurons[:, 0, -1], atol=1e-5)
+    with pytest.raises(jpt.InputError, match="has one stack"):
+        activated_neurons(make_prompts(1), stack="encoder")
+    with pytest.raises(jpt.InputError, match="stack"):
+        activated_neurons(prompts, stack="both")

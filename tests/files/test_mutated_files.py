@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jpt.errors import InputError
+from jpt.files.safetensors_file import write_safetensors
 from jpt.files.tensor_files import open_tensors
 from jpt.files.torch_pickle import read_torch_object
 
@@ -76,4 +79,26 @@ def test_mutated_file(tmp_path: Path, file: str) -> None:
     tracemalloc.stop()
     assert refused > MUTATIONS / 4
     assert peak_bytes < LARGEST_MEMORY_BYTES
+    assert time.monotonic() - started < LONGEST_S
+
+
+def test_mutated_index_of_shards(tmp_path: Path) -> None:
+    """The shards stay whole; what names them is damaged."""
+    for number in (1, 2):
+        tensors = {f"t{number}.{part}": np.full((3, 2), part, np.float32) for part in range(4)}
+        write_safetensors(tmp_path / f"model-{number}-of-2.safetensors", tensors)
+    names = {f"t{n}.{part}": f"model-{n}-of-2.safetensors" for n in (1, 2) for part in range(4)}
+    data = json.dumps({"metadata": {"total_size": 192}, "weight_map": names}).encode()
+    generator, index = random.Random("index"), tmp_path / "model.safetensors.index.json"
+    refused, started = 0, time.monotonic()
+    for _ in range(MUTATIONS):
+        index.write_bytes(mutate(data, generator))
+        try:
+            source = open_tensors(tmp_path)
+            for name in source.shapes:
+                assert source.read(name).shape == (3, 2)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 600
+    assert refused > MUTATIONS / 4
     assert time.monotonic() - started < LONGEST_S
