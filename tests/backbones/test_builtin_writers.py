@@ -82,11 +82,10 @@ def test_a_decoders_text_starts_with_the_piece_it_was_trained_with() -> None:
     assert jpt.load_backbone("builtin/gpt2-mini").tokenizer.add_bos
 
 
-@pytest.mark.parametrize(
-    "name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)], ids=["gpt2", "t5"]
-)
-def test_a_prompt_beats_the_majority_class(name: str) -> None:
-    test = jpt.tune(name, "builtin/rotten_tomatoes").record["test"]
+@pytest.mark.slow
+def test_a_prompt_on_the_t5_beats_the_majority_class() -> None:
+    """The GPT-2 is tuned by the default tests."""
+    test = jpt.tune("builtin/t5-mini", "builtin/rotten_tomatoes").record["test"]
     assert test["accuracy"] >= test["majority"] + 0.08, test
 
 

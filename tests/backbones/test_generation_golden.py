@@ -75,9 +75,21 @@ def write(
     return beam_search(module, params, *inputs, max_new, (end,), beams)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("mesh", ["data:1", "data:2,model:4"])
-def test_what_is_written_is_identical(name: str, mesh: str) -> None:
+# Compiling for a mesh takes seconds: one fixture a family always, the others with the slow tests.
+ALWAYS_ON_MESH = ("t5_relu", "gpt2_tied", "llama_grouped")
+CASES = [
+    *(("data:1", name) for name in NAMES),
+    *(("data:2,model:4", name) for name in ALWAYS_ON_MESH),
+    *(
+        pytest.param("data:2,model:4", name, marks=pytest.mark.slow)
+        for name in NAMES
+        if name not in ALWAYS_ON_MESH
+    ),
+]
+
+
+@pytest.mark.parametrize(("mesh", "name"), CASES)
+def test_what_is_written_is_identical(mesh: str, name: str) -> None:
     golden = load_golden(name)
     inputs = golden.on_mesh(mesh)
     searches = sorted(golden.stored, key=lambda search: golden.stored[search].shape[1])
