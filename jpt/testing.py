@@ -158,7 +158,7 @@ def write_tiny_backbone(folder: str | Path, model_type: str, **changes: Any) -> 
     place.mkdir(parents=True, exist_ok=True)
     module, params = tiny_model(model_type, **changes)
     (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    tensors = FAMILIES[model_type].write(params, module.config)
+    tensors = FAMILIES[model_type].weights.write(params, module.config)
     write_safetensors(place / "model.safetensors", tensors)
     ids = {piece: number for number, piece in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))

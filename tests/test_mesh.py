@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jpt.backbones.encoder_weights import ENCODER_PARTITION
+from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
 from jpt.errors import InputError
 from jpt.mesh import (
     batch_sharding,
@@ -54,7 +54,9 @@ def test_axes_left_out_have_size_one() -> None:
 def test_a_parameter_without_a_rule_is_an_error() -> None:
     with pytest.raises(InputError, match="layers/new/kernel"):
         parameter_shardings(
-            {"layers": {"new": {"kernel": jnp.ones((2, 2))}}}, ENCODER_PARTITION, make_mesh()
+            {"layers": {"new": {"kernel": jnp.ones((2, 2))}}},
+            ENCODER_WEIGHTS.partition,
+            make_mesh(),
         )
 
 
@@ -83,7 +85,7 @@ def gradient_step(mesh_text: str) -> tuple[np.ndarray, float]:
     """Takes one step of an optimizer that keeps the gradient, and gives it with the loss."""
     module, params = tiny_encoder()
     mesh = make_mesh(mesh_text)
-    shardings, _ = parameter_shardings(params, ENCODER_PARTITION, mesh)
+    shardings, _ = parameter_shardings(params, ENCODER_WEIGHTS.partition, mesh)
     params = place(params, shardings)
     optimizer = optax.trace(0.0)
     start = 0.02 * jax.random.normal(jax.random.key(3), (6, 32))
@@ -105,7 +107,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh: str) -> None:
 def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:
     module, params = tiny_encoder()
     mesh = make_mesh("data:2,model:4")
-    shardings, _ = parameter_shardings(params, ENCODER_PARTITION, mesh)
+    shardings, _ = parameter_shardings(params, ENCODER_WEIGHTS.partition, mesh)
     params = place(params, shardings)
     optimizer = prompt_optimizer(1e-2)
     state = place(init_state(jnp.ones((6, 32)), optimizer), replicated(mesh))
@@ -124,7 +126,7 @@ def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:
 def test_weights_are_really_split() -> None:
     _, params = tiny_encoder()
     mesh = make_mesh("model:4")
-    shardings, _ = parameter_shardings(params, ENCODER_PARTITION, mesh)
+    shardings, _ = parameter_shardings(params, ENCODER_WEIGHTS.partition, mesh)
     params = place(params, shardings)
     kernel = params["last_layer"]["feed_forward_in"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 12)}

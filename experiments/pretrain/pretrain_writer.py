@@ -276,7 +276,7 @@ def save_model(
     halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     tensors = {
         name: np.ascontiguousarray(value)
-        for name, value in FAMILIES[family].write(halved, shape).items()
+        for name, value in FAMILIES[family].weights.write(halved, shape).items()
     }
     temporary = folder / "model.tmp"
     save_file(tensors, temporary, metadata={"format": "pt"})

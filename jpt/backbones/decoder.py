@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jpt.backbones.attention import KeyBlock
 from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.decoder_ends import DecoderEmbeddings, DecoderHead
+from jpt.backbones.decoder_embeddings import DecoderEmbeddings
 from jpt.backbones.decoder_layers import (
     DecoderLayer,
     Keys,
@@ -27,7 +27,7 @@ from jpt.backbones.decoder_layers import (
     WritingPlace,
     pick,
 )
-from jpt.backbones.layers import LayerNorm, RMSNorm, rematerialised
+from jpt.backbones.layers import LayerNorm, RMSNorm, WordHead, rematerialised
 from jpt.backbones.output import Cache, ModelOutput
 from jpt.backbones.rotary import Angles, rotary_angles
 
@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         self.last_layer = DecoderLayer(self.config, self.dtype, self.dropout_rate)
         norm = LayerNorm if self.config.is_gpt2 else RMSNorm
         self.final_norm = norm(self.config.epsilon)
-        self.head = DecoderHead(self.config, self.dtype)
+        self.head = WordHead(self.config.tied_head, self.dtype)
 
     def __call__(
         self,

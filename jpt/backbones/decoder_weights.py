@@ -1,4 +1,4 @@
-"""What the checkpoints of all decoders have in common: the head, which may be a copy of a table."""
+"""What the checkpoints of all decoders have in common: the head, and how a model is split."""
 
 from __future__ import annotations
 
@@ -6,82 +6,56 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.loading import Placer, TensorRule, TensorSource, load_parameters
-from jpt.types import Parameters
+from jpt.backbones.loading import TensorRule, TensorSource
+from jpt.backbones.weights import Weights, differs, split_layers
 
 HEAD = "lm_head.weight"
 
-Rules = Callable[[DecoderConfig], list[TensorRule]]
-Split = tuple[tuple[str, tuple[str | None, ...]], ...]
+# The first matrices are split by column, those that follow by row; tables are split over D.
+_PARTITION = (
+    *split_layers(
+        (
+            (r"(query|key|value|feed_forward_in|feed_forward_up)/kernel", (None, "model")),
+            (r"(query|key|value|feed_forward_in|feed_forward_up)/bias", ("model",)),
+            (r"(attention_out|feed_forward_out)/kernel", ("model", None)),
+            (r"(attention_out|feed_forward_out)/bias", (None,)),
+            (r"(attention_norm|feed_forward_norm)/(scale|bias)", (None,)),
+        )
+    ),
+    (r"embeddings/(word|position)", PartitionSpec(None, "model")),
+    (r"final_norm/(scale|bias)", PartitionSpec()),
+    (r"head/words", PartitionSpec(None, "model")),
+)
 
 
-def split_layers(split: Split) -> tuple[tuple[str, PartitionSpec], ...]:
-    """Says how a layer is split, alone and in the stack, which has one axis more in front.
-
-    Args:
-        split: pairs of a regular expression over the path within a layer, and its axes.
-
-    Returns:
-        Rows of a partition table.
-
-    Example:
-        >>> [pattern for pattern, _ in split_layers((("query/kernel", (None, "model")),))]
-        ['last_layer/query/kernel', 'layers/query/kernel']
-    """
-    return (
-        *((rf"last_layer/{path}", PartitionSpec(*axes)) for path, axes in split),
-        *((rf"layers/{path}", PartitionSpec(None, *axes)) for path, axes in split),
-    )
-
-
-def head_rules(config: DecoderConfig) -> list[TensorRule]:
-    """Names the head's own table, where it has one.
+def decoder_weights(
+    rules: Callable[[DecoderConfig], list[TensorRule]], ignored: tuple[str, ...]
+) -> Weights:
+    """Describes the checkpoints of a decoder by what they call its tensors.
 
     Args:
-        config: shape of the model.
-
-    Returns:
-        One rule, or none where the head multiplies by the word table.
-    """
-    shape = (config.vocabulary, config.width)
-    return [] if config.tied_head else [TensorRule("head/words", HEAD, shape)]
-
-
-def load_decoder(
-    source: TensorSource,
-    config: DecoderConfig,
-    rules: Rules,
-    ignored: tuple[str, ...],
-    dtype: np.dtype,
-    where: str,
-    place: Placer | None,
-) -> tuple[DecoderConfig, Parameters]:
-    """Reads a decoder's parameters from a checkpoint.
-
-    Args:
-        source: the checkpoint's tensors.
-        config: shape of the model.
-        rules: names the tensors of a shape.
+        rules: names the tensors of a shape, that of the word table first, the head left out.
         ignored: regular expressions of names that real files have and nobody needs.
-        dtype: of the parameters.
-        where: what to call the checkpoint in messages.
-        place: puts a parameter on its devices.
 
     Returns:
-        The shape, its head untied where the checkpoint has one of its own (as in transformers 5),
-        and the parameters.
-
-    Raises:
-        InputError: for missing, misshaped or unexpected tensors.
+        The description.
     """
-    if config.tied_head and HEAD in source.shapes:
+
+    def with_head(config: DecoderConfig) -> list[TensorRule]:
+        head = TensorRule("head/words", HEAD, (config.vocabulary, config.width))
+        return [*rules(config), *([] if config.tied_head else [head])]
+
+    def settle(source: TensorSource, config: DecoderConfig, where: str) -> DecoderConfig:
+        del where
         words = rules(config)[0].find(None, source.shapes)
-        if words is not None and not np.array_equal(source.read(HEAD), source.read(words)):
-            config = dataclasses.replace(config, tied_head=False)
-    copies = (re.escape(HEAD),) if config.tied_head else ()
-    params = load_parameters(source, rules(config), (*ignored, *copies), dtype, where, place)
-    return config, params
+        if config.tied_head and differs(source, HEAD, words):
+            return dataclasses.replace(config, tied_head=False)
+        return config
+
+    def passed_over(config: DecoderConfig) -> tuple[str, ...]:
+        return (*ignored, re.escape(HEAD)) if config.tied_head else ignored
+
+    return Weights(with_head, passed_over, settle, _PARTITION)

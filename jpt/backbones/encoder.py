@@ -17,8 +17,8 @@ from jpt.backbones.layers import (
     ACTIVATIONS,
     LayerNorm,
     linear,
-    matmul_precision,
     rematerialised,
+    score_words,
 )
 from jpt.backbones.output import ModelOutput
 
@@ -182,13 +182,7 @@ class MaskedHead(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (config.vocabulary,))
         if label_ids is not None:
             words, bias = words[label_ids], bias[label_ids]
-        logits = jnp.einsum(
-            "...d,vd->...v",
-            transformed,
-            words.astype(self.dtype),
-            precision=matmul_precision(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        logits = score_words(transformed, words, self.dtype)
         return logits + bias.astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
 
 

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from jpt.backbones.encoder_config import EncoderConfig
-from jpt.backbones.loading import (
-    Placer,
-    TensorRule,
-    TensorSource,
-    load_parameters,
-    write_parameters,
-)
+from jpt.backbones.loading import TensorRule, TensorSource
+from jpt.backbones.weights import Weights, differs, split_layers
 from jpt.errors import InputError
-from jpt.types import Parameters
 
 _LAYER_MAPS = {
     "query": "attention.self.query",
@@ -58,16 +51,6 @@ _SPLIT = (
     (r"(attention_out|feed_forward_out)/kernel", ("model", None)),
     (r"(attention_out|feed_forward_out)/bias", (None,)),
     (r"(attention_norm|feed_forward_norm)/(scale|bias)", (None,)),
-)
-ENCODER_PARTITION: tuple[tuple[str, PartitionSpec], ...] = (
-    *((rf"last_layer/{path}", PartitionSpec(*axes)) for path, axes in _SPLIT),
-    *((rf"layers/{path}", PartitionSpec(None, *axes)) for path, axes in _SPLIT),
-    (r"embeddings/(word|position|token_type)", PartitionSpec(None, "model")),
-    (r"embeddings/norm/(scale|bias)", PartitionSpec()),
-    (r"head/words", PartitionSpec(None, "model")),
-    (r"head/transform/(kernel|bias)", PartitionSpec()),
-    (r"head/norm/(scale|bias)", PartitionSpec()),
-    (r"head/bias", PartitionSpec()),
 )
 
 
@@ -149,29 +132,8 @@ def _norm(path: str, name: str, width: int, layers: int = 0) -> list[TensorRule]
     ]
 
 
-def load_encoder(
-    source: TensorSource,
-    config: EncoderConfig,
-    dtype: np.dtype,
-    where: str,
-    place: Placer | None = None,
-) -> tuple[EncoderConfig, Parameters]:
-    """Reads an encoder's parameters from a checkpoint.
-
-    Args:
-        source: the checkpoint's tensors.
-        config: shape of the model.
-        dtype: of the parameters.
-        where: what to call the checkpoint in messages.
-        place: puts a parameter on its devices.
-
-    Returns:
-        The shape, its head untied where the checkpoint has one of its own, and the parameters.
-
-    Raises:
-        InputError: for a checkpoint without a masked-LM head, or with missing, misshaped or
-            unexpected tensors.
-    """
+def _settle(source: TensorSource, config: EncoderConfig, where: str) -> EncoderConfig:
+    """Unties the head where the file has its own; raises where it has none at all."""
     kind = "bert" if config.is_bert else "roberta"
     head = "cls.predictions." if config.is_bert else "lm_head."
     if not any(name.startswith(head) for name in source.shapes):
@@ -179,37 +141,27 @@ def load_encoder(
             f"{where} has no masked-LM head (no tensor begins with '{head}'), so no label word "
             "can be scored; use a checkpoint saved from the masked-LM model"
         )
-    if config.tied_head and _has_own_head(source, config, kind):
-        config = dataclasses.replace(config, tied_head=False)
-    rules = encoder_rules(config)
-    params = load_parameters(source, rules, _IGNORED[kind], dtype, where, place)
-    return config, params
-
-
-def _has_own_head(source: TensorSource, config: EncoderConfig, kind: str) -> bool:
-    """Whether the decoder differs from what it copies (transformers 5 unties it then)."""
     copies = (
         (_DECODER[kind], f"{kind}.embeddings.word_embeddings.weight"),
         (_DECODER_BIAS[kind], _HEAD_BIAS[kind]),
     )
-    held = [pair for pair in copies if pair[0] in source.shapes and pair[1] in source.shapes]
-    return any(not np.array_equal(source.read(copy), source.read(own)) for copy, own in held)
+    if config.tied_head and any(differs(source, *pair) for pair in copies):
+        return dataclasses.replace(config, tied_head=False)
+    return config
 
 
-def write_encoder(params: Parameters, config: EncoderConfig) -> dict[str, np.ndarray]:
-    """Names an encoder's parameters as a Hugging Face checkpoint does.
-
-    Args:
-        params: the parameters.
-        config: shape of the model.
-
-    Returns:
-        Tensors by name.
-
-    Example:
-        >>> from jpt.testing import tiny_encoder
-        >>> encoder, params = tiny_encoder()
-        >>> write_encoder(params, encoder.config)["cls.predictions.bias"].shape
-        (61,)
-    """
-    return write_parameters(params, encoder_rules(config))
+ENCODER_WEIGHTS = Weights(
+    rules=encoder_rules,
+    ignored=lambda config: _IGNORED["bert" if config.is_bert else "roberta"],
+    settle=_settle,
+    partition=(
+        *split_layers(_SPLIT),
+        (r"embeddings/(word|position|token_type)", PartitionSpec(None, "model")),
+        (r"embeddings/norm/(scale|bias)", PartitionSpec()),
+        (r"head/words", PartitionSpec(None, "model")),
+        (r"head/transform/(kernel|bias)", PartitionSpec()),
+        (r"head/norm/(scale|bias)", PartitionSpec()),
+        (r"head/bias", PartitionSpec()),
+    ),
+)
+"""BERT's and RoBERTa's checkpoints."""

@@ -14,16 +14,15 @@ from jpt.backbones.decoder import Decoder
 from jpt.backbones.decoder_config import DecoderConfig
 from jpt.backbones.encoder import Encoder
 from jpt.backbones.encoder_config import EncoderConfig
-from jpt.backbones.encoder_weights import ENCODER_PARTITION, load_encoder, write_encoder
-from jpt.backbones.gpt2_weights import GPT2_PARTITION, load_gpt2, write_gpt2
-from jpt.backbones.llama_weights import LLAMA_PARTITION, load_llama, write_llama
+from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
+from jpt.backbones.gpt2_weights import GPT2_WEIGHTS
+from jpt.backbones.llama_weights import LLAMA_WEIGHTS
 from jpt.backbones.t5 import T5
 from jpt.backbones.t5_config import T5Config
-from jpt.backbones.t5_weights import T5_PARTITION, load_t5, write_t5
+from jpt.backbones.t5_weights import T5_WEIGHTS
+from jpt.backbones.weights import Weights
 from jpt.errors import InputError, unknown_name
 from jpt.files.tokenizer import SpecialIds
-from jpt.mesh import PartitionTable
-from jpt.types import Parameters
 
 LARGE_LAYERS = 24
 LAYOUTS = ("encoder", "encoder_decoder", "decoder")
@@ -40,10 +39,7 @@ class Family:
         pieces: special pieces that it cannot do without.
         config: reads the shape from a Hugging Face config: ``config(dict)``.
         module: builds the Linen module: ``module(config, ids, dtype, dropout_rate, remat)``.
-        load: reads parameters: ``load(source, config, dtype, where, place)`` gives shape and
-            parameters.
-        write: names parameters as a checkpoint does: ``write(params, config)``.
-        partition: from parameter path to axes of the mesh.
+        weights: how its parameters stand in files and lie on a mesh.
         choices: tuning options that suit a shape, where they are not the encoders': ``choices(
             config)``.
         init_std: spread of a random prompt; None takes that of the word table.
@@ -55,9 +51,7 @@ class Family:
     pieces: tuple[str, ...]
     config: Callable[[Mapping[str, Any]], Any]
     module: Callable[[Any, SpecialIds, jnp.dtype, float, str], nn.Module]
-    load: Callable[..., tuple[Any, Parameters]]
-    write: Callable[[Parameters, Any], dict[str, Any]]
-    partition: PartitionTable
+    weights: Weights
     choices: Callable[[Any], dict[str, Any]]
     init_std: float | None
 
@@ -80,9 +74,7 @@ ENCODERS = Family(
     pieces=("cls", "sep", "mask", "pad"),
     config=EncoderConfig.from_huggingface,
     module=_encoder,
-    load=load_encoder,
-    write=write_encoder,
-    partition=ENCODER_PARTITION,
+    weights=ENCODER_WEIGHTS,
     choices=_encoder_choices,
     # Paper's code: N(0, 0.02^2), the models' own initializer_range.
     init_std=0.02,
@@ -121,9 +113,7 @@ T5S = Family(
     pieces=("eos", "pad"),
     config=T5Config.from_huggingface,
     module=_t5,
-    load=load_t5,
-    write=write_t5,
-    partition=T5_PARTITION,
+    weights=T5_WEIGHTS,
     choices=_t5_choices,
     # Paper's code: N(0, 1), what torch gives an embedding that nobody initialises.
     init_std=1.0,
@@ -136,9 +126,7 @@ GPT2S = Family(
     pieces=("eos",),
     config=DecoderConfig.from_huggingface,
     module=_decoder,
-    load=load_gpt2,
-    write=write_gpt2,
-    partition=GPT2_PARTITION,
+    weights=GPT2_WEIGHTS,
     choices=_decoder_choices,
     init_std=None,
 )
@@ -147,9 +135,7 @@ LLAMAS = dataclasses.replace(
     GPT2S,
     name="Llama and Qwen2",
     model_types=("llama", "qwen2"),
-    load=load_llama,
-    write=write_llama,
-    partition=LLAMA_PARTITION,
+    weights=LLAMA_WEIGHTS,
 )
 
 FAMILIES: dict[str, Family] = {

@@ -1,14 +1,10 @@
-"""The names that GPT-2 checkpoints give their tensors, and how they are split."""
+"""The names that GPT-2 checkpoints give their tensors."""
 
 from __future__ import annotations
 
-import numpy as np
-from jax.sharding import PartitionSpec
-
 from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.decoder_weights import head_rules, load_decoder, split_layers
-from jpt.backbones.loading import Placer, TensorRule, TensorSource, write_parameters
-from jpt.types import Parameters
+from jpt.backbones.decoder_weights import decoder_weights
+from jpt.backbones.loading import TensorRule
 
 # Files saved from the model without its head lack this prefix.
 ROOT = "transformer."
@@ -17,25 +13,9 @@ LAYER = "h.{layer}"
 # Causal masks kept as tensors by older versions.
 _IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)
 
-# The first matrix of each pair is split by column, the second by row; tables are split over D.
-GPT2_PARTITION: tuple[tuple[str, PartitionSpec], ...] = (
-    *split_layers(
-        (
-            (r"(query|key|value|feed_forward_in)/kernel", (None, "model")),
-            (r"(query|key|value|feed_forward_in)/bias", ("model",)),
-            (r"(attention_out|feed_forward_out)/kernel", ("model", None)),
-            (r"(attention_out|feed_forward_out)/bias", (None,)),
-            (r"(attention_norm|feed_forward_norm)/(scale|bias)", (None,)),
-        )
-    ),
-    (r"embeddings/(word|position)", PartitionSpec(None, "model")),
-    (r"final_norm/(scale|bias)", PartitionSpec()),
-    (r"head/words", PartitionSpec(None, "model")),
-)
-
 
 def gpt2_rules(config: DecoderConfig) -> list[TensorRule]:
-    """Names the tensor of every parameter of a GPT-2.
+    """Names the tensor of every parameter but the head of a GPT-2.
 
     Args:
         config: shape of the model.
@@ -68,7 +48,7 @@ def gpt2_rules(config: DecoderConfig) -> list[TensorRule]:
         *_norm("layer/feed_forward_norm", f"{LAYER}.ln_2", width, layers),
         *_norm("final_norm", "ln_f", width, 0),
     ]
-    return rules + head_rules(config)
+    return rules
 
 
 def _map(
@@ -105,39 +85,5 @@ def _rule(
     return TensorRule(path, ROOT + name, shape, aliases=(name,), layers=layers, part=part)
 
 
-def load_gpt2(
-    source: TensorSource,
-    config: DecoderConfig,
-    dtype: np.dtype,
-    where: str,
-    place: Placer | None = None,
-) -> tuple[DecoderConfig, Parameters]:
-    """Reads a GPT-2's parameters from a checkpoint.
-
-    Args:
-        source: the checkpoint's tensors.
-        config: shape of the model.
-        dtype: of the parameters.
-        where: what to call the checkpoint in messages.
-        place: puts a parameter on its devices.
-
-    Returns:
-        The shape, its head untied where the checkpoint has one of its own, and the parameters.
-
-    Raises:
-        InputError: for missing, misshaped or unexpected tensors.
-    """
-    return load_decoder(source, config, gpt2_rules, _IGNORED, dtype, where, place)
-
-
-def write_gpt2(params: Parameters, config: DecoderConfig) -> dict[str, np.ndarray]:
-    """Names a GPT-2's parameters as a Hugging Face checkpoint does.
-
-    Args:
-        params: the parameters.
-        config: shape of the model.
-
-    Returns:
-        Tensors by name.
-    """
-    return write_parameters(params, gpt2_rules(config))
+GPT2_WEIGHTS = decoder_weights(gpt2_rules, _IGNORED)
+"""GPT-2's checkpoints."""

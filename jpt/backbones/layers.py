@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -103,6 +103,56 @@ class RMSNorm(nn.Module):
         mean_square = jnp.square(rows).mean(-1, keepdims=True)
         normal = rows * jax.lax.rsqrt(mean_square + jnp.float32(self.epsilon))
         return normal * _as_rows(scale, rows)
+
+
+def score_words(
+    hidden: Float[Array, "... D"], words: Float[Array, "V D"], dtype: jnp.dtype
+) -> Float[Array, "... V"]:
+    """Multiplies states by a table of words.
+
+    Args:
+        hidden: states.
+        words: the table, or the rows of it that are asked for.
+        dtype: of the product's operands.
+
+    Returns:
+        The scores in float32.
+
+    Example:
+        >>> score_words(jnp.ones((2, 3)), jnp.ones((4, 3)), jnp.float32).shape
+        (2, 4)
+    """
+    return jnp.einsum(
+        "...d,vd->...v",
+        hidden,
+        words.astype(dtype),
+        precision=matmul_precision(dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+class WordHead(nn.Module):
+    """Scores words by the word table, or by a table of its own.
+
+    Attributes:
+        tied: whether it has no table of its own.
+        dtype: dtype of the product.
+    """
+
+    tied: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "... D"],
+        words: Float[Array, "V D"],
+        label_ids: Int[Array, "C"] | None,
+    ) -> Float[Array, "... C"]:
+        """Scores the label words only, or the whole vocabulary when none are named."""
+        if not self.tied:
+            words = self.param("words", nn.initializers.normal(0.02), words.shape)
+        return score_words(hidden, words if label_ids is None else words[label_ids], self.dtype)
 
 
 def rematerialised(module: type[nn.Module], remat: str) -> type[nn.Module]:

@@ -1,39 +1,19 @@
-"""The names that Llama and Qwen2 checkpoints give their tensors, and how they are split."""
+"""The names that Llama and Qwen2 checkpoints give their tensors."""
 
 from __future__ import annotations
 
-import numpy as np
-from jax.sharding import PartitionSpec
-
 from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.decoder_weights import head_rules, load_decoder, split_layers
-from jpt.backbones.loading import Placer, TensorRule, TensorSource, write_parameters
-from jpt.types import Parameters
+from jpt.backbones.decoder_weights import decoder_weights
+from jpt.backbones.loading import TensorRule
 
 LAYER = "model.layers.{layer}"
 
 # Frequencies that older versions kept as tensors.
 _IGNORED = (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)
 
-# The first matrices are split by column, those that follow by row; tables are split over D.
-LLAMA_PARTITION: tuple[tuple[str, PartitionSpec], ...] = (
-    *split_layers(
-        (
-            (r"(query|key|value|feed_forward_in|feed_forward_up)/kernel", (None, "model")),
-            (r"(query|key|value|feed_forward_in|feed_forward_up)/bias", ("model",)),
-            (r"(attention_out|feed_forward_out)/kernel", ("model", None)),
-            (r"(attention_out|feed_forward_out)/bias", (None,)),
-            (r"(attention_norm|feed_forward_norm)/scale", (None,)),
-        )
-    ),
-    (r"embeddings/word", PartitionSpec(None, "model")),
-    (r"final_norm/scale", PartitionSpec()),
-    (r"head/words", PartitionSpec(None, "model")),
-)
-
 
 def llama_rules(config: DecoderConfig) -> list[TensorRule]:
-    """Names the tensor of every parameter of a Llama or Qwen2.
+    """Names the tensor of every parameter but the head of a Llama or Qwen2.
 
     Args:
         config: shape of the model.
@@ -68,7 +48,6 @@ def llama_rules(config: DecoderConfig) -> list[TensorRule]:
         _norm(config, "attention_norm", "input_layernorm"),
         _norm(config, "feed_forward_norm", "post_attention_layernorm"),
         TensorRule("final_norm/scale", "model.norm.weight", (width,)),
-        *head_rules(config),
     ]
 
 
@@ -87,39 +66,5 @@ def _norm(config: DecoderConfig, ours: str, theirs: str) -> TensorRule:
     return TensorRule(f"layer/{ours}/scale", name, (config.width,), layers=config.layers)
 
 
-def load_llama(
-    source: TensorSource,
-    config: DecoderConfig,
-    dtype: np.dtype,
-    where: str,
-    place: Placer | None = None,
-) -> tuple[DecoderConfig, Parameters]:
-    """Reads a Llama's or Qwen2's parameters from a checkpoint.
-
-    Args:
-        source: the checkpoint's tensors.
-        config: shape of the model.
-        dtype: of the parameters.
-        where: what to call the checkpoint in messages.
-        place: puts a parameter on its devices.
-
-    Returns:
-        The shape, its head untied where the checkpoint has one of its own, and the parameters.
-
-    Raises:
-        InputError: for missing, misshaped or unexpected tensors.
-    """
-    return load_decoder(source, config, llama_rules, _IGNORED, dtype, where, place)
-
-
-def write_llama(params: Parameters, config: DecoderConfig) -> dict[str, np.ndarray]:
-    """Names a Llama's or Qwen2's parameters as a Hugging Face checkpoint does.
-
-    Args:
-        params: the parameters.
-        config: shape of the model.
-
-    Returns:
-        Tensors by name.
-    """
-    return write_parameters(params, llama_rules(config))
+LLAMA_WEIGHTS = decoder_weights(llama_rules, _IGNORED)
+"""Llama's and Qwen2's checkpoints."""

@@ -108,7 +108,7 @@ class Backbone:
         Returns:
             The backbone on the mesh.
         """
-        shardings, notes = parameter_shardings(self.params, self.family.partition, mesh)
+        shardings, notes = parameter_shardings(self.params, self.family.weights.partition, mesh)
         return dataclasses.replace(self, params=place(self.params, shardings), notes=tuple(notes))
 
 
@@ -157,7 +157,7 @@ def load_backbone(
     files = _open(name)
     family, compute, notes = files.family, jnp.dtype(dtype), []
     placer = None if mesh is None else _placer(family, mesh, notes)
-    shape, params = family.load(
+    shape, params = family.weights.load(
         files.source, family.config(files.config), compute, str(files.place), placer
     )
     _check_pieces(family, files.tokenizer, shape.vocabulary, files.place)
@@ -205,7 +205,7 @@ def _placer(family: Family, mesh: Mesh, notes: list[str]) -> Placer:
     """Puts each parameter on its devices as soon as it is read."""
 
     def put(path: str, values: np.ndarray) -> jax.Array:
-        sharding = parameter_sharding(path, values.shape, family.partition, mesh, notes)
+        sharding = parameter_sharding(path, values.shape, family.weights.partition, mesh, notes)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
     return put

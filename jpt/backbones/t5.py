@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from jpt.backbones.layers import matmul_precision
+from jpt.backbones.layers import WordHead
 from jpt.backbones.output import Cache, ModelOutput
 from jpt.backbones.t5_config import T5Config
 from jpt.backbones.t5_layers import LayerInput, Sight, Stack, View
@@ -35,39 +35,6 @@ class WordTable(nn.Module):
         """Declares the table."""
         shape = (self.config.vocabulary, self.config.width)
         self.word = self.param("word", nn.initializers.normal(1.0), shape)
-
-
-class VocabularyHead(nn.Module):
-    """Scores words against the word table or a table of its own.
-
-    Attributes:
-        config: shape of the model.
-        dtype: dtype of the matrix product.
-    """
-
-    config: T5Config
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self,
-        hidden: Float[Array, "... D"],
-        words: Float[Array, "V D"],
-        label_ids: Int[Array, "C"] | None,
-    ) -> Float[Array, "... C"]:
-        """Scores the label words only, or the whole vocabulary when none are named."""
-        if not self.config.tied_head:
-            words = self.param("words", nn.initializers.normal(0.02), words.shape)
-        if label_ids is not None:
-            words = words[label_ids]
-        logits = jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            words.astype(self.dtype),
-            precision=matmul_precision(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return logits * jnp.float32(self.config.width**-0.5 if self.config.scaled_head else 1)
 
 
 class T5(nn.Module):
@@ -103,7 +70,7 @@ class T5(nn.Module):
         self.embeddings = WordTable(config)
         self.encoder = Stack(config, config.encoder_layers, True, *shared)
         self.decoder = Stack(config, config.layers, False, *shared)
-        self.head = VocabularyHead(config, self.dtype)
+        self.head = WordHead(config.tied_head, self.dtype)
 
     def __call__(
         self,
@@ -175,7 +142,8 @@ class T5(nn.Module):
         self, hidden: Float[Array, "... D"], label_ids: Int[Array, "C"] | None = None
     ) -> Float[Array, "... C"]:
         """Scores words by the head."""
-        return self.head(hidden, self.embeddings.word, label_ids)
+        logits = self.head(hidden, self.embeddings.word, label_ids)
+        return logits * jnp.float32(self.config.width**-0.5 if self.config.scaled_head else 1)
 
     def start(
         self,

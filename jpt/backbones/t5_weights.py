@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
-import numpy as np
 from jax.sharding import PartitionSpec
 
-from jpt.backbones.loading import (
-    Placer,
-    TensorRule,
-    TensorSource,
-    load_parameters,
-    write_parameters,
-)
+from jpt.backbones.loading import TensorRule, TensorSource
 from jpt.backbones.t5_config import T5Config
+from jpt.backbones.weights import Weights, differs
 from jpt.errors import InputError
-from jpt.types import Parameters
 
 _WORDS, _HEAD = "shared.weight", "lm_head.weight"
 # Real files hold the word table once more for each stack, some of them only so.
@@ -34,13 +28,6 @@ _SPLIT = (
     (r"(feed_forward_in|feed_forward_gate)/kernel", (None, "model")),
     (r"(attention_out|cross_out|feed_forward_out)/kernel", ("model", None)),
     (r"(attention_norm|cross_norm|feed_forward_norm)/scale", (None,)),
-)
-T5_PARTITION: tuple[tuple[str, PartitionSpec], ...] = (
-    *((rf"(encoder|decoder)/layers/{path}", PartitionSpec(None, *axes)) for path, axes in _SPLIT),
-    (r"(encoder|decoder)/relative/table", PartitionSpec(None, "model")),
-    (r"(encoder|decoder)/norm/scale", PartitionSpec()),
-    (r"embeddings/word", PartitionSpec(None, "model")),
-    (r"head/words", PartitionSpec(None, "model")),
 )
 
 
@@ -119,73 +106,50 @@ def _norm(path: str, name: str, config: T5Config, depth: int = 0) -> TensorRule:
     return TensorRule(f"{path}/scale", f"{name}.weight", (config.width,), layers=depth)
 
 
-def load_t5(
-    source: TensorSource,
-    config: T5Config,
-    dtype: np.dtype,
-    where: str,
-    place: Placer | None = None,
-) -> tuple[T5Config, Parameters]:
-    """Reads a T5 model's parameters from a checkpoint.
-
-    Args:
-        source: the checkpoint's tensors.
-        config: shape of the model.
-        dtype: of the parameters.
-        where: what to call the checkpoint in messages.
-        place: puts a parameter on its devices.
-
-    Returns:
-        The shape, its head untied where the checkpoint has one of its own, and the parameters.
-
-    Raises:
-        InputError: for missing, misshaped or unexpected tensors, and for a stack with words of its
-            own.
-    """
-    if config.tied_head and _has_own_head(source):
-        config = dataclasses.replace(config, tied_head=False)
-    copies = [name.replace(".", r"\.") for name in (*_COPIES, *([_HEAD] * config.tied_head))]
-    ignored = (*_IGNORED, *copies)
-    params = load_parameters(source, t5_rules(config), ignored, dtype, where, place)
-    _check_copies(source, where)
-    return config, params
-
-
 def _find_words(source: TensorSource) -> list[str]:
     """The names under which the file holds the word table."""
     return [name for name in (_WORDS, *_COPIES) if name in source.shapes]
 
 
-def _has_own_head(source: TensorSource) -> bool:
-    """Whether the file has a head that is no copy of its word table."""
-    words = _find_words(source)
-    if _HEAD not in source.shapes or not words:
-        return False
-    return not np.array_equal(source.read(_HEAD), source.read(words[0]))
+def _settle(source: TensorSource, config: T5Config, where: str) -> T5Config:
+    """Unties the head where the file has one that is no copy of its word table."""
+    del where
+    words = next(iter(_find_words(source)), None)
+    if config.tied_head and differs(source, _HEAD, words):
+        return dataclasses.replace(config, tied_head=False)
+    return config
+
+
+def _ignored(config: T5Config) -> tuple[str, ...]:
+    copies = (*_COPIES, *([_HEAD] * config.tied_head))
+    return (*_IGNORED, *map(re.escape, copies))
 
 
 def _check_copies(source: TensorSource, where: str) -> None:
     """Raises where a stack has words of its own, which T5 does not have."""
     first, *others = _find_words(source)
-    if not others:
-        return
-    words = source.read(first)
     for name in others:
-        if not np.array_equal(source.read(name), words):
+        if differs(source, name, first):
             raise InputError(
                 f"{where}: {name} differs from {first}, but both stacks of a T5 model read one "
                 "word table; use a checkpoint in which they are equal"
             )
 
 
-def write_t5(params: Parameters, config: T5Config) -> dict[str, np.ndarray]:
-    """Names a T5 model's parameters as a Hugging Face checkpoint does.
-
-    Args:
-        params: the parameters.
-        config: shape of the model.
-
-    Returns:
-        Tensors by name.
-    """
-    return write_parameters(params, t5_rules(config))
+T5_WEIGHTS = Weights(
+    rules=t5_rules,
+    ignored=_ignored,
+    settle=_settle,
+    partition=(
+        *(
+            (rf"(encoder|decoder)/layers/{path}", PartitionSpec(None, *axes))
+            for path, axes in _SPLIT
+        ),
+        (r"(encoder|decoder)/relative/table", PartitionSpec(None, "model")),
+        (r"(encoder|decoder)/norm/scale", PartitionSpec()),
+        (r"embeddings/word", PartitionSpec(None, "model")),
+        (r"head/words", PartitionSpec(None, "model")),
+    ),
+    check=_check_copies,
+)
+"""T5's checkpoints."""

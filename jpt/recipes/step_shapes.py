@@ -117,7 +117,7 @@ def step_shapes(model: Backbone, options: TuneOptions, mesh: Mesh) -> StepShapes
         InputError: for a mesh that does not divide the batch.
     """
     rows = batch_sharding(mesh, options.batch_size)
-    shardings, notes = parameter_shardings(model.params, model.family.partition, mesh)
+    shardings, notes = parameter_shardings(model.params, model.family.weights.partition, mesh)
 
     def place(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return leaf.update(sharding=sharding)

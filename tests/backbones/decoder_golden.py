@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from jpt.backbones.decoder import Decoder
 from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.gpt2_weights import load_gpt2
-from jpt.backbones.llama_weights import load_llama
+from jpt.backbones.gpt2_weights import GPT2_WEIGHTS
+from jpt.backbones.llama_weights import LLAMA_WEIGHTS
 from jpt.backbones.output import Cache, ModelOutput
 from jpt.files.tensor_files import open_tensors
 from jpt.types import Parameters
@@ -59,7 +59,7 @@ def load_golden(name: str) -> DecoderGolden:
     """Reads a fixture as any checkpoint folder is read, once a session."""
     folder = FIXTURES / name
     config = DecoderConfig.from_huggingface(json.loads((folder / "config.json").read_text()))
-    load = load_gpt2 if config.is_gpt2 else load_llama
+    load = GPT2_WEIGHTS.load if config.is_gpt2 else LLAMA_WEIGHTS.load
     source = open_tensors(folder / "model.safetensors")
     config, params = load(source, config, jnp.float32, where=name)
     return DecoderGolden(config, params, load_file(folder / "golden.safetensors"))

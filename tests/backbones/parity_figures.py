@@ -29,7 +29,7 @@ def measure(name: str) -> tuple[str, dict[str, float]]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family, stored = find_family(config, name), load_file(folder / "golden.safetensors")
     source, dtype = open_tensors(folder / "model.safetensors"), jnp.dtype("float32")
-    shape, params = family.load(source, family.config(config), dtype, name)
+    shape, params = family.weights.load(source, family.config(config), dtype, name)
     mask = int(stored["mask_id"][0]) if "mask_id" in stored else None
     ids = SpecialIds(cls=None, sep=None, mask=mask, pad=None, unk=None)
     module = family.module(shape, ids, dtype, 0.0, "dots")

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from jpt.backbones.output import Cache, ModelOutput
 from jpt.backbones.t5 import T5
 from jpt.backbones.t5_config import T5Config
-from jpt.backbones.t5_weights import load_t5
+from jpt.backbones.t5_weights import T5_WEIGHTS
 from jpt.files.tensor_files import open_tensors
 from jpt.types import Parameters
 from tests.backbones.golden import FAST_COMPILE, FIXTURES
@@ -62,7 +62,7 @@ def load_golden(name: str) -> T5Golden:
     folder = FIXTURES / name
     config = T5Config.from_huggingface(json.loads((folder / "config.json").read_text()))
     source = open_tensors(folder / "model.safetensors")
-    config, params = load_t5(source, config, jnp.float32, where=name)
+    config, params = T5_WEIGHTS.load(source, config, jnp.float32, where=name)
     return T5Golden(config, params, load_file(folder / "golden.safetensors"))
 
 

@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import Mesh
 
 from jpt.backbones.decoder import Decoder
-from jpt.backbones.gpt2_weights import GPT2_PARTITION
-from jpt.backbones.llama_weights import LLAMA_PARTITION
+from jpt.backbones.gpt2_weights import GPT2_WEIGHTS
+from jpt.backbones.llama_weights import LLAMA_WEIGHTS
 from jpt.backbones.rotary import Rotary
 from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
 from tests.backbones.decoder_golden import (
@@ -51,7 +51,7 @@ def learn_answers(golden: DecoderGolden, decoder: Decoder, mesh: Mesh | None = N
 
 def split(golden: DecoderGolden, mesh: Mesh) -> dict:
     """The weights as their family's table splits them."""
-    table = GPT2_PARTITION if golden.config.is_gpt2 else LLAMA_PARTITION
+    table = GPT2_WEIGHTS.partition if golden.config.is_gpt2 else LLAMA_WEIGHTS.partition
     return place(golden.params, parameter_shardings(golden.params, table, mesh)[0])
 
 

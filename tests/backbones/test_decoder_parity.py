@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from jpt.backbones.decoder import Decoder
 from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.gpt2_weights import load_gpt2, write_gpt2
-from jpt.backbones.llama_weights import load_llama, write_llama
+from jpt.backbones.gpt2_weights import GPT2_WEIGHTS
+from jpt.backbones.llama_weights import LLAMA_WEIGHTS
 from jpt.files.tensor_files import open_tensors
 from tests.backbones.decoder_golden import NAMES, DecoderGolden, learn, load_golden, read
 from tests.backbones.golden import FIXTURES, difference
@@ -92,7 +92,7 @@ def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
 
 def load_folder(folder: Path, stored: dict[str, np.ndarray]) -> DecoderGolden:
     config = DecoderConfig.from_huggingface(json.loads((folder / "config.json").read_text()))
-    load = load_gpt2 if config.is_gpt2 else load_llama
+    load = GPT2_WEIGHTS.load if config.is_gpt2 else LLAMA_WEIGHTS.load
     config, params = load(open_tensors(folder), config, jnp.float32, where=str(folder))
     return DecoderGolden(config, params, stored)
 
@@ -123,7 +123,7 @@ def test_torch_loads_what_is_written(maker, name: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     golden = load_golden(name)
-    write = write_gpt2 if golden.config.is_gpt2 else write_llama
+    write = GPT2_WEIGHTS.write if golden.config.is_gpt2 else LLAMA_WEIGHTS.write
     tensors = write(golden.params, golden.config)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((FIXTURES / name / "config.json").read_text())

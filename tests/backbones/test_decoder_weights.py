@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.gpt2_weights import GPT2_PARTITION, load_gpt2, write_gpt2
-from jpt.backbones.llama_weights import LLAMA_PARTITION, load_llama, write_llama
+from jpt.backbones.gpt2_weights import GPT2_WEIGHTS
+from jpt.backbones.llama_weights import LLAMA_WEIGHTS
 from jpt.errors import InputError
 from jpt.types import Parameters
 from tests.backbones.decoder_golden import NAMES, load_golden
@@ -49,7 +49,7 @@ def load(
 ) -> tuple[DecoderConfig, Parameters]:
     fields = json.loads((FIXTURES / name / "config.json").read_text())
     config = DecoderConfig.from_huggingface({**fields, **changes})
-    load_family = load_gpt2 if config.is_gpt2 else load_llama
+    load_family = GPT2_WEIGHTS.load if config.is_gpt2 else LLAMA_WEIGHTS.load
     return load_family(Dictionary(tensors), config, dtype, where="the folder x")
 
 
@@ -187,7 +187,7 @@ def test_nothing_is_read_before_everything_fits() -> None:
 
     source = Unread({**stored(GPT2), "extra": numbers(1)})
     with pytest.raises(InputError, match="extra"):
-        load_gpt2(source, load_golden(GPT2).config, jnp.float32, where="x")
+        GPT2_WEIGHTS.load(source, load_golden(GPT2).config, jnp.float32, where="x")
 
 
 @pytest.mark.parametrize("name", [GPT2, LLAMA])
@@ -210,7 +210,7 @@ def test_untied_head_needs_its_table(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_writing_and_loading_again_is_exact(name: str) -> None:
     golden = load_golden(name)
-    write = write_gpt2 if golden.config.is_gpt2 else write_llama
+    write = GPT2_WEIGHTS.write if golden.config.is_gpt2 else LLAMA_WEIGHTS.write
     written = write(golden.params, golden.config)
     config, params = load(name, written)
     assert config == golden.config
@@ -237,12 +237,12 @@ def test_parameters_are_placed_by_their_path() -> None:
         return jnp.asarray(values)
 
     golden = load_golden(GPT2)
-    _, params = load_gpt2(Dictionary(stored(GPT2)), golden.config, jnp.float32, "x", place)
+    _, params = GPT2_WEIGHTS.load(Dictionary(stored(GPT2)), golden.config, jnp.float32, "x", place)
     assert sorted(placed) == sorted(flat(params))
 
 
 def table_of(name: str) -> tuple:
-    return GPT2_PARTITION if load_golden(name).config.is_gpt2 else LLAMA_PARTITION
+    return GPT2_WEIGHTS.partition if load_golden(name).config.is_gpt2 else LLAMA_WEIGHTS.partition
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jpt.backbones.encoder import Encoder
-from jpt.backbones.encoder_weights import ENCODER_PARTITION
+from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
 from jpt.backbones.output import ModelOutput
 from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
 from jpt.types import Parameters
@@ -181,7 +181,7 @@ def test_bfloat16_agrees_within_its_rounding(name: str) -> None:
 def test_mesh_gives_the_stored_answers() -> None:
     """Seven heads over two columns of devices: the split goes through a head."""
     golden, mesh = load_golden("bert_untied"), make_mesh("data:3,model:2")
-    shardings, notes = parameter_shardings(golden.params, ENCODER_PARTITION, mesh)
+    shardings, notes = parameter_shardings(golden.params, ENCODER_WEIGHTS.partition, mesh)
     assert any("feed_forward_in/bias: a dimension of 45 stays whole" in note for note in notes)
     params = place(golden.params, shardings)
     assert not params["last_layer"]["query"]["kernel"].is_fully_replicated

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jpt.backbones.encoder_config import EncoderConfig
-from jpt.backbones.encoder_weights import ENCODER_PARTITION, load_encoder, write_encoder
+from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
 from jpt.errors import InputError
 from jpt.types import Parameters
 from tests.backbones.golden import FIXTURES, NAMES, load_golden
@@ -51,7 +51,7 @@ def load(
     name: str, tensors: Tensors, dtype: jnp.dtype = jnp.float32
 ) -> tuple[EncoderConfig, Parameters]:
     config = EncoderConfig.from_huggingface(stored_config(name))
-    return load_encoder(Dictionary(tensors), config, dtype, where="the folder x")
+    return ENCODER_WEIGHTS.load(Dictionary(tensors), config, dtype, where="the folder x")
 
 
 def refusal(name: str, tensors: Tensors) -> str:
@@ -193,7 +193,7 @@ def test_nothing_is_read_before_everything_fits() -> None:
     config = EncoderConfig.from_huggingface(stored_config("bert_tied"))
     source = Unread({**stored("bert_tied"), "extra": numbers(1)})
     with pytest.raises(InputError, match="extra"):
-        load_encoder(source, config, jnp.float32, where="x")
+        ENCODER_WEIGHTS.load(source, config, jnp.float32, where="x")
 
 
 @pytest.mark.parametrize(("name", "head"), [("bert_tied", "cls."), ("roberta_tied", "lm_head.")])
@@ -231,7 +231,7 @@ def test_untied_head_needs_its_decoder() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_writing_and_loading_again_is_exact(name: str) -> None:
     golden = load_golden(name)
-    written = write_encoder(golden.params, golden.config)
+    written = ENCODER_WEIGHTS.write(golden.params, golden.config)
     config, params = load(name, written)
     assert config == golden.config
     assert_same(params, golden.params)
@@ -267,7 +267,7 @@ def test_files_of_another_precision_are_cast(kind: np.dtype) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_partition_table_names_every_parameter_once(name: str) -> None:
     for path, leaf in flat(load_golden(name).params).items():
-        specs = [spec for pattern, spec in ENCODER_PARTITION if re.fullmatch(pattern, path)]
+        specs = [spec for pattern, spec in ENCODER_WEIGHTS.partition if re.fullmatch(pattern, path)]
         assert len(specs) == 1, path
         assert len(specs[0]) <= leaf.ndim, path
         assert not path.startswith("layers/") or specs[0][0] is None, "layers are not split"
@@ -275,5 +275,7 @@ def test_partition_table_names_every_parameter_once(name: str) -> None:
 
 def test_partition_table_has_no_idle_rule() -> None:
     paths = {path for name in NAMES for path in flat(load_golden(name).params)}
-    idle = [p for p, _ in ENCODER_PARTITION if not any(re.fullmatch(p, path) for path in paths)]
+    idle = [
+        p for p, _ in ENCODER_WEIGHTS.partition if not any(re.fullmatch(p, path) for path in paths)
+    ]
     assert idle == []

@@ -45,7 +45,7 @@ class Golden:
     def on_mesh(self, text: str) -> tuple[Parameters, jax.Array, jax.Array, jax.Array]:
         """Weights and inputs on the devices of a mesh."""
         mesh, (tokens, lengths, prompt) = make_mesh(text), self.inputs
-        table = FAMILIES[self.module.config.model_type].partition
+        table = FAMILIES[self.module.config.model_type].weights.partition
         params = place(self.params, parameter_shardings(self.params, table, mesh)[0])
         rows = batch_sharding(mesh, len(lengths))
         return params, *place((tokens, lengths), rows), place(prompt, replicated(mesh))

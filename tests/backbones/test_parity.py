@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jpt.backbones.encoder_config import EncoderConfig
-from jpt.backbones.encoder_weights import load_encoder, write_encoder
+from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
 from jpt.files.tensor_files import open_tensors
 from tests.backbones.golden import FIXTURES, NAMES, Golden, difference
 
@@ -62,7 +62,9 @@ def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
 
 def load_folder(folder: Path, stored: dict[str, np.ndarray]) -> Golden:
     config = EncoderConfig.from_huggingface(json.loads((folder / "config.json").read_text()))
-    config, params = load_encoder(open_tensors(folder), config, jnp.float32, where=str(folder))
+    config, params = ENCODER_WEIGHTS.load(
+        open_tensors(folder), config, jnp.float32, where=str(folder)
+    )
     return Golden(config, params, stored)
 
 
@@ -101,7 +103,7 @@ def test_torch_loads_what_is_written(maker, name: str, tmp_path: Path) -> None:
 
     stored = load_file(FIXTURES / name / "golden.safetensors")
     golden = load_folder(FIXTURES / name, stored)
-    tensors = write_encoder(golden.params, golden.config)
+    tensors = ENCODER_WEIGHTS.write(golden.params, golden.config)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     AutoConfig.from_pretrained(FIXTURES / name).save_pretrained(tmp_path)
     model = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jpt.backbones.output import ModelOutput
 from jpt.backbones.t5 import T5
-from jpt.backbones.t5_weights import T5_PARTITION
+from jpt.backbones.t5_weights import T5_WEIGHTS
 from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
 from jpt.types import Parameters
 from tests.backbones.golden import FAST_COMPILE, FIXTURES, difference
@@ -93,7 +93,7 @@ def _placed(name: str, mesh: Mesh, dtype: jnp.dtype) -> tuple[Parameters, Inputs
     """Weights and inputs of a fixture on the devices of a mesh."""
     golden = load_golden(name)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), golden.params)
-    shardings, _ = parameter_shardings(params, T5_PARTITION, mesh)
+    shardings, _ = parameter_shardings(params, T5_WEIGHTS.partition, mesh)
     rows = batch_sharding(mesh, golden.stored["lengths"].shape[0])
     inputs = {key: place(golden.input(key), rows) for key in PER_ROW}
     inputs |= {key: place(golden.input(key), replicated(mesh)) for key in WHOLE}

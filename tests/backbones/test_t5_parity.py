@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from jpt.backbones.t5 import T5
 from jpt.backbones.t5_config import T5Config
-from jpt.backbones.t5_weights import load_t5, write_t5
+from jpt.backbones.t5_weights import T5_WEIGHTS
 from jpt.files.tensor_files import open_tensors
 from jpt.types import Parameters
 from tests.backbones.golden import FIXTURES, difference
@@ -48,7 +48,7 @@ def maker():
 def load_folder(folder: Path) -> tuple[T5Config, Parameters]:
     config = T5Config.from_huggingface(json.loads((folder / "config.json").read_text()))
     source = open_tensors(folder / "model.safetensors")
-    return load_t5(source, config, jnp.float32, where=str(folder))
+    return T5_WEIGHTS.load(source, config, jnp.float32, where=str(folder))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,7 +110,7 @@ def test_torch_loads_what_is_written(maker: Any, name: str, tmp_path: Path) -> N
     from transformers import AutoModelForSeq2SeqLM
 
     golden = load_golden(name)
-    tensors = write_t5(golden.params, golden.config)
+    tensors = T5_WEIGHTS.write(golden.params, golden.config)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((FIXTURES / name / "config.json").read_text())
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()

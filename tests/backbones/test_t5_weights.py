@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jpt.backbones.t5_config import T5Config
-from jpt.backbones.t5_weights import T5_PARTITION, load_t5, write_t5
+from jpt.backbones.t5_weights import T5_WEIGHTS
 from jpt.errors import InputError
 from jpt.types import Parameters
 from tests.backbones.golden import FIXTURES
@@ -53,7 +53,9 @@ def shape_of(name: str, **changes: object) -> T5Config:
 def load(
     name: str, tensors: Tensors, dtype: jnp.dtype = jnp.float32, **changes: object
 ) -> tuple[T5Config, Parameters]:
-    return load_t5(Dictionary(tensors), shape_of(name, **changes), dtype, where="the folder x")
+    return T5_WEIGHTS.load(
+        Dictionary(tensors), shape_of(name, **changes), dtype, where="the folder x"
+    )
 
 
 def refusal(name: str, tensors: Tensors, **changes: object) -> str:
@@ -215,13 +217,13 @@ def test_nothing_is_read_before_everything_fits() -> None:
     tensors = stored("t5_relu")
     source = Unread({**tensors, COPIES[0]: tensors[WORDS], "extra": numbers(1)})
     with pytest.raises(InputError, match="extra"):
-        load_t5(source, shape_of("t5_relu"), jnp.float32, where="x")
+        T5_WEIGHTS.load(source, shape_of("t5_relu"), jnp.float32, where="x")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_writing_and_loading_again_is_exact(name: str) -> None:
     golden, expected = load_golden(name), stored(name)
-    written = write_t5(golden.params, golden.config)
+    written = T5_WEIGHTS.write(golden.params, golden.config)
     config, params = load(name, written)
     assert config == golden.config
     assert_same(params, golden.params)
@@ -257,14 +259,14 @@ def test_parameters_go_to_their_devices_one_by_one() -> None:
         return jnp.asarray(values)
 
     config = shape_of("t5_gated")
-    _, params = load_t5(Dictionary(stored("t5_gated")), config, jnp.float32, "x", place)
+    _, params = T5_WEIGHTS.load(Dictionary(stored("t5_gated")), config, jnp.float32, "x", place)
     assert sorted(seen) == sorted(flat(params))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_partition_table_names_every_parameter_once(name: str) -> None:
     for path, leaf in flat(load_golden(name).params).items():
-        specs = [spec for pattern, spec in T5_PARTITION if re.fullmatch(pattern, path)]
+        specs = [spec for pattern, spec in T5_WEIGHTS.partition if re.fullmatch(pattern, path)]
         assert len(specs) == 1, path
         assert len(specs[0]) <= leaf.ndim, path
         assert "/layers/" not in path or specs[0][0] is None, "layers are not split"
@@ -274,5 +276,5 @@ def test_partition_table_names_every_parameter_once(name: str) -> None:
 
 def test_partition_table_has_no_idle_rule() -> None:
     paths = {path for name in NAMES for path in flat(load_golden(name).params)}
-    idle = [p for p, _ in T5_PARTITION if not any(re.fullmatch(p, path) for path in paths)]
+    idle = [p for p, _ in T5_WEIGHTS.partition if not any(re.fullmatch(p, path) for path in paths)]
     assert idle == []

@@ -19,7 +19,6 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.llama_weights import llama_rules
 from jpt.backbones.rotary import inverse_frequencies
 from jpt.errors import InputError
 from jpt.files.gguf_file import open_gguf

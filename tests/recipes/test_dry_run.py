@@ -162,7 +162,7 @@ def test_every_way_to_write_groups_is_read(groups: str, axes: tuple[str, ...]) -
 def test_weights_on_a_device_are_those_of_arrays_really_placed(folder: Path, name: str) -> None:
     model, _, _ = shapes_of(folder / f"{name}.json")
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.params)
-    shardings, _ = parameter_shardings(zeros, model.family.partition, make_mesh(MESH))
+    shardings, _ = parameter_shardings(zeros, model.family.weights.partition, make_mesh(MESH))
     first = jax.devices()[0]
     placed = sum(
         shard.data.nbytes

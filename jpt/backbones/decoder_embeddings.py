@@ -1,4 +1,4 @@
-"""The two ends of a decoder: its tables of words and positions, and the head that scores words."""
+"""The tables of a decoder: words, and in GPT-2 positions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.layers import matmul_precision
 
 
 class DecoderEmbeddings(nn.Module):
@@ -42,35 +41,3 @@ class DecoderEmbeddings(nn.Module):
         # Padding may reach beyond the table; nothing looks at it.
         inside = jnp.minimum(positions, self.config.positions - 1)
         return states + self.position[inside].astype(jnp.float32)
-
-
-class DecoderHead(nn.Module):
-    """Scores words by the word table, or by a table of its own.
-
-    Attributes:
-        config: shape of the model.
-        dtype: dtype of the product.
-    """
-
-    config: DecoderConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self,
-        hidden: Float[Array, "... D"],
-        words: Float[Array, "V D"],
-        label_ids: Int[Array, "C"] | None,
-    ) -> Float[Array, "... C"]:
-        """Scores the label words only, or the whole vocabulary when none are named."""
-        if not self.config.tied_head:
-            words = self.param("words", nn.initializers.normal(0.02), words.shape)
-        if label_ids is not None:
-            words = words[label_ids]
-        return jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            words.astype(self.dtype),
-            precision=matmul_precision(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
