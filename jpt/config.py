@@ -14,6 +14,15 @@ DTYPES = ("float32", "bfloat16")
 DROPOUT = ("off", "paper")
 REMAT = ("dots", "full", "none")
 OBJECTIVES = ("labels", "vocabulary")
+COUNTS = (
+    "steps",
+    "batch_size",
+    "length",
+    "max_tokens",
+    "eval_every",
+    "checkpoint_every",
+    "eval_batch_size",
+)
 FEWEST_BETWEEN = 25
 """Steps between two scorings of validation, at least, where nothing else is asked for."""
 
@@ -67,16 +76,7 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         """Checks every value that is set."""
-        for name in (
-            "steps",
-            "batch_size",
-            "length",
-            "max_tokens",
-            "eval_every",
-            "checkpoint_every",
-            "eval_batch_size",
-        ):
-            _check_count(name, getattr(self, name))
+        check_counts(**{name: getattr(self, name) for name in COUNTS})
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; give a whole number from 0 to {2**32 - 1}")
         rate = self.learning_rate
@@ -148,8 +148,19 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 
-def _check_count(name: str, value: int | None) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} is {value}; give a whole number of 1 or more")
+def check_counts(**counts: int | None) -> None:
+    """Raises where an option that counts something is no whole number above 0.
+
+    Args:
+        **counts: what came, by the name of its option; None was not given.
+
+    Raises:
+        InputError: with what was expected.
+
+    Example:
+        >>> check_counts(steps=10, length=None)
+    """
+    for name, value in counts.items():
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if value is not None and not is_count:
+            raise InputError(f"{name} is {value}; give a whole number of 1 or more")

@@ -7,11 +7,6 @@ goes on from its last checkpoint when the same command is given again.
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +17,7 @@ import optax
 from components import principal_components
 from corpus import load_corpus, load_pieces
 from flax import linen as nn
-from pretrain_encoder import load_checkpoint, save_checkpoint, write_log
-from safetensors.numpy import save_file
+from running import Run, add_options, make_step, rise_and_fall, save_folder
 from teacher import load_states, load_teacher, piece_ids
 from vocabulary import SPECIAL, save_writer_tokenizer
 from writer_batches import SENTINELS, Texts, Writer, chosen_texts
@@ -31,7 +25,7 @@ from writer_batches import SENTINELS, Texts, Writer, chosen_texts
 from jpt.backbones.families import FAMILIES
 from jpt.files.tokenizer import SpecialIds
 
-WIDTH, DEPTH, HEADS, POSITIONS, WARM_UP = 128, 4, 4, 128, 100
+WIDTH, DEPTH, HEADS, POSITIONS = 128, 4, 4, 128
 TEACHER_WIDTH = 384
 ENDS = {"pad_token_id": 0, "eos_token_id": SPECIAL.index("[SEP]")}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -88,16 +82,8 @@ def read_options() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", choices=CONFIGS, required=True)
-    parser.add_argument("--teacher", type=Path, required=True, help="folder of MiniLM-L6")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for arrays made once")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--teacher-weight", type=float, default=30.0)
+    add_options(parser, teacher_weight=30.0, every_s=300)
     parser.add_argument("--pooled-weight", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint-every-s", type=float, default=300)
     return parser.parse_args()
 
 
@@ -202,28 +188,6 @@ def _read_gpt2(module: nn.Module, params: Parameters, texts: Texts):
     return asked @ params["embeddings"]["word"].T, output.hidden, last
 
 
-def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation):
-    """Compiles one update."""
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Parameters, memory: Any, texts: Texts, states: jax.Array):
-        (_, metrics), slopes = jax.value_and_grad(loss, has_aux=True)(params, texts, states)
-        updates, memory = optimizer.update(slopes, memory, params)
-        return optax.apply_updates(params, updates), memory, metrics
-
-    return step
-
-
-def make_optimizer(rate: float, steps: int) -> optax.GradientTransformation:
-    """AdamW whose rate rises for a few steps and then falls in a line to nearly nothing."""
-    rise = optax.linear_schedule(0.0, rate, WARM_UP)
-    fall = optax.linear_schedule(rate, rate * 0.02, steps - WARM_UP)
-    schedule = optax.join_schedules([rise, fall], [WARM_UP])
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=0.01)
-    )
-
-
 def train(
     options: argparse.Namespace,
     pieces: list[str],
@@ -232,38 +196,24 @@ def train(
     states: np.ndarray,
     writer: Writer,
 ) -> None:
-    """The loop: batches are made while the step before them runs."""
-    optimizer = make_optimizer(options.learning_rate, options.steps)
-    memory = optimizer.init(params)
-    checkpoint = options.cache / f"checkpoint-{options.family}.npz"
-    done, spent_s, params, memory = load_checkpoint(checkpoint, params, memory)
-    weights = options.teacher_weight, options.pooled_weight
-    step = make_step(make_loss(module, options.family, *weights), optimizer)
+    """Runs all steps."""
+    schedule = rise_and_fall(options.learning_rate, options.steps)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=0.01)
+    )
+    loss = make_loss(module, options.family, options.teacher_weight, options.pooled_weight)
 
-    def batch_of(number: int) -> tuple[Texts, np.ndarray]:
+    def batch_at(number: int) -> tuple[Texts, np.ndarray]:
         texts = writer.draw(number, options.family)
         return texts, states[texts.rows]
 
-    def finish(number: int, elapsed_s: float) -> None:
-        save_checkpoint(checkpoint, number, elapsed_s, params, memory)
+    def finish(number: int, elapsed_s: float, params: Parameters) -> None:
+        del number, elapsed_s
         save_model(options.out, options.family, params["model"], module.config, pieces)
 
-    started_s = saved_s = time.time() - spent_s
-    recent: list[dict[str, jax.Array]] = []
-    with ThreadPoolExecutor(1) as worker:
-        coming = worker.submit(batch_of, done)
-        for number in range(done, options.steps):
-            batch, coming = coming.result(), worker.submit(batch_of, number + 1)
-            params, memory, metrics = step(params, memory, *batch)
-            recent.append(metrics)
-            if (number + 1) % 25 == 0:
-                means = {name: np.mean([float(one[name]) for one in recent]) for name in metrics}
-                write_log(options.log, number + 1, time.time() - started_s, "train", means)
-                recent = []
-            late = time.time() - max(saved_s, started_s + spent_s) > options.checkpoint_every_s
-            if late or number + 1 == options.steps:
-                finish(number + 1, time.time() - started_s)
-                saved_s = time.time()
+    checkpoint = options.cache / f"checkpoint-{options.family}.npz"
+    run = Run(options, checkpoint, make_step(loss, optimizer), batch_at, finish)
+    run(params, optimizer.init(params))
 
 
 def save_model(
@@ -272,16 +222,8 @@ def save_model(
     """Writes an ordinary Hugging Face folder in bfloat16."""
     save_writer_tokenizer(pieces, folder, family, SENTINELS)
     config = {**config_of(family, len(pieces)), "dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    tensors = {
-        name: np.ascontiguousarray(value)
-        for name, value in FAMILIES[family].weights.write(halved, shape).items()
-    }
-    temporary = folder / "model.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.chmod(0o644)
-    temporary.replace(folder / "model.safetensors")
+    save_folder(folder, config, FAMILIES[family].weights.write(halved, shape))
 
 
 if __name__ == "__main__":

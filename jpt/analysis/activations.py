@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone, load_backbone
 from jpt.config import check_choice
 from jpt.errors import InputError
@@ -63,14 +64,17 @@ def activated_neurons(
     name = backbone if backbone is not None else first.card.backbone
     model = name if isinstance(name, Backbone) else load_backbone(name, dtype=dtype)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
-    _check_model(model, len(first.values), stack)
+    position = first.card.first_position or 0
+    check_lengths(model, len(first.values), 1, position)
+    if stack is not None:
+        _check_stack(model, stack)
     start = jnp.array([[model.start_id]], jnp.int32)
     values = probe_bank(
         model.module.clone(dropout_rate=0.0),
         model.params,
         jnp.asarray(stack_prompts(loaded)),
         start,
-        first.card.first_position or 0,
+        position,
         stack,
     )
     found = Activations(tuple(loaded), np.asarray(values, np.float32))
@@ -79,19 +83,11 @@ def activated_neurons(
     return found
 
 
-def _check_model(model: Backbone, rows: int, stack: str | None) -> None:
-    """Refuses a prompt that the positions cannot serve, and a stack that is not there."""
-    # The probe's one token of text has a position of its own behind a decoder's prompt.
-    most = model.config.positions - (model.layout == "decoder")
-    if rows > most:
-        raise InputError(
-            f"a prompt of {rows} rows is longer than the {most} positions that {model.name} has for"
-            " it"
-        )
-    if stack is not None:
-        check_choice("stack", stack, STACKS)
-        if model.layout != "encoder_decoder":
-            raise InputError(f"stack is '{stack}', but {model.name} has one stack; leave it out")
+def _check_stack(model: Backbone, stack: str) -> None:
+    """Refuses a stack that is not there."""
+    check_choice("stack", stack, STACKS)
+    if model.layout != "encoder_decoder":
+        raise InputError(f"stack is '{stack}', but {model.name} has one stack; leave it out")
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
+from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone, backbone_names
 from jpt.config import TuneOptions
 from jpt.data.movie_reviews import reviews
 from jpt.errors import InputError
-from jpt.tuning.prepare import as_backbone, as_task, check_lengths, prepare_task
+from jpt.tuning.prepare import as_backbone, as_task, prepare_task
 from jpt.tuning.tune import tune
 from jpt.version import __version__
 

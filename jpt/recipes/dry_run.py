@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
 from jpt.errors import InputError
@@ -23,7 +24,6 @@ from jpt.mesh import make_mesh, parse_mesh
 from jpt.recipes.compiled_facts import read_collectives
 from jpt.recipes.dry_run_text import describe_dry_run, estimate_note
 from jpt.recipes.step_shapes import StepShapes, lower_step, shape_backbone, step_shapes
-from jpt.tuning.prepare import check_lengths
 
 MOST_DEVICES = 4096
 DEVICE_MEMORY_GB = 16.0

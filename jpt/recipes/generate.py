@@ -16,13 +16,15 @@ from tqdm import tqdm
 from jpt.backbones.beams import beam_search
 from jpt.backbones.families import FAMILIES
 from jpt.backbones.generation import greedy
+from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone
+from jpt.config import check_counts
 from jpt.data.batches import BUCKETS, evaluation_batches
 from jpt.data.encode import EncodedSplit, frame
 from jpt.errors import InputError
 from jpt.mesh import batch_sharding, make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
-from jpt.tuning.prepare import as_backbone, check_lengths
+from jpt.tuning.prepare import as_backbone
 from jpt.types import Batch, Prompt
 
 WRITING = ("encoder_decoder", "decoder")
@@ -73,7 +75,7 @@ def generate(
         2
     """
     _check_texts(texts)
-    _check_counts(max_tokens=max_tokens, beams=beams, eval_batch_size=eval_batch_size)
+    check_counts(max_tokens=max_tokens, beams=beams, eval_batch_size=eval_batch_size)
     devices = make_mesh(mesh)
     batch_sharding(devices, eval_batch_size)
     model, values = _load(prompt, backbone, dtype, devices)
@@ -94,12 +96,6 @@ def generate(
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise InputError("texts is no list of texts; give one, for instance ['The film was']")
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} is {value}; give a whole number of 1 or more")
 
 
 def _load(

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm import tqdm
 
+from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone
 from jpt.config import PAPER_CHOICES
 from jpt.data.sources import has_split
@@ -34,7 +35,7 @@ from jpt.tasks.reference_names import task_type
 from jpt.tasks.registry import load_task
 from jpt.tasks.task import Task
 from jpt.transfer.relative import describe_matrix, relative_performance
-from jpt.tuning.prepare import as_backbone, check_lengths, prepare_task
+from jpt.tuning.prepare import as_backbone, prepare_task
 from jpt.tuning.scoring import Score, bank_logits, score_logits
 from jpt.types import Prompt, TransferMatrix
 from jpt.version import __version__

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone
 from jpt.config import PAPER_CHOICES
 from jpt.mesh import make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
 from jpt.tasks.task import Task
-from jpt.tuning.prepare import as_backbone, as_task, check_lengths, prepare_task
+from jpt.tuning.prepare import as_backbone, as_task, prepare_task
 from jpt.tuning.scoring import Score, score_logits, split_logits
 from jpt.types import Prompt
 

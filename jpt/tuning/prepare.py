@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from jpt.backbones.registry import Backbone, load_backbone
 from jpt.data.encode import EncodedSplit, encode_split
 from jpt.data.sources import has_split, read_rows
-from jpt.errors import InputError
 from jpt.files.tokenizer import TextTokenizer
 from jpt.tasks.registry import load_task
 from jpt.tasks.task import Task
@@ -103,42 +102,6 @@ def prepare_task(
     answer = Answer(jnp.asarray(words.ids, jnp.int32), first_position)
     batching = Batching(batch_size, max_tokens, backbone.pad_id)
     return PreparedTask(task, words, answer, batching, backbone.tokenizer, backbone.layout)
-
-
-def check_lengths(
-    backbone: Backbone, prompt_rows: int, max_tokens: int, first_position: int = 0
-) -> None:
-    """Refuses texts and prompts that the model's positions cannot serve.
-
-    Args:
-        backbone: whose positions count.
-        prompt_rows: P.
-        max_tokens: longest text in tokens.
-        first_position: position of the text's first token.
-
-    Raises:
-        InputError: with the arithmetic.
-    """
-    positions = backbone.config.positions
-    if backbone.layout == "decoder" and prompt_rows + max_tokens > positions:
-        raise InputError(
-            f"prompt {prompt_rows} + text {max_tokens} = {prompt_rows + max_tokens} tokens, but "
-            f"{backbone.name} has {positions} positions; set max_tokens to "
-            f"{max(1, positions - prompt_rows)} or less"
-        )
-    if backbone.layout == "encoder" and max_tokens + first_position > positions:
-        start = f" + first position {first_position}" if first_position else ""
-        raise InputError(
-            f"text of {max_tokens} tokens{start} = {max_tokens + first_position}, but "
-            f"{backbone.name} has {positions} positions; set max_tokens to "
-            f"{positions - first_position} or less"
-        )
-    if prompt_rows > positions:
-        # T5 has no positions; there the most rows are a rule of ours.
-        raise InputError(
-            f"a prompt of {prompt_rows} rows is longer than the {positions} positions of "
-            f"{backbone.name}; set length to {positions} or less"
-        )
 
 
 def as_task(task: Task | str | Path, data: str | Path | None) -> Task:

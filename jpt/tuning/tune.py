@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
 from jpt.data.batches import make_batch, training_rows
@@ -29,7 +30,6 @@ from jpt.tuning.prepare import (
     PreparedTask,
     as_backbone,
     as_task,
-    check_lengths,
     data_record,
     prepare_task,
 )

@@ -45,12 +45,14 @@ class Golden:
 
     Attributes:
         family: what it is a model of.
+        fields: its ``config.json``.
         config: the shape, as the loader left it.
         params: the weights in float32.
         stored: inputs and answers by name, see the scripts ``make_*_fixtures.py``.
     """
 
     family: Family
+    fields: dict[str, Any]
     config: Any
     params: Parameters
     stored: dict[str, np.ndarray]
@@ -92,7 +94,7 @@ def read_folder(folder: Path, stored: dict[str, np.ndarray]) -> Golden:
     family = find_family(fields, str(folder))
     config, dtype = family.config(fields), jnp.dtype("float32")
     config, params = family.weights.load(open_tensors(folder), config, dtype, str(folder))
-    return Golden(family, config, params, stored)
+    return Golden(family, fields, config, params, stored)
 
 
 @cache

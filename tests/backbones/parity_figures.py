@@ -7,56 +7,27 @@ worst fixture of a family counts. The tests hold the same numbers to 1e-4.
 
 from __future__ import annotations
 
-import json
-
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
 
-from jpt.backbones.families import find_family
-from jpt.files.tensor_files import open_tensors
-from jpt.files.tokenizer import SpecialIds
-from jpt.tuning.losses import label_loss
-from tests.backbones.golden import FIXTURES, difference
+from tests.backbones.golden import FIXTURES, answers_and_gradient, difference, load_golden
 
 KINDS = ("logits", "prompt_gradient", "neurons")
+# Compiled as users compile it, unlike in the tests.
+learn = jax.jit(answers_and_gradient, static_argnums=0)
 
 
 def measure(name: str) -> tuple[str, dict[str, float]]:
     """Gives the family of a fixture and its three differences."""
-    folder = FIXTURES / name
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    family, stored = find_family(config, name), load_file(folder / "golden.safetensors")
-    source, dtype = open_tensors(folder / "model.safetensors"), jnp.dtype("float32")
-    shape, params = family.weights.load(source, family.config(config), dtype, name)
-    mask = int(stored["mask_id"][0]) if "mask_id" in stored else None
-    ids = SpecialIds(cls=None, sep=None, mask=mask, pad=None, unk=None)
-    module = family.module(shape, ids, dtype, 0.0, "dots")
-    given = {key: jnp.asarray(stored[key]) for key in ("tokens", "lengths", "label_ids", "labels")}
-
-    @jax.jit
-    def answers(params: dict, prompt: jax.Array) -> dict[str, jax.Array]:
-        def loss(prompt: jax.Array):
-            output = module.apply(
-                {"params": params},
-                given["tokens"],
-                given["lengths"],
-                prompt,
-                label_ids=given["label_ids"],
-                capture_neurons=True,
-            )
-            weights = jnp.ones(len(stored["labels"]))
-            return label_loss(output.logits, given["labels"], weights)[0], output
-
-        (_, output), gradient = jax.value_and_grad(loss, has_aux=True)(prompt)
-        return dict(zip(KINDS, (output.logits, gradient, output.neurons), strict=True))
-
-    found = answers(params, jnp.asarray(stored["prompt"]))
+    golden = load_golden(name)
+    labels = golden.input("label_ids"), golden.input("labels")
+    found = learn(golden.module(), golden.params, golden.batch, *labels)
+    stored, lengths = dict(golden.stored), golden.stored["lengths"]
     # Stored neurons stand at all positions; the answer is at the first, in decoders at the last.
-    places = stored["lengths"] - 1 if family.layout == "decoder" else 0 * stored["lengths"]
+    places = lengths - 1 if golden.family.layout == "decoder" else 0 * lengths
     stored["neurons"] = stored["neurons"][:, np.arange(len(places)), places]
-    return family.name, {kind: difference(found[kind], stored[kind]) for kind in KINDS}
+    found["neurons"] = found["answer_neurons"]
+    return golden.family.name, {kind: difference(found[kind], stored[kind]) for kind in KINDS}
 
 
 def main() -> None:

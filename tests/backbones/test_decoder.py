@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 from jpt.backbones.decoder import Decoder
-from jpt.backbones.output import ModelOutput
 from jpt.types import Parameters
-from tests.backbones.decoder_golden import DecoderGolden, load_golden, read, rows_of_prompts
-from tests.backbones.golden import FAST_COMPILE, difference
+from tests.backbones.golden import FAST_COMPILE, Golden, ask, difference, load_golden, read
 from tests.backbones.plain_decoder import read_plainly
 
 EQUAL = 1e-5  # the house's meaning of "equal" in float32
@@ -26,11 +24,6 @@ EQUAL = 1e-5  # the house's meaning of "equal" in float32
 every_model = pytest.mark.parametrize("name", ["gpt2_untied", "llama_grouped", "qwen2_untied"])
 GPT2, LLAMA = "gpt2_tied", "llama_grouped"
 both_families = pytest.mark.parametrize("name", [GPT2, LLAMA])
-
-
-def ask(golden: DecoderGolden, *inputs: object, **options: object) -> ModelOutput:
-    """Reads inputs with the model of a fixture."""
-    return read(Decoder(golden.config), golden.params, *inputs, **options)
 
 
 def entropy(logits: jax.Array) -> jax.Array:
@@ -61,7 +54,7 @@ def slope(
 
 @partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
 def plain_slope(
-    golden: DecoderGolden, params: Parameters, prompt: jax.Array, mask: jax.Array
+    golden: Golden, params: Parameters, prompt: jax.Array, mask: jax.Array
 ) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], jax.Array]:
     """Loss, scores and neurons, and the gradient, of the plain concatenation [prompt; text]."""
     tokens, lengths, _ = golden.batch
@@ -80,8 +73,8 @@ def plain_slope(
 def test_prompt_computed_once_equals_the_plain_concatenation(name: str, is_shared: bool) -> None:
     """Values and gradients, of one prompt for all rows and of one a row."""
     golden = load_golden(name)
-    decoder, (tokens, lengths, prompt) = Decoder(golden.config), golden.batch
-    prompt = prompt if is_shared else rows_of_prompts(golden)
+    decoder, (tokens, lengths, prompt) = golden.module(), golden.batch
+    prompt = prompt if is_shared else golden.rows_of_prompts()
     ones = jnp.ones((golden.config.layers, golden.config.neurons))
     (value, (scores, neurons)), gradient = plain_slope(golden, golden.params, prompt, ones)
     found = slope(decoder, golden.params, tokens, lengths, prompt)
@@ -126,7 +119,7 @@ def test_neurons_are_returned_only_when_asked_for(name: str) -> None:
     config, text = golden.config, golden.stored["tokens"].shape[1]
 
     def shape(**options: bool) -> tuple[int, ...] | None:
-        apply = partial(Decoder(config).apply, {"params": golden.params}, **options)
+        apply = partial(golden.module().apply, {"params": golden.params}, **options)
         neurons = jax.eval_shape(apply, *golden.batch).neurons
         return None if neurons is None else neurons.shape
 
@@ -139,7 +132,7 @@ def test_neurons_are_returned_only_when_asked_for(name: str) -> None:
 def test_one_prompt_is_computed_once_and_not_for_every_row() -> None:
     """Counted in operations, forwards and back."""
     golden = load_golden(LLAMA)
-    decoder, params = Decoder(golden.config), golden.params
+    decoder, params = golden.module(), golden.params
     long = jnp.ones((24, golden.config.width))
 
     def work(prompt: jax.Array) -> float:
@@ -153,7 +146,7 @@ def test_one_prompt_is_computed_once_and_not_for_every_row() -> None:
 
 def test_padding_bucket_batch_and_order_change_nothing() -> None:
     golden = load_golden(LLAMA)
-    decoder, (tokens, lengths, prompt) = Decoder(golden.config), golden.batch
+    decoder, (tokens, lengths, prompt) = golden.module(), golden.batch
     value, gradient = slope(decoder, golden.params, tokens, lengths, prompt)
     # Padding of real words, to a longer bucket, the rows in another order.
     wide = jnp.full((tokens.shape[0], tokens.shape[1] + 4), 13)
@@ -185,7 +178,7 @@ def test_rows_that_only_fill_a_batch_change_nothing(name: str) -> None:
 def test_rows_take_their_prompts_from_a_bank(name: str) -> None:
     golden = load_golden(name)
     tokens, lengths, _ = golden.batch
-    bank = rows_of_prompts(golden)
+    bank = golden.rows_of_prompts()
     chosen = jnp.array([3, 0, 3, 1])
     together = ask(golden, tokens, lengths, bank[chosen]).logits
     for row, number in enumerate(chosen):
@@ -197,8 +190,8 @@ def test_rows_take_their_prompts_from_a_bank(name: str) -> None:
 def test_prompts_at_once_equal_one_after_the_other() -> None:
     golden = load_golden("qwen2_untied")
     tokens, lengths, _ = golden.batch
-    bank = rows_of_prompts(golden)
-    apply = partial(slope, Decoder(golden.config), golden.params, tokens, lengths)
+    bank = golden.rows_of_prompts()
+    apply = partial(slope, golden.module(), golden.params, tokens, lengths)
     values, gradients = jax.vmap(apply)(bank)
     for number, prompt in enumerate(bank):
         value, gradient = apply(prompt)
@@ -225,7 +218,7 @@ def test_mask_of_ones_is_no_mask_and_zeros_leave_the_bias_only(name: str) -> Non
     assert difference(ask(golden, *batch, neuron_mask=ones).logits, unmasked) < EQUAL
     for layer in range(config.layers):
         masked = ask(golden, *batch, neuron_mask=ones.at[layer].set(0)).logits
-        biased = read(Decoder(config), without_second_matrix(golden, layer, ...), *batch).logits
+        biased = read(golden.module(), without_second_matrix(golden, layer, ...), *batch).logits
         assert difference(masked, biased) < EQUAL
         assert difference(masked, unmasked) > 0.01
 
@@ -235,11 +228,11 @@ def test_mask_of_one_neuron_touches_that_neuron_only(name: str) -> None:
     golden = load_golden(name)
     mask = jnp.ones((golden.config.layers, golden.config.neurons)).at[1, 3].set(0)
     params = without_second_matrix(golden, 1, 3)
-    expected = read(Decoder(golden.config), params, *golden.batch).logits
+    expected = read(golden.module(), params, *golden.batch).logits
     assert difference(ask(golden, *golden.batch, neuron_mask=mask).logits, expected) < EQUAL
 
 
-def without_second_matrix(golden: DecoderGolden, layer: int, neuron: object) -> Parameters:
+def without_second_matrix(golden: Golden, layer: int, neuron: object) -> Parameters:
     """The weights with rows of the second feed-forward matrix of one layer set to zero."""
     changed = jax.tree.map(lambda leaf: leaf, golden.params)
     is_last = layer == golden.config.layers - 1
@@ -252,7 +245,7 @@ def without_second_matrix(golden: DecoderGolden, layer: int, neuron: object) -> 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_what_layers_keep_for_the_way_back_changes_nothing(remat: str) -> None:
     golden = load_golden(LLAMA)
-    expected = slope(Decoder(golden.config), golden.params, *golden.batch)
+    expected = slope(golden.module(), golden.params, *golden.batch)
     found = slope(Decoder(golden.config, remat=remat), golden.params, *golden.batch)
     assert difference(found[0], expected[0]) < EQUAL
     assert difference(found[1], expected[1]) < EQUAL
@@ -261,7 +254,7 @@ def test_what_layers_keep_for_the_way_back_changes_nothing(remat: str) -> None:
 @every_model
 def test_computing_in_bfloat16_keeps_scores_in_float32(name: str) -> None:
     golden = load_golden(name)
-    decoder = Decoder(golden.config, jnp.bfloat16)
+    decoder = golden.module(jnp.bfloat16)
     output = jax.eval_shape(partial(decoder.apply, {"params": golden.params}), *golden.batch)
     assert output.logits.dtype == jnp.float32 and output.hidden.dtype == jnp.bfloat16
 

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.decoder import Decoder
 from jpt.types import Parameters
-from tests.backbones.decoder_golden import load_golden, read
-from tests.backbones.golden import difference
+from tests.backbones.golden import difference, load_golden, read
 
 EQUAL = 1e-5
 GPT2, LLAMA = "gpt2_tied", "llama_grouped"
@@ -21,7 +19,7 @@ GPT2, LLAMA = "gpt2_tied", "llama_grouped"
 @pytest.mark.parametrize("name", [GPT2, LLAMA])
 def test_dropout_is_off_unless_asked_for_and_a_function_of_its_key(name: str) -> None:
     golden = load_golden(name)
-    off, on = Decoder(golden.config), Decoder(golden.config, dropout_rate=0.1)
+    off, on = golden.module(), golden.module(dropout_rate=0.1)
     call = partial(read, on, golden.params, *golden.batch)
     plain = read(off, golden.params, *golden.batch).logits
     first, again = call(jax.random.key(1)).logits, call(jax.random.key(1)).logits
@@ -52,7 +50,7 @@ def test_dropout_of_gpt2_draws_anew_for_every_layer_row_and_position_at_its_rate
     maps = {"attention_out": 1000.0, "feed_forward_in": None, "feed_forward_out": 0.0}
     params = with_constants(golden.params, **maps)
     options = {"capture_neurons": True, "every_position": True}
-    decoder = Decoder(golden.config, dropout_rate=0.25)
+    decoder = golden.module(dropout_rate=0.25)
     neurons = read(decoder, params, *golden.batch, jax.random.key(4), **options).neurons
     seen = np.asarray(neurons[..., :30])  # [L, B, T, D]
     kept = seen[0] > 0
@@ -70,7 +68,7 @@ def test_dropout_of_gpt2_reaches_what_the_feed_forward_map_adds() -> None:
     golden = load_golden(GPT2)
     params = with_constants(golden.params, attention_out=0.0, feed_forward_out=1000.0)
     params["final_norm"] = {"scale": jnp.ones(30), "bias": jnp.zeros(30)}
-    decoder = Decoder(golden.config, dropout_rate=0.25)
+    decoder = golden.module(dropout_rate=0.25)
     hidden = read(decoder, params, *golden.batch, jax.random.key(4), every_position=True).hidden
     levels = np.asarray(hidden)
     # Three layers, each kept or not: four levels, the highest kept in all.
@@ -80,9 +78,9 @@ def test_dropout_of_gpt2_reaches_what_the_feed_forward_map_adds() -> None:
 
 def test_dropout_of_llama_reaches_attention_weights_alone() -> None:
     golden = load_golden(LLAMA)
-    on, key = Decoder(golden.config, dropout_rate=0.25), jax.random.key(4)
+    on, key = golden.module(dropout_rate=0.25), jax.random.key(4)
     # Where the attention adds nothing, nothing is left that could be dropped.
     silent = with_constants(golden.params, attention_out=0.0)
     found = read(on, silent, *golden.batch, key).logits
-    expected = read(Decoder(golden.config), silent, *golden.batch).logits
+    expected = read(golden.module(), silent, *golden.batch).logits
     assert difference(found, expected) < EQUAL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 import jax
@@ -11,20 +12,18 @@ import pytest
 from jax.sharding import Mesh
 
 from jpt.backbones.decoder import Decoder
-from jpt.backbones.gpt2_weights import GPT2_WEIGHTS
-from jpt.backbones.llama_weights import LLAMA_WEIGHTS
 from jpt.backbones.rotary import Rotary
-from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
-from tests.backbones.decoder_golden import (
-    NAMES,
-    DecoderGolden,
-    advance,
+from jpt.mesh import batch_sharding, make_mesh, place, replicated
+from tests.backbones.golden import (
+    DECODERS,
+    FIXTURES,
+    Golden,
+    difference,
     learn,
     load_golden,
     read,
-    start,
+    write,
 )
-from tests.backbones.golden import FIXTURES, difference
 
 TOLERANCE = 1e-4
 # bfloat16 has 8 bits, and the weights are large. Found here: logits 1.8e-2 off, neurons 3.0e-2, the
@@ -33,38 +32,27 @@ TOLERANCE = 1e-4
 BFLOAT16_TOLERANCE = 4e-2
 BFLOAT16_GRADIENT_TOLERANCE = 1.5e-1
 
-every_fixture = pytest.mark.parametrize("name", NAMES)
+every_fixture = pytest.mark.parametrize("name", DECODERS)
 
 
-def learn_answers(golden: DecoderGolden, decoder: Decoder, mesh: Mesh | None = None) -> dict:
+def learn_answers(golden: Golden, decoder: Decoder, mesh: Mesh | None = None) -> dict:
     """Loss, gradient and the answer's numbers, on one device or on a mesh."""
     params, (tokens, lengths, prompt) = golden.params, golden.batch
     label_ids, labels = golden.input("label_ids"), golden.input("labels")
     if mesh is not None:
-        params = split(golden, mesh)
+        params = golden.split(mesh)
         rows = batch_sharding(mesh, tokens.shape[0])
         tokens, lengths, labels = (place(array, rows) for array in (tokens, lengths, labels))
         prompt, label_ids = place(prompt, replicated(mesh)), place(label_ids, replicated(mesh))
-    found = learn(decoder, False, params, (tokens, lengths, prompt), label_ids, labels)
+    found = learn(decoder, params, (tokens, lengths, prompt), label_ids, labels)
     return jax.device_get(found)
 
 
-def split(golden: DecoderGolden, mesh: Mesh) -> dict:
-    """The weights as their family's table splits them."""
-    table = GPT2_WEIGHTS.partition if golden.config.is_gpt2 else LLAMA_WEIGHTS.partition
-    return place(golden.params, parameter_shardings(golden.params, table, mesh)[0])
-
-
-def write_greedily(golden: DecoderGolden, params: dict, tokens: jax.Array) -> np.ndarray:
+def write_greedily(golden: Golden, params: dict, tokens: jax.Array) -> np.ndarray:
     """What a model writes when it takes the best word each time; -1 after the end."""
-    expected = golden.stored["greedy_tokens"]
-    decoder, (_, lengths, prompt) = Decoder(golden.config), golden.batch
-    scores, cache = start(decoder, params, tokens, lengths, prompt, expected.shape[1])
-    written = [jnp.argmax(scores, axis=-1)]
-    while len(written) < expected.shape[1]:
-        scores, cache = advance(decoder, params, written[-1], cache)
-        written.append(jnp.argmax(scores, axis=-1))
-    words = np.stack(jax.device_get(written), axis=1)
+    _, lengths, prompt = golden.batch
+    forced = np.full_like(golden.stored["greedy_tokens"], -1)
+    _, words = write(golden, params, (tokens, lengths, prompt), forced)
     ends = np.cumsum(words == golden.stored["eos_id"], axis=1) - (words == golden.stored["eos_id"])
     return np.where(ends > 0, -1, words)
 
@@ -73,7 +61,7 @@ def write_greedily(golden: DecoderGolden, params: dict, tokens: jax.Array) -> np
 def answers_of(name: str) -> dict[str, np.ndarray]:
     """All that jpt says of a fixture's batch, under the names of the stored answers."""
     golden = load_golden(name)
-    decoder, params, batch = Decoder(golden.config), golden.params, golden.batch
+    decoder, params, batch = golden.module(), golden.params, golden.batch
     label_ids, mask = golden.input("label_ids"), golden.input("neuron_mask")
     everything = {"capture_neurons": True, "every_position": True}
     whole = read(decoder, params, *batch, neuron_mask=jnp.ones_like(mask), **everything)
@@ -89,13 +77,7 @@ def answers_of(name: str) -> dict[str, np.ndarray]:
     return {**jax.device_get(answers), **learn_answers(golden, decoder)}
 
 
-def is_text(golden: DecoderGolden) -> np.ndarray:
-    """Which places of the batch are no padding."""
-    places = np.arange(golden.stored["tokens"].shape[1])
-    return places[None] < golden.stored["lengths"][:, None]
-
-
-def at_answer(golden: DecoderGolden, name: str) -> np.ndarray:
+def at_answer(golden: Golden, name: str) -> np.ndarray:
     """A stored answer [..., B, T, X] at the last text token of every row."""
     lengths = golden.stored["lengths"]
     return golden.stored[name][..., np.arange(len(lengths)), lengths - 1, :]
@@ -119,7 +101,7 @@ def test_prompt_gradient_agrees(name: str) -> None:
 @pytest.mark.parametrize("answer", ["vocabulary_logits", "hidden", "neurons"])
 def test_every_text_position_agrees(name: str, answer: str) -> None:
     golden = load_golden(name)
-    text = (..., is_text(golden), slice(None))
+    text = (..., golden.is_text(), slice(None))
     assert difference(answers_of(name)[answer][text], golden.stored[answer][text]) < TOLERANCE
 
 
@@ -141,7 +123,7 @@ def test_what_is_written_greedily_is_the_same(name: str) -> None:
 def test_mesh_gives_the_stored_answers(name: str) -> None:
     """Heads, key heads and neurons that four columns of devices do not divide among them."""
     golden, mesh = load_golden(name), make_mesh("data:2,model:4")
-    found = learn_answers(golden, Decoder(golden.config), mesh)
+    found = learn_answers(golden, golden.module(), mesh)
     for answer in ("logits", "loss", "prompt_gradient"):
         assert difference(found[answer], golden.stored[answer]) < TOLERANCE, answer
     for answer in ("hidden", "neurons"):
@@ -153,7 +135,7 @@ def test_mesh_gives_the_stored_answers(name: str) -> None:
 def test_mesh_writes_the_same_greedily(name: str) -> None:
     golden, mesh = load_golden(name), make_mesh("data:2,model:4")
     tokens = place(golden.input("tokens"), batch_sharding(mesh, 4))
-    found = write_greedily(golden, split(golden, mesh), tokens)
+    found = write_greedily(golden, golden.split(mesh), tokens)
     assert np.array_equal(found, golden.stored["greedy_tokens"])
 
 
@@ -162,8 +144,8 @@ def test_mesh_writes_the_same_greedily(name: str) -> None:
 def test_bfloat16_agrees_within_its_rounding(name: str) -> None:
     golden = load_golden(name)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), golden.params)
-    halves = DecoderGolden(golden.config, params, golden.stored)
-    found = learn_answers(halves, Decoder(golden.config, jnp.bfloat16))
+    halves = dataclasses.replace(golden, params=params)
+    found = learn_answers(halves, golden.module(jnp.bfloat16))
     assert found["logits"].dtype == found["prompt_gradient"].dtype == np.float32
     largest = np.abs(golden.stored["vocabulary_logits"]).max()
     off = np.abs(found["logits"] - golden.stored["logits"]).max() / largest
@@ -189,7 +171,7 @@ def test_fixture_is_telling(name: str) -> None:
     assert not np.array_equal(stored["beam3_n9_tokens"], stored["beam4_n9_tokens"])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "gpt2" not in name])
+@pytest.mark.parametrize("name", [name for name in DECODERS if "gpt2" not in name])
 def test_rotary_positions_are_felt(name: str) -> None:
     golden = load_golden(name)
     config, batch = golden.config, golden.batch
@@ -200,5 +182,5 @@ def test_rotary_positions_are_felt(name: str) -> None:
 
 
 def test_fixtures_are_small() -> None:
-    for name in NAMES:
+    for name in DECODERS:
         assert sum(path.stat().st_size for path in (FIXTURES / name).iterdir()) < 150_000, name

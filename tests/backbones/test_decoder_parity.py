@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jpt.backbones.decoder import Decoder
-from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.gpt2_weights import GPT2_WEIGHTS
-from jpt.backbones.llama_weights import LLAMA_WEIGHTS
-from jpt.files.tensor_files import open_tensors
-from tests.backbones.decoder_golden import NAMES, DecoderGolden, learn, load_golden, read
-from tests.backbones.golden import FIXTURES, difference
+from tests.backbones.golden import (
+    DECODERS,
+    FIXTURES,
+    ask,
+    difference,
+    learn,
+    load_golden,
+    read_folder,
+)
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
@@ -70,7 +71,7 @@ def maker():
     return make_decoder_fixtures
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
     case = maker.CASES[name]
     model = maker.build_model(name, case)
@@ -90,13 +91,6 @@ def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
     assert case.config.items() <= config.items()
 
 
-def load_folder(folder: Path, stored: dict[str, np.ndarray]) -> DecoderGolden:
-    config = DecoderConfig.from_huggingface(json.loads((folder / "config.json").read_text()))
-    load = GPT2_WEIGHTS.load if config.is_gpt2 else LLAMA_WEIGHTS.load
-    config, params = load(open_tensors(folder), config, jnp.float32, where=str(folder))
-    return DecoderGolden(config, params, stored)
-
-
 @pytest.mark.parametrize("name", REAL)
 def test_models_of_real_shapes_agree(maker, name: str, tmp_path: Path) -> None:
     """Read from the folder that transformers writes today, with its form of every field."""
@@ -105,10 +99,9 @@ def test_models_of_real_shapes_agree(maker, name: str, tmp_path: Path) -> None:
     model = maker.build_model(f"real {name}", case)
     inputs = maker.draw_inputs(f"real {name}", case, model)
     model.save_pretrained(tmp_path)
-    golden = load_folder(tmp_path, {**inputs, **maker.ask_torch(model, inputs)})
+    golden = read_folder(tmp_path, {**inputs, **maker.ask_torch(model, inputs)})
     label_ids, labels = golden.input("label_ids"), golden.input("labels")
-    decoder = Decoder(golden.config)
-    found = learn(decoder, False, golden.params, golden.batch, label_ids, labels)
+    found = learn(golden.module(), golden.params, golden.batch, label_ids, labels)
     stored, rows = golden.stored, np.arange(3)
     for answer in ("logits", "loss", "prompt_gradient"):
         assert difference(found[answer], stored[answer]) < TOLERANCE, answer
@@ -116,22 +109,21 @@ def test_models_of_real_shapes_agree(maker, name: str, tmp_path: Path) -> None:
     assert difference(found["answer_neurons"], expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_torch_loads_what_is_written(maker, name: str, tmp_path: Path) -> None:
     """The tensors that jpt writes are a checkpoint of transformers with the same answers."""
     import torch
     from transformers import AutoModelForCausalLM
 
     golden = load_golden(name)
-    write = GPT2_WEIGHTS.write if golden.config.is_gpt2 else LLAMA_WEIGHTS.write
-    tensors = write(golden.params, golden.config)
+    tensors = golden.family.weights.write(golden.params, golden.config)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((FIXTURES / name / "config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     reader = maker.TorchReader(model, golden.stored)
     with torch.no_grad():
         scores = reader.at_answer(reader.read(torch.from_numpy(golden.stored["prompt"]))[1])
-    found = read(Decoder(golden.config), golden.params, *golden.batch).logits
+    found = ask(golden, *golden.batch).logits
     assert difference(found, scores.numpy()) < TOLERANCE
 
 
@@ -151,7 +143,7 @@ def test_head_of_its_own_is_read_as_transformers_reads_it(
     (tmp_path / "config.json").write_text(json.dumps({**fields, "tie_word_embeddings": tied}))
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    params = load_folder(tmp_path, {}).params
+    params = read_folder(tmp_path, {}).params
     found = params.get("head", {}).get("words", params["embeddings"]["word"])
     assert np.array_equal(found, model.lm_head.weight.detach().numpy())
     expected = model.get_input_embeddings().weight.detach().numpy()

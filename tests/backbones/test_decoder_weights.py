@@ -2,80 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
-from functools import cached_property
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.gpt2_weights import GPT2_WEIGHTS
-from jpt.backbones.llama_weights import LLAMA_WEIGHTS
-from jpt.errors import InputError
-from jpt.types import Parameters
-from tests.backbones.decoder_golden import NAMES, load_golden
-from tests.backbones.golden import FIXTURES
+from tests.backbones.checkpoints import (
+    assert_cast,
+    assert_no_idle_rule,
+    assert_placed_one_by_one,
+    assert_refused_unread,
+    assert_same,
+    assert_written_again,
+    load,
+    numbers,
+    refusal,
+    split_of,
+    stored,
+    with_extras,
+)
+from tests.backbones.golden import DECODERS, load_golden
 
-Tensors = dict[str, np.ndarray]
 GPT2, LLAMA = "gpt2_tied", "llama_grouped"
 WORDS = {GPT2: "transformer.wte.weight", LLAMA: "model.embed_tokens.weight"}
-
-
-@dataclass(frozen=True)
-class Dictionary:
-    """A checkpoint that lies in memory."""
-
-    tensors: Tensors
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors[name]
-
-
-def stored(name: str) -> Tensors:
-    return load_file(FIXTURES / name / "model.safetensors")
-
-
-def load(
-    name: str, tensors: Tensors, dtype: jnp.dtype = jnp.float32, **changes: object
-) -> tuple[DecoderConfig, Parameters]:
-    fields = json.loads((FIXTURES / name / "config.json").read_text())
-    config = DecoderConfig.from_huggingface({**fields, **changes})
-    load_family = GPT2_WEIGHTS.load if config.is_gpt2 else LLAMA_WEIGHTS.load
-    return load_family(Dictionary(tensors), config, dtype, where="the folder x")
-
-
-def refusal(name: str, tensors: Tensors) -> str:
-    with pytest.raises(InputError) as error:
-        load(name, tensors)
-    message = str(error.value)
-    assert "\n" not in message and "the folder x" in message
-    return message
-
-
-def flat(params: Parameters) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def assert_same(found: Parameters, expected: Parameters) -> None:
-    found, expected = flat(found), flat(expected)
-    assert found.keys() == expected.keys()
-    for path, leaf in expected.items():
-        assert found[path].dtype == leaf.dtype
-        assert np.array_equal(found[path], leaf), path
-
-
-def numbers(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 EXTRAS = {
@@ -97,11 +44,7 @@ EXTRAS = {
     ("name", "extra"), [(name, extra) for name in EXTRAS for extra in (*EXTRAS[name], "all")]
 )
 def test_extras_of_real_files_change_nothing(name: str, extra: str) -> None:
-    tensors = stored(name)
-    for key, value in EXTRAS[name].items():
-        if extra in (key, "all"):
-            tensors[key] = tensors[value] if isinstance(value, str) else np.asarray(value)
-    config, params = load(name, tensors)
+    config, params = load(name, with_extras(name, EXTRAS[name], extra))
     assert config.tied_head
     assert_same(params, load_golden(name).params)
 
@@ -181,13 +124,7 @@ def test_misshaped_tensors_are_named_with_both_shapes(
 
 
 def test_nothing_is_read_before_everything_fits() -> None:
-    class Unread(Dictionary):
-        def read(self, name: str) -> np.ndarray:
-            raise AssertionError(f"{name} was read")
-
-    source = Unread({**stored(GPT2), "extra": numbers(1)})
-    with pytest.raises(InputError, match="extra"):
-        GPT2_WEIGHTS.load(source, load_golden(GPT2).config, jnp.float32, where="x")
+    assert_refused_unread(GPT2, {})
 
 
 @pytest.mark.parametrize("name", [GPT2, LLAMA])
@@ -207,58 +144,27 @@ def test_untied_head_needs_its_table(name: str) -> None:
     assert "missing: lm_head.weight" in refusal(name, tensors)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_writing_and_loading_again_is_exact(name: str) -> None:
-    golden = load_golden(name)
-    write = GPT2_WEIGHTS.write if golden.config.is_gpt2 else LLAMA_WEIGHTS.write
-    written = write(golden.params, golden.config)
-    config, params = load(name, written)
-    assert config == golden.config
-    assert_same(params, golden.params)
-    expected = stored(name)
-    assert written.keys() == expected.keys()
-    assert all(np.array_equal(written[key], value) for key, value in expected.items())
+    assert_written_again(name)
 
 
 @pytest.mark.parametrize("name", ["gpt2_untied", "qwen2_untied"])
 def test_files_of_another_precision_are_cast(name: str) -> None:
-    tensors = {key: value.astype(np.float16) for key, value in stored(name).items()}
-    expected = load(name, {key: value.astype(np.float32) for key, value in tensors.items()})[1]
-    assert_same(load(name, tensors)[1], expected)
-    halves = load(name, tensors, jnp.bfloat16)[1]
-    assert_same(halves, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), expected))
+    assert_cast(name, np.float16)
 
 
 def test_parameters_are_placed_by_their_path() -> None:
-    placed = []
-
-    def place(path: str, values: np.ndarray) -> jax.Array:
-        placed.append(path)
-        return jnp.asarray(values)
-
-    golden = load_golden(GPT2)
-    _, params = GPT2_WEIGHTS.load(Dictionary(stored(GPT2)), golden.config, jnp.float32, "x", place)
-    assert sorted(placed) == sorted(flat(params))
+    assert_placed_one_by_one(GPT2)
 
 
-def table_of(name: str) -> tuple:
-    return GPT2_WEIGHTS.partition if load_golden(name).config.is_gpt2 else LLAMA_WEIGHTS.partition
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_partition_table_names_every_parameter_once(name: str) -> None:
-    for path, leaf in flat(load_golden(name).params).items():
-        specs = [spec for pattern, spec in table_of(name) if re.fullmatch(pattern, path)]
-        assert len(specs) == 1, path
-        assert len(specs[0]) <= leaf.ndim, path
-        assert not path.startswith("layers/") or specs[0][0] is None, "layers are not split"
+    for path, leaf, spec in split_of(name):
         if leaf.ndim - path.startswith("layers/") == 2:
-            assert "model" in specs[0], f"{path} is a matrix that stays whole"
+            assert "model" in spec, f"{path} is a matrix that stays whole"
 
 
-@pytest.mark.parametrize("kinds", [NAMES[:2], NAMES[2:]])
+@pytest.mark.parametrize("kinds", [DECODERS[:2], DECODERS[2:]])
 def test_partition_table_has_no_idle_rule(kinds: tuple[str, ...]) -> None:
-    paths = {path for name in kinds for path in flat(load_golden(name).params)}
-    table = table_of(kinds[0])
-    idle = [p for p, _ in table if not any(re.fullmatch(p, path) for path in paths)]
-    assert idle == []
+    assert_no_idle_rule(kinds)

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.decoder import Decoder
 from jpt.backbones.output import Cache
-from tests.backbones.decoder_golden import advance, load_golden, read, rows_of_prompts, start
-from tests.backbones.golden import difference
+from tests.backbones.golden import advance, difference, load_golden, read, start
 
 EQUAL = 1e-5
 
@@ -28,8 +26,8 @@ EQUAL = 1e-5
 def test_written_token_by_token_equals_reading_it_all(name: str, kind: str) -> None:
     """Each row's new tokens stand right behind its text, whatever padding lies between."""
     golden = load_golden(name)
-    decoder, (tokens, lengths, prompt) = Decoder(golden.config), golden.batch
-    prompt = {"one": prompt, "a row": rows_of_prompts(golden), "none": None}[kind]
+    decoder, (tokens, lengths, prompt) = golden.module(), golden.batch
+    prompt = {"one": prompt, "a row": golden.rows_of_prompts(), "none": None}[kind]
     new = np.random.default_rng(1).integers(0, golden.config.vocabulary, (4, 5), np.int32)
     # [B, T + N]: text and new tokens without the padding, to be read at once.
     whole = np.zeros((4, tokens.shape[1] + 5), np.int32)
@@ -53,8 +51,8 @@ def test_written_token_by_token_equals_reading_it_all(name: str, kind: str) -> N
 def begun(name: str, is_shared: bool) -> Cache:
     golden = load_golden(name)
     tokens, lengths, prompt = golden.batch
-    prompt = prompt if is_shared else rows_of_prompts(golden)
-    return start(Decoder(golden.config), golden.params, tokens, lengths, prompt, 5)[1]
+    prompt = prompt if is_shared else golden.rows_of_prompts()
+    return start(golden.module(), golden.params, tokens, lengths, prompt, 5)[1]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,7 @@ def test_memory_has_rows_on_its_second_axis(name: str, is_shared: bool) -> None:
 def test_memory_may_be_reordered_and_repeated_by_row(name: str) -> None:
     """As beam search does: rows are taken along the second axis of every leaf."""
     golden, memory = load_golden(name), begun(name, True)
-    decoder, order = Decoder(golden.config), jnp.array([2, 2, 0, 3, 1, 2])
+    decoder, order = golden.module(), jnp.array([2, 2, 0, 3, 1, 2])
     words = jnp.array([5, 6, 7, 8])
     _, memory = advance(decoder, golden.params, words, memory)
     scores, _ = advance(decoder, golden.params, words[::-1], memory)

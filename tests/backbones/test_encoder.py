@@ -16,21 +16,12 @@ import pytest
 from jpt.backbones.encoder import Encoder, EncoderLayer
 from jpt.backbones.output import ModelOutput
 from jpt.types import Parameters
-from tests.backbones.golden import FAST_COMPILE, Golden, difference, load_golden, read
+from tests.backbones.golden import FAST_COMPILE, Golden, ask, difference, load_golden, read
 
 EQUAL = 1e-5  # the house's meaning of "equal" in float32
 
 # One layer, where nothing is scanned, and two; ReLU compiles quickly.
 every_model = pytest.mark.parametrize("name", ["bert_one_layer", "roberta_untied"])
-
-
-def ask(golden: Golden, *inputs: object, **options: object) -> ModelOutput:
-    """Reads inputs with the model of a fixture."""
-    return read(golden.encoder(), golden.params, *inputs, **options)
-
-
-def batch_of(golden: Golden) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return golden.input("tokens"), golden.input("lengths"), golden.input("prompt")
 
 
 @partial(jax.jit, static_argnums=(0, 1), compiler_options=FAST_COMPILE)
@@ -57,7 +48,7 @@ def prompt_gradient(
 @every_model
 def test_shortcut_at_the_answer_equals_the_plain_way(name: str) -> None:
     golden = load_golden(name)
-    inputs = batch_of(golden)
+    inputs = golden.batch
     short = ask(golden, *inputs, capture_neurons=True)
     plain = ask(golden, *inputs, capture_neurons=True, every_position=True)
     assert difference(short.logits, plain.logits[:, 0]) < EQUAL
@@ -65,8 +56,8 @@ def test_shortcut_at_the_answer_equals_the_plain_way(name: str) -> None:
     assert difference(short.neurons, plain.neurons[:, :, 0]) < EQUAL
     fewer = ask(golden, *inputs, label_ids=golden.input("label_ids"))
     assert difference(fewer.logits, short.logits[:, golden.input("label_ids")]) < EQUAL
-    found = prompt_gradient(golden.encoder(), False, golden.params, *inputs)
-    expected = prompt_gradient(golden.encoder(), True, golden.params, *inputs)
+    found = prompt_gradient(golden.module(), False, golden.params, *inputs)
+    expected = prompt_gradient(golden.module(), True, golden.params, *inputs)
     assert difference(found[0], expected[0]) < EQUAL
     assert difference(found[1], expected[1]) < EQUAL
 
@@ -74,7 +65,7 @@ def test_shortcut_at_the_answer_equals_the_plain_way(name: str) -> None:
 @every_model
 def test_neurons_are_returned_only_when_asked_for(name: str) -> None:
     golden = load_golden(name)
-    config, (tokens, lengths, prompt) = golden.config, batch_of(golden)
+    config, (tokens, lengths, prompt) = golden.config, golden.batch
     rows, longest = tokens.shape
     assert ask(golden, tokens, lengths, prompt).neurons is None
     short = ask(golden, tokens, lengths, prompt, capture_neurons=True).neurons
@@ -86,7 +77,7 @@ def test_neurons_are_returned_only_when_asked_for(name: str) -> None:
 
 def test_padding_bucket_batch_and_order_change_nothing() -> None:
     golden = load_golden("roberta_untied")
-    tokens, lengths, prompt = batch_of(golden)
+    tokens, lengths, prompt = golden.batch
     expected = ask(golden, tokens, lengths, prompt).logits
     # Padding of real words, to a longer bucket, the rows in another order.
     wide = jnp.full((tokens.shape[0], tokens.shape[1] + 4), 13)
@@ -95,8 +86,8 @@ def test_padding_bucket_batch_and_order_change_nothing() -> None:
     order = jnp.arange(tokens.shape[0])[::-1]
     rows = jnp.where(is_text, wide, 17)[order]
     assert difference(ask(golden, rows, lengths[order], prompt).logits[order], expected) < EQUAL
-    found = prompt_gradient(golden.encoder(), False, golden.params, rows, lengths[order], prompt)
-    plain = prompt_gradient(golden.encoder(), False, golden.params, tokens, lengths, prompt)
+    found = prompt_gradient(golden.module(), False, golden.params, rows, lengths[order], prompt)
+    plain = prompt_gradient(golden.module(), False, golden.params, tokens, lengths, prompt)
     assert difference(found[1], plain[1]) < EQUAL
     # One row alone, without any padding.
     row = int(np.argmin(np.abs(golden.stored["lengths"] - 6)))
@@ -109,7 +100,7 @@ def test_padding_bucket_batch_and_order_change_nothing() -> None:
 @every_model
 def test_one_prompt_for_all_is_the_same_prompt_a_row(name: str) -> None:
     golden = load_golden(name)
-    tokens, lengths, prompt = batch_of(golden)
+    tokens, lengths, prompt = golden.batch
     repeated = jnp.broadcast_to(prompt[None], (tokens.shape[0], *prompt.shape))
     expected = ask(golden, tokens, lengths, prompt).logits
     assert difference(ask(golden, tokens, lengths, repeated).logits, expected) < EQUAL
@@ -122,7 +113,7 @@ def bank_of(golden: Golden, prompts: int) -> jax.Array:
 
 def test_rows_take_their_prompts_from_a_bank() -> None:
     golden = load_golden("roberta_untied")
-    tokens, lengths, _ = batch_of(golden)
+    tokens, lengths, _ = golden.batch
     bank, chosen = bank_of(golden, 4), jnp.array([3, 0, 3])
     together = ask(golden, tokens, lengths, bank[chosen]).logits
     for row, number in enumerate(chosen):
@@ -133,9 +124,9 @@ def test_rows_take_their_prompts_from_a_bank() -> None:
 
 def test_prompts_at_once_equal_one_after_the_other() -> None:
     golden = load_golden("roberta_untied")
-    tokens, lengths, _ = batch_of(golden)
+    tokens, lengths, _ = golden.batch
     bank = bank_of(golden, 3)
-    apply = partial(prompt_gradient, golden.encoder(), False, golden.params, tokens, lengths)
+    apply = partial(prompt_gradient, golden.module(), False, golden.params, tokens, lengths)
     values, gradients = jax.vmap(apply)(bank)
     for number, prompt in enumerate(bank):
         value, gradient = apply(prompt)
@@ -145,7 +136,7 @@ def test_prompts_at_once_equal_one_after_the_other() -> None:
 
 def test_no_prompt_is_a_prompt_of_no_rows() -> None:
     golden = load_golden("roberta_untied")
-    tokens, lengths, prompt = batch_of(golden)
+    tokens, lengths, prompt = golden.batch
     none = ask(golden, tokens, lengths, None)
     assert difference(ask(golden, tokens, lengths, prompt[:0]).logits, none.logits) < EQUAL
     assert difference(ask(golden, tokens, lengths, prompt).logits, none.logits) > 0.1
@@ -154,7 +145,7 @@ def test_no_prompt_is_a_prompt_of_no_rows() -> None:
 def test_rows_of_the_prompt_have_no_order() -> None:
     """Without positions, prompt rows are a set."""
     golden = load_golden("bert_tied")
-    tokens, lengths, prompt = batch_of(golden)
+    tokens, lengths, prompt = golden.batch
     expected = ask(golden, tokens, lengths, prompt).logits
     assert difference(ask(golden, tokens, lengths, prompt[::-1]).logits, expected) < EQUAL
 
@@ -162,7 +153,7 @@ def test_rows_of_the_prompt_have_no_order() -> None:
 @every_model
 def test_mask_of_ones_is_no_mask_and_zeros_leave_the_bias_only(name: str) -> None:
     golden = load_golden(name)
-    config, inputs = golden.config, batch_of(golden)
+    config, inputs = golden.config, golden.batch
     ones = jnp.ones((config.layers, config.neurons))
     unmasked = ask(golden, *inputs, capture_neurons=True)
     assert difference(ask(golden, *inputs, neuron_mask=ones).logits, unmasked.logits) < EQUAL
@@ -170,7 +161,7 @@ def test_mask_of_ones_is_no_mask_and_zeros_leave_the_bias_only(name: str) -> Non
         masked = ask(
             golden, *inputs, neuron_mask=ones.at[layer].set(0), capture_neurons=True
         )  # fmt: skip
-        biased = read(golden.encoder(), without_second_matrix(golden.params, layer), *inputs)
+        biased = read(golden.module(), without_second_matrix(golden.params, layer), *inputs)
         assert difference(masked.logits, biased.logits) < EQUAL
         assert difference(masked.logits, unmasked.logits) > 0.01
         # What is returned is the value before the mask; only later layers feel it.
@@ -189,19 +180,19 @@ def without_second_matrix(params: Parameters, layer: int) -> Parameters:
 
 def test_mask_of_one_neuron_touches_that_neuron_only() -> None:
     golden = load_golden("roberta_untied")
-    inputs = batch_of(golden)
+    inputs = golden.batch
     mask = jnp.ones((golden.config.layers, golden.config.neurons)).at[0, 3].set(0)
     params = jax.tree.map(lambda leaf: leaf, golden.params)
     second = params["layers"]["feed_forward_out"]
     second["kernel"] = second["kernel"].at[0, 3].set(0)
-    expected = read(golden.encoder(), params, *inputs).logits
+    expected = read(golden.module(), params, *inputs).logits
     assert difference(ask(golden, *inputs, neuron_mask=mask).logits, expected) < EQUAL
 
 
 def test_scan_equals_a_loop_over_layers() -> None:
     golden = load_golden("bert_tied")
-    tokens, lengths, prompt = batch_of(golden)
-    encoder, params = golden.encoder(), golden.params
+    tokens, lengths, prompt = golden.batch
+    encoder, params = golden.module(), golden.params
 
     @partial(jax.jit, compiler_options=FAST_COMPILE)
     def loop(params: Parameters) -> jax.Array:
@@ -221,7 +212,7 @@ def test_scan_equals_a_loop_over_layers() -> None:
 
 def test_dropout_is_off_unless_asked_for_and_a_function_of_its_key() -> None:
     golden = load_golden("bert_tied")
-    inputs, off, on = batch_of(golden), golden.encoder(), golden.encoder(dropout_rate=0.1)
+    inputs, off, on = golden.batch, golden.module(), golden.module(dropout_rate=0.1)
     call = partial(read, on, golden.params, *inputs)
     plain = read(off, golden.params, *inputs).logits
     first, again = call(jax.random.key(1)).logits, call(jax.random.key(1)).logits
@@ -262,8 +253,8 @@ def show_dropout(params: Parameters, **places: dict[str, float]) -> Parameters:
 def read_with_dropout(rate: float, **places: dict[str, float]) -> ModelOutput:
     golden = load_golden("bert_tied")
     params, options = show_dropout(golden.params, **places), {"capture_neurons": True}
-    encoder, key = golden.encoder(dropout_rate=rate), jax.random.key(4)
-    return read(encoder, params, *batch_of(golden), key, every_position=True, **options)
+    encoder, key = golden.module(dropout_rate=rate), jax.random.key(4)
+    return read(encoder, params, *golden.batch, key, every_position=True, **options)
 
 
 def test_dropout_draws_anew_for_every_layer_row_and_position_at_its_rate() -> None:
@@ -292,7 +283,7 @@ def test_dropout_reaches_the_attention_weights() -> None:
 @every_model
 def test_computing_in_bfloat16_keeps_scores_in_float32(name: str) -> None:
     golden = load_golden(name)
-    output = read(golden.encoder(jnp.bfloat16), golden.params, *batch_of(golden))
+    output = read(golden.module(jnp.bfloat16), golden.params, *golden.batch)
     assert output.logits.dtype == jnp.float32 and output.hidden.dtype == jnp.bfloat16
 
 

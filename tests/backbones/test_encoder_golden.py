@@ -15,11 +15,12 @@ from jpt.backbones.output import ModelOutput
 from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
 from jpt.types import Parameters
 from tests.backbones.golden import (
+    ENCODERS,
     FAST_COMPILE,
     FIXTURES,
-    NAMES,
     Golden,
     difference,
+    learn,
     load_golden,
     read,
 )
@@ -30,29 +31,14 @@ TOLERANCE = 1e-4
 BFLOAT16_TOLERANCE = 3e-2
 BFLOAT16_GRADIENT_TOLERANCE = 8e-2
 
-every_fixture = pytest.mark.parametrize("name", NAMES)
+every_fixture = pytest.mark.parametrize("name", ENCODERS)
 
 
 compiled = partial(jax.jit, static_argnums=(0, 1), compiler_options=FAST_COMPILE)
 
 
-@compiled
-def _learn(encoder: Encoder, golden: Golden, params: Parameters) -> dict[str, jax.Array]:
-    """What a train step and the analysis ask for: the answer's position only."""
-    labels, label_ids = golden.input("labels"), golden.input("label_ids")
-
-    def loss(prompt: jax.Array) -> tuple[jax.Array, ModelOutput]:
-        output = _read(encoder, golden, params, prompt, label_ids=label_ids, capture_neurons=True)
-        scores = jax.nn.log_softmax(output.logits)
-        return -jnp.take_along_axis(scores, labels[:, None], axis=1).mean(), output
-
-    (value, output), gradient = jax.value_and_grad(loss, has_aux=True)(golden.input("prompt"))
-    return {
-        "logits": output.logits,
-        "loss": value[None],
-        "prompt_gradient": gradient,
-        "answer_neurons": output.neurons,
-    }
+def _learn(golden: Golden, encoder: Encoder, params: Parameters) -> dict[str, jax.Array]:
+    return learn(encoder, params, golden.batch, golden.input("label_ids"), golden.input("labels"))
 
 
 @compiled
@@ -98,7 +84,7 @@ def _read(
 def _answers(name: str) -> dict[str, np.ndarray]:
     """All that jpt says of a fixture's batch, under the names of the stored answers."""
     golden = load_golden(name)
-    call = (golden.encoder(), golden, golden.params)
+    call = (golden.module(), golden, golden.params)
     mask, label_ids = golden.input("neuron_mask"), golden.input("label_ids")
     whole, masked = _look(*call, jnp.ones_like(mask)), _look(*call, mask)
     answers = {
@@ -106,16 +92,10 @@ def _answers(name: str) -> dict[str, np.ndarray]:
         "hidden": whole.hidden,
         "neurons": whole.neurons,
         "masked_logits": masked.logits[:, 0, label_ids],
-        **_learn(*call),
+        **_learn(golden, golden.module(), golden.params),
         **_read_otherwise(*call),
     }
     return jax.device_get(answers)
-
-
-def _is_text(golden: Golden, front: int) -> np.ndarray:
-    """Which positions are no padding, ``front`` of them standing before the text."""
-    positions = np.arange(front + golden.stored["tokens"].shape[1])
-    return positions[None] < golden.stored["lengths"][:, None] + front
 
 
 @every_fixture
@@ -140,20 +120,20 @@ def test_neurons_agree_at_the_answer_and_everywhere(name: str) -> None:
     golden, answers = load_golden(name), _answers(name)
     expected = golden.stored["neurons"]
     assert difference(answers["answer_neurons"], expected[:, :, 0]) < TOLERANCE
-    is_text = _is_text(golden, 1 + golden.stored["prompt"].shape[0])
+    is_text = golden.is_text(1 + golden.stored["prompt"].shape[0])
     assert difference(answers["neurons"][:, is_text], expected[:, is_text]) < TOLERANCE
 
 
 @every_fixture
 def test_states_and_plain_text_agree_where_text_is(name: str) -> None:
     golden, answers = load_golden(name), _answers(name)
-    is_text = _is_text(golden, 1 + golden.stored["prompt"].shape[0])
+    is_text = golden.is_text(1 + golden.stored["prompt"].shape[0])
     assert difference(answers["hidden"][is_text], golden.stored["hidden"][is_text]) < TOLERANCE
-    is_text, expected = _is_text(golden, 0), golden.stored["plain_logits"]
+    is_text, expected = golden.is_text(), golden.stored["plain_logits"]
     assert difference(answers["plain_logits"][is_text], expected[is_text]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("bert")])
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("bert")])
 def test_bert_prompts_tuned_one_position_later_agree(name: str) -> None:
     golden, answers = load_golden(name), _answers(name)
     expected = golden.stored["shifted_logits"]
@@ -167,7 +147,7 @@ def test_bert_prompts_tuned_one_position_later_agree(name: str) -> None:
 def test_bfloat16_agrees_within_its_rounding(name: str) -> None:
     golden = load_golden(name)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), golden.params)
-    found = jax.device_get(_learn(golden.encoder(jnp.bfloat16), golden, params))
+    found = jax.device_get(_learn(golden, golden.module(jnp.bfloat16), params))
     assert found["logits"].dtype == found["prompt_gradient"].dtype == np.float32
     largest = np.abs(golden.stored["vocabulary_logits"]).max()
     off = np.abs(found["logits"] - golden.stored["logits"]).max() / largest
@@ -188,7 +168,7 @@ def test_mesh_gives_the_stored_answers() -> None:
     rows = batch_sharding(mesh, golden.stored["lengths"].shape[0])
     tokens, lengths = (place(golden.input(name), rows) for name in ("tokens", "lengths"))
     prompt = place(golden.input("prompt"), replicated(mesh))
-    output = read(golden.encoder(), params, tokens, lengths, prompt, capture_neurons=True)
+    output = read(golden.module(), params, tokens, lengths, prompt, capture_neurons=True)
     assert difference(output.logits, golden.stored["vocabulary_logits"]) < TOLERANCE
     assert difference(output.neurons, golden.stored["neurons"][:, :, 0]) < TOLERANCE
 
@@ -203,5 +183,5 @@ def test_fixture_is_telling(name: str) -> None:
 
 
 def test_fixtures_are_small() -> None:
-    sizes = [file.stat().st_size for name in NAMES for file in (FIXTURES / name).iterdir()]
+    sizes = [file.stat().st_size for name in ENCODERS for file in (FIXTURES / name).iterdir()]
     assert max(sizes) < 100_000 and sum(sizes) < 600_000

@@ -2,83 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from jpt.backbones.encoder_config import EncoderConfig
-from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
-from jpt.errors import InputError
-from jpt.types import Parameters
-from tests.backbones.golden import FIXTURES, NAMES, load_golden
+from tests.backbones.checkpoints import (
+    assert_cast,
+    assert_no_idle_rule,
+    assert_refused_unread,
+    assert_same,
+    assert_written_again,
+    load,
+    numbers,
+    refusal,
+    split_of,
+    stored,
+    with_extras,
+)
+from tests.backbones.golden import ENCODERS, load_golden
 
 WORDS = "bert.embeddings.word_embeddings.weight"
 LAYER = "bert.encoder.layer.1"
-Tensors = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Dictionary:
-    """A checkpoint that lies in memory."""
-
-    tensors: Tensors
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors[name]
-
-
-def stored(name: str) -> Tensors:
-    return load_file(FIXTURES / name / "model.safetensors")
-
-
-def stored_config(name: str) -> dict[str, Any]:
-    return json.loads((FIXTURES / name / "config.json").read_text())
-
-
-def load(
-    name: str, tensors: Tensors, dtype: jnp.dtype = jnp.float32
-) -> tuple[EncoderConfig, Parameters]:
-    config = EncoderConfig.from_huggingface(stored_config(name))
-    return ENCODER_WEIGHTS.load(Dictionary(tensors), config, dtype, where="the folder x")
-
-
-def refusal(name: str, tensors: Tensors) -> str:
-    with pytest.raises(InputError) as error:
-        load(name, tensors)
-    message = str(error.value)
-    assert "\n" not in message and "the folder x" in message
-    return message
-
-
-def flat(params: Parameters) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def assert_same(found: Parameters, expected: Parameters) -> None:
-    found, expected = flat(found), flat(expected)
-    assert found.keys() == expected.keys()
-    for path, leaf in expected.items():
-        assert found[path].dtype == leaf.dtype
-        assert np.array_equal(found[path], leaf), path
-
-
-def numbers(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
 EXTRAS = {
     "bert_tied": {
         "bert.pooler.dense.weight": numbers(30, 30),
@@ -103,11 +47,7 @@ EXTRAS = {
     ("name", "extra"), [(name, extra) for name in EXTRAS for extra in (*EXTRAS[name], "all")]
 )
 def test_extras_of_real_files_change_nothing(name: str, extra: str) -> None:
-    tensors = stored(name)
-    for key, value in EXTRAS[name].items():
-        if extra in (key, "all"):
-            tensors[key] = tensors[value] if isinstance(value, str) else value
-    config, params = load(name, tensors)
+    config, params = load(name, with_extras(name, EXTRAS[name], extra))
     assert config.tied_head
     assert_same(params, load_golden(name).params)
 
@@ -186,14 +126,7 @@ def test_every_kind_of_misfit_is_told_at_once() -> None:
 
 
 def test_nothing_is_read_before_everything_fits() -> None:
-    class Unread(Dictionary):
-        def read(self, name: str) -> np.ndarray:
-            raise AssertionError(f"{name} was read")
-
-    config = EncoderConfig.from_huggingface(stored_config("bert_tied"))
-    source = Unread({**stored("bert_tied"), "extra": numbers(1)})
-    with pytest.raises(InputError, match="extra"):
-        ENCODER_WEIGHTS.load(source, config, jnp.float32, where="x")
+    assert_refused_unread("bert_tied", {})
 
 
 @pytest.mark.parametrize(("name", "head"), [("bert_tied", "cls."), ("roberta_tied", "lm_head.")])
@@ -228,18 +161,11 @@ def test_untied_head_needs_its_decoder() -> None:
     assert "missing: cls.predictions.decoder.weight" in refusal("bert_untied", tensors)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_writing_and_loading_again_is_exact(name: str) -> None:
-    golden = load_golden(name)
-    written = ENCODER_WEIGHTS.write(golden.params, golden.config)
-    config, params = load(name, written)
-    assert config == golden.config
-    assert_same(params, golden.params)
-    # The names and values are those of the file; of an untied head only the bias in use is kept.
-    unused = set() if config.tied_head else {"cls.predictions.bias", "lm_head.bias"}
-    expected = {key: value for key, value in stored(name).items() if key not in unused}
-    assert written.keys() == expected.keys()
-    assert all(np.array_equal(written[key], value) for key, value in expected.items())
+    # Of an untied head only the bias in use is kept.
+    is_tied = load_golden(name).config.tied_head
+    assert_written_again(name, () if is_tied else {"cls.predictions.bias", "lm_head.bias"})
 
 
 def test_layers_are_stacked_but_for_the_last() -> None:
@@ -255,27 +181,13 @@ def test_layers_are_stacked_but_for_the_last() -> None:
 
 @pytest.mark.parametrize("kind", [np.float16, jnp.bfloat16, np.float64])
 def test_files_of_another_precision_are_cast(kind: np.dtype) -> None:
-    tensors = {key: value.astype(kind) for key, value in stored("bert_one_layer").items()}
-    expected = load("bert_one_layer", {k: v.astype(np.float32) for k, v in tensors.items()})[1]
-    assert_same(load("bert_one_layer", tensors)[1], expected)
-    halves = load("bert_one_layer", tensors, jnp.bfloat16)[1]
-    assert {leaf.dtype for leaf in jax.tree.leaves(halves)} == {jnp.dtype(jnp.bfloat16)}
-    expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), expected)
-    assert_same(halves, expected)
+    assert_cast("bert_one_layer", kind)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_partition_table_names_every_parameter_once(name: str) -> None:
-    for path, leaf in flat(load_golden(name).params).items():
-        specs = [spec for pattern, spec in ENCODER_WEIGHTS.partition if re.fullmatch(pattern, path)]
-        assert len(specs) == 1, path
-        assert len(specs[0]) <= leaf.ndim, path
-        assert not path.startswith("layers/") or specs[0][0] is None, "layers are not split"
+    assert split_of(name)
 
 
 def test_partition_table_has_no_idle_rule() -> None:
-    paths = {path for name in NAMES for path in flat(load_golden(name).params)}
-    idle = [
-        p for p, _ in ENCODER_WEIGHTS.partition if not any(re.fullmatch(p, path) for path in paths)
-    ]
-    assert idle == []
+    assert_no_idle_rule(ENCODERS)

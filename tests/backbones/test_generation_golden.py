@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -13,56 +11,12 @@ import pytest
 from flax import linen as nn
 
 from jpt.backbones.beams import beam_search
-from jpt.backbones.decoder import Decoder
-from jpt.backbones.families import FAMILIES
 from jpt.backbones.generation import Written, greedy
-from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
+from jpt.mesh import batch_sharding, make_mesh, place, replicated
 from jpt.types import Parameters
-from tests.backbones import decoder_golden, t5_golden
-from tests.backbones.golden import FAST_COMPILE, FIXTURES
+from tests.backbones.golden import DECODERS, FAST_COMPILE, FIXTURES, T5S, Golden, load_golden
 
-NAMES = (*t5_golden.NAMES, *decoder_golden.NAMES)
-
-
-@dataclass(frozen=True, eq=False)
-class Golden:
-    """A small checkpoint of any family, and what torch wrote.
-
-    Attributes:
-        module: the model.
-        params: its weights.
-        inputs: tokens, lengths and prompt.
-        end: the token that ends a row.
-        stored: the tokens that torch wrote, by the name of the search; -1 behind the end.
-    """
-
-    module: nn.Module
-    params: Parameters
-    inputs: tuple[jax.Array, jax.Array, jax.Array]
-    end: int
-    stored: dict[str, np.ndarray]
-
-    def on_mesh(self, text: str) -> tuple[Parameters, jax.Array, jax.Array, jax.Array]:
-        """Weights and inputs on the devices of a mesh."""
-        mesh, (tokens, lengths, prompt) = make_mesh(text), self.inputs
-        table = FAMILIES[self.module.config.model_type].weights.partition
-        params = place(self.params, parameter_shardings(self.params, table, mesh)[0])
-        rows = batch_sharding(mesh, len(lengths))
-        return params, *place((tokens, lengths), rows), place(prompt, replicated(mesh))
-
-
-def load_golden(name: str) -> Golden:
-    if name in t5_golden.NAMES:
-        golden = t5_golden.load_golden(name)
-        module = golden.model()
-    else:
-        golden = decoder_golden.load_golden(name)
-        module = Decoder(golden.config)
-    end = json.loads((FIXTURES / name / "config.json").read_text())["eos_token_id"]
-    stored = {key: value for key, value in golden.stored.items() if SEARCH.fullmatch(key)}
-    return Golden(module, golden.params, golden.batch, end, stored)
-
-
+NAMES = (*T5S, *DECODERS)
 SEARCH = re.compile(r"greedy_tokens|beam(?P<beams>\d+)_n\d+_tokens")
 
 
@@ -73,6 +27,13 @@ def write(
     if beams == 1:
         return greedy(module, params, *inputs, max_new, (end,))
     return beam_search(module, params, *inputs, max_new, (end,), beams)
+
+
+def on_mesh(golden: Golden, text: str) -> tuple[Parameters, jax.Array, jax.Array, jax.Array]:
+    """Weights and inputs on the devices of a mesh."""
+    mesh, (tokens, lengths, prompt) = make_mesh(text), golden.batch
+    rows = batch_sharding(mesh, len(lengths))
+    return golden.split(mesh), *place((tokens, lengths), rows), place(prompt, replicated(mesh))
 
 
 # Compiling for a mesh takes seconds: one fixture a family always, the others with the slow tests.
@@ -91,8 +52,9 @@ CASES = [
 @pytest.mark.parametrize(("mesh", "name"), CASES)
 def test_what_is_written_is_identical(mesh: str, name: str) -> None:
     golden = load_golden(name)
-    inputs = golden.on_mesh(mesh)
-    searches = sorted(golden.stored, key=lambda search: golden.stored[search].shape[1])
+    inputs, end = on_mesh(golden, mesh), golden.fields["eos_token_id"]
+    searches = [name for name in golden.stored if SEARCH.fullmatch(name)]
+    searches = sorted(searches, key=lambda search: golden.stored[search].shape[1])
     assert len(searches) > 4
     if mesh != "data:1":
         # Compiling takes seconds there: of each number of beams the longest texts.
@@ -100,7 +62,7 @@ def test_what_is_written_is_identical(mesh: str, name: str) -> None:
     for search in searches:
         expected = golden.stored[search]
         beams = int(SEARCH.fullmatch(search)["beams"] or 1)
-        found = write(golden.module, expected.shape[1], golden.end, beams, *inputs)
+        found = write(golden.module(), expected.shape[1], end, beams, *inputs)
         assert np.array_equal(found.tokens, expected), search
         assert np.array_equal(found.lengths, (expected >= 0).sum(axis=1)), search
 

@@ -10,8 +10,7 @@ import pytest
 
 from jpt.backbones.beams import beam_search
 from jpt.backbones.generation import greedy
-from tests.backbones.golden import FIXTURES
-from tests.backbones.test_generation_golden import Golden, load_golden
+from tests.backbones.golden import FIXTURES, Golden, load_golden
 
 pytestmark = pytest.mark.parity
 NEW = 9
@@ -30,7 +29,7 @@ def ask_torch(name: str, golden: Golden, ends: list[int], beams: int, penalty: f
     model.eval()
     model.generation_config.eos_token_id = ends or None
     options: dict[str, Any] = {"eos_token_id": ends or None, "pad_token_id": 0}
-    tokens, lengths, prompt = (torch.from_numpy(np.array(each)) for each in golden.inputs)
+    tokens, lengths, prompt = (torch.from_numpy(np.array(each)) for each in golden.batch)
     found = []
     for row, length in zip(tokens.long(), lengths, strict=True):
         if is_t5:  # transformers would make a cache of as many layers as the encoder has
@@ -60,7 +59,7 @@ def ask_torch(name: str, golden: Golden, ends: list[int], beams: int, penalty: f
 )
 def test_beams_are_those_of_torch(name: str, beams: int, n_ends: int, penalty: float) -> None:
     golden = load_golden(name)
-    inputs = (golden.module, golden.params, *golden.inputs, NEW)
+    inputs = (golden.module(), golden.params, *golden.batch, NEW)
     # Words that the model likes to write, so that texts of many lengths end.
     words, counts = np.unique(greedy(*inputs).tokens, return_counts=True)
     ends = words[np.argsort(-counts, kind="stable")][1 : n_ends + 1].tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -15,6 +14,7 @@ from jpt.backbones.loading import TensorRule, load_parameters, write_parameters
 from jpt.errors import InputError
 from jpt.files.safetensors_file import write_safetensors
 from jpt.files.tensor_files import open_tensors
+from tests.backbones.checkpoints import Dictionary
 
 LAYERS, WIDTH = 3, 4
 RULES = [
@@ -27,20 +27,6 @@ RULES = [
     ],
     TensorRule("side/layers/up", "s.{layer}.up", (5, WIDTH), transpose=True, layers=2),
 ]
-
-
-@dataclass(frozen=True)
-class Dictionary:
-    """A checkpoint that lies in memory."""
-
-    tensors: dict[str, np.ndarray]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors[name]
 
 
 def checkpoint() -> dict[str, np.ndarray]:

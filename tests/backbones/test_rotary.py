@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from jpt.backbones.rotary import Rotary, inverse_frequencies, rotary_angles, rotate
-from tests.backbones.decoder_golden import NAMES, load_golden
-from tests.backbones.golden import difference
+from tests.backbones.golden import DECODERS, difference, load_golden
 
 LLAMA3 = Rotary(500_000.0, "llama3", 32.0, 1.0, 4.0, 8192)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "gpt2" not in name])
+@pytest.mark.parametrize("name", [name for name in DECODERS if "gpt2" not in name])
 def test_frequencies_are_those_of_transformers_bit_for_bit(name: str) -> None:
     golden = load_golden(name)
     found = inverse_frequencies(golden.config.rotary, golden.config.head_width)

@@ -17,22 +17,26 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jpt.backbones.output import ModelOutput
 from jpt.backbones.t5 import T5
 from jpt.backbones.t5_layers import LayerInput, Sight, T5Layer, View
 from jpt.backbones.t5_positions import relative_buckets, spread_bias
 from jpt.types import Parameters
-from tests.backbones.golden import FAST_COMPILE, difference
-from tests.backbones.t5_golden import NAMES, T5Golden, advance, load_golden, read, start, write
+from tests.backbones.golden import (
+    FAST_COMPILE,
+    T5S,
+    Golden,
+    advance,
+    ask,
+    difference,
+    load_golden,
+    read,
+    start,
+    write,
+)
 
 EQUAL = 1e-5  # the house's meaning of "equal" in float32
 
 every_stack = pytest.mark.parametrize("stack", ["decoder", "encoder"])
-
-
-def ask(golden: T5Golden, *inputs: object, **options: object) -> ModelOutput:
-    """Reads inputs with the model of a fixture."""
-    return read(golden.model(), golden.params, *inputs, **options)
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
@@ -82,7 +86,7 @@ def test_neurons_of_the_encoder_are_read_at_the_first_token_of_text() -> None:
 def test_unknown_stack_is_refused() -> None:
     golden = load_golden("t5_relu")
     with pytest.raises(ValueError, match="'both'"):
-        golden.model().apply({"params": golden.params}, *golden.batch, neuron_stack="both")
+        golden.module().apply({"params": golden.params}, *golden.batch, neuron_stack="both")
 
 
 def test_padding_bucket_batch_and_order_change_nothing() -> None:
@@ -96,17 +100,17 @@ def test_padding_bucket_batch_and_order_change_nothing() -> None:
     order = jnp.array([2, 0, 3, 1])
     rows, counts = jnp.where(is_text, wide, 17)[order], lengths[order]
     # The fillers' gradient and the text's, once each.
-    found = prompt_gradient(golden.model(), golden.params, rows, counts, prompt)
-    plain = prompt_gradient(golden.model(), golden.params, tokens, lengths, prompt)
+    found = prompt_gradient(golden.module(), golden.params, rows, counts, prompt)
+    plain = prompt_gradient(golden.module(), golden.params, tokens, lengths, prompt)
     assert difference(found[1], plain[1]) < EQUAL
-    logits, cache = start(golden.model(), golden.params, rows, counts, prompt, max_new=5)
+    logits, cache = start(golden.module(), golden.params, rows, counts, prompt, max_new=5)
     assert difference(logits, expected[order]) < EQUAL
     # Later tokens do not see the padding either.
-    short, short_cache = start(golden.model(), golden.params, tokens, lengths, prompt, max_new=5)
+    short, short_cache = start(golden.module(), golden.params, tokens, lengths, prompt, max_new=5)
     assert difference(short, expected) < EQUAL
     last = jnp.array([3, 5, 8, 13])
-    found, _ = advance(golden.model(), golden.params, last[order], cache)
-    plain, _ = advance(golden.model(), golden.params, last, short_cache)
+    found, _ = advance(golden.module(), golden.params, last[order], cache)
+    plain, _ = advance(golden.module(), golden.params, last, short_cache)
     assert difference(found, plain[order]) < EQUAL
     # One row alone, without any padding.
     length = int(lengths[1])
@@ -128,7 +132,7 @@ def test_prompts_of_rows_and_of_a_bank_are_those_of_single_runs() -> None:
     # Unlike in the encoders, rows of a prompt have an order.
     assert difference(reversed_rows, expected) > 0.01
     # All prompts at once, as a step over a bank is taken.
-    apply = partial(prompt_gradient, golden.model(), golden.params, tokens, lengths)
+    apply = partial(prompt_gradient, golden.module(), golden.params, tokens, lengths)
     values, gradients = jax.vmap(apply)(bank)
     for number, rows in enumerate(bank):
         value, gradient = apply(rows)
@@ -163,7 +167,7 @@ def test_mask_of_ones_is_no_mask_and_zeros_leave_nothing(name: str, stack: str) 
     for layer in range(depth):
         masked = ask(golden, *golden.batch, neuron_mask=ones.at[layer].set(0), **options)
         bare = without_second_matrix(golden.params, stack, layer)
-        bare = read(golden.model(), bare, *golden.batch, **options)
+        bare = read(golden.module(), bare, *golden.batch, **options)
         assert difference(masked.logits, bare.logits) < EQUAL
         assert difference(masked.logits, unmasked.logits) > 0.01
         # What is returned is the value before the mask; only later layers feel it.
@@ -178,7 +182,7 @@ def test_neuron_of_a_gated_layer_is_the_gate_before_the_product() -> None:
     branch = params["decoder"]["layers"]["feed_forward_in"]
     branch["kernel"] = jnp.zeros_like(branch["kernel"])
     plain = ask(golden, *golden.batch, capture_neurons=True)
-    found = read(golden.model(), params, *golden.batch, capture_neurons=True)
+    found = read(golden.module(), params, *golden.batch, capture_neurons=True)
     assert difference(found.neurons, plain.neurons) < EQUAL
     assert difference(found.logits, plain.logits) > 0.01
 
@@ -189,21 +193,21 @@ def test_mask_of_one_neuron_touches_that_neuron_only() -> None:
     params = jax.tree.map(lambda leaf: leaf, golden.params)
     second = params["decoder"]["layers"]["feed_forward_out"]
     second["kernel"] = second["kernel"].at[0, 3].set(0)
-    expected = read(golden.model(), params, *golden.batch).logits
+    expected = read(golden.module(), params, *golden.batch).logits
     assert difference(ask(golden, *golden.batch, neuron_mask=mask).logits, expected) < EQUAL
 
 
 def test_scan_equals_a_loop_over_layers() -> None:
     golden = load_golden("t5_gated")
     tokens, lengths, prompt = golden.batch
-    weights, model = golden.params["encoder"], golden.model()
+    weights, model = golden.params["encoder"], golden.module()
 
     @partial(jax.jit, compiler_options=FAST_COMPILE)
     def both_ways(prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
         front = jnp.broadcast_to(prompt[None], (tokens.shape[0], *prompt.shape))
         words = golden.params["embeddings"]["word"][tokens]
         states = jnp.concatenate([front, words], axis=1)
-        is_read = jnp.asarray(golden.is_read())
+        is_read = jnp.asarray(golden.is_text(prompt.shape[0]))
         by_distance = model.bind({"params": golden.params}).encoder.bias(states.shape[1])
         sight = Sight(View(is_read[:, None], spread_bias(by_distance)))
         for number in range(golden.config.encoder_layers):
@@ -216,11 +220,11 @@ def test_scan_equals_a_loop_over_layers() -> None:
         batch = (tokens, lengths, prompt)
         return model.apply({"params": golden.params}, *batch, method="encode"), states
 
-    (found, expected), is_read = both_ways(prompt), golden.is_read()
+    (found, expected), is_read = both_ways(prompt), golden.is_text(prompt.shape[0])
     assert difference(found[is_read], expected[is_read]) < EQUAL
 
 
-def written(golden: T5Golden, count: int) -> tuple[np.ndarray, np.ndarray]:
+def written(golden: Golden, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The best tokens and their scores, one by one."""
     forced = np.full((golden.stored["lengths"].shape[0], count), -1, np.int32)
     return write(golden, golden.params, golden.batch, forced)
@@ -240,7 +244,7 @@ def test_token_by_token_equals_all_at_once(name: str) -> None:
 
 def test_one_new_token_needs_one_slot() -> None:
     golden = load_golden("t5_relu")
-    logits, cache = start(golden.model(), golden.params, *golden.batch, max_new=1)
+    logits, cache = start(golden.module(), golden.params, *golden.batch, max_new=1)
     assert difference(logits, golden.stored["vocabulary_logits"]) < 1e-4
     assert cache.generated.key.shape[2] == 1 and int(cache.steps) == 0
 
@@ -248,7 +252,7 @@ def test_one_new_token_needs_one_slot() -> None:
 def test_what_the_encoder_read_is_computed_once() -> None:
     """Going on needs neither the encoder's weights nor the maps to the keys of its states."""
     golden = load_golden("t5_relu")
-    model, last = golden.model(), jnp.array([3, 5, 8, 13])
+    model, last = golden.module(), jnp.array([3, 5, 8, 13])
     logits, cache = start(model, golden.params, *golden.batch, max_new=5)
     assert cache.shared is None
     expected, after = advance(model, golden.params, last, cache)
@@ -268,7 +272,7 @@ def test_what_the_encoder_read_is_computed_once() -> None:
 def test_program_of_a_token_is_one_whatever_was_written() -> None:
     """The same shapes and the same program at every step, so the same cost."""
     golden = load_golden("t5_relu")
-    model, last = golden.model(), jnp.array([3, 5, 8, 13])
+    model, last = golden.module(), jnp.array([3, 5, 8, 13])
     _, cache = start(model, golden.params, *golden.batch, max_new=5)
 
     @jax.jit
@@ -284,7 +288,7 @@ def test_program_of_a_token_is_one_whatever_was_written() -> None:
 def test_rows_of_a_cache_may_change_places() -> None:
     """As beam search does: every leaf but the count of steps has the rows at one axis."""
     golden = load_golden("t5_relu")
-    model, last = golden.model(), jnp.array([3, 5, 8, 13])
+    model, last = golden.module(), jnp.array([3, 5, 8, 13])
     _, cache = start(model, golden.params, *golden.batch, max_new=5)
     _, cache = advance(model, golden.params, last, cache)
     order = jnp.array([2, 2, 0, 3])
@@ -303,7 +307,7 @@ def test_rows_of_a_cache_may_change_places() -> None:
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_what_is_kept_for_the_way_back_changes_no_gradient(remat: str) -> None:
     golden = load_golden("t5_gated_silu")
-    expected = prompt_gradient(golden.model(), golden.params, *golden.batch)
+    expected = prompt_gradient(golden.module(), golden.params, *golden.batch)
     model = T5(golden.config, remat=remat)
     found = prompt_gradient(model, golden.params, *golden.batch)
     assert difference(found[1], expected[1]) < EQUAL
@@ -311,7 +315,7 @@ def test_what_is_kept_for_the_way_back_changes_no_gradient(remat: str) -> None:
 
 def test_dropout_is_off_unless_asked_for_and_a_function_of_its_key() -> None:
     golden = load_golden("t5_one_layer")
-    on = golden.model(dropout_rate=0.1)
+    on = golden.module(dropout_rate=0.1)
     call = partial(read, on, golden.params, *golden.batch)
     plain = ask(golden, *golden.batch).logits
     first, again = call(jax.random.key(1)).logits, call(jax.random.key(1)).logits
@@ -325,7 +329,7 @@ def test_dropout_is_off_unless_asked_for_and_a_function_of_its_key() -> None:
 def test_dropout_stands_where_t5_has_it() -> None:
     """Attention weights, what they gather, neurons, what they add; ends of both stacks."""
     golden = load_golden("t5_one_layer")
-    model = golden.model(dropout_rate=0.1)
+    model = golden.module(dropout_rate=0.1)
 
     def run(key: jax.Array) -> jax.Array:
         return model.apply({"params": golden.params}, *golden.batch, rngs={"dropout": key}).logits
@@ -372,7 +376,7 @@ def show_dropout(params: Parameters, stack: str) -> Parameters:
 @every_stack
 def test_dropout_draws_anew_for_every_layer_row_and_position_at_its_rate(stack: str) -> None:
     golden = load_golden("t5_relu")
-    params, model = show_dropout(golden.params, stack), golden.model(dropout_rate=0.25)
+    params, model = show_dropout(golden.params, stack), golden.module(dropout_rate=0.25)
     tokens, lengths = jnp.full((12, 9), 3), jnp.full((12,), 9)
     options = {"capture_neurons": True, "every_position": True, "neuron_stack": stack}
     if stack == "decoder":
@@ -388,7 +392,7 @@ def test_dropout_draws_anew_for_every_layer_row_and_position_at_its_rate(stack: 
 
 def test_computing_in_bfloat16_keeps_scores_in_float32() -> None:
     golden = load_golden("t5_gated_silu")
-    model, last = golden.model(jnp.bfloat16), jnp.array([3, 5, 8, 13])
+    model, last = golden.module(jnp.bfloat16), jnp.array([3, 5, 8, 13])
     output = read.eval_shape(model, golden.params, *golden.batch)
     assert output.logits.dtype == jnp.float32 and output.hidden.dtype == jnp.bfloat16
     logits, cache = start.eval_shape(model, golden.params, *golden.batch, max_new=3)
@@ -412,7 +416,7 @@ def test_program_does_not_grow_with_depth() -> None:
     assert size(12) == size(3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", T5S)
 def test_relative_positions_fall_into_the_buckets_of_torch(name: str) -> None:
     golden = load_golden(name)
     distances, sizes = np.arange(-300, 301), (golden.config.buckets, golden.config.max_distance)

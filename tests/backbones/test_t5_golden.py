@@ -17,11 +17,18 @@ from jax.sharding import Mesh
 
 from jpt.backbones.output import ModelOutput
 from jpt.backbones.t5 import T5
-from jpt.backbones.t5_weights import T5_WEIGHTS
-from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
+from jpt.mesh import batch_sharding, make_mesh, place, replicated
 from jpt.types import Parameters
-from tests.backbones.golden import FAST_COMPILE, FIXTURES, difference
-from tests.backbones.t5_golden import NAMES, load_golden, write
+from tests.backbones.golden import (
+    FAST_COMPILE,
+    FIXTURES,
+    T5S,
+    answers_and_gradient,
+    cross_entropy,
+    difference,
+    load_golden,
+    write,
+)
 
 TOLERANCE = 1e-4
 # bfloat16 has 8 bits, so states are rounded by up to 2^-8 in every layer. Found: scores 2.8e-2 off,
@@ -31,14 +38,8 @@ BFLOAT16_GRADIENT_TOLERANCE = 8e-2
 PER_ROW = ("tokens", "lengths", "labels", "targets", "decoder_tokens")
 WHOLE = ("prompt", "label_ids", "neuron_mask", "encoder_neuron_mask")
 
-every_fixture = pytest.mark.parametrize("name", NAMES)
+every_fixture = pytest.mark.parametrize("name", T5S)
 every_mesh = pytest.mark.parametrize("mesh", ["data:1", "data:2,model:4"])
-
-
-def _loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    scores = jax.nn.log_softmax(logits)
-    return -jnp.take_along_axis(scores, labels[..., None], axis=-1).mean()
-
 
 Inputs = dict[str, jax.Array]
 compiled = partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
@@ -53,22 +54,16 @@ def _learn(model: T5, params: Parameters, inputs: Inputs) -> dict[str, jax.Array
     """What train steps and the analysis ask for, under the names of the stored answers."""
     apply = _apply(model, params, inputs)
 
-    def label_loss(prompt: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        output = apply(prompt, label_ids=inputs["label_ids"], capture_neurons=True)
-        found = {"logits": output.logits, "hidden": output.hidden, "answer": output.neurons}
-        return _loss(output.logits, inputs["labels"]), found
-
     def token_loss(prompt: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         output = apply(prompt, decoder_tokens=inputs["decoder_tokens"], capture_neurons=True)
         found = {"teacher_logits": output.logits, "neurons": output.neurons}
-        return _loss(output.logits, inputs["targets"]), found
+        return cross_entropy(output.logits, inputs["targets"]), found
 
-    prompt = inputs["prompt"]
-    (loss, found), gradient = jax.value_and_grad(label_loss, has_aux=True)(prompt)
-    (total, taught), token_gradient = jax.value_and_grad(token_loss, has_aux=True)(prompt)
-    losses = {"loss": loss[None], "token_loss": total[None]}
-    gradients = {"prompt_gradient": gradient, "token_gradient": token_gradient}
-    return found | taught | losses | gradients
+    batch = (inputs["tokens"], inputs["lengths"], inputs["prompt"])
+    found = answers_and_gradient(model, params, batch, inputs["label_ids"], inputs["labels"])
+    found["hidden"] = found.pop("answer_hidden")  # a T5 stores only the decoder's first step
+    (total, taught), gradient = jax.value_and_grad(token_loss, has_aux=True)(inputs["prompt"])
+    return found | taught | {"token_loss": total[None], "token_gradient": gradient}
 
 
 @compiled
@@ -92,17 +87,15 @@ def _look(model: T5, params: Parameters, inputs: Inputs) -> dict[str, jax.Array]
 def _placed(name: str, mesh: Mesh, dtype: jnp.dtype) -> tuple[Parameters, Inputs]:
     """Weights and inputs of a fixture on the devices of a mesh."""
     golden = load_golden(name)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), golden.params)
-    shardings, _ = parameter_shardings(params, T5_WEIGHTS.partition, mesh)
     rows = batch_sharding(mesh, golden.stored["lengths"].shape[0])
     inputs = {key: place(golden.input(key), rows) for key in PER_ROW}
     inputs |= {key: place(golden.input(key), replicated(mesh)) for key in WHOLE}
-    return place(params, shardings), inputs
+    return golden.split(mesh, dtype), inputs
 
 
 @cache
 def _answers(name: str, mesh: str) -> dict[str, np.ndarray]:
-    model = load_golden(name).model()
+    model = load_golden(name).module()
     params, inputs = _placed(name, make_mesh(mesh), jnp.float32)
     return jax.device_get(_learn(model, params, inputs) | _look(model, params, inputs))
 
@@ -154,7 +147,7 @@ def test_prompt_gradient_agrees(name: str, mesh: str, gradient: str) -> None:
 @every_mesh
 def test_neurons_of_the_decoder_agree_at_the_first_step_and_at_all(name: str, mesh: str) -> None:
     answers, expected = _answers(name, mesh), load_golden(name).stored["neurons"]
-    assert difference(answers["answer"], expected[:, :, 0]) < TOLERANCE
+    assert difference(answers["answer_neurons"], expected[:, :, 0]) < TOLERANCE
     assert difference(answers["neurons"], expected) < TOLERANCE
 
 
@@ -162,7 +155,8 @@ def test_neurons_of_the_decoder_agree_at_the_first_step_and_at_all(name: str, me
 @every_mesh
 def test_states_and_neurons_of_the_encoder_agree_where_text_is(name: str, mesh: str) -> None:
     golden, answers = load_golden(name), _answers(name, mesh)
-    is_read, stored = golden.is_read(), golden.stored
+    stored = golden.stored
+    is_read = golden.is_text(stored["prompt"].shape[0])
     assert difference(answers["encoded"][is_read], stored["encoded"][is_read]) < TOLERANCE
     expected = stored["encoder_neurons"]
     assert difference(answers["encoder_neurons"][:, is_read], expected[:, is_read]) < TOLERANCE
@@ -193,7 +187,7 @@ def test_greedy_tokens_agree_up_to_the_end(name: str, mesh: str) -> None:
 def test_bfloat16_agrees_within_its_rounding(name: str) -> None:
     golden = load_golden(name)
     params, inputs = _placed(name, make_mesh("data:1"), jnp.bfloat16)
-    found = jax.device_get(_learn(golden.model(jnp.bfloat16), params, inputs))
+    found = jax.device_get(_learn(golden.module(jnp.bfloat16), params, inputs))
     assert found["logits"].dtype == found["prompt_gradient"].dtype == np.float32
     stored = golden.stored
     for answer in ("teacher_logits", "neurons", "hidden"):
@@ -223,7 +217,7 @@ def test_fixture_is_telling(name: str) -> None:
 
 
 def test_kinds_of_model_are_all_there() -> None:
-    configs = [load_golden(name).config for name in NAMES]
+    configs = [load_golden(name).config for name in T5S]
     kinds = [(c.activation, c.gated, c.tied_head, c.scaled_head) for c in configs]
     assert kinds == [
         ("gelu_new", True, False, False),
@@ -236,7 +230,7 @@ def test_kinds_of_model_are_all_there() -> None:
 
 
 def test_fixtures_are_small() -> None:
-    for name in NAMES:
+    for name in T5S:
         files = list((FIXTURES / name).iterdir())
         assert {file.name for file in files} == {
             "config.json",

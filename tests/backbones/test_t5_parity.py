@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jpt.backbones.t5 import T5
-from jpt.backbones.t5_config import T5Config
-from jpt.backbones.t5_weights import T5_WEIGHTS
-from jpt.files.tensor_files import open_tensors
 from jpt.types import Parameters
-from tests.backbones.golden import FIXTURES, difference
-from tests.backbones.t5_golden import NAMES, load_golden
+from tests.backbones.golden import FIXTURES, T5S, difference, load_golden, read_folder
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
@@ -45,13 +39,7 @@ def maker():
     return make_t5_fixtures
 
 
-def load_folder(folder: Path) -> tuple[T5Config, Parameters]:
-    config = T5Config.from_huggingface(json.loads((folder / "config.json").read_text()))
-    source = open_tensors(folder / "model.safetensors")
-    return T5_WEIGHTS.load(source, config, jnp.float32, where=str(folder))
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", T5S)
 def test_fixtures_are_what_torch_says_today(maker: Any, name: str) -> None:
     case = maker.CASES[name]
     model, inputs = maker.build_model(name, case), maker.draw_inputs(name, case)
@@ -82,35 +70,36 @@ def test_long_text_behind_a_long_prompt_agrees(maker: Any, tmp_path: Path) -> No
             # Scores of the size that real models have, where heads are wide.
             parameter *= 0.2 if ".q." in key else 1.0
     model.save_pretrained(tmp_path)
-    config, params = load_folder(tmp_path)
+    golden = read_folder(tmp_path, inputs)
+    module = golden.module()
     reader = maker.TorchReader(model, inputs)
     prompt = torch.from_numpy(inputs["prompt"]).requires_grad_()
     scores, _ = reader.read(prompt, torch.from_numpy(inputs["decoder_tokens"]).long())
     (gradient,) = torch.autograd.grad(scores.logsumexp(-1).mean(), prompt)
-    tokens, lengths = jnp.asarray(inputs["tokens"]), jnp.asarray(inputs["lengths"])
+    tokens, lengths, values = golden.batch
 
     @jax.jit
     def ask(params: Parameters, prompt: jax.Array) -> tuple[tuple, jax.Array]:
         def loss(prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
-            given = {"decoder_tokens": jnp.asarray(inputs["decoder_tokens"])}
-            logits = T5(config).apply({"params": params}, tokens, lengths, prompt, **given).logits
+            given = {"decoder_tokens": golden.input("decoder_tokens")}
+            logits = module.apply({"params": params}, tokens, lengths, prompt, **given).logits
             return jax.nn.logsumexp(logits, axis=-1).mean(), logits
 
         return jax.value_and_grad(loss, has_aux=True)(prompt)
 
-    (_, logits), found = ask(params, jnp.asarray(inputs["prompt"]))
+    (_, logits), found = ask(golden.params, values)
     assert difference(logits, scores.detach().numpy()) < TOLERANCE
     assert difference(found, gradient.numpy()) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", T5S)
 def test_torch_loads_what_is_written(maker: Any, name: str, tmp_path: Path) -> None:
     """The tensors that jpt writes are a checkpoint of transformers with the same answers."""
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
     golden = load_golden(name)
-    tensors = T5_WEIGHTS.write(golden.params, golden.config)
+    tensors = golden.family.weights.write(golden.params, golden.config)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((FIXTURES / name / "config.json").read_text())
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
@@ -144,7 +133,8 @@ def test_head_and_scaling_are_read_as_transformers_reads_them(
     del config["scale_decoder_outputs"]
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
-    shape, params = load_folder(tmp_path)
+    golden = read_folder(tmp_path, {})
+    shape, params = golden.config, golden.params
     assert shape.scaled_head == model.config.scale_decoder_outputs
     found = params["embeddings"]["word"] if shape.tied_head else params["head"]["words"]
     assert np.array_equal(found, model.lm_head.weight.detach().numpy())

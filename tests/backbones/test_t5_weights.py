@@ -2,87 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
-from functools import cached_property
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from jpt.backbones.t5_config import T5Config
-from jpt.backbones.t5_weights import T5_WEIGHTS
-from jpt.errors import InputError
-from jpt.types import Parameters
-from tests.backbones.golden import FIXTURES
-from tests.backbones.t5_golden import NAMES, load_golden
+from tests.backbones.checkpoints import (
+    assert_cast,
+    assert_no_idle_rule,
+    assert_placed_one_by_one,
+    assert_refused_unread,
+    assert_same,
+    assert_written_again,
+    load,
+    numbers,
+    refusal,
+    split_of,
+    stored,
+    with_extras,
+)
+from tests.backbones.golden import T5S, load_golden
 
 WORDS, HEAD = "shared.weight", "lm_head.weight"
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 CROSS_BIAS = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 BLOCK = "decoder.block.1.layer"
-Tensors = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Dictionary:
-    """A checkpoint that lies in memory."""
-
-    tensors: Tensors
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors[name]
-
-
-def stored(name: str) -> Tensors:
-    return load_file(FIXTURES / name / "model.safetensors")
-
-
-def shape_of(name: str, **changes: object) -> T5Config:
-    config = json.loads((FIXTURES / name / "config.json").read_text())
-    return T5Config.from_huggingface({**config, **changes})
-
-
-def load(
-    name: str, tensors: Tensors, dtype: jnp.dtype = jnp.float32, **changes: object
-) -> tuple[T5Config, Parameters]:
-    return T5_WEIGHTS.load(
-        Dictionary(tensors), shape_of(name, **changes), dtype, where="the folder x"
-    )
-
-
-def refusal(name: str, tensors: Tensors, **changes: object) -> str:
-    with pytest.raises(InputError) as error:
-        load(name, tensors, **changes)
-    message = str(error.value)
-    assert "\n" not in message and "the folder x" in message
-    return message
-
-
-def flat(params: Parameters) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def assert_same(found: Parameters, expected: Parameters) -> None:
-    found, expected = flat(found), flat(expected)
-    assert found.keys() == expected.keys()
-    for path, leaf in expected.items():
-        assert found[path].dtype == leaf.dtype
-        assert np.array_equal(found[path], leaf), path
-
-
-def numbers(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
 EXTRAS = {
     COPIES[0]: WORDS,
     COPIES[1]: WORDS,
@@ -93,11 +36,7 @@ EXTRAS = {
 
 @pytest.mark.parametrize("extra", [*EXTRAS, "all"])
 def test_extras_of_real_files_change_nothing(extra: str) -> None:
-    tensors = stored("t5_relu")
-    for key, value in EXTRAS.items():
-        if extra in (key, "all"):
-            tensors[key] = tensors[value] if isinstance(value, str) else value
-    config, params = load("t5_relu", tensors)
+    config, params = load("t5_relu", with_extras("t5_relu", EXTRAS, extra))
     assert config.tied_head
     assert_same(params, load_golden("t5_relu").params)
 
@@ -210,26 +149,12 @@ def test_gated_and_plain_files_are_not_taken_for_one_another() -> None:
 
 
 def test_nothing_is_read_before_everything_fits() -> None:
-    class Unread(Dictionary):
-        def read(self, name: str) -> np.ndarray:
-            raise AssertionError(f"{name} was read")
-
-    tensors = stored("t5_relu")
-    source = Unread({**tensors, COPIES[0]: tensors[WORDS], "extra": numbers(1)})
-    with pytest.raises(InputError, match="extra"):
-        T5_WEIGHTS.load(source, shape_of("t5_relu"), jnp.float32, where="x")
+    assert_refused_unread("t5_relu", {COPIES[0]: stored("t5_relu")[WORDS]})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", T5S)
 def test_writing_and_loading_again_is_exact(name: str) -> None:
-    golden, expected = load_golden(name), stored(name)
-    written = T5_WEIGHTS.write(golden.params, golden.config)
-    config, params = load(name, written)
-    assert config == golden.config
-    assert_same(params, golden.params)
-    # The names and values are those of the file.
-    assert written.keys() == expected.keys()
-    assert all(np.array_equal(written[key], value) for key, value in expected.items())
+    assert_written_again(name)
 
 
 def test_layers_are_stacked_and_gates_told_from_what_they_gate() -> None:
@@ -243,38 +168,19 @@ def test_layers_are_stacked_and_gates_told_from_what_they_gate() -> None:
 
 @pytest.mark.parametrize("kind", [np.float16, jnp.bfloat16, np.float64])
 def test_files_of_another_precision_are_cast(kind: np.dtype) -> None:
-    tensors = {key: value.astype(kind) for key, value in stored("t5_one_layer").items()}
-    expected = load("t5_one_layer", {k: v.astype(np.float32) for k, v in tensors.items()})[1]
-    assert_same(load("t5_one_layer", tensors)[1], expected)
-    halves = load("t5_one_layer", tensors, jnp.bfloat16)[1]
-    expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), expected)
-    assert_same(halves, expected)
+    assert_cast("t5_one_layer", kind)
 
 
 def test_parameters_go_to_their_devices_one_by_one() -> None:
-    seen: list[str] = []
-
-    def place(path: str, values: np.ndarray) -> jax.Array:
-        seen.append(path)
-        return jnp.asarray(values)
-
-    config = shape_of("t5_gated")
-    _, params = T5_WEIGHTS.load(Dictionary(stored("t5_gated")), config, jnp.float32, "x", place)
-    assert sorted(seen) == sorted(flat(params))
+    assert_placed_one_by_one("t5_gated")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", T5S)
 def test_partition_table_names_every_parameter_once(name: str) -> None:
-    for path, leaf in flat(load_golden(name).params).items():
-        specs = [spec for pattern, spec in T5_WEIGHTS.partition if re.fullmatch(pattern, path)]
-        assert len(specs) == 1, path
-        assert len(specs[0]) <= leaf.ndim, path
-        assert "/layers/" not in path or specs[0][0] is None, "layers are not split"
+    for path, _, spec in split_of(name):
         # Norms stay whole; everything else is split along one axis.
-        assert ("model" in specs[0]) != path.endswith("scale"), path
+        assert ("model" in spec) != path.endswith("scale"), path
 
 
 def test_partition_table_has_no_idle_rule() -> None:
-    paths = {path for name in NAMES for path in flat(load_golden(name).params)}
-    idle = [p for p, _ in T5_WEIGHTS.partition if not any(re.fullmatch(p, path) for path in paths)]
-    assert idle == []
+    assert_no_idle_rule(T5S)

@@ -19,6 +19,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from jpt.backbones.decoder_config import DecoderConfig
+from jpt.backbones.llama_weights import LLAMA_WEIGHTS
 from jpt.backbones.rotary import inverse_frequencies
 from jpt.errors import InputError
 from jpt.files.gguf_file import open_gguf
@@ -56,7 +57,7 @@ def test_the_family_finds_every_tensor_it_needs(tmp_path: Path) -> None:
         config = DecoderConfig.from_huggingface(file.config)
         needed = {
             rule.name.replace("{layer}", str(number)): rule.shape
-            for rule in llama_rules(config)
+            for rule in LLAMA_WEIGHTS.rules(config)
             for number in rule.numbers
         }
         assert needed == file.source.shapes

@@ -11,9 +11,9 @@ import pytest
 from scipy.special import log_softmax
 
 import jpt
+from jpt.backbones.lengths import check_lengths
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.tuning.losses import Answer
-from jpt.tuning.prepare import check_lengths
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from tests.toy_task import write_task
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jpt.backbones.encoder_config import EncoderConfig
-from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
-from jpt.files.tensor_files import open_tensors
-from tests.backbones.golden import FIXTURES, NAMES, Golden, difference
+from tests.backbones.golden import ENCODERS, FIXTURES, difference, learn, load_golden, read_folder
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
@@ -43,7 +38,7 @@ def maker():
     return make_encoder_fixtures
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
     case = maker.CASES[name]
     model, inputs = maker.build_model(name, case), maker.draw_inputs(name, case)
@@ -60,56 +55,34 @@ def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
     assert case.config.items() <= config.items()
 
 
-def load_folder(folder: Path, stored: dict[str, np.ndarray]) -> Golden:
-    config = EncoderConfig.from_huggingface(json.loads((folder / "config.json").read_text()))
-    config, params = ENCODER_WEIGHTS.load(
-        open_tensors(folder), config, jnp.float32, where=str(folder)
-    )
-    return Golden(config, params, stored)
-
-
 def test_model_of_the_size_of_roberta_base_agrees(maker, tmp_path: Path) -> None:
     case = maker.Case(BASE, lengths=(40, 17, 2), prompt_rows=20, mask_id=210)
     model, inputs = maker.build_model("base", case), maker.draw_inputs("base", case)
     model.save_pretrained(tmp_path)
-    golden = load_folder(tmp_path, {**inputs, **maker.ask_torch(model, inputs)})
-    encoder, labels = golden.encoder(), golden.input("labels")
-    options = {"label_ids": golden.input("label_ids"), "capture_neurons": True}
-
-    @jax.jit
-    def ask(params, prompt):
-        def loss(prompt):
-            tokens, lengths = golden.input("tokens"), golden.input("lengths")
-            output = encoder.apply({"params": params}, tokens, lengths, prompt, **options)
-            scores = jax.nn.log_softmax(output.logits)
-            return -jnp.take_along_axis(scores, labels[:, None], axis=1).mean(), output
-
-        return jax.value_and_grad(loss, has_aux=True)(prompt)
-
-    (loss, output), gradient = ask(golden.params, golden.input("prompt"))
+    golden = read_folder(tmp_path, {**inputs, **maker.ask_torch(model, inputs)})
+    label_ids, labels = golden.input("label_ids"), golden.input("labels")
+    found = learn(golden.module(), golden.params, golden.batch, label_ids, labels)
     stored = golden.stored
-    assert difference(output.logits, stored["logits"]) < TOLERANCE
-    assert difference(loss[None], stored["loss"]) < TOLERANCE
-    assert difference(output.neurons, stored["neurons"][:, :, 0]) < TOLERANCE
-    assert difference(gradient, stored["prompt_gradient"]) < TOLERANCE
+    for answer in ("logits", "loss", "prompt_gradient"):
+        assert difference(found[answer], stored[answer]) < TOLERANCE, answer
+    assert difference(found["answer_neurons"], stored["neurons"][:, :, 0]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_torch_loads_what_is_written(maker, name: str, tmp_path: Path) -> None:
     """The tensors that jpt writes are a checkpoint of transformers with the same answers."""
     import torch
     from safetensors.numpy import save_file
     from transformers import AutoConfig, AutoModelForMaskedLM
 
-    stored = load_file(FIXTURES / name / "golden.safetensors")
-    golden = load_folder(FIXTURES / name, stored)
-    tensors = ENCODER_WEIGHTS.write(golden.params, golden.config)
+    golden = load_golden(name)
+    tensors = golden.family.weights.write(golden.params, golden.config)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     AutoConfig.from_pretrained(FIXTURES / name).save_pretrained(tmp_path)
     model = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        found = maker._plain_logits(model, stored).numpy()
-    assert difference(found, stored["plain_logits"]) < TOLERANCE
+        found = maker._plain_logits(model, golden.stored).numpy()
+    assert difference(found, golden.stored["plain_logits"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -135,7 +108,7 @@ def test_decoder_of_its_own_is_read_as_transformers_reads_it(
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
 
     head = AutoModelForMaskedLM.from_pretrained(tmp_path).get_output_embeddings()
-    found = load_folder(tmp_path, {})
+    found = read_folder(tmp_path, {})
     words = found.params["head"].get("words", found.params["embeddings"]["word"])
     assert np.array_equal(words, head.weight.detach().numpy())
     assert np.array_equal(found.params["head"]["bias"], head.bias.detach().numpy())
