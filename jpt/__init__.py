@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from jpt.tasks.task import Task
     from jpt.transfer.zero_shot import TransferResult, transfer_matrix
     from jpt.tuning.evaluate import evaluate
+    from jpt.tuning.feed import training_batches
     from jpt.tuning.scoring import Score
+    from jpt.tuning.seeds import SeedsResult, tune_seeds
     from jpt.tuning.tune import TuneResult, tune
     from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
 
@@ -37,6 +39,7 @@ _PLACES = {
     "Prompt": "jpt.types",
     "PromptCard": "jpt.types",
     "Score": "jpt.tuning.scoring",
+    "SeedsResult": "jpt.tuning.seeds",
     "Task": "jpt.tasks.task",
     "TransferMatrix": "jpt.types",
     "TransferResult": "jpt.transfer.zero_shot",
@@ -56,8 +59,10 @@ _PLACES = {
     "report": "jpt.analysis.report",
     "save_prompt": "jpt.prompts.store",
     "task_names": "jpt.tasks.registry",
+    "training_batches": "jpt.tuning.feed",
     "transfer_matrix": "jpt.transfer.zero_shot",
     "tune": "jpt.tuning.tune",
+    "tune_seeds": "jpt.tuning.seeds",
 }
 
 __all__ = [
@@ -68,6 +73,7 @@ __all__ = [
     "Prompt",
     "PromptCard",
     "Score",
+    "SeedsResult",
     "StoppedError",
     "Task",
     "TransferMatrix",
@@ -89,8 +95,10 @@ __all__ = [
     "report",
     "save_prompt",
     "task_names",
+    "training_batches",
     "transfer_matrix",
     "tune",
+    "tune_seeds",
 ]
 
 

@@ -14,9 +14,12 @@ DTYPES = ("float32", "bfloat16")
 DROPOUT = ("off", "paper")
 REMAT = ("dots", "full", "none")
 OBJECTIVES = ("labels", "vocabulary")
+LABEL_SCORING = ("phrase", "first_piece")
 COUNTS = (
     "steps",
     "batch_size",
+    "tokens_per_batch",
+    "answer_tokens",
     "length",
     "max_tokens",
     "eval_every",
@@ -34,9 +37,13 @@ class TuneOptions:
     Attributes:
         steps: optimizer steps.
         batch_size: B, rows a step. Paper: 16.
+        tokens_per_batch: instead of so many rows, as many rows of one length as have so many tokens
+            with their padding: short rows come in large batches.
         learning_rate: constant rate of AdamW. Paper: 1e-3, on roberta-large 1e-4.
         length: P, prompt rows. Paper: 100, of which the encoders read 99.
-        max_tokens: longest text in tokens, special tokens included. Paper: 128 without them.
+        max_tokens: longest text in tokens, special tokens included. Paper: 128 without them, 384
+            where the answer is written.
+        answer_tokens: longest written answer in tokens; the task's choice.
         group_by_length: put rows of like lengths into one batch, which saves padding; the paper's
             code does not. Left out, the backbone's choice: built-in ones do.
         seed: of the initial prompt, the order of the rows and dropout.
@@ -48,6 +55,8 @@ class TuneOptions:
         dropout: ``off``, or ``paper`` for the model's own rates inside its layers.
         objective: ``labels``: cross-entropy over the label words (encoders' default, as in the
             paper); ``vocabulary``: over all words at the answer (the others' default).
+        label_scoring: how T5 and decoders score a label word of several pieces: ``phrase``, by all
+            of them; ``first_piece``, as the paper's code does.
         remat: what layers keep for the way back: ``dots`` (products with weights), ``full``
             (nothing but their input, for models that would not fit otherwise) or ``none`` (all).
         mesh: devices by axis, for instance ``data:4,model:2``.
@@ -59,9 +68,11 @@ class TuneOptions:
 
     steps: int | None = None
     batch_size: int | None = None
+    tokens_per_batch: int | None = None
     learning_rate: float | None = None
     length: int | None = None
     max_tokens: int | None = None
+    answer_tokens: int | None = None
     group_by_length: bool | None = None
     seed: int = 0
     init: str = "random"
@@ -71,6 +82,7 @@ class TuneOptions:
     dtype: str = "float32"
     dropout: str = "off"
     objective: str | None = None
+    label_scoring: str = "phrase"
     remat: str = "dots"
     mesh: str | None = None
 
@@ -84,6 +96,7 @@ class TuneOptions:
             raise InputError(f"learning_rate is {rate}; give a positive number, for instance 1e-3")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("dropout", self.dropout, DROPOUT)
+        check_choice("label_scoring", self.label_scoring, LABEL_SCORING)
         check_choice("remat", self.remat, REMAT)
         if self.objective is not None:
             check_choice("objective", self.objective, OBJECTIVES)
@@ -95,7 +108,7 @@ class TuneOptions:
             defaults: the backbone's choices by option name.
 
         Returns:
-            Options without ``None`` but for the mesh.
+            Options without ``None`` but for the mesh and what only some tasks have.
         """
         choices = {**PAPER_CHOICES, **defaults}
         filled = {

@@ -4,7 +4,7 @@ The same letters stand everywhere for the same axes:
 
 B rows of a batch, T text tokens, P prompt rows, S = P + T positions (one more in encoders, whose
 first position is the mask), D width, H heads, L layers, F neurons of one feed-forward layer,
-V vocabulary, C label words, K prompts in a bank.
+V vocabulary, C labels, W words that stand for them, A tokens of an answer, K prompts in a bank.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ class Batch(NamedTuple):
     Attributes:
         tokens: ids of the text's pieces, special pieces included.
         lengths: how many of a row's tokens are text.
-        labels: the row's class, an index into the task's labels.
+        labels: the row's class, an index into the task's labels; 0 where the answer is written.
         weights: 1 for a real row, 0 for a row that only fills the batch.
+        answers: ids of the answers to be written, padded on the right; None where there are labels.
+        answer_lengths: how many of a row's answer tokens are answer.
     """
 
     tokens: Int32[np.ndarray, "B T"]
     lengths: Int32[np.ndarray, "B"]
     labels: Int32[np.ndarray, "B"]
     weights: Float32[np.ndarray, "B"]
+    answers: Int32[np.ndarray, "B A"] | None = None
+    answer_lengths: Int32[np.ndarray, "B"] | None = None
 
 
 @dataclass(frozen=True)

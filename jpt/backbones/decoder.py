@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from jpt.backbones.answers import lay_out, score_tokens
 from jpt.backbones.attention import KeyBlock
 from jpt.backbones.decoder_config import DecoderConfig
 from jpt.backbones.decoder_embeddings import DecoderEmbeddings
@@ -23,12 +24,14 @@ from jpt.backbones.decoder_layers import (
     Memory,
     ReadingLayer,
     Segment,
+    Segments,
+    States,
     WritingLayer,
     WritingPlace,
     pick,
 )
 from jpt.backbones.layers import LayerNorm, RMSNorm, WordHead, rematerialised
-from jpt.backbones.output import Cache, ModelOutput
+from jpt.backbones.output import AnswerScores, Cache, ModelOutput
 from jpt.backbones.rotary import Angles, rotary_angles
 
 Prompt = Float[Array, "P D"] | Float[Array, "B P D"] | None
@@ -103,6 +106,28 @@ class Decoder(nn.Module):
         if not every_position:
             hidden = hidden[:, 0]
         return ModelOutput(self._score(hidden, label_ids), hidden, neurons)
+
+    def score_answers(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        prompt: Prompt,
+        answers: Int[Array, "R W A"],
+    ) -> AnswerScores:
+        """Scores every token of several answers to each row, all of them in one pass.
+
+        Args:
+            tokens: text, padded on the right.
+            lengths: number of tokens of each row that are text.
+            prompt: one prompt for all rows, one a row, or none.
+            answers: tokens of the answers, of each row or (R = 1) the same of all.
+
+        Returns:
+            The scores, each token given those before it.
+        """
+        hidden, _, _ = self._read(tokens, lengths, prompt, answers=answers)
+        logits = self._score(hidden, None)
+        return score_tokens(logits[:, 0], logits[:, 1:], answers)
 
     def start(
         self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], prompt: Prompt, max_new: int
@@ -188,11 +213,17 @@ class Decoder(nn.Module):
         neuron_mask: Float[Array, "L F"] | None = None,
         every_position: bool = False,
         keep: bool = False,
+        answers: Int[Array, "R W A"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "L B *T F"] | None, dict[str, Any]]:
-        """Gives the last states at the answer or everywhere, the neurons, and what is kept."""
+        """Gives the last states at the answer or everywhere, the neurons, and what is kept.
+
+        With answers, their line's last states stand behind that of the text's last token.
+        """
         prompt, segments = self._lay_out(prompt, tokens.shape[1])
         text = self.embeddings.words(tokens, self._positions(prompt, tokens.shape[1]))
-        states = (prompt, text.astype(self.dtype))
+        states = States(prompt, text.astype(self.dtype))
+        if answers is not None and answers.shape[2] > 1:
+            states, segments = self._add_answers(states, segments, lengths, answers)
         # A row that only fills the batch may have no text at all.
         answer = jnp.maximum(lengths - 1, 0)
         neurons, kept = [], {}
@@ -212,15 +243,33 @@ class Decoder(nn.Module):
         neurons.append((last if every_position else last[:, 0])[None])
         return hidden, jnp.concatenate(neurons), kept
 
+    def _add_answers(
+        self,
+        states: States,
+        segments: Segments,
+        lengths: Int[Array, "B"],
+        answers: Int[Array, "R W A"],
+    ) -> tuple[States, Segments]:
+        """Puts a line of answers behind the text: each stands where it would alone."""
+        branches, start = lay_out(answers), 0 if states.prompt is None else states.prompt.shape[1]
+        rows, length = states.text.shape[:2]
+        line = jnp.broadcast_to(branches.tokens, (rows, len(branches.steps)))
+        positions = start + lengths[:, None] + jnp.asarray(branches.steps)[None]
+        is_text = jnp.arange(length)[None, None] < lengths[:, None, None]
+        allowed = jnp.asarray(branches.allowed)[None]
+        words = self.embeddings.words(line, positions).astype(self.dtype)
+        segment = Segment(self._angles(positions), allowed, is_text)
+        return states._replace(answers=words), segments._replace(answers=segment)
+
     def _read_last(
         self,
-        states: tuple[Float[Array, "R P D"] | None, Float[Array, "B T D"]],
-        segments: tuple[Segment | None, Segment],
+        states: States,
+        segments: Segments,
         answer: Int[Array, "B"] | None,
         neuron_mask: Float[Array, "F"] | None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B Q F"], tuple[Keys | None, Keys]]:
         """Runs the last layer: keys of all, queries of the answer alone where it is given."""
-        (prompt, text), (front, body) = states, segments
+        (prompt, text, answers), (front, body, behind) = states, segments
         prompt_keys = None if prompt is None else self.last_layer.look(prompt, front.angles)[1]
         normed, text_keys = self.last_layer.look(text, body.angles)
         angles, allowed = body.angles, body.allowed
@@ -230,22 +279,23 @@ class Decoder(nn.Module):
             angles = self._angles(start + answer[:, None])
             # [B, 1, T]: the answer looks at the text up to itself.
             allowed = jnp.arange(body.allowed.shape[-1])[None, None] <= answer[:, None, None]
-        blocks = [] if prompt_keys is None else [KeyBlock(*prompt_keys)]
-        blocks.append(KeyBlock(*text_keys, allowed))
+        front_blocks = [] if prompt_keys is None else [KeyBlock(*prompt_keys)]
+        blocks = [*front_blocks, KeyBlock(*text_keys, allowed)]
         hidden, neurons = self.last_layer.update(text, normed, angles, blocks, neuron_mask)
+        if answers is not None:
+            line = self.last_layer.follow(answers, behind, front_blocks, text_keys, neuron_mask)
+            hidden = jnp.concatenate([hidden, line], axis=1)
         return self.final_norm(hidden).astype(self.dtype), neurons, (prompt_keys, text_keys)
 
-    def _lay_out(
-        self, prompt: Prompt, text: int
-    ) -> tuple[Float[Array, "R P D"] | None, tuple[Segment | None, Segment]]:
+    def _lay_out(self, prompt: Prompt, text: int) -> tuple[Float[Array, "R P D"] | None, Segments]:
         """Embeds the prompt, and says where it and the text stand and what they may look at."""
         if prompt is not None and prompt.ndim == 2:
             prompt = prompt[None]
         if prompt is None or not prompt.shape[1]:
-            return None, (None, self._segment(0, text))
+            return None, Segments(None, self._segment(0, text))
         rows = prompt.shape[1]
         prompt = self.embeddings.place(prompt, jnp.arange(rows)[None]).astype(self.dtype)
-        return prompt, (self._segment(0, rows), self._segment(rows, text))
+        return prompt, Segments(self._segment(0, rows), self._segment(rows, text))
 
     def _segment(self, start: int, length: int) -> Segment:
         """Some tokens from a position on, each of which looks back to the first of them."""

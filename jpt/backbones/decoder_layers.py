@@ -27,15 +27,39 @@ class Keys(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Where the tokens of a prompt or a text stand.
+    """Where the tokens of a prompt, a text or a line of answers stand.
 
     Attributes:
         angles: of rotary positions; None in GPT-2.
         allowed: which of its own tokens each of them may look at.
+        text_allowed: which tokens of the text before it, where it is a line of answers.
     """
 
     angles: Angles | None
     allowed: Bool[Array, "R S S"]
+    text_allowed: Bool[Array, "B 1 T"] | None = None
+
+
+class States(NamedTuple):
+    """The states of what a decoder reads.
+
+    Attributes:
+        prompt: of the prompt, computed once where all rows have the same one; or None.
+        text: of the text.
+        answers: of a line of answers behind the text; or None.
+    """
+
+    prompt: Float[Array, "R P D"] | None
+    text: Float[Array, "B T D"]
+    answers: Float[Array, "B N D"] | None = None
+
+
+class Segments(NamedTuple):
+    """Where the tokens of `States` stand, in the same order."""
+
+    prompt: Segment | None
+    text: Segment
+    answers: Segment | None = None
 
 
 class Memory(NamedTuple):
@@ -165,6 +189,20 @@ class DecoderLayer(nn.Module):
         states, _ = self.update(states, normed, place.angles, blocks, None)
         return states, own
 
+    def follow(
+        self,
+        states: Float[Array, "B N D"],
+        segment: Segment,
+        prompt_blocks: list[KeyBlock],
+        text_keys: Keys,
+        neuron_mask: Float[Array, "F"] | None,
+    ) -> Float[Array, "B N D"]:
+        """Updates a line of answers, which look at prompt, text and their own tokens."""
+        normed, own = self.look(states, segment.angles)
+        text = KeyBlock(*text_keys, segment.text_allowed)
+        blocks = [*prompt_blocks, text, KeyBlock(*own, segment.allowed)]
+        return self.update(states, normed, segment.angles, blocks, neuron_mask)[0]
+
     def _linear(self, features: int, use_bias: bool) -> nn.Dense:
         return linear(features, self.dtype, None, use_bias)
 
@@ -179,7 +217,8 @@ class DecoderLayer(nn.Module):
 class ReadingLayer(DecoderLayer):
     """A layer over a prompt and a text behind it, in the form that ``nn.scan`` repeats.
 
-    The prompt looks at itself only, so where all rows have one prompt it is computed once.
+    The prompt looks at itself only, so where all rows have one prompt it is computed once. A line
+    of answers looks at both; neither looks at it.
 
     Attributes:
         capture: which neurons are returned: ``None``, ``"answer"`` or ``"all"``.
@@ -191,17 +230,14 @@ class ReadingLayer(DecoderLayer):
 
     def __call__(
         self,
-        states: tuple[Float[Array, "R P D"] | None, Float[Array, "B T D"]],
-        segments: tuple[Segment | None, Segment],
+        states: States,
+        segments: Segments,
         answer: Int[Array, "B"],
         neuron_mask: Float[Array, "F"] | None,
-    ) -> tuple[
-        tuple[Float[Array, "R P D"] | None, Float[Array, "B T D"]],
-        tuple[Float[Array, "B *T F"] | None, tuple[Keys | None, Keys] | None],
-    ]:
-        """Updates the states of prompt and text."""
-        prompt, text = states
-        front, body = segments
+    ) -> tuple[States, tuple[Float[Array, "B *T F"] | None, tuple[Keys | None, Keys] | None]]:
+        """Updates the states of prompt, text and answers."""
+        prompt, text, answers = states
+        front, body, behind = segments
         blocks, prompt_keys = [], None
         if prompt is not None:
             normed, prompt_keys = self.look(prompt, front.angles)
@@ -209,11 +245,14 @@ class ReadingLayer(DecoderLayer):
             prompt, _ = self.update(prompt, normed, front.angles, own, neuron_mask)
             blocks = [KeyBlock(*prompt_keys)]
         normed, text_keys = self.look(text, body.angles)
-        blocks.append(KeyBlock(*text_keys, body.allowed))
-        text, neurons = self.update(text, normed, body.angles, blocks, neuron_mask)
+        seen = [*blocks, KeyBlock(*text_keys, body.allowed)]
+        text, neurons = self.update(text, normed, body.angles, seen, neuron_mask)
+        if answers is not None:
+            answers = self.follow(answers, behind, blocks, text_keys, neuron_mask)
         if self.capture != "all":
             neurons = pick(neurons, answer)[:, 0] if self.capture else None
-        return (prompt, text), (neurons, (prompt_keys, text_keys) if self.keep else None)
+        kept = (prompt_keys, text_keys) if self.keep else None
+        return States(prompt, text, answers), (neurons, kept)
 
 
 class WritingLayer(DecoderLayer):

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+
 from jpt.backbones.registry import Backbone
 from jpt.errors import InputError
 
 
+def longest_text(
+    backbone: Backbone, prompt_rows: int, first_position: int = 0, answer_tokens: int = 0
+) -> int:
+    """Says how long a text a model has positions for.
+
+    Args:
+        backbone: whose positions count.
+        prompt_rows: P.
+        first_position: position of the text's first token.
+        answer_tokens: tokens that the model writes behind the text.
+
+    Returns:
+        The number of tokens, without end in T5, which has no positions; 0 or less where there is
+        no room.
+    """
+    positions = backbone.config.positions
+    if backbone.layout == "decoder":
+        return positions - prompt_rows - answer_tokens
+    return positions - first_position if backbone.layout == "encoder" else sys.maxsize
+
+
 def check_lengths(
-    backbone: Backbone, prompt_rows: int, max_tokens: int, first_position: int = 0
+    backbone: Backbone,
+    prompt_rows: int,
+    max_tokens: int,
+    first_position: int = 0,
+    answer_tokens: int = 0,
 ) -> None:
     """Refuses texts and prompts that the model's positions cannot serve.
 
@@ -16,23 +43,26 @@ def check_lengths(
         prompt_rows: P.
         max_tokens: longest text in tokens.
         first_position: position of the text's first token.
+        answer_tokens: tokens that the model writes behind the text.
 
     Raises:
         InputError: with the arithmetic.
     """
     positions = backbone.config.positions
-    if backbone.layout == "decoder" and prompt_rows + max_tokens > positions:
+    most = longest_text(backbone, prompt_rows, first_position, answer_tokens)
+    if max_tokens > most:
+        parts = {
+            "prompt": prompt_rows if backbone.layout == "decoder" else 0,
+            "text": max_tokens,
+            "answer": answer_tokens if backbone.layout == "decoder" else 0,
+            "first position": first_position,
+        }
+        named = [f"{name} {count}" for name, count in parts.items() if count]
+        sum_ = f"{' + '.join(named)} =" if len(named) > 1 else "a text of"
+        cure = f"set max_tokens to {most} or less" if most > 0 else "take a shorter prompt"
         raise InputError(
-            f"prompt {prompt_rows} + text {max_tokens} = {prompt_rows + max_tokens} tokens, but "
-            f"{backbone.name} has {positions} positions; set max_tokens to "
-            f"{max(1, positions - prompt_rows)} or less"
-        )
-    if backbone.layout == "encoder" and max_tokens + first_position > positions:
-        start = f" + first position {first_position}" if first_position else ""
-        raise InputError(
-            f"text of {max_tokens} tokens{start} = {max_tokens + first_position}, but "
-            f"{backbone.name} has {positions} positions; set max_tokens to "
-            f"{positions - first_position} or less"
+            f"{sum_} {sum(parts.values())} tokens, but {backbone.name} has {positions} "
+            f"positions; {cure}"
         )
     if prompt_rows > positions:
         # T5 has no positions; there the most rows are a rule of ours.

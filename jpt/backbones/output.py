@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 @struct.dataclass
@@ -21,6 +21,19 @@ class ModelOutput:
     logits: Float[Array, "B *S C"]
     hidden: Float[Array, "B *S D"]
     neurons: Float[Array, "L B *S F"] | None = None
+
+
+@struct.dataclass
+class AnswerScores:
+    """What a model says of answers of several tokens that might follow a text.
+
+    Attributes:
+        log_probs: logarithm of each token's probability, given the text and the tokens before it.
+        is_best: whether no other token is more probable there.
+    """
+
+    log_probs: Float[Array, "B W A"]
+    is_best: Bool[Array, "B W A"]
 
 
 @struct.dataclass

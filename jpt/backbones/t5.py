@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from jpt.backbones.answers import lay_out, score_tokens
 from jpt.backbones.layers import WordHead
-from jpt.backbones.output import Cache, ModelOutput
+from jpt.backbones.output import AnswerScores, Cache, ModelOutput
 from jpt.backbones.t5_config import T5Config
 from jpt.backbones.t5_layers import LayerInput, Sight, Stack, View
 from jpt.backbones.t5_positions import spread_bias
@@ -120,7 +122,8 @@ class T5(nn.Module):
         )
         if decoder_tokens is None:
             decoder_tokens = self._start_tokens(tokens.shape[0])
-        sight = Sight(self._causal_view(decoder_tokens.shape[1]), None, encoded, is_read)
+        view = self._view(np.arange(decoder_tokens.shape[1]))
+        sight = Sight(view, None, encoded, is_read)
         states = self.embeddings.word[decoder_tokens]
         given = LayerInput(masks["decoder"])
         hidden, kept = self.decoder(states, given, sight, wanted["decoder"])
@@ -128,6 +131,38 @@ class T5(nn.Module):
             hidden = hidden[:, 0]
         neurons = kept.neurons if neuron_stack == "decoder" else encoder_neurons
         return ModelOutput(self.vocabulary_logits(hidden, label_ids), hidden, neurons)
+
+    def score_answers(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
+        answers: Int[Array, "R W A"],
+    ) -> AnswerScores:
+        """Scores every token of several answers to each row, all of them in one pass.
+
+        Args:
+            tokens: the text, padded on the right.
+            lengths: number of tokens of each row that are text.
+            prompt: one prompt for all rows, one a row, or none.
+            answers: tokens of the answers, of each row or (R = 1) the same of all.
+
+        Returns:
+            The scores, each token given those before it.
+        """
+        encoded, is_read, _ = self._encode(tokens, lengths, prompt, None, None)
+        branches = lay_out(answers)
+        rows, count = tokens.shape[0], len(branches.steps)
+        line = jnp.broadcast_to(branches.tokens, (rows, count))
+        read = jnp.concatenate([self._start_tokens(rows), line], axis=1)
+        # The start token stands before every answer.
+        allowed = np.pad(branches.allowed, ((1, 0), (1, 0)))
+        allowed[:, 0] = True
+        view = self._view(np.concatenate([[0], branches.steps + 1]), allowed)
+        sight = Sight(view, None, encoded, is_read)
+        hidden, _ = self.decoder(self.embeddings.word[read], LayerInput(), sight)
+        logits = self.vocabulary_logits(hidden)
+        return score_tokens(logits[:, 0], logits[:, 1:], answers)
 
     def encode(
         self,
@@ -164,7 +199,7 @@ class T5(nn.Module):
             Scores of the whole vocabulary, and what :meth:`advance` goes on from.
         """
         encoded, is_read, _ = self._encode(tokens, lengths, prompt, None, None)
-        sight = Sight(self._causal_view(1), None, encoded, is_read)
+        sight = Sight(self._view(np.arange(1)), None, encoded, is_read)
         states = self.embeddings.word[self._start_tokens(tokens.shape[0])]
         hidden, kept = self.decoder(states, LayerInput(), sight, None, True)
         # The start token's keys stand in the first slot, so N slots serve N new tokens.
@@ -216,18 +251,22 @@ class T5(nn.Module):
             rows = jnp.broadcast_to(rows, (tokens.shape[0], *rows.shape[1:]))
             states = jnp.concatenate([rows, states], axis=1)
         is_read = jnp.arange(states.shape[1])[None] < (lengths + front)[:, None]
-        view = View(is_read[:, None], spread_bias(self.encoder.bias(states.shape[1])))
+        places = np.arange(states.shape[1])
+        view = View(is_read[:, None], spread_bias(self.encoder.bias(len(places)), places))
         states, kept = self.encoder(states, LayerInput(neuron_mask), Sight(view), capture)
         return states, is_read[:, None], kept.neurons
 
     def _start_tokens(self, rows: int) -> Int[Array, "B 1"]:
         return jnp.full((rows, 1), self.config.start_id, jnp.int32)
 
-    def _causal_view(self, positions: int) -> View:
-        """Every token of the decoder looks at itself and at those before it."""
-        places = jnp.arange(positions)
-        is_before = places[None] <= places[:, None]
-        return View(is_before[None], spread_bias(self.decoder.bias(positions)))
+    def _view(
+        self, places: Int[np.ndarray, "S"], allowed: Bool[np.ndarray, "S S"] | None = None
+    ) -> View:
+        """Every token of the decoder looks at itself and at those before it, or as is allowed."""
+        if allowed is None:
+            allowed = places[None] <= places[:, None]
+        by_distance = self.decoder.bias(int(places.max()) + 1)
+        return View(jnp.asarray(allowed)[None], spread_bias(by_distance, places))
 
 
 def _prompt_rows(prompt: Float[Array, "... P D"] | None) -> int:

@@ -68,18 +68,22 @@ class RelativeBias(nn.Module):
         return table[kinds].astype(jnp.float32).T
 
 
-def spread_bias(by_distance: Float[Array, "H 2*S-1"]) -> Float[Array, "H S S"]:
+def spread_bias(
+    by_distance: Float[Array, "H 2*R-1"], places: Int[np.ndarray, "S"]
+) -> Float[Array, "H S S"]:
     """Lays the bias of each distance out over all pairs of a query and a key.
 
     Args:
-        by_distance: from 1 - S up to S - 1, key minus query.
+        by_distance: from 1 - R up to R - 1, key minus query.
+        places: where the queries and keys stand, all below R.
 
     Returns:
-        The bias of queries at all S positions.
+        The bias of every query for every key.
 
     Example:
-        >>> spread_bias(jnp.array([[10, 20, 30]])).tolist()
+        >>> spread_bias(jnp.array([[10, 20, 30]]), np.arange(2)).tolist()
         [[[20, 30], [10, 20]]]
     """
-    places = jnp.arange((by_distance.shape[1] + 1) // 2)
-    return by_distance[:, places[None] - places[:, None] + places[-1]]
+    reach = (by_distance.shape[1] + 1) // 2
+    places = jnp.asarray(places)  # so that no table of S x S is stored in the program
+    return by_distance[:, places[None] - places[:, None] + (reach - 1)]

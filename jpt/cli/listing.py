@@ -14,7 +14,7 @@ def tasks(
     backbone: Annotated[
         str | None, typer.Option(help="Show label word ids and encoded rows of this model.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest text in tokens.")] = 128,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     data: DataOption = None,
     json: JsonOption = False,
 ) -> None:

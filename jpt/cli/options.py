@@ -15,12 +15,20 @@ TaskOption = Annotated[
     str, typer.Option(help="Name (see 'jpt tasks') or folder: with task.toml, or named like one.")
 ]
 DataOption = Annotated[
-    Path | None, typer.Option(help="Folder with train, validation and test rows of the task.")
+    Path | None,
+    typer.Option(help="Folder with train, validation, test rows: .jsonl, .csv, .parquet."),
 ]
 DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 InitOption = Annotated[str, typer.Option(help="random, vocab, labels, text:WORDS or prompt:FILE.")]
 ObjectiveOption = Annotated[
     str | None, typer.Option(help="labels or vocabulary: which words the loss is over.")
+]
+LabelScoringOption = Annotated[
+    str,
+    typer.Option(help="T5 and decoders: phrase (all pieces of a label word) or first_piece."),
+]
+AnswerTokensOption = Annotated[
+    int | None, typer.Option(help="Longest written answer in tokens; default the task's.")
 ]
 RematOption = Annotated[
     str, typer.Option(help="What layers keep for the way back: dots, full (least) or none.")

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from jpt.cli.options import (
+    AnswerTokensOption,
     BackboneOption,
     DataOption,
     DtypeOption,
     InitOption,
     JsonOption,
+    LabelScoringOption,
     MeshOption,
     ObjectiveOption,
     RematOption,
@@ -20,6 +22,8 @@ from jpt.cli.options import (
     print_result,
 )
 from jpt.errors import InputError
+
+_NOT_PASSED_ON = ("backbone", "task", "out", "seeds", "json")
 
 
 def tune(
@@ -29,11 +33,15 @@ def tune(
     init: InitOption = "random",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    tokens_per_batch: Annotated[
+        int | None, typer.Option(help="Instead: tokens a step; short rows in large batches.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Constant rate of AdamW.")] = None,
     length: Annotated[int | None, typer.Option(help="Prompt rows.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest text in tokens, special tokens included.")
     ] = None,
+    answer_tokens: AnswerTokensOption = None,
     group_by_length: Annotated[
         bool | None, typer.Option(help="Rows of like lengths in one batch, to pad less.")
     ] = None,
@@ -44,9 +52,17 @@ def tune(
     dtype: DtypeOption = "float32",
     dropout: Annotated[str, typer.Option(help="off, or paper: on inside the layers.")] = "off",
     objective: ObjectiveOption = None,
+    label_scoring: LabelScoringOption = "phrase",
     remat: RematOption = "dots",
     mesh: MeshOption = None,
     data: DataOption = None,
+    predictions: Annotated[
+        bool, typer.Option(help="Write the answer to every test row: OUT/predictions.jsonl.")
+    ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="S1,S2,...: a run each in OUT/seed-S, then mean and deviation."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Tune a soft prompt for a task; only the prompt learns.
@@ -55,31 +71,19 @@ def tune(
 
     Example: jpt tune --backbone builtin/bert-small --task builtin/rotten_tomatoes --out runs/rt
     """
+    # Every option goes on under its own name, which is that of the Python API.
+    options = {name: value for name, value in locals().items() if name not in _NOT_PASSED_ON}
+    options["progress"] = True
+    if seeds is not None:
+        from jpt.tuning.seeds import parse_seeds, tune_seeds
+
+        del options["seed"]
+        several = tune_seeds(backbone, task, parse_seeds(seeds), out, **options)
+        print_result(several.record, several.describe(), json)
+        return
     from jpt.tuning.tune import tune as run
 
-    result = run(
-        backbone,
-        task,
-        out,
-        data=data,
-        progress=True,
-        init=init,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        length=length,
-        max_tokens=max_tokens,
-        group_by_length=group_by_length,
-        seed=seed,
-        eval_every=eval_every,
-        checkpoint_every=checkpoint_every,
-        eval_batch_size=eval_batch_size,
-        dtype=dtype,
-        dropout=dropout,
-        objective=objective,
-        remat=remat,
-        mesh=mesh,
-    )
+    result = run(backbone, task, out, **options)
     print_result(result.record, result.describe(), json)
 
 
@@ -91,10 +95,15 @@ def evaluate(
         str | None, typer.Option(help="Instead of the one that the prompt's card names.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    answer_tokens: AnswerTokensOption = None,
+    label_scoring: LabelScoringOption = "phrase",
     eval_batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
     data: DataOption = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="File for the answer to every row, as JSON lines.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Score a prompt on a task, its own or another (zero-shot transfer).
@@ -110,10 +119,13 @@ def evaluate(
         split=split,
         backbone=backbone,
         max_tokens=max_tokens,
+        answer_tokens=answer_tokens,
+        label_scoring=label_scoring,
         eval_batch_size=eval_batch_size,
         dtype=dtype,
         mesh=mesh,
         data=data,
+        predictions=predictions,
     )
     record = {"prompt": str(prompt), "task": task, "split": split, **score.summary()}
     print_result(record, describe_score(score, task, split), json)

@@ -11,16 +11,16 @@ from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
-from jpt.data.encode import EncodedSplit
+from jpt.data.encode import EncodedAnswers, EncodedSplit
 from jpt.types import Batch
 
 BUCKETS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Lengths that batches are padded to: few, because each is compiled once (seconds on a CPU)."""
 
-_STREAM = crc32(b"training_rows")
-_TURNS = crc32(b"training_rows/turns")
+STREAM = crc32(b"training_rows")
+TURNS = crc32(b"training_rows/turns")
 
 GROUPED_BATCHES = 8
 """How many batches that follow each other share their rows out by length."""
@@ -63,7 +63,7 @@ def training_rows(
     count = GROUPED_BATCHES * batch_size
     rows = _stream(seed, group * count, count, n_rows)
     rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(GROUPED_BATCHES, batch_size)
-    return rows[_shuffled(seed, _TURNS, group, GROUPED_BATCHES)[place]]
+    return rows[shuffled(seed, TURNS, group, GROUPED_BATCHES)[place]]
 
 
 def _stream(seed: int, start: int, count: int, n_rows: int) -> Int64[np.ndarray, "N"]:
@@ -73,13 +73,24 @@ def _stream(seed: int, start: int, count: int, n_rows: int) -> Int64[np.ndarray,
     rows = np.empty(count, dtype=np.int64)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         here = epochs == epoch
-        rows[here] = _shuffled(seed, _STREAM, epoch, n_rows)[places[here] % n_rows]
+        rows[here] = shuffled(seed, STREAM, epoch, n_rows)[places[here] % n_rows]
     return rows
 
 
 @lru_cache(maxsize=16)
-def _shuffled(seed: int, stream: int, number: int, count: int) -> Int64[np.ndarray, "N"]:
-    """An order from raw numbers: numpy may change how it permutes, not those."""
+def shuffled(seed: int, stream: int, number: int, count: int) -> Int64[np.ndarray, "N"]:
+    """Gives an order by chance: a function of (seed, stream, number).
+
+    Args:
+        seed: the seed of the run.
+        stream: `STREAM` or `TURNS`: what is put in order.
+        number: of the epoch or the group.
+        count: how many there are.
+
+    Returns:
+        Their numbers in the new order.
+    """
+    # From raw numbers: numpy may change how it permutes, not those.
     bits = np.random.Philox(key=np.array([seed, stream << 32 | number], dtype=np.uint64))
     return np.argsort(bits.random_raw(count), kind="stable")
 
@@ -133,15 +144,39 @@ def make_batch(
     starts = split.offsets[filled]
     lengths = split.offsets[filled + 1] - starts
     places = np.arange(bucket_length(int(lengths.max()), max_tokens))
-    text = places < lengths[:, None]  # [B, T]
-    tokens = np.full(text.shape, pad, dtype=np.int32)
-    tokens[text] = split.tokens[(starts[:, None] + places)[text]]
     return Batch(
-        tokens=tokens,
+        tokens=_pad_rows(split.tokens, starts, lengths, places, pad),
         lengths=lengths.astype(np.int32),
         labels=split.labels[filled],
         weights=(np.arange(batch_size) < n_real).astype(np.float32),
+        **_answers(split.answers, filled, pad),
     )
+
+
+def _pad_rows(
+    tokens: Int32[np.ndarray, "total"],
+    starts: Int64[np.ndarray, "B"],
+    lengths: Int64[np.ndarray, "B"],
+    places: Int64[np.ndarray, "T"],
+    pad: int,
+) -> Int32[np.ndarray, "B T"]:
+    is_text = places < lengths[:, None]  # [B, T]
+    padded = np.full(is_text.shape, pad, dtype=np.int32)
+    padded[is_text] = tokens[(starts[:, None] + places)[is_text]]
+    return padded
+
+
+def _answers(
+    answers: EncodedAnswers | None, rows: Int64[np.ndarray, "B"], pad: int
+) -> dict[str, Int32[np.ndarray, "B *A"]]:
+    """The answers of rows, all padded to one width: they are short, and one shape is compiled."""
+    if answers is None:
+        return {}
+    starts = answers.offsets[rows]
+    lengths = answers.offsets[rows + 1] - starts
+    places = np.arange(answers.width)
+    padded = _pad_rows(answers.tokens, starts, lengths, places, pad)
+    return {"answers": padded, "answer_lengths": lengths.astype(np.int32)}
 
 
 def evaluation_batches(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -20,10 +21,32 @@ from jpt.files.tokenizer import TextTokenizer
 from jpt.tasks.segments import template_fields
 from jpt.tasks.task import Task
 from jpt.tasks.templates import render
+from jpt.tasks.verbalizers import answer_cue
 
 # Letters read for one piece that is kept, before a long text is tokenised: text beyond them is
 # looked at only when they gave too few pieces. English has 4 to 5 letters a piece.
 LETTERS_PER_PIECE = 10
+
+
+@dataclass(frozen=True)
+class EncodedAnswers:
+    """The answers to be written of a split's rows, as ids one after the other.
+
+    Attributes:
+        tokens: what is trained to be written: each row's first answer and the end piece behind it.
+        offsets: row i has the tokens from offsets[i] up to offsets[i + 1].
+        width: the most tokens that a row may have, the end piece included.
+        cut_rows: how many answers were too long and lost text, and their end piece.
+        references: every answer of each row, as text.
+        pieces: every answer of each row, cut to the width without an end piece.
+    """
+
+    tokens: Int32[np.ndarray, "total"]
+    offsets: Int64[np.ndarray, "N+1"]
+    width: int
+    cut_rows: int
+    references: tuple[tuple[str, ...], ...]
+    pieces: tuple[tuple[tuple[int, ...], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -33,14 +56,18 @@ class EncodedSplit:
     Attributes:
         tokens: the ids of all rows, special pieces included.
         offsets: row i has the tokens from offsets[i] up to offsets[i + 1].
-        labels: the class number of each row.
+        labels: the class number of each row; 0 where the answer is written.
         cut_rows: how many rows were too long and lost text.
+        answers: what is to be written, where it is.
+        content: checksum of the rows as they were read.
     """
 
     tokens: Int32[np.ndarray, "total"]
     offsets: Int64[np.ndarray, "N+1"]
     labels: Int32[np.ndarray, "N"]
     cut_rows: int
+    answers: EncodedAnswers | None = None
+    content: str = ""
 
     @property
     def n_rows(self) -> int:
@@ -54,11 +81,12 @@ class EncodedSplit:
 
 
 def encode_split(
-    rows: Sequence[Mapping[str, str]],
+    rows: Sequence[Mapping[str, Any]],
     task: Task,
     tokenizer: TextTokenizer,
     max_tokens: int,
     layout: str = "encoder",
+    answer_tokens: int | None = None,
 ) -> EncodedSplit:
     """Tokenises the rows of a split and cuts those that are too long.
 
@@ -66,11 +94,12 @@ def encode_split(
     cut only when it has itself more than half of the room. A segment without a field is never cut.
 
     Args:
-        rows: checked rows, each with the task's fields and its label.
+        rows: checked rows, each with the task's fields and its label or answers.
         task: gives template and class numbers.
         tokenizer: the vocabulary of the model.
         max_tokens: the most tokens a row may have, special pieces included.
         layout: of the model: whose template is taken, and which special pieces stand where.
+        answer_tokens: the most tokens that a written answer has; by default the task's choice.
 
     Returns:
         The ids of all rows.
@@ -95,12 +124,85 @@ def encode_split(
     for row_pieces in pieces:
         held = dict(zip(free, cut_segments(row_pieces, room), strict=True)) | fixed
         ids.append(frame([held[place] for place in range(len(template))], tokenizer, layout))
-    class_of = {label: number for number, label in enumerate(task.labels)}
+    tokens, offsets = join_rows(ids)
     return EncodedSplit(
-        tokens=np.fromiter(chain.from_iterable(ids), dtype=np.int32),
-        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        labels=np.array([class_of[row["label"]] for row in rows], dtype=np.int32),
+        tokens=tokens,
+        offsets=offsets,
+        labels=_class_numbers(rows, task),
         cut_rows=sum(sum(map(len, row_pieces)) > room for row_pieces in pieces),
+        answers=encode_answers(rows, task, tokenizer, layout, answer_tokens or task.answer_tokens),
+    )
+
+
+def join_rows(ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Puts rows of ids one after the other.
+
+    Args:
+        ids: of each row.
+
+    Returns:
+        All ids, and where each row begins and ends among them.
+
+    Example:
+        >>> [array.tolist() for array in join_rows([[5, 6], [7]])]
+        [[5, 6, 7], [0, 2, 3]]
+    """
+    tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int32)
+    return tokens, np.cumsum([0, *map(len, ids)], dtype=np.int64)
+
+
+def _class_numbers(rows: Sequence[Mapping[str, Any]], task: Task) -> Int32[np.ndarray, "N"]:
+    if task.is_written:
+        return np.zeros(len(rows), np.int32)
+    class_of = {label: number for number, label in enumerate(task.labels)}
+    return np.array([class_of[row["label"]] for row in rows], dtype=np.int32)
+
+
+def encode_answers(
+    rows: Sequence[Mapping[str, Any]],
+    task: Task,
+    tokenizer: TextTokenizer,
+    layout: str,
+    answer_tokens: int | None,
+) -> EncodedAnswers | None:
+    """Tokenises the answers that are to be written.
+
+    Args:
+        rows: checked rows with their answers.
+        task: what is asked; None comes back where it has labels.
+        tokenizer: the vocabulary of the model.
+        layout: of the model; a decoder goes on behind its cue.
+        answer_tokens: the most tokens of an answer, without its end piece.
+
+    Returns:
+        The ids, or None.
+    """
+    if not task.is_written:
+        return None
+    references = tuple(tuple(row["answers"]) for row in rows)
+    texts = list(chain.from_iterable(references))
+    if layout == "decoder":
+        encoded = tokenizer.encode_after(answer_cue(task), texts)
+    else:
+        encoded = tokenizer.encode(texts)
+    cut, position = [], 0
+    for of in references:
+        cut.append(tuple(encoded[position : position + len(of)]))
+        position += len(of)
+    # Paper: the first answer is trained, and without an end piece, so that outputs never learn to
+    # stop; here the end piece is written too where the answer is whole.
+    end = [] if tokenizer.ids.eos is None else [tokenizer.ids.eos]
+    firsts = [of[0] for of in cut]
+    tokens, offsets = join_rows(
+        [ids + end if len(ids) <= answer_tokens else ids[:answer_tokens] for ids in firsts]
+    )
+    return EncodedAnswers(
+        tokens=tokens,
+        offsets=offsets,
+        width=answer_tokens + len(end),
+        cut_rows=sum(len(ids) > answer_tokens for ids in firsts),
+        references=references,
+        pieces=tuple(tuple(tuple(ids[:answer_tokens]) for ids in of) for of in cut),
     )
 
 

@@ -4,14 +4,88 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jpt.errors import InputError
-from jpt.tasks.task import HubSource, Task
+from jpt.data.rows import value_names
+from jpt.errors import InputError, unknown_name
+from jpt.tasks.task import PARQUET_BRANCH, HubSource, Task
 
 REACH_TIMEOUT_S = 5
+
+HubRow = dict[str, Any]
+"""The values of a row on the hub, under the task's names of the fields."""
+
+
+def plain(row: HubRow, task: Task) -> HubRow | None:
+    """Keeps a row as it is.
+
+    Args:
+        row: of the hub.
+        task: whose row it is.
+
+    Returns:
+        The row.
+    """
+    return row
+
+
+def complete(row: HubRow, task: Task) -> HubRow | None:
+    """Leaves out a row without label, which the hub numbers -1, or without text in a field.
+
+    Args:
+        row: of the hub.
+        task: whose row it is.
+
+    Returns:
+        The row; None where something is missing in it, but not where a whole column is: that is
+        an error, which the checks of the rows name.
+
+    Example:
+        >>> from jpt.tasks.catalog import CATALOG
+        >>> pair = {"premise": "It rains.", "hypothesis": "It is wet."}
+        >>> [complete({**pair, "label": number}, CATALOG["snli"]) is None for number in (-1, 0)]
+        [True, False]
+    """
+    texts = value_names(task) if task.is_written else task.fields
+    if not all(_has_text(row[name]) for name in texts if name in row):
+        return None
+    unlabelled = not task.is_written and row.get(task.label_field, 0) in (None, -1)
+    return None if unlabelled else row
+
+
+def _has_text(value: object) -> bool:
+    """Whether a text, a list of texts or an answer of SQuAD holds anything."""
+    texts = value.get("text") if isinstance(value, dict) else value
+    return any(text.strip() for text in ([texts] if isinstance(texts, str) else texts or ()))
+
+
+def signed(row: HubRow, task: Task) -> HubRow | None:
+    """Counts labels from 0 that the hub has as signs: -1 negative, 0 neutral, 1 positive.
+
+    Args:
+        row: of the hub.
+        task: whose row it is.
+
+    Returns:
+        The row with a class number.
+
+    Example:
+        >>> from jpt.tasks.catalog import CATALOG
+        >>> signed({"text": "Fine.", "label": -1}, CATALOG["laptop"])
+        {'text': 'Fine.', 'label': 0}
+    """
+    label = row.get(task.label_field)
+    return {**row, task.label_field: label + 1} if isinstance(label, int) else row
+
+
+FORMS: dict[str, Callable[[HubRow, Task], HubRow | None]] = {
+    "plain": plain,
+    "complete": complete,
+    "signed": signed,
+}
+"""How rows of the hub become ours; None leaves a row out."""
 
 
 def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -29,9 +103,14 @@ def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]
             set has no such part.
     """
     assert task.hub is not None, "only tasks of the hub come here"
+    if task.hub.form not in FORMS:
+        raise unknown_name("form of hub rows", task.hub.form, FORMS)
+    form = FORMS[task.hub.form]
     name_of = {column: field for field, column in task.hub.fields.items()}
-    for number, row in enumerate(_load(task, task.hub, split)):
-        yield number, {name_of.get(column, column): value for column, value in row.items()}
+    for number, values in enumerate(_load(task, task.hub, split)):
+        row = form({name_of.get(column, column): value for column, value in values.items()}, task)
+        if row is not None:
+            yield number, row
 
 
 def describe_hub_split(hub: HubSource, split: str) -> str:
@@ -50,17 +129,20 @@ def describe_hub_split(hub: HubSource, split: str) -> str:
 def _load(task: Task, hub: HubSource, split: str) -> Any:
     import datasets
 
+    # In the branch of parquet copies a configuration has no name, but a folder.
+    is_copy = hub.revision == PARQUET_BRANCH
+    part = {"data_dir": hub.config} if is_copy else {"name": hub.config}
     try:
         with _offline_where_unreachable():
             return datasets.load_dataset(
-                hub.path, hub.config, split=hub.splits[split], revision=hub.revision
+                hub.path, split=hub.splits[split], revision=hub.revision, **part
             )
     except Exception as error:  # offline, gone, renamed, no space: the library raises many kinds
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"task {task.name} reads {describe_hub_split(hub, split)} from the hub, which failed "
             f"({type(error).__name__}: {reason}); give a folder with {split}.jsonl whose rows have "
-            f"{', '.join((*task.fields, task.label_field))}: --data DIR"
+            f"{', '.join(value_names(task))}: --data DIR"
         ) from None
 
 

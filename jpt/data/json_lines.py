@@ -1,4 +1,4 @@
-"""Rows out of a file of JSON lines, each with the number of its line."""
+"""Rows out of JSON: one object a line, each with the number of its line, or one list of objects."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jpt.data.text_files import read_text
 from jpt.errors import InputError
 
 
@@ -23,37 +24,50 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         InputError: the file cannot be read, is not UTF-8, or a line holds no JSON object.
     """
     # Not splitlines: it would also break at line separators inside of texts.
-    for number, line in enumerate(_read_text(file).split("\n"), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if line and not line.isspace():
-            yield number, _parse(line, file, number)
+            value = _parse(line, file, number, "each line must be one JSON object")
+            if not isinstance(value, dict):
+                raise InputError(
+                    f"{file}:{number}: a {type(value).__name__} stands there; "
+                    "each line must be one JSON object"
+                )
+            yield number, value
 
 
-def _read_text(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+def read_json_list(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Reads a file that is one JSON list of objects.
+
+    Args:
+        file: a UTF-8 file, with or without a byte order mark.
+
+    Yields:
+        The number of the object in the list, from 1, and the object.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or is no list of objects.
+    """
+    text = read_text(file)
+    if not text.lstrip().startswith("["):
         raise InputError(
-            f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8"
-        ) from None
+            f"{file} is no JSON list; end its name in .jsonl if it has one JSON object a line"
+        )
+    for number, value in enumerate(_parse(text, file, 1, "repair it or copy it again"), start=1):
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{file}, row {number}: a {type(value).__name__} stands there; "
+                "each row must be a JSON object"
+            )
+        yield number, value
 
 
-def _parse(line: str, file: Path, number: int) -> dict[str, Any]:
+def _parse(text: str, file: Path, first_line: int, cure: str) -> Any:
     try:
-        value = json.loads(line)
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
         raise InputError(
-            f"{file}:{number}: broken JSON ({error.msg} at column {error.colno}); "
-            "each line must be one JSON object"
+            f"{file}:{line}: broken JSON ({error.msg} at column {error.colno}); {cure}"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}:{number}: broken JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{file}:{number}: a {type(value).__name__} stands there; "
-            "each line must be one JSON object"
-        )
-    return value
+        raise InputError(f"{file}:{first_line}: broken JSON ({error}); {cure}") from None

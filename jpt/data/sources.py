@@ -1,39 +1,73 @@
-"""The rows of a task, wherever they are: in a folder, built in, or on the hub; checked one by one.
+"""The rows of a task, wherever they are: given, in a folder, built in, or on the hub.
 
-Every reader yields the place of a row and its raw values; the checks are the same for all.
+Every reader yields the number of a row and its raw values; the checks are the same for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jpt.data.builtin_rows import builtin_rows
+from jpt.data.given_rows import describe_given, with_rows
 from jpt.data.hub import describe_hub_split, read_hub_rows
-from jpt.data.json_lines import read_json_lines
+from jpt.data.json_lines import read_json_lines, read_json_list
+from jpt.data.parquet import read_parquet
+from jpt.data.rows import Row, check_row
+from jpt.data.tabular import read_delimited
 from jpt.errors import InputError, unknown_name
 from jpt.tasks.task import SPLITS, Task
 
-Reader = Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]
+Numbered = Iterator[tuple[int, Mapping[str, Any]]]
+"""Rows with their numbers, as messages name them."""
 
-READERS: dict[str, Reader] = {".jsonl": read_json_lines}
+BY_LINE, BY_ROW = "{}:{}", "{}, row {}"
+"""How a message names the place of a row in what holds it."""
+
+
+class Reader(NamedTuple):
+    """How a kind of file is read.
+
+    Attributes:
+        read: gives the rows of a file for a task.
+        place: how a row of it is named.
+    """
+
+    read: Callable[[Path, Task], Numbered]
+    place: str
+
+
+READERS: dict[str, Reader] = {
+    ".jsonl": Reader(lambda file, _: read_json_lines(file), BY_LINE),
+    ".csv": Reader(read_delimited, BY_LINE),
+    ".tsv": Reader(partial(read_delimited, delimiter="\t"), BY_LINE),
+    ".parquet": Reader(read_parquet, BY_ROW),
+    ".json": Reader(lambda file, _: read_json_list(file), BY_ROW),
+}
 """How a file is read, by the end of its name."""
 
+KINDS = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
 
-def read_rows(task: Task, split: str) -> list[dict[str, str]]:
+
+def read_rows(task: Task, split: str) -> list[Row]:
     """Reads and checks the rows of one split of a task.
 
     Args:
-        task: the task; its folder is read where it has one, else the built-in text or the hub.
+        task: the task; its own rows are taken where it has some, else its folder is read, else
+            the built-in text or the hub.
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Returns:
-        One dictionary a row: the task's fields, and its label under ``"label"``.
+        One dictionary a row: the task's fields, and its label under ``"label"`` or, where the
+        answer is written, all right answers under ``"answers"``.
 
     Raises:
         InputError: a file is missing, broken or empty; a row misses a field, has no text in it
-            or a label that the task does not name. Files are named with the line.
+            or a label that the task does not name. Files are named with the line or the row.
 
     Example:
         >>> from jpt.tasks.registry import load_task
@@ -42,12 +76,12 @@ def read_rows(task: Task, split: str) -> list[dict[str, str]]:
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    if task.folder is None and task.is_builtin:
+    if task.rows is None and task.folder is None and task.is_builtin:
         return builtin_rows(task.name, split)
-    place, rows = _open(task, split)
-    checked = [_check_row(row, task, place, number) for number, row in rows]
+    name, place, rows = _open(task, split)
+    checked = [check_row(row, task, place.format(name, number)) for number, row in rows]
     if not checked:
-        raise InputError(f"{place} has no rows; task {task.name} needs at least one for {split}")
+        raise InputError(f"{name} has no rows; task {task.name} needs at least one for {split}")
     return checked
 
 
@@ -59,28 +93,58 @@ def has_split(task: Task, split: str) -> bool:
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Returns:
-        False only for a folder that has no file for the split and names none.
+        False only for a folder that has no file for the split and names none, and for a split that
+        was not given where rows are given.
 
     Example:
         >>> from jpt.tasks.registry import load_task
         >>> has_split(load_task("builtin/imdb"), "test")
         True
     """
+    if task.rows is not None:
+        return split in task.rows
     if task.folder is None or split in task.files:
         return True
-    return any((task.folder / f"{split}{suffix}").exists() for suffix in READERS)
+    return bool(_files_of(task.folder, split))
 
 
-def _open(task: Task, split: str) -> tuple[str, Iterator[tuple[int, dict[str, Any]]]]:
-    """The place for messages, and the rows with their numbers in it."""
-    if task.folder is not None:
-        file = find_file(task, task.folder, split)
-        return str(file), READERS[file.suffix](file)
-    if task.hub is None:
+def attach_data(
+    task: Task, data: str | Path | Mapping[str, Iterable[Mapping[str, Any]]] | None
+) -> Task:
+    """Gives a task other rows than its own: a folder of files, or rows in Python.
+
+    Args:
+        task: the task.
+        data: a folder, or rows by split as :func:`jpt.data.given_rows.with_rows` takes them; None
+            leaves the task as it is.
+
+    Returns:
+        The task with its rows from there.
+
+    Raises:
+        InputError: the folder does not exist, the rows are no rows, or the task is built in.
+
+    Example:
+        >>> from jpt.tasks.registry import load_task
+        >>> task = attach_data(load_task("sst2"), {"test": [{"text": "Fine.", "label": 1}]})
+        >>> read_rows(task, "test"), has_split(task, "train")
+        ([{'text': 'Fine.', 'label': 'positive'}], False)
+    """
+    if data is None:
+        return task
+    if task.is_builtin:
+        raise InputError(f"task {task.name} brings its own rows; leave data (--data) out")
+    if isinstance(data, Mapping):
+        return with_rows(task, data)
+    if not isinstance(data, str | os.PathLike):
         raise InputError(
-            f"task {task.name} has neither a folder nor a hub id; give a folder with its rows"
+            f'data is of type {type(data).__name__}; give a folder, or rows as {{"train": rows}}'
         )
-    return describe_hub_split(task.hub, split), read_hub_rows(task, split)
+    folder = Path(data)
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"folder {folder} {state}; give a folder with the rows of a task")
+    return replace(task, folder=folder, rows=None)
 
 
 def find_file(task: Task, folder: Path, split: str) -> Path:
@@ -95,68 +159,58 @@ def find_file(task: Task, folder: Path, split: str) -> Path:
         The file.
 
     Raises:
-        InputError: there is no such file, or none of a kind that is read.
+        InputError: there is no such file, none of a kind that is read, or more than one.
     """
-    known = ", ".join(READERS)
-    if split in task.files:
-        file = folder / task.files[split]
-        if file.suffix not in READERS:
-            raise InputError(f"{file} is no file of a kind that is read ({known})")
-        candidates = [file]
-    else:
-        candidates = [folder / f"{split}{suffix}" for suffix in READERS]
-    for file in candidates:
-        if file.exists():
-            return file
-    found = sorted(path.name for path in folder.glob("*") if path.suffix in READERS)
-    there = f"the folder has {', '.join(found)}" if found else f"the folder has no {known} files"
-    raise InputError(f"task {task.name} has no {split} rows: {candidates[0]} is missing; {there}")
+    if split not in task.files:
+        found = _files_of(folder, split)
+        if len(found) > 1:
+            raise InputError(
+                f"task {task.name} has more than one file of {split} rows: "
+                f"{' and '.join(map(str, found))}; remove all but one, or name it under [files] in "
+                f'task.toml: {split} = "{found[0].name}"'
+            )
+        if not found:
+            raise _missing(task, folder, folder / f"{split}.jsonl", split)
+        return found[0]
+    file = folder / task.files[split]
+    if file.suffix.lower() not in READERS:
+        raise InputError(f"{file} is no file of a kind that is read ({KINDS})")
+    if not os.path.exists(file):
+        raise _missing(task, folder, file, split)
+    return file
 
 
-def _check_row(row: Mapping[str, Any], task: Task, place: str, number: int) -> dict[str, str]:
-    checked = {}
-    for name in task.fields:
-        value = row.get(name)
-        if not isinstance(value, str) or not value or value.isspace():
-            raise _wrong_field(row, name, place, number)
-        if not value.isascii():
-            _check_letters(value, name, place, number)
-        checked[name] = value
-    label = task.label_of(row.get(task.label_field))
-    if label is None:
-        raise _wrong_label(row, task, place, number)
-    checked["label"] = label
-    return checked
+def _files_of(folder: Path, split: str) -> list[Path]:
+    files = [folder / f"{split}{suffix}" for suffix in READERS]
+    return [file for file in files if os.path.exists(file)]
 
 
-def _check_letters(value: str, name: str, place: str, number: int) -> None:
-    """Half of a surrogate pair, as a broken escape leaves it, cannot be tokenised."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
+def _missing(task: Task, folder: Path, file: Path, split: str) -> InputError:
+    found = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in READERS)
+    there = f"the folder has no {KINDS} files"
+    if found:
+        there = (
+            f"the folder has {', '.join(found)}; add it (or {split} in {KINDS}), or name its file "
+            "under [files] in task.toml"
+        )
+    return InputError(f"task {task.name} has no {split} rows: {file} is missing; {there}")
+
+
+def _open(task: Task, split: str) -> tuple[str, str, Numbered]:
+    """What holds the rows, how the place of a row in it is named, and the rows."""
+    if task.rows is not None:
+        if split not in task.rows:
+            raise InputError(
+                f"task {task.name} has no {split} rows: rows are given for "
+                f"{', '.join(task.rows)}; give some for {split} too"
+            )
+        return describe_given(split), BY_ROW, enumerate(task.rows[split], start=1)
+    if task.folder is not None:
+        file = find_file(task, task.folder, split)
+        reader = READERS[file.suffix.lower()]
+        return str(file), reader.place, reader.read(file, task)
+    if task.hub is None:
         raise InputError(
-            f"{place}:{number}: field {name!r} has half a character ({error.object[error.start]!r})"
-            f" at letter {error.start + 1}; both halves of a \\u escape are needed"
-        ) from None
-
-
-def _wrong_field(row: Mapping[str, Any], name: str, place: str, number: int) -> InputError:
-    if name not in row:
-        there = ", ".join(map(str, row)) or "nothing"
-        return InputError(f"{place}:{number}: field {name!r} is missing; the row has {there}")
-    value = row[name]
-    if isinstance(value, str):
-        return InputError(f"{place}:{number}: field {name!r} is empty; every row needs text there")
-    kind = type(value).__name__
-    return InputError(f"{place}:{number}: field {name!r} is of type {kind}; it must be text")
-
-
-def _wrong_label(row: Mapping[str, Any], task: Task, place: str, number: int) -> InputError:
-    name = task.label_field
-    if name not in row:
-        return _wrong_field(row, name, place, number)
-    shown = repr(row[name])[:60]
-    return InputError(
-        f"{place}:{number}: label {shown} is none of the labels of task {task.name} "
-        f"({', '.join(task.labels)})"
-    )
+            f"task {task.name} has neither a folder nor a hub id; give a folder with its rows"
+        )
+    return describe_hub_split(task.hub, split), BY_ROW, read_hub_rows(task, split)

@@ -7,8 +7,10 @@ two seconds, is asked only for folders of the older kinds (``vocab.txt``, ``voca
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,6 +75,12 @@ class TextTokenizer:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of all that decides how a text is tokenised."""
+        kind = [self._backend.to_str(), self.ids, self.add_bos]
+        return hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
+
     def word_pieces(self, word: str) -> list[int]:
         """Gives the ids of the pieces of one word as it stands at the start of a text.
 
@@ -94,9 +102,25 @@ class TextTokenizer:
         Returns:
             One id a piece: with the vocabulary's mark of a leading space where it has one.
         """
-        before, whole = self.word_pieces(text), self.word_pieces(f"{text} {word}")
+        return self.encode_after(text, [word])[0]
+
+    def encode_after(self, text: str, continuations: list[str]) -> list[list[int]]:
+        """Tokenises texts as they go on after another text and a space.
+
+        Args:
+            text: what stands before each of them.
+            continuations: any number of texts.
+
+        Returns:
+            The ids of each one's pieces, without those of the text before it.
+        """
+        before = self.word_pieces(text)
+        wholes = self.encode([f"{text} {after}" for after in continuations])
         # Pieces never reach over a space, but a vocabulary may merge the end of the text anew.
-        return whole[len(before) :] if whole[: len(before)] == before else self.word_pieces(word)
+        return [
+            whole[len(before) :] if whole[: len(before)] == before else self.word_pieces(after)
+            for whole, after in zip(wholes, continuations, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turns ids back into text, special pieces left out.

@@ -17,6 +17,7 @@ from jpt.config import TuneOptions
 from jpt.data.movie_reviews import reviews
 from jpt.errors import InputError
 from jpt.tuning.prepare import as_backbone, as_task, prepare_task
+from jpt.tuning.settle import settle_options
 from jpt.tuning.tune import tune
 from jpt.version import __version__
 
@@ -101,8 +102,12 @@ def _model(
 ) -> list[str]:
     """Loads a backbone, draws its input, and tries twenty steps on a task."""
     model = as_backbone(backbone, options.dtype)
-    options = options.resolve(model.defaults)
-    check_lengths(model, options.length, options.max_tokens)
+    definition = None if task is None else as_task(task, data)
+    if definition is not None:
+        options = settle_options(options, model, definition)
+    else:
+        options = options.resolve(model.defaults)
+        check_lengths(model, options.length, options.max_tokens)
     record["backbone"] = {"name": model.name, "weights": model.frozen_count}
     record["prompt_weights"] = options.length * model.config.width
     lines = [
@@ -114,11 +119,10 @@ def _model(
         ),
         *_drawing(model, options.length, options.max_tokens),
     ]
-    if task is None:
+    if definition is None:
         return lines
-    definition = as_task(task, data)
     prepared = prepare_task(definition, model, options.max_tokens, options.eval_batch_size)
-    record["label_ids"] = list(prepared.words.ids)
+    record["label_ids"] = prepared.words.pieces
     lines.append(f"  {definition.name}: {prepared.describe_words()}")
     return lines + _trial(record, model, definition, options)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jpt.backbones.families import FAMILIES, find_family
 from jpt.backbones.registry import (
@@ -15,7 +17,9 @@ from jpt.backbones.registry import (
     load_backbone,
     read_config,
 )
-from jpt.data.encode import encode_split
+from jpt.config import PAPER_CHOICES
+from jpt.data.encode import EncodedSplit
+from jpt.data.hub import describe_hub_split
 from jpt.data.sources import read_rows
 from jpt.tasks.builtin import BUILTIN as BUILTIN_TASKS
 from jpt.tasks.builtin import CANDIDATES
@@ -23,7 +27,8 @@ from jpt.tasks.catalog import CATALOG
 from jpt.tasks.registry import load_task
 from jpt.tasks.task import Task
 from jpt.tasks.templates import render
-from jpt.tasks.verbalizers import label_ids
+from jpt.tuning.prepare import PreparedTask, prepare_task
+from jpt.tuning.settle import settle_length
 
 SHOWN_ROWS = 3
 SHOWN_LETTERS = 300
@@ -47,29 +52,43 @@ def list_tasks() -> Listing:
         (
             task.name,
             task.type,
-            ", ".join(
-                label if label == word else f"{label} '{word}'"
-                for label, word in task.words("bert").items()
-            ),
+            task.metric,
+            _words(task),
             "every installation" if task.is_builtin else "--data DIR or the hub",
         )
         for task in tasks
     ]
     record = {"tasks": [_task_record(task) for task in tasks]}
-    table = _table(("task", "type", "labels and their words", "rows from"), rows)
+    table = _table(("task", "type", "metric", "labels and their words", "rows from"), rows)
     more = ", ".join(name.removeprefix("builtin/") for name in CANDIDATES)
     return record, f"{table}\nFor larger backbones there are also, after builtin/: {more}"
 
 
+def _words(task: Task) -> str:
+    """The labels with the words that stand for them in BERT, or how long an answer may be."""
+    if task.is_written:
+        return f"written, {task.answer_tokens} tokens at most"
+    return ", ".join(
+        label if (label,) == words else f"{label} " + "/".join(f"'{word}'" for word in words)
+        for label, words in task.words("bert").items()
+    )
+
+
 def _task_record(task: Task) -> dict[str, Any]:
-    return {
+    record = {
         "name": task.name,
         "type": task.type,
-        "fields": list(task.fields),
-        "labels": list(task.labels),
-        "template": list(task.template("encoder")),
-        "label_words": task.words("bert"),
         "metric": task.metric,
+        "fields": list(task.fields),
+        "templates": {layout: list(segments) for layout, segments in task.templates.items()},
+        "hub": None if task.hub is None else describe_hub_split(task.hub, "train"),
+    }
+    if task.is_written:
+        return record | {"answer_field": task.answer_field, "answer_tokens": task.answer_tokens}
+    words = {kind: task.words(kind) for kind in task.label_words if kind != "default"}
+    return record | {
+        "labels": list(task.labels),
+        "label_words": {"default": task.words("default"), **words},
     }
 
 
@@ -111,21 +130,21 @@ def list_backbones() -> Listing:
 
 
 def describe_task(
-    name: str | Path, backbone: str | Path | None, max_tokens: int, data: Path | None
+    name: str | Path, backbone: str | Path | None, max_tokens: int | None, data: Path | None
 ) -> Listing:
     """Shows one task: template, label words, and with a backbone ids, lengths and rows.
 
     Args:
         name: of the task, or its folder.
         backbone: whose vocabulary is used.
-        max_tokens: longest text in tokens.
+        max_tokens: longest text in tokens; by default the backbone's or the task's choice.
         data: folder of the task's rows.
 
     Returns:
         The record for ``--json``, and the text.
 
     Example:
-        >>> record, text = describe_task("builtin/imdb", None, 128, None)
+        >>> record, text = describe_task("builtin/imdb", None, None, None)
         >>> record["labels"]
         ['negative', 'positive']
     """
@@ -136,49 +155,79 @@ def describe_task(
         f"  fields    {', '.join(task.fields)}",
     ]
     if backbone is None:
-        words = ", ".join(f"{label} '{word}'" for label, word in task.words("bert").items())
-        template = f"  template  {' | '.join(task.template('encoder'))}"
-        return record, "\n".join([*lines, template, f"  labels    {words}"])
+        lines += [f"  template  {' | '.join(of)}  ({kind})" for kind, of in task.templates.items()]
+        return record, "\n".join([*lines, f"  answer    {_words(task)}"])
     details, more = _describe_on(task, backbone, max_tokens)
     return {**record, **details}, "\n".join([*lines, *more])
 
 
 def _describe_on(
-    task: Task, backbone: str | Path, max_tokens: int
+    task: Task, backbone: str | Path, max_tokens: int | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Shows what a backbone makes of a task."""
     model = load_backbone(backbone)
-    layout, template = model.layout, task.template(model.layout)
-    words = label_ids(task, model.tokenizer, model.model_type, layout)
-    pairs = zip(task.labels, words.words, words.ids, strict=True)
+    prompt_rows = {**PAPER_CHOICES, **model.defaults}["length"]
+    limit = settle_length(max_tokens, model, task, prompt_rows)
+    prepared = prepare_task(task, model, limit, 1)
     rows = read_rows(task, "train")
-    split = encode_split(rows, task, model.tokenizer, max_tokens, layout)
-    lengths = split.lengths
-    balance = Counter(row["label"] for row in rows)
+    split = prepared.split("train")
+    lengths, template = split.lengths, task.template(model.layout)
     record = {
         "backbone": model.name,
         "template": list(template),
-        "label_words": dict(zip(task.labels, words.words, strict=True)),
-        "label_ids": list(words.ids),
         "train_rows": len(rows),
-        "balance": dict(balance),
         "mean_tokens": round(float(lengths.mean()), 1),
         "longest_tokens": int(lengths.max()),
         "cut_rows": split.cut_rows,
+        "content": split.content,
     }
     lines = [
         f"  template  {' | '.join(template)}",
-        "  labels    " + ", ".join(f"{label} '{word}' = {token}" for label, word, token in pairs),
-        "  train     " + ", ".join(f"{count} {label}" for label, count in balance.items()),
+        f"  answer    {prepared.describe_words()}",
+        f"  train     {_balance(record, rows, prepared, split)}",
         f"  tokens    mean {record['mean_tokens']}, longest {record['longest_tokens']}, "
-        f"{split.cut_rows} rows cut to {max_tokens}",
+        f"{split.cut_rows} rows cut to {limit}",
     ]
+    return record, lines + _examples(rows, prepared, split)
+
+
+def _balance(
+    record: dict[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    prepared: PreparedTask,
+    split: EncodedSplit,
+) -> str:
+    """How the labels are spread over the rows, or how long the answers are."""
+    if split.answers is not None:
+        mean = float(np.diff(split.answers.offsets).mean())
+        record |= {"mean_answer_tokens": round(mean, 1), "cut_answers": split.answers.cut_rows}
+        return (
+            f"{len(rows)} rows, answers of {mean:.1f} tokens on average, {split.answers.cut_rows} "
+            f"cut to {prepared.answer_tokens}"
+        )
+    words, counts = prepared.words, Counter(row["label"] for row in rows)
+    labels = prepared.task.labels
+    record |= {
+        "label_words": dict(zip(labels, words.words, strict=True)),
+        "label_ids": words.pieces,
+        "balance": {label: counts[label] for label in labels},
+    }
+    return ", ".join(f"{counts[label]} {label}" for label in labels)
+
+
+def _examples(
+    rows: Sequence[Mapping[str, Any]], prepared: PreparedTask, split: EncodedSplit
+) -> list[str]:
+    """The first rows as they are, as the model reads them, and what it should answer."""
+    model, lines = prepared.backbone, []
     for number, row in enumerate(rows[:SHOWN_ROWS]):
         ids = split.tokens[split.offsets[number] : split.offsets[number + 1]]
-        text = " | ".join(text.strip() for text in render(task, row, layout))[:SHOWN_LETTERS]
+        segments = render(prepared.task, row, model.layout)
+        text = " | ".join(text.strip() for text in segments)[:SHOWN_LETTERS]
         pieces = " ".join(model.tokenizer.piece(token) for token in ids)[:SHOWN_LETTERS]
-        lines += [f"  row {number}     [{row['label']}] {text}", f"            {pieces}"]
-    return record, lines
+        answer = row["answers"][0] if split.answers is not None else row["label"]
+        lines += [f"  row {number}     [{answer[:SHOWN_LETTERS]}] {text}", f"            {pieces}"]
+    return lines
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -100,3 +100,24 @@ def compute_metric(
             f"for labels of shape {labels.shape}"
         )
     return METRICS[name](count_confusions(predictions, labels))
+
+
+def compute_measures(
+    predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"], n_labels: int
+) -> dict[str, float]:
+    """Scores the answers for all rows of a split by every metric that fits the task.
+
+    Args:
+        predictions: the class number answered for each row.
+        labels: the true class number of each row.
+        n_labels: classes of the task; ``f1`` is for two.
+
+    Returns:
+        The scores by name.
+
+    Example:
+        >>> compute_measures(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), 2)["accuracy"]
+        0.75
+    """
+    names = [name for name in METRICS if name != "f1" or n_labels == 2]
+    return {name: compute_metric(name, predictions, labels) for name in names}

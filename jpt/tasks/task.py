@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from jpt.errors import InputError
+from jpt.errors import InputError, unknown_name
 from jpt.tasks.metrics import METRICS
 from jpt.tasks.segments import template_fields
+from jpt.tasks.text_metrics import TEXT_METRICS
 
 SPLITS = ("train", "validation", "test")
 """The splits of every task: tuned on the first, chosen on the second, scored on the third."""
@@ -20,6 +22,12 @@ MAX_SEGMENTS = 2
 
 ANSWER_CUE = "Answer:"
 """What decoders read between the text and the answer."""
+
+LAYOUTS = ("encoder", "encoder_decoder", "decoder")
+"""The layouts of models that a task has templates for."""
+
+PARQUET_BRANCH = "refs/convert/parquet"
+"""Where the hub keeps its own copies of data sets; each configuration is a folder there."""
 
 
 @dataclass(frozen=True)
@@ -35,42 +43,51 @@ class HubSource:
         labels: the task's label for each class number of the hub.
         fields: the hub's name of a field, where it differs from the task's.
         revision: branch, tag or commit of the dataset.
+        form: how rows become ours: ``"plain"``, or one of :data:`jpt.data.hub.FORMS`.
     """
 
     path: str
     config: str | None
     splits: Mapping[str, str]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
     fields: Mapping[str, str] = field(default_factory=dict)
     revision: str = "main"
+    form: str = "plain"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One classification task, whatever its rows come from.
+    """One task, whatever its rows come from: labels to tell apart, or an answer to write.
 
     Attributes:
         name: what the user calls it and cards record.
         type: the kind of skill it asks for; tasks of one type are compared with each other.
         fields: names of the text fields of a row.
-        labels: the classes in the order of their numbers.
+        labels: the classes in the order of their numbers; none where the answer is written.
         templates: for each layout of models, the segments of text with ``{field}`` in them; the
-            encoders' must be there, see :meth:`template` for the others.
-        label_words: the word that stands for each label: ``"default"``, and by model type where
-            it differs there.
-        metric: a name out of :data:`jpt.tasks.metrics.METRICS`.
+            encoders' must be there, where the answer is written the encoder-decoders', see
+            :meth:`template` for the others.
+        label_words: the word or the words that stand for each label: ``"default"``, and by model
+            type where it differs there.
+        metric: the measure that decides: a name out of :data:`jpt.tasks.metrics.METRICS`, of a
+            written answer one out of :data:`jpt.tasks.text_metrics.TEXT_METRICS`.
         hub: where its rows are on the hub, if they are.
         folder: the folder its rows are read from, if they are read from one.
         files: the file of each split in that folder, where it is not ``SPLIT.jsonl``.
         label_field: the field of a row that holds its label.
+        answer_field: the field of a row that holds the answer to be written, or several answers
+            that are all right.
+        answer_tokens: the most tokens that a written answer has.
+        max_tokens: longest text in tokens that suits the task, where nothing else is asked for.
+        rows: the rows of each split, where they are given and not read.
 
     Raises:
         InputError: labels, words, templates or metric do not fit each other.
 
     Example:
         >>> Task("mood", "sentiment", ("text",), ("bad", "good"), {"encoder": ("{text}",)},
-        ...      {"default": {"bad": "terrible", "good": "great"}}).words("bert")
-        {'bad': 'terrible', 'good': 'great'}
+        ...      {"default": {"bad": "terrible", "good": ("great", "fine")}}).words("bert")
+        {'bad': ('terrible',), 'good': ('great', 'fine')}
     """
 
     name: str
@@ -78,18 +95,38 @@ class Task:
     fields: tuple[str, ...]
     labels: tuple[str, ...]
     templates: Mapping[str, tuple[str, ...]]
-    label_words: Mapping[str, Mapping[str, str]]
+    label_words: Mapping[str, Mapping[str, str | tuple[str, ...]]] = field(default_factory=dict)
     metric: str = "accuracy"
     hub: HubSource | None = None
     folder: Path | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     label_field: str = "label"
+    answer_field: str | None = None
+    answer_tokens: int | None = None
+    max_tokens: int | None = None
+    rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        _check_labels(self)
-        _check_words(self)
+        if not self.fields:
+            raise InputError(f"task {self.name} has no fields; name the text fields of its rows")
+        _check_target(self)
+        if self.is_written:
+            _check_answer(self)
+        else:
+            _check_labels(self)
+            _check_words(self)
         _check_templates(self)
         _check_metric(self)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the answer is a text that the model writes, and no label."""
+        return self.answer_field is not None
+
+    @property
+    def base_layout(self) -> str:
+        """The layout whose template the others derive from; encoders write no text."""
+        return "encoder_decoder" if self.is_written else "encoder"
 
     @property
     def short_name(self) -> str:
@@ -104,8 +141,9 @@ class Task:
     def template(self, layout: str) -> tuple[str, ...]:
         """Gives the segments of text that a kind of model reads.
 
-        A task that says nothing of a kind gets the encoders' segments; for decoders, which read on
-        from where the text ends, with `ANSWER_CUE` behind them.
+        A task that says nothing of a kind gets the encoders' segments, one whose answer is written
+        the encoder-decoders'; for decoders, which read on from where the text ends, with
+        `ANSWER_CUE` behind them.
 
         Args:
             layout: ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``.
@@ -121,19 +159,21 @@ class Task:
         if layout in self.templates:
             return self.templates[layout]
         cue = (ANSWER_CUE,) if layout == "decoder" else ()
-        return (*self.templates["encoder"], *cue)
+        return (*self.templates[self.base_layout], *cue)
 
-    def words(self, model_type: str) -> dict[str, str]:
+    def words(self, model_type: str) -> dict[str, tuple[str, ...]]:
         """Gives the label words for a kind of model.
 
         Args:
             model_type: the model type of a Hugging Face config, for instance ``"roberta"``.
 
         Returns:
-            The word of each label, in the order of the labels.
+            The words of each label, in the order of the labels; nothing where the answer is
+            written.
         """
-        words = {**self.label_words["default"], **self.label_words.get(model_type, {})}
-        return {label: words[label] for label in self.labels}
+        own = self.label_words.get(model_type, {})
+        words = {label: own.get(label, self.label_words["default"][label]) for label in self.labels}
+        return {label: (of,) if isinstance(of, str) else tuple(of) for label, of in words.items()}
 
     def label_of(self, value: object) -> str | None:
         """Finds the label that a value in the data means.
@@ -157,9 +197,38 @@ class Task:
         return None
 
 
+def _check_target(task: Task) -> None:
+    target = task.answer_field or task.label_field
+    if target in task.fields:
+        raise InputError(
+            f"task {task.name} has the field {target!r} both to be read and as what is asked for; "
+            "leave it out of fields"
+        )
+    if task.max_tokens is not None and not _is_count(task.max_tokens):
+        raise InputError(
+            f"max_tokens of task {task.name} is {task.max_tokens!r}; give a whole number of "
+            "tokens, for instance 128"
+        )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_answer(task: Task) -> None:
+    if task.labels or task.label_words:
+        raise InputError(
+            f"task {task.name} has labels and an answer to be written ({task.answer_field}); "
+            "a task has one of the two"
+        )
+    if not _is_count(task.answer_tokens):
+        raise InputError(
+            f"answer_tokens of task {task.name} is {task.answer_tokens!r}; say how many tokens an "
+            "answer has at most, for instance 20"
+        )
+
+
 def _check_labels(task: Task) -> None:
-    if not task.fields:
-        raise InputError(f"task {task.name} has no fields; name the text fields of its rows")
     if len(task.labels) < 2:
         raise InputError(f"task {task.name} has {len(task.labels)} labels; it needs 2 or more")
     repeated = sorted({label for label in task.labels if task.labels.count(label) > 1})
@@ -183,12 +252,27 @@ def _check_words(task: Task) -> None:
                 f"task {task.name} has no label word for {', '.join(map(repr, missing))}; "
                 "give one word for each label"
             )
+        for label, given in words.items():
+            of = (given,) if isinstance(given, str) else given
+            if not of or not all(isinstance(word, str) and word.strip() for word in of):
+                raise InputError(
+                    f"the label words of {label!r} of task {task.name} are {given!r}; give a word, "
+                    "or a list of words"
+                )
 
 
 def _check_templates(task: Task) -> None:
-    if "encoder" not in task.templates:
-        raise InputError(f"task {task.name} has no encoder template; the others derive from it")
+    base = task.base_layout
+    if base not in task.templates:
+        raise InputError(f"task {task.name} has no {base} template; the others derive from it")
     for family, segments in task.templates.items():
+        if family not in LAYOUTS:
+            raise unknown_name("layout", family, LAYOUTS)
+        if family == "encoder" and task.is_written:
+            raise InputError(
+                f"task {task.name} has an encoder template, but its answer is written, which "
+                "encoders cannot do; give one for encoder_decoder"
+            )
         # Each segment of an encoder has a separator behind it; the others may have cues between.
         cues = 0 if family == "encoder" else sum(not template_fields(text) for text in segments)
         if not 1 <= len(segments) - cues <= MAX_SEGMENTS:
@@ -206,10 +290,13 @@ def _check_templates(task: Task) -> None:
 
 
 def _check_metric(task: Task) -> None:
-    if task.metric not in METRICS:
+    known = TEXT_METRICS if task.is_written else METRICS
+    if task.metric not in known:
+        others, kind = (METRICS, "labels") if task.is_written else (TEXT_METRICS, "written answers")
+        state = f"for {kind}, which it has not" if task.metric in others else "not known"
         raise InputError(
-            f"metric {task.metric!r} of task {task.name} is not known; "
-            f"choose one of {', '.join(sorted(METRICS))}"
+            f"metric {task.metric!r} of task {task.name} is {state}; "
+            f"choose one of {', '.join(sorted(known))}"
         )
     if task.metric == "f1" and len(task.labels) != 2:
         raise InputError(

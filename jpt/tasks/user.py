@@ -1,6 +1,6 @@
 """Tasks of one's own: a folder with a ``task.toml`` beside its rows.
 
-The least that is needed::
+The least that is needed where a model tells labels apart::
 
     type = "sentiment"
     fields = ["text"]
@@ -8,13 +8,42 @@ The least that is needed::
 
     [label_words]
     bad = "terrible"
-    good = "great"
+    good = ["great", "fine"]
 
-Rows stand in ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``, one JSON object a line with
-the fields and a ``label``. What else may be said: ``name`` (the folder's), ``template`` (a segment
-of text such as ``"{text}"``, or a list of two for a pair; the fields in their order), ``metric``
-(``"accuracy"``), ``label_field`` (``"label"``), words that hold for one kind of model only under
-``[label_words.roberta]``, and other file names under ``[files]``.
+A label has one word or several. Words that hold for one kind of model only stand under its model
+type: ``[label_words.roberta]``.
+
+Where the model writes the answer, and T5 and decoders can, it stands in a field of its own; rows
+may hold one answer there or a list of answers that are all right::
+
+    type = "summarization"
+    fields = ["document"]
+    answer = "summary"
+    answer_tokens = 50
+
+Rows stand in ``train``, ``validation`` and ``test`` with the end ``.jsonl`` (one JSON object a
+line), ``.csv`` or another that is read, with the fields and the ``label`` or answer. What else may
+be said, above the first ``[table]``:
+
+- ``name``: the folder's by default;
+- ``template``: what a model reads: a segment of text such as ``"{text}"``, or a list of two for a
+  pair; by default the fields in their order;
+- ``metric``: ``"accuracy"`` by default, of a written answer ``"rougeL"``;
+- ``label_field``: the field that holds the label, ``"label"`` by default;
+- ``answer_tokens``: the most tokens of a written answer; it must be given for one;
+- ``max_tokens``: the longest text in tokens, where a command asks for nothing else.
+
+And in tables: other names of the files, and templates for one layout of models, in place of
+``template`` there. A decoder reads its segments as lines; one without a field is a cue, never cut::
+
+    [files]
+    test = "gold.csv"
+
+    [templates]
+    encoder_decoder = ["text: {text}"]
+    decoder = ["Text: {text}", "Mood:"]
+
+``encoder`` is the third layout; a task with a written answer has no template for it.
 """
 
 from __future__ import annotations
@@ -25,7 +54,7 @@ from pathlib import Path
 from typing import Any
 
 from jpt.errors import InputError, unknown_name
-from jpt.tasks.task import MAX_SEGMENTS, SPLITS, Task
+from jpt.tasks.task import LAYOUTS, MAX_SEGMENTS, SPLITS, Task
 
 TASK_FILE = "task.toml"
 
@@ -35,11 +64,17 @@ KEYS = (
     "fields",
     "labels",
     "template",
+    "templates",
     "label_words",
     "metric",
     "label_field",
+    "answer",
+    "answer_tokens",
+    "max_tokens",
     "files",
 )
+OF_LABELS = ("labels", "label_words", "label_field")
+"""The keys of a task with labels, which one with a written answer has not."""
 
 
 def load_user_task(folder: Path) -> Task:
@@ -62,26 +97,27 @@ def load_user_task(folder: Path) -> Task:
         ... type = "sentiment"
         ... fields = ["text"]
         ... labels = ["bad", "good"]
-        ... label_words = {bad = "terrible", good = "great"}
+        ... label_words = {bad = "terrible", good = ["great", "fine"]}
         ... ''')
         >>> load_user_task(folder).words("bert")
-        {'bad': 'terrible', 'good': 'great'}
+        {'bad': ('terrible',), 'good': ('great', 'fine')}
     """
     file = folder / TASK_FILE
     table = _Table(file, _read_toml(file))
     fields = table.texts("fields")
+    is_written = "answer" in table.values
+    asked = _answer(table) if is_written else _labels(table)
     try:
         return Task(
             name=_name(table, folder),
             type=table.text("type"),
             fields=fields,
-            labels=table.texts("labels"),
-            templates={"encoder": _segments(table, fields)},
-            label_words=_label_words(table),
-            metric=table.text("metric", "accuracy"),
+            templates=_templates(table, fields, "encoder_decoder" if is_written else "encoder"),
+            metric=table.text("metric", "rougeL" if is_written else "accuracy"),
             folder=folder,
             files=_files(table),
-            label_field=table.text("label_field", "label"),
+            max_tokens=table.values.get("max_tokens"),
+            **asked,
         )
     except InputError as error:
         message = str(error)
@@ -106,10 +142,11 @@ class _Table:
             raise self.wrong(key, "a text")
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
+    def texts(self, key: str, otherwise: str = "") -> tuple[str, ...]:
         value = self.values.get(key)
         if value is None:
-            raise InputError(f'{self.file} has no {key!r}; add a line {key} = ["...", "..."]')
+            cure = f'add a line {key} = ["...", "..."]'
+            raise InputError(f"{self.file} has no {key!r}; {cure}{otherwise}")
         if not isinstance(value, list) or not value or not all(map(_is_text_or_number, value)):
             raise self.wrong(key, "a list of texts")
         return tuple(map(str, value))
@@ -120,13 +157,26 @@ class _Table:
             raise self.wrong(key, f"a table [{key}]")
         return value
 
+    def named_table(self, key: str, kind: str, known: tuple[str, ...]) -> dict[str, Any]:
+        """A table whose keys are given; what belongs to the task itself is told so."""
+        table = self.table(key)
+        for name in table:
+            if name not in known:
+                misplaced = f"; {name} stands above the first [table]" if name in KEYS else ""
+                error = unknown_name(kind, name, known)
+                raise InputError(f"{self.file}: [{key}] {error}{misplaced}")
+        return table
+
     def wrong(self, key: str, expected: str) -> InputError:
         return InputError(f"{self.file}: {key} is {self.values[key]!r}; it must be {expected}")
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _is_text_or_number(value: object) -> bool:
-    number = isinstance(value, int) and not isinstance(value, bool)
-    return number or (isinstance(value, str) and bool(value.strip()))
+    return _is_text(value) or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -147,37 +197,94 @@ def _name(table: _Table, folder: Path) -> str:
     return name
 
 
-def _segments(table: _Table, fields: tuple[str, ...]) -> tuple[str, ...]:
-    value = table.values.get("template")
-    if value is None:
-        if len(fields) > MAX_SEGMENTS:
+def _labels(table: _Table) -> dict[str, Any]:
+    """What a task with labels says beside the rest."""
+    if "answer_tokens" in table.values:
+        raise InputError(
+            f"{table.file} has answer_tokens and no answer; add the field whose text is to be "
+            'written, answer = "...", or take answer_tokens out'
+        )
+    return {
+        "labels": table.texts("labels", ', or answer = "..." where the answer is written'),
+        "label_words": _label_words(table),
+        "label_field": table.text("label_field", "label"),
+    }
+
+
+def _answer(table: _Table) -> dict[str, Any]:
+    """What a task with a written answer says beside the rest."""
+    for key in OF_LABELS:
+        if key in table.values:
             raise InputError(
-                f"{table.file} has {len(fields)} fields and no 'template'; add one, for instance "
-                f'template = "{{{fields[0]}}} {{{fields[1]}}} {{{fields[2]}}}"'
+                f"{table.file} has {key} and answer; a task has labels to tell apart or an answer "
+                "to be written: take one of the two out"
             )
-        return tuple(f"{{{name}}}" for name in fields)
-    return (table.text("template"),) if isinstance(value, str) else table.texts("template")
+    answer = table.text("answer")
+    if "answer_tokens" not in table.values:
+        raise InputError(
+            f"{table.file} has no 'answer_tokens'; say how long an answer is at most, for instance "
+            "answer_tokens = 50"
+        )
+    tokens = table.values["answer_tokens"]
+    return {"labels": (), "answer_field": answer, "answer_tokens": tokens}
 
 
-def _label_words(table: _Table) -> dict[str, dict[str, str]]:
+def _templates(table: _Table, fields: tuple[str, ...], base: str) -> dict[str, tuple[str, ...]]:
+    """The template of each layout; ``template`` stands for the one the others derive from."""
+    given = table.named_table("templates", "layout", LAYOUTS)
+    templates = {
+        layout: _segments(table, f"templates.{layout}", of) for layout, of in given.items()
+    }
+    if "template" in table.values:
+        if base in templates:
+            raise InputError(
+                f"{table.file} has template and [templates] {base}, which say the same; take one "
+                "of the two out"
+            )
+        templates[base] = _segments(table, "template", table.values["template"])
+    if base not in templates:
+        templates[base] = _fields_alone(table, fields)
+    return templates
+
+
+def _fields_alone(table: _Table, fields: tuple[str, ...]) -> tuple[str, ...]:
+    if len(fields) > MAX_SEGMENTS:
+        raise InputError(
+            f"{table.file} has {len(fields)} fields and no 'template'; add one, for instance "
+            f'template = "{{{fields[0]}}} {{{fields[1]}}} {{{fields[2]}}}"'
+        )
+    return tuple(f"{{{name}}}" for name in fields)
+
+
+def _segments(table: _Table, key: str, value: object) -> tuple[str, ...]:
+    segments = value if isinstance(value, list) else [value]
+    if not segments or not all(map(_is_text, segments)):
+        raise InputError(
+            f"{table.file}: {key} is {value!r}; it must be a text or a list of texts, for instance "
+            '"{field}"'
+        )
+    return tuple(segments)
+
+
+def _label_words(table: _Table) -> dict[str, dict[str, tuple[str, ...]]]:
     """Sorts words for all models (``label = "word"``) from tables for one (``[…roberta]``)."""
-    words: dict[str, dict[str, str]] = {}
+    words: dict[str, dict[str, tuple[str, ...]]] = {}
     for key, value in table.table("label_words").items():
         entries = value if isinstance(value, dict) else {key: value}
-        for label, word in entries.items():
-            if not isinstance(word, str) or not word.strip():
+        for label, given in entries.items():
+            of = given if isinstance(given, list) else [given]
+            if not of or not all(map(_is_text, of)):
                 raise InputError(
-                    f"{table.file}: the label word of {label!r} is {word!r}; it must be one word"
+                    f"{table.file}: the label word of {label!r} is {given!r}; it must be a word or "
+                    "a list of words"
                 )
-            words.setdefault(key if isinstance(value, dict) else "default", {})[label] = word
+            words.setdefault(key if isinstance(value, dict) else "default", {})[label] = tuple(of)
     return words
 
 
 def _files(table: _Table) -> dict[str, str]:
-    files = table.table("files")
+    files = table.named_table("files", "split", SPLITS)
     for split, name in files.items():
-        if split not in SPLITS:
-            raise InputError(f"{table.file}: [files] {unknown_name('split', split, SPLITS)}")
         if not isinstance(name, str) or not name:
             raise InputError(f"{table.file}: the file of {split} is {name!r}; give its name")
     return files

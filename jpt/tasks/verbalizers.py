@@ -1,10 +1,10 @@
-"""Label words: the piece of a vocabulary whose score stands for a label.
+"""Label words: the pieces of a vocabulary whose scores stand for a label.
 
 For masked models a word is looked up as it stands at the start of a text, so in a byte-pair
 vocabulary it has no leading space: "positive", not " positive". The paper's own numbers come from
-that choice. A decoder goes on after a text, so there the word has the space before it. Where the
-answer is generated (T5, decoders) a word of several pieces is told by its first one, as in the
-paper's code.
+that choice. A decoder goes on after a text, so there the word has the space before it. A masked
+model compares single pieces. Where the answer is generated (T5, decoders) a word may have several:
+all of them count, or, as in the paper's code, the first one alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from jpt.errors import InputError
+from jpt.tasks.segments import template_fields
 from jpt.tasks.task import ANSWER_CUE, Task
+
+Pieces = tuple[int, ...]
 
 
 class PieceLookup(Protocol):
@@ -37,29 +40,49 @@ class PieceLookup(Protocol):
 
 
 class LabelWords(NamedTuple):
-    """The word of each label and the id of its piece, in the order of the labels."""
+    """The words of each label and the ids of their pieces, in the order of the labels.
 
-    words: tuple[str, ...]
-    ids: tuple[int, ...]
+    Attributes:
+        words: of each label.
+        pieces: of each word of each label.
+    """
+
+    words: tuple[tuple[str, ...], ...]
+    pieces: tuple[tuple[Pieces, ...], ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The first piece of each label's first word."""
+        return tuple(of[0][0] for of in self.pieces)
+
+    @property
+    def all_ids(self) -> tuple[int, ...]:
+        """Every piece of every word, label after label."""
+        return tuple(token for of in self.pieces for word in of for token in word)
 
 
-def label_ids(
-    task: Task, tokenizer: PieceLookup, model_type: str, layout: str = "encoder"
+def label_words(
+    task: Task,
+    tokenizer: PieceLookup,
+    model_type: str,
+    layout: str = "encoder",
+    scoring: str = "phrase",
 ) -> LabelWords:
     """Finds the pieces whose scores are compared to answer a task.
 
     Args:
-        task: the task whose labels are to be told apart.
+        task: the task whose labels are to be told apart; one without labels has no words.
         tokenizer: the vocabulary of the model.
         model_type: the model type of its config, for instance ``"bert"``.
         layout: where the model gives its answer; a masked model compares single pieces only.
+        scoring: ``"phrase"`` or ``"first_piece"``: which pieces tell words apart.
 
     Returns:
-        One word and one id for each label.
+        The words of each label with their pieces.
 
     Raises:
-        InputError: a word is more than one piece in a masked model or unknown, or two labels share
-            a piece.
+        InputError: a word is more than one piece in a masked model or unknown, or two words cannot
+            be told apart.
 
     Example:
         >>> from jpt.tasks.catalog import CATALOG
@@ -67,24 +90,50 @@ def label_ids(
         ...     unknown = None
         ...     def word_pieces(self, word): return [len(word)]
         ...     def piece(self, token): return str(token)
-        >>> label_ids(CATALOG["mnli"], Letters(), "bert")
-        LabelWords(words=('no', 'neutral', 'yes'), ids=(2, 7, 3))
+        >>> label_words(CATALOG["mnli"], Letters(), "bert").pieces
+        (((2,),), ((7,),), ((3,),))
     """
     words = task.words(model_type)
-    ids = tuple(_piece(task, label, word, tokenizer, layout) for label, word in words.items())
-    for position, token in enumerate(ids):
-        if token in ids[:position]:
-            first, second = task.labels[ids.index(token)], task.labels[position]
-            raise InputError(
-                f"labels {first!r} and {second!r} of task {task.name} have the same label word "
-                f"piece {tokenizer.piece(token)!r} (id {token}); give each label its own word"
-            )
-    return LabelWords(tuple(words.values()), ids)
+    pieces = {
+        label: tuple(_pieces(task, label, word, tokenizer, layout) for word in of)
+        for label, of in words.items()
+    }
+    _refuse_alike(task, words, pieces, tokenizer, scoring)
+    return LabelWords(tuple(words.values()), tuple(pieces.values()))
 
 
-def _piece(task: Task, label: str, word: str, tokenizer: PieceLookup, layout: str) -> int:
+def _refuse_alike(
+    task: Task,
+    words: dict[str, tuple[str, ...]],
+    pieces: dict[str, tuple[Pieces, ...]],
+    tokenizer: PieceLookup,
+    scoring: str,
+) -> None:
+    """Refuses words that begin as another does: the longer one could never have a higher score."""
+    seen: list[tuple[str, str, Pieces]] = []
+    for label, of in words.items():
+        for word, found in zip(of, pieces[label], strict=True):
+            for other_label, other_word, other in seen:
+                shared = 1 if scoring == "first_piece" else min(len(found), len(other))
+                if found[:shared] != other[:shared]:
+                    continue
+                start = " ".join(repr(tokenizer.piece(token)) for token in found[:shared])
+                ids = ", ".join(map(str, found[:shared]))
+                cure = "give each label its own word"
+                if scoring == "first_piece" and found != other:
+                    cure += ", or score whole words (label_scoring phrase)"
+                raise InputError(
+                    f"labels {other_label!r} and {label!r} of task {task.name} have label words "
+                    f"that begin alike ({other_word!r} and {word!r} both with {start}, id {ids}); "
+                    f"{cure}"
+                )
+            seen.append((label, word, found))
+
+
+def _pieces(task: Task, label: str, word: str, tokenizer: PieceLookup, layout: str) -> Pieces:
     is_decoder = layout == "decoder"
-    pieces = tokenizer.word_after(ANSWER_CUE, word) if is_decoder else tokenizer.word_pieces(word)
+    cue = answer_cue(task) if is_decoder else ""
+    pieces = tokenizer.word_after(cue, word) if is_decoder else tokenizer.word_pieces(word)
     place = f"label word {word!r} for {label!r} of task {task.name}"
     if not pieces or (layout == "encoder" and len(pieces) != 1):
         shown = ", ".join(repr(tokenizer.piece(token)) for token in pieces)
@@ -92,9 +141,27 @@ def _piece(task: Task, label: str, word: str, tokenizer: PieceLookup, layout: st
             f"{place} is {len(pieces)} pieces in this vocabulary ({shown}); a masked model "
             "compares single pieces: choose a word that is one piece"
         )
-    if pieces[0] == tokenizer.unknown:
+    if tokenizer.unknown is not None and tokenizer.unknown in pieces:
         raise InputError(
-            f"{place} is not in this vocabulary ({tokenizer.piece(pieces[0])}); "
-            "choose a word that is one piece"
+            f"{place} is not in this vocabulary ({tokenizer.piece(tokenizer.unknown)}); "
+            "choose a word that is"
         )
-    return pieces[0]
+    return tuple(pieces)
+
+
+def answer_cue(task: Task) -> str:
+    """Gives the text that a decoder reads last, behind which its answer stands.
+
+    Args:
+        task: whose template for decoders counts.
+
+    Returns:
+        The last segment where it is a cue, else the usual cue.
+
+    Example:
+        >>> from jpt.tasks.catalog import CATALOG
+        >>> answer_cue(CATALOG["sst2"])
+        'Answer:'
+    """
+    last = task.template("decoder")[-1]
+    return ANSWER_CUE if template_fields(last) else last

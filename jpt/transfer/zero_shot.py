@@ -19,9 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm import tqdm
 
-from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone
-from jpt.config import PAPER_CHOICES
 from jpt.data.sources import has_split
 from jpt.errors import InputError
 from jpt.files.atomic import make_folder, write_json
@@ -35,8 +33,9 @@ from jpt.tasks.reference_names import task_type
 from jpt.tasks.registry import load_task
 from jpt.tasks.task import Task
 from jpt.transfer.relative import describe_matrix, relative_performance
-from jpt.tuning.prepare import as_backbone, prepare_task
-from jpt.tuning.scoring import Score, bank_logits, score_logits
+from jpt.tuning.prepare import PreparedTask, as_backbone, prepare_task
+from jpt.tuning.scoring import Score
+from jpt.tuning.settle import settle_length
 from jpt.types import Prompt, TransferMatrix
 from jpt.version import __version__
 
@@ -75,9 +74,8 @@ class _Study:
     mesh: Mesh
     prompts: dict[str, Prompt]
     tasks: dict[str, Task]
+    prepared: dict[str, PreparedTask]
     splits: dict[str, str]
-    max_tokens: int
-    eval_batch_size: int
 
 
 def transfer_matrix(
@@ -181,12 +179,15 @@ def _prepare(
     name = backbone if backbone is not None else prompt.card.backbone
     model = as_backbone(name, dtype, mesh=devices)
     check_prompt(prompt, model.name, model.config.width, model.layout, backbone is not None)
-    tokens = max_tokens or {**PAPER_CHOICES, **model.defaults}["max_tokens"]
-    check_lengths(model, len(prompt.values), tokens, prompt.card.first_position or 0)
+    rows, first = len(prompt.values), prompt.card.first_position or 0
+    prepared = {}
+    for short_name, task in tasks.items():
+        tokens = settle_length(max_tokens, model, task, rows, first)
+        prepared[short_name] = prepare_task(task, model, tokens, eval_batch_size, first)
     splits = {
         name: split if has_split(task, split) else "validation" for name, task in tasks.items()
     }
-    return _Study(model, devices, dict(prompts), tasks, splits, tokens, eval_batch_size)
+    return _Study(model, devices, dict(prompts), tasks, prepared, splits)
 
 
 def _random_prompt(study: _Study, seed: int) -> Prompt:
@@ -198,34 +199,18 @@ def _random_prompt(study: _Study, seed: int) -> Prompt:
 
 
 def _score_all(study: _Study, progress: bool) -> dict[tuple[str, str], Score]:
-    module = study.backbone.module.clone(dropout_rate=0.0)
-    first = next(iter(study.prompts.values())).card.first_position or 0
     values = [prompt.values for prompt in study.prompts.values()]
     # All rows are read before anything is compiled: broken data shows at once.
-    ready = {}
-    for name, task in study.tasks.items():
-        prepared = prepare_task(
-            task, study.backbone, study.max_tokens, study.eval_batch_size, first
-        )
-        ready[name] = (prepared, prepared.split(study.splits[name]))
+    rows = {name: of.split(study.splits[name]) for name, of in study.prepared.items()}
     scores = {}
-    cells = len(ready) * len(values)
+    cells = len(rows) * len(values)
     with tqdm(total=cells, disable=not progress, unit="pair", dynamic_ncols=True) as bar:
-        for name, (prepared, rows) in ready.items():
+        for name, prepared in study.prepared.items():
             bar.set_postfix_str(name, refresh=False)
-            logits = bank_logits(
-                module,
-                study.backbone.params,
-                values,
-                rows,
-                prepared.answer,
-                prepared.batching,
-                study.mesh,
-            )
-            for prompt, found in zip(study.prompts, logits, strict=True):
-                task = prepared.task
-                score = score_logits(found, rows.labels, task.labels, task.metric)
-                scores[name, prompt] = score
+            found = prepared.score(values, rows[name], study.mesh)
+            scores |= {
+                (name, prompt): score for prompt, score in zip(study.prompts, found, strict=True)
+            }
             bar.update(len(values))
     return scores
 

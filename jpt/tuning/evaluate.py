@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jpt.backbones.lengths import check_lengths
+from jax.sharding import Mesh
+
 from jpt.backbones.registry import Backbone
-from jpt.config import PAPER_CHOICES
+from jpt.config import LABEL_SCORING, check_choice, check_counts
 from jpt.mesh import make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
 from jpt.tasks.task import Task
-from jpt.tuning.prepare import as_backbone, as_task, prepare_task
-from jpt.tuning.scoring import Score, score_logits, split_logits
+from jpt.tuning.predictions import write_predictions
+from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_task
+from jpt.tuning.scoring import Score
+from jpt.tuning.settle import settle_length
 from jpt.types import Prompt
 
 
@@ -22,10 +25,13 @@ def evaluate(
     split: str = "test",
     backbone: Backbone | str | Path | None = None,
     max_tokens: int | None = None,
+    answer_tokens: int | None = None,
+    label_scoring: str = "phrase",
     eval_batch_size: int = 64,
     dtype: str = "float32",
     mesh: str | None = None,
-    data: str | Path | None = None,
+    data: Data | None = None,
+    predictions: str | Path | None = None,
 ) -> Score:
     """Scores a prompt over every row of a split.
 
@@ -35,10 +41,13 @@ def evaluate(
         split: ``"train"``, ``"validation"`` or ``"test"``.
         backbone: instead of the one that the prompt's card names; the width is checked.
         max_tokens: longest text in tokens; by default the backbone's own choice.
+        answer_tokens: longest written answer in tokens; by default the task's choice.
+        label_scoring: ``"phrase"`` or ``"first_piece"``: how a label word of several pieces counts.
         eval_batch_size: rows at once; changes speed, never a number.
         dtype: of weights and matrix products.
         mesh: devices by axis.
-        data: folder of the task's rows.
+        data: folder of the task's rows, or the rows by split.
+        predictions: file for the answer to every row, as JSON lines.
 
     Returns:
         The score with its predictions.
@@ -52,22 +61,33 @@ def evaluate(
         >>> 0 <= evaluate(tuned.prompt, "builtin/rotten_tomatoes").value <= 1
         True
     """
-    loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
-    card = loaded.card
-    devices = make_mesh(mesh)
-    definition = as_task(task, data)
-    model = as_backbone(backbone if backbone is not None else card.backbone, dtype, mesh=devices)
-    check_prompt(loaded, model.name, model.config.width, model.layout, backbone is not None)
-    tokens = max_tokens or {**PAPER_CHOICES, **model.defaults}["max_tokens"]
-    first = card.first_position or 0
-    check_lengths(model, len(loaded.values), tokens, first)
-    prepared = prepare_task(definition, model, tokens, eval_batch_size, first)
-    rows = prepared.split(split)
-    module = model.module.clone(dropout_rate=0.0)
-    logits = split_logits(
-        module, model.params, loaded.values, rows, prepared.answer, prepared.batching, devices
+    check_counts(
+        max_tokens=max_tokens, answer_tokens=answer_tokens, eval_batch_size=eval_batch_size
     )
-    return score_logits(logits, rows.labels, definition.labels, definition.metric)
+    check_choice("label_scoring", label_scoring, LABEL_SCORING)
+    loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
+    devices, definition = make_mesh(mesh), as_task(task, data)
+    model = _backbone_of(loaded, backbone, dtype, devices)
+    first = loaded.card.first_position or 0
+    tokens = settle_length(max_tokens, model, definition, len(loaded.values), first, answer_tokens)
+    prepared = prepare_task(
+        definition, model, tokens, eval_batch_size, first, label_scoring, answer_tokens
+    )
+    rows = prepared.split(split)
+    score = prepared.score([loaded.values], rows, devices)[0]
+    if predictions is not None:
+        write_predictions(predictions, score, rows, definition)
+    return score
+
+
+def _backbone_of(
+    prompt: Prompt, backbone: Backbone | str | Path | None, dtype: str, mesh: Mesh
+) -> Backbone:
+    """Loads what the prompt was tuned on, or what is asked for in its place."""
+    name = backbone if backbone is not None else prompt.card.backbone
+    model = as_backbone(name, dtype, mesh=mesh)
+    check_prompt(prompt, model.name, model.config.width, model.layout, backbone is not None)
+    return model
 
 
 def describe_score(score: Score, task: str, split: str) -> str:
@@ -83,13 +103,16 @@ def describe_score(score: Score, task: str, split: str) -> str:
 
     Example:
         >>> import numpy as np
+        >>> from jpt.tuning.scoring import score_logits
         >>> score = score_logits(np.eye(2), np.array([0, 1]), ("no", "yes"), "accuracy")
         >>> describe_score(score, "mood", "test")
         'mood test: accuracy 1.000 over 2 rows (majority class 0.500; answered no 1, yes 1)'
     """
-    counts = ", ".join(f"{label} {count}" for label, count in score.counts.items())
-    line = (
-        f"{task} {split}: {score.metric} {score.value:.3f} over {score.rows} rows "
-        f"(majority class {score.majority:.3f}; answered {counts})"
-    )
+    line = f"{task} {split}: {score.metric} {score.value:.3f} over {score.rows} rows"
+    if score.written is None:
+        counts = ", ".join(f"{label} {count}" for label, count in score.counts.items())
+        line += f" (majority class {score.majority:.3f}; answered {counts})"
+    else:
+        others = [f"{n} {v:.3f}" for n, v in score.measures.items() if n != score.metric]
+        line += f" ({', '.join(others)})"
     return f"{line}\nwarning: {score.warning}" if score.warning else line

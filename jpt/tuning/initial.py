@@ -39,7 +39,7 @@ def initial_prompt(
         length=options.length,
         embedding=backbone.params["embeddings"]["word"],
         ids=sampled_ids(pieces, special),
-        label_ids=prepared.words.ids,
+        label_ids=prepared.words.all_ids,
         encode=lambda text: tokenizer.encode([text])[0],
         std=backbone.init_std(),
     )

@@ -1,4 +1,4 @@
-"""What a prompt is tuned to do: score the right label word above the others."""
+"""What a prompt is tuned to do: score the right label above the others, or write the answer."""
 
 from __future__ import annotations
 
@@ -7,34 +7,233 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from jpt.backbones.output import AnswerScores
 from jpt.types import Batch, Parameters
+
+NO_PIECE = -1
+"""What stands behind the last piece of a word."""
+
+Prompts = Float[Array, "P D"] | Float[Array, "B P D"] | None
 
 
 @struct.dataclass
 class Answer:
-    """How the answer is read from a model; arrays, so that tasks share a compiled program.
+    """Which words stand for the labels; arrays, so that tasks share a compiled program.
 
     Attributes:
-        label_ids: vocabulary ids of the label words, in the order of the classes.
+        label_ids: vocabulary id of each word's first piece; where nothing else is said, one word a
+            label, in the order of the classes. Empty where the answer is written.
+        pieces: all pieces of each word, `NO_PIECE` behind the last one; None where the first piece
+            tells a word.
+        owners: the class that each word stands for; None where each class has one word.
+        n_labels: C, where there are owners.
         first_position: position of the text's first token (imported BERT prompts: 1).
     """
 
-    label_ids: Int[Array, "C"]
+    label_ids: Int[Array, "W"]
+    pieces: Int[Array, "W A"] | None = None
+    owners: Int[Array, "W"] | None = None
+    n_labels: int = struct.field(pytree_node=False, default=0)
     first_position: int = struct.field(pytree_node=False, default=0)
+
+
+def answer_loss(
+    module: nn.Module,
+    params: Parameters,
+    prompt: Prompts,
+    batch: Batch,
+    answer: Answer,
+    objective: str = "labels",
+    dropout_key: Array | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Gives the loss of a batch and the share of right answers.
+
+    Args:
+        module: the frozen model.
+        params: its weights.
+        prompt: one prompt for all rows, one a row, or none.
+        batch: the rows; with answers to be written, those are what counts.
+        answer: which words stand for the labels.
+        objective: ``"labels"``: cross-entropy over the labels; ``"vocabulary"``: over all words at
+            the pieces of the right label's first word.
+        dropout_key: of this step's dropout, where the module has any.
+
+    Returns:
+        Mean loss (of a written answer: a token) and accuracy (of a written answer: share of tokens
+        that are the most probable ones) over the weighted rows.
+
+    Example:
+        >>> from jpt.testing import tiny_batch, tiny_encoder
+        >>> module, params = tiny_encoder()
+        >>> loss, _ = answer_loss(module, params, None, tiny_batch(), Answer(jnp.array([3, 4])))
+        >>> 0 < float(loss) < 2
+        True
+    """
+    inputs = (module, params, prompt, batch)
+    if batch.answers is not None:
+        return written_loss(*inputs, dropout_key)
+    if objective == "labels":
+        scores = label_scores(*inputs, answer, dropout_key)
+        return label_loss(scores, batch.labels, batch.weights)
+    if answer.pieces is None:
+        logits = label_logits(*inputs, answer, dropout_key, all_words=True)
+        words = answer.label_ids[_first_words(answer)]
+        loss = vocabulary_loss(logits, words, batch.labels, batch.weights)
+        scores = _by_label(logits[:, answer.label_ids], answer)
+    else:
+        log_probs, is_piece = _piece_scores(*inputs, answer, dropout_key)
+        right = _first_words(answer)[batch.labels]  # [B]
+        rows = jnp.arange(right.shape[0])
+        weights = is_piece[right].astype(jnp.float32) * batch.weights[:, None]
+        loss = -(log_probs[rows, right] * weights).sum() / weights.sum()
+        scores = _by_label(log_probs.sum(-1), answer)
+    return loss, label_loss(scores, batch.labels, batch.weights)[1]
+
+
+def label_scores(
+    module: nn.Module,
+    params: Parameters,
+    prompt: Prompts,
+    batch: Batch,
+    answer: Answer,
+    dropout_key: Array | None = None,
+) -> Float[Array, "B C"]:
+    """Scores the labels of every row of a batch.
+
+    A word of several pieces has the logarithm of the probability of all its pieces, each given
+    those before it; a label of several words that of any of them.
+
+    Args:
+        module: the frozen model.
+        params: its weights.
+        prompt: one prompt for all rows, one a row, or none.
+        batch: the rows.
+        answer: which words stand for the labels.
+        dropout_key: of this step's dropout, where the module has any.
+
+    Returns:
+        The scores in float32, up to a number that all labels of a row share.
+
+    Example:
+        >>> from jpt.testing import tiny_batch, tiny_model
+        >>> module, params = tiny_model("t5")
+        >>> answer = Answer(jnp.array([7, 8]), jnp.array([[7, 9], [8, NO_PIECE]]))
+        >>> label_scores(module, params, None, tiny_batch(), answer).shape
+        (2, 2)
+    """
+    inputs = (module, params, prompt, batch, answer, dropout_key)
+    if answer.pieces is None:
+        return _by_label(label_logits(*inputs), answer)
+    return _by_label(_piece_scores(*inputs)[0].sum(-1), answer)
+
+
+def _piece_scores(
+    module: nn.Module,
+    params: Parameters,
+    prompt: Prompts,
+    batch: Batch,
+    answer: Answer,
+    dropout_key: Array | None,
+) -> tuple[Float[Array, "B W A"], Bool[Array, "W A"]]:
+    """The logarithm of each piece's probability, 0 where no piece is; and where pieces are."""
+    is_piece = answer.pieces != NO_PIECE
+    pieces = jnp.where(is_piece, answer.pieces, 0)[None]
+    log_probs = _apply(module, params, prompt, batch, pieces, dropout_key).log_probs
+    return jnp.where(is_piece[None], log_probs, 0.0), is_piece
+
+
+def _apply(
+    module: nn.Module,
+    params: Parameters,
+    prompt: Prompts,
+    batch: Batch,
+    answers: Int[Array, "R W A"],
+    dropout_key: Array | None,
+) -> AnswerScores:
+    keys = None if dropout_key is None else {"dropout": dropout_key}
+    inputs = (batch.tokens, batch.lengths, prompt, answers)
+    return module.apply({"params": params}, *inputs, method="score_answers", rngs=keys)
+
+
+def _by_label(scores: Float[Array, "B W"], answer: Answer) -> Float[Array, "B C"]:
+    """Puts the words of one label together."""
+    if answer.owners is None:
+        return scores
+    is_own = answer.owners[None] == jnp.arange(answer.n_labels)[:, None]  # [C, W]
+    kept = jnp.where(is_own[None], scores[:, None], -jnp.inf)
+    return jax.nn.logsumexp(kept, axis=-1)
+
+
+def _first_words(answer: Answer) -> Int[Array, "C"]:
+    """The number of each label's first word, which is the one that is trained to be written."""
+    if answer.owners is None:
+        return jnp.arange(answer.label_ids.shape[0])
+    is_own = answer.owners[None] == jnp.arange(answer.n_labels)[:, None]
+    return jnp.argmax(is_own, axis=1)
+
+
+def written_loss(
+    module: nn.Module,
+    params: Parameters,
+    prompt: Prompts,
+    batch: Batch,
+    dropout_key: Array | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Gives the loss of answers to be written, and the share of tokens that would be written.
+
+    Args:
+        module: the frozen model.
+        params: its weights.
+        prompt: one prompt for all rows, one a row, or none.
+        batch: rows with answers.
+        dropout_key: of this step's dropout, where the module has any.
+
+    Returns:
+        Mean cross-entropy and share of right tokens, over all tokens of the weighted rows.
+    """
+    loss, right, total = written_totals(module, params, prompt, batch, dropout_key)
+    return loss / total, right / total
+
+
+def written_totals(
+    module: nn.Module,
+    params: Parameters,
+    prompt: Prompts,
+    batch: Batch,
+    dropout_key: Array | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Adds up over the answer tokens of the weighted rows of a batch.
+
+    Args:
+        module: the frozen model.
+        params: its weights.
+        prompt: one prompt for all rows, one a row, or none.
+        batch: rows with answers.
+        dropout_key: of this step's dropout, where the module has any.
+
+    Returns:
+        Cross-entropy, number of tokens that are the most probable ones, number of tokens.
+    """
+    found = _apply(module, params, prompt, batch, batch.answers[:, None], dropout_key)
+    places = jnp.arange(batch.answers.shape[1])[None]
+    is_answer = (places < batch.answer_lengths[:, None]).astype(jnp.float32)
+    weights = is_answer * batch.weights[:, None]
+    right = found.is_best[:, 0].astype(jnp.float32)
+    return -(found.log_probs[:, 0] * weights).sum(), (right * weights).sum(), weights.sum()
 
 
 def label_logits(
     module: nn.Module,
     params: Parameters,
-    prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
+    prompt: Prompts,
     batch: Batch,
     answer: Answer,
     dropout_key: Array | None = None,
     all_words: bool = False,
-) -> Float[Array, "B C"]:
-    """Scores the label words of every row of a batch.
+) -> Float[Array, "B W"]:
+    """Scores the first pieces of the label words of every row of a batch.
 
     Args:
         module: the frozen model.
@@ -70,35 +269,30 @@ def label_logits(
 
 def vocabulary_loss(
     logits: Float[Array, "B V"],
-    label_ids: Int[Array, "C"],
+    words: Int[Array, "C"],
     labels: Int[Array, "B"],
     weights: Float[Array, "B"],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gives cross-entropy of the right label word over all words, and the share of right answers.
+) -> Float[Array, ""]:
+    """Gives cross-entropy of the right label word over all words.
 
-    Paper 1.0: what T5 is trained on. An answer is right when the right label word has the highest
-    score of the label words.
+    Paper 1.0: what T5 is trained on.
 
     Args:
         logits: scores of the whole vocabulary.
-        label_ids: ids of the label words.
+        words: id of each label's word.
         labels: the right class of each row.
         weights: 0 for rows that only fill the batch.
 
     Returns:
-        Mean loss and accuracy over the weighted rows.
+        Mean loss over the weighted rows.
 
     Example:
-        >>> loss, _ = vocabulary_loss(
-        ...     jnp.zeros((1, 4)), jnp.array([3, 1]), jnp.array([0]), jnp.ones(1)
-        ... )
-        >>> round(float(loss), 4)
+        >>> logits, words = jnp.zeros((1, 4)), jnp.array([3, 1])
+        >>> round(float(vocabulary_loss(logits, words, jnp.array([0]), jnp.ones(1))), 4)
         1.3863
     """
-    words = label_ids[labels]  # [C] -> [B]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, words)
-    _, accuracy = label_loss(logits[:, label_ids], labels, weights)
-    return (losses * weights).sum() / weights.sum(), accuracy
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, words[labels])
+    return (losses * weights).sum() / weights.sum()
 
 
 def label_loss(

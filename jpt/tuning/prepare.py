@@ -1,8 +1,9 @@
-"""A task as one backbone reads it: label words found, rows tokenised, lengths checked."""
+"""A task as one backbone reads it: label words found, rows tokenised, answers scored."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,22 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from jpt.backbones.registry import Backbone, load_backbone
-from jpt.data.encode import EncodedSplit, encode_split
-from jpt.data.sources import has_split, read_rows
-from jpt.files.tokenizer import TextTokenizer
+from jpt.data.encode import EncodedSplit
+from jpt.data.sources import attach_data, has_split, read_rows
+from jpt.data.token_cache import encode_cached
+from jpt.errors import InputError
 from jpt.tasks.registry import load_task
 from jpt.tasks.task import Task
-from jpt.tasks.verbalizers import LabelWords, label_ids
-from jpt.tuning.losses import Answer
-from jpt.tuning.scoring import Batching
+from jpt.tasks.verbalizers import LabelWords, label_words
+from jpt.tuning.losses import NO_PIECE, Answer
+from jpt.tuning.scoring import Batching, Score, bank_logits, score_logits
+from jpt.tuning.written import score_written
+
+Data = str | Path | Mapping[str, Iterable[Mapping[str, Any]]]
+"""Where the rows of a task are: a folder, or the rows themselves by split."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +35,19 @@ class PreparedTask:
 
     Attributes:
         task: what is asked.
-        words: label words with their ids in this vocabulary.
+        backbone: who is asked.
+        words: label words with their pieces in this vocabulary.
         answer: which words are scored, on the device.
         batching: how rows are put together.
-        tokenizer: of the backbone.
-        layout: of the backbone: what is read where.
+        answer_tokens: the most tokens of a written answer.
     """
 
     task: Task
+    backbone: Backbone
     words: LabelWords
     answer: Answer
     batching: Batching
-    tokenizer: TextTokenizer
-    layout: str
+    answer_tokens: int | None
 
     def split(self, name: str) -> EncodedSplit:
         """Reads and tokenises a split.
@@ -54,9 +61,14 @@ class PreparedTask:
         Raises:
             InputError: for missing or broken data.
         """
-        rows = read_rows(self.task, name)
-        limit = self.batching.max_tokens
-        return encode_split(rows, self.task, self.tokenizer, limit, self.layout)
+        return encode_cached(
+            read_rows(self.task, name),
+            self.task,
+            self.backbone.tokenizer,
+            self.batching.max_tokens,
+            self.backbone.layout,
+            self.answer_tokens,
+        )
 
     def splits(self) -> dict[str, EncodedSplit]:
         """Reads what a run needs: train, validation, and test where the task has one."""
@@ -65,15 +77,49 @@ class PreparedTask:
             names.append("test")
         return {name: self.split(name) for name in names}
 
+    def score(
+        self,
+        prompts: Sequence[Float[Array, "P D"] | None],
+        split: EncodedSplit,
+        mesh: Mesh | None = None,
+    ) -> list[Score]:
+        """Scores prompts over a whole split, without dropout.
+
+        Args:
+            prompts: the prompts; None stands for the untouched model.
+            split: the encoded rows.
+            mesh: devices to spread the rows over.
+
+        Returns:
+            A score for each prompt.
+        """
+        task, backbone = self.task, self.backbone
+        module = backbone.module.clone(dropout_rate=0.0)
+        if task.is_written:
+            rows = (split, backbone.tokenizer, task.metric, self.batching, mesh)
+            return [score_written(module, backbone.params, prompt, *rows) for prompt in prompts]
+        found = bank_logits(
+            module, backbone.params, prompts, split, self.answer, self.batching, mesh
+        )
+        return [score_logits(each, split.labels, task.labels, task.metric) for each in found]
+
     def describe_words(self) -> str:
         """Lists label words with their ids, for the first line of a log."""
-        pairs = zip(self.task.labels, self.words.words, self.words.ids, strict=True)
+        if self.task.is_written:
+            return f"the answer is written, in {self.answer_tokens} tokens at most"
+        by_label = zip(self.task.labels, self.words.words, self.words.pieces, strict=True)
         return ", ".join(
-            f"{label} = '{word}' ({token})"
-            if self.tokenizer.piece(token).strip("Ġ▁ ") == word
-            else f"{label} = '{word}' ({token}, its first piece '{self.tokenizer.piece(token)}')"
-            for label, word, token in pairs
+            f"{label} = {' or '.join(map(self._describe_word, words, pieces))}"
+            for label, words, pieces in by_label
         )
+
+    def _describe_word(self, word: str, pieces: tuple[int, ...]) -> str:
+        tokenizer = self.backbone.tokenizer
+        shown = pieces if self.answer.pieces is not None else pieces[:1]
+        ids = " ".join(map(str, shown))
+        if len(shown) < len(pieces):
+            return f"'{word}' ({ids}, its first piece '{tokenizer.piece(pieces[0])}')"
+        return f"'{word}' ({ids})"
 
 
 def prepare_task(
@@ -82,6 +128,8 @@ def prepare_task(
     max_tokens: int,
     batch_size: int,
     first_position: int = 0,
+    label_scoring: str = "phrase",
+    answer_tokens: int | None = None,
 ) -> PreparedTask:
     """Finds a task's label words in a backbone's vocabulary.
 
@@ -91,30 +139,74 @@ def prepare_task(
         max_tokens: longest text in tokens.
         batch_size: rows scored at once.
         first_position: position of the text's first token.
+        label_scoring: ``"phrase"`` or ``"first_piece"``.
+        answer_tokens: longest written answer; by default the task's choice.
 
     Returns:
         The prepared task.
 
     Raises:
-        InputError: for a label word that the model cannot answer with.
+        InputError: for a label word that the model cannot answer with, or an answer that it cannot
+            write.
     """
-    words = label_ids(task, backbone.tokenizer, backbone.model_type, backbone.layout)
-    answer = Answer(jnp.asarray(words.ids, jnp.int32), first_position)
-    batching = Batching(batch_size, max_tokens, backbone.pad_id)
-    return PreparedTask(task, words, answer, batching, backbone.tokenizer, backbone.layout)
+    if task.is_written and backbone.layout == "encoder":
+        raise InputError(
+            f"the answers of task {task.name} are written, but {backbone.name} has the layout "
+            "encoder, which fills gaps and writes no text; take a T5 or a decoder, for instance "
+            "builtin/t5-mini"
+        )
+    if answer_tokens is not None and not task.is_written:
+        raise InputError(
+            f"answer_tokens is {answer_tokens}, but task {task.name} has labels "
+            f"({', '.join(task.labels)}) and no answer to be written; leave it out"
+        )
+    words = label_words(
+        task, backbone.tokenizer, backbone.model_type, backbone.layout, label_scoring
+    )
+    return PreparedTask(
+        task,
+        backbone,
+        words,
+        _answer(words, label_scoring, first_position),
+        Batching(batch_size, max_tokens, backbone.pad_id),
+        answer_tokens or task.answer_tokens,
+    )
 
 
-def as_task(task: Task | str | Path, data: str | Path | None) -> Task:
+def _answer(words: LabelWords, label_scoring: str, first_position: int) -> Answer:
+    """Puts the words of all labels into arrays."""
+    flat = [pieces for of in words.pieces for pieces in of]
+    owners = [number for number, of in enumerate(words.pieces) for _ in of]
+    longest = max(map(len, flat), default=1)
+    table = None
+    if label_scoring == "phrase" and longest > 1:
+        padded = [[*pieces, *[NO_PIECE] * (longest - len(pieces))] for pieces in flat]
+        table = jnp.asarray(padded, jnp.int32)
+    several = len(flat) > len(words.pieces)
+    return Answer(
+        jnp.asarray([pieces[0] for pieces in flat], jnp.int32),
+        table,
+        jnp.asarray(owners, jnp.int32) if several else None,
+        len(words.pieces) if several else 0,
+        first_position,
+    )
+
+
+def as_task(task: Task | str | Path, data: Data | None) -> Task:
     """Loads a task unless it is one.
 
     Args:
         task: a task, its name, or its folder.
-        data: folder of its rows, where they do not come from elsewhere.
+        data: folder of its rows or the rows by split, where they do not come from elsewhere.
 
     Returns:
         The task.
     """
-    return task if isinstance(task, Task) else load_task(task, data)
+    if isinstance(task, Task):
+        return task if data is None else attach_data(task, data)
+    if data is None or isinstance(data, str | Path):
+        return load_task(task, data)
+    return attach_data(load_task(task), data)
 
 
 def as_backbone(
@@ -148,16 +240,25 @@ def data_record(splits: dict[str, EncodedSplit]) -> dict[str, Any]:
         splits: encoded rows by split.
 
     Returns:
-        Row counts, cut rows and a checksum of each split.
+        Row counts, cut rows, a checksum of the rows as they were read and one of their ids.
     """
     return {
-        name: {"rows": split.n_rows, "cut_rows": split.cut_rows, "sha256": _checksum(split)}
+        name: {
+            "rows": split.n_rows,
+            "cut_rows": split.cut_rows,
+            **({"cut_answers": split.answers.cut_rows} if split.answers else {}),
+            "content": split.content,
+            "sha256": _checksum(split),
+        }
         for name, split in splits.items()
     }
 
 
 def _checksum(split: EncodedSplit) -> str:
     digest = hashlib.sha256()
-    for array in (split.tokens, split.offsets, split.labels):
+    arrays = [split.tokens, split.offsets, split.labels]
+    if split.answers is not None:
+        arrays += [split.answers.tokens, split.answers.offsets]
+    for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

@@ -11,6 +11,7 @@ from jpt.files.atomic import make_folder, write_json, write_text
 
 CONFIG, LOG, RESULT = "config.json", "metrics.jsonl", "result.json"
 BEST, LAST, CHECKPOINTS = "prompt.safetensors", "last.safetensors", "checkpoints"
+PREDICTIONS = "predictions.jsonl"
 
 
 class RunFolder:

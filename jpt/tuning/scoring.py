@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from scipy.special import log_softmax
 from jpt.data.batches import evaluation_batches
 from jpt.data.encode import EncodedSplit
 from jpt.mesh import batch_sharding
-from jpt.tasks.metrics import compute_metric
-from jpt.tuning.losses import Answer, label_logits
+from jpt.tasks.metrics import compute_measures
+from jpt.tasks.text_metrics import Written
+from jpt.tuning.losses import Answer, label_scores
 from jpt.types import Batch, Parameters
 
 
@@ -41,38 +42,51 @@ class Score:
     """How well a prompt does on one split.
 
     Attributes:
-        metric: name of the measure.
+        metric: name of the measure that decides.
         value: the measure, between 0 and 1 (Matthews: -1 and 1).
-        loss: mean cross-entropy over the label words.
+        loss: mean cross-entropy over the labels; of written answers, of a token.
         rows: how many rows were scored.
-        majority: share of the most frequent class, what a constant answer would reach.
+        majority: share of the most frequent class, what a constant answer would reach; None where
+            the answer is written.
         counts: how often each label was answered.
-        predictions: the answered class of each row, in the split's order.
+        predictions: the answered class of each row, in the split's order, or the written text.
+        measures: every measure that fits the task.
+        log_probs: logarithm of each label's share, by row.
+        written: what was written and what should have been, by row.
     """
 
     metric: str
     value: float
     loss: float
     rows: int
-    majority: float
+    majority: float | None
     counts: dict[str, int]
-    predictions: Int[np.ndarray, "N"]
+    predictions: Int[np.ndarray, "N"] | tuple[str, ...]
+    measures: dict[str, float] = field(default_factory=dict)
+    log_probs: Float[np.ndarray, "N C"] | None = field(default=None, repr=False)
+    written: tuple[Written, ...] | None = field(default=None, repr=False)
 
     def summary(self) -> dict[str, Any]:
         """Gives the score without the predictions, ready for JSON."""
+        by_class = {} if self.written else {"majority": self.majority, "counts": self.counts}
         return {
             self.metric: self.value,
             "loss": self.loss,
             "rows": self.rows,
-            "majority": self.majority,
-            "counts": self.counts,
+            **by_class,
+            "measures": self.measures,
         }
 
     @property
     def warning(self) -> str | None:
-        """Says so when only one class was answered, the commonest way of not learning."""
-        answered = [label for label, count in self.counts.items() if count]
-        if len(answered) > 1 or len(self.counts) < 2:
+        """Says so when every row was answered alike, the commonest way of not learning."""
+        if self.written is not None:
+            answered = sorted(set(self.predictions))
+            alike = len(answered) == 1 and self.rows > 1
+        else:
+            answered = [label for label, count in self.counts.items() if count]
+            alike = len(answered) == 1 and len(self.counts) > 1
+        if not alike:
             return None
         return f"all {self.rows} rows were answered '{answered[0]}': nothing is learnt yet"
 
@@ -85,33 +99,7 @@ def _score_step(
     batch: Batch,
     answer: Answer,
 ) -> Float[Array, "B C"]:
-    return label_logits(module, params, prompt, batch, answer)
-
-
-def split_logits(
-    module: nn.Module,
-    params: Parameters,
-    prompt: Float[Array, "P D"] | None,
-    split: EncodedSplit,
-    answer: Answer,
-    batching: Batching,
-    mesh: Mesh | None = None,
-) -> Float[np.ndarray, "N C"]:
-    """Scores the label words of every row of a split.
-
-    Args:
-        module: the frozen model, without dropout.
-        params: its weights.
-        prompt: the prompt, or none for the untouched model.
-        split: the encoded rows.
-        answer: which words are scored.
-        batching: how rows are put together.
-        mesh: devices to spread the rows over.
-
-    Returns:
-        Logits in the split's order.
-    """
-    return bank_logits(module, params, [prompt], split, answer, batching, mesh)[0]
+    return label_scores(module, params, prompt, batch, answer)
 
 
 def bank_logits(
@@ -123,7 +111,7 @@ def bank_logits(
     batching: Batching,
     mesh: Mesh | None = None,
 ) -> Float[np.ndarray, "K N C"]:
-    """Scores the label words of every row of a split behind each of several prompts.
+    """Scores the labels of every row of a split behind each of several prompts.
 
     Rows travel to the device once, and prompts of one length share a compiled program.
 
@@ -137,9 +125,10 @@ def bank_logits(
         mesh: devices to spread the rows over.
 
     Returns:
-        Logits by prompt, in the split's order.
+        Scores by prompt, in the split's order.
     """
-    logits = np.zeros((len(prompts), split.n_rows, len(answer.label_ids)), np.float32)
+    n_labels = answer.n_labels or len(answer.label_ids)
+    logits = np.zeros((len(prompts), split.n_rows, n_labels), np.float32)
     pending: tuple[np.ndarray, list[Array]] | None = None
     for rows, batch in evaluation_batches(split, *batching):
         if mesh is not None:
@@ -167,10 +156,10 @@ def score_logits(
     label_names: Sequence[str],
     metric: str,
 ) -> Score:
-    """Turns logits into a score.
+    """Turns the scores of labels into a score of the split.
 
     Args:
-        logits: scores of the label words.
+        logits: scores of the labels.
         labels: the right classes.
         label_names: the classes' names.
         metric: name of the measure.
@@ -185,14 +174,17 @@ def score_logits(
         (0.667, {'no': 2, 'yes': 1})
     """
     predictions = logits.argmax(axis=-1)
-    losses = -log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
+    log_probs = log_softmax(logits.astype(np.float64), axis=-1)
     answered = np.bincount(predictions, minlength=len(label_names))
+    measures = compute_measures(predictions, labels, len(label_names))
     return Score(
         metric=metric,
-        value=float(compute_metric(metric, predictions, labels)),
-        loss=float(losses.mean()),
+        value=measures[metric],
+        loss=float(-log_probs[np.arange(len(labels)), labels].mean()),
         rows=len(labels),
         majority=float(np.bincount(labels).max() / len(labels)),
         counts={name: int(count) for name, count in zip(label_names, answered, strict=True)},
         predictions=predictions,
+        measures=measures,
+        log_probs=log_probs,
     )

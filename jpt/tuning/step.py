@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jpt.mesh import replicated
-from jpt.tuning.losses import Answer, label_logits, label_loss, step_key, vocabulary_loss
+from jpt.tuning.losses import Answer, answer_loss, step_key
 from jpt.types import Batch, Parameters
 
 
@@ -36,8 +36,8 @@ class StepMetrics(NamedTuple):
     """What a step reports, left on the device until somebody reads it.
 
     Attributes:
-        loss: mean cross-entropy over the label words.
-        accuracy: share of right answers.
+        loss: mean cross-entropy.
+        accuracy: share of right answers; of written ones, of right tokens.
         gradient_norm: of the prompt.
     """
 
@@ -113,15 +113,11 @@ def build_train_step(
         1
     """
     has_dropout = bool(getattr(module, "dropout_rate", 0.0))
-    is_open = objective == "vocabulary"
 
     def loss_of(
         prompt: Array, params: Parameters, batch: Batch, answer: Answer, key: Array | None
     ) -> tuple[Array, Array]:
-        logits = label_logits(module, params, prompt, batch, answer, key, is_open)
-        if is_open:
-            return vocabulary_loss(logits, answer.label_ids, batch.labels, batch.weights)
-        return label_loss(logits, batch.labels, batch.weights)
+        return answer_loss(module, params, prompt, batch, answer, objective, key)
 
     def step(
         params: Parameters, state: TuneState, batch: Batch, answer: Answer

@@ -15,18 +15,19 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
-from jpt.data.batches import make_batch, training_rows
 from jpt.data.encode import EncodedSplit
 from jpt.mesh import batch_sharding, make_mesh, place, replicated
 from jpt.prompts.store import load_prompt, save_prompt
 from jpt.tasks.task import Task
 from jpt.tuning.checkpoints import Checkpoints
+from jpt.tuning.feed import Feed, make_feed
 from jpt.tuning.initial import initial_prompt
 from jpt.tuning.loop import Run, Schedule, best_prompt, resume, run_loop, start_state
+from jpt.tuning.predictions import write_predictions
 from jpt.tuning.prepare import (
+    Data,
     PreparedTask,
     as_backbone,
     as_task,
@@ -34,8 +35,9 @@ from jpt.tuning.prepare import (
     prepare_task,
 )
 from jpt.tuning.progress import Progress, peak_memory_mb
-from jpt.tuning.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
-from jpt.tuning.scoring import Score, score_logits, split_logits
+from jpt.tuning.run_folder import BEST, CHECKPOINTS, LAST, PREDICTIONS, RunFolder
+from jpt.tuning.scoring import Score
+from jpt.tuning.settle import settle_options
 from jpt.tuning.step import TuneState, init_state, paper_train_step, prompt_optimizer
 from jpt.types import Batch, Prompt, PromptCard
 from jpt.version import __version__
@@ -63,8 +65,7 @@ class TuneResult:
         """Says in a line or two what came out."""
         record, metric = self.record, self.record["metric"]
         scored = [
-            f"{name} {metric} {record[name][metric]:.3f} "
-            f"(majority class {record[name]['majority']:.3f})"
+            f"{name} {metric} {record[name][metric]:.3f}{_majority(record[name])}"
             for name in ("test", "validation")
             if name in record
         ]
@@ -77,6 +78,10 @@ class TuneResult:
         return "\n".join(lines)
 
 
+def _majority(score: dict[str, Any]) -> str:
+    return f" (majority class {score['majority']:.3f})" if "majority" in score else ""
+
+
 @dataclass(frozen=True)
 class _Study:
     """Everything a run is made of, before its first step."""
@@ -87,6 +92,7 @@ class _Study:
     splits: dict[str, EncodedSplit]
     initial: Float[np.ndarray, "P D"]
     mesh: Mesh
+    feed: Feed
 
     def config(self) -> dict[str, Any]:
         """Defines the run: another config is another run."""
@@ -98,30 +104,19 @@ class _Study:
             "task": task.name,
             "template": list(task.template(self.backbone.layout)),
             "label_words": dict(zip(task.labels, self.prepared.words.words, strict=True)),
-            "label_ids": list(self.prepared.words.ids),
+            "label_ids": self.prepared.words.pieces,
             "data": data_record(self.splits),
             **dataclasses.asdict(self.options),
         }
 
     def batch_at(self, step: int) -> Batch:
-        """Gives the batch of a step: a function of seed and step only."""
-        options, batching = self.options, self.prepared.batching
-        split = self.splits["train"]
-        lengths = split.lengths if options.group_by_length else None
-        rows = training_rows(options.seed, step, options.batch_size, split.n_rows, lengths)
-        batch = make_batch(split, rows, options.batch_size, batching.max_tokens, batching.pad)
-        return jax.device_put(batch, batch_sharding(self.mesh, options.batch_size))
+        """Gives the batch of a step, on the devices."""
+        batch = self.feed.batch_at(step)
+        return jax.device_put(batch, batch_sharding(self.mesh, len(batch.lengths)))
 
     def score(self, prompt: Float[Array, "P D"], split: str) -> Score:
         """Scores a prompt over a whole split, without dropout."""
-        module = self.backbone.module.clone(dropout_rate=0.0)
-        rows, answer = self.splits[split], self.prepared.answer
-        batching = self.prepared.batching
-        logits = split_logits(
-            module, self.backbone.params, prompt, rows, answer, batching, self.mesh
-        )
-        task = self.prepared.task
-        return score_logits(logits, rows.labels, task.labels, task.metric)
+        return self.prepared.score([prompt], self.splits[split], self.mesh)[0]
 
     def prompt(self, values: Float[np.ndarray, "P D"], step: int, score: float | None) -> Prompt:
         """Adds the card to trained values."""
@@ -145,7 +140,8 @@ def tune(
     task: Task | str | Path,
     out: str | Path | None = None,
     *,
-    data: str | Path | None = None,
+    data: Data | None = None,
+    predictions: bool = False,
     progress: bool = False,
     **options: Any,
 ) -> TuneResult:
@@ -156,7 +152,8 @@ def tune(
         task: a task, its name, or its folder.
         out: run folder. A finished run there returns at once, a broken one goes on and ends bit
             for bit as if it had never stopped. None keeps the run in memory.
-        data: folder of the task's rows.
+        data: folder of the task's rows, or the rows by split.
+        predictions: whether the answer to every scored row is written too, as JSON lines.
         progress: whether to show facts and a bar on stderr.
         **options: fields of :class:`jpt.config.TuneOptions`.
 
@@ -183,26 +180,34 @@ def tune(
     if folder is None:
         return _run(study, None, None, progress, started_s)
     with Checkpoints(folder.path / CHECKPOINTS) as checkpoints:
-        return _run(study, folder, checkpoints, progress, started_s)
+        return _run(study, folder, checkpoints, progress, started_s, predictions)
 
 
 def _prepare(
     backbone: Backbone | str | Path,
     task: Task | str | Path,
-    data: str | Path | None,
+    data: Data | None,
     options: TuneOptions,
 ) -> _Study:
     """Loads and checks everything, cheap things first, before anything is compiled."""
     mesh = make_mesh(options.mesh)
     definition = as_task(task, data)
     model = as_backbone(backbone, options.dtype, options.dropout == "paper", mesh, options.remat)
-    options = options.resolve(model.defaults)
-    check_lengths(model, options.length, options.max_tokens)
-    prepared = prepare_task(definition, model, options.max_tokens, options.eval_batch_size)
+    options = settle_options(options, model, definition)
+    prepared = prepare_task(
+        definition,
+        model,
+        options.max_tokens,
+        options.eval_batch_size,
+        label_scoring=options.label_scoring,
+        answer_tokens=options.answer_tokens,
+    )
     initial = initial_prompt(model, prepared, options)
     for rows in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, rows)
-    return _Study(model, prepared, options, prepared.splits(), initial, mesh)
+    splits = prepared.splits()
+    feed = make_feed(splits["train"], options, prepared.batching, model.layout, mesh.shape["data"])
+    return _Study(model, prepared, options, splits, initial, mesh, feed)
 
 
 def _run(
@@ -211,6 +216,7 @@ def _run(
     checkpoints: Checkpoints | None,
     progress: bool,
     started_s: float,
+    predictions: bool = False,
 ) -> TuneResult:
     options = study.options
     run = Run(
@@ -237,7 +243,8 @@ def _run(
     values, score, step = best_prompt(state)
     best = study.prompt(values, step, score)
     last = study.prompt(np.asarray(state.tune.prompt), options.steps, None)
-    record = _record(study, best, run.history, time.monotonic() - started_s)
+    path = folder.path / PREDICTIONS if folder is not None and predictions else None
+    record = _record(study, best, run.history, started_s, path)
     if folder is not None:
         save_prompt(folder.path / BEST, best)
         save_prompt(folder.path / LAST, last)
@@ -251,7 +258,11 @@ def _initial_state(study: _Study) -> TuneState:
 
 
 def _record(
-    study: _Study, best: Prompt, history: list[dict[str, Any]], elapsed_s: float
+    study: _Study,
+    best: Prompt,
+    history: list[dict[str, Any]],
+    started_s: float,
+    predictions: Path | None,
 ) -> dict[str, Any]:
     """Puts the result together: validation as it was scored when the prompt was kept, and test."""
     kept = next(
@@ -260,8 +271,12 @@ def _record(
         if line["split"] == "validation" and line["step"] == best.card.steps
     )
     scores = {"validation": {name: kept[name] for name in kept if name not in ("step", "split")}}
-    if "test" in study.splits:
-        scores["test"] = study.score(best.values, "test").summary()
+    last = "test" if "test" in study.splits else "validation"
+    if last == "test" or predictions is not None:
+        score = study.score(best.values, last)
+        scores[last] = score.summary()
+        if predictions is not None:
+            write_predictions(predictions, score, study.splits[last], study.prepared.task)
     return {
         "backbone": study.backbone.name,
         "task": study.prepared.task.name,
@@ -269,7 +284,7 @@ def _record(
         "steps": study.options.steps,
         "best_step": best.card.steps,
         **scores,
-        "elapsed_s": round(elapsed_s, 2),
+        "elapsed_s": round(time.monotonic() - started_s, 2),
         "peak_memory_mb": peak_memory_mb(),
     }
 
@@ -293,12 +308,15 @@ def _say_facts(study: _Study, say: Callable[[str], None] | None = None) -> None:
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     rows = ", ".join(f"{split.n_rows} {name}" for name, split in study.splits.items())
     cut = sum(split.cut_rows for split in study.splits.values())
+    answers = [split.answers.cut_rows for split in study.splits.values() if split.answers]
+    width = study.prepared.answer_tokens
+    more = f"; {sum(answers)} answers cut to {width}" if answers else ""
     say(
         f"{len(mesh.devices.flat)} x {mesh.devices.flat[0].device_kind} ({axes}) · "
         f"{backbone.name}: {backbone.frozen_count:,} weights frozen · prompt {options.length} x "
         f"{backbone.config.width} = {options.length * backbone.config.width:,} trainable"
     )
     say(f"{study.prepared.task.name}: {study.prepared.describe_words()}")
-    say(f"rows: {rows}; {cut} cut to {options.max_tokens} tokens")
+    say(f"rows: {rows}; {cut} cut to {options.max_tokens} tokens{more}")
     for note in backbone.notes:
         say(note)

@@ -209,7 +209,7 @@ def test_scan_equals_a_loop_over_layers() -> None:
         states = jnp.concatenate([front, words], axis=1)
         is_read = jnp.asarray(golden.is_text(prompt.shape[0]))
         by_distance = model.bind({"params": golden.params}).encoder.bias(states.shape[1])
-        sight = Sight(View(is_read[:, None], spread_bias(by_distance)))
+        sight = Sight(View(is_read[:, None], spread_bias(by_distance, np.arange(states.shape[1]))))
         for number in range(golden.config.encoder_layers):
             one = jax.tree.map(lambda leaf, number=number: leaf[number], weights["layers"])
             layer = T5Layer(golden.config, jnp.float32)
@@ -441,4 +441,4 @@ def test_buckets_of_real_models_begin_where_torch_begins_them() -> None:
 def test_bias_is_laid_out_by_key_minus_query() -> None:
     by_distance = jnp.arange(-3, 4)[None]
     places = np.arange(4)
-    assert np.array_equal(spread_bias(by_distance)[0], places[None] - places[:, None])
+    assert np.array_equal(spread_bias(by_distance, places)[0], places[None] - places[:, None])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from jpt.data.hub import describe_hub_split, read_hub_rows
 from jpt.data.sources import read_rows
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
-from jpt.tasks.task import HubSource
+from jpt.tasks.task import PARQUET_BRANCH, HubSource
 
 
 @pytest.fixture
@@ -41,6 +42,145 @@ def test_slices_fields_and_class_numbers(tmp_path: Path, quiet_cache: None) -> N
     assert [row["label"] for row in read_rows(task, "train")][:2] == ["negative", "positive"]
 
 
+def give(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Puts rows in the place of what the hub has; returns what it was asked for."""
+    import datasets
+
+    asked: list[dict[str, Any]] = []
+
+    def load_dataset(path: str, **keywords: Any) -> list[dict[str, Any]]:
+        asked.append({"path": path, **keywords})
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("jpt.data.hub._is_reachable", lambda address: True)
+    return asked
+
+
+def test_rows_without_label_or_text_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [
+        ("a", "b", 0),
+        ("a", "c", -1),
+        ("", "d", 1),
+        ("a", " ", 1),
+        ("a", "e", 2),
+        ("a", None, 2),
+    ]
+    asked = give(monkeypatch, [{"premise": p, "hypothesis": h, "label": n} for p, h, n in pairs])
+    # Numbers are those of the hub, for messages.
+    assert [number for number, _ in read_hub_rows(CATALOG["snli"], "test")] == [0, 4]
+    labels = [row["label"] for row in read_rows(CATALOG["snli"], "test")]
+    assert labels == ["entailment", "contradiction"]
+    assert asked[0] == {
+        "path": "stanfordnlp/snli",
+        "name": "plain_text",
+        "split": "test",
+        "revision": "main",
+    }
+
+
+def test_a_hidden_label_is_an_error_where_no_row_should_be_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    give(monkeypatch, [{"sentence": "Fine.", "label": -1}])
+    with pytest.raises(InputError, match="label -1 is none of the labels of task sst2"):
+        read_rows(CATALOG["sst2"], "test")
+
+
+def test_a_column_that_is_not_there_is_named_and_drops_no_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    give(monkeypatch, [{"premise": "a", "conclusion": "b", "label": 0}])
+    with pytest.raises(InputError, match="'hypothesis' is missing"):
+        read_rows(CATALOG["snli"], "test")
+
+
+@pytest.mark.parametrize("name", ["laptop", "restaurant"])
+def test_signs_become_labels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, [{"text": "a", "aspect": "b", "label": n, "from": 3} for n in (1, -1, 0)])
+    rows = read_rows(CATALOG[name], "train")
+    assert [row["label"] for row in rows] == ["positive", "negative", "neutral"]
+    assert rows[0] == {"text": "a", "aspect": "b", "label": "positive"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "expected"),
+    [
+        (
+            "squad",
+            {"context": "c", "question": "q", "answers": {"text": ["x", "y"], "answer_start": [1]}},
+            {"question": "q", "context": "c", "answers": ("x", "y")},
+        ),
+        ("nq_open", {"question": "q", "answer": ["x"]}, {"question": "q", "answers": ("x",)}),
+        ("samsum", {"dialogue": "d", "summary": "s"}, {"document": "d", "answers": ("s",)}),
+        ("multi_news", {"document": "d", "summary": "s"}, {"document": "d", "answers": ("s",)}),
+        ("qqp", {"question1": "a", "question2": "b", "label": 1}, "paraphrase"),
+        ("mrpc", {"sentence1": "a", "sentence2": "b", "label": 0}, "not_paraphrase"),
+        ("qnli", {"question": "a", "sentence": "b", "label": 0}, "entailment"),
+        ("imdb", {"text": "a", "label": 0}, "negative"),
+        ("movie_rationales", {"review": "a", "label": 1, "evidences": ["a"]}, "positive"),
+        ("tweeteval_sentiment", {"text": "a", "label": 1}, "neutral"),
+        ("deontology", {"scenario": "a", "excuse": "b", "label": 0}, "unreasonable"),
+        ("justice", {"scenario": "a", "label": 1}, "reasonable"),
+    ],
+)
+def test_rows_of_the_hub_become_ours(
+    name: str, row: dict[str, Any], expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, [{**row, "idx": 7}])
+    (found,) = read_rows(CATALOG[name], "test")
+    if isinstance(expected, str):
+        assert found["label"] == expected
+        assert set(found) == {*CATALOG[name].fields, "label"}
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("samsum", [("d", ""), (None, "s"), ("d", "s"), ("d", None), ("\n", "s")]),
+        ("multi_news", [("", "s"), ("d", []), ("d", "s"), ("d", ["", " "]), ("d", {"text": []})]),
+    ],
+)
+def test_rows_without_document_or_summary_are_left_out(
+    name: str, rows: list[tuple[object, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = CATALOG[name].hub.fields.get("document", "document")
+    give(monkeypatch, [{field: document, "summary": summary} for document, summary in rows])
+    assert [number for number, _ in read_hub_rows(CATALOG[name], "train")] == [2]
+
+
+def test_a_form_that_nothing_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, [])
+    hub = dataclasses.replace(CATALOG["sst2"].hub, form="compleet")
+    task = dataclasses.replace(CATALOG["sst2"], hub=hub)
+    with pytest.raises(InputError, match="unknown form of hub rows 'compleet'.* complete"):
+        list(read_hub_rows(task, "test"))
+
+
+def test_of_parquet_copies_one_configuration_is_read(tmp_path: Path, quiet_cache: None) -> None:
+    import datasets
+
+    # As the hub lays them out: a folder for each configuration, in it one for each split.
+    for config, columns in (("deontology", {"excuse": ["x"] * 4}), ("justice", {})):
+        for split in ("train", "validation", "test"):
+            file = tmp_path / "ethics" / config / split / "0000.parquet"
+            file.parent.mkdir(parents=True)
+            texts = [f"{config} {split} {number}" for number in range(4)]
+            rows = datasets.Dataset.from_dict({"label": [0, 1, 1, 0], "scenario": texts} | columns)
+            rows.to_parquet(str(file))
+    for name in ("deontology", "justice"):
+        splits = {"train": "train[:-1]", "validation": "train[-1:]", "test": "validation"}
+        hub = dataclasses.replace(CATALOG[name].hub, path=str(tmp_path / "ethics"), splits=splits)
+        assert hub.revision == PARQUET_BRANCH and hub.config == name
+        task = dataclasses.replace(CATALOG[name], hub=hub)
+        texts = {split: [row["scenario"] for row in read_rows(task, split)] for split in splits}
+        assert texts["train"] == [f"{name} train {number}" for number in range(3)]
+        assert texts["validation"] == [f"{name} train 3"]
+        assert texts["test"] == [f"{name} validation {number}" for number in range(4)]
+
+
 def test_without_network_a_folder_is_asked_for(quiet_cache: None) -> None:
     import datasets
     from huggingface_hub import constants
@@ -50,6 +190,8 @@ def test_without_network_a_folder_is_asked_for(quiet_cache: None) -> None:
         list(read_hub_rows(CATALOG["qqp"], "test"))
     assert "sentence1, sentence2, label" in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="question, context, answers: --data DIR"):
+        list(read_hub_rows(CATALOG["squad"], "test"))
     assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == before
 
 

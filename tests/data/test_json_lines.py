@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jpt.data.json_lines import read_json_lines
+from jpt.data.json_lines import read_json_lines, read_json_list
 from jpt.errors import InputError
 
 
@@ -50,3 +50,31 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, data: bytes, messa
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         list(read_json_lines(tmp_path))
+
+
+def read_list(tmp_path: Path, data: bytes) -> list[tuple[int, dict]]:
+    file = tmp_path / "rows.json"
+    file.write_bytes(data)
+    return list(read_json_list(file))
+
+
+def test_a_list_of_objects(tmp_path: Path) -> None:
+    data = b'\xef\xbb\xbf\n[{"a": "x\\ny"},\n\n {"a": 2}]\n'
+    assert read_list(tmp_path, data) == [(1, {"a": "x\ny"}), (2, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"a": 1}\n{"a": 2}\n', r"rows.json is no JSON list; end its name in .jsonl"),
+        (b"", "rows.json is no JSON list"),
+        (b'[{"a": 1},\n{"a": }]', r"rows.json:2: broken JSON \(Expecting value at column 7\)"),
+        (b'[{"a": 1}, 3]', "rows.json, row 2: a int stands there; each row must be a JSON object"),
+        (b"[" * 100_000, "rows.json:1: broken JSON"),
+        (b'[{"a": "caf\xe9"}]', "rows.json:1: not UTF-8"),
+    ],
+)
+def test_what_is_wrong_in_a_list(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        read_list(tmp_path, data)
+    assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 from jpt.errors import InputError
 from jpt.files.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.catalog import CATALOG
-from jpt.tasks.verbalizers import label_ids
+from jpt.tasks.verbalizers import label_words
 
 REAL = ("roberta-base", "bert-base-uncased")
 
@@ -51,12 +51,12 @@ def test_label_words_have_the_ids_of_the_reference(
     expected = tuple(entry["id"] for entry in table["verbalizers"][model_type][task])
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / name, ("pad",))
     layout = "encoder_decoder" if model_type == "t5" else "encoder"
-    assert label_ids(CATALOG[task], tokenizer, model_type, layout).ids == expected
+    assert label_words(CATALOG[task], tokenizer, model_type, layout).ids == expected
 
 
 def test_a_decoders_label_word_has_the_space_before_it(reference_folder: Path) -> None:
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / "gpt2", ())
-    ids = label_ids(CATALOG["sst2"], tokenizer, "gpt2", "decoder").ids
+    ids = label_words(CATALOG["sst2"], tokenizer, "gpt2", "decoder").ids
     assert [tokenizer.piece(token) for token in ids] == ["Ġnegative", "Ġpositive"]
 
 

@@ -16,11 +16,28 @@ MOOD = Task(
     templates={"encoder": ("{text}",)},
     label_words={"default": {"bad": "terrible", "good": "great"}, "roberta": {"good": "nice"}},
 )
+DIGEST = Task(
+    name="digest",
+    type="summarization",
+    fields=("text",),
+    labels=(),
+    templates={"encoder_decoder": ("text: {text}",)},
+    metric="rougeL",
+    answer_field="summary",
+    answer_tokens=40,
+)
 
 
 def test_words_of_one_model_type_replace_the_default_ones() -> None:
-    assert MOOD.words("bert") == {"bad": "terrible", "good": "great"}
-    assert MOOD.words("roberta") == {"bad": "terrible", "good": "nice"}
+    assert MOOD.words("bert") == {"bad": ("terrible",), "good": ("great",)}
+    assert MOOD.words("roberta") == {"bad": ("terrible",), "good": ("nice",)}
+
+
+def test_a_label_may_have_several_words() -> None:
+    words = {**MOOD.label_words, "t5": {"bad": ("poor", "awful")}}
+    task = dataclasses.replace(MOOD, label_words=words)
+    assert task.words("t5") == {"bad": ("poor", "awful"), "good": ("great",)}
+    assert task.words("bert")["bad"] == ("terrible",)
 
 
 def test_words_stand_in_the_order_of_the_labels() -> None:
@@ -76,12 +93,47 @@ def test_true_and_false_as_labels() -> None:
         ({"templates": {"encoder": ("{text} {title}",)}}, "names the field 'title'"),
         ({"templates": {"encoder": ()}}, "0 segments"),
         ({"templates": {"encoder": ("a", "b", "c")}}, "3 segments"),
-        ({"metric": "bleu"}, "metric 'bleu'"),
+        ({"templates": {**MOOD.templates, "encodr": ("{text}",)}}, "unknown layout 'encodr'"),
+        ({"label_words": {"default": {"bad": "a", "good": ()}}}, "words of 'good' .* are \\(\\)"),
+        ({"metric": "bleu"}, "metric 'bleu' of task mood is for written answers, which it has not"),
+        ({"metric": "blue"}, "metric 'blue' of task mood is not known"),
+        ({"max_tokens": 0}, "max_tokens of task mood is 0"),
+        ({"max_tokens": "128"}, "max_tokens of task mood is '128'"),
+        ({"max_tokens": True}, "max_tokens of task mood is True"),
+        ({"label_field": "text"}, "field 'text' both to be read and as what is asked for"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(MOOD, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ("bad", "good")}, "has labels and an answer to be written"),
+        ({"label_words": {"default": {}, "t5": {}}}, "has labels and an answer to be written"),
+        ({"answer_tokens": None}, "answer_tokens of task digest is None"),
+        ({"answer_tokens": 0}, "answer_tokens of task digest is 0"),
+        ({"answer_tokens": True}, "answer_tokens of task digest is True"),
+        ({"answer_field": "text"}, "field 'text' both to be read and as what is asked for"),
+        ({"metric": "accuracy"}, "metric 'accuracy' of task digest is for labels"),
+        ({"templates": {"decoder": ("{text}",)}}, "has no encoder_decoder template"),
+        ({"templates": {**DIGEST.templates, "encoder": ("{text}",)}}, "encoders cannot do"),
+    ],
+)
+def test_parts_of_a_written_task_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(DIGEST, **changes)
+
+
+def test_a_written_task_derives_its_decoder_template_from_that_of_encoder_decoders() -> None:
+    assert DIGEST.is_written and not MOOD.is_written
+    assert DIGEST.words("t5") == {}
+    assert DIGEST.template("encoder_decoder") == ("text: {text}",)
+    assert DIGEST.template("decoder") == ("text: {text}", "Answer:")
+    own = {**DIGEST.templates, "decoder": ("{text}", "In short:")}
+    assert dataclasses.replace(DIGEST, templates=own).template("decoder") == own["decoder"]
 
 
 def test_f1_of_the_positive_class_needs_two_labels() -> None:

@@ -1,10 +1,12 @@
 """task.toml: what it gives, and an error of one line for each way to get it wrong."""
 
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from jpt.errors import InputError
+from jpt.tasks import user
 from jpt.tasks.user import load_user_task
 
 MINIMAL = """
@@ -15,6 +17,14 @@ labels = ["bad", "good"]
 [label_words]
 bad = "terrible"
 good = "great"
+"""
+
+
+WRITTEN = """
+type = "summarization"
+fields = ["document"]
+answer = "summary"
+answer_tokens = 50
 """
 
 
@@ -29,6 +39,51 @@ def test_the_least_that_is_needed(tmp_path: Path) -> None:
     assert task.templates == {"encoder": ("{text}",)}
     assert task.labels == ("bad", "good")
     assert (task.metric, task.label_field, task.files) == ("accuracy", "label", {})
+    assert (task.is_written, task.max_tokens) == (False, None)
+
+
+def test_the_least_that_a_written_answer_needs(tmp_path: Path) -> None:
+    task = load_user_task(write(tmp_path, WRITTEN))
+    assert task.is_written and task.labels == () and task.words("t5") == {}
+    assert (task.answer_field, task.answer_tokens, task.metric) == ("summary", 50, "rougeL")
+    assert task.templates == {"encoder_decoder": ("{document}",)}
+    assert task.template("decoder") == ("{document}", "Answer:")
+
+
+def test_the_examples_of_the_documentation_are_tasks(tmp_path: Path) -> None:
+    # The blocks behind "::" in the order of the text; the last one holds tables for the first.
+    parts = [part.split("\n\n") for part in (user.__doc__ or "").split("::\n\n")[1:]]
+    blocks = [textwrap.dedent("\n\n".join(p for p in part if p[:1] == " ")) for part in parts]
+    labelled, written, tables = blocks
+    task = load_user_task(write(tmp_path, f"{labelled}\n{tables}"))
+    assert task.words("t5") == {"bad": ("terrible",), "good": ("great", "fine")}
+    assert task.files == {"test": "gold.csv"}
+    assert task.template("encoder") == ("{text}",)
+    assert task.template("encoder_decoder") == ("text: {text}",)
+    assert task.template("decoder") == ("Text: {text}", "Mood:")
+    assert load_user_task(write(tmp_path, written)).answer_field == "summary"
+    assert len(labelled.strip().splitlines()) <= 10 and len(written.strip().splitlines()) <= 10
+
+
+def test_template_stands_for_the_layout_that_the_others_derive_from(tmp_path: Path) -> None:
+    text = 'template = "Sum up: {document}"' + WRITTEN + '[templates]\ndecoder = "{document}"\n'
+    task = load_user_task(write(tmp_path, text))
+    assert task.templates == {
+        "encoder_decoder": ("Sum up: {document}",),
+        "decoder": ("{document}",),
+    }
+
+
+def test_templates_alone_are_enough_for_three_fields(tmp_path: Path) -> None:
+    fields = MINIMAL.replace('["text"]', '["a", "b", "c"]')
+    task = load_user_task(write(tmp_path, fields + '[templates]\nencoder = ["{a} {b}", "{c}"]'))
+    assert task.template("encoder_decoder") == ("{a} {b}", "{c}")
+
+
+def test_what_else_a_written_task_may_say(tmp_path: Path) -> None:
+    text = 'name = "digest"\nmetric = "rouge1"\nmax_tokens = 512' + WRITTEN
+    task = load_user_task(write(tmp_path, text))
+    assert (task.name, task.metric, task.max_tokens) == ("digest", "rouge1", 512)
 
 
 def test_everything_that_may_be_said(tmp_path: Path) -> None:
@@ -40,14 +95,16 @@ labels = [0, 1]
 template = ["{claim} ({topic})", "{reply}"]
 metric = "f1_macro"
 label_field = "gold"
-label_words = {0 = "no", 1 = "yes", roberta = {1 = "true"}}
+max_tokens = 64
+label_words = {0 = ["no", "never"], 1 = "yes", roberta = {1 = "true"}}
 files = {train = "a/rows.jsonl"}
 """
     task = load_user_task(write(tmp_path, text))
     assert (task.name, task.metric, task.label_field) == ("stance", "f1_macro", "gold")
     assert task.templates == {"encoder": ("{claim} ({topic})", "{reply}")}
-    assert task.words("roberta") == {"0": "no", "1": "true"}
-    assert task.words("bert") == {"0": "no", "1": "yes"}
+    assert task.words("roberta") == {"0": ("no", "never"), "1": ("true",)}
+    assert task.words("bert") == {"0": ("no", "never"), "1": ("yes",)}
+    assert task.max_tokens == 64
     assert task.label_of(1) == "1"
     assert task.files == {"train": "a/rows.jsonl"}
 
@@ -60,7 +117,7 @@ def test_two_fields_make_a_pair(tmp_path: Path) -> None:
 
 def test_a_label_may_be_called_like_a_model(tmp_path: Path) -> None:
     text = MINIMAL.replace("bad", "bert")
-    assert load_user_task(write(tmp_path, text)).words("bert")["bert"] == "terrible"
+    assert load_user_task(write(tmp_path, text)).words("bert")["bert"] == ("terrible",)
 
 
 WRONG = {
@@ -73,6 +130,11 @@ WRONG = {
     "word missing": (MINIMAL.replace('good = "great"', ""), "no label word for 'good'"),
     "word for no label": (MINIMAL + 'so = "fine"', "label word for 'so', which is none"),
     "word is a number": (MINIMAL.replace('"great"', "3"), "label word of 'good' is 3"),
+    "words are numbers": (
+        MINIMAL.replace('"great"', '["great", 3]'),
+        "of 'good' is .*a list of words",
+    ),
+    "no words in a list": (MINIMAL.replace('"great"', "[]"), r"label word of 'good' is \[\]"),
     "word is a table": (
         MINIMAL.replace('good = "great"', "[label_words.good]"),
         "no label word for 'good'",
@@ -90,6 +152,47 @@ WRONG = {
     "three fields": (MINIMAL.replace('["text"]', '["a", "b", "c"]'), "no 'template'"),
     "three segments": ('template = ["{text}", "a", "b"]' + MINIMAL, "3 segments; give 1 or 2"),
     "metric": ('metric = "rouge"' + MINIMAL, "metric 'rouge'"),
+    "metric of texts": ('metric = "bleu"' + MINIMAL, "'bleu' .* is for written answers"),
+    "metric of labels": ('metric = "f1"' + WRITTEN, "'f1' .* is for labels"),
+    "no labels, no answer": (
+        MINIMAL.replace('labels = ["bad", "good"]', "").split("[label_words]")[0],
+        """has no 'labels'; .*or answer = "...\" where""",
+    ),
+    "labels and answer": ('labels = ["a", "b"]' + WRITTEN, "has labels and answer; .*take one"),
+    "words and answer": (WRITTEN + '[label_words]\na = "b"', "has label_words and answer; "),
+    "label field and answer": ('label_field = "gold"' + WRITTEN, "has label_field and answer; "),
+    "answer is a number": (WRITTEN.replace('"summary"', "3"), "answer is 3; it must be a text"),
+    "answer is read": (WRITTEN.replace('"summary"', '"document"'), "leave it out of fields"),
+    "no length": (WRITTEN.replace("answer_tokens = 50", ""), "no 'answer_tokens'; .* = 50"),
+    "length is zero": (WRITTEN.replace("50", "0"), "answer_tokens of task .* is 0; "),
+    "length is a text": (WRITTEN.replace("50", '"50"'), "answer_tokens of task .* is '50'; "),
+    "length without answer": ("answer_tokens = 5" + MINIMAL, "answer_tokens and no answer; add"),
+    "max_tokens": (
+        'max_tokens = "long"' + MINIMAL,
+        "max_tokens of task .* is 'long'; give a whole",
+    ),
+    "label is read": ('label_field = "text"' + MINIMAL, "leave it out of fields"),
+    "templates are a text": ('templates = "{text}"' + MINIMAL, r"it must be a table \[templates\]"),
+    "layout": (MINIMAL + '[templates]\nt5 = "{text}"', r"\[templates\] unknown layout 't5'"),
+    "key under a table": (
+        MINIMAL + "[templates]\nmax_tokens = 5",
+        r"unknown layout 'max_tokens'.*max_tokens stands above the first \[table\]",
+    ),
+    "template twice": (
+        'template = "{text}"' + MINIMAL + '[templates]\nencoder = "a {text}"',
+        r"has template and \[templates\] encoder, which say the same",
+    ),
+    "template of encoders for an answer": (
+        WRITTEN + '[templates]\nencoder = "{document}"',
+        "its answer is written, which encoders cannot do; give one for encoder_decoder",
+    ),
+    "template is a number": (
+        "template = 3" + MINIMAL,
+        "template is 3; it must be a text or a list",
+    ),
+    "template is empty": (MINIMAL + "[templates]\ndecoder = []", r"templates.decoder is \[\]"),
+    "template of cues": (MINIMAL + '[templates]\ndecoder = ["Mood:"]', "decoder template .* has 0"),
+    "field of a template": (MINIMAL + '[templates]\ndecoder = "{title}"', "the field 'title'"),
     "name": ('name = "a/b"' + MINIMAL, "use no slash"),
     "split": (MINIMAL + "[files]\ndev = 'a'", "unknown split 'dev'"),
     "file": (MINIMAL + "[files]\ntest = 1", "file of test is 1"),

@@ -1,0 +1,114 @@
+"""The batches that a run is trained on, each a function of seed and step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jpt.backbones.registry import Backbone
+from jpt.config import TuneOptions
+from jpt.data.batches import make_batch, training_rows
+from jpt.data.encode import EncodedSplit
+from jpt.data.token_budget import TokenBudget
+from jpt.tasks.task import Task
+from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_task
+from jpt.tuning.scoring import Batching
+from jpt.tuning.settle import settle_options
+from jpt.types import Batch
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Rows of a split as training batches.
+
+    Attributes:
+        split: the encoded rows.
+        options: with every choice made; seed, sizes and order count.
+        batching: longest text and padding.
+        budget: tokens of a batch, where they and not the rows are counted.
+    """
+
+    split: EncodedSplit
+    options: TuneOptions
+    batching: Batching
+    budget: TokenBudget | None = None
+
+    def batch_at(self, step: int) -> Batch:
+        """Gives the batch of a step.
+
+        Args:
+            step: its number, from 0.
+
+        Returns:
+            The batch, in numpy.
+        """
+        options, batching, size = self.options, self.batching, self.options.batch_size
+        if self.budget is not None:
+            rows, size = self.budget.training_rows(options.seed, step)
+        else:
+            lengths = self.split.lengths if options.group_by_length else None
+            rows = training_rows(options.seed, step, size, self.split.n_rows, lengths)
+        return make_batch(self.split, rows, size, batching.max_tokens, batching.pad)
+
+
+def make_feed(
+    split: EncodedSplit, options: TuneOptions, batching: Batching, layout: str, shares: int = 1
+) -> Feed:
+    """Decides how rows are put into batches.
+
+    Args:
+        split: the encoded rows.
+        options: with every choice made.
+        batching: longest text and padding.
+        layout: of the model: in a decoder the prompt is computed once a step and takes no room.
+        shares: the rows of a batch are divided by this number of devices.
+
+    Returns:
+        The feed.
+
+    Raises:
+        InputError: where tokens_per_batch does not hold the longest rows.
+    """
+    budget = None
+    if options.tokens_per_batch is not None:
+        beside = {"encoder": options.length + 1, "encoder_decoder": options.length}.get(layout, 0)
+        tokens = options.tokens_per_batch
+        budget = TokenBudget(split.lengths, options.max_tokens, tokens, beside, shares)
+    return Feed(split, options, batching, budget)
+
+
+def training_batches(
+    backbone: Backbone | str | Path,
+    task: Task | str | Path,
+    *,
+    data: Data | None = None,
+    **options: Any,
+) -> Iterator[Batch]:
+    """Gives the very batches that `jpt.tune` trains on, for a loop of one's own.
+
+    Args:
+        backbone: whose vocabulary and choices count: a loaded one, a name, a folder or a hub id.
+        task: a task, its name, or its folder.
+        data: folder of the task's rows, or the rows by split.
+        **options: fields of :class:`jpt.config.TuneOptions`.
+
+    Yields:
+        One batch a step, in numpy, for as many steps as the options say.
+
+    Raises:
+        InputError: for broken data, or options that do not fit.
+
+    Example:
+        >>> batches = training_batches("builtin/bert-small", "builtin/imdb_number", batch_size=4)
+        >>> next(batches).labels.shape
+        (4,)
+    """
+    model, definition = as_backbone(backbone), as_task(task, data)
+    chosen = settle_options(TuneOptions(**options), model, definition)
+    prepared = prepare_task(
+        definition, model, chosen.max_tokens, 1, answer_tokens=chosen.answer_tokens
+    )
+    feed = make_feed(prepared.split("train"), chosen, prepared.batching, model.layout)
+    return (feed.batch_at(step) for step in range(chosen.steps))

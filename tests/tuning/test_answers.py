@@ -1,0 +1,204 @@
+"""Label words of several pieces, several words a label, and answers that are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax, logsumexp
+
+import jpt
+from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
+from jpt.tuning.losses import NO_PIECE, Answer, answer_loss, label_scores
+from jpt.types import Batch
+from tests.toy_task import write_task
+
+WRITERS = ("t5", "gpt2", "llama")
+every_writer = pytest.mark.parametrize("model_type", WRITERS)
+# Label 0 has the words (7 9 8) and (10), label 1 the word (30 11).
+PIECES = np.array([[7, 9, 8], [10, NO_PIECE, NO_PIECE], [30, 11, NO_PIECE]])
+ANSWER = Answer(jnp.array([7, 10, 30]), jnp.asarray(PIECES), jnp.array([0, 0, 1]), 2)
+
+
+def prompt_of(width: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 1, (4, width)).astype(np.float32)
+
+
+def step_by_step(model_type: str, batch: Batch, pieces: list[int]) -> np.ndarray:
+    """Logarithm of the probability of each piece, from one whole forward pass a piece."""
+    module, params = tiny_model(model_type)
+    found = []
+    for place, piece in enumerate(pieces):
+        before = np.array(pieces[:place], np.int32)
+        tokens, lengths, given = np.asarray(batch.tokens), np.asarray(batch.lengths), {}
+        if model_type == "t5":
+            start = np.concatenate([[0], before]).astype(np.int32)
+            given["decoder_tokens"] = jnp.asarray(np.tile(start, (len(tokens), 1)))
+        elif place:
+            tokens = np.pad(tokens, ((0, 0), (0, place)))
+            for row, length in enumerate(lengths):
+                tokens[row, length : length + place] = before
+            lengths = lengths + place
+        inputs = (jnp.asarray(tokens), jnp.asarray(lengths.astype(np.int32)), prompt_of())
+        logits = np.asarray(jax.jit(module.apply)({"params": params}, *inputs, **given).logits)
+        logits = logits[:, -1] if model_type == "t5" else logits
+        found.append(log_softmax(logits.astype(np.float64), axis=-1)[:, piece])
+    return np.stack(found, axis=1)
+
+
+def words_of(model_type: str, batch: Batch) -> list[np.ndarray]:
+    return [step_by_step(model_type, batch, [p for p in row if p != NO_PIECE]) for row in PIECES]
+
+
+@every_writer
+def test_a_label_has_the_probability_of_any_of_its_words(model_type: str) -> None:
+    module, params = tiny_model(model_type)
+    found = jax.jit(label_scores, static_argnums=0)(
+        module, params, prompt_of(), tiny_batch(), ANSWER
+    )
+    first, second, third = (word.sum(axis=1) for word in words_of(model_type, tiny_batch()))
+    expected = np.stack([logsumexp([first, second], axis=0), third], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@every_writer
+@pytest.mark.parametrize("objective", ["labels", "vocabulary"])
+def test_the_loss_is_the_objective_written_out(model_type: str, objective: str) -> None:
+    module, params = tiny_model(model_type)
+    batch = tiny_batch()
+    loss, accuracy = jax.jit(answer_loss, static_argnums=(0, 5))(
+        module, params, prompt_of(), batch, ANSWER, objective
+    )
+    words = words_of(model_type, batch)
+    scores = np.stack(
+        [logsumexp([words[0].sum(1), words[1].sum(1)], axis=0), words[2].sum(1)], axis=1
+    )
+    if objective == "labels":
+        expected = -log_softmax(scores, axis=1)[np.arange(2), batch.labels].mean()
+    else:  # the pieces of each row's right word: row 0 has three, row 1 two
+        expected = -np.concatenate([words[0][0], words[2][1]]).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(accuracy) == pytest.approx((scores.argmax(1) == batch.labels).mean())
+
+
+@every_writer
+def test_the_loss_of_written_answers_is_that_of_each_row_alone(model_type: str) -> None:
+    module, params = tiny_model(model_type)
+    answers = np.array([[7, 9, 4, 0], [10, 4, 0, 0]], np.int32)
+    lengths = np.array([3, 2], np.int32)
+    batch = tiny_batch()._replace(answers=answers, answer_lengths=lengths)
+    run = jax.jit(answer_loss, static_argnums=(0, 5))
+    loss, accuracy = run(module, params, prompt_of(), batch, ANSWER, "labels")
+    rows = [
+        step_by_step(model_type, tiny_batch(), answers[row, : lengths[row]].tolist())[row]
+        for row in range(2)
+    ]
+    assert float(loss) == pytest.approx(-np.concatenate(rows).mean(), rel=1e-5)
+    assert 0 <= float(accuracy) <= 1
+    half = batch._replace(weights=np.array([1, 0], np.float32))
+    assert float(run(module, params, prompt_of(), half, ANSWER, "labels")[0]) == pytest.approx(
+        -rows[0].mean(), rel=1e-5
+    )
+
+
+def test_first_pieces_are_scored_as_the_papers_code_does(tmp_path: Path) -> None:
+    """The toy vocabulary has no word of several pieces; "good bad" is two of its words."""
+    folder = write_tiny_backbone(tmp_path / "t5", "t5")
+    mood = jpt.load_task(write_task(tmp_path / "mood"))
+    long = dataclasses.replace(mood, label_words={"default": {"bad": "dull film", "good": "fine"}})
+    prompt = jpt.Prompt(prompt_of(), jpt.PromptCard(str(folder), "mood", layout="encoder_decoder"))
+    phrase = jpt.evaluate(prompt, long, max_tokens=16)
+    first = jpt.evaluate(prompt, long, max_tokens=16, label_scoring="first_piece")
+    short = dataclasses.replace(mood, label_words={"default": {"bad": "dull", "good": "fine"}})
+    as_short = jpt.evaluate(prompt, short, max_tokens=16)
+    assert first.loss == as_short.loss and phrase.loss != first.loss
+    alike = dataclasses.replace(
+        mood, label_words={"default": {"bad": "dull film", "good": "dull bright"}}
+    )
+    assert jpt.evaluate(prompt, alike, max_tokens=16).rows == first.rows
+    with pytest.raises(jpt.InputError, match="begin alike .*label_scoring phrase"):
+        jpt.evaluate(prompt, alike, max_tokens=16, label_scoring="first_piece")
+
+
+def test_a_masked_model_adds_the_probabilities_of_a_labels_words(tmp_path: Path) -> None:
+    folder = write_tiny_backbone(tmp_path / "bert", "bert")
+    mood = jpt.load_task(write_task(tmp_path / "mood"))
+    prompt = jpt.Prompt(prompt_of(), jpt.PromptCard(str(folder), "mood"))
+
+    def scores(words: dict[str, str | tuple[str, ...]]) -> np.ndarray:
+        task = dataclasses.replace(mood, label_words={"default": words})
+        return jpt.evaluate(prompt, task, max_tokens=16).log_probs
+
+    single = [scores({"bad": word, "good": "fine"}) for word in ("dull", "poor", "awful")]
+    odds = [each[:, 0] - each[:, 1] for each in single]
+    several = scores({"bad": ("dull", "poor", "awful"), "good": "fine"})
+    np.testing.assert_allclose(
+        several[:, 0] - several[:, 1], logsumexp(odds, axis=0), rtol=1e-4, atol=1e-6
+    )
+
+
+def write_echo(folder: Path) -> Path:
+    """A task whose answer is a word of its text: what follows "number"."""
+    folder.mkdir(parents=True)
+    (folder / "task.toml").write_text(
+        'type = "copy"\nfields = ["text"]\nanswer = "said"\nanswer_tokens = 3\n'
+        'metric = "exact_match"\n[templates]\nencoder_decoder = "{text}"\n'
+    )
+    random = np.random.default_rng(1)
+    for split, count in (("train", 64), ("validation", 16), ("test", 24)):
+        lines = []
+        for _ in range(count):
+            digit = random.integers(10)
+            text = f"the film is number {digit}" + " good" * random.integers(4)
+            lines.append(json.dumps({"text": text, "said": [str(digit), f"{digit} good"]}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+SHORT = {"length": 5, "max_tokens": 16, "batch_size": 8, "eval_batch_size": 16}
+
+
+@pytest.mark.parametrize("model_type", ["t5", "gpt2"])
+def test_a_written_task_goes_all_the_way(model_type: str, tmp_path: Path) -> None:
+    folder, echo = (
+        write_tiny_backbone(tmp_path / "model", model_type),
+        write_echo(tmp_path / "echo"),
+    )
+    settings = {"steps": 20, "eval_every": 10, "learning_rate": 3e-2, **SHORT}
+    tuned = jpt.tune(folder, echo, tmp_path / "run", predictions=True, **settings)
+    losses = [line["loss"] for line in tuned.history if line["split"] == "train"]
+    assert losses[-1] < losses[0]
+    lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").open()]
+    found = np.mean([line["prediction"] in line["answers"] for line in lines])
+    assert len(lines) == 24 and found == tuned.record["test"]["exact_match"]
+    assert set(tuned.record["test"]["measures"]) >= {"exact_match", "token_f1", "bleu", "rougeL"}
+    score = jpt.evaluate(tuned.folder, echo, max_tokens=16, eval_batch_size=7)
+    assert list(score.predictions) == [line["prediction"] for line in lines]
+    assert score.loss == pytest.approx(tuned.record["test"]["loss"], rel=1e-5)
+    matrix = jpt.transfer_matrix({"echo": tuned.prompt}, [echo], max_tokens=16)
+    assert matrix.matrix.values[0, 0] == pytest.approx(score.value)
+
+
+def test_an_encoder_cannot_write(tmp_path: Path) -> None:
+    echo = write_echo(tmp_path / "echo")
+    with pytest.raises(jpt.InputError, match="layout encoder.*take a T5 or a decoder"):
+        jpt.tune("builtin/bert-small", echo, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    mood = write_task(tmp_path / "mood")
+    with pytest.raises(jpt.InputError, match="answer_tokens is 5, but task mood has labels"):
+        jpt.tune("builtin/bert-small", mood, answer_tokens=5)
+
+
+def test_room_for_the_answer_is_kept(tmp_path: Path) -> None:
+    """80 positions, a prompt of 70 rows and answers of 3 tokens: 7 are left for the text."""
+    folder, echo = write_tiny_backbone(tmp_path / "gpt2", "gpt2"), write_echo(tmp_path / "echo")
+    with pytest.raises(jpt.InputError, match=r"prompt 70 \+ text 8 \+ answer 3 = 81 tokens, but"):
+        jpt.tune(folder, echo, length=70, max_tokens=8)
+    tuned = jpt.tune(folder, echo, tmp_path / "run", length=70, steps=1, batch_size=4)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["max_tokens"] == 7 and tuned.prompt.values.shape == (70, 32)
