@@ -32,7 +32,7 @@ def test_python_blocks_run(
 ) -> None:
     """One after the other, as a reader types them."""
     monkeypatch.chdir(tmp_path)
-    first, second = blocks("python")
+    first, second, third = blocks("python")
     names: dict[str, object] = {}
     exec(compile(first, "README.md", "exec"), names)
     out = capsys.readouterr().out
@@ -45,6 +45,9 @@ def test_python_blocks_run(
     assert -1 <= float(re.search("Spearman with transfer: (.*)", out)[1]) <= 1
     page = (tmp_path / "study" / "report.html").read_text()
     assert "imdb_first_person" in page
+    exec(compile(third, "README.md", "exec"), names)
+    out = capsys.readouterr().out
+    assert out.startswith("mood on builtin/bert-small: validation accuracy")
 
 
 def test_the_task_of_ones_own_loads(tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_the_task_of_ones_own_loads(tmp_path: Path) -> None:
     (tmp_path / "task.toml").write_text(blocks("toml")[0])
     task = jpt.load_task(tmp_path)
     assert task.labels == ("bad", "good")
-    assert task.words("bert") == {"bad": "terrible", "good": "great"}
+    assert task.words("bert") == {"bad": ("terrible",), "good": ("great", "fine")}
 
 
 def test_every_command_line_has_real_commands_and_options() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,7 @@ def test_label_words_are_single_pieces(backbone: jpt.Backbone) -> None:
         assert len(backbone.tokenizer.word_pieces(word)) == 1, word
     for name in jpt.task_names():
         if name.startswith("builtin/"):
-            for word in jpt.load_task(name).words("bert").values():
+            for word in chain(*jpt.load_task(name).words("bert").values()):
                 assert len(backbone.tokenizer.word_pieces(word)) == 1, (name, word)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +74,7 @@ def test_weights_are_stored_in_bfloat16_and_small(backbone: jpt.Backbone) -> Non
 def test_label_words_are_single_pieces_and_text_comes_back(backbone: jpt.Backbone) -> None:
     for name in jpt.task_names():
         if name.startswith("builtin/"):
-            for word in jpt.load_task(name).words(backbone.model_type).values():
+            for word in chain(*jpt.load_task(name).words(backbone.model_type).values()):
                 assert len(backbone.tokenizer.word_after("Answer:", word)) == 1, (name, word)
     ids = backbone.tokenizer.encode(["the film is unforgettable."])[0]
     assert backbone.tokenizer.decode(ids) == "the film is unforgettable."

@@ -171,8 +171,6 @@ def test_a_written_task_goes_all_the_way(model_type: str, tmp_path: Path) -> Non
     )
     settings = {"steps": 20, "eval_every": 10, "learning_rate": 3e-2, **SHORT}
     tuned = jpt.tune(folder, echo, tmp_path / "run", predictions=True, **settings)
-    losses = [line["loss"] for line in tuned.history if line["split"] == "train"]
-    assert losses[-1] < losses[0]
     lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").open()]
     found = np.mean([line["prediction"] in line["answers"] for line in lines])
     assert len(lines) == 24 and found == tuned.record["test"]["exact_match"]
