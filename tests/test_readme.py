@@ -57,6 +57,11 @@ def test_the_task_of_ones_own_loads(tmp_path: Path) -> None:
     task = jpt.load_task(tmp_path)
     assert task.labels == ("bad", "good")
     assert task.words("bert") == {"bad": ("terrible",), "good": ("great", "fine")}
+    line = re.search(r"with `(\{.*?\})`\non a line", README)[1]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(f"{line}\n" * 4)
+    result = jpt.tune("builtin/bert-small", tmp_path, steps=2, batch_size=2, eval_batch_size=4)
+    assert result.record["test"]["rows"] == 4
 
 
 def test_every_command_line_has_real_commands_and_options() -> None:

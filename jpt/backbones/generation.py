@@ -142,3 +142,22 @@ def is_end(tokens: Int[Array, "*B"], eos_ids: Int[Array, "E"]) -> Bool[Array, "*
     """
     ends = eos_ids.reshape(*(1,) * tokens.ndim, -1)
     return (tokens[..., None] == ends).any(axis=-1)
+
+
+def without_ends(written: Written, eos_ids: Sequence[int]) -> list[list[int]]:
+    """Takes what was written apart by rows, and the token that ends a row off.
+
+    Args:
+        written: in numpy.
+        eos_ids: tokens that end a row.
+
+    Returns:
+        The tokens of each row.
+
+    Example:
+        >>> written = Written(np.array([[5, 2, -1], [7, 8, 9]]), np.array([2, 3]))
+        >>> without_ends(written, [2])
+        [[5], [7, 8, 9]]
+    """
+    rows = [row[:length].tolist() for row, length in zip(*written, strict=True)]
+    return [row[:-1] if row and row[-1] in eos_ids else row for row in rows]

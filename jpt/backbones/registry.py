@@ -22,6 +22,7 @@ from jpt.config import DTYPES, REMAT, check_choice
 from jpt.errors import InputError, unknown_name
 from jpt.files.gguf_file import open_gguf
 from jpt.files.gguf_tokenizer import read_gguf_tokenizer
+from jpt.files.reading import file_size_bytes
 from jpt.files.tensor_files import open_tensors
 from jpt.files.tokenizer import TextTokenizer, load_tokenizer
 from jpt.mesh import parameter_sharding, parameter_shardings, place
@@ -252,6 +253,30 @@ def find_folder(name: str | Path) -> Path:
     if folder.exists() or not is_hub_id:
         raise unknown_name("backbone", text, backbone_names())
     return _download(text)
+
+
+def weights_fingerprint(name: str | Path) -> str:
+    """Gives the fingerprint that a loaded backbone has, without loading it.
+
+    Args:
+        name: as for :func:`load_backbone`.
+
+    Returns:
+        Short hash of the files the weights come from.
+
+    Raises:
+        InputError: when nothing of that name exists.
+
+    Example:
+        >>> name = "builtin/bert-small"
+        >>> weights_fingerprint(name) == load_backbone(name).fingerprint
+        True
+    """
+    path = Path(name).expanduser()
+    if path.suffix != GGUF_SUFFIX:
+        return _fingerprint(find_folder(name))
+    file_size_bytes(path)  # is there, and is a file
+    return _fingerprint(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

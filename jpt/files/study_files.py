@@ -18,6 +18,10 @@ from jpt.types import Activations, TransferMatrix
 
 TRANSFER_COLUMNS = ("target_task", "source_prompt", "metric", "value")
 
+RANDOM, UNTOUCHED = "random", "none"
+BASELINES = (RANDOM, UNTOUCHED)
+"""Columns of a matrix that are no sources: an untrained prompt, and the model without a prompt."""
+
 
 def write_transfer(path: str | Path, matrix: TransferMatrix) -> None:
     """Writes a transfer matrix as ``target_task,source_prompt,metric,value``.

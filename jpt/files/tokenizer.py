@@ -54,13 +54,22 @@ class TextTokenizer:
     Attributes:
         ids: ids of the special pieces.
         add_bos: whether the model reads its bos piece before every text.
+        end_ids: pieces that end a written text: the eos piece, and what else the model ends with.
         vocabulary_size: one more than the largest id.
     """
 
-    def __init__(self, backend: Tokenizer, ids: SpecialIds, add_bos: bool = False) -> None:
+    def __init__(
+        self,
+        backend: Tokenizer,
+        ids: SpecialIds,
+        add_bos: bool = False,
+        end_ids: tuple[int, ...] = (),
+    ) -> None:
         self._backend = backend
         self.ids = ids
         self.add_bos = add_bos
+        own = () if ids.eos is None else (ids.eos,)
+        self.end_ids = tuple(dict.fromkeys((*own, *end_ids)))
         self.vocabulary_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -183,12 +192,19 @@ def load_tokenizer(
                 f"the tokenizer in {folder} has no {name} piece, which this family of models "
                 f'needs; name it in tokenizer_config.json as "{name}_token"'
             )
-    return TextTokenizer(backend, ids, _adds_bos(backend, ids))
+    return TextTokenizer(backend, ids, _adds_bos(backend, ids), _more_ends(folder))
 
 
 def _adds_bos(backend: Tokenizer, ids: SpecialIds) -> bool:
     """Whether the tokenizer itself puts its bos piece in front of a text."""
     return ids.bos is not None and backend.encode("a").ids[:1] == [ids.bos]
+
+
+def _more_ends(folder: Path) -> tuple[int, ...]:
+    """Ids that end a text besides the eos piece; instruction-tuned models name several."""
+    named = _read_json(folder / "generation_config.json").get("eos_token_id")
+    ids = named if isinstance(named, list) else [named]
+    return tuple(token for token in ids if type(token) is int)
 
 
 def _read_file(file: Path) -> Tokenizer:

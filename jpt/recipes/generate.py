@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from jpt.backbones.beams import beam_search
 from jpt.backbones.families import FAMILIES
-from jpt.backbones.generation import greedy
+from jpt.backbones.generation import greedy, without_ends
 from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone
 from jpt.config import check_counts
@@ -184,11 +184,10 @@ def _write(
 ) -> list[list[int]]:
     """Gives the new tokens of each row, the end piece left out."""
     module = model.module.clone(dropout_rate=0.0)
-    ends = [token for token in (model.tokenizer.ids.eos,) if token is not None]
+    ends = model.tokenizer.end_ids
     inputs = (module, model.params, batch.tokens, batch.lengths, prompt, max_tokens, ends)
     found = jax.device_get(greedy(*inputs) if beams == 1 else beam_search(*inputs, beams))
-    rows = [row[:length].tolist() for row, length in zip(*found, strict=True)]
-    return [row[:-1] if row[-1:] == ends else row for row in rows]
+    return without_ends(found, ends)
 
 
 def _continuation(model: Backbone, read: list[int], new: list[int]) -> str:

@@ -84,11 +84,12 @@ class Checkpoints:
         """Waits until the last save is whole on disk."""
         self._checkpointer.wait()
 
-    def load(self, like: Any) -> Any:
+    def load(self, like: Any, cure: str = "remove the folder to start anew") -> Any:
         """Loads the newest checkpoint onto this run's devices.
 
         Args:
             like: a pytree with the shapes, dtypes and shardings wanted.
+            cure: what to do where it does not fit, for the message.
 
         Returns:
             The state.
@@ -105,5 +106,5 @@ class Checkpoints:
             reason = str(error).split("\n")[0]
             raise InputError(
                 f"the checkpoint of step {self.latest_step} in {self.folder} does not fit this run "
-                f"({reason}); remove the folder to start anew"
+                f"({reason}); {cure}"
             ) from None

@@ -55,12 +55,14 @@ class Schedule:
         eval_every: between two scorings of validation; the last step is always scored.
         checkpoint_every: between two checkpoints; the last step is always saved.
         batch_size: rows a step, for the speed that is shown.
+        score_start: whether the start is scored too, as step 0, and may be the best prompt.
     """
 
     steps: int
     eval_every: int
     checkpoint_every: int
     batch_size: int
+    score_start: bool = False
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether something that is done every so many steps is due after this one."""
@@ -142,9 +144,11 @@ def resume(run: Run, state: LoopState) -> LoopState:
     """
     if run.folder is None or run.checkpoints is None:
         return state
-    if run.checkpoints.latest_step is not None:
+    # Without a checkpoint nothing is kept, not even the score of the start, which comes again.
+    reached = run.checkpoints.latest_step
+    if reached is not None:
         state = run.checkpoints.load(state)
-    run.folder.rewind(int(state.tune.step))
+    run.folder.rewind(-1 if reached is None else int(state.tune.step))
     run.history = run.folder.history()
     return state
 
@@ -169,6 +173,9 @@ def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
     schedule, first = run.schedule, int(state.tune.step)
     clock, pending = _Clock(first), None
     with _stop_requests() as stop:
+        if schedule.score_start and first == 0:
+            with clock.paused():
+                state = _score(run, state, 0, progress)
         for step in range(first + 1, schedule.steps + 1):
             batch = run.batch_at(step - 1)
             tune, metrics = run.step(run.params, state.tune, batch, run.answer)

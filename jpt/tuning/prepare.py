@@ -114,12 +114,15 @@ class PreparedTask:
         )
 
     def _describe_word(self, word: str, pieces: tuple[int, ...]) -> str:
-        tokenizer = self.backbone.tokenizer
-        shown = pieces if self.answer.pieces is not None else pieces[:1]
-        ids = " ".join(map(str, shown))
-        if len(shown) < len(pieces):
-            return f"'{word}' ({ids}, its first piece '{tokenizer.piece(pieces[0])}')"
-        return f"'{word}' ({ids})"
+        """A word with its ids, and its pieces where they show more, such as a leading space."""
+        tokenizer, is_whole = self.backbone.tokenizer, self.answer.pieces is not None
+        shown = pieces if is_whole else pieces[:1]
+        names = [tokenizer.piece(token) for token in shown]
+        ids = " ".join(
+            str(token) if [name] == [word] else f"{name} {token}"
+            for name, token in zip(names, shown, strict=True)
+        )
+        return f"'{word}' ({ids}{', first piece' if len(shown) < len(pieces) else ''})"
 
 
 def prepare_task(

@@ -82,7 +82,7 @@ class RunFolder:
         """Removes what was logged after a checkpoint.
 
         Args:
-            step: of the checkpoint that the run goes on from; 0 for the start.
+            step: of the checkpoint that the run goes on from; -1 where there is none.
         """
         kept = [line for line in self.history() if line["step"] <= step]
         if (self.path / LOG).exists():

@@ -38,6 +38,7 @@ from jpt.tuning.progress import Progress, peak_memory_mb
 from jpt.tuning.run_folder import BEST, CHECKPOINTS, LAST, PREDICTIONS, RunFolder
 from jpt.tuning.scoring import Score
 from jpt.tuning.settle import settle_options
+from jpt.tuning.start import Start
 from jpt.tuning.step import TuneState, init_state, paper_train_step, prompt_optimizer
 from jpt.types import Batch, Prompt, PromptCard
 from jpt.version import __version__
@@ -93,10 +94,15 @@ class _Study:
     initial: Float[np.ndarray, "P D"]
     mesh: Mesh
     feed: Feed
+    start: Start | None = None
+    score_start: bool = False
 
     def config(self) -> dict[str, Any]:
         """Defines the run: another config is another run."""
         task = self.prepared.task
+        # Only where they are asked for, so that folders of ordinary runs stay what they were.
+        asked = {"start": self.start.record()} if self.start else {}
+        asked |= {"score_start": True} if self.score_start else {}
         return {
             "jpt_version": __version__,
             "backbone": self.backbone.name,
@@ -107,6 +113,7 @@ class _Study:
             "label_ids": self.prepared.words.pieces,
             "data": data_record(self.splits),
             **dataclasses.asdict(self.options),
+            **asked,
         }
 
     def batch_at(self, step: int) -> Batch:
@@ -141,6 +148,8 @@ def tune(
     out: str | Path | None = None,
     *,
     data: Data | None = None,
+    start: Start | None = None,
+    score_start: bool = False,
     predictions: bool = False,
     progress: bool = False,
     **options: Any,
@@ -153,6 +162,9 @@ def tune(
         out: run folder. A finished run there returns at once, a broken one goes on and ends bit
             for bit as if it had never stopped. None keeps the run in memory.
         data: folder of the task's rows, or the rows by split.
+        start: a prompt to start from in place of ``init``, as `jpt.warm_start` does.
+        score_start: whether the start is scored on validation too, as step 0, and kept where
+            nothing later is better.
         predictions: whether the answer to every scored row is written too, as JSON lines.
         progress: whether to show facts and a bar on stderr.
         **options: fields of :class:`jpt.config.TuneOptions`.
@@ -171,7 +183,7 @@ def tune(
         (20, 128)
     """
     started_s = time.monotonic()
-    study = _prepare(backbone, task, data, TuneOptions(**options))
+    study = _prepare(backbone, task, data, TuneOptions(**options), start, score_start)
     folder = None if out is None else RunFolder(Path(out), study.config())
     if folder is not None and folder.result is not None:
         return _finished(folder)
@@ -188,6 +200,8 @@ def _prepare(
     task: Task | str | Path,
     data: Data | None,
     options: TuneOptions,
+    start: Start | None,
+    score_start: bool,
 ) -> _Study:
     """Loads and checks everything, cheap things first, before anything is compiled."""
     mesh = make_mesh(options.mesh)
@@ -202,12 +216,16 @@ def _prepare(
         label_scoring=options.label_scoring,
         answer_tokens=options.answer_tokens,
     )
-    initial = initial_prompt(model, prepared, options)
+    if start is None:
+        initial = initial_prompt(model, prepared, options)
+    else:
+        initial = start.values(options.length, model.config.width)
+        options = dataclasses.replace(options, init=f"prompt:{start.name}")
     for rows in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, rows)
     splits = prepared.splits()
     feed = make_feed(splits["train"], options, prepared.batching, model.layout, mesh.shape["data"])
-    return _Study(model, prepared, options, splits, initial, mesh, feed)
+    return _Study(model, prepared, options, splits, initial, mesh, feed, start, score_start)
 
 
 def _run(
@@ -232,7 +250,11 @@ def _run(
         batch_at=study.batch_at,
         score=lambda prompt: study.score(prompt, "validation"),
         schedule=Schedule(
-            options.steps, options.eval_every, options.checkpoint_every, options.batch_size
+            options.steps,
+            options.eval_every,
+            options.checkpoint_every,
+            options.batch_size,
+            study.score_start,
         ),
         folder=folder,
         checkpoints=checkpoints,
@@ -254,6 +276,8 @@ def _run(
 
 def _initial_state(study: _Study) -> TuneState:
     state = init_state(study.initial, prompt_optimizer(study.options.learning_rate))
+    if study.start is not None:
+        state = study.start.put_moments(state)
     return place(state, replicated(study.mesh))
 
 

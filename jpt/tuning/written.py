@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jpt.backbones.generation import greedy
+from jpt.backbones.generation import greedy, without_ends
 from jpt.data.batches import evaluation_batches
 from jpt.data.encode import EncodedSplit
 from jpt.files.tokenizer import TextTokenizer
@@ -99,12 +99,9 @@ def write_answers(
     Returns:
         The ids of each row, without the end piece.
     """
-    ends = [token for token in (tokenizer.ids.eos,) if token is not None]
-    most = width - len(ends)
-    inputs = (module, params, batch.tokens, batch.lengths, prompt, most, ends)
-    found = jax.device_get(greedy(*inputs))
-    rows = [row[:length].tolist() for row, length in zip(*found, strict=True)]
-    return [row[:-1] if row[-1:] == ends else row for row in rows]
+    most = width - (tokenizer.ids.eos is not None)
+    inputs = (module, params, batch.tokens, batch.lengths, prompt, most, tokenizer.end_ids)
+    return without_ends(jax.device_get(greedy(*inputs)), tokenizer.end_ids)
 
 
 def _compare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -95,6 +96,26 @@ def test_a_prompt_file_names_its_backbone(tmp_path: Path) -> None:
     found = generate(file, TEXTS[:2], max_tokens=3)
     assert found == generate(prompt_for(backbone), TEXTS[:2], backbone=backbone, max_tokens=3)
     assert found == generate(str(file), TEXTS[:2], backbone=folder, max_tokens=3)
+
+
+def test_a_model_may_name_several_tokens_that_end_a_text(
+    backbones: dict[str, Backbone], tmp_path: Path
+) -> None:
+    """As instruction-tuned models do in generation_config.json."""
+    plain = backbones["llama"]
+    whole = generate(None, TEXTS, backbone=plain, max_tokens=NEW)
+    longest = max(whole, key=lambda text: len(text.split()))
+    word = longest.split()[1]
+    folder = write_tiny_backbone(tmp_path, "llama")
+    ends = [END, plain.tokenizer.find(word)]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    tokenizer = jpt.load_backbone(folder).tokenizer
+    assert tokenizer.end_ids == tuple(ends)
+    other = dataclasses.replace(plain, tokenizer=tokenizer)
+    found = generate(None, TEXTS, backbone=other, max_tokens=NEW)
+    expected = [itertools.takewhile(lambda said: said != word, text.split()) for text in whole]
+    assert [text.split() for text in found] == [list(words) for words in expected]
+    assert found != whole
 
 
 def with_tokenizer(backbone: Backbone, **changes: object) -> Backbone:

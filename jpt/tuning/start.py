@@ -1,0 +1,141 @@
+"""A run that starts from a prompt that is there already, with or without Adam's memory of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float32
+
+from jpt.errors import InputError
+from jpt.prompts.initialisers import copied_values
+from jpt.prompts.store import load_prompt
+from jpt.tuning.checkpoints import Checkpoints
+from jpt.tuning.loop import start_state
+from jpt.tuning.run_folder import BEST, CHECKPOINTS, RESULT
+from jpt.tuning.step import TuneState, init_state, prompt_optimizer
+from jpt.types import Prompt
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What Adam remembers of the gradients of a prompt.
+
+    Attributes:
+        mean: running mean of the gradient.
+        square: running mean of its square.
+    """
+
+    mean: Float32[np.ndarray, "P D"]
+    square: Float32[np.ndarray, "P D"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts in place of an initialiser.
+
+    Attributes:
+        name: what it is called in cards and records.
+        prompt: the values.
+        moments: copied into the optimizer; None lets it start afresh.
+    """
+
+    name: str
+    prompt: Prompt
+    moments: Moments | None = None
+
+    def values(self, length: int, width: int) -> Float32[np.ndarray, "P D"]:
+        """Gives the initial rows.
+
+        Args:
+            length: P of the run.
+            width: D of its model.
+
+        Returns:
+            A copy of the values.
+
+        Raises:
+            InputError: length or width differ.
+        """
+        return copied_values(self.prompt, length, width, f"prompt {self.name}")
+
+    def put_moments(self, state: TuneState) -> TuneState:
+        """Puts the moments, if there are any, into the state before the first step.
+
+        Args:
+            state: of a fresh optimizer; its count of steps stays 0, as in the authors' script,
+                so that the first updates are those of full moments taken for empty ones: larger.
+
+        Returns:
+            The state.
+        """
+        if self.moments is None:
+            return state
+        mean, square = jnp.asarray(self.moments.mean), jnp.asarray(self.moments.square)
+        return state._replace(optimizer=optax.tree.set(state.optimizer, mu=mean, nu=square))
+
+    def record(self) -> dict[str, Any]:
+        """Tells this start from every other, wherever its files lie.
+
+        Returns:
+            Name, checksum, and whether moments are copied, as JSON.
+        """
+        arrays = [self.prompt.values]
+        if self.moments is not None:
+            arrays += [self.moments.mean, self.moments.square]
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+        checksum = digest.hexdigest()[:16]
+        return {"name": self.name, "sha256": checksum, "moments": self.moments is not None}
+
+
+def read_start(name: str, run: str | Path) -> Start:
+    """Reads the newest checkpoint of a finished run: its last prompt with Adam's moments.
+
+    The last prompt and not the best one, because the moments belong to it.
+
+    Args:
+        name: what the start shall be called.
+        run: the run folder.
+
+    Returns:
+        The start.
+
+    Raises:
+        InputError: no run folder, not finished, no checkpoint, or one that does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from jpt.tuning.tune import tune
+        >>> run = Path(tempfile.mkdtemp()) / "run"
+        >>> tuned = tune("builtin/bert-small", "builtin/imdb_number", run, steps=1)
+        >>> start = read_start("number", run)
+        >>> bool((start.prompt.values == tuned.last.values).all())
+        True
+    """
+    folder = Path(run)
+    need = "to copy moments, give the folder of a finished run of jpt tune with its checkpoints"
+    if not folder.is_dir():
+        raise InputError(f"source {name}: {run} is no run folder; {need}")
+    for part in (RESULT, BEST, CHECKPOINTS):
+        if not (folder / part).exists():
+            raise InputError(f"source {name}: {run} holds no {part}; {need}")
+    best = load_prompt(folder)
+    like = start_state(init_state(np.zeros_like(best.values), prompt_optimizer(1.0)))
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        step = checkpoints.latest_step
+        if step is None:
+            raise InputError(f"source {name}: {run}/{CHECKPOINTS} holds no checkpoint; {need}")
+        state = checkpoints.load(like, "give a source of this version's optimizer").tune
+    moments = Moments(
+        *(np.asarray(optax.tree.get(state.optimizer, part), np.float32) for part in ("mu", "nu"))
+    )
+    card = dataclasses.replace(best.card, steps=step, score=None)
+    return Start(name, Prompt(np.asarray(state.prompt, np.float32), card), moments)
