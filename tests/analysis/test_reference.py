@@ -5,6 +5,7 @@ The figures come from plain loops over ordered pairs in float64 (see the referen
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import cache
 from pathlib import Path
@@ -30,9 +31,10 @@ PAPER_TASKS = (
 
 # In a matrix of similarities every value stands twice, at (a, b) and at (b, a). Here the two are
 # equal and share a rank. In the loops behind the pooled figures they differ in the last digit,
-# which way is chance, and so are the ranks: the figures move by up to 0.0014. Loops that give the
-# two the same digits agree to 1e-6: euclidean_concat, and cosine_concat away from its diagonal.
-CHANCE = 2e-3
+# which way is chance, and so are the ranks. Loops that give the two the same digits agree to 1e-6:
+# euclidean_concat, and cosine_concat away from its diagonal; the others lie among the figures that
+# come out when chance breaks the ties of our values.
+DRAWS = 40
 
 
 class Case:
@@ -48,6 +50,7 @@ class Case:
         self.found = read_indicators(folder / "indicators.csv", folder / "prompts")
         self.types = json.loads((folder / "types.json").read_text())
         self.has_row0 = backbone.startswith(("bert", "roberta"))
+        self.drawn: dict[bool, list[dict[str, Any]]] = {}
 
     @property
     def expected(self) -> dict[str, Any]:
@@ -136,7 +139,28 @@ def test_spearman(case: Any, backbone: str, tasks: str, own: str) -> None:
             theirs.startswith("cosine_concat") and own == "own_out"
         )
         for pooled in ("pooled_relative", "pooled_raw"):
-            assert found[pooled] == pytest.approx(expected[pooled], abs=1e-6 if exact else CHANCE)
+            if exact:
+                assert found[pooled] == pytest.approx(expected[pooled], abs=1e-6)
+            else:
+                drawn = [record[own][ours][pooled] for record in by_chance(one, restrict)]
+                assert abs(expected[pooled] - np.mean(drawn)) < 4 * np.std(drawn), (theirs, pooled)
+                assert abs(found[pooled] - np.mean(drawn)) < 4 * np.std(drawn) < 6e-3
+
+
+def by_chance(one: Case, restrict: bool) -> list[dict[str, Any]]:
+    """The correlations when the last digit of every value is drawn, so that no two are equal."""
+    if restrict not in one.drawn:
+        random, records = np.random.default_rng(0), []
+        for _ in range(DRAWS):
+            columns = {
+                name: values * (1 + 1e-13 * random.standard_normal(values.shape))
+                for name, values in one.found.columns.items()
+            }
+            found = dataclasses.replace(one.found, columns=columns)
+            tasks = PAPER_TASKS if restrict else None
+            records.append(correlate(found, one.matrix, tasks=tasks).record)
+        one.drawn[restrict] = records
+    return one.drawn[restrict]
 
 
 def test_the_random_prompt_is_no_source(case: Any) -> None:
