@@ -67,7 +67,7 @@ def tiny_config(model_type: str) -> dict[str, Any]:
     """Gives the Hugging Face config of a model of two layers and width 32.
 
     Args:
-        model_type: ``"bert"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
+        model_type: ``"bert"``, ``"roberta"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
 
     Returns:
         The parsed ``config.json``.
@@ -78,6 +78,13 @@ def tiny_config(model_type: str) -> dict[str, Any]:
     """
     if model_type == "bert":
         return tiny_bert_config()
+    if model_type == "roberta":
+        return {
+            **tiny_bert_config(),
+            "model_type": "roberta",
+            "architectures": ["RobertaForMaskedLM"],
+            "type_vocab_size": 1,
+        }
     ends = {"pad_token_id": 0, "eos_token_id": 4, "decoder_start_token_id": 0}
     return {"model_type": model_type, "vocab_size": 61, **_SIZES[model_type], **ends}
 
@@ -88,7 +95,7 @@ def tiny_model(
     """Builds a model of any family with two layers and random weights.
 
     Args:
-        model_type: ``"bert"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
+        model_type: ``"bert"``, ``"roberta"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
         seed: of the weights.
         mask_id: id of the mask token, where the family has one.
         **changes: fields of the Hugging Face config to set otherwise.
@@ -141,7 +148,7 @@ def write_tiny_backbone(folder: str | Path, model_type: str, **changes: Any) -> 
 
     Args:
         folder: is made.
-        model_type: ``"bert"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
+        model_type: ``"bert"``, ``"roberta"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
         **changes: fields of the Hugging Face config to set otherwise.
 
     Returns:

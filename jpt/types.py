@@ -111,8 +111,16 @@ class Activations:
 
     Attributes:
         names: names of the prompts.
-        values: activations after the non-linearity, at the answer position.
+        values: activations after the non-linearity, at the answer position; of a probe on text
+            their means over its rows.
+        rates: of a probe on text, the share of its rows in which a neuron is above 0.
+        cka: of a probe on text, how alike the rows look behind each two prompts, in each layer.
+        probe: what was read: ``{"kind": "start"}`` for the prompt and the start token alone,
+            ``{"kind": "text", "task": ..., "rows": ..., ...}`` for text of a task.
     """
 
     names: tuple[str, ...]
     values: Float32[np.ndarray, "K L F"]
+    rates: Float32[np.ndarray, "K L F"] | None = None
+    cka: Float64[np.ndarray, "L K K"] | None = None
+    probe: dict[str, Any] = field(default_factory=lambda: {"kind": "start"})

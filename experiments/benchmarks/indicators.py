@@ -1,10 +1,11 @@
 """How long all indicators of 100 long prompts take, and how much memory.
 
 100 prompts of 100 x 1024 (roberta-large's width) with drawn values, and activations of 24 layers of
-4096 neurons: the four embedding indicators, and the overlap of every window of three layers.
+4096 neurons: every indicator of vectors, and of neurons in every window of layers. With --text as
+of a probe on 64 rows of text, which has rates and CKA as well.
 
 Command:
-    python experiments/benchmarks/indicators.py
+    python experiments/benchmarks/indicators.py [--text]
 
 Time and result: see experiments/RESULTS.md.
 """
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--neurons", type=int, default=4096)
+    parser.add_argument("--text", action="store_true", help="rates and CKA, as of 64 rows")
     sizes = parser.parse_args()
     generator = np.random.default_rng(0)
     names = [f"prompt{number:03}" for number in range(sizes.prompts)]
@@ -38,8 +40,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "neurons.npz"
         values = np.stack([draw(generator, sizes.layers, sizes.neurons) for _ in names])
-        np.savez(file, names=np.array(names), activations=values)
-        del values
+        of_text = {}
+        if sizes.text:
+            # Alike in part, as prompts of one start are.
+            shares = (values + values[:1] > 0) * generator.integers(1, 65, values.shape) / 64
+            of_text["rates"] = shares.astype(np.float32)
+            of_text["cka"] = np.full((sizes.layers, len(names), len(names)), 0.5)
+            of_text["probe"] = np.array('{"kind": "text"}')
+        np.savez(file, names=np.array(names), activations=values, **of_text)
+        del values, of_text
         before_mb = peak_mb()
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
         found = jpt.indicators(prompts, file)

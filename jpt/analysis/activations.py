@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
-from jaxtyping import Array, Float, Int
-
+from jpt.analysis.probe_bank import probe_rows
+from jpt.analysis.probe_options import ANSWER, START, ProbeOptions
+from jpt.analysis.probe_text import ProbeInput, start_input, text_input
 from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone, load_backbone
 from jpt.config import check_choice
@@ -20,7 +17,7 @@ from jpt.files.study_files import write_activations
 from jpt.prompts.bank import stack_prompts
 from jpt.prompts.collection import load_prompts
 from jpt.prompts.store import check_prompt
-from jpt.types import Activations, Parameters, Prompt
+from jpt.types import Activations, Prompt
 
 STACKS = ("decoder", "encoder")
 
@@ -31,56 +28,107 @@ def activated_neurons(
     *,
     backbone: Backbone | str | Path | None = None,
     dtype: str = "float32",
-    stack: str | None = None,
+    progress: bool = False,
+    **options: Any,
 ) -> Activations:
     """Reads the feed-forward neurons of all layers behind each prompt, in one compiled call.
 
-    The paper's probe: the input is the prompt and the start token, without any text, and the
-    neurons are read where the answer stands. Values are those after the non-linearity. In T5 the
+    The paper's probe, ``probe="start"``: the input is the prompt and the start token, without any
+    text, and the neurons are read where the answer stands, after the non-linearity. In T5 the
     decoder is read at its first step, as in the paper, or the encoder at the start token.
+
+    ``probe="text"`` reads rows of a task behind each prompt: ``rates`` is the share of the rows in
+    which a neuron is above 0, ``values`` the mean, and ``cka`` (for 2 to 128 rows) how alike the
+    rows' activations are between prompts. The encoder of a T5 is read at the text's first token.
 
     Args:
         prompts: a folder of prompts, or prompts by name; all of one backbone and length.
         out: file to write, by custom ``neurons.npz``.
         backbone: instead of the one that the cards name; the width is checked.
         dtype: of weights and matrix products.
-        stack: ``"decoder"`` or ``"encoder"`` of a T5; its decoder by default.
+        progress: whether to show a bar on stderr.
+        **options: fields of :class:`jpt.analysis.probe_options.ProbeOptions`: ``probe``, ``task``,
+            ``split``, ``rows``, ``data``, ``positions``, ``stack``, ``chunk_mb`` and others.
 
     Returns:
         Activations [K, L, F], the prompts sorted by name.
 
     Raises:
-        InputError: prompts that do not belong together or to the backbone.
+        InputError: prompts that do not belong together or to the backbone, broken data, more rows
+            than there are, or positions that no row has.
 
     Example:
+        >>> import numpy as np
         >>> from jpt.types import PromptCard
         >>> values = np.zeros((20, 128), np.float32)
         >>> prompt = Prompt(values, PromptCard("builtin/bert-small", "builtin/imdb"))
         >>> activated_neurons({"imdb": prompt}).values.shape
         (1, 4, 512)
     """
-    loaded = load_prompts(prompts)
+    chosen, loaded = ProbeOptions(**options), load_prompts(prompts)
     first = next(iter(loaded.values()))
     name = backbone if backbone is not None else first.card.backbone
     model = name if isinstance(name, Backbone) else load_backbone(name, dtype=dtype)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
-    position = first.card.first_position or 0
-    check_lengths(model, len(first.values), 1, position)
-    if stack is not None:
-        _check_stack(model, stack)
-    start = jnp.array([[model.start_id]], jnp.int32)
-    values = probe_bank(
-        model.module.clone(dropout_rate=0.0),
-        model.params,
-        jnp.asarray(stack_prompts(loaded)),
-        start,
-        position,
-        stack,
-    )
-    found = Activations(tuple(loaded), np.asarray(values, np.float32))
+    given = _input(model, first, chosen)
+    means = probe_rows(model, stack_prompts(loaded), given, chosen, progress=progress)
+    record = given.record | ({"stack": chosen.stack} if chosen.stack else {})
+    of_text = (None, None) if chosen.probe == START else (means.rates, means.cka)
+    found = Activations(tuple(loaded), means.values, *of_text, record)
     if out is not None:
         write_activations(out, found)
     return found
+
+
+def describe_activations(found: Activations) -> tuple[dict[str, Any], str]:
+    """Says what was read.
+
+    Args:
+        found: activations of a bank of prompts.
+
+    Returns:
+        The same as JSON, and as text for people.
+
+    Example:
+        >>> import numpy as np
+        >>> values = np.array([[[0.5, -0.1], [1.0, 0.2]]], np.float32)
+        >>> describe_activations(Activations(("imdb",), values))[1]
+        '1 prompt, 2 layers of 2 neurons, 75.0 % of them above 0'
+    """
+    active = found.values > 0 if found.rates is None else found.rates
+    count, layers, width = found.values.shape
+    record = {
+        "prompts": list(found.names),
+        "layers": layers,
+        "neurons": width,
+        "share_activated": float(active.mean()),
+        "probe": found.probe,
+    }
+    text = (
+        f"{count} prompt{'' if count == 1 else 's'}, {layers} layers of {width} neurons,"
+        f" {100 * active.mean():.1f} % of them above 0"
+    )
+    if found.rates is not None:
+        probe = found.probe
+        text += f"\nmeans over {probe['rows']} rows of {probe['task']} {probe['split']}"
+        text += "" if found.cka is not None else " (no CKA: it needs 2 to 128 rows)"
+    return record, text
+
+
+def _input(model: Backbone, prompt: Prompt, options: ProbeOptions) -> ProbeInput:
+    """What is read behind the prompts, checked against the model."""
+    first_position, stack = prompt.card.first_position or 0, options.stack
+    check_lengths(model, len(prompt.values), 1, first_position)
+    if stack is not None:
+        _check_stack(model, stack)
+    if options.probe == START:
+        return start_input(model, first_position)
+    if options.positions != ANSWER and model.layout == "encoder_decoder" and stack != "encoder":
+        raise InputError(
+            f"positions is {options.positions!r}, but the decoder of {model.name} stands at no"
+            " token of the text; set stack to encoder, or positions to answer"
+        )
+    return text_input(model, options, len(prompt.values), first_position)
 
 
 def _check_stack(model: Backbone, stack: str) -> None:
@@ -88,51 +136,3 @@ def _check_stack(model: Backbone, stack: str) -> None:
     check_choice("stack", stack, STACKS)
     if model.layout != "encoder_decoder":
         raise InputError(f"stack is '{stack}', but {model.name} has one stack; leave it out")
-
-
-@partial(jax.jit, static_argnums=(0, 4, 5))
-def probe_bank(
-    module: nn.Module,
-    params: Parameters,
-    bank: Float[Array, "K P D"],
-    start: Int[Array, "1 1"],
-    first_position: int = 0,
-    stack: str | None = None,
-) -> Float[Array, "K L F"]:
-    """Runs the probe on every prompt of a bank.
-
-    Args:
-        module: the frozen model, without dropout.
-        params: its weights.
-        bank: the prompts.
-        start: id of the start token, the only token of the input.
-        first_position: the position of that token.
-        stack: whose neurons, in a model that has two.
-
-    Returns:
-        The neurons at the answer position, after the non-linearity.
-
-    Example:
-        >>> from jpt.testing import tiny_encoder
-        >>> module, params = tiny_encoder()
-        >>> probe_bank(module, params, jnp.zeros((3, 5, 32)), jnp.array([[1]])).shape
-        (3, 2, 48)
-    """
-
-    # Only encoders number their text apart from the prompt, only T5 has two stacks.
-    options = {"first_position": first_position} if first_position else {}
-    options |= {"neuron_stack": stack} if stack else {}
-
-    def probe(prompt: Float[Array, "P D"]) -> Float[Array, "L F"]:
-        output = module.apply(
-            {"params": params},
-            start,
-            jnp.ones(1, jnp.int32),
-            prompt,
-            label_ids=jnp.zeros(1, jnp.int32),
-            capture_neurons=True,
-            **options,
-        )
-        return output.neurons[:, 0].astype(jnp.float32)
-
-    return jax.vmap(probe)(bank)

@@ -9,7 +9,7 @@ code for this; what their paper says of it is the mean.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
+from jpt.analysis.correlation_intervals import DRAWS, LEVEL, METHOD, SEED, Lead, lead, mean_interval
+from jpt.analysis.indicator_table import PAPER
 from jpt.analysis.indicators import Indicators
+from jpt.analysis.overlap import OVERLAP
 from jpt.analysis.task_types import summarize_types
 from jpt.analysis.transfer_pairs import TransferPairs, all_cards, select_pairs, serves, shorten
 from jpt.errors import InputError
@@ -41,6 +44,8 @@ class RankCorrelation:
         pooled_raw: over all pairs, with the scores as they are.
         n_targets: how many targets have a defined correlation.
         per_target: over the sources of each target; None where it is not defined.
+        interval: of the mean over targets (`jpt.analysis.correlation_intervals`); None for fewer
+            than two targets.
     """
 
     mean_over_targets: float | None
@@ -48,6 +53,20 @@ class RankCorrelation:
     pooled_raw: float | None
     n_targets: int
     per_target: dict[str, float | None]
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class OverlapLead:
+    """How far ON leads the paper's indicators of vectors, target by target.
+
+    Attributes:
+        best: the one of these with the highest mean over targets; None where none is defined.
+        over: the lead over each.
+    """
+
+    best: str | None
+    over: dict[str, Lead]
 
 
 @dataclass(frozen=True)
@@ -65,14 +84,57 @@ class CorrelationResult:
     notes: tuple[str, ...] = ()
 
     @property
+    def leads(self) -> dict[str, OverlapLead]:
+        """ON's lead with own prompts and without; empty where there is no ON."""
+        parts = {"own_in": self.own_in, "own_out": self.own_out}
+        return {part: overlap_lead(table) for part, table in parts.items() if OVERLAP in table}
+
+    @property
     def record(self) -> dict[str, Any]:
         """The result as ``correlation.json`` has it."""
         parts = {"own_in": self.own_in, "own_out": self.own_out}
         tables = {
-            part: {name: dataclasses.asdict(found) for name, found in table.items()}
+            part: {name: _as_json(found) for name, found in table.items()}
             for part, table in parts.items()
         }
-        return {**tables, "notes": list(self.notes)}
+        leads = {part: _as_json(found) for part, found in self.leads.items()}
+        made = {"method": METHOD, "level": LEVEL, "draws": DRAWS, "seed": SEED}
+        return {**tables, "overlap_lead": leads, "intervals": made, "notes": list(self.notes)}
+
+
+def _as_json(found: RankCorrelation | OverlapLead) -> dict[str, Any]:
+    """The fields as JSON has them after reading: lists for tuples."""
+    return dataclasses.asdict(
+        found,
+        dict_factory=lambda items: {
+            name: list(value) if isinstance(value, tuple) else value for name, value in items
+        },
+    )
+
+
+def overlap_lead(table: Mapping[str, RankCorrelation]) -> OverlapLead:
+    """Says how far ON leads the paper's indicators of vectors.
+
+    The best of them is found by looking at the same targets, which is to its advantage.
+
+    Args:
+        table: correlations by indicator, ON's among them.
+
+    Returns:
+        The leads.
+
+    Example:
+        >>> on = RankCorrelation(0.5, None, None, 1, {"a": 0.5})
+        >>> rival = RankCorrelation(0.25, None, None, 1, {"a": 0.25})
+        >>> overlap_lead({"neuron_overlap": on, "cosine_concat": rival}).best
+        'cosine_concat'
+    """
+    rivals = {name: table[name] for name in PAPER if name in table}
+    means = {name: each.mean_over_targets for name, each in rivals.items()}
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    best = max(known, key=known.__getitem__, default=None)
+    own = table[OVERLAP].per_target
+    return OverlapLead(best, {name: lead(own, each.per_target) for name, each in rivals.items()})
 
 
 @dataclass(frozen=True)
@@ -217,6 +279,7 @@ def _correlate_one(
         spearman(indicator[used], pairs.values[used]),
         len(defined),
         per_target,
+        mean_interval(defined),
     )
 
 

@@ -54,13 +54,16 @@ def learning_curve(curve: Curve, metric: str, majority: float, best_step: int | 
 
 
 def window_curve(
-    windows: Sequence[tuple[int, int]], lines: Mapping[str, Sequence[float]]
+    windows: Sequence[tuple[int, int]],
+    lines: Mapping[str, Sequence[float]],
+    band: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """Draws a correlation by the layers whose neurons are compared.
 
     Args:
         windows: first and last layer of each window, from the bottom up.
         lines: at most two lines, by name, of one number a window; NaN leaves a gap.
+        band: bounds of the first line at each window, drawn as a pale ground.
 
     Returns:
         The figure.
@@ -73,6 +76,9 @@ def window_curve(
     figure, axes = new_figure(272, 190)
     axes.axhline(0, color=LINE, linewidth=1, zorder=0)
     places = range(len(windows))
+    if len(band) == len(windows):
+        low, high = np.array(band).T
+        axes.fill_between(places, low, high, color=BLUE, alpha=0.16, linewidth=0, zorder=0.5)
     for (name, values), color, shape in zip(lines.items(), (BLUE, GRAY), ("o", "s"), strict=False):
         axes.plot(
             places, values, color=color, linewidth=1.8, marker=shape, markersize=4.5, label=name
@@ -81,7 +87,7 @@ def window_curve(
     shown = [place for place in places if (len(windows) - 1 - place) % every == 0]
     axes.set_xticks(shown, [f"{windows[p][0]}–{windows[p][1]}" for p in shown])
     axes.set_xlabel("layers (0 is next to the input)", color=MUTED, fontsize=FONT)
-    axes.set_ylabel("Spearman's rho", color=MUTED, fontsize=FONT)
+    axes.set_ylabel("Spearman's rho, mean over tasks", color=MUTED, fontsize=FONT)
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),

@@ -12,8 +12,8 @@ class Finding:
     """One thing that was found.
 
     Attributes:
-        topic: ``"training"``, ``"types"``, ``"best_source"``, ``"overlap"``, ``"correlation"`` or
-            ``"caution"``.
+        topic: ``"training"``, ``"types"``, ``"best_source"``, ``"overlap"``, ``"correlation"``,
+            ``"choice"``, ``"masks"`` or ``"caution"``.
         text: one sentence.
         verdict: whether it ``"agrees"`` with the paper, ``"contradicts"`` it, is ``"unclear"``, or
             None where the paper says nothing of it.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jpt.analysis.finding import Finding
+from jpt.analysis.findings_choice import choice_finding, mask_finding
 from jpt.analysis.layout import Layout, moves, own_score, random_values
 from jpt.analysis.overlap_findings import caution_finding, correlation_finding, overlap_finding
 from jpt.analysis.study import Study
@@ -34,6 +35,8 @@ def find(study: Study, layout: Layout) -> list[Finding]:
         source_finding(moved),
         overlap_finding(study),
         correlation_finding(study),
+        choice_finding(study),
+        mask_finding(study),
         caution_finding(study, moved),
     ]
     return [finding for finding in found if finding is not None]

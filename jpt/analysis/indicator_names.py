@@ -5,25 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-EMBEDDING = {
-    "euclidean_concat": "E_concat",
-    "euclidean_average": "E_average",
-    "cosine_concat": "C_concat",
-    "cosine_average": "C_average",
-}
+from jpt.analysis.indicator_table import OF_NEURONS, OF_ROWS, PAPER
+
+EMBEDDING = {name: OF_ROWS[name].label for name in PAPER}
 """The paper's four indicators that compare the vectors of two prompts (its section 5)."""
 
-MEANINGS = {
-    "euclidean_concat": "nearness of the two whole prompts",
-    "euclidean_average": "mean nearness of all pairs of their rows",
-    "cosine_concat": "cosine of the two whole prompts",
-    "cosine_average": "mean cosine of all pairs of their rows",
-}
+MEANINGS = {name: indicator.meaning for name, indicator in {**OF_ROWS, **OF_NEURONS}.items()}
 
 OVERLAP = "neuron_overlap"
 OVERLAP_ALL = "neuron_overlap_all"
 _WINDOW = re.compile(r"neuron_overlap_layers_(\d+)_(\d+)")
-_WITH_ROW = "_with_row0"
+_WITH_ROW, _ALL = "_with_row0", "_all"
 
 
 def indicator_label(name: str) -> str:
@@ -44,7 +36,10 @@ def indicator_label(name: str) -> str:
         return f"ON, layers {window[0]}–{window[1]}"
     if name.endswith(_WITH_ROW):
         return f"{indicator_label(name.removesuffix(_WITH_ROW))} with row 0"
-    return {**EMBEDDING, OVERLAP: "ON", OVERLAP_ALL: "ON, all layers"}.get(name, name)
+    if name.endswith(_ALL) and name.removesuffix(_ALL) in OF_NEURONS:
+        return f"{OF_NEURONS[name.removesuffix(_ALL)].label}, all layers"
+    table = {**OF_ROWS, **OF_NEURONS}
+    return table[name].label if name in table else name
 
 
 def window_of(name: str) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jpt.analysis.choice_table import CHOICE, judge_indicators
 from jpt.analysis.correlation import (
     CORRELATION,
     TYPES,
@@ -14,6 +15,7 @@ from jpt.analysis.correlation import (
     RankCorrelation,
     correlate,
 )
+from jpt.analysis.correlation_text import choice_lines, interval_lines
 from jpt.analysis.indicators import INDICATORS, Indicators, indicators, write_indicators
 from jpt.analysis.overlap import OVERLAP_ALL, WINDOW_PREFIX
 from jpt.analysis.task_types import summarize_types
@@ -35,6 +37,7 @@ class IndicatorStudy:
         files: what was written.
         subject: the prompts in a few words.
         missing: what the study would have with other files.
+        choices: which source each indicator would have chosen, where there was a matrix.
     """
 
     indicators: Indicators
@@ -43,12 +46,14 @@ class IndicatorStudy:
     files: tuple[Path, ...]
     subject: str
     missing: tuple[str, ...] = ()
+    choices: dict[str, Any] | None = None
 
     @property
     def notes(self) -> list[str]:
         """What is undefined or left out, each said once."""
         found = [*self.missing, *self.indicators.notes, *self.types["notes"]]
         found += self.correlation.notes if self.correlation else ()
+        found += self.choices["notes"] if self.choices else ()
         return list(dict.fromkeys(found))
 
     @property
@@ -60,6 +65,8 @@ class IndicatorStudy:
             "files": [str(file) for file in self.files],
             "own_in": correlation.get("own_in"),
             "own_out": correlation.get("own_out"),
+            "overlap_lead": correlation.get("overlap_lead"),
+            "choices": self.choices,
             **{key: value for key, value in self.types.items() if key != "notes"},
             "notes": self.notes,
         }
@@ -85,7 +92,7 @@ def study_indicators(
     Args:
         prompts: a folder of prompts, or prompts by name.
         out: folder for ``indicators.csv``, ``types.json`` and, with a matrix,
-            ``correlation.json``; nothing is written before all is computed.
+            ``correlation.json`` and ``choice.json``; nothing is written before all is computed.
         neurons: activations of the same prompts, or their file.
         transfer: a zero-shot matrix of the same prompts, or its file.
         tasks: only these targets, and only prompts for them, in correlations and means.
@@ -116,9 +123,10 @@ def study_indicators(
     found = indicators(loaded, neurons, layers=layers, progress=progress)
     correlation = None if matrix is None else correlate(found, matrix, tasks=tasks)
     types = summarize_types(found, matrix, tasks)
-    files = () if out is None else _write(Path(out), found, types, correlation)
+    choices = None if matrix is None else judge_indicators(found, matrix, tasks)
     missing = _missing(prompts, neurons is None, out if matrix is None else None)
-    return IndicatorStudy(found, types, correlation, files, _subject(loaded), missing)
+    files = () if out is None else _write(Path(out), found, types, correlation, choices)
+    return IndicatorStudy(found, types, correlation, files, _subject(loaded), missing, choices)
 
 
 def _write(
@@ -126,14 +134,16 @@ def _write(
     found: Indicators,
     types: dict[str, Any],
     correlation: CorrelationResult | None,
+    choices: dict[str, Any] | None,
 ) -> tuple[Path, ...]:
     folder = make_folder(out)
     write_indicators(folder / INDICATORS, found)
-    write_json(folder / TYPES, types)
-    if correlation is None:
-        return folder / INDICATORS, folder / TYPES
-    write_json(folder / CORRELATION, correlation.record)
-    return folder / INDICATORS, folder / TYPES, folder / CORRELATION
+    records = {TYPES: types}
+    if correlation is not None:
+        records |= {CORRELATION: correlation.record, CHOICE: choices}
+    for name, record in records.items():
+        write_json(folder / name, record)
+    return tuple(folder / name for name in (INDICATORS, *records))
 
 
 def _subject(prompts: Mapping[str, Prompt]) -> str:
@@ -191,7 +201,12 @@ def _table(study: IndicatorStudy) -> list[str]:
             ]
         lines.append([name, *cells])
     chosen = f"{best} is the best of {len(windows)} windows, found by looking" if best else ""
-    return [*above, *_aligned(lines), *([chosen] if chosen else [])]
+    more = [chosen] if chosen else []
+    if correlation:
+        more += interval_lines(correlation, names)
+    if study.choices:
+        more += choice_lines(study.choices)
+    return [*above, *_aligned(lines), *more]
 
 
 def _best_window(correlation: CorrelationResult | None, windows: list[str]) -> str | None:

@@ -1,20 +1,21 @@
 """Indicators of transferability: what can be said of two prompts without any transfer.
 
-Four compare the prompts' vectors (`jpt.analysis.similarity`), the others the neurons that they
-activate (`jpt.analysis.overlap`).
+Some compare the prompts' vectors (`jpt.analysis.similarity`), the others the neurons that they
+activate (`jpt.analysis.overlap`); all stand in one table (`jpt.analysis.indicator_table`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from jpt.analysis.overlap import OVERLAP, neuron_overlap
-from jpt.analysis.similarity import EMBEDDING_INDICATORS, embedding_similarities
+from jpt.analysis.indicator_table import is_indicator
+from jpt.analysis.overlap import neuron_similarities
+from jpt.analysis.similarity import embedding_similarities
 from jpt.errors import InputError, unknown_name
 from jpt.files.atomic import make_folder
 from jpt.files.study_files import read_activations, refuse_twice
@@ -27,7 +28,6 @@ WITH_ROW0 = "_with_row0"
 """What the names of indicators end in that include the row 0 no model reads."""
 
 _PAIR = ("prompt_a", "prompt_b")
-_NAMES = (*EMBEDDING_INDICATORS, OVERLAP)
 _SHOWN = 8
 
 
@@ -93,10 +93,11 @@ def indicators(
         prompts: a folder of prompts, or prompts by name; all of one backbone and length. Where
             all have an unused row 0 (imported encoder prompts), each indicator is also there
             with it, under a name that ends in ``_with_row0``.
-        activations: of the same prompts, or their file; without them no overlap is computed.
+        activations: of the same prompts, or their file, of either probe; without them no neurons
+            are compared. CKA needs those of a probe on text.
         out: folder for ``indicators.csv``.
-        layers: first and last layer of ``neuron_overlap``, counted from 0, as ``"9-11"`` or
-            ``(9, 11)``; by default the top three.
+        layers: first and last layer of ``neuron_overlap`` and the like, counted from 0, as
+            ``"9-11"`` or ``(9, 11)``; by default the top three.
         progress: whether to show a bar on stderr.
 
     Returns:
@@ -119,7 +120,7 @@ def indicators(
     notes: list[str] = []
     # Overlap first: a window that does not exist is told before the longer work.
     if activations is not None:
-        overlaps, notes = neuron_overlap(_of_prompts(activations, loaded), layers)
+        overlaps, notes = neuron_similarities(_of_prompts(activations, loaded), layers)
     elif layers is not None:
         raise InputError(
             f"layers is {layers}, but there are no activations whose layers it could choose; give"
@@ -179,7 +180,7 @@ def read_indicators(
         {'cosine_concat': array([[1.]])}
     """
     rows = read_table(path, _PAIR)
-    columns = [name for name in (rows[0] if rows else ()) if name.startswith(_NAMES)]
+    columns = [name for name in (rows[0] if rows else ()) if is_indicator(name)]
     if not columns:
         raise InputError(f"{path} holds no indicators; make it with jpt indicators")
     names = tuple(dict.fromkeys(row["prompt_a"] for row in rows))
@@ -267,13 +268,7 @@ def _of_prompts(
         where = str(activations)
         activations = read_activations(activations)
     refuse_twice(activations.names, where)
-    if activations.values.ndim != 3 or len(activations.values) != len(activations.names):
-        raise InputError(
-            f"{where} name {len(activations.names)} prompts and have the shape"
-            f" {list(activations.values.shape)}; [K, L, F] expected"
-        )
-    if not np.isfinite(activations.values).all():
-        raise InputError(f"{where}: an activation is NaN or infinite; make them again")
+    _check_activations(activations, where)
     difference = name_difference(where, set(activations.names), "the prompts", set(prompts))
     if difference:
         raise InputError(
@@ -281,7 +276,31 @@ def _of_prompts(
             " these prompts with jpt neurons"
         )
     order = [activations.names.index(name) for name in prompts]
-    return Activations(tuple(prompts), activations.values[order])
+    rates, cka = activations.rates, activations.cka
+    return replace(
+        activations,
+        names=tuple(prompts),
+        values=activations.values[order],
+        rates=None if rates is None else rates[order],
+        cka=None if cka is None else cka[:, order][:, :, order],
+    )
+
+
+def _check_activations(activations: Activations, where: str) -> None:
+    """Refuses arrays that do not fit their names or one another."""
+    values, rates, cka = activations.values, activations.rates, activations.cka
+    count = len(activations.names)
+    if values.ndim != 3 or len(values) != count:
+        raise InputError(
+            f"{where} name {count} prompts and have the shape {list(values.shape)}; [K, L, F]"
+            " expected"
+        )
+    if not all(np.isfinite(each).all() for each in (values, rates) if each is not None):
+        raise InputError(f"{where}: an activation is NaN or infinite; make them again")
+    if rates is not None and rates.shape != values.shape:
+        raise InputError(f"{where}: rates {list(rates.shape)} of {list(values.shape)} activations")
+    if cka is not None and cka.shape != (values.shape[1], count, count):
+        raise InputError(f"{where}: cka {list(cka.shape)} of {list(values.shape)} activations")
 
 
 def _cards_of(

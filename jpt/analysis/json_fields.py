@@ -83,6 +83,23 @@ class Fields:
             raise self._error(self._at(name), values, "a list of texts")
         return tuple(values)
 
+    def pair(self, name: str) -> tuple[float, float]:
+        """Takes a list of two numbers.
+
+        Args:
+            name: of the field.
+
+        Returns:
+            The numbers; NaN where there are none, or null.
+        """
+        values = self._take(name, list, "a list of two numbers")
+        if values is None:
+            return math.nan, math.nan
+        known = [value for value in values if type(value) in (int, float) and math.isfinite(value)]
+        if len(values) != 2 or known != values:
+            raise self._error(self._at(name), values, "a list of two numbers")
+        return float(known[0]), float(known[1])
+
     def fields(self, name: str) -> Fields:
         """Takes an object.
 

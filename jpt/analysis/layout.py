@@ -17,6 +17,7 @@ from jpt.types import PromptCard, TransferMatrix
 PAPER_TYPES = ("sentiment", "nli", "ethics", "paraphrase", "qa", "summarization")
 NO_TYPE = "no type"
 BASELINE = "untrained"
+NO_PROMPT = "no prompt"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def lay_out(study: Study) -> Layout:
     targets = matrix.targets if matrix else ()
     columns = matrix.prompts if matrix else ()
     compared = study.similarities.names if study.similarities else ()
-    names = tuple(dict.fromkeys([*columns, *compared, *study.prompts]))
+    every = dict.fromkeys([*columns, *compared, *study.prompts])
+    names = tuple(name for name in every if name != study.untouched)  # no prompt at all
     own = _own(study, targets, names)
     target_types = {name: _target_type(study, name) for name in targets}
     prompt_types = {name: _prompt_type(study, name) for name in names}

@@ -1,6 +1,8 @@
-"""Overlap of activated neurons: the cosine of two prompts' 0/1 vectors, window by window.
+"""How alike the neurons behind prompts are: every indicator of the table, window by window.
 
-A neuron is activated where its value is above 0. The authors' code
+ON, the paper's, is the cosine of two prompts' 0/1 vectors: shared / sqrt(activated by a x activated
+by b). A neuron is activated where its value is above 0. Of a probe on text it is the cosine of the
+shares of rows in which neurons are activated. The authors' code
 (``caculate_metric_value_for_correlation.py``) takes windows of three layers from layers 0, 3, 6 and
 so on, and all layers; here every window of three is there, and the top three are the default.
 """
@@ -8,65 +10,68 @@ so on, and all layers; here every window of three is there, and the top three ar
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
+from jpt.analysis.indicator_table import OF_NEURONS
+from jpt.analysis.neuron_pairs import LayerPairs
+from jpt.analysis.row_pairs import symmetric
 from jpt.errors import InputError
 from jpt.types import Activations
 
 OVERLAP = "neuron_overlap"
-OVERLAP_ALL = "neuron_overlap_all"
-WINDOW_PREFIX = "neuron_overlap_layers_"
+ALL = "_all"
+OVERLAP_ALL = OVERLAP + ALL
+WINDOW = "_layers_"
+WINDOW_PREFIX = OVERLAP + WINDOW
 WINDOW_LAYERS = 3
+_SHOWN = 5
 
 
-def neuron_overlap(
+def neuron_similarities(
     activations: Activations, layers: str | tuple[int, int] | None = None
 ) -> tuple[dict[str, Float64[np.ndarray, "K K"]], list[str]]:
-    """Computes the overlap of activated neurons of every pair of prompts.
-
-    It is the cosine of the 0/1 vectors: shared / sqrt(activated by a x activated by b). Counts are
-    whole numbers, so nothing is rounded before that.
+    """Computes the indicators of neurons of every pair of prompts.
 
     Args:
         activations: of the prompts.
-        layers: first and last layer of ``neuron_overlap``, counted from 0, both included, as
-            ``"9-11"``, ``"9"`` or ``(9, 11)``; by default the top three.
+        layers: first and last layer of ``neuron_overlap`` and the like, counted from 0, both
+            included, as ``"9-11"``, ``"9"`` or ``(9, 11)``; by default the top three.
 
     Returns:
         Matrices by name: ``neuron_overlap``, ``neuron_overlap_layers_0_2`` and every further
-        window of three layers, ``neuron_overlap_all``. And a line for each window in which a
-        prompt activates no neuron, whose overlap is NaN there.
+        window of three layers, ``neuron_overlap_all``, and so on for the others, without the
+        windows. And notes: what is NaN because a prompt activates no neuron, for instance.
 
     Raises:
         InputError: the layers are no window, or outside those of the activations.
 
     Example:
         >>> values = np.array([[[1, 1, -1]], [[1, -1, -1]]], np.float32)
-        >>> found, notes = neuron_overlap(Activations(("a", "b"), values))
+        >>> found, notes = neuron_similarities(Activations(("a", "b"), values))
         >>> found["neuron_overlap"].round(3).tolist()
         [[1.0, 0.707], [0.707, 1.0]]
     """
     count = activations.values.shape[1]
-    first, last = parse_layers(layers, count)
-    windows = {OVERLAP: (first, last)}
-    for start in range(count - WINDOW_LAYERS + 1):
-        end = start + WINDOW_LAYERS - 1
-        windows[f"{WINDOW_PREFIX}{start}_{end}"] = (start, end)
-    windows[OVERLAP_ALL] = (0, count - 1)
-    shared = _shared_below(activations)
-    columns, notes = {}, []
-    for name, (start, end) in windows.items():
-        counts = shared[end + 1] - shared[start]
-        columns[name] = _cosines(counts)
-        silent = np.flatnonzero(counts.diagonal() == 0)
-        if silent.size:
-            names = ", ".join(activations.names[place] for place in silent[:5])
-            more = f" and {silent.size - 5} more" if silent.size > 5 else ""
-            notes.append(
-                f"{names}{more}: no neuron is activated in layers {start}-{end}, {name} is not"
-                " defined there"
-            )
-    return columns, notes
+    chosen = parse_layers(layers, count)
+    windows = [(start, start + WINDOW_LAYERS - 1) for start in range(count - WINDOW_LAYERS + 1)]
+    pairs = LayerPairs(activations)
+    sums = {window: pairs.window(*window) for window in (chosen, *windows, (0, count - 1))}
+    columns: dict[str, Float64[np.ndarray, "K K"]] = {}
+    undefined: dict[tuple[str, str, tuple[int, int]], list[str]] = {}
+    for name, indicator in OF_NEURONS.items():
+        named = {name: chosen}
+        if indicator.windows:
+            named |= {f"{name}{WINDOW}{first}_{last}": (first, last) for first, last in windows}
+        for column, window in {**named, name + ALL: (0, count - 1)}.items():
+            matrix = indicator.compute(sums[window])
+            if matrix is None:
+                continue
+            columns[column] = symmetric(matrix)
+            lacking = _undefined(activations, columns[column])
+            if lacking:
+                key = (lacking, indicator.undefined, window)
+                undefined.setdefault(key, []).append(column)
+    return columns, [*_of_text(activations), *(_note(*item) for item in undefined.items())]
 
 
 def parse_layers(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]:
@@ -106,17 +111,26 @@ def parse_layers(layers: str | tuple[int, int] | None, count: int) -> tuple[int,
     return first, last
 
 
-def _shared_below(activations: Activations) -> Int64[np.ndarray, "L+1 K K"]:
-    """How many neurons both prompts of a pair activate in the layers below each layer."""
-    prompts, layers = activations.values.shape[:2]
-    active = np.packbits(activations.values > 0, axis=-1)  # [K, L, F / 8]
-    shared = np.zeros((layers + 1, prompts, prompts), np.int64)
-    for place, own in enumerate(active):
-        shared[1:, place] = np.bitwise_count(active & own).sum(-1, dtype=np.int64).T
-    return shared.cumsum(axis=0)
+def _undefined(activations: Activations, column: Float64[np.ndarray, "K K"]) -> str:
+    """The prompts that have no value of their own."""
+    places = np.flatnonzero(np.isnan(column.diagonal()))
+    names = ", ".join(activations.names[place] for place in places[:_SHOWN])
+    return names + (f" and {places.size - _SHOWN} more" if places.size > _SHOWN else "")
 
 
-def _cosines(counts: Int64[np.ndarray, "K K"]) -> Float64[np.ndarray, "K K"]:
-    activated = counts.diagonal().astype(np.float64)
-    lengths = np.sqrt(activated[:, None] * activated[None])
-    return np.where(lengths > 0, counts / np.maximum(lengths, 1), np.nan)
+def _note(key: tuple[str, str, tuple[int, int]], columns: list[str]) -> str:
+    names, reason, (first, last) = key
+    told = f"{columns[0]} is" if len(columns) == 1 else f"{', '.join(columns)} are"
+    return f"{names}: {reason} in layers {first}-{last}, {told} not defined there"
+
+
+def _of_text(activations: Activations) -> list[str]:
+    """Says that neurons were read behind text, and what that makes of ON."""
+    if activations.rates is None:
+        return []
+    probe = activations.probe
+    rows = f"{probe.get('rows', 'some')} rows of {probe.get('task', 'text')}"
+    return [
+        f"the neurons are of {rows}: neuron_overlap is the cosine of the shares of rows in which"
+        " neurons are activated, not of zeros and ones"
+    ]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jpt.analysis.correlation_intervals import differences as subtract
+from jpt.analysis.correlation_intervals import mean_interval
 from jpt.analysis.finding import AGREES, CONTRADICTS, UNCLEAR, Finding
 from jpt.analysis.indicator_names import EMBEDDING, OVERLAP, indicator_label
 from jpt.analysis.layout import Move, by_target
@@ -68,7 +70,7 @@ def correlation_finding(study: Study) -> Finding | None:
         )
     text = (
         "With own prompts left out, neuron overlap (ON) and zero-shot performance have a mean rank"
-        f" correlation of {rho:+.2f}"
+        f" correlation of {rho:+.2f}{_bounds(_interval(overlap))}"
     )
     known = {n: table[n] for n in EMBEDDING if n in table and _defined(table[n])}
     if not known:
@@ -82,17 +84,39 @@ def correlation_finding(study: Study) -> Finding | None:
 
 
 def _judge_overlap(overlap: Correlation, rival: Correlation) -> tuple[str, str]:
+    """What the intervals over tasks allow to say of ON and the best embedding indicator."""
+    own, gap = _interval(overlap), mean_interval(differences(overlap, rival))
     lead = overlap.mean_over_targets - rival.mean_over_targets
-    sure = abs(lead) > 2 * standard_error(differences(overlap, rival))
     if overlap.mean_over_targets <= 0:
-        return "ON does not tell which source to take, which speaks against the paper", CONTRADICTS
+        if own is not None and own[1] < 0:
+            return "ON does not tell which source to take, which speaks against the paper", (
+                CONTRADICTS
+            )
+        return "no sign that ON tells which source to take, but few tasks to see it on", UNCLEAR
+    told = f"ON less that indicator {lead:+.2f}{_bounds(gap)}"
+    if gap is not None and gap[0] > 0:
+        if own is not None and own[0] > 0:
+            return f"ON tells better which source to take ({told}), as in the paper", AGREES
+        return f"ON leads ({told}), but whether it tells anything is not sure", UNCLEAR
+    if gap is not None and gap[1] < 0:
+        return (
+            f"ON tells worse which source to take ({told}), which speaks against the paper",
+            CONTRADICTS,
+        )
     if lead > 0:
-        if sure:
-            return "ON tells better which source to take, as in the paper", AGREES
-        return "ON leads as in the paper, but within the scatter over tasks", UNCLEAR
-    if sure:
-        return "ON tells worse which source to take, which speaks against the paper", CONTRADICTS
-    return "ON does not lead, against the paper, but within the scatter over tasks", UNCLEAR
+        return f"ON leads as in the paper, but within the scatter over tasks ({told})", UNCLEAR
+    return (
+        f"ON does not lead, against the paper, but within the scatter over tasks ({told})",
+        UNCLEAR,
+    )
+
+
+def _interval(found: Correlation) -> tuple[float, float] | None:
+    return mean_interval([value for value in found.per_target.values() if np.isfinite(value)])
+
+
+def _bounds(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
 
 
 def caution_finding(study: Study, moved: Sequence[Move]) -> Finding | None:
@@ -116,6 +140,8 @@ def caution_finding(study: Study, moved: Sequence[Move]) -> Finding | None:
     tasks = "1 task" if overlap.n_targets == 1 else f"{overlap.n_targets} tasks"
     ranked = f", each ranking {sources} sources" if sources else ""
     size = f"; the standard error of ON's mean is {error:.2f}" if np.isfinite(error) else ""
+    if size:
+        size += ", and [brackets] hold 95% intervals over tasks (bootstrap), which few tasks blur"
     return Finding("caution", f"With n = {tasks}{ranked}, these correlations are rough{size}.")
 
 
@@ -134,9 +160,7 @@ def differences(one: Correlation, other: Correlation) -> list[float]:
         >>> differences(one, one)
         [0.0]
     """
-    shared = [name for name in one.per_target if name in other.per_target]
-    gaps = [one.per_target[name] - other.per_target[name] for name in shared]
-    return [gap for gap in gaps if np.isfinite(gap)]
+    return subtract(one.per_target, other.per_target)
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -14,7 +14,6 @@ from html import escape
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,9 +21,13 @@ from matplotlib.figure import Figure
 # otherwise; the odd last digits tell them from colors that stay as they are.
 INK, MUTED, LINE, PAPER = "#1b1f24", "#5f6975", "#d4d9df", "#fefefe"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--card"}
-# Blue and orange of Okabe and Ito, which all kinds of color vision tell apart, a little darker.
+# Colors of Okabe and Ito, which all kinds of color vision tell apart, a little darker.
 BLUE, ORANGE, GRAY = "#3b82c4", "#d97a1f", "#8a94a0"
-COLORS = {BLUE: "--blue", ORANGE: "--orange", GRAY: "--gray"}
+GREEN, PURPLE, SKY, RED = "#0f9d77", "#b8689a", "#4aa9dd", "#c8471c"
+COLORS = {
+    **{BLUE: "--blue", ORANGE: "--orange", GRAY: "--gray"},
+    **{GREEN: "--green", PURPLE: "--purple", SKY: "--sky", RED: "--red"},
+}
 FONT = 12
 SMALL = 11
 
@@ -119,58 +122,6 @@ def plain(name: str, longest: int = 26) -> str:
     if len(name) <= longest:
         return name
     return f"{name[: longest // 2]}…{name[-((longest - 1) // 2) :]}"
-
-
-def scatter(
-    groups: Mapping[str, tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]],
-    x_label: str,
-    y_label: str,
-) -> Figure:
-    """Draws pairs of numbers as points, each group by its own color and shape.
-
-    Args:
-        groups: x and y by the name of the group, at most three.
-        x_label: what x is.
-        y_label: what y is; the scale is in percent.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> figure = scatter({"same": (np.array([0.5]), np.array([0.9]))}, "ON", "relative")
-        >>> figure.axes[0].get_xlabel()
-        'ON'
-    """
-    figure, axes = new_figure(272, 210)
-    _percent_axis(axes)
-    axes.axhline(1, color=LINE, linewidth=1, zorder=0)
-    n_points = sum(len(x) for x, _ in groups.values())
-    marks = zip(groups.items(), (BLUE, ORANGE, GRAY), ("o", "^", "s"), strict=False)
-    for (name, (x, y)), color, shape in marks:
-        axes.scatter(
-            x,
-            y,
-            s=22 if n_points < 1000 else 8,
-            marker=shape,
-            alpha=0.75,
-            color=color,
-            linewidths=0,
-            label=name,
-            rasterized=n_points > 4000,  # so many shapes would make the page slow
-        )
-    _label_axes(axes, x_label, y_label)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        frameon=False,
-        fontsize=FONT,
-        labelcolor=INK,
-        handletextpad=0.2,
-        columnspacing=1.2,
-        borderaxespad=0.2,
-    )
-    return figure
 
 
 def strips(groups: Mapping[str, Sequence[float]], y_label: str) -> Figure:

@@ -9,7 +9,10 @@ from jpt.analysis.finding import Finding
 from jpt.analysis.findings import find
 from jpt.analysis.layout import Layout, lay_out, with_relative
 from jpt.analysis.page import Markup, element, finding_item, join, whole_page
-from jpt.analysis.report_indicators import correlation_section, embedding_section, overlap_section
+from jpt.analysis.report_choice import choice_section
+from jpt.analysis.report_correlation import correlation_section
+from jpt.analysis.report_indicators import embedding_section, overlap_section
+from jpt.analysis.report_masks import mask_section
 from jpt.analysis.report_runs import note_section, provenance_section, training_section
 from jpt.analysis.report_transfer import transfer_section, type_section
 from jpt.analysis.study import Study, read_study
@@ -18,12 +21,14 @@ from jpt.files.atomic import write_text
 
 PAGE = "report.html"
 # The sentences at the top; what else was found stands in its own part of the page.
-_SUMMARY = ("training", "types", "best_source", "correlation", "caution")
+_SUMMARY = ("training", "types", "best_source", "correlation", "choice", "masks", "caution")
 _PARTS = (
     ("transfer", "transfer"),
     ("overlap", "neurons"),
     ("embeddings", "vectors"),
     ("correlation", "correlation"),
+    ("choice", "choosing"),
+    ("masks", "masks"),
     ("types", "types"),
     ("training", "training"),
     ("provenance", "what was run"),
@@ -69,7 +74,7 @@ def summarize(folder: str | Path) -> list[str]:
         folder: of the study, as for `report`.
 
     Returns:
-        At most five sentences; none where there is nothing to conclude from yet.
+        At most seven sentences; none where there is nothing to conclude from yet.
 
     Raises:
         InputError: as in `report`.
@@ -128,6 +133,8 @@ def build_page(study: Study, layout: Layout, found: Sequence[Finding]) -> str:
         overlap_section(study, layout),
         embedding_section(study, layout),
         correlation_section(study, layout, found),
+        choice_section(study, layout, found),
+        mask_section(study, found),
         type_section(study, layout, found),
         training_section(study, layout),
         provenance_section(study, layout),

@@ -169,6 +169,8 @@ def notes(study: Study, layout: Layout) -> list[str]:
     if study.correlations is not None:
         # The command says why; without its notes the gaps themselves are told.
         lines += study.correlations.notes or _undefined_notes(study.correlations)
+    for part in (study.choices, study.masks):
+        lines += part.notes if part else ()
     compared = set(study.similarities.names if study.similarities else ())
     moved = set(layout.sources)
     if compared and moved:

@@ -10,7 +10,15 @@ from jaxtyping import Float64
 from jpt.analysis.finding import Finding
 from jpt.analysis.heat_map import HeatMap, heat_map
 from jpt.analysis.indicator_names import indicator_label
-from jpt.analysis.layout import BASELINE, Layout, moves, own_score, random_values, values_at
+from jpt.analysis.layout import (
+    BASELINE,
+    NO_PROMPT,
+    Layout,
+    moves,
+    own_score,
+    random_values,
+    values_at,
+)
 from jpt.analysis.page import (
     Markup,
     details,
@@ -102,9 +110,7 @@ def type_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Mark
     return section("types", "Tasks of the same type and of others", *parts)
 
 
-def side_scores(
-    study: Study, layout: Layout
-) -> tuple[Float64[np.ndarray, "N"], Float64[np.ndarray, "N"], Float64[np.ndarray, "N"]]:
+def side_scores(study: Study, layout: Layout) -> dict[str, Float64[np.ndarray, "N"]]:
     """Collects what stands beside the matrix.
 
     Args:
@@ -112,8 +118,8 @@ def side_scores(
         layout: of that study.
 
     Returns:
-        Of each target the score of the untrained prompt, of its own prompt, and of the majority
-        class; NaN where not known.
+        Of each target the score of the untrained prompt, of the model without a prompt (where the
+        matrix has it), of its own prompt, and of the majority class; NaN where not known.
 
     Example:
         See `jpt.analysis.report.report`.
@@ -122,7 +128,19 @@ def side_scores(
     nan = float("nan")
     own = np.array([own_score(study, layout, target) for target in layout.targets])
     majority = np.array([told[t].majority if t in told else nan for t in layout.targets])
-    return values_at(study.transfer, layout.targets, [study.random])[:, 0], own, majority
+    baselines = {
+        label: values_at(study.transfer, layout.targets, [name])[:, 0]
+        for label, name in _baselines(study).items()
+    }
+    return {**baselines, "own prompt": own, "majority": majority}
+
+
+def _baselines(study: Study) -> dict[str, str]:
+    """What a reader is told a baseline is, and its column; one without a prompt where it is."""
+    found = {BASELINE: study.random}
+    if study.transfer is not None and study.untouched in study.transfer.prompts:
+        found[NO_PROMPT] = study.untouched
+    return found
 
 
 def _metrics(study: Study) -> str:
@@ -133,15 +151,12 @@ def _metrics(study: Study) -> str:
 
 def _matrix_figure(study: Study, layout: Layout) -> Markup:
     scores = values_at(study.transfer, layout.targets, layout.sources)
-    untrained, own, majority = side_scores(study, layout)
-    sides = {"untrained": untrained, "own prompt": own, "majority": majority}
+    sides = side_scores(study, layout)
     sides = {label: column for label, column in sides.items() if np.isfinite(column).any()}
-    colors = scores
-    nothing = np.full(len(layout.targets), np.nan)
-    of_untrained = untrained
-    if study.relative is not None:
-        colors = values_at(study.relative, layout.targets, layout.sources)
-        of_untrained = values_at(study.relative, layout.targets, [study.random])[:, 0]
+    shown = study.transfer if study.relative is None else study.relative
+    colors = values_at(shown, layout.targets, layout.sources)
+    columns = [_baselines(study).get(label, "") for label in sides]
+    side_colors = values_at(shown, layout.targets, columns).T
     plot = heat_map(
         HeatMap(
             rows=layout.targets,
@@ -154,9 +169,7 @@ def _matrix_figure(study: Study, layout: Layout) -> Markup:
             outlined=_own_cells(layout),
             side_label=list(sides),
             side_texts=[[_cell(value) for value in column] for column in sides.values()],
-            side_values=np.array([of_untrained if n == "untrained" else nothing for n in sides])
-            if sides
-            else None,
+            side_values=side_colors if sides else None,
         ),
         percent=True,
     )
@@ -167,7 +180,8 @@ def _matrix_figure(study: Study, layout: Layout) -> Markup:
     told = "Rows: target tasks. Columns: source prompts, both in groups by type of task."
     told += " Framed: the task's own prompt." if layout.own else ""
     for name, meaning in (
-        ("untrained", "the prompt before any training"),
+        (BASELINE, "the prompt before any training"),
+        (NO_PROMPT, "the untouched model"),
         ("own prompt", "the score that relative numbers are divided by"),
         ("majority", "the score of always answering the commonest class"),
     ):
@@ -190,27 +204,30 @@ def _score_table(study: Study, layout: Layout) -> Markup:
     assert study.transfer is not None
     scores = values_at(study.transfer, layout.targets, layout.sources)
     metric = dict(zip(study.transfer.targets, study.transfer.metrics, strict=True))
-    untrained, own, majority = side_scores(study, layout)
+    sides = side_scores(study, layout)
     rows = [
         [target, layout.target_types[target], metric[target]]
-        + [decimal(value, 4) for value in (*scores[i], untrained[i], own[i], majority[i])]
+        + [decimal(value, 4) for value in (*scores[i], *(of[i] for of in sides.values()))]
         for i, target in enumerate(layout.targets)
     ]
-    head = ["target", "type", "metric", *layout.sources, study.random, "own prompt", "majority"]
+    names = [study.random if label == BASELINE else label for label in sides]
+    head = ["target", "type", "metric", *layout.sources, *names]
     return details(
         "Scores as a table", table(head, rows, "Score of each prompt on each task", numbers_from=3)
     )
 
 
 def _relative_table(study: Study, layout: Layout) -> Markup:
-    columns = (*layout.sources, study.random)
+    baselines = _baselines(study)
+    columns = (*layout.sources, *baselines.values())
+    heads = [*layout.sources, *(study.random if n == BASELINE else n for n in baselines)]
     values = values_at(study.relative, layout.targets, columns)
     rows = [
         [target, *(decimal(value, 4) for value in values[i])]
         for i, target in enumerate(layout.targets)
     ]
     caption = "Score of each prompt over the score of the task's own prompt"
-    return details("Relative scores as a table", table(["target", *columns], rows, caption))
+    return details("Relative scores as a table", table(["target", *heads], rows, caption))
 
 
 def _strip_figure(study: Study, layout: Layout) -> Markup | None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
+from jpt.analysis.choice_facts import ChoiceFacts, read_choice_facts
+from jpt.analysis.mask_facts import MaskFacts, read_mask_facts
 from jpt.analysis.runs import PromptRecord, read_prompts
 from jpt.analysis.study_facts import (
     Correlations,
@@ -20,7 +22,7 @@ from jpt.analysis.study_facts import (
     read_type_facts,
 )
 from jpt.errors import InputError
-from jpt.files.study_files import read_activations, read_transfer
+from jpt.files.study_files import RANDOM, UNTOUCHED, read_activations, read_transfer
 from jpt.files.tables import read_number, read_table
 from jpt.types import TransferMatrix
 
@@ -52,6 +54,8 @@ class Study:
         similarities: the indicators of all pairs of prompts.
         correlations: of the indicators with the matrix.
         types: means by type of task.
+        choices: which source each indicator would have chosen.
+        masks: performance without chosen neurons.
         computed_relative: whether ``relative`` was computed here, for want of its file.
     """
 
@@ -64,12 +68,19 @@ class Study:
     similarities: Similarities | None
     correlations: Correlations | None
     types: TypeFacts | None
+    choices: ChoiceFacts | None = None
+    masks: MaskFacts | None = None
     computed_relative: bool = False
 
     @property
     def random(self) -> str:
         """Name of the column of the untrained prompt, whether or not there is one."""
-        return (self.facts and self.facts.random) or "random"
+        return (self.facts and self.facts.random) or RANDOM
+
+    @property
+    def untouched(self) -> str:
+        """Name of the column of the model without a prompt, whether or not there is one."""
+        return (self.facts and self.facts.untouched) or UNTOUCHED
 
 
 def read_study(folder: str | Path) -> Study:
@@ -107,6 +118,8 @@ def read_study(folder: str | Path) -> Study:
         similarities=read_similarities(place / "indicators.csv"),
         correlations=read_correlations(place / "correlation.json", indicators),
         types=read_type_facts(place / "types.json", indicators),
+        choices=read_choice_facts(place / "choice.json", indicators),
+        masks=read_mask_facts(place / "mask.json", commands(place)["mask"]),
     )
     parts = (value for name, value in vars(study).items() if name != "folder")
     if not any(parts):
@@ -124,7 +137,8 @@ def commands(folder: Path) -> dict[str, str]:
         folder: of the study.
 
     Returns:
-        A line to type for each of ``tune``, ``transfer``, ``neurons`` and ``indicators``.
+        A line to type for each of ``tune``, ``transfer``, ``neurons``, ``indicators`` and
+        ``mask``.
 
     Example:
         >>> commands(Path("study"))["neurons"]
@@ -140,6 +154,7 @@ def commands(folder: Path) -> dict[str, str]:
         "neurons": f"jpt neurons --prompts {prompts} --out {neurons}",
         "indicators": f"jpt indicators --prompts {prompts} --neurons {neurons}"
         f" --transfer {transfer} --out {place}",
+        "mask": f"jpt mask --prompts {prompts} --ratio 0.2 --out {place}",
     }
 
 

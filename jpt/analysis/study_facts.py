@@ -41,6 +41,7 @@ class TransferFacts:
         prompt_types: the type of each prompt's task.
         random: name of the column of the untrained prompt, where there is one.
         random_start: how that prompt was made, for instance ``{"seed": "0", "init": "random"}``.
+        untouched: name of the column of the model without a prompt, where there is one.
         notes: what the command had to say.
         elapsed_s: how long it took; NaN where not told.
         versions: of the programs.
@@ -54,6 +55,7 @@ class TransferFacts:
     prompt_types: Mapping[str, str | None]
     random: str | None
     random_start: Mapping[str, str]
+    untouched: str | None
     notes: tuple[str, ...]
     elapsed_s: float
     versions: Mapping[str, str]
@@ -163,6 +165,7 @@ def read_transfer_facts(path: str | Path, cure: str) -> TransferFacts | None:
         prompt_types={name: each.text("type") for name, each in fields.fields("prompts").each()},
         random=start.text("name"),
         random_start={k: str(v) for k, v in start.value.items() if k != "name" and v is not None},
+        untouched=fields.fields("untouched").text("name"),
         notes=fields.texts("notes"),
         elapsed_s=fields.number("elapsed_s"),
         versions={name: str(value) for name, value in fields.fields("versions").value.items()},

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
 
 from jpt.analysis.indicators import Indicators
 from jpt.analysis.transfer_pairs import (
@@ -22,6 +21,7 @@ from jpt.analysis.transfer_pairs import (
 from jpt.errors import unknown_name
 from jpt.files.study_files import read_transfer
 from jpt.prompts.own import short_task
+from jpt.prompts.relative_means import compare_types, summarize_relative
 from jpt.tasks.reference_names import task_type
 from jpt.types import PromptCard, TransferMatrix
 
@@ -86,79 +86,18 @@ def _similarities(indicators: Indicators, types: dict[str, str]) -> dict[str, di
     upper = np.triu(np.ones((len(places), len(places)), bool), 1)
     same = kinds[:, None] == kinds[None]
     return {
-        name: _means(column[np.ix_(places, places)], upper, same)
+        name: compare_types(column[np.ix_(places, places)], upper, same)
         for name, column in indicators.columns.items()
-    }
-
-
-def _means(
-    values: Float64[np.ndarray, "N K"],
-    used: Bool[np.ndarray, "N K"],
-    same: Bool[np.ndarray, "N K"],
-) -> dict[str, Any]:
-    used = used & ~np.isnan(values)
-    alike, unlike = values[used & same], values[used & ~same]
-    return {
-        "same_type_mean": _mean(alike),
-        "different_type_mean": _mean(unlike),
-        "n_same": len(alike),
-        "n_diff": len(unlike),
     }
 
 
 def _transfers(pairs: TransferPairs, types: dict[str, str]) -> dict[str, Any]:
     """Relative performance by type of target and source, and the best source of each target."""
-    sources = [column for column, name in enumerate(pairs.sources) if name in types]
-    names = [pairs.sources[column] for column in sources]
     target_types = {
         target: types.get(pairs.own[target]) if target in pairs.own else task_type(target)
         for target in pairs.targets
     }
-    rows = [row for row, target in enumerate(pairs.targets) if target_types[target]]
-    targets = [pairs.targets[row] for row in rows]
-    relative = pairs.relative[np.ix_(rows, sources)]
-    other = np.array([[pairs.own.get(t) != name for name in names] for t in targets], bool)
-    other = other.reshape(relative.shape) & ~np.isnan(relative)
-    row_types = np.array([target_types[target] for target in targets])
-    column_types = np.array([types[name] for name in names])
-    same = row_types[:, None] == column_types[None]
-    best = _best_sources(targets, names, np.where(other, relative, -np.inf))
-    hits = [types[source] == target_types[target] for target, source in best.items()]
-    random = pairs.random_relative
-    return {
-        "relative_transfer": {
-            **_means(relative, other, same),
-            "random_mean": None if random is None else _mean(random[~np.isnan(random)]),
-            "best_other_source": best,
-            "fraction_of_targets_whose_best_other_source_has_same_type": _mean(np.array(hits)),
-        },
-        "relative_by_type": {
-            kind: {
-                source: _mean(relative[other & _crossed(row_types == kind, column_types == source)])
-                for source in dict.fromkeys(column_types.tolist())
-            }
-            for kind in dict.fromkeys(row_types.tolist())
-        },
-    }
-
-
-def _best_sources(
-    targets: list[str], sources: list[str], scores: Float64[np.ndarray, "N K"]
-) -> dict[str, str]:
-    """The source that does best on each target; of equal ones the first by name."""
-    best = {}
-    for target, row in zip(targets, scores, strict=True):
-        ranked = sorted(zip(-row, sources, strict=True))
-        if ranked and ranked[0][0] < np.inf:
-            best[target] = ranked[0][1]
-    return best
-
-
-def _crossed(
-    rows: Bool[np.ndarray, "N"], columns: Bool[np.ndarray, "K"]
-) -> Bool[np.ndarray, "N K"]:
-    return rows[:, None] & columns[None]
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if values.size else None
+    baselines = {"random": pairs.random_relative, "untouched": pairs.untouched_relative}
+    return summarize_relative(
+        pairs.relative, pairs.targets, pairs.sources, pairs.own, target_types, types, baselines
+    )

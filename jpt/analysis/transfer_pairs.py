@@ -10,12 +10,10 @@ from jaxtyping import Float64
 
 from jpt.analysis.indicators import Indicators
 from jpt.errors import InputError, unknown_name
+from jpt.files.study_files import BASELINES, RANDOM, UNTOUCHED
 from jpt.prompts.own import own_prompts, short_task
 from jpt.tasks.reference_names import REFERENCE_TASKS, task_type
 from jpt.types import PromptCard, TransferMatrix
-
-RANDOM = "random"
-"""The untrained prompt of a transfer matrix: a baseline, neither target nor source."""
 
 _SHOWN = 8
 
@@ -31,6 +29,7 @@ class TransferPairs:
         values: the scores; NaN where a pair was not measured.
         relative: each score over that of the target's own prompt; NaN where that is undefined.
         random_relative: the same of the random prompt; None where the matrix has none.
+        untouched_relative: the same of the model without a prompt; None where the matrix has none.
         notes: what was left out, and why.
     """
 
@@ -40,6 +39,7 @@ class TransferPairs:
     values: Float64[np.ndarray, "N K"]
     relative: Float64[np.ndarray, "N K"]
     random_relative: Float64[np.ndarray, "N"] | None
+    untouched_relative: Float64[np.ndarray, "N"] | None
     notes: tuple[str, ...]
 
 
@@ -74,11 +74,12 @@ def select_pairs(
         name
         for name in matrix.prompts
         if name in cards
+        and name != UNTOUCHED
         and not is_random(name, cards[name])
         and (tasks is None or serves(name, cards[name], targets))
     )
     own, notes = own_prompts(targets, cards)
-    unmeasured = sorted(set(indicators.names) - set(matrix.prompts) - {RANDOM})
+    unmeasured = sorted(set(indicators.names) - set(matrix.prompts) - set(BASELINES))
     if tasks is None and unmeasured:
         notes.append(f"{shorten(unmeasured)}: no column in the transfer matrix, left out")
     values = matrix.values[rows][:, [matrix.prompts.index(name) for name in sources]]
@@ -89,12 +90,9 @@ def select_pairs(
             f"{missing} of {values.size} pairs of target and source have no value in the transfer"
             " matrix: they are left out"
         )
-    random = None
-    if RANDOM in matrix.prompts:
-        random = matrix.values[rows, matrix.prompts.index(RANDOM)] / own_values
-    return TransferPairs(
-        targets, sources, own, values, values / own_values[:, None], random, (*notes, *own_notes)
-    )
+    relative = values / own_values[:, None]
+    baselines = _baselines(matrix, rows, own_values)
+    return TransferPairs(targets, sources, own, values, relative, *baselines, (*notes, *own_notes))
 
 
 def choose_targets(targets: Sequence[str], tasks: Iterable[str] | None) -> list[str]:
@@ -231,13 +229,21 @@ def shorten(names: Sequence[str]) -> str:
 
 
 def _check_names(indicators: Indicators, matrix: TransferMatrix) -> None:
-    missing = sorted(set(matrix.prompts) - set(indicators.names) - {RANDOM})
+    missing = sorted(set(matrix.prompts) - set(indicators.names) - set(BASELINES))
     if missing:
         raise InputError(
             f"{len(missing)} of the {len(matrix.prompts)} prompts of the transfer matrix have no"
             f" indicators: {shorten(missing)}; compute the indicators of the prompts that were"
             " transferred"
         )
+
+
+def _baselines(
+    matrix: TransferMatrix, rows: Sequence[int], own_values: Float64[np.ndarray, "N"]
+) -> tuple[Float64[np.ndarray, "N"] | None, ...]:
+    """Relative performance of what is no source; None where the matrix has no such column."""
+    columns = [matrix.prompts.index(name) if name in matrix.prompts else None for name in BASELINES]
+    return tuple(None if c is None else matrix.values[rows, c] / own_values for c in columns)
 
 
 def _own_values(

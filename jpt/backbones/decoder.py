@@ -113,6 +113,8 @@ class Decoder(nn.Module):
         lengths: Int[Array, "B"],
         prompt: Prompt,
         answers: Int[Array, "R W A"],
+        *,
+        neuron_mask: Float[Array, "L F"] | None = None,
     ) -> AnswerScores:
         """Scores every token of several answers to each row, all of them in one pass.
 
@@ -121,11 +123,13 @@ class Decoder(nn.Module):
             lengths: number of tokens of each row that are text.
             prompt: one prompt for all rows, one a row, or none.
             answers: tokens of the answers, of each row or (R = 1) the same of all.
+            neuron_mask: multiplies what enters the second matrix, per layer; prompt rows included.
 
         Returns:
             The scores, each token given those before it.
         """
-        hidden, _, _ = self._read(tokens, lengths, prompt, answers=answers)
+        given = {"neuron_mask": neuron_mask, "answers": answers}
+        hidden, _, _ = self._read(tokens, lengths, prompt, **given)
         logits = self._score(hidden, None)
         return score_tokens(logits[:, 0], logits[:, 1:], answers)
 

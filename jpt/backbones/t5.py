@@ -138,6 +138,9 @@ class T5(nn.Module):
         lengths: Int[Array, "B"],
         prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
         answers: Int[Array, "R W A"],
+        *,
+        neuron_mask: Float[Array, "L F"] | None = None,
+        neuron_stack: str = "decoder",
     ) -> AnswerScores:
         """Scores every token of several answers to each row, all of them in one pass.
 
@@ -146,11 +149,14 @@ class T5(nn.Module):
             lengths: number of tokens of each row that are text.
             prompt: one prompt for all rows, one a row, or none.
             answers: tokens of the answers, of each row or (R = 1) the same of all.
+            neuron_mask: multiplies the activations before the last matrix, per layer.
+            neuron_stack: whose neurons that means, ``"decoder"`` or ``"encoder"``.
 
         Returns:
             The scores, each token given those before it.
         """
-        encoded, is_read, _ = self._encode(tokens, lengths, prompt, None, None)
+        masks: dict[str, Array | None] = {**dict.fromkeys(STACKS), neuron_stack: neuron_mask}
+        encoded, is_read, _ = self._encode(tokens, lengths, prompt, masks["encoder"], None)
         branches = lay_out(answers)
         rows, count = tokens.shape[0], len(branches.steps)
         line = jnp.broadcast_to(branches.tokens, (rows, count))
@@ -160,7 +166,7 @@ class T5(nn.Module):
         allowed[:, 0] = True
         view = self._view(np.concatenate([[0], branches.steps + 1]), allowed)
         sight = Sight(view, None, encoded, is_read)
-        hidden, _ = self.decoder(self.embeddings.word[read], LayerInput(), sight)
+        hidden, _ = self.decoder(self.embeddings.word[read], LayerInput(masks["decoder"]), sight)
         logits = self.vocabulary_logits(hidden)
         return score_tokens(logits[:, 0], logits[:, 1:], answers)
 

@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 import jpt
-from jpt.cli import analysis, generate, listing, report, studies, tuning
+from jpt.cli import (
+    analysis,
+    generate,
+    listing,
+    mask,
+    mix,
+    neurons,
+    project,
+    prompts,
+    recommend,
+    report,
+    studies,
+    tuning,
+    warm_start,
+)
 from jpt.errors import DivergedError, InputError, StoppedError
 
 app = typer.Typer(
@@ -46,8 +60,11 @@ for _command in (
     tuning.evaluate,
     generate.generate,
     studies.transfer,
-    studies.neurons,
+    warm_start.warm_start,
+    neurons.neurons,
+    mask.mask,
     analysis.indicators,
+    recommend.recommend,
     report.report,
     listing.tasks,
     listing.backbones,
@@ -62,6 +79,9 @@ _imports = typer.Typer(
 )
 _imports.command("reference")(analysis.import_reference)
 app.add_typer(_imports, name="import")
+app.add_typer(mix.app, name="mix")
+app.add_typer(prompts.app, name="prompts")
+app.add_typer(project.app, name="project")
 
 
 def main() -> None:

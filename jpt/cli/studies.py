@@ -1,4 +1,4 @@
-"""Commands that move prompts to other tasks and look at what they activate."""
+"""Commands that move prompts to other tasks, and the whole study."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from typing import Annotated
 
 import typer
 
-from jpt.cli.options import DtypeOption, JsonOption, MeshOption, print_result
+from jpt.cli.options import (
+    DtypeOption,
+    JsonOption,
+    LabelScoringOption,
+    MeshOption,
+    print_result,
+)
 
 PromptsOption = Annotated[
     Path, typer.Option(help="Folder of NAME.safetensors files or of run folders NAME/.")
+]
+SeedPromptsOption = Annotated[
+    Path,
+    typer.Option(help="Folder of NAME.safetensors, run folders NAME/, or seeds NAME/seed-S/."),
 ]
 OtherBackboneOption = Annotated[
     str | None, typer.Option(help="Instead of the one that the prompts' cards name.")
@@ -46,8 +56,10 @@ def quickstart(
 
 
 def transfer(
-    prompts: PromptsOption,
-    out: Annotated[Path, typer.Option(help="Folder for transfer.csv, relative.csv and more.")],
+    prompts: SeedPromptsOption,
+    out: Annotated[
+        Path, typer.Option(help="Folder for transfer.csv and more; the same command goes on there.")
+    ],
     tasks: Annotated[
         str | None,
         typer.Option(help="Targets: T1,T2,...; by default those that the cards name."),
@@ -59,8 +71,12 @@ def transfer(
     random: Annotated[
         bool, typer.Option(help="Score an untrained random start as a baseline.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of that random start.")] = 0,
+    untouched: Annotated[
+        bool, typer.Option(help="Score the model without a prompt, as column none.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the random start.")] = 0,
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    label_scoring: LabelScoringOption = "phrase",
     eval_batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
@@ -70,6 +86,9 @@ def transfer(
     json: JsonOption = False,
 ) -> None:
     """Score every prompt on every task, as it is (zero-shot transfer).
+
+    Of a prompt with several seeds ('jpt tune --seeds') the matrix has the mean, and transfer.json
+    each value and the standard deviation.
 
     Example: jpt transfer --prompts study/prompts --tasks builtin/imdb,builtin/rotten_tomatoes
     --out study
@@ -83,8 +102,10 @@ def transfer(
         split=split,
         backbone=backbone,
         random=random,
+        untouched=untouched,
         seed=seed,
         max_tokens=max_tokens,
+        label_scoring=label_scoring,
         eval_batch_size=eval_batch_size,
         dtype=dtype,
         mesh=mesh,
@@ -92,39 +113,6 @@ def transfer(
         progress=True,
     )
     print_result(result.record, f"{result.describe()}\nwritten: {out}/transfer.csv", json)
-
-
-def neurons(
-    prompts: PromptsOption,
-    out: Annotated[Path, typer.Option(help="File to write, for instance neurons.npz.")],
-    backbone: OtherBackboneOption = None,
-    dtype: DtypeOption = "float32",
-    stack: Annotated[
-        str | None, typer.Option(help="decoder or encoder of a T5; by default its decoder.")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Read the feed-forward neurons that each prompt activates, in one compiled call.
-
-    Example: jpt neurons --prompts study/prompts --out study/neurons.npz
-    """
-    from jpt.analysis.activations import activated_neurons
-
-    found = activated_neurons(prompts, out, backbone=backbone, dtype=dtype, stack=stack)
-    share = float((found.values > 0).mean())
-    count, layers, width = found.values.shape
-    record = {
-        "out": str(out),
-        "prompts": list(found.names),
-        "layers": layers,
-        "neurons": width,
-        "share_activated": share,
-    }
-    text = (
-        f"{count} prompts, {layers} layers of {width} neurons, {100 * share:.1f} % of them above"
-        f" 0\nwritten: {out}"
-    )
-    print_result(record, text, json)
 
 
 def split_names(text: str | None) -> list[str] | None:

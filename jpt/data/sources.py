@@ -17,7 +17,7 @@ from jpt.data.given_rows import describe_given, with_rows
 from jpt.data.hub import describe_hub_split, read_hub_rows
 from jpt.data.json_lines import read_json_lines, read_json_list
 from jpt.data.parquet import read_parquet
-from jpt.data.rows import Row, check_row
+from jpt.data.rows import Row, check_mapping, check_row
 from jpt.data.tabular import read_delimited
 from jpt.errors import InputError, unknown_name
 from jpt.tasks.task import SPLITS, Task
@@ -80,6 +80,39 @@ def read_rows(task: Task, split: str) -> list[Row]:
         return builtin_rows(task.name, split)
     name, place, rows = _open(task, split)
     checked = [check_row(row, task, place.format(name, number)) for number, row in rows]
+    if not checked:
+        raise InputError(f"{name} has no rows; task {task.name} needs at least one for {split}")
+    return checked
+
+
+def read_texts(task: Task, split: str) -> list[Row]:
+    """Reads the texts of a split of a task with labels; labels are not looked at and need not be.
+
+    Args:
+        task: the task; its rows may lack labels, where they come from JSON or Python. (A table has
+            to have the column all the same.)
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Returns:
+        The rows as `read_rows` has them, each with the task's first label.
+
+    Raises:
+        InputError: as `read_rows`, but for labels.
+
+    Example:
+        >>> from jpt.tasks.registry import load_task
+        >>> read_texts(attach_data(load_task("sst2"), {"train": [{"text": "Fine."}]}), "train")
+        [{'text': 'Fine.', 'label': 'negative'}]
+    """
+    stand_in = task.labels[0]
+    if task.rows is None and task.folder is None and task.is_builtin:
+        return [{**row, "label": stand_in} for row in builtin_rows(task.name, split)]
+    name, place, rows = _open(task, split)
+    checked = []
+    for number, row in rows:
+        where = place.format(name, number)
+        values = {**check_mapping(row, where), task.label_field: stand_in}
+        checked.append(check_row(values, task, where))
     if not checked:
         raise InputError(f"{name} has no rows; task {task.name} needs at least one for {split}")
     return checked

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from jpt.errors import InputError
 from jpt.files.atomic import atomic_file
@@ -88,10 +91,11 @@ def read_transfer(path: str | Path) -> TransferMatrix:
 
 
 def write_activations(path: str | Path, activations: Activations) -> None:
-    """Writes activations as ``names`` [K] and ``activations`` [K, L, F].
+    """Writes activations as ``names`` [K], ``activations`` [K, L, F] and ``probe``.
 
     Args:
-        path: the target, by custom ``neurons.npz``.
+        path: the target, by custom ``neurons.npz``. Of a probe on text it has ``rates`` [K, L, F]
+            and ``cka`` [L, K, K] as well; ``probe`` is JSON that says what was read.
         activations: of a bank of prompts.
 
     Raises:
@@ -100,19 +104,24 @@ def write_activations(path: str | Path, activations: Activations) -> None:
     Example:
         See `read_activations`.
     """
+    arrays = {
+        "names": np.array(activations.names),
+        "activations": activations.values.astype(np.float32),
+        "probe": np.array(json.dumps(activations.probe)),
+    }
+    if activations.rates is not None:
+        arrays["rates"] = activations.rates.astype(np.float32)
+    if activations.cka is not None:
+        arrays["cka"] = activations.cka.astype(np.float64)
     with atomic_file(path) as file:
-        np.savez_compressed(
-            file,
-            names=np.array(activations.names),
-            activations=activations.values.astype(np.float32),
-        )
+        np.savez_compressed(file, **arrays)
 
 
 def read_activations(path: str | Path) -> Activations:
     """Reads activations.
 
     Args:
-        path: a file of `write_activations`.
+        path: a file of `write_activations`; one without ``probe`` is of the start token.
 
     Returns:
         The activations.
@@ -132,6 +141,8 @@ def read_activations(path: str | Path) -> Activations:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             names, values = arrays["names"], arrays["activations"]
+            extra = {name: arrays[name] for name in ("rates", "cka") if name in arrays}
+            probe = json.loads(str(arrays["probe"])) if "probe" in arrays else {"kind": "start"}
     except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
         raise InputError(
             f"{path} is no file of activations (names [K] and activations [K, L, F]); make it with"
@@ -144,9 +155,38 @@ def read_activations(path: str | Path) -> Activations:
         )
     if not np.isfinite(values).all():
         raise InputError(f"{path}: an activation is NaN or infinite; make it again")
+    _check_extra(path, values.shape, extra, probe)
     listed = tuple(str(name) for name in names)
     refuse_twice(listed, str(path))
-    return Activations(listed, values.astype(np.float32))
+    rates, cka = extra.get("rates"), extra.get("cka")
+    return Activations(
+        listed,
+        values.astype(np.float32),
+        None if rates is None else rates.astype(np.float32),
+        None if cka is None else cka.astype(np.float64),
+        probe,
+    )
+
+
+def _check_extra(
+    path: str | Path,
+    shape: tuple[int, int, int],
+    arrays: dict[str, Float[np.ndarray, "..."]],
+    probe: Any,
+) -> None:
+    """Refuses what a probe on text adds where it is not of these prompts and layers."""
+    prompts, layers, neurons = shape
+    expected = {"rates": (prompts, layers, neurons), "cka": (layers, prompts, prompts)}
+    for name, values in arrays.items():
+        if values.shape != expected[name] or values.dtype.kind != "f":
+            raise InputError(
+                f"{path}: {name} is {list(values.shape)} ({values.dtype}); {list(expected[name])}"
+                " of floats expected: make it again with jpt neurons --probe text"
+            )
+    if "rates" in arrays and not ((arrays["rates"] >= 0) & (arrays["rates"] <= 1)).all():
+        raise InputError(f"{path}: a rate is outside 0 to 1; make it again with jpt neurons")
+    if not isinstance(probe, dict) or probe.get("kind") not in ("start", "text"):
+        raise InputError(f"{path}: probe is {probe!r}; an object with kind start or text expected")
 
 
 def refuse_twice(names: Sequence[str], where: str) -> None:

@@ -1,7 +1,8 @@
 """The paper's argument in one command, on built-in backbones and tasks, without network.
 
 Prompts are tuned for several tasks of several types, used as they are on the others, the neurons
-they activate are compared, and the report says what the neurons tell of the transfers.
+they activate are compared and made silent, and the report says what the neurons tell of the
+transfers.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import Any
 
 from jpt.analysis.activations import activated_neurons
 from jpt.analysis.indicator_study import study_indicators
+from jpt.analysis.neuron_choice import COMMON, OWN
+from jpt.analysis.neuron_choice import RANDOM as DRAWN
 from jpt.analysis.report import PAGE, report, summarize
 from jpt.backbones.registry import Backbone, load_backbone
 from jpt.errors import InputError
 from jpt.prompts.own import short_task
+from jpt.recipes.mask import RECORD as MASKS
+from jpt.recipes.mask import mask_neurons
 from jpt.tasks.registry import load_task
 from jpt.transfer.zero_shot import RECORD, TRANSFER, transfer_matrix
 from jpt.tuning.progress import peak_memory_mb
@@ -40,6 +45,8 @@ TASKS = (
 """Three types with short texts; whole IMDB reviews would take as long as three of them."""
 
 PROMPTS, NEURONS = "prompts", "neurons.npz"
+MASKED = (OWN, DRAWN, COMMON)
+"""Kinds of masks; those of every other task's neurons would take twice as long as the matrix."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,7 @@ class _Study:
             *tunings,
             ("use every prompt on every task", 0.15 * len(self.names), self._transfer),
             ("read the neurons that they activate", 0.1, self._read_neurons),
+            ("silence chosen neurons", 0.06 * len(self.names), self._mask),
             ("compare prompts and neurons with the transfers", 0.05, self._compare),
             ("write the report", 0.1, lambda: report(self.folder)),
         ]
@@ -208,6 +216,15 @@ class _Study:
 
     def _read_neurons(self) -> None:
         activated_neurons(self._prompts, self.folder / NEURONS, backbone=self.backbone)
+
+    def _mask(self) -> None:
+        # Written answers are not scored under masks.
+        tasks = [task for task in self.names.values() if not load_task(task).is_written]
+        if not tasks or (self.folder / MASKS).exists():  # written last
+            return
+        options = {"backbone": self.backbone, "kinds": MASKED, "random_draws": 1}
+        options |= {"neurons": self.folder / NEURONS, "progress": self.progress}
+        mask_neurons(self._prompts, tasks, self.folder, seed=self.seed, **options)
 
     def _compare(self) -> None:
         files = {"neurons": self.folder / NEURONS, "transfer": self.folder / TRANSFER}

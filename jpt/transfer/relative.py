@@ -1,22 +1,31 @@
-"""A transfer matrix against the targets' own prompts, and as text."""
+"""A transfer matrix against the targets' own prompts: ratios, means by type, and as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
-from jpt.types import TransferMatrix
+from jpt.files.study_files import BASELINES, RANDOM, UNTOUCHED, read_transfer
+from jpt.prompts.own import own_prompts
+from jpt.prompts.relative_means import rank_sources, summarize_relative
+from jpt.tasks.reference_names import task_type
+from jpt.types import PromptCard, TransferMatrix
 
 
-def relative_performance(matrix: TransferMatrix, own: Mapping[str, str]) -> TransferMatrix:
+def relative_performance(
+    matrix: TransferMatrix, own: Mapping[str, str] | None = None
+) -> TransferMatrix:
     """Divides every score by that of the target's own prompt.
 
     The paper's code has no such step; this is the ratio its text speaks of.
 
     Args:
         matrix: the scores.
-        own: the own prompt of each target.
+        own: the own prompt of each target; by default the prompt that is called like it.
 
     Returns:
         The ratios; NaN for a target without an own prompt, or whose own score is not above 0.
@@ -27,6 +36,7 @@ def relative_performance(matrix: TransferMatrix, own: Mapping[str, str]) -> Tran
         >>> relative_performance(matrix, {"imdb": "b"}).values
         array([[0.5, 1. ]])
     """
+    own = _own(matrix, own)
     own_values = np.full(len(matrix.targets), np.nan)
     for row, target in enumerate(matrix.targets):
         if target in own and own[target] in matrix.prompts:
@@ -36,13 +46,80 @@ def relative_performance(matrix: TransferMatrix, own: Mapping[str, str]) -> Tran
     return TransferMatrix(matrix.targets, matrix.prompts, ratios, matrix.metrics)
 
 
-def describe_matrix(matrix: TransferMatrix, own: Mapping[str, str], notes: Sequence[str]) -> str:
+def summarize_transfer(
+    matrix: TransferMatrix | str | Path,
+    own: Mapping[str, str] | None = None,
+    target_types: Mapping[str, str | None] | None = None,
+    prompt_types: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
+    """Says a matrix in short: means by type of task, and the ranking of each target's sources.
+
+    A target's own prompt, the untrained prompt and the model without a prompt are no sources.
+
+    Args:
+        matrix: the scores, or the file that holds them.
+        own: the own prompt of each target; by default the prompt that is called like it.
+        target_types: type of each target; by default as built-in, catalog or released tasks have
+            it.
+        prompt_types: type of the task that each prompt is for; by default likewise, by its name.
+
+    Returns:
+        ``relative_transfer`` and ``relative_by_type`` as ``types.json`` has them, and ``ranking``:
+        the sources of each target from best to worst.
+
+    Raises:
+        InputError: the file is no transfer matrix.
+
+    Example:
+        >>> values, names = np.array([[0.8, 0.6, 0.4]]), ("imdb", "sst2", "mnli")
+        >>> found = summarize_transfer(TransferMatrix(("imdb",), names, values, ("accuracy",)))
+        >>> found["ranking"], found["relative_by_type"]["sentiment"]["nli"]
+        ({'imdb': ['sst2', 'mnli']}, 0.5)
+    """
+    if not isinstance(matrix, TransferMatrix):
+        matrix = read_transfer(matrix)
+    own = _own(matrix, own)
+    relative = relative_performance(matrix, own)
+    sources = [name for name in matrix.prompts if name not in BASELINES]
+    values = relative.values[:, [matrix.prompts.index(name) for name in sources]]
+    kinds = {name: task_type(name) for name in (*matrix.targets, *sources)}
+    summary = summarize_relative(
+        values,
+        matrix.targets,
+        sources,
+        own,
+        kinds if target_types is None else target_types,
+        kinds if prompt_types is None else prompt_types,
+        {"random": _column(relative, RANDOM), "untouched": _column(relative, UNTOUCHED)},
+    )
+    ranking = rank_sources(values, matrix.targets, sources, own)
+    return {**summary, "ranking": {target: names for target, names in ranking.items() if names}}
+
+
+def _own(matrix: TransferMatrix, own: Mapping[str, str] | None) -> Mapping[str, str]:
+    if own is not None:
+        return own
+    names = (name for name in matrix.prompts if name not in BASELINES)
+    return own_prompts(matrix.targets, {name: PromptCard("", name) for name in names})[0]
+
+
+def _column(matrix: TransferMatrix, name: str) -> Float64[np.ndarray, "N"] | None:
+    return matrix.values[:, matrix.prompts.index(name)] if name in matrix.prompts else None
+
+
+def describe_matrix(
+    matrix: TransferMatrix,
+    own: Mapping[str, str],
+    notes: Sequence[str],
+    deviations: Mapping[tuple[str, str], float] | None = None,
+) -> str:
     """Lays a matrix out for reading.
 
     Args:
         matrix: the scores.
         own: the own prompt of each target, marked with a star.
         notes: lines that go below.
+        deviations: standard deviation by target and prompt, where there are several seeds.
 
     Returns:
         The text.
@@ -50,23 +127,55 @@ def describe_matrix(matrix: TransferMatrix, own: Mapping[str, str], notes: Seque
     Example:
         >>> values = np.array([[0.4, 0.8]])
         >>> matrix = TransferMatrix(("imdb",), ("a", "b"), values, ("accuracy",))
-        >>> print(describe_matrix(matrix, {"imdb": "b"}, []))
-                  a       b
-        imdb  0.400  0.800*
+        >>> print(describe_matrix(matrix, {"imdb": "b"}, [], {("imdb", "a"): 0.02}))
+                        a       b
+        imdb  0.400±0.020  0.800*
         * the target's own prompt
     """
+    deviations = deviations or {}
     lines = [["", *matrix.prompts]]
     for target, row in zip(matrix.targets, matrix.values, strict=True):
-        marks = ["*" if own.get(target) == prompt else "" for prompt in matrix.prompts]
-        cells = [f"{value:.3f}{mark}" for value, mark in zip(row, marks, strict=True)]
+        cells = []
+        for prompt, value in zip(matrix.prompts, row, strict=True):
+            spread = deviations.get((target, prompt))
+            mark = "*" if own.get(target) == prompt else ""
+            cells.append(f"{value:.3f}{'' if spread is None else f'±{spread:.3f}'}{mark}")
         lines.append([target, *cells])
+    marked = ["* the target's own prompt"] if own else []
+    return "\n".join([*_aligned(lines), *marked, *(f"note: {note}" for note in notes)])
+
+
+def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Lays means by type of task out for reading.
+
+    Args:
+        by_type: mean relative performance by type of target, then of source.
+
+    Returns:
+        The text; empty where there is no type.
+
+    Example:
+        >>> print(describe_types({"nli": {"nli": 0.75, "qa": None}}))
+        mean relative performance by type of target (rows) and source, own prompts left out
+               nli  qa
+        nli  0.750   -
+    """
+    if not by_type:
+        return ""
+    sources = list(next(iter(by_type.values())))
+    lines = [["", *sources]]
+    for kind, means in by_type.items():
+        lines.append([kind, *("-" if (m := means[s]) is None else f"{m:.3f}" for s in sources)])
+    head = "mean relative performance by type of target (rows) and source, own prompts left out"
+    return "\n".join([head, *_aligned(lines)])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    text = [
+    return [
         "  ".join(
             cell.ljust(width) if place == 0 else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     ]
-    marked = ["* the target's own prompt"] if own else []
-    return "\n".join([*text, *marked, *(f"note: {note}" for note in notes)])

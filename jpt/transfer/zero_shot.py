@@ -5,41 +5,38 @@ Paper: section 3; there the prompts of a table are used as they are, without any
 
 from __future__ import annotations
 
-import platform
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from jpt.backbones.registry import Backbone
-from jpt.data.sources import has_split
-from jpt.errors import InputError
+from jpt.backbones.registry import Backbone, weights_fingerprint
+from jpt.config import DTYPES, LABEL_SCORING, check_choice, check_counts
+from jpt.data.token_cache import encode_cached
 from jpt.files.atomic import make_folder, write_json
-from jpt.files.study_files import refuse_twice, write_transfer
+from jpt.files.study_files import RANDOM, UNTOUCHED, write_transfer
 from jpt.mesh import batch_sharding, make_mesh
-from jpt.prompts.collection import load_prompts
 from jpt.prompts.initialisers import initial_generator, random_values
-from jpt.prompts.own import own_prompts
+from jpt.prompts.seed_prompts import Prompts
 from jpt.prompts.store import check_prompt
-from jpt.tasks.reference_names import task_type
-from jpt.tasks.registry import load_task
-from jpt.tasks.task import Task
-from jpt.transfer.relative import describe_matrix, relative_performance
+from jpt.tasks.task import SPLITS, Task
+from jpt.transfer.matrix_cells import CELLS, Cell, CellFile, make_cell
+from jpt.transfer.matrix_plan import MatrixPlan, MatrixRun, plan_matrix
+from jpt.transfer.matrix_record import make_matrix, make_record
+from jpt.transfer.relative import describe_matrix, describe_types, relative_performance
 from jpt.tuning.prepare import PreparedTask, as_backbone, prepare_task
 from jpt.tuning.scoring import Score
 from jpt.tuning.settle import settle_length
-from jpt.types import Prompt, TransferMatrix
+from jpt.types import TransferMatrix
 from jpt.version import __version__
 
-RANDOM = "random"
 TRANSFER, RELATIVE, RECORD = "transfer.csv", "relative.csv", "transfer.json"
 
 
@@ -48,233 +45,273 @@ class TransferResult:
     """What `transfer_matrix` measured.
 
     Attributes:
-        matrix: the scores; the column ``random``, where there is one, is the untrained start.
+        matrix: the scores, of several seeds their mean; the column ``random``, where there is one,
+            is the untrained start, and ``none`` the model without a prompt.
         relative: each score over that of the target's own prompt; NaN where there is none.
         own: the own prompt of each target that has one.
-        record: types, majority shares, rows, versions, as in ``transfer.json``.
-        scores: every score by (target, prompt).
+        record: types, means by type, majority shares, seeds, versions, as in ``transfer.json``.
+        cells: value, loss and rows by target and run; a seed's run is called ``NAME/seed-S``.
+        scores: the scores with their predictions, likewise; only those that this call measured
+            and did not find in ``cells.jsonl``.
     """
 
     matrix: TransferMatrix
     relative: TransferMatrix
     own: dict[str, str]
     record: dict[str, Any]
+    cells: dict[tuple[str, str], Cell]
     scores: dict[tuple[str, str], Score]
 
     def describe(self) -> str:
         """Lays the matrix out for reading: targets down, prompts across, own prompts marked."""
-        return describe_matrix(self.matrix, self.own, self.record["notes"])
+        deviations = {
+            (target, prompt): each["std"]
+            for prompt, of in self.record.get("seeds", {}).items()
+            for target, each in of["targets"].items()
+            if each["std"] is not None
+        }
+        text = describe_matrix(self.matrix, self.own, self.record["notes"], deviations)
+        means = describe_types(self.record["relative_by_type"])
+        return f"{text}\n{means}" if means else text
 
 
 @dataclass(frozen=True)
-class _Study:
-    """Everything a matrix is made of, before anything is compiled."""
+class TransferOptions:
+    """How a matrix is measured.
 
-    backbone: Backbone
+    Attributes:
+        split: that is scored; a target without it is scored on validation, and that is said.
+        random: whether an untrained start is scored too (the paper's code: uniform from 0 to 1).
+        untouched: whether the model without a prompt is scored too, as column ``none``.
+        seed: of the untrained start.
+        max_tokens: longest text in tokens; by default the backbone's own choice.
+        label_scoring: ``"phrase"`` or ``"first_piece"``: how a label word of several pieces counts.
+        eval_batch_size: rows at once; changes speed, never a number.
+        dtype: of weights and matrix products.
+        mesh: devices by axis.
+
+    Example:
+        >>> TransferOptions().split
+        'test'
+    """
+
+    split: str = "test"
+    random: bool = True
+    untouched: bool = True
+    seed: int = 0
+    max_tokens: int | None = None
+    label_scoring: str = "phrase"
+    eval_batch_size: int = 64
+    dtype: str = "float32"
+    mesh: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every value that is set."""
+        check_counts(max_tokens=self.max_tokens, eval_batch_size=self.eval_batch_size)
+        check_choice("split", self.split, SPLITS)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("label_scoring", self.label_scoring, LABEL_SCORING)
+
+
+class _Model(NamedTuple):
+    """The model that is to be measured, loaded or not."""
+
+    backbone: Backbone | str | Path
+    is_named: bool
     mesh: Mesh
-    prompts: dict[str, Prompt]
-    tasks: dict[str, Task]
-    prepared: dict[str, PreparedTask]
-    splits: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.backbone.name if isinstance(self.backbone, Backbone) else str(self.backbone)
 
 
 def transfer_matrix(
-    prompts: Mapping[str, Prompt] | str | Path,
+    prompts: Prompts,
     tasks: Iterable[Task | str | Path] | None = None,
     out: str | Path | None = None,
     *,
-    split: str = "test",
     backbone: Backbone | str | Path | None = None,
-    random: bool = True,
-    seed: int = 0,
-    max_tokens: int | None = None,
-    eval_batch_size: int = 64,
-    dtype: str = "float32",
-    mesh: str | None = None,
     data: str | Path | None = None,
     progress: bool = False,
+    **options: Any,
 ) -> TransferResult:
     """Scores every prompt on every task, as it is.
+
+    A prompt may have several seeds: a folder ``NAME/`` of run folders ``seed-S/``, or
+    ``{"NAME": {0: prompt, 1: prompt}}``. Its column ``NAME`` is the mean over the seeds, also in
+    ``transfer.csv``; each value and the standard deviation stand in the record.
 
     Args:
         prompts: a folder, or prompts by name; all of one backbone and length.
         tasks: the targets; by default the tasks that the prompts' cards name.
-        out: folder for ``transfer.csv``, ``relative.csv`` and ``transfer.json``.
-        split: that is scored; a target without it is scored on validation, and that is said.
+        out: folder for ``transfer.csv``, ``relative.csv``, ``transfer.json`` and ``cells.jsonl``,
+            which gets a line as soon as a prompt is scored on a task. The same call goes on from
+            there; a finished matrix comes back without loading the model.
         backbone: instead of the one that the cards name; the width is checked.
-        random: whether an untrained start is scored too (the paper's code: uniform from 0 to 1).
-        seed: of that start.
-        max_tokens: longest text in tokens; by default the backbone's own choice.
-        eval_batch_size: rows at once; changes speed, never a number.
-        dtype: of weights and matrix products.
-        mesh: devices by axis.
         data: a folder that holds a folder of rows for each catalog task.
         progress: whether to show a bar on stderr.
+        **options: fields of :class:`TransferOptions`.
 
     Returns:
         Absolute and relative performance.
 
     Raises:
-        InputError: prompts that do not belong together, two targets of one name, broken data.
+        InputError: prompts that do not belong together, seeds of two tasks, two targets of one
+            name, broken data, a broken line of ``cells.jsonl``.
 
     Example:
         >>> from jpt.tuning.tune import tune
-        >>> tuned = tune("builtin/bert-small", "builtin/imdb_number", steps=1)
-        >>> result = transfer_matrix({"number": tuned.prompt}, ["builtin/imdb_number"])
-        >>> result.matrix.values.shape, float(result.relative.values[0, 0])
-        ((1, 2), 1.0)
+        >>> task, options = "builtin/imdb_number", {"max_tokens": 16}
+        >>> tuned = tune("builtin/bert-small", task, steps=1, **options)
+        >>> result = transfer_matrix({"number": tuned.prompt}, [task], random=False, **options)
+        >>> result.matrix.prompts, float(result.relative.values[0, 0])
+        (('number', 'none'), 1.0)
     """
-    started_s = time.monotonic()
-    loaded = load_prompts(prompts)
-    named = _tasks(tasks, loaded, data)
-    study = _prepare(loaded, named, split, backbone, max_tokens, eval_batch_size, dtype, mesh)
-    if random and RANDOM not in study.prompts:
-        study.prompts[RANDOM] = _random_prompt(study, seed)
-    scores = _score_all(study, progress)
-    drawn = {"name": RANDOM, "seed": seed, "init": RANDOM} if random else None
-    facts = {"split": split, "random": drawn, "command": _command(prompts, study, out)}
-    facts["elapsed_s"] = round(time.monotonic() - started_s, 2)
-    result = _result(study, scores, facts)
-    if out is not None:
-        _write(Path(out), result)
+    settings = TransferOptions(**options)
+    mesh = make_mesh(settings.mesh)
+    batch_sharding(mesh, settings.eval_batch_size)
+    baselines = {"random": settings.random, "untouched": settings.untouched}
+    plan = plan_matrix(prompts, tasks, settings.split, data, seed=settings.seed, **baselines)
+    chosen = backbone if backbone is not None else plan.first.card.backbone
+    model = _Model(chosen, backbone is not None, mesh)
+    folder = None if out is None else Path(out)
+    cells, scores = _measure(plan, model, settings, folder, progress)
+    result = _result(plan, model, settings, cells, scores, _command(prompts, plan, out))
+    if folder is not None:
+        _write(folder, result)
     return result
 
 
-def _tasks(
-    tasks: Iterable[Task | str | Path] | None,
-    prompts: Mapping[str, Prompt],
-    data: str | Path | None,
-) -> dict[str, Task]:
-    """The targets by short name."""
-    asked = list(tasks) if tasks is not None else [p.card.task for p in prompts.values()]
-    if tasks is None:
-        asked = sorted(set(asked))
-    if not asked:
-        raise InputError("no tasks were given; name at least one, for instance builtin/imdb")
-    loaded = [task if isinstance(task, Task) else _load(task, data) for task in asked]
-    refuse_twice([task.short_name for task in loaded], "tasks")
-    return {task.short_name: task for task in loaded}
-
-
-def _load(task: str | Path, data: str | Path | None) -> Task:
-    if data is None or str(task).startswith("builtin/") or not (Path(data) / str(task)).is_dir():
-        return load_task(task)
-    return load_task(task, Path(data) / str(task))
-
-
-def _prepare(
-    prompts: dict[str, Prompt],
-    tasks: dict[str, Task],
-    split: str,
-    backbone: Backbone | str | Path | None,
-    max_tokens: int | None,
-    eval_batch_size: int,
-    dtype: str,
-    mesh: str | None,
-) -> _Study:
-    """Loads and checks everything, cheap things first, before anything is compiled."""
-    devices = make_mesh(mesh)
-    batch_sharding(devices, eval_batch_size)
-    prompt = next(iter(prompts.values()))
-    name = backbone if backbone is not None else prompt.card.backbone
-    model = as_backbone(name, dtype, mesh=devices)
-    check_prompt(prompt, model.name, model.config.width, model.layout, backbone is not None)
-    rows, first = len(prompt.values), prompt.card.first_position or 0
-    prepared = {}
-    for short_name, task in tasks.items():
-        tokens = settle_length(max_tokens, model, task, rows, first)
-        prepared[short_name] = prepare_task(task, model, tokens, eval_batch_size, first)
-    splits = {
-        name: split if has_split(task, split) else "validation" for name, task in tasks.items()
-    }
-    return _Study(model, devices, dict(prompts), tasks, prepared, splits)
-
-
-def _random_prompt(study: _Study, seed: int) -> Prompt:
-    first = next(iter(study.prompts.values()))
-    name = study.backbone.name
-    generator = initial_generator(seed, name, RANDOM)
-    values = random_values(generator, *first.values.shape, study.backbone.init_std())
-    return Prompt(values, first.card)
-
-
-def _score_all(study: _Study, progress: bool) -> dict[tuple[str, str], Score]:
-    values = [prompt.values for prompt in study.prompts.values()]
-    # All rows are read before anything is compiled: broken data shows at once.
-    rows = {name: of.split(study.splits[name]) for name, of in study.prepared.items()}
-    scores = {}
-    cells = len(rows) * len(values)
-    with tqdm(total=cells, disable=not progress, unit="pair", dynamic_ncols=True) as bar:
-        for name, prepared in study.prepared.items():
-            bar.set_postfix_str(name, refresh=False)
-            found = prepared.score(values, rows[name], study.mesh)
-            scores |= {
-                (name, prompt): score for prompt, score in zip(study.prompts, found, strict=True)
-            }
-            bar.update(len(values))
-    return scores
-
-
 def _result(
-    study: _Study, scores: dict[tuple[str, str], Score], facts: dict[str, Any]
+    plan: MatrixPlan,
+    model: _Model,
+    settings: TransferOptions,
+    cells: dict[tuple[str, str], Cell],
+    scores: dict[tuple[str, str], Score],
+    command: str | None,
 ) -> TransferResult:
-    """Puts the scores into a matrix, and says what it is made of."""
-    values: Float[np.ndarray, "N K"] = np.array(
-        [[scores[task, prompt].value for prompt in study.prompts] for task in study.tasks]
-    )
-    metrics = tuple(task.metric for task in study.tasks.values())
-    matrix = TransferMatrix(tuple(study.tasks), tuple(study.prompts), values, metrics)
-    cards = {name: prompt.card for name, prompt in study.prompts.items() if name != RANDOM}
-    own, notes = own_prompts(matrix.targets, cards)
-    notes += [
-        f"{name} has no {facts['split']} split: scored on {used}"
-        for name, used in study.splits.items()
-        if used != facts["split"]
-    ]
-    record = {
-        "backbone": study.backbone.name,
-        "targets": _targets_record(study, scores, own),
-        "prompts": {
-            name: {"task": card.task, "type": card.task_type or task_type(card.task)}
-            for name, card in cards.items()
-        },
-        "versions": {
-            "jpt": __version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
-        "device": f"{study.mesh.devices.size} x {study.mesh.devices.flat[0].device_kind}",
-        **facts,
-        "notes": notes,
+    matrix = make_matrix(plan, cells)
+    devices = model.mesh.devices
+    facts = {
+        "backbone": model.name,
+        "device": f"{devices.size} x {devices.flat[0].device_kind}",
+        "command": command,
     }
-    return TransferResult(matrix, relative_performance(matrix, own), own, record, scores)
+    record = make_record(plan, cells, matrix, settings.split, facts)
+    told = record["targets"].items()
+    own = {target: each["own_prompt"] for target, each in told if each["own_prompt"]}
+    return TransferResult(matrix, relative_performance(matrix, own), own, record, cells, scores)
 
 
-def _targets_record(
-    study: _Study, scores: Mapping[tuple[str, str], Score], own: Mapping[str, str]
-) -> dict[str, Any]:
-    first = next(iter(study.prompts))
+def _measure(
+    plan: MatrixPlan,
+    model: _Model,
+    settings: TransferOptions,
+    folder: Path | None,
+    progress: bool,
+) -> tuple[dict[tuple[str, str], Cell], dict[tuple[str, str], Score]]:
+    """Takes what is there and scores the rest, one cell after the other."""
+    file = CellFile(None if folder is None else folder / CELLS)
+    of = _dependencies(plan, model, settings)
+    missing = {pair: depends for pair, depends in of.items() if file.find(depends) is None}
+    scores: dict[tuple[str, str], Score] = {}
+    if missing:
+        scorer = _Scorer(plan, model, settings)
+        if folder is not None:
+            make_folder(folder)
+        with tqdm(total=len(of), disable=not progress, unit="pair", dynamic_ncols=True) as bar:
+            bar.update(len(of) - len(missing))
+            for (target, name), depends in missing.items():
+                started_s = time.monotonic()
+                bar.set_postfix_str(target, refresh=False)
+                scores[target, name] = score = scorer.score(target, name)
+                elapsed_s = time.monotonic() - started_s
+                file.add(make_cell(target, name, score, elapsed_s, depends))
+                bar.update()
+    found = {pair: file.find(depends) for pair, depends in of.items()}
+    return {pair: cell for pair, cell in found.items() if cell is not None}, scores
+
+
+def _dependencies(
+    plan: MatrixPlan, model: _Model, settings: TransferOptions
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """All that each score depends on, by target and run; known before weights are read."""
+    backbone, dtype = model.backbone, settings.dtype
+    if isinstance(backbone, Backbone):
+        fingerprint, dtype = backbone.fingerprint, str(jax.tree.leaves(backbone.params)[0].dtype)
+    else:
+        fingerprint = weights_fingerprint(backbone)
+    common = {
+        "jpt": __version__,
+        "backbone": fingerprint,
+        "dtype": dtype,
+        "max_tokens": settings.max_tokens,
+        "label_scoring": settings.label_scoring,
+    }
+    if any(run.column == RANDOM for run in plan.runs):
+        common["random"] = model.name
+    identities = {run.name: plan.identity(run) for run in plan.runs}
     return {
-        name: {
-            "task": task.name,
-            "type": task.type,
-            "metric": task.metric,
-            "majority": scores[name, first].majority,
-            "rows": scores[name, first].rows,
-            "split": study.splits[name],
-            "own_prompt": own.get(name),
-        }
-        for name, task in study.tasks.items()
+        (target, name): {**identity, **content, **common}
+        for target, content in plan.contents().items()
+        for name, identity in identities.items()
     }
 
 
-def _command(
-    prompts: Mapping[str, Prompt] | str | Path, study: _Study, out: str | Path | None
-) -> str | None:
+class _Scorer:
+    """A loaded model and the tasks as it reads them.
+
+    Args:
+        plan: of the matrix.
+        chosen: the model, which is loaded here where it is not yet.
+        settings: of the matrix.
+    """
+
+    def __init__(self, plan: MatrixPlan, chosen: _Model, settings: TransferOptions) -> None:
+        self._mesh = chosen.mesh
+        model = as_backbone(chosen.backbone, settings.dtype, mesh=chosen.mesh)
+        check_prompt(plan.first, model.name, model.config.width, model.layout, chosen.is_named)
+        self._values = {run.name: _values(plan, run, model) for run in plan.runs}
+        rows, first = len(plan.first.values), plan.first.card.first_position or 0
+        self._prepared: dict[str, PreparedTask] = {}
+        for name, task in plan.tasks.items():
+            tokens = settle_length(settings.max_tokens, model, task, rows, first)
+            self._prepared[name] = prepare_task(
+                task, model, tokens, settings.eval_batch_size, first, settings.label_scoring
+            )
+        self._splits = {
+            name: encode_cached(
+                plan.rows[name],
+                prepared.task,
+                model.tokenizer,
+                prepared.batching.max_tokens,
+                model.layout,
+                prepared.answer_tokens,
+            )
+            for name, prepared in self._prepared.items()
+        }
+
+    def score(self, target: str, run: str) -> Score:
+        """Scores one run on one target."""
+        prepared = self._prepared[target]
+        return prepared.score([self._values[run]], self._splits[target], self._mesh)[0]
+
+
+def _values(plan: MatrixPlan, run: MatrixRun, model: Backbone) -> Float[Array, "P D"] | None:
+    """The rows in front of the text; None for the untouched model."""
+    if run.prompt is not None:
+        return run.prompt.values
+    if run.column == UNTOUCHED:
+        return None
+    generator = initial_generator(plan.seed, model.name, RANDOM)
+    return random_values(generator, *plan.first.values.shape, model.init_std())
+
+
+def _command(prompts: Prompts, plan: MatrixPlan, out: str | Path | None) -> str | None:
     """The command that gives this matrix again, where the prompts lie in a folder."""
     if not isinstance(prompts, (str, Path)) or out is None:
         return None
-    names = ",".join(str(task.folder or task.name) for task in study.tasks.values())
+    names = ",".join(str(task.folder or task.name) for task in plan.tasks.values())
     words = ["jpt", "transfer", "--prompts", str(prompts), "--tasks", names, "--out", str(out)]
     return shlex.join(words)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float32
 
@@ -27,19 +29,47 @@ def initial_prompt(
     Raises:
         InputError: for an init that does not fit.
     """
+    return initial_rows(
+        backbone, options.init, options.seed, options.length, prepared.words.all_ids
+    )
+
+
+def initial_rows(
+    backbone: Backbone, init: str, seed: int, length: int, label_ids: Sequence[int] = ()
+) -> Float32[np.ndarray, "P D"]:
+    """Builds the rows that a start stands for.
+
+    Args:
+        backbone: whose vocabulary some starts draw from.
+        init: how the prompt starts.
+        seed: of the run.
+        length: P.
+        label_ids: ids of the task's label words, for the start ``labels`` alone.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InputError: for an init that does not fit.
+
+    Example:
+        >>> from jpt.backbones.registry import load_backbone
+        >>> initial_rows(load_backbone("builtin/bert-small"), "vocab", 0, 5).shape
+        (5, 128)
+    """
     tokenizer = backbone.tokenizer
     # The table may have rows that the tokenizer does not name (padding to a round number).
     count = min(backbone.config.vocabulary, tokenizer.vocabulary_size)
     pieces = [tokenizer.piece(token) for token in range(count)]
     special = {token for token in tokenizer.ids if token is not None}
     return initial_values(
-        parse_init(options.init),
-        seed=options.seed,
+        parse_init(init),
+        seed=seed,
         backbone=backbone.name,
-        length=options.length,
+        length=length,
         embedding=backbone.params["embeddings"]["word"],
         ids=sampled_ids(pieces, special),
-        label_ids=prepared.words.all_ids,
+        label_ids=label_ids,
         encode=lambda text: tokenizer.encode([text])[0],
         std=backbone.init_std(),
     )

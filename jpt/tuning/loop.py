@@ -129,7 +129,8 @@ def start_state(tune: TuneState) -> LoopState:
         The loop's state, with no best prompt yet.
     """
     # A copy: the step donates its prompt, and the best one has to outlive it.
-    return LoopState(tune, jnp.copy(tune.prompt), jnp.float32(-jnp.inf), jnp.int32(0))
+    best = jax.tree.map(jnp.copy, tune.prompt)  # one array, or the weights of a projector
+    return LoopState(tune, best, jnp.float32(-jnp.inf), jnp.int32(0))
 
 
 def resume(run: Run, state: LoopState) -> LoopState:
@@ -205,7 +206,7 @@ def _score(run: Run, state: LoopState, step: int, progress: Progress) -> LoopSta
     if score.value <= float(state.best_score):
         return state
     return state._replace(
-        best_prompt=jnp.copy(state.tune.prompt),
+        best_prompt=jax.tree.map(jnp.copy, state.tune.prompt),
         best_score=jnp.float32(score.value),
         best_step=jnp.int32(step),
     )

@@ -10,6 +10,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jpt.backbones.output import AnswerScores
+from jpt.tuning.neuron_mask import NeuronMask, mask_options
 from jpt.types import Batch, Parameters
 
 NO_PIECE = -1
@@ -99,6 +100,7 @@ def label_scores(
     batch: Batch,
     answer: Answer,
     dropout_key: Array | None = None,
+    neuron_mask: NeuronMask | None = None,
 ) -> Float[Array, "B C"]:
     """Scores the labels of every row of a batch.
 
@@ -112,6 +114,7 @@ def label_scores(
         batch: the rows.
         answer: which words stand for the labels.
         dropout_key: of this step's dropout, where the module has any.
+        neuron_mask: which neurons are silent, if any.
 
     Returns:
         The scores in float32, up to a number that all labels of a row share.
@@ -125,8 +128,8 @@ def label_scores(
     """
     inputs = (module, params, prompt, batch, answer, dropout_key)
     if answer.pieces is None:
-        return _by_label(label_logits(*inputs), answer)
-    return _by_label(_piece_scores(*inputs)[0].sum(-1), answer)
+        return _by_label(label_logits(*inputs, neuron_mask=neuron_mask), answer)
+    return _by_label(_piece_scores(*inputs, neuron_mask)[0].sum(-1), answer)
 
 
 def _piece_scores(
@@ -136,11 +139,13 @@ def _piece_scores(
     batch: Batch,
     answer: Answer,
     dropout_key: Array | None,
+    neuron_mask: NeuronMask | None = None,
 ) -> tuple[Float[Array, "B W A"], Bool[Array, "W A"]]:
     """The logarithm of each piece's probability, 0 where no piece is; and where pieces are."""
     is_piece = answer.pieces != NO_PIECE
     pieces = jnp.where(is_piece, answer.pieces, 0)[None]
-    log_probs = _apply(module, params, prompt, batch, pieces, dropout_key).log_probs
+    found = _apply(module, params, prompt, batch, pieces, dropout_key, neuron_mask)
+    log_probs = found.log_probs
     return jnp.where(is_piece[None], log_probs, 0.0), is_piece
 
 
@@ -151,10 +156,12 @@ def _apply(
     batch: Batch,
     answers: Int[Array, "R W A"],
     dropout_key: Array | None,
+    neuron_mask: NeuronMask | None = None,
 ) -> AnswerScores:
-    keys = None if dropout_key is None else {"dropout": dropout_key}
+    options = {"rngs": None if dropout_key is None else {"dropout": dropout_key}}
+    options |= mask_options(neuron_mask)
     inputs = (batch.tokens, batch.lengths, prompt, answers)
-    return module.apply({"params": params}, *inputs, method="score_answers", rngs=keys)
+    return module.apply({"params": params}, *inputs, method="score_answers", **options)
 
 
 def _by_label(scores: Float[Array, "B W"], answer: Answer) -> Float[Array, "B C"]:
@@ -232,6 +239,7 @@ def label_logits(
     answer: Answer,
     dropout_key: Array | None = None,
     all_words: bool = False,
+    neuron_mask: NeuronMask | None = None,
 ) -> Float[Array, "B W"]:
     """Scores the first pieces of the label words of every row of a batch.
 
@@ -243,6 +251,7 @@ def label_logits(
         answer: which words are scored.
         dropout_key: of this step's dropout, where the module has any.
         all_words: score the whole vocabulary instead.
+        neuron_mask: which neurons are silent, if any.
 
     Returns:
         The logits in float32.
@@ -263,6 +272,7 @@ def label_logits(
         prompt,
         label_ids=None if all_words else answer.label_ids,
         **start,
+        **mask_options(neuron_mask),
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     ).logits
 

@@ -22,6 +22,7 @@ from jpt.tasks.registry import load_task
 from jpt.tasks.task import Task
 from jpt.tasks.verbalizers import LabelWords, label_words
 from jpt.tuning.losses import NO_PIECE, Answer
+from jpt.tuning.neuron_mask import NeuronMask, check_neuron_mask
 from jpt.tuning.scoring import Batching, Score, bank_logits, score_logits
 from jpt.tuning.written import score_written
 
@@ -82,6 +83,7 @@ class PreparedTask:
         prompts: Sequence[Float[Array, "P D"] | None],
         split: EncodedSplit,
         mesh: Mesh | None = None,
+        neuron_mask: NeuronMask | None = None,
     ) -> list[Score]:
         """Scores prompts over a whole split, without dropout.
 
@@ -89,17 +91,23 @@ class PreparedTask:
             prompts: the prompts; None stands for the untouched model.
             split: the encoded rows.
             mesh: devices to spread the rows over.
+            neuron_mask: which neurons are silent, if any.
 
         Returns:
             A score for each prompt.
+
+        Raises:
+            InputError: a mask of another shape than the backbone's, or for written answers.
         """
         task, backbone = self.task, self.backbone
+        if neuron_mask is not None:
+            check_neuron_mask(neuron_mask, backbone, task)
         module = backbone.module.clone(dropout_rate=0.0)
         if task.is_written:
             rows = (split, backbone.tokenizer, task.metric, self.batching, mesh)
             return [score_written(module, backbone.params, prompt, *rows) for prompt in prompts]
         found = bank_logits(
-            module, backbone.params, prompts, split, self.answer, self.batching, mesh
+            module, backbone.params, prompts, split, self.answer, self.batching, mesh, neuron_mask
         )
         return [score_logits(each, split.labels, task.labels, task.metric) for each in found]
 

@@ -20,6 +20,7 @@ from jpt.mesh import batch_sharding
 from jpt.tasks.metrics import compute_measures
 from jpt.tasks.text_metrics import Written
 from jpt.tuning.losses import Answer, label_scores
+from jpt.tuning.neuron_mask import NeuronMask
 from jpt.types import Batch, Parameters
 
 
@@ -98,8 +99,9 @@ def _score_step(
     prompt: Float[Array, "P D"] | None,
     batch: Batch,
     answer: Answer,
+    neuron_mask: NeuronMask | None,
 ) -> Float[Array, "B C"]:
-    return label_scores(module, params, prompt, batch, answer)
+    return label_scores(module, params, prompt, batch, answer, neuron_mask=neuron_mask)
 
 
 def bank_logits(
@@ -110,6 +112,7 @@ def bank_logits(
     answer: Answer,
     batching: Batching,
     mesh: Mesh | None = None,
+    neuron_mask: NeuronMask | None = None,
 ) -> Float[np.ndarray, "K N C"]:
     """Scores the labels of every row of a split behind each of several prompts.
 
@@ -123,6 +126,7 @@ def bank_logits(
         answer: which words are scored.
         batching: how rows are put together.
         mesh: devices to spread the rows over.
+        neuron_mask: which neurons are silent, if any.
 
     Returns:
         Scores by prompt, in the split's order.
@@ -133,7 +137,8 @@ def bank_logits(
     for rows, batch in evaluation_batches(split, *batching):
         if mesh is not None:
             batch = jax.device_put(batch, batch_sharding(mesh, batching.batch_size))
-        scores = [_score_step(module, params, prompt, batch, answer) for prompt in prompts]
+        given = (batch, answer, neuron_mask)
+        scores = [_score_step(module, params, prompt, *given) for prompt in prompts]
         # One batch behind, so that the device computes while the host copies.
         _collect(logits, pending)
         pending = (rows, scores)

@@ -69,8 +69,9 @@ class Start:
         """Puts the moments, if there are any, into the state before the first step.
 
         Args:
-            state: of a fresh optimizer; its count of steps stays 0, as in the authors' script,
-                so that the first updates are those of full moments taken for empty ones: larger.
+            state: of a fresh optimizer. Its count of steps stays 0, as in the authors' script, so
+                bias correction multiplies full moments by 10 and 1,000 as if they were new: the
+                first updates follow the old gradients and are about a third of their size.
 
         Returns:
             The state.
@@ -112,13 +113,7 @@ def read_start(name: str, run: str | Path) -> Start:
         InputError: no run folder, not finished, no checkpoint, or one that does not fit.
 
     Example:
-        >>> import tempfile
-        >>> from jpt.tuning.tune import tune
-        >>> run = Path(tempfile.mkdtemp()) / "run"
-        >>> tuned = tune("builtin/bert-small", "builtin/imdb_number", run, steps=1)
-        >>> start = read_start("number", run)
-        >>> bool((start.prompt.values == tuned.last.values).all())
-        True
+        See `jpt.warm_start` with ``copy_moments``.
     """
     folder = Path(run)
     need = "to copy moments, give the folder of a finished run of jpt tune with its checkpoints"

@@ -43,6 +43,8 @@ def write_study(folder: Path, scores: np.ndarray = SCORES) -> Path:
     write_indicators(folder)
     write_correlations(folder)
     write_types(folder)
+    write_choices(folder)
+    write_masks(folder)
     for name in TASKS:
         write_run(folder / "prompts" / name, name)
     return folder
@@ -131,6 +133,64 @@ def write_types(folder: Path) -> None:
         "relative_by_type": {"sentiment": {"sentiment": 0.9, "nli": 0.56}},
     }
     write_json(folder / "types.json", record)
+
+
+def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -> None:
+    """Each ranking's mean regret; ON's and the embedding indicators' first sources."""
+    best = {"mnli": "qnli", "imdb": "sst2", "qnli": "mnli", "sst2": "imdb"}
+    spread = dict(zip(TASKS, (-0.004, 0.004, -0.002, 0.002), strict=True))
+    targets = {
+        t: {"best": [best[t]], "best_score": 0.8, "mean_score": 0.7, "sources": 3} for t in TASKS
+    }
+    chosen, rankings = {}, {}
+    for name in (*INDICATORS, "same_type"):
+        regret = overlap if "overlap" in name else embedding
+        each = {t: max(regret + spread[t], 0.0) if regret else 0.0 for t in TASKS}
+        chosen[name] = {
+            t: {
+                "sources": [best[t]] if not each[t] else ["sst2", "mnli"],
+                "score": 0.8 - each[t],
+                "regret": each[t],
+                "hit": float(not each[t]),
+                "rank": 1.0,
+            }
+            for t in TASKS
+        }
+        rankings[name] = {
+            **{"targets": 4, "hits": float(not regret), "regret": regret, "mean_rank": 1.0},
+            **{"regret_interval": [regret - 0.004, regret + 0.004]},
+            **{"chance_hits": 1 / 3, "chance_rank": 2.0, "chance_regret": 0.1},
+            **{"gain": 0.1 - regret, "gain_interval": [0.096 - regret, 0.104 - regret]},
+        }
+    record = {"targets": targets, "rankings": rankings, "chosen": chosen, "notes": []}
+    write_json(folder / "choice.json", record)
+
+
+def write_masks(folder: Path, own: float = 0.6, random: float = 0.9, scatter: float = 0.02) -> None:
+    """What is left under own and random masks; single tasks lie `scatter` around it."""
+    steps = dict(zip(TASKS, (-1, -0.5, 0.5, 1), strict=True))
+
+    def mask(share: float, step: float, draws: int) -> dict[str, object]:
+        value = 0.8 * (share + scatter * step)
+        runs = [{"source": None, "draw": draw, "value": value} for draw in range(draws)]
+        return {"value": value, "std": None, "relative": value / 0.8, "runs": runs}
+
+    targets = {
+        name: {
+            **{"task": f"builtin/{name}", "type": kind, "prompt": name, "metric": "accuracy"},
+            **{"split": "test", "rows": 300, "majority": 0.5, "unmasked": 0.8},
+            "masks": {"own": mask(own, steps[name], 1), "random": mask(random, -steps[name], 2)},
+        }
+        for name, kind in TYPES.items()
+    }
+    kinds = {"own": own, "random": random}
+    record = {
+        **{"backbone": "builtin/bert-small", "ratio": 0.2, "layers": [0, 3], "split": "test"},
+        **{"silent_neurons": 5, "neurons": 24, "targets": targets, "notes": []},
+        "relative_by_type": dict.fromkeys(("sentiment", "nli"), kinds),
+        **{"other_by_type": None, "own_below_random": {"tasks": 4, "of": 4}},
+    }
+    write_json(folder / "mask.json", record)
 
 
 def write_run(folder: Path, name: str, finished: bool = True) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.analysis.activations import activated_neurons, probe_bank
+from jpt.analysis.activations import activated_neurons
+from jpt.analysis.probe_bank import probe_bank
 from jpt.files.study_files import read_activations, write_activations
 from jpt.testing import tiny_encoder
 from jpt.types import Activations, Prompt, PromptCard
@@ -27,36 +28,40 @@ def make_prompts(count: int, length: int = 5, width: int = 128) -> dict[str, Pro
     }
 
 
+ONE = jnp.ones(1, jnp.int32)
+
+
 @pytest.mark.parametrize("first_position", [0, 1])
 def test_the_bank_is_each_prompt_alone_the_plain_way(first_position: int) -> None:
     module, params = tiny_encoder(num_hidden_layers=3)
     bank = jnp.asarray(np.random.default_rng(1).normal(0, 1, (4, 5, 32)), jnp.float32)
     start = jnp.array([[1]], jnp.int32)
-    together = probe_bank(module, params, bank, start, first_position)
-    assert together.shape == (4, 3, 48)
+    together, _ = probe_bank(module, params, bank, start, ONE, first_position=first_position)
+    assert together.shape == (4, 3, 1, 48)
     for number, prompt in enumerate(bank):
         # Every position of every layer is computed; the mask stands at 0, the start token last.
         neurons = module.apply(
             {"params": params},
             start,
-            jnp.ones(1, jnp.int32),
+            ONE,
             prompt,
             capture_neurons=True,
             every_position=True,
             first_position=first_position,
         ).neurons
         assert neurons.shape == (3, 1, 1 + 5 + 1, 48)
-        np.testing.assert_allclose(together[number], neurons[:, 0, 0], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(together[number], neurons[:, :, 0], rtol=0, atol=1e-6)
 
 
 def test_positions_and_start_token_count() -> None:
     module, params = tiny_encoder()
     bank = jnp.asarray(np.random.default_rng(1).normal(0, 1, (1, 5, 32)), jnp.float32)
-    plain = probe_bank(module, params, bank, jnp.array([[1]], jnp.int32), 0)
-    shifted = probe_bank(module, params, bank, jnp.array([[1]], jnp.int32), 1)
-    other = probe_bank(module, params, bank, jnp.array([[7]], jnp.int32), 0)
+    start, other = jnp.array([[1]], jnp.int32), jnp.array([[7]], jnp.int32)
+    plain, _ = probe_bank(module, params, bank, start, ONE)
+    shifted, _ = probe_bank(module, params, bank, start, ONE, first_position=1)
+    otherwise, _ = probe_bank(module, params, bank, other, ONE)
     assert float(jnp.abs(plain - shifted).max()) > 1e-4
-    assert float(jnp.abs(plain - other).max()) > 1e-4
+    assert float(jnp.abs(plain - otherwise).max()) > 1e-4
 
 
 def test_order_changes_nothing_and_names_are_sorted(tmp_path: Path) -> None:
@@ -93,6 +98,9 @@ def test_wrong_prompts(tmp_path: Path) -> None:
     assert not (tmp_path / "out.npz").exists()
 
 
+WHOLE = {"names": np.array(["a"]), "activations": np.ones((1, 3, 4))}
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -101,6 +109,11 @@ def test_wrong_prompts(tmp_path: Path) -> None:
         ({"names": np.array(["a"]), "activations": np.full((1, 3, 4), np.nan)}, "NaN"),
         ({"names": np.array(["a", "a"]), "activations": np.ones((2, 3, 4))}, "names a 2 times"),
         ({"names": np.array(["a"], object), "activations": np.ones((1, 3, 4))}, "no file of"),
+        ({**WHOLE, "rates": np.ones((1, 3, 3))}, r"rates is \[1, 3, 3\] .*; \[1, 3, 4\] of floats"),
+        ({**WHOLE, "rates": np.full((1, 3, 4), 1.1)}, "a rate is outside 0 to 1"),
+        ({**WHOLE, "cka": np.ones((1, 3, 3))}, r"cka is \[1, 3, 3\] .*; \[3, 1, 1\] of floats"),
+        ({**WHOLE, "probe": np.array("{")}, "no file of activations"),
+        ({**WHOLE, "probe": np.array('"text"')}, "probe is 'text'; an object with kind"),
     ],
 )
 def test_files_that_are_none(tmp_path: Path, arrays: dict, message: str) -> None:

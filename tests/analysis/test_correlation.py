@@ -80,13 +80,14 @@ def test_matrix_from_its_file_and_record_to_file(tmp_path: Path) -> None:
     result = correlate(FOUND, tmp_path / "transfer.csv")
     assert result == correlate(FOUND, MATRIX)
     record = json.loads(json.dumps(result.record, allow_nan=False))
-    assert list(record) == ["own_in", "own_out", "notes"]
+    assert list(record) == ["own_in", "own_out", "overlap_lead", "intervals", "notes"]
     assert list(record["own_in"]["cosine_concat"]) == [
         "mean_over_targets",
         "pooled_relative",
         "pooled_raw",
         "n_targets",
         "per_target",
+        "interval",
     ]
     assert record["notes"] == []
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from jpt.analysis.study import read_study
 from jpt.analysis.type_findings import source_finding, type_finding
 from tests.analysis.sample_study import (
     SCORES,
+    write_choices,
     write_correlations,
+    write_masks,
     write_scores,
     write_study,
     write_transfer_facts,
@@ -158,3 +161,62 @@ def test_standard_error_of_one_number_is_not_small() -> None:
 def test_types_without_a_matrix_speak_of_the_overlap_only(tmp_path: Path) -> None:
     write_types(tmp_path)
     assert list(_found(tmp_path)) == ["overlap"]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "embedding", "verdict", "said"),
+    [
+        (0.01, 0.05, "agrees", "ON chooses better, as in the paper"),
+        (0.05, 0.01, "contradicts", "ON chooses worse, which speaks against the paper"),
+        (0.03, 0.03, "unclear", "the two choose alike"),
+    ],
+)
+def test_verdict_on_choices(
+    tmp_path: Path, overlap: float, embedding: float, verdict: str, said: str
+) -> None:
+    write_choices(tmp_path, overlap, embedding)
+    found = _found(tmp_path)["choice"]
+    assert found.verdict == verdict and said in found.text
+    assert f"costs {100 * overlap:.1f} point" in found.text
+    assert "one taken by chance 10.0 points; it beats chance" in found.text
+    assert f"(E_concat) costs {100 * embedding:.1f} point" in found.text
+
+
+def test_choices_that_scatter_are_not_clear(tmp_path: Path) -> None:
+    write_choices(tmp_path, 0.02, 0.03)
+    record = json.loads((tmp_path / "choice.json").read_text())
+    for place, chosen in enumerate(record["chosen"]["neuron_overlap"].values()):
+        chosen["regret"] = (0.0, 0.0, 0.0, 0.08)[place]
+    record["rankings"]["neuron_overlap"]["gain_interval"] = [-0.01, 0.1]
+    (tmp_path / "choice.json").write_text(json.dumps(record))
+    found = _found(tmp_path)["choice"]
+    assert found.verdict == "unclear" and "within the scatter over tasks" in found.text
+    assert "no sure gain (95% interval of the gain -1.0 to +10.0)" in found.text
+
+
+def test_choices_without_neurons_name_the_best_of_the_vectors(tmp_path: Path) -> None:
+    write_choices(tmp_path)
+    record = json.loads((tmp_path / "choice.json").read_text())
+    del record["rankings"]["neuron_overlap"]
+    record["rankings"]["cosine_average"]["regret"] = 0.02
+    (tmp_path / "choice.json").write_text(json.dumps(record))
+    found = _found(tmp_path)["choice"]
+    assert found.verdict is None and found.text.startswith("The source that C_average puts first")
+
+
+@pytest.mark.parametrize(
+    ("own", "random", "scatter", "verdict", "said"),
+    [
+        (0.6, 0.9, 0.02, "agrees", "matter more than others (95% interval of the difference +"),
+        (0.9, 0.6, 0.02, "contradicts", "matter less than others"),
+        (0.75, 0.8, 0.5, "unclear", "cannot be told"),
+    ],
+)
+def test_verdict_on_masks(
+    tmp_path: Path, own: float, random: float, scatter: float, verdict: str, said: str
+) -> None:
+    write_masks(tmp_path, own, random, scatter)
+    found = _found(tmp_path)["masks"]
+    assert found.verdict == verdict and said in found.text
+    assert f"{100 * own:.0f}% of its score is left on average over 4 tasks" in found.text
+    assert f"random ones {100 * random:.0f}%" in found.text and "With the 20% of" in found.text

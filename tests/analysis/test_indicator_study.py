@@ -48,6 +48,7 @@ def test_files_of_a_study(folder: Path) -> None:
         "indicators.csv",
         "types.json",
         "correlation.json",
+        "choice.json",
     ]
     assert all(file.exists() for file in study.files)
     correlation = json.loads((folder / "out" / "correlation.json").read_text())

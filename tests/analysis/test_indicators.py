@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jpt.analysis.indicator_names import indicator_label
+from jpt.analysis.indicator_table import OF_ROWS, Indicator
 from jpt.analysis.indicators import Indicators, indicators, read_indicators, write_indicators
-from jpt.analysis.similarity import EMBEDDING_INDICATORS
 from jpt.errors import InputError
 from jpt.files.study_files import write_activations
 from jpt.prompts.store import save_prompt
@@ -30,6 +31,15 @@ WITH_ROW0 = {name: prompt(task, unused=True) for name, task in TASKS.items()}
 NEURONS = Activations(("b", "c", "a"), GENERATOR.normal(size=(3, 4, 9)).astype(np.float32))
 
 
+RATES = Activations(
+    NEURONS.names,
+    NEURONS.values,
+    GENERATOR.integers(0, 5, size=(3, 4, 9)).astype(np.float32) / 4,
+    np.stack([np.corrcoef(GENERATOR.normal(size=(3, 5))) for _ in range(4)]),
+    {"kind": "text", "task": "sst2", "rows": 4},
+)
+
+
 def assert_same(found: Indicators, expected: Indicators) -> None:
     assert found.names == expected.names and list(found.columns) == list(expected.columns)
     for name, matrix in expected.columns.items():
@@ -41,11 +51,15 @@ def test_names_are_sorted_and_cards_come_along() -> None:
     assert found.names == ("a", "b", "c")
     assert found.cards["c"].task == "builtin/imdb"
     assert list(found.columns) == [
-        *EMBEDDING_INDICATORS,
+        *OF_ROWS,
         "neuron_overlap",
         "neuron_overlap_layers_0_2",
         "neuron_overlap_layers_1_3",
         "neuron_overlap_all",
+        "neuron_jaccard",
+        "neuron_jaccard_all",
+        "activation_cosine",
+        "activation_cosine_all",
     ]
     # The activations name the prompts in another order.
     active = NEURONS.values > 0
@@ -55,7 +69,7 @@ def test_names_are_sorted_and_cards_come_along() -> None:
 
 def test_names_that_are_not_there() -> None:
     found = indicators(PROMPTS)
-    with pytest.raises(InputError, match="unknown indicator 'cosine'; did you mean cosine_concat"):
+    with pytest.raises(InputError, match="unknown indicator 'cosine'; did you mean cosine_"):
         found["cosine"]
     with pytest.raises(InputError, match="unknown prompt 'd'"):
         found.value("cosine_concat", "a", "d")
@@ -70,6 +84,54 @@ def test_order_of_prompts_changes_no_bit() -> None:
     reverse = dict(reversed(WITH_ROW0.items()))
     turned = Activations(NEURONS.names[::-1], NEURONS.values[::-1])
     assert_same(indicators(reverse, turned), indicators(WITH_ROW0, NEURONS))
+    turned = dataclasses.replace(
+        RATES,
+        names=RATES.names[::-1],
+        values=RATES.values[::-1],
+        rates=RATES.rates[::-1],
+        cka=RATES.cka[:, ::-1, ::-1],
+    )
+    assert_same(indicators(reverse, turned), indicators(WITH_ROW0, RATES))
+
+
+def test_neurons_behind_text_are_said_and_written(tmp_path: Path) -> None:
+    write_activations(tmp_path / "neurons.npz", RATES)
+    found = indicators(PROMPTS, tmp_path / "neurons.npz", tmp_path)
+    assert_same(found, indicators(PROMPTS, RATES))
+    assert "cosine of the shares of rows" in found.notes[0] and "4 rows of sst2" in found.notes[0]
+    assert list(found.columns)[-2:] == ["activation_cka", "activation_cka_all"]
+    # The activations name the prompts in another order: b, c, a.
+    np.testing.assert_allclose(found["activation_cka"][0, 1], RATES.cka[1:, 2, 0].mean())
+    np.testing.assert_allclose(found["activation_cka_all"][1, 2], RATES.cka[:, 0, 1].mean())
+    assert_same(read_indicators(tmp_path / "indicators.csv"), found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rates": RATES.rates[:, :3]}, r"rates \[3, 3, 9\] of \[3, 4, 9\] activations"),
+        ({"cka": RATES.cka[:, :2]}, r"cka \[4, 2, 3\] of \[3, 4, 9\] activations"),
+        ({"rates": np.full((3, 4, 9), np.nan)}, "an activation is NaN or infinite"),
+    ],
+)
+def test_parts_that_do_not_fit(changes: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        indicators(PROMPTS, dataclasses.replace(RATES, **changes))
+
+
+def test_an_indicator_of_ones_own_is_one_entry(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = Indicator("C_first", "cosine of first rows", lambda pairs: pairs.row_cosines()[..., 0])
+    monkeypatch.setitem(OF_ROWS, "cosine_first", own)
+    found = indicators(WITH_ROW0, NEURONS, tmp_path)
+    a, b = (WITH_ROW0[name].values[0].astype(np.float64) for name in "ab")
+    expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert found.value("cosine_first", "a", "b") == pytest.approx(expected, abs=1e-12)
+    assert found.value("cosine_first", "c", "c") == 1
+    assert "cosine_first_with_row0" in found.columns
+    assert_same(read_indicators(tmp_path / "indicators.csv"), found)
+    assert indicator_label("cosine_first") == "C_first"
 
 
 def test_row_0_has_columns_of_its_own() -> None:
@@ -79,15 +141,15 @@ def test_row_0_has_columns_of_its_own() -> None:
         for name, each in WITH_ROW0.items()
     }
     plain = {name: Prompt(each.values, each.card) for name, each in WITH_ROW0.items()}
-    for name in EMBEDDING_INDICATORS:
+    for name in OF_ROWS:
         np.testing.assert_allclose(found[name], indicators(plain)[name], rtol=1e-13)
         np.testing.assert_allclose(found[f"{name}_with_row0"], indicators(whole)[name], rtol=1e-13)
-    assert list(found.columns)[4:] == [f"{name}_with_row0" for name in EMBEDDING_INDICATORS]
+    assert list(found.columns)[len(OF_ROWS) :] == [f"{name}_with_row0" for name in OF_ROWS]
 
 
 def test_row_0_of_some_prompts_only_is_said() -> None:
     found = indicators({**WITH_ROW0, "d": prompt("snli")})
-    assert list(found.columns) == list(EMBEDDING_INDICATORS)
+    assert list(found.columns) == list(OF_ROWS)
     assert found.notes == (
         "1 of 4 prompts have no unused row 0: the indicators with it are left out",
     )

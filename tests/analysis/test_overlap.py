@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jpt.analysis.overlap import neuron_overlap, parse_layers
+from jpt.analysis.overlap import neuron_similarities, parse_layers
 from jpt.errors import InputError
 from jpt.types import Activations
 
@@ -19,7 +19,7 @@ def by_loops(first: int, last: int) -> np.ndarray:
 
 
 def test_every_window() -> None:
-    found, notes = neuron_overlap(Activations(NAMES, VALUES))
+    found, notes = neuron_similarities(Activations(NAMES, VALUES))
     windows = {
         "neuron_overlap": (2, 4),
         "neuron_overlap_layers_0_2": (0, 2),
@@ -27,7 +27,10 @@ def test_every_window() -> None:
         "neuron_overlap_layers_2_4": (2, 4),
         "neuron_overlap_all": (0, 4),
     }
-    assert (list(found), notes) == (list(windows), [])
+    assert ([name for name in found if name.startswith("neuron_overlap")], notes) == (
+        list(windows),
+        [],
+    )
     for name, window in windows.items():
         np.testing.assert_allclose(found[name], by_loops(*window), rtol=1e-14)
         np.testing.assert_array_equal(found[name], found[name].T)
@@ -36,22 +39,24 @@ def test_every_window() -> None:
 
 def test_order_changes_nothing() -> None:
     order = np.random.default_rng(1).permutation(6)
-    found, _ = neuron_overlap(Activations(NAMES, VALUES))
-    moved, _ = neuron_overlap(Activations(tuple(NAMES[place] for place in order), VALUES[order]))
+    found, _ = neuron_similarities(Activations(NAMES, VALUES))
+    moved, _ = neuron_similarities(
+        Activations(tuple(NAMES[place] for place in order), VALUES[order])
+    )
     for name, matrix in found.items():
         np.testing.assert_array_equal(moved[name], matrix[np.ix_(order, order)])
 
 
 @pytest.mark.parametrize("layers", ["1-3", (1, 3), " 1 - 3 "])
 def test_chosen_layers(layers: str | tuple[int, int]) -> None:
-    found, _ = neuron_overlap(Activations(NAMES, VALUES), layers)
+    found, _ = neuron_similarities(Activations(NAMES, VALUES), layers)
     np.testing.assert_array_equal(found["neuron_overlap"], found["neuron_overlap_layers_1_3"])
 
 
 def test_few_layers_are_taken_whole() -> None:
     for layers, names in ((2, 2), (3, 3)):
-        found, _ = neuron_overlap(Activations(NAMES, VALUES[:, :layers]))
-        assert len(found) == names
+        found, _ = neuron_similarities(Activations(NAMES, VALUES[:, :layers]))
+        assert sum(name.startswith("neuron_overlap") for name in found) == names
         np.testing.assert_array_equal(found["neuron_overlap"], found["neuron_overlap_all"])
 
 
@@ -59,15 +64,15 @@ def test_zero_is_not_activated_and_silence_is_undefined() -> None:
     values = VALUES.copy()
     values[1, :3] = 0
     values[2, 2:] = -1
-    found, notes = neuron_overlap(Activations(NAMES, values))
+    found, notes = neuron_similarities(Activations(NAMES, values))
     silent = found["neuron_overlap_layers_0_2"]
     assert np.isnan(silent[1]).all() and np.isnan(silent[:, 1]).all()
     assert not np.isnan(np.delete(np.delete(silent, 1, 0), 1, 1)).any()
     assert not np.isnan(found["neuron_overlap_all"]).any()
     assert notes == [
-        "c: no neuron is activated in layers 2-4, neuron_overlap is not defined there",
+        "c: no neuron is activated in layers 2-4, neuron_overlap, neuron_overlap_layers_2_4,"
+        " neuron_jaccard are not defined there",
         "b: no neuron is activated in layers 0-2, neuron_overlap_layers_0_2 is not defined there",
-        "c: no neuron is activated in layers 2-4, neuron_overlap_layers_2_4 is not defined there",
     ]
 
 

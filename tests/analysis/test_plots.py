@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jpt.analysis.curves import learning_curve, window_curve
 from jpt.analysis.heat_map import COLOR_MAP, HeatMap, contrast, heat_map, readable_on
-from jpt.analysis.plots import BLUE, INK, new_figure, plain, scatter, strips, to_svg
+from jpt.analysis.plots import BLUE, INK, new_figure, plain, strips, to_svg
 from jpt.analysis.runs import Curve
 
 
@@ -118,14 +118,6 @@ def test_names_are_neither_markup_nor_mathematics() -> None:
 def test_long_names_and_control_signs() -> None:
     assert plain("short") == "short" and plain("a\x00b\n") == "a b "
     assert len(plain("x" * 300)) == 26
-
-
-def test_scatter_shows_every_point_by_group() -> None:
-    points = np.array([0.1, 0.2, 0.3])
-    figure = scatter({"same type": (points, points), "other": (points[:1], points[:1])}, "x", "y")
-    assert [len(group.get_offsets()) for group in figure.axes[0].collections] == [3, 1]
-    legend = figure.axes[0].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["same type", "other"]
 
 
 def test_strip_line_is_the_mean() -> None:

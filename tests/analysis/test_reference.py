@@ -17,7 +17,7 @@ import pytest
 from jpt.analysis.correlation import correlate
 from jpt.analysis.indicator_study import study_indicators
 from jpt.analysis.indicators import Indicators, indicators, read_indicators
-from jpt.analysis.overlap import neuron_overlap
+from jpt.analysis.overlap import neuron_similarities
 from jpt.analysis.similarity import EMBEDDING_INDICATORS
 from jpt.files.tables import read_table
 from jpt.recipes.import_reference import import_reference
@@ -210,7 +210,7 @@ def test_overlap_of_t5_xxl(reference_folder: Path, steps: Activations) -> None:
     expected = json.loads((reference_folder / "reference" / "expected.json").read_text())[
         "t5_xxl_on_qqp_vs_snli"
     ]
-    found, notes = neuron_overlap(steps)
+    found, notes = neuron_similarities(steps)
     assert notes == []
     assert steps.names[:17] == tuple(f"qqp_{step}" for step in expected["steps"])
     pairs = range(17), range(17, 34)

@@ -10,11 +10,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from jpt.analysis.findings import find
+from jpt.analysis.indicator_study import study_indicators
 from jpt.analysis.layout import lay_out
 from jpt.analysis.report import build_page, prepare, report
 from jpt.analysis.report_runs import notes
 from jpt.analysis.study import read_study
 from jpt.errors import InputError
+from jpt.recipes.import_reference import import_reference
 from tests.analysis.sample_study import (
     ORDERED,
     SCORES,
@@ -89,6 +91,8 @@ def test_correlation_table(tables: dict[str, list[list[str]]]) -> None:
     by_name = {row[0]: row for row in rows}
     assert by_name["C_average"][1:4] == ["4", "+0.20", "±0.02"]
     assert by_name["ON, default layers"][2] == "+0.60"
+    low, high = (float(end) for end in by_name["ON, default layers"][4].split(" to "))
+    assert 0.55 <= low < 0.6 < high <= 0.65
     assert any(name.endswith("(best window)") for name in by_name)
     assert "own prompts left out" in rows[0] and "own prompts included" in rows[0]
 
@@ -98,6 +102,53 @@ def test_means_by_type(tables: dict[str, list[list[str]]]) -> None:
     assert rows == [["target", "sentiment", "nli"], ["sentiment", "90%", "56%"]]
     alike = tables["Mean similarity of pairs of prompts, by type of task"]
     assert ["ON", "0.75", "0.25", "2", "4"] in alike
+
+
+def test_choices(page: str, tables: dict[str, list[list[str]]]) -> None:
+    head, *rows = tables["What the first source of each ranking is worth; costs in points"]
+    by_name = dict((row[0], row[1:]) for row in rows)
+    assert head[1:] == ["n tasks", "is the best", "cost", "saved against chance", "95% interval"]
+    assert by_name["ON"] == ["4", "100%", "0.0", "+10.0", "+9.6 to +10.4"]
+    assert by_name["E_concat"] == ["4", "0%", "3.0", "+7.0", "+6.6 to +7.4"]
+    assert by_name["by chance"][:3] == ["4", "33%", "10.0"] and "same type" in by_name
+    caption = "The source that each ranking takes, and how many points below the best it scores"
+    head, *rows = tables[caption]
+    assert [row[0] for row in rows] == list(ORDERED)
+    row = dict(zip(head, rows[0], strict=True))
+    assert row["best source (score)"] == "sst2 (80.0)" and row["by chance"] == "−10.0"
+    assert row["ON"] == "sst2 ✓" and row["C_concat"] == "sst2, mnli −3.4"
+    assert page.index('id="choice"') > page.index('id="correlation"')
+
+
+def test_masks(page: str, tables: dict[str, list[list[str]]]) -> None:
+    head, *rows = tables["Scores (accuracy) under each kind of mask"]
+    assert head == ["task", "type", "no mask", "own", "random", "commonest"]
+    assert rows[0] == ["mnli", "nli", "0.800", "0.464", "0.736", "0.500"]
+    alike = tables["What is left of the scores, by type of task and kind of mask"]
+    assert ["nli", "60%", "90%"] in alike
+    assert "5 of the 24 neurons of layers 0 to 3 are silent" in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_row_0_in_and_out(reference_folder: Path, tmp_path: Path) -> None:
+    reference = reference_folder / "reference"
+    prompts = import_reference(reference / "prompts" / "roberta-base", tmp_path / "prompts")
+    matrix = tmp_path / "transfer.csv"
+    matrix.write_bytes((reference / "transfer" / "roberta-base.csv").read_bytes())
+    study = study_indicators(prompts, tmp_path, transfer=matrix)
+    tables = PageReader(_build(tmp_path)).tables
+    head = "Row 0 of these prompts is trained but never read by their model"
+    rho = {row[0]: row[1:] for row in tables[f"Mean rho over targets. {head}"]}
+    out = study.correlation.own_out
+    for name, label in (("cosine_concat", "C_concat"), ("euclidean_average", "E_average")):
+        plain, whole = out[name], out[f"{name}_with_row0"]
+        means = [f"{of.mean_over_targets:+.2f}" for of in (plain, whole)]
+        assert rho[label][:2] == means
+    costs = {row[0]: row[1:] for row in tables[head]}
+    of = study.choices["rankings"]
+    for name, label in (("cosine_concat", "C_concat"), ("cosine_average", "C_average")):
+        regrets = [of[each]["regret"] for each in (name, f"{name}_with_row0")]
+        assert costs[label][2:] == [f"{100 * regret:.1f}" for regret in regrets]
 
 
 def test_prompts_and_settings(page: str, tables: dict[str, list[list[str]]]) -> None:
@@ -111,10 +162,10 @@ def test_prompts_and_settings(page: str, tables: dict[str, list[list[str]]]) -> 
     assert page.count('id="curve-') >= 4
 
 
-def test_summary_has_two_to_five_sentences_and_verdicts(page: str) -> None:
+def test_summary_has_two_to_seven_sentences_and_verdicts(page: str) -> None:
     header = page[page.index("<header") : page.index("</header>")]
-    assert 2 <= header.count("<li>") <= 5
-    assert header.count("agrees with the paper") == 3 and "Prompt transfer on builtin/" in header
+    assert 2 <= header.count("<li>") <= 7
+    assert header.count("agrees with the paper") == 5 and "Prompt transfer on builtin/" in header
 
 
 def test_page_loads_nothing_and_runs_nothing(page: str) -> None:
@@ -132,7 +183,8 @@ def test_page_loads_nothing_and_runs_nothing(page: str) -> None:
 
 def test_figures_have_words_for_those_who_do_not_see_them(page: str) -> None:
     figures = [attributes for tag, attributes in PageReader(page).tags if tag == "svg"]
-    assert len(figures) == 6 + 3 + 4  # maps, then scatter, windows, strips, then runs
+    # Heat maps, the map of prompts, windows, panels of indicators, costs, masks, strips, runs.
+    assert len(figures) == 6 + 1 + 1 + 5 + 1 + 1 + 1 + 4
     assert all(len(figure["aria-label"] or "") > 20 for figure in figures)
 
 
@@ -159,6 +211,8 @@ MISSING = [
     ("indicators.csv", "jpt indicators --prompts"),
     ("correlation.json", "jpt indicators --prompts"),
     ("types.json", "jpt indicators --prompts"),
+    ("choice.json", "jpt indicators --prompts"),
+    ("mask.json", "jpt mask --prompts"),
 ]
 
 
@@ -241,12 +295,13 @@ def test_constant_columns_are_said(tmp_path: Path) -> None:
 def test_notes_of_the_commands_are_shown(tmp_path: Path) -> None:
     write_study(tmp_path)
     note = "imdb (own_out): no Spearman with neuron_overlap: all sources score the same"
-    for name in ("correlation.json", "types.json", "transfer.json"):
+    files = ("correlation.json", "types.json", "transfer.json", "choice.json", "mask.json")
+    for name in files:
         path = tmp_path / name
         path.write_text(json.dumps({**json.loads(path.read_text()), "notes": [note, name]}))
     study = read_study(tmp_path)
     said = notes(study, lay_out(study))
-    assert sorted(said) == sorted([note, "correlation.json", "types.json", "transfer.json"])
+    assert sorted(said) == sorted([note, *files])
 
 
 def test_target_without_own_prompt_is_said(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jaxtyping import Float32, Float64
 
-from jpt.analysis import similarity
+from jpt.analysis import row_pairs
+from jpt.analysis.indicator_table import OF_ROWS
 from jpt.analysis.similarity import EMBEDDING_INDICATORS, embedding_similarities
 
 GENERATOR = np.random.default_rng(0)
@@ -19,7 +20,7 @@ def cosine(a: Float64[np.ndarray, "D"], b: Float64[np.ndarray, "D"]) -> float:
 
 
 def by_loops(a: Float32[np.ndarray, "P D"], b: Float32[np.ndarray, "P D"]) -> dict[str, float]:
-    """The four formulas, row by row."""
+    """The formulas, row by row."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     distances = [np.linalg.norm(one - other) for one in a for other in b]
     cosines = [cosine(one, other) for one in a for other in b]
@@ -28,12 +29,14 @@ def by_loops(a: Float32[np.ndarray, "P D"], b: Float32[np.ndarray, "P D"]) -> di
         "euclidean_average": 1 / (1 + np.mean(distances)),
         "cosine_concat": cosine(a.ravel(), b.ravel()),
         "cosine_average": np.mean(cosines),
+        "euclidean_rows": 1 / (1 + np.mean(np.linalg.norm(a - b, axis=1))),
+        "cosine_rows": np.mean([cosine(one, other) for one, other in zip(a, b, strict=True)]),
     }
 
 
 def assert_equal(bank: Float32[np.ndarray, "K P D"], rtol: float = 1e-12) -> None:
     (found,) = embedding_similarities(bank)
-    assert tuple(found) == EMBEDDING_INDICATORS
+    assert tuple(found) == tuple(OF_ROWS) and tuple(found)[:4] == EMBEDDING_INDICATORS
     for i, a in enumerate(bank):
         for j, b in enumerate(bank):
             for name, value in by_loops(a, b).items():
@@ -44,7 +47,7 @@ def assert_equal(bank: Float32[np.ndarray, "K P D"], rtol: float = 1e-12) -> Non
 
 @pytest.mark.parametrize("block_rows", [1, 12, 800])
 def test_equal_to_loops(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
-    monkeypatch.setattr(similarity, "_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(row_pairs, "_BLOCK_ROWS", block_rows)
     assert_equal(BANK)
 
 
@@ -59,7 +62,7 @@ def near_banks() -> dict[str, Float32[np.ndarray, "K P D"]]:
 
 @pytest.mark.parametrize("case", near_banks())
 def test_near_rows_keep_their_digits(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    monkeypatch.setattr(similarity, "_NEAR_ROWS", 3)
+    monkeypatch.setattr(row_pairs, "_NEAR_ROWS", 3)
     assert_equal(near_banks()[case], rtol=1e-10)
 
 
@@ -80,8 +83,9 @@ def test_properties_hold_to_the_last_digit(seed: int) -> None:
     for matrix in found.values():
         np.testing.assert_array_equal(matrix, matrix.T)
         assert (np.abs(matrix) <= 1).all()
-    for name in ("euclidean_concat", "cosine_concat"):
+    for name in ("euclidean_concat", "cosine_concat", "euclidean_rows", "cosine_rows"):
         np.testing.assert_array_equal(found[name].diagonal(), 1)
+        assert (found[name] <= 1).all()
     order = np.random.default_rng(seed).permutation(30)
     (moved,) = embedding_similarities(bank[order])
     for name, matrix in found.items():

@@ -44,7 +44,8 @@ def test_everything_is_there_and_belongs_together(finished: recipe.QuickstartRes
     names = {"mood", "taste", "shape"}
     with (folder / "transfer.csv").open() as file:
         pairs = {(row["target_task"], row["source_prompt"]) for row in csv.DictReader(file)}
-    assert pairs == {(target, prompt) for target in names for prompt in [*names, "random"]}
+    columns = [*names, "random", "none"]
+    assert pairs == {(target, prompt) for target in names for prompt in columns}
     with (folder / "indicators.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {(row["prompt_a"], row["prompt_b"]) for row in rows} == {
@@ -53,7 +54,20 @@ def test_everything_is_there_and_belongs_together(finished: recipe.QuickstartRes
     assert {"neuron_overlap", "cosine_concat"} <= set(rows[0])
     correlation = json.loads((folder / "correlation.json").read_text())
     assert {"own_in", "own_out"} <= set(correlation)
+    measured = {each for part in correlation.values() if isinstance(part, dict) for each in part}
+    assert measured and not {"random", "none"} & {
+        name for each in correlation["own_out"].values() for name in each["per_target"]
+    }
+    masks = json.loads((folder / "mask.json").read_text())
+    assert set(masks["targets"]) == names
+    assert all(
+        set(each["masks"]) == {"own", "random", "common"} for each in masks["targets"].values()
+    )
+    choices = json.loads((folder / "choice.json").read_text())
+    assert set(choices["targets"]) == names and "neuron_overlap" in choices["rankings"]
     page = finished.report.read_text()
+    assert 'id="mask-shares-' in page and 'id="choice-costs-' in page and 'id="prompt-map-' in page
+    assert "No prompt: the untouched model" in page
     assert page.startswith("<!doctype html>") or page.lower().startswith("<!doctype html>")
     for line in finished.record["findings"]:
         assert line in finished.describe()
@@ -70,7 +84,9 @@ def test_again_returns_at_once_and_touches_nothing(
     assert files_of(finished.folder) == before
 
 
-@pytest.mark.parametrize("stage", ["tune", "transfer_matrix", "study_indicators", "report"])
+@pytest.mark.parametrize(
+    "stage", ["tune", "transfer_matrix", "mask_neurons", "study_indicators", "report"]
+)
 def test_a_stopped_study_goes_on_and_ends_equal(
     tmp_path: Path,
     finished: recipe.QuickstartResult,
@@ -106,7 +122,7 @@ def test_progress_says_which_step_and_how_long(
     quickstart(tmp_path / "study", tasks=tasks, steps=2, progress=True)
     told = capsys.readouterr().err
     steps = re.findall(r"^\[(\d+)/(\d+)\] (.*)$", told, re.MULTILINE)
-    assert [(int(step), int(count)) for step, count, _ in steps] == [(n, 7) for n in range(1, 8)]
+    assert [(int(step), int(count)) for step, count, _ in steps] == [(n, 8) for n in range(1, 9)]
     assert "mood" in steps[0][2] and "0:00 gone" in steps[0][2]
 
 

@@ -7,6 +7,8 @@ import json
 import math
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,14 +54,14 @@ def prompts() -> dict[str, Prompt]:
 def result(backbone: jpt.Backbone, prompts: dict[str, Prompt], tasks: list[Path]):
     before = _score_step._cache_size()
     found = transfer_matrix(prompts, tasks, backbone=backbone)
-    assert _score_step._cache_size() - before <= 1, "one compiled program a shape"
+    assert _score_step._cache_size() - before <= 2, "one compiled program a shape"
     return found
 
 
 def test_every_cell_is_what_evaluate_gives(backbone, prompts, tasks, result) -> None:
     matrix = result.matrix
     assert matrix.targets == ("mood", "taste")
-    assert matrix.prompts == ("one", "two", "random")
+    assert matrix.prompts == ("one", "two", "random", "none")
     for row, task in enumerate(tasks):
         for column, name in enumerate(("one", "two")):
             score = jpt.evaluate(prompts[name], task, backbone=backbone)
@@ -77,12 +79,49 @@ def test_the_random_column_is_the_untrained_start(backbone, tasks, result) -> No
     assert result.matrix.values[0, 2] == score.value
 
 
+def test_the_column_none_is_the_model_without_a_prompt(backbone, tasks, result) -> None:
+    tokenizer, ids = backbone.tokenizer, backbone.tokenizer.ids
+    apply = jax.jit(
+        lambda text, label_ids: backbone.module.apply(
+            {"params": backbone.params},
+            text[None],
+            jnp.array([text.size], jnp.int32),
+            label_ids=label_ids,
+        ).logits[0]
+    )
+    for target, task, words in (
+        ("mood", tasks[0], ("bad", "good")),
+        ("taste", tasks[1], ("poor", "good")),
+    ):
+        rows = [json.loads(line) for line in (task / "test.jsonl").read_text().splitlines()]
+        label_ids = jnp.array([tokenizer.encode([word])[0][0] for word in words])
+        right = 0
+        for row in rows:  # as it stands, one row at a time: the mask, then the text
+            text = [ids.cls, *tokenizer.encode([row["text"]])[0], ids.sep]
+            scores = apply(jnp.array(text, jnp.int32), label_ids)
+            right += int(scores.argmax()) == ("bad", "good").index(row["label"])
+        assert result.scores[target, "none"].value == right / len(rows)
+    assert result.record["untouched"] == {"name": "none"}
+
+
 def test_relative_performance_is_left_out_where_a_target_has_no_own_prompt(result) -> None:
     assert result.own == {"mood": "one"}
     absolute = result.matrix.values
     np.testing.assert_array_equal(result.relative.values[0], absolute[0] / absolute[0, 0])
     assert np.isnan(result.relative.values[1]).all()
     assert any("taste has no prompt of its own" in note for note in result.record["notes"])
+
+
+def test_means_by_type_are_in_the_record(result) -> None:
+    mood = result.matrix.values[0]  # taste has no prompt of its own, so no ratio
+    record = json.loads(json.dumps(result.record, allow_nan=False))
+    assert record["relative_by_type"] == {"sentiment": {"sentiment": mood[1] / mood[0]}}
+    told = record["relative_transfer"]
+    assert (told["same_type_mean"], told["n_same"]) == (mood[1] / mood[0], 1)
+    assert told["different_type_mean"] is None
+    assert (told["random_mean"], told["untouched_mean"]) == (mood[2] / mood[0], mood[3] / mood[0])
+    assert record["ranking"] == {"mood": ["two"]}
+    assert "mean relative performance by type" in result.describe()
 
 
 def test_an_own_score_of_nothing_gives_no_ratio() -> None:
@@ -120,7 +159,8 @@ def test_files_say_the_same(tmp_path: Path, backbone, prompts, tasks, result) ->
 def test_a_target_without_test_rows_is_scored_on_validation(tmp_path, backbone, prompts) -> None:
     task = write_task(tmp_path / "mood")
     (task / "test.jsonl").unlink()
-    found = transfer_matrix(prompts, [task], backbone=backbone, random=False)
+    found = transfer_matrix(prompts, [task], backbone=backbone, random=False, untouched=False)
+    assert found.record["untouched"] is None and found.record["random"] is None
     assert found.record["targets"]["mood"]["split"] == "validation"
     assert "mood has no test split: scored on validation" in found.record["notes"]
     assert found.matrix.prompts == ("one", "two")
@@ -153,6 +193,8 @@ def test_wrong_targets_and_folders(prompts, tasks, tmp_path) -> None:
         transfer_matrix(prompts, [tasks[0], tasks[0]])
     with pytest.raises(jpt.InputError, match="no tasks were given"):
         transfer_matrix(prompts, [])
+    with pytest.raises(jpt.InputError, match="a prompt is called none, .*; rename it"):
+        transfer_matrix({**prompts, "none": prompts["one"]}, tasks)
     with pytest.raises(jpt.InputError, match="holds no prompts"):
         transfer_matrix(tmp_path, tasks)
     with pytest.raises(jpt.InputError, match="prompt is 128 wide"):
@@ -171,6 +213,6 @@ def test_a_broken_row_of_any_target_is_said_before_anything_runs(prompts, tasks,
 
 def test_the_text_marks_own_prompts(result) -> None:
     lines = result.describe().splitlines()
-    assert lines[0].split() == ["one", "two", "random"]
+    assert lines[0].split() == ["one", "two", "random", "none"]
     assert math.isclose(float(lines[1].split()[1].rstrip("*")), result.matrix.values[0, 0])
     assert lines[1].split()[1].endswith("*") and "*" not in lines[2]

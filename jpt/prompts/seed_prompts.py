@@ -1,0 +1,154 @@
+"""Prompts of several seeds: the runs of one task that differ in their seed alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from jpt.errors import InputError
+from jpt.prompts.collection import load_prompts
+from jpt.prompts.store import PROMPT_FILE, list_prompts, load_prompt
+from jpt.types import Prompt
+
+Prompts = Mapping[str, Prompt | Mapping[int, Prompt]] | str | Path
+"""A folder of prompts, or prompts by name; of several seeds by name and seed."""
+
+_SEED = re.compile(r"seed-(\d+)")
+
+
+def load_seed_prompts(prompts: Prompts) -> dict[str, dict[int | None, Prompt]]:
+    """Loads prompts of one or of several seeds each, and sees to it that they belong together.
+
+    Args:
+        prompts: a folder that holds ``NAME.safetensors``, run folders ``NAME/``, or folders
+            ``NAME/`` of several run folders ``seed-S/``, as `jpt.tune_seeds` writes them; or
+            prompts by name, of several seeds by name and seed.
+
+    Returns:
+        The prompts by name and seed, sorted; the seed is None where a name has one prompt.
+
+    Raises:
+        InputError: there are none; two differ in backbone, layout, length, width or position of
+            the text; the seeds of a name are for two tasks; a seed is not finished.
+
+    Example:
+        >>> import numpy as np
+        >>> from jpt.types import PromptCard
+        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
+        >>> {n: list(of) for n, of in load_seed_prompts({"b": {1: prompt, 0: prompt}}).items()}
+        {'b': [0, 1]}
+    """
+    if isinstance(prompts, (str, Path)):
+        prompts = _read_folder(Path(prompts))
+    given = {name: _by_seed(name, of) for name, of in prompts.items()}
+    runs = {run_name(name, s): prompt for name, of in given.items() for s, prompt in of.items()}
+    load_prompts(runs)  # refuses prompts that cannot be compared
+    for name, of in given.items():
+        _check_tasks(name, of)
+    return {name: given[name] for name in sorted(given)}
+
+
+def run_name(name: str, seed: int | None) -> str:
+    """Names one run of a prompt.
+
+    Args:
+        name: of the prompt.
+        seed: of the run; None where the prompt has one run.
+
+    Returns:
+        For instance ``imdb`` or ``imdb/seed-0``, as the folders are called.
+
+    Example:
+        >>> run_name("imdb", None), run_name("imdb", 0)
+        ('imdb', 'imdb/seed-0')
+    """
+    return name if seed is None else f"{name}/seed-{seed}"
+
+
+def list_seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
+    """Finds the runs of several seeds in a folder of prompts.
+
+    Args:
+        folder: holds folders ``NAME/`` with run folders ``seed-S/`` in them.
+
+    Returns:
+        The run folders by name and seed.
+
+    Raises:
+        InputError: a seed has no prompt, or ``NAME/`` is a run itself.
+
+    Example:
+        >>> import tempfile
+        >>> list_seed_runs(tempfile.mkdtemp())
+        {}
+    """
+    place, found = Path(folder), {}
+    if not place.is_dir():
+        return found  # `list_prompts` says what is wrong
+    for entry in sorted(place.iterdir()):
+        if entry.name.startswith(".") or not entry.is_dir() or _SEED.fullmatch(entry.name):
+            continue
+        inner = [(_SEED.fullmatch(each.name), each) for each in entry.iterdir() if each.is_dir()]
+        runs = {int(match[1]): each for match, each in inner if match}
+        if runs:
+            _check_runs(entry, runs)
+            found[entry.name] = dict(sorted(runs.items()))
+    return found
+
+
+def _read_folder(folder: Path) -> dict[str, Prompt | dict[int, Prompt]]:
+    several = list_seed_runs(folder)
+    single = {}
+    if not several or any(_is_prompt(entry) for entry in folder.iterdir()):
+        single = list_prompts(folder)
+    for name in several:
+        if name in single:
+            raise InputError(f"{folder} has two prompts named {name}: a file and seeds; rename one")
+    found: dict[str, Prompt | dict[int, Prompt]] = {
+        name: load_prompt(path) for name, path in single.items()
+    }
+    for name, runs in several.items():
+        found[name] = {seed: load_prompt(run) for seed, run in runs.items()}
+    return found
+
+
+def _is_prompt(entry: Path) -> bool:
+    if entry.is_dir():
+        return (entry / PROMPT_FILE).is_file()
+    return entry.suffix == ".safetensors" and not entry.name.startswith(".")
+
+
+def _check_runs(entry: Path, runs: Mapping[int, Path]) -> None:
+    """A mean over the seeds that happen to be finished would be another number tomorrow."""
+    if (entry / PROMPT_FILE).is_file():
+        raise InputError(
+            f"{entry} is a run and holds runs of seeds ({', '.join(r.name for r in runs.values())})"
+            "; move them apart"
+        )
+    for run in runs.values():
+        if not (run / PROMPT_FILE).is_file():
+            raise InputError(
+                f"{run} has no {PROMPT_FILE}: an unfinished run, one of {len(runs)} seeds of"
+                f" {entry.name}; finish it or remove its folder"
+            )
+
+
+def _by_seed(name: str, prompts: Prompt | Mapping[int, Prompt]) -> dict[int | None, Prompt]:
+    if isinstance(prompts, Prompt):
+        return {None: prompts}
+    if not prompts:
+        raise InputError(f"prompt {name} has no seed; give at least one prompt")
+    return dict(sorted(prompts.items()))
+
+
+def _check_tasks(name: str, prompts: Mapping[int | None, Prompt]) -> None:
+    tasks = {seed: prompt.card.task for seed, prompt in prompts.items()}
+    first = next(iter(tasks))
+    for seed, task in tasks.items():
+        if task != tasks[first]:
+            raise InputError(
+                f"prompt {name} has seed {first} for the task {tasks[first]} and seed {seed} for"
+                f" {task}; the seeds of a prompt are runs of one task: put them into folders of"
+                " their own"
+            )

@@ -1,0 +1,179 @@
+"""The cells of a transfer matrix on disk: one JSON line as soon as each is scored.
+
+A line names all that its score depends on (`Cell.of`): a changed prompt, changed rows or another
+model make another cell, and the old line stays unused. Names are not among it, so that a renamed
+prompt keeps its scores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jpt.errors import InputError
+from jpt.files.atomic import write_error
+from jpt.files.reading import read_bytes
+from jpt.tuning.scoring import Score
+
+CELLS = "cells.jsonl"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one prompt scored on one task.
+
+    Attributes:
+        target_task: name of the target.
+        source_prompt: name of the prompt; of several seeds the run's, ``NAME/seed-S``.
+        metric: the measure that decides.
+        value: that measure; NaN where it is not finite.
+        loss: mean cross-entropy; NaN where it is not finite.
+        rows: how many rows were scored.
+        majority: share of the commonest class; None where the answer is written.
+        elapsed_s: how long scoring took, compiling included.
+        of: all that the score depends on.
+    """
+
+    target_task: str
+    source_prompt: str
+    metric: str
+    value: float
+    loss: float
+    rows: int
+    majority: float | None
+    elapsed_s: float
+    of: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What the score depends on, as text."""
+        return _key(self.of)
+
+
+def make_cell(target: str, prompt: str, score: Score, elapsed_s: float, of: dict[str, Any]) -> Cell:
+    """Makes a cell of a score.
+
+    Args:
+        target: name of the target.
+        prompt: name of the run.
+        score: of the prompt on the target.
+        elapsed_s: how long it took.
+        of: all that the score depends on.
+
+    Returns:
+        The cell.
+
+    Example:
+        >>> score = Score("accuracy", 0.5, 0.7, 2, 0.5, {"no": 2, "yes": 0}, (0, 0))
+        >>> make_cell("imdb", "sst2", score, 0.1, {"prompt": "1f"}).key
+        '{"prompt": "1f"}'
+    """
+    return Cell(
+        target,
+        prompt,
+        score.metric,
+        float(score.value),
+        float(score.loss),
+        score.rows,
+        score.majority,
+        round(elapsed_s, 3),
+        of,
+    )
+
+
+class CellFile:
+    """The cells that were scored so far.
+
+    Args:
+        path: the file, which need not be there; None keeps cells in memory.
+
+    Raises:
+        InputError: a line is broken; a last line that a kill cut short is left out instead.
+
+    Example:
+        >>> score = Score("accuracy", 0.5, 0.7, 2, 0.5, {"no": 2, "yes": 0}, (0, 0))
+        >>> cells = CellFile(None)
+        >>> cells.add(make_cell("imdb", "sst2", score, 0.1, {"prompt": "1f"}))
+        >>> cells.find({"prompt": "1f"}).value, cells.find({"prompt": "2a"})
+        (0.5, None)
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._torn_at = path, None
+        self._cells: dict[str, Cell] = {}
+        if path is None or not path.exists():
+            return
+        data = read_bytes(path)
+        *lines, torn = data.split(b"\n")
+        if torn:
+            self._torn_at = len(data) - len(torn)
+        for number, line in enumerate(lines, 1):
+            cell = _parse(line, path, number)
+            self._cells[cell.key] = cell
+
+    def find(self, of: dict[str, Any]) -> Cell | None:
+        """Looks a cell up.
+
+        Args:
+            of: all that its score depends on.
+
+        Returns:
+            The cell; None where it was not scored yet.
+        """
+        return self._cells.get(_key(of))
+
+    def add(self, cell: Cell) -> None:
+        """Keeps a cell; its line is on the disk when this returns.
+
+        Args:
+            cell: that was scored.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        self._cells[cell.key] = cell
+        if self._path is None:
+            return
+        line = json.dumps(_to_json(cell), ensure_ascii=False, allow_nan=False) + "\n"
+        data = line.encode("utf-8")
+        try:
+            with self._path.open("ab") as file:
+                if self._torn_at is not None:  # what a kill left of a last line
+                    file.truncate(self._torn_at)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error(self._path, error) from None
+        self._torn_at = None
+
+
+def _key(of: dict[str, Any]) -> str:
+    return json.dumps(of, sort_keys=True)
+
+
+def _to_json(cell: Cell) -> dict[str, Any]:
+    record = asdict(cell)
+    for name in ("value", "loss"):
+        record[name] = record[name] if math.isfinite(record[name]) else None
+    return record
+
+
+def _parse(line: bytes, path: Path, number: int) -> Cell:
+    try:
+        record = json.loads(line)
+        numbers = [record[name] for name in ("value", "loss")]
+        known = {each.name: record[each.name] for each in fields(Cell)}
+        if not isinstance(known["of"], dict):
+            raise TypeError
+        value, loss = (math.nan if each is None else float(each) for each in numbers)
+        return Cell(**{**known, "value": value, "loss": loss})
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path}, line {number}: no cell of a transfer matrix ({line[:60]!r}); remove this"
+            " line, or the file to score all cells anew"
+        ) from None

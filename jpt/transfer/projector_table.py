@@ -1,0 +1,87 @@
+"""The table of cross-model transfer as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jpt.types import TransferMatrix
+
+
+def describe_table(matrix: TransferMatrix, record: Mapping[str, Any]) -> str:
+    """Lays the table out for reading.
+
+    Args:
+        matrix: the scores.
+        record: as in ``projection.json``.
+
+    Returns:
+        A line a task, then means over the tasks that a column has, and over those of them that a
+        projector was not trained on.
+
+    Example:
+        >>> values = np.array([[0.9, 0.5, 0.7], [0.8, 0.5, 0.6]])
+        >>> matrix = TransferMatrix(("a", "b"), ("own", "random", "p"), values, ("accuracy",) * 2)
+        >>> record = {"targets": {"a": {"majority": 0.5}, "b": {"majority": 0.5}}}
+        >>> print(describe_table(matrix, {**record, "trained_on": {"p": ["a"]}}))
+                   majority    own  random       p
+        a             0.500  0.900   0.500  0.700*
+        b             0.500  0.800   0.500   0.600
+        mean          0.500  0.850   0.500   0.650
+        unseen            -      -       -   0.600
+        * the projector was trained on this task
+    """
+    trained_on = record["trained_on"]
+    lines = [["", "majority", *matrix.prompts]]
+    majorities = [record["targets"][target]["majority"] for target in matrix.targets]
+    for target, majority, row in zip(matrix.targets, majorities, matrix.values, strict=True):
+        cells = [
+            _cell(value, target in trained_on.get(name, ()))
+            for name, value in zip(matrix.prompts, row, strict=True)
+        ]
+        lines.append([target, _cell(majority), *cells])
+    known = [majority for majority in majorities if majority is not None]
+    means = [_cell(_mean(column)) for column in matrix.values.T]
+    lines.append(["mean", _cell(_mean(known)), *means])
+    lines.append(["unseen", "-", *_unseen(matrix, trained_on)])
+    notes = ["* the projector was trained on this task"] if any(trained_on.values()) else []
+    for target, told in record["targets"].items():
+        if told.get("split") != record.get("split"):
+            notes.append(
+                f"note: {target} has no {record['split']} split: scored on {told['split']}"
+            )
+    return "\n".join([*_aligned(lines), *notes])
+
+
+def _unseen(matrix: TransferMatrix, trained_on: Mapping[str, Sequence[str]]) -> list[str]:
+    """Means over the tasks that a projector was not trained on."""
+    cells = []
+    for place, name in enumerate(matrix.prompts):
+        new = [target not in trained_on.get(name, ()) for target in matrix.targets]
+        cells.append(_cell(_mean(matrix.values[new, place])) if name in trained_on else "-")
+    return cells
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else None
+
+
+def _cell(value: float | None, is_marked: bool = False) -> str:
+    if value is None or np.isnan(value):
+        return "-"
+    return f"{value:.3f}{'*' if is_marked else ''}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    widths[0] = max(widths[0], 9)
+    return [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]

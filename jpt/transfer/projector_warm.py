@@ -1,0 +1,79 @@
+"""Tuning on the target from projected prompts, beside a random start of as many steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from jpt.files.atomic import make_folder
+from jpt.prompts.store import save_prompt
+from jpt.transfer.projector_columns import VANILLA, WARM, Columns
+from jpt.transfer.projector_options import EvaluationOptions
+from jpt.tuning.tune import tune
+from jpt.types import TransferMatrix
+
+
+def warm_columns(
+    columns: Columns,
+    matrix: TransferMatrix,
+    options: EvaluationOptions,
+    folder: Path | None,
+    progress: bool,
+) -> TransferMatrix:
+    """Tunes every task from its projected prompt and from a random one, in as many steps.
+
+    Args:
+        columns: with the projected prompts.
+        matrix: the scores so far.
+        options: name the column to start from and the steps.
+        folder: for run folders ``warm/TASK`` and ``vanilla/TASK``, so that a study that was
+            stopped goes on; None keeps all in memory.
+        progress: whether to show bars.
+
+    Returns:
+        The scores with two more columns, each the best prompt on validation of its run.
+    """
+    values = np.full((len(columns.tasks), 2), np.nan)
+    starts = columns.projected[options.warm_start]
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        for row, task in enumerate(columns.tasks):
+            save_prompt(place / f"{task}.safetensors", starts[task])
+            inits = {WARM: f"prompt:{place / task}.safetensors", VANILLA: "random"}
+            if folder is not None:  # a run is told by its start, so that has to stay where it is
+                kept = folder / "projected" / options.warm_start / f"{task}.safetensors"
+                inits[WARM] = f"prompt:{kept}"
+            for column, (name, init) in enumerate(inits.items()):
+                out = None if folder is None else make_folder(folder / name) / task
+                values[row, column] = _tuned(columns, task, init, options, out, progress)
+    names = (*matrix.prompts, WARM, VANILLA)
+    return dataclasses.replace(matrix, prompts=names, values=np.hstack([matrix.values, values]))
+
+
+def _tuned(
+    columns: Columns,
+    task: str,
+    init: str,
+    options: EvaluationOptions,
+    out: Path | None,
+    progress: bool,
+) -> float:
+    result = tune(
+        columns.backbone,
+        columns.tasks[task],
+        out,
+        init=init,
+        steps=options.warm_steps,
+        length=columns.length,
+        max_tokens=options.max_tokens,
+        eval_batch_size=options.eval_batch_size,
+        seed=options.seed,
+        dtype=options.dtype,
+        mesh=options.mesh,
+        progress=progress,
+    )
+    record = result.record
+    return record.get(options.split, record["validation"])[record["metric"]]

@@ -1,0 +1,151 @@
+"""Which neurons are masked: against plain sorting and counting, and what must hold for each."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from jpt.analysis.neuron_choice import KINDS, OWN, RANDOM, choose_neurons
+from jpt.errors import InputError
+from jpt.types import Activations
+
+LAYERS, WIDTH = 5, 37
+NAMES = ("a", "b", "c", "d")
+
+
+def bank(seed: int = 0, shift: float = 0.0) -> Activations:
+    random = np.random.default_rng(seed)
+    # Later layers have larger values, as in real models.
+    scale = np.arange(1, LAYERS + 1)[None, :, None]
+    shared = random.normal(shift, 1, (1, LAYERS, WIDTH))
+    values = scale * (shared + random.normal(0, 0.7, (len(NAMES), LAYERS, WIDTH)))
+    return Activations(NAMES, values.astype(np.float32))
+
+
+def choose(activations: Activations, kind: str, **options: object) -> np.ndarray:
+    """Which neurons are silent, as True."""
+    other = {"other": "c"} if kind == "other" else {}
+    return choose_neurons(activations, "b", kind, **other, **options).mask == 0
+
+
+def naive(keys: np.ndarray, count: int, layers: range) -> np.ndarray:
+    """Takes neurons one by one, the largest key first; keys [L, F, X] are compared in order."""
+    places = [(layer, neuron) for layer in layers for neuron in range(WIDTH)]
+    places.sort(key=lambda place: tuple(keys[place]), reverse=True)
+    silent = np.zeros((LAYERS, WIDTH), bool)
+    for place in places[:count]:
+        silent[place] = True
+    return silent
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ratio", [0.05, 0.2, 0.5, 0.95])
+@pytest.mark.parametrize(("layers", "rows"), [(None, range(5)), ("2-3", range(2, 4)), (4, [4])])
+def test_every_kind_masks_the_same_number_within_the_layers(kind, ratio, layers, rows) -> None:
+    options = {"ratio": ratio, "layers": (layers, layers) if layers == 4 else layers}
+    whole = choose(bank(), kind, **options)
+    assert whole.sum() == round(ratio * len(rows) * WIDTH)
+    outside = [layer for layer in range(LAYERS) if layer not in rows]
+    assert not whole[outside].any()
+    each = choose(bank(), kind, per_layer=True, **options)
+    assert (each.sum(axis=1)[list(rows)] == round(ratio * WIDTH)).all()
+    assert not each[outside].any()
+
+
+def test_own_and_other_are_the_largest_values() -> None:
+    values, count = bank().values, round(0.2 * LAYERS * WIDTH)
+    for kind, place in ((OWN, 1), ("other", 2)):
+        expected = naive(values[place][..., None], count, range(LAYERS))
+        assert (choose(bank(), kind) == expected).all()
+    # The paper takes the largest over all layers, so that the layers differ.
+    assert np.ptp(choose(bank(), OWN).sum(axis=1)) > 5
+
+
+def test_common_are_activated_by_most_then_have_the_largest_mean() -> None:
+    values, count = bank().values, round(0.4 * 3 * WIDTH)
+    active = (values > 0).sum(axis=0)
+    keys = np.stack([active, values.astype(np.float64).mean(axis=0)], axis=-1)
+    expected = naive(keys, count, range(1, 4))
+    found = choose_neurons(bank(), "b", "common", ratio=0.4, layers="1-3")
+    assert ((found.mask == 0) == expected).all() and found.source is None
+    assert found.fitting == (expected & (active == 4)).sum() < count
+
+
+def test_specific_are_activated_here_and_by_few_others() -> None:
+    values, count = bank().values, round(0.2 * LAYERS * WIDTH)
+    mine, others = values[1] > 0, (values[[0, 2, 3]] > 0).sum(axis=0)
+    expected = naive(np.stack([mine, -others, values[1]], axis=-1), count, range(LAYERS))
+    found = choose_neurons(bank(), "b", "specific")
+    assert ((found.mask == 0) == expected).all() and found.source == "b"
+    assert found.fitting == (expected & mine & (others == 0)).sum()
+
+
+def test_of_a_probe_on_text_half_of_the_rows_make_a_neuron_activated() -> None:
+    values = np.full((2, 1, 4), 0.1, np.float32)
+    values[0, 0] = [0.4, 0.3, 0.2, 0.1]
+    rates = np.array([[[0.4, 0.5, 0.9, 0.0]], [[1.0, 0.5, 0.2, 0.0]]], np.float32)
+    given = Activations(("a", "b"), values, rates)
+    common = choose_neurons(given, "a", "common", ratio=0.25)
+    assert common.mask.tolist() == [[1, 0, 1, 1]] and common.fitting == 1
+    specific = choose_neurons(given, "a", "specific", ratio=0.25)
+    assert specific.mask.tolist() == [[1, 1, 0, 1]] and specific.fitting == 1
+
+
+def test_random_has_the_own_number_in_each_layer_and_is_a_function_of_seed_and_draw() -> None:
+    own = choose(bank(), OWN)
+    draws = [choose(bank(), RANDOM, draw=draw, seed=7) for draw in range(200)]
+    assert all((drawn.sum(axis=1) == own.sum(axis=1)).all() for drawn in draws)
+    assert (draws[3] == choose(bank(), RANDOM, draw=3, seed=7)).all()
+    assert (draws[3] != choose(bank(), RANDOM, draw=3, seed=8)).any()
+    # Every neuron of a layer is drawn as often as any other: own[l] of WIDTH times.
+    share = np.mean(draws, axis=0)
+    expected = own.mean(axis=1)[:, None]
+    assert (np.abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / 200) + 1e-9).all()
+
+
+def test_equal_values_are_not_taken_from_the_first_layers() -> None:
+    zeros = Activations(NAMES, np.zeros((4, LAYERS, 200), np.float32))
+    by_layer = choose(zeros, OWN).sum(axis=1)
+    assert by_layer.sum() == 200 and by_layer.min() > 20
+    assert choose_neurons(zeros, "b", OWN).fitting == 0
+
+
+def test_order_and_names_of_other_prompts_change_nothing() -> None:
+    given = bank()
+    turned = Activations(("x", "b", "y", "z"), given.values[[3, 1, 0, 2]])
+    for kind in (OWN, "common", "specific", RANDOM):
+        assert (choose(given, kind) == choose(turned, kind)).all()
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, math.nan, math.inf, "0.2"])
+def test_ratio_outside_0_and_1_is_refused(ratio) -> None:
+    with pytest.raises(InputError, match=r"ratio is .*above 0 and below 1"):
+        choose_neurons(bank(), "a", ratio=ratio)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 0.001}, "which is 0 of 185 neurons"),
+        ({"ratio": 0.999}, "which is 185 of 185 neurons"),
+        ({"layers": "4-5"}, "no window of the 5 layers.*numbered 0 to 4"),
+        ({"layers": "top"}, "layers is 'top'"),
+        ({"kind": "most"}, "kind is 'most'; expected one of own, random"),
+        ({"kind": "other"}, "the other prompt is None; name one that is not a"),
+        ({"kind": "other", "other": "a"}, "the other prompt is a; name one that is not a"),
+        ({"kind": "other", "other": "bb"}, "unknown prompt of the activations 'bb'"),
+        ({"prompt": "e"}, r"unknown prompt of the activations 'e'.*a, b, c, d"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(options, message) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_neurons(bank(), **{"prompt": "a", **options})
+
+
+@pytest.mark.parametrize("kind", ["other", "common", "specific"])
+def test_one_prompt_has_no_others(kind: str) -> None:
+    one = Activations(("a",), bank().values[:1])
+    with pytest.raises(InputError, match=r"there is 1 \(a\); give the prompts of two tasks"):
+        choose_neurons(one, "a", kind)

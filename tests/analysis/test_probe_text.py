@@ -1,0 +1,221 @@
+"""The probe on a task's text: means over rows read one by one, whatever is read at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jpt
+from jpt.analysis.activations import activated_neurons
+from jpt.analysis.probe_bank import plan_pieces
+from jpt.analysis.probe_options import ProbeOptions, parse_positions
+from jpt.analysis.probe_text import position_weights, text_input
+from jpt.backbones.registry import Backbone
+from jpt.data.encode import encode_split
+from jpt.data.sources import read_rows
+from jpt.files.study_files import read_activations
+from jpt.tasks.registry import load_task
+from jpt.testing import write_tiny_backbone
+from jpt.types import Activations, Prompt, PromptCard
+from tests.backbones.golden import read
+from tests.toy_task import write_task
+
+WIDTH, LENGTH, ROWS = 32, 3, 6
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 3 to 7 words, so that batches are padded."""
+    texts = ["a film", "the film is fine", "a bad film , not good", "dull", "a lovely number 4"]
+    lines = "".join(f'{{"text": "{text}", "label": "bad"}}\n' for text in (*texts, "boring film"))
+    return write_task(tmp_path_factory.mktemp("task"), validation=lines)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return jpt.load_backbone(write_tiny_backbone(tmp_path_factory.mktemp("bert"), "bert"))
+
+
+@pytest.fixture(scope="module")
+def prompts(backbone: Backbone) -> dict[str, Prompt]:
+    random = np.random.default_rng(0)
+    card = PromptCard(backbone.name, "mood")
+    drawn = random.normal(0, 1, (3, LENGTH, WIDTH)).astype(np.float32)
+    return {name: Prompt(values, card) for name, values in zip("abc", drawn, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def found(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> Activations:
+    return activated_neurons(prompts, backbone=backbone, probe="text", task=task)
+
+
+@pytest.fixture(scope="module")
+def by_row(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> list[list[np.ndarray]]:
+    """Neurons [L, 1 + P + length, F] of every row behind every prompt, each alone, unpadded."""
+    definition = load_task(task)
+    rows = read_rows(definition, "validation")
+    split = encode_split(rows, definition, backbone.tokenizer, 30, "encoder")
+    model, options = (backbone.module, backbone.params), {"every_position": True}
+
+    def read_alone(tokens: np.ndarray, prompt: Prompt) -> np.ndarray:
+        row = jnp.asarray(tokens[None]), jnp.array([len(tokens)]), jnp.asarray(prompt.values)
+        return np.asarray(read(*model, *row, capture_neurons=True, **options).neurons[:, 0])
+
+    ids = [split.tokens[a:b] for a, b in zip(split.offsets[:-1], split.offsets[1:], strict=True)]
+    return [[read_alone(tokens, prompt) for tokens in ids] for prompt in prompts.values()]
+
+
+def expect(by_row: list[list[np.ndarray]], places: str) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the rows of what stands at the places: values and shares."""
+    values, shares = [], []
+    for rows in by_row:
+        at = {
+            "answer": lambda row: row[:, :1],
+            "text": lambda row: row[:, 1 + LENGTH :],
+            "0,-1": lambda row: row[:, [1 + LENGTH, -1]],
+        }[places]
+        values.append(np.mean([at(row).mean(1) for row in rows], axis=0))
+        shares.append(np.mean([(at(row) > 0).mean(1) for row in rows], axis=0))
+    return np.stack(values), np.stack(shares)
+
+
+@pytest.mark.parametrize("places", ["answer", "text", "0,-1"])
+def test_means_are_those_of_rows_read_alone(
+    places: str,
+    prompts: dict[str, Prompt],
+    backbone: Backbone,
+    task: Path,
+    by_row: list[list[np.ndarray]],
+) -> None:
+    options = {"probe": "text", "task": task, "positions": places}
+    found = activated_neurons(prompts, backbone=backbone, **options)
+    values, shares = expect(by_row, places)
+    np.testing.assert_allclose(found.values, values, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found.rates, shares, rtol=0, atol=1e-6)
+    assert found.cka.shape == (2, 3, 3)
+
+
+def test_each_prompt_alone_and_any_order(
+    prompts: dict[str, Prompt], backbone: Backbone, task: Path, found: Activations, tmp_path: Path
+) -> None:
+    options = {"backbone": backbone, "probe": "text", "task": task}
+    turned = activated_neurons(dict(reversed(prompts.items())), tmp_path / "n.npz", **options)
+    for name in ("values", "rates", "cka"):
+        np.testing.assert_array_equal(getattr(turned, name), getattr(found, name))
+    alone = activated_neurons({"b": prompts["b"]}, **options)
+    np.testing.assert_allclose(alone.values[0], found.values[1], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(alone.rates[0], found.rates[1])
+    again = read_activations(tmp_path / "n.npz")
+    assert again.probe == found.probe and again.names == found.names
+    for name in ("values", "rates", "cka"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+    expected = {"kind": "text", "task": "mood", "split": "validation", "rows": ROWS, "seed": 0}
+    assert expected.items() <= found.probe.items() and found.probe["positions"] == "answer"
+
+
+def test_labels_are_not_looked_at_and_rows_are_drawn(
+    prompts: dict[str, Prompt], backbone: Backbone, task: Path
+) -> None:
+    definition = load_task(task)
+    rows = [{"text": row["text"]} for row in read_rows(definition, "validation")]
+    splits = [
+        text_input(
+            backbone,
+            ProbeOptions("text", definition, rows=4, seed=seed, data={"validation": rows}),
+            LENGTH,
+        ).split
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(splits[0].tokens, splits[1].tokens)
+    assert splits[0].n_rows == 4 and splits[0].tokens.tolist() != splits[2].tokens.tolist()
+
+
+def test_rows_without_the_token_are_left_out(backbone: Backbone, task: Path) -> None:
+    options = ProbeOptions(probe="text", task=task, positions=6)  # the seventh token
+    given = text_input(backbone, options, LENGTH)
+    lengths = given.split.lengths
+    assert given.record["rows"] == len(lengths) < ROWS
+    assert lengths.tolist() == [8]  # the others have 3 to 6
+    with pytest.raises(jpt.InputError, match="positions is 99, but the longest of 6 rows has"):
+        text_input(backbone, dataclasses.replace(options, positions=99), LENGTH)
+
+
+def test_few_rows_have_no_cka(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> None:
+    found = activated_neurons(prompts, backbone=backbone, probe="text", task=task, rows=1)
+    assert found.cka is None and set(np.unique(found.rates)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("positions", "chosen"), [("answer", "answer"), ((0, -1, 0), (0, -1)), ("-1", (-1,)), (2, (2,))]
+)
+def test_positions(positions: str | int | tuple[int, ...], chosen: str | tuple[int, ...]) -> None:
+    assert parse_positions(positions) == chosen
+
+
+def test_weights_of_positions_leave_padding_out() -> None:
+    lengths = np.array([3, 1])
+    assert position_weights("text", lengths, 4)[0].tolist() == pytest.approx([1 / 3] * 3 + [0])
+    assert position_weights((2,), lengths, 4).tolist() == [[0, 0, 1, 0], [0] * 4]
+    assert position_weights((-2, -1), lengths, 4).tolist() == [[0, 0.5, 0.5, 0], [1, 0, 0, 0]]
+
+
+def test_pieces_fill_the_budget_and_no_more(backbone: Backbone, task: Path) -> None:
+    given = text_input(backbone, ProbeOptions(probe="text", task=task), LENGTH)
+
+    def plan(chunk_mb: float, prompts: int = 100) -> tuple[int, int]:
+        options = ProbeOptions(probe="text", task=task, chunk_mb=chunk_mb)
+        return plan_pieces(backbone, (prompts, LENGTH), given, options)
+
+    assert plan(1e-9) == (1, 1) and plan(1e9) == (100, ROWS)
+    sizes = [plan(mb) for mb in (0.02, 0.05, 0.5, 2, 4)]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 5
+    assert all(prompts == 1 or rows == ROWS for prompts, rows in sizes)
+
+
+WRONG = [
+    ({"probe": "words"}, "probe is 'words'; expected one of start, text"),
+    ({"probe": "text"}, "probe is text, but no task says whose"),
+    ({"task": "sst2", "rows": 3}, "task and rows choose what text is read, but the probe is start"),
+    ({"positions": "0"}, "positions chooses what text is read"),
+    ({"chunk_mb": 0}, "chunk_mb is 0; give a number of megabytes above 0"),
+    ({"chunk_mb": float("nan")}, "chunk_mb is nan"),
+    ({"probe": "text", "task": "x", "rows": 0}, "rows is 0; give a whole number"),
+    ({"probe": "text", "task": "x", "positions": "first"}, "positions is 'first'; expected answer"),
+    ({"probe": "text", "task": "x", "positions": ()}, r"positions is \(\)"),
+    ({"probe": "text", "task": "x", "positions": (0.5,)}, r"positions is \(0.5,\)"),
+    ({"probe": "text", "task": "nowhere"}, "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG)
+def test_wrong_options(
+    options: dict, said: str, prompts: dict[str, Prompt], backbone: Backbone, tmp_path: Path
+) -> None:
+    with pytest.raises(jpt.InputError, match=said):
+        activated_neurons(prompts, tmp_path / "n.npz", backbone=backbone, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_rows_than_there_are_and_texts_beyond_the_positions(
+    prompts: dict[str, Prompt], backbone: Backbone, task: Path
+) -> None:
+    options = {"backbone": backbone, "probe": "text", "task": task}
+    with pytest.raises(jpt.InputError, match="rows is 7, but mood validation has 6 rows; ask for"):
+        activated_neurons(prompts, rows=7, **options)
+    with pytest.raises(jpt.InputError, match="41 tokens, but .* has 40 positions"):
+        activated_neurons(prompts, max_tokens=41, **options)
+
+
+def test_the_decoder_of_a_t5_stands_at_no_token(tmp_path: Path, task: Path) -> None:
+    backbone = jpt.load_backbone(write_tiny_backbone(tmp_path / "t5", "t5"))
+    card = PromptCard(backbone.name, "mood", layout="encoder_decoder")
+    bank = {"a": Prompt(np.ones((LENGTH, WIDTH), np.float32), card)}
+    options = {"backbone": backbone, "probe": "text", "task": task, "positions": "text"}
+    with pytest.raises(jpt.InputError, match="set stack to encoder, or positions to answer"):
+        activated_neurons(bank, **options)
+    found = activated_neurons(bank, stack="encoder", **options)
+    assert found.probe["stack"] == "encoder" and found.rates.max() > 0

@@ -1,0 +1,310 @@
+"""A planted good source is found, test rows stay unread, and what cannot be said is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jpt
+from jpt import cli
+from jpt.analysis.choice import leave_one_out
+from jpt.analysis.sureness import sureness
+from jpt.files.study_files import write_transfer
+from jpt.recipes.recommend_rankings import Ranking, not_told_apart
+from jpt.recipes.recommend_text import WIDTH
+from jpt.types import Prompt, PromptCard, TransferMatrix
+from tests.planted import BACKBONE, LENGTH, planted, write_easy
+
+QUICK = {"probe_steps": 20, "learning_rate": 0.03, "max_tokens": 20}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> jpt.Backbone:
+    return jpt.load_backbone(BACKBONE)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its test rows cannot be read: a recommendation may not look at them."""
+    folder = write_easy(tmp_path_factory.mktemp("tasks") / "easy")
+    (folder / "test.jsonl").write_text("broken\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(backbone, tmp_path_factory) -> dict[str, Prompt]:
+    """Three sources, a prompt of the task itself, and an untrained one."""
+    sources = planted(backbone, write_easy(tmp_path_factory.mktemp("whole") / "easy"))
+    own = dataclasses.replace(sources["cherries"].card, task="easy")
+    random = dataclasses.replace(sources["apples"].card, task="random", task_type=None)
+    return {
+        **sources,
+        "mine": Prompt(sources["cherries"].values + 0.01, own),
+        "random": Prompt(sources["apples"].values * 0.01, random),
+    }
+
+
+def known_scores() -> TransferMatrix:
+    values = np.array([[0.5, 0.9, 0.6, 0.7, 0.4], [0.4, 0.3, 0.8, 0.5, 0.2]])
+    names = ("apples", "bananas", "cherries", "mine", "random")
+    return TransferMatrix(("bananas", "cherries"), names, values, ("accuracy",) * 2)
+
+
+@pytest.fixture(scope="module")
+def study(prompts, tmp_path_factory) -> Path:
+    """The prompts and a matrix of theirs on disk."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "prompts").mkdir()
+    for name, prompt in prompts.items():
+        jpt.save_prompt(folder / "prompts" / f"{name}.safetensors", prompt)
+    write_transfer(folder / "transfer.csv", known_scores())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(backbone, task, study) -> jpt.Recommendation:
+    return jpt.recommend(
+        task,
+        study / "prompts",
+        study / "out",
+        backbone=backbone,
+        known=study / "transfer.csv",
+        **QUICK,
+    )
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a command in this process and gives exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jpt", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_planted_source_is_first(found, prompts, task, backbone) -> None:
+    assert (found.source, found.by) == ("cherries", "zero_shot")
+    assert list(found.record["sources"])[0] == "cherries"
+    assert set(found.record["sources"]) == {"apples", "bananas", "cherries"}
+    # Fewer rows than 64 are all taken, so the scores are those of the whole train split.
+    for name in found.record["sources"]:
+        score = jpt.evaluate(prompts[name], task, split="train", backbone=backbone, max_tokens=20)
+        assert found.record["sources"][name]["score"] == score.value
+        assert found.record["sources"][name]["loss"] == pytest.approx(score.loss, rel=1e-5)
+    assert found.record["rows"] == 14 and found.rankings["same_type"].places()["cherries"] == 1
+    assert found.rankings["same_type"].places() == {"apples": 2, "bananas": None, "cherries": 1}
+
+
+def test_own_and_untrained_prompts_are_left_out_and_that_is_said(found) -> None:
+    notes = found.record["notes"]
+    assert "mine: for easy itself, left out of the ranking" in notes
+    assert "random: not trained, left out of the ranking" in notes
+
+
+def test_indicators_are_those_between_probe_and_source(found, prompts, study, backbone) -> None:
+    probe = jpt.load_prompt(study / "out" / "probe" / "last.safetensors")
+    np.testing.assert_array_equal(found.probe.values, probe.values)
+    assert probe.card.steps == 20 and probe.card.seed == 0 and probe.values.shape[0] == LENGTH
+    bank = {**prompts, "zz": probe}
+    neurons = jpt.activated_neurons(bank, backbone=backbone)
+    whole = jpt.indicators(bank, neurons)
+    for name in ("neuron_overlap", "euclidean_concat", "cosine_average"):
+        for source in ("apples", "bananas", "cherries"):
+            value = whole.value(name, "zz", source)
+            assert found.record["sources"][source]["values"][name] == pytest.approx(value)
+
+
+def test_the_probe_sees_the_labelled_rows_alone(found, study) -> None:
+    config = json.loads((study / "out" / "probe" / "config.json").read_text())
+    assert {name: of["rows"] for name, of in config["data"].items()} == {
+        "train": 14,
+        "validation": 14,
+    }
+    assert config["steps"] == config["eval_every"] == 20
+
+
+def test_the_known_matrix_is_judged_without_the_probe(found, prompts, backbone) -> None:
+    plain = jpt.indicators(prompts, jpt.activated_neurons(prompts, backbone=backbone))
+    expected = leave_one_out(plain, known_scores(), rows=14)
+    assert set(found.known.rankings) == set(expected.rankings)
+    for name, record in expected.rankings.items():
+        assert dataclasses.astuple(found.known.rankings[name]) == pytest.approx(
+            dataclasses.astuple(record)
+        )
+    assert found.known.targets == ("bananas", "cherries")
+
+
+def test_the_record_is_on_disk_and_the_command_runs(found, study, run, tmp_path) -> None:
+    stored = json.loads((study / "out" / "recommend.json").read_text())
+    assert stored == json.loads(json.dumps(found.record))
+    words = shlex.split(found.record["command"])
+    assert words[:2] == ["jpt", "tune"]
+    assert f"prompt:{study / 'prompts' / 'cherries.safetensors'}" in words
+    words[words.index("--task") + 1] = str(write_easy(tmp_path / "easy"))  # with test rows
+    words[words.index("--out") + 1] = str(tmp_path / "run")
+    code, _, err = run(*words[1:], "--steps", "1", "--learning-rate", "0.03", "--max-tokens", "20")
+    assert code == 0, err
+    source = jpt.load_prompt(study / "prompts" / "cherries.safetensors")
+    moved = np.abs(jpt.load_prompt(tmp_path / "run").values - source.values)
+    assert 0.02 < moved.max() < 0.0301  # Adam's first step is the rate
+
+
+def test_the_text_is_narrow_and_says_all(found) -> None:
+    lines = found.describe().splitlines()
+    assert all(len(line) <= WIDTH for line in lines[:-1])
+    assert lines[-1] == found.record["command"] and lines[-2].startswith("start from: cherries")
+    table = {
+        line.split()[0]: line.split()[1:] for line in lines if re.match(r"\w+ +\d\.\d{3} ", line)
+    }
+    assert table["cherries"][:2] == ["1.000", "1"]
+    assert any(line.startswith("C_average") for line in lines)
+    assert any("zero-shot (simulated)" in line for line in lines)
+
+
+def test_another_ranking_may_choose(backbone, task, prompts) -> None:
+    options = {"backbone": backbone, "by": "same_type", **QUICK}
+    turned = dict(reversed(prompts.items()))
+    again = jpt.recommend(task, turned, labels=6, **options)
+    assert (again.source, again.by, again.record["rows"]) == ("cherries", "same_type", 6)
+    assert again.record["command"] is None and again.known is None
+    assert list(again.record["sources"])[-1] == "bananas"  # of no known type
+
+
+def test_without_labels_sureness_is_a_heuristic_and_labels_are_not_read(
+    backbone, prompts, tmp_path
+) -> None:
+    texts = [{"text": f"a {word} film"} for word in ("good", "bad") * 3]
+    task = jpt.load_task(write_easy(tmp_path / "easy"))
+    found = jpt.recommend(
+        task, prompts, labels=0, data={"train": texts}, backbone=backbone, max_tokens=20
+    )
+    assert (found.source, found.by, found.probe) == ("cherries", "sureness", None)
+    assert any("heuristic" in note for note in found.record["notes"])
+    assert "score" not in found.record["sources"]["cherries"]
+    rows = [{**row, "label": "good"} for row in texts]
+    score = jpt.evaluate(
+        prompts["cherries"], task, data={"test": rows}, backbone=backbone, max_tokens=20
+    )
+    value = found.record["sources"]["cherries"]["values"]["sureness"]
+    assert value == pytest.approx(sureness(score.log_probs), rel=1e-4)
+    assert all(len(line) <= WIDTH for line in found.describe().splitlines())
+
+
+def test_rows_are_chosen_by_the_seed_alone(backbone, task, prompts) -> None:
+    from jpt.recipes.recommend_rows import labelled_task
+
+    loaded = jpt.load_task(task)
+    first, again, other = (labelled_task(loaded, 4, seed)[0].rows for seed in (0, 0, 1))
+    assert first == again and first["train"] != other["train"]
+    one, notes = labelled_task(loaded, 1, 0)
+    assert len(one.rows["train"]) == 1 and "no labelled row is" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": 15}, "labels is 15, but task easy has 14 train rows"),
+        ({"labels": -1}, "labels is -1"),
+        ({"probe_steps": 0}, "probe_steps is 0"),
+        ({"by": "sureness"}, "unknown ranking 'sureness'"),
+        ({"by": "ON"}, "unknown ranking 'ON'"),
+        ({"layers": "9-11"}, "layers 9-11 are no window of the 4 layers"),
+        ({"backbone": "builtin/bert-medium"}, "prompt is 128 wide"),
+        ({"labels": 0, "by": "zero_shot"}, "unknown ranking 'zero_shot'"),
+    ],
+)
+def test_options_that_do_not_fit(options, message, task, prompts, tmp_path) -> None:
+    with pytest.raises(jpt.InputError, match=message):
+        jpt.recommend(task, prompts, tmp_path / "out", **{**QUICK, **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_and_prompts_that_do_not_fit(task, prompts, tmp_path) -> None:
+    own = {"mine": prompts["mine"]}
+    with pytest.raises(jpt.InputError, match=r"none of the 1 prompts \(mine\) is for another task"):
+        jpt.recommend(task, own)
+    card = dataclasses.replace(prompts["apples"].card, first_position=1)
+    mixed = {**prompts, "apples": dataclasses.replace(prompts["apples"], card=card)}
+    with pytest.raises(jpt.InputError, match="the first position"):
+        jpt.recommend(task, mixed)
+    bare = write_easy(tmp_path / "easy")
+    (bare / "train.jsonl").unlink()
+    for labels, cure in ((None, "--labels 0"), (0, "labels are not needed")):
+        with pytest.raises(jpt.InputError, match=f"has no train rows.*{cure}"):
+            jpt.recommend(bare, prompts, labels=labels)
+    rows = {"train": [{"article": "a", "summary": "b"}]}
+    with pytest.raises(jpt.InputError, match="nothing to rank sources by"):
+        jpt.recommend("samsum", prompts, labels=0, data=rows)
+
+
+def test_matrices_of_other_prompts(task, prompts, study) -> None:
+    fewer = {name: prompt for name, prompt in prompts.items() if name != "bananas"}
+    with pytest.raises(jpt.InputError, match="names 1 prompts that are not here .bananas;"):
+        jpt.recommend(task, fewer, known=study / "transfer.csv")
+    alone = TransferMatrix(("apples",), ("apples", "bananas"), np.ones((1, 2)), ("accuracy",))
+    with pytest.raises(jpt.InputError, match="no choice can be judged"):
+        jpt.recommend(task, prompts, known=alone)
+
+
+def test_sources_that_read_text_elsewhere_get_a_probe_all_the_same(backbone, task) -> None:
+    random = np.random.default_rng(0).normal(0, 1, (2, LENGTH, 128)).astype(np.float32)
+    card = PromptCard(BACKBONE, "apples", first_position=1)
+    row = np.ones((1, 128), np.float32)
+    sources = {n: Prompt(each, card, row) for n, each in zip("ab", random, strict=True)}
+    found = jpt.recommend(task, sources, backbone=backbone, **{**QUICK, "probe_steps": 1})
+    assert any("text from position 1, the probe" in note for note in found.record["notes"])
+    assert not any("row 0" in note for note in found.record["notes"])
+    assert found.probe.card.first_position == 1
+
+
+def test_equal_values_share_a_place_and_nothing_said_is_last() -> None:
+    nan = float("nan")
+    ranking = Ranking({"a": 0.5, "b": 0.75, "c": nan, "d": 0.5, "e": 0.75}, {"a": 1, "d": 2})
+    assert ranking.ordered() == ["b", "e", "d", "a", "c"]
+    assert ranking.places() == {"a": 4, "b": 1, "c": None, "d": 3, "e": 1}
+
+
+def test_few_rows_do_not_tell_near_sources_apart() -> None:
+    from jpt.tuning.scoring import score_logits
+
+    truth = np.array([0, 1] * 50)
+    scores = {}
+    for name, wrong in (("best", 5), ("near", 8), ("far", 30)):
+        answers = truth.copy()
+        answers[:wrong] = 1 - answers[:wrong]
+        scores[name] = score_logits(np.eye(2)[answers], truth, ("no", "yes"), "accuracy")
+    # near: 3 of 100 rows differ, mean 0.03, error 0.0171; far: 25 of 100.
+    assert not_told_apart("best", scores, truth) == ["near"]
+
+
+def test_the_command_line(study, task, run, tmp_path) -> None:
+    place, prompts = tmp_path / "mean.safetensors", str(study / "prompts")
+    words = ("--prompts", prompts, "--task", str(task))
+    code, out, err = run("recommend", *words, "--labels", "0", "--max-tokens", "20", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["by"] == "sureness"
+    code, out, err = run("recommend", *words, "--by", "nothing")
+    assert code == 2 and out == "" and err.count("\n") == 1 and "unknown ranking" in err
+    names = ("--names", "apples,cherries", "--weights", "apples=1,cherries=3")
+    assert run("mix", "average", "--prompts", prompts, *names, "--out", str(place))[0] == 0
+    assert jpt.load_prompt(place).card.source == "average of cherries (0.75), apples (0.25)"
+    scored = ("--split", "train", "--max-tokens", "20", "--json")
+    code, out, err = run("mix", "ensemble", *words, *names, *scored)
+    record = json.loads(out.splitlines()[-1])
+    assert code == 0 and record["weights"] == {"apples": 0.25, "cherries": 0.75}
+    code, out, err = run("mix", "average", "--prompts", prompts, "--names", "apples", "--out", "x")
+    assert code == 2 and "two prompts or more" in err and not Path("x").exists()

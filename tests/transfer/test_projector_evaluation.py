@@ -1,0 +1,171 @@
+"""Projected prompts are ordinary prompts, and the table says what they score."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jpt
+from jpt.files.study_files import read_transfer
+from jpt.testing import write_tiny_backbone
+from jpt.types import Prompt, PromptCard
+from tests.transfer.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[jpt.Backbone, list[Path], Path]:
+    """A T5 as the target of an encoder's prompts, two tasks, and a projector's run on one."""
+    root = tmp_path_factory.mktemp("case")
+    _, tasks = write_case(root)
+    backbone = jpt.load_backbone(write_tiny_backbone(root / "t5", "t5", d_model=20))
+    options = {**SIZES, "steps": 4, "length": 3, "out": root / "run"}
+    jpt.train_projector(source_prompts(), backbone, tasks=tasks[:1], **options)
+    return backbone, tasks, root / "run"
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prompts")
+    for name, prompt in source_prompts().items():
+        jpt.save_prompt(folder / f"{name}.safetensors", prompt)
+    return folder
+
+
+def own_prompts(backbone: jpt.Backbone) -> dict[str, Prompt]:
+    values = np.random.default_rng(3).normal(0, 1, (3, 20)).astype(np.float32)
+    return {"mine": Prompt(values, PromptCard(backbone.name, "mood", layout="encoder_decoder"))}
+
+
+def test_projected_files_are_ordinary_prompts_that_say_where_they_come_from(
+    case, prompts: Path, tmp_path: Path
+) -> None:
+    backbone, tasks, run = case
+    found = jpt.apply_projector(run, prompts, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a_first.safetensors",
+        "b_second.safetensors",
+    ]
+    stored = jpt.load_prompt(tmp_path / "out" / "a_first.safetensors")
+    np.testing.assert_array_equal(stored.values, found["a_first"].values)
+    assert stored.values.shape == (3, 20)
+    card = stored.card
+    assert (card.backbone, card.task, card.layout) == (backbone.name, "mood", "encoder_decoder")
+    assert card.source == f"{run} (task on mood) from prompt a_first of {SOURCE}"
+    score = jpt.evaluate(tmp_path / "out" / "a_first.safetensors", tasks[0], backbone=backbone)
+    assert 0 <= score.value <= 1
+    one = jpt.apply_projector(run, prompts / "b_second.safetensors")
+    np.testing.assert_array_equal(one["b_second"].values, found["b_second"].values)
+
+
+def test_the_table_has_what_evaluate_gives(case, prompts: Path, tmp_path: Path) -> None:
+    backbone, tasks, run = case
+    own = own_prompts(backbone)
+    result = jpt.evaluate_projector(
+        {"on_mood": run}, prompts, tasks, tmp_path / "out", targets=own, target_backbone=backbone
+    )
+    assert result.matrix.prompts == ("own", "random", "on_mood", "untrained")
+    assert result.matrix.targets == ("mood", "amusing")
+    projected = jpt.apply_projector(run, prompts)
+    for row, name in enumerate(("a_first", "b_second")):
+        score = jpt.evaluate(projected[name], tasks[row], backbone=backbone)
+        assert result.matrix.values[row, 2] == score.value
+    score = jpt.evaluate(own["mine"], tasks[0], backbone=backbone)
+    assert result.scores["mood"]["own"] == score.value
+    assert "own" not in result.scores["amusing"] and np.isnan(result.matrix.values[1, 0])
+    untrained = result.prompts["untrained"]["mood"]
+    assert untrained.values.shape == (3, 20) and untrained.card.source.startswith("untrained")
+    assert not np.array_equal(untrained.values, projected["a_first"].values)
+    written = read_transfer(tmp_path / "out" / "projection.csv")
+    assert written.values[0, 2] == result.matrix.values[0, 2]
+    record = json.loads((tmp_path / "out" / "projection.json").read_text())
+    assert record["trained_on"] == {"on_mood": ["mood"]}
+    assert record["targets"]["mood"]["majority"] == 0.5
+    files = sorted((tmp_path / "out" / "projected").rglob("*.safetensors"))
+    assert len(files) == 4
+    lines = result.describe().splitlines()
+    assert lines[1].split()[4].endswith("*") and not lines[2].split()[4].endswith("*")
+
+
+def test_warm_start_begins_at_the_projected_prompt(case, prompts: Path, tmp_path: Path) -> None:
+    backbone, tasks, run = case
+    options = {"target_backbone": backbone, "methods": (), "warm_start": "on_mood"}
+    out = tmp_path / "out"
+    result = jpt.evaluate_projector(
+        {"on_mood": run}, prompts, tasks[:1], out, warm_steps=2, split="validation", **options
+    )
+    assert result.matrix.prompts == ("random", "on_mood", "warm", "vanilla")
+    config = json.loads((out / "warm" / "mood" / "config.json").read_text())
+    assert config["steps"] == 2 and config["init"].endswith("projected/on_mood/mood.safetensors")
+    tuned = jpt.load_prompt(out / "warm" / "mood" / "last.safetensors").values
+    start = jpt.load_prompt(out / "projected" / "on_mood" / "mood.safetensors").values
+    plain = jpt.load_prompt(out / "vanilla" / "mood" / "last.safetensors").values
+    assert np.abs(tuned - start).max() < np.abs(tuned - plain).max()
+    again = jpt.evaluate_projector(
+        {"on_mood": run}, prompts, tasks[:1], out, warm_steps=2, split="validation", **options
+    )
+    np.testing.assert_array_equal(again.matrix.values, result.matrix.values)
+
+
+def test_methods_without_training_need_no_projector(case, tmp_path: Path) -> None:
+    backbone, tasks, _ = case
+    model = jpt.load_backbone(write_tiny_backbone(tmp_path / "source", "bert"))
+    values = source_prompt(1, "mood", rows=5, width=32).values
+    given = {"a": Prompt(values, PromptCard(model.name, "mood"))}
+    options = {"target_backbone": backbone, "source_backbone": model}
+    result = jpt.evaluate_projector([], given, tasks[:1], random=False, **options)
+    assert result.matrix.prompts == ("untrained", "least_squares", "relative")
+    for name in ("least_squares", "relative"):
+        again = jpt.apply_projector(name, given, **options)["a"]
+        np.testing.assert_array_equal(again.values, result.prompts[name]["mood"].values)
+        assert again.card.source == f"{name} from prompt a of {model.name}"
+
+
+def test_a_task_without_test_rows_is_scored_on_validation(case, prompts: Path, tmp_path) -> None:
+    backbone, tasks, run = case
+    task = shutil.copytree(tasks[0], tmp_path / "mood")
+    (task / "test.jsonl").unlink()
+    options = {"target_backbone": backbone, "methods": (), "random": False}
+    result = jpt.evaluate_projector(run, prompts, [task], **options)
+    assert "note: mood has no test split: scored on validation" in result.describe()
+    other = jpt.evaluate_projector(run, prompts, tasks[:1], split="validation", **options)
+    assert result.matrix.values[0, 0] == other.matrix.values[0, 0]
+
+
+def test_wrong_input(case, prompts: Path, tmp_path: Path) -> None:
+    backbone, tasks, run = case
+    longer = {"a": source_prompt(1, "mood", rows=6)}
+    same = Prompt(np.ones((3, 20), np.float32), PromptCard(backbone.name, "mood"))
+    apply, evaluate = jpt.apply_projector, jpt.evaluate_projector
+    target = {"target_backbone": backbone}
+    wrong = [
+        (lambda: apply(run, longer, tmp_path / "no"), "has 6 rows of 12 .* reads 5 rows of 12"),
+        (lambda: apply(run, same, tmp_path / "no"), "has 3 rows of 20"),
+        (lambda: apply("relative", prompts, tmp_path / "no"), "give target_backbone"),
+        (lambda: apply("relative", same, **target), "the same backbone"),
+        (lambda: apply("relative", prompts, length=4, **target), "source's have 5 and .* 4"),
+        (lambda: apply(tmp_path, prompts), "unfinished run"),
+        (lambda: evaluate(run, longer, tasks), "has 6 rows"),
+        (lambda: evaluate(run, prompts, tasks, target_backbone="builtin/t5-mini"), "writes 3 rows"),
+        (lambda: evaluate([], prompts, tasks), "give target_backbone"),
+        (lambda: evaluate({"own": run}, prompts, tasks), "is called own"),
+        (lambda: evaluate([run, run], prompts, tasks), "projectors names run 2 times"),
+        (lambda: evaluate(run, prompts, tasks, methods=("best",), **target), "unknown method"),
+        (
+            lambda: evaluate(run, prompts, tasks, methods=(), warm_start="other", **target),
+            "warm_start is 'other'; expected one of run",
+        ),
+        (lambda: evaluate(run, prompts, tasks, split="dev", **target), "split is 'dev'"),
+        (
+            lambda: evaluate(run, prompts, tasks, methods=("relative",), **target),
+            "relative keeps the rows of a prompt, but the source's have 5",
+        ),
+        (lambda: evaluate(run, prompts, tasks, targets={"a": source_prompt(1, "mood")}), "own"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(jpt.InputError, match=message):
+            call()
+    assert not (tmp_path / "no").exists()

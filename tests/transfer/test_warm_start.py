@@ -1,0 +1,274 @@
+"""A warm-start study is ordinary runs on the same rows, and says what they say."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jpt
+from jpt.testing import write_tiny_backbone
+from jpt.transfer import warm_start as module
+from jpt.transfer.warm_start_measures import DEFINITIONS, compare_curves
+from jpt.transfer.warm_start_record import describe_record
+from jpt.tuning import loop
+from jpt.tuning.feed import Feed
+from tests.toy_task import write_task
+
+SETTINGS = {"batch_size": 8, "max_tokens": 16, "learning_rate": 3e-2}
+STUDY = {"steps": 6, "eval_every": 2, "seeds": (0, 4), **SETTINGS}
+SEEDS = (0, 4)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_task(tmp_path_factory.mktemp("tasks") / "mood")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> jpt.Backbone:
+    return jpt.load_backbone(write_tiny_backbone(tmp_path_factory.mktemp("tiny") / "bert", "bert"))
+
+
+@pytest.fixture(scope="module")
+def sources(task: Path, backbone: jpt.Backbone, tmp_path_factory) -> list[Path]:
+    """A run folder and a prompt file."""
+    root = tmp_path_factory.mktemp("sources")
+    jpt.tune(backbone, task, root / "tuned", steps=8, length=4, **SETTINGS)
+    values = np.random.default_rng(1).normal(0, 1, (4, 32)).astype(np.float32)
+    jpt.save_prompt(root / "drawn.safetensors", make_prompt(backbone, values))
+    return [root / "tuned", root / "drawn.safetensors"]
+
+
+def make_prompt(backbone: jpt.Backbone, values: np.ndarray, **card: object) -> jpt.Prompt:
+    return jpt.Prompt(values, jpt.PromptCard(backbone.name, "elsewhere", **card))
+
+
+@pytest.fixture(scope="module")
+def batches() -> dict[tuple[str, int], list[bytes]]:
+    """What each run was fed, by its start and seed: filled while `study` runs."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def study(task, backbone, sources, batches, tmp_path_factory) -> Iterator[jpt.WarmStartResult]:
+    real = Feed.batch_at
+
+    def note(feed: Feed, step: int):
+        batch = real(feed, step)
+        told = step.to_bytes(2) + batch.tokens.tobytes() + batch.labels.tobytes()
+        batches.setdefault((feed.options.init, feed.options.seed), []).append(told)
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feed, "batch_at", note)
+        out = tmp_path_factory.mktemp("study") / "out"
+        yield jpt.warm_start(task, sources, out, backbone=backbone, **STUDY)
+
+
+def test_all_runs_of_a_seed_see_the_same_rows_in_the_same_order(study, batches) -> None:
+    inits = ("random", "prompt:tuned", "prompt:drawn")
+    assert set(batches) == {(init, seed) for init in inits for seed in SEEDS}
+    for seed in SEEDS:
+        first = batches["random", seed]
+        assert len(first) == 6
+        assert all(batches[init, seed] == first for init in inits)
+    assert batches["random", 0] != batches["random", 4]
+    configs = [json.loads(path.read_text()) for path in study.folder.rglob("config.json")]
+    differ = {"init", "start", "seed"}
+    kept = [{k: v for k, v in config.items() if k not in differ} for config in configs]
+    assert len(kept) == 6 and all(one == kept[0] for one in kept)
+
+
+def test_each_run_is_what_tune_gives_alone(study, task, backbone, sources) -> None:
+    options = {"steps": 6, "eval_every": 2, "seed": 4, "length": 4, **SETTINGS}
+    inits = {"vanilla": "random", "tuned": f"prompt:{sources[0]}", "drawn": f"prompt:{sources[1]}"}
+    for name, init in inits.items():
+        alone = jpt.tune(backbone, task, init=init, **options)
+        np.testing.assert_array_equal(study.runs[4, name].last.values, alone.last.values)
+        scored = [line for line in alone.history if line["split"] == "validation"]
+        curve = study.curves[4, name]
+        assert curve.steps.tolist() == [0, *(line["step"] for line in scored)] == [0, 2, 4, 6]
+        assert curve.values.tolist()[1:] == [line["accuracy"] for line in scored]
+
+
+def test_step_0_is_the_zero_shot_score(study, task, backbone, sources) -> None:
+    for name, source in zip(("tuned", "drawn"), sources, strict=True):
+        options = {"split": "validation", "backbone": backbone, "max_tokens": 16}
+        score = jpt.evaluate(source, task, **options)
+        assert [study.curves[seed, name].values[0] for seed in SEEDS] == [score.value] * 2
+
+
+def test_files_say_what_was_measured(study) -> None:
+    record = json.loads((study.folder / "warm_start.json").read_text())
+    assert record == study.record
+    assert record["definitions"] == DEFINITIONS and record["tolerance"] == 0.01
+    assert record["settings"]["length"] == 4 and record["settings"]["eval_every"] == 2
+    assert list(record["sources"]) == ["tuned", "drawn"] and record["sources"]["tuned"]["steps"]
+    assert [(run["seed"], run["run"]) for run in record["runs"]] == list(study.runs)
+    with (study.folder / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["run", "seed", "step", "value"] and len(rows) == 6 * 4
+    for row in rows:
+        curve = study.curves[int(row["seed"]), row["run"]]
+        assert float(row["value"]) == curve.values[curve.steps == int(row["step"])]
+    assert {path.name for path in study.folder.iterdir()} == {
+        "seed-0", "seed-4", "warm_start.json", "curves.csv",
+    }  # fmt: skip
+
+
+def test_comparisons_are_those_of_the_curves_and_the_kept_prompts(study) -> None:
+    for name, found in study.record["comparisons"].items():
+        pairs = [(study.curves[seed, "vanilla"], study.curves[seed, name]) for seed in SEEDS]
+        compared = [compare_curves(*pair) for pair in pairs]
+        convergence = found["convergence_speed_up"]["values"]
+        assert convergence == pytest.approx([one.convergence for one in compared])
+        assert found["comparable_speed_up"]["values"] == [one.comparable for one in compared]
+        tests = [
+            study.runs[seed, name].record["test"]["accuracy"]
+            - study.runs[seed, "vanilla"].record["test"]["accuracy"]
+            for seed in SEEDS
+        ]
+        assert found["gain"]["values"] == tests
+        assert found["gain"]["mean"] == pytest.approx(sum(tests) / 2)
+
+
+def test_the_text_fits_a_terminal(study) -> None:
+    lines = study.describe().splitlines()
+    assert max(map(len, lines)) <= 80
+    long = {**study.record, "notes": ["name " * 30], "backbone": "folder/" * 30}
+    assert max(map(len, describe_record(long).splitlines())) <= 80
+    assert any(line.startswith("vanilla ") for line in lines)
+    assert sum(line.startswith("drawn ") for line in lines) == 2  # scores, then speed-ups
+
+
+def test_a_repeated_call_trains_nothing(
+    study, task, backbone, sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    before = {p: p.stat().st_mtime_ns for p in study.folder.glob("seed-*/**/*")}
+    monkeypatch.setattr("jpt.tuning.tune.run_loop", fail)
+    again = jpt.warm_start(task, sources, study.folder, backbone=backbone, **STUDY)
+    assert again.record == study.record
+    assert {p: p.stat().st_mtime_ns for p in study.folder.glob("seed-*/**/*")} == before
+
+
+def test_a_broken_study_goes_on(
+    study, task, backbone, sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, reports = loop._report, []
+
+    def fail(*arguments):
+        reports.append(1)
+        if len(reports) == 30:
+            raise RuntimeError("power")
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "_report", fail)
+    with pytest.raises(RuntimeError, match="power"):
+        jpt.warm_start(task, sources, tmp_path / "out", backbone=backbone, **STUDY)
+    assert list((tmp_path / "out").rglob("result.json"))
+    assert not (tmp_path / "out" / "warm_start.json").exists()
+    monkeypatch.setattr(loop, "_report", real)
+    again = jpt.warm_start(task, sources, tmp_path / "out", backbone=backbone, **STUDY)
+    assert again.record == study.record
+
+
+def test_prompts_by_name_in_memory_give_the_same(study, task, backbone, sources) -> None:
+    named = {"tuned": jpt.load_prompt(sources[0]), "drawn": sources[1]}
+    found = jpt.warm_start(task, named, backbone=backbone, **STUDY)
+    assert found.folder is None and found.record == study.record
+
+
+def test_copied_moments_change_the_run_and_start_from_the_last_prompt(
+    study, task, backbone, sources
+) -> None:
+    found = jpt.warm_start(task, sources[:1], backbone=backbone, copy_moments=True, **STUDY)
+    assert found.record["copy_moments"] and found.record["sources"]["tuned"]["moments"]
+    assert found.record["sources"]["tuned"]["steps"] == 8
+    for seed in SEEDS:
+        bare, warm = study.runs[seed, "tuned"], found.runs[seed, "tuned"]
+        assert not np.array_equal(bare.last.values, warm.last.values)
+        vanilla = found.runs[seed, "vanilla"].last.values
+        np.testing.assert_array_equal(vanilla, study.runs[seed, "vanilla"].last.values)
+
+
+def test_without_a_choice_a_curve_has_twenty_scorings(task, backbone, sources) -> None:
+    prepared = module._prepare(task, sources, backbone, False, None, {"steps": 400})
+    assert prepared.options.eval_every == 20 and prepared.options.length == 4
+    assert module._prepare(task, sources, backbone, False, None, {"steps": 7}).options.eval_every
+
+
+@pytest.fixture
+def refuse(task, backbone, sources, tmp_path, monkeypatch):
+    """Calls with one thing changed, and asserts that it is refused before any run."""
+
+    def call(message: str, **changes: object) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise AssertionError("a run was begun")
+
+        monkeypatch.setattr(module, "tune", fail)
+        options = {"sources": sources, "backbone": backbone, **STUDY, **changes}
+        with pytest.raises(jpt.InputError, match=message) as refused:
+            jpt.warm_start(options.pop("task", task), out=tmp_path / "out", **options)
+        assert "\n" not in str(refused.value)
+        assert not (tmp_path / "out").exists()
+
+    return call
+
+
+def test_wrong_sources(refuse, backbone, sources, tmp_path: Path) -> None:
+    ones = np.ones((4, 32), np.float32)
+    good = make_prompt(backbone, ones)
+    refuse("no sources were given", sources=[])
+    refuse("a source is named vanilla", sources={"vanilla": good})
+    refuse("two sources are named tuned", sources=[sources[0], sources[0]])
+    refuse("two sources are named drawn", sources=[sources[1], tmp_path / "drawn"])
+    refuse("is no name for a source", sources={"../up": good})
+    refuse("no.safetensors", sources=[tmp_path / "no.safetensors"])
+    refuse("32 wide", sources={"a": make_prompt(backbone, np.ones((4, 31), np.float32))})
+    longer = make_prompt(backbone, np.ones((5, 32), np.float32))
+    refuse("the length 5 and prompt a 4", sources={"a": good, "b": longer})
+    refuse("length is 7, but source tuned has 4 rows", length=7)
+    decoder = make_prompt(backbone, ones, layout="decoder")
+    refuse("source a: .* for the layout decoder", sources={"a": decoder})
+    elsewhere = dataclasses.replace(good, card=jpt.PromptCard("builtin/bert-small", "x"))
+    refuse("source a: the prompt is 32 wide", sources={"a": elsewhere}, backbone=None)
+    refuse("the backbone builtin/bert-small and", sources={"b": elsewhere, "a": good})
+
+
+def test_moments_need_runs(refuse, backbone, sources) -> None:
+    good = make_prompt(backbone, np.ones((4, 32), np.float32))
+    refuse("source a is a prompt without a run", sources={"a": good}, copy_moments=True)
+    refuse("drawn.safetensors is no run folder", copy_moments=True)
+
+
+def test_wrong_options(refuse) -> None:
+    refuse("eval_every is 9, but a run has 6 steps", eval_every=9)
+    refuse("seeds are .*; give one or more different ones", seeds=[])
+    refuse("seeds are .*; give one or more different ones", seeds=[1, 1])
+    refuse("seed is -1", seeds=[-1])
+    refuse("tolerance is 1", tolerance=1)
+    refuse("tolerance is nan", tolerance=float("nan"))
+    refuse("init is set by warm_start itself", init="vocab")
+    refuse("seed is set by warm_start itself", seed=3)
+    refuse("unknown task 'builtin/imbd'", task="builtin/imbd")
+
+
+def test_another_study_in_the_folder_is_refused(study, task, backbone, sources) -> None:
+    with pytest.raises(jpt.InputError, match="holds another run: steps was 6 and is now 8"):
+        jpt.warm_start(task, sources, study.folder, backbone=backbone, **{**STUDY, "steps": 8})
+
+
+def test_broken_rows_are_told_before_anything_is_written(backbone, sources, tmp_path) -> None:
+    broken = write_task(tmp_path / "mood", test='{"text": "fine", "label": "no such"}\n')
+    with pytest.raises(jpt.InputError, match="test.jsonl"):
+        jpt.warm_start(broken, sources, tmp_path / "out", backbone=backbone, **STUDY)
+    assert not (tmp_path / "out").exists()
