@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 collect_ignore_glob = ["*make_*_fixtures.py"]
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_MAPS = 20_000
 
 
 def find_reference() -> Path | None:
@@ -30,6 +33,21 @@ def reference_folder() -> Path:
     if folder is None:
         pytest.skip("no reference data: set JPT_REFERENCE to the folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Lets go of compiled programs between files: a process may map only 65,530 pieces of memory.
+
+    Each program takes several, and at the limit the compiler crashes.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_configure(config: pytest.Config) -> None:

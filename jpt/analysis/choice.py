@@ -278,22 +278,25 @@ def leave_one_out(
     found = {name: _summary(choices, scores) for name, choices in judged.items()}
     rankings = {name: record for name, record in found.items() if record is not None}
     per_target = {name: dict(zip(targets, judged[name], strict=True)) for name in rankings}
-    chosen = {
-        name: dict(zip(targets, _first_sources(pairs.sources, guesses[name], scores), strict=True))
-        for name in rankings
-        if name in guesses
-    }
+    known = [name for name in rankings if name in guesses]
+    chosen = {n: _first_sources(targets, pairs.sources, guesses[n], scores) for n in known}
     ranges = {t: _range(pairs.sources, line) for t, line in zip(targets, scores, strict=True)}
     return LeaveOneOut(rankings, per_target, targets, _notes(pairs, targets), chosen, ranges)
 
 
 def _first_sources(
-    sources: Sequence[str], guesses: Float64[np.ndarray, "N K"], scores: Float64[np.ndarray, "N K"]
-) -> list[tuple[str, ...]]:
+    targets: Sequence[str],
+    sources: Sequence[str],
+    guesses: Float64[np.ndarray, "N K"],
+    scores: Float64[np.ndarray, "N K"],
+) -> dict[str, tuple[str, ...]]:
     """The measured sources that a ranking puts first, of each target."""
     guesses = np.where(np.isnan(scores), -np.inf, np.nan_to_num(guesses, nan=-np.inf))
     first = (guesses == guesses.max(1, keepdims=True)) & (guesses > -np.inf)
-    return [tuple(sources[place] for place in np.flatnonzero(line)) for line in first]
+    return {
+        target: tuple(sources[place] for place in np.flatnonzero(line))
+        for target, line in zip(targets, first, strict=True)
+    }
 
 
 def _range(sources: Sequence[str], scores: Float64[np.ndarray, "K"]) -> Range:

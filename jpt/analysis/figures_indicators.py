@@ -106,7 +106,9 @@ def cost_figure(
     places = np.arange(len(names))
     for place, (low, high) in zip(places, bounds, strict=True):
         axes.plot([100 * low, 100 * high], [place, place], color=GRAY, linewidth=2, zorder=1)
-    axes.scatter(100 * np.array(costs), places, s=34, color=BLUE, linewidths=0, zorder=2)
+    axes.scatter(
+        100 * np.array(costs), places, s=34, color=BLUE, linewidths=0, zorder=2, clip_on=False
+    )
     axes.axvline(100 * chance, color=ORANGE, linewidth=1.4, linestyle=(0, (4, 3)), zorder=0)
     axes.text(
         100 * chance, -0.75, "by chance", color=ORANGE, fontsize=SMALL, ha="center", va="bottom"

@@ -192,9 +192,9 @@ class _Study:
         ]
         return [
             *tunings,
-            ("use every prompt on every task", 0.15 * len(self.names), self._transfer),
+            ("use every prompt on every task", 0.3 * len(self.names), self._transfer),
             ("read the neurons that they activate", 0.1, self._read_neurons),
-            ("silence chosen neurons", 0.06 * len(self.names), self._mask),
+            ("silence chosen neurons", 0.16 * len(self.names), self._mask),
             ("compare prompts and neurons with the transfers", 0.05, self._compare),
             ("write the report", 0.1, lambda: report(self.folder)),
         ]
