@@ -10,7 +10,21 @@ goes on and a second call prints the tables.
 Command:
     python experiments/paper/projector.py --out runs/projector
 
-Time and result: see experiments/RESULTS.md, which has this script's tables.
+Time: about 14 minutes of processor time on two busy cores, half of it for the prompts.
+
+Result (test accuracy, majority class 0.5; own prompts 0.97 to 0.99 on the task that projectors
+learn, 0.75 to 0.97 on the second, 0.62 to 0.69 on the third):
+
+| direction | learnt task | same type, unseen | other type, unseen | warm / random start |
+|---|---|---|---|---|
+| bert-small to bert-medium | 0.956 | 0.540 | 0.524 | 0.947 / 0.665 |
+| bert-medium to bert-small | 0.985 | 0.554 | 0.502 | 0.981 / 0.511 |
+| bert-small to t5-mini | 0.972 | 0.551 | 0.500 | 0.963 / 0.500 |
+
+The last column is the learnt task after 25 steps. Distance projectors give 0.936 to 0.986 on the
+first task that they learn and 0.500 to 0.503 on the unseen one. The untrained projector, least
+squares and relative representations stay at chance (0.47 to 0.53), the per-token projector in two
+directions of three. One learnt task is far from enough to move what was not learnt.
 """
 
 from __future__ import annotations
