@@ -215,7 +215,7 @@ def test_a_prompt_is_scored_on_a_task_with_other_labels(place: Path, tmp_path: P
     assert found.record["targets"]["size"]["rows"] == 3
 
 
-def refuse(place: Path, message: str, *arguments: object, **options: object) -> None:
+def assert_refused(place: Path, message: str, *arguments: object, **options: object) -> None:
     with pytest.raises(InputError, match=message) as caught:
         jpt.mask_neurons(*arguments or (place / "prompts",), **{**QUICK, **options})
     assert "\n" not in str(caught.value)
@@ -240,28 +240,38 @@ def test_wrong_options_are_refused_before_anything_is_compiled(
     place, options, message, monkeypatch
 ) -> None:
     monkeypatch.setattr(mask_recipe, "activated_neurons", None)
-    refuse(place, message, **options)
+    assert_refused(place, message, **options)
 
 
 def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -> None:
     prompts = place / "prompts"
     other = jpt.Activations(("calm", "glad", "true"), np.ones((3, 12, 3072), np.float32))
-    refuse(place, "activations have 12 layers of 3072 neurons, but .* has 2 of 48", neurons=other)
+    assert_refused(
+        place, "activations have 12 layers of 3072 neurons, but .* has 2 of 48", neurons=other
+    )
     fewer = jpt.Activations(("calm",), np.ones((1, 2, 48), np.float32))
-    refuse(place, "unknown prompt of the activations 'glad'", neurons=fewer)
+    assert_refused(place, "unknown prompt of the activations 'glad'", neurons=fewer)
     task = write_task(tmp_path / "mood")
-    refuse(place, r"mood has no prompt of its own \(prompts: calm, glad, true\)", prompts, [task])
+    assert_refused(
+        place, r"mood has no prompt of its own \(prompts: calm, glad, true\)", prompts, [task]
+    )
     one = {"calm": jpt.load_prompt(prompts / "calm.safetensors")}
-    refuse(place, "1 of 1 prompts is tuned for a task, but masks of other tasks need 2", one)
-    refuse(
+    assert_refused(
+        place, "1 of 1 prompts is tuned for a task, but masks of other tasks need 2", one
+    )
+    assert_refused(
         place,
         r"kinds names other, which compare prompts, but there is 1 \(calm\)",
         prompts / "calm.safetensors",
         kinds=("other",),
     )
-    refuse(place, "answers of task samsum are written", prompts / "calm.safetensors", "samsum")
-    refuse(place, "one prompt is scored on one task", prompts / "calm.safetensors", [task, task])
-    refuse(place, "did you mean calm", prompts / "clam.safetensors")
+    assert_refused(
+        place, "answers of task samsum are written", prompts / "calm.safetensors", "samsum"
+    )
+    assert_refused(
+        place, "one prompt is scored on one task", prompts / "calm.safetensors", [task, task]
+    )
+    assert_refused(place, "did you mean calm", prompts / "clam.safetensors")
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_without_a_choice_a_curve_has_twenty_scorings(task, backbone, sources) -
 
 
 @pytest.fixture
-def refuse(task, backbone, sources, tmp_path, monkeypatch):
+def assert_refused(task, backbone, sources, tmp_path, monkeypatch):
     """Calls with one thing changed, and asserts that it is refused before any run."""
 
     def call(message: str, **changes: object) -> None:
@@ -224,42 +224,42 @@ def refuse(task, backbone, sources, tmp_path, monkeypatch):
     return call
 
 
-def test_wrong_sources(refuse, backbone, sources, tmp_path: Path) -> None:
+def test_wrong_sources(assert_refused, backbone, sources, tmp_path: Path) -> None:
     ones = np.ones((4, 32), np.float32)
     good = make_prompt(backbone, ones)
-    refuse("no sources were given", sources=[])
-    refuse("a source is named vanilla", sources={"vanilla": good})
-    refuse("two sources are named tuned", sources=[sources[0], sources[0]])
-    refuse("two sources are named drawn", sources=[sources[1], tmp_path / "drawn"])
-    refuse("is no name for a source", sources={"../up": good})
-    refuse("no.safetensors", sources=[tmp_path / "no.safetensors"])
-    refuse("32 wide", sources={"a": make_prompt(backbone, np.ones((4, 31), np.float32))})
+    assert_refused("no sources were given", sources=[])
+    assert_refused("a source is named vanilla", sources={"vanilla": good})
+    assert_refused("two sources are named tuned", sources=[sources[0], sources[0]])
+    assert_refused("two sources are named drawn", sources=[sources[1], tmp_path / "drawn"])
+    assert_refused("is no name for a source", sources={"../up": good})
+    assert_refused("no.safetensors", sources=[tmp_path / "no.safetensors"])
+    assert_refused("32 wide", sources={"a": make_prompt(backbone, np.ones((4, 31), np.float32))})
     longer = make_prompt(backbone, np.ones((5, 32), np.float32))
-    refuse("the length 5 and prompt a 4", sources={"a": good, "b": longer})
-    refuse("length is 7, but source tuned has 4 rows", length=7)
+    assert_refused("the length 5 and prompt a 4", sources={"a": good, "b": longer})
+    assert_refused("length is 7, but source tuned has 4 rows", length=7)
     decoder = make_prompt(backbone, ones, layout="decoder")
-    refuse("source a: .* for the layout decoder", sources={"a": decoder})
+    assert_refused("source a: .* for the layout decoder", sources={"a": decoder})
     elsewhere = dataclasses.replace(good, card=jpt.PromptCard("builtin/bert-small", "x"))
-    refuse("source a: the prompt is 32 wide", sources={"a": elsewhere}, backbone=None)
-    refuse("the backbone builtin/bert-small and", sources={"b": elsewhere, "a": good})
+    assert_refused("source a: the prompt is 32 wide", sources={"a": elsewhere}, backbone=None)
+    assert_refused("the backbone builtin/bert-small and", sources={"b": elsewhere, "a": good})
 
 
-def test_moments_need_runs(refuse, backbone, sources) -> None:
+def test_moments_need_runs(assert_refused, backbone, sources) -> None:
     good = make_prompt(backbone, np.ones((4, 32), np.float32))
-    refuse("source a is a prompt without a run", sources={"a": good}, copy_moments=True)
-    refuse("drawn.safetensors is no run folder", copy_moments=True)
+    assert_refused("source a is a prompt without a run", sources={"a": good}, copy_moments=True)
+    assert_refused("drawn.safetensors is no run folder", copy_moments=True)
 
 
-def test_wrong_options(refuse) -> None:
-    refuse("eval_every is 9, but a run has 6 steps", eval_every=9)
-    refuse("seeds are .*; give one or more different ones", seeds=[])
-    refuse("seeds are .*; give one or more different ones", seeds=[1, 1])
-    refuse("seed is -1", seeds=[-1])
-    refuse("tolerance is 1", tolerance=1)
-    refuse("tolerance is nan", tolerance=float("nan"))
-    refuse("init is set by warm_start itself", init="vocab")
-    refuse("seed is set by warm_start itself", seed=3)
-    refuse("unknown task 'builtin/imbd'", task="builtin/imbd")
+def test_wrong_options(assert_refused) -> None:
+    assert_refused("eval_every is 9, but a run has 6 steps", eval_every=9)
+    assert_refused("seeds are .*; give one or more different ones", seeds=[])
+    assert_refused("seeds are .*; give one or more different ones", seeds=[1, 1])
+    assert_refused("seed is -1", seeds=[-1])
+    assert_refused("tolerance is 1", tolerance=1)
+    assert_refused("tolerance is nan", tolerance=float("nan"))
+    assert_refused("init is set by warm_start itself", init="vocab")
+    assert_refused("seed is set by warm_start itself", seed=3)
+    assert_refused("unknown task 'builtin/imbd'", task="builtin/imbd")
 
 
 def test_another_study_in_the_folder_is_refused(study, task, backbone, sources) -> None:
