@@ -105,9 +105,10 @@ def tune_seeds(
         InputError: for fewer than two seeds, or one that comes twice; and as `jpt.tune`.
 
     Example:
-        >>> options = {"steps": 1, "eval_batch_size": 128}
-        >>> several = tune_seeds("builtin/bert-small", "builtin/rotten_tomatoes", [0, 1], **options)
-        >>> len(several.record["test"]["values"])
+        >>> rows = [{"text": "Fine.", "label": "positive"}, {"text": "Dull.", "label": "negative"}]
+        >>> options = {"data": {"train": rows, "validation": rows}, "steps": 1, "batch_size": 2}
+        >>> several = tune_seeds("builtin/bert-small", "sst2", [0, 1], **options)
+        >>> len(several.record["validation"]["values"])
         2
     """
     seeds = list(seeds)

@@ -89,7 +89,7 @@ def test_without_a_prompt_too(name: str) -> None:
     assert difference(found.log_probs, one_by_one(name, answers, None)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["t5_gated", "llama_grouped"])
+@pytest.mark.parametrize("name", ["t5_gated", pytest.param("gpt2_tied", marks=pytest.mark.slow)])
 def test_a_mesh_changes_no_score(name: str) -> None:
     answers, prompt = answers_of(name), load_golden(name).batch[2]
     plain, split = score(name, answers, prompt), score(name, answers, prompt, "data:2,model:4")
@@ -109,7 +109,7 @@ def test_tokens_behind_one_another_do_not_count(name: str) -> None:
     assert np.abs(other[:, 1, 2:] - plain[:, 1, 2:]).min() > 1e-4
 
 
-@every_model
+@pytest.mark.parametrize("name", ["t5_gated", "llama_grouped"])
 def test_gradient_of_the_prompt_is_that_of_one_answer_alone(name: str) -> None:
     golden, answers = load_golden(name), answers_of(name)
     tokens, lengths, prompt = golden.batch

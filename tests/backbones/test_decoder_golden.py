@@ -119,7 +119,17 @@ def test_what_is_written_greedily_is_the_same(name: str) -> None:
     assert np.array_equal(found, golden.stored["greedy_tokens"])
 
 
-@every_fixture
+# Compiling for a mesh takes seconds: two fixtures always, the others with the slow tests.
+ALWAYS_ON_MESH = ("gpt2_tied", "llama_grouped")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ALWAYS_ON_MESH else pytest.param(name, marks=pytest.mark.slow)
+        for name in DECODERS
+    ],
+)
 def test_mesh_gives_the_stored_answers(name: str) -> None:
     """Heads, key heads and neurons that four columns of devices do not divide among them."""
     golden, mesh = load_golden(name), make_mesh("data:2,model:4")
@@ -131,7 +141,7 @@ def test_mesh_gives_the_stored_answers(name: str) -> None:
         assert difference(found[f"answer_{answer}"], expected) < TOLERANCE, answer
 
 
-@pytest.mark.parametrize("name", ["gpt2_tied", "llama_grouped"])
+@pytest.mark.parametrize("name", ALWAYS_ON_MESH)
 def test_mesh_writes_the_same_greedily(name: str) -> None:
     golden, mesh = load_golden(name), make_mesh("data:2,model:4")
     tokens = place(golden.input("tokens"), batch_sharding(mesh, 4))

@@ -36,16 +36,15 @@ def on_mesh(golden: Golden, text: str) -> tuple[Parameters, jax.Array, jax.Array
     return golden.split(mesh), *place((tokens, lengths), rows), place(prompt, replicated(mesh))
 
 
-# Compiling for a mesh takes seconds: one fixture a family always, the others with the slow tests.
-ALWAYS_ON_MESH = ("t5_relu", "gpt2_tied", "llama_grouped")
+# Each takes seconds to compile: some fixtures always, the others with the slow tests.
+ALWAYS = {
+    "data:1": ("t5_gated", "t5_relu", "gpt2_tied", "llama_grouped", "qwen2_tied"),
+    "data:2,model:4": ("llama_grouped",),
+}
 CASES = [
-    *(("data:1", name) for name in NAMES),
-    *(("data:2,model:4", name) for name in ALWAYS_ON_MESH),
-    *(
-        pytest.param("data:2,model:4", name, marks=pytest.mark.slow)
-        for name in NAMES
-        if name not in ALWAYS_ON_MESH
-    ),
+    pytest.param(mesh, name, marks=() if name in always else pytest.mark.slow)
+    for mesh, always in ALWAYS.items()
+    for name in NAMES
 ]
 
 

@@ -39,7 +39,15 @@ PER_ROW = ("tokens", "lengths", "labels", "targets", "decoder_tokens")
 WHOLE = ("prompt", "label_ids", "neuron_mask", "encoder_neuron_mask")
 
 every_fixture = pytest.mark.parametrize("name", T5S)
-every_mesh = pytest.mark.parametrize("mesh", ["data:1", "data:2,model:4"])
+# Compiling for a mesh takes seconds: one fixture always, the others with the slow tests.
+every_case = pytest.mark.parametrize(
+    ("mesh", "name"),
+    [
+        *(("data:1", name) for name in T5S),
+        ("data:2,model:4", T5S[0]),
+        *(pytest.param("data:2,model:4", name, marks=pytest.mark.slow) for name in T5S[1:]),
+    ],
+)
 
 Inputs = dict[str, jax.Array]
 compiled = partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
@@ -112,8 +120,7 @@ def _written(name: str, mesh: str, taught: bool) -> tuple[np.ndarray, np.ndarray
     return write(golden, params, tuple(inputs[k] for k in ("tokens", "lengths", "prompt")), forced)
 
 
-@every_fixture
-@every_mesh
+@every_case
 @pytest.mark.parametrize(
     "answer",
     [
@@ -133,8 +140,7 @@ def test_answer_agrees(name: str, mesh: str, answer: str) -> None:
     assert difference(_answers(name, mesh)[answer], stored[answer]) < TOLERANCE
 
 
-@every_fixture
-@every_mesh
+@every_case
 @pytest.mark.parametrize("gradient", ["prompt_gradient", "token_gradient"])
 def test_prompt_gradient_agrees(name: str, mesh: str, gradient: str) -> None:
     expected = load_golden(name).stored[gradient]
@@ -143,16 +149,14 @@ def test_prompt_gradient_agrees(name: str, mesh: str, gradient: str) -> None:
     assert (np.abs(expected).max(axis=1) > 0.01 * np.abs(expected).max()).all()
 
 
-@every_fixture
-@every_mesh
+@every_case
 def test_neurons_of_the_decoder_agree_at_the_first_step_and_at_all(name: str, mesh: str) -> None:
     answers, expected = _answers(name, mesh), load_golden(name).stored["neurons"]
     assert difference(answers["answer_neurons"], expected[:, :, 0]) < TOLERANCE
     assert difference(answers["neurons"], expected) < TOLERANCE
 
 
-@every_fixture
-@every_mesh
+@every_case
 def test_states_and_neurons_of_the_encoder_agree_where_text_is(name: str, mesh: str) -> None:
     golden, answers = load_golden(name), _answers(name, mesh)
     stored = golden.stored
@@ -165,16 +169,14 @@ def test_states_and_neurons_of_the_encoder_agree_where_text_is(name: str, mesh: 
     assert difference(answers["masked_text_neurons"][0], expected[0, :, first]) < TOLERANCE
 
 
-@every_fixture
-@every_mesh
+@every_case
 def test_token_by_token_gives_the_scores_of_all_at_once(name: str, mesh: str) -> None:
     expected = load_golden(name).stored["teacher_logits"]
     scores, _ = _written(name, mesh, taught=True)
     assert difference(scores[:, : expected.shape[1]], expected) < TOLERANCE
 
 
-@every_fixture
-@every_mesh
+@every_case
 def test_greedy_tokens_agree_up_to_the_end(name: str, mesh: str) -> None:
     expected = load_golden(name).stored["greedy_tokens"]
     _, tokens = _written(name, mesh, taught=False)

@@ -62,7 +62,12 @@ def _answers(row: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "task"), [("bert-small", "mnli"), ("gpt2-mini", "laptop"), ("gpt2-mini", "nq_open")]
+    ("name", "task"),
+    [
+        ("bert-small", "mnli"),
+        ("gpt2-mini", "nq_open"),
+        pytest.param("gpt2-mini", "laptop", marks=pytest.mark.slow),
+    ],
 )
 def test_padding_batch_size_and_row_order_change_no_metric(
     name: str, task: str, reference_folder: Path
