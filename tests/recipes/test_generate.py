@@ -66,7 +66,9 @@ def prompt_for(backbone: Backbone, rows: int = 5) -> jpt.Prompt:
     return jpt.Prompt(values.astype(np.float32), card)
 
 
-@pytest.mark.parametrize(("kind", "beams"), [("t5", 3), ("gpt2", 1), ("llama", 1)])
+@pytest.mark.parametrize(
+    ("kind", "beams"), [("t5", 3), pytest.param("gpt2", 1, marks=pytest.mark.slow), ("llama", 1)]
+)
 def test_each_text_is_continued_as_if_it_were_alone(
     backbones: dict[str, Backbone], kind: str, beams: int
 ) -> None:

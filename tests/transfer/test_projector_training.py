@@ -186,6 +186,7 @@ def test_both_objectives_reduce_their_loss(case, tmp_path: Path) -> None:
     assert near[-1] < 0.5 * near[0], near
 
 
+@pytest.mark.slow
 def test_the_learning_rate_counts(case) -> None:
     """The authors' code takes 5e-3 whatever the config says."""
     slow, fast = (losses_of(plan(case, learning_rate=rate), 4) for rate in (1e-6, 1e-1))
@@ -245,6 +246,7 @@ def test_distance_learns_pairs_of_one_task_and_measures_the_others(case) -> None
     assert alone.projector.card.tasks == ("amusing", "later", "mood"), "all that both have"
 
 
+@pytest.mark.slow
 def test_rescaled_target_and_other_length(case) -> None:
     backbone, tasks = case
     options = {"tasks": tasks[:1], "rescale": True, "length": 7, **SIZES, "steps": 1}

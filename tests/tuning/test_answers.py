@@ -13,8 +13,10 @@ import pytest
 from scipy.special import log_softmax, logsumexp
 
 import jpt
+from jpt.config import TuneOptions
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.tuning.losses import NO_PIECE, Answer, answer_loss, label_scores
+from jpt.tuning.settle import settle_options
 from jpt.types import Batch
 from tests.toy_task import write_task
 
@@ -197,6 +199,5 @@ def test_room_for_the_answer_is_kept(tmp_path: Path) -> None:
     folder, echo = write_tiny_backbone(tmp_path / "gpt2", "gpt2"), write_echo(tmp_path / "echo")
     with pytest.raises(jpt.InputError, match=r"prompt 70 \+ text 8 \+ answer 3 = 81 tokens, but"):
         jpt.tune(folder, echo, length=70, max_tokens=8)
-    tuned = jpt.tune(folder, echo, tmp_path / "run", length=70, steps=1, batch_size=4)
-    config = json.loads((tmp_path / "run/config.json").read_text())
-    assert config["max_tokens"] == 7 and tuned.prompt.values.shape == (70, 32)
+    backbone, task = jpt.load_backbone(folder), jpt.load_task(echo)
+    assert settle_options(TuneOptions(length=70), backbone, task).max_tokens == 7

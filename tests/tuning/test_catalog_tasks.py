@@ -65,7 +65,7 @@ def _answers(row: dict[str, Any]) -> list[str]:
     ("name", "task"),
     [
         ("bert-small", "mnli"),
-        ("gpt2-mini", "nq_open"),
+        pytest.param("gpt2-mini", "nq_open", marks=pytest.mark.slow),
         pytest.param("gpt2-mini", "laptop", marks=pytest.mark.slow),
     ],
 )

@@ -23,7 +23,7 @@ SHORT = {"length": 5, "max_tokens": 16, "batch_size": 8, "eval_batch_size": 16}
 SETTINGS = {"steps": 20, "eval_every": 10, "learning_rate": 2e-2, **SHORT}
 
 
-@pytest.fixture(scope="module", params=TYPES)
+@pytest.fixture(scope="module", params=[*TYPES[:2], pytest.param(TYPES[2], marks=pytest.mark.slow)])
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_backbone(tmp_path_factory.mktemp(request.param), request.param)
 

@@ -56,6 +56,7 @@ def test_the_batch_size_changes_no_prediction(
     assert other.loss == pytest.approx(plain.loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_scores_alike(tuned: jpt.TuneResult) -> None:
     score = jpt.evaluate(tuned.prompt, "builtin/rotten_tomatoes", dtype="bfloat16")
     assert abs(score.value - tuned.record["test"]["accuracy"]) < 0.03
@@ -88,6 +89,7 @@ def test_a_prompt_can_start_from_another(
     assert result.record["test"]["accuracy"] == tuned.record["test"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_real_rows_of_a_catalog_task_train(backbone: jpt.Backbone, reference_folder: Path) -> None:
     result = jpt.tune(
         backbone,
