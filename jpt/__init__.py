@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from jpt.recipes.generate import generate
     from jpt.recipes.import_reference import import_reference
     from jpt.recipes.mask import MaskStudy, mask_neurons
+    from jpt.recipes.peft import PeftFile, export_peft, import_peft
     from jpt.recipes.prompts import show_prompt
     from jpt.recipes.quickstart import quickstart
     from jpt.recipes.recommend import Recommendation, recommend
+    from jpt.recipes.sweep import SweepResult, sweep
     from jpt.tasks.registry import load_task, task_names
     from jpt.tasks.task import Task
     from jpt.transfer.mixture import MixtureResult, learn_mixture
@@ -63,6 +65,7 @@ _PLACES = {
     "MaskStudy": "jpt.recipes.mask",
     "MixtureResult": "jpt.transfer.mixture",
     "NeuronChoice": "jpt.analysis.neuron_choice",
+    "PeftFile": "jpt.recipes.peft",
     "ProjectionResult": "jpt.transfer.projector_evaluation",
     "ProjectorResult": "jpt.transfer.projector_training",
     "Prompt": "jpt.types",
@@ -71,6 +74,7 @@ _PLACES = {
     "Redundancy": "jpt.analysis.redundancy",
     "Score": "jpt.tuning.scoring",
     "SeedsResult": "jpt.tuning.seeds",
+    "SweepResult": "jpt.recipes.sweep",
     "Task": "jpt.tasks.task",
     "TrainedProjector": "jpt.transfer.projector_store",
     "TransferMatrix": "jpt.types",
@@ -87,7 +91,9 @@ _PLACES = {
     "evaluate": "jpt.tuning.evaluate",
     "evaluate_ensemble": "jpt.transfer.mixture_ensemble",
     "evaluate_projector": "jpt.transfer.projector_evaluation",
+    "export_peft": "jpt.recipes.peft",
     "generate": "jpt.recipes.generate",
+    "import_peft": "jpt.recipes.peft",
     "import_reference": "jpt.recipes.import_reference",
     "indicators": "jpt.analysis.indicators",
     "judge_indicators": "jpt.analysis.choice_table",
@@ -111,6 +117,7 @@ _PLACES = {
     "show_prompt": "jpt.recipes.prompts",
     "summarize_transfer": "jpt.transfer.relative",
     "summarize_types": "jpt.analysis.task_types",
+    "sweep": "jpt.recipes.sweep",
     "task_names": "jpt.tasks.registry",
     "train_projector": "jpt.transfer.projector_training",
     "training_batches": "jpt.tuning.feed",
@@ -132,6 +139,7 @@ __all__ = [
     "MaskStudy",
     "MixtureResult",
     "NeuronChoice",
+    "PeftFile",
     "ProjectionResult",
     "ProjectorResult",
     "Prompt",
@@ -141,6 +149,7 @@ __all__ = [
     "Score",
     "SeedsResult",
     "StoppedError",
+    "SweepResult",
     "Task",
     "TrainedProjector",
     "TransferMatrix",
@@ -158,7 +167,9 @@ __all__ = [
     "evaluate",
     "evaluate_ensemble",
     "evaluate_projector",
+    "export_peft",
     "generate",
+    "import_peft",
     "import_reference",
     "indicators",
     "judge_indicators",
@@ -182,6 +193,7 @@ __all__ = [
     "show_prompt",
     "summarize_transfer",
     "summarize_types",
+    "sweep",
     "task_names",
     "train_projector",
     "training_batches",

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from jpt.errors import InputError
@@ -26,6 +27,7 @@ COUNTS = (
     "checkpoint_every",
     "eval_batch_size",
 )
+AMOUNTS = {"learning_rate": "1e-3", "clip_norm": "1", "checkpoint_minutes": "10"}
 FEWEST_BETWEEN = 25
 """Steps between two scorings of validation, at least, where nothing else is asked for."""
 
@@ -40,6 +42,7 @@ class TuneOptions:
         tokens_per_batch: instead of so many rows, as many rows of one length as have so many tokens
             with their padding: short rows come in large batches.
         learning_rate: constant rate of AdamW. Paper: 1e-3, on roberta-large 1e-4.
+        clip_norm: a gradient of a larger norm is shortened to it. Paper: never.
         length: P, prompt rows. Paper: 100, of which the encoders read 99.
         max_tokens: longest text in tokens, special tokens included. Paper: 128 without them, 384
             where the answer is written.
@@ -50,6 +53,7 @@ class TuneOptions:
         init: ``random``, ``vocab``, ``labels``, ``text:WORDS`` or ``prompt:FILE``.
         eval_every: steps between two scorings of the validation split.
         checkpoint_every: steps between two saves of the whole state.
+        checkpoint_minutes: a save as well when the last one is so many minutes old.
         eval_batch_size: rows scored at once; changes speed, never a number.
         dtype: ``float32`` or ``bfloat16`` for weights and matrix products.
         dropout: ``off``, or ``paper`` for the model's own rates inside its layers.
@@ -70,6 +74,7 @@ class TuneOptions:
     batch_size: int | None = None
     tokens_per_batch: int | None = None
     learning_rate: float | None = None
+    clip_norm: float | None = None
     length: int | None = None
     max_tokens: int | None = None
     answer_tokens: int | None = None
@@ -78,6 +83,7 @@ class TuneOptions:
     init: str = "random"
     eval_every: int | None = None
     checkpoint_every: int | None = None
+    checkpoint_minutes: float | None = None
     eval_batch_size: int = 64
     dtype: str = "float32"
     dropout: str = "off"
@@ -91,9 +97,8 @@ class TuneOptions:
         check_counts(**{name: getattr(self, name) for name in COUNTS})
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; give a whole number from 0 to {2**32 - 1}")
-        rate = self.learning_rate
-        if rate is not None and not (math.isfinite(rate) and rate > 0):
-            raise InputError(f"learning_rate is {rate}; give a positive number, for instance 1e-3")
+        for name, example in AMOUNTS.items():
+            check_amount(name, getattr(self, name), example)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("dropout", self.dropout, DROPOUT)
         check_choice("label_scoring", self.label_scoring, LABEL_SCORING)
@@ -108,7 +113,7 @@ class TuneOptions:
             defaults: the backbone's choices by option name.
 
         Returns:
-            Options without ``None`` but for the mesh and what only some tasks have.
+            Options without ``None`` but for the mesh, what is off, and what only some tasks have.
         """
         choices = {**PAPER_CHOICES, **defaults}
         filled = {
@@ -177,3 +182,22 @@ def check_counts(**counts: int | None) -> None:
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if value is not None and not is_count:
             raise InputError(f"{name} is {value}; give a whole number of 1 or more")
+
+
+def check_amount(name: str, value: float | None, example: str) -> None:
+    """Raises where an option that measures something is no positive number.
+
+    Args:
+        name: of the option.
+        value: what came; None was not given.
+        example: a good value, for the message.
+
+    Raises:
+        InputError: with what was expected.
+
+    Example:
+        >>> check_amount("clip_norm", 1.0, "1")
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is not None and not (is_number and math.isfinite(value) and value > 0):
+        raise InputError(f"{name} is {value}; give a positive number, for instance {example}")

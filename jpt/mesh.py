@@ -2,7 +2,8 @@
 
 The axes are ``prompt`` (prompts of a bank), ``data`` (rows of a batch) and ``model`` (columns of
 matrices). Programs are compiled by ``jax.jit`` over arrays with a ``NamedSharding``; the compiler
-adds the communication. The table from parameter path to axes lives in each family's file.
+adds the communication. The table from parameter path to axes lives in each family's file. With
+several processes each one has some of the devices, and builds the part of an array that they hold.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Int64
 
 from jpt.errors import InputError, unknown_name
+from jpt.processes import process_count
 
 AXES = ("prompt", "data", "model")
 
@@ -65,24 +70,31 @@ def make_mesh(text: str | None = None) -> Mesh:
     """Builds the mesh that a command runs on.
 
     Args:
-        text: for instance ``"data:4,model:2"``; None uses one device on CPU, which splits its own
-            work over cores, and all devices elsewhere.
+        text: for instance ``"data:4,model:2"``; None uses one device on a lone machine's CPU,
+            which splits its own work over cores, and all devices elsewhere.
 
     Returns:
         A mesh with all three axes. Their type is Auto: Linen's embeddings refuse Explicit ones.
 
     Raises:
-        InputError: as :func:`parse_mesh`.
+        InputError: as :func:`parse_mesh`, and where a process would have no part in it.
 
     Example:
         >>> make_mesh("data:1").shape["data"]
         1
     """
     devices = jax.devices()
-    if text is None and devices[0].platform == "cpu":
+    if text is None and devices[0].platform == "cpu" and process_count() == 1:
         devices = devices[:1]
     sizes = parse_mesh(text, len(devices))
     count = math.prod(sizes.values())
+    working = {device.process_index for device in devices[:count]}
+    if len(working) < process_count():
+        raise InputError(
+            f"mesh {text} uses {count} of {len(devices)} devices, and {len(working)} of "
+            f"{process_count()} processes would have no part in it; use a mesh of all devices, or "
+            "start fewer processes"
+        )
     auto = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices[:count])
 
@@ -178,7 +190,7 @@ def place(tree: Any, shardings: Any) -> Any:
     """Moves arrays to where they belong.
 
     Args:
-        tree: of arrays.
+        tree: of arrays, whole ones; with several processes the same on all of them.
         shardings: a tree like it, or one sharding for all.
 
     Returns:
@@ -189,7 +201,48 @@ def place(tree: Any, shardings: Any) -> Any:
         >>> place({"a": jnp.ones(2)}, replicated(make_mesh("data:1")))["a"].shape
         (2,)
     """
-    return jax.device_put(tree, shardings)
+    if process_count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, Sharding):
+        return jax.tree.map(lambda leaf: _place_part(leaf, shardings), tree)
+    return jax.tree.map(_place_part, tree, shardings)
+
+
+def _place_part(leaf: Any, sharding: Sharding) -> jax.Array:
+    """Puts onto this process's devices what they hold of an array; jax would compare the whole."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def fetch(tree: Any) -> Any:
+    """Reads arrays back whole, wherever their parts lie.
+
+    Args:
+        tree: of arrays; with several processes all call it at the same place.
+
+    Returns:
+        The tree in numpy.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> fetch({"a": jnp.ones(2)})["a"].tolist()
+        [1.0, 1.0]
+    """
+    if process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(_fetch_whole, tree)
+
+
+def _fetch_whole(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -232,3 +285,79 @@ def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
             f"use a batch size that is a multiple of {size}"
         )
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def prompt_sharding(mesh: Mesh) -> NamedSharding:
+    """Gives the sharding of a bank of prompts: its prompts over the axis ``prompt``.
+
+    Args:
+        mesh: the devices; the axis has to divide the number of prompts.
+
+    Returns:
+        The sharding.
+
+    Example:
+        >>> tuple(prompt_sharding(make_mesh("prompt:1")).spec)
+        ('prompt',)
+    """
+    return NamedSharding(mesh, PartitionSpec("prompt"))
+
+
+@lru_cache(maxsize=256)
+def own_rows(mesh: Mesh, rows: int) -> Int64[np.ndarray, "B"] | None:
+    """Says which rows of a batch this process's devices hold.
+
+    Args:
+        mesh: the devices.
+        rows: B of the whole batch.
+
+    Returns:
+        Their places in the batch, from 0, ascending; None for all of them on a lone machine.
+
+    Raises:
+        InputError: where the axis ``data`` does not divide the batch.
+
+    Example:
+        >>> own_rows(make_mesh("data:1"), 16) is None
+        True
+    """
+    sharding = batch_sharding(mesh, rows)
+    if process_count() == 1:
+        return None
+    parts = sharding.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in parts]))
+
+
+def place_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
+    """Puts a batch on the devices, its rows over the axis ``data``.
+
+    Args:
+        batch: a batch, or any tree of arrays with its rows first, in numpy: all rows, or those of
+            `own_rows` alone.
+        mesh: the devices.
+        rows: B of the whole batch, where it came in parts.
+
+    Returns:
+        The whole batch, each process's part on its devices.
+
+    Raises:
+        InputError: where the axis does not divide the batch.
+
+    Example:
+        >>> from jpt.testing import tiny_batch
+        >>> place_batch(tiny_batch(), make_mesh("data:1")).tokens.shape
+        (2, 7)
+    """
+    given = len(jax.tree.leaves(batch)[0])
+    rows = given if rows is None else rows
+    sharding, own = batch_sharding(mesh, rows), own_rows(mesh, rows)
+    if own is None or given == rows:
+        return place(batch, sharding)
+
+    def put(part: np.ndarray) -> jax.Array:
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            return part[np.searchsorted(own, np.arange(rows)[index[0]])]
+
+        return jax.make_array_from_callback((rows, *part.shape[1:]), sharding, read)
+
+    return jax.tree.map(put, batch)

@@ -50,9 +50,22 @@ def few_programs() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.fixture(scope="module", name="plain_programs")
+def compile_plainly() -> Iterator[None]:
+    """For files that compile much and run little; the slow tests have the programs of users."""
+    from tests.plain_programs import plain_programs
+
+    with plain_programs():
+        yield
+
+
 def pytest_configure(config: pytest.Config) -> None:
     import jax
 
+    from tests.plain_programs import PlainExamples
+
+    # The examples of jpt lie outside of this folder, where its hooks are not asked.
+    config.pluginmanager.register(PlainExamples())
     jax.config.update("jax_num_cpu_devices", 8)
     # Most of the time of a test is compilation, and many tests compile the same.
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))

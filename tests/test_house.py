@@ -23,10 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "version",
     "errors",
+    "processes",
     "types",
     "config",
     "mesh",
     "files",
+    "compile_cache",
     "tasks",
     "data",
     "backbones",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,28 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
+from jpt.backbones.families import FAMILIES
 from jpt.errors import InputError
 from jpt.mesh import (
     batch_sharding,
+    fetch,
     make_mesh,
+    own_rows,
     parameter_shardings,
     parse_mesh,
     place,
+    place_batch,
     replicated,
 )
-from jpt.testing import tiny_encoder
-from jpt.tuning.losses import Answer
+from jpt.testing import tiny_encoder, tiny_model
+from jpt.tuning.losses import NO_PIECE, Answer, label_scores
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.types import Batch
+
+
+def slow(*values: str) -> object:
+    """A case of the slow tests."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -81,27 +90,78 @@ def batch_of(rows: int) -> Batch:
 
 
 @cache
-def gradient_step(mesh_text: str) -> tuple[np.ndarray, float]:
-    """Takes one step of an optimizer that keeps the gradient, and gives it with the loss."""
-    module, params = tiny_encoder()
-    mesh = make_mesh(mesh_text)
-    shardings, _ = parameter_shardings(params, ENCODER_WEIGHTS.partition, mesh)
+def two_steps(family: str, mesh_text: str) -> tuple[np.ndarray, list[float], np.ndarray]:
+    """Does two steps that follow the gradient: the sum of both, the losses, the label scores."""
+    module, params = tiny_model(family)
+    mesh, optimizer = make_mesh(mesh_text), optax.trace(1.0)
+    shardings, _ = parameter_shardings(params, FAMILIES[family].weights.partition, mesh)
     params = place(params, shardings)
-    optimizer = optax.trace(0.0)
-    start = 0.02 * jax.random.normal(jax.random.key(3), (6, 32))
+    start = np.random.default_rng(3).normal(0, 0.3, (6, 32)).astype(np.float32)
     state = place(init_state(start, optimizer), replicated(mesh))
-    step, answer = build_train_step(module, optimizer), Answer(jnp.array([3, 4], jnp.int32))
-    batch = place(batch_of(8), batch_sharding(mesh, 8))
-    state, metrics = step(params, state, batch, answer)
-    return np.asarray(state.optimizer.trace), float(metrics.loss)
+    # Only T5 and decoders can score words of several pieces.
+    pieces = None if family == "bert" else jnp.array([[3, 9], [4, NO_PIECE]], jnp.int32)
+    answer = Answer(jnp.array([3, 4], jnp.int32), pieces)
+    step = build_train_step(module, optimizer, mesh=mesh)
+    batch, losses = place_batch(batch_of(8), mesh), []
+    for _ in range(2):
+        state, metrics = step(params, state, batch, answer)
+        losses.append(float(metrics.loss))
+    scores = jax.jit(partial(label_scores, module))(params, state.prompt, batch, answer)
+    return np.asarray(state.optimizer.trace), losses, np.asarray(scores)
 
 
-@pytest.mark.parametrize("mesh", ["data:8", "prompt:2,data:2,model:2"])
-def test_every_mesh_gives_the_numbers_of_one_device(mesh: str) -> None:
-    expected, expected_loss = gradient_step("data:1")
-    gradient, loss = gradient_step(mesh)
-    np.testing.assert_allclose(gradient, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
-    assert abs(loss - expected_loss) <= 1e-5 * abs(expected_loss)
+FAMILY_NAMES = ("bert", "t5", "gpt2", "llama")
+MESHES = (
+    "data:8",
+    "model:4",
+    "model:8",
+    "prompt:8",
+    "data:4,model:2",
+    "data:2,model:4",
+    "prompt:2,data:4",
+    "prompt:4,model:2",
+    "prompt:2,data:2,model:2",
+)
+EVERY_AXIS = "prompt:2,data:2,model:2"
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    [
+        ("bert", EVERY_AXIS),
+        ("gpt2", EVERY_AXIS),
+        *(slow(f, m) for f in FAMILY_NAMES for m in MESHES if m != EVERY_AXIS),
+        *(slow(f, EVERY_AXIS) for f in ("t5", "llama")),
+    ],
+)
+def test_every_mesh_gives_the_numbers_of_one_device(family: str, mesh: str) -> None:
+    for found, expected in zip(two_steps(family, mesh), two_steps(family, "data:1"), strict=True):
+        assert_near(found, expected)
+
+
+def assert_near(found: object, expected: object) -> None:
+    """Asserts that two arrays are equal as float32 goes: 1e-5 of the largest magnitude."""
+    difference = np.abs(np.asarray(found) - np.asarray(expected)).max()
+    assert difference <= 1e-5 * np.abs(np.asarray(expected)).max(), difference
+
+
+def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jpt.mesh.process_count", lambda: 2)  # all devices here are of the first
+    with pytest.raises(InputError, match="1 of 2 processes would have no part"):
+        make_mesh("data:2")
+
+
+@pytest.mark.parametrize("mesh", ["data:4", "prompt:2,data:2"])
+def test_a_batch_lies_with_its_rows_over_data(mesh: str) -> None:
+    devices, batch = make_mesh(mesh), batch_of(8)
+    placed = place_batch(batch, devices)
+    for given, found in zip(jax.tree.leaves(batch), jax.tree.leaves(placed), strict=True):
+        np.testing.assert_array_equal(fetch(found), given)
+    rows = 8 // devices.shape["data"]
+    assert {shard.data.shape for shard in placed.tokens.addressable_shards} == {(rows, 12)}
+    assert own_rows(devices, 8) is None, "a lone process builds the whole batch"
+    with pytest.raises(InputError, match="9 rows"):
+        own_rows(devices, 9)
 
 
 def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:

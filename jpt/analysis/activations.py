@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jpt.analysis.probe_bank import probe_rows
 from jpt.analysis.probe_options import ANSWER, START, ProbeOptions
 from jpt.analysis.probe_text import ProbeInput, start_input, text_input
@@ -14,6 +16,7 @@ from jpt.backbones.registry import Backbone, load_backbone
 from jpt.config import check_choice
 from jpt.errors import InputError
 from jpt.files.study_files import write_activations
+from jpt.mesh import make_mesh
 from jpt.prompts.bank import stack_prompts
 from jpt.prompts.collection import load_prompts
 from jpt.prompts.store import check_prompt
@@ -28,6 +31,7 @@ def activated_neurons(
     *,
     backbone: Backbone | str | Path | None = None,
     dtype: str = "float32",
+    mesh: str | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Activations:
@@ -46,6 +50,8 @@ def activated_neurons(
         out: file to write, by custom ``neurons.npz``.
         backbone: instead of the one that the cards name; the width is checked.
         dtype: of weights and matrix products.
+        mesh: devices by axis: prompts go over ``prompt``, rows over ``data``; by default, of a
+            loaded backbone those that it lies on.
         progress: whether to show a bar on stderr.
         **options: fields of :class:`jpt.analysis.probe_options.ProbeOptions`: ``probe``, ``task``,
             ``split``, ``rows``, ``data``, ``positions``, ``stack``, ``chunk_mb`` and others.
@@ -68,10 +74,11 @@ def activated_neurons(
     chosen, loaded = ProbeOptions(**options), load_prompts(prompts)
     first = next(iter(loaded.values()))
     name = backbone if backbone is not None else first.card.backbone
-    model = name if isinstance(name, Backbone) else load_backbone(name, dtype=dtype)
+    model, devices = _on_mesh(name, dtype, mesh)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
     given = _input(model, first, chosen)
-    means = probe_rows(model, stack_prompts(loaded), given, chosen, progress=progress)
+    bank = stack_prompts(loaded)
+    means = probe_rows(model, bank, given, chosen, mesh=devices, progress=progress)
     record = given.record | ({"stack": chosen.stack} if chosen.stack else {})
     of_text = (None, None) if chosen.probe == START else (means.rates, means.cka)
     found = Activations(tuple(loaded), means.values, *of_text, record)
@@ -113,6 +120,17 @@ def describe_activations(found: Activations) -> tuple[dict[str, Any], str]:
         text += f"\nmeans over {probe['rows']} rows of {probe['task']} {probe['split']}"
         text += "" if found.cka is not None else " (no CKA: it needs 2 to 128 rows)"
     return record, text
+
+
+def _on_mesh(
+    backbone: Backbone | str | Path, dtype: str, mesh: str | None
+) -> tuple[Backbone, Mesh | None]:
+    """The model on the devices that are asked for; without a mesh a loaded one stays."""
+    if isinstance(backbone, Backbone):
+        devices = None if mesh is None else make_mesh(mesh)
+        return (backbone if devices is None else backbone.on_mesh(devices)), devices
+    devices = make_mesh(mesh)
+    return load_backbone(backbone, dtype=dtype, mesh=devices), devices
 
 
 def _input(model: Backbone, prompt: Prompt, options: ProbeOptions) -> ProbeInput:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Float64, Int
 from tqdm import tqdm
 
@@ -24,6 +25,7 @@ from jpt.analysis.probe_options import ANSWER, START, ProbeOptions
 from jpt.analysis.probe_text import ProbeInput, position_weights
 from jpt.backbones.registry import Backbone
 from jpt.data.batches import evaluation_batches
+from jpt.mesh import fetch, own_rows, place, place_batch, prompt_sharding
 from jpt.types import Parameters
 
 CKA_ROWS = 128
@@ -59,6 +61,7 @@ def probe_rows(
     given: ProbeInput,
     options: ProbeOptions,
     *,
+    mesh: Mesh | None = None,
     progress: bool = False,
 ) -> Means:
     """Reads all rows behind all prompts.
@@ -69,13 +72,14 @@ def probe_rows(
         given: the rows, and where they are read.
         options: stack and memory count. CKA, for a probe on text, keeps K x L x rows x rows numbers
             and, while a prompt is read, its activations of all rows.
+        mesh: devices to spread prompts and rows over.
         progress: whether to show a bar on stderr.
 
     Returns:
         Means over the rows.
     """
     rows, count = given.split.n_rows, len(bank)
-    piece = plan_pieces(backbone, bank.shape[:2], given, options)
+    piece = plan_pieces(backbone, bank.shape[:2], given, options, mesh)
     with_cka = options.probe != START and 2 <= rows <= CKA_ROWS
     values, rates = np.zeros((2, count, *neuron_shape(backbone, options.stack)))
     kernels = np.zeros((values.shape[1], count, rows**2 if with_cka else 0))
@@ -83,7 +87,8 @@ def probe_rows(
         for start in range(0, count, piece.prompts):
             some, held = slice(start, min(start + piece.prompts, count)), []
             prompts = _filled(bank[some], piece.prompts)
-            for neurons, active in _read_rows(backbone, prompts, given, piece.rows, options.stack):
+            reading = (prompts, given, piece.rows, options.stack, mesh)
+            for neurons, active in _read_rows(backbone, *reading):
                 neurons, active = neurons[: some.stop - start], active[: some.stop - start]
                 values[some] += neurons.sum(2, dtype=np.float64)
                 rates[some] += active.sum(2, dtype=np.float64)
@@ -101,19 +106,22 @@ def _read_rows(
     given: ProbeInput,
     batch_rows: int,
     stack: str | None,
+    mesh: Mesh | None,
 ) -> Iterator[tuple[Float32[np.ndarray, "K L B F"], Float[np.ndarray, "K L B F"]]]:
     """Values and shares of activated tokens of the rows, some rows at a time."""
-    module, prompts = backbone.module.clone(dropout_rate=0.0), jnp.asarray(bank)
+    module = backbone.module.clone(dropout_rate=0.0)
+    prompts = jnp.asarray(bank) if mesh is None else place(bank, prompt_sharding(mesh))
     options = {"first_position": given.first_position, "stack": stack}
-    batches = evaluation_batches(given.split, batch_rows, given.max_tokens, backbone.pad_id)
+    own = None if mesh is None else own_rows(mesh, batch_rows)
+    batches = evaluation_batches(given.split, batch_rows, given.max_tokens, backbone.pad_id, own)
     for rows, batch in batches:
         weights = None
         if given.positions != ANSWER:
             weights = position_weights(given.positions, batch.lengths, batch.tokens.shape[1])
-        found = probe_bank(
-            module, backbone.params, prompts, batch.tokens, batch.lengths, weights, **options
-        )
-        values, active = (None if each is None else np.asarray(each) for each in found)
+        inputs = (batch.tokens, batch.lengths, weights)
+        if mesh is not None:
+            inputs = place_batch(inputs, mesh, batch_rows)
+        values, active = fetch(probe_bank(module, backbone.params, prompts, *inputs, **options))
         values = values[:, :, : len(rows)]
         yield values, values > 0 if active is None else active[:, :, : len(rows)]
 
@@ -202,7 +210,11 @@ def neuron_shape(backbone: Backbone, stack: str | None) -> tuple[int, int]:
 
 
 def plan_pieces(
-    backbone: Backbone, shape: tuple[int, int], given: ProbeInput, options: ProbeOptions
+    backbone: Backbone,
+    shape: tuple[int, int],
+    given: ProbeInput,
+    options: ProbeOptions,
+    mesh: Mesh | None = None,
 ) -> Piece:
     """Chooses how many prompts and rows are read at once.
 
@@ -211,11 +223,14 @@ def plan_pieces(
         shape: K and P.
         given: the rows, and where they are read.
         options: stack and memory count.
+        mesh: devices that share prompts and rows; the memory is that of one device.
 
     Returns:
-        All rows and as many prompts as fit; fewer rows where not even one prompt does.
+        All rows and as many prompts as fit, rounded up to what the axes divide; fewer rows where
+        not even one prompt does.
     """
-    (prompts, prompt_rows), rows = shape, given.split.n_rows
+    parts, shares = (1, 1) if mesh is None else (mesh.shape["prompt"], mesh.shape["data"])
+    (prompts, prompt_rows), rows = shape, math.ceil(given.split.n_rows / shares)
     config, (layers, neurons) = backbone.config, neuron_shape(backbone, options.stack)
     places = prompt_rows + int(given.split.lengths.max()) + 1
     kept = layers * neurons * (1 if given.positions == ANSWER else places)
@@ -223,10 +238,11 @@ def plan_pieces(
     passing = places * (6 * config.width + neurons) + config.heads * places**2
     fitting = max(1, int(options.chunk_mb * 2**20 / (4 * (kept + passing))))
     if fitting < rows:
-        return Piece(1, fitting)
+        return Piece(parts, fitting * shares)
     # Pieces of like size: the last one is filled up.
-    count = min(prompts, fitting // rows)
-    return Piece(math.ceil(prompts / math.ceil(prompts / count)), rows)
+    turns = math.ceil(prompts / parts)
+    count = min(turns, fitting // rows)
+    return Piece(parts * math.ceil(turns / math.ceil(turns / count)), rows * shares)
 
 
 def _filled(bank: Float32[np.ndarray, "k P D"], count: int) -> Float32[np.ndarray, "K P D"]:

@@ -14,6 +14,7 @@ from jpt.analysis.report_correlation import correlation_section
 from jpt.analysis.report_indicators import embedding_section, overlap_section
 from jpt.analysis.report_masks import mask_section
 from jpt.analysis.report_runs import note_section, provenance_section, training_section
+from jpt.analysis.report_sweep import is_sweep, sweep_header, sweep_parts
 from jpt.analysis.report_transfer import transfer_section, type_section
 from jpt.analysis.study import Study, read_study
 from jpt.analysis.wording import counted
@@ -43,8 +44,8 @@ def report(folder: str | Path) -> Path:
     bytes. It needs no backbone: it reads what the commands before have written.
 
     Args:
-        folder: of the study, as ``jpt transfer --out`` and ``jpt indicators --out`` filled it. What
-            is missing is said in the page, with the command that makes it.
+        folder: of the study, as ``jpt transfer --out`` and ``jpt indicators --out`` filled it, or
+            of a sweep. What is missing is said in the page, with the command that makes it.
 
     Returns:
         The path of ``report.html`` in that folder.
@@ -61,8 +62,12 @@ def report(folder: str | Path) -> Path:
         >>> report(study).name
         'report.html'
     """
+    target = Path(folder) / PAGE
+    if is_sweep(Path(folder)):
+        title, findings, parts = sweep_parts(Path(folder))
+        write_text(target, whole_page(title, sweep_header(title, findings), *parts))
+        return target
     study, layout = prepare(folder)
-    target = study.folder / PAGE
     write_text(target, build_page(study, layout, find(study, layout)))
     return target
 
@@ -88,6 +93,8 @@ def summarize(folder: str | Path) -> list[str]:
         >>> summarize(study)[0][:55]
         'Used on another task without training, a prompt reaches'
     """
+    if is_sweep(Path(folder)):
+        return sweep_parts(Path(folder))[1]
     study, layout = prepare(folder)
     return [found.text for found in find(study, layout) if found.topic in _SUMMARY]
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from jpt.backbones.families import Family, find_family
 from jpt.backbones.loading import Placer, TensorSource
+from jpt.compile_cache import use_compile_cache
 from jpt.config import DTYPES, REMAT, check_choice
 from jpt.errors import InputError, unknown_name
 from jpt.files.gguf_file import open_gguf
@@ -155,6 +156,7 @@ def load_backbone(
     """
     check_choice("dtype", dtype, DTYPES)
     check_choice("remat", remat, REMAT)
+    use_compile_cache()  # whatever computes has a backbone
     files = _open(name)
     family, compute, notes = files.family, jnp.dtype(dtype), []
     placer = None if mesh is None else _placer(family, mesh, notes)

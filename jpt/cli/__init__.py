@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -13,6 +11,7 @@ import typer
 import jpt
 from jpt.cli import (
     analysis,
+    export,
     generate,
     listing,
     mask,
@@ -23,10 +22,14 @@ from jpt.cli import (
     recommend,
     report,
     studies,
+    sweep,
     tuning,
     warm_start,
 )
+from jpt.cli.caching import add_cache_option, with_cache_option
+from jpt.cli.stopping import Stopped, stop_on_signals
 from jpt.errors import DivergedError, InputError, StoppedError
+from jpt.processes import process_number
 
 app = typer.Typer(
     name="jpt",
@@ -61,6 +64,7 @@ for _command in (
     generate.generate,
     studies.transfer,
     warm_start.warm_start,
+    sweep.sweep,
     neurons.neurons,
     mask.mask,
     analysis.indicators,
@@ -70,7 +74,8 @@ for _command in (
     listing.backbones,
     tuning.check,
 ):
-    app.command()(_command)
+    _computes = _command not in (report.report, listing.tasks, listing.backbones)
+    app.command()(with_cache_option(_command) if _computes else _command)
 
 _imports = typer.Typer(
     help="Bring in prompts that other software has trained.",
@@ -78,10 +83,12 @@ _imports = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _imports.command("reference")(analysis.import_reference)
+_imports.command("peft")(export.import_peft)
 app.add_typer(_imports, name="import")
-app.add_typer(mix.app, name="mix")
+app.add_typer(export.app, name="export")
+app.add_typer(add_cache_option(mix.app), name="mix")
 app.add_typer(prompts.app, name="prompts")
-app.add_typer(project.app, name="project")
+app.add_typer(add_cache_option(project.app), name="project")
 
 
 def main() -> None:
@@ -89,24 +96,25 @@ def main() -> None:
     # Quiet libraries: their notes on missing accelerators and forks are not the user's concern.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    signal.signal(signal.SIGTERM, _stop)
     try:
-        app()
+        with stop_on_signals():
+            app()
     except InputError as error:
         _fail(str(error), 2)
     except DivergedError as error:
         _fail(str(error), 1)
     except StoppedError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Ends what is not a training loop, which has a handler of its own and saves first."""
-    raise StoppedError("SIGTERM: stopped; the same command goes on from what is written", 75)
+    except Stopped as stopped:
+        _fail(str(stopped), stopped.exit_code)
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C twice in a training loop: typer has taken it
+            _fail("interrupted; the same command goes on from what is written", 130)
+        raise
 
 
 def _fail(message: str, code: int) -> None:
-    print("jpt: " + " ".join(message.split()), file=sys.stderr)
+    number = process_number()
+    who = f"jpt (process {number})" if number else "jpt"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

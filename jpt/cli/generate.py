@@ -9,9 +9,12 @@ from typing import Annotated, BinaryIO
 import typer
 
 from jpt.cli.options import DtypeOption, JsonOption, MeshOption, print_result
+from jpt.cli.several import with_processes
 from jpt.errors import InputError
+from jpt.processes import is_first, on_first
 
 
+@with_processes
 def generate(
     prompt: Annotated[
         Path | None, typer.Option(help="Prompt file, or the folder of its run.")
@@ -38,11 +41,11 @@ def generate(
     if prompt is None and backbone is None:
         raise InputError("there is nothing to write with; give --prompt FILE or --backbone NAME")
     loaded = None if prompt is None else load_prompt(prompt)
-    if sys.stdin.isatty():
+    if is_first() and sys.stdin.isatty():
         typer.echo("reading lines from the terminal up to Ctrl-D", err=True)
     found = run(
         loaded,
-        read_lines(sys.stdin.buffer),
+        on_first(lambda: read_lines(sys.stdin.buffer)),
         backbone=backbone,
         max_tokens=max_tokens,
         beams=beams,

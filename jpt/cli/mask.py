@@ -14,8 +14,10 @@ from jpt.cli.options import (
     MeshOption,
     print_result,
 )
+from jpt.cli.several import with_processes
 from jpt.cli.studies import OtherBackboneOption, split_names
 from jpt.errors import InputError
+from jpt.processes import on_first
 
 _NOT_PASSED_ON = ("prompt", "task", "prompts", "tasks", "out", "neurons", "data", "kinds", "json")
 
@@ -44,6 +46,7 @@ ManyDataOption = Annotated[
 ]
 
 
+@with_processes
 def mask(
     out: OutOption,
     prompt: PromptOption = None,
@@ -91,7 +94,7 @@ def mask(
     result = mask_neurons(given, asked, out, neurons=neurons, data=data, progress=True, **options)
     from jpt.analysis.mask_figure import mask_figure
 
-    figure = mask_figure(out)
+    figure = on_first(lambda: str(mask_figure(out)))
     text = f"{result.describe()}\nwritten: {out}/mask.json, {out}/mask.csv, {figure}"
     print_result(result.record, text, json)
 

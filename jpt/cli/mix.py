@@ -16,6 +16,7 @@ from jpt.cli.options import (
     TaskOption,
     print_result,
 )
+from jpt.cli.several import with_processes
 from jpt.cli.studies import OtherBackboneOption, PromptsOption, split_names
 
 app = typer.Typer(
@@ -58,6 +59,7 @@ def average(
 
 
 @app.command()
+@with_processes
 def learn(
     prompts: PromptsOption,
     task: TaskOption,
@@ -110,6 +112,7 @@ def learn(
 
 
 @app.command()
+@with_processes
 def ensemble(
     prompts: PromptsOption,
     task: TaskOption,

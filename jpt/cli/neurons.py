@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
-from jpt.cli.options import DtypeOption, JsonOption, print_result
+from jpt.cli.options import DtypeOption, JsonOption, MeshOption, print_result
+from jpt.cli.several import with_processes
 from jpt.cli.studies import OtherBackboneOption, PromptsOption
 
+_NOT_PASSED_ON = ("prompts", "out", "json")
 
+
+@with_processes
 def neurons(
     prompts: PromptsOption,
     out: Annotated[Path, typer.Option(help="File to write, for instance neurons.npz.")],
@@ -33,6 +37,7 @@ def neurons(
     seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
     backbone: OtherBackboneOption = None,
     dtype: DtypeOption = "float32",
+    mesh: MeshOption = None,
     stack: Annotated[
         str | None, typer.Option(help="decoder or encoder of a T5; by default its decoder.")
     ] = None,
@@ -48,26 +53,12 @@ def neurons(
 
     Example: jpt neurons --prompts study/prompts --out study/neurons.npz
     """
+    # Every option goes on under its own name, which is that of the Python API.
+    options = {name: value for name, value in locals().items() if name not in _NOT_PASSED_ON}
     from jpt.analysis.activations import activated_neurons, describe_activations
     from jpt.analysis.redundancy import describe_redundancy
 
-    found = activated_neurons(
-        prompts,
-        out,
-        backbone=backbone,
-        dtype=dtype,
-        progress=probe == "text",
-        probe=probe,
-        task=task,
-        split=split,
-        rows=rows,
-        data=data,
-        positions=positions,
-        max_tokens=max_tokens,
-        seed=seed,
-        stack=stack,
-        chunk_mb=chunk_mb,
-    )
+    found = activated_neurons(prompts, out, progress=probe == "text", **options)
     record, text = describe_activations(found)
     record["redundancy"], shares = describe_redundancy(found)
     print_result({"out": str(out), **record}, f"{text}{shares}\nwritten: {out}", json)

@@ -30,12 +30,21 @@ LabelScoringOption = Annotated[
 AnswerTokensOption = Annotated[
     int | None, typer.Option(help="Longest written answer in tokens; default the task's.")
 ]
+TokensPerBatchOption = Annotated[
+    int | None, typer.Option(help="Instead: tokens a step; short rows in large batches.")
+]
+ClipNormOption = Annotated[
+    float | None, typer.Option(help="Shorten a gradient of a larger norm to it; default never.")
+]
+CheckpointMinutesOption = Annotated[
+    float | None, typer.Option(help="Save too when the last save is so old.")
+]
 RematOption = Annotated[
     str, typer.Option(help="What layers keep for the way back: dots, full (least) or none.")
 ]
 MeshOption = Annotated[
     str | None,
-    typer.Option(help="Devices by axis, for instance data:4,model:2; default all on data."),
+    typer.Option(help="Devices by axis: prompt:2,data:4,model:1; default all on data."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")

@@ -16,6 +16,7 @@ from jpt.cli.options import (
     RematOption,
     print_result,
 )
+from jpt.cli.several import with_processes
 from jpt.cli.studies import split_names
 
 SourcesOption = Annotated[
@@ -38,6 +39,7 @@ AnchorsOption = Annotated[int, typer.Option(help="Words that 'relative' holds ro
 _NOT_OPTIONS = ("sources", "target_backbone", "objective", "tasks", "json")
 
 
+@with_processes
 def train(
     sources: SourcesOption,
     target_backbone: Annotated[
@@ -143,6 +145,7 @@ def apply(
     print_result(record, text, json)
 
 
+@with_processes
 def evaluate(
     sources: SourcesOption,
     projector: Annotated[

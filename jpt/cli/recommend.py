@@ -15,11 +15,13 @@ from jpt.cli.options import (
     TaskOption,
     print_result,
 )
+from jpt.cli.several import with_processes
 from jpt.cli.studies import OtherBackboneOption, PromptsOption
 
 _NOT_PASSED_ON = ("task", "prompts", "out", "json")
 
 
+@with_processes
 def recommend(
     task: TaskOption,
     prompts: PromptsOption,

@@ -14,6 +14,7 @@ from jpt.cli.options import (
     MeshOption,
     print_result,
 )
+from jpt.cli.several import with_processes
 
 PromptsOption = Annotated[
     Path, typer.Option(help="Folder of NAME.safetensors files or of run folders NAME/.")
@@ -27,6 +28,7 @@ OtherBackboneOption = Annotated[
 ]
 
 
+@with_processes
 def quickstart(
     out: Annotated[
         Path, typer.Option(help="Folder of the study; the same command goes on there.")
@@ -41,6 +43,7 @@ def quickstart(
         int | None, typer.Option(help="Optimizer steps of each prompt; the backbone's choice.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of initial prompts and row order.")] = 0,
+    mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
     """Run the whole study on built-in models and tasks, offline: tune, transfer, compare, report.
@@ -51,10 +54,12 @@ def quickstart(
     from jpt.recipes.quickstart import quickstart as run
 
     names = split_names(tasks) or TASKS
-    result = run(out, backbone=backbone, tasks=names, steps=steps, seed=seed, progress=True)
+    options = {"backbone": backbone, "steps": steps, "seed": seed, "mesh": mesh}
+    result = run(out, tasks=names, progress=True, **options)
     print_result(result.record, result.describe(), json)
 
 
+@with_processes
 def transfer(
     prompts: SeedPromptsOption,
     out: Annotated[

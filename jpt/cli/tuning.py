@@ -10,6 +10,8 @@ import typer
 from jpt.cli.options import (
     AnswerTokensOption,
     BackboneOption,
+    CheckpointMinutesOption,
+    ClipNormOption,
     DataOption,
     DtypeOption,
     InitOption,
@@ -19,13 +21,16 @@ from jpt.cli.options import (
     ObjectiveOption,
     RematOption,
     TaskOption,
+    TokensPerBatchOption,
     print_result,
 )
+from jpt.cli.several import with_processes
 from jpt.errors import InputError
 
 _NOT_PASSED_ON = ("backbone", "task", "out", "seeds", "json")
 
 
+@with_processes
 def tune(
     backbone: BackboneOption,
     task: TaskOption,
@@ -33,10 +38,9 @@ def tune(
     init: InitOption = "random",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
-    tokens_per_batch: Annotated[
-        int | None, typer.Option(help="Instead: tokens a step; short rows in large batches.")
-    ] = None,
+    tokens_per_batch: TokensPerBatchOption = None,
     learning_rate: Annotated[float | None, typer.Option(help="Constant rate of AdamW.")] = None,
+    clip_norm: ClipNormOption = None,
     length: Annotated[int | None, typer.Option(help="Prompt rows.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest text in tokens, special tokens included.")
@@ -48,6 +52,7 @@ def tune(
     seed: Annotated[int, typer.Option(help="Of initial prompt, row order and dropout.")] = 0,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between saves.")] = None,
+    checkpoint_minutes: CheckpointMinutesOption = None,
     eval_batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
     dtype: DtypeOption = "float32",
     dropout: Annotated[str, typer.Option(help="off, or paper: on inside the layers.")] = "off",
@@ -87,6 +92,7 @@ def tune(
     print_result(result.record, result.describe(), json)
 
 
+@with_processes
 def evaluate(
     prompt: Annotated[Path, typer.Option(help="Prompt file, or the folder of its run.")],
     task: TaskOption,

@@ -19,7 +19,9 @@ from jpt.cli.options import (
     TaskOption,
     print_result,
 )
+from jpt.cli.several import with_processes
 from jpt.cli.studies import split_names
+from jpt.processes import on_first
 
 SourcesOption = Annotated[
     str, typer.Option(help="FILE,...: prompts to start from; prompt files or run folders.")
@@ -56,6 +58,7 @@ EvalEveryOption = Annotated[
 _NOT_PASSED_ON = ("task", "sources", "out", "seeds", "json")
 
 
+@with_processes
 def warm_start(
     task: TaskOption,
     sources: SourcesOption,
@@ -102,7 +105,7 @@ def warm_start(
     result = run(task, files, out, seeds=parse_seeds(seeds), progress=True, **options)
     from jpt.analysis.warm_start_figure import warm_start_figure
 
-    figure = warm_start_figure(out)
+    figure = on_first(lambda: str(warm_start_figure(out)))
     print_result(
         result.record, f"{result.describe()}\nwritten: {out}/warm_start.json, {figure}", json
     )

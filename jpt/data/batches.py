@@ -118,7 +118,12 @@ def bucket_length(length: int, max_tokens: int) -> int:
 
 
 def make_batch(
-    split: EncodedSplit, rows: Int64[np.ndarray, "N"], batch_size: int, max_tokens: int, pad: int
+    split: EncodedSplit,
+    rows: Int64[np.ndarray, "N"],
+    batch_size: int,
+    max_tokens: int,
+    pad: int,
+    own: Int64[np.ndarray, "M"] | None = None,
 ) -> Batch:
     """Puts rows into one batch, padded on the right to a bucket and filled to its size.
 
@@ -130,9 +135,11 @@ def make_batch(
         batch_size: rows of the batch.
         max_tokens: the length the split was encoded with.
         pad: the id of the padding piece.
+        own: places of the batch that are wanted, where several processes share it; the others are
+            not read, and count for the bucket alone.
 
     Returns:
-        The batch.
+        The batch, or the wanted part of it.
 
     Raises:
         ValueError: there are no rows, or more than the batch holds.
@@ -144,11 +151,14 @@ def make_batch(
     starts = split.offsets[filled]
     lengths = split.offsets[filled + 1] - starts
     places = np.arange(bucket_length(int(lengths.max()), max_tokens))
+    weights = (np.arange(batch_size) < n_real).astype(np.float32)
+    if own is not None:
+        filled, starts, lengths, weights = (of[own] for of in (filled, starts, lengths, weights))
     return Batch(
         tokens=_pad_rows(split.tokens, starts, lengths, places, pad),
         lengths=lengths.astype(np.int32),
         labels=split.labels[filled],
-        weights=(np.arange(batch_size) < n_real).astype(np.float32),
+        weights=weights,
         **_answers(split.answers, filled, pad),
     )
 
@@ -180,7 +190,11 @@ def _answers(
 
 
 def evaluation_batches(
-    split: EncodedSplit, batch_size: int, max_tokens: int, pad: int
+    split: EncodedSplit,
+    batch_size: int,
+    max_tokens: int,
+    pad: int,
+    own: Int64[np.ndarray, "M"] | None = None,
 ) -> Iterator[tuple[Int64[np.ndarray, "N"], Batch]]:
     """Goes through all rows of a split once, short rows first, so that little is padded.
 
@@ -189,11 +203,13 @@ def evaluation_batches(
         batch_size: rows of a batch; the last one is filled up with rows of weight 0.
         max_tokens: the length the split was encoded with.
         pad: the id of the padding piece.
+        own: places of each batch that are wanted, where several processes share it.
 
     Yields:
-        The numbers of the real rows of a batch, and the batch, in which they come first.
+        The numbers of the real rows of a batch, and the batch, in which they come first, or the
+        wanted part of it.
     """
     order = np.argsort(split.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, make_batch(split, rows, batch_size, max_tokens, pad)
+        yield rows, make_batch(split, rows, batch_size, max_tokens, pad, own)

@@ -24,6 +24,7 @@ from jpt.data.rows import rows_checksum
 from jpt.errors import InputError
 from jpt.files.atomic import atomic_file
 from jpt.files.tokenizer import TextTokenizer
+from jpt.files.user_cache import make_room, user_cache
 from jpt.tasks.task import Task
 
 FORM = 1
@@ -46,11 +47,7 @@ def cache_folder() -> Path | None:
         >>> cache_folder() is None or cache_folder().is_absolute()
         True
     """
-    named = os.environ.get("JPT_CACHE")
-    if named is not None:
-        return Path(named).absolute() / "tokens" if named else None
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home).absolute() / "jpt" / "tokens"
+    return user_cache("tokens")
 
 
 def encode_cached(
@@ -108,9 +105,9 @@ def _save(file: Path, split: EncodedSplit) -> None:
         arrays["piece_tokens"], arrays["piece_offsets"] = join_rows(pieces)
     with contextlib.suppress(OSError, InputError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as stream:
+        with atomic_file(file, is_cache=True) as stream:
             np.savez(stream, **arrays)
-        _make_room(file.parent)
+        make_room(file.parent.glob("*.npz"), MOST_BYTES)
 
 
 def _load(file: Path, rows: Sequence[Mapping[str, Any]]) -> EncodedSplit | None:
@@ -146,13 +143,3 @@ def _load_answers(kept: Any, rows: Sequence[Mapping[str, Any]]) -> EncodedAnswer
         references,
         tuple(pieces),
     )
-
-
-def _make_room(folder: Path) -> None:
-    """Removes what was not used for longest until the rest is small enough."""
-    files = sorted(folder.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
-    held = 0
-    for file in files:
-        held += file.stat().st_size
-        if held > MOST_BYTES:
-            file.unlink(missing_ok=True)

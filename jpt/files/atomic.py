@@ -2,13 +2,15 @@
 
 Whatever interrupts a write (an error, a signal, a full disk), the target keeps its old content and
 no temporary file stays behind; only a killed process or a power cut can leave one, and its name
-(``.jpt-*.tmp``) says what it is. The bytes reach the disk before the rename does.
+(``.jpt-*.tmp``) says what it is. The bytes reach the disk before the rename does. Of several
+processes that compute together the first one alone writes; for the others a write does nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -21,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jpt.errors import InputError
+from jpt.processes import is_first
 
 _CAUSES = {
     errno.ENOSPC: "no space is left on the disk; free some or choose another place",
@@ -59,6 +62,8 @@ def write_error(path: str | Path, error: OSError) -> InputError:
 def make_folder(path: str | Path) -> Path:
     """Creates a folder with its parents, or accepts the one that is there.
 
+    Of several processes the first one alone does.
+
     Args:
         path: the folder.
 
@@ -74,6 +79,8 @@ def make_folder(path: str | Path) -> Path:
         'b'
     """
     folder = Path(path)
+    if not is_first():
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -86,11 +93,13 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_file(path: str | Path, *, is_cache: bool = False) -> Iterator[BinaryIO]:
     """Opens a file for writing that takes its name only when all of it is on the disk.
 
     Args:
         path: the target; its folder must exist. A link is followed, so the link stays.
+        is_cache: whether every process writes it, for a machine of its own; of what is no cache
+            the others write nothing.
 
     Yields:
         A binary file. When the block ends well it replaces the target in one step.
@@ -108,6 +117,9 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         >>> target.read_bytes()
         b'whole'
     """
+    if not (is_cache or is_first()):
+        yield io.BytesIO()
+        return
     target = _regular_target(path)
     temporary = target.parent / f".jpt-{secrets.token_hex(8)}.tmp"
     try:

@@ -8,6 +8,7 @@ tensor as long as its shape says, one after the other, nothing behind the last.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,9 +70,18 @@ def write_safetensors(
     """
     # The package stores an array's memory as it lies, so a transposed one would come out wrong.
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    # One line of metadata after the other in one order: equal content gives equal bytes.
-    texts = dict(sorted(metadata.items())) if metadata else None
-    write_bytes(path, save(arrays, metadata=texts))
+    data = save(arrays, metadata=dict(metadata) if metadata else None)
+    write_bytes(path, _in_order(data) if metadata and len(metadata) > 1 else data)
+
+
+def _in_order(data: bytes) -> bytes:
+    """Sorts the texts, which the package leaves in any order: equal content gives equal bytes."""
+    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    header = json.loads(data[_LENGTH_BYTES:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # values begin at a multiple of eight
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data[start:]
 
 
 def read_header(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

@@ -327,4 +327,6 @@ def _embed(embedding: Any, ids: Int[np.ndarray, "P"]) -> Float32[np.ndarray, "P 
             f"id {ids.max()} is outside the {embedding.shape[0]} words of the model; tokenizer and"
             " weights are of two models"
         )
-    return np.asarray(embedding[ids.astype(np.int32)]).astype(np.float32)
+    from jpt.mesh import fetch  # here, so that files of prompts are read without jax
+
+    return fetch(embedding[ids.astype(np.int32)]).astype(np.float32)

@@ -50,22 +50,61 @@ def save_prompt(path: str | Path, prompt: Prompt) -> None:
         >>> load_prompt(file).values.shape, load_prompt(file).card.task
         ((4, 8), 'builtin/mood')
     """
+    tensors = checked_tensors(path, prompt)
+    write_safetensors(path, tensors, {"card": card_text(path, prompt.card)})
+
+
+def checked_tensors(path: str | Path, prompt: Prompt) -> dict[str, Float32[np.ndarray, "P D"]]:
+    """Gives the rows of a prompt as they go into a file.
+
+    Args:
+        path: the file, for messages.
+        prompt: what shall be written.
+
+    Returns:
+        ``prompt``, and ``unused_row`` where there is one.
+
+    Raises:
+        InputError: values are not finite or of a wrong shape.
+
+    Example:
+        >>> prompt = Prompt(np.ones((4, 8)), PromptCard("bert", "sst2"))
+        >>> checked_tensors("a", prompt)["prompt"].dtype
+        dtype('float32')
+    """
     tensors = {"prompt": np.asarray(prompt.values, np.float32)}
     if prompt.unused_row is not None:
         tensors["unused_row"] = np.asarray(prompt.unused_row, np.float32)
     _check_shapes(path, {name: values.shape for name, values in tensors.items()})
     for name, values in tensors.items():
         _check_finite(path, name, values)
-    card = dataclasses.asdict(prompt.card)
-    card["jpt_version"] = card["jpt_version"] or __version__
-    told = {name: value for name, value in card.items() if value is not None}
+    return tensors
+
+
+def card_text(path: str | Path, card: PromptCard) -> str:
+    """Writes a card as JSON.
+
+    Args:
+        path: the file that it goes into, for messages.
+        card: without a version it gets this one's.
+
+    Returns:
+        What `read_card` reads.
+
+    Raises:
+        InputError: the score is NaN or infinite.
+
+    Example:
+        >>> card = PromptCard("bert", "sst2", seed=0)
+        >>> read_card("a", card_text("a", card)).seed
+        0
+    """
+    written = dataclasses.replace(card, jpt_version=card.jpt_version or __version__)
+    told = {name: value for name, value in dataclasses.asdict(written).items() if value is not None}
     try:
-        text = json.dumps(told, ensure_ascii=False, allow_nan=False, default=_plain_number)
+        return json.dumps(told, ensure_ascii=False, allow_nan=False, default=_plain_number)
     except ValueError:
-        raise InputError(
-            f"cannot write {path}: the score {prompt.card.score} is no number"
-        ) from None
-    write_safetensors(path, tensors, {"card": text})
+        raise InputError(f"cannot write {path}: the score {card.score} is no number") from None
 
 
 def load_prompt(path: str | Path) -> Prompt:
@@ -88,12 +127,78 @@ def load_prompt(path: str | Path) -> Prompt:
     tensors, metadata = read_header(file)
     if "prompt" not in tensors:
         held = ", ".join(list(tensors)[:5]) or "nothing"
-        raise InputError(f"{file} has no tensor 'prompt' (it holds {held}); give a prompt file")
+        cure = "give a prompt file"
+        if "prompt_embeddings" in tensors:
+            cure = f"it is an adapter of PEFT: jpt import peft {file.parent} --out FILE"
+        raise InputError(f"{file} has no tensor 'prompt' (it holds {held}); {cure}")
     tensors = {name: tensors[name] for name in ("prompt", "unused_row") if name in tensors}
     _check_shapes(file, {name: tensor.shape for name, tensor in tensors.items()})
-    card = _parse_card(file, metadata)
-    values = {name: _read_values(file, name, tensor) for name, tensor in tensors.items()}
+    if "card" not in metadata:
+        raise InputError(
+            f"{file} has no card that says its backbone and task; save it with jpt.save_prompt"
+        )
+    card = read_card(file, metadata["card"])
+    values = {name: read_rows(file, name, tensor) for name, tensor in tensors.items()}
     return Prompt(values["prompt"], card, values.get("unused_row"))
+
+
+def read_rows(file: Path, name: str, tensor: StoredTensor) -> Float32[np.ndarray, "P D"]:
+    """Reads the rows of a prompt from a file that is open.
+
+    Args:
+        file: where they lie, for messages.
+        name: of the tensor.
+        tensor: the rows.
+
+    Returns:
+        The rows; float16 and bfloat16 as float32.
+
+    Raises:
+        InputError: they are of another type, or a value is not finite.
+
+    Example:
+        See `load_prompt`.
+    """
+    if tensor.dtype.type not in _READABLE:
+        raise InputError(
+            f"{file}: tensor '{name}' has the type {tensor.dtype}; float32, float16 or bfloat16"
+            " expected: convert it"
+        )
+    values = tensor.read().astype(np.float32)
+    _check_finite(file, name, values)
+    return values
+
+
+def read_card(file: str | Path, text: str) -> PromptCard:
+    """Reads a card, checked value by value; what a later version adds to it is left out.
+
+    Args:
+        file: where it stood, for messages.
+        text: as `card_text` writes it.
+
+    Returns:
+        The card.
+
+    Raises:
+        InputError: it is no JSON, or lacks or misstates something.
+
+    Example:
+        >>> read_card("a", '{"backbone": "bert", "task": "sst2"}').task
+        'sst2'
+    """
+    table = parse_json(text.encode(), f"the card of {file}")
+    if not isinstance(table, dict):
+        raise InputError(f"the card of {file} is no table; save it again with jpt.save_prompt")
+    fields = [field.name for field in dataclasses.fields(PromptCard)]
+    known = {name: table[name] for name in fields if table.get(name) is not None}
+    for name in _REQUIRED:
+        if not known.get(name):
+            raise InputError(f"the card of {file} names no {name}; save it with jpt.save_prompt")
+    for name, value in known.items():
+        expected = _expected(name, value)
+        if expected:
+            raise InputError(f"the card of {file} has {name} = {value!r}; {expected} expected")
+    return PromptCard(**known)
 
 
 def list_prompts(folder: str | Path) -> dict[str, Path]:
@@ -216,17 +321,6 @@ def _check_shapes(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> No
         )
 
 
-def _read_values(file: Path, name: str, tensor: StoredTensor) -> Float32[np.ndarray, "P D"]:
-    if tensor.dtype.type not in _READABLE:
-        raise InputError(
-            f"{file}: tensor '{name}' has the type {tensor.dtype}; float32, float16 or bfloat16"
-            " expected: convert it"
-        )
-    values = tensor.read().astype(np.float32)
-    _check_finite(file, name, values)
-    return values
-
-
 def _check_finite(path: str | Path, name: str, values: Float32[np.ndarray, "P D"]) -> None:
     broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if broken.size:
@@ -234,27 +328,6 @@ def _check_finite(path: str | Path, name: str, values: Float32[np.ndarray, "P D"
             f"{path}: row {broken[0]} of '{name}' holds NaN or infinity ({broken.size} of"
             f" {len(values)} rows do); its training diverged: tune it again with a lower rate"
         )
-
-
-def _parse_card(file: Path, metadata: Mapping[str, str]) -> PromptCard:
-    """The card, checked value by value; what a later version adds to it is left out."""
-    if "card" not in metadata:
-        raise InputError(
-            f"{file} has no card that says its backbone and task; save it with jpt.save_prompt"
-        )
-    table = parse_json(metadata["card"].encode(), f"the card of {file}")
-    if not isinstance(table, dict):
-        raise InputError(f"the card of {file} is no table; save it again with jpt.save_prompt")
-    fields = [field.name for field in dataclasses.fields(PromptCard)]
-    known = {name: table[name] for name in fields if table.get(name) is not None}
-    for name in _REQUIRED:
-        if not known.get(name):
-            raise InputError(f"the card of {file} names no {name}; save it with jpt.save_prompt")
-    for name, value in known.items():
-        expected = _expected(name, value)
-        if expected:
-            raise InputError(f"the card of {file} has {name} = {value!r}; {expected} expected")
-    return PromptCard(**known)
 
 
 def _expected(name: str, value: Any) -> str | None:

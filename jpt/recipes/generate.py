@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int64
@@ -19,12 +18,13 @@ from jpt.backbones.generation import greedy, without_ends
 from jpt.backbones.lengths import check_lengths
 from jpt.backbones.registry import Backbone
 from jpt.config import check_counts
-from jpt.data.batches import BUCKETS, evaluation_batches
+from jpt.data.batches import BUCKETS
 from jpt.data.encode import EncodedSplit, frame
 from jpt.errors import InputError
-from jpt.mesh import batch_sharding, make_mesh
+from jpt.mesh import batch_sharding, fetch, make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
 from jpt.tuning.prepare import as_backbone
+from jpt.tuning.scoring import Batching, placed_batches
 from jpt.types import Batch, Prompt
 
 WRITING = ("encoder_decoder", "decoder")
@@ -171,8 +171,7 @@ def _batches(
     # A few texts need no large batch: as many rows as texts, and as the devices can share.
     shares = mesh.shape["data"]
     batch_size = min(batch_size, -(-len(rows) // shares) * shares)
-    for numbers, batch in evaluation_batches(split, batch_size, longest, pad):
-        yield numbers, jax.device_put(batch, batch_sharding(mesh, batch_size))
+    yield from placed_batches(split, Batching(batch_size, longest, pad), mesh)
 
 
 def _write(
@@ -186,7 +185,7 @@ def _write(
     module = model.module.clone(dropout_rate=0.0)
     ends = model.tokenizer.end_ids
     inputs = (module, model.params, batch.tokens, batch.lengths, prompt, max_tokens, ends)
-    found = jax.device_get(greedy(*inputs) if beams == 1 else beam_search(*inputs, beams))
+    found = fetch(greedy(*inputs) if beams == 1 else beam_search(*inputs, beams))
     return without_ends(found, ends)
 
 

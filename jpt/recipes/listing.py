@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from jpt.config import PAPER_CHOICES
 from jpt.data.encode import EncodedSplit
 from jpt.data.hub import describe_hub_split
 from jpt.data.sources import read_rows
+from jpt.recipes.prompts_text import COLUMNS, wrap
 from jpt.tasks.builtin import BUILTIN as BUILTIN_TASKS
 from jpt.tasks.builtin import CANDIDATES
 from jpt.tasks.catalog import CATALOG
@@ -32,6 +34,7 @@ from jpt.tuning.settle import settle_length
 
 SHOWN_ROWS = 3
 SHOWN_LETTERS = 300
+_INDENT = 12  # of what is said of one task
 
 Listing = tuple[dict[str, Any], str]
 
@@ -48,20 +51,23 @@ def list_tasks() -> Listing:
         True
     """
     tasks = [*BUILTIN_TASKS.values(), *CATALOG.values()]
-    rows = [
-        (
-            task.name,
-            task.type,
-            task.metric,
-            _words(task),
-            "every installation" if task.is_builtin else "--data DIR or the hub",
-        )
-        for task in tasks
-    ]
+    rows = [(task.name, task.type, task.metric, _answers(task)) for task in tasks]
     record = {"tasks": [_task_record(task) for task in tasks]}
-    table = _table(("task", "type", "metric", "labels and their words", "rows from"), rows)
+    table = _table(("task", "type", "metric", "words of the answers"), rows)
     more = ", ".join(name.removeprefix("builtin/") for name in CANDIDATES)
-    return record, f"{table}\nFor larger backbones there are also, after builtin/: {more}"
+    hints = [
+        "Rows of builtin/ tasks are in every installation, others come from --data DIR or the hub;"
+        " 'jpt tasks NAME' shows one in full.",
+        f"For larger backbones there are also, after builtin/: {more}",
+    ]
+    return record, "\n".join([table, *(line for hint in hints for line in wrap(hint))])
+
+
+def _answers(task: Task) -> str:
+    """The words that stand for the labels in BERT, or how long an answer may be."""
+    if task.is_written:
+        return f"written, {task.answer_tokens} tokens at most"
+    return ", ".join("/".join(words) for words in task.words("bert").values())
 
 
 def _words(task: Task) -> str:
@@ -123,10 +129,10 @@ def list_backbones() -> Listing:
             }
         )
     rows = [tuple(str(value) for value in record.values()) for record in records]
-    heads = ("backbone", "type", "layout", "layers", "width", "vocabulary", "positions", "MB")
+    heads = ("backbone", "type", "layout", "layers", "width", "pieces", "positions", "MB")
     kinds = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
-    hint = f"\nA folder of weights or a hub id works in their place; families: {kinds}."
-    return {"backbones": records}, _table(heads, rows) + hint
+    hint = f"A folder of weights or a hub id works in their place; families: {kinds}."
+    return {"backbones": records}, "\n".join([_table(heads, rows), *wrap(hint)])
 
 
 def describe_task(
@@ -156,9 +162,9 @@ def describe_task(
     ]
     if backbone is None:
         lines += [f"  template  {' | '.join(of)}  ({kind})" for kind, of in task.templates.items()]
-        return record, "\n".join([*lines, f"  answer    {_words(task)}"])
+        return record, _fitted([*lines, f"  answer    {_words(task)}"])
     details, more = _describe_on(task, backbone, max_tokens)
-    return {**record, **details}, "\n".join([*lines, *more])
+    return {**record, **details}, _fitted([*lines, *more])
 
 
 def _describe_on(
@@ -230,12 +236,25 @@ def _examples(
     return lines
 
 
+def _fitted(lines: Sequence[str]) -> str:
+    """Breaks lines that are too long, under the place where their text begins."""
+    return "\n".join(
+        part
+        for line in lines
+        for part in textwrap.wrap(
+            line, COLUMNS, subsequent_indent=" " * _INDENT, drop_whitespace=True
+        )
+    )
+
+
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out columns as wide as their longest cell."""
+    """Lays out columns as wide as their longest cell; the last one breaks where it has no room."""
     columns = list(zip(heads, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (heads, *rows)
-    ]
+    front = sum(widths[:-1]) + 2 * len(widths[:-1])
+    lines = []
+    for *cells, last in (heads, *rows):
+        left = "".join(f"{cell:<{width + 2}}" for cell, width in zip(cells, widths, strict=False))
+        first, *others = textwrap.wrap(last, max(COLUMNS - front, 20)) or [""]
+        lines += [f"{left}{first}".rstrip(), *(" " * front + other for other in others)]
     return "\n".join(lines)

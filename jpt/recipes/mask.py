@@ -28,6 +28,7 @@ from jpt.files.atomic import make_folder, write_json
 from jpt.files.reading import read_json
 from jpt.files.tables import write_table
 from jpt.mesh import batch_sharding, make_mesh
+from jpt.processes import on_first
 from jpt.prompts.store import check_prompt
 from jpt.recipes.mask_plan import (
     NONE,
@@ -145,14 +146,18 @@ def _carry_out(
 
 def _find_finished(folder: Path | None, key: str, plan: MaskPlan) -> MaskStudy | None:
     """The study that is there, where it is this one; names are no part of the key."""
-    if folder is None or not (folder / RECORD).is_file():
-        return None
-    record = read_json(folder / RECORD)
+    record = None if folder is None else on_first(lambda: _read_finished(folder))
     if not isinstance(record, dict) or record.get("key") != key:
         return None
     own = {task: each["prompt"] for task, each in record["targets"].items()}
     same = own == plan.own and record["sources"] == list(plan.sources)
-    return MaskStudy(record) if same and (folder / TABLE).is_file() else None
+    return MaskStudy(record) if same else None
+
+
+def _read_finished(folder: Path) -> Any:
+    """What stands in a folder with both files of a study."""
+    is_whole = (folder / RECORD).is_file() and (folder / TABLE).is_file()
+    return read_json(folder / RECORD) if is_whole else None
 
 
 def _dependencies(plan: MaskPlan) -> dict[MaskedRun, dict[str, Any]]:
@@ -230,7 +235,8 @@ class _Worker:
     def _activations(self) -> Activations:
         given, options = self._plan.neurons, self._plan.options
         if given is None:
-            return activated_neurons(self._plan.bank, backbone=self.model, stack=options.stack)
+            asked = {"stack": options.stack, "mesh": options.mesh}
+            return activated_neurons(self._plan.bank, backbone=self.model, **asked)
         expected = neuron_shape(self.model, options.stack)
         if given.values.shape[1:] != expected:
             layers, width = given.values.shape[1:]

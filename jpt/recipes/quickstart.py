@@ -23,6 +23,8 @@ from jpt.analysis.neuron_choice import RANDOM as DRAWN
 from jpt.analysis.report import PAGE, report, summarize
 from jpt.backbones.registry import Backbone, load_backbone
 from jpt.errors import InputError
+from jpt.mesh import make_mesh
+from jpt.processes import on_first
 from jpt.prompts.own import short_task
 from jpt.recipes.mask import RECORD as MASKS
 from jpt.recipes.mask import mask_neurons
@@ -111,6 +113,7 @@ def quickstart(
     tasks: Sequence[str] = TASKS,
     steps: int | None = None,
     seed: int = 0,
+    mesh: str | None = None,
     progress: bool = False,
 ) -> QuickstartResult:
     """Carries the whole study out; a finished one returns at once, a broken one goes on.
@@ -121,6 +124,7 @@ def quickstart(
         tasks: names or folders of two tasks or more.
         steps: of each prompt's tuning; by default the backbone's own choice.
         seed: of the initial prompt and the order of the rows.
+        mesh: devices by axis.
         progress: whether to say on stderr how far it is.
 
     Returns:
@@ -149,10 +153,12 @@ def quickstart(
     page = run.path / PAGE
     if run.result is not None:
         return QuickstartResult(run.path, page, run.result)
-    study = _Study(run.path, load_backbone(backbone), names, steps, seed, progress)
-    study.carry_out()
+    model = load_backbone(backbone, mesh=make_mesh(mesh))
+    study = _Study(run.path, model, names, steps, seed, mesh, progress)
+    with run.lock():
+        study.carry_out()
     record = {
-        "findings": summarize(run.path),
+        "findings": on_first(lambda: summarize(run.path)),
         "elapsed_s": round(time.monotonic() - started_s, 1),
         "peak_memory_mb": peak_memory_mb(),
         "report": str(page),
@@ -170,6 +176,7 @@ class _Study:
     names: dict[str, str]
     steps: int | None
     seed: int
+    mesh: str | None
     progress: bool
 
     def carry_out(self) -> None:
@@ -179,6 +186,7 @@ class _Study:
         for title, _, work in planned:
             with clock.step(title):
                 work()
+                on_first(lambda: None)  # what the first process writes is read by all
 
     def _planned(self) -> list[tuple[str, float, Callable[[], object]]]:
         """Title, rough cost (that of tuning one prompt is 1) and work of each step."""
@@ -192,7 +200,7 @@ class _Study:
             ("read the neurons that they activate", 0.1, self._read_neurons),
             ("silence chosen neurons", 0.16 * len(self.names), self._mask),
             ("compare prompts and neurons with the transfers", 0.05, self._compare),
-            ("write the report", 0.1, lambda: report(self.folder)),
+            ("write the report", 0.1, lambda: on_first(lambda: str(report(self.folder)))),
         ]
 
     @property
@@ -200,31 +208,40 @@ class _Study:
         return self.folder / PROMPTS
 
     def _tune(self, name: str, task: str) -> None:
-        options = {"steps": self.steps, "seed": self.seed, "progress": self.progress}
+        options = {"steps": self.steps, "seed": self.seed, "mesh": self.mesh}
+        options["progress"] = self.progress
         tune(self.backbone, task, self._prompts / name, **options)
 
     def _transfer(self) -> None:
-        if (self.folder / RECORD).exists():  # written last: where it is, the matrix is whole
+        if self._has(RECORD):  # written last: where it is, the matrix is whole
             return
         targets = list(self.names.values())
-        options = {"backbone": self.backbone, "seed": self.seed, "progress": self.progress}
+        options = {"backbone": self.backbone, "seed": self.seed, "mesh": self.mesh}
+        options["progress"] = self.progress
         transfer_matrix(self._prompts, targets, self.folder, **options)
 
     def _read_neurons(self) -> None:
-        activated_neurons(self._prompts, self.folder / NEURONS, backbone=self.backbone)
+        options = {"backbone": self.backbone, "mesh": self.mesh}
+        activated_neurons(self._prompts, self.folder / NEURONS, **options)
 
     def _mask(self) -> None:
         # Written answers are not scored under masks.
         tasks = [task for task in self.names.values() if not load_task(task).is_written]
-        if not tasks or (self.folder / MASKS).exists():  # written last
+        if not tasks or self._has(MASKS):  # written last
             return
         options = {"backbone": self.backbone, "kinds": MASKED, "random_draws": 1}
+        options["mesh"] = self.mesh
         options |= {"neurons": self.folder / NEURONS, "progress": self.progress}
         mask_neurons(self._prompts, tasks, self.folder, seed=self.seed, **options)
 
     def _compare(self) -> None:
         files = {"neurons": self.folder / NEURONS, "transfer": self.folder / TRANSFER}
-        study_indicators(self._prompts, self.folder, **files)
+        # Nothing is computed on devices here.
+        on_first(lambda: study_indicators(self._prompts, self.folder, **files) and None)
+
+    def _has(self, name: str) -> bool:
+        """Whether the first process finds a file of the study."""
+        return on_first((self.folder / name).exists)
 
 
 def _names(tasks: Sequence[str]) -> dict[str, str]:

@@ -213,7 +213,7 @@ def _compare(case: Case, probe: Prompt | None) -> tuple[str, Indicators]:
     while name in case.prompts:
         name += "_"
     bank = case.prompts if probe is None else {**case.prompts, name: probe}
-    activations = activated_neurons(bank, backbone=case.backbone)
+    activations = activated_neurons(bank, backbone=case.backbone, mesh=case.options.mesh)
     found = indicators(bank, activations, layers=case.options.layers)
     case.notes.extend(found.notes)
     return name, found

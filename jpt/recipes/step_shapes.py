@@ -154,5 +154,6 @@ def lower_step(model: Backbone, options: TuneOptions, shapes: StepShapes) -> jax
         The step, ready to be compiled.
     """
     mesh = shapes.batch.tokens.sharding.mesh
-    step = paper_train_step(model.module, options.learning_rate, 0, options.objective, mesh)
+    given = (options.learning_rate, 0, options.objective, mesh, options.clip_norm)
+    step = paper_train_step(model.module, *given)
     return step.lower(shapes.params, shapes.state, shapes.batch, shapes.answer)

@@ -17,6 +17,7 @@ from typing import Any
 from jpt.errors import InputError
 from jpt.files.atomic import write_error
 from jpt.files.reading import read_bytes
+from jpt.processes import is_first, on_first
 from jpt.tuning.scoring import Score
 
 CELLS = "cells.jsonl"
@@ -105,15 +106,10 @@ class CellFile:
     def __init__(self, path: Path | None) -> None:
         self._path, self._torn_at = path, None
         self._cells: dict[str, Cell] = {}
-        if path is None or not path.exists():
-            return
-        data = read_bytes(path)
-        *lines, torn = data.split(b"\n")
-        if torn:
-            self._torn_at = len(data) - len(torn)
-        for number, line in enumerate(lines, 1):
-            cell = _parse(line, path, number)
-            self._cells[cell.key] = cell
+        if path is not None:
+            found, self._torn_at = on_first(lambda: _read(path))
+            cells = map(_from_json, found)
+            self._cells = {cell.key: cell for cell in cells}
 
     def find(self, of: dict[str, Any]) -> Cell | None:
         """Looks a cell up.
@@ -129,6 +125,8 @@ class CellFile:
     def add(self, cell: Cell) -> None:
         """Keeps a cell; its line is on the disk when this returns.
 
+        Of several processes the first one alone writes.
+
         Args:
             cell: that was scored.
 
@@ -136,7 +134,7 @@ class CellFile:
             InputError: the file cannot be written.
         """
         self._cells[cell.key] = cell
-        if self._path is None:
+        if self._path is None or not is_first():
             return
         line = json.dumps(_to_json(cell), ensure_ascii=False, allow_nan=False) + "\n"
         data = line.encode("utf-8")
@@ -163,15 +161,28 @@ def _to_json(cell: Cell) -> dict[str, Any]:
     return record
 
 
+def _from_json(record: dict[str, Any]) -> Cell:
+    numbers = [record[name] for name in ("value", "loss")]
+    known = {each.name: record[each.name] for each in fields(Cell)}
+    if not isinstance(known["of"], dict):
+        raise TypeError
+    value, loss = (math.nan if each is None else float(each) for each in numbers)
+    return Cell(**{**known, "value": value, "loss": loss})
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The cells of a file as JSON, and where a line begins that a kill cut short."""
+    if not path.exists():
+        return [], None
+    data = read_bytes(path)
+    *lines, torn = data.split(b"\n")
+    cells = [_to_json(_parse(line, path, number)) for number, line in enumerate(lines, 1)]
+    return cells, len(data) - len(torn) if torn else None
+
+
 def _parse(line: bytes, path: Path, number: int) -> Cell:
     try:
-        record = json.loads(line)
-        numbers = [record[name] for name in ("value", "loss")]
-        known = {each.name: record[each.name] for each in fields(Cell)}
-        if not isinstance(known["of"], dict):
-            raise TypeError
-        value, loss = (math.nan if each is None else float(each) for each in numbers)
-        return Cell(**{**known, "value": value, "loss": loss})
+        return _from_json(json.loads(line))
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{path}, line {number}: no cell of a transfer matrix ({line[:60]!r}); remove this"

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -124,8 +123,7 @@ class _Study:
 
     def batch_at(self, step: int) -> Batch:
         """Gives the batch of a step, on the devices."""
-        batch = self.feed.batch_at(step)
-        return jax.device_put(batch, batch_sharding(self.mesh, len(batch.lengths)))
+        return self.feed.placed_at(step, self.mesh)
 
     def score(self, logits: Float[Array, "K R"], split: str) -> Score:
         """Scores the mixture of some logits over a whole split."""
@@ -191,7 +189,8 @@ def learn_mixture(
         return _run(study, None, None, progress, started_s)
     if folder.result is not None:
         return _result(study, load_prompt(folder.path / BEST), folder.result, folder)
-    with Checkpoints(folder.path / CHECKPOINTS) as checkpoints:
+    where, weights = folder.path / CHECKPOINTS, study.backbone.fingerprint
+    with folder.lock(), Checkpoints(where, weights) as checkpoints:
         return _run(study, folder, checkpoints, progress, started_s)
 
 
@@ -256,7 +255,9 @@ def _run(
     run = Run(
         params={"backbone": backbone.params, "bank": bank},
         answer=study.prepared.answer,
-        step=mixture_step(module, options.learning_rate, options.objective, study.mesh),
+        step=mixture_step(
+            module, options.learning_rate, options.objective, study.mesh, options.clip_norm
+        ),
         batch_at=study.batch_at,
         score=lambda logits: study.score(logits, "validation"),
         schedule=Schedule(
@@ -265,6 +266,7 @@ def _run(
             options.checkpoint_every,
             options.batch_size,
             score_start=True,
+            checkpoint_minutes=options.checkpoint_minutes,
         ),
         folder=folder,
         checkpoints=checkpoints,

@@ -72,7 +72,11 @@ def mixture_loss(
 
 @lru_cache(maxsize=16)
 def mixture_step(
-    module: nn.Module, learning_rate: float, objective: str, mesh: Mesh | None = None
+    module: nn.Module,
+    learning_rate: float,
+    objective: str,
+    mesh: Mesh | None = None,
+    clip_norm: float | None = None,
 ) -> TrainStep:
     """Gives the compiled step; what is trained is the logits, in the place of a prompt.
 
@@ -81,6 +85,7 @@ def mixture_step(
         learning_rate: the constant rate.
         objective: which words the loss is over.
         mesh: devices that all hold the state.
+        clip_norm: a longer gradient is shortened to this norm; None never.
 
     Returns:
         ``step(params, state, batch, answer) -> state, metrics``, where ``params`` are the model's
@@ -92,7 +97,7 @@ def mixture_step(
         >>> mixture_step(module, 0.1, "labels") is mixture_step(module, 0.1, "labels")
         True
     """
-    optimizer = prompt_optimizer(learning_rate)
+    optimizer = prompt_optimizer(learning_rate, clip_norm)
 
     def loss_of(
         logits: Array, params: Parameters, batch: Batch, answer: Answer

@@ -16,6 +16,7 @@ from jpt.data.sources import has_split
 from jpt.files.atomic import make_folder, write_json
 from jpt.files.study_files import write_transfer
 from jpt.mesh import batch_sharding, make_mesh
+from jpt.processes import on_first
 from jpt.prompts.store import save_prompt
 from jpt.tasks.task import Task
 from jpt.transfer.projector_columns import Columns, Projectors, build_columns
@@ -114,6 +115,7 @@ def evaluate_projector(
     folder = None if out is None else make_folder(out)
     if folder is not None:
         _write_prompts(make_folder(folder / PROJECTED), columns.projected)
+        on_first(lambda: None)  # all read them, where they are tuned on
     if chosen.warm_start is not None:
         matrix = warm_columns(columns, matrix, chosen, folder, progress)
     record |= {**columns.record, "split": chosen.split, "seed": chosen.seed}

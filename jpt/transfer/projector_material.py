@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -20,7 +19,7 @@ from jpt.data.batches import shuffled
 from jpt.data.encode import EncodedSplit
 from jpt.errors import InputError
 from jpt.files.study_files import refuse_twice
-from jpt.mesh import batch_sharding, place, replicated
+from jpt.mesh import place, replicated
 from jpt.prompts.collection import load_prompts
 from jpt.prompts.own import own_prompts, short_task
 from jpt.prompts.store import PROMPT_FILE, load_prompt
@@ -220,8 +219,7 @@ class TaskFeed:
     def batch_at(self, step: int) -> TaskBatch:
         """Gives the batch of a step, on the devices."""
         task = self.tasks[self.task_at(step)]
-        rows = task.feed.batch_at(step // len(self.tasks))
-        rows = jax.device_put(rows, batch_sharding(self.mesh, len(rows.lengths)))
+        rows = task.feed.placed_at(step // len(self.tasks), self.mesh)
         return TaskBatch(rows, task.source, task.prepared.answer)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -181,7 +180,7 @@ def _plan_distance(
 
     def batch_at(step: int) -> Array:
         drawn = draw_pairs(options.seed, step, options.batch_size, count)
-        return jax.device_put(drawn.astype(np.int32), replicated(mesh))
+        return place(drawn.astype(np.int32), replicated(mesh))
 
     return Plan(
         card=card,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jpt.mesh import fetch
 from jpt.transfer.projector import Projector, project_on_device
 from jpt.transfer.projector_material import TrainingTask
 from jpt.transfer.projector_steps import Pairs
@@ -81,7 +82,7 @@ def score_pairs(
         The mean squared error over those.
     """
     found = project_on_device(module, params, pairs.sources)
-    errors = np.asarray(jnp.square(found - pairs.targets).mean(axis=(1, 2)))
+    errors = fetch(jnp.square(found - pairs.targets).mean(axis=(1, 2)))
     values = dict(zip(names, map(float, errors), strict=True))
     learnt = {name: values[name] for name in names[:count]}
     unseen = {name: values[name] for name in names[count:]}

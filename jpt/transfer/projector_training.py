@@ -145,7 +145,7 @@ def train_projector(
         return ProjectorResult(projector, folder.result, folder.history(), folder.path)
     if folder is None:
         return _run(plan, None, None, progress, started_s)
-    with Checkpoints(folder.path / CHECKPOINTS) as checkpoints:
+    with folder.lock(), Checkpoints(folder.path / CHECKPOINTS) as checkpoints:
         return _run(plan, folder, checkpoints, progress, started_s)
 
 

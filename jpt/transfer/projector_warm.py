@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jpt.files.atomic import make_folder
-from jpt.prompts.store import save_prompt
 from jpt.transfer.projector_columns import VANILLA, WARM, Columns
 from jpt.transfer.projector_options import EvaluationOptions
+from jpt.tuning.start import Start
 from jpt.tuning.tune import tune
 from jpt.types import TransferMatrix
 
@@ -38,17 +38,14 @@ def warm_columns(
     """
     values = np.full((len(columns.tasks), 2), np.nan)
     starts = columns.projected[options.warm_start]
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        for row, task in enumerate(columns.tasks):
-            save_prompt(place / f"{task}.safetensors", starts[task])
-            inits = {WARM: f"prompt:{place / task}.safetensors", VANILLA: "random"}
-            if folder is not None:  # a run is told by its start, so that has to stay where it is
-                kept = folder / "projected" / options.warm_start / f"{task}.safetensors"
-                inits[WARM] = f"prompt:{kept}"
-            for column, (name, init) in enumerate(inits.items()):
-                out = None if folder is None else make_folder(folder / name) / task
-                values[row, column] = _tuned(columns, task, init, options, out, progress)
+    for row, task in enumerate(columns.tasks):
+        begun: dict[str, Any] = {"start": Start(task, starts[task])}
+        if folder is not None:  # a run is told by its start, so that has to stay where it is
+            kept = folder / "projected" / options.warm_start / f"{task}.safetensors"
+            begun = {"init": f"prompt:{kept}"}
+        for column, (name, given) in enumerate({WARM: begun, VANILLA: {}}.items()):
+            out = None if folder is None else make_folder(folder / name) / task
+            values[row, column] = _tuned(columns, task, given, options, out, progress)
     names = (*matrix.prompts, WARM, VANILLA)
     return dataclasses.replace(matrix, prompts=names, values=np.hstack([matrix.values, values]))
 
@@ -56,7 +53,7 @@ def warm_columns(
 def _tuned(
     columns: Columns,
     task: str,
-    init: str,
+    given: dict[str, Any],
     options: EvaluationOptions,
     out: Path | None,
     progress: bool,
@@ -65,7 +62,7 @@ def _tuned(
         columns.backbone,
         columns.tasks[task],
         out,
-        init=init,
+        **given,
         steps=options.warm_steps,
         length=columns.length,
         max_tokens=options.max_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from jpt.prompts.own import own_prompts
 from jpt.prompts.relative_means import rank_sources, summarize_relative
 from jpt.tasks.reference_names import task_type
 from jpt.types import PromptCard, TransferMatrix
+
+WIDTH = 80
+"""Columns of a terminal."""
 
 
 def relative_performance(
@@ -122,7 +126,7 @@ def describe_matrix(
         deviations: standard deviation by target and prompt, where there are several seeds.
 
     Returns:
-        The text.
+        The text, of at most 80 columns: prompts that have no room stand below the others.
 
     Example:
         >>> values = np.array([[0.4, 0.8]])
@@ -142,7 +146,8 @@ def describe_matrix(
             cells.append(f"{value:.3f}{'' if spread is None else f'±{spread:.3f}'}{mark}")
         lines.append([target, *cells])
     marked = ["* the target's own prompt"] if own else []
-    return "\n".join([*_aligned(lines), *marked, *(f"note: {note}" for note in notes)])
+    told = [line for note in notes for line in textwrap.wrap(f"note: {note}", WIDTH)]
+    return "\n".join([*_aligned(lines), *marked, *told])
 
 
 def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -156,7 +161,7 @@ def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
 
     Example:
         >>> print(describe_types({"nli": {"nli": 0.75, "qa": None}}))
-        mean relative performance by type of target (rows) and source, own prompts left out
+        mean relative performance by type of target (rows) and source, without own ones
                nli  qa
         nli  0.750   -
     """
@@ -166,16 +171,23 @@ def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
     lines = [["", *sources]]
     for kind, means in by_type.items():
         lines.append([kind, *("-" if (m := means[s]) is None else f"{m:.3f}" for s in sources)])
-    head = "mean relative performance by type of target (rows) and source, own prompts left out"
+    head = "mean relative performance by type of target (rows) and source, without own ones"
     return "\n".join([head, *_aligned(lines)])
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns one under the other; those that have no room in a line follow in a table below."""
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    blocks: list[list[int]] = [[]]
+    for place in range(1, len(widths)):
+        used = widths[0] + sum(2 + widths[other] for other in blocks[-1])
+        if blocks[-1] and used + 2 + widths[place] > WIDTH:
+            blocks.append([])
+        blocks[-1].append(place)
     return [
         "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            [line[0].ljust(widths[0]), *(line[place].rjust(widths[place]) for place in block)]
         ).rstrip()
+        for block in blocks
         for line in lines
     ]

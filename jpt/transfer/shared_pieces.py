@@ -9,6 +9,7 @@ from jaxtyping import Float64, Int64
 
 from jpt.backbones.registry import Backbone
 from jpt.errors import InputError
+from jpt.mesh import fetch
 from jpt.prompts.initialisers import sampled_ids
 
 _WORD_STARTS = ("\u2581", "\u0120")
@@ -65,7 +66,7 @@ def piece_embeddings(backbone: Backbone, ids: Int64[np.ndarray, "N"]) -> Float64
         Their rows.
     """
     rows = backbone.params["embeddings"]["word"][ids.astype(np.int32)]
-    return np.asarray(rows).astype(np.float64)
+    return fetch(rows).astype(np.float64)
 
 
 def _pieces_of(backbone: Backbone) -> dict[tuple[bool, str], int]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from jpt.transfer.matrix_cells import CELLS, Cell, CellFile, make_cell
 from jpt.transfer.matrix_plan import MatrixPlan, MatrixRun, plan_matrix
 from jpt.transfer.matrix_record import make_matrix, make_record
 from jpt.transfer.relative import describe_matrix, describe_types, relative_performance
+from jpt.tuning.pieces import prompts_at_once
 from jpt.tuning.prepare import PreparedTask, as_backbone, prepare_task
 from jpt.tuning.scoring import Score
 from jpt.tuning.settle import settle_length
@@ -210,7 +212,7 @@ def _measure(
     folder: Path | None,
     progress: bool,
 ) -> tuple[dict[tuple[str, str], Cell], dict[tuple[str, str], Score]]:
-    """Takes what is there and scores the rest, one cell after the other."""
+    """Takes what is there and scores the rest, as many prompts at once as suits the devices."""
     file = CellFile(None if folder is None else folder / CELLS)
     of = _dependencies(plan, model, settings)
     missing = {pair: depends for pair, depends in of.items() if file.find(depends) is None}
@@ -221,15 +223,26 @@ def _measure(
             make_folder(folder)
         with tqdm(total=len(of), disable=not progress, unit="pair", dynamic_ncols=True) as bar:
             bar.update(len(of) - len(missing))
-            for (target, name), depends in missing.items():
+            for target, names in _together(missing, prompts_at_once(model.mesh)):
                 started_s = time.monotonic()
                 bar.set_postfix_str(target, refresh=False)
-                scores[target, name] = score = scorer.score(target, name)
-                elapsed_s = time.monotonic() - started_s
-                file.add(make_cell(target, name, score, elapsed_s, depends))
-                bar.update()
-    found = {pair: file.find(depends) for pair, depends in of.items()}
-    return {pair: cell for pair, cell in found.items() if cell is not None}, scores
+                found = scorer.score(target, names)
+                elapsed_s = (time.monotonic() - started_s) / len(names)
+                for name, score in zip(names, found, strict=True):
+                    scores[target, name] = score
+                    depends = missing[target, name]
+                    file.add(make_cell(target, name, score, elapsed_s, depends))
+                    bar.update()
+    cells = {pair: file.find(depends) for pair, depends in of.items()}
+    return {pair: cell for pair, cell in cells.items() if cell is not None}, scores
+
+
+def _together(pairs: Iterable[tuple[str, str]], count: int) -> Iterator[tuple[str, list[str]]]:
+    """Runs of one target, so many at a time."""
+    for target, of in groupby(pairs, key=lambda pair: pair[0]):
+        names = [name for _, name in of]
+        for start in range(0, len(names), count):
+            yield target, names[start : start + count]
 
 
 def _dependencies(
@@ -291,10 +304,10 @@ class _Scorer:
             for name, prepared in self._prepared.items()
         }
 
-    def score(self, target: str, run: str) -> Score:
-        """Scores one run on one target."""
-        prepared = self._prepared[target]
-        return prepared.score([self._values[run]], self._splits[target], self._mesh)[0]
+    def score(self, target: str, runs: list[str]) -> list[Score]:
+        """Scores runs on one target."""
+        values = [self._values[run] for run in runs]
+        return self._prepared[target].score(values, self._splits[target], self._mesh)
 
 
 def _values(plan: MatrixPlan, run: MatrixRun, model: Backbone) -> Float[Array, "P D"] | None:

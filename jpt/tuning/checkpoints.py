@@ -1,13 +1,23 @@
 """Checkpoints of a run: the one place that knows orbax.
 
-A checkpoint holds what a run needs to go on (prompt, optimizer state, best prompt so far) and
-nothing of the backbone. It is written beside its final name and becomes one by a rename, in the
-background, while training goes on.
+A checkpoint holds what a run needs to go on (prompt, optimizer state, best prompt so far) and of
+the backbone its hash alone. It is written in the background, under a temporary name, while
+training goes on; only when the checksum of every file stands beside them does it get its own name.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import logging
+import os
+import re
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,8 +25,14 @@ from typing import Any
 import jax
 
 from jpt.errors import InputError
+from jpt.files.atomic import make_folder, write_error, write_json
+from jpt.processes import is_first, on_first
 
 KEPT = 2
+SUMS = "checksums.json"
+_TEMPORARY = ".tmp"
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+_READ_BYTES = 1 << 20
 
 
 class Checkpoints:
@@ -24,6 +40,8 @@ class Checkpoints:
 
     Args:
         folder: where they lie; made when the first one is saved.
+        backbone: hash of the frozen weights; a checkpoint of other ones is refused. None asks for
+            none.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -34,20 +52,18 @@ class Checkpoints:
         5
     """
 
-    def __init__(self, folder: Path) -> None:
-        # orbax speaks of every file at level INFO and of CPU placement at WARNING.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+    def __init__(self, folder: Path, backbone: str | None = None) -> None:
+        # orbax speaks of every file at level INFO, of CPU placement at WARNING, and of a full disk
+        # in a thousand lines at ERROR, before it raises what is turned into one line here.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         from orbax.checkpoint import v1 as orbax
 
-        policies = orbax.training.preservation_policies
-        decisions = orbax.training.save_decision_policies
+        self._orbax = orbax
         self.folder = folder.absolute()
-        self._checkpointer = orbax.training.Checkpointer(
-            self.folder,
-            save_decision_policy=decisions.FixedIntervalPolicy(1),
-            preservation_policy=policies.LatestN(KEPT),
-            cleanup_tmp_directories=True,
-        )
+        self.backbone = backbone
+        self._damaged: set[int] = set()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def __enter__(self) -> Checkpoints:
         """Gives itself."""
@@ -59,14 +75,17 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Waits for what is still being written."""
-        self._checkpointer.close()
+        """Waits for what is still being written; an error that is there already comes first."""
+        try:
+            self._join()  # alone: an error of this process is not one of the others
+        except InputError:
+            if error is None:
+                raise
 
     @property
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return on_first(self._latest)
 
     def save(self, step: int, state: Any) -> None:
         """Begins to save a state; returns as soon as it is copied off the device.
@@ -74,37 +93,215 @@ class Checkpoints:
         Args:
             step: that the state belongs to.
             state: a pytree of arrays.
+
+        Raises:
+            InputError: the disk is full or refuses; the checkpoints before are whole.
         """
         self.wait()
-        if self.latest_step == step:
+        if not on_first(lambda: self._make_room(step)):
             return
-        self._checkpointer.save_checkpointables_async(step, {"state": state})
+        try:
+            response = self._orbax.save_checkpointables_async(
+                self._temporary(step), {"state": state}, custom_metadata={"backbone": self.backbone}
+            )
+        except (OSError, ValueError) as error:
+            raise self._write_error(step, error) from None
+        # Not a daemon: the process waits for a checkpoint that is nearly there.
+        self._thread = threading.Thread(target=self._finish, args=(step, response))
+        self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the last save is whole on disk."""
-        self._checkpointer.wait()
+        """Waits until the last save is whole on disk.
+
+        Raises:
+            InputError: the disk is full or refuses; the checkpoints before are whole.
+        """
+        on_first(self._join)
+        self._join()
 
     def load(self, like: Any, cure: str = "remove the folder to start anew") -> Any:
-        """Loads the newest checkpoint onto this run's devices.
+        """Loads the newest checkpoint that is whole onto this run's devices.
+
+        The bytes of every file are compared with their checksums first. A damaged checkpoint is
+        passed over with a line on stderr, and removed when the next one is saved.
 
         Args:
             like: a pytree with the shapes, dtypes and shardings wanted.
-            cure: what to do where it does not fit, for the message.
+            cure: what to do where nothing fits, for the message.
 
         Returns:
             The state.
 
         Raises:
-            InputError: where the checkpoint does not fit, for instance after a change by hand.
+            InputError: where all are damaged, or the newest whole one does not fit, for instance
+                after a change by hand.
         """
+        return self._load(on_first(lambda: self._find_whole(cure)), like, cure)
+
+    def _find_whole(self, cure: str) -> int:
+        """The step of the newest checkpoint that is as it was written."""
+        step, faults = self._choose()
+        self._damaged = {number for number, _ in faults}
+        told = [f"the checkpoint of step {number} is damaged ({fault})" for number, fault in faults]
+        if step is None:
+            found = "; ".join(told) or "there is none"
+            raise InputError(f"no checkpoint in {self.folder} can be read: {found}; {cure}")
+        if told:
+            print(f"{'; '.join(told)}: going on from step {step}", file=sys.stderr)
+        return step
+
+    def remove_leftovers(self) -> None:
+        """Removes what a killed run left half written."""
+        if is_first() and self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.name.isdecimal() and "tmp" in path.name:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _make_room(self, step: int) -> bool:
+        """Whether a checkpoint is still to be written; then there is a place for it."""
+        if step in self._steps():
+            return False
+        make_folder(self.folder)
+        shutil.rmtree(self._temporary(step), ignore_errors=True)
+        return True
+
+    def _join(self) -> None:
+        """Waits for this process's part of the last save."""
+        if self._thread is not None:
+            self._thread.join()
+        error, self._thread, self._error = self._error, None, None
+        if error is not None:
+            raise error
+
+    def _latest(self) -> int | None:
+        return max(self._steps(), default=None)
+
+    def _choose(self) -> tuple[int | None, list[tuple[int, str]]]:
+        """The newest whole checkpoint, and what is wrong with those after it."""
+        faults = []
+        for step in sorted(self._steps(), reverse=True):
+            fault = _fault(self.folder / str(step))
+            if fault is None:
+                return step, faults
+            faults.append((step, fault))
+        return None, faults
+
+    def _steps(self) -> list[int]:
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return [int(name) for name in names if name.isdecimal() and int(name) not in self._damaged]
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f"{step}{_TEMPORARY}"
+
+    def _load(self, step: int, like: Any, cure: str) -> Any:
+        """Loads one whole checkpoint; what is raised means that it does not fit."""
+        folder = self.folder / str(step)
+        made_with = self._backbone_of(folder)
+        if self.backbone is not None and made_with not in (None, self.backbone):
+            raise InputError(
+                f"the checkpoint of step {step} in {self.folder} was made with other weights "
+                f"(hash {made_with}, now {self.backbone}); {cure}"
+            )
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
         )
         try:
-            return self._checkpointer.load_checkpointables(None, {"state": abstract})["state"]
+            return self._orbax.load_checkpointables(folder, {"state": abstract})["state"]
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).split("\n")[0]
             raise InputError(
-                f"the checkpoint of step {self.latest_step} in {self.folder} does not fit this run "
+                f"the checkpoint of step {step} in {self.folder} does not fit this run "
                 f"({reason}); {cure}"
             ) from None
+
+    def _backbone_of(self, folder: Path) -> str | None:
+        """The hash that stands in a checkpoint; None in those of versions that wrote none."""
+        if not (folder / SUMS).exists():
+            return None
+        return dict(self._orbax.checkpointables_metadata(folder).custom_metadata).get("backbone")
+
+    def _finish(self, step: int, response: Any) -> None:
+        """Waits for orbax in the background; then checksums, the name, and older ones go."""
+        before = sys.unraisablehook
+        sys.unraisablehook = _without_late_answers(before)
+        try:
+            response.result()
+            sys.unraisablehook = before
+            if is_first():
+                self._name(step)
+        except (OSError, ValueError) as error:
+            self._error = self._write_error(step, error)
+        except BaseException as error:  # raised by wait() in the thread of the run
+            self._error = error
+
+    def _name(self, step: int) -> None:
+        folder, target = self._temporary(step), self.folder / str(step)
+        write_json(folder / SUMS, _checksums(folder))
+        for old in self._damaged:
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+        self._damaged.clear()
+        os.replace(folder, target)
+        for old in sorted(self._steps())[:-KEPT]:
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def _write_error(self, step: int, error: Exception) -> Exception:
+        """One line with the cure; an error that is not the disk's stays what it is."""
+        if isinstance(error, InputError):
+            told = error
+        elif isinstance(error, OSError) and error.errno is not None:
+            told = write_error(self.folder, error)
+        elif found := _OS_ERROR.search(str(error)):
+            code = int(found[1])
+            told = write_error(self.folder, OSError(code, os.strerror(code)))
+        elif "RESOURCE_EXHAUSTED" in str(error):
+            told = write_error(self.folder, OSError(errno.ENOSPC, ""))
+        else:
+            return error
+        self.remove_leftovers()  # they would take the space that is missing
+        # What orbax had begun on the other arrays is dropped, of which Python warns.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        return InputError(f"{told}; the state of step {self._latest() or 0} is kept")
+
+
+def _without_late_answers(
+    hook: Callable[[sys.UnraisableHookArgs], Any],
+) -> Callable[[sys.UnraisableHookArgs], Any]:
+    """Keeps quiet about writes that answer when orbax has given up over the first that failed."""
+
+    def told(args: sys.UnraisableHookArgs) -> None:
+        if str(args.exc_value) != "Event loop is closed":
+            hook(args)
+
+    return told
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return {path.relative_to(folder).as_posix(): _checksum(path) for path in paths}
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fault(folder: Path) -> str | None:
+    """The first file that is not what was written, or None."""
+    if not (folder / SUMS).exists():  # of a version that wrote none
+        return None
+    try:
+        expected = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        for name, checksum in expected.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _checksum(folder / name) != checksum:
+                return f"{name} has changed"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    except (ValueError, AttributeError):
+        return f"{SUMS} has changed"
+    return None
+

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int64
+
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
 from jpt.data.batches import make_batch, training_rows
 from jpt.data.encode import EncodedSplit
 from jpt.data.token_budget import TokenBudget
+from jpt.mesh import own_rows, place_batch
 from jpt.tasks.task import Task
 from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_task
 from jpt.tuning.scoring import Batching
@@ -44,13 +49,30 @@ class Feed:
         Returns:
             The batch, in numpy.
         """
-        options, batching, size = self.options, self.batching, self.options.batch_size
+        rows, size = self._rows_at(step)
+        return make_batch(self.split, rows, size, self.batching.max_tokens, self.batching.pad)
+
+    def placed_at(self, step: int, mesh: Mesh) -> Batch:
+        """Gives the batch of a step on the devices; a process reads the rows of its own part.
+
+        Args:
+            step: its number, from 0.
+            mesh: the devices.
+
+        Returns:
+            The batch.
+        """
+        rows, size = self._rows_at(step)
+        shape = (size, self.batching.max_tokens, self.batching.pad)
+        return place_batch(make_batch(self.split, rows, *shape, own_rows(mesh, size)), mesh, size)
+
+    def _rows_at(self, step: int) -> tuple[Int64[np.ndarray, "N"], int]:
+        """The numbers of a step's rows, and the places of its batch."""
+        options, size = self.options, self.options.batch_size
         if self.budget is not None:
-            rows, size = self.budget.training_rows(options.seed, step)
-        else:
-            lengths = self.split.lengths if options.group_by_length else None
-            rows = training_rows(options.seed, step, size, self.split.n_rows, lengths)
-        return make_batch(self.split, rows, size, batching.max_tokens, batching.pad)
+            return self.budget.training_rows(options.seed, step)
+        lengths = self.split.lengths if options.group_by_length else None
+        return training_rows(options.seed, step, size, self.split.n_rows, lengths), size
 
 
 def make_feed(

@@ -18,16 +18,21 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jpt.errors import DivergedError, StoppedError
+from jpt.mesh import place
+from jpt.processes import Vote, is_first
 from jpt.tuning.checkpoints import Checkpoints
+from jpt.tuning.compile_log import CompileLog
 from jpt.tuning.losses import Answer
 from jpt.tuning.progress import Progress
-from jpt.tuning.run_folder import RunFolder
+from jpt.tuning.run_folder import BEST, RunFolder
 from jpt.tuning.scoring import Score
 from jpt.tuning.step import StepMetrics, TrainStep, TuneState
 from jpt.types import Batch, Parameters
 
 LOG_EVERY = 10
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+SAVE = 1
+"""What a process votes for whose last save is old: the number of no signal that is caught."""
 
 
 class LoopState(NamedTuple):
@@ -48,7 +53,7 @@ class LoopState(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """When what is done, counted in steps.
+    """When what is done, counted in steps unless said otherwise.
 
     Attributes:
         steps: of the whole run.
@@ -56,6 +61,7 @@ class Schedule:
         checkpoint_every: between two checkpoints; the last step is always saved.
         batch_size: rows a step, for the speed that is shown.
         score_start: whether the start is scored too, as step 0, and may be the best prompt.
+        checkpoint_minutes: a checkpoint too when the last one is so old.
     """
 
     steps: int
@@ -63,10 +69,16 @@ class Schedule:
     checkpoint_every: int
     batch_size: int
     score_start: bool = False
+    checkpoint_minutes: float | None = None
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether something that is done every so many steps is due after this one."""
         return step % every == 0 or step == self.steps
+
+    def is_late(self, saved_s: float) -> bool:
+        """Whether the last save, at this time, is too long ago."""
+        minutes = self.checkpoint_minutes
+        return minutes is not None and time.monotonic() - saved_s > 60 * minutes
 
 
 @dataclass
@@ -83,6 +95,8 @@ class Run:
         folder: where the run is written; None keeps it in memory.
         checkpoints: of the folder.
         history: logged lines of a run in memory.
+        keep_best: writes the best prompt of a state, whenever there is a better one than before.
+        finite: the last step whose loss was a number, and that loss.
     """
 
     params: Parameters
@@ -94,6 +108,8 @@ class Run:
     folder: RunFolder | None = None
     checkpoints: Checkpoints | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    keep_best: Callable[[LoopState], None] | None = None
+    finite: tuple[int, float] | None = None
 
     def log(self, line: dict[str, Any]) -> None:
         """Keeps one line of the log, on disk where there is a folder."""
@@ -130,7 +146,13 @@ def start_state(tune: TuneState) -> LoopState:
     """
     # A copy: the step donates its prompt, and the best one has to outlive it.
     best = jax.tree.map(jnp.copy, tune.prompt)  # one array, or the weights of a projector
-    return LoopState(tune, best, jnp.float32(-jnp.inf), jnp.int32(0))
+    return LoopState(tune, best, *_beside(tune, -math.inf, 0))
+
+
+def _beside(tune: TuneState, score: float, step: int) -> tuple[Array, Array]:
+    """A score and its step, on the devices that hold the state."""
+    where = tune.step.sharding
+    return place(jnp.float32(score), where), place(jnp.int32(step), where)
 
 
 def resume(run: Run, state: LoopState) -> LoopState:
@@ -146,11 +168,17 @@ def resume(run: Run, state: LoopState) -> LoopState:
     if run.folder is None or run.checkpoints is None:
         return state
     # Without a checkpoint nothing is kept, not even the score of the start, which comes again.
+    run.checkpoints.remove_leftovers()
     reached = run.checkpoints.latest_step
     if reached is not None:
         state = run.checkpoints.load(state)
     run.folder.rewind(-1 if reached is None else int(state.tune.step))
     run.history = run.folder.history()
+    if run.keep_best is not None:  # a later one may have been written after the checkpoint
+        if any(line["split"] == "validation" for line in run.history):
+            run.keep_best(state)
+        elif is_first():
+            (run.folder.path / BEST).unlink(missing_ok=True)
     return state
 
 
@@ -172,14 +200,17 @@ def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
         StoppedError: after SIGTERM or Ctrl-C, when the state is saved.
     """
     schedule, first = run.schedule, int(state.tune.step)
-    clock, pending = _Clock(first), None
-    with _stop_requests() as stop:
+    clock, pending, vote = _Clock(first), None, Vote()
+    saved_s = time.monotonic()
+    with stop_requests() as stop, CompileLog(progress.say) as log:
         if schedule.score_start and first == 0:
             with clock.paused():
-                state = _score(run, state, 0, progress)
+                state = _score(run, state, 0, progress, log)
         for step in range(first + 1, schedule.steps + 1):
             batch = run.batch_at(step - 1)
+            log.take()
             tune, metrics = run.step(run.params, state.tune, batch, run.answer)
+            log.stepped(batch)
             state = state._replace(tune=tune)
             _report(run, progress, pending, clock)
             pending = (step, metrics)
@@ -187,29 +218,39 @@ def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
                 _report(run, progress, pending, clock)
                 pending = None
                 with clock.paused():
-                    state = _score(run, state, step, progress)
-            if schedule.is_due(step, schedule.checkpoint_every) or stop:
+                    state = _score(run, state, step, progress, log)
+            # One signal stops all processes at one step.
+            asked = vote(stop[0] if stop else SAVE * schedule.is_late(saved_s))
+            if schedule.is_due(step, schedule.checkpoint_every) or asked:
                 _report(run, progress, pending, clock)
                 pending = None
                 _save(run, step, state)
-            if stop and step < schedule.steps:
-                _stop(run, stop[0], step)
+                saved_s = time.monotonic()
+            if asked > SAVE and step < schedule.steps:
+                _stop(run, asked, step)
     if run.checkpoints is not None:
         run.checkpoints.wait()
     return state
 
 
-def _score(run: Run, state: LoopState, step: int, progress: Progress) -> LoopState:
+def _score(
+    run: Run, state: LoopState, step: int, progress: Progress, log: CompileLog
+) -> LoopState:
+    log.take()
     score = run.score(state.tune.prompt)
+    log.scored()
+    loss = getattr(score, "loss", 0.0)  # a projector has none
+    if not (math.isfinite(score.value) and math.isfinite(loss)):
+        raise _diverged(run, step, f"validation loss {loss}, score {score.value}")
     run.log({"step": step, "split": "validation", **score.summary()})
     progress.scored(score)
     if score.value <= float(state.best_score):
         return state
-    return state._replace(
-        best_prompt=jax.tree.map(jnp.copy, state.tune.prompt),
-        best_score=jnp.float32(score.value),
-        best_step=jnp.int32(step),
-    )
+    best = jax.tree.map(jnp.copy, state.tune.prompt)
+    state = LoopState(state.tune, best, *_beside(state.tune, score.value, step))
+    if run.keep_best is not None:
+        run.keep_best(state)
+    return state
 
 
 def _report(
@@ -224,11 +265,8 @@ def _report(
     step, metrics = pending
     loss, accuracy, gradient_norm = (float(number) for number in jax.device_get(metrics))
     if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-        saved = run.checkpoints.latest_step if run.checkpoints is not None else None
-        raise DivergedError(
-            f"the loss of step {step} is {loss} (gradient norm {gradient_norm}); the state of "
-            f"step {saved or 0} is kept; try a lower learning rate"
-        )
+        raise _diverged(run, step, f"loss {loss}, gradient norm {gradient_norm}")
+    run.finite = (step, loss)
     elapsed_s = clock.elapsed_s()
     rows_per_s = (step - clock.first) * run.schedule.batch_size / elapsed_s
     progress.stepped(loss, rows_per_s)
@@ -244,6 +282,21 @@ def _report(
                 "elapsed_s": round(elapsed_s, 3),
             }
         )
+
+
+def _diverged(run: Run, step: int, what: str) -> DivergedError:
+    """Says between which steps it went wrong and what there is to go on from."""
+    since, kept = "", "nothing is kept, the run was in memory"
+    if run.finite is not None:
+        since = f" after step {run.finite[0]}, whose loss was {run.finite[1]:.4g}"
+    if run.checkpoints is not None:
+        run.checkpoints.wait()
+        saved = run.checkpoints.latest_step
+        kept = f"the state of step {saved} is kept" if saved is not None else "no state was saved"
+    return DivergedError(
+        f"step {step} gives no finite numbers{since}: {what}; {kept}; try a lower learning_rate "
+        "or a clip_norm"
+    )
 
 
 def _save(run: Run, step: int, state: LoopState) -> None:
@@ -262,7 +315,7 @@ def _stop(run: Run, signal_number: int, step: int) -> None:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
+def stop_requests() -> Iterator[list[int]]:
     """Collects SIGTERM and Ctrl-C, so that a step ends and its state is saved first."""
     requests: list[int] = []
     if threading.current_thread() is not threading.main_thread():

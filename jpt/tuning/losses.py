@@ -31,6 +31,7 @@ class Answer:
         owners: the class that each word stands for; None where each class has one word.
         n_labels: C, where there are owners.
         first_position: position of the text's first token (imported BERT prompts: 1).
+        n_own: how many of the words are the task's own, where others only fill a bank of tasks up.
     """
 
     label_ids: Int[Array, "W"]
@@ -38,6 +39,7 @@ class Answer:
     owners: Int[Array, "W"] | None = None
     n_labels: int = struct.field(pytree_node=False, default=0)
     first_position: int = struct.field(pytree_node=False, default=0)
+    n_own: Int[Array, ""] | None = None
 
 
 def answer_loss(
@@ -167,7 +169,9 @@ def _apply(
 def _by_label(scores: Float[Array, "B W"], answer: Answer) -> Float[Array, "B C"]:
     """Puts the words of one label together."""
     if answer.owners is None:
-        return scores
+        if answer.n_own is None:
+            return scores
+        return jnp.where(jnp.arange(scores.shape[1])[None] < answer.n_own, scores, -jnp.inf)
     is_own = answer.owners[None] == jnp.arange(answer.n_labels)[:, None]  # [C, W]
     kept = jnp.where(is_own[None], scores[:, None], -jnp.inf)
     return jax.nn.logsumexp(kept, axis=-1)

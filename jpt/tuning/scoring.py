@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,26 +16,14 @@ from scipy.special import log_softmax
 
 from jpt.data.batches import evaluation_batches
 from jpt.data.encode import EncodedSplit
-from jpt.mesh import batch_sharding
+from jpt.mesh import own_rows, place_batch, replicated
+from jpt.processes import process_count
 from jpt.tasks.metrics import compute_measures
 from jpt.tasks.text_metrics import Written
 from jpt.tuning.losses import Answer, label_scores
 from jpt.tuning.neuron_mask import NeuronMask
+from jpt.tuning.pieces import Batching, Piece, plan_pieces
 from jpt.types import Batch, Parameters
-
-
-class Batching(NamedTuple):
-    """How rows are put into batches; changes speed, never a number.
-
-    Attributes:
-        batch_size: rows of a batch.
-        max_tokens: the length the rows were encoded with, which is the longest bucket.
-        pad: id of the padding piece.
-    """
-
-    batch_size: int
-    max_tokens: int
-    pad: int
 
 
 @dataclass(frozen=True)
@@ -92,18 +80,6 @@ class Score:
         return f"all {self.rows} rows were answered '{answered[0]}': nothing is learnt yet"
 
 
-@partial(jax.jit, static_argnums=0)
-def _score_step(
-    module: nn.Module,
-    params: Parameters,
-    prompt: Float[Array, "P D"] | None,
-    batch: Batch,
-    answer: Answer,
-    neuron_mask: NeuronMask | None,
-) -> Float[Array, "B C"]:
-    return label_scores(module, params, prompt, batch, answer, neuron_mask=neuron_mask)
-
-
 def bank_logits(
     module: nn.Module,
     params: Parameters,
@@ -116,7 +92,9 @@ def bank_logits(
 ) -> Float[np.ndarray, "K N C"]:
     """Scores the labels of every row of a split behind each of several prompts.
 
-    Rows travel to the device once, and prompts of one length share a compiled program.
+    Rows travel to the device once, and prompts of one length share a compiled program. Where the
+    mesh has an axis ``prompt``, or the devices are no CPU, many prompts go through it at once, as
+    many as a memory budget holds.
 
     Args:
         module: the frozen model, without dropout.
@@ -125,7 +103,7 @@ def bank_logits(
         split: the encoded rows.
         answer: which words are scored.
         batching: how rows are put together.
-        mesh: devices to spread the rows over.
+        mesh: devices to spread the rows and the prompts over.
         neuron_mask: which neurons are silent, if any.
 
     Returns:
@@ -133,26 +111,69 @@ def bank_logits(
     """
     n_labels = answer.n_labels or len(answer.label_ids)
     logits = np.zeros((len(prompts), split.n_rows, n_labels), np.float32)
+    n_words = 0 if answer.pieces is None else answer.pieces.size
+    pieces = plan_pieces(module.config, prompts, split, batching, n_words, mesh)
+    whole = mesh if process_count() > 1 else None
     pending: tuple[np.ndarray, list[Array]] | None = None
-    for rows, batch in evaluation_batches(split, *batching):
-        if mesh is not None:
-            batch = jax.device_put(batch, batch_sharding(mesh, batching.batch_size))
-        given = (batch, answer, neuron_mask)
-        scores = [_score_step(module, params, prompt, *given) for prompt in prompts]
+    for rows, batch in placed_batches(split, batching, mesh):
+        given = (batch, answer, neuron_mask, whole)
+        scores = [_score_step(module, params, piece.values, *given) for piece in pieces]
         # One batch behind, so that the device computes while the host copies.
-        _collect(logits, pending)
+        _collect(logits, pieces, pending)
         pending = (rows, scores)
-    _collect(logits, pending)
+    _collect(logits, pieces, pending)
     return logits
 
 
 def _collect(
-    logits: Float[np.ndarray, "K N C"], pending: tuple[np.ndarray, list[Array]] | None
+    logits: Float[np.ndarray, "K N C"],
+    pieces: Sequence[Piece],
+    pending: tuple[np.ndarray, list[Array]] | None,
 ) -> None:
     if pending is not None:
         rows, scores = pending
-        for place, found in enumerate(scores):
-            logits[place, rows] = np.asarray(found)[: len(rows)]
+        for piece, found in zip(pieces, scores, strict=True):
+            values = np.asarray(found).reshape(-1, *found.shape[-2:])
+            logits[np.ix_(piece.numbers, rows)] = values[: len(piece.numbers), : len(rows)]
+
+
+@partial(jax.jit, static_argnums=(0, 6))
+def _score_step(
+    module: nn.Module,
+    params: Parameters,
+    prompts: Float[Array, "K P D"] | Float[Array, "P D"] | None,
+    batch: Batch,
+    answer: Answer,
+    neuron_mask: NeuronMask | None,
+    mesh: Mesh | None,
+) -> Float[Array, "*K B C"]:
+    """Scores behind one prompt or a bank; with a mesh, every process gets all of them."""
+
+    def score(prompt: Float[Array, "P D"] | None) -> Float[Array, "B C"]:
+        return label_scores(module, params, prompt, batch, answer, neuron_mask=neuron_mask)
+
+    is_bank = prompts is not None and prompts.ndim == 3
+    scores = (jax.vmap(score) if is_bank else score)(prompts)
+    return scores if mesh is None else jax.lax.with_sharding_constraint(scores, replicated(mesh))
+
+
+def placed_batches(
+    split: EncodedSplit, batching: Batching, mesh: Mesh | None
+) -> Iterator[tuple[Int[np.ndarray, "N"], Batch]]:
+    """Goes through all rows of a split once; a process reads the rows of its own part.
+
+    Args:
+        split: the encoded rows.
+        batching: how rows are put together.
+        mesh: devices to spread the rows over; None leaves batches in numpy.
+
+    Yields:
+        The numbers of the real rows of a batch, and the batch, in which they come first.
+    """
+    size = batching.batch_size
+    own = None if mesh is None else own_rows(mesh, size)
+    for rows, batch in evaluation_batches(split, *batching, own):
+        yield rows, batch if mesh is None else place_batch(batch, mesh, size)
 
 
 def score_logits(

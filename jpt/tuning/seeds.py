@@ -12,6 +12,7 @@ import numpy as np
 from jpt.backbones.registry import Backbone
 from jpt.errors import InputError
 from jpt.files.atomic import make_folder, write_json
+from jpt.mesh import make_mesh
 from jpt.tasks.task import Task
 from jpt.tuning.prepare import as_backbone
 from jpt.tuning.tune import TuneResult, tune
@@ -116,7 +117,8 @@ def tune_seeds(
         raise InputError(f"seeds are {seeds}; give two or more different ones, for instance 0,1,2")
     if not isinstance(backbone, Backbone):
         choices = {"dtype": options.get("dtype", "float32"), "remat": options.get("remat", "dots")}
-        backbone = as_backbone(backbone, dropout=options.get("dropout") == "paper", **choices)
+        choices |= {"dropout": options.get("dropout") == "paper"}
+        backbone = as_backbone(backbone, mesh=make_mesh(options.get("mesh")), **choices)
     folder = None if out is None else make_folder(out)
     results = {
         seed: tune(

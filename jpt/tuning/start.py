@@ -125,12 +125,11 @@ def read_start(name: str, run: str | Path) -> Start:
     best = load_prompt(folder)
     like = start_state(init_state(np.zeros_like(best.values), prompt_optimizer(1.0)))
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
-        step = checkpoints.latest_step
-        if step is None:
+        if checkpoints.latest_step is None:
             raise InputError(f"source {name}: {run}/{CHECKPOINTS} holds no checkpoint; {need}")
         state = checkpoints.load(like, "give a source of this version's optimizer").tune
     moments = Moments(
         *(np.asarray(optax.tree.get(state.optimizer, part), np.float32) for part in ("mu", "nu"))
     )
-    card = dataclasses.replace(best.card, steps=step, score=None)
+    card = dataclasses.replace(best.card, steps=int(state.step), score=None)
     return Start(name, Prompt(np.asarray(state.prompt, np.float32), card), moments)

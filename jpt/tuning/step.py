@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from jpt.mesh import replicated
 from jpt.tuning.losses import Answer, answer_loss, step_key
@@ -38,7 +40,7 @@ class StepMetrics(NamedTuple):
     Attributes:
         loss: mean cross-entropy.
         accuracy: share of right answers; of written ones, of right tokens.
-        gradient_norm: of the prompt.
+        gradient_norm: of the prompt, before it is clipped.
     """
 
     loss: Float[Array, ""]
@@ -49,19 +51,31 @@ class StepMetrics(NamedTuple):
 TrainStep = Callable[[Parameters, TuneState, Batch, Answer], tuple[TuneState, StepMetrics]]
 
 
-def prompt_optimizer(learning_rate: float) -> optax.GradientTransformation:
+def prompt_optimizer(
+    learning_rate: float | Float[Array, ""], clip_norm: float | None = None
+) -> optax.GradientTransformation:
     """Builds the paper's optimizer: AdamW, eps 1e-6, no decay, a constant rate, no clipping.
 
     Args:
-        learning_rate: the constant rate.
+        learning_rate: the constant rate; an array makes it an argument of a compiled program.
+        clip_norm: a longer gradient is shortened to this norm first; None, as in the paper, never.
 
     Returns:
-        The optax transformation.
+        The optax transformation. Its state has the same form whether clipped or not.
 
     Example:
         >>> state = prompt_optimizer(1e-3).init(jnp.zeros((2, 3)))
     """
-    return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0)
+    adam = optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0)
+    if clip_norm is None:
+        return adam
+    clip = optax.clip_by_global_norm(clip_norm)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        clipped, _ = clip.update(gradient, optax.EmptyState())
+        return adam.update(clipped, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def init_state(prompt: Float[Array, "P D"], optimizer: optax.GradientTransformation) -> TuneState:
@@ -112,6 +126,23 @@ def build_train_step(
         >>> int(state.step)
         1
     """
+    run = plain_step(module, objective)
+
+    def step(
+        params: Parameters, state: TuneState, batch: Batch, answer: Answer
+    ) -> tuple[TuneState, StepMetrics]:
+        return run(params, state, batch, answer, optimizer, seed)
+
+    return _compiled(step, mesh)
+
+
+def _compiled(step: Callable[..., Any], mesh: Mesh | None) -> Any:
+    shardings = {} if mesh is None else {"out_shardings": replicated(mesh)}
+    return jax.jit(step, donate_argnums=1, **shardings)
+
+
+def plain_step(module: nn.Module, objective: str) -> Callable[..., tuple[TuneState, StepMetrics]]:
+    """The step before it is compiled, with optimizer and seed as two arguments more."""
     has_dropout = bool(getattr(module, "dropout_rate", 0.0))
 
     def loss_of(
@@ -120,7 +151,12 @@ def build_train_step(
         return answer_loss(module, params, prompt, batch, answer, objective, key)
 
     def step(
-        params: Parameters, state: TuneState, batch: Batch, answer: Answer
+        params: Parameters,
+        state: TuneState,
+        batch: Batch,
+        answer: Answer,
+        optimizer: optax.GradientTransformation,
+        seed: int | UInt32[Array, ""],
     ) -> tuple[TuneState, StepMetrics]:
         key = step_key(seed, state.step) if has_dropout else None
         (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(
@@ -133,26 +169,77 @@ def build_train_step(
         metrics = StepMetrics(loss, accuracy, optax.tree.norm(gradient))
         return TuneState(state.step + 1, prompt, optimizer_state), metrics
 
-    shardings = {} if mesh is None else {"out_shardings": replicated(mesh)}
-    return jax.jit(step, donate_argnums=1, **shardings)
+    return step
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A compiled step with the rate and the seed of one run, which are arguments of the program.
+
+    Attributes:
+        program: the compiled step, shared by runs of every rate and seed.
+        rate: the learning rate.
+        seed: of dropout.
+    """
+
+    program: Any
+    rate: np.float32
+    seed: np.uint32
+
+    def __call__(
+        self, params: Parameters, state: TuneState, batch: Batch, answer: Answer
+    ) -> tuple[TuneState, StepMetrics]:
+        """Does one step."""
+        return self.program(params, state, batch, answer, self.rate, self.seed)
+
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """Traces the step for arguments or their shapes.
+
+        Args:
+            *arguments: weights, state, batch and answer.
+
+        Returns:
+            The step, ready to be compiled.
+        """
+        return self.program.lower(*arguments, self.rate, self.seed)
 
 
 @lru_cache(maxsize=64)
+def _paper_program(
+    module: nn.Module, objective: str, mesh: Mesh | None, clip_norm: float | None
+) -> Any:
+    run = plain_step(module, objective)
+
+    def step(
+        params: Parameters,
+        state: TuneState,
+        batch: Batch,
+        answer: Answer,
+        rate: Float[Array, ""],
+        seed: UInt32[Array, ""],
+    ) -> tuple[TuneState, StepMetrics]:
+        return run(params, state, batch, answer, prompt_optimizer(rate, clip_norm), seed)
+
+    return _compiled(step, mesh)
+
+
 def paper_train_step(
     module: nn.Module,
     learning_rate: float,
     seed: int,
     objective: str = "labels",
     mesh: Mesh | None = None,
-) -> TrainStep:
-    """Gives the compiled step of the paper's optimizer; runs with equal settings share it.
+    clip_norm: float | None = None,
+) -> BoundStep:
+    """Gives the compiled step of the paper's optimizer; runs of every rate and seed share it.
 
     Args:
         module: the frozen model.
         learning_rate: the constant rate.
-        seed: of dropout; give 0 where the module has none, so that seeds share a program.
+        seed: of dropout.
         objective: which words the loss is over.
         mesh: devices that all hold the state.
+        clip_norm: a longer gradient is shortened to this norm; None never.
 
     Returns:
         As :func:`build_train_step`.
@@ -160,7 +247,8 @@ def paper_train_step(
     Example:
         >>> from jpt.testing import tiny_encoder
         >>> module, _ = tiny_encoder()
-        >>> paper_train_step(module, 1e-2, 0) is paper_train_step(module, 1e-2, 0)
+        >>> paper_train_step(module, 1e-2, 0).program is paper_train_step(module, 1e-3, 1).program
         True
     """
-    return build_train_step(module, prompt_optimizer(learning_rate), seed, objective, mesh)
+    program = _paper_program(module, objective, mesh, clip_norm)
+    return BoundStep(program, np.float32(learning_rate), np.uint32(seed))

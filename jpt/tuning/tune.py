@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -24,7 +23,7 @@ from jpt.tasks.task import Task
 from jpt.tuning.checkpoints import Checkpoints
 from jpt.tuning.feed import Feed, make_feed
 from jpt.tuning.initial import initial_prompt
-from jpt.tuning.loop import Run, Schedule, best_prompt, resume, run_loop, start_state
+from jpt.tuning.loop import LoopState, Run, Schedule, best_prompt, resume, run_loop, start_state
 from jpt.tuning.predictions import write_predictions
 from jpt.tuning.prepare import (
     Data,
@@ -84,7 +83,7 @@ def _majority(score: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Study:
+class PreparedRun:
     """Everything a run is made of, before its first step."""
 
     backbone: Backbone
@@ -103,6 +102,9 @@ class _Study:
         # Only where they are asked for, so that folders of ordinary runs stay what they were.
         asked = {"start": self.start.record()} if self.start else {}
         asked |= {"score_start": True} if self.score_start else {}
+        shares = self.mesh.shape["data"]
+        if self.options.tokens_per_batch is not None and shares > 1:
+            asked["shares"] = shares  # how many rows a batch has depends on them
         return {
             "jpt_version": __version__,
             "backbone": self.backbone.name,
@@ -118,8 +120,7 @@ class _Study:
 
     def batch_at(self, step: int) -> Batch:
         """Gives the batch of a step, on the devices."""
-        batch = self.feed.batch_at(step)
-        return jax.device_put(batch, batch_sharding(self.mesh, len(batch.lengths)))
+        return self.feed.placed_at(step, self.mesh)
 
     def score(self, prompt: Float[Array, "P D"], split: str) -> Score:
         """Scores a prompt over a whole split, without dropout."""
@@ -183,7 +184,7 @@ def tune(
         (20, 128)
     """
     started_s = time.monotonic()
-    study = _prepare(backbone, task, data, TuneOptions(**options), start, score_start)
+    study = prepare_run(backbone, task, data, TuneOptions(**options), start, score_start)
     folder = None if out is None else RunFolder(Path(out), study.config())
     if folder is not None and folder.result is not None:
         return _finished(folder)
@@ -191,19 +192,37 @@ def tune(
         _say_facts(study)
     if folder is None:
         return _run(study, None, None, progress, started_s)
-    with Checkpoints(folder.path / CHECKPOINTS) as checkpoints:
+    where, weights = folder.path / CHECKPOINTS, study.backbone.fingerprint
+    with folder.lock(), Checkpoints(where, weights) as checkpoints:
         return _run(study, folder, checkpoints, progress, started_s, predictions)
 
 
-def _prepare(
+def prepare_run(
     backbone: Backbone | str | Path,
     task: Task | str | Path,
     data: Data | None,
     options: TuneOptions,
-    start: Start | None,
-    score_start: bool,
-) -> _Study:
-    """Loads and checks everything, cheap things first, before anything is compiled."""
+    start: Start | None = None,
+    score_start: bool = False,
+    splits: dict[str, EncodedSplit] | None = None,
+) -> PreparedRun:
+    """Loads and checks everything, cheap things first, before anything is compiled.
+
+    Args:
+        backbone: a loaded backbone, a built-in name, a folder of weights or a hub id.
+        task: a task, its name, or its folder.
+        data: folder of the task's rows, or the rows by split.
+        options: as the user gave them.
+        start: a prompt to start from in place of ``init``.
+        score_start: whether the start is scored too.
+        splits: the encoded rows, where a run of the same task and lengths has read them already.
+
+    Returns:
+        The run before its first step.
+
+    Raises:
+        InputError: for anything that cannot work.
+    """
     mesh = make_mesh(options.mesh)
     definition = as_task(task, data)
     model = as_backbone(backbone, options.dtype, options.dropout == "paper", mesh, options.remat)
@@ -223,13 +242,13 @@ def _prepare(
         options = dataclasses.replace(options, init=f"prompt:{start.name}")
     for rows in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, rows)
-    splits = prepared.splits()
+    splits = prepared.splits() if splits is None else splits
     feed = make_feed(splits["train"], options, prepared.batching, model.layout, mesh.shape["data"])
-    return _Study(model, prepared, options, splits, initial, mesh, feed, start, score_start)
+    return PreparedRun(model, prepared, options, splits, initial, mesh, feed, start, score_start)
 
 
 def _run(
-    study: _Study,
+    study: PreparedRun,
     folder: RunFolder | None,
     checkpoints: Checkpoints | None,
     progress: bool,
@@ -237,6 +256,11 @@ def _run(
     predictions: bool = False,
 ) -> TuneResult:
     options = study.options
+
+    def keep_best(state: LoopState) -> None:
+        values, score, step = best_prompt(state)
+        save_prompt(folder.path / BEST, study.prompt(values, step, score))
+
     run = Run(
         params=study.backbone.params,
         answer=study.prepared.answer,
@@ -246,6 +270,7 @@ def _run(
             options.seed if options.dropout == "paper" else 0,
             options.objective,
             study.mesh,
+            options.clip_norm,
         ),
         batch_at=study.batch_at,
         score=lambda prompt: study.score(prompt, "validation"),
@@ -255,9 +280,11 @@ def _run(
             options.checkpoint_every,
             options.batch_size,
             study.score_start,
+            options.checkpoint_minutes,
         ),
         folder=folder,
         checkpoints=checkpoints,
+        keep_best=None if folder is None else keep_best,
     )
     state = resume(run, start_state(_initial_state(study)))
     with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
@@ -266,7 +293,7 @@ def _run(
     best = study.prompt(values, step, score)
     last = study.prompt(np.asarray(state.tune.prompt), options.steps, None)
     path = folder.path / PREDICTIONS if folder is not None and predictions else None
-    record = _record(study, best, run.history, started_s, path)
+    record = result_record(study, best, run.history, started_s, path)
     if folder is not None:
         save_prompt(folder.path / BEST, best)
         save_prompt(folder.path / LAST, last)
@@ -274,15 +301,15 @@ def _run(
     return TuneResult(best, last, record, run.history, folder.path if folder else None)
 
 
-def _initial_state(study: _Study) -> TuneState:
+def _initial_state(study: PreparedRun) -> TuneState:
     state = init_state(study.initial, prompt_optimizer(study.options.learning_rate))
     if study.start is not None:
         state = study.start.put_moments(state)
     return place(state, replicated(study.mesh))
 
 
-def _record(
-    study: _Study,
+def result_record(
+    study: PreparedRun,
     best: Prompt,
     history: list[dict[str, Any]],
     started_s: float,
@@ -325,7 +352,7 @@ def _finished(folder: RunFolder) -> TuneResult:
     )
 
 
-def _say_facts(study: _Study, say: Callable[[str], None] | None = None) -> None:
+def _say_facts(study: PreparedRun, say: Callable[[str], None] | None = None) -> None:
     """Prints what runs where: devices, mesh, counts, label words with ids, rows."""
     say = say or (lambda line: print(line, file=sys.stderr))
     backbone, options, mesh = study.backbone, study.options, study.mesh

@@ -11,13 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jpt.backbones.generation import greedy, without_ends
-from jpt.data.batches import evaluation_batches
 from jpt.data.encode import EncodedSplit
 from jpt.files.tokenizer import TextTokenizer
-from jpt.mesh import batch_sharding
+from jpt.mesh import fetch
 from jpt.tasks.text_metrics import TEXT_METRICS, Written, score_texts
 from jpt.tuning.losses import written_totals
-from jpt.tuning.scoring import Batching, Score
+from jpt.tuning.scoring import Batching, Score, placed_batches
 from jpt.types import Batch, Parameters
 
 
@@ -56,10 +55,8 @@ def score_written(
     """
     rows: list[Written | None] = [None] * split.n_rows
     loss = tokens = 0.0
-    for numbers, batch in evaluation_batches(split, *batching):
-        if mesh is not None:
-            batch = jax.device_put(batch, batch_sharding(mesh, batching.batch_size))
-        found, total = jax.device_get(_loss_step(module, params, prompt, batch))
+    for numbers, batch in placed_batches(split, batching, mesh):
+        found, total = fetch(_loss_step(module, params, prompt, batch))
         loss, tokens = loss + float(found), tokens + float(total)
         written = write_answers(module, params, prompt, batch, tokenizer, split.answers.width)
         for number, ids in zip(numbers, written, strict=False):  # filling rows are left over
@@ -101,7 +98,7 @@ def write_answers(
     """
     most = width - (tokenizer.ids.eos is not None)
     inputs = (module, params, batch.tokens, batch.lengths, prompt, most, tokenizer.end_ids)
-    return without_ends(jax.device_get(greedy(*inputs)), tokenizer.end_ids)
+    return without_ends(fetch(greedy(*inputs)), tokenizer.end_ids)
 
 
 def _compare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,83 @@ def test_a_half_written_log_line_and_later_lines_are_removed(
         file.write('{"step": 99, "split": "train"}\n{"step": 99, "spl')
     jpt.tune(backbone, task, run, **SETTINGS)
     assert_equal_runs(whole, run)
+
+
+@pytest.fixture(scope="module")
+def broken(task: Path, backbone: jpt.Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was saved by the clock, after every step, and broke off in the fifteenth."""
+    run, real = tmp_path_factory.mktemp("runs") / "broken", loop._report
+
+    def fail(run, progress, pending, *rest):
+        if pending is not None and pending[0] == 15:
+            raise RuntimeError("power")
+        return real(run, progress, pending, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_report", fail)
+        with pytest.raises(RuntimeError, match="power"):
+            often = {"checkpoint_every": 1000, "checkpoint_minutes": 1e-9}
+            jpt.tune(backbone, task, run, **{**SETTINGS, **often})
+    assert newest_checkpoint(run) == 14
+    return run
+
+
+def test_saves_at_other_moments_change_nothing(
+    task: Path, backbone: jpt.Backbone, whole: Path, broken: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(broken, tmp_path / "run"))
+    jpt.tune(backbone, task, run, **SETTINGS)
+    assert_equal_runs(whole, run)
+
+
+@pytest.mark.slow
+def test_other_devices_go_on_with_the_same_run(
+    task: Path, backbone: jpt.Backbone, whole: Path, broken: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(broken, tmp_path / "run"))
+    found = jpt.tune(backbone, task, run, **SETTINGS, mesh="data:8")
+    expected = jpt.load_prompt(whole / "last.safetensors").values
+    np.testing.assert_allclose(found.last.values, expected, atol=1e-4 * np.abs(expected).max())
+    assert [line["step"] for line in found.history] == [
+        json.loads(line)["step"] for line in (whole / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
+    task: Path, backbone: jpt.Backbone, whole: Path, tmp_path: Path, capsys
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / "result.json").unlink()
+    newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    data = next(path for path in (newest / "state" / "d").iterdir())
+    data.write_bytes(data.read_bytes()[:-20])
+    jpt.tune(backbone, task, run, **SETTINGS)
+    assert "the checkpoint of step 24 is damaged" in capsys.readouterr().err
+    assert_equal_runs(whole, run)
+
+
+def test_an_interrupted_run_holds_its_best_prompt(
+    task: Path,
+    backbone: jpt.Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = loop._report
+
+    def interrupt(run, progress, pending, *rest):
+        if pending is not None and pending[0] == 15:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(run, progress, pending, *rest)
+
+    monkeypatch.setattr(loop, "_report", interrupt)
+    with pytest.raises(StoppedError):
+        jpt.tune(backbone, task, tmp_path / "run", **SETTINGS)
+    card = jpt.load_prompt(tmp_path / "run").card
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    scores = {line["step"]: line["accuracy"] for line in lines if line["split"] == "validation"}
+    assert set(scores) == {6, 12}
+    assert card.score == pytest.approx(max(scores.values()))
+    assert scores[card.steps] == max(scores.values())
 
 
 @pytest.mark.slow

@@ -8,9 +8,17 @@ import numpy as np
 import optax
 import pytest
 
+from jpt.config import TuneOptions
+from jpt.errors import InputError
 from jpt.testing import tiny_batch, tiny_encoder
 from jpt.tuning.losses import Answer, label_logits, label_loss
-from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
+from jpt.tuning.step import (
+    TuneState,
+    build_train_step,
+    init_state,
+    paper_train_step,
+    prompt_optimizer,
+)
 from jpt.types import Batch
 
 ANSWER = Answer(jnp.array([3, 4], jnp.int32))
@@ -103,6 +111,71 @@ def test_tasks_with_as_many_labels_share_one_program() -> None:
         answer = Answer(jnp.array(ids, jnp.int32))
         step(params, init_state(start(), prompt_optimizer(1e-2)), tiny_batch(), answer)
     assert step._cache_size() == 1
+
+
+def run_steps(step: object, steps: int, rate: float = 1e-2) -> TuneState:
+    module, params = tiny_encoder()
+    state = init_state(start(), prompt_optimizer(rate))
+    for _ in range(steps):
+        state, _ = step(params, state, tiny_batch(), ANSWER)
+    return state
+
+
+def test_rate_and_seed_are_arguments_of_one_program_and_change_no_bit() -> None:
+    """Against the step in which both are fixed numbers."""
+    module = tiny_encoder()[0].clone(dropout_rate=0.3)
+    programs = []
+    for rate, seed in ((1e-2, 0), (3e-4, 2**32 - 1)):
+        step = paper_train_step(module, rate, seed)
+        fixed = build_train_step(module, prompt_optimizer(rate), seed)
+        found, expected = run_steps(step, 5), run_steps(fixed, 5)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        programs.append(step.program)
+    assert programs[0] is programs[1] and programs[0]._cache_size() == 1
+
+
+def test_a_clipped_gradient_has_the_norm_asked_for() -> None:
+    """Adam forgets the size of its gradients, so what it keeps of them is looked at."""
+    module, params = tiny_encoder()
+    batch = tiny_batch()
+
+    def first(clip_norm: float | None) -> tuple[np.ndarray, float]:
+        step = paper_train_step(module, 1e-2, 0, clip_norm=clip_norm)
+        state = init_state(start(), prompt_optimizer(1e-2))
+        state, metrics = step(params, state, batch, ANSWER)
+        mean = np.asarray(optax.tree.get(state.optimizer, "mu"), np.float64) / 0.1
+        return mean, float(metrics.gradient_norm)
+
+    gradient, norm = first(None)
+    assert np.linalg.norm(gradient) == pytest.approx(norm, rel=1e-5)
+    clipped, told = first(norm / 4)
+    assert told == pytest.approx(norm, rel=1e-6), "the log tells the norm before"
+    np.testing.assert_allclose(clipped, gradient / 4, rtol=1e-4, atol=1e-7 * norm)
+
+
+def test_clipping_is_that_of_optax_step_by_step() -> None:
+    """Ten steps against a chain of optax's own, on gradients of very different sizes."""
+    mine, state = prompt_optimizer(0.1, clip_norm=1.5), None
+    chain = optax.chain(optax.clip_by_global_norm(1.5), prompt_optimizer(0.1))
+    prompt = other = jnp.zeros((3, 4))
+    state, chained = mine.init(prompt), chain.init(prompt)
+    assert jax.tree.structure(state) == jax.tree.structure(prompt_optimizer(0.1).init(prompt))
+    random = np.random.default_rng(0)
+    with jax.numpy_dtype_promotion("standard"):
+        for size in 10.0 ** random.uniform(-3, 3, 10):
+            gradient = jnp.asarray(size * random.normal(size=(3, 4)), jnp.float32)
+            updates, state = mine.update(gradient, state, prompt)
+            prompt = optax.apply_updates(prompt, updates)
+            updates, chained = chain.update(gradient, chained, other)
+            other = optax.apply_updates(other, updates)
+    np.testing.assert_array_equal(prompt, other)
+
+
+@pytest.mark.parametrize("option", ["clip_norm", "checkpoint_minutes", "learning_rate"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True, "1"])
+def test_amounts_that_are_none_are_refused(option: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"{option} is .*; give a positive number"):
+        TuneOptions(**{option: value})
 
 
 def test_the_loss_is_that_of_optax_over_the_label_words() -> None:

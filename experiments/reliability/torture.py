@@ -1,0 +1,232 @@
+"""Kills a tuning and a sweep at random moments; both must end as if nothing had happened.
+
+An uninterrupted run comes first. Then the same command runs in another folder, is killed by SIGKILL
+or SIGTERM, and is started again, until it ends: while it starts, between two saves, during a save
+(at once when a temporary name appears among the checkpoints, or a moment later), while results are
+written. When it ends before all kills are used, the next victim begins, with another seed and an
+uninterrupted run of its own. After every kill:
+
+- SIGTERM ends with exit code 75 within the step, or with 0 where it was finished; no traceback;
+- the newest whole checkpoint is never older than before;
+- every line that was logged up to the newest whole checkpoint is still there, clock fields and
+  all, so these steps were not done again;
+
+and at the end: both prompts of every run equal byte for byte; logs, results, tables equal but for
+times and memory; the same files, so no temporary name and no lock.
+
+Command:
+    python experiments/reliability/torture.py --out DIR
+
+Time and result: see experiments/reliability/RESULTS.md. The last folder of victims and all that
+differed are kept in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from killing import SHARES, SIGNALS, Death, Kill, Process, judge, plan_kills
+from victims import (
+    Banks,
+    Kind,
+    command,
+    find_differences,
+    is_finished,
+    kept_lines,
+    position,
+    sweep,
+    tuning,
+)
+
+KILLS_EACH = 10
+
+
+@dataclass
+class Tally:
+    """What was done to one kind, and what was wrong."""
+
+    kills: list[tuple[Kill, Death]] = field(default_factory=list)
+    starts: int = 0
+    victims: int = 0
+    wrong: list[str] = field(default_factory=list)
+    whole_s: list[float] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Tortures both kinds, prints a table, and fails where anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=50, help="of each kind")
+    parser.add_argument("--steps", type=int, default=360, help="of the tuning; a multiple of 60")
+    parser.add_argument("--kinds", default="tune,sweep")
+    options = parser.parse_args(arguments)
+    known = {"tune": tuning(options.steps), "sweep": sweep(options.steps)}
+    tallies = {}
+    for name in options.kinds.split(","):
+        draw = random.Random(f"{options.seed} {name}")
+        work = (options.out / name).absolute()
+        tallies[name] = torture(known[name], work, options.kills, draw)
+    record = {name: summary(tally) for name, tally in tallies.items()}
+    told = "\n".join(describe(name, tally) for name, tally in tallies.items())
+    (options.out / "torture.json").write_text(json.dumps(record, indent=2) + "\n")
+    (options.out / "torture.md").write_text(told)
+    print(told)
+    if any(tally.wrong for tally in tallies.values()):
+        raise SystemExit(1)
+
+
+def torture(kind: Kind, work: Path, count: int, draw: random.Random) -> Tally:
+    """Uses up all kills on as many victims as it takes."""
+    work.mkdir(parents=True)
+    tally, waiting, started_s = Tally(), plan_kills(count, draw), time.monotonic()
+    while waiting:
+        number = tally.victims
+        if number > 2 * count:
+            raise SystemExit(f"{kind.name}: {len(waiting)} kills never met their moment")
+        tally.victims += 1
+        whole, killed = work / f"whole-{number}", work / f"killed-{number}"
+        start_s = run_whole(kind, work, whole, number, tally)
+        batch, waiting = waiting[:KILLS_EACH], waiting[KILLS_EACH:]
+        if kind.name == "tune":  # its results come once, at the end
+            batch.sort(key=lambda kill: kill.phase == "results")
+        waiting += kill_again_and_again(kind, work, killed, number, batch, start_s, tally, draw)
+        found = [f"killed-{number}: {each}" for each in find_differences(kind, whole, killed)]
+        tally.wrong += found
+        print(f"{kind.name} {number}: {len(tally.kills)} of {count} kills, wrong: {found}")
+        if not found and waiting:
+            shutil.rmtree(whole)
+            shutil.rmtree(killed)
+    tally.elapsed_s = time.monotonic() - started_s
+    return tally
+
+
+def run_whole(kind: Kind, work: Path, out: Path, number: int, tally: Tally) -> float:
+    """Makes the uninterrupted run; gives the seconds until training had begun."""
+    started = command(kind, work, out, number)
+    death = Process(kind, started, out, work / "whole.txt", Banks(kind, out)).wait()
+    if death.code or not is_finished(kind, out):
+        raise SystemExit(f"the uninterrupted {kind.name} ended with {death.code}: {death.told}")
+    tally.whole_s.append(death.elapsed_s)
+    if kind.name == "sweep":
+        check_packing(kind, death.told)
+    return death.begun_s or death.elapsed_s
+
+
+def check_packing(kind: Kind, told: str) -> None:
+    """Stops where a sweep packs its runs otherwise than these checks take it."""
+    listed = [line.split(", ") for line in re.findall(r"running, \d+ at once: (.*)", told)]
+    for bank, names in enumerate(listed):
+        runs = [run.folder.removeprefix("runs/") for run in kind.runs if run.bank == bank]
+        if sorted(names) != sorted(runs):
+            raise SystemExit(f"bank {bank} holds {names}, not {runs}; mend victims.sweep")
+
+
+def kill_again_and_again(
+    kind: Kind,
+    work: Path,
+    out: Path,
+    number: int,
+    batch: list[Kill],
+    start_s: float,
+    tally: Tally,
+    draw: random.Random,
+) -> list[Kill]:
+    """Kills one victim until its kills are used or it ends; gives those that are left over."""
+    banks, started = Banks(kind, out), command(kind, work, out, number)
+    told = work / f"killed-{number}.txt"
+    while True:
+        kill = batch[0] if batch else None
+        before = banks.reached()
+        kept = kept_lines(kind, out, before)
+        process = Process(kind, started, out, told, banks)
+        tally.starts += 1
+        if kill is None:
+            death = process.wait()
+        else:
+            at = position(kind, out)
+            target = at + draw.uniform(0, 2 * (kind.steps - at) / (len(batch) + 1))
+            death = process.kill(kill, round(target), start_s, draw)
+        wrong = [] if not death.killed else [judge(kill, death, kind, out)]
+        wrong += find_losses(kind, out, banks, before, kept)
+        where = f"killed-{number}, start {tally.starts} ({kill}, {death.code})"
+        tally.wrong += [f"{where}: {each}" for each in wrong if each]
+        if death.killed:
+            tally.kills.append((batch.pop(0), death))
+        elif death.code == 0:
+            return batch
+        else:
+            tally.wrong.append(f"{where} did not resume: {death.told[-2000:]}")
+            return batch
+
+
+def find_losses(
+    kind: Kind,
+    out: Path,
+    banks: Banks,
+    before: dict[int, float],
+    kept: dict[str, list[dict[str, Any]]],
+) -> list[str]:
+    """What a start has lost of that which stood before it at the newest whole checkpoint."""
+    now = banks.reached()
+    losses = [
+        f"the checkpoint of bank {bank} went from {before[bank]} back to {now[bank]}"
+        for bank in before
+        if now[bank] < before[bank]
+    ]
+    current = kept_lines(kind, out, dict.fromkeys(before, float("inf")))
+    for folder, wanted in kept.items():
+        if current[folder][: len(wanted)] != wanted:
+            losses.append(f"{folder}/metrics.jsonl lost lines of before its newest checkpoint")
+    return losses
+
+
+def summary(tally: Tally) -> dict[str, Any]:
+    """Counts for the record."""
+    hit = Counter((kill.phase, kill.signal.name) for kill, _ in tally.kills)
+    torn = Counter(kill.phase for kill, death in tally.kills if death.left)
+    codes = Counter(death.code for kill, death in tally.kills if kill.signal.name == "SIGTERM")
+    return {
+        "kills": {f"{phase} {name}": count for (phase, name), count in sorted(hit.items())},
+        "left_temporary_names": dict(torn),
+        "exit_codes_of_sigterm": dict(codes),
+        "starts": tally.starts,
+        "victims": tally.victims,
+        "whole_s": [round(each, 1) for each in tally.whole_s],
+        "elapsed_s": round(tally.elapsed_s, 1),
+        "wrong": tally.wrong,
+    }
+
+
+def describe(name: str, tally: Tally) -> str:
+    """A table of kills and the rest in words."""
+    record = summary(tally)
+    head = f"| {name}: killed during | " + " | ".join(each.name for each in SIGNALS)
+    rows = [f"{head} | left temporary names |", "|---|---|---|---|"]
+    for phase in SHARES:
+        counts = [record["kills"].get(f"{phase} {each.name}", 0) for each in SIGNALS]
+        cells = [phase, *counts, record["left_temporary_names"].get(phase, 0)]
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    codes = ", ".join(f"{n} x {code}" for code, n in record["exit_codes_of_sigterm"].items())
+    whole_s = sum(tally.whole_s) / len(tally.whole_s)
+    rows.append(
+        f"\n{len(tally.kills)} kills of {tally.victims} victims in {tally.starts} starts and "
+        f"{tally.elapsed_s:.0f} s (an uninterrupted one: {whole_s:.0f} s); exit codes after "
+        f"SIGTERM: {codes}; wrong: {len(tally.wrong)}.\n"
+    )
+    return "\n".join([*rows, *(f"- {each}" for each in tally.wrong)]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

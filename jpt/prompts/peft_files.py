@@ -1,0 +1,269 @@
+"""Adapter folders of PEFT's prompt tuning: written so that PEFT loads them, and read.
+
+A folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` (older ones
+``adapter_model.bin``) with the tensor ``prompt_embeddings``. PEFT puts its rows in front of the
+input, as jpt does in decoders and in T5's encoder. Its table for T5 has 2P rows by default
+(``num_transformer_submodules`` 2) of which it reads the first P.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from jpt.errors import InputError
+from jpt.files.atomic import make_folder, new_folder, write_json
+from jpt.files.reading import read_error, read_json
+from jpt.files.safetensors_file import write_safetensors
+from jpt.files.stored import StoredTensor
+from jpt.files.tensor_files import TensorSource, open_tensors
+from jpt.prompts.store import card_text, checked_tensors, read_card, read_rows
+from jpt.types import Prompt, PromptCard
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+TENSOR = "prompt_embeddings"
+
+TASK_TYPES = {"CAUSAL_LM": "decoder", "SEQ_2_SEQ_LM": "encoder_decoder"}
+"""The layout of a prompt by what PEFT calls the kind of model."""
+
+_CARD = "jpt_card"  # in the metadata of the safetensors file, which PEFT does not read
+_INITS = {"RANDOM": "random", "SAMPLE_VOCAB": "vocab"}
+_OTHER_KINDS = {
+    "PREFIX_TUNING": "keys and values for every layer, not rows in front of the input",
+    "P_TUNING": "rows that a trained network makes",
+    "MULTITASK_PROMPT_TUNING": "rows times a matrix of each task",
+    "LORA": "changes of the weights, not rows in front of the input",
+}
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A soft prompt as PEFT saved it.
+
+    Attributes:
+        values: the rows that PEFT puts in front of the input.
+        layout: where they stand.
+        base_model: what the folder says of its backbone.
+        init: how they started, in jpt's words.
+        table_rows: how many rows the file has; 2P for T5 by PEFT's default.
+        card: where jpt wrote the folder, the card of the prompt.
+    """
+
+    values: Float32[np.ndarray, "P D"]
+    layout: str
+    base_model: str | None
+    init: str
+    table_rows: int
+    card: PromptCard | None
+
+
+def write_adapter(
+    folder: str | Path,
+    prompt: Prompt,
+    base_model: str | None = None,
+    heads: int | None = None,
+    layers: int | None = None,
+) -> None:
+    """Writes an adapter folder that PEFT loads, in one step.
+
+    Args:
+        folder: the target; it must not exist or be empty.
+        prompt: of a decoder or of T5.
+        base_model: name of the model for PEFT; by default the backbone of the card.
+        heads: attention heads of that model, where they are known; PEFT does not need them.
+        layers: of that model, likewise.
+
+    Raises:
+        InputError: PEFT's layout cannot express the prompt's, a value is not finite, or the folder
+            cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "adapter"
+        >>> card = PromptCard("gpt2", "sst2", layout="decoder")
+        >>> write_adapter(folder, Prompt(np.ones((4, 8), np.float32), card))
+        >>> read_adapter(folder).values.shape, read_adapter(folder).card.task
+        ((4, 8), 'sst2')
+    """
+    task_type = peft_task_type(prompt.card)
+    values = checked_tensors(folder, prompt)["prompt"]
+    rows, width = values.shape
+    make_folder(Path(folder).absolute().parent)
+    config = {
+        "base_model_name_or_path": base_model or prompt.card.backbone,
+        "inference_mode": True,
+        "num_attention_heads": heads,
+        "num_layers": layers,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": rows,
+        "peft_type": "PROMPT_TUNING",
+        # How the rows started tells PEFT what to draw before it reads them: nothing special.
+        "prompt_tuning_init": "RANDOM",
+        "revision": None,
+        "task_type": task_type,
+        "token_dim": width,
+    }
+    # PEFT warns of fields in its config that it does not know, so the card stands elsewhere.
+    metadata = {"format": "pt", _CARD: card_text(folder, prompt.card)}
+    with new_folder(folder) as place:
+        write_json(place / CONFIG_FILE, config)
+        write_safetensors(place / WEIGHT_FILES[0], {TENSOR: values}, metadata)
+
+
+def peft_task_type(card: PromptCard) -> str:
+    """What PEFT calls the kind of model that a prompt is for.
+
+    Args:
+        card: of the prompt.
+
+    Returns:
+        ``"CAUSAL_LM"`` or ``"SEQ_2_SEQ_LM"``.
+
+    Raises:
+        InputError: PEFT cannot put the rows where the prompt was tuned to stand.
+
+    Example:
+        >>> peft_task_type(PromptCard("t5-small", "sst2", layout="encoder_decoder"))
+        'SEQ_2_SEQ_LM'
+    """
+    for task_type, layout in TASK_TYPES.items():
+        if layout == card.layout:
+            return task_type
+    raise InputError(
+        f"the prompt was tuned on {card.backbone}, an encoder: its rows stand between [MASK] and"
+        " [CLS], without positions of their own, and PEFT can only put them before all of the"
+        " input, where they would mean something else; only prompts of decoders and T5 can be"
+        " exported"
+    )
+
+
+def read_adapter(source: str | Path) -> PeftAdapter:
+    """Reads an adapter folder of PEFT's prompt tuning; nothing is unpickled by running code.
+
+    Args:
+        source: the folder, or a file in it.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        InputError: there is no adapter, it is of another kind than prompt tuning or for another
+            kind of model, it is broken, or its sizes do not fit each other.
+
+    Example:
+        See `write_adapter`.
+    """
+    folder = _adapter_folder(Path(source))
+    path = folder / CONFIG_FILE
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no table of fields; save the adapter with PEFT again")
+    layout = _layout(path, config)
+    count, copies = _count(path, config), _copies(path, config, layout)
+    file, tensor, metadata = _open(folder)
+    _check_shape(file, tensor, count, copies, config.get("token_dim"))
+    base_model = config.get("base_model_name_or_path")
+    return PeftAdapter(
+        values=np.ascontiguousarray(read_rows(file, TENSOR, tensor)[:count]),
+        layout=layout,
+        base_model=base_model if isinstance(base_model, str) and base_model else None,
+        init=_init(config),
+        table_rows=tensor.shape[0],
+        card=read_card(file, metadata[_CARD]) if _CARD in metadata else None,
+    )
+
+
+def _adapter_folder(place: Path) -> Path:
+    """The folder of an adapter; where there is none, what was found instead."""
+    if place.name in (CONFIG_FILE, *WEIGHT_FILES):
+        place = place.parent
+    try:
+        entries = sorted(place.iterdir())
+    except NotADirectoryError:
+        raise InputError(f"{place} is a file; give the adapter's folder") from None
+    except OSError as error:
+        raise read_error(place, error) from None
+    if (place / CONFIG_FILE).is_file():
+        return place
+    below = [entry.name for entry in entries if (entry / CONFIG_FILE).is_file()]
+    found = f"it has adapters below it: {', '.join(below[:5])}; give one of these folders"
+    raise InputError(
+        f"{place} is no adapter of PEFT: it has no {CONFIG_FILE};"
+        f" {found if below else 'give the folder that save_pretrained wrote'}"
+    )
+
+
+def _layout(path: Path, config: dict[str, Any]) -> str:
+    """Where the rows stand, after a look at whether they are a plain soft prompt at all."""
+    kind, task_type = config.get("peft_type"), config.get("task_type")
+    if kind != "PROMPT_TUNING":
+        reason = _OTHER_KINDS.get(kind, "no soft prompt") if isinstance(kind, str) else "unknown"
+        raise InputError(
+            f"{path}: peft_type is {kind} ({reason}); only PROMPT_TUNING can be imported"
+        )
+    if task_type not in TASK_TYPES:
+        raise InputError(
+            f"{path}: task_type is {task_type}; {' or '.join(TASK_TYPES)} expected: decoders and T5"
+            " that answer in words, without a head of their own"
+        )
+    return TASK_TYPES[task_type]
+
+
+def _count(path: Path, config: dict[str, Any]) -> int:
+    count = config.get("num_virtual_tokens")
+    if type(count) is not int or count < 1:
+        raise InputError(f"{path}: num_virtual_tokens is {count!r}; a number from 1 on expected")
+    return count
+
+
+def _copies(path: Path, config: dict[str, Any], layout: str) -> int:
+    """How often the table holds P rows: PEFT counts encoder and decoder as two submodules."""
+    most = 2 if layout == "encoder_decoder" else 1
+    copies = config.get("num_transformer_submodules")
+    copies = most if copies is None else copies
+    if type(copies) is not int or not 1 <= copies <= most:
+        raise InputError(
+            f"{path}: num_transformer_submodules is {copies!r}; 1{' or 2' * (most - 1)} expected"
+            f" for {config['task_type']}"
+        )
+    return copies
+
+
+def _open(folder: Path) -> tuple[Path, StoredTensor, dict[str, str]]:
+    """The table of rows, not yet read."""
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    if file is None:
+        raise InputError(f"{folder} has no {' or '.join(WEIGHT_FILES)}; copy the whole folder")
+    source: TensorSource = open_tensors(file)
+    others = [name for name in source.tensors if name != TENSOR]
+    if TENSOR not in source.tensors:
+        held = ", ".join(others[:3]) or "nothing"
+        raise InputError(f"{file} has no tensor {TENSOR!r} (it holds {held}); save it with PEFT")
+    if others:
+        raise InputError(
+            f"{file} holds trained weights beside the prompt ({', '.join(others[:3])}), without"
+            " which it means something else; only prompts on an unchanged model can be imported"
+        )
+    return file, source.tensors[TENSOR], dict(source.metadata)
+
+
+def _check_shape(file: Path, tensor: StoredTensor, count: int, copies: int, width: Any) -> None:
+    expected = (count * copies, tensor.shape[-1] if width is None and tensor.shape else width)
+    if tensor.shape != expected or 0 in expected:
+        times = f"{copies} x {count}" if copies > 1 else str(count)
+        raise InputError(
+            f"{file}: {TENSOR} has the shape {list(tensor.shape)}, but {CONFIG_FILE} says"
+            f" {times} rows x {width}; the files are of two adapters: save them again"
+        )
+
+
+def _init(config: dict[str, Any]) -> str:
+    told, text = config.get("prompt_tuning_init"), config.get("prompt_tuning_init_text")
+    if told == "TEXT" and isinstance(text, str):
+        return f"text:{text}"
+    return _INITS.get(told, "random") if isinstance(told, str) else "random"

@@ -1,0 +1,203 @@
+"""One step of several runs at once on one frozen model: the step of a single run, vmapped.
+
+Nothing of the weights is copied: the products of all runs are one product, of which only the prompt
+side has an axis of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt32
+
+from jpt.errors import InputError
+from jpt.mesh import replicated
+from jpt.tuning.losses import NO_PIECE, Answer
+from jpt.tuning.step import StepMetrics, TuneState, plain_step, prompt_optimizer
+from jpt.types import Batch, Parameters
+
+BankStep = Callable[
+    [Parameters, TuneState, Batch, Answer, Float[Array, "K"], UInt32[Array, "K"]],
+    tuple[TuneState, StepMetrics],
+]
+
+
+@lru_cache(maxsize=16)
+def bank_train_step(
+    module: nn.Module,
+    objective: str = "labels",
+    mesh: Mesh | None = None,
+    clip_norm: float | None = None,
+) -> BankStep:
+    """Gives the compiled step of a bank; rates and seeds are arguments, so that runs share it.
+
+    Args:
+        module: the frozen model.
+        objective: which words the loss is over.
+        mesh: devices; runs are split over its axis ``prompt``, their rows over ``data``.
+        clip_norm: a longer gradient of a run is shortened to this norm; None never.
+
+    Returns:
+        ``step(params, state, batch, answer, rates, seeds) -> state, metrics``, in which all but the
+        weights have one more axis in front, of K runs. The state is donated.
+
+    Example:
+        >>> from jpt.testing import tiny_batch, tiny_encoder
+        >>> from jpt.tuning.step import init_state
+        >>> module, params = tiny_encoder()
+        >>> start = init_state(jnp.zeros((4, 32)), prompt_optimizer(1e-2))
+        >>> state, batch = stack_trees([start, start]), stack_trees([tiny_batch()] * 2)
+        >>> answer = stack_answers([Answer(jnp.array([3, 4])), Answer(jnp.array([5, 6, 7]))])
+        >>> rates, seeds = jnp.array([1e-2, 1e-3]), jnp.zeros(2, jnp.uint32)
+        >>> state, metrics = bank_train_step(module)(params, state, batch, answer, rates, seeds)
+        >>> state.prompt.shape, metrics.loss.shape
+        ((2, 4, 32), (2,))
+    """
+    run = plain_step(module, objective)
+
+    def step(
+        params: Parameters,
+        state: TuneState,
+        batch: Batch,
+        answer: Answer,
+        rate: Float[Array, ""],
+        seed: UInt32[Array, ""],
+    ) -> tuple[TuneState, StepMetrics]:
+        return run(params, state, batch, answer, prompt_optimizer(rate, clip_norm), seed)
+
+    bank = jax.vmap(step, in_axes=(None, 0, 0, 0, 0, 0))
+    shardings = {} if mesh is None else {"out_shardings": (run_sharding(mesh), replicated(mesh))}
+    return jax.jit(bank, donate_argnums=1, **shardings)
+
+
+def run_sharding(mesh: Mesh) -> NamedSharding:
+    """Gives the sharding of what each run has of its own: runs over the axis ``prompt``.
+
+    Args:
+        mesh: the devices.
+
+    Returns:
+        The sharding.
+
+    Example:
+        >>> from jpt.mesh import make_mesh
+        >>> tuple(run_sharding(make_mesh("prompt:1")).spec)
+        ('prompt',)
+    """
+    return NamedSharding(mesh, PartitionSpec("prompt"))
+
+
+def stack_trees(trees: Sequence[Any]) -> Any:
+    """Stacks trees of one structure leaf by leaf.
+
+    Args:
+        trees: K of them, with leaves of equal shapes.
+
+    Returns:
+        One tree; each leaf has an axis of K in front. Leaves of numpy alone stay in numpy.
+
+    Example:
+        >>> stack_trees([{"a": np.ones(2)}, {"a": np.zeros(2)}])["a"].shape
+        (2, 2)
+    """
+
+    def stack(*leaves: Any) -> Any:
+        on_host = all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves)
+        return np.stack(leaves) if on_host else jnp.stack(leaves)
+
+    return jax.tree.map(stack, *trees)
+
+
+def stack_batches(batches: Sequence[Batch], pad: int) -> Batch:
+    """Stacks the batches of several runs, their texts padded to the longest bucket among them.
+
+    Args:
+        batches: in numpy, one a run, of equally many rows.
+        pad: id of the padding piece.
+
+    Returns:
+        The batch with an axis of runs in front, in numpy.
+
+    Example:
+        >>> from jpt.testing import tiny_batch
+        >>> batch = jax.tree.map(np.asarray, tiny_batch())
+        >>> stack_batches([batch, batch, batch], 0).labels.shape
+        (3, 2)
+    """
+    longest = max(batch.tokens.shape[1] for batch in batches)
+
+    def padded(batch: Batch) -> Batch:
+        room = longest - batch.tokens.shape[1]
+        tokens = np.pad(batch.tokens, ((0, 0), (0, room)), constant_values=pad)
+        return batch._replace(tokens=tokens)
+
+    return stack_trees([padded(batch) for batch in batches])
+
+
+def stack_answers(answers: Sequence[Answer]) -> Answer:
+    """Stacks the label words of several tasks, which may have different numbers of them.
+
+    Args:
+        answers: one a run; alike in whether they have all pieces and owners of words.
+
+    Returns:
+        The words with an axis of runs in front. Those that only fill up have no score.
+
+    Raises:
+        InputError: the answers are not alike, or words that share labels differ in number.
+
+    Example:
+        >>> both = stack_answers([Answer(jnp.array([3, 4])), Answer(jnp.array([5, 6, 7]))])
+        >>> both.label_ids.shape, both.n_own.tolist()
+        ((2, 3), [2, 3])
+    """
+    kinds = {answer_kind(answer) for answer in answers}
+    if len(kinds) > 1:
+        raise InputError(f"tasks with answers of {len(kinds)} kinds do not go into one bank")
+    words = max(len(answer.label_ids) for answer in answers)
+    pieces = max((a.pieces.shape[1] for a in answers if a.pieces is not None), default=0)
+    return stack_trees([_filled_up(answer, words, pieces) for answer in answers])
+
+
+def answer_kind(answer: Answer) -> tuple[Any, ...]:
+    """Says which answers go into one bank.
+
+    Args:
+        answer: of a task.
+
+    Returns:
+        A key; answers with equal keys can be stacked.
+
+    Example:
+        >>> two, three = Answer(jnp.array([3, 4])), Answer(jnp.array([5, 6, 7]))
+        >>> answer_kind(two) == answer_kind(three)
+        True
+    """
+    own = None
+    if answer.owners is not None:
+        shape = None if answer.pieces is None else answer.pieces.shape
+        own = (len(answer.owners), answer.n_labels, shape)
+    return answer.pieces is None, own, answer.first_position
+
+
+def _filled_up(answer: Answer, words: int, pieces: int) -> Answer:
+    """Repeats the last word and says how many are real; further pieces are none."""
+    count = len(answer.label_ids)
+    if answer.owners is not None or not count:
+        return answer
+    room = (0, words - count)
+    filled = answer.replace(
+        label_ids=jnp.pad(answer.label_ids, room, mode="edge"), n_own=jnp.int32(count)
+    )
+    if answer.pieces is None:
+        return filled
+    wide = ((0, 0), (0, pieces - answer.pieces.shape[1]))
+    longer = jnp.pad(answer.pieces, wide, constant_values=NO_PIECE)
+    return filled.replace(pieces=jnp.pad(longer, (room, (0, 0)), mode="edge"))

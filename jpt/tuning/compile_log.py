@@ -1,0 +1,137 @@
+"""Which programs are compiled while a run goes on, how long that takes, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+FOUND = "/jax/compilation_cache/cache_hits"
+WORTH_TELLING_S = 0.05
+"""Quicker programs copy and convert; they are many and nobody waits for them."""
+
+
+class Program(NamedTuple):
+    """A program that was compiled, or read from the compile cache.
+
+    Attributes:
+        name: of the function.
+        elapsed_s: how long that took.
+        is_cached: whether it was read.
+    """
+
+    name: str
+    elapsed_s: float
+    is_cached: bool
+
+
+class CompileLog:
+    """Hears of every program that jax compiles while it is open, and says so in a line.
+
+    Args:
+        say: gets the lines; None only counts.
+
+    Example:
+        >>> with CompileLog() as log:
+        ...     _ = jax.jit(lambda x: 2 * x)(3.0)
+        ...     [program.name for program in log.take()]
+        ['jit(<lambda>)']
+    """
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say or (lambda line: None)
+        self._programs: list[Program] = []
+        self._is_cached = False
+        self._steps: set[tuple[int, ...]] = set()
+        self._scored = False
+
+    def __enter__(self) -> CompileLog:
+        """Begins to listen."""
+        jax.monitoring.register_event_duration_secs_listener(self._took)
+        jax.monitoring.register_event_listener(self._found)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stops listening."""
+        jax.monitoring.unregister_event_duration_listener(self._took)
+        jax.monitoring.unregister_event_listener(self._found)
+
+    def take(self) -> list[Program]:
+        """Gives what was compiled since the last call.
+
+        Returns:
+            The programs, in their order.
+        """
+        taken, self._programs = self._programs, []
+        return taken
+
+    def stepped(self, batch: Any) -> None:
+        """Says that a train step was compiled, if it was since the last call, and why.
+
+        Args:
+            batch: that the step was given.
+        """
+        sizes = _sizes(batch)
+        if programs := self._slow():
+            name = " of ".join(f"{n} {unit}" for n, unit in zip(sizes, _UNITS, strict=False))
+            what = f"the train step for {name}" if name else "the train step"
+            self._tell(what, programs, self._why(sizes))
+        self._steps.add(sizes)
+
+    def scored(self) -> None:
+        """Says how many programs scoring has compiled since the last call, if any."""
+        if programs := self._slow():
+            count = f"{len(programs)} program{'s' if len(programs) > 1 else ''}"
+            why = "new sizes" if self._scored else "first scoring"
+            self._tell(f"{count} to score validation", programs, why)
+        self._scored = True
+
+    def _why(self, sizes: tuple[int, ...]) -> str:
+        if not self._steps:
+            return "first step"
+        if sizes in self._steps:
+            return "sizes as before: arrays lie elsewhere"
+        known = [{each[axis] for each in self._steps if axis < len(each)} for axis in range(3)]
+        new = [_NEW[axis] for axis, size in enumerate(sizes) if size not in known[axis]]
+        return " and ".join(new) or "new pair of sizes"
+
+    def _slow(self) -> list[Program]:
+        return [program for program in self.take() if program.elapsed_s > WORTH_TELLING_S]
+
+    def _tell(self, what: str, programs: list[Program], why: str) -> None:
+        elapsed_s = sum(program.elapsed_s for program in programs)
+        if all(program.is_cached for program in programs):
+            self._say(f"read {what} from the compile cache in {elapsed_s:.1f} s ({why})")
+        else:
+            self._say(f"compiled {what} in {elapsed_s:.1f} s ({why})")
+
+    def _found(self, event: str, **more: Any) -> None:
+        if event == FOUND:
+            self._is_cached = True
+
+    def _took(self, event: str, elapsed_s: float, **more: Any) -> None:
+        if event == COMPILED:
+            self._programs.append(
+                Program(str(more.get("fun_name", "")), elapsed_s, self._is_cached)
+            )
+            self._is_cached = False
+
+
+_UNITS = ("rows", "tokens", "answer tokens")
+_NEW = ("new number of rows", "new length", "new answer length")
+
+
+def _sizes(batch: Any) -> tuple[int, ...]:
+    """Rows, tokens and answer tokens of a batch, where it is one of text."""
+    batch = getattr(batch, "rows", batch)  # of a projector: the rows with their prompt
+    sizes = tuple(getattr(getattr(batch, "tokens", None), "shape", ()))
+    answers = getattr(batch, "answers", None)
+    return sizes if answers is None else (*sizes, answers.shape[1])

@@ -1,0 +1,135 @@
+"""How rows and prompts are put together where they are scored; changes speed, never a number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jpt.data.batches import bucket_length
+from jpt.data.encode import EncodedSplit
+from jpt.mesh import fetch, place, prompt_sharding, replicated
+
+BANK_MB = 1024
+"""Memory of a device for what passes through the layers of a bank's prompts, roughly."""
+
+AT_ONCE = 64
+"""Prompts that are worth handing in together, on each part of the axis ``prompt``."""
+
+
+class Batching(NamedTuple):
+    """How rows are put into batches.
+
+    Attributes:
+        batch_size: rows of a batch.
+        max_tokens: the length the rows were encoded with, which is the longest bucket.
+        pad: id of the padding piece.
+    """
+
+    batch_size: int
+    max_tokens: int
+    pad: int
+
+
+class Piece(NamedTuple):
+    """Prompts that go through one program at once.
+
+    Attributes:
+        numbers: their places among all prompts.
+        values: one prompt, None for the untouched model, or a bank, filled up to divide over the
+            axis ``prompt``.
+    """
+
+    numbers: tuple[int, ...]
+    values: Float[Array, "K P D"] | Float[Array, "P D"] | None
+
+
+def prompts_at_once(mesh: Mesh | None) -> int:
+    """Says how many prompts are best scored in one call.
+
+    On a CPU one after the other was measured to be faster than all at once.
+
+    Args:
+        mesh: the devices.
+
+    Returns:
+        1 where prompts are scored one after the other.
+
+    Example:
+        >>> from jpt.mesh import make_mesh
+        >>> prompts_at_once(make_mesh("data:1"))
+        1
+    """
+    if mesh is None or (mesh.shape["prompt"] == 1 and mesh.devices.flat[0].platform == "cpu"):
+        return 1
+    return AT_ONCE * mesh.shape["prompt"]
+
+
+def plan_pieces(
+    config: Any,
+    prompts: Sequence[Float[Array, "P D"] | None],
+    split: EncodedSplit,
+    batching: Batching,
+    n_words: int,
+    mesh: Mesh | None,
+) -> list[Piece]:
+    """Decides which prompts go through the model together, and puts them on the devices.
+
+    Args:
+        config: shape of the model.
+        prompts: the prompts; None stands for the untouched model.
+        split: the encoded rows.
+        batching: how rows are put together.
+        n_words: pieces of words that are scored over the whole vocabulary, a row.
+        mesh: the devices.
+
+    Returns:
+        Pieces in the order of their first prompts.
+    """
+    alone = [number for number, prompt in enumerate(prompts) if prompt is None]
+    by_length: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        if prompt is not None:
+            by_length.setdefault(len(prompt), []).append(number)
+    if prompts_at_once(mesh) == 1:
+        return [Piece((number,), _alone(prompt, mesh)) for number, prompt in enumerate(prompts)]
+    pieces = [Piece((number,), None) for number in alone]
+    for rows, numbers in by_length.items():
+        size = _fitting(config, rows, split, batching, n_words, mesh)
+        for some in np.array_split(numbers, math.ceil(len(numbers) / size)):
+            pieces.append(_piece(prompts, tuple(some.tolist()), mesh))
+    return pieces
+
+
+def _fitting(
+    config: Any, rows: int, split: EncodedSplit, batching: Batching, n_words: int, mesh: Mesh
+) -> int:
+    """How many prompts of a length fit into the budget: a multiple of the axis ``prompt``."""
+    longest = bucket_length(int(split.lengths.max()), batching.max_tokens)
+    places = rows + longest + 1
+    # One layer's states, neurons and attention at a time, in float32, rounded up.
+    passing = places * (6 * config.width + config.neurons) + config.heads * places**2
+    passing += n_words * config.vocabulary
+    share = math.ceil(batching.batch_size / mesh.shape["data"])
+    return mesh.shape["prompt"] * max(1, int(BANK_MB * 2**20 / (4 * passing * share)))
+
+
+def _alone(prompt: Float[Array, "P D"] | None, mesh: Mesh | None) -> Float[Array, "P D"] | None:
+    """Puts one prompt where training has it: from elsewhere, its program would be another one."""
+    return prompt if prompt is None or mesh is None else place(prompt, replicated(mesh))
+
+
+def _piece(
+    prompts: Sequence[Float[Array, "P D"] | None], numbers: tuple[int, ...], mesh: Mesh
+) -> Piece:
+    """Puts some prompts into one array; the last one is repeated until the axis divides them."""
+    if len(numbers) == 1:
+        return Piece(numbers, _alone(prompts[numbers[0]], mesh))
+    missing = -len(numbers) % mesh.shape["prompt"]
+    chosen = [*numbers, *[numbers[-1]] * missing]
+    bank = np.stack([np.asarray(fetch(prompts[number]), np.float32) for number in chosen])
+    return Piece(numbers, place(bank, prompt_sharding(mesh)))

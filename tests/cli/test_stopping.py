@@ -1,0 +1,112 @@
+"""Ctrl-C and SIGTERM: one line, the right exit code, and a state from which the command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jpt import cli
+from jpt.cli.stopping import Stopped, stop_on_signals
+from jpt.recipes import listing
+
+CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+def test_a_command_ends_with_one_line(
+    number: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted() -> None:
+        try:
+            signal.raise_signal(number)
+        except (Exception, KeyboardInterrupt):
+            pytest.fail("what a library tries out must not swallow the end of the command")
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(listing, "list_backbones", interrupted)
+    monkeypatch.setattr(sys, "argv", ["jpt", "backbones"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (code, "")
+    assert err == f"jpt: {number.name}: stopped; the same command goes on from what is written\n"
+    assert signal.getsignal(number) is before
+
+
+def test_ctrl_c_twice_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt  # as the training loop does when it is asked twice
+
+    monkeypatch.setattr(listing, "list_backbones", interrupted)
+    monkeypatch.setattr(sys, "argv", ["jpt", "backbones"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    err = capsys.readouterr().err
+    assert err == "jpt: interrupted; the same command goes on from what is written\n"
+
+
+@pytest.mark.parametrize("name", ["_xla_gc_callback", "__del__"])
+def test_a_signal_is_not_lost_where_an_error_would_be(name: str) -> None:
+    """Python reports what a callback of the garbage collector raises, and goes on."""
+    names: dict[str, object] = {"signal": signal}
+    exec(f"def {name}(): signal.raise_signal(signal.SIGINT)", names)
+    passed = False
+    with pytest.raises(Stopped), stop_on_signals():
+        names[name]()
+        passed = True
+        time.sleep(10)
+    assert passed
+
+
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_goes_on_and_ends_equal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
+    command += ["--task", "builtin/imdb_number", "--max-tokens", "32", "--steps", "60"]
+    command += ["--eval-every", "30", "--checkpoint-every", "60", "--out"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    process = subprocess.Popen(
+        [*command, str(stopped)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (stopped / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    last = told.splitlines()[-1]
+    assert last.startswith("jpt: SIGINT: saved after step") and "Traceback" not in told
+    assert not (stopped / "result.json").exists()
+    for folder in (stopped, whole):
+        again = [*command, str(folder)]
+        assert subprocess.run(again, env=environment, stderr=subprocess.DEVNULL).returncode == 0
+    for name in ("prompt.safetensors", "last.safetensors"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_jax_loads_is_heard(tmp_path: Path) -> None:
+    """At many moments of the start, none of which may lose it or take the process down."""
+    command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
+    command += ["--task", "builtin/imdb_number", "--steps", "999", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    for moment in range(12):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        modules = Path(f"/proc/{process.pid}/maps")
+        while "jaxlib" not in modules.read_text() and process.poll() is None:
+            time.sleep(0.002)  # the command has begun
+        time.sleep(0.05 * moment)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert (process.returncode, told.count("\n")) == (130, 1), told

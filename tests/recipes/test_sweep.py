@@ -1,0 +1,215 @@
+"""A sweep gives the runs that `jpt.tune` gives, goes on where it stopped, and adds them up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jpt
+from jpt.cli import main
+from jpt.errors import InputError
+from jpt.recipes import sweep as sweep_module
+from jpt.recipes.sweep import sweep
+from jpt.testing import VOCABULARY, write_tiny_backbone
+
+WORDS = [piece for piece in VOCABULARY if piece.isalpha()]
+TOML = (
+    'type = "sentiment"\nfields = ["text"]\nlabels = ["a", "b"]\ntemplate = "{text}"\n'
+    f'[label_words]\na = "{WORDS[0]}"\nb = "{WORDS[1]}"\n'
+)
+
+
+def write_task(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "task.toml").write_text(TOML)
+    rows = [
+        {"text": f"{WORDS[2 + number % 3]} {word}", "label": label}
+        for number in range(6)
+        for label, word in (("a", WORDS[5]), ("b", WORDS[6]))
+    ]
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("given")
+    tasks = [str(write_task(folder / name)) for name in ("first", "second")]
+    backbone = write_tiny_backbone(folder / "bert", "bert")
+    fixed = {"backbone": str(backbone), "steps": 6, "batch_size": 4, "length": 3, "eval_every": 2}
+    varied = {"task": tasks, "seed": [0, 1], "learning_rate": [0.01, 0.1]}
+    return {"fixed": fixed, "grid": varied, "run": {"places": 3}}
+
+
+@pytest.fixture(scope="module")
+def swept(grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("swept") / "out"
+    result = sweep(grid, out)
+    assert result.record["states"] == {"done": 8}
+    return out
+
+
+def prompts(folder: Path) -> dict[str, bytes]:
+    runs = folder / "runs"
+    return {str(path.relative_to(runs)): path.read_bytes() for path in runs.rglob("*.safetensors")}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_is_that_of_tune(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
+    """Its folder too: `jpt.tune` with the same options finds it finished."""
+    task = grid["grid"]["task"][1]
+    options = {**grid["fixed"], "seed": 1, "learning_rate": 0.1}
+    backbone = options.pop("backbone")
+    alone = jpt.tune(backbone, task, **options)
+    folder = swept / "runs" / "second+learning_rate=0.1" / "seed-1"
+    found = jpt.tune(backbone, task, folder, **options)
+    np.testing.assert_allclose(found.last.values, alone.last.values, rtol=0, atol=1e-5)
+    assert found.record["test"]["accuracy"] == alone.record["test"]["accuracy"]
+
+
+def test_the_tables_are_those_of_the_results(swept: Path) -> None:
+    results = {
+        str(path.parent.relative_to(swept / "runs")): json.loads(path.read_text())
+        for path in swept.rglob("result.json")
+    }
+    rows = table(swept / "runs.csv")
+    assert {row["run"] for row in rows} == set(results)
+    for row in rows:
+        assert float(row["test"]) == results[row["run"]]["test"]["accuracy"]
+        assert row["learning_rate"] in row["run"]
+    settings = table(swept / "settings.csv")
+    for setting in settings:
+        values = [float(row["test"]) for row in rows if row["setting"] == setting["setting"]]
+        assert float(setting["test"]) == pytest.approx(statistics.mean(values))
+        assert float(setting["test_std"]) == pytest.approx(statistics.stdev(values))
+    for task in ("first", "second"):
+        own = [row for row in settings if row["task"] == task]
+        (best,) = [row for row in own if row["best"] == "True"]
+        assert float(best["validation"]) == max(float(row["validation"]) for row in own)
+
+
+def test_nothing_else_is_left(swept: Path) -> None:
+    assert sorted(path.name for path in swept.iterdir()) == [
+        "runs",
+        "runs.csv",
+        "settings.csv",
+        "sweep.json",
+    ]
+
+
+def test_a_stopped_sweep_ends_the_same(
+    grid: dict[str, Any], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = sweep_module.run_bank, []
+
+    def fail(*arguments: Any) -> None:
+        if calls:
+            raise RuntimeError("power")
+        calls.append(arguments)
+        real(*arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sweep_module, "run_bank", fail)
+        with pytest.raises(RuntimeError, match="power"):
+            sweep(grid, tmp_path)
+    assert 0 < len(list(tmp_path.rglob("result.json"))) < 8
+    assert sweep(grid, tmp_path).record["states"] == {"done": 8}
+    assert prompts(tmp_path) == prompts(swept)
+
+
+def test_jobs_of_an_array_share_it_out(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
+    first = sweep(grid, tmp_path, shard="1/2")
+    assert first.record["states"]["waiting"] > 0 < first.record["states"]["done"]
+    assert "waiting:" in first.describe()
+    second = sweep(grid, tmp_path, shard="2/2")
+    assert second.record["states"] == {"done": 8}
+    assert prompts(tmp_path) == prompts(swept)
+
+
+def test_a_larger_grid_adds_to_it(
+    grid: dict[str, Any], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smaller = {**grid, "grid": {**grid["grid"], "seed": [1]}}
+    assert sweep(smaller, tmp_path).record["states"] == {"done": 4}
+    before = prompts(tmp_path)
+    assert sweep(grid, tmp_path).record["states"] == {"done": 8}
+    assert before.items() <= prompts(tmp_path).items()
+
+
+def test_other_options_are_another_run(grid: dict[str, Any], swept: Path) -> None:
+    other = {**grid, "fixed": {**grid["fixed"], "steps": 8}}
+    with pytest.raises(InputError, match=r"steps was 6 and is now 8"):
+        sweep(other, swept)
+
+
+def test_a_run_that_cannot_work_stops_it_before_anything_is_written(
+    grid: dict[str, Any], tmp_path: Path
+) -> None:
+    wrong = {**grid, "grid": {**grid["grid"], "task": [*grid["grid"]["task"], "sst3"]}}
+    with pytest.raises(InputError, match=r"run sst3\+learning_rate=0.01/seed-0: .*sst2"):
+        sweep(wrong, tmp_path / "out")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    with pytest.raises(InputError, match=r"shard is '3/2'"):
+        sweep(grid, tmp_path, shard="3/2")
+    with pytest.raises(InputError, match=r"need .* GB .* give fewer places"):
+        sweep({**grid, "run": {"memory_gb": 1e-5}}, tmp_path / "small")
+
+
+def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
+    from jpt.recipes.sweep_grid import parse_sweep
+    from jpt.recipes.sweep_memory import choose_places, run_bytes
+    from jpt.recipes.sweep_plan import Preparer
+
+    parts = Preparer().prepare(parse_sweep(grid).runs[0])
+    weights, each = run_bytes(parts)
+    assert choose_places(parts, 8, None, (weights + 3.5 * each) / 1e9) == 3
+    assert choose_places(parts, 2, None, (weights + 3.5 * each) / 1e9) == 2
+    assert choose_places(parts, 8, None, None) == 1  # a CPU
+
+
+def test_its_page_says_what_is_best(swept: Path, tmp_path: Path) -> None:
+    for name in ("runs.csv", "settings.csv"):
+        (tmp_path / name).write_bytes((swept / name).read_bytes())
+    page = jpt.report(tmp_path).read_text()
+    settings = table(swept / "settings.csv")
+    for row in settings:
+        assert row["setting"] in page
+    (best,) = [row for row in settings if row["task"] == "first" and row["best"] == "True"]
+    assert f"{best['setting']} is best" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    (tmp_path / "settings.csv").write_text(
+        (swept / "settings.csv").read_text().replace(best["validation"], "high", 1)
+    )
+    with pytest.raises(InputError, match=r"settings.csv, line \d: validation is 'high'"):
+        jpt.report(tmp_path)
+
+
+def test_the_command(
+    swept: Path,
+    tmp_path: Path,
+    grid: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = ["[fixed]"] + [f"{key} = {json.dumps(value)}" for key, value in grid["fixed"].items()]
+    lines += ["[grid]"] + [f"{key} = {json.dumps(value)}" for key, value in grid["grid"].items()]
+    (tmp_path / "grid.toml").write_text("\n".join([*lines, "[run]", "places = 3"]))
+    command = ["jpt", "sweep", str(tmp_path / "grid.toml"), "--out", str(swept), "--json"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["states"] == {"done": 8}
+    assert "* first+learning_rate=" in told.err

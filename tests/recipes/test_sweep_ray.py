@@ -1,0 +1,367 @@
+"""Banks that are trained elsewhere come home equal; lost nodes and drivers lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jpt.cli import main
+from jpt.errors import InputError, StoppedError
+from jpt.recipes import sweep_ray
+from jpt.recipes.ray_cluster import check_address, count_room, default_needs, parse_needs
+from jpt.recipes.sweep import sweep
+from jpt.recipes.sweep_grid import SweepRun
+from jpt.recipes.sweep_plan import Bank
+from jpt.recipes.sweep_progress import SweepProgress
+from jpt.recipes.sweep_ray import bring_home, ray_workers, train_away
+from jpt.tuning.bank_timeline import Timeline
+from tests.tiny_sweep import read_prompts, read_rows, write_fixed
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = ("runs.csv", "settings.csv")
+
+
+def train_elsewhere(
+    banks: Sequence[Bank], runs: Sequence[SweepRun], folder: Path, shown: SweepProgress
+) -> None:
+    """What driver and nodes do together, without the cluster in between."""
+    for bank in banks:
+        outcome = train_away(bank, runs, os.getcwd())
+        assert outcome.error is None
+        for name, files in outcome.runs.items():
+            bring_home(name, files, folder)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    fixed = write_fixed(tmp_path_factory.mktemp("given"))
+    return {"fixed": fixed, "grid": {"seed": [0, 1, 2]}, "run": {"places": 2}}
+
+
+@pytest.fixture(scope="module")
+def local(grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sweep(grid, tmp_path_factory.mktemp("local") / "out").folder
+
+
+def test_what_comes_home_is_what_is_trained_here(
+    grid: dict[str, Any], local: Path, tmp_path: Path
+) -> None:
+    away = sweep(grid, tmp_path / "out", workers=train_elsewhere).folder
+    assert len(read_prompts(away)) == 6 and read_prompts(away) == read_prompts(local)
+    assert all(read_rows(away / name) == read_rows(local / name) for name in TABLES)
+    runs = [{path.name for path in folder.iterdir()} for folder in (away / "runs/first").iterdir()]
+    assert runs == [{path.name for path in (local / "runs/first/seed-0").iterdir()}] * 3
+
+
+def test_relative_paths_count_from_the_driver(
+    grid: dict[str, Any], local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Path(grid["fixed"]["task"]).parent
+    near = {**grid["fixed"], "task": "first", "backbone": "bert"}
+    monkeypatch.chdir(given)
+    sweep({**grid, "fixed": near}, tmp_path / "out", workers=_from_elsewhere(given))
+    assert read_rows(tmp_path / "out" / "settings.csv")[0]["validation"]
+
+
+def _from_elsewhere(origin: Path) -> Any:
+    """Workers whose own folder is another one."""
+
+    def work(banks: Sequence[Bank], runs: Sequence[SweepRun], folder: Path, shown: Any) -> None:
+        before = os.getcwd()
+        os.chdir("/")
+        try:
+            outcomes = [train_away(bank, runs, str(origin)) for bank in banks]
+            assert os.getcwd() == "/"
+        finally:
+            os.chdir(before)
+        for outcome in outcomes:
+            for name, files in outcome.runs.items():
+                bring_home(name, files, folder)
+
+    return work
+
+
+def test_driver_lost_while_it_writes_leaves_no_result(
+    grid: dict[str, Any], local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every number of files: a run has a result only if all of it is there."""
+    home = local / "runs" / "first" / "seed-0"
+    files = {path.name: path.read_bytes() for path in home.iterdir()}
+    writes = sweep_ray.write_bytes
+    for count in range(len(files) - 1):  # the config is there before
+        left = [count]
+
+        def write(path: Path, data: bytes, left: list[int] = left) -> None:
+            if left[0] == 0:
+                raise ConnectionError("lost")
+            left[0] -= 1
+            writes(path, data)
+
+        folder = tmp_path / str(count)
+        found = folder / "runs" / "first" / "seed-0"
+        monkeypatch.setattr(sweep_ray, "write_bytes", write)
+        with pytest.raises(ConnectionError):
+            bring_home("first/seed-0", files, folder)
+        assert not (found / "result.json").exists()
+        monkeypatch.setattr(sweep_ray, "write_bytes", writes)
+        bring_home("first/seed-0", files, folder)
+        assert {path.name: path.read_bytes() for path in found.iterdir()} == files
+
+
+def test_node_with_other_data_is_refused(local: Path, tmp_path: Path) -> None:
+    home = local / "runs" / "first" / "seed-0"
+    files = {path.name: path.read_bytes() for path in home.iterdir()}
+    config = json.loads(files["config.json"])
+    config["data"]["train"]["content"] = "other"
+    shutil.copytree(home, tmp_path / "runs/first/seed-0", ignore=lambda *_: {"result.json"})
+    files["config.json"] = json.dumps(config).encode()
+    with pytest.raises(InputError, match="data.train.content was"):
+        bring_home("first/seed-0", files, tmp_path)
+
+
+def test_error_on_a_node_is_told(grid: dict[str, Any], tmp_path: Path) -> None:
+    """Data that only the driver sees; the runs of the bank that had ended come home."""
+    told = []
+
+    def work(banks: Sequence[Bank], runs: Sequence[SweepRun], folder: Path, shown: Any) -> None:
+        blind = [SweepRun(run.name, run.setting, {**run.values, "task": "/gone"}) for run in runs]
+        told.extend(train_away(bank, blind, os.getcwd()) for bank in banks)
+        raise InputError("as the driver does")
+
+    with pytest.raises(InputError):
+        sweep(grid, tmp_path / "out", workers=work)
+    assert [dict(outcome.runs) for outcome in told] == [{}] * len(told)
+    assert "run first/seed-0: " in told[0].error and "/gone" in told[0].error
+    states = [row["state"] for row in read_rows(tmp_path / "out" / "runs.csv")]
+    assert states == ["waiting"] * 3
+
+
+def test_node_that_shuts_down_is_tried_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM saves a bank in its temporary folder, where nobody would go on with it."""
+
+    def stopped(*given: Any) -> None:
+        raise StoppedError("stopped and saved", 75)
+
+    monkeypatch.setattr(sweep_ray, "train_bank", stopped)
+    with pytest.raises(sweep_ray.BankStoppedError):
+        train_away(Bank(Timeline((("first",),), {"first": 1})), [], "/")
+
+
+def test_needs() -> None:
+    assert default_needs([{"CPU": 8.0}, {"CPU": 4.0}, {"memory": 1.0}], []) == {"CPU": 4.0}
+    gpus = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 8.0}]
+    assert default_needs(gpus, []) == {"CPU": 1.0, "GPU": 1.0}
+    meshed = SweepRun("run", "run", {"mesh": "data:2,model:2"})
+    assert default_needs(gpus, [meshed]) == {"CPU": 1.0, "GPU": 4.0}
+    assert default_needs([{"CPU": 8.0, "TPU": 4.0}], []) == {"CPU": 1.0, "TPU": 1.0}
+    assert count_room(gpus, {"CPU": 1.0, "GPU": 4.0}) == 2
+    assert count_room(gpus, {"CPU": 3.0}) == 3 and count_room(gpus, {"TPU": 1.0}) == 0
+    assert parse_needs("GPU:0.5, CPU:2") == {"GPU": 0.5, "CPU": 2.0}
+    for wrong in ("GPU", "GPU:many", ":1", "CPU:-1", "GPU:1.5", "GPU:nan", "GPU:inf", ""):
+        with pytest.raises(InputError, match="needs has"):
+            parse_needs(wrong)
+
+
+def test_no_cluster_at_the_address() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # nobody listens there
+        port = held.getsockname()[1]
+        with pytest.raises(InputError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
+            check_address(f"127.0.0.1:{port}")
+    for wrong in ("head", "head:port", ":6379"):
+        with pytest.raises(InputError, match="give HOST:PORT"):
+            check_address(wrong)
+
+
+def test_ray_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'jpt\[cluster\]'"):
+        ray_workers()
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--on", "slurm"], "unknown place to run on 'slurm'"),
+        (["--address", "localhost:1"], "give --on ray"),
+        (["--needs", "GPU:1"], "give --on ray"),
+        (["--on", "ray", "--needs", "GPU"], "needs has"),
+    ],
+)
+def test_command_refuses(
+    options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    given = ["jpt", "sweep", "grid.toml", "--out", str(tmp_path / "out"), *options]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+class Cluster:
+    """Nodes of Ray on this machine, each the processes of one group."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.environment = {
+            **os.environ,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def add(self) -> None:
+        """A node of one CPU; the first one is the head."""
+        head = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
+        head += ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
+        joined = [f"--address={self.address}"]
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1"]
+        ray += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
+        log = self.folder / f"start-{len(self.nodes)}"
+        with log.open("wb") as file:  # no pipe: the node would keep it open
+            started = subprocess.Popen(
+                [*ray, *(joined if self.nodes else head)],
+                env=self.environment,
+                start_new_session=True,
+                stdout=file,
+                stderr=file,
+            )
+        self.nodes.append(started)
+        assert started.wait(timeout=60) == 0, log.read_text()
+
+    def kill(self, number: int) -> None:
+        """All processes of a node at once, as when its power goes."""
+        try:
+            os.killpg(self.nodes[number].pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def sweep(self, grid: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+        """Starts a driver."""
+        command = [sys.executable, "-c", "from jpt.cli import main; main()", "sweep", str(grid)]
+        command += ["--out", str(out), "--on", "ray", "--address", self.address]
+        with log.open("wb") as file:
+            return subprocess.Popen(command, env=self.environment, stderr=file, stdout=file)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    pytest.importorskip("ray")
+    # Sockets lie in it, and their paths must be short.
+    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    cluster = Cluster(folder)
+    try:
+        cluster.add()
+        yield cluster
+    finally:
+        for number in range(len(cluster.nodes)):
+            cluster.kill(number)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A sweep of seconds a run, and what it gives here, with one device as on the nodes."""
+    folder = tmp_path_factory.mktemp("long")
+    fixed = write_fixed(folder, steps=1500, eval_every=500)
+    lines = [f"{name} = {json.dumps(value)}" for name, value in fixed.items()]
+    text = "\n".join(["[fixed]", *lines, "[grid]", "seed = [0, 1, 2, 3, 4]", ""])
+    grid = folder / "grid.toml"
+    grid.write_text(text)
+    code = f"from jpt.recipes.sweep import sweep; sweep({str(grid)!r}, {str(folder / 'out')!r})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    return grid, folder / "out"
+
+
+def wait_for(found: Callable[[], Any], driver: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 120
+    while not found():
+        assert time.monotonic() < until and driver.poll() is None
+        time.sleep(0.1)
+
+
+def results(out: Path) -> list[Path]:
+    return sorted(out.rglob("result.json"))
+
+
+def assert_equal_sweeps(out: Path, local: Path) -> None:
+    assert len(results(out)) == 5 and read_prompts(out) == read_prompts(local)
+    assert all(read_rows(out / name) == read_rows(local / name) for name in TABLES)
+    assert sorted(path.name for path in out.iterdir()) == ["runs", *TABLES, "sweep.json"]
+
+
+@pytest.mark.slow
+def test_lost_driver(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
+    """Killed when one run has come home; the same command trains the others."""
+    grid, local = long
+    out, log = tmp_path / "out", tmp_path / "log"
+    driver = cluster.sweep(grid, out, log)
+    wait_for(lambda: results(out), driver)
+    driver.kill()
+    driver.wait()
+    before = {path: path.stat().st_mtime_ns for path in results(out)}
+    assert 1 <= len(before) < 5
+    assert cluster.sweep(grid, out, log).wait(timeout=120) == 0, log.read_text()
+    assert f"{len(before)} of 5 done before" in log.read_text()
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in results(out)}.items()
+    assert_equal_sweeps(out, local)
+
+
+@pytest.mark.slow
+def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
+    """A second node joins, and is killed while both train."""
+    grid, local = long
+    out, log = tmp_path / "out", tmp_path / "log"
+    driver = cluster.sweep(grid, out, log)
+    wait_for(lambda: b"nodes: 1" in log.read_bytes(), driver)
+    cluster.add()
+    wait_for(lambda: b"running: 2" in log.read_bytes(), driver)
+    many = len(results(out))
+    wait_for(lambda: len(results(out)) > many, driver)
+    cluster.kill(1)
+    assert len(results(out)) < 4  # it was in the middle of one
+    assert driver.wait(timeout=180) == 0, log.read_text()
+    text = log.read_text()
+    assert text.index("nodes: 1") < text.index("nodes: 2") < text.rindex("nodes: 1")
+    assert "will be retried" in text and "state-dump" not in text
+    assert_equal_sweeps(out, local)
+
+
+@pytest.mark.slow
+def test_driver_stopped(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
+    driver = cluster.sweep(long[0], tmp_path / "out", tmp_path / "log")
+    wait_for(lambda: b"running: 1" in (tmp_path / "log").read_bytes(), driver)
+    driver.terminate()
+    assert driver.wait(timeout=60) == 75, (tmp_path / "log").read_text()
+    assert "the same command goes on" in (tmp_path / "log").read_text()
