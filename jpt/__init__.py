@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from jpt.recipes.quickstart import quickstart
     from jpt.recipes.recommend import Recommendation, recommend
     from jpt.recipes.sweep import SweepResult, sweep
+    from jpt.recipes.sweep_ray import ray_workers
     from jpt.tasks.registry import load_task, task_names
     from jpt.tasks.task import Task
     from jpt.transfer.mixture import MixtureResult, learn_mixture
@@ -106,6 +107,7 @@ _PLACES = {
     "mask_figure": "jpt.analysis.mask_figure",
     "mask_neurons": "jpt.recipes.mask",
     "quickstart": "jpt.recipes.quickstart",
+    "ray_workers": "jpt.recipes.sweep_ray",
     "read_rows": "jpt.data.sources",
     "read_transfer": "jpt.files.study_files",
     "recommend": "jpt.recipes.recommend",
@@ -182,6 +184,7 @@ __all__ = [
     "mask_figure",
     "mask_neurons",
     "quickstart",
+    "ray_workers",
     "read_rows",
     "read_transfer",
     "recommend",

@@ -236,9 +236,7 @@ def fetch(tree: Any) -> Any:
 
 
 def _fetch_whole(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not (
-        leaf.is_fully_addressable or leaf.is_fully_replicated
-    ):
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         from jax.experimental import multihost_utils
 
         return multihost_utils.process_allgather(leaf, tiled=True)

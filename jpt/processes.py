@@ -13,155 +13,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from jpt.errors import InputError
 
 T = TypeVar("T")
 
-AUTO = "auto"
-TIMEOUT_S = 300
 UNSEEN_S = 10
-LEAVING_S = 120
-"""How long a process waits for the others at its end; if they do not come, it ends as failed."""
-
-
-class Place(NamedTuple):
-    """Which of the processes this one is; all None where jax asks the cluster.
-
-    Attributes:
-        coordinator: address of the first process, as ``HOST:PORT``.
-        processes: how many there are.
-        process: the number of this one, from 0.
-    """
-
-    coordinator: str | None
-    processes: int | None
-    process: int | None
-
-
-def find_place(
-    coordinator: str | None,
-    processes: int | None,
-    process: int | None,
-    environment: Mapping[str, str] | None = None,
-) -> Place | None:
-    """Decides whether there are several processes, and which of them this one is.
-
-    Args:
-        coordinator: ``HOST:PORT`` of the first process; ``auto`` lets jax ask the cluster; None
-            looks at the environment.
-        processes: how many there are, with an address.
-        process: the number of this one, with an address.
-        environment: variables of the process; by default its own.
-
-    Returns:
-        The place; None on a lone machine.
-
-    Raises:
-        InputError: for an address without a port, a part that is missing, or a number that is out
-            of range.
-
-    Example:
-        >>> find_place("node1:1234", 2, 0)
-        Place(coordinator='node1:1234', processes=2, process=0)
-        >>> find_place(None, None, None, {"SLURM_STEP_NUM_TASKS": "1"}) is None
-        True
-    """
-    if coordinator is None:
-        if processes is not None or process is not None:
-            raise InputError(
-                "processes and process are given, but no coordinator; give --coordinator HOST:PORT,"
-                " the address of process 0"
-            )
-        known = os.environ if environment is None else environment
-        return Place(None, None, None) if _count_in(known) > 1 else None
-    if coordinator == AUTO:
-        if processes is not None or process is not None:
-            raise InputError("coordinator is auto, which finds processes and process; leave them")
-        return Place(None, None, None)
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise InputError(
-            f"coordinator is '{coordinator}'; give HOST:PORT of process 0, for instance "
-            "localhost:12345, or auto"
-        )
-    if processes is None or process is None:
-        raise InputError(
-            f"coordinator {coordinator} needs the number of processes and which one this is; "
-            "give --processes N and --process I, from 0"
-        )
-    if processes < 1:
-        raise InputError(f"processes is {processes}; give a whole number of 1 or more")
-    if not 0 <= process < processes:
-        raise InputError(
-            f"process is {process}, but {processes} processes are numbered from 0 to "
-            f"{processes - 1}"
-        )
-    return Place(coordinator, processes, process) if processes > 1 else None
-
-
-def _count_in(environment: Mapping[str, str]) -> int:
-    """How many processes SLURM, Open MPI or the variables of a TPU pod speak of."""
-    counts = [
-        environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    ]
-    hosts = (
-        environment.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-    )
-    counts += [str(1 + names.count(",")) for names in hosts]
-    return max(int(count) for count in counts if count.isdecimal())
-
-
-def start_processes(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
-) -> int:
-    """Joins the other processes, before jax looks at its devices; does nothing on a lone machine.
-
-    Args:
-        coordinator: as for :func:`find_place`.
-        processes: likewise.
-        process: likewise.
-
-    Returns:
-        How many processes there are.
-
-    Raises:
-        InputError: for an address that cannot be, processes that do not come, or jax that has begun
-            to compute already.
-
-    Example:
-        >>> start_processes("localhost:12345", 1, 0)
-        1
-    """
-    place = find_place(coordinator, processes, process)
-    if place is None:
-        return 1
-    import jax
-
-    # SIGTERM is the loop's: it saves first. jax would take the signal for a service of its own.
-    jax.config.update("jax_enable_preemption_service", False)
-    given = {}
-    if place.coordinator is not None:
-        given = {
-            "coordinator_address": place.coordinator,
-            "num_processes": place.processes,
-            "process_id": place.process,
-            "cluster_detection_method": "deactivate",
-        }
-    timeouts = {"initialization_timeout": TIMEOUT_S, "shutdown_timeout_seconds": LEAVING_S}
-    try:
-        jax.distributed.initialize(**given, **timeouts)
-    except (RuntimeError, ValueError, OSError) as error:
-        where = f" at {place.coordinator}" if place.coordinator else ""
-        raise InputError(
-            f"the processes did not find each other{where} ({str(error).splitlines()[0]}); check "
-            "that all were started, with one address that all of them reach"
-        ) from None
-    return jax.process_count()
+"""How long a process looks for a file that the first one has just written."""
 
 
 def process_count() -> int:

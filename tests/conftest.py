@@ -52,7 +52,10 @@ def few_programs() -> Iterator[None]:
 
 @pytest.fixture(scope="module", name="plain_programs")
 def compile_plainly() -> Iterator[None]:
-    """For files that compile much and run little; the slow tests have the programs of users."""
+    """For files that compile much and run little.
+
+    Not for those that claim equal bits of two programs: that has to hold of the users' programs.
+    """
     from tests.plain_programs import plain_programs
 
     with plain_programs():

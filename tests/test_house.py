@@ -24,6 +24,7 @@ ROOMS = (
     "version",
     "errors",
     "processes",
+    "joining",
     "types",
     "config",
     "mesh",

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
 
-from jpt import cli, processes
+from jpt import cli, joining, processes
 from jpt.data.batches import evaluation_batches, make_batch
 from jpt.data.encode import EncodedAnswers, EncodedSplit
 from jpt.errors import InputError
 from jpt.files import atomic
 from jpt.files.atomic import atomic_file, make_folder, write_text
-from jpt.processes import Place, Vote, find_place, on_first, quiet_others
+from jpt.joining import Place, find_place
+from jpt.processes import Vote, on_first, quiet_others
 
 COMPUTING = {
     *("quickstart", "tune", "evaluate", "generate", "transfer", "warm-start", "neurons", "mask"),
@@ -51,6 +54,7 @@ def test_a_place_by_hand() -> None:
     assert find_place("[::1]:1234", 2, 0, {}) == Place("[::1]:1234", 2, 0)
     assert find_place("node1:1234", 1, 0, {}) is None, "one process needs nobody"
     assert find_place("auto", None, None, {}) == Place(None, None, None)
+    assert find_place("none", None, None, {"SLURM_STEP_NUM_TASKS": "4"}) is None
 
 
 @pytest.mark.parametrize(
@@ -78,8 +82,49 @@ def test_jax_that_computes_already_is_no_traceback(monkeypatch: pytest.MonkeyPat
     import jax
 
     jax.devices()
+    monkeypatch.setattr(joining, "_meet", lambda place, timeout_s: None)
     with pytest.raises(InputError, match="did not find each other at localhost:1"):
-        processes.start_processes("localhost:1", 2, 1)
+        joining.start_processes("localhost:1", 2, 1)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
+    address = f"localhost:{free_port()}"
+    with ThreadPoolExecutor() as pool:
+        places = [Place(address, 3, number) for number in (1, 2, 0)]
+        list(pool.map(lambda place: joining._meet(place, 20), places))
+    socket.create_server(("", int(address.partition(":")[2]))).close()
+
+
+def test_a_process_that_does_not_come_is_named() -> None:
+    port = free_port()
+    with pytest.raises(InputError, match=f"2 of 3 processes did not come to port {port}: 1, 2"):
+        joining._meet(Place(f"localhost:{port}", 3, 0), 0.2)
+    with pytest.raises(InputError, match="did not let process 2 in at localhost"):
+        joining._meet(Place(f"localhost:{port}", 3, 2), 0.2)
+
+
+def test_two_processes_of_one_number_are_refused() -> None:
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        twins = [
+            pool.submit(joining._meet, Place(f"localhost:{port}", 3, 1), 1.0) for _ in range(2)
+        ]
+        with pytest.raises(InputError, match="a second process 1"):
+            joining._meet(Place(f"localhost:{port}", 3, 0), 20)
+        assert all(isinstance(twin.exception(), InputError) for twin in twins)
+
+
+def test_a_port_in_use_is_no_traceback() -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} of the coordinator cannot be opened"):
+            joining._meet(Place(f"localhost:{port}", 2, 0), 1)
 
 
 def test_a_lone_process_asks_nobody() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from jpt.cli import app
+from jpt.data import builtin_rows
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +29,17 @@ def test_the_first_two_blocks_install_and_run_and_test() -> None:
     assert second == "pip install -e '.[dev]' && pytest\n"
 
 
+@pytest.fixture
+def fewer_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cuts the built-in tasks to a third of their rows."""
+    builtin_rows._make_split.cache_clear()
+    for split, size in builtin_rows.SIZES.items():
+        monkeypatch.setitem(builtin_rows.SIZES, split, size // 3)
+    yield
+    builtin_rows._make_split.cache_clear()
+
+
+@pytest.mark.usefixtures("fewer_rows")
 def test_python_blocks_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,7 +66,7 @@ def test_python_blocks_run(
 def test_the_task_of_ones_own_loads(tmp_path: Path) -> None:
     import jpt
 
-    (tmp_path / "task.toml").write_text(blocks("toml")[0])
+    (tmp_path / "task.toml").write_text(next(b for b in blocks("toml") if "label_words" in b))
     task = jpt.load_task(tmp_path)
     assert task.labels == ("bad", "good")
     assert task.words("bert") == {"bad": ("terrible",), "good": ("great", "fine")}

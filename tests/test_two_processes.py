@@ -74,8 +74,13 @@ def finish(
             process.kill()
     codes = [process.returncode for process in running]
     assert codes == [code, code], (codes, said)
-    # What the library of collectives says of its connections is nobody's output.
-    return [("".join(w for w in o.splitlines(True) if "Gloo" not in w), e) for o, e in said]
+    return [(without_gloo(out), err) for out, err in said]
+
+
+def without_gloo(out: str) -> str:
+    """What a command printed, without what CPU collectives say of their connections."""
+    lines = out.splitlines(keepends=True)
+    return "".join(line for line in lines if "Gloo" not in line and "peer ranks" not in line)
 
 
 def run(*words: str, devices: int = 1, text: str = "") -> dict[str, object]:

@@ -171,7 +171,8 @@ def compare(work: Path, names: list[tuple[str, float, int]]) -> None:
     for task, rate, seed in names:
         run = work / "swept" / "runs" / places[f"builtin/{task}", rate, seed]
         alone = work / "separate" / task / str(rate) / str(seed)
-        values = [jpt.load_prompt(folder / "last.safetensors").values for folder in (alone, run)]
+        prompts = [jpt.load_prompt(folder / "last.safetensors") for folder in (alone, run)]
+        values = [prompt.values for prompt in prompts]
         apart = float(np.abs(values[0] - values[1]).max() / np.abs(values[0]).max())
         largest = max(largest, apart)
         records = [json.loads((folder / "result.json").read_text()) for folder in (alone, run)]

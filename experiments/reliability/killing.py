@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +55,11 @@ class Death:
     told: str
 
 
-def plan_kills(count: int, draw: random.Random) -> list[Kill]:
-    """Draws the phases, in their shares; the signals take turns within each."""
-    phases = [phase for phase, share in SHARES.items() for _ in range(share)]
-    chosen = (phases * (count // len(phases) + 1))[: count - count % len(phases)]
-    chosen += draw.sample(phases[1:], count % len(phases))
+def plan_kills(count: int, draw: random.Random, wanted: Sequence[str] = ()) -> list[Kill]:
+    """Draws the phases, all or those wanted, in their shares; in each the signals take turns."""
+    shares = {phase: SHARES[phase] for phase in wanted or SHARES}
+    phases = [phase for phase, share in shares.items() for _ in range(share)]
+    chosen = phases * (count // len(phases)) + draw.sample(phases, count % len(phases))
     first = {phase: draw.randrange(2) for phase in SHARES}
     kills = []
     for phase in chosen:
@@ -107,20 +107,21 @@ class Process:
             time.sleep(draw.uniform(0.1, 1) * start_s)
             self._has_begun()
         elif self._until(self._has_begun):
-            mark = draw.choice(MARKS)
+            mark, shortly_s = draw.choice(MARKS), draw.choice([0, 0.005, 0.02])
             there = {
                 "steps": lambda: True,
-                "save": self._saves,
-                "results": lambda: self._writes_results(mark),
+                "save": lambda: self._catch(self._saves, shortly_s),
+                "results": lambda: self._catch(lambda: self._writes_results(mark), shortly_s),
             }[kill.phase]
-            if self._until(lambda: position(self.kind, self.out) >= target) and self._until(there):
-                longest_s = 0.3 if kill.phase == "steps" else draw.choice([0, 0.02, 0.1])
-                time.sleep(draw.uniform(0, longest_s))
+            self._until(lambda: position(self.kind, self.out) >= target)
+            if self._until(there) and kill.phase == "steps":
+                time.sleep(draw.uniform(0, 0.3))
         reached = position(self.kind, self.out)
         ended = self._process.poll()
         if ended is not None:
             return self._end(None, ended)
         self._process.send_signal(kill.signal)
+        self._process.send_signal(signal.SIGCONT)
         return self._end(reached, self._process.wait(PATIENCE_S))
 
     def _until(self, condition: Callable[[], bool]) -> bool:
@@ -132,6 +133,18 @@ class Process:
                 self._process.kill()
                 raise SystemExit(f"{self.out} did not get on within {PATIENCE_S} s")
             time.sleep(POLL_S)
+        return False
+
+    def _catch(self, condition: Callable[[], bool], after_s: float) -> bool:
+        """Stops the process where something is so, and lets it go on where it is so no more."""
+        if not condition():
+            return False
+        time.sleep(after_s)
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if condition():
+            return True
+        self._process.send_signal(signal.SIGCONT)
         return False
 
     def _has_begun(self) -> bool:
@@ -193,8 +206,8 @@ def judge(kill: Kill, death: Death, kind: Kind, out: Path) -> str | None:
         return None if death.code == -signal.SIGKILL else f"exit code {death.code} after SIGKILL"
     if death.ignored_steps > 20 * kind.places:  # lines come every ten steps
         return f"went on for {death.ignored_steps} steps after SIGTERM"
-    if death.code == 75 or (death.code == 0 and is_finished(kind, out)):
-        return None
-    if death.code == -signal.SIGTERM and not death.began:
+    if death.code == 75 or (death.code in (0, -signal.SIGTERM) and is_finished(kind, out)):
+        return None  # all was written, and the process about to leave
+    if death.code == -signal.SIGTERM and not death.began:  # while python loads
         return None
     return f"exit code {death.code} after SIGTERM in phase {kill.phase}: {death.told[-500:]}"

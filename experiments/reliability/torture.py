@@ -2,11 +2,12 @@
 
 An uninterrupted run comes first. Then the same command runs in another folder, is killed by SIGKILL
 or SIGTERM, and is started again, until it ends: while it starts, between two saves, during a save
-(at once when a temporary name appears among the checkpoints, or a moment later), while results are
-written. When it ends before all kills are used, the next victim begins, with another seed and an
-uninterrupted run of its own. After every kill:
+(a temporary name appears among the checkpoints; the process is stopped, and killed if the name is
+still there), while results are written. When it ends before all kills are used, the next victim
+begins, with another seed and an uninterrupted run of its own. After every kill:
 
-- SIGTERM ends with exit code 75 within the step, or with 0 where it was finished; no traceback;
+- SIGTERM ends with exit code 75 within the step, no traceback; any other code only while python
+  loads, or when all was written already;
 - the newest whole checkpoint is never older than before;
 - every line that was logged up to the newest whole checkpoint is still there, clock fields and
   all, so these steps were not done again;
@@ -18,7 +19,7 @@ Command:
     python experiments/reliability/torture.py --out DIR
 
 Time and result: see experiments/reliability/RESULTS.md. The last folder of victims and all that
-differed are kept in DIR.
+differed are kept in DIR. Linux only.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from victims import (
     tuning,
 )
 
-KILLS_EACH = 10
+KILLS_EACH = 17
 
 
 @dataclass
@@ -69,15 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=50, help="of each kind")
-    parser.add_argument("--steps", type=int, default=360, help="of the tuning; a multiple of 60")
+    parser.add_argument("--steps", type=int, default=240, help="of the tuning; a multiple of 60")
     parser.add_argument("--kinds", default="tune,sweep")
+    parser.add_argument("--phases", default=",".join(SHARES), help="when they are killed")
     options = parser.parse_args(arguments)
     known = {"tune": tuning(options.steps), "sweep": sweep(options.steps)}
     tallies = {}
     for name in options.kinds.split(","):
         draw = random.Random(f"{options.seed} {name}")
         work = (options.out / name).absolute()
-        tallies[name] = torture(known[name], work, options.kills, draw)
+        kills = plan_kills(options.kills, draw, options.phases.split(","))
+        tallies[name] = torture(known[name], work, kills, draw)
     record = {name: summary(tally) for name, tally in tallies.items()}
     told = "\n".join(describe(name, tally) for name, tally in tallies.items())
     (options.out / "torture.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -87,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def torture(kind: Kind, work: Path, count: int, draw: random.Random) -> Tally:
+def torture(kind: Kind, work: Path, waiting: list[Kill], draw: random.Random) -> Tally:
     """Uses up all kills on as many victims as it takes."""
     work.mkdir(parents=True)
-    tally, waiting, started_s = Tally(), plan_kills(count, draw), time.monotonic()
+    tally, count, started_s = Tally(), len(waiting), time.monotonic()
     while waiting:
         number = tally.victims
         if number > 2 * count:
@@ -104,7 +107,9 @@ def torture(kind: Kind, work: Path, count: int, draw: random.Random) -> Tally:
         waiting += kill_again_and_again(kind, work, killed, number, batch, start_s, tally, draw)
         found = [f"killed-{number}: {each}" for each in find_differences(kind, whole, killed)]
         tally.wrong += found
-        print(f"{kind.name} {number}: {len(tally.kills)} of {count} kills, wrong: {found}")
+        print(
+            f"{kind.name} {number}: {len(tally.kills)} of {count} kills, wrong: {found}", flush=True
+        )
         if not found and waiting:
             shutil.rmtree(whole)
             shutil.rmtree(killed)
@@ -164,6 +169,7 @@ def kill_again_and_again(
         tally.wrong += [f"{where}: {each}" for each in wrong if each]
         if death.killed:
             tally.kills.append((batch.pop(0), death))
+            print(f"{where}, {death.elapsed_s:.0f} s, left {death.left}", flush=True)
         elif death.code == 0:
             return batch
         else:

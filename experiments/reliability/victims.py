@@ -234,6 +234,6 @@ def file_names(out: Path) -> list[str]:
 
 
 def leftovers(out: Path) -> list[str]:
-    """Temporary names that a killed process left."""
-    paths = (path for path in out.rglob("*") if path.name.endswith(".tmp"))
-    return sorted(path.relative_to(out).as_posix() for path in paths)
+    """Temporary names that a killed process left, jpt's own and those of orbax."""
+    names = [path.relative_to(out).as_posix() for path in out.rglob("*")]
+    return sorted(name for name in names if "tmp" in name.rpartition("/")[2])

@@ -197,11 +197,12 @@ class Encoder(nn.Module):
         remat: what is kept for the way back; see :func:`jpt.backbones.layers.rematerialised`.
 
     Example:
+        >>> import jax
         >>> from jpt.testing import tiny_encoder
         >>> encoder, params = tiny_encoder()
         >>> tokens, lengths = jnp.ones((2, 7), jnp.int32), jnp.array([7, 4])
         >>> prompt = jnp.zeros((5, encoder.config.width))
-        >>> output = encoder.apply(
+        >>> output = jax.jit(encoder.apply)(
         ...     {"params": params}, tokens, lengths, prompt, label_ids=jnp.array([3, 4])
         ... )
         >>> output.logits.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,9 @@ ClipNormOption = Annotated[
 CheckpointMinutesOption = Annotated[
     float | None, typer.Option(help="Save too when the last save is so old.")
 ]
+LogOption = Annotated[
+    str | None, typer.Option(help="Show the log in these too: tensorboard,wandb.")
+]
 RematOption = Annotated[
     str, typer.Option(help="What layers keep for the way back: dots, full (least) or none.")
 ]
@@ -63,8 +67,9 @@ def print_result(record: dict[str, Any], text: str, json: bool) -> None:
         >>> print_result({"score": 0.5}, "score 0.5", json=False)
         score 0.5
     """
+    stream = sys.stderr if json else sys.stdout
+    # Blocks and accents that a terminal of an old kind cannot show are no reason to fail.
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    typer.echo(text.encode(encoding, "replace").decode(encoding), err=json)
     if json:
-        typer.echo(text, err=True)
         typer.echo(json_format.dumps(record))
-    else:
-        typer.echo(text)

@@ -9,14 +9,16 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from jpt.processes import quiet_others, start_processes
+from jpt.joining import start_processes
+from jpt.processes import quiet_others
 
 _OPTIONS = {
     "coordinator": Annotated[
         str | None,
         typer.Option(
             envvar="JPT_COORDINATOR",
-            help="Several processes: HOST:PORT of process 0; auto on a TPU pod; none under SLURM.",
+            help="Several processes: HOST:PORT of process 0, or auto on a TPU pod (SLURM is"
+            " noticed); none: this one alone.",
         ),
     ],
     "processes": Annotated[

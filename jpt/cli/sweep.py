@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from jpt.cli.options import JsonOption, print_result
+from jpt.cli.options import JsonOption, MeshOption, print_result
+from jpt.cli.several import with_processes
 from jpt.errors import InputError, unknown_name
 
 
+@with_processes
 def sweep(
     grid: Annotated[
         Path, typer.Argument(help="TOML file: [fixed], [grid], [[zip]], [search], [run].")
@@ -33,6 +35,7 @@ def sweep(
     trials: Annotated[
         int | None, typer.Option(help="With [search]: how many settings to try (extra search).")
     ] = None,
+    mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
     """Tune a prompt for every combination in a file; a table of scores at the end.
@@ -50,7 +53,7 @@ def sweep(
     from jpt.recipes.sweep import sweep as run
 
     workers = _workers(on, address, needs)
-    result = run(grid, out, shard=shard, trials=trials, workers=workers, progress=True)
+    result = run(grid, out, shard=shard, trials=trials, mesh=mesh, workers=workers, progress=True)
     print_result(result.record, result.describe(), json)
 
 

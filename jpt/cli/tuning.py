@@ -17,6 +17,7 @@ from jpt.cli.options import (
     InitOption,
     JsonOption,
     LabelScoringOption,
+    LogOption,
     MeshOption,
     ObjectiveOption,
     RematOption,
@@ -64,6 +65,7 @@ def tune(
     predictions: Annotated[
         bool, typer.Option(help="Write the answer to every test row: OUT/predictions.jsonl.")
     ] = False,
+    log: LogOption = None,
     seeds: Annotated[
         str | None,
         typer.Option(help="S1,S2,...: a run each in OUT/seed-S, then mean and deviation."),

@@ -128,8 +128,9 @@ def list_backbones() -> Listing:
                 "size_mb": round(size / 1e6, 1),
             }
         )
-    rows = [tuple(str(value) for value in record.values()) for record in records]
-    heads = ("backbone", "type", "layout", "layers", "width", "pieces", "positions", "MB")
+    shown = [key for key in records[0] if key != "model_type"]  # the name says it
+    rows = [tuple(str(record[key]) for key in shown) for record in records]
+    heads = ("backbone", "layout", "layers", "width", "vocabulary", "positions", "MB")
     kinds = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
     hint = f"A folder of weights or a hub id works in their place; families: {kinds}."
     return {"backbones": records}, "\n".join([_table(heads, rows), *wrap(hint)])

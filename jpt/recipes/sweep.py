@@ -18,7 +18,7 @@ from jpt.errors import InputError
 from jpt.files.atomic import make_folder, write_json
 from jpt.files.reading import read_json
 from jpt.processes import on_first
-from jpt.recipes.sweep_grid import OPTIONS, Sweep, SweepRun, parse_sweep, read_sweep
+from jpt.recipes.sweep_grid import OPTIONS, Sweep, SweepRun, on_mesh, parse_sweep, read_sweep
 from jpt.recipes.sweep_memory import MOST_PLACES, choose_places
 from jpt.recipes.sweep_plan import (
     BANKS,
@@ -36,7 +36,7 @@ from jpt.recipes.sweep_table import DONE, WAITING, describe_rows, run_row, write
 from jpt.recipes.sweep_tidy import BANK_RUNS, one_at_a_time, remove_bank_folder, tidy_ended
 from jpt.tuning.bank import run_bank
 from jpt.tuning.bank_runs import read_diverged
-from jpt.tuning.run_folder import CHECKPOINTS, CONFIG, RESULT, RunFolder
+from jpt.tuning.run_folder import CHECKPOINTS, CONFIG, MAY_DIFFER, RESULT, RunFolder
 from jpt.tuning.tune import PreparedRun
 
 RECORD = "sweep.json"
@@ -72,6 +72,7 @@ def sweep(
     *,
     shard: str | None = None,
     trials: int | None = None,
+    mesh: str | None = None,
     workers: Workers | None = None,
     progress: bool = False,
 ) -> SweepResult:
@@ -82,6 +83,7 @@ def sweep(
         out: folder of the sweep; the same call goes on there, and a larger grid adds to it.
         shard: ``"i/n"``: only every n-th bank from the i-th on, for job arrays on one folder.
         trials: how many settings are tried of a grid with ``[search]``; needs optuna.
+        mesh: devices by axis, where the file names none; runs of a bank lie over ``prompt``.
         workers: who trains the banks; by default this process, one bank after the other.
         progress: whether to show on stderr how far it is.
 
@@ -99,6 +101,7 @@ def sweep(
         ['done', 'done', 'done']
     """
     plan = read_sweep(grid) if isinstance(grid, str | Path) else parse_sweep(grid)
+    plan = plan if mesh is None else on_mesh(plan, mesh)
     share = _shard(shard)
     if not plan.ranges and trials is None:
         return run_sweep(plan, make_folder(out), share, workers or train_here, progress)
@@ -262,7 +265,7 @@ def _refuse_changed(folder: Path, run: SweepRun) -> None:
     changed = [
         f"{name} was {stored.get(name)!r} and is now {value!r}"
         for name, value in run.values.items()
-        if name in OPTIONS and stored.get(name) != value
+        if name in OPTIONS and name not in MAY_DIFFER and stored.get(name) != value
     ]
     if changed:
         raise InputError(f"{path.parent} holds another run: {'; '.join(changed)}; give a new --out")

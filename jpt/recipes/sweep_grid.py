@@ -143,6 +143,33 @@ def parse_sweep(content: Mapping[str, Any]) -> Sweep:
     return Sweep(runs, tuple(varied), ranges, run.get("places"), run.get("memory_gb"))
 
 
+def on_mesh(sweep: Sweep, mesh: str) -> Sweep:
+    """Puts all runs on a mesh of devices.
+
+    Args:
+        sweep: whose file names no mesh.
+        mesh: devices by axis.
+
+    Returns:
+        The sweep; names of runs stay what they are.
+
+    Raises:
+        InputError: the file names a mesh itself.
+
+    Example:
+        >>> sweep = Sweep((SweepRun("imdb", "imdb", {"task": "imdb"}),), ())
+        >>> on_mesh(sweep, "prompt:2").runs[0].options.mesh
+        'prompt:2'
+    """
+    named = {run.values["mesh"] for run in sweep.runs if "mesh" in run.values}
+    if named:
+        raise InputError(f"mesh is {mesh}, and the file has {', '.join(named)}; leave one out")
+    runs = tuple(
+        dataclasses.replace(run, values={**run.values, "mesh": mesh}) for run in sweep.runs
+    )
+    return dataclasses.replace(sweep, runs=runs)
+
+
 def _combine(
     grid: Mapping[str, list[Any]], zipped: Sequence[list[dict[str, Any]]]
 ) -> Iterator[dict[str, Any]]:

@@ -83,5 +83,5 @@ def _longest(parts: PreparedRun) -> Any:
 
 def _device_bytes() -> int | None:
     """What the device can hold, where it tells; a CPU does not."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")

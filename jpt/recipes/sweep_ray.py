@@ -39,6 +39,7 @@ from jpt.recipes.sweep_grid import SweepRun
 from jpt.recipes.sweep_plan import RUNS, Bank, Preparer, is_finished
 from jpt.recipes.sweep_progress import SweepProgress
 from jpt.tuning.bank_runs import DIVERGED
+from jpt.tuning.loop import EXIT_CODES, stop_requests
 from jpt.tuning.run_folder import CONFIG, RESULT, RunFolder
 from jpt.tuning.scoring import Score
 
@@ -197,10 +198,18 @@ class _Driver:
             runs = [self.runs[name] for name in bank.runs]
             needs = wanted or default_needs(self._nodes(), runs)
             waiting[self._hand_out(bank, runs, needs)] = (bank, needs)
-        while waiting:
-            self._say_room(len(waiting), next(iter(waiting.values()))[1])
-            for task in self.ray.wait(list(waiting), timeout=POLL_S)[0]:
-                self._take(waiting.pop(task)[0], task)
+        # Inside of Ray's calls a signal must not raise: it is noted, and looked at between them.
+        with stop_requests() as stop:
+            while waiting:
+                self._say_room(len(waiting), next(iter(waiting.values()))[1])
+                for task in self.ray.wait(list(waiting), timeout=POLL_S)[0]:
+                    self._take(waiting.pop(task)[0], task)
+                if stop and waiting:
+                    raise StoppedError(
+                        f"stopped with {len(waiting)} banks not home; the same command goes on "
+                        "from what is",
+                        EXIT_CODES[stop[0]],
+                    )
         if self.broken:
             raise self.broken[0]
         if self.failed:

@@ -32,6 +32,15 @@ def tidy_ended(folder: Path, ended: Sequence[str]) -> None:
     Args:
         folder: of the sweep.
         ended: names of runs.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> RunFolder(folder / RUNS / "a", {"seed": 1}).finish({"score": 1})
+        >>> (folder / RUNS / "a" / ".lock").touch()
+        >>> tidy_ended(folder, ["a"])
+        >>> sorted(path.name for path in (folder / RUNS / "a").iterdir())
+        ['config.json', 'result.json']
     """
     for name in on_first(lambda: [each for each in ended if _has_hidden(folder / RUNS / each)]):
         with suppress(InputError), _open(folder, name).lock():
@@ -51,6 +60,14 @@ def remove_bank_folder(path: Path) -> None:
 
     Args:
         path: of the bank.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / BANKS / "1a2b" / CHECKPOINTS).mkdir(parents=True)
+        >>> remove_bank_folder(folder / BANKS / "1a2b")
+        >>> list(folder.iterdir())
+        []
     """
     if is_first():
         shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)  # first: its runs are named beside it

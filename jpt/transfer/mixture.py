@@ -189,9 +189,8 @@ def learn_mixture(
         return _run(study, None, None, progress, started_s)
     if folder.result is not None:
         return _result(study, load_prompt(folder.path / BEST), folder.result, folder)
-    where, weights = folder.path / CHECKPOINTS, study.backbone.fingerprint
-    with folder.lock(), Checkpoints(where, weights) as checkpoints:
-        return _run(study, folder, checkpoints, progress, started_s)
+    with folder.lock(), Checkpoints(folder.path / CHECKPOINTS, study.backbone.fingerprint) as saves:
+        return _run(study, folder, saves, progress, started_s)
 
 
 def _options(**options: Any) -> TuneOptions:

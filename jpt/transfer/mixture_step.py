@@ -63,7 +63,8 @@ def mixture_loss(
         >>> from jpt.testing import tiny_batch, tiny_encoder
         >>> module, params = tiny_encoder()
         >>> bank, answer = jnp.ones((3, 4, 32)), Answer(jnp.array([3, 4]))
-        >>> loss, _ = mixture_loss(module, params, bank, jnp.zeros((3, 1)), tiny_batch(), answer)
+        >>> compiled = jax.jit(mixture_loss, static_argnums=0)
+        >>> loss, _ = compiled(module, params, bank, jnp.zeros((3, 1)), tiny_batch(), answer)
         >>> 0 < float(loss) < 2
         True
     """

@@ -30,6 +30,7 @@ from jpt.types import Prompt, TransferMatrix
 from jpt.version import __version__
 
 TABLE, RECORD, PROJECTED = "projection.csv", "projection.json", "projected"
+_TOLD = ("split", "seed", "warm_start", "warm_steps")
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ def evaluate_projector(
         >>> from jpt.types import PromptCard
         >>> card = PromptCard("builtin/bert-medium", "builtin/imdb_number")
         >>> source = Prompt(np.ones((4, 192), np.float32), card)
-        >>> small = {"target_backbone": "builtin/bert-small", "methods": ("untrained",)}
-        >>> evaluate_projector([], source, **small).matrix.prompts
+        >>> small = {"methods": ("untrained",), "max_tokens": 8}
+        >>> found = evaluate_projector([], source, target_backbone="builtin/bert-small", **small)
+        >>> found.matrix.prompts
         ('random', 'untrained')
     """
     started_s = time.monotonic()
@@ -115,11 +117,9 @@ def evaluate_projector(
     folder = None if out is None else make_folder(out)
     if folder is not None:
         _write_prompts(make_folder(folder / PROJECTED), columns.projected)
-        on_first(lambda: None)  # all read them, where they are tuned on
     if chosen.warm_start is not None:
         matrix = warm_columns(columns, matrix, chosen, folder, progress)
-    record |= {**columns.record, "split": chosen.split, "seed": chosen.seed}
-    record |= {"warm_start": chosen.warm_start, "warm_steps": chosen.warm_steps}
+    record |= columns.record | {name: getattr(chosen, name) for name in _TOLD}
     record |= {"jpt_version": __version__, "elapsed_s": round(time.monotonic() - started_s, 2)}
     if folder is not None:
         write_transfer(folder / TABLE, matrix)
@@ -160,3 +160,4 @@ def _write_prompts(folder: Path, prompts: Mapping[str, Mapping[str, Prompt]]) ->
         place = make_folder(folder / method)
         for task, prompt in by_task.items():
             save_prompt(place / f"{task}.safetensors", prompt)
+    on_first(lambda: None)  # all processes read them, where they are tuned on

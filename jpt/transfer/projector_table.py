@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jpt.transfer.relative import align_columns
 from jpt.types import TransferMatrix
 
 
@@ -52,7 +53,7 @@ def describe_table(matrix: TransferMatrix, record: Mapping[str, Any]) -> str:
             notes.append(
                 f"note: {target} has no {record['split']} split: scored on {told['split']}"
             )
-    return "\n".join([*_aligned(lines), *notes])
+    return "\n".join([*align_columns(lines, least=9), *notes])
 
 
 def _unseen(matrix: TransferMatrix, trained_on: Mapping[str, Sequence[str]]) -> list[str]:
@@ -73,15 +74,3 @@ def _cell(value: float | None, is_marked: bool = False) -> str:
     if value is None or np.isnan(value):
         return "-"
     return f"{value:.3f}{'*' if is_marked else ''}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    widths[0] = max(widths[0], 9)
-    return [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]

@@ -101,21 +101,20 @@ def train_projector(
 ) -> ProjectorResult:
     """Trains a projector that turns prompts of one model into prompts of another.
 
-    Paper: section 4. With the objective ``task`` the projected prompt of a task stands before the
-    task's rows in the frozen target, and the task's loss trains the projector alone; several tasks
-    take turns, each with its own prompt. With ``distance`` the projector learns to give the target
-    model's own prompts of the same tasks, which need to be tuned first; no rows are needed.
+    Paper: section 4. With the objective ``task`` the projected prompt of a task stands before its
+    rows in the frozen target, and its loss trains the projector alone; several tasks take turns,
+    each with its own prompt. With ``distance`` the projector learns to give the target model's own
+    prompts of the same tasks, tuned before; no rows are needed.
 
     Args:
         sources: the source model's prompts: a folder, or prompts by name; cards name their tasks.
         target_backbone: the frozen target: a loaded one, a name, a folder or a hub id.
         objective: ``task`` or ``distance``.
-        tasks: to train on; by default those that the sources' cards name (distance: those that
-            both models have a prompt of).
+        tasks: to train on; by default those of the sources' cards (distance: those of both).
         out: run folder. A finished run there returns at once, a broken one goes on and ends bit
             for bit as if it had never stopped. None keeps the run in memory.
-        targets: the target model's own prompts, for the distance; tasks that are not trained on
-            and that both models have are measured and change nothing.
+        targets: the target's own prompts, for the distance; tasks of both that are not trained on
+            are measured and change nothing.
         data: a folder that holds a folder of rows for each catalog task.
         progress: whether to show a bar on stderr.
         **options: fields of :class:`jpt.transfer.projector_options.ProjectorOptions`.
@@ -132,7 +131,8 @@ def train_projector(
         >>> from jpt.types import Prompt, PromptCard
         >>> card = PromptCard("builtin/bert-medium", "builtin/imdb_number")
         >>> source = Prompt(np.ones((4, 192), np.float32), card)
-        >>> result = train_projector(source, "builtin/bert-small", steps=1, bottleneck=8)
+        >>> small = {"steps": 1, "bottleneck": 8, "max_tokens": 8}
+        >>> result = train_projector(source, "builtin/bert-small", **small)
         >>> result.projector(source).shape
         (4, 128)
     """

@@ -147,7 +147,7 @@ def describe_matrix(
         lines.append([target, *cells])
     marked = ["* the target's own prompt"] if own else []
     told = [line for note in notes for line in textwrap.wrap(f"note: {note}", WIDTH)]
-    return "\n".join([*_aligned(lines), *marked, *told])
+    return "\n".join([*align_columns(lines), *marked, *told])
 
 
 def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -172,12 +172,25 @@ def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
     for kind, means in by_type.items():
         lines.append([kind, *("-" if (m := means[s]) is None else f"{m:.3f}" for s in sources)])
     head = "mean relative performance by type of target (rows) and source, without own ones"
-    return "\n".join([head, *_aligned(lines)])
+    return "\n".join([head, *align_columns(lines)])
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns one under the other; those that have no room in a line follow in a table below."""
+def align_columns(lines: Sequence[Sequence[str]], least: int = 0) -> list[str]:
+    """Sets a table in 80 columns: what has no room in a line follows in a table below.
+
+    Args:
+        lines: the cells; the first of a line names it.
+        least: width of the first column at least.
+
+    Returns:
+        The lines.
+
+    Example:
+        >>> align_columns([["", "a", "b"], ["imdb", "0.5", "1"]])
+        ['        a  b', 'imdb  0.5  1']
+    """
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    widths[0] = max(widths[0], least)
     blocks: list[list[int]] = [[]]
     for place in range(1, len(widths)):
         used = widths[0] + sum(2 + widths[other] for other in blocks[-1])

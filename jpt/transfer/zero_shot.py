@@ -162,10 +162,11 @@ def transfer_matrix(
             name, broken data, a broken line of ``cells.jsonl``.
 
     Example:
-        >>> from jpt.tuning.tune import tune
-        >>> task, options = "builtin/imdb_number", {"max_tokens": 16}
-        >>> tuned = tune("builtin/bert-small", task, steps=1, **options)
-        >>> result = transfer_matrix({"number": tuned.prompt}, [task], random=False, **options)
+        >>> import numpy as np
+        >>> from jpt.types import Prompt, PromptCard
+        >>> card = PromptCard("builtin/bert-small", "builtin/imdb_number")
+        >>> prompt = Prompt(np.ones((4, 128), np.float32), card)
+        >>> result = transfer_matrix({"number": prompt}, random=False, max_tokens=8)
         >>> result.matrix.prompts, float(result.relative.values[0, 0])
         (('number', 'none'), 1.0)
     """

@@ -162,7 +162,7 @@ class Checkpoints:
         if step in self._steps():
             return False
         make_folder(self.folder)
-        shutil.rmtree(self._temporary(step), ignore_errors=True)
+        self.remove_leftovers()
         return True
 
     def _join(self) -> None:
@@ -304,4 +304,3 @@ def _fault(folder: Path) -> str | None:
     except (ValueError, AttributeError):
         return f"{SUMS} has changed"
     return None
-

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from jpt.errors import InputError, unknown_name
 from jpt.files.atomic import make_folder, write_text
+from jpt.processes import is_first
 
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 _RUN_ID = "jpt_run_id.txt"
@@ -74,7 +75,7 @@ def parse_sinks(log: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 class LogSinks:
-    """The sinks of one run; none of them, too.
+    """The sinks of one run, which may have none; of several processes only the first shows.
 
     Args:
         names: of `parse_sinks`.
@@ -102,7 +103,7 @@ class LogSinks:
         self._say = say
         self._open: dict[str, LogSink] = {}
         lines = list(history)
-        for name in names:
+        for name in names if is_first() else ():
             if name == TENSORBOARD:
                 self._open[name] = _TensorBoard(folder, lines, say)
             else:
@@ -128,8 +129,9 @@ class LogSinks:
         Args:
             line: as in ``metrics.jsonl``, with ``step`` and ``split``.
         """
-        for name, sink in list(self._open.items()):
-            self._try(name, lambda sink=sink: sink.log(int(line["step"]), _numbers(line)))
+        numbers = _numbers(line)
+        for name, sink in list(self._open.items()) if numbers else ():
+            self._try(name, lambda sink=sink: sink.log(int(line["step"]), numbers))
 
     def _try(self, name: str, show: Callable[[], None]) -> None:
         """A run of hours does not end because a disk of the log is full or a server is away."""

@@ -22,6 +22,7 @@ from jpt.mesh import place
 from jpt.processes import Vote, is_first
 from jpt.tuning.checkpoints import Checkpoints
 from jpt.tuning.compile_log import CompileLog
+from jpt.tuning.log_sinks import LogSinks
 from jpt.tuning.losses import Answer
 from jpt.tuning.progress import Progress
 from jpt.tuning.run_folder import BEST, RunFolder
@@ -97,6 +98,7 @@ class Run:
         history: logged lines of a run in memory.
         keep_best: writes the best prompt of a state, whenever there is a better one than before.
         finite: the last step whose loss was a number, and that loss.
+        sinks: where the log is shown too.
     """
 
     params: Parameters
@@ -110,12 +112,15 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     keep_best: Callable[[LoopState], None] | None = None
     finite: tuple[int, float] | None = None
+    sinks: LogSinks | None = None
 
     def log(self, line: dict[str, Any]) -> None:
         """Keeps one line of the log, on disk where there is a folder."""
         self.history.append(line)
         if self.folder is not None:
             self.folder.log(line)
+        if self.sinks is not None:
+            self.sinks.log(line)
 
 
 class _Clock:
@@ -233,9 +238,7 @@ def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
     return state
 
 
-def _score(
-    run: Run, state: LoopState, step: int, progress: Progress, log: CompileLog
-) -> LoopState:
+def _score(run: Run, state: LoopState, step: int, progress: Progress, log: CompileLog) -> LoopState:
     log.take()
     score = run.score(state.tune.prompt)
     log.scored()

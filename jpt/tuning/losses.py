@@ -70,7 +70,8 @@ def answer_loss(
     Example:
         >>> from jpt.testing import tiny_batch, tiny_encoder
         >>> module, params = tiny_encoder()
-        >>> loss, _ = answer_loss(module, params, None, tiny_batch(), Answer(jnp.array([3, 4])))
+        >>> compiled, answer = jax.jit(answer_loss, static_argnums=0), Answer(jnp.array([3, 4]))
+        >>> loss, _ = compiled(module, params, None, tiny_batch(), answer)
         >>> 0 < float(loss) < 2
         True
     """
@@ -125,7 +126,8 @@ def label_scores(
         >>> from jpt.testing import tiny_batch, tiny_model
         >>> module, params = tiny_model("t5")
         >>> answer = Answer(jnp.array([7, 8]), jnp.array([[7, 9], [8, NO_PIECE]]))
-        >>> label_scores(module, params, None, tiny_batch(), answer).shape
+        >>> compiled = jax.jit(label_scores, static_argnums=0)
+        >>> compiled(module, params, None, tiny_batch(), answer).shape
         (2, 2)
     """
     inputs = (module, params, prompt, batch, answer, dropout_key)
@@ -264,7 +266,8 @@ def label_logits(
         >>> import numpy as np
         >>> from jpt.testing import tiny_batch, tiny_encoder
         >>> module, params = tiny_encoder()
-        >>> label_logits(module, params, None, tiny_batch(), Answer(jnp.array([3, 4]))).shape
+        >>> compiled = jax.jit(label_logits, static_argnums=0)
+        >>> compiled(module, params, None, tiny_batch(), Answer(jnp.array([3, 4]))).shape
         (2, 2)
     """
     # Only encoders number their text apart from the prompt.

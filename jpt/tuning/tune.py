@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from jpt.tasks.task import Task
 from jpt.tuning.checkpoints import Checkpoints
 from jpt.tuning.feed import Feed, make_feed
 from jpt.tuning.initial import initial_prompt
+from jpt.tuning.log_sinks import LogSinks, parse_sinks
 from jpt.tuning.loop import LoopState, Run, Schedule, best_prompt, resume, run_loop, start_state
+from jpt.tuning.loss_curve import draw_loss
 from jpt.tuning.predictions import write_predictions
 from jpt.tuning.prepare import (
     Data,
@@ -62,7 +64,7 @@ class TuneResult:
     folder: Path | None
 
     def describe(self) -> str:
-        """Says in a line or two what came out."""
+        """Says in a few lines what came out, the curve of the loss among them."""
         record, metric = self.record, self.record["metric"]
         scored = [
             f"{name} {metric} {record[name][metric]:.3f}{_majority(record[name])}"
@@ -73,6 +75,7 @@ class TuneResult:
             f"{record['task']} on {record['backbone']}: {', '.join(scored)}; best at step "
             f"{record['best_step']} of {record['steps']}, {record['elapsed_s']:.0f} s"
         ]
+        lines += [curve] if (curve := draw_loss(self.history)) else []
         if self.folder is not None:
             lines.append(f"prompt: {self.folder / BEST}")
         return "\n".join(lines)
@@ -152,6 +155,7 @@ def tune(
     start: Start | None = None,
     score_start: bool = False,
     predictions: bool = False,
+    log: str | Sequence[str] | None = None,
     progress: bool = False,
     **options: Any,
 ) -> TuneResult:
@@ -167,6 +171,7 @@ def tune(
         score_start: whether the start is scored on validation too, as step 0, and kept where
             nothing later is better.
         predictions: whether the answer to every scored row is written too, as JSON lines.
+        log: where the log is shown too: ``"tensorboard"``, ``"wandb"``, or both.
         progress: whether to show facts and a bar on stderr.
         **options: fields of :class:`jpt.config.TuneOptions`.
 
@@ -179,11 +184,11 @@ def tune(
         StoppedError: after SIGTERM or Ctrl-C; the state is saved.
 
     Example:
-        >>> result = tune("builtin/bert-small", "builtin/rotten_tomatoes", steps=1)
+        >>> result = tune("builtin/bert-small", "builtin/rotten_tomatoes", steps=1, max_tokens=16)
         >>> result.prompt.values.shape
         (20, 128)
     """
-    started_s = time.monotonic()
+    started_s, sinks = time.monotonic(), parse_sinks(log)
     study = prepare_run(backbone, task, data, TuneOptions(**options), start, score_start)
     folder = None if out is None else RunFolder(Path(out), study.config())
     if folder is not None and folder.result is not None:
@@ -191,10 +196,10 @@ def tune(
     if progress:
         _say_facts(study)
     if folder is None:
-        return _run(study, None, None, progress, started_s)
+        return _run(study, None, None, progress, started_s, sinks=sinks)
     where, weights = folder.path / CHECKPOINTS, study.backbone.fingerprint
     with folder.lock(), Checkpoints(where, weights) as checkpoints:
-        return _run(study, folder, checkpoints, progress, started_s, predictions)
+        return _run(study, folder, checkpoints, progress, started_s, predictions, sinks)
 
 
 def prepare_run(
@@ -254,6 +259,7 @@ def _run(
     progress: bool,
     started_s: float,
     predictions: bool = False,
+    sinks: Sequence[str] = (),
 ) -> TuneResult:
     options = study.options
 
@@ -287,13 +293,15 @@ def _run(
         keep_best=None if folder is None else keep_best,
     )
     state = resume(run, start_state(_initial_state(study)))
-    with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
-        state = run_loop(run, state, bar)
-    values, score, step = best_prompt(state)
-    best = study.prompt(values, step, score)
-    last = study.prompt(np.asarray(state.tune.prompt), options.steps, None)
-    path = folder.path / PREDICTIONS if folder is not None and predictions else None
-    record = result_record(study, best, run.history, started_s, path)
+    with LogSinks(sinks, folder and folder.path, study.config(), run.history) as run.sinks:
+        with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
+            state = run_loop(run, state, bar)
+        values, score, step = best_prompt(state)
+        best = study.prompt(values, step, score)
+        last = study.prompt(np.asarray(state.tune.prompt), options.steps, None)
+        path = folder.path / PREDICTIONS if folder is not None and predictions else None
+        record = result_record(study, best, run.history, started_s, path)
+        run.sinks.log({**record.get("test", {}), "step": options.steps, "split": "test"})
     if folder is not None:
         save_prompt(folder.path / BEST, best)
         save_prompt(folder.path / LAST, last)

@@ -15,6 +15,8 @@ from jpt.files.study_files import read_activations, write_activations
 from jpt.testing import tiny_encoder
 from jpt.types import Activations, Prompt, PromptCard
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 BACKBONE = "builtin/bert-small"
 
 

@@ -18,6 +18,7 @@ from jpt.backbones.registry import Backbone
 from jpt.data.encode import encode_split
 from jpt.data.sources import read_rows
 from jpt.files.study_files import read_activations
+from jpt.mesh import make_mesh
 from jpt.tasks.registry import load_task
 from jpt.testing import write_tiny_backbone
 from jpt.types import Activations, Prompt, PromptCard
@@ -174,6 +175,39 @@ def test_pieces_fill_the_budget_and_no_more(backbone: Backbone, task: Path) -> N
     sizes = [plan(mb) for mb in (0.02, 0.05, 0.5, 2, 4)]
     assert sizes == sorted(sizes) and len(set(sizes)) == 5
     assert all(prompts == 1 or rows == ROWS for prompts, rows in sizes)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "chunk_mb"),
+    [("prompt:2,data:2,model:2", 256), pytest.param("prompt:4", 1e-9, marks=pytest.mark.slow)],
+)
+def test_a_mesh_changes_no_number(
+    found: Activations,
+    prompts: dict[str, Prompt],
+    backbone: Backbone,
+    task: Path,
+    mesh: str,
+    chunk_mb: float,
+) -> None:
+    """Three prompts on two devices, six rows on two; or one place for each."""
+    options = {"probe": "text", "task": task, "chunk_mb": chunk_mb}
+    split = activated_neurons(prompts, backbone=backbone, mesh=mesh, **options)
+    for name in ("values", "rates", "cka"):
+        expected = getattr(found, name)
+        difference = np.abs(getattr(split, name) - expected).max()
+        assert difference <= 1e-5 * np.abs(expected).max(), name
+
+
+def test_pieces_on_a_mesh_are_what_its_axes_divide(backbone: Backbone, task: Path) -> None:
+    given = text_input(backbone, ProbeOptions(probe="text", task=task), LENGTH)
+    mesh = make_mesh("prompt:4,data:2")
+
+    def plan(chunk_mb: float) -> tuple[int, int]:
+        options = ProbeOptions(probe="text", task=task, chunk_mb=chunk_mb)
+        return plan_pieces(backbone, (10, LENGTH), given, options, mesh)
+
+    assert plan(1e-9) == (4, 2), "one prompt and one row on each device"
+    assert plan(1e9) == (12, ROWS), "ten prompts, filled up to twelve"
 
 
 WRONG = [

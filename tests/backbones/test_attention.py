@@ -12,6 +12,8 @@ import pytest
 from jpt.backbones.attention import KeyBlock, attend
 from tests.backbones.golden import difference
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 ROWS, QUERIES, KEYS, HEADS, WIDTH = 3, 2, 7, 5, 6
 
 

@@ -16,6 +16,8 @@ from tests.backbones.golden import FAST_COMPILE
 from tests.backbones.test_generation import CLOSE, rows_of
 from tests.backbones.toy_writer import VOCABULARY, ToyCase, ToyWriter, draw_case, plain_beams
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 ENDS = (3, 11, 17)
 
 

@@ -13,6 +13,8 @@ import jpt
 from jpt.backbones.registry import BUILTIN, PREFIX
 from jpt.files.tensor_files import open_tensors
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 NAMES = ("builtin/bert-medium", "builtin/bert-small")
 # METHOD of the paper's code, section 4, column bert-base-uncased.
 PAPER_WORDS = (

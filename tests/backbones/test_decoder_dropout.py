@@ -12,6 +12,8 @@ import pytest
 from jpt.types import Parameters
 from tests.backbones.golden import difference, load_golden, read
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 EQUAL = 1e-5
 GPT2, LLAMA = "gpt2_tied", "llama_grouped"
 

@@ -12,6 +12,8 @@ import pytest
 from jpt.backbones.output import Cache
 from tests.backbones.golden import advance, difference, load_golden, read, start
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 EQUAL = 1e-5
 
 

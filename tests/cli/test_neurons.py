@@ -16,6 +16,8 @@ from jpt.files.study_files import read_activations
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:

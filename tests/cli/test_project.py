@@ -12,6 +12,8 @@ import jpt
 from jpt import cli
 from tests.transfer.projector_case import source_prompts, write_case
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

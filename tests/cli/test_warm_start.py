@@ -14,6 +14,8 @@ from jpt import cli
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:

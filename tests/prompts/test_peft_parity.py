@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +22,7 @@ from jpt.prompts.store import load_prompt, save_prompt
 from jpt.recipes.peft import export_peft, import_peft
 from jpt.types import Prompt, PromptCard
 from tests.backbones.golden import difference, read
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
@@ -203,10 +208,11 @@ def test_an_adapter_that_peft_saved_is_imported(pair: Pair, tmp_path: Path) -> N
 
 
 def test_peft_saves_an_export_again_and_it_comes_back(pair: Pair, tmp_path: Path) -> None:
-    """Without its card, which PEFT does not know."""
+    """Without its card, which PEFT does not know; of a model of which only the name is known."""
     from peft import PeftModel
 
     prompt = draw_prompt(pair)
+    prompt = Prompt(prompt.values, dataclasses.replace(prompt.card, backbone="somebody/model"))
     export_peft(prompt, tmp_path / "ours")
     model = PeftModel.from_pretrained(pair.load(), str(tmp_path / "ours"))
     model.save_pretrained(tmp_path / "again")
@@ -252,3 +258,26 @@ def test_adapters_of_other_kinds_are_refused(pair: Pair, tmp_path: Path, kind: s
     peft.get_peft_model(pair.load(), config).save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match=f"peft_type is {kind} .*only PROMPT_TUNING"):
         import_peft(tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_readme_run(tmp_path: Path) -> None:
+    """As they stand there, for a prompt on a folder that transformers can load."""
+    pytest.importorskip("peft")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = (part for part in text.split("```\n") if part.startswith("jpt export peft "))
+    assert block.count("\n") == 4
+    shutil.copytree(BUILTIN / "gpt2-mini", tmp_path / "model")
+    values = np.random.default_rng(0).normal(size=(ROWS, 128)).astype(np.float32)
+    (tmp_path / "runs").mkdir()
+    card = PromptCard("model", "builtin/rotten_tomatoes", layout="decoder")
+    (tmp_path / "runs" / "mood").mkdir()
+    save_prompt(tmp_path / "runs" / "mood" / "prompt.safetensors", Prompt(values, card))
+    commands = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}"}
+    script = ["bash", "-e", "-c", block]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "builtin/rotten_tomatoes test: accuracy" in done.stdout
+    found = load_prompt(tmp_path / "prompts" / "theirs.safetensors")
+    assert np.array_equal(found.values, values) and found.card.source == "peft:theirs"

@@ -24,6 +24,8 @@ from jpt.cli.generate import one_line, read_lines
 from jpt.recipes.generate import generate
 from jpt.testing import write_tiny_backbone
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 TEXTS = [
     "the film is good",
     "a",
@@ -45,14 +47,6 @@ def load_lively(folder: Path, kind: str, **changes: object) -> Backbone:
     scale = {"t5": 3.0}.get(kind, 4.0)
     params = jax.tree.map(lambda leaf: leaf * (scale if leaf.ndim > 1 else 1.0), backbone.params)
     return dataclasses.replace(backbone, params=params)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiling():
-    """Plainer programs: compiling is nearly all the work of these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
 from tests.tuning.test_neuron_mask import without_rows
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 QUICK = {"eval_batch_size": 16, "max_tokens": 16, "mesh": "data:1"}
 KINDS = ("none", "own", "random", "other", "common", "specific")
 

@@ -18,6 +18,8 @@ from jpt.recipes.peft import export_peft, import_peft
 from jpt.types import Prompt, PromptCard
 from tests.prompts.test_peft_files import write_theirs
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 GPT2, T5 = "builtin/gpt2-mini", "builtin/t5-mini"
 
 

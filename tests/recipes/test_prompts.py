@@ -21,6 +21,8 @@ from jpt.tuning.initial import initial_rows
 from jpt.types import Prompt, PromptCard
 from tests.toy_task import write_task
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 WIDTH, LENGTH = 32, 5
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -26,9 +28,15 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tasks: list[str]):
-    folder = tmp_path_factory.mktemp("study") / "study"
-    return quickstart(folder, tasks=tasks, steps=2)
+def finished_and_told(tmp_path_factory: pytest.TempPathFactory, tasks: list[str]):
+    folder, told = tmp_path_factory.mktemp("study") / "study", io.StringIO()
+    with contextlib.redirect_stderr(told):
+        return quickstart(folder, tasks=tasks, steps=2, progress=True), told.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(finished_and_told) -> recipe.QuickstartResult:
+    return finished_and_told[0]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -85,7 +93,14 @@ def test_again_returns_at_once_and_touches_nothing(
 
 
 @pytest.mark.parametrize(
-    "stage", ["tune", "transfer_matrix", "mask_neurons", "study_indicators", "report"]
+    "stage",
+    [
+        "tune",
+        "transfer_matrix",
+        "mask_neurons",
+        pytest.param("study_indicators", marks=pytest.mark.slow),
+        "report",
+    ],
 )
 def test_a_stopped_study_goes_on_and_ends_equal(
     tmp_path: Path,
@@ -116,11 +131,8 @@ def test_a_stopped_study_goes_on_and_ends_equal(
             assert found[name] == wanted[name], name
 
 
-def test_progress_says_which_step_and_how_long(
-    tmp_path: Path, tasks: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    quickstart(tmp_path / "study", tasks=tasks, steps=2, progress=True)
-    told = capsys.readouterr().err
+def test_progress_says_which_step_and_how_long(finished_and_told) -> None:
+    _, told = finished_and_told
     steps = re.findall(r"^\[(\d+)/(\d+)\] (.*)$", told, re.MULTILINE)
     assert [(int(step), int(count)) for step, count, _ in steps] == [(n, 8) for n in range(1, 9)]
     assert "mood" in steps[0][2] and "0:00 gone" in steps[0][2]

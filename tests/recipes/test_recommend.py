@@ -22,6 +22,8 @@ from jpt.recipes.recommend_text import WIDTH
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.planted import BACKBONE, LENGTH, planted, write_easy
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 QUICK = {"probe_steps": 20, "learning_rate": 0.03, "max_tokens": 20}
 
 

@@ -166,6 +166,17 @@ def test_a_run_that_cannot_work_stops_it_before_anything_is_written(
         sweep({**grid, "run": {"memory_gb": 1e-5}}, tmp_path / "small")
 
 
+def test_runs_lie_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
+    smaller = {**grid, "grid": {**grid["grid"], "seed": [1]}}
+    assert sweep(smaller, tmp_path, mesh="prompt:2,data:2").record["states"] == {"done": 4}
+    for row in table(tmp_path / "runs.csv"):
+        mine, other = (jpt.load_prompt(at / "runs" / row["run"]) for at in (tmp_path, swept))
+        assert mine.card.score == other.card.score
+    assert sweep(smaller, tmp_path).record["states"] == {"done": 4}, "another mesh is no other run"
+    with pytest.raises(InputError, match=r"mesh is data:1, and the file has data:2"):
+        sweep({**grid, "fixed": {**grid["fixed"], "mesh": "data:2"}}, tmp_path, mesh="data:1")
+
+
 def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
     from jpt.recipes.sweep_grid import parse_sweep
     from jpt.recipes.sweep_memory import choose_places, run_bytes

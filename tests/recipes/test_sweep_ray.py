@@ -28,7 +28,7 @@ from jpt.recipes.sweep_plan import Bank
 from jpt.recipes.sweep_progress import SweepProgress
 from jpt.recipes.sweep_ray import bring_home, ray_workers, train_away
 from jpt.tuning.bank_timeline import Timeline
-from tests.tiny_sweep import read_prompts, read_rows, write_fixed
+from tests.tiny_sweep import read_prompts, read_rows, write_fixed, write_task
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("runs.csv", "settings.csv")
@@ -240,24 +240,32 @@ class Cluster:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def add(self) -> None:
-        """A node of one CPU; the first one is the head."""
+    def add(self, **others: int) -> None:
+        """A node of one CPU and perhaps other resources; the first one is the head."""
         head = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
         head += ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
         joined = [f"--address={self.address}"]
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1"]
-        ray += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
+        # Addresses of their own, so that a driver is on the head's.
+        ray += [f"--node-ip-address=127.0.0.{len(self.nodes) + 1}"]
+        ray += ["--object-store-memory=100000000", f"--resources={json.dumps(others)}"]
+        place = self.temporary(len(self.nodes))
+        place.mkdir()
         log = self.folder / f"start-{len(self.nodes)}"
         with log.open("wb") as file:  # no pipe: the node would keep it open
             started = subprocess.Popen(
                 [*ray, *(joined if self.nodes else head)],
-                env=self.environment,
+                env={**self.environment, "TMPDIR": str(place)},
                 start_new_session=True,
                 stdout=file,
                 stderr=file,
             )
         self.nodes.append(started)
         assert started.wait(timeout=60) == 0, log.read_text()
+
+    def temporary(self, number: int) -> Path:
+        """Where a node trains."""
+        return self.folder / f"tmp-{number}"
 
     def kill(self, number: int) -> None:
         """All processes of a node at once, as when its power goes."""
@@ -266,10 +274,10 @@ class Cluster:
         except ProcessLookupError:
             pass
 
-    def sweep(self, grid: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+    def sweep(self, grid: Path, out: Path, log: Path, *more: str) -> subprocess.Popen[bytes]:
         """Starts a driver."""
         command = [sys.executable, "-c", "from jpt.cli import main; main()", "sweep", str(grid)]
-        command += ["--out", str(out), "--on", "ray", "--address", self.address]
+        command += ["--out", str(out), "--on", "ray", "--address", self.address, *more]
         with log.open("wb") as file:
             return subprocess.Popen(command, env=self.environment, stderr=file, stdout=file)
 
@@ -340,22 +348,39 @@ def test_lost_driver(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) 
 
 @pytest.mark.slow
 def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
-    """A second node joins, and is killed while both train."""
+    """The second node is killed while it trains."""
     grid, local = long
     out, log = tmp_path / "out", tmp_path / "log"
-    driver = cluster.sweep(grid, out, log)
-    wait_for(lambda: b"nodes: 1" in log.read_bytes(), driver)
     cluster.add()
-    wait_for(lambda: b"running: 2" in log.read_bytes(), driver)
-    many = len(results(out))
-    wait_for(lambda: len(results(out)) > many, driver)
+    driver = cluster.sweep(grid, out, log)
+    trained = cluster.temporary(1)
+    wait_for(lambda: any(path.stat().st_size for path in trained.rglob("metrics.jsonl")), driver)
     cluster.kill(1)
-    assert len(results(out)) < 4  # it was in the middle of one
+    assert len(results(out)) < 5
     assert driver.wait(timeout=180) == 0, log.read_text()
     text = log.read_text()
-    assert text.index("nodes: 1") < text.index("nodes: 2") < text.rindex("nodes: 1")
+    assert "running: 2, waiting: 3; nodes: 2" in text
     assert "will be retried" in text and "state-dump" not in text
     assert_equal_sweeps(out, local)
+
+
+@pytest.mark.slow
+def test_bank_that_cannot_be_trained(cluster: Cluster, tmp_path: Path) -> None:
+    """Data that is gone when a node comes that has what a bank takes; the other task is trained."""
+    fixed = write_fixed(tmp_path / "given")
+    gone = write_task(tmp_path / "given" / "second")
+    tasks = [str(gone), fixed.pop("task")]
+    lines = [f"{name} = {json.dumps(value)}" for name, value in fixed.items()]
+    grid, out, log = tmp_path / "grid.toml", tmp_path / "out", tmp_path / "log"
+    grid.write_text("\n".join(["[fixed]", *lines, "[grid]", f"task = {json.dumps(tasks)}", ""]))
+    driver = cluster.sweep(grid, out, log, "--needs", "slot:1")
+    wait_for(lambda: b"no node has slot:1" in log.read_bytes(), driver)
+    shutil.rmtree(gone)
+    cluster.add(slot=1)
+    assert driver.wait(timeout=180) == 2, log.read_text()
+    assert [row["state"] for row in read_rows(out / "runs.csv")] == ["waiting", "done"]
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("jpt: 1 of 2 banks failed: runs second: ") and str(gone) in last
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from jpt.transfer.zero_shot import TransferResult, transfer_matrix
 from jpt.types import Prompt, PromptCard
 from tests.toy_task import write_task
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:

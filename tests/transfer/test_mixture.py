@@ -23,6 +23,8 @@ from jpt.tuning.losses import Answer, label_logits
 from jpt.types import Prompt, PromptCard
 from tests.planted import BACKBONE, LENGTH, SHORT, planted, write_easy
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 LEARN = {"steps": 30, "learning_rate": 0.2, "eval_every": 15, **SHORT}
 
 

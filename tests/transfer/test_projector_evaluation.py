@@ -15,6 +15,8 @@ from jpt.testing import write_tiny_backbone
 from jpt.types import Prompt, PromptCard
 from tests.transfer.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[jpt.Backbone, list[Path], Path]:

@@ -24,6 +24,8 @@ from jpt.types import Batch, Parameters
 from tests.backbones.golden import FIXTURES as BACKBONES
 from tests.backbones.golden import load_golden
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 FILE = Path(__file__).parent / "fixtures" / "projector.safetensors"
 TOLERANCE = 1e-4
 TARGET = "bert_tied"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jpt
+from jpt.transfer.relative import describe_matrix
 from jpt.types import TransferMatrix
 from tests.experiments_scripts import load_script
 
@@ -138,3 +139,18 @@ def test_targets_without_own_prompt_have_no_ratio(tmp_path: Path) -> None:
     assert np.isnan(jpt.relative_performance(jpt.read_transfer(file)).values).all()
     with pytest.raises(jpt.InputError, match="no such file"):
         jpt.summarize_transfer(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("count", [1, 4, 30])
+def test_wide_matrices_are_laid_out_below_each_other(count: int) -> None:
+    names = tuple(f"a_rather_long_name_{number}" for number in range(count))
+    values = np.arange(count * 2, dtype=np.float64).reshape(2, count) / 100
+    matrix = TransferMatrix(("one", "other"), names, values, ("accuracy",) * 2)
+    lines = describe_matrix(matrix, {"one": names[0]}, ["a note " * 20]).splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line.split() for line in lines if line.startswith("   ")]
+    assert sum(heads, []) == list(names)
+    ones = [cell for line in lines if line.startswith("one ") for cell in line.split()[1:]]
+    assert ones == [f"{value:.3f}{'*' * (not place)}" for place, value in enumerate(values[0])]
+    others = [line for line in lines if line.startswith("other ")]
+    assert len(others) == len(heads), "each part has every target"

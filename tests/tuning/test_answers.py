@@ -20,6 +20,8 @@ from jpt.tuning.settle import settle_options
 from jpt.types import Batch
 from tests.toy_task import write_task
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 WRITERS = ("t5", "llama", "gpt2")
 every_writer = pytest.mark.parametrize("model_type", WRITERS[:2])  # gpt2 reads as llama does
 # Label 0 has the words (7 9 8) and (10), label 1 the word (30 11).

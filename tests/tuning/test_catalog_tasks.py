@@ -13,6 +13,8 @@ import pytest
 
 import jpt
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 TASKS = [name for name in jpt.task_names() if not name.startswith("builtin/")]
 WRITTEN = ("multi_news", "nq_open", "samsum", "squad")
 SHORT = {"steps": 2, "batch_size": 8, "eval_batch_size": 16, "length": 8, "max_tokens": 32}

@@ -17,6 +17,8 @@ from jpt.tuning.losses import Answer
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from tests.toy_task import write_task
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 LAYOUTS = {"bert": "encoder", "t5": "encoder_decoder", "gpt2": "decoder", "llama": "decoder"}
 TYPES = [name for name in LAYOUTS if name != "bert"]
 SHORT = {"length": 5, "max_tokens": 16, "batch_size": 8, "eval_batch_size": 16}

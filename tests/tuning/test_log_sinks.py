@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+import jpt
 from jpt.errors import InputError
 from jpt.tuning.log_sinks import LogSinks, parse_sinks
+from tests.toy_task import write_task
 
 LINES = [
     {"step": 10, "split": "train", "loss": 0.75, "accuracy": 0.5},
@@ -129,6 +131,24 @@ def test_a_sink_that_fails_later_does_not_end_the_run(wandb: StandIn, tmp_path: 
         sinks.log(LINES[2])
     assert wandb.told == SHOWN[:1] and wandb.ended == []
     assert len(said) == 2 and "wandb stopped (the server is away); the run goes on" in said[1]
+
+
+def test_a_run_shows_all_that_it_logs_and_its_curve(wandb: StandIn, tmp_path: Path) -> None:
+    options = {"steps": 30, "eval_every": 15, "batch_size": 4, "eval_batch_size": 8}
+    backbone, task = "builtin/bert-small", write_task(tmp_path / "mood")
+    result = jpt.tune(backbone, task, tmp_path / "run", log="wandb", **options)
+    assert wandb.ended == [0]
+    *during, last = wandb.told
+    assert [step for step, _ in during] == [line["step"] for line in result.history]
+    for (_, told), line in zip(during, result.history, strict=True):
+        name = "train/loss" if line["split"] == "train" else "validation/accuracy"
+        assert told[name] == line[name.partition("/")[2]]
+    assert last[0] == 30 and last[1]["test/accuracy"] == result.record["test"]["accuracy"]
+    losses = [line["loss"] for line in result.history if line["split"] == "train"]
+    curve = result.describe().splitlines()[1]
+    assert curve.startswith(f"loss {losses[0]:.3f} ") and f" {losses[-1]:.3f}, lowest" in curve
+    jpt.tune(backbone, task, tmp_path / "run", log=["wandb"], **options)
+    assert len(wandb.started) == 1, "a finished run returns at once, whatever it is shown in"
 
 
 class Writer:

@@ -20,6 +20,8 @@ from jpt.tuning.scoring import bank_logits
 
 BATCHING = Batching(batch_size=4, max_tokens=12, pad=0)
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 
 def slow(*values: str) -> object:
     """A case of the slow tests."""
@@ -73,6 +75,7 @@ def test_a_bank_has_the_scores_of_its_prompts_alone(family: str, mesh: str) -> N
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_neurons_are_silent_behind_all_prompts_of_a_bank() -> None:
     found, expected = scored("bert", "prompt:2", True), scored("bert", "data:1", True)
     assert np.abs(expected - scored("bert", "data:1")).max() > 1e-4

@@ -1,0 +1,55 @@
+"""Lists of tasks and backbones fit a terminal and say all that they said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jpt.backbones.registry import backbone_names
+from jpt.recipes.listing import describe_task, list_backbones, list_tasks
+from jpt.tasks.registry import load_task, task_names
+from tests.toy_task import write_task
+
+WIDEST = 80
+
+
+def assert_fits(text: str) -> None:
+    assert max(map(len, text.splitlines())) <= WIDEST
+
+
+def test_every_task_is_listed_with_its_words() -> None:
+    record, text = list_tasks()
+    assert_fits(text)
+    names = [line.split()[0] for line in text.splitlines()]
+    assert set(task_names()) <= set(names)
+    assert [task["name"] for task in record["tasks"]] == list(task_names())
+    place = names.index("laptop")
+    both = " ".join(text.splitlines()[place].split() + text.splitlines()[place + 1].split())
+    assert both == "laptop sentiment accuracy negative, moderate, positive, conflict"
+
+
+def test_every_backbone_is_listed() -> None:
+    record, text = list_backbones()
+    assert_fits(text)
+    assert [line.split()[0] for line in text.splitlines()[1:5]] == backbone_names()
+    assert record["backbones"][0]["vocabulary"] == 8192
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_a_task_is_shown_in_full(name: str) -> None:
+    task, (_, text) = load_task(name), describe_task(name, None, None, None)
+    assert_fits(text)
+    assert text.startswith(f"{name} ({task.type}), metric {task.metric}\n")
+    told = " ".join(text.split())
+    for segments in task.templates.values():
+        assert " ".join(" | ".join(segments).split()) in told
+
+
+def test_rows_are_shown_whole_on_several_lines(tmp_path: Path) -> None:
+    row = "the film was good and bright and not dull " * 5
+    folder = write_task(tmp_path / "mood", train=f'{{"text": "{row}", "label": "good"}}\n' * 4)
+    _, text = describe_task(folder, "builtin/bert-small", None, None)
+    assert_fits(text)
+    told = " ".join(text.split())
+    assert f"row 0 [good] {row.strip()}" in told and "[CLS] the film was good" in told
