@@ -7,8 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from jax._src import compiler  # jax offers these options for one jit, not for all of them
 
+try:
+    from jax._src import compiler  # jax offers these options for one jit, not for all of them
+except ImportError:  # another version keeps it elsewhere: tests take longer, nothing else
+    compiler = None
+
+# Where compiling is nearly all the work, plainer code takes a quarter of the time.
 FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
@@ -19,7 +24,10 @@ def plain_programs() -> Iterator[None]:
     The programs compute the same, run somewhat slower and take a half to a quarter of the time to
     compile. An option that a jit names itself is left as it is.
     """
-    whole = compiler.get_compile_options
+    whole = getattr(compiler, "get_compile_options", None)
+    if whole is None:
+        yield
+        return
 
     def plainer(*arguments: Any, env_options_overrides: Any = None, **options: Any) -> Any:
         chosen = {**FAST_COMPILE, **(env_options_overrides or {})}

@@ -8,7 +8,8 @@ chosen, are measured; what the first call of a task costs is counted once a task
 others for the rest. What both found is compared: prompts, scores. Linux and macOS only.
 
 Start-up, compilation and the reading of rows do not depend on the number of steps, so the ratio
-falls as `--steps` grows: it is (start + run) / (start / 36 + run).
+falls as `--steps` grows: it is (start + run) / (start / 36 + run). `--no-compile-cache` shows it
+where every separate call compiles anew.
 
 Command:
     python experiments/benchmarks/sweep.py
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", default="builtin/bert-small")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--separate", type=int, default=len(TASKS) * len(SEEDS) * len(RATES))
+    parser.add_argument("--no-compile-cache", action="store_true")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -92,7 +94,8 @@ def run_sweep(options: argparse.Namespace, work: Path) -> Spent:
         f'[fixed]\nbackbone = "{options.backbone}"\nsteps = {options.steps}\n\n'
         f"[grid]\ntask = {tasks}\nseed = {list(SEEDS)}\nlearning_rate = {list(RATES)}\n"
     )
-    return measure(["sweep", str(grid), "--out", str(work / "swept")], work / "cache-sweep")
+    arguments = ["sweep", str(grid), "--out", str(work / "swept")]
+    return measure(options, arguments, work / "cache-sweep")
 
 
 def tune_once(options: argparse.Namespace, work: Path, task: str, rate: float, seed: int) -> Spent:
@@ -106,15 +109,16 @@ def tune_once(options: argparse.Namespace, work: Path, task: str, rate: float, s
         "out": work / "separate" / task / str(rate) / str(seed),
     }
     named = [f"--{name}={value}" for name, value in given.items()]
-    spent = measure(["tune", *named], work / "cache-separate")
+    spent = measure(options, ["tune", *named], work / "cache-separate")
     print(f"{task}, rate {rate}, seed {seed}: {describe(spent)}", flush=True)
     return spent
 
 
-def measure(arguments: list[str], cache: Path) -> Spent:
+def measure(options: argparse.Namespace, arguments: list[str], cache: Path) -> Spent:
     """Runs a command of jpt and asks the operating system what it took."""
     told = cache.with_suffix(".txt")
     environment = {**os.environ, "JPT_CACHE": str(cache)}
+    arguments = [*arguments, *(["--no-compile-cache"] if options.no_compile_cache else [])]
     started_s = time.perf_counter()
     with told.open("w") as file:
         command = [sys.executable, "-m", "jpt.cli", *arguments]
@@ -159,7 +163,7 @@ def describe(spent: Spent) -> str:
 
 
 def compare(work: Path, names: list[tuple[str, float, int]]) -> None:
-    """Prints how far the prompts and scores of both ways are apart; fails where they differ."""
+    """Prints how far the prompts of both ways are apart; fails where their scores differ."""
     import jpt
 
     with (work / "swept" / "runs.csv").open(newline="") as file:
@@ -167,29 +171,32 @@ def compare(work: Path, names: list[tuple[str, float, int]]) -> None:
     places = {
         (row["task"], float(row["learning_rate"]), int(row["seed"])): row["run"] for row in rows
     }
-    largest, differing = 0.0, []
+    apart, differing = {}, []
     for task, rate, seed in names:
+        name = f"{task}, rate {rate}, seed {seed}"
         run = work / "swept" / "runs" / places[f"builtin/{task}", rate, seed]
         alone = work / "separate" / task / str(rate) / str(seed)
         prompts = [jpt.load_prompt(folder / "last.safetensors") for folder in (alone, run)]
-        values = [prompt.values for prompt in prompts]
-        apart = float(np.abs(values[0] - values[1]).max() / np.abs(values[0]).max())
-        largest = max(largest, apart)
-        records = [json.loads((folder / "result.json").read_text()) for folder in (alone, run)]
-        kept = ("validation", "test", "best_step")
-        scores = [
-            [
-                each[name]["accuracy"] if isinstance(each[name], dict) else each[name]
-                for name in kept
-            ]
-            for each in records
-        ]
-        if scores[0] != scores[1]:
-            differing.append(f"{task}, rate {rate}, seed {seed}: {scores[0]} and {scores[1]}")
-    same = f"the same for {len(names) - len(differing)} of {len(names)}"
-    print(f"last prompts differ by {largest:.1e} at most; accuracies and best steps are {same}")
-    if largest > 1e-5 or differing:
+        first, second = (prompt.values for prompt in prompts)
+        apart[name] = float(np.abs(first - second).max() / np.abs(first).max())
+        found, other = (read_scores(folder) for folder in (alone, run))
+        if found != other:
+            differing.append(f"{name}: {found} and {other}")
+    worst = max(apart, key=lambda name: apart[name])
+    near = sum(each <= 1e-5 for each in apart.values())
+    print(
+        f"last prompts: {near} of {len(names)} within 1e-5 of the largest value, at most "
+        f"{apart[worst]:.1e} ({worst}); accuracies and best steps are the same for "
+        f"{len(names) - len(differing)} of {len(names)}"
+    )
+    if differing:
         raise SystemExit("\n".join(["the two ways differ", *differing]))
+
+
+def read_scores(folder: Path) -> list[float]:
+    """Accuracies and the step of the best prompt."""
+    record = json.loads((folder / "result.json").read_text())
+    return [record["validation"]["accuracy"], record["test"]["accuracy"], record["best_step"]]
 
 
 if __name__ == "__main__":

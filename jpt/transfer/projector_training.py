@@ -131,8 +131,7 @@ def train_projector(
         >>> from jpt.types import Prompt, PromptCard
         >>> card = PromptCard("builtin/bert-medium", "builtin/imdb_number")
         >>> source = Prompt(np.ones((4, 192), np.float32), card)
-        >>> small = {"steps": 1, "bottleneck": 8, "max_tokens": 8}
-        >>> result = train_projector(source, "builtin/bert-small", **small)
+        >>> result = train_projector(source, "builtin/bert-small", steps=1, max_tokens=8)
         >>> result.projector(source).shape
         (4, 128)
     """

@@ -21,6 +21,7 @@ from jpt.files.tensor_files import open_tensors
 from jpt.files.tokenizer import SpecialIds
 from jpt.mesh import parameter_shardings, place
 from jpt.types import Parameters
+from tests.plain_programs import FAST_COMPILE
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ENCODERS = ("bert_one_layer", "bert_tied", "bert_untied", "roberta_tied", "roberta_untied")
@@ -34,8 +35,6 @@ DECODERS = (
     "qwen2_untied",
 )
 
-# Compiling is nearly all the work of these tests; plainer code takes a quarter of the time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 Batch = tuple[jax.Array, jax.Array, jax.Array]
 
 

@@ -14,8 +14,6 @@ from jpt.backbones.registry import BUILTIN, PREFIX
 from jpt.data.movie_reviews import reviews
 from jpt.files.tensor_files import open_tensors
 
-pytestmark = pytest.mark.usefixtures("plain_programs")
-
 NAMES = ("builtin/gpt2-mini", "builtin/t5-mini")
 TEXT, ASKED = 24, 8
 
