@@ -97,6 +97,22 @@ class RunFolder:
                     (self.path / LOCK).unlink()
                 os.close(descriptor)
 
+    def tidy(self) -> None:
+        """Removes what a process left that was killed when its run had ended.
+
+        Example:
+            >>> import tempfile
+            >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "run", {"seed": 1})
+            >>> (folder.path / ".lock").touch()
+            >>> folder.tidy()
+            >>> [path.name for path in folder.path.iterdir()]
+            ['config.json']
+        """
+        names = on_first(lambda: [path.name for path in self.path.iterdir()])
+        if any(name == LOCK or _is_leftover(name) for name in names):
+            with contextlib.suppress(InputError), self.lock():
+                pass
+
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the result, which marks the run as finished.
 

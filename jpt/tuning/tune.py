@@ -192,6 +192,7 @@ def tune(
     study = prepare_run(backbone, task, data, TuneOptions(**options), start, score_start)
     folder = None if out is None else RunFolder(Path(out), study.config())
     if folder is not None and folder.result is not None:
+        folder.tidy()
         return _finished(folder)
     if progress:
         _say_facts(study)
