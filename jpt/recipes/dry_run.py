@@ -28,6 +28,7 @@ from jpt.recipes.step_shapes import StepShapes, lower_step, shape_backbone, step
 MOST_DEVICES = 4096
 DEVICE_MEMORY_GB = 16.0
 GB = 1e9
+_RATE_BYTES = 4  # of the step's arguments, the learning rate belongs to the optimizer
 
 # Nobody runs the program, so its machine code need not be fast; memory and talk stay the same.
 _COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -189,7 +190,7 @@ def _memory(planned: Any, shapes: StepShapes) -> dict[str, int]:
     parts = {
         "weights": _device_bytes(shapes.params),
         "activations": planned.temp_size_in_bytes,
-        "prompt_state": _device_bytes(shapes.state),
+        "prompt_state": _device_bytes(shapes.state) + _RATE_BYTES,
         "batch": _device_bytes((shapes.batch, shapes.answer)),
         # The new state, as far as it cannot take the old one's place.
         "results": planned.output_size_in_bytes - planned.alias_size_in_bytes,

@@ -57,16 +57,17 @@ def batches() -> dict[tuple[str, int], list[bytes]]:
 
 @pytest.fixture(scope="module")
 def study(task, backbone, sources, batches, tmp_path_factory) -> Iterator[jpt.WarmStartResult]:
-    real = Feed.batch_at
+    real = Feed.placed_at
 
-    def note(feed: Feed, step: int):
-        batch = real(feed, step)
-        told = step.to_bytes(2) + batch.tokens.tobytes() + batch.labels.tobytes()
+    def note(feed: Feed, step: int, mesh):
+        batch = real(feed, step, mesh)
+        told = step.to_bytes(2) + np.asarray(batch.tokens).tobytes()
+        told += np.asarray(batch.labels).tobytes()
         batches.setdefault((feed.options.init, feed.options.seed), []).append(told)
         return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Feed, "batch_at", note)
+        patch.setattr(Feed, "placed_at", note)
         out = tmp_path_factory.mktemp("study") / "out"
         yield jpt.warm_start(task, sources, out, backbone=backbone, **STUDY)
 
