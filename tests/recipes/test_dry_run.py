@@ -209,8 +209,8 @@ def test_rows_are_split_over_data_and_the_state_lies_whole_everywhere(folder: Pa
     parts = record_of(folder / "bert.json")["bytes_per_device"]
     # tokens, lengths, labels, weights of 22 rows over 2; ids of two label words
     assert parts["batch"] == 11 * (7 + 3) * 4 + 2 * 4
-    # prompt and two moments; two counters
-    assert parts["prompt_state"] == 3 * 5 * 32 * 4 + 2 * 4
+    # prompt and two moments; two counters and the rate
+    assert parts["prompt_state"] == 3 * 5 * 32 * 4 + 3 * 4
 
 
 def test_bfloat16_halves_weights_and_keeps_no_copies_of_them(folder: Path) -> None:
