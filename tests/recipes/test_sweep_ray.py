@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -219,7 +221,7 @@ def free_port() -> int:
 
 
 class Cluster:
-    """Nodes of Ray on this machine, each the processes of one group."""
+    """Nodes of Ray on this machine, each the processes of one session."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -268,11 +270,14 @@ class Cluster:
         return self.folder / f"tmp-{number}"
 
     def kill(self, number: int) -> None:
-        """All processes of a node at once, as when its power goes."""
-        try:
-            os.killpg(self.nodes[number].pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        """All processes of a node at once, as when its power goes.
+
+        Those that train have a group of their own, but all are of one session.
+        """
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(int(process.name)) == self.nodes[number].pid:
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def sweep(self, grid: Path, out: Path, log: Path, *more: str) -> subprocess.Popen[bytes]:
         """Starts a driver."""
@@ -360,7 +365,10 @@ def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) ->
     assert driver.wait(timeout=180) == 0, log.read_text()
     text = log.read_text()
     assert "running: 2, waiting: 3; nodes: 2" in text
-    assert "will be retried" in text and "state-dump" not in text
+    assert "state-dump" not in text
+    # What the node left shows that a run was cut off there; Ray does not always say so in time.
+    left = [path.parent for path in trained.rglob("metrics.jsonl")]
+    assert left and not any((path / "result.json").exists() for path in left)
     assert_equal_sweeps(out, local)
 
 
@@ -386,7 +394,8 @@ def test_bank_that_cannot_be_trained(cluster: Cluster, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_driver_stopped(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
     driver = cluster.sweep(long[0], tmp_path / "out", tmp_path / "log")
-    wait_for(lambda: b"running: 1" in (tmp_path / "log").read_bytes(), driver)
+    # One or more: a node that was killed may still be counted.
+    wait_for(lambda: re.search(rb"running: [1-9]", (tmp_path / "log").read_bytes()), driver)
     driver.terminate()
     assert driver.wait(timeout=60) == 75, (tmp_path / "log").read_text()
     assert "the same command goes on" in (tmp_path / "log").read_text()
