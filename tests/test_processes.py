@@ -98,7 +98,9 @@ def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
     with ThreadPoolExecutor() as pool:
         places = [Place(address, 3, number) for number in (1, 2, 0)]
         list(pool.map(lambda place: joining._meet(place, 20), places))
-    socket.create_server(("", int(address.partition(":")[2]))).close()
+    port = int(address.partition(":")[2])
+    with socket.create_server(("", port)) as server:  # fails where the port is still held
+        assert server.getsockname()[1] == port
 
 
 def test_a_process_that_does_not_come_is_named() -> None:

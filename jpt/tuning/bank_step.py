@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, UInt32
 from jpt.errors import InputError
 from jpt.mesh import replicated
 from jpt.tuning.losses import NO_PIECE, Answer
-from jpt.tuning.step import StepMetrics, TuneState, plain_step, prompt_optimizer
+from jpt.tuning.step import StepMetrics, TuneState, paper_step
 from jpt.types import Batch, Parameters
 
 BankStep = Callable[
@@ -50,7 +50,7 @@ def bank_train_step(
 
     Example:
         >>> from jpt.testing import tiny_batch, tiny_encoder
-        >>> from jpt.tuning.step import init_state
+        >>> from jpt.tuning.step import init_state, prompt_optimizer
         >>> module, params = tiny_encoder()
         >>> start = init_state(jnp.zeros((4, 32)), prompt_optimizer(1e-2))
         >>> state, batch = stack_trees([start, start]), stack_trees([tiny_batch()] * 2)
@@ -60,19 +60,7 @@ def bank_train_step(
         >>> state.prompt.shape, metrics.loss.shape
         ((2, 4, 32), (2,))
     """
-    run = plain_step(module, objective)
-
-    def step(
-        params: Parameters,
-        state: TuneState,
-        batch: Batch,
-        answer: Answer,
-        rate: Float[Array, ""],
-        seed: UInt32[Array, ""],
-    ) -> tuple[TuneState, StepMetrics]:
-        return run(params, state, batch, answer, prompt_optimizer(rate, clip_norm), seed)
-
-    bank = jax.vmap(step, in_axes=(None, 0, 0, 0, 0, 0))
+    bank = jax.vmap(paper_step(module, objective, clip_norm), in_axes=(None, 0, 0, 0, 0, 0))
     shardings = {} if mesh is None else {"out_shardings": (run_sharding(mesh), replicated(mesh))}
     return jax.jit(bank, donate_argnums=1, **shardings)
 

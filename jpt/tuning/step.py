@@ -126,7 +126,7 @@ def build_train_step(
         >>> int(state.step)
         1
     """
-    run = plain_step(module, objective)
+    run = _plain_step(module, objective)
 
     def step(
         params: Parameters, state: TuneState, batch: Batch, answer: Answer
@@ -141,7 +141,7 @@ def _compiled(step: Callable[..., Any], mesh: Mesh | None) -> Any:
     return jax.jit(step, donate_argnums=1, **shardings)
 
 
-def plain_step(module: nn.Module, objective: str) -> Callable[..., tuple[TuneState, StepMetrics]]:
+def _plain_step(module: nn.Module, objective: str) -> Callable[..., tuple[TuneState, StepMetrics]]:
     """The step before it is compiled, with optimizer and seed as two arguments more."""
     has_dropout = bool(getattr(module, "dropout_rate", 0.0))
 
@@ -204,11 +204,20 @@ class BoundStep:
         return self.program.lower(*arguments, self.rate, self.seed)
 
 
-@lru_cache(maxsize=64)
-def _paper_program(
-    module: nn.Module, objective: str, mesh: Mesh | None, clip_norm: float | None
-) -> Any:
-    run = plain_step(module, objective)
+def paper_step(
+    module: nn.Module, objective: str, clip_norm: float | None
+) -> Callable[..., tuple[TuneState, StepMetrics]]:
+    """Builds the step of the paper's optimizer before it is compiled, for one run.
+
+    Args:
+        module: the frozen model.
+        objective: which words the loss is over.
+        clip_norm: a longer gradient is shortened to this norm; None never.
+
+    Returns:
+        ``step(params, state, batch, answer, rate, seed) -> state, metrics``; a bank vmaps it.
+    """
+    run = _plain_step(module, objective)
 
     def step(
         params: Parameters,
@@ -220,7 +229,14 @@ def _paper_program(
     ) -> tuple[TuneState, StepMetrics]:
         return run(params, state, batch, answer, prompt_optimizer(rate, clip_norm), seed)
 
-    return _compiled(step, mesh)
+    return step
+
+
+@lru_cache(maxsize=64)
+def _paper_program(
+    module: nn.Module, objective: str, mesh: Mesh | None, clip_norm: float | None
+) -> Any:
+    return _compiled(paper_step(module, objective, clip_norm), mesh)
 
 
 def paper_train_step(

@@ -16,34 +16,14 @@ from jpt.cli import main
 from jpt.errors import InputError
 from jpt.recipes import sweep as sweep_module
 from jpt.recipes.sweep import sweep
-from jpt.testing import VOCABULARY, write_tiny_backbone
-
-WORDS = [piece for piece in VOCABULARY if piece.isalpha()]
-TOML = (
-    'type = "sentiment"\nfields = ["text"]\nlabels = ["a", "b"]\ntemplate = "{text}"\n'
-    f'[label_words]\na = "{WORDS[0]}"\nb = "{WORDS[1]}"\n'
-)
-
-
-def write_task(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "task.toml").write_text(TOML)
-    rows = [
-        {"text": f"{WORDS[2 + number % 3]} {word}", "label": label}
-        for number in range(6)
-        for label, word in (("a", WORDS[5]), ("b", WORDS[6]))
-    ]
-    for split in ("train", "validation", "test"):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+from tests.tiny_sweep import read_prompts, write_fixed, write_task
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("given")
-    tasks = [str(write_task(folder / name)) for name in ("first", "second")]
-    backbone = write_tiny_backbone(folder / "bert", "bert")
-    fixed = {"backbone": str(backbone), "steps": 6, "batch_size": 4, "length": 3, "eval_every": 2}
+    fixed = write_fixed(folder, eval_every=2)
+    tasks = [fixed.pop("task"), str(write_task(folder / "second"))]
     varied = {"task": tasks, "seed": [0, 1], "learning_rate": [0.01, 0.1]}
     return {"fixed": fixed, "grid": varied, "run": {"places": 3}}
 
@@ -54,11 +34,6 @@ def swept(grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     result = sweep(grid, out)
     assert result.record["states"] == {"done": 8}
     return out
-
-
-def prompts(folder: Path) -> dict[str, bytes]:
-    runs = folder / "runs"
-    return {str(path.relative_to(runs)): path.read_bytes() for path in runs.rglob("*.safetensors")}
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -125,7 +100,7 @@ def test_a_stopped_sweep_ends_the_same(
             sweep(grid, tmp_path)
     assert 0 < len(list(tmp_path.rglob("result.json"))) < 8
     assert sweep(grid, tmp_path).record["states"] == {"done": 8}
-    assert prompts(tmp_path) == prompts(swept)
+    assert read_prompts(tmp_path) == read_prompts(swept)
 
 
 def test_jobs_of_an_array_share_it_out(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
@@ -134,7 +109,7 @@ def test_jobs_of_an_array_share_it_out(grid: dict[str, Any], swept: Path, tmp_pa
     assert "waiting:" in first.describe()
     second = sweep(grid, tmp_path, shard="2/2")
     assert second.record["states"] == {"done": 8}
-    assert prompts(tmp_path) == prompts(swept)
+    assert read_prompts(tmp_path) == read_prompts(swept)
 
 
 def test_a_larger_grid_adds_to_it(
@@ -142,9 +117,9 @@ def test_a_larger_grid_adds_to_it(
 ) -> None:
     smaller = {**grid, "grid": {**grid["grid"], "seed": [1]}}
     assert sweep(smaller, tmp_path).record["states"] == {"done": 4}
-    before = prompts(tmp_path)
+    before = read_prompts(tmp_path)
     assert sweep(grid, tmp_path).record["states"] == {"done": 8}
-    assert before.items() <= prompts(tmp_path).items()
+    assert before.items() <= read_prompts(tmp_path).items()
 
 
 def test_other_options_are_another_run(grid: dict[str, Any], swept: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,10 @@ def test_left_over_temporary_files_go_and_are_no_files_of_others(tmp_path: Path)
 def test_other_devices_and_saves_are_the_same_run(
     folder: RunFolder, change: dict[str, Any]
 ) -> None:
-    RunFolder(folder.path, CONFIG | change)
+    folder.log({"step": 1, "split": "train"})
+    again = RunFolder(folder.path, CONFIG | change)
+    assert again.history() == [{"step": 1, "split": "train"}], "it goes on with the same log"
+    assert json.loads(again.config_path.read_text()) == CONFIG, "what it began with stays"
 
 
 @pytest.mark.parametrize(
