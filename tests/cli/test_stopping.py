@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from jpt import cli
 from jpt.cli.stopping import Stopped, stop_on_signals
 from jpt.recipes import listing
+from jpt.tuning.loop import stop_requests
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
 
@@ -68,6 +70,41 @@ def test_a_signal_is_not_lost_where_an_error_would_be(name: str) -> None:
         passed = True
         time.sleep(10)
     assert passed
+
+
+def test_a_signal_that_was_swallowed_is_raised_anew() -> None:
+    """As code in C does that tries something out, and clears whatever error it meets."""
+    swallowed = 0
+    with pytest.raises(Stopped), stop_on_signals():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except Stopped:
+            swallowed += 1
+        time.sleep(10)
+    assert swallowed == 1
+
+
+def test_a_training_loop_hears_a_swallowed_signal_once() -> None:
+    with stop_on_signals():
+        with contextlib.suppress(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        with stop_requests() as requests:
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                time.sleep(0.01)
+    assert requests == [signal.SIGINT]
+
+
+def test_the_end_of_a_command_is_not_interrupted_by_its_own_signal() -> None:
+    written = False
+    with pytest.raises(Stopped), stop_on_signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            time.sleep(0.6)  # longer than until the signal is raised anew
+            written = True
+    assert written
+    time.sleep(0.4)
 
 
 @pytest.mark.slow
