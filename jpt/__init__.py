@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from jpt.recipes.import_reference import import_reference
     from jpt.recipes.mask import MaskStudy, mask_neurons
     from jpt.recipes.peft import PeftFile, export_peft, import_peft
+    from jpt.recipes.prompt_pull import PulledPrompts, pull_prompts
+    from jpt.recipes.prompt_push import PushedPrompts, push_prompts
     from jpt.recipes.prompts import show_prompt
     from jpt.recipes.quickstart import quickstart
     from jpt.recipes.recommend import Recommendation, recommend
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from jpt.transfer.zero_shot import TransferResult, transfer_matrix
     from jpt.tuning.evaluate import evaluate
     from jpt.tuning.feed import training_batches
+    from jpt.tuning.own_loop import train_step
     from jpt.tuning.scoring import Score
     from jpt.tuning.seeds import SeedsResult, tune_seeds
     from jpt.tuning.tune import TuneResult, tune
@@ -71,6 +74,8 @@ _PLACES = {
     "ProjectorResult": "jpt.transfer.projector_training",
     "Prompt": "jpt.types",
     "PromptCard": "jpt.types",
+    "PulledPrompts": "jpt.recipes.prompt_pull",
+    "PushedPrompts": "jpt.recipes.prompt_push",
     "Recommendation": "jpt.recipes.recommend",
     "Redundancy": "jpt.analysis.redundancy",
     "Score": "jpt.tuning.scoring",
@@ -106,6 +111,8 @@ _PLACES = {
     "load_task": "jpt.tasks.registry",
     "mask_figure": "jpt.analysis.mask_figure",
     "mask_neurons": "jpt.recipes.mask",
+    "pull_prompts": "jpt.recipes.prompt_pull",
+    "push_prompts": "jpt.recipes.prompt_push",
     "quickstart": "jpt.recipes.quickstart",
     "ray_workers": "jpt.recipes.sweep_ray",
     "read_rows": "jpt.data.sources",
@@ -122,6 +129,7 @@ _PLACES = {
     "sweep": "jpt.recipes.sweep",
     "task_names": "jpt.tasks.registry",
     "train_projector": "jpt.transfer.projector_training",
+    "train_step": "jpt.tuning.own_loop",
     "training_batches": "jpt.tuning.feed",
     "transfer_matrix": "jpt.transfer.zero_shot",
     "tune": "jpt.tuning.tune",
@@ -146,6 +154,8 @@ __all__ = [
     "ProjectorResult",
     "Prompt",
     "PromptCard",
+    "PulledPrompts",
+    "PushedPrompts",
     "Recommendation",
     "Redundancy",
     "Score",
@@ -183,6 +193,8 @@ __all__ = [
     "load_task",
     "mask_figure",
     "mask_neurons",
+    "pull_prompts",
+    "push_prompts",
     "quickstart",
     "ray_workers",
     "read_rows",
@@ -199,6 +211,7 @@ __all__ = [
     "sweep",
     "task_names",
     "train_projector",
+    "train_step",
     "training_batches",
     "transfer_matrix",
     "tune",

@@ -1,0 +1,113 @@
+"""The compiled train step with all that it needs, for a loop of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jpt.backbones.registry import Backbone
+from jpt.config import TuneOptions
+from jpt.mesh import make_mesh, place, replicated
+from jpt.tasks.task import Task
+from jpt.tuning.initial import initial_prompt
+from jpt.tuning.losses import Answer
+from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_task
+from jpt.tuning.settle import settle_options
+from jpt.tuning.step import (
+    BoundStep,
+    StepMetrics,
+    TuneState,
+    init_state,
+    paper_train_step,
+    prompt_optimizer,
+)
+from jpt.types import Batch, Parameters
+
+
+@dataclass(frozen=True)
+class OwnStep:
+    """A compiled step on one backbone and one task.
+
+    Attributes:
+        run: the compiled step; runs of every rate and seed share its program.
+        params: the frozen weights.
+        answer: which words stand for the labels.
+    """
+
+    run: BoundStep
+    params: Parameters
+    answer: Answer
+
+    def __call__(self, state: TuneState, batch: Batch) -> tuple[TuneState, StepMetrics]:
+        """Does one step; the state that is given is used up."""
+        return self.run(self.params, state, batch, self.answer)
+
+    def compile(self, state: TuneState, batch: Batch) -> jax.stages.Compiled:
+        """Compiles the step for a batch's shape without doing it.
+
+        Args:
+            state: a state.
+            batch: a batch.
+
+        Returns:
+            The program, which knows its floating-point operations and its memory.
+        """
+        return self.run.lower(self.params, state, batch, self.answer).compile()
+
+
+def train_step(
+    backbone: Backbone | str | Path,
+    task: Task | str | Path,
+    *,
+    data: Data | None = None,
+    **options: Any,
+) -> tuple[OwnStep, TuneState]:
+    """Gives the very step that `jpt.tune` does, and the state before the first one.
+
+    With the same options `jpt.training_batches` gives the batches.
+
+    Args:
+        backbone: a loaded backbone, a built-in name, a folder of weights or a hub id.
+        task: a task, its name, or its folder.
+        data: folder of the task's rows, or the rows by split.
+        **options: fields of :class:`jpt.config.TuneOptions`.
+
+    Returns:
+        ``step(state, batch) -> state, metrics`` and the first state, on the mesh.
+
+    Raises:
+        InputError: for options that do not fit.
+
+    Example:
+        >>> from jpt.tuning.feed import training_batches
+        >>> given = {"backbone": "builtin/bert-small", "task": "builtin/imdb_number"}
+        >>> options = {"steps": 1, "batch_size": 2, "length": 4, "max_tokens": 16}
+        >>> step, state = train_step(**given, **options)
+        >>> for batch in training_batches(**given, **options):
+        ...     state, metrics = step(state, batch)
+        >>> int(state.step), metrics.loss.shape
+        (1, ())
+    """
+    given = TuneOptions(**options)
+    mesh, definition = make_mesh(given.mesh), as_task(task, data)
+    model = as_backbone(backbone, given.dtype, given.dropout == "paper", mesh, given.remat)
+    chosen = settle_options(given, model, definition)
+    prepared = prepare_task(
+        definition,
+        model,
+        chosen.max_tokens,
+        chosen.eval_batch_size,
+        label_scoring=chosen.label_scoring,
+        answer_tokens=chosen.answer_tokens,
+    )
+    values = initial_prompt(model, prepared, chosen)
+    state = init_state(values, prompt_optimizer(chosen.learning_rate))
+    seed = chosen.seed if chosen.dropout == "paper" else 0
+    run = paper_train_step(
+        model.module, chosen.learning_rate, seed, chosen.objective, mesh, chosen.clip_norm
+    )
+    step = OwnStep(run, model.params, prepared.answer)
+    return step, place(state, replicated(mesh))
