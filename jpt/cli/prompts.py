@@ -1,4 +1,4 @@
-"""Commands that look at prompts: one of them in words, or a whole folder."""
+"""Commands for prompts: one of them in words, a whole folder, a library of them on a hub."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Annotated
 import typer
 
 from jpt.cli.options import JsonOption, print_result
-from jpt.cli.studies import OtherBackboneOption
+from jpt.cli.studies import OtherBackboneOption, split_names
 
 app = typer.Typer(
-    help="Look at prompts: one in words of the vocabulary, or a whole folder.",
+    help="Look at prompts, in words or a whole folder; share them on a hub.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 FolderArgument = Annotated[
-    Path, typer.Argument(help="Folder of NAME.safetensors files or of run folders NAME/.")
+    Path, typer.Argument(help="Folder of NAME.safetensors, runs NAME/, or seeds NAME/seed-S/.")
+]
+RepoArgument = Annotated[
+    str, typer.Argument(help="OWNER/NAME on the hub of HF_ENDPOINT, else huggingface.co.")
 ]
 
 
@@ -74,3 +77,58 @@ def verify(
             f"{len(broken)} of {len(entries)} prompts in {folder} are broken:"
             f" {', '.join(broken[:5])}{more}; see above"
         )
+
+
+@app.command()
+def push(
+    folder: FolderArgument,
+    repo: RepoArgument,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private",
+            help="Create it private; else public, unless its organization's default is private.",
+        ),
+    ] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, default main; a missing one is created.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Upload the prompts of a folder to a Hugging Face hub, in one commit.
+
+    All are verified first. Prompts, an index (prompts.json) and a model card are sent, nothing
+    else; a missing repository is created; prompts there that the folder lacks stay.
+
+    Example: jpt prompts push study/prompts me/prompts --private
+    """
+    from jpt.recipes.prompt_push import push_prompts
+
+    result = push_prompts(folder, repo, private=private, message=message, revision=revision)
+    print_result(result.record, result.describe(), json)
+
+
+@app.command()
+def pull(
+    repo: RepoArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the prompts.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; default main.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Names of prompts: NAME,NAME.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files here that differ.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Download the prompts of a repository on a Hugging Face hub, and no other file of it.
+
+    All are read before the first is written; hub.json says which commit they came from.
+
+    Example: jpt prompts pull me/prompts --out study/prompts
+    """
+    from jpt.recipes.prompt_pull import pull_prompts
+
+    result = pull_prompts(repo, out, revision=revision, only=split_names(only), overwrite=overwrite)
+    print_result(result.record, result.describe(), json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jpt.errors import InputError
@@ -83,6 +83,13 @@ def list_seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
         >>> list_seed_runs(tempfile.mkdtemp())
         {}
     """
+    found = _seed_runs(folder)
+    for name, runs in found.items():
+        _check_runs(Path(folder) / name, runs)
+    return found
+
+
+def _seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
     place, found = Path(folder), {}
     if not place.is_dir():
         return found  # `list_prompts` says what is wrong
@@ -92,25 +99,64 @@ def list_seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
         inner = [(_SEED.fullmatch(each.name), each) for each in entry.iterdir() if each.is_dir()]
         runs = {int(match[1]): each for match, each in inner if match}
         if runs:
-            _check_runs(entry, runs)
             found[entry.name] = dict(sorted(runs.items()))
     return found
 
 
+def list_runs(folder: str | Path) -> dict[str, Path]:
+    """Finds every prompt of a folder, each run of several seeds under a name of its own.
+
+    Args:
+        folder: as for `load_seed_prompts`.
+
+    Returns:
+        File, or folder of the run, by name (see `run_name`), sorted. A run of a seed that is not
+        finished is among them, since a name without one of its seeds is another prompt.
+
+    Raises:
+        InputError: there is no such folder, or no prompt in it, or two of a name.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from jpt.prompts.store import save_prompt
+        >>> from jpt.types import PromptCard
+        >>> place = Path(tempfile.mkdtemp())
+        >>> (place / "b" / "seed-0").mkdir(parents=True)
+        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
+        >>> save_prompt(place / "a.safetensors", prompt)
+        >>> save_prompt(place / "b" / "seed-0" / "prompt.safetensors", prompt)
+        >>> list(list_runs(place))
+        ['a', 'b/seed-0']
+    """
+    several = _seed_runs(folder)
+    found = dict(_single_prompts(Path(folder), several))
+    for name, runs in several.items():
+        found |= {run_name(name, seed): run for seed, run in runs.items()}
+    return dict(sorted(found.items()))
+
+
 def _read_folder(folder: Path) -> dict[str, Prompt | dict[int, Prompt]]:
     several = list_seed_runs(folder)
-    single = {}
-    if not several or any(_is_prompt(entry) for entry in folder.iterdir()):
-        single = list_prompts(folder)
-    for name in several:
-        if name in single:
-            raise InputError(f"{folder} has two prompts named {name}: a file and seeds; rename one")
+    single = _single_prompts(folder, several)
     found: dict[str, Prompt | dict[int, Prompt]] = {
         name: load_prompt(path) for name, path in single.items()
     }
     for name, runs in several.items():
         found[name] = {seed: load_prompt(run) for seed, run in runs.items()}
     return found
+
+
+def _single_prompts(folder: Path, several: Iterable[str]) -> dict[str, Path]:
+    """Those beside the names of several seeds, which may be all there is."""
+    several = list(several)
+    if several and not any(_is_prompt(entry) for entry in folder.iterdir()):
+        return {}
+    single = list_prompts(folder)
+    for name in several:
+        if name in single:
+            raise InputError(f"{folder} has two prompts named {name}: a file and seeds; rename one")
+    return single
 
 
 def _is_prompt(entry: Path) -> bool:

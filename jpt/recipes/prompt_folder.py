@@ -13,7 +13,8 @@ import numpy as np
 from jpt.backbones.families import find_family
 from jpt.backbones.registry import PREFIX, find_folder, read_config
 from jpt.errors import InputError
-from jpt.prompts.store import list_prompts, load_prompt
+from jpt.prompts.seed_prompts import list_runs
+from jpt.prompts.store import load_prompt
 from jpt.recipes.prompts_text import COLUMNS, short, visible, wrap
 from jpt.types import Prompt
 
@@ -58,10 +59,11 @@ def read_entries(folder: str | Path) -> list[PromptEntry]:
     """Reads every prompt of a folder; one that cannot be read says why.
 
     Args:
-        folder: of ``NAME.safetensors`` files or run folders ``NAME/``.
+        folder: of ``NAME.safetensors`` files, run folders ``NAME/``, or folders ``NAME/`` of
+            several run folders ``seed-S/``.
 
     Returns:
-        The prompts, sorted by name.
+        The prompts, sorted by name; each seed's run is one, named ``NAME/seed-S``.
 
     Raises:
         InputError: there is no such folder, or no prompt in it.
@@ -77,7 +79,7 @@ def read_entries(folder: str | Path) -> list[PromptEntry]:
         [('a', ())]
     """
     entries = []
-    for name, path in list_prompts(folder).items():
+    for name, path in list_runs(folder).items():
         try:
             entries.append(PromptEntry(name, path, load_prompt(path)))
         except InputError as error:
