@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--chunk-mb", type=float, default=256)
     parser.add_argument("--batch", type=int, default=100, help="prompts at once in torch")
+    parser.add_argument("--json", action="store_true", help="the numbers as one line at the end")
     parser.add_argument("--side", choices=("jpt", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -74,6 +75,8 @@ def main() -> None:
         f" {' x '.join(map(str, values['jpt'].shape))}, largest difference {apart:.1e} of the"
         " largest"
     )
+    if options.json:
+        print(json.dumps({**found, "apart": float(apart)}))
 
 
 def write_model(place: Path, options: argparse.Namespace) -> None:

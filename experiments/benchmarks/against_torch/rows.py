@@ -1,0 +1,45 @@
+"""Rows as jpt tokenises them, written down without padding for the other sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_rows(path: Path, batches: Mapping[str, Any], **arrays: Any) -> None:
+    """Writes batches by name.
+
+    Args:
+        path: the file, ``.npz``.
+        batches: as `jpt.training_batches` gives them.
+        **arrays: what goes with them.
+    """
+    found = dict(arrays)
+    for name, batch in batches.items():
+        pairs = zip(batch.tokens, batch.lengths, strict=True)
+        found[f"{name}.texts"] = np.concatenate([row[:length] for row, length in pairs])
+        found[f"{name}.lengths"], found[f"{name}.labels"] = batch.lengths, batch.labels
+    np.savez(path, **found)
+
+
+def write_task(
+    path: Path,
+    backbone: Any,
+    label_ids: Sequence[int],
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> None:
+    """Writes what a torch side needs to know of a task on a model."""
+    task = {
+        "layout": backbone.layout,
+        "words": np.asarray(label_ids).tolist(),
+        "pad": backbone.pad_id,
+        "mask": backbone.tokenizer.ids.mask,
+        "device": device,
+        "dtype": dtype,
+    }
+    path.write_text(json.dumps(task))

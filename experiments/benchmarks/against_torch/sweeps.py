@@ -1,0 +1,147 @@
+"""Cases (f) and (g): rows of 12 runs for the torch side, its loop over them, and its first step.
+
+Started by ``studies.py`` as ``sweeps.py WHAT WORK``.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rows import write_rows, write_task
+from studies import RATES, SEEDS, SWEEP, SWEEP_TASKS, toml
+
+MODEL = "builtin/gpt2-mini"
+SCORED = 64
+"""Rows at once where nothing is trained."""
+
+
+def prepare(work: Path) -> None:
+    """Writes the grid for jpt, and for torch the rows and the start of every run."""
+    import jpt
+
+    fixed = {"backbone": MODEL, **SWEEP}
+    names = [f"builtin/{task}" for task in SWEEP_TASKS]
+    grid = {"task": names, "seed": list(SEEDS), "learning_rate": list(RATES)}
+    (work / "grid.toml").write_text(toml({"fixed": fixed, "grid": grid}))
+    backbone = jpt.load_backbone(MODEL)
+    (work / "model.txt").write_text(str(Path(jpt.__file__).parent / "backbones" / MODEL))
+    for task in SWEEP_TASKS:
+        for seed in SEEDS:
+            write_run(work, backbone, task, seed)
+        write_scored(work, backbone, task)
+
+
+def write_run(work: Path, backbone: Any, task: str, seed: int) -> None:
+    """The batches and the start of a task and a seed; the rates share them."""
+    import jpt
+
+    given = {"backbone": backbone, "task": f"builtin/{task}"}
+    options = {**SWEEP, "seed": seed}
+    step, first = jpt.train_step(**given, **options)
+    batches = {str(n): batch for n, batch in enumerate(jpt.training_batches(**given, **options))}
+    start = np.asarray(first.prompt)
+    write_rows(work / f"{task}-{seed}.npz", batches, start=start)
+    write_task(work / f"{task}.json", backbone, step.answer.label_ids)
+
+
+def write_scored(work: Path, backbone: Any, task: str) -> None:
+    """Every row of validation and test once."""
+    import jpt
+
+    definition = jpt.load_task(f"builtin/{task}")
+    for split in ("validation", "test"):
+        rows = list(jpt.read_rows(definition, split))
+        once = dataclasses.replace(definition, rows={"train": rows, "validation": rows[:1]})
+        options = {**SWEEP, "batch_size": SCORED, "steps": len(rows) // SCORED}
+        options |= {"eval_every": 1, "group_by_length": True}
+        batches = jpt.training_batches(backbone, once, **options)
+        found = {str(number): batch for number, batch in enumerate(batches)}
+        write_rows(work / f"{task}-{split}.npz", found, count=np.array(len(found)))
+
+
+def in_torch(work: Path) -> None:
+    """The loop that a user of PEFT would write: the model is loaded once."""
+    import torch
+    import torch_models
+
+    place, found = Path((work / "model.txt").read_text()), {}
+    asked: dict[str, Any] = {}
+    for name in SWEEP_TASKS:
+        asked |= json.loads((work / f"{name}.json").read_text())  # the loss looks for words there
+        if name == SWEEP_TASKS[0]:
+            model = torch_models.build("peft", place, SWEEP["length"], asked)
+        words = torch.tensor(asked["words"])
+        scored = {split: read_all(work / f"{name}-{split}.npz") for split in ("validation", "test")}
+        for seed, rate in itertools.product(SEEDS, RATES):
+            rows = np.load(work / f"{name}-{seed}.npz")
+            model.start(rows["start"], rate)
+            for number in range(SWEEP["steps"]):
+                model.step(torch_models.read_rows(rows, str(number)))
+            scores = {split: model.accuracy(batches, words) for split, batches in scored.items()}
+            found[f"{name} {seed} {rate}"] = scores
+    (work / "peft.json").write_text(json.dumps(found))
+
+
+def read_all(path: Path) -> list[Any]:
+    """All batches of a split."""
+    import torch_models
+
+    found = np.load(path)
+    return [torch_models.read_rows(found, str(number)) for number in range(int(found["count"]))]
+
+
+def compare(work: Path) -> None:
+    """Prints how far the scores of both sides are apart."""
+    theirs = json.loads((work / "peft.json").read_text())
+    with (work / "jpt-0" / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    apart = []
+    for row in rows:
+        name = f"{row['task'].removeprefix('builtin/')} {row['seed']} {float(row['learning_rate'])}"
+        apart.append(abs(float(row["validation"]) - theirs[name]["validation"]))
+    print(f"{max(apart):.3f} at most, {sum(apart) / len(apart):.3f} on average, {len(apart)} runs")
+
+
+def start(work: Path) -> None:
+    """Rows of one step, for the torch side of (g)."""
+    import jpt
+
+    backbone = jpt.load_backbone(MODEL)
+    (work / "model.txt").write_text(str(Path(jpt.__file__).parent / "backbones" / MODEL))
+    write_run(work, backbone, SWEEP_TASKS[0], 0)
+    write_scored(work, backbone, SWEEP_TASKS[0])
+
+
+def first(work: Path) -> None:
+    """Loads, does one step, scores validation and test, as ``jpt tune --steps 1`` does."""
+    import torch
+    import torch_models
+
+    name = SWEEP_TASKS[0]
+    task = json.loads((work / f"{name}.json").read_text())
+    place = Path((work / "model.txt").read_text())
+    model = torch_models.build("peft", place, SWEEP["length"], task)
+    rows = np.load(work / f"{name}-0.npz")
+    model.start(rows["start"], RATES[0])
+    model.step(torch_models.read_rows(rows, "0"))
+    words = torch.tensor(task["words"])
+    for split in ("validation", "test"):
+        model.accuracy(read_all(work / f"{name}-{split}.npz"), words)
+
+
+if __name__ == "__main__":
+    what = {
+        "prepare": prepare,
+        "peft": in_torch,
+        "compare": compare,
+        "start": start,
+        "first": first,
+    }
+    what[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,209 @@
+"""What a torch user would write for a train step of a soft prompt: PEFT, or by hand for encoders.
+
+Each side pads to the longest row of its batch, has gradients for the prompt alone, and the fused
+attention that transformers chooses. Encoders have no prompt tuning with a masked-LM head in PEFT:
+there the prompt's rows are put in front of the embedded text, in the layout of jpt, and the answer
+is read at the mask; ``plain`` asks the head for every word at every position, as the model's own
+class does, ``tuned`` for the label words at the mask alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import PromptTuningConfig, TaskType, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+)
+
+NOT_SCORED = -100
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0}
+
+
+class Rows(NamedTuple):
+    """A batch as it is tokenised: one array of ids a row, and the number of its label."""
+
+    texts: list[np.ndarray]
+    labels: np.ndarray
+
+
+class Model:
+    """A frozen model behind a trainable prompt.
+
+    Args:
+        prompt: the trainable rows.
+        scores_of: gives a batch's scores of words at the answer.
+        loss_of: gives the loss of a batch.
+    """
+
+    def __init__(
+        self,
+        prompt: torch.nn.Parameter,
+        scores_of: Callable[[Rows, torch.Tensor], torch.Tensor],
+        loss_of: Callable[[Rows], torch.Tensor],
+    ) -> None:
+        self.prompt, self.scores_of, self.loss_of = prompt, scores_of, loss_of
+
+    def start(self, values: np.ndarray, rate: float) -> None:
+        """Puts a prompt in, with a new optimizer."""
+        with torch.no_grad():
+            self.prompt.copy_(torch.from_numpy(values))
+        self.optimizer = torch.optim.AdamW([self.prompt], lr=rate, **ADAM)
+
+    def step(self, rows: Rows) -> torch.Tensor:
+        """Does one step and gives its loss, on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss_of(rows)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    @torch.inference_mode()
+    def accuracy(self, batches: list[Rows], words: torch.Tensor) -> float:
+        """The share of rows whose right label word scores best."""
+        right = 0
+        for rows in batches:
+            best = self.scores_of(rows, words).argmax(1).cpu().numpy()
+            right += int((best == rows.labels).sum())
+        return right / sum(len(rows.labels) for rows in batches)
+
+
+def build(side: str, model: Path, length: int, task: dict[str, Any]) -> Model:
+    """Loads a model with room for a prompt.
+
+    Args:
+        side: ``peft``, or for encoders ``plain`` or ``tuned``.
+        model: a folder, or the GGUF file of a decoder.
+        length: rows of the prompt.
+        task: ids of the label words and of special tokens; device and dtype.
+    """
+    if side != "peft":
+        return _encoder(model, length, task, is_tuned=side == "tuned")
+    is_decoder = task["layout"] == "decoder"
+    kind = AutoModelForCausalLM if is_decoder else AutoModelForSeq2SeqLM
+    place = {"gguf_file": model.name} if model.suffix == ".gguf" else {}
+    base = kind.from_pretrained(
+        model.parent if place else model, dtype=getattr(torch, task["dtype"]), **place
+    )
+    base = base.to(task["device"])
+    base.config.use_cache = False
+    config = PromptTuningConfig(
+        task_type=TaskType.CAUSAL_LM if is_decoder else TaskType.SEQ_2_SEQ_LM,
+        num_virtual_tokens=length,
+        num_transformer_submodules=1,
+    )
+    # eval: dropout is off on both sides; to: PEFT leaves the prompt on the processor.
+    tuned = get_peft_model(base, config).eval().to(task["device"])
+    return (_decoder if is_decoder else _t5)(tuned, length, task)
+
+
+def _decoder(tuned: Any, length: int, task: dict[str, Any]) -> Model:
+    """The answer is the token behind the text; the loss is that of the model's own class."""
+
+    def scores_of(rows: Rows, words: torch.Tensor) -> torch.Tensor:
+        ids, mask = pad(rows.texts, task["pad"], task["device"])
+        places = torch.tensor([length + len(text) - 1 for text in rows.texts])
+        logits = tuned(input_ids=ids, attention_mask=mask).logits
+        return logits[torch.arange(len(ids)), places][:, words]
+
+    def loss_of(rows: Rows) -> torch.Tensor:
+        pairs = zip(rows.texts, rows.labels, strict=True)
+        whole = [np.append(text, task["words"][label]) for text, label in pairs]
+        ids, mask = pad(whole, task["pad"], task["device"])
+        labels, each = torch.full_like(ids, NOT_SCORED), torch.arange(len(whole))
+        places = torch.tensor([len(text) - 1 for text in whole])
+        labels[each, places] = ids[each, places]
+        return tuned(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    return Model(tuned.prompt_encoder["default"].embedding.weight, scores_of, loss_of)
+
+
+def _t5(tuned: Any, length: int, task: dict[str, Any]) -> Model:
+    """The answer is the decoder's first token."""
+
+    def scores_of(rows: Rows, words: torch.Tensor) -> torch.Tensor:
+        ids, mask = pad(rows.texts, task["pad"], task["device"])
+        start = torch.full_like(ids[:, :1], tuned.config.decoder_start_token_id)
+        found = tuned(input_ids=ids, attention_mask=mask, decoder_input_ids=start)
+        return found.logits[:, 0][:, words]
+
+    def loss_of(rows: Rows) -> torch.Tensor:
+        ids, mask = pad(rows.texts, task["pad"], task["device"])
+        labels = torch.tensor([[task["words"][label]] for label in rows.labels])
+        labels = labels.to(task["device"])
+        return tuned(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    return Model(tuned.prompt_encoder["default"].embedding.weight, scores_of, loss_of)
+
+
+def _encoder(model: Path, length: int, task: dict[str, Any], is_tuned: bool) -> Model:
+    masked = AutoModelForMaskedLM.from_pretrained(model, dtype=getattr(torch, task["dtype"]))
+    masked = masked.eval().to(task["device"]).requires_grad_(False)
+    body = getattr(masked, masked.base_model_prefix)
+    is_bert = masked.config.model_type == "bert"
+    width = masked.config.hidden_size
+    prompt = torch.nn.Parameter(torch.zeros(length, width, device=task["device"]))
+
+    def scores_of(rows: Rows, words: torch.Tensor) -> torch.Tensor:
+        ids, mask = pad(rows.texts, task["pad"], task["device"])
+        front = _front(body.embeddings, prompt, task["mask"], is_bert)
+        states = torch.cat([front.expand(len(ids), -1, -1), body.embeddings(ids)], 1)
+        seen = torch.cat([mask.new_ones(len(ids), front.shape[1]), mask], 1)
+        # For each position which are allowed: what scaled_dot_product_attention takes.
+        seen = seen[:, None, None, :].bool().expand(-1, -1, states.shape[1], -1)
+        hidden = body.encoder(states, attention_mask=seen)[0]
+        if is_tuned:
+            return _label_scores(masked, hidden[:, 0], words)
+        head = masked.cls if is_bert else masked.lm_head
+        return head(hidden)[:, 0, words]
+
+    def loss_of(rows: Rows) -> torch.Tensor:
+        scores = scores_of(rows, torch.tensor(task["words"])).float()
+        return F.cross_entropy(scores, torch.from_numpy(rows.labels).to(scores.device))
+
+    return Model(prompt, scores_of, loss_of)
+
+
+def _front(embeddings: Any, prompt: torch.Tensor, mask: int, is_bert: bool) -> torch.Tensor:
+    """``[MASK] p1 .. pP``, normalised: no positions, in RoBERTa the one token type."""
+    words = embeddings.word_embeddings.weight
+    rows = torch.cat([words[mask][None], prompt.to(words.dtype)])
+    if not is_bert:
+        rows = rows + embeddings.token_type_embeddings.weight[0]
+    return embeddings.LayerNorm(rows)[None]
+
+
+def _label_scores(masked: Any, hidden: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """The masked-LM head for the label words alone."""
+    if masked.config.model_type == "bert":
+        head = masked.cls.predictions
+        transformed = head.transform(hidden)
+        return F.linear(transformed, head.decoder.weight[words], head.decoder.bias[words])
+    head = masked.lm_head
+    transformed = head.layer_norm(F.gelu(head.dense(hidden)))
+    return F.linear(transformed, head.decoder.weight[words], head.decoder.bias[words])
+
+
+def read_rows(found: Any, name: str) -> Rows:
+    """Reads a batch that ``rows.py`` wrote."""
+    cuts = np.cumsum(found[f"{name}.lengths"])[:-1]
+    texts = np.split(found[f"{name}.texts"], cuts)
+    return Rows(texts, found[f"{name}.labels"].astype(np.int64))
+
+
+def pad(texts: list[np.ndarray], filler: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads rows on the right to the longest of them."""
+    longest = max(map(len, texts))
+    ids = np.full((len(texts), longest), filler, np.int64)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = text
+    lengths = np.array([len(text) for text in texts])
+    mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
