@@ -1,102 +1,324 @@
-"""The README says what is true: its Python runs, its commands exist, its install lines stand."""
+"""README and docs say what is true: Python runs, commands exist, links lead somewhere."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import runpy
 import shlex
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from typer.core import TyperGroup
 from typer.main import get_command
 
+import jpt
 from jpt.cli import app
 from jpt.data import builtin_rows
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
+ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+FIGURE = ROOT / "docs" / "figures" / "quickstart-transfer.svg"
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(page: Path, language: str) -> list[str]:
+    found = _BLOCK.findall(page.read_text(encoding="utf-8"))
     return [text for name, text in found if name == language]
 
 
+def prose(page: Path) -> str:
+    return _BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def spans(page: Path) -> list[str]:
+    """Inline code, which a line may end in."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+
+
+def named(pages: list[Path]) -> Any:
+    return pytest.mark.parametrize("page", pages, ids=lambda page: page.name)
+
+
 def test_the_first_two_blocks_install_and_run_and_test() -> None:
-    first, second = blocks("")[:2]
-    assert first.startswith("pip install -e . && jpt ") and first.count("\n") == 1
+    first, second = blocks(ROOT / "README.md", "")[:2]
+    assert first == "pip install -e . && jpt quickstart\n"
     assert second == "pip install -e '.[dev]' && pytest\n"
 
 
-@pytest.fixture
-def fewer_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Cuts the built-in tasks to a third of their rows."""
-    builtin_rows._make_split.cache_clear()
-    for split, size in builtin_rows.SIZES.items():
-        monkeypatch.setitem(builtin_rows.SIZES, split, size // 3)
-    yield
+# ----------------------------------------------------------------------------- Python
+
+
+class Typed(NamedTuple):
+    """What a reader has who typed the README's Python: a folder, names, and what was printed."""
+
+    folder: Path
+    names: dict[str, Any]
+    printed: list[str]
+
+
+def type_in(page: Path, names: dict[str, Any]) -> list[str]:
+    """Runs the Python of a page, block by block; gives what each printed."""
+    printed = []
+    for block in blocks(page, "python"):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(block, page.name, "exec"), names)
+        printed.append(out.getvalue())
+    return printed
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typed]:
+    """The README's Python, run on a third of the rows; pages of docs/ go on in its folder."""
+    folder = tmp_path_factory.mktemp("reader")
+    with pytest.MonkeyPatch.context() as patch:
+        builtin_rows._make_split.cache_clear()
+        for split, size in builtin_rows.SIZES.items():
+            patch.setitem(builtin_rows.SIZES, split, size // 3)
+        patch.chdir(folder)
+        names: dict[str, Any] = {}
+        yield Typed(folder, names, type_in(ROOT / "README.md", names))
     builtin_rows._make_split.cache_clear()
 
 
-@pytest.mark.usefixtures("fewer_rows")
-def test_python_blocks_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One after the other, as a reader types them."""
-    monkeypatch.chdir(tmp_path)
-    first, second, third = blocks("python")
-    names: dict[str, object] = {}
-    exec(compile(first, "README.md", "exec"), names)
-    out = capsys.readouterr().out
-    assert "majority class" in out and "accuracy" in out
-    assert (tmp_path / "rotten_tomatoes.safetensors").exists()
-    exec(compile(second, "README.md", "exec"), names)
-    out = capsys.readouterr().out
-    overlap = float(re.search("overlap of neurons: (.*)", out)[1])
+def test_python_of_the_readme(typed: Typed) -> None:
+    first, second = typed.printed
+    assert "majority class" in first and "accuracy" in first
+    assert (typed.folder / "rotten_tomatoes.safetensors").exists()
+    overlap = float(re.search("overlap of neurons: (.*)", second)[1])
     assert 0 < overlap < 1
-    assert -1 <= float(re.search("Spearman with transfer: (.*)", out)[1]) <= 1
-    page = (tmp_path / "study" / "report.html").read_text()
+    assert -1 <= float(re.search("Spearman with transfer: (.*)", second)[1]) <= 1
+    page = (typed.folder / "study" / "report.html").read_text()
     assert "imdb_first_person" in page
-    exec(compile(third, "README.md", "exec"), names)
-    out = capsys.readouterr().out
-    assert out.startswith("mood on builtin/bert-small: validation accuracy")
+
+
+WITH_PYTHON = [page for page in DOCS if blocks(page, "python")]
+# What a page prints, besides running.
+SAID = {
+    "tune.md": "builtin/imdb_first_person on builtin/bert-small",
+    "transfer.md": "* the target's own prompt",
+    "neurons.md": "on behind every prompt, by layer: [",
+    "sweep.md": "['done', 'done']",
+    "own-task.md": "mood on builtin/bert-small: validation accuracy",
+    "own-backbone.md": "virtual device",
+    "prompts.md": "(20, 128) builtin/bert-small builtin/imdb_number random",
+}
+
+
+@named(WITH_PYTHON)
+def test_python_of_a_page(page: Path, typed: Typed) -> None:
+    """With the prompts of the README in ``study/prompts``, as the commands of the pages make."""
+    prompts = typed.folder / "study" / "prompts"
+    prompts.mkdir(exist_ok=True)
+    for name, prompt in typed.names["prompts"].items():
+        jpt.save_prompt(prompts / f"{name}.safetensors", prompt)
+    printed = "".join(type_in(page, {}))
+    assert SAID[page.name] in printed
+
+
+def test_the_figure_is_one_that_jpt_draws(typed: Typed) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "figures" / "from_report.py"))
+    page = (typed.folder / "study" / "report.html").read_text()
+    drawn, kept = script["first_figure"](page), FIGURE.read_text()
+    assert len(kept) < 150_000
+    for svg in (drawn, kept):
+        root = ElementTree.fromstring(svg)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "Heat map of" in root.get("aria-label") and "var(" not in svg
+    assert f"({FIGURE.relative_to(ROOT)})" in (ROOT / "README.md").read_text()
+
+
+# ----------------------------------------------------------------------------- files shown
 
 
 def test_the_task_of_ones_own_loads(tmp_path: Path) -> None:
-    import jpt
-
-    (tmp_path / "task.toml").write_text(next(b for b in blocks("toml") if "label_words" in b))
+    page = ROOT / "docs" / "own-task.md"
+    (tmp_path / "task.toml").write_text(next(b for b in blocks(page, "toml") if "label_words" in b))
     task = jpt.load_task(tmp_path)
     assert task.labels == ("bad", "good")
     assert task.words("bert") == {"bad": ("terrible",), "good": ("great", "fine")}
-    line = re.search(r"with `(\{.*?\})`\non a line", README)[1]
+    line = re.search(r"with `(\{.*?\})`\son a line", page.read_text())[1]
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text(f"{line}\n" * 4)
     result = jpt.tune("builtin/bert-small", tmp_path, steps=2, batch_size=2, eval_batch_size=4)
     assert result.record["test"]["rows"] == 4
 
 
-def test_every_command_line_has_real_commands_and_options() -> None:
-    commands = get_command(app).commands
-    lines = [
-        part for block in blocks("") for line in block.splitlines() for part in line.split("&&")
-    ]
-    lines += re.findall(r"`(jpt [^`]+)`", README)
-    seen = set()
-    for line in lines:
-        words = [word for word in shlex.split(line) if word != "..."]
-        if not words or words[0] != "jpt" or words[1].startswith("-"):
-            continue
-        command = commands[words[1]]
+def test_the_sweep_files_load(tmp_path: Path) -> None:
+    from jpt.recipes.sweep_grid import read_sweep
+
+    grid, search = blocks(ROOT / "docs" / "sweep.md", "toml")
+    (tmp_path / "grid.toml").write_text(grid)
+    assert len(read_sweep(tmp_path / "grid.toml").runs) == 36
+    (tmp_path / "search.toml").write_text(search)
+    assert list(read_sweep(tmp_path / "search.toml").ranges) == ["learning_rate"]
+
+
+def test_every_key_of_a_task_file_is_told() -> None:
+    from jpt.tasks.user import KEYS
+
+    text = (ROOT / "docs" / "own-task.md").read_text()
+    assert [key for key in KEYS if f"`{key}`" not in text and f"`[{key}]`" not in text] == []
+
+
+# ----------------------------------------------------------------------------- commands
+
+
+def leaves() -> dict[str, Any]:
+    """Every command by the words that call it."""
+    found = {}
+    for name, command in get_command(app).commands.items():
         if isinstance(command, TyperGroup):
-            command = command.commands[words[2]]
-        options = {option for parameter in command.params for option in parameter.opts}
-        given = {word for word in words[2:] if word.startswith("--")}
-        assert given <= options, (line, given - options)
-        seen.add(words[1])
-    assert seen == set(commands), "the README shows every command there is, and no other"
+            found |= {f"{name} {inner}": each for inner, each in command.commands.items()}
+        else:
+            found[name] = command
+    return found
 
 
-def test_no_placeholder_is_left() -> None:
-    assert "PLACEHOLDER" not in README
+LEAVES = leaves()
+GROUPS = {name.split()[0] for name in LEAVES if " " in name}
+
+
+def options_of(command: Any) -> set[str]:
+    of_each = ({*each.opts, *each.secondary_opts} for each in command.params)
+    return {"--help"}.union(*of_each)
+
+
+OPTIONS = {"--version"}.union(*map(options_of, LEAVES.values()))
+# Options of the authors' code, in the table of names.
+THEIRS = {
+    "--activate_neuron",
+    "--gpu",
+    "--local_rank",
+    "--model_prompt",
+    "--replacing_prompt",
+}
+
+
+def command_lines(page: Path) -> Iterator[str]:
+    """What begins with ``jpt``, in blocks and in the text, also behind a pipe or in quotes."""
+    for text in (*(line for block in blocks(page, "") for line in lines(block)), *spans(page)):
+        for part in re.split(r"\s*(?:&&|\||;)\s*", text):
+            found = re.search(r'(?:^|[\s="])(jpt [a-z].*?)"?$', part)
+            if found:
+                yield found[1]
+
+
+def lines(block: str) -> list[str]:
+    """Without the files that a block writes."""
+    block = re.sub(r"<<'(\w+)'\n.*?^\1$", "", block, flags=re.DOTALL | re.MULTILINE)
+    return block.replace("\\\n", " ").splitlines()
+
+
+def check_command(line: str) -> str | None:
+    """The command that a line calls; fails where there is no such command or option."""
+    words = [word for word in shlex.split(line)[1:] if word != "..."]
+    name = " ".join(words[:2]) if words[0] in GROUPS else words[0]
+    if name in GROUPS:
+        return None
+    assert name in LEAVES, f"{line!r}: there is no jpt {name}"
+    wrong = {word for word in words if word.startswith("--")} - options_of(LEAVES[name])
+    assert not wrong, (line, wrong)
+    return name
+
+
+@named(PAGES)
+def test_every_command_line_has_real_commands_and_options(page: Path) -> None:
+    for line in command_lines(page):
+        check_command(line)
+
+
+@named(PAGES)
+def test_every_option_and_public_name_in_the_text_exists(page: Path) -> None:
+    for span in spans(page):
+        if span.startswith("--"):
+            assert span.split()[0] in OPTIONS | THEIRS, span
+        for name in re.findall(r"^jpt\.(\w+)", span):
+            assert name in jpt.__all__, span
+
+
+def test_a_wrong_line_is_caught() -> None:
+    for line in (
+        "jpt tuna --out a",
+        "jpt tune --stepz 3",
+        "jpt mix blend",
+        "jpt report a --mesh x",
+    ):
+        with pytest.raises(AssertionError):
+            check_command(line)
+    assert check_command("jpt project apply --out a") == "project apply"
+
+
+def test_the_readme_shows_every_command_and_no_other() -> None:
+    shown = {line.split()[1] for line in command_lines(ROOT / "README.md")}
+    assert shown == set(get_command(app).commands)
+
+
+def test_every_command_has_a_page() -> None:
+    """And the index of docs/ names it beside that page, which shows it."""
+    index = (ROOT / "docs" / "README.md").read_text()
+    rows = [line for line in index.splitlines() if line.startswith("| `jpt")]
+    for name in LEAVES:
+        row = next((row for row in rows if f"`jpt {name}`" in row), None)
+        assert row is not None, f"docs/README.md has no row for jpt {name}"
+        targets = re.findall(r"\(([\w.-]+\.md)", row)
+        texts = [(ROOT / "docs" / target).read_text() for target in targets]
+        assert any(f"jpt {name}" in text for text in texts), (name, targets)
+
+
+# ----------------------------------------------------------------------------- links
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    found = set()
+    for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
+        plain = re.sub(r"[^\w\s-]", "", heading.lower())
+        found.add(plain.strip().replace(" ", "-"))
+    return found
+
+
+@named(ALL_PAGES)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page if not path else (page.parent / path)
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+@named(ALL_PAGES)
+def test_no_placeholder_and_no_place_of_ours_is_left(page: Path) -> None:
+    text = page.read_text()
+    for word in ("PLACEHOLDER", "TODO", "/work", "/tmp", "/root"):
+        assert word not in text
+
+
+# ----------------------------------------------------------------------------- beside the README
+
+
+def test_the_citation_is_valid_and_of_this_version() -> None:
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert found["cff-version"] == "1.2.0" and found["type"] == "software"
+    assert found["version"] == jpt.__version__ and found["license"] == "Apache-2.0"
+    assert found["message"] and found["title"] and found["authors"]
+    (paper,) = found["references"]
+    assert len(paper["authors"]) == 13 and paper["year"] == 2022
+    assert {"type": "other", "value": "arXiv:2111.06719"}.items() <= paper["identifiers"][0].items()
+
+
+def test_the_changelog_has_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[{re.escape(jpt.__version__)}\]", text, re.MULTILINE)

@@ -6,7 +6,7 @@ and a call that was stopped goes on.
 Command:
     python experiments/paper/builtin_prompts.py --out runs/builtin
 
-Time and result: see the table in README.md, which is this script's output.
+Time and result: see the table in docs/tune.md, which is this script's output.
 """
 
 from __future__ import annotations
