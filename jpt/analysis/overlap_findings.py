@@ -64,8 +64,8 @@ def correlation_finding(study: Study) -> Finding | None:
     if not np.isfinite(rho):
         return Finding(
             "correlation",
-            "The rank correlation of ON with zero-shot performance is not defined: ON or the scores"
-            " are equal for all sources of each task.",
+            "The rank correlation of ON with zero-shot performance is not defined: each task"
+            " has fewer than three other sources, or ON or the scores are equal for all of them.",
             UNCLEAR,
         )
     text = (

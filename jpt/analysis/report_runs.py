@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from jpt.analysis.curves import learning_curve
 from jpt.analysis.layout import NO_TYPE, Layout
-from jpt.analysis.page import Child, Markup, details, element, figure, missing, section, table
+from jpt.analysis.page import (
+    Child,
+    Markup,
+    details,
+    element,
+    figure,
+    missing,
+    section,
+    sources,
+    table,
+    value_cell,
+)
 from jpt.analysis.plots import to_svg
+from jpt.analysis.report_methods import (
+    STUDY_FILES,
+    fact_list,
+    methods_list,
+    methods_text,
+    shared_settings,
+    version_facts,
+)
 from jpt.analysis.runs import PromptRecord
 from jpt.analysis.study import Study, commands
 from jpt.analysis.study_facts import Correlations
 from jpt.analysis.wording import UNKNOWN, counted, decimal, duration
 
 _MOST_PANELS = 40
-# Facts of a config that are told elsewhere, or that differ by task as a matter of course.
-_TOLD = ("task", "template", "label_words", "label_ids", "data", "fingerprint")
 
 
 def training_section(study: Study, layout: Layout) -> Markup:
@@ -48,7 +64,8 @@ def training_section(study: Study, layout: Layout) -> Markup:
             element(
                 "p",
                 "Above: score on validation (blue), majority class (dashed), the prompt that was"
-                " kept (dot). Below: loss on validation (orange) and on training batches (gray).",
+                " kept (dot). Below: loss on validation (thick, orange) and on training batches"
+                " (thin, gray).",
             )
         )
         panels = [
@@ -83,7 +100,7 @@ def ordered_prompts(study: Study, layout: Layout) -> list[PromptRecord]:
 
 
 def provenance_section(study: Study, layout: Layout) -> Markup:
-    """Says what was run, on what, with which settings.
+    """Says how it was computed, what was run, on what, with which settings.
 
     Args:
         study: as read.
@@ -96,14 +113,13 @@ def provenance_section(study: Study, layout: Layout) -> Markup:
         See `jpt.analysis.report.report`.
     """
     facts = study.facts
+    written = [study.folder / name for name in STUDY_FILES]
+    written += [study.folder / "prompts" / name / "result.json" for name in study.prompts]
     told: list[tuple[str, Child]] = []
     if facts is not None:
         random = ", ".join(f"{name} {value}" for name, value in facts.random_start.items())
-        versions = ", ".join(f"{name} {value}" for name, value in facts.versions.items())
         told += [
             ("backbone", facts.backbone),
-            ("device", facts.device),
-            ("versions", versions),
             ("scored rows", _rows_told(study)),
             ("untrained prompt", random or None),
             ("time for the matrix", duration(facts.elapsed_s)),
@@ -111,23 +127,27 @@ def provenance_section(study: Study, layout: Layout) -> Markup:
         ]
     if study.neurons is not None:
         n_prompts, n_layers, n_neurons = study.neurons
-        told.append(
-            (
-                "neurons",
-                f"{counted(n_prompts, 'prompt')}, {counted(n_layers, 'layer')} of"
-                f" {counted(n_neurons, 'neuron')}",
-            )
-        )
-    told += _shared_settings(list(study.prompts.values()))
-    pairs = [(element("dt", name), element("dd", text)) for name, text in told if text]
-    listed = element("dl", *(part for pair in pairs for part in pair))
+        sizes = (counted(n_prompts, "prompt"), counted(n_layers, "layer"))
+        told.append(("neurons", f"{', '.join(sizes)} of {counted(n_neurons, 'neuron')}"))
+    told += _run_settings(list(study.prompts.values()))
+    versions = (facts.versions, facts.machine, facts.device) if facts else ({}, None, None)
+    told += version_facts(*versions, written)
     note = None
     if facts is None:
         note = missing(
             "There is no transfer.json, so versions and device are not known",
             commands(study.folder)["transfer"],
         )
-    return section("provenance", "What was run", note, listed, _row_table(study, layout))
+    files = [name for name in ("transfer.json", "prompts/") if (study.folder / name).exists()]
+    return section(
+        "provenance",
+        "Methods and versions",
+        methods_list(methods_text(study)),
+        note,
+        fact_list(told),
+        sources(files, "p"),
+        _row_table(study, layout),
+    )
 
 
 def note_section(study: Study, layout: Layout) -> Markup:
@@ -207,7 +227,7 @@ def _undefined_notes(found: Correlations) -> list[str]:
             if undefined:
                 lines.append(
                     f"The correlation of {name} ({which}) is undefined for {_names(undefined)}:"
-                    " its values, or the scores, are equal for all sources (a constant column)."
+                    " fewer than three sources, or its values or the scores are equal for all."
                 )
     return lines
 
@@ -229,12 +249,10 @@ def _panel(index: int, record: PromptRecord, kind: str) -> Markup:
     plot = learning_curve(record.curve, record.metric or "score", record.majority, record.best_step)
     score = decimal(record.score, 3)
     label = f"Training of {record.name}: {record.metric or 'score'} on validation {score}"
-    return element(
-        "div",
-        element("h3", record.name),
-        element("p", told, class_="under"),
-        figure(to_svg(plot, f"curve-{index}", label), label),
-    )
+    caption = f"{told}: {record.metric or 'score'} {score} on validation, step {_steps(record)}."
+    files = [f"prompts/{record.name}/metrics.jsonl"]
+    svg = to_svg(plot, f"curve-{index}", label)
+    return element("div", element("h3", record.name), figure(svg, label, caption, files))
 
 
 def _prompt_table(records: Sequence[PromptRecord], layout: Layout) -> Markup:
@@ -247,13 +265,13 @@ def _prompt_table(records: Sequence[PromptRecord], layout: Layout) -> Markup:
             decimal(record.score, 3),
             decimal(record.majority, 3),
             _steps(record),
-            duration(record.elapsed_s),
+            value_cell(duration(record.elapsed_s), record.elapsed_s),
         ]
         for record in records
     ]
     head = ["prompt", "task", "type", "metric", "score", "majority", "step kept / all", "time"]
     caption = "The prompts; scores are on validation"
-    return table(head, rows, caption, numbers_from=4)
+    return table(head, rows, caption, numbers_from=4, source=["prompts/"])
 
 
 def _steps(record: PromptRecord) -> str:
@@ -287,28 +305,15 @@ def _row_table(study: Study, layout: Layout) -> Markup | None:
     ]
     head = ["target", "task", "type", "split", "own prompt", "rows", "majority"]
     caption = "The target tasks and the rows that were scored"
-    return details("Rows by task", table(head, rows, caption, numbers_from=5))
+    whole = table(head, rows, caption, numbers_from=5, source=["transfer.json"])
+    return details("Rows by task", whole)
 
 
-def _shared_settings(records: Sequence[PromptRecord]) -> list[tuple[str, Child]]:
-    """What all runs have in common, and what differs between them."""
-    runs = [record.settings for record in records if record.settings]
+def _run_settings(records: Sequence[PromptRecord]) -> list[tuple[str, Child]]:
+    """How many runs there are, and what they have in common."""
+    runs = [record for record in records if record.settings]
     if not runs:
         return []
-    shared, differing = [], []
-    for name in dict.fromkeys(name for run in runs for name in run if name not in _TOLD):
-        values = {_plain(run.get(name)) for run in runs}
-        if len(values) == 1:
-            shared.append(f"{name} {values.pop()}")
-        else:
-            differing.append(f"{name} ({', '.join(sorted(values)[:6])})")
-    seconds = [record.elapsed_s for record in records if np.isfinite(record.elapsed_s)]
-    return [
-        ("training runs", f"{len(runs)}, together {duration(sum(seconds))}"),
-        ("settings of all runs", ", ".join(shared)),
-        ("settings that differ", ", ".join(differing)),
-    ]
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    seconds = [record.elapsed_s for record in runs if np.isfinite(record.elapsed_s)]
+    told = f"{len(runs)}, together {duration(sum(seconds))}"
+    return [("training runs", told), *shared_settings([record.settings for record in runs])]

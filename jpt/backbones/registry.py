@@ -31,6 +31,17 @@ from jpt.types import Parameters
 
 BUILTIN = Path(__file__).parent / "builtin"
 PREFIX = "builtin/"
+FIRST_IDS = {
+    name: f"{owner}/{name}"
+    for owner, names in {
+        "google-bert": ("bert-base-cased", "bert-base-uncased", "bert-large-uncased"),
+        "FacebookAI": ("roberta-base", "roberta-large", "xlm-roberta-base", "xlm-roberta-large"),
+        "google-t5": ("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b"),
+        "openai-community": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
+    }.items()
+    for name in names
+}
+"""Hub ids of the first models, which the paper and old prompts name without an owner."""
 HUB_PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.model"]
 GGUF_SUFFIX = ".gguf"
 SAMPLE_BYTES = 1 << 20
@@ -251,6 +262,7 @@ def find_folder(name: str | Path) -> Path:
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} has no config.json; give a folder of weights")
         return folder
+    text = FIRST_IDS.get(text, text)
     is_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~"))
     if folder.exists() or not is_hub_id:
         raise unknown_name("backbone", text, backbone_names())

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jpt.backbones import registry
 from jpt.backbones.loading import TensorRule, load_parameters, write_parameters
+from jpt.backbones.registry import find_folder
 from jpt.errors import InputError
 from jpt.files.safetensors_file import write_safetensors
 from jpt.files.tensor_files import open_tensors
+from jpt.testing import write_tiny_backbone
 from tests.backbones.checkpoints import Dictionary
 
 LAYERS, WIDTH = 3, 4
@@ -108,3 +111,21 @@ def test_host_memory_beyond_the_result_stays_below_twice_the_largest_stack(tmp_p
     tracemalloc.stop()
     largest_bytes = layers * width * width * 4
     assert largest_bytes < peak_bytes < 2 * largest_bytes
+
+
+def test_the_first_models_are_found_by_their_old_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the paper and the cards of its prompts name them; a folder of that name comes first."""
+    asked: list[str] = []
+    monkeypatch.setattr(registry, "_download", lambda hub_id: asked.append(hub_id) or tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("roberta-base", "t5-base", "google-bert/bert-base-uncased"):
+        find_folder(name)
+    expected = ["FacebookAI/roberta-base", "google-t5/t5-base", "google-bert/bert-base-uncased"]
+    assert asked == expected
+    own = write_tiny_backbone(tmp_path / "roberta-base", "roberta")
+    assert find_folder("roberta-base").resolve() == own.resolve()
+    assert asked == expected
+    with pytest.raises(InputError, match="unknown backbone 'roberta-bose'"):
+        find_folder("roberta-bose")

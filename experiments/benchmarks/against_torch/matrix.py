@@ -9,6 +9,7 @@ import csv
 import itertools
 import json
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,7 @@ def prepare(work: Path, model: str, data: Path) -> None:
 
 def find_folder(model: str) -> Path:
     """Where the weights of a built-in backbone lie, in the form that transformers reads."""
-    import jpt
-
-    return Path(jpt.__file__).parent / "backbones" / model
+    return Path(str(files("jpt"))) / "backbones" / model
 
 
 def encode(work: Path, backbone: Any, task: str, folder: Path, count: int) -> None:

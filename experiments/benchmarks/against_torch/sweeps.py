@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matrix import find_folder
 from rows import write_rows, write_task
 from studies import RATES, SEEDS, SWEEP, SWEEP_TASKS, toml
 
@@ -31,7 +32,7 @@ def prepare(work: Path) -> None:
     grid = {"task": names, "seed": list(SEEDS), "learning_rate": list(RATES)}
     (work / "grid.toml").write_text(toml({"fixed": fixed, "grid": grid}))
     backbone = jpt.load_backbone(MODEL)
-    (work / "model.txt").write_text(str(Path(jpt.__file__).parent / "backbones" / MODEL))
+    (work / "model.txt").write_text(str(find_folder(MODEL)))
     for task in SWEEP_TASKS:
         for seed in SEEDS:
             write_run(work, backbone, task, seed)
@@ -114,7 +115,7 @@ def start(work: Path) -> None:
     import jpt
 
     backbone = jpt.load_backbone(MODEL)
-    (work / "model.txt").write_text(str(Path(jpt.__file__).parent / "backbones" / MODEL))
+    (work / "model.txt").write_text(str(find_folder(MODEL)))
     write_run(work, backbone, SWEEP_TASKS[0], 0)
     write_scored(work, backbone, SWEEP_TASKS[0])
 
