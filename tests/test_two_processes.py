@@ -19,7 +19,7 @@ import jpt
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = {"steps": 8, "eval_every": 4, "checkpoint_every": 4, "learning_rate": 1e-3}
@@ -132,8 +132,9 @@ def test_a_run_is_that_of_one_process(
     assert_same_run(tmp_path / "run", whole)
     assert record == json.loads((tmp_path / "run" / "result.json").read_text())
     assert not list((tmp_path / "run").rglob("*tmp*")), "nothing half written is left"
-    again = run("tune", *words_of({**given, **SHORT}), devices=devices)
-    assert again == record, "a finished run returns what it found"
+    if mesh == "data:2,model:2":  # one stands for all: no array is placed any more
+        again = run("tune", *words_of({**given, **SHORT}), devices=devices)
+        assert again == record, "a finished run returns what it found"
 
 
 def broken_run(folder: Path, out: Path) -> Path:

@@ -30,7 +30,7 @@ def learning_curve(curve: Curve, metric: str, majority: float, best_step: int | 
         >>> log = np.array([10.0, 20.0]), np.array([0.7, 0.5])
         >>> figure = learning_curve(Curve(*log, *log, np.array([0.6, 0.8])), "accuracy", 0.5, 20)
         >>> [axes.get_title("left") for axes in figure.axes]
-        ['accuracy', 'loss']
+        ['accuracy', 'loss (nats)']
     """
     figure, top = new_figure(_WIDTH_PX, 190)
     top.set_position((0, 0.52, 1, 0.48))
@@ -43,9 +43,9 @@ def learning_curve(curve: Curve, metric: str, majority: float, best_step: int | 
     bottom.plot(curve.train_steps, curve.train_loss, color=GRAY, linewidth=0.8)
     bottom.plot(curve.steps, curve.loss, color=ORANGE, linewidth=1.8, solid_capstyle="round")
     top.tick_params(labelbottom=False)
-    top.set_title(plain(metric), loc="left", color=BLUE, fontsize=SMALL, pad=4, parse_math=False)
-    bottom.set_title("loss", loc="left", color=ORANGE, fontsize=SMALL, pad=4)
-    bottom.set_xlabel("step", color=MUTED, fontsize=SMALL)
+    top.set_title(plain(metric), loc="left", color=MUTED, fontsize=SMALL, pad=4, parse_math=False)
+    bottom.set_title("loss (nats)", loc="left", color=MUTED, fontsize=SMALL, pad=4)
+    bottom.set_xlabel("training step", color=MUTED, fontsize=SMALL)
     for axes in (top, bottom):
         axes.locator_params(axis="y", nbins=4)
     bottom.locator_params(axis="x", nbins=5)

@@ -64,7 +64,7 @@ def indicator_panel(
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     axes.locator_params(nbins=4)
     axes.set_xlabel(x_label, color=MUTED, fontsize=FONT, parse_math=False)
-    axes.set_ylabel("relative score", color=MUTED, fontsize=SMALL)
+    axes.set_ylabel("score relative to own", color=MUTED, fontsize=SMALL)
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.04, 1),
@@ -111,7 +111,7 @@ def cost_figure(
     )
     axes.axvline(100 * chance, color=ORANGE, linewidth=1.4, linestyle=(0, (4, 3)), zorder=0)
     axes.text(
-        100 * chance, -0.75, "by chance", color=ORANGE, fontsize=SMALL, ha="center", va="bottom"
+        100 * chance, -0.75, "by chance", color=MUTED, fontsize=SMALL, ha="center", va="bottom"
     )
     axes.set_ylim(len(names) - 0.5, -0.6)
     axes.set_xlim(left=0)
@@ -119,4 +119,5 @@ def cost_figure(
     axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=FONT)
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("mean cost against the best, points", color=MUTED, fontsize=FONT)
+    axes.set_ylabel("source taken by", color=MUTED, fontsize=FONT)
     return figure

@@ -107,7 +107,7 @@ def prompt_map(
         )
     _name_points(axes, points, names, (width, height))
     axes.set_xlabel(f"first direction{axis_label}", color=MUTED, fontsize=FONT, parse_math=False)
-    axes.set_ylabel("second direction", color=MUTED, fontsize=FONT)
+    axes.set_ylabel("second direction, same scale", color=MUTED, fontsize=FONT)
     axes.locator_params(nbins=5)
     axes.legend(
         loc="lower left",

@@ -9,11 +9,13 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float64
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from jpt.analysis.plots import FONT, INK, LINE, MUTED, PAPER, SMALL, new_figure, plain
+from jpt.analysis.pinned import GROUND, NAME
+from jpt.analysis.plots import FONT, INK, LINE, MUTED, PAPER, SMALL, new_figure, plain, widest
 from jpt.analysis.wording import decimal
 from jpt.analysis.wording import percent as percent_text
 
@@ -22,6 +24,8 @@ from jpt.analysis.wording import percent as percent_text
 COLOR_MAP = ListedColormap(mpl.colormaps["YlGnBu"](np.linspace(0.06, 0.97, 256)))
 _LETTER_PX = 6.8  # mean width of a letter at 12 pixels
 _NUMBERS_UP_TO = 26  # with more columns the cells are too small for numbers
+_SHAPES_UP_TO = 4000  # with more cells the page would be slow; they become a picture
+_SCALE_STEPS = 48
 _BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
@@ -42,6 +46,8 @@ class HeatMap:
         side_texts: the texts of each of them.
         side_values: the colors of each of them; NaN for text alone.
         width_px: what the whole may take up.
+        row_axis: what the rows are.
+        column_axis: what the columns are.
     """
 
     rows: Sequence[str]
@@ -56,6 +62,8 @@ class HeatMap:
     side_texts: Sequence[Sequence[str]] = ()
     side_values: Float64[np.ndarray, "M N"] | None = None
     width_px: float = 1090
+    row_axis: str = ""
+    column_axis: str = ""
 
 
 def heat_map(table: HeatMap, percent: bool) -> Figure:
@@ -93,6 +101,7 @@ def heat_map(table: HeatMap, percent: bool) -> Figure:
     _outline(axes, table, cell_x, cell_y, norm)
     _label_rows(axes, table, cell_y, width - 4)
     top = _label_columns(axes, table, cell_x, height)
+    _name_columns(axes, table, cell_x, height)
     left = len(table.columns) * cell_x + 12
     for index, label in enumerate(table.side_label):
         at = left + index * (side_px + 2)
@@ -139,15 +148,16 @@ def _draw_cells(
     (x, y), (cell_x, cell_y), (n_rows, n_columns) = origin, cell, values.shape
     right, bottom = x + n_columns * cell_x, y + n_rows * cell_y
     axes.add_patch(Rectangle((x, y), right - x, bottom - y, color=LINE, linewidth=0))
-    axes.imshow(
+    mesh = axes.pcolormesh(
+        np.linspace(x, right, n_columns + 1),
+        np.linspace(y, bottom, n_rows + 1),
         np.ma.masked_invalid(values),
         cmap=COLOR_MAP,
         norm=norm,
-        extent=(x, right, bottom, y),
-        aspect="auto",
-        interpolation="none",
+        linewidth=0,
         zorder=1,
     )
+    mesh.set_rasterized(values.size > _SHAPES_UP_TO)
     gap = 1.5 if min(cell) > 20 else 0.5
     style = {"colors": PAPER, "linewidth": gap, "zorder": 2}
     axes.vlines(x + np.arange(n_columns + 1) * cell_x, y, bottom, **style)
@@ -249,10 +259,30 @@ def _outline(axes: Axes, table: HeatMap, cell_x: float, cell_y: float, norm: Nor
 
 
 def _label_rows(axes: Axes, table: HeatMap, cell_y: float, right: float) -> None:
-    """Labels on the left; types on the right, so that a phone shows more of the cells."""
-    size = min(FONT, cell_y)
-    for i, name in enumerate(table.rows):
-        _text(axes, -7, (i + 0.5) * cell_y, plain(name), INK, size, ha="right", va="center")
+    """Labels on the left; types on the right, so that a phone shows more of the cells.
+
+    They have names by which a page finds them, and a ground of their own: see pinned.py.
+    """
+    left = {"ha": "right", "clip_on": False, "parse_math": False}
+    texts = [
+        axes.text(
+            -7, (i + 0.5) * cell_y, plain(name), color=INK, fontsize=min(FONT, cell_y), **left
+        )
+        for i, name in enumerate(table.rows)
+    ]
+    for text in texts:
+        text.set_va("center")
+    if table.row_axis:
+        texts.append(
+            axes.text(-7, -9, table.row_axis, color=MUTED, fontsize=SMALL, va="bottom", **left)
+        )
+    for i, text in enumerate(texts):
+        text.set_gid(f"{NAME}-{i}")
+    wide = widest(texts) + 12
+    top = -24 if table.row_axis else 0
+    box = Rectangle((-wide, top), wide - 1, len(table.rows) * cell_y - top, color=PAPER)
+    box.set(linewidth=0, zorder=0, clip_on=False, gid=GROUND)
+    axes.add_patch(box)
     for name, start, end in _groups(table.row_types):
         axes.vlines(
             right, start * cell_y + 3, end * cell_y - 3, colors=MUTED, linewidth=1, clip_on=False
@@ -283,6 +313,16 @@ def _label_columns(axes: Axes, table: HeatMap, cell_x: float, height: float) -> 
     return -26.0 if room else -22 - 0.6 * longest
 
 
+def _name_columns(axes: Axes, table: HeatMap, cell_x: float, height: float) -> None:
+    """What the columns are, below the longest of their labels."""
+    if not table.column_axis:
+        return
+    longest = max((len(plain(name)) for name in table.columns), default=0) * _LETTER_PX
+    below = height + 10 + longest * (1.0 if cell_x < 18 else 0.72)
+    middle = len(table.columns) * cell_x / 2
+    _text(axes, middle, below, table.column_axis, MUTED, SMALL, ha="center", va="top")
+
+
 def _slanted(axes: Axes, x: float, y: float, label: str, color: str, pitch: float) -> None:
     """A label below a column: slanted, or upright where columns are narrow."""
     narrow = pitch < 18
@@ -295,16 +335,12 @@ def _slanted(axes: Axes, x: float, y: float, label: str, color: str, pitch: floa
 def _draw_scale(axes: Axes, norm: Normalize, y: float, label: str, percent: bool) -> None:
     """A bar of all colors above the figure, its ends and middle told."""
     width, thick = 170, 9
-    ramp = np.linspace(norm.vmin, norm.vmax, 128)[None]
-    image = axes.imshow(
-        ramp,
-        cmap=COLOR_MAP,
-        norm=norm,
-        extent=(0, width, y + thick, y),
-        aspect="auto",
-        interpolation="none",
-    )
-    image.set_clip_on(False)
+    # Each step of the ramp reaches to its end, and the next lies on it: no seams show between them.
+    starts = np.linspace(0, width, _SCALE_STEPS, endpoint=False)
+    boxes = [[(x, y), (width, y), (width, y + thick), (x, y + thick)] for x in starts]
+    ramp = PolyCollection(boxes, array=np.linspace(norm.vmin, norm.vmax, _SCALE_STEPS))
+    ramp.set(cmap=COLOR_MAP, norm=norm, linewidth=0, clip_on=False)
+    axes.add_collection(ramp, autolim=False)
     places = np.linspace(norm.vmin, norm.vmax, 3)
     digits = 2 if places[2] - places[0] >= 0.1 else 3
     sides = ("left", "center", "right")

@@ -183,5 +183,6 @@ def draw_shares(shares: MaskedShares) -> Figure:
     axes.tick_params(axis="x", length=0, labelcolor=INK, labelsize=FONT)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     axes.set_ylabel("score, share of that without a mask", color=MUTED, fontsize=FONT)
+    axes.set_xlabel("which neurons are silent", color=MUTED, fontsize=FONT)
     axes.set_title(shares.title, loc="left", color=INK, fontsize=FONT, parse_math=False, pad=12)
     return figure

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from urllib.parse import quote
 
 from jpt.analysis.finding import AGREES, CONTRADICTS, UNCLEAR, Finding
 
@@ -73,8 +76,9 @@ def table(
     caption: str,
     numbers_from: int = 1,
     over: Sequence[tuple[str, int]] = (),
+    source: Sequence[str] = (),
 ) -> Markup:
-    """Makes a table that scrolls sideways where the screen is narrow.
+    """Makes a table that scrolls sideways where the screen is narrow, and sorts by its header.
 
     Args:
         head: the header.
@@ -82,6 +86,7 @@ def table(
         caption: what the table is, for those who hear it.
         numbers_from: from which column on numbers stand, aligned on the right.
         over: a line above the header: texts and how many columns each spans.
+        source: the files that its numbers stand in, relative to the page.
 
     Returns:
         The markup.
@@ -117,7 +122,45 @@ def table(
         element("thead", *lines),
         element("tbody", *body),
     )
-    return scrolling(whole, caption)
+    return element("div", scrolling(whole, caption), sources(source, "p"), class_="tabled")
+
+
+def sources(paths: Sequence[str], tag: str = "span") -> Markup | None:
+    """Says which files the numbers stand in, with links to them.
+
+    Args:
+        paths: relative to the page.
+        tag: the element to make.
+
+    Returns:
+        The markup; None without any file.
+
+    Example:
+        >>> sources(["a b.csv"])
+        '<span class="source">Numbers: <a href="a%20b.csv">a b.csv</a></span>'
+    """
+    if not paths:
+        return None
+    links = [element("a", path, href=quote(path)) for path in dict.fromkeys(paths)]
+    parts = [part for link in links for part in (", ", link)][1:]
+    return element(tag, "Numbers: ", *parts, class_="source")
+
+
+def value_cell(text: str, value: float) -> Markup:
+    """Makes a cell whose text does not sort as its number does, such as a duration.
+
+    Args:
+        text: what is read.
+        value: what it sorts by; NaN for not known.
+
+    Returns:
+        The cell.
+
+    Example:
+        >>> value_cell("2 min 5 s", 125.0)
+        '<td class="number" data-sort="125.0">2 min 5 s</td>'
+    """
+    return element("td", text, class_="number", data_sort=f"{value}" if value == value else None)
 
 
 def _cell(cell: Child, number: bool) -> Markup:
@@ -162,13 +205,14 @@ def scrolling(content: Markup, label: str) -> Markup:
     return element("div", content, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 
-def figure(svg: str, label: str, caption: Child = None) -> Markup:
+def figure(svg: str, label: str, caption: Child, source: Sequence[str] = ()) -> Markup:
     """Makes a figure with its caption.
 
     Args:
         svg: of `jpt.analysis.plots.to_svg`.
         label: what it is, for those who scroll by keyboard.
         caption: shown below.
+        source: the files that its numbers stand in, relative to the page.
 
     Returns:
         The markup.
@@ -177,7 +221,7 @@ def figure(svg: str, label: str, caption: Child = None) -> Markup:
         >>> "<figcaption>Seen.</figcaption>" in figure("<svg></svg>", "A map", "Seen.")
         True
     """
-    told = element("figcaption", caption) if caption else None
+    told = element("figcaption", caption, " " if source else None, sources(source))
     return element("figure", scrolling(Markup(svg), label), told)
 
 
@@ -233,11 +277,12 @@ def missing(what: str, command: str) -> Markup:
     return element("p", f"{what}. To make it: ", element("code", command), class_="missing")
 
 
-def finding_item(finding: Finding) -> Markup:
+def finding_item(finding: Finding, place: str | None = None) -> Markup:
     """Shows a finding with what it means for the paper.
 
     Args:
         finding: of `jpt.analysis.findings`.
+        place: name of the part of the page that has its numbers, for a link to it.
 
     Returns:
         The markup.
@@ -249,7 +294,8 @@ def finding_item(finding: Finding) -> Markup:
     chip = None
     if finding.verdict is not None:
         chip = element("span", _CHIPS[finding.verdict], class_=f"chip {finding.verdict}")
-    return element("li", finding.text, " " if chip else None, chip)
+    link = element("a", "numbers", href=f"#{place}", class_="where") if place else None
+    return element("li", finding.text, " " if chip else None, chip, " " if link else None, link)
 
 
 def whole_page(title: str, *content: Child) -> str:
@@ -266,14 +312,22 @@ def whole_page(title: str, *content: Child) -> str:
         >>> whole_page("A study", element("p", "Found.")).startswith("<!doctype html>")
         True
     """
-    style = files("jpt.analysis").joinpath("report.css").read_text(encoding="utf-8")
+    style, script = (
+        files("jpt.analysis").joinpath(name).read_text(encoding="utf-8")
+        for name in ("report.css", "report.js")
+    )
+    # The browser is told to load nothing and to run this one script, whatever a name might say.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none';"
+    policy += f" form-action 'none'; script-src 'sha256-{digest}'"
     head = element(
         "head",
         Markup('<meta charset="utf-8">'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         Markup('<meta name="color-scheme" content="light dark">'),
         element("title", title),
         element("style", Markup(style)),
     )
-    body = element("body", element("main", *content))
+    body = element("body", element("main", *content), element("script", Markup(script)))
     return f'<!doctype html>\n<html lang="en">{head}\n{body}</html>\n'

@@ -9,21 +9,24 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 # Colors of text, lines and ground. In a page they become variables, which a dark page sets
 # otherwise; the odd last digits tell them from colors that stay as they are.
 INK, MUTED, LINE, PAPER = "#1b1f24", "#5f6975", "#d4d9df", "#fefefe"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--card"}
-# Colors of Okabe and Ito, which all kinds of color vision tell apart, a little darker.
-BLUE, ORANGE, GRAY = "#3b82c4", "#d97a1f", "#8a94a0"
-GREEN, PURPLE, SKY, RED = "#0f9d77", "#b8689a", "#4aa9dd", "#c8471c"
+# The hues of Okabe and Ito, moved in lightness until every kind of color vision tells all seven
+# apart, on a light page and (report.css) on a dark one; a test simulates them.
+BLUE, ORANGE, GRAY = "#4c5d95", "#c87d10", "#7b8591"
+GREEN, PURPLE, SKY, RED = "#107d5a", "#7e3360", "#3299d3", "#b23a12"
 COLORS = {
     **{BLUE: "--blue", ORANGE: "--orange", GRAY: "--gray"},
     **{GREEN: "--green", PURPLE: "--purple", SKY: "--sky", RED: "--red"},
@@ -76,9 +79,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     """
     style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": ["DejaVu Sans"]}
     text = io.StringIO()
-    with mpl.rc_context(style), warnings.catch_warnings():
-        # Text is drawn by the reader's browser, which has more signs than matplotlib's font.
-        warnings.filterwarnings("ignore", message=".*Glyph.*missing")
+    with mpl.rc_context(style), _any_sign():
         figure.savefig(
             text, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=2 / 72
         )
@@ -104,6 +105,32 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     )
 
 
+@contextmanager
+def _any_sign() -> Iterator[None]:
+    """Text is drawn by the reader's browser, which has more signs than matplotlib's font."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Glyph.*missing")
+        yield
+
+
+def widest(texts: Iterable[Text]) -> float:
+    """Measures texts of a figure.
+
+    Args:
+        texts: that stand in it.
+
+    Returns:
+        The width of the longest in pixels of the page; 0 without any.
+
+    Example:
+        >>> axes = new_figure(90, 90)[1]
+        >>> 20 < widest([axes.text(0, 0, "abc", fontsize=12)]) < 30
+        True
+    """
+    with _any_sign():
+        return max((float(text.get_window_extent().width) for text in texts), default=0.0)
+
+
 def plain(name: str, longest: int = 26) -> str:
     """Makes a name fit for a figure: one line, not too long.
 
@@ -124,12 +151,13 @@ def plain(name: str, longest: int = 26) -> str:
     return f"{name[: longest // 2]}…{name[-((longest - 1) // 2) :]}"
 
 
-def strips(groups: Mapping[str, Sequence[float]], y_label: str) -> Figure:
+def strips(groups: Mapping[str, Sequence[float]], y_label: str, x_label: str = "") -> Figure:
     """Draws groups of numbers side by side: every number a point, their mean a line.
 
     Args:
         groups: the numbers by the name of the group; empty groups are left out.
         y_label: what they are; the scale is in percent.
+        x_label: what the groups are.
 
     Returns:
         The figure.
@@ -143,19 +171,26 @@ def strips(groups: Mapping[str, Sequence[float]], y_label: str) -> Figure:
     _percent_axis(axes)
     axes.axhline(1, color=LINE, linewidth=1, zorder=0)
     shown = {name: np.array(values) for name, values in groups.items() if len(values)}
-    for place, (values, color) in enumerate(
-        zip(shown.values(), (BLUE, ORANGE, GRAY), strict=False)
-    ):
+    looks = ((BLUE, "o"), (ORANGE, "^"), (GRAY, "s"))
+    for place, (values, (color, shape)) in enumerate(zip(shown.values(), looks, strict=False)):
         # Spread by a golden ratio, not by chance: the same points stand at the same places.
         spread = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.5
-        axes.scatter(place + spread, np.sort(values), s=14, color=color, alpha=0.6, linewidths=0)
+        axes.scatter(
+            place + spread,
+            np.sort(values),
+            s=16,
+            color=color,
+            marker=shape,
+            alpha=0.7,
+            linewidths=0,
+        )
         mean = float(values.mean())
         axes.plot([place - 0.33, place + 0.33], [mean, mean], color=INK, linewidth=2)
         axes.text(place + 0.36, mean, f"{100 * mean:.0f}", color=INK, fontsize=FONT, va="center")
     axes.set_xlim(-0.5, max(len(shown), 1) - 0.3)
     axes.set_xticks(range(len(shown)), list(shown))
     axes.tick_params(axis="x", length=0, labelcolor=INK, labelsize=FONT)
-    _label_axes(axes, "", y_label)
+    _label_axes(axes, x_label, y_label)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jpt.analysis.finding import Finding
@@ -16,6 +16,7 @@ from jpt.analysis.report_masks import mask_section
 from jpt.analysis.report_runs import note_section, provenance_section, training_section
 from jpt.analysis.report_sweep import is_sweep, sweep_header, sweep_parts
 from jpt.analysis.report_transfer import transfer_section, type_section
+from jpt.analysis.report_warm_start import is_warm_start, warm_start_parts
 from jpt.analysis.study import Study, read_study
 from jpt.analysis.wording import counted
 from jpt.files.atomic import write_text
@@ -23,6 +24,8 @@ from jpt.files.atomic import write_text
 PAGE = "report.html"
 # The sentences at the top; what else was found stands in its own part of the page.
 _SUMMARY = ("training", "types", "best_source", "correlation", "choice", "masks", "caution")
+# Where the numbers of these sentences stand; the other topics are named as their part.
+_PLACES = {"best_source": "transfer", "caution": "correlation"}
 _PARTS = (
     ("transfer", "transfer"),
     ("overlap", "neurons"),
@@ -32,7 +35,7 @@ _PARTS = (
     ("masks", "masks"),
     ("types", "types"),
     ("training", "training"),
-    ("provenance", "what was run"),
+    ("provenance", "methods"),
     ("notes", "notes"),
 )
 
@@ -45,7 +48,8 @@ def report(folder: str | Path) -> Path:
 
     Args:
         folder: of the study, as ``jpt transfer --out`` and ``jpt indicators --out`` filled it, or
-            of a sweep. What is missing is said in the page, with the command that makes it.
+            of a sweep, or of a warm start. What is missing is said in the page, with the command
+            that makes it.
 
     Returns:
         The path of ``report.html`` in that folder.
@@ -63,13 +67,21 @@ def report(folder: str | Path) -> Path:
         'report.html'
     """
     target = Path(folder) / PAGE
-    if is_sweep(Path(folder)):
-        title, findings, parts = sweep_parts(Path(folder))
+    parts_of = _other_study(Path(folder))
+    if parts_of is not None:
+        title, findings, parts = parts_of(Path(folder))
         write_text(target, whole_page(title, sweep_header(title, findings), *parts))
         return target
     study, layout = prepare(folder)
     write_text(target, build_page(study, layout, find(study, layout)))
     return target
+
+
+def _other_study(folder: Path) -> Callable[[Path], tuple[str, list[str], list[Markup]]] | None:
+    """What builds the page of a folder that is no study of transfer."""
+    if is_sweep(folder):
+        return sweep_parts
+    return warm_start_parts if is_warm_start(folder) else None
 
 
 def summarize(folder: str | Path) -> list[str]:
@@ -93,8 +105,9 @@ def summarize(folder: str | Path) -> list[str]:
         >>> summarize(study)[0][:55]
         'Used on another task without training, a prompt reaches'
     """
-    if is_sweep(Path(folder)):
-        return sweep_parts(Path(folder))[1]
+    parts_of = _other_study(Path(folder))
+    if parts_of is not None:
+        return parts_of(Path(folder))[1]
     study, layout = prepare(folder)
     return [found.text for found in find(study, layout) if found.topic in _SUMMARY]
 
@@ -168,7 +181,7 @@ def _header(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
         kinds = dict.fromkeys(layout.target_types[name] for name in layout.targets)
         facts.append(f"{counted(len(kinds), 'type')} ({', '.join(kinds)})")
     shown = [finding for finding in found if finding.topic in _SUMMARY]
-    items = [finding_item(finding) for finding in shown]
+    items = [finding_item(each, _PLACES.get(each.topic, each.topic)) for each in shown]
     if not items:
         items = [element("li", "Nothing can be concluded yet: parts of the study are missing.")]
     links = [element("a", name, href=f"#{place}") for place, name in _PARTS]

@@ -29,6 +29,8 @@ from jpt.analysis.plots import to_svg
 from jpt.analysis.study import Study, commands
 from jpt.analysis.wording import UNKNOWN, counted, decimal, percent
 
+_FILES = ("choice.json",)
+
 
 def choice_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
     """Shows which source each indicator would have chosen, and what that would have cost.
@@ -143,7 +145,7 @@ def _cost_figure(choices: ChoiceFacts, names: Sequence[str]) -> Markup:
         f"Means over {counted(chance.targets, 'task')} (points) and their 95% intervals (lines);"
         " dashed: a source taken by chance. Further left is better."
     )
-    return figure(to_svg(plot, "choice-costs", label), label, told)
+    return figure(to_svg(plot, "choice-costs", label), label, told, _FILES)
 
 
 def _chance(choices: ChoiceFacts, names: Sequence[str]) -> ChoiceMeans:
@@ -169,7 +171,8 @@ def _means(choices: ChoiceFacts, names: Sequence[str]) -> Markup:
     chance = [percent(whole.chance_hits), points(whole.chance_regret), UNKNOWN, UNKNOWN]
     rows.append(["by chance", str(whole.targets), *chance])
     head = ["taken by", "n tasks", "is the best", "cost", "saved against chance", "95% interval"]
-    return table(head, rows, "What the first source of each ranking is worth; costs in points")
+    told = "What the first source of each ranking is worth; costs in points"
+    return table(head, rows, told, source=_FILES)
 
 
 def _by_target(choices: ChoiceFacts, names: Sequence[str], layout: Layout) -> Markup:
@@ -183,7 +186,8 @@ def _by_target(choices: ChoiceFacts, names: Sequence[str], layout: Layout) -> Ma
         rows.append([target, best, *cells, f"−{points(of.best_score - of.mean_score)}"])
     head = ["task", "best source (score)", *map(ranking_label, names), "by chance"]
     caption = "The source that each ranking takes, and how many points below the best it scores"
-    return details("Every choice, task by task", table(head, rows, caption, numbers_from=99))
+    whole = table(head, rows, caption, numbers_from=99, source=_FILES)
+    return details("Every choice, task by task", whole)
 
 
 def _chosen(found: ChosenSource | None, best: Sequence[str]) -> Child:
@@ -212,7 +216,8 @@ def _row0(choices: ChoiceFacts) -> Markup | None:
     over = [("", 1), ("is the best", 2), ("cost, points", 2)]
     head = ["taken by", *["without row 0", "with row 0"] * 2]
     caption = "Row 0 of these prompts is trained but never read by their model"
-    return details("With row 0 and without", table(head, rows, caption, over=over))
+    whole = table(head, rows, caption, over=over, source=_FILES)
+    return details("With row 0 and without", whole)
 
 
 def _notes(choices: ChoiceFacts) -> list[str]:

@@ -41,6 +41,7 @@ from jpt.analysis.study import Study, commands
 from jpt.analysis.study_facts import Correlation, Correlations
 from jpt.analysis.wording import UNKNOWN, counted, decimal
 
+_FILES = ("correlation.json",)
 _NUMBERS = ("mean_over_targets", "pooled_relative", "pooled_raw")
 
 
@@ -128,7 +129,8 @@ def _correlation_table(found: Correlations) -> Markup:
     over += [("own prompts included", 3 if out else 5)] if whole else []
     columns = ["mean over targets", "pooled, relative", "pooled, raw"] * len(parts)
     head = ["indicator", "n targets", columns[0], "standard error", "95% interval", *columns[1:]]
-    return table(head, rows, "Spearman's rho; the highest of each column is bold", over=over)
+    told = "Spearman's rho; the highest of each column is bold"
+    return table(head, rows, told, over=over, source=_FILES)
 
 
 def _rank(value: float) -> float:
@@ -177,7 +179,8 @@ def _per_target_table(found: Correlations) -> Markup | None:
     ]
     head = ["indicator", *targets, "mean", "pooled, relative", "pooled, raw"]
     caption = f"Spearman's rho of every indicator and task, {which}"
-    return details("Every indicator, task by task", table(head, rows, caption))
+    whole = table(head, rows, caption, source=_FILES)
+    return details("Every indicator, task by task", whole)
 
 
 def _bounds(values: Sequence[float]) -> str:
@@ -220,7 +223,8 @@ def _row0_table(found: Correlations) -> Markup | None:
     caption = (
         "Mean rho over targets. Row 0 of these prompts is trained but never read by their model"
     )
-    return details("With row 0 and without", table(head, rows, caption, over=over))
+    whole = table(head, rows, caption, over=over, source=_FILES)
+    return details("With row 0 and without", whole)
 
 
 def _scatter_figures(study: Study, layout: Layout) -> Markup | None:
@@ -264,14 +268,16 @@ def _panel(
     n_pairs = sum(len(x) for x, _ in groups.values())
     label = f"{indicator_label(name)} and relative score of {counted(n_pairs, 'pair')}"
     plot = indicator_panel(groups, indicator_label(name), limits)
-    under = f"{MEANINGS.get(name, '')}"
+    meaning = MEANINGS.get(name, "")
+    told = f"{meaning[:1].upper()}{meaning[1:]}; {counted(n_pairs, 'pair')}"
     if found:
-        under += f"; rho {decimal(found.mean_over_targets, 2, sign=True)}"
+        told += f", rho {decimal(found.mean_over_targets, 2, sign=True)}"
+    files = ["indicators.csv", *([study.relative_file] if study.relative_file else [])]
+    svg = to_svg(plot, f"scatter-{name.replace('_', '-')}", label)
     return element(
         "div",
         element("h3", indicator_label(name)),
-        element("p", under, class_="under"),
-        figure(to_svg(plot, f"scatter-{name.replace('_', '-')}", label), label),
+        figure(svg, label, f"{told}.", [*files, *(_FILES if found else ())]),
     )
 
 
@@ -320,4 +326,4 @@ def _window_figure(found: Correlations) -> Markup | None:
         " pale ground is the 95% interval" + (" with own prompts left out." if out else ".")
     )
     plot = window_curve(list(layers.values()), lines, bands)
-    return figure(to_svg(plot, "window-curve", label), label, told)
+    return figure(to_svg(plot, "window-curve", label), label, told, _FILES)

@@ -23,10 +23,12 @@ from jpt.analysis.page import (
     section,
     table,
 )
+from jpt.analysis.pinned import pin_rows
 from jpt.analysis.plots import to_svg
 from jpt.analysis.study import Study, commands
 from jpt.analysis.wording import counted, decimal, percent, significant
 
+_FILES = ("indicators.csv",)
 _WHOLE_COSINE = "cosine_concat"
 """Of the paper's indicators of vectors the one that can be mapped: a prompt is 1 to itself."""
 
@@ -133,12 +135,15 @@ def _similarity_map(
             texts=[[_short(value, digits) for value in line] for line in values],
             scale_label=indicator_label(name),
             width_px=width_px,
+            row_axis="prompt",
+            column_axis="prompt",
         ),
         percent=False,
     )
     count = counted(len(layout.prompts), "prompt")
     label = f"Heat map of {indicator_label(name)} for all pairs of {count}; the numbers are below."
-    return figure(to_svg(plot, f"map-{name.replace('_', '-')}", label), label, caption)
+    place = f"map-{name.replace('_', '-')}"
+    return figure(pin_rows(to_svg(plot, place, label), place), label, caption, _FILES)
 
 
 def _short(value: float, digits: int) -> str:
@@ -162,7 +167,8 @@ def _similarity_table(study: Study, layout: Layout, name: str) -> Markup:
     ]
     label = indicator_label(name)
     caption = f"{label} of all pairs of prompts"
-    return details(f"{label} as a table", table(["prompt", *layout.prompts], rows, caption))
+    whole = table(["prompt", *layout.prompts], rows, caption, source=_FILES)
+    return details(f"{label} as a table", whole)
 
 
 def _plane(study: Study, layout: Layout, name: str) -> Markup | None:
@@ -188,4 +194,4 @@ def _plane(study: Study, layout: Layout, name: str) -> Markup | None:
         f" {percent(share)} of all squared distances"
         + ("." if share > 0.7 else ", so what lies side by side need not be alike.")
     )
-    return figure(to_svg(plot, "prompt-map", label), label, told)
+    return figure(to_svg(plot, "prompt-map", label), label, told, _FILES)

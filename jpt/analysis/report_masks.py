@@ -113,7 +113,7 @@ def _figure(study: Study, masks: MaskFacts) -> Markup | None:
     )
     plot = draw_shares(read_shares(study.folder / RECORD))
     plot.axes[0].set_title("", loc="left")
-    return figure(to_svg(plot, "mask-shares", label), label, told)
+    return figure(to_svg(plot, "mask-shares", label), label, told, [RECORD])
 
 
 def _type_parts(masks: MaskFacts) -> list[Markup]:
@@ -125,7 +125,7 @@ def _type_parts(masks: MaskFacts) -> list[Markup]:
             for name, means in masks.by_type.items()
         ]
         caption = "What is left of the scores, by type of task and kind of mask"
-        parts.append(table(["type", *map(kind_label, kinds)], rows, caption))
+        parts.append(table(["type", *map(kind_label, kinds)], rows, caption, source=[RECORD]))
     same, other = masks.other_same_type, masks.other_different_type
     if np.isfinite([same, other]).all():
         parts.append(
@@ -153,4 +153,5 @@ def _score_table(masks: MaskFacts) -> Markup:
     ]
     head = ["task", "type", "no mask", *map(kind_label, kinds), "commonest"]
     metrics = ", ".join(dict.fromkeys(task.metric for task in masks.tasks.values()))
-    return table(head, rows, f"Scores ({metrics}) under each kind of mask", numbers_from=2)
+    told = f"Scores ({metrics}) under each kind of mask"
+    return table(head, rows, told, numbers_from=2, source=[RECORD])

@@ -8,11 +8,34 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from jpt.analysis.page import Child, Markup, bar_cell, details, element, figure, section, table
+from jpt.analysis.json_fields import Fields, read_fields
+from jpt.analysis.page import (
+    Child,
+    Markup,
+    bar_cell,
+    details,
+    element,
+    figure,
+    section,
+    sources,
+    table,
+)
 from jpt.analysis.plots import BLUE, FONT, GRAY, INK, LINE, MUTED, new_figure, plain, to_svg
+from jpt.analysis.report_methods import (
+    fact_list,
+    methods_list,
+    shared_settings,
+    version_facts,
+)
 from jpt.files.tables import read_number, read_table
 
-RUNS, SETTINGS = "runs.csv", "settings.csv"
+RUNS, SETTINGS, RECORD = "runs.csv", "settings.csv", "sweep.json"
+_METHODS = (
+    "The weights of the model are frozen; a prompt's rows are all that is trained. Of each run the"
+    " prompt that scores best on validation is kept.",
+    "A setting is all runs that differ by their seed alone: mean and standard deviation (n - 1) are"
+    " over its seeds. The best setting of a task is chosen on validation; test has no part in it.",
+)
 _RUN_COLUMNS = ("run", "setting", "state", "task", "backbone", "seed")
 _COLUMNS = ("setting", "task", "backbone", "metric", "seeds", "best", "validation")
 _NUMBERS = ("validation", "validation_std", "test", "test_std")
@@ -65,7 +88,7 @@ def sweep_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
         section(f"task-{number}", f"{task} on {backbone}", *_task_part(number, task, rows))
         for number, ((task, backbone), rows) in enumerate(places.items())
     ]
-    return title, _findings(runs, places), [*parts, _runs_part(runs)]
+    return title, _findings(runs, places), [*parts, _runs_part(runs), _methods_part(folder, runs)]
 
 
 def _findings(runs: Sequence[Row], places: Mapping[tuple[str, str], Sequence[Row]]) -> list[str]:
@@ -99,7 +122,8 @@ def _task_part(number: int, task: str, rows: Sequence[Row]) -> list[Markup]:
     ordered = sorted(rows, key=lambda row: -_number(row, "validation"))
     label = f"Score on validation of every setting for {task}"
     svg = to_svg(draw_settings(ordered), f"sweep-{number}", label)
-    caption = "Mean on validation; the bar is one standard deviation over seeds, above and below."
+    caption = "Mean on validation, the best setting in blue on top; the bar is one standard"
+    caption += " deviation over seeds, to both sides."
     cells: list[list[Child]] = [
         [
             row["setting"],
@@ -110,7 +134,8 @@ def _task_part(number: int, task: str, rows: Sequence[Row]) -> list[Markup]:
         for row in ordered
     ]
     head = ["setting", "seeds", f"validation {rows[0]['metric']}", "test"]
-    return [figure(svg, label, caption), table(head, cells, f"Settings for {task}")]
+    whole = table(head, cells, f"Settings for {task}", source=[SETTINGS])
+    return [figure(svg, label, caption, [SETTINGS]), whole]
 
 
 def draw_settings(rows: Sequence[Row]) -> Figure:
@@ -140,15 +165,30 @@ def draw_settings(rows: Sequence[Row]) -> Figure:
     axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=FONT)
     axes.grid(axis="x", color=LINE, linewidth=1)
     axes.set_axisbelow(True)
-    axes.set_xlabel("score on validation", color=MUTED, fontsize=FONT)
+    metric = plain(rows[0].get("metric") or "score")
+    axes.set_xlabel(f"{metric} on validation", color=MUTED, fontsize=FONT, parse_math=False)
+    axes.set_ylabel("setting", color=MUTED, fontsize=FONT)
     return pictured
 
 
 def _runs_part(runs: Sequence[Row]) -> Markup:
     columns = [name for name in runs[0] if name not in ("setting", "backbone")]
     rows = [[_short(row[name]) for name in columns] for row in runs]
-    whole = table(columns, rows, "Every run")
+    whole = table(columns, rows, "Every run", source=[RUNS])
     return section("runs", "Every run", details(f"{len(runs)} runs", whole))
+
+
+def _methods_part(folder: Path, runs: Sequence[Row]) -> Markup:
+    record = read_fields(folder / RECORD, "jpt sweep") or Fields({}, folder / RECORD, "jpt sweep")
+    configs = [f"runs/{row['run']}/config.json" for row in runs]
+    read = [read_fields(folder / config, "jpt sweep") for config in configs]
+    versions = {name: str(v) for name, v in record.fields("versions").value.items()}
+    files = [folder / name for name in (RUNS, SETTINGS)]
+    facts = shared_settings([config.value for config in read if config is not None])
+    facts += version_facts(versions, record.text("machine"), record.text("device"), files)
+    named = [name for name in (RECORD, "runs/") if (folder / name).exists()]
+    parts = (methods_list(_METHODS), fact_list(facts), sources(named, "p"))
+    return section("provenance", "Methods and versions", *parts)
 
 
 def _short(text: str) -> str:

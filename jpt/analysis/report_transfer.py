@@ -30,6 +30,7 @@ from jpt.analysis.page import (
     section,
     table,
 )
+from jpt.analysis.pinned import pin_rows
 from jpt.analysis.plots import strips, to_svg
 from jpt.analysis.study import Study, commands
 from jpt.analysis.study_facts import TypeFacts
@@ -170,6 +171,8 @@ def _matrix_figure(study: Study, layout: Layout) -> Markup:
             side_label=list(sides),
             side_texts=[[_cell(value) for value in column] for column in sides.values()],
             side_values=side_colors if sides else None,
+            row_axis="target task",
+            column_axis="source prompt",
         ),
         percent=True,
     )
@@ -187,7 +190,13 @@ def _matrix_figure(study: Study, layout: Layout) -> Markup:
     ):
         told += f" {name.capitalize()}: {meaning}." if name in sides else ""
     told += " Gray: not measured, or without own prompt." if np.isnan(colors).any() else ""
-    return figure(to_svg(plot, "transfer-map", label), label, told)
+    svg = pin_rows(to_svg(plot, "transfer-map", label), "transfer-map")
+    return figure(svg, label, told, _matrix_files(study))
+
+
+def _matrix_files(study: Study) -> list[str]:
+    files = ["transfer.csv", study.relative_file, "transfer.json" if study.facts else None]
+    return list(dict.fromkeys(name for name in files if name))
 
 
 def _own_cells(layout: Layout) -> frozenset[tuple[int, int]]:
@@ -212,9 +221,9 @@ def _score_table(study: Study, layout: Layout) -> Markup:
     ]
     names = [study.random if label == BASELINE else label for label in sides]
     head = ["target", "type", "metric", *layout.sources, *names]
-    return details(
-        "Scores as a table", table(head, rows, "Score of each prompt on each task", numbers_from=3)
-    )
+    files = ("transfer.csv", *(["transfer.json"] if study.facts else []))
+    told = "Score of each prompt on each task"
+    return details("Scores as a table", table(head, rows, told, numbers_from=3, source=files))
 
 
 def _relative_table(study: Study, layout: Layout) -> Markup:
@@ -227,7 +236,9 @@ def _relative_table(study: Study, layout: Layout) -> Markup:
         for i, target in enumerate(layout.targets)
     ]
     caption = "Score of each prompt over the score of the task's own prompt"
-    return details("Relative scores as a table", table(["target", *heads], rows, caption))
+    files = [study.relative_file or "transfer.csv"]
+    whole = table(["target", *heads], rows, caption, source=files)
+    return details("Relative scores as a table", whole)
 
 
 def _strip_figure(study: Study, layout: Layout) -> Markup | None:
@@ -247,8 +258,9 @@ def _strip_figure(study: Study, layout: Layout) -> Markup | None:
     label = f"Relative scores of all moves, by type. Means: {means}."
     told = "One point a pair of task and prompt, own pairs left out; lines are means: "
     told += f"{means}."
-    plot = strips(groups, "relative to own prompt")
-    return figure(to_svg(plot, "type-strips", label), label, told)
+    plot = strips(groups, "score relative to own prompt", "type of the source's task")
+    files = [study.relative_file or "transfer.csv"]
+    return figure(to_svg(plot, "type-strips", label), label, told, files)
 
 
 def _type_order(layout: Layout) -> list[str]:
@@ -267,7 +279,7 @@ def _type_tables(types: TypeFacts, order: Sequence[str]) -> list[Markup]:
             if target in types.by_type
         ]
         caption = "Mean relative score by type of target (rows) and of source, own pairs left out"
-        parts.append(table(["target", *sources], rows, caption))
+        parts.append(table(["target", *sources], rows, caption, source=["types.json"]))
     if types.similarity:
         rows = [
             [
@@ -280,10 +292,13 @@ def _type_tables(types: TypeFacts, order: Sequence[str]) -> list[Markup]:
             for name, means in types.similarity.items()
         ]
         head = ["indicator", "same type", "different types", "pairs, same", "pairs, different"]
-        every = table(head, rows, "Mean similarity of pairs of prompts, by every indicator")
+        files = ["types.json"]
+        told = "Mean similarity of pairs of prompts, by every indicator"
+        every = table(head, rows, told, source=files)
         shown = [row for row in rows if "layers" not in row[0] and "row 0" not in row[0]]
         parts.append(element("h3", "How alike prompts are"))
-        parts.append(table(head, shown, "Mean similarity of pairs of prompts, by type of task"))
+        told = "Mean similarity of pairs of prompts, by type of task"
+        parts.append(table(head, shown, told, source=files))
         if len(shown) < len(rows):
             parts.append(details("All indicators", every))
     return [join(parts)]

@@ -78,6 +78,13 @@ class Study:
         return (self.facts and self.facts.random) or RANDOM
 
     @property
+    def relative_file(self) -> str | None:
+        """Where the relative scores stand, or what they were computed from."""
+        if self.relative is None:
+            return None
+        return "transfer.csv" if self.computed_relative else "relative.csv"
+
+    @property
     def untouched(self) -> str:
         """Name of the column of the model without a prompt, whether or not there is one."""
         return (self.facts and self.facts.untouched) or UNTOUCHED

@@ -46,6 +46,7 @@ class TransferFacts:
         elapsed_s: how long it took; NaN where not told.
         versions: of the programs.
         device: what it ran on.
+        machine: the kind of machine around it, where told.
         command: the line that was typed.
     """
 
@@ -61,6 +62,7 @@ class TransferFacts:
     versions: Mapping[str, str]
     device: str | None
     command: str | None
+    machine: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def read_transfer_facts(path: str | Path, cure: str) -> TransferFacts | None:
         versions={name: str(value) for name, value in fields.fields("versions").value.items()},
         device=fields.text("device"),
         command=fields.text("command"),
+        machine=fields.text("machine"),
     )
 
 

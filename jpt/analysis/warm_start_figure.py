@@ -11,15 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jpt.analysis.json_fields import Fields
-from jpt.analysis.plots import BLUE, FONT, GRAY, INK, MUTED, ORANGE, new_figure, plain
+from jpt.analysis.plots import (
+    BLUE,
+    FONT,
+    GRAY,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    new_figure,
+    plain,
+)
 from jpt.errors import InputError
 from jpt.files.atomic import atomic_file
 from jpt.files.reading import read_json
 
 RECORD, FIGURE = "warm_start.json", "warm_start.svg"
 _CURE = "jpt warm-start"
-# The vanilla run is gray; green, purple and sky blue of Okabe and Ito, a little darker.
-_COLORS = (BLUE, ORANGE, "#1d9a72", "#b0619a", "#2f9ac4", "#a58b1c")
+# The vanilla run is gray; each of the others has a color and a sign of its own.
+_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
+_SIGNS = ("^", "s", "D", "v", "P", "X")
 _DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)))
 
 Curves = dict[str, tuple[Float64[np.ndarray, "N"], Float64[np.ndarray, "S N"]]]
@@ -50,7 +64,7 @@ def warm_start_figure(folder: str | Path, out: str | Path | None = None) -> Path
     """
     path = Path(folder) / RECORD
     fields = Fields(read_json(path), path, _CURE)
-    curves = _curves(fields, path)
+    curves = read_curves(fields, path)
     labels = [fields.text(name) for name in ("task", "metric", "backbone")]
     figure = draw_curves(curves, *(label or "" for label in labels))
     target = Path(folder) / FIGURE if out is None else Path(out)
@@ -71,8 +85,19 @@ def warm_start_figure(folder: str | Path, out: str | Path | None = None) -> Path
     return target
 
 
-def _curves(fields: Fields, path: Path) -> Curves:
-    """The curves of the record, the seeds of a run together."""
+def read_curves(fields: Fields, path: Path) -> Curves:
+    """Takes the curves of a record, the seeds of a run together.
+
+    Args:
+        fields: of ``warm_start.json``.
+        path: the file, for messages.
+
+    Returns:
+        Steps [N] and scores [seeds, N] by the name of the run.
+
+    Raises:
+        InputError: there are no runs, or the seeds of one are not scored at the same steps.
+    """
     runs: dict[str, list[tuple[list[float], list[float]]]] = {}
     for run in fields.value.get("runs") or []:
         curve = Fields(run, path, _CURE, "a run").value.get("curve")
@@ -114,14 +139,14 @@ def draw_curves(curves: Curves, task: str, metric: str, backbone: str) -> Figure
     figure, axes = new_figure(420, 260)
     for number, (name, (steps, values)) in enumerate(curves.items()):
         color = GRAY if number == 0 else _COLORS[(number - 1) % len(_COLORS)]
+        sign = _SIGNS[(number - 1) % len(_SIGNS)] if number else "o"
         dashes = _DASHES[(number - 1) // len(_COLORS) % len(_DASHES)] if number else "-"
         if len(values) > 1:
             axes.fill_between(
                 steps, values.min(0), values.max(0), color=color, alpha=0.16, linewidth=0
             )
-        axes.plot(
-            steps, values.mean(0), color=color, linewidth=2, linestyle=dashes, label=plain(name)
-        )
+        line = axes.plot(steps, values.mean(0), color=color, linewidth=2, linestyle=dashes)[0]
+        line.set(label=plain(name), marker=sign, markersize=5, markevery=-(-len(steps) // 12))
     axes.set_xlim(left=0)
     axes.set_xlabel("training step", color=MUTED, fontsize=FONT)
     axes.set_ylabel(f"{metric} on validation", color=MUTED, fontsize=FONT, parse_math=False)

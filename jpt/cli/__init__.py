@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-import jpt
 from jpt.cli import (
     analysis,
     export,
@@ -48,12 +47,9 @@ def root(
 ) -> None:
     """Answers ``jpt --version``."""
     if version:
-        import jax
+        from jpt.cli.version import version_text
 
-        kinds = ", ".join(sorted({device.device_kind for device in jax.devices()}))
-        typer.echo(
-            f"jpt {jpt.__version__} · jax {jax.__version__} · {len(jax.devices())} x {kinds}"
-        )
+        typer.echo(version_text())
         raise typer.Exit
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jpt.cli.completion import complete_tasks
 from jpt.cli.options import JsonOption, print_result
 from jpt.cli.studies import PromptsOption, split_names
 
@@ -22,7 +23,10 @@ def indicators(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="Only these targets and prompts for them: T1,T2,...; default all."),
+        typer.Option(
+            help="Only these targets and prompts for them: T1,T2,...; default all.",
+            autocompletion=complete_tasks,
+        ),
     ] = None,
     layers: Annotated[
         str | None,

@@ -8,6 +8,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
+from jpt.cli.completion import complete_backbone
 from jpt.cli.options import DtypeOption, JsonOption, MeshOption, print_result
 from jpt.cli.several import with_processes
 from jpt.errors import InputError
@@ -20,7 +21,11 @@ def generate(
         Path | None, typer.Option(help="Prompt file, or the folder of its run.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Instead of the prompt's own; alone, without a prompt.")
+        str | None,
+        typer.Option(
+            help="Instead of the prompt's own; alone, without a prompt.",
+            autocompletion=complete_backbone,
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most new tokens of a continuation.")] = 32,
     beams: Annotated[

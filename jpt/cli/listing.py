@@ -6,13 +6,21 @@ from typing import Annotated
 
 import typer
 
+from jpt.cli.completion import complete_backbone, complete_task
 from jpt.cli.options import DataOption, JsonOption, print_result
 
 
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="One task, to see it in full.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One task, to see it in full.", autocompletion=complete_task),
+    ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Show label word ids and encoded rows of this model.")
+        str | None,
+        typer.Option(
+            help="Show label word ids and encoded rows of this model.",
+            autocompletion=complete_backbone,
+        ),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     data: DataOption = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jpt.cli.completion import complete_task, complete_tasks
 from jpt.cli.options import (
     DtypeOption,
     JsonOption,
@@ -26,7 +27,10 @@ PromptOption = Annotated[
     Path | None, typer.Option(help="One prompt: its file, or the folder of its run.")
 ]
 OwnTaskOption = Annotated[
-    str | None, typer.Option(help="With --prompt: what is scored; by default its own task.")
+    str | None,
+    typer.Option(
+        help="With --prompt: what is scored; by default its own task.", autocompletion=complete_task
+    ),
 ]
 FolderOption = Annotated[
     Path | None, typer.Option(help="Instead: a folder of prompts, each on its own task.")
@@ -53,7 +57,10 @@ def mask(
     task: OwnTaskOption = None,
     prompts: FolderOption = None,
     tasks: Annotated[
-        str | None, typer.Option(help="With --prompts: only T1,T2,... are scored.")
+        str | None,
+        typer.Option(
+            help="With --prompts: only T1,T2,... are scored.", autocompletion=complete_tasks
+        ),
     ] = None,
     ratio: Annotated[float, typer.Option(help="Share of the neurons that is masked.")] = 0.2,
     layers: LayersOption = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jpt.cli.completion import complete_task
 from jpt.cli.options import DtypeOption, JsonOption, MeshOption, print_result
 from jpt.cli.several import with_processes
 from jpt.cli.studies import OtherBackboneOption, PromptsOption
@@ -22,7 +23,10 @@ def neurons(
         str, typer.Option(help="start (prompt and start token, the paper's) or text (of a task).")
     ] = "start",
     task: Annotated[
-        str | None, typer.Option(help="Whose text: a name (see 'jpt tasks') or a folder.")
+        str | None,
+        typer.Option(
+            help="Whose text: a name (see 'jpt tasks') or a folder.", autocompletion=complete_task
+        ),
     ] = None,
     split: Annotated[
         str, typer.Option(help="Of the text: train, validation or test.")

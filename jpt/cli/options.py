@@ -9,11 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
+from jpt.cli.completion import complete_backbone, complete_task
+
 BackboneOption = Annotated[
-    str, typer.Option(help="Built-in name (see 'jpt backbones'), folder of weights, or hub id.")
+    str,
+    typer.Option(
+        help="Built-in name (see 'jpt backbones'), folder of weights, or hub id.",
+        autocompletion=complete_backbone,
+    ),
 ]
 TaskOption = Annotated[
-    str, typer.Option(help="Name (see 'jpt tasks') or folder: with task.toml, or named like one.")
+    str,
+    typer.Option(
+        help="Name (see 'jpt tasks') or folder: with task.toml, or named like one.",
+        autocompletion=complete_task,
+    ),
 ]
 DataOption = Annotated[
     Path | None,

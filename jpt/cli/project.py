@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jpt.cli.completion import complete_backbone, complete_tasks
 from jpt.cli.options import (
     AnswerTokensOption,
     DtypeOption,
@@ -26,10 +27,30 @@ TargetsOption = Annotated[
     Path | None, typer.Option(help="The target model's own prompts of the same tasks.")
 ]
 TargetOption = Annotated[
-    str | None, typer.Option(help="Target; by default what the projector's card names.")
+    str | None,
+    typer.Option(
+        help="Target; by default what the projector's card names.", autocompletion=complete_backbone
+    ),
+]
+NewTargetOption = Annotated[
+    str,
+    typer.Option(
+        help="The frozen target: built-in name, folder of weights, or hub id.",
+        autocompletion=complete_backbone,
+    ),
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        help="T1,T2,...; by default those that the cards name.", autocompletion=complete_tasks
+    ),
 ]
 SourceBackboneOption = Annotated[
-    str | None, typer.Option(help="Where the source's words are read; default: what cards name.")
+    str | None,
+    typer.Option(
+        help="Where the source's words are read; default: what cards name.",
+        autocompletion=complete_backbone,
+    ),
 ]
 RowsOption = Annotated[
     Path | None, typer.Option(help="Folder with one folder of rows for each catalog task.")
@@ -42,16 +63,12 @@ _NOT_OPTIONS = ("sources", "target_backbone", "objective", "tasks", "json")
 @with_processes
 def train(
     sources: SourcesOption,
-    target_backbone: Annotated[
-        str, typer.Option(help="The frozen target: built-in name, folder of weights, or hub id.")
-    ],
+    target_backbone: NewTargetOption,
     out: Annotated[Path, typer.Option(help="Run folder; the same command goes on there.")],
     objective: Annotated[
         str, typer.Option(help="task: the tasks' loss; distance: to the target's own prompts.")
     ] = "task",
-    tasks: Annotated[
-        str | None, typer.Option(help="T1,T2,...; by default those that the cards name.")
-    ] = None,
+    tasks: TasksOption = None,
     targets: TargetsOption = None,
     bottleneck: Annotated[int, typer.Option(help="Neurons between the two maps.")] = 768,
     activation: Annotated[str, typer.Option(help="leaky_relu or tanh.")] = "leaky_relu",
@@ -151,9 +168,7 @@ def evaluate(
     projector: Annotated[
         str | None, typer.Option(help="Files or runs with commas between, each a column.")
     ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="T1,T2,...; by default those that the cards name.")
-    ] = None,
+    tasks: TasksOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for projection.csv and projected prompts.")
     ] = None,

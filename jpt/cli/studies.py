@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jpt.cli.completion import complete_backbone, complete_tasks
 from jpt.cli.options import (
     DtypeOption,
     JsonOption,
@@ -24,7 +25,17 @@ SeedPromptsOption = Annotated[
     typer.Option(help="Folder of NAME.safetensors, run folders NAME/, or seeds NAME/seed-S/."),
 ]
 OtherBackboneOption = Annotated[
-    str | None, typer.Option(help="Instead of the one that the prompts' cards name.")
+    str | None,
+    typer.Option(
+        help="Instead of the one that the prompts' cards name.", autocompletion=complete_backbone
+    ),
+]
+TargetTasksOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Targets: T1,T2,...; by default those that the cards name.",
+        autocompletion=complete_tasks,
+    ),
 ]
 
 
@@ -34,10 +45,17 @@ def quickstart(
         Path, typer.Option(help="Folder of the study; the same command goes on there.")
     ] = Path("jpt-quickstart"),
     backbone: Annotated[
-        str, typer.Option(help="Built-in name, folder of weights, or hub id.")
+        str,
+        typer.Option(
+            help="Built-in name, folder of weights, or hub id.", autocompletion=complete_backbone
+        ),
     ] = "builtin/bert-small",
     tasks: Annotated[
-        str | None, typer.Option(help="T1,T2,...; by default built-in tasks of three types.")
+        str | None,
+        typer.Option(
+            help="T1,T2,...; by default built-in tasks of three types.",
+            autocompletion=complete_tasks,
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimizer steps of each prompt; the backbone's choice.")
@@ -65,10 +83,7 @@ def transfer(
     out: Annotated[
         Path, typer.Option(help="Folder for transfer.csv and more; the same command goes on there.")
     ],
-    tasks: Annotated[
-        str | None,
-        typer.Option(help="Targets: T1,T2,...; by default those that the cards name."),
-    ] = None,
+    tasks: TargetTasksOption = None,
     split: Annotated[
         str, typer.Option(help="Scored split; validation where a target lacks it.")
     ] = "test",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jpt.cli.completion import complete_backbone, complete_task
 from jpt.cli.options import (
     AnswerTokensOption,
     BackboneOption,
@@ -100,7 +101,11 @@ def evaluate(
     task: TaskOption,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     backbone: Annotated[
-        str | None, typer.Option(help="Instead of the one that the prompt's card names.")
+        str | None,
+        typer.Option(
+            help="Instead of the one that the prompt's card names.",
+            autocompletion=complete_backbone,
+        ),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     answer_tokens: AnswerTokensOption = None,
@@ -142,9 +147,14 @@ def evaluate(
 def check(
     backbone: Annotated[
         str | None,
-        typer.Option(help="Built-in name, folder or hub id; a config.json for a dry run."),
+        typer.Option(
+            help="Built-in name, folder or hub id; a config.json for a dry run.",
+            autocompletion=complete_backbone,
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Task to try on it.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task to try on it.", autocompletion=complete_task)
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Prompt rows.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     dtype: DtypeOption = "float32",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jpt.cli.completion import complete_backbone
 from jpt.cli.options import (
     AnswerTokensOption,
     DataOption,
@@ -30,7 +31,10 @@ OutOption = Annotated[
     Path, typer.Option(help="Folder of the study; the same command goes on there.")
 ]
 OtherBackboneOption = Annotated[
-    str | None, typer.Option(help="Instead of the one that the sources' cards name.")
+    str | None,
+    typer.Option(
+        help="Instead of the one that the sources' cards name.", autocompletion=complete_backbone
+    ),
 ]
 SeedsOption = Annotated[
     str, typer.Option(help="S1,S2,...: of row order, and of the vanilla start.")

@@ -31,7 +31,9 @@ GB = 1e9
 _RATE_BYTES = 4  # of the step's arguments, the learning rate belongs to the optimizer
 
 # Nobody runs the program, so its machine code need not be fast; memory and talk stay the same.
-_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+_COMPILE: dict[str, bool | int] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11, 1):  # later compilers have it no more, and refuse the name
+    _COMPILE["xla_cpu_use_fusion_emitters"] = False
 # XLA for CPUs multiplies bfloat16 as float32 and, unless told not to, keeps a float32 copy of the
 # whole stack of weights for that. No accelerator does.
 _COMPILE_BFLOAT16 = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float64
 
@@ -17,9 +15,9 @@ from jpt.analysis.neuron_choice import COMMON, OTHER, OWN, RANDOM, SPECIFIC, Neu
 from jpt.prompts.relative_means import summarize_relative
 from jpt.recipes.mask_plan import NONE, MaskedRun, MaskOptions, MaskPlan
 from jpt.tasks.reference_names import task_type
+from jpt.transfer.made_with import made_with
 from jpt.transfer.matrix_cells import Cell
 from jpt.types import Activations
-from jpt.version import __version__
 
 Cells = Mapping[MaskedRun, Cell]
 _NO_LEAD = "no better than the commonest answer without a mask, so masks show nothing there"
@@ -78,11 +76,7 @@ def make_record(
         "sources": list(plan.sources),
         "targets": targets,
         **_summary(plan, targets),
-        "versions": {
-            "jpt": __version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
+        **made_with(),
         "command": facts["command"],
         "key": facts["key"],
         "elapsed_s": round(sum(cell.elapsed_s for cell in cells.values()), 2),

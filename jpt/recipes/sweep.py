@@ -34,6 +34,7 @@ from jpt.recipes.sweep_progress import SweepProgress
 from jpt.recipes.sweep_search import Search, describe_search
 from jpt.recipes.sweep_table import DONE, WAITING, describe_rows, run_row, write_tables
 from jpt.recipes.sweep_tidy import BANK_RUNS, one_at_a_time, remove_bank_folder, tidy_ended
+from jpt.transfer.made_with import made_with
 from jpt.tuning.bank import run_bank
 from jpt.tuning.bank_runs import read_diverged
 from jpt.tuning.run_folder import CHECKPOINTS, CONFIG, MAY_DIFFER, RESULT, RunFolder
@@ -289,6 +290,7 @@ def _collect(plan: Sweep, folder: Path, search: dict[str, Any] | None = None) ->
     for row in rows:
         states[row["state"]] = states.get(row["state"], 0) + 1
     record = {"states": states, "runs": rows} | ({"search": search} if search else {})
+    record |= made_with()
     with one_at_a_time(folder):
         write_tables(folder, plan, rows)
         write_json(folder / RECORD, record)

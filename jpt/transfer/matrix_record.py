@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from jpt.files.study_files import RANDOM, UNTOUCHED
 from jpt.prompts.own import own_prompts
 from jpt.tasks.reference_names import task_type
+from jpt.transfer.made_with import made_with
 from jpt.transfer.matrix_cells import Cell
 from jpt.transfer.matrix_plan import MatrixPlan
 from jpt.transfer.relative import summarize_transfer
 from jpt.types import TransferMatrix
-from jpt.version import __version__
 
 Cells = Mapping[tuple[str, str], Cell]
 """Cells by target and run."""
@@ -73,11 +71,7 @@ def make_record(
         "prompts": prompts,
         **_seeds(plan, cells),
         **summarize_transfer(matrix, own, target_types, kinds),
-        "versions": {
-            "jpt": __version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
+        **made_with(),
         "device": facts["device"],
         "split": split,
         "random": _random(plan),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 
 from jpt.backbones.registry import Backbone
 from jpt.tasks.task import Task
+from jpt.transfer.made_with import made_with
 from jpt.transfer.warm_start_measures import (
     CONFIDENCE,
     DEFINITIONS,
@@ -23,7 +23,6 @@ from jpt.transfer.warm_start_measures import (
 from jpt.transfer.warm_start_sources import VANILLA
 from jpt.tuning.start import Start
 from jpt.tuning.tune import TuneResult
-from jpt.version import __version__
 
 Runs = Mapping[tuple[int, str], TuneResult]
 Curves = Mapping[tuple[int, str], Curve]
@@ -80,11 +79,7 @@ def warm_start_record(
         "runs": [_run(key, runs[key], curves[key], finals[key], tolerance) for key in runs],
         "comparisons": comparisons,
         "notes": _notes(sources, compared, curves, seeds, tolerance),
-        "versions": {
-            "jpt": __version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
+        **made_with(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 

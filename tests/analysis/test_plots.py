@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.figure import Figure
 
 from jpt.analysis.curves import learning_curve, window_curve
@@ -23,6 +24,10 @@ def _map(values: np.ndarray, names: list[str] | None = None, **options: object) 
 
 def _texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
+
+
+def _meshes(figure: Figure) -> list[QuadMesh]:
+    return [mesh for mesh in figure.axes[0].collections if isinstance(mesh, QuadMesh)]
 
 
 def _parse(svg: str) -> ElementTree.Element:
@@ -60,8 +65,8 @@ def test_cells_show_their_numbers_and_not_measured_ones_stay_gray() -> None:
     values = np.array([[0.5, np.nan], [1.0, 0.25]])
     figure = heat_map(_map(values), percent=True)
     assert {"0.5", "1.0", "0.2", "t0", "p1", "nli", "qa", "25%", "100%"} <= set(_texts(figure))
-    image = figure.axes[0].images[0].get_array()
-    np.testing.assert_array_equal(np.ma.getmaskarray(image), np.isnan(values))
+    cells = np.ma.getmaskarray(_meshes(figure)[0].get_array()).reshape(values.shape)
+    np.testing.assert_array_equal(cells, np.isnan(values))
 
 
 def test_many_columns_leave_numbers_out_and_stay_readable() -> None:
@@ -91,7 +96,24 @@ def test_side_columns_stand_beside_the_cells() -> None:
     }
     figure = heat_map(_map(np.array([[0.5, 0.6]]), **sides), percent=True)
     assert {"untrained", "own", "33", "88"} <= set(_texts(figure))
-    assert len(figure.axes[0].images) == 3  # cells, the colored side column, the scale
+    assert len(_meshes(figure)) == 2  # cells, the colored side column
+
+
+def test_cells_are_shapes_until_there_are_too_many() -> None:
+    few, many = (np.random.default_rng(0).random((n, n)) for n in (3, 70))
+    assert "<image" not in to_svg(heat_map(_map(few), True), "a", "x")
+    svg = to_svg(heat_map(_map(many), True), "a", "x")
+    assert "<image" in svg and len(svg) < 200_000
+
+
+def test_the_scale_runs_from_the_lowest_to_the_highest_color() -> None:
+    figure = heat_map(_map(np.array([[0.5, 1.0], [0.7, 0.2]])), percent=True)
+    (ramp,) = [each for each in figure.axes[0].collections if isinstance(each, PolyCollection)]
+    colors = COLOR_MAP(ramp.norm(ramp.get_array()))
+    np.testing.assert_array_equal(colors[[0, -1]], COLOR_MAP([0.0, 1.0]))
+    assert (ramp.norm.vmin, ramp.norm.vmax) == (0.2, 1.0)
+    rights = [path.vertices[:, 0].max() for path in ramp.get_paths()]
+    assert len(set(rights)) == 1 and len(rights) > 30  # each lies on the one before
 
 
 def test_own_cell_is_framed() -> None:

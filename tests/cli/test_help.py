@@ -93,6 +93,7 @@ def test_mistakes_name_the_nearest(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("path", [("tune",), ("import", "peft"), ("project", "train")])
 def test_help_takes_less_than_a_second(path: tuple[str, ...]) -> None:
     """Of the processor: other work beside it counts for nothing."""

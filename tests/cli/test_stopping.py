@@ -108,6 +108,7 @@ def test_the_end_of_a_command_is_not_interrupted_by_its_own_signal() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_run_that_was_interrupted_goes_on_and_ends_equal(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
     command += ["--task", "builtin/imdb_number", "--max-tokens", "32", "--steps", "60"]

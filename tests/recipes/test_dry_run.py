@@ -26,11 +26,10 @@ from jpt.recipes.dry_run import dry_run, use_virtual_devices
 from jpt.recipes.step_shapes import StepShapes, lower_step, shape_backbone, step_shapes
 from jpt.testing import tiny_bert_config
 from jpt.tuning import tune as tuning
+from tests.plain_programs import FAST_COMPILE
 from tests.toy_task import write_task
 
 MESH = "data:2,model:4"
-# The machine code of what is only looked at need not be fast.
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 # No two sizes of weights and of what they are multiplied with are equal.
 SIZES = {"batch_size": 22, "length": 5, "max_tokens": 7}
 DECODER = {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}

@@ -335,6 +335,7 @@ def assert_equal_sweeps(out: Path, local: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_lost_driver(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
     """Killed when one run has come home; the same command trains the others."""
     grid, local = long
@@ -352,6 +353,7 @@ def test_lost_driver(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
     """The second node is killed while it trains."""
     grid, local = long
@@ -373,6 +375,7 @@ def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_bank_that_cannot_be_trained(cluster: Cluster, tmp_path: Path) -> None:
     """Data that is gone when a node comes that has what a bank takes; the other task is trained."""
     fixed = write_fixed(tmp_path / "given")
@@ -392,6 +395,7 @@ def test_bank_that_cannot_be_trained(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_driver_stopped(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
     driver = cluster.sweep(long[0], tmp_path / "out", tmp_path / "log")
     # One or more: a node that was killed may still be counted.

@@ -219,6 +219,7 @@ def test_the_command_can_leave_both_baselines_out(whole) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sigterm_leaves_a_matrix_that_goes_on(tmp_path: Path) -> None:
     """The command itself, stopped from outside when the first cells are there."""
     prompts, out, whole = (tmp_path / name for name in ("prompts", "out", "whole"))

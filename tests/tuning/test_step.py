@@ -121,6 +121,24 @@ def run_steps(step: object, steps: int, rate: float = 1e-2) -> TuneState:
     return state
 
 
+def settled_steps(step: object, steps: int) -> TuneState:
+    """The bits that two runs of one program agree on, of three runs at most.
+
+    On a CPU of several cores one program may give one input other bits from call to call
+    (github.com/jax-ml/jax/issues/39741). Rate and seed as arguments would do so every time.
+    """
+    runs: list[TuneState] = []
+    for _ in range(3):
+        runs.append(run_steps(step, steps))
+        if any(have_equal_bits(runs[-1], other) for other in runs[:-1]):
+            return runs[-1]
+    raise RuntimeError("three runs of one program gave three answers")
+
+
+def have_equal_bits(first: TuneState, second: TuneState) -> bool:
+    return all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
+
+
 def test_rate_and_seed_are_arguments_of_one_program_and_change_no_bit() -> None:
     """Against the step in which both are fixed numbers."""
     module = tiny_encoder()[0].clone(dropout_rate=0.3)
@@ -128,7 +146,7 @@ def test_rate_and_seed_are_arguments_of_one_program_and_change_no_bit() -> None:
     for rate, seed in ((1e-2, 0), (3e-4, 2**32 - 1)):
         step = paper_train_step(module, rate, seed)
         fixed = build_train_step(module, prompt_optimizer(rate), seed)
-        found, expected = run_steps(step, 5), run_steps(fixed, 5)
+        found, expected = settled_steps(step, 5), settled_steps(fixed, 5)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
         programs.append(step.program)
     assert programs[0] is programs[1] and programs[0]._cache_size() == 1

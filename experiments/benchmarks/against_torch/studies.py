@@ -218,21 +218,15 @@ def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def start(options: Any) -> list[dict[str, Any]]:
-    """(g): import, and a run of one step from the shell; the first turn has no cache."""
+    """(g): import; a run of one step from the shell, with 64 rows scored twice."""
     work = fresh(options.work / "g")
     lines = [_imports(options, work)]
     subprocess.run(script("sweeps.py", "start", work), check=True)
 
     def ours(turn: int) -> Spent:
-        arguments = [
-            "--backbone",
-            "builtin/gpt2-mini",
-            "--task",
-            f"builtin/{SWEEP_TASKS[0]}",
-            *START,
-        ]
-        arguments += ["--out", str(work / f"jpt-{turn}")]
-        return run(jpt_command("tune", *arguments), work, JPT_CACHE=str(work / "cache"))
+        arguments = ["--backbone", "builtin/gpt2-mini", "--task", str(work / "first"), *START]
+        command = jpt_command("tune", *arguments, "--out", str(work / f"jpt-{turn}"))
+        return run(command, work, JPT_CACHE=str(work / "cache"))
 
     sides = {"jpt": ours, "peft": lambda turn: run(script("sweeps.py", "first", work), work)}
     found = in_turns(sides, max(3, options.turns))

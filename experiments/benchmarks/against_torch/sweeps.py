@@ -19,6 +19,15 @@ from rows import write_rows, write_task
 from studies import RATES, SEEDS, SWEEP, SWEEP_TASKS, toml
 
 MODEL = "builtin/gpt2-mini"
+FIRST = "first"
+TOML = """type = "toy"
+fields = ["text"]
+labels = ["absent", "number"]
+template = "{text}"
+[label_words]
+absent = "bad"
+number = "good"
+"""
 SCORED = 64
 """Rows at once where nothing is trained."""
 
@@ -35,36 +44,35 @@ def prepare(work: Path) -> None:
     (work / "model.txt").write_text(str(find_folder(MODEL)))
     for task in SWEEP_TASKS:
         for seed in SEEDS:
-            write_run(work, backbone, task, seed)
-        write_scored(work, backbone, task)
+            write_run(work, backbone, jpt.load_task(f"builtin/{task}"), seed)
+        write_scored(work, backbone, jpt.load_task(f"builtin/{task}"))
 
 
-def write_run(work: Path, backbone: Any, task: str, seed: int) -> None:
+def write_run(work: Path, backbone: Any, task: Any, seed: int) -> None:
     """The batches and the start of a task and a seed; the rates share them."""
     import jpt
 
-    given = {"backbone": backbone, "task": f"builtin/{task}"}
-    options = {**SWEEP, "seed": seed}
-    step, first = jpt.train_step(**given, **options)
-    batches = {str(n): batch for n, batch in enumerate(jpt.training_batches(**given, **options))}
-    start = np.asarray(first.prompt)
-    write_rows(work / f"{task}-{seed}.npz", batches, start=start)
-    write_task(work / f"{task}.json", backbone, step.answer.label_ids)
+    options, name = {**SWEEP, "seed": seed}, task.name.removeprefix("builtin/")
+    step, first = jpt.train_step(backbone, task, **options)
+    batches = jpt.training_batches(backbone, task, **options)
+    named = {str(number): batch for number, batch in enumerate(batches)}
+    write_rows(work / f"{name}-{seed}.npz", named, start=np.asarray(first.prompt))
+    write_task(work / f"{name}.json", backbone, step.answer.label_ids)
 
 
-def write_scored(work: Path, backbone: Any, task: str) -> None:
+def write_scored(work: Path, backbone: Any, task: Any) -> None:
     """Every row of validation and test once."""
     import jpt
 
-    definition = jpt.load_task(f"builtin/{task}")
     for split in ("validation", "test"):
-        rows = list(jpt.read_rows(definition, split))
-        once = dataclasses.replace(definition, rows={"train": rows, "validation": rows[:1]})
+        rows = list(jpt.read_rows(task, split))
+        once = dataclasses.replace(task, folder=None, rows={"train": rows, "validation": rows[:1]})
         options = {**SWEEP, "batch_size": SCORED, "steps": len(rows) // SCORED}
         options |= {"eval_every": 1, "group_by_length": True}
         batches = jpt.training_batches(backbone, once, **options)
         found = {str(number): batch for number, batch in enumerate(batches)}
-        write_rows(work / f"{task}-{split}.npz", found, count=np.array(len(found)))
+        name = task.name.removeprefix("builtin/")
+        write_rows(work / f"{name}-{split}.npz", found, count=np.array(len(found)))
 
 
 def in_torch(work: Path) -> None:
@@ -111,13 +119,20 @@ def compare(work: Path) -> None:
 
 
 def start(work: Path) -> None:
-    """Rows of one step, for the torch side of (g)."""
+    """A small task in files for jpt, and its rows for the torch side of (g)."""
     import jpt
 
-    backbone = jpt.load_backbone(MODEL)
+    task = jpt.load_task(f"builtin/{SWEEP_TASKS[0]}")
+    (work / FIRST).mkdir()
+    for split in ("train", "validation", "test"):
+        rows = itertools.islice(jpt.read_rows(task, split), SCORED)
+        text = "\n".join(json.dumps(row) for row in rows)
+        (work / FIRST / f"{split}.jsonl").write_text(f"{text}\n")
+    (work / FIRST / "task.toml").write_text(TOML)
+    backbone, own = jpt.load_backbone(MODEL), jpt.load_task(work / FIRST)
     (work / "model.txt").write_text(str(find_folder(MODEL)))
-    write_run(work, backbone, SWEEP_TASKS[0], 0)
-    write_scored(work, backbone, SWEEP_TASKS[0])
+    write_run(work, backbone, own, 0)
+    write_scored(work, backbone, own)
 
 
 def first(work: Path) -> None:
@@ -125,16 +140,15 @@ def first(work: Path) -> None:
     import torch
     import torch_models
 
-    name = SWEEP_TASKS[0]
-    task = json.loads((work / f"{name}.json").read_text())
+    task = json.loads((work / f"{FIRST}.json").read_text())
     place = Path((work / "model.txt").read_text())
     model = torch_models.build("peft", place, SWEEP["length"], task)
-    rows = np.load(work / f"{name}-0.npz")
+    rows = np.load(work / f"{FIRST}-0.npz")
     model.start(rows["start"], RATES[0])
     model.step(torch_models.read_rows(rows, "0"))
     words = torch.tensor(task["words"])
     for split in ("validation", "test"):
-        model.accuracy(read_all(work / f"{name}-{split}.npz"), words)
+        model.accuracy(read_all(work / f"{FIRST}-{split}.npz"), words)
 
 
 if __name__ == "__main__":

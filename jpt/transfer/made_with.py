@@ -1,0 +1,30 @@
+"""What a result was made with: the versions of the programs and the kind of machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from jpt.version import __version__
+
+PACKAGES = ("jax", "flax", "optax", "numpy")
+
+
+def made_with() -> dict[str, Any]:
+    """Names versions and machine, for the record of a study; jax is not loaded for it.
+
+    Returns:
+        ``versions`` of jpt, Python and the packages that compute, and ``machine``: its system,
+        its processor's kind and how many cores it has, never its name.
+
+    Example:
+        >>> sorted(made_with()["versions"])
+        ['flax', 'jax', 'jpt', 'numpy', 'optax', 'python']
+    """
+    versions = {"jpt": __version__, "python": platform.python_version()}
+    return {
+        "versions": versions | {name: version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
