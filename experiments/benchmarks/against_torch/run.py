@@ -8,7 +8,7 @@ measured against prompts put in front by hand: ``plain`` with the model's own he
 the answer's position and the label words alone. See the top of each script beside this one for what
 is measured and how. Sides take turns; the table has medians of turns and of their ratios, with the
 smallest and the largest. The number of floating-point operations is that of all matrix products in
-each side's own program; the machine's rate is the best of torch's products of 2,048 x 2,048.
+each side's own program; the machine's rate is the better of torch's and XLA's products.
 
 Command (extra ``parity``, and accelerate and gguf for SmolLM2's file; about 40 minutes):
     python experiments/benchmarks/against_torch/run.py --data DIR
@@ -88,14 +88,19 @@ def keep(out: Path, name: str, lines: list[dict[str, Any]]) -> None:
     """Puts the lines of a case in the place of its older ones, and writes the table."""
     path = out / "results.json"
     found = json.loads(path.read_text()) if path.exists() else {"cases": {}}
-    stamp = {"measured": time.strftime("%Y-%m-%d"), "machine": machine()}
+    stamp = {"measured": time.strftime("%Y-%m-%d"), "machine": machine(name)}
     found["cases"][name] = [{**line, **stamp} for line in lines]
     path.write_text(json.dumps(found, indent=1) + "\n")
     (out / "RESULTS.md").write_text(table.page(found["cases"]))
 
 
-def machine() -> dict[str, Any]:
+def machine(case: str) -> dict[str, Any]:
     """What kind of machine this is, with versions and how busy it was."""
+    gpu = {}
+    if case in (*GPU_CASES, "bank"):
+        import torch
+
+        gpu = {"gpu": torch.cuda.get_device_name()}
     told = Path("/proc/cpuinfo")
     name = platform.processor()
     if told.exists():
@@ -106,6 +111,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load": round(os.getloadavg()[0], 1),
+        **gpu,
         **{package: version(package) for package in PACKAGES},
     }
 

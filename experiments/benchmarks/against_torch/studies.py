@@ -37,8 +37,16 @@ TASKS = (
     "mrpc",
 )
 """The paper's 13 tasks with labels."""
-MATRIX = {"rows": 128, "length": 50, "max_tokens": 64}
-SWEEP = {"steps": 60, "batch_size": 16, "length": 20, "max_tokens": 64, "eval_every": 60}
+MATRIX = {"rows": 64, "length": 50, "max_tokens": 64}
+SWEEP = {
+    "steps": 60,
+    "batch_size": 16,
+    "length": 20,
+    "max_tokens": 64,
+    "eval_every": 60,
+    "objective": "vocabulary",
+    "label_scoring": "first_piece",
+}
 SWEEP_TASKS = ("imdb_number", "imdb_negation", "rotten_tomatoes")
 SEEDS, RATES = (0, 1), (3e-3, 1e-2)
 START = ("--steps", "1", "--batch-size", "16", "--length", "20", "--max-tokens", "64")
@@ -218,7 +226,7 @@ def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def start(options: Any) -> list[dict[str, Any]]:
-    """(g): import; a run of one step from the shell, with 64 rows scored twice."""
+    """(g): import; a run of one step from the shell, with 50 rows scored twice."""
     work = fresh(options.work / "g")
     lines = [_imports(options, work)]
     subprocess.run(script("sweeps.py", "start", work), check=True)

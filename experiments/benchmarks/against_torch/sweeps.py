@@ -28,7 +28,7 @@ template = "{text}"
 absent = "bad"
 number = "good"
 """
-SCORED = 64
+SCORED = 50
 """Rows at once where nothing is trained."""
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cases import GPU_CASES
+
+BANK = "(GPU) 16 runs of batch 8 as one bank, against one by one"
 VERSIONS = ("python", "jpt", "jax", "torch", "transformers", "peft")
 COMMAND = "python experiments/benchmarks/against_torch/run.py --data DIR"
 
@@ -61,6 +64,13 @@ def summary(lines: Sequence[Mapping[str, Any]]) -> str:
             f"| {line['name']} | {line['jpt']} {line['unit']} | {line['torch']} {line['unit']} | "
             f"**{line['ratio']}** | {low} to {high} | {expected(line)} | {same} |"
         )
+    known = {line["case"] for line in lines}
+    open_cases = {name: case.name for name, case in GPU_CASES.items()} | {"bank": BANK}
+    rows += [
+        f"| {name} | not measured | not measured | | | | |"
+        for case, name in open_cases.items()
+        if case not in known
+    ]
     return "\n".join([*rows, ""])
 
 
@@ -106,7 +116,7 @@ def machines(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         of = line["machine"]
         versions = ", ".join(f"{name} {of[name]}" for name in VERSIONS)
-        where = f"{line['measured']}: {of['cores']} cores of {of['cpu']}, no accelerator"
+        where = f"{line['measured']}: {of['cores']} cores of {of['cpu']}, {of.get('gpu', 'no accelerator')}"
         found.setdefault(f"{where}; {versions}; load {of['load']}", []).append(line["case"])
     return "\n".join(
         f"- {', '.join(sorted(set(names)))}: {told_of}." for told_of, names in found.items()
@@ -117,7 +127,8 @@ HEAD = f"""# jpt against torch
 
 Written by `{COMMAND}`; a case alone by `--cases NAME`.
 What is measured, and how, stands at the top of `run.py` and of the scripts beside it. All numbers
-with their turns: `results.json`. Numbers are medians.
+with their turns: `results.json`. Numbers are medians. On a GPU: the same command with `--gpu`,
+where the share of the rate of products is the utilisation; written without a GPU at hand.
 """
 STEP_NAMES = (
     "train steps",

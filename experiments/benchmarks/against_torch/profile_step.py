@@ -1,0 +1,100 @@
+"""Where the time of a train step goes in jpt: a profile of a case of ``cases.py``.
+
+Shares by kind of operation as jax's profiler times them (which makes a step some per cent slower),
+the rate of the matrix products, and how many of the text's places hold text.
+
+Command, after ``run.py`` has made the case's model:
+    python experiments/benchmarks/against_torch/profile_step.py --case a8 --data DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import gzip
+import json
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+from cases import CASES
+from steps import describe
+from worker import count_flops
+
+import jpt
+
+STEPS = 4
+
+
+def main() -> None:
+    """Profiles some steps of the commonest length, and prints shares."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=sorted(CASES), default="a8")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tokenizers", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("against-torch"))
+    options = parser.parse_args()
+    asked = describe(CASES[options.case], options.work, options)
+    given = {"backbone": jpt.load_backbone(asked["model"]), "task": asked["task"]}
+    given["data"] = asked["data"]
+    step, state = jpt.train_step(**given, **asked["options"])
+    batches = list(jpt.training_batches(**given, **asked["options"]))
+    length = Counter(batch.tokens.shape[1] for batch in batches).most_common(1)[0][0]
+    chosen = [batch for batch in batches if batch.tokens.shape[1] == length][:STEPS]
+    program = step.compile(state, chosen[0]).as_text()
+    flops = count_flops(jax.make_jaxpr(step)(state, chosen[0]).jaxpr) * len(chosen)
+    state, metrics = step(state, chosen[0])
+    metrics.loss.block_until_ready()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for batch in chosen:
+                state, metrics = step(state, batch)
+            metrics.loss.block_until_ready()
+        seconds = read_trace(folder, kinds(program))
+    whole = sum(seconds.values())
+    print(f"{options.case}: {whole / len(chosen):.3f} s a step of {length} tokens")
+    for kind, spent in seconds.most_common(8):
+        print(f"{spent / whole:6.1%} {kind}")
+    print(f"products: {flops / seconds[PRODUCTS] / 1e9:.0f} GFLOP/s")
+    filled = np.concatenate([batch.lengths for batch in batches]).sum()
+    places = sum(batch.tokens.size for batch in batches)
+    print(f"{filled / places:.0%} of the text's places hold text, over all batches")
+
+
+PRODUCTS = "matrix products"
+
+
+def kinds(program: str) -> dict[str, str]:
+    """What each operation of a program is: a product, or what XLA calls it."""
+    inside: dict[str, bool] = {}
+    name = ""
+    for line in program.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", line):
+            name = header[1]
+        inside[name] = inside.get(name, False) or " dot(" in line
+    found = {}
+    for match in re.finditer(r"%?([\w.\-]+) = [^\n]*?calls=%?([\w.\-]+)", program):
+        kind = re.sub(r"[.\d]+$", "", match[1])
+        found[match[1]] = PRODUCTS if inside.get(match[2]) else kind
+    return found
+
+
+def read_trace(folder: str, kind_of: dict[str, str]) -> Counter[str]:
+    """Seconds by kind."""
+    path = sorted(glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True))[-1]
+    with gzip.open(path) as file:
+        events = json.load(file)["traceEvents"]
+    seconds: Counter[str] = Counter()
+    for event in events:
+        name = (event.get("args") or {}).get("hlo_op")
+        if event.get("ph") == "X" and name:
+            kind = kind_of.get(name, re.sub(r"[.\d]+$", "", name))
+            seconds[PRODUCTS if kind.startswith("dot") else kind] += event["dur"] / 1e6
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
