@@ -116,7 +116,8 @@ def machines(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         of = line["machine"]
         versions = ", ".join(f"{name} {of[name]}" for name in VERSIONS)
-        where = f"{line['measured']}: {of['cores']} cores of {of['cpu']}, {of.get('gpu', 'no accelerator')}"
+        device = of.get("gpu", "no accelerator")
+        where = f"{line['measured']}: {of['cores']} cores of {of['cpu']}, {device}"
         found.setdefault(f"{where}; {versions}; load {of['load']}", []).append(line["case"])
     return "\n".join(
         f"- {', '.join(sorted(set(names)))}: {told_of}." for told_of, names in found.items()
