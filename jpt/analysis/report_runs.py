@@ -227,7 +227,7 @@ def _undefined_notes(found: Correlations) -> list[str]:
             if undefined:
                 lines.append(
                     f"The correlation of {name} ({which}) is undefined for {_names(undefined)}:"
-                    " fewer than three sources, or values or scores equal for all (a constant column)."
+                    " fewer than three sources, or a constant column (values or scores are equal)."
                 )
     return lines
 
