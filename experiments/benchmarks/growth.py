@@ -8,10 +8,10 @@ counts are those of programs of one and two layers, put together. The last colum
 the seconds less that of the operations, between the smallest and the largest size: above 0, time
 grows faster than the arithmetic.
 
-Command (about 10 minutes on two cores):
+Command (about 5 minutes on two cores):
     python experiments/benchmarks/growth.py
 
-Writes growth.json and growth.svg beside this script. Result: see experiments/RESULTS.md.
+Writes growth.json and growth.svg beside this script. Result: see docs/speed.md.
 """
 
 from __future__ import annotations
@@ -181,6 +181,7 @@ def exponent(sizes: tuple[int, ...], points: list[dict[str, float]], name: str) 
 def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Seconds by size beside what they would be if they grew as the operations do."""
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text as text: a smaller file
     from matplotlib import pyplot
 
     columns = 4
@@ -196,6 +197,8 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         )
         expected = [row["gflop"] * scale for row in rows]
         axis.loglog(sizes, expected, "s--", color="#D55E00", label="as the operations grow")
+        axis.minorticks_off()
+        axis.set_xticks(sizes, [f"{size}" for size in sizes])
         axis.set_title(name, fontsize=9)
         axis.set_xlabel(name.split(", ")[1])
         axis.set_ylabel("s a step")
