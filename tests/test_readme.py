@@ -219,7 +219,7 @@ def lines(block: str) -> list[str]:
     return block.replace("\\\n", " ").splitlines()
 
 
-def check_command(line: str) -> str | None:
+def assert_command(line: str) -> str | None:
     """The command that a line calls; fails where there is no such command or option."""
     words = [word for word in shlex.split(line)[1:] if word != "..."]
     name = " ".join(words[:2]) if words[0] in GROUPS else words[0]
@@ -234,7 +234,7 @@ def check_command(line: str) -> str | None:
 @named(PAGES)
 def test_every_command_line_has_real_commands_and_options(page: Path) -> None:
     for line in command_lines(page):
-        check_command(line)
+        assert_command(line)
 
 
 @named(PAGES)
@@ -254,8 +254,8 @@ def test_a_wrong_line_is_caught() -> None:
         "jpt report a --mesh x",
     ):
         with pytest.raises(AssertionError):
-            check_command(line)
-    assert check_command("jpt project apply --out a") == "project apply"
+            assert_command(line)
+    assert assert_command("jpt project apply --out a") == "project apply"
 
 
 def test_the_readme_shows_every_command_and_no_other() -> None:

@@ -260,3 +260,15 @@ def _entry(record: Any) -> LibraryPrompt | None:
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
     return entry if all(map(math.isfinite, numbers)) else None
+
+
+class HubResult:
+    """What a push or a pull has done, as a frozen dataclass of texts, numbers and tuples."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in vars(self).items()
+        }

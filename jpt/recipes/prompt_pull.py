@@ -6,21 +6,20 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jpt.errors import InputError, unknown_name
 from jpt.files.atomic import make_folder, write_bytes, write_json
 from jpt.files.hub_repository import HubRepository, HubState
 from jpt.files.reading import read_bytes, read_json
 from jpt.prompts.store import PROMPT_FILE
-from jpt.recipes.prompt_library import check_names, file_of, read_prompts, split_files
+from jpt.recipes.prompt_library import HubResult, check_names, file_of, read_prompts, split_files
 
 ORIGINS = "hub.json"
 """Says in a folder of prompts where those that were pulled came from."""
 
 
 @dataclass(frozen=True)
-class PulledPrompts:
+class PulledPrompts(HubResult):
     """What `pull_prompts` has done.
 
     Attributes:
@@ -42,14 +41,6 @@ class PulledPrompts:
     replaced: tuple[str, ...]
     unchanged: tuple[str, ...]
     notes: tuple[str, ...] = ()
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in vars(self).items()
-        }
 
     def describe(self) -> str:
         """Says it in one line, and a line for each note.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jpt.errors import InputError
 from jpt.files.hub_repository import BRANCH, HubRepository, HubState
@@ -14,6 +13,7 @@ from jpt.prompts.store import PROMPT_FILE
 from jpt.recipes.prompt_folder import PromptEntry, read_entries, verify_entries
 from jpt.recipes.prompt_library import (
     INDEX,
+    HubResult,
     LibraryPrompt,
     check_names,
     file_of,
@@ -27,7 +27,7 @@ from jpt.recipes.prompt_readme import README, may_rewrite, write_readme
 
 
 @dataclass(frozen=True)
-class PushedPrompts:
+class PushedPrompts(HubResult):
     """What `push_prompts` has done.
 
     Attributes:
@@ -51,14 +51,6 @@ class PushedPrompts:
     unchanged: tuple[str, ...]
     kept: tuple[str, ...]
     notes: tuple[str, ...] = ()
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in vars(self).items()
-        }
 
     def describe(self) -> str:
         """Says it in one line, and a line for each note.

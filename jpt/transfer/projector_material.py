@@ -28,7 +28,7 @@ from jpt.tasks.task import Task
 from jpt.transfer.projector_options import ProjectorOptions
 from jpt.transfer.projector_steps import TaskBatch
 from jpt.tuning.feed import Feed, make_feed
-from jpt.tuning.prepare import PreparedTask, prepare_task
+from jpt.tuning.prepare import PreparedTask, prepare_for
 from jpt.tuning.settle import settle_options
 from jpt.types import Prompt
 
@@ -242,14 +242,7 @@ def training_task(
         InputError: label words, lengths or rows do not fit.
     """
     chosen = settle_options(options.feeding(), backbone, task)
-    prepared = prepare_task(
-        task,
-        backbone,
-        chosen.max_tokens,
-        chosen.eval_batch_size,
-        label_scoring=chosen.label_scoring,
-        answer_tokens=chosen.answer_tokens,
-    )
+    prepared = prepare_for(task, backbone, chosen)
     feed = make_feed(
         prepared.split("train"), chosen, prepared.batching, backbone.layout, mesh.shape["data"]
     )

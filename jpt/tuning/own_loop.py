@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
@@ -14,7 +15,7 @@ from jpt.mesh import make_mesh, place, replicated
 from jpt.tasks.task import Task
 from jpt.tuning.initial import initial_prompt
 from jpt.tuning.losses import Answer
-from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_task
+from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_for
 from jpt.tuning.settle import settle_options
 from jpt.tuning.step import (
     BoundStep,
@@ -58,6 +59,27 @@ class OwnStep:
         return self.run.lower(self.params, state, batch, self.answer).compile()
 
 
+def step_of(model: Backbone, options: TuneOptions, mesh: Mesh) -> BoundStep:
+    """Gives the compiled step that the options of a run ask for.
+
+    Args:
+        model: the backbone.
+        options: with every choice made.
+        mesh: devices that hold the state.
+
+    Returns:
+        The step.
+    """
+    return paper_train_step(
+        model.module,
+        options.learning_rate,
+        options.seed if options.dropout == "paper" else 0,
+        options.objective,
+        mesh,
+        options.clip_norm,
+    )
+
+
 def train_step(
     backbone: Backbone | str | Path,
     task: Task | str | Path,
@@ -95,19 +117,9 @@ def train_step(
     mesh, definition = make_mesh(given.mesh), as_task(task, data)
     model = as_backbone(backbone, given.dtype, given.dropout == "paper", mesh, given.remat)
     chosen = settle_options(given, model, definition)
-    prepared = prepare_task(
-        definition,
-        model,
-        chosen.max_tokens,
-        chosen.eval_batch_size,
-        label_scoring=chosen.label_scoring,
-        answer_tokens=chosen.answer_tokens,
-    )
+    prepared = prepare_for(definition, model, chosen)
     values = initial_prompt(model, prepared, chosen)
     state = init_state(values, prompt_optimizer(chosen.learning_rate))
-    seed = chosen.seed if chosen.dropout == "paper" else 0
-    run = paper_train_step(
-        model.module, chosen.learning_rate, seed, chosen.objective, mesh, chosen.clip_norm
-    )
+    run = step_of(model, chosen, mesh)
     step = OwnStep(run, model.params, prepared.answer)
     return step, place(state, replicated(mesh))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jpt.backbones.registry import Backbone, load_backbone
+from jpt.config import TuneOptions
 from jpt.data.encode import EncodedSplit
 from jpt.data.sources import attach_data, has_split, read_rows
 from jpt.data.token_cache import encode_cached
@@ -181,6 +182,30 @@ def prepare_task(
         _answer(words, label_scoring, first_position),
         Batching(batch_size, max_tokens, backbone.pad_id),
         answer_tokens or task.answer_tokens,
+    )
+
+
+def prepare_for(task: Task, backbone: Backbone, options: TuneOptions) -> PreparedTask:
+    """Prepares a task as the options of a run say.
+
+    Args:
+        task: what is asked.
+        backbone: who reads it.
+        options: with every choice made.
+
+    Returns:
+        The prepared task.
+
+    Raises:
+        InputError: as :func:`prepare_task`.
+    """
+    return prepare_task(
+        task,
+        backbone,
+        options.max_tokens,
+        options.eval_batch_size,
+        label_scoring=options.label_scoring,
+        answer_tokens=options.answer_tokens,
     )
 
 

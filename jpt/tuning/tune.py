@@ -26,6 +26,7 @@ from jpt.tuning.initial import initial_prompt
 from jpt.tuning.log_sinks import LogSinks, parse_sinks
 from jpt.tuning.loop import LoopState, Run, Schedule, best_prompt, resume, run_loop, start_state
 from jpt.tuning.loss_curve import draw_loss
+from jpt.tuning.own_loop import step_of
 from jpt.tuning.predictions import write_predictions
 from jpt.tuning.prepare import (
     Data,
@@ -33,14 +34,14 @@ from jpt.tuning.prepare import (
     as_backbone,
     as_task,
     data_record,
-    prepare_task,
+    prepare_for,
 )
 from jpt.tuning.progress import Progress, peak_memory_mb
 from jpt.tuning.run_folder import BEST, CHECKPOINTS, LAST, PREDICTIONS, RunFolder
 from jpt.tuning.scoring import Score
 from jpt.tuning.settle import settle_options
 from jpt.tuning.start import Start
-from jpt.tuning.step import TuneState, init_state, paper_train_step, prompt_optimizer
+from jpt.tuning.step import TuneState, init_state, prompt_optimizer
 from jpt.types import Batch, Prompt, PromptCard
 from jpt.version import __version__
 
@@ -233,14 +234,7 @@ def prepare_run(
     definition = as_task(task, data)
     model = as_backbone(backbone, options.dtype, options.dropout == "paper", mesh, options.remat)
     options = settle_options(options, model, definition)
-    prepared = prepare_task(
-        definition,
-        model,
-        options.max_tokens,
-        options.eval_batch_size,
-        label_scoring=options.label_scoring,
-        answer_tokens=options.answer_tokens,
-    )
+    prepared = prepare_for(definition, model, options)
     if start is None:
         initial = initial_prompt(model, prepared, options)
     else:
@@ -271,14 +265,7 @@ def _run(
     run = Run(
         params=study.backbone.params,
         answer=study.prepared.answer,
-        step=paper_train_step(
-            study.backbone.module,
-            options.learning_rate,
-            options.seed if options.dropout == "paper" else 0,
-            options.objective,
-            study.mesh,
-            options.clip_norm,
-        ),
+        step=step_of(study.backbone, options, study.mesh),
         batch_at=study.batch_at,
         score=lambda prompt: study.score(prompt, "validation"),
         schedule=Schedule(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt import cli
 from jpt.prompts.seed_prompts import load_seed_prompts
 from jpt.recipes.prompt_library import LibraryPrompt, check_names, read_index, write_index
 from jpt.recipes.prompt_readme import write_readme
 from jpt.types import Prompt, PromptCard
 from tests.fake_hub import READER, TOKEN, FakeHub, create, fake_hub
+from tests.typed import type_command
 
 # Of the library, where it uploads to a storage outside of git.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -54,13 +53,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     def call(*command: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jpt", "prompts", *map(str, command)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
+        return type_command(["prompts", *command], monkeypatch, capsys)
 
     return call
 

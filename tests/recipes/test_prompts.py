@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jpt
-from jpt import cli
 from jpt.backbones.registry import Backbone
 from jpt.recipes import prompts as recipe
 from jpt.recipes.prompts import show_prompt
@@ -20,6 +18,7 @@ from jpt.testing import SPECIAL_PIECES, VOCABULARY, write_tiny_backbone
 from jpt.tuning.initial import initial_rows
 from jpt.types import Prompt, PromptCard
 from tests.toy_task import write_task
+from tests.typed import type_command
 
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
@@ -154,13 +153,7 @@ def test_text_fits_80_columns(backbone: Backbone) -> None:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def call(*command: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jpt", "prompts", *map(str, command)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
+        return type_command(["prompts", *command], monkeypatch, capsys)
 
     return call
 
