@@ -25,7 +25,8 @@ from jpt.recipes.compiled_facts import Collective, read_collectives
 from jpt.recipes.dry_run import dry_run, use_virtual_devices
 from jpt.recipes.step_shapes import StepShapes, lower_step, shape_backbone, step_shapes
 from jpt.testing import tiny_bert_config
-from jpt.tuning import tune as tuning
+from jpt.tuning import own_loop
+from jpt.tuning.tune import tune
 from tests.plain_programs import FAST_COMPILE
 from tests.toy_task import write_task
 
@@ -238,7 +239,7 @@ class _CapturedError(Exception):
 def test_the_step_is_the_one_that_tune_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, remat: str
 ) -> None:
-    original, captured = tuning.paper_train_step, {}
+    original, captured = own_loop.paper_train_step, {}
 
     def capture(*settings: Any) -> Any:
         def step(*arguments: Any) -> None:
@@ -248,12 +249,12 @@ def test_the_step_is_the_one_that_tune_runs(
 
         return step
 
-    monkeypatch.setattr(tuning, "paper_train_step", capture)
+    monkeypatch.setattr(own_loop, "paper_train_step", capture)
     given = {"batch_size": 4, "length": 3, "max_tokens": 32, "learning_rate": 1e-3}
     given |= {"mesh": "data:2,model:2", "dtype": dtype, "remat": remat}
     task = write_task(tmp_path / "mood")
     with pytest.raises(_CapturedError):
-        tuning.tune("builtin/bert-small", task, **given)
+        tune("builtin/bert-small", task, **given)
     options = TuneOptions(**given)
     model = shape_backbone(find_folder("builtin/bert-small") / "config.json", options)
     # A config alone does not say which word is the mask: no size depends on it.
