@@ -29,6 +29,8 @@ class Batch(NamedTuple):
         weights: 1 for a real row, 0 for a row that only fills the batch.
         answers: ids of the answers to be written, padded on the right; None where there are labels.
         answer_lengths: how many of a row's answer tokens are answer.
+        places: of a packed batch, the positions of the real tokens, counted through the rows of
+            each of G groups; one past the last where nothing stands. None computes padding too.
     """
 
     tokens: Int32[np.ndarray, "B T"]
@@ -37,6 +39,7 @@ class Batch(NamedTuple):
     weights: Float32[np.ndarray, "B"]
     answers: Int32[np.ndarray, "B A"] | None = None
     answer_lengths: Int32[np.ndarray, "B"] | None = None
+    places: Int32[np.ndarray, "G N"] | None = None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from jpt.backbones.decoder_layers import (
 )
 from jpt.backbones.layers import LayerNorm, RMSNorm, WordHead, rematerialised
 from jpt.backbones.output import AnswerScores, Cache, ModelOutput
+from jpt.backbones.packing import pack_layout
 from jpt.backbones.rotary import Angles, rotary_angles
 
 Prompt = Float[Array, "P D"] | Float[Array, "B P D"] | None
@@ -84,6 +85,7 @@ class Decoder(nn.Module):
         capture_neurons: bool = False,
         neuron_mask: Float[Array, "L F"] | None = None,
         every_position: bool = False,
+        places: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
         """Reads a batch behind a prompt and scores the word after the last text token.
 
@@ -96,12 +98,15 @@ class Decoder(nn.Module):
             neuron_mask: multiplies what enters the second matrix, per layer; prompt rows included.
             every_position: compute all text positions of the last layer and the head; by default
                 only the answer's, which gives the same numbers for less work.
+            places: of a packed batch: the layers then work on real tokens alone, for the same
+                numbers; of no use with every_position.
 
         Returns:
             Logits, normalised last states and neurons, at the answer or at all text positions.
         """
         capture = ("all" if every_position else "answer") if capture_neurons else None
         options = {"neuron_mask": neuron_mask, "every_position": every_position}
+        options["places"] = None if every_position else places
         hidden, neurons, _ = self._read(tokens, lengths, prompt, capture=capture, **options)
         if not every_position:
             hidden = hidden[:, 0]
@@ -115,6 +120,7 @@ class Decoder(nn.Module):
         answers: Int[Array, "R W A"],
         *,
         neuron_mask: Float[Array, "L F"] | None = None,
+        places: Int[Array, "G N"] | None = None,
     ) -> AnswerScores:
         """Scores every token of several answers to each row, all of them in one pass.
 
@@ -124,11 +130,12 @@ class Decoder(nn.Module):
             prompt: one prompt for all rows, one a row, or none.
             answers: tokens of the answers, of each row or (R = 1) the same of all.
             neuron_mask: multiplies what enters the second matrix, per layer; prompt rows included.
+            places: of a packed batch.
 
         Returns:
             The scores, each token given those before it.
         """
-        given = {"neuron_mask": neuron_mask, "answers": answers}
+        given = {"neuron_mask": neuron_mask, "answers": answers, "places": places}
         hidden, _, _ = self._read(tokens, lengths, prompt, **given)
         logits = self._score(hidden, None)
         return score_tokens(logits[:, 0], logits[:, 1:], answers)
@@ -218,14 +225,17 @@ class Decoder(nn.Module):
         every_position: bool = False,
         keep: bool = False,
         answers: Int[Array, "R W A"] | None = None,
+        places: Int[Array, "G N"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "L B *T F"] | None, dict[str, Any]]:
         """Gives the last states at the answer or everywhere, the neurons, and what is kept.
 
         With answers, their line's last states stand behind that of the text's last token.
         """
         prompt, segments = self._lay_out(prompt, tokens.shape[1])
-        text = self.embeddings.words(tokens, self._positions(prompt, tokens.shape[1]))
-        states = States(prompt, text.astype(self.dtype))
+        text, positions = tokens, self._positions(prompt, tokens.shape[1])
+        if places is not None:
+            text, positions, segments = self._pack(tokens, lengths, places, segments, positions)
+        states = States(prompt, self.embeddings.words(text, positions).astype(self.dtype))
         if answers is not None and answers.shape[2] > 1:
             states, segments = self._add_answers(states, segments, lengths, answers)
         # A row that only fills the batch may have no text at all.
@@ -256,7 +266,7 @@ class Decoder(nn.Module):
     ) -> tuple[States, Segments]:
         """Puts a line of answers behind the text: each stands where it would alone."""
         branches, start = lay_out(answers), 0 if states.prompt is None else states.prompt.shape[1]
-        rows, length = states.text.shape[:2]
+        rows, length = lengths.shape[0], segments.text.allowed.shape[-1]
         line = jnp.broadcast_to(branches.tokens, (rows, len(branches.steps)))
         positions = start + lengths[:, None] + jnp.asarray(branches.steps)[None]
         is_text = jnp.arange(length)[None, None] < lengths[:, None, None]
@@ -275,10 +285,10 @@ class Decoder(nn.Module):
         """Runs the last layer: keys of all, queries of the answer alone where it is given."""
         (prompt, text, answers), (front, body, behind) = states, segments
         prompt_keys = None if prompt is None else self.last_layer.look(prompt, front.angles)[1]
-        normed, text_keys = self.last_layer.look(text, body.angles)
+        normed, text_keys = self.last_layer.look(text, body.angles, body.packing)
         angles, allowed = body.angles, body.allowed
         if answer is not None:
-            text, normed = pick(text, answer), pick(normed, answer)
+            text, normed = (pick(values, answer, body.packing) for values in (text, normed))
             start = 0 if prompt is None else prompt.shape[1]
             angles = self._angles(start + answer[:, None])
             # [B, 1, T]: the answer looks at the text up to itself.
@@ -300,6 +310,22 @@ class Decoder(nn.Module):
         rows = prompt.shape[1]
         prompt = self.embeddings.place(prompt, jnp.arange(rows)[None]).astype(self.dtype)
         return prompt, Segments(self._segment(0, rows), self._segment(rows, text))
+
+    def _pack(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        places: Int[Array, "G N"],
+        segments: Segments,
+        positions: Int[Array, "1 T"],
+    ) -> tuple[Int[Array, "G N"], Int[Array, "G N"], Segments]:
+        """Takes the real tokens of the text, and says where they stand."""
+        length = tokens.shape[1]
+        packing = pack_layout(places, lengths, length)
+        tokens = jnp.take_along_axis(tokens.reshape(places.shape[0], -1), places, 1, mode="clip")
+        positions = positions[0, 0] + places % length
+        body = segments.text._replace(angles=self._angles(positions), packing=packing)
+        return tokens, positions, segments._replace(text=body)
 
     def _segment(self, start: int, length: int) -> Segment:
         """Some tokens from a position on, each of which looks back to the first of them."""

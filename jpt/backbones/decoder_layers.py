@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jpt.backbones.attention import KeyBlock, attend
 from jpt.backbones.decoder_config import DecoderConfig
 from jpt.backbones.layers import ACTIVATIONS, LayerNorm, RMSNorm, linear
+from jpt.backbones.packing import Packing, at_position, collect, spread
 from jpt.backbones.rotary import Angles, rotate
 
 
@@ -33,11 +34,13 @@ class Segment(NamedTuple):
         angles: of rotary positions; None in GPT-2.
         allowed: which of its own tokens each of them may look at.
         text_allowed: which tokens of the text before it, where it is a line of answers.
+        packing: where they stand in their rows, where the states are of real tokens alone.
     """
 
     angles: Angles | None
     allowed: Bool[Array, "R S S"]
     text_allowed: Bool[Array, "B 1 T"] | None = None
+    packing: Packing | None = None
 
 
 class States(NamedTuple):
@@ -45,12 +48,12 @@ class States(NamedTuple):
 
     Attributes:
         prompt: of the prompt, computed once where all rows have the same one; or None.
-        text: of the text.
+        text: of the text, by row, or of its real tokens alone.
         answers: of a line of answers behind the text; or None.
     """
 
     prompt: Float[Array, "R P D"] | None
-    text: Float[Array, "B T D"]
+    text: Float[Array, "B T D"] | Float[Array, "G M D"]
     answers: Float[Array, "B N D"] | None = None
 
 
@@ -92,12 +95,17 @@ class WritingPlace(NamedTuple):
     generated_allowed: Bool[Array, "1 1 N"]
 
 
-def pick(values: Float[Array, "B T D"], position: Int[Array, "B"]) -> Float[Array, "B 1 D"]:
+def pick(
+    values: Float[Array, "B T D"] | Float[Array, "G M D"],
+    position: Int[Array, "B"],
+    packing: Packing | None = None,
+) -> Float[Array, "B 1 D"]:
     """Takes one position of every row.
 
     Args:
-        values: at all positions.
+        values: at all positions, or of real tokens alone.
         position: which of them.
+        packing: where real tokens stand, where there are no others.
 
     Returns:
         The values there.
@@ -106,6 +114,8 @@ def pick(values: Float[Array, "B T D"], position: Int[Array, "B"]) -> Float[Arra
         >>> pick(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([2, 0])).ravel().tolist()
         [2.0, 3.0]
     """
+    if packing is not None:
+        return at_position(values, packing, position)
     return jnp.take_along_axis(values, position[:, None, None], axis=1)
 
 
@@ -141,12 +151,18 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(self.dropout_rate, deterministic=not self.dropout_rate)
 
     def look(
-        self, states: Float[Array, "R S D"], angles: Angles | None
+        self,
+        states: Float[Array, "R S D"],
+        angles: Angles | None,
+        packing: Packing | None = None,
     ) -> tuple[Float[Array, "R S D"], Keys]:
-        """Gives the normalised states, and the keys and values that others may look at."""
+        """Gives the normalised states, and by row the keys and values that others may look at."""
         normed = self.attention_norm(states).astype(self.dtype)
         key = rotate(self._heads(self.key(normed)), angles)
-        return normed, Keys(key, self._heads(self.value(normed)))
+        value = self._heads(self.value(normed))
+        if packing is not None:
+            key, value = spread(key, packing), spread(value, packing)
+        return normed, Keys(key, value)
 
     def update(
         self,
@@ -155,13 +171,16 @@ class DecoderLayer(nn.Module):
         angles: Angles | None,
         blocks: list[KeyBlock],
         neuron_mask: Float[Array, "F"] | None,
+        packing: Packing | None = None,
     ) -> tuple[Float[Array, "R Q D"], Float[Array, "R Q F"]]:
         """Adds to states what their queries find and what the feed-forward layer says to it."""
         query = rotate(self._heads(self.query(normed)), angles)
+        query = query if packing is None else spread(query, packing)
         drop = self.dropout if self.dropout_rate else None
         gathered = attend(query, blocks, self.config.attention_scale, drop)
         # [R, Q, H, K] -> [R, Q, H*K]
         gathered = gathered.reshape(*gathered.shape[:2], -1)
+        gathered = gathered if packing is None else collect(gathered, packing)
         states = states + self._drop(self.attention_out(gathered))
         normed = self.feed_forward_norm(states).astype(self.dtype)
         neurons = ACTIVATIONS[self.config.activation](self.feed_forward_in(normed))
@@ -244,13 +263,13 @@ class ReadingLayer(DecoderLayer):
             own = [KeyBlock(*prompt_keys, front.allowed)]
             prompt, _ = self.update(prompt, normed, front.angles, own, neuron_mask)
             blocks = [KeyBlock(*prompt_keys)]
-        normed, text_keys = self.look(text, body.angles)
+        normed, text_keys = self.look(text, body.angles, body.packing)
         seen = [*blocks, KeyBlock(*text_keys, body.allowed)]
-        text, neurons = self.update(text, normed, body.angles, seen, neuron_mask)
+        text, neurons = self.update(text, normed, body.angles, seen, neuron_mask, body.packing)
         if answers is not None:
             answers = self.follow(answers, behind, blocks, text_keys, neuron_mask)
         if self.capture != "all":
-            neurons = pick(neurons, answer)[:, 0] if self.capture else None
+            neurons = pick(neurons, answer, body.packing)[:, 0] if self.capture else None
         kept = (prompt_keys, text_keys) if self.keep else None
         return States(prompt, text, answers), (neurons, kept)
 

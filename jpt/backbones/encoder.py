@@ -21,6 +21,7 @@ from jpt.backbones.layers import (
     score_words,
 )
 from jpt.backbones.output import ModelOutput
+from jpt.backbones.packing import Packing, at_position, collect, pack_layout, spread
 
 
 class EncoderLayer(nn.Module):
@@ -39,13 +40,15 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        states: Float[Array, "B S D"],
-        queries: Float[Array, "B Q D"],
+        states: Float[Array, "B S D"] | Float[Array, "G M D"],
+        queries: Float[Array, "B Q D"] | None,
         key_is_text: Bool[Array, "B S"],
         neuron_mask: Float[Array, "F"] | None,
+        packing: Packing | None = None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B Q F"]]:
-        """Updates ``queries`` (the states at all positions, or the answer's) from ``states``."""
-        gathered = self._gather(states, queries, key_is_text)
+        """Updates ``queries`` (the answer's state, or None for all of them) from ``states``."""
+        gathered = self._gather(states, queries, key_is_text, packing)
+        queries = states if queries is None else queries
         attended = self._norm("attention_norm", queries + gathered)
         neurons = linear(self.config.neurons, self.dtype, "feed_forward_in")(attended)
         neurons = ACTIVATIONS[self.config.activation](neurons)
@@ -57,26 +60,33 @@ class EncoderLayer(nn.Module):
 
     def _gather(
         self,
-        states: Float[Array, "B S D"],
-        queries: Float[Array, "B Q D"],
+        states: Float[Array, "B S D"] | Float[Array, "G M D"],
+        queries: Float[Array, "B Q D"] | None,
         key_is_text: Bool[Array, "B S"],
+        packing: Packing | None,
     ) -> Float[Array, "B Q D"]:
         """Collects from all positions what the queries look for."""
 
-        def project(name: str, rows: Float[Array, "B R D"]) -> Float[Array, "B R H K"]:
+        def project(name: str, rows: Float[Array, "R Q D"]) -> Float[Array, "R Q H K"]:
             projected = linear(self.config.width, self.dtype, name)(rows)
-            # [B, R, D] -> [B, R, H, K]
+            # [R, Q, D] -> [R, Q, H, K]
             return projected.reshape(*rows.shape[:2], self.config.heads, self.config.head_width)
 
-        keys = KeyBlock(project("key", states), project("value", states), key_is_text[:, None])
+        def by_row(name: str) -> Float[Array, "B S H K"]:
+            projected = project(name, states)
+            return projected if packing is None else spread(projected, packing)
+
+        keys = KeyBlock(by_row("key"), by_row("value"), key_is_text[:, None])
         gathered = attend(
-            project("query", queries),
+            by_row("query") if queries is None else project("query", queries),
             [keys],
             scale=self.config.head_width**-0.5,
             drop=self._drop if self.dropout_rate else None,
         )
         # [B, Q, H, K] -> [B, Q, D]
-        gathered = gathered.reshape(queries.shape)
+        gathered = gathered.reshape(*gathered.shape[:2], self.config.width)
+        if packing is not None and queries is None:
+            gathered = collect(gathered, packing)
         return self._drop(linear(self.config.width, self.dtype, "attention_out")(gathered))
 
     def _norm(self, name: str, rows: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
@@ -100,13 +110,16 @@ class ScannedLayer(EncoderLayer):
     @nn.compact
     def __call__(  # type: ignore[override]
         self,
-        states: Float[Array, "B S D"],
+        states: Float[Array, "B S D"] | Float[Array, "G M D"],
         key_is_text: Bool[Array, "B S"],
+        packing: Packing | None,
         neuron_mask: Float[Array, "F"] | None,
     ) -> tuple[Float[Array, "B S D"], Float[Array, "B *S F"] | None]:
         """Updates all states and returns the neurons that are wanted."""
-        states, neurons = super().__call__(states, states, key_is_text, neuron_mask)
-        return states, {None: None, "answer": neurons[:, 0], "all": neurons}[self.capture]
+        states, neurons = super().__call__(states, None, key_is_text, neuron_mask, packing)
+        if self.capture == "answer":
+            neurons = _answers(neurons, packing, key_is_text.shape[0])[:, 0]
+        return states, neurons if self.capture else None
 
 
 class EncoderEmbeddings(nn.Module):
@@ -133,7 +146,7 @@ class EncoderEmbeddings(nn.Module):
         first_position: int,
         token_types: Int[Array, "B T"] | None,
     ) -> Float[Array, "B T D"]:
-        """Embeds text at the positions that it would have alone."""
+        """Embeds text at the positions that it would have alone, padded on the right."""
         start = self.config.position_offset + first_position
         positions = self.position[start : start + tokens.shape[1]].astype(jnp.float32)
         words = self.word[tokens].astype(jnp.float32) + positions[None]
@@ -233,6 +246,7 @@ class Encoder(nn.Module):
         neuron_mask: Float[Array, "L F"] | None = None,
         every_position: bool = False,
         first_position: int = 0,
+        places: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
         """Reads a batch behind a prompt and scores the answer at position 0.
 
@@ -246,6 +260,8 @@ class Encoder(nn.Module):
             every_position: compute all positions of the last layer and the head, the plain way;
                 by default only the answer's, which gives the same numbers for less work.
             first_position: position of ``[CLS]``; imported BERT prompts were tuned with 1.
+            places: of a packed batch: the layers then work on real tokens alone, for the same
+                numbers; of no use with every_position.
 
         Returns:
             Logits, last states and neurons.
@@ -254,11 +270,15 @@ class Encoder(nn.Module):
         text = self.embeddings.text(tokens, first_position, None)
         states = jnp.concatenate([front, text], axis=1).astype(self.dtype)
         is_text = self._key_is_text(lengths, front.shape[1], tokens.shape[1])
+        packing = None
+        if places is not None and not every_position:
+            packing = pack_layout(places, lengths, tokens.shape[1], front.shape[1])
+            states = collect(states, packing)
         capture = ("all" if every_position else "answer") if capture_neurons else None
-        states, lower = self._lower_layers(states, is_text, neuron_mask, capture)
+        states, lower = self._lower_layers(states, is_text, packing, neuron_mask, capture)
         last_mask = None if neuron_mask is None else neuron_mask[-1]
-        queries = states if every_position else states[:, :1]
-        hidden, last = self.last_layer(states, queries, is_text, last_mask)
+        queries = None if every_position else _answers(states, packing, tokens.shape[0])
+        hidden, last = self.last_layer(states, queries, is_text, last_mask, packing)
         if not every_position:
             hidden, last = hidden[:, 0], last[:, 0]
         neurons = _stack(lower, last) if capture_neurons else None
@@ -273,8 +293,8 @@ class Encoder(nn.Module):
         """Reads plain text as the model did in pretraining: no mask in front and no prompt."""
         states = self.embeddings.text(tokens, 0, token_types).astype(self.dtype)
         is_text = self._key_is_text(lengths, 0, tokens.shape[1])
-        states, _ = self._lower_layers(states, is_text, None, None)
-        return self.last_layer(states, states, is_text, None)[0]
+        states, _ = self._lower_layers(states, is_text, None, None, None)
+        return self.last_layer(states, None, is_text, None)[0]
 
     def vocabulary_logits(
         self, hidden: Float[Array, "... D"], label_ids: Int[Array, "C"] | None = None
@@ -297,8 +317,9 @@ class Encoder(nn.Module):
     @nn.compact
     def _lower_layers(
         self,
-        states: Float[Array, "B S D"],
+        states: Float[Array, "B S D"] | Float[Array, "G M D"],
         is_text: Bool[Array, "B S"],
+        packing: Packing | None,
         neuron_mask: Float[Array, "L F"] | None,
         capture: str | None,
     ) -> tuple[Float[Array, "B S D"], Float[Array, "L-1 B *S F"] | None]:
@@ -309,11 +330,20 @@ class Encoder(nn.Module):
             rematerialised(ScannedLayer, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0),
             length=self.config.layers - 1,
         )(self.config, self.dtype, self.dropout_rate, capture, name="layers")
         lower_mask = None if neuron_mask is None else neuron_mask[:-1]
-        return scanned(states, is_text, lower_mask)
+        return scanned(states, is_text, packing, lower_mask)
+
+
+def _answers(
+    values: Float[Array, "B S D"] | Float[Array, "G M D"], packing: Packing | None, rows: int
+) -> Float[Array, "B 1 D"]:
+    """Takes what stands at the mask of every row."""
+    if packing is None:
+        return values[:, :1]
+    return at_position(values, packing, jnp.zeros(rows, jnp.int32))
 
 
 def _stack(

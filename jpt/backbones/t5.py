@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jpt.backbones.answers import lay_out, score_tokens
 from jpt.backbones.layers import WordHead
 from jpt.backbones.output import AnswerScores, Cache, ModelOutput
+from jpt.backbones.packing import Packing, collect, pack_layout
 from jpt.backbones.t5_config import T5Config
 from jpt.backbones.t5_layers import LayerInput, Sight, Stack, View
 from jpt.backbones.t5_positions import spread_bias
@@ -86,6 +87,7 @@ class T5(nn.Module):
         neuron_mask: Float[Array, "L F"] | None = None,
         neuron_stack: str = "decoder",
         every_position: bool = False,
+        places: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
         """Reads a batch behind a prompt and scores the first token of the answer.
 
@@ -103,6 +105,8 @@ class T5(nn.Module):
                 ``"encoder"``.
             every_position: keep the axis of positions, also for one token; with the encoder's
                 neurons, return them at all positions.
+            places: of a packed batch: the encoder's layers then work on real tokens alone, for the
+                same numbers; of no use with every_position.
 
         Returns:
             Logits, last states and neurons.
@@ -117,13 +121,13 @@ class T5(nn.Module):
             is_all = keeps_axis if neuron_stack == "decoder" else every_position
             first = {"decoder": 0, "encoder": _prompt_rows(prompt)}[neuron_stack]
             wanted[neuron_stack] = "all" if is_all else first
-        encoded, is_read, encoder_neurons = self._encode(
-            tokens, lengths, prompt, masks["encoder"], wanted["encoder"]
-        )
+        places = None if every_position else places
+        read = (masks["encoder"], wanted["encoder"], places)
+        encoded, is_read, packing, encoder_neurons = self._encode(tokens, lengths, prompt, *read)
         if decoder_tokens is None:
             decoder_tokens = self._start_tokens(tokens.shape[0])
         view = self._view(np.arange(decoder_tokens.shape[1]))
-        sight = Sight(view, None, encoded, is_read)
+        sight = Sight(view, None, encoded, is_read, None, packing)
         states = self.embeddings.word[decoder_tokens]
         given = LayerInput(masks["decoder"])
         hidden, kept = self.decoder(states, given, sight, wanted["decoder"])
@@ -141,6 +145,7 @@ class T5(nn.Module):
         *,
         neuron_mask: Float[Array, "L F"] | None = None,
         neuron_stack: str = "decoder",
+        places: Int[Array, "G N"] | None = None,
     ) -> AnswerScores:
         """Scores every token of several answers to each row, all of them in one pass.
 
@@ -151,12 +156,14 @@ class T5(nn.Module):
             answers: tokens of the answers, of each row or (R = 1) the same of all.
             neuron_mask: multiplies the activations before the last matrix, per layer.
             neuron_stack: whose neurons that means, ``"decoder"`` or ``"encoder"``.
+            places: of a packed batch.
 
         Returns:
             The scores, each token given those before it.
         """
         masks: dict[str, Array | None] = {**dict.fromkeys(STACKS), neuron_stack: neuron_mask}
-        encoded, is_read, _ = self._encode(tokens, lengths, prompt, masks["encoder"], None)
+        read = (masks["encoder"], None, places)
+        encoded, is_read, packing, _ = self._encode(tokens, lengths, prompt, *read)
         branches = lay_out(answers)
         rows, count = tokens.shape[0], len(branches.steps)
         line = jnp.broadcast_to(branches.tokens, (rows, count))
@@ -165,7 +172,7 @@ class T5(nn.Module):
         allowed = np.pad(branches.allowed, ((1, 0), (1, 0)))
         allowed[:, 0] = True
         view = self._view(np.concatenate([[0], branches.steps + 1]), allowed)
-        sight = Sight(view, None, encoded, is_read)
+        sight = Sight(view, None, encoded, is_read, None, packing)
         hidden, _ = self.decoder(self.embeddings.word[read], LayerInput(masks["decoder"]), sight)
         logits = self.vocabulary_logits(hidden)
         return score_tokens(logits[:, 0], logits[:, 1:], answers)
@@ -204,7 +211,7 @@ class T5(nn.Module):
         Returns:
             Scores of the whole vocabulary, and what :meth:`advance` goes on from.
         """
-        encoded, is_read, _ = self._encode(tokens, lengths, prompt, None, None)
+        encoded, is_read, _, _ = self._encode(tokens, lengths, prompt, None, None)
         sight = Sight(self._view(np.arange(1)), None, encoded, is_read)
         states = self.embeddings.word[self._start_tokens(tokens.shape[0])]
         hidden, kept = self.decoder(states, LayerInput(), sight, None, True)
@@ -249,18 +256,28 @@ class T5(nn.Module):
         prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
         neuron_mask: Float[Array, "L F"] | None,
         capture: int | str | None,
-    ) -> tuple[Float[Array, "B S D"], Bool[Array, "B 1 S"], Float[Array, "L B *S F"] | None]:
-        """Gives the encoder's states, which of them are no padding, and its neurons."""
+        places: Int[Array, "G N"] | None = None,
+    ) -> tuple[
+        Float[Array, "B S D"] | Float[Array, "G M D"],
+        Bool[Array, "B 1 S"],
+        Packing | None,
+        Float[Array, "L B *S F"] | None,
+    ]:
+        """Gives the encoder's states, which positions are no padding, packing, and neurons."""
         states, front = self.embeddings.word[tokens].astype(self.dtype), _prompt_rows(prompt)
         if prompt is not None:
             rows = (prompt[None] if prompt.ndim == 2 else prompt).astype(self.dtype)
             rows = jnp.broadcast_to(rows, (tokens.shape[0], *rows.shape[1:]))
             states = jnp.concatenate([rows, states], axis=1)
         is_read = jnp.arange(states.shape[1])[None] < (lengths + front)[:, None]
-        places = np.arange(states.shape[1])
-        view = View(is_read[:, None], spread_bias(self.encoder.bias(len(places)), places))
-        states, kept = self.encoder(states, LayerInput(neuron_mask), Sight(view), capture)
-        return states, is_read[:, None], kept.neurons
+        packing, positions = None, np.arange(states.shape[1])
+        if places is not None:
+            packing = pack_layout(places, lengths, tokens.shape[1], front)
+            states = collect(states, packing)
+        view = View(is_read[:, None], spread_bias(self.encoder.bias(len(positions)), positions))
+        sight = Sight(view, packing=packing)
+        states, kept = self.encoder(states, LayerInput(neuron_mask), sight, capture)
+        return states, is_read[:, None], packing, kept.neurons
 
     def _start_tokens(self, rows: int) -> Int[Array, "B 1"]:
         return jnp.full((rows, 1), self.config.start_id, jnp.int32)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jpt.backbones.attention import KeyBlock, attend
 from jpt.backbones.layers import ACTIVATIONS, RMSNorm, linear, rematerialised
+from jpt.backbones.packing import Packing, at_position, collect, spread
 from jpt.backbones.t5_config import T5Config
 from jpt.backbones.t5_positions import RelativeBias
 
@@ -36,12 +37,16 @@ class Sight(NamedTuple):
         past: view of the tokens whose keys are given.
         encoded: the encoder's states, where keys of them are to be computed.
         is_read: which of the encoder's positions are no padding.
+        packing: where the states stand in their rows, where they are of real tokens alone.
+        encoded_packing: where the encoder's stand.
     """
 
     own: View
     past: View | None = None
-    encoded: Float[Array, "B S D"] | None = None
+    encoded: Float[Array, "B S D"] | Float[Array, "G M D"] | None = None
     is_read: Bool[Array, "B 1 S"] | None = None
+    packing: Packing | None = None
+    encoded_packing: Packing | None = None
 
 
 class LayerInput(NamedTuple):
@@ -89,37 +94,51 @@ class T5Layer(nn.Module):
     ) -> tuple[Float[Array, "B Q D"], LayerOutput]:
         """Updates the states from their own tokens, earlier ones and what the encoder read."""
         rows = self._norm("attention_norm", states)
-        own = self._keys_values(rows, "key", "value")
+        own = self._keys_values(rows, sight.packing, "key", "value")
         blocks = [KeyBlock(*own, *sight.own)]
         if given.past is not None and sight.past is not None:
             blocks.append(KeyBlock(*given.past, *sight.past))
-        states = states + self._gather(rows, blocks, "query", "attention_out")
+        states = states + self._gather(rows, blocks, "query", "attention_out", sight.packing)
         cross, computed = given.cross, None
         if sight.encoded is not None:
-            cross = computed = self._keys_values(sight.encoded, "cross_key", "cross_value")
+            names = ("cross_key", "cross_value")
+            cross = computed = self._keys_values(sight.encoded, sight.encoded_packing, *names)
         if cross is not None:
             rows = self._norm("cross_norm", states)
             block = KeyBlock(*cross, sight.is_read)
-            states = states + self._gather(rows, [block], "cross_query", "cross_out")
+            states = states + self._gather(rows, [block], "cross_query", "cross_out", sight.packing)
         update, neurons = self._feed_forward(states, given.neuron_mask)
         kept = (own, computed) if self.keeps_keys else (None, None)
-        return states + update, LayerOutput(self._captured(neurons), *kept)
+        return states + update, LayerOutput(self._captured(neurons, sight), *kept)
 
-    def _keys_values(self, rows: Float[Array, "B S D"], *names: str) -> KeysValues:
-        return KeysValues(*(self._project(name, rows) for name in names))
+    def _keys_values(
+        self, rows: Float[Array, "B S D"], packing: Packing | None, *names: str
+    ) -> KeysValues:
+        return KeysValues(*(self._project(name, rows, packing) for name in names))
 
-    def _project(self, name: str, rows: Float[Array, "B S D"]) -> Float[Array, "B S H K"]:
+    def _project(
+        self, name: str, rows: Float[Array, "B S D"], packing: Packing | None
+    ) -> Float[Array, "B S H K"]:
+        """Maps states, and puts what comes out by row."""
         heads, width = self.config.heads, self.config.head_width
         projected = linear(heads * width, self.dtype, name, use_bias=False)(rows)
-        return projected.reshape(*rows.shape[:2], heads, width)  # [B, S, H*K] -> [B, S, H, K]
+        # [B, S, H*K] -> [B, S, H, K]
+        projected = projected.reshape(*rows.shape[:2], heads, width)
+        return projected if packing is None else spread(projected, packing)
 
     def _gather(
-        self, rows: Float[Array, "B Q D"], blocks: list[KeyBlock], query: str, out: str
+        self,
+        rows: Float[Array, "B Q D"],
+        blocks: list[KeyBlock],
+        query: str,
+        out: str,
+        packing: Packing | None = None,
     ) -> Float[Array, "B Q D"]:
         """Collects what the queries look for; T5 leaves their products with keys unscaled."""
         drop = self._drop if self.dropout_rate else None
-        gathered = attend(self._project(query, rows), blocks, scale=1.0, drop=drop)
-        gathered = gathered.reshape(*rows.shape[:2], -1)  # [B, Q, H, K] -> [B, Q, H*K]
+        gathered = attend(self._project(query, rows, packing), blocks, scale=1.0, drop=drop)
+        gathered = gathered.reshape(*gathered.shape[:2], -1)  # [B, Q, H, K] -> [B, Q, H*K]
+        gathered = gathered if packing is None else collect(gathered, packing)
         return self._drop(linear(self.config.width, self.dtype, out, use_bias=False)(gathered))
 
     def _feed_forward(
@@ -139,10 +158,15 @@ class T5Layer(nn.Module):
         out = linear(config.width, self.dtype, "feed_forward_out", use_bias=False)
         return self._drop(out(self._drop(kept))), neurons
 
-    def _captured(self, neurons: Float[Array, "B S F"]) -> Float[Array, "B *S F"] | None:
-        if self.capture is None:
-            return None
-        return neurons if isinstance(self.capture, str) else neurons[:, self.capture]
+    def _captured(
+        self, neurons: Float[Array, "B S F"], sight: Sight
+    ) -> Float[Array, "B *S F"] | None:
+        if self.capture is None or isinstance(self.capture, str):
+            return neurons if self.capture else None
+        if sight.packing is None:
+            return neurons[:, self.capture]
+        position = jnp.full(sight.packing.place.shape[0], self.capture)
+        return at_position(neurons, sight.packing, position)[:, 0]
 
     def _norm(self, name: str, rows: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         return RMSNorm(self.config.epsilon, name=name)(rows).astype(self.dtype)

@@ -25,6 +25,11 @@ TURNS = crc32(b"training_rows/turns")
 GROUPED_BATCHES = 8
 """How many batches that follow each other share their rows out by length."""
 
+SHARES = 8
+"""A packed batch has room for so many parts of its padded one: few sizes, few programs."""
+MOST_SHARES = 6
+"""Fuller batches stay padded: what packing would save does not pay for one more program."""
+
 
 def training_rows(
     seed: int,
@@ -144,10 +149,7 @@ def make_batch(
     Raises:
         ValueError: there are no rows, or more than the batch holds.
     """
-    n_real = len(rows)
-    if not 1 <= n_real <= batch_size:
-        raise ValueError(f"{n_real} rows do not go into a batch of {batch_size}")
-    filled = np.concatenate([rows, np.repeat(rows[:1], batch_size - n_real)])
+    n_real, filled = len(rows), fill_up(rows, batch_size)
     starts = split.offsets[filled]
     lengths = split.offsets[filled + 1] - starts
     places = np.arange(bucket_length(int(lengths.max()), max_tokens))
@@ -161,6 +163,62 @@ def make_batch(
         weights=weights,
         **_answers(split.answers, filled, pad),
     )
+
+
+def fill_up(rows: Int64[np.ndarray, "N"], batch_size: int) -> Int64[np.ndarray, "B"]:
+    """Repeats the first row until a batch is full.
+
+    Args:
+        rows: numbers of 1 to batch_size rows.
+        batch_size: rows of the batch.
+
+    Returns:
+        As many numbers.
+
+    Raises:
+        ValueError: there are no rows, or more than the batch holds.
+
+    Example:
+        >>> fill_up(np.array([4, 7]), 4).tolist()
+        [4, 7, 4, 4]
+    """
+    if not 1 <= len(rows) <= batch_size:
+        raise ValueError(f"{len(rows)} rows do not go into a batch of {batch_size}")
+    return np.concatenate([rows, np.repeat(rows[:1], batch_size - len(rows))])
+
+
+def text_places(
+    lengths: Int64[np.ndarray, "*K B"], text: int, groups: int = 1
+) -> Int32[np.ndarray, "*K G N"] | None:
+    """Lays the real tokens of padded rows out one behind the other, for `Batch.places`.
+
+    Args:
+        lengths: tokens of each row, of one batch or of several that are computed at once.
+        text: T, the length that the rows are padded to.
+        groups: G, a divisor of B; the rows of each are laid out apart, for devices of their own.
+
+    Returns:
+        Positions of the tokens; None where too little is padding to be worth it.
+
+    Example:
+        >>> text_places(np.array([3, 1]), 4).tolist()
+        [[0, 1, 2, 4]]
+        >>> text_places(np.array([4, 3]), 4) is None
+        True
+    """
+    batches = np.asarray(lengths).reshape(-1, groups, lengths.shape[-1] // groups)
+    room = batches.shape[-1] * text
+    totals = batches.sum(axis=-1)
+    shares = -(-int(totals.max()) * SHARES // room)
+    if shares > MOST_SHARES:
+        return None
+    places = np.full((*totals.shape, -(-room * shares // SHARES)), room, dtype=np.int32)
+    is_text = (np.arange(text) < batches[..., None]).reshape(*totals.shape, room)
+    number, group, position = np.nonzero(is_text)
+    starts = np.cumsum(totals.ravel()) - totals.ravel()
+    order = np.arange(len(position)) - np.repeat(starts, totals.ravel())
+    places[number, group, order] = position
+    return places.reshape(*lengths.shape[:-1], groups, -1)
 
 
 def _pad_rows(

@@ -185,7 +185,8 @@ class _Bank:
         if self.given[0] != names:
             self.given = (names, self._arguments([self.runs[name].parts for name in names]))
         batches = [self.runs[name].parts.feed.batch_at(step - 1) for name, step in filled]
-        batch = stack_batches(batches, self.some.prepared.batching.pad)
+        groups = self.mesh.shape["data"] if self.some.feed.is_packed else None
+        batch = stack_batches(batches, self.some.prepared.batching.pad, groups)
         rows = NamedSharding(self.mesh, PartitionSpec("prompt", "data"))
         placed = place(batch, rows)
         self.log.take()

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
+from jpt.data.batches import text_places
 from jpt.errors import InputError
 from jpt.mesh import replicated
 from jpt.tuning.losses import NO_PIECE, Answer
@@ -103,12 +104,13 @@ def stack_trees(trees: Sequence[Any]) -> Any:
     return jax.tree.map(stack, *trees)
 
 
-def stack_batches(batches: Sequence[Batch], pad: int) -> Batch:
+def stack_batches(batches: Sequence[Batch], pad: int, groups: int | None = None) -> Batch:
     """Stacks the batches of several runs, their texts padded to the longest bucket among them.
 
     Args:
         batches: in numpy, one a run, of equally many rows.
         pad: id of the padding piece.
+        groups: pack the rows in so many groups; None leaves them padded.
 
     Returns:
         The batch with an axis of runs in front, in numpy.
@@ -124,9 +126,12 @@ def stack_batches(batches: Sequence[Batch], pad: int) -> Batch:
     def padded(batch: Batch) -> Batch:
         room = longest - batch.tokens.shape[1]
         tokens = np.pad(batch.tokens, ((0, 0), (0, room)), constant_values=pad)
-        return batch._replace(tokens=tokens)
+        return batch._replace(tokens=tokens, places=None)
 
-    return stack_trees([padded(batch) for batch in batches])
+    stacked = stack_trees([padded(batch) for batch in batches])
+    if groups is None:
+        return stacked
+    return stacked._replace(places=text_places(stacked.lengths, longest, groups))
 
 
 def stack_answers(answers: Sequence[Answer]) -> Answer:

@@ -81,7 +81,8 @@ class CompileLog:
         """
         sizes = _sizes(batch)
         if programs := self._slow():
-            name = " of ".join(f"{n} {unit}" for n, unit in zip(sizes, _UNITS, strict=False))
+            named = zip(sizes, _UNITS, strict=False)
+            name = " of ".join(f"{size} {unit}" for size, unit in named if size)
             what = f"the train step for {name}" if name else "the train step"
             self._tell(what, programs, self._why(sizes))
         self._steps.add(sizes)
@@ -99,8 +100,12 @@ class CompileLog:
             return "first step"
         if sizes in self._steps:
             return "sizes as before: arrays lie elsewhere"
-        known = [{each[axis] for each in self._steps if axis < len(each)} for axis in range(3)]
-        new = [_NEW[axis] for axis, size in enumerate(sizes) if size not in known[axis]]
+        known = zip(*self._steps, strict=True)
+        new = [
+            name
+            for name, size, sizes_before in zip(_NEW, sizes, known, strict=False)
+            if size not in sizes_before
+        ]
         return " and ".join(new) or "new pair of sizes"
 
     def _slow(self) -> list[Program]:
@@ -125,13 +130,14 @@ class CompileLog:
             self._is_cached = False
 
 
-_UNITS = ("rows", "tokens", "answer tokens")
-_NEW = ("new number of rows", "new length", "new answer length")
+_UNITS = ("rows", "tokens", "answer tokens", "places for text")
+_NEW = ("new number of rows", "new length", "new answer length", "new amount of text")
 
 
 def _sizes(batch: Any) -> tuple[int, ...]:
-    """Rows, tokens and answer tokens of a batch, where it is one of text."""
+    """Rows, tokens, answer tokens and packed places of a batch, where it is one of text."""
     batch = getattr(batch, "rows", batch)  # of a projector: the rows with their prompt
     sizes = tuple(getattr(getattr(batch, "tokens", None), "shape", ()))
-    answers = getattr(batch, "answers", None)
-    return sizes if answers is None else (*sizes, answers.shape[1])
+    answers, places = getattr(batch, "answers", None), getattr(batch, "places", None)
+    wide = 0 if answers is None else answers.shape[1]
+    return (*sizes, wide, 0 if places is None else places.shape[-1]) if sizes else ()

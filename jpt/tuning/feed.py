@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
-from jpt.data.batches import make_batch, training_rows
+from jpt.data.batches import fill_up, make_batch, text_places, training_rows
 from jpt.data.encode import EncodedSplit
 from jpt.data.token_budget import TokenBudget
-from jpt.mesh import own_rows, place_batch
+from jpt.mesh import batch_sharding, make_mesh, own_rows, place, place_batch
 from jpt.tasks.task import Task
 from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_task
 from jpt.tuning.scoring import Batching
@@ -33,12 +33,19 @@ class Feed:
         options: with every choice made; seed, sizes and order count.
         batching: longest text and padding.
         budget: tokens of a batch, where they and not the rows are counted.
+        shares: the rows of a batch are divided by this number of devices.
     """
 
     split: EncodedSplit
     options: TuneOptions
     batching: Batching
     budget: TokenBudget | None = None
+    shares: int = 1
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether real tokens are computed alone; rows of like lengths have little padding."""
+        return not self.options.group_by_length
 
     def batch_at(self, step: int) -> Batch:
         """Gives the batch of a step.
@@ -50,7 +57,8 @@ class Feed:
             The batch, in numpy.
         """
         rows, size = self._rows_at(step)
-        return make_batch(self.split, rows, size, self.batching.max_tokens, self.batching.pad)
+        batch = make_batch(self.split, rows, size, self.batching.max_tokens, self.batching.pad)
+        return batch._replace(places=self._places(rows, size, batch.tokens.shape[1]))
 
     def placed_at(self, step: int, mesh: Mesh) -> Batch:
         """Gives the batch of a step on the devices; a process reads the rows of its own part.
@@ -64,7 +72,18 @@ class Feed:
         """
         rows, size = self._rows_at(step)
         shape = (size, self.batching.max_tokens, self.batching.pad)
-        return place_batch(make_batch(self.split, rows, *shape, own_rows(mesh, size)), mesh, size)
+        batch = make_batch(self.split, rows, *shape, own_rows(mesh, size))
+        places = self._places(rows, size, batch.tokens.shape[1])
+        if places is not None:
+            places = place(places, batch_sharding(mesh, self.shares))
+        return place_batch(batch, mesh, size)._replace(places=places)
+
+    def _places(
+        self, rows: Int64[np.ndarray, "N"], size: int, text: int
+    ) -> Int32[np.ndarray, "G N"] | None:
+        if not self.is_packed:
+            return None
+        return text_places(self.split.lengths[fill_up(rows, size)], text, self.shares)
 
     def _rows_at(self, step: int) -> tuple[Int64[np.ndarray, "N"], int]:
         """The numbers of a step's rows, and the places of its batch."""
@@ -98,7 +117,7 @@ def make_feed(
         beside = {"encoder": options.length + 1, "encoder_decoder": options.length}.get(layout, 0)
         tokens = options.tokens_per_batch
         budget = TokenBudget(split.lengths, options.max_tokens, tokens, beside, shares)
-    return Feed(split, options, batching, budget)
+    return Feed(split, options, batching, budget, shares)
 
 
 def training_batches(
@@ -132,5 +151,6 @@ def training_batches(
     prepared = prepare_task(
         definition, model, chosen.max_tokens, 1, answer_tokens=chosen.answer_tokens
     )
-    feed = make_feed(prepared.split("train"), chosen, prepared.batching, model.layout)
+    shares = make_mesh(chosen.mesh).shape["data"]
+    feed = make_feed(prepared.split("train"), chosen, prepared.batching, model.layout, shares)
     return (feed.batch_at(step) for step in range(chosen.steps))

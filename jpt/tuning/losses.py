@@ -163,7 +163,7 @@ def _apply(
     neuron_mask: NeuronMask | None = None,
 ) -> AnswerScores:
     options = {"rngs": None if dropout_key is None else {"dropout": dropout_key}}
-    options |= mask_options(neuron_mask)
+    options |= mask_options(neuron_mask) | {"places": batch.places}
     inputs = (batch.tokens, batch.lengths, prompt, answers)
     return module.apply({"params": params}, *inputs, method="score_answers", **options)
 
@@ -278,6 +278,7 @@ def label_logits(
         batch.lengths,
         prompt,
         label_ids=None if all_words else answer.label_ids,
+        places=batch.places,
         **start,
         **mask_options(neuron_mask),
         rngs=None if dropout_key is None else {"dropout": dropout_key},

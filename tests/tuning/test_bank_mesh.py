@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jpt.backbones.families import FAMILIES
+from jpt.data import batches
 from jpt.mesh import make_mesh, parameter_shardings, place
 from jpt.testing import tiny_model
 from jpt.tuning.bank_step import (
@@ -44,7 +45,7 @@ def starts(width: int) -> list[np.ndarray]:
     return [0.3 * random.standard_normal((5, width), np.float32) for _ in RATES]
 
 
-def bank_steps(family: str, mesh_text: str) -> tuple[np.ndarray, np.ndarray]:
+def bank_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Two steps of four runs: their losses, and what Adam remembers of the first gradients."""
     module, params = tiny_model(family)
     mesh = make_mesh(mesh_text)
@@ -56,7 +57,10 @@ def bank_steps(family: str, mesh_text: str) -> tuple[np.ndarray, np.ndarray]:
     )
     blank = [init_state(values, prompt_optimizer(1.0)) for values in starts(32)]
     state = place(stack_trees(blank), run_sharding(mesh))
-    batch = place(stack_batches([batch_of(number) for number in range(4)], 0), rows)
+    groups = mesh.shape["data"] if packed else None
+    batch = stack_batches([batch_of(number) for number in range(4)], 0, groups)
+    assert (batch.places is not None) == packed
+    batch = place(batch, rows)
     step, losses, first = bank_train_step(module, "labels", mesh), [], None
     for _ in range(2):
         state, metrics = step(place(params, shardings), state, batch, *given)
@@ -112,6 +116,20 @@ def test_a_bank_on_a_mesh_is_each_run_alone(family: str, mesh: str) -> None:
     losses, first = bank_steps(family, mesh)
     plain_losses, plain_first = single_steps(family)
     assert np.abs(losses[1] - losses[0]).min() > 1e-5, "every run has to move"
+    assert_near(losses, plain_losses)
+    for run in range(len(RATES)):
+        assert_near(first[run], plain_first[run])
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh"), [("gpt2", EVERY_AXIS), slow("bert", EVERY_AXIS), slow("t5", "prompt:2")]
+)
+def test_a_packed_bank_is_each_run_alone(
+    monkeypatch: pytest.MonkeyPatch, family: str, mesh: str
+) -> None:
+    monkeypatch.setattr(batches, "MOST_SHARES", batches.SHARES)
+    losses, first = bank_steps(family, mesh, packed=True)
+    plain_losses, plain_first = single_steps(family)
     assert_near(losses, plain_losses)
     for run in range(len(RATES)):
         assert_near(first[run], plain_first[run])

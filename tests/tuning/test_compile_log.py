@@ -84,9 +84,12 @@ def counted() -> Iterator[dict[str, Any]]:
 
     def note(name: str, batch: Batch, answer: Any) -> None:
         written = None if batch.answers is None else batch.answers.shape[1]
-        # Bucket, label count, and what only some tasks have: words of several pieces, and answers.
+        packed = None if batch.places is None else batch.places.shape[-1]
+        # Bucket, label count, what only some tasks have (words of several pieces, and answers),
+        # and the text of a packed batch.
         several = answer.pieces is not None
-        calls[name].add((batch.tokens.shape[1], len(answer.label_ids), several, written))
+        sizes = (batch.tokens.shape[1], len(answer.label_ids), several, written, packed)
+        calls[name].add(sizes)
 
     def step(self: BoundStep, params: Any, state: Any, batch: Batch, answer: Any) -> Any:
         note("step", batch, answer)

@@ -24,7 +24,7 @@ class Side(NamedTuple):
     step: Callable[[int], Any]
     reset: Callable[[], None]
     flops: Callable[[int], float]
-    shapes: list[tuple[int, int]]
+    shapes: list[tuple[int, ...]]
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     side = jpt_side(case) if case["side"] == "jpt" else torch_side(case)
     loaded_s, loaded_mb = time.perf_counter() - started_s, peak_mb()
     # Every shape once, which compiles it; then from the start again.
-    first: dict[tuple[int, int], float] = {}
+    first: dict[tuple[int, ...], float] = {}
     for number, shape in enumerate(side.shapes):
         if shape not in first:
             started_s = time.perf_counter()
@@ -95,7 +95,12 @@ def jpt_side(case: dict[str, Any]) -> Side:
     def flops(number: int) -> float:
         return count_flops(jax.make_jaxpr(step)(first, batches[number]).jaxpr)
 
-    return Side(run, reset, flops, [batch.tokens.shape for batch in batches])
+    return Side(run, reset, flops, [shape_of(batch) for batch in batches])
+
+
+def shape_of(batch: Any) -> tuple[int, ...]:
+    """Rows, tokens and packed places: what a step is compiled for."""
+    return (*batch.tokens.shape, *(() if batch.places is None else batch.places.shape))
 
 
 def torch_side(case: dict[str, Any]) -> Side:

@@ -1,0 +1,161 @@
+"""States of real tokens alone: what the layers' maps work on where rows are padded to one length.
+
+Norms, maps and activations treat every token by itself, so they need no padding: the tokens of all
+rows stand in one line. Only attention wants rows; the line is spread out for it and collected
+again. Both are linear, each is the other's transpose, and both are gathers: the way back of an
+ordinary gather would be a scatter, which is slow on every device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Packing(NamedTuple):
+    """Which place of a line is which position of a row.
+
+    Rows stand in G groups, one line each, so that devices which share the rows out need no
+    other's.
+
+    Attributes:
+        position: of each place of a line, counted through the group's rows; one past the last
+            where nothing stands.
+        place: of each position of a row; one past the last for padding.
+    """
+
+    position: Int[Array, "G M"]
+    place: Int[Array, "B S"]
+
+
+def pack_layout(
+    places: Int[Array, "G N"], lengths: Int[Array, "B"], text: int, front: int = 0
+) -> Packing:
+    """Says where the positions of rows stand that have the same number of tokens before the text.
+
+    Args:
+        places: of a batch: which position of the text each place holds, G x T x B / G for none.
+        lengths: number of tokens of each row that are text.
+        text: T, positions of the text.
+        front: F, positions before it, all of them real.
+
+    Returns:
+        The layout of lines that hold first what stands before each text, then the texts.
+
+    Example:
+        >>> layout = pack_layout(jnp.array([[0, 1, 3, 6]]), jnp.array([2, 1]), text=3, front=1)
+        >>> layout.position.tolist(), layout.place.tolist()
+        ([[0, 4, 1, 2, 5, 8]], [[0, 2, 3, 6], [1, 4, 6, 6]])
+    """
+    groups, count = places.shape
+    rows = lengths.shape[0] // groups
+    wide, before = front + text, rows * front
+    row, column = jnp.divmod(places, text)
+    fronts = jnp.arange(rows)[:, None] * wide + jnp.arange(front)[None]  # [B/G, F]
+    fronts = jnp.broadcast_to(fronts.reshape(1, before), (groups, before))
+    # Of no position: row B / G, which is past the last.
+    none = jnp.where(row < rows, row * wide + front + column, rows * wide)
+    position = jnp.concatenate([fronts, none], axis=1)
+
+    lengths = lengths.reshape(groups, rows)
+    starts = (jnp.cumsum(lengths, axis=1) - lengths)[:, :, None]  # [G, B/G, 1]
+    columns = jnp.arange(text)[None, None]
+    texts = jnp.where(columns < lengths[:, :, None], before + starts + columns, before + count)
+    heads = jnp.arange(before).reshape(1, rows, front)
+    heads = jnp.broadcast_to(heads, (groups, rows, front))
+    place = jnp.concatenate([heads, texts], axis=2)
+    return Packing(position, place.reshape(groups * rows, wide))
+
+
+@jax.custom_vjp
+def spread(line: Float[Array, "G M ..."], packing: Packing) -> Float[Array, "B S ..."]:
+    """Puts a line's values where they stand in their rows, and 0 at padding.
+
+    Args:
+        line: values of real tokens.
+        packing: where they stand.
+
+    Returns:
+        The values by row.
+
+    Example:
+        >>> packing = Packing(jnp.array([[0, 1, 2]]), jnp.array([[0, 1], [2, 3]]))
+        >>> spread(jnp.array([[5.0, 6.0, 7.0]]), packing).tolist()
+        [[5.0, 6.0], [7.0, 0.0]]
+    """
+    groups = line.shape[0]
+    found = _take(line, packing.place.reshape(groups, -1))
+    return found.reshape(*packing.place.shape, *line.shape[2:])
+
+
+@jax.custom_vjp
+def collect(rows: Float[Array, "B S ..."], packing: Packing) -> Float[Array, "G M ..."]:
+    """Takes what stands at real tokens into a line; 0 where no token stands.
+
+    Args:
+        rows: values at all positions.
+        packing: which of them are real.
+
+    Returns:
+        The values in a line.
+
+    Example:
+        >>> packing = Packing(jnp.array([[0, 1, 2]]), jnp.array([[0, 1], [2, 3]]))
+        >>> collect(jnp.array([[5.0, 6.0], [7.0, 8.0]]), packing).tolist()
+        [[5.0, 6.0, 7.0]]
+    """
+    groups = packing.position.shape[0]
+    return _take(rows.reshape(groups, -1, *rows.shape[2:]), packing.position)
+
+
+def _take(values: Float[Array, "G X ..."], places: Int[Array, "G Y"]) -> Float[Array, "G Y ..."]:
+    def take(group: Float[Array, "X ..."], wanted: Int[Array, "Y"]) -> Float[Array, "Y ..."]:
+        return group.at[wanted].get(mode="fill", fill_value=0)
+
+    return jax.vmap(take)(values, places)
+
+
+def _spread_forward(line: Array, packing: Packing) -> tuple[Array, Packing]:
+    return spread(line, packing), packing
+
+
+def _spread_back(packing: Packing, gradient: Array) -> tuple[Array, None]:
+    return collect(gradient, packing), None
+
+
+def _collect_forward(rows: Array, packing: Packing) -> tuple[Array, Packing]:
+    return collect(rows, packing), packing
+
+
+def _collect_back(packing: Packing, gradient: Array) -> tuple[Array, None]:
+    return spread(gradient, packing), None
+
+
+spread.defvjp(_spread_forward, _spread_back)
+collect.defvjp(_collect_forward, _collect_back)
+
+
+def at_position(
+    line: Float[Array, "G M D"], packing: Packing, position: Int[Array, "B"]
+) -> Float[Array, "B 1 D"]:
+    """Takes one position of every row out of a line.
+
+    Args:
+        line: values of real tokens.
+        packing: where they stand.
+        position: which of them; of a row without that one, 0 is taken.
+
+    Returns:
+        The values there.
+
+    Example:
+        >>> packing = Packing(jnp.array([[0, 1, 2]]), jnp.array([[0, 1], [2, 3]]))
+        >>> at_position(jnp.array([[[5.0], [6.0], [7.0]]]), packing, jnp.array([1, 0])).ravel()
+        Array([6., 7.], dtype=float32)
+    """
+    places = jnp.take_along_axis(packing.place, position[:, None], axis=1)
+    found = _take(line, places.reshape(line.shape[0], -1))
+    return found.reshape(position.shape[0], 1, line.shape[2])
