@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -16,6 +17,9 @@ from jpt.mesh import fetch, place, prompt_sharding, replicated
 
 BANK_MB = 1024
 """Memory of a device for what passes through the layers of a bank's prompts, roughly."""
+
+CPU_ROWS = 16
+"""Rows whose states pass a CPU's layers in its cache, where each row has a prompt's states too."""
 
 AT_ONCE = 64
 """Prompts that are worth handing in together, on each part of the axis ``prompt``."""
@@ -28,11 +32,30 @@ class Batching(NamedTuple):
         batch_size: rows of a batch.
         max_tokens: the length the rows were encoded with, which is the longest bucket.
         pad: id of the padding piece.
+        cpu_rows: the most rows of a batch on each device that is a CPU; None for batch_size.
     """
 
     batch_size: int
     max_tokens: int
     pad: int
+    cpu_rows: int | None = None
+
+    def rows_at_once(self, mesh: Mesh | None) -> int:
+        """Says how many rows are scored at once.
+
+        Args:
+            mesh: the devices.
+
+        Returns:
+            Rows of a batch.
+
+        Example:
+            >>> Batching(64, 128, 0, cpu_rows=16).rows_at_once(None)
+            16
+        """
+        if self.cpu_rows is None or _platform(mesh) != "cpu":
+            return self.batch_size
+        return min(self.batch_size, self.cpu_rows * (1 if mesh is None else mesh.shape["data"]))
 
 
 class Piece(NamedTuple):
@@ -64,9 +87,13 @@ def prompts_at_once(mesh: Mesh | None) -> int:
         >>> prompts_at_once(make_mesh("data:1"))
         1
     """
-    if mesh is None or (mesh.shape["prompt"] == 1 and mesh.devices.flat[0].platform == "cpu"):
+    if mesh is None or (mesh.shape["prompt"] == 1 and _platform(mesh) == "cpu"):
         return 1
     return AT_ONCE * mesh.shape["prompt"]
+
+
+def _platform(mesh: Mesh | None) -> str:
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def plan_pieces(
@@ -114,7 +141,7 @@ def _fitting(
     # One layer's states, neurons and attention at a time, in float32, rounded up.
     passing = places * (6 * config.width + config.neurons) + config.heads * places**2
     passing += n_words * config.vocabulary
-    share = math.ceil(batching.batch_size / mesh.shape["data"])
+    share = math.ceil(batching.rows_at_once(mesh) / mesh.shape["data"])
     return mesh.shape["prompt"] * max(1, int(BANK_MB * 2**20 / (4 * passing * share)))
 
 

@@ -24,6 +24,7 @@ from jpt.tasks.task import Task
 from jpt.tasks.verbalizers import LabelWords, label_words
 from jpt.tuning.losses import NO_PIECE, Answer
 from jpt.tuning.neuron_mask import NeuronMask, check_neuron_mask
+from jpt.tuning.pieces import CPU_ROWS
 from jpt.tuning.scoring import Batching, Score, bank_logits, score_logits
 from jpt.tuning.written import score_written
 
@@ -172,6 +173,7 @@ def prepare_task(
             f"answer_tokens is {answer_tokens}, but task {task.name} has labels "
             f"({', '.join(task.labels)}) and no answer to be written; leave it out"
         )
+    is_decoder = backbone.layout == "decoder"
     words = label_words(
         task, backbone.tokenizer, backbone.model_type, backbone.layout, label_scoring
     )
@@ -180,7 +182,8 @@ def prepare_task(
         backbone,
         words,
         _answer(words, label_scoring, first_position),
-        Batching(batch_size, max_tokens, backbone.pad_id),
+        # A decoder computes the prompt once a batch, whatever the rows.
+        Batching(batch_size, max_tokens, backbone.pad_id, None if is_decoder else CPU_ROWS),
         answer_tokens or task.answer_tokens,
     )
 

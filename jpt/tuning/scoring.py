@@ -170,9 +170,10 @@ def placed_batches(
     Yields:
         The numbers of the real rows of a batch, and the batch, in which they come first.
     """
-    size = batching.batch_size
+    size = batching.rows_at_once(mesh)
     own = None if mesh is None else own_rows(mesh, size)
-    for rows, batch in evaluation_batches(split, *batching, own):
+    shape = (size, batching.max_tokens, batching.pad)
+    for rows, batch in evaluation_batches(split, *shape, own):
         yield rows, batch if mesh is None else place_batch(batch, mesh, size)
 
 
