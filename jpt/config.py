@@ -54,7 +54,7 @@ class TuneOptions:
         eval_every: steps between two scorings of the validation split.
         checkpoint_every: steps between two saves of the whole state.
         checkpoint_minutes: a save as well when the last one is so many minutes old.
-        eval_batch_size: rows scored at once; changes speed, never a number.
+        eval_batch_size: most rows scored at once; changes speed, never a number.
         dtype: ``float32`` or ``bfloat16`` for weights and matrix products.
         dropout: ``off``, or ``paper`` for the model's own rates inside its layers.
         objective: ``labels``: cross-entropy over the label words (encoders' default, as in the

@@ -3,14 +3,16 @@
 One size at a time: prompt rows, text tokens, rows of a batch, layers, width; and for reading
 neurons, the number of prompts. Models of random weights, one of BERT's kind and one of Llama's. For
 each size: seconds of a step (median), floating-point operations and bytes of the compiled program,
-and the memory that it needs beside weights and batch. XLA counts a loop over layers once, so the
-counts are those of programs of one and two layers, put together. The last column is the exponent of
-the seconds less that of the operations, between the smallest and the largest size: above 0, time
-grows faster than the arithmetic.
+the memory that it needs beside weights and batch, and the page faults of the process while it runs:
+memory that the operating system takes back after a step and hands out empty again. XLA counts a
+loop over layers once, so the counts are those of programs of one and two layers, put together. The
+exponent is that of the seconds less that of the operations, between the smallest and the largest
+size: above 0, time grows faster than the arithmetic.
 
 Command (about 5 minutes on two cores):
     python experiments/benchmarks/growth.py
 
+``GLIBC_TUNABLES=glibc.malloc.hugetlb=1`` before it asks for pages 512 times as large.
 Writes growth.json and growth.svg beside this script. Result: see docs/speed.md.
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
 import statistics
 import tempfile
 import time
@@ -99,12 +102,13 @@ def measure(kind: str, sizes: dict[str, int], folder: Path, steps: int) -> dict[
     shallow = [build(kind, {**sizes, "layers": layers}, folder) for layers in (1, 2)]
     one, two = (costs(*built) for built in shallow)
     step, state, batch = build(kind, sizes, folder)
-    seconds = []
+    seconds, faults = [], []
     for _ in range(steps + 1):
-        started_s = time.perf_counter()
+        before, started_s = page_faults(), time.perf_counter()
         state, metrics = step(state, batch)
         metrics.loss.block_until_ready()
         seconds.append(time.perf_counter() - started_s)
+        faults.append(page_faults() - before)
     more = sizes["layers"] - 1
     memory = step.compile(state, batch).memory_analysis()
     return {
@@ -112,7 +116,13 @@ def measure(kind: str, sizes: dict[str, int], folder: Path, steps: int) -> dict[
         "gflop": one["flops"] + more * (two["flops"] - one["flops"]),
         "gbyte": one["bytes"] + more * (two["bytes"] - one["bytes"]),
         "temporary_mb": memory.temp_size_in_bytes / 1e6,
+        "page_faults": statistics.median(faults[1:]),
     }
+
+
+def page_faults() -> int:
+    """How many times this process has waited for a page of memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def build(kind: str, sizes: dict[str, int], folder: Path) -> tuple[Any, Any, Any]:
@@ -160,11 +170,10 @@ def tell(
     kind: str, axis: str, sizes: tuple[int, ...], points: list[dict[str, float]]
 ) -> list[dict[str, Any]]:
     """Prints a table, and gives its rows."""
-    print(f"\n{kind}, {axis}: | size | s | GFLOP | GB | temporary MB | GFLOP/s |")
+    print(f"\n{kind}, {axis}: | size | s | GFLOP | GB | temporary MB | page faults | GFLOP/s |")
     for size, point in zip(sizes, points, strict=True):
-        rest = [
-            f"{point[name]:.2f}" if name in point else "-" for name in ("gbyte", "temporary_mb")
-        ]
+        names = ("gbyte", "temporary_mb", "page_faults")
+        rest = [f"{point[name]:.2f}" if name in point else "-" for name in names]
         told = [str(size), f"{point['seconds']:.4f}", f"{point['gflop']:.2f}", *rest]
         told.append(f"{point['gflop'] / point['seconds']:.0f}")
         print(f"| {' | '.join(told)} |", flush=True)

@@ -52,7 +52,7 @@ def recommend(
         int | None, typer.Option(help="Of rows and probe; by default that of the sources.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
-    eval_batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
+    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
     data: DataOption = None,

@@ -97,7 +97,7 @@ def transfer(
     seed: Annotated[int, typer.Option(help="Of the random start.")] = 0,
     max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
     label_scoring: LabelScoringOption = "phrase",
-    eval_batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
+    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
     data: Annotated[

@@ -83,7 +83,7 @@ def warm_start(
     ] = None,
     eval_every: EvalEveryOption = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between saves.")] = None,
-    eval_batch_size: Annotated[int, typer.Option(help="Rows scored at once.")] = 64,
+    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
     dtype: DtypeOption = "float32",
     dropout: Annotated[str, typer.Option(help="off, or paper: on inside the layers.")] = "off",
     objective: ObjectiveOption = None,

@@ -44,7 +44,7 @@ class RecommendOptions:
         seed: of the choice of rows, of the probe and of the untrained start; by default the seed
             that all sources share, so that the probe starts where they did, else 0.
         max_tokens: longest text in tokens; by default the backbone's own choice.
-        eval_batch_size: rows scored at once; changes speed, never a number.
+        eval_batch_size: most rows scored at once; changes speed, never a number.
         dtype: of weights and matrix products.
         mesh: devices by axis.
 

@@ -55,7 +55,7 @@ class ProjectorOptions:
         seed: of the first weights, and of the order of tasks and rows.
         eval_every: steps between two scorings of the projected prompts.
         checkpoint_every: steps between two saves of the whole state.
-        eval_batch_size: rows scored at once; changes speed, never a number.
+        eval_batch_size: most rows scored at once; changes speed, never a number.
         dtype: ``float32`` or ``bfloat16`` for the target's weights; the projector is float32.
         remat: what the target's layers keep for the way back.
         mesh: devices by axis, for instance ``data:4``.

@@ -150,7 +150,7 @@ def prepare_task(
         task: what is asked.
         backbone: who reads it.
         max_tokens: longest text in tokens.
-        batch_size: rows scored at once.
+        batch_size: most rows scored at once.
         first_position: position of the text's first token.
         label_scoring: ``"phrase"`` or ``"first_piece"``.
         answer_tokens: longest written answer; by default the task's choice.

@@ -1,7 +1,7 @@
 """Where the time of a train step goes in jpt: a profile of a case of ``cases.py``.
 
 Shares by kind of operation as jax's profiler times them (which makes a step some per cent slower),
-the rate of the matrix products, and how many of the text's places hold text.
+the rate of the matrix products, and how many of the text's places hold text, padded and packed.
 
 Command, after ``run.py`` has made the case's model:
     python experiments/benchmarks/against_torch/profile_step.py --case a8 --data DIR
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from cases import CASES
 from steps import describe
-from worker import count_flops
+from worker import count_flops, shape_of
 
 import jpt
 
@@ -42,8 +42,8 @@ def main() -> None:
     given["data"] = asked["data"]
     step, state = jpt.train_step(**given, **asked["options"])
     batches = list(jpt.training_batches(**given, **asked["options"]))
-    length = Counter(batch.tokens.shape[1] for batch in batches).most_common(1)[0][0]
-    chosen = [batch for batch in batches if batch.tokens.shape[1] == length][:STEPS]
+    shape = Counter(map(shape_of, batches)).most_common(1)[0][0]
+    chosen = [batch for batch in batches if shape_of(batch) == shape][:STEPS]
     program = step.compile(state, chosen[0]).as_text()
     flops = count_flops(jax.make_jaxpr(step)(state, chosen[0]).jaxpr) * len(chosen)
     state, metrics = step(state, chosen[0])
@@ -55,13 +55,17 @@ def main() -> None:
             metrics.loss.block_until_ready()
         seconds = read_trace(folder, kinds(program))
     whole = sum(seconds.values())
-    print(f"{options.case}: {whole / len(chosen):.3f} s a step of {length} tokens")
+    print(f"{options.case}: {whole / len(chosen):.3f} s a step of {shape[1]} tokens")
     for kind, spent in seconds.most_common(8):
         print(f"{spent / whole:6.1%} {kind}")
     print(f"products: {flops / seconds[PRODUCTS] / 1e9:.0f} GFLOP/s")
     filled = np.concatenate([batch.lengths for batch in batches]).sum()
-    places = sum(batch.tokens.size for batch in batches)
-    print(f"{filled / places:.0%} of the text's places hold text, over all batches")
+    padded = sum(batch.tokens.size for batch in batches)
+    computed = sum(
+        batch.tokens.size if batch.places is None else batch.places.size for batch in batches
+    )
+    print(f"{filled / padded:.0%} of the places of padded rows hold text, over all batches;")
+    print(f"{filled / computed:.0%} of those that the layers compute")
 
 
 PRODUCTS = "matrix products"
