@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jpt import cli
 from tests.toy_task import write_task
+from tests.typed import type_command
 
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
@@ -21,14 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs a command in this process and gives exit code, stdout and stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jpt", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return type_command(arguments, monkeypatch, capsys)
 
     return call
 

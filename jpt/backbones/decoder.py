@@ -28,11 +28,10 @@ from jpt.backbones.decoder_layers import (
     States,
     WritingLayer,
     WritingPlace,
-    pick,
 )
 from jpt.backbones.layers import LayerNorm, RMSNorm, WordHead, rematerialised
 from jpt.backbones.output import AnswerScores, Cache, ModelOutput
-from jpt.backbones.packing import pack_layout
+from jpt.backbones.packing import Packing, at_position, collect, pack_layout
 from jpt.backbones.rotary import Angles, rotary_angles
 
 Prompt = Float[Array, "P D"] | Float[Array, "B P D"] | None
@@ -231,11 +230,10 @@ class Decoder(nn.Module):
 
         With answers, their line's last states stand behind that of the text's last token.
         """
-        prompt, segments = self._lay_out(prompt, tokens.shape[1])
-        text, positions = tokens, self._positions(prompt, tokens.shape[1])
-        if places is not None:
-            text, positions, segments = self._pack(tokens, lengths, places, segments, positions)
-        states = States(prompt, self.embeddings.words(text, positions).astype(self.dtype))
+        packing = pack_layout(places, lengths, tokens.shape[1])
+        prompt, segments = self._lay_out(prompt, tokens.shape[1], packing)
+        text = self.embeddings.words(tokens, self._positions(prompt, tokens.shape[1]))
+        states = States(prompt, collect(text.astype(self.dtype), packing))
         if answers is not None and answers.shape[2] > 1:
             states, segments = self._add_answers(states, segments, lengths, answers)
         # A row that only fills the batch may have no text at all.
@@ -288,7 +286,7 @@ class Decoder(nn.Module):
         normed, text_keys = self.last_layer.look(text, body.angles, body.packing)
         angles, allowed = body.angles, body.allowed
         if answer is not None:
-            text, normed = (pick(values, answer, body.packing) for values in (text, normed))
+            text, normed = (at_position(each, answer, body.packing) for each in (text, normed))
             start = 0 if prompt is None else prompt.shape[1]
             angles = self._angles(start + answer[:, None])
             # [B, 1, T]: the answer looks at the text up to itself.
@@ -301,36 +299,23 @@ class Decoder(nn.Module):
             hidden = jnp.concatenate([hidden, line], axis=1)
         return self.final_norm(hidden).astype(self.dtype), neurons, (prompt_keys, text_keys)
 
-    def _lay_out(self, prompt: Prompt, text: int) -> tuple[Float[Array, "R P D"] | None, Segments]:
+    def _lay_out(
+        self, prompt: Prompt, text: int, packing: Packing | None
+    ) -> tuple[Float[Array, "R P D"] | None, Segments]:
         """Embeds the prompt, and says where it and the text stand and what they may look at."""
         if prompt is not None and prompt.ndim == 2:
             prompt = prompt[None]
         if prompt is None or not prompt.shape[1]:
-            return None, Segments(None, self._segment(0, text))
+            return None, Segments(None, self._segment(0, text, packing))
         rows = prompt.shape[1]
         prompt = self.embeddings.place(prompt, jnp.arange(rows)[None]).astype(self.dtype)
-        return prompt, Segments(self._segment(0, rows), self._segment(rows, text))
+        return prompt, Segments(self._segment(0, rows), self._segment(rows, text, packing))
 
-    def _pack(
-        self,
-        tokens: Int[Array, "B T"],
-        lengths: Int[Array, "B"],
-        places: Int[Array, "G N"],
-        segments: Segments,
-        positions: Int[Array, "1 T"],
-    ) -> tuple[Int[Array, "G N"], Int[Array, "G N"], Segments]:
-        """Takes the real tokens of the text, and says where they stand."""
-        length = tokens.shape[1]
-        packing = pack_layout(places, lengths, length)
-        tokens = jnp.take_along_axis(tokens.reshape(places.shape[0], -1), places, 1, mode="clip")
-        positions = positions[0, 0] + places % length
-        body = segments.text._replace(angles=self._angles(positions), packing=packing)
-        return tokens, positions, segments._replace(text=body)
-
-    def _segment(self, start: int, length: int) -> Segment:
+    def _segment(self, start: int, length: int, packing: Packing | None = None) -> Segment:
         """Some tokens from a position on, each of which looks back to the first of them."""
         allowed: Bool[Array, "S S"] = jnp.tril(jnp.ones((length, length), bool))
-        return Segment(self._angles(start + jnp.arange(length)[None]), allowed[None])
+        steps = jnp.arange(length)[None] if packing is None else packing.position % length
+        return Segment(self._angles(start + steps), allowed[None], packing=packing)
 
     def _positions(self, prompt: Float[Array, "R P D"] | None, text: int) -> Int[Array, "1 T"]:
         start = 0 if prompt is None else prompt.shape[1]

@@ -95,30 +95,6 @@ class WritingPlace(NamedTuple):
     generated_allowed: Bool[Array, "1 1 N"]
 
 
-def pick(
-    values: Float[Array, "B T D"] | Float[Array, "G M D"],
-    position: Int[Array, "B"],
-    packing: Packing | None = None,
-) -> Float[Array, "B 1 D"]:
-    """Takes one position of every row.
-
-    Args:
-        values: at all positions, or of real tokens alone.
-        position: which of them.
-        packing: where real tokens stand, where there are no others.
-
-    Returns:
-        The values there.
-
-    Example:
-        >>> pick(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([2, 0])).ravel().tolist()
-        [2.0, 3.0]
-    """
-    if packing is not None:
-        return at_position(values, packing, position)
-    return jnp.take_along_axis(values, position[:, None, None], axis=1)
-
-
 class DecoderLayer(nn.Module):
     """One transformer layer with the norms before the maps.
 
@@ -160,9 +136,7 @@ class DecoderLayer(nn.Module):
         normed = self.attention_norm(states).astype(self.dtype)
         key = rotate(self._heads(self.key(normed)), angles)
         value = self._heads(self.value(normed))
-        if packing is not None:
-            key, value = spread(key, packing), spread(value, packing)
-        return normed, Keys(key, value)
+        return normed, Keys(spread(key, packing), spread(value, packing))
 
     def update(
         self,
@@ -174,13 +148,11 @@ class DecoderLayer(nn.Module):
         packing: Packing | None = None,
     ) -> tuple[Float[Array, "R Q D"], Float[Array, "R Q F"]]:
         """Adds to states what their queries find and what the feed-forward layer says to it."""
-        query = rotate(self._heads(self.query(normed)), angles)
-        query = query if packing is None else spread(query, packing)
+        query = spread(rotate(self._heads(self.query(normed)), angles), packing)
         drop = self.dropout if self.dropout_rate else None
         gathered = attend(query, blocks, self.config.attention_scale, drop)
         # [R, Q, H, K] -> [R, Q, H*K]
-        gathered = gathered.reshape(*gathered.shape[:2], -1)
-        gathered = gathered if packing is None else collect(gathered, packing)
+        gathered = collect(gathered.reshape(*gathered.shape[:2], -1), packing)
         states = states + self._drop(self.attention_out(gathered))
         normed = self.feed_forward_norm(states).astype(self.dtype)
         neurons = ACTIVATIONS[self.config.activation](self.feed_forward_in(normed))
@@ -269,7 +241,7 @@ class ReadingLayer(DecoderLayer):
         if answers is not None:
             answers = self.follow(answers, behind, blocks, text_keys, neuron_mask)
         if self.capture != "all":
-            neurons = pick(neurons, answer, body.packing)[:, 0] if self.capture else None
+            neurons = at_position(neurons, answer, body.packing)[:, 0] if self.capture else None
         kept = (prompt_keys, text_keys) if self.keep else None
         return States(prompt, text, answers), (neurons, kept)
 

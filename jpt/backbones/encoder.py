@@ -73,8 +73,7 @@ class EncoderLayer(nn.Module):
             return projected.reshape(*rows.shape[:2], self.config.heads, self.config.head_width)
 
         def by_row(name: str) -> Float[Array, "B S H K"]:
-            projected = project(name, states)
-            return projected if packing is None else spread(projected, packing)
+            return spread(project(name, states), packing)
 
         keys = KeyBlock(by_row("key"), by_row("value"), key_is_text[:, None])
         gathered = attend(
@@ -85,7 +84,7 @@ class EncoderLayer(nn.Module):
         )
         # [B, Q, H, K] -> [B, Q, D]
         gathered = gathered.reshape(*gathered.shape[:2], self.config.width)
-        if packing is not None and queries is None:
+        if queries is None:
             gathered = collect(gathered, packing)
         return self._drop(linear(self.config.width, self.dtype, "attention_out")(gathered))
 
@@ -118,7 +117,7 @@ class ScannedLayer(EncoderLayer):
         """Updates all states and returns the neurons that are wanted."""
         states, neurons = super().__call__(states, None, key_is_text, neuron_mask, packing)
         if self.capture == "answer":
-            neurons = _answers(neurons, packing, key_is_text.shape[0])[:, 0]
+            neurons = _answers(neurons, key_is_text.shape[0], packing)[:, 0]
         return states, neurons if self.capture else None
 
 
@@ -270,14 +269,13 @@ class Encoder(nn.Module):
         text = self.embeddings.text(tokens, first_position, None)
         states = jnp.concatenate([front, text], axis=1).astype(self.dtype)
         is_text = self._key_is_text(lengths, front.shape[1], tokens.shape[1])
-        packing = None
-        if places is not None and not every_position:
-            packing = pack_layout(places, lengths, tokens.shape[1], front.shape[1])
-            states = collect(states, packing)
+        places = None if every_position else places
+        packing = pack_layout(places, lengths, tokens.shape[1], front.shape[1])
+        states = collect(states, packing)
         capture = ("all" if every_position else "answer") if capture_neurons else None
         states, lower = self._lower_layers(states, is_text, packing, neuron_mask, capture)
         last_mask = None if neuron_mask is None else neuron_mask[-1]
-        queries = None if every_position else _answers(states, packing, tokens.shape[0])
+        queries = None if every_position else _answers(states, tokens.shape[0], packing)
         hidden, last = self.last_layer(states, queries, is_text, last_mask, packing)
         if not every_position:
             hidden, last = hidden[:, 0], last[:, 0]
@@ -338,12 +336,12 @@ class Encoder(nn.Module):
 
 
 def _answers(
-    values: Float[Array, "B S D"] | Float[Array, "G M D"], packing: Packing | None, rows: int
+    values: Float[Array, "B S D"] | Float[Array, "G M D"], rows: int, packing: Packing | None
 ) -> Float[Array, "B 1 D"]:
     """Takes what stands at the mask of every row."""
     if packing is None:
-        return values[:, :1]
-    return at_position(values, packing, jnp.zeros(rows, jnp.int32))
+        return values[:, :1]  # a slice, whose way back is no scatter
+    return at_position(values, jnp.zeros(rows, jnp.int32), packing)
 
 
 def _stack(

@@ -3,7 +3,8 @@
 Norms, maps and activations treat every token by itself, so they need no padding: the tokens of all
 rows stand in one line. Only attention wants rows; the line is spread out for it and collected
 again. Both are linear, each is the other's transpose, and both are gathers: the way back of an
-ordinary gather would be a scatter, which is slow on every device.
+ordinary gather would be a scatter, which is slow on every device. Where there is no packing (None),
+values stand by row already and are left as they are.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ class Packing(NamedTuple):
 
 
 def pack_layout(
-    places: Int[Array, "G N"], lengths: Int[Array, "B"], text: int, front: int = 0
-) -> Packing:
+    places: Int[Array, "G N"] | None, lengths: Int[Array, "B"], text: int, front: int = 0
+) -> Packing | None:
     """Says where the positions of rows stand that have the same number of tokens before the text.
 
     Args:
-        places: of a batch: which position of the text each place holds, G x T x B / G for none.
+        places: of a batch: which position of the text each place holds, T x B / G for none; None
+            where the batch is not packed.
         lengths: number of tokens of each row that are text.
         text: T, positions of the text.
         front: F, positions before it, all of them real.
@@ -50,6 +52,8 @@ def pack_layout(
         >>> layout.position.tolist(), layout.place.tolist()
         ([[0, 4, 1, 2, 5, 8]], [[0, 2, 3, 6], [1, 4, 6, 6]])
     """
+    if places is None:
+        return None
     groups, count = places.shape
     rows = lengths.shape[0] // groups
     wide, before = front + text, rows * front
@@ -70,8 +74,7 @@ def pack_layout(
     return Packing(position, place.reshape(groups * rows, wide))
 
 
-@jax.custom_vjp
-def spread(line: Float[Array, "G M ..."], packing: Packing) -> Float[Array, "B S ..."]:
+def spread(line: Float[Array, "G M ..."], packing: Packing | None) -> Float[Array, "B S ..."]:
     """Puts a line's values where they stand in their rows, and 0 at padding.
 
     Args:
@@ -86,13 +89,10 @@ def spread(line: Float[Array, "G M ..."], packing: Packing) -> Float[Array, "B S
         >>> spread(jnp.array([[5.0, 6.0, 7.0]]), packing).tolist()
         [[5.0, 6.0], [7.0, 0.0]]
     """
-    groups = line.shape[0]
-    found = _take(line, packing.place.reshape(groups, -1))
-    return found.reshape(*packing.place.shape, *line.shape[2:])
+    return line if packing is None else _spread(line, packing)
 
 
-@jax.custom_vjp
-def collect(rows: Float[Array, "B S ..."], packing: Packing) -> Float[Array, "G M ..."]:
+def collect(rows: Float[Array, "B S ..."], packing: Packing | None) -> Float[Array, "G M ..."]:
     """Takes what stands at real tokens into a line; 0 where no token stands.
 
     Args:
@@ -107,6 +107,46 @@ def collect(rows: Float[Array, "B S ..."], packing: Packing) -> Float[Array, "G 
         >>> collect(jnp.array([[5.0, 6.0], [7.0, 8.0]]), packing).tolist()
         [[5.0, 6.0, 7.0]]
     """
+    return rows if packing is None else _collect(rows, packing)
+
+
+def at_position(
+    values: Float[Array, "B S D"] | Float[Array, "G M D"],
+    position: Int[Array, "B"],
+    packing: Packing | None,
+) -> Float[Array, "B 1 D"]:
+    """Takes one position of every row.
+
+    Args:
+        values: by row, or of real tokens in a line.
+        position: which of them; of a row in a line that lacks it, 0 is taken.
+        packing: where the values of a line stand.
+
+    Returns:
+        The values there.
+
+    Example:
+        >>> at_position(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([2, 0]), None).ravel().tolist()
+        [2.0, 3.0]
+        >>> packing = Packing(jnp.array([[0, 1, 2]]), jnp.array([[0, 1], [2, 3]]))
+        >>> at_position(jnp.array([[[5.0], [6.0], [7.0]]]), jnp.array([1, 0]), packing).ravel()
+        Array([6., 7.], dtype=float32)
+    """
+    if packing is None:
+        return jnp.take_along_axis(values, position[:, None, None], axis=1)
+    places = jnp.take_along_axis(packing.place, position[:, None], axis=1)
+    found = _take(values, places.reshape(values.shape[0], -1))
+    return found.reshape(position.shape[0], 1, values.shape[2])
+
+
+@jax.custom_vjp
+def _spread(line: Float[Array, "G M ..."], packing: Packing) -> Float[Array, "B S ..."]:
+    found = _take(line, packing.place.reshape(line.shape[0], -1))
+    return found.reshape(*packing.place.shape, *line.shape[2:])
+
+
+@jax.custom_vjp
+def _collect(rows: Float[Array, "B S ..."], packing: Packing) -> Float[Array, "G M ..."]:
     groups = packing.position.shape[0]
     return _take(rows.reshape(groups, -1, *rows.shape[2:]), packing.position)
 
@@ -119,43 +159,20 @@ def _take(values: Float[Array, "G X ..."], places: Int[Array, "G Y"]) -> Float[A
 
 
 def _spread_forward(line: Array, packing: Packing) -> tuple[Array, Packing]:
-    return spread(line, packing), packing
+    return _spread(line, packing), packing
 
 
 def _spread_back(packing: Packing, gradient: Array) -> tuple[Array, None]:
-    return collect(gradient, packing), None
+    return _collect(gradient, packing), None
 
 
 def _collect_forward(rows: Array, packing: Packing) -> tuple[Array, Packing]:
-    return collect(rows, packing), packing
+    return _collect(rows, packing), packing
 
 
 def _collect_back(packing: Packing, gradient: Array) -> tuple[Array, None]:
-    return spread(gradient, packing), None
+    return _spread(gradient, packing), None
 
 
-spread.defvjp(_spread_forward, _spread_back)
-collect.defvjp(_collect_forward, _collect_back)
-
-
-def at_position(
-    line: Float[Array, "G M D"], packing: Packing, position: Int[Array, "B"]
-) -> Float[Array, "B 1 D"]:
-    """Takes one position of every row out of a line.
-
-    Args:
-        line: values of real tokens.
-        packing: where they stand.
-        position: which of them; of a row without that one, 0 is taken.
-
-    Returns:
-        The values there.
-
-    Example:
-        >>> packing = Packing(jnp.array([[0, 1, 2]]), jnp.array([[0, 1], [2, 3]]))
-        >>> at_position(jnp.array([[[5.0], [6.0], [7.0]]]), packing, jnp.array([1, 0])).ravel()
-        Array([6., 7.], dtype=float32)
-    """
-    places = jnp.take_along_axis(packing.place, position[:, None], axis=1)
-    found = _take(line, places.reshape(line.shape[0], -1))
-    return found.reshape(position.shape[0], 1, line.shape[2])
+_spread.defvjp(_spread_forward, _spread_back)
+_collect.defvjp(_collect_forward, _collect_back)

@@ -270,10 +270,8 @@ class T5(nn.Module):
             rows = jnp.broadcast_to(rows, (tokens.shape[0], *rows.shape[1:]))
             states = jnp.concatenate([rows, states], axis=1)
         is_read = jnp.arange(states.shape[1])[None] < (lengths + front)[:, None]
-        packing, positions = None, np.arange(states.shape[1])
-        if places is not None:
-            packing = pack_layout(places, lengths, tokens.shape[1], front)
-            states = collect(states, packing)
+        packing = pack_layout(places, lengths, tokens.shape[1], front)
+        states, positions = collect(states, packing), np.arange(states.shape[1])
         view = View(is_read[:, None], spread_bias(self.encoder.bias(len(positions)), positions))
         sight = Sight(view, packing=packing)
         states, kept = self.encoder(states, LayerInput(neuron_mask), sight, capture)

@@ -124,7 +124,7 @@ class T5Layer(nn.Module):
         projected = linear(heads * width, self.dtype, name, use_bias=False)(rows)
         # [B, S, H*K] -> [B, S, H, K]
         projected = projected.reshape(*rows.shape[:2], heads, width)
-        return projected if packing is None else spread(projected, packing)
+        return spread(projected, packing)
 
     def _gather(
         self,
@@ -137,8 +137,8 @@ class T5Layer(nn.Module):
         """Collects what the queries look for; T5 leaves their products with keys unscaled."""
         drop = self._drop if self.dropout_rate else None
         gathered = attend(self._project(query, rows, packing), blocks, scale=1.0, drop=drop)
-        gathered = gathered.reshape(*gathered.shape[:2], -1)  # [B, Q, H, K] -> [B, Q, H*K]
-        gathered = gathered if packing is None else collect(gathered, packing)
+        # [B, Q, H, K] -> [B, Q, H*K]
+        gathered = collect(gathered.reshape(*gathered.shape[:2], -1), packing)
         return self._drop(linear(self.config.width, self.dtype, out, use_bias=False)(gathered))
 
     def _feed_forward(
@@ -166,7 +166,7 @@ class T5Layer(nn.Module):
         if sight.packing is None:
             return neurons[:, self.capture]
         position = jnp.full(sight.packing.place.shape[0], self.capture)
-        return at_position(neurons, sight.packing, position)[:, 0]
+        return at_position(neurons, position, sight.packing)[:, 0]
 
     def _norm(self, name: str, rows: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         return RMSNorm(self.config.epsilon, name=name)(rows).astype(self.dtype)

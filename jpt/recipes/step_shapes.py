@@ -19,7 +19,8 @@ from jpt.files.reading import read_json
 from jpt.files.tokenizer import SpecialIds
 from jpt.mesh import batch_sharding, parameter_shardings, replicated
 from jpt.tuning.losses import Answer
-from jpt.tuning.step import TuneState, init_state, paper_train_step, prompt_optimizer
+from jpt.tuning.own_loop import step_of
+from jpt.tuning.step import TuneState, init_state, prompt_optimizer
 from jpt.types import Batch, Parameters
 
 LABEL_WORDS = 2
@@ -153,7 +154,5 @@ def lower_step(model: Backbone, options: TuneOptions, shapes: StepShapes) -> jax
     Returns:
         The step, ready to be compiled.
     """
-    mesh = shapes.batch.tokens.sharding.mesh
-    given = (options.learning_rate, 0, options.objective, mesh, options.clip_norm)
-    step = paper_train_step(model.module, *given)
+    step = step_of(model, options, shapes.batch.tokens.sharding.mesh)
     return step.lower(shapes.params, shapes.state, shapes.batch, shapes.answer)

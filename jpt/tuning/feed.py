@@ -18,7 +18,7 @@ from jpt.data.encode import EncodedSplit
 from jpt.data.token_budget import TokenBudget
 from jpt.mesh import batch_sharding, make_mesh, own_rows, place, place_batch
 from jpt.tasks.task import Task
-from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_task
+from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_for
 from jpt.tuning.scoring import Batching
 from jpt.tuning.settle import settle_options
 from jpt.types import Batch
@@ -148,9 +148,7 @@ def training_batches(
     """
     model, definition = as_backbone(backbone), as_task(task, data)
     chosen = settle_options(TuneOptions(**options), model, definition)
-    prepared = prepare_task(
-        definition, model, chosen.max_tokens, 1, answer_tokens=chosen.answer_tokens
-    )
+    prepared = prepare_for(definition, model, chosen)
     shares = make_mesh(chosen.mesh).shape["data"]
     feed = make_feed(prepared.split("train"), chosen, prepared.batching, model.layout, shares)
     return (feed.batch_at(step) for step in range(chosen.steps))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jpt import cli
 from jpt.prompts.store import save_prompt
 from jpt.types import Prompt, PromptCard
+from tests.typed import type_command
 
 
 @pytest.fixture
@@ -19,12 +18,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs a command in this process and gives exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jpt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-            sys.exit(0)
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
+        return type_command(arguments, monkeypatch, capsys)
 
     return call
 

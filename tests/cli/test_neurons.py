@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jpt
-from jpt import cli
 from jpt.files.study_files import read_activations
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
+from tests.typed import type_command
 
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
@@ -35,14 +34,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def call(command: str, *options: object) -> tuple[int, str, str]:
-        words = ["jpt", command, "--prompts", place / "prompts", *options]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
+        words = [command, "--prompts", place / "prompts", *options]
+        return type_command(words, monkeypatch, capsys)
 
     return call
 

@@ -13,6 +13,7 @@ import jpt
 from jpt import cli
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
+from tests.typed import type_command
 
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
@@ -34,13 +35,7 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         files = ",".join(str(place / f"{name}.safetensors") for name in sources.split(","))
         command = ["warm-start", "--task", str(place / "mood"), "--sources", files]
         command += ["--out", str(place / "out"), "--steps", "2", "--batch-size", "4", *options]
-        monkeypatch.setattr(sys, "argv", ["jpt", *command])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
+        return type_command(command, monkeypatch, capsys)
 
     return call
 

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jpt import cli
 from jpt.backbones.registry import find_folder
 from jpt.config import TuneOptions
 from jpt.errors import InputError
@@ -29,6 +28,7 @@ from jpt.tuning import own_loop
 from jpt.tuning.tune import tune
 from tests.plain_programs import FAST_COMPILE
 from tests.toy_task import write_task
+from tests.typed import type_command
 
 MESH = "data:2,model:4"
 # No two sizes of weights and of what they are multiplied with are equal.
@@ -249,11 +249,11 @@ def test_the_step_is_the_one_that_tune_runs(
 
         return step
 
-    monkeypatch.setattr(own_loop, "paper_train_step", capture)
     given = {"batch_size": 4, "length": 3, "max_tokens": 32, "learning_rate": 1e-3}
     given |= {"mesh": "data:2,model:2", "dtype": dtype, "remat": remat}
     task = write_task(tmp_path / "mood")
-    with pytest.raises(_CapturedError):
+    with monkeypatch.context() as patch, pytest.raises(_CapturedError):
+        patch.setattr(own_loop, "paper_train_step", capture)
         tune("builtin/bert-small", task, **given)
     options = TuneOptions(**given)
     model = shape_backbone(find_folder("builtin/bert-small") / "config.json", options)
@@ -273,14 +273,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs ``jpt check`` in this process and gives exit code, stdout and stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jpt", "check", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return type_command(["check", *arguments], monkeypatch, capsys)
 
     return call
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt import cli
 from jpt.backbones.beams import beam_search
 from jpt.backbones.generation import greedy
 from jpt.backbones.registry import Backbone
 from jpt.cli.generate import one_line, read_lines
 from jpt.recipes.generate import generate
 from jpt.testing import write_tiny_backbone
+from tests.typed import type_command
 
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
@@ -216,15 +216,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs a command with bytes on stdin and gives exit code, stdout and stderr."""
 
     def call(stdin: bytes, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jpt", "generate", *arguments])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return type_command(["generate", *arguments], monkeypatch, capsys)
 
     return call
 

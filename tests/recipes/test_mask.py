@@ -5,19 +5,18 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jpt
-from jpt import cli
 from jpt.errors import InputError
 from jpt.recipes import mask as mask_recipe
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
 from tests.tuning.test_neuron_mask import without_rows
+from tests.typed import type_command
 
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
@@ -279,13 +278,7 @@ def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def call(*arguments: str, command: str = "mask") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jpt", command, *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
+        return type_command([command, *arguments], monkeypatch, capsys)
 
     return call
 

@@ -6,14 +6,12 @@ import dataclasses
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jpt
-from jpt import cli
 from jpt.analysis.choice import leave_one_out
 from jpt.analysis.sureness import sureness
 from jpt.files.study_files import write_transfer
@@ -21,6 +19,7 @@ from jpt.recipes.recommend_rankings import Ranking, not_told_apart
 from jpt.recipes.recommend_text import WIDTH
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.planted import BACKBONE, LENGTH, planted, write_easy
+from tests.typed import type_command
 
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
@@ -87,13 +86,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs a command in this process and gives exit code, stdout and stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jpt", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
+        return type_command(arguments, monkeypatch, capsys)
 
     return call
 
