@@ -81,8 +81,7 @@ class CompileLog:
         """
         sizes = _sizes(batch)
         if programs := self._slow():
-            named = zip(sizes, _UNITS, strict=False)
-            name = " of ".join(f"{size} {unit}" for size, unit in named if size)
+            name = _name(sizes)
             what = f"the train step for {name}" if name else "the train step"
             self._tell(what, programs, self._why(sizes))
         self._steps.add(sizes)
@@ -130,8 +129,14 @@ class CompileLog:
             self._is_cached = False
 
 
-_UNITS = ("rows", "tokens", "answer tokens", "places for text")
+_UNITS = ("rows", "tokens", "answer tokens")
 _NEW = ("new number of rows", "new length", "new answer length", "new amount of text")
+
+
+def _name(sizes: tuple[int, ...]) -> str:
+    named = zip(sizes, _UNITS, strict=False)
+    name = " of ".join(f"{size} {unit}" for size, unit in named if size)
+    return f"{name} packed into {sizes[-1]}" if sizes and sizes[-1] else name
 
 
 def _sizes(batch: Any) -> tuple[int, ...]:

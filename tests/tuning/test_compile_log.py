@@ -26,27 +26,36 @@ CATALOG = [name for name in jpt.task_names() if not name.startswith("builtin/")]
 WRITTEN = ("multi_news", "nq_open", "samsum", "squad")
 
 
-def batch_of(rows: int, tokens: int) -> Batch:
+def batch_of(rows: int, tokens: int, places: int | None = None) -> Batch:
     ones = np.ones(rows, np.int32)
-    return Batch(np.ones((rows, tokens), np.int32), ones, ones, ones.astype(np.float32))
+    packed = None if places is None else np.zeros((1, places), np.int32)
+    rest = (ones, ones, ones.astype(np.float32))
+    return Batch(np.ones((rows, tokens), np.int32), *rest, places=packed)
 
 
 def test_a_line_says_what_was_compiled_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with CompileLog(said.append) as log:
 
-        def step(rows: int, tokens: int, elapsed_s: float = 2.06, cached: bool = False) -> None:
+        def step(
+            rows: int,
+            tokens: int,
+            places: int | None = None,
+            elapsed_s: float = 2.06,
+            cached: bool = False,
+        ) -> None:
             if cached:
                 jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
             name = "/jax/core/compile/backend_compile_duration"
             jax.monitoring.record_event_duration_secs(name, elapsed_s, fun_name="jit(step)")
-            log.stepped(batch_of(rows, tokens))
+            log.stepped(batch_of(rows, tokens, places))
 
         step(32, 48)
         step(32, 64, cached=True)
         step(16, 64)
         step(64, 96)
         step(16, 48)
+        step(16, 48, places=384)
         step(16, 48)
         step(99, 99, elapsed_s=0.01)  # nobody has noticed
         log.stepped(batch_of(32, 48))  # nothing was compiled
@@ -58,6 +67,8 @@ def test_a_line_says_what_was_compiled_and_why(monkeypatch: pytest.MonkeyPatch) 
         "compiled the train step for 64 rows of 96 tokens in 2.1 s "
         "(new number of rows and new length)",
         "compiled the train step for 16 rows of 48 tokens in 2.1 s (new pair of sizes)",
+        "compiled the train step for 16 rows of 48 tokens packed into 384 in 2.1 s "
+        "(new amount of text)",
         "compiled the train step for 16 rows of 48 tokens in 2.1 s "
         "(sizes as before: arrays lie elsewhere)",
     ]
