@@ -18,6 +18,8 @@ AUTO, NONE = "auto", "none"
 TIMEOUT_S = 300
 LEAVING_S = 120
 """How long a process waits for the others at its end; if they do not come, it ends as failed."""
+HEARTBEAT_S = 100
+"""Of so long a silence a process is taken for dead, and the others end."""
 
 
 class Place(NamedTuple):
@@ -153,7 +155,11 @@ def start_processes(
             "process_id": place.process,
             "cluster_detection_method": "deactivate",
         }
-    timeouts = {"initialization_timeout": TIMEOUT_S, "shutdown_timeout_seconds": LEAVING_S}
+    timeouts = {
+        "initialization_timeout": TIMEOUT_S,
+        "heartbeat_timeout_seconds": HEARTBEAT_S,
+        "shutdown_timeout_seconds": LEAVING_S,
+    }
     try:
         jax.distributed.initialize(**given, **timeouts)
     except (RuntimeError, ValueError, OSError) as error:

@@ -25,6 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 SHORT = {"steps": 8, "eval_every": 4, "checkpoint_every": 4, "learning_rate": 1e-3}
 SHORT |= {"batch_size": 8, "eval_batch_size": 16, "length": 5, "max_tokens": 16}
 LIMIT_S = 280
+IMPATIENT = """
+import runpy
+
+import jpt.joining
+
+jpt.joining.HEARTBEAT_S = 15
+runpy.run_module("jpt.cli", run_name="__main__")
+"""
+"""A jpt that waits less long for a sign of life."""
 
 
 def words_of(options: dict[str, object]) -> list[str]:
@@ -33,7 +42,9 @@ def words_of(options: dict[str, object]) -> list[str]:
     return [word for pair in pairs for word in pair]
 
 
-def start(*words: str, devices: int = 1) -> list[subprocess.Popen[str]]:
+def start(
+    *words: str, devices: int = 1, program: tuple[str, ...] = ("-m", "jpt.cli")
+) -> list[subprocess.Popen[str]]:
     """Starts a command in two processes of so many devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -46,7 +57,7 @@ def start(*words: str, devices: int = 1) -> list[subprocess.Popen[str]]:
         "JPT_COORDINATOR": f"localhost:{port}",
         "JPT_PROCESSES": "2",
     }
-    command = [sys.executable, "-m", "jpt.cli", *words]
+    command = [sys.executable, *program, *words]
     return [
         subprocess.Popen(
             command,
@@ -253,7 +264,8 @@ def test_an_error_is_told_once_by_each_and_both_end(task: Path, tmp_path: Path) 
 def test_a_process_that_dies_takes_the_other_with_it(task: Path, tmp_path: Path) -> None:
     many = {**SHORT, "steps": 3000, "eval_every": 3000, "checkpoint_every": 3000}
     given = {"backbone": "builtin/bert-small", "task": task, "out": tmp_path / "run"}
-    running = start("tune", *words_of({**given, **many, "mesh": "data:2"}))
+    words = words_of({**given, **many, "mesh": "data:2"})
+    running = start("tune", *words, program=("-c", IMPATIENT))
     log = tmp_path / "run" / "metrics.jsonl"
     for _ in range(10 * LIMIT_S):
         if log.exists() and log.stat().st_size:

@@ -33,6 +33,7 @@ _CAUSES = {
     errno.EPERM: "no permission to write there; choose another place or change its rights",
     errno.EROFS: "the disk is read-only; choose another place",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another place",
+    errno.ENOENT: "the system takes no new files in this folder; choose another place",
     errno.EISDIR: "this is a folder, not a file; give the name of a file",
     errno.ENAMETOOLONG: "the name is too long for this disk; choose a shorter one",
 }
@@ -52,7 +53,7 @@ def write_error(path: str | Path, error: OSError) -> InputError:
         >>> write_error("a.json", OSError(errno.ENOSPC, "No space")).args[0]
         'cannot write a.json: no space is left on the disk; free some or choose another place'
     """
-    if error.errno == errno.ENOENT:
+    if error.errno == errno.ENOENT and not Path(path).parent.exists():
         cause = f"the folder {Path(path).parent} does not exist; create it first"
     else:
         cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))

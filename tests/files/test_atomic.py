@@ -49,6 +49,7 @@ CAUSES = [
     (errno.EDQUOT, "quota is used up"),
     (errno.EACCES, "no permission to write there"),
     (errno.EROFS, "read-only"),
+    (errno.ENOENT, "takes no new files in this folder"),
     (errno.EIO, "Input/output error"),
 ]
 
