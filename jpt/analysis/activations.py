@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from jpt.errors import InputError
 from jpt.files.study_files import write_activations
 from jpt.mesh import make_mesh
 from jpt.prompts.bank import stack_prompts
-from jpt.prompts.collection import load_prompts
+from jpt.prompts.seed_prompts import Prompts, load_runs
 from jpt.prompts.store import check_prompt
 from jpt.types import Activations, Prompt
 
@@ -26,7 +25,7 @@ STACKS = ("decoder", "encoder")
 
 
 def activated_neurons(
-    prompts: Mapping[str, Prompt] | str | Path,
+    prompts: Prompts,
     out: str | Path | None = None,
     *,
     backbone: Backbone | str | Path | None = None,
@@ -71,7 +70,7 @@ def activated_neurons(
         >>> activated_neurons({"imdb": prompt}).values.shape
         (1, 4, 512)
     """
-    chosen, loaded = ProbeOptions(**options), load_prompts(prompts)
+    chosen, loaded = ProbeOptions(**options), load_runs(prompts)
     first = next(iter(loaded.values()))
     name = backbone if backbone is not None else first.card.backbone
     model, devices = _on_mesh(name, dtype, mesh)

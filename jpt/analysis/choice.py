@@ -18,6 +18,7 @@ from jaxtyping import Float64
 
 from jpt.analysis.indicators import WITH_ROW0, Indicators
 from jpt.analysis.overlap import WINDOW_PREFIX
+from jpt.analysis.seed_means import over_seeds
 from jpt.analysis.transfer_pairs import (
     TransferPairs,
     all_cards,
@@ -260,6 +261,7 @@ def leave_one_out(
         (0.25, 3)
     """
     matrix = transfer if isinstance(transfer, TransferMatrix) else read_transfer(transfer)
+    indicators = over_seeds(indicators, matrix.prompts)
     pairs = select_pairs(indicators, matrix, None if tasks is None else list(tasks))
     scores = _choices(indicators, pairs)
     kept = _judged_rows(pairs, scores)

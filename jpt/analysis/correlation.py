@@ -21,6 +21,7 @@ from jpt.analysis.correlation_intervals import DRAWS, LEVEL, METHOD, SEED, Lead,
 from jpt.analysis.indicator_table import PAPER
 from jpt.analysis.indicators import Indicators
 from jpt.analysis.overlap import OVERLAP
+from jpt.analysis.seed_means import over_seeds
 from jpt.analysis.task_types import summarize_types
 from jpt.analysis.transfer_pairs import TransferPairs, all_cards, select_pairs, serves, shorten
 from jpt.errors import InputError
@@ -156,7 +157,8 @@ def correlate(
 ) -> CorrelationResult:
     """Holds every indicator against a zero-shot transfer matrix.
 
-    Sources are the prompts that are for one of the targets; the random prompt is none. Ties take
+    Sources are the prompts that are for one of the targets; the random prompt is none. Several
+    seeds of a prompt count as one (`jpt.analysis.seed_means`). Ties take
     average ranks, as scipy's spearmanr has it. Relative performance is a score over that of the
     target's own prompt.
 
@@ -183,6 +185,7 @@ def correlate(
     """
     tasks = None if tasks is None else list(tasks)
     matrix = transfer if isinstance(transfer, TransferMatrix) else read_transfer(transfer)
+    indicators = over_seeds(indicators, matrix.prompts)
     pairs, notes = _of_targets(indicators, select_pairs(indicators, matrix, tasks))
     parts = {}
     for part, own_in in (("own_in", True), ("own_out", False)):

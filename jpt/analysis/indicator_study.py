@@ -18,11 +18,12 @@ from jpt.analysis.correlation import (
 from jpt.analysis.correlation_text import choice_lines, interval_lines
 from jpt.analysis.indicators import INDICATORS, Indicators, indicators, write_indicators
 from jpt.analysis.overlap import OVERLAP_ALL, WINDOW_PREFIX
+from jpt.analysis.seed_means import over_seeds
 from jpt.analysis.task_types import summarize_types
 from jpt.analysis.transfer_pairs import select_pairs
 from jpt.files.atomic import make_folder, write_json
 from jpt.files.study_files import read_transfer
-from jpt.prompts.collection import load_prompts
+from jpt.prompts.seed_prompts import Prompts, load_runs
 from jpt.types import Activations, Prompt, TransferMatrix
 
 
@@ -78,7 +79,7 @@ class IndicatorStudy:
 
 
 def study_indicators(
-    prompts: Mapping[str, Prompt] | str | Path,
+    prompts: Prompts,
     out: str | Path | None = None,
     *,
     neurons: Activations | str | Path | None = None,
@@ -113,13 +114,13 @@ def study_indicators(
         >>> study_indicators(bank).types["similarity_by_type"]["cosine_concat"]["n_same"]
         1
     """
-    loaded = load_prompts(prompts)
+    loaded = load_runs(prompts)
     tasks = None if tasks is None else list(tasks)
     # Read and matched before the long work, so that a wrong path or name is told at once.
     matrix = read_transfer(transfer) if isinstance(transfer, (str, Path)) else transfer
     if matrix is not None:
-        cards = {name: prompt.card for name, prompt in loaded.items()}
-        select_pairs(Indicators(tuple(loaded), {}, cards), matrix, tasks)
+        known = Indicators(tuple(loaded), {}, {n: prompt.card for n, prompt in loaded.items()})
+        select_pairs(over_seeds(known, matrix.prompts), matrix, tasks)
     found = indicators(loaded, neurons, layers=layers, progress=progress)
     correlation = None if matrix is None else correlate(found, matrix, tasks=tasks)
     types = summarize_types(found, matrix, tasks)
@@ -155,9 +156,7 @@ def _subject(prompts: Mapping[str, Prompt]) -> str:
     return f"{count} of {first.card.backbone}, {rows} rows x {width}{more}"
 
 
-def _missing(
-    prompts: Mapping[str, Prompt] | str | Path, no_neurons: bool, out: str | Path | None
-) -> tuple[str, ...]:
+def _missing(prompts: Prompts, no_neurons: bool, out: str | Path | None) -> tuple[str, ...]:
     """What to say of files that were not given."""
     notes = []
     if no_neurons:
@@ -181,7 +180,10 @@ def _table(study: IndicatorStudy) -> list[str]:
     if best:
         names.insert(names.index(OVERLAP_ALL), best)
     correlation = study.correlation
-    head = ["", "same type", "other type"]
+    seeds = any("same_task_mean" in means for means in study.types["similarity_by_type"].values())
+    kinds = {"same_task": "other seed"} if seeds else {}
+    kinds |= {"same_type": "same type", "different_type": "other type"}
+    head = ["", *kinds.values()]
     above: list[str] = []
     if correlation:
         above = [
@@ -192,7 +194,7 @@ def _table(study: IndicatorStudy) -> list[str]:
     lines = [head]
     for name in names:
         means = study.types["similarity_by_type"][name]
-        cells = [_number(means["same_type_mean"]), _number(means["different_type_mean"])]
+        cells = [_number(means[f"{kind}_mean"]) for kind in kinds]
         if correlation:
             cells = [
                 *_correlation_cells(correlation.own_in[name]),

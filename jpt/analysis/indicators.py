@@ -21,7 +21,7 @@ from jpt.files.atomic import make_folder
 from jpt.files.study_files import read_activations, refuse_twice
 from jpt.files.tables import read_number, read_table, write_table
 from jpt.prompts.bank import stack_prompts
-from jpt.prompts.collection import load_prompts
+from jpt.prompts.seed_prompts import Prompts, load_runs
 from jpt.types import Activations, Prompt, PromptCard
 
 WITH_ROW0 = "_with_row0"
@@ -77,7 +77,7 @@ class Indicators:
 
 
 def indicators(
-    prompts: Mapping[str, Prompt] | str | Path,
+    prompts: Prompts,
     activations: Activations | str | Path | None = None,
     out: str | Path | None = None,
     *,
@@ -115,7 +115,7 @@ def indicators(
         >>> found.value("cosine_concat", "a", "a"), found.value("cosine_average", "a", "b")
         (1.0, 0.5)
     """
-    loaded = load_prompts(prompts)
+    loaded = load_runs(prompts)
     overlaps: dict[str, Float64[np.ndarray, "K K"]] = {}
     notes: list[str] = []
     # Overlap first: a window that does not exist is told before the longer work.
@@ -156,9 +156,7 @@ def write_indicators(path: str | Path, found: Indicators) -> None:
     write_table(path, (*_PAIR, *found.columns), rows)
 
 
-def read_indicators(
-    path: str | Path, prompts: Mapping[str, Prompt] | str | Path | None = None
-) -> Indicators:
+def read_indicators(path: str | Path, prompts: Prompts | None = None) -> Indicators:
     """Reads a table of `write_indicators`, or one of its form.
 
     Args:
@@ -303,10 +301,8 @@ def _check_activations(activations: Activations, where: str) -> None:
         raise InputError(f"{where}: cka {list(cka.shape)} of {list(values.shape)} activations")
 
 
-def _cards_of(
-    prompts: Mapping[str, Prompt] | str | Path, names: tuple[str, ...], path: str | Path
-) -> dict[str, PromptCard]:
-    loaded = load_prompts(prompts)
+def _cards_of(prompts: Prompts, names: tuple[str, ...], path: str | Path) -> dict[str, PromptCard]:
+    loaded = load_runs(prompts)
     difference = name_difference(str(path), set(names), "the prompts", set(loaded))
     if difference:
         raise InputError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
+from jpt.analysis.seed_means import prompt_names
 from jpt.analysis.study import Study
 from jpt.prompts.own import own_prompts, short_task
 from jpt.tasks.reference_names import task_type
@@ -60,14 +61,16 @@ def lay_out(study: Study) -> Layout:
     compared = study.similarities.names if study.similarities else ()
     every = dict.fromkeys([*columns, *compared, *study.prompts])
     names = tuple(name for name in every if name != study.untouched)  # no prompt at all
-    own = _own(study, targets, names)
+    # Runs of several seeds are columns under the name of their prompt.
+    whose = dict(zip(names, prompt_names(names, columns), strict=True))
+    own = _own(study, targets, [n for n in names if whose[n] == n or whose[n] not in columns])
     target_types = {name: _target_type(study, name) for name in targets}
     prompt_types = {name: _prompt_type(study, name) for name in names}
     ordered = _by_type(targets, target_types)
     # A prompt stands where its task stands, so that own pairs form the diagonal.
     owners = {prompt: target for target, prompt in own.items()}
     place = {prompt: ordered.index(target) for prompt, target in owners.items()}
-    following = sorted(names, key=lambda name: place.get(name, len(ordered)))
+    following = sorted(names, key=lambda name: place.get(whose[name], len(ordered)))
     prompts = _by_type(following, prompt_types)
     return Layout(
         targets=ordered,

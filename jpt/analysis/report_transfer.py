@@ -281,9 +281,11 @@ def _type_tables(types: TypeFacts, order: Sequence[str]) -> list[Markup]:
         caption = "Mean relative score by type of target (rows) and of source, own pairs left out"
         parts.append(table(["target", *sources], rows, caption, source=["types.json"]))
     if types.similarity:
+        seeds = any(np.isfinite(means.seeds) for means in types.similarity.values())
         rows = [
             [
                 indicator_label(name),
+                *([significant(means.seeds)] if seeds else []),
                 significant(means.same),
                 significant(means.different),
                 str(means.n_same if means.n_same is not None else UNKNOWN),
@@ -291,7 +293,8 @@ def _type_tables(types: TypeFacts, order: Sequence[str]) -> list[Markup]:
             ]
             for name, means in types.similarity.items()
         ]
-        head = ["indicator", "same type", "different types", "pairs, same", "pairs, different"]
+        head = ["indicator", *(["other seed"] if seeds else []), "same type", "different types"]
+        head += ["pairs, same", "pairs, different"]
         files = ["types.json"]
         told = "Mean similarity of pairs of prompts, by every indicator"
         every = table(head, rows, told, source=files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Float64
 from jpt.analysis.json_fields import Fields, read_fields
 from jpt.errors import InputError
 from jpt.files.reading import parse_json, read_bytes, read_error
+from jpt.prompts.seed_prompts import run_name, seed_runs
 from jpt.prompts.store import load_prompt
 from jpt.types import PromptCard
 
@@ -76,10 +78,12 @@ def read_prompts(folder: str | Path) -> dict[str, PromptRecord]:
     """Reads every prompt and every run of a folder.
 
     Args:
-        folder: holds ``NAME.safetensors`` files or run folders ``NAME/``.
+        folder: holds ``NAME.safetensors`` files, run folders ``NAME/``, or folders ``NAME/`` of
+            several run folders ``seed-S/``.
 
     Returns:
-        The prompts by name, sorted; none where there is no such folder.
+        The prompts by name, sorted, each seed's run as ``NAME/seed-S``; none where there is no
+        such folder.
 
     Raises:
         InputError: a file is broken; file and cure are named.
@@ -95,14 +99,24 @@ def read_prompts(folder: str | Path) -> dict[str, PromptRecord]:
         entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise read_error(folder, error) from None
-    found: dict[str, PromptRecord] = {}
+    several, places = seed_runs(folder), []
     for entry in entries:
-        if entry.is_dir() and (entry / "config.json").exists():
-            found[entry.name] = _read_run(entry)
-        elif entry.suffix == ".safetensors" or (entry / "prompt.safetensors").exists():
-            name = entry.stem if entry.suffix == ".safetensors" else entry.name
-            found[name] = _from_card(name, load_prompt(entry).card)
-    return dict(sorted(found.items()))
+        runs = several.get(entry.name)
+        if runs is not None:
+            places += [(run_name(entry.name, seed), run) for seed, run in runs.items()]
+        else:
+            places.append((entry.name if entry.is_dir() else entry.stem, entry))
+    found = [(name, _read(name, entry)) for name, entry in places]
+    return {name: record for name, record in sorted(found, key=itemgetter(0)) if record is not None}
+
+
+def _read(name: str, entry: Path) -> PromptRecord | None:
+    """What a run folder or a prompt file tells; None for what is neither."""
+    if entry.is_dir() and (entry / "config.json").exists():
+        return _read_run(entry, name)
+    if entry.suffix == ".safetensors" or (entry / "prompt.safetensors").exists():
+        return _from_card(name, load_prompt(entry).card)
+    return None
 
 
 def _from_card(name: str, card: PromptCard) -> PromptRecord:
@@ -112,7 +126,7 @@ def _from_card(name: str, card: PromptCard) -> PromptRecord:
     )
 
 
-def _read_run(folder: Path) -> PromptRecord:
+def _read_run(folder: Path, name: str) -> PromptRecord:
     config = read_fields(folder / "config.json", _CURE)
     result = read_fields(folder / "result.json", _CURE)
     assert config is not None
@@ -125,7 +139,7 @@ def _read_run(folder: Path) -> PromptRecord:
     if card is None:
         card = PromptCard(config.text("backbone") or "", task) if task else None
     return PromptRecord(
-        name=folder.name,
+        name=name,
         card=card,
         finished=result is not None and stored,
         settings=config.value,

@@ -13,6 +13,7 @@ from jaxtyping import Float64
 from jpt.analysis.choice_facts import ChoiceFacts, read_choice_facts
 from jpt.analysis.mask_facts import MaskFacts, read_mask_facts
 from jpt.analysis.runs import PromptRecord, read_prompts
+from jpt.analysis.seed_means import join_runs, prompt_names
 from jpt.analysis.study_facts import (
     Correlations,
     TransferFacts,
@@ -115,14 +116,15 @@ def read_study(folder: str | Path) -> Study:
         cause = "is a file" if place.exists() else "is not there"
         raise InputError(f"{folder} {cause}; give the folder that jpt transfer --out wrote")
     transfer, indicators = commands(place)["transfer"], commands(place)["indicators"]
+    matrix = _matrix(place / "transfer.csv")
     study = Study(
         folder=place,
         prompts=read_prompts(place / "prompts"),
-        transfer=_matrix(place / "transfer.csv"),
+        transfer=matrix,
         relative=_matrix(place / "relative.csv"),
         facts=read_transfer_facts(place / "transfer.json", transfer),
         neurons=_shape(place / "neurons.npz"),
-        similarities=read_similarities(place / "indicators.csv"),
+        similarities=_over_seeds(read_similarities(place / "indicators.csv"), matrix),
         correlations=read_correlations(place / "correlation.json", indicators),
         types=read_type_facts(place / "types.json", indicators),
         choices=read_choice_facts(place / "choice.json", indicators),
@@ -208,6 +210,14 @@ def read_similarities(path: str | Path) -> Similarities | None:
         for name in columns:
             values[name][place[pair[0]], place[pair[1]]] = read_number(path, number, row, name)
     return Similarities(names, values)
+
+
+def _over_seeds(found: Similarities | None, matrix: TransferMatrix | None) -> Similarities | None:
+    """Seeds of a prompt count as one prompt, as in the matrix."""
+    if found is None:
+        return None
+    owners = prompt_names(found.names, () if matrix is None else matrix.prompts)
+    return found if owners == list(found.names) else Similarities(*join_runs(owners, found.values))
 
 
 def _matrix(path: Path) -> TransferMatrix | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,12 +109,14 @@ class TypeMeans:
         different: mean over pairs of two types.
         n_same: how many pairs, where told.
         n_different: how many pairs, where told.
+        seeds: mean over pairs of two seeds of a prompt; NaN where there is none.
     """
 
     same: float
     different: float
     n_same: int | None = None
     n_different: int | None = None
+    seeds: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -271,4 +274,5 @@ def _means(fields: Fields) -> TypeMeans:
         different=fields.number("different_type_mean"),
         n_same=fields.count("n_same"),
         n_different=fields.count("n_diff"),
+        seeds=fields.number("same_task_mean"),
     )

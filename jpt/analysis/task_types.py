@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jpt.analysis.indicators import Indicators
+from jpt.analysis.seed_means import over_seeds, several_seeds
 from jpt.analysis.transfer_pairs import (
     TransferPairs,
     all_cards,
@@ -35,7 +36,8 @@ def summarize_types(
 
     Similarity is taken over unordered pairs of different prompts, relative performance over pairs
     of a target and a source that is not its own prompt. Prompts without a known type and the
-    random prompt are left out.
+    random prompt are left out. Several seeds of a prompt count as one; ``same_task_mean`` is over
+    pairs of two of them.
 
     Args:
         indicators: of the prompts, with their cards.
@@ -54,9 +56,12 @@ def summarize_types(
         >>> summarize_types(found)["similarity_by_type"]["cosine_concat"]["same_type_mean"]
         0.2
     """
-    cards = all_cards(indicators)
+    matrix = read_transfer(transfer) if isinstance(transfer, (str, Path)) else transfer
     tasks = None if tasks is None else list(tasks)
-    if transfer is None:
+    seeds = several_seeds(indicators.names)
+    indicators = over_seeds(indicators, () if matrix is None else matrix.prompts)
+    cards = all_cards(indicators)
+    if matrix is None:
         _check_tasks(tasks or [], cards)  # a matrix says itself which targets it has
     types = {
         name: type_of(card)
@@ -67,8 +72,9 @@ def summarize_types(
     types = {name: kind for name, kind in types.items() if kind is not None}
     notes = [f"{shorten(unknown)}: type of task not known, left out"] if unknown else []
     record: dict[str, Any] = {"similarity_by_type": _similarities(indicators, types)}
-    if transfer is not None:
-        matrix = transfer if isinstance(transfer, TransferMatrix) else read_transfer(transfer)
+    for name, mean in _between_seeds(indicators, seeds & set(types)).items():
+        record["similarity_by_type"][name] |= mean
+    if matrix is not None:
         record |= _transfers(select_pairs(indicators, matrix, tasks), types)
     return {**record, "notes": notes}
 
@@ -88,6 +94,22 @@ def _similarities(indicators: Indicators, types: dict[str, str]) -> dict[str, di
     return {
         name: compare_types(column[np.ix_(places, places)], upper, same)
         for name, column in indicators.columns.items()
+    }
+
+
+def _between_seeds(indicators: Indicators, names: set[str]) -> dict[str, dict[str, Any]]:
+    """Mean similarity of two seeds of a prompt; nothing where all prompts have one."""
+    places = [place for place, name in enumerate(indicators.names) if name in names]
+    if not places:
+        return {}
+    own = {name: np.diagonal(column)[places] for name, column in indicators.columns.items()}
+    known = {name: values[~np.isnan(values)] for name, values in own.items()}
+    return {
+        name: {
+            "same_task_mean": float(values.mean()) if len(values) else None,
+            "n_same_task": len(values),
+        }
+        for name, values in known.items()
     }
 
 

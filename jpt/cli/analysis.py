@@ -9,11 +9,11 @@ import typer
 
 from jpt.cli.completion import complete_tasks
 from jpt.cli.options import JsonOption, print_result
-from jpt.cli.studies import PromptsOption, split_names
+from jpt.cli.studies import SeedPromptsOption, split_names
 
 
 def indicators(
-    prompts: PromptsOption,
+    prompts: SeedPromptsOption,
     out: Annotated[Path, typer.Option(help="Folder for indicators.csv, types.json and more.")],
     neurons: Annotated[
         Path | None, typer.Option(help="File of 'jpt neurons' with the same prompts.")

@@ -17,7 +17,7 @@ from jpt.cli.options import (
     print_result,
 )
 from jpt.cli.several import with_processes
-from jpt.cli.studies import OtherBackboneOption, PromptsOption, split_names
+from jpt.cli.studies import OtherBackboneOption, SeedPromptsOption, split_names
 
 app = typer.Typer(
     help="Make one prompt, or one answer, of several prompts.",
@@ -36,7 +36,7 @@ WeightsOption = Annotated[
 
 @app.command()
 def average(
-    prompts: PromptsOption,
+    prompts: SeedPromptsOption,
     out: Annotated[Path, typer.Option(help="File to write, for instance mean.safetensors.")],
     names: NamesOption = None,
     weights: WeightsOption = None,
@@ -61,7 +61,7 @@ def average(
 @app.command()
 @with_processes
 def learn(
-    prompts: PromptsOption,
+    prompts: SeedPromptsOption,
     task: TaskOption,
     out: Annotated[Path, typer.Option(help="Run folder; the same command goes on there.")],
     names: NamesOption = None,
@@ -114,7 +114,7 @@ def learn(
 @app.command()
 @with_processes
 def ensemble(
-    prompts: PromptsOption,
+    prompts: SeedPromptsOption,
     task: TaskOption,
     names: NamesOption = None,
     weights: WeightsOption = None,

@@ -10,14 +10,14 @@ import typer
 from jpt.cli.completion import complete_task
 from jpt.cli.options import DtypeOption, JsonOption, MeshOption, print_result
 from jpt.cli.several import with_processes
-from jpt.cli.studies import OtherBackboneOption, PromptsOption
+from jpt.cli.studies import OtherBackboneOption, SeedPromptsOption
 
 _NOT_PASSED_ON = ("prompts", "out", "json")
 
 
 @with_processes
 def neurons(
-    prompts: PromptsOption,
+    prompts: SeedPromptsOption,
     out: Annotated[Path, typer.Option(help="File to write, for instance neurons.npz.")],
     probe: Annotated[
         str, typer.Option(help="start (prompt and start token, the paper's) or text (of a task).")

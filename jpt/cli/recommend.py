@@ -16,7 +16,7 @@ from jpt.cli.options import (
     print_result,
 )
 from jpt.cli.several import with_processes
-from jpt.cli.studies import OtherBackboneOption, PromptsOption
+from jpt.cli.studies import OtherBackboneOption, SeedPromptsOption
 
 _NOT_PASSED_ON = ("task", "prompts", "out", "json")
 
@@ -24,7 +24,7 @@ _NOT_PASSED_ON = ("task", "prompts", "out", "json")
 @with_processes
 def recommend(
     task: TaskOption,
-    prompts: PromptsOption,
+    prompts: SeedPromptsOption,
     out: Annotated[
         Path | None, typer.Option(help="Folder for recommend.json and the probe's run.")
     ] = None,

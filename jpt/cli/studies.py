@@ -17,9 +17,6 @@ from jpt.cli.options import (
 )
 from jpt.cli.several import with_processes
 
-PromptsOption = Annotated[
-    Path, typer.Option(help="Folder of NAME.safetensors files or of run folders NAME/.")
-]
 SeedPromptsOption = Annotated[
     Path,
     typer.Option(help="Folder of NAME.safetensors, run folders NAME/, or seeds NAME/seed-S/."),

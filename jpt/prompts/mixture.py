@@ -16,8 +16,8 @@ from jaxtyping import Float, Float32, Float64
 
 from jpt.errors import InputError, unknown_name
 from jpt.prompts.bank import stack_prompts
-from jpt.prompts.collection import load_prompts
-from jpt.prompts.store import list_prompts, load_prompt
+from jpt.prompts.seed_prompts import list_runs, load_runs
+from jpt.prompts.store import load_prompt
 from jpt.types import Prompt, PromptCard
 
 AVERAGE, MIXTURE = "average", "mixture"
@@ -80,7 +80,7 @@ def load_parts(prompts: Mapping[str, Prompt] | str | Path) -> dict[str, Prompt]:
         >>> list(load_parts({"b": one, "a": one}))
         ['a', 'b']
     """
-    loaded = load_prompts(prompts)
+    loaded = load_runs(prompts)
     if len(loaded) < 2:
         raise InputError(
             f"a mixture needs two prompts or more; there is 1 ({next(iter(loaded))}): give another"
@@ -113,7 +113,7 @@ def choose_parts(
     if isinstance(prompts, Mapping):
         found: Mapping[str, Path | Prompt] = prompts
     else:
-        found = list_prompts(prompts)
+        found = list_runs(prompts)
     wanted = list(found) if names is None else list(names)
     for name in wanted:
         if name not in found:

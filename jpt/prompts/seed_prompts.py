@@ -66,7 +66,49 @@ def run_name(name: str, seed: int | None) -> str:
     return name if seed is None else f"{name}/seed-{seed}"
 
 
-def list_seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
+def split_run_name(name: str) -> tuple[str, int | None]:
+    """Takes the name of a run apart.
+
+    Args:
+        name: as `run_name` makes it.
+
+    Returns:
+        The name of the prompt and the seed; None where the prompt has one run.
+
+    Example:
+        >>> split_run_name("imdb"), split_run_name("imdb/seed-0")
+        (('imdb', None), ('imdb', 0))
+    """
+    owner, _, last = name.rpartition("/")
+    match = _SEED.fullmatch(last) if owner else None
+    return (owner, int(match[1])) if match else (name, None)
+
+
+def load_runs(prompts: Prompts) -> dict[str, Prompt]:
+    """Loads every run of every prompt under a name of its own.
+
+    Args:
+        prompts: as for `load_seed_prompts`.
+
+    Returns:
+        The prompts by the names of `run_name`, sorted.
+
+    Raises:
+        InputError: as `load_seed_prompts`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jpt.types import PromptCard
+        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
+        >>> list(load_runs({"b": {1: prompt, 0: prompt}, "a": prompt}))
+        ['a', 'b/seed-0', 'b/seed-1']
+    """
+    loaded = load_seed_prompts(prompts)
+    runs = {run_name(name, s): prompt for name, of in loaded.items() for s, prompt in of.items()}
+    return dict(sorted(runs.items()))
+
+
+def listseed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
     """Finds the runs of several seeds in a folder of prompts.
 
     Args:
@@ -80,16 +122,28 @@ def list_seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
 
     Example:
         >>> import tempfile
-        >>> list_seed_runs(tempfile.mkdtemp())
+        >>> listseed_runs(tempfile.mkdtemp())
         {}
     """
-    found = _seed_runs(folder)
+    found = seed_runs(folder)
     for name, runs in found.items():
         _check_runs(Path(folder) / name, runs)
     return found
 
 
-def _seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
+def seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
+    """Finds the runs of several seeds in a folder of prompts, finished or not.
+
+    Args:
+        folder: as for `list_seed_runs`.
+
+    Returns:
+        The run folders by name and seed; none where there is no such folder.
+
+    Example:
+        >>> seed_runs("no/such/folder")
+        {}
+    """
     place, found = Path(folder), {}
     if not place.is_dir():
         return found  # `list_prompts` says what is wrong
@@ -129,7 +183,7 @@ def list_runs(folder: str | Path) -> dict[str, Path]:
         >>> list(list_runs(place))
         ['a', 'b/seed-0']
     """
-    several = _seed_runs(folder)
+    several = seed_runs(folder)
     found = dict(_single_prompts(Path(folder), several))
     for name, runs in several.items():
         found |= {run_name(name, seed): run for seed, run in runs.items()}
@@ -137,7 +191,7 @@ def list_runs(folder: str | Path) -> dict[str, Path]:
 
 
 def _read_folder(folder: Path) -> dict[str, Prompt | dict[int, Prompt]]:
-    several = list_seed_runs(folder)
+    several = listseed_runs(folder)
     single = _single_prompts(folder, several)
     found: dict[str, Prompt | dict[int, Prompt]] = {
         name: load_prompt(path) for name, path in single.items()

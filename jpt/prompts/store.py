@@ -243,6 +243,12 @@ def list_prompts(folder: str | Path) -> dict[str, Path]:
             raise InputError(f"{folder} has two prompts named {name}: a file and a run; rename one")
         found[name] = file
     if not found:
+        of_seeds = next((each for each in entries if any(each.glob(f"seed-*/{PROMPT_FILE}"))), None)
+        if of_seeds is not None:
+            raise InputError(
+                f"{folder} holds runs of several seeds ({of_seeds.name}/seed-S), where one prompt a"
+                f" name is asked for; give {of_seeds}, or a folder with one run of each"
+            )
         raise InputError(
             f"{folder} holds no prompts: looked for NAME.safetensors and NAME/{PROMPT_FILE} among"
             f" {len(entries)} entries"

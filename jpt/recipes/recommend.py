@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ class Recommendation:
 
 def recommend(
     task: Task | str | Path,
-    prompts: Mapping[str, Prompt] | str | Path,
+    prompts: Prompts,
     out: str | Path | None = None,
     *,
     known: TransferMatrix | str | Path | None = None,

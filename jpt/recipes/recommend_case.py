@@ -12,13 +12,14 @@ from jax.sharding import Mesh
 from jpt.analysis.choice import leave_one_out
 from jpt.analysis.indicators import Indicators
 from jpt.analysis.overlap import parse_layers
+from jpt.analysis.seed_means import over_seeds
 from jpt.analysis.transfer_pairs import is_random, serves, shorten
 from jpt.backbones.registry import Backbone
 from jpt.config import check_counts
 from jpt.errors import InputError
 from jpt.files.study_files import BASELINES, read_transfer
 from jpt.mesh import batch_sharding, make_mesh
-from jpt.prompts.collection import load_prompts
+from jpt.prompts.seed_prompts import Prompts, load_runs
 from jpt.prompts.store import check_prompt
 from jpt.recipes.recommend_rows import labelled_task, unlabelled_task
 from jpt.tasks.task import Task
@@ -110,7 +111,7 @@ class Case:
 
 def prepare_case(
     task: Task | str | Path,
-    prompts: Mapping[str, Prompt] | str | Path,
+    prompts: Prompts,
     data: Data | None,
     options: RecommendOptions,
 ) -> Case:
@@ -130,7 +131,7 @@ def prepare_case(
     """
     loaded = {  # a row that no model reads has no part in this, and the probe has none
         name: dataclasses.replace(prompt, unused_row=None)
-        for name, prompt in load_prompts(prompts).items()
+        for name, prompt in load_runs(prompts).items()
     }
     definition = as_task(task, data)
     sources, notes = _sources(definition, loaded)
@@ -172,15 +173,16 @@ def known_matrix(
             on it.
     """
     matrix = known if isinstance(known, TransferMatrix) else read_transfer(known)
-    missing = sorted(set(matrix.prompts) - set(prompts) - set(BASELINES))
+    cards = {name: prompt.card for name, prompt in prompts.items()}
+    here = over_seeds(Indicators(tuple(cards), {}, cards), matrix.prompts)
+    missing = sorted(set(matrix.prompts) - set(here.names) - set(BASELINES))
     if missing:
         raise InputError(
             f"the known matrix names {len(missing)} prompts that are not here"
-            f" ({shorten(missing)}; here are {shorten(list(prompts))}); give the folder of prompts"
+            f" ({shorten(missing)}; here are {shorten(here.names)}); give the folder of prompts"
             " that it was made with"
         )
-    cards = {name: prompt.card for name, prompt in prompts.items()}
-    leave_one_out(Indicators(tuple(cards), {}, cards), matrix)  # says so where nothing is judged
+    leave_one_out(here, matrix)  # says so where nothing is judged
     return matrix
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from jpt.analysis.choice import LeaveOneOut
 from jpt.analysis.transfer_pairs import shorten
-from jpt.prompts.store import list_prompts
+from jpt.prompts.seed_prompts import Prompts, list_runs
 from jpt.recipes.recommend_case import Case
 from jpt.recipes.recommend_rankings import Ranking, not_told_apart
 from jpt.tasks.task import Task
 from jpt.tuning.prepare import Data
 from jpt.tuning.scoring import Score
-from jpt.types import Prompt
 
 START = "random"
 """The untrained start among the scores."""
@@ -106,7 +105,7 @@ def _number(value: float) -> float | None:
 
 def start_command(
     task: Task | str | Path,
-    prompts: Mapping[str, Prompt] | str | Path,
+    prompts: Prompts,
     data: Data | None,
     case: Case,
     source: str,
@@ -131,5 +130,6 @@ def start_command(
     words = ["jpt", "tune", "--backbone", case.backbone.name, "--task", str(name)]
     words += [] if data is None else ["--data", str(data)]
     words += ["--length", str(len(case.first.values))]
-    words += ["--init", f"prompt:{list_prompts(prompts)[source]}"]
-    return shlex.join([*words, "--out", f"runs/{case.task.short_name}-from-{source}"])
+    words += ["--init", f"prompt:{list_runs(prompts)[source]}"]
+    place = f"runs/{case.task.short_name}-from-{source.replace('/', '-')}"
+    return shlex.join([*words, "--out", place])

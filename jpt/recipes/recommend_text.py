@@ -117,7 +117,11 @@ def _figure(value: float | None) -> str:
 
 
 def _cut(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+    """Shortens a name in the middle: of runs of one prompt the end tells which it is."""
+    if len(name) <= _NAME:
+        return name
+    tail = name[name.rindex("/") :] if "/" in name else ""
+    return f"{name[: _NAME - 1 - len(tail)]}…{tail}"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

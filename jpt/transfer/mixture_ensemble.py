@@ -16,8 +16,8 @@ from jpt.backbones.registry import Backbone
 from jpt.config import LABEL_SCORING, check_choice, check_counts
 from jpt.errors import InputError
 from jpt.mesh import batch_sharding, make_mesh
-from jpt.prompts.collection import load_prompts
 from jpt.prompts.mixture import Weights, settle_weights
+from jpt.prompts.seed_prompts import load_runs
 from jpt.prompts.store import check_prompt
 from jpt.tasks.task import Task
 from jpt.tuning.evaluate import describe_score
@@ -131,7 +131,7 @@ def score_ensemble(
     check_choice("combine", combine, COMBINE)
     check_choice("label_scoring", label_scoring, LABEL_SCORING)
     check_counts(max_tokens=max_tokens, eval_batch_size=eval_batch_size)
-    loaded = load_prompts(prompts)
+    loaded = load_runs(prompts)
     shares = settle_weights(list(prompts if isinstance(prompts, Mapping) else loaded), weights)
     devices, definition = make_mesh(mesh), as_task(task, data)
     _refuse_written(definition)

@@ -158,6 +158,29 @@ def test_the_record_is_on_disk_and_the_command_runs(found, study, run, tmp_path)
     assert 0.02 < moved.max() < 0.0301  # Adam's first step is the rate
 
 
+def test_every_seed_is_a_source_and_the_known_matrix_has_their_means(
+    backbone, task, prompts, tmp_path
+) -> None:
+    for name, prompt in prompts.items():
+        for run in ("cherries/seed-0", "cherries/seed-1") if name == "cherries" else (name,):
+            file = tmp_path / "prompts" / run / "prompt.safetensors"
+            file.parent.mkdir(parents=True)
+            jpt.save_prompt(file, prompt)
+    options = {"backbone": backbone, "known": known_scores(), **QUICK}
+    found = jpt.recommend(task, tmp_path / "prompts", tmp_path / "out", **options).record
+    single = jpt.recommend(task, prompts, **options).record
+    values = {name: source["values"] for name, source in found["sources"].items()}
+    assert sorted(values) == ["apples", "bananas", "cherries/seed-0", "cherries/seed-1"]
+    of_single = {name: source["values"] for name, source in single["sources"].items()}
+    for name, given in values.items():
+        assert given == pytest.approx(of_single[name.split("/")[0]], abs=1e-6)
+    # Both seeds are one prompt twice, so that their mean is what a single one gives.
+    assert found["known"]["rankings"] == single["known"]["rankings"]
+    words = shlex.split(found["command"])
+    assert words[words.index("--init") + 1] == f"prompt:{tmp_path / 'prompts' / found['source']}"
+    assert found["source"] == "cherries/seed-0" and words[-1] == "runs/easy-from-cherries-seed-0"
+
+
 def test_the_text_is_narrow_and_says_all(found) -> None:
     lines = found.describe().splitlines()
     assert all(len(line) <= WIDTH for line in lines[:-1])

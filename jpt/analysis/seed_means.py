@@ -1,0 +1,116 @@
+"""Several seeds of a prompt count as one prompt: what is said of it is the mean over its runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int
+
+from jpt.analysis.indicators import Indicators
+from jpt.prompts.seed_prompts import split_run_name
+
+
+def over_seeds(indicators: Indicators, kept: Iterable[str] = ()) -> Indicators:
+    """Joins the runs of each prompt, as the columns of a zero-shot matrix do.
+
+    The value of two prompts is the mean over all pairs of their runs. That of a prompt with itself
+    is the mean over pairs of two different seeds; of a prompt with one run it stays.
+
+    Args:
+        indicators: of prompts, and of runs named as by `jpt.prompts.seed_prompts.run_name`.
+        kept: runs that stay as they are, because a matrix names them.
+
+    Returns:
+        The indicators by prompt, sorted by name; the same object where no name is a run's.
+
+    Example:
+        >>> values = np.array([[1.0, 0.8, 0.4], [0.8, 1.0, 0.2], [0.4, 0.2, 1.0]])
+        >>> of_runs = Indicators(("a/seed-0", "a/seed-1", "b"), {"cosine_concat": values})
+        >>> found = over_seeds(of_runs)
+        >>> found.names, found["cosine_concat"].round(3).tolist()
+        (('a', 'b'), [[0.8, 0.3], [0.3, 1.0]])
+    """
+    owners = prompt_names(indicators.names, kept)
+    if owners == list(indicators.names):
+        return indicators
+    names, columns = join_runs(owners, indicators.columns)
+    cards = {
+        owner: dataclasses.replace(indicators.cards[name], seed=None, score=None)
+        for owner, name in reversed(list(zip(owners, indicators.names, strict=True)))
+        if name in indicators.cards
+    }
+    return dataclasses.replace(indicators, names=names, columns=columns, cards=cards)
+
+
+def prompt_names(names: Iterable[str], kept: Iterable[str] = ()) -> list[str]:
+    """Says whose run each name is.
+
+    Args:
+        names: of prompts and runs.
+        kept: runs that stay as they are.
+
+    Returns:
+        The names of the prompts, in the same order.
+
+    Example:
+        >>> prompt_names(["a/seed-0", "a/seed-1", "b"])
+        ['a', 'a', 'b']
+    """
+    kept = set(kept)
+    return [name if name in kept else split_run_name(name)[0] for name in names]
+
+
+def join_runs(
+    owners: Sequence[str], columns: Mapping[str, Float64[np.ndarray, "R R"]]
+) -> tuple[tuple[str, ...], dict[str, Float64[np.ndarray, "K K"]]]:
+    """Takes the means of matrices over the runs of each prompt.
+
+    Args:
+        owners: whose run each row and column is.
+        columns: the matrices by name.
+
+    Returns:
+        The names of the prompts, sorted, and the matrices of their means (see `over_seeds`).
+
+    Example:
+        >>> join_runs(["a", "a"], {"near": np.array([[1.0, 0.5], [0.5, 1.0]])})
+        (('a',), {'near': array([[0.5]])})
+    """
+    names, groups = np.unique(owners, return_inverse=True)
+    means = {name: _mean(column, groups) for name, column in columns.items()}
+    return tuple(names.tolist()), means
+
+
+def several_seeds(names: Iterable[str]) -> set[str]:
+    """Finds the prompts of two seeds or more.
+
+    Args:
+        names: of prompts and runs.
+
+    Returns:
+        Their names.
+
+    Example:
+        >>> several_seeds(["a/seed-0", "a/seed-1", "b", "c/seed-0"])
+        {'a'}
+    """
+    owners = [split_run_name(name)[0] for name in names]
+    return {owner for owner in owners if owners.count(owner) > 1}
+
+
+def _mean(column: Float64[np.ndarray, "R R"], groups: Int[np.ndarray, "R"]) -> np.ndarray:
+    """Means over pairs of runs [K, K]; sums, not products, so that a NaN stays where it is."""
+    order, counts = np.argsort(groups, kind="stable"), np.bincount(groups)
+    starts = np.cumsum(counts) - counts
+    sums = np.add.reduceat(column[np.ix_(order, order)], starts, axis=0)
+    sums = np.add.reduceat(sums, starts, axis=1)
+    means = sums / (counts[:, None] * counts)
+    means = (means + means.T) / 2  # sums along the two axes round differently
+    own = np.add.reduceat(np.diagonal(column)[order], starts)
+    several = counts > 1
+    pairs = np.where(several, counts * (counts - 1), 1)
+    of_seeds = np.where(several, (np.diagonal(sums) - own) / pairs, own)
+    np.fill_diagonal(means, of_seeds)
+    return means
