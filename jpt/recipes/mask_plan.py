@@ -296,8 +296,8 @@ def _plan_several(
             del own[name]
     if not own:
         raise InputError(
-            f"none of {len(matrix.tasks)} tasks has labels and a prompt of its own; give prompts"
-            " whose cards name their tasks"
+            f"no task can be masked ({'; '.join(notes[-3:])}); give one prompt of each task, whose"
+            " card names it"
         )
     return matrix, own, notes
 

@@ -273,6 +273,8 @@ def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -
         place, "one prompt is scored on one task", prompts / "calm.safetensors", [task, task]
     )
     assert_refused(place, "did you mean calm", prompts / "clam.safetensors")
+    twins = dict.fromkeys(("seed-0", "seed-1"), one["calm"])
+    assert_refused(place, r"calm has 2 prompts of its own \(seed-0, seed-1\)", twins)
 
 
 @pytest.fixture
