@@ -37,7 +37,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ";"
+    hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
     return InputError(f"unknown {kind} '{name}'{hint} (known: {', '.join(known)})")
 
 

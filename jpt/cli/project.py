@@ -155,8 +155,9 @@ def apply(
         "width": width,
         "prompts": {name: prompt.card.source for name, prompt in found.items()},
     }
+    count = f"{len(found)} prompt{'' if len(found) == 1 else 's'}"
     text = (
-        f"{len(found)} prompts of {rows} x {width} for {first.card.backbone}\n"
+        f"{count} of {rows} x {width} for {first.card.backbone}\n"
         f"written: {', '.join(f'{out}/{name}.safetensors' for name in found)}"
     )
     print_result(record, text, json)
