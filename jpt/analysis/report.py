@@ -13,6 +13,7 @@ from jpt.analysis.report_choice import choice_section
 from jpt.analysis.report_correlation import correlation_section
 from jpt.analysis.report_indicators import embedding_section, overlap_section
 from jpt.analysis.report_masks import mask_section
+from jpt.analysis.report_projection import is_projection, projection_parts
 from jpt.analysis.report_runs import note_section, provenance_section, training_section
 from jpt.analysis.report_sweep import is_sweep, sweep_header, sweep_parts
 from jpt.analysis.report_transfer import transfer_section, type_section
@@ -48,8 +49,8 @@ def report(folder: str | Path) -> Path:
 
     Args:
         folder: of the study, as ``jpt transfer --out`` and ``jpt indicators --out`` filled it, or
-            of a sweep, or of a warm start. What is missing is said in the page, with the command
-            that makes it.
+            of a sweep, of a warm start, or of ``jpt project evaluate``. What is missing is said in
+            the page, with the command that makes it.
 
     Returns:
         The path of ``report.html`` in that folder.
@@ -81,6 +82,8 @@ def _other_study(folder: Path) -> Callable[[Path], tuple[str, list[str], list[Ma
     """What builds the page of a folder that is no study of transfer."""
     if is_sweep(folder):
         return sweep_parts
+    if is_projection(folder):
+        return projection_parts
     return warm_start_parts if is_warm_start(folder) else None
 
 

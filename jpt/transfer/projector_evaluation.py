@@ -19,6 +19,7 @@ from jpt.mesh import batch_sharding, make_mesh
 from jpt.processes import on_first
 from jpt.prompts.store import save_prompt
 from jpt.tasks.task import Task
+from jpt.transfer.made_with import made_with
 from jpt.transfer.projector_columns import Columns, Projectors, build_columns
 from jpt.transfer.projector_material import Prompts
 from jpt.transfer.projector_options import EvaluationOptions
@@ -27,7 +28,6 @@ from jpt.transfer.projector_warm import warm_columns
 from jpt.tuning.prepare import prepare_task
 from jpt.tuning.settle import settle_length
 from jpt.types import Prompt, TransferMatrix
-from jpt.version import __version__
 
 TABLE, RECORD, PROJECTED = "projection.csv", "projection.json", "projected"
 _TOLD = ("split", "seed", "warm_start", "warm_steps")
@@ -120,7 +120,9 @@ def evaluate_projector(
     if chosen.warm_start is not None:
         matrix = warm_columns(columns, matrix, chosen, folder, progress)
     record |= columns.record | {name: getattr(chosen, name) for name in _TOLD}
-    record |= {"jpt_version": __version__, "elapsed_s": round(time.monotonic() - started_s, 2)}
+    device = f"{devices.devices.size} x {devices.devices.flat[0].device_kind}"
+    record |= {**made_with(), "device": device}
+    record["elapsed_s"] = round(time.monotonic() - started_s, 2)
     if folder is not None:
         write_transfer(folder / TABLE, matrix)
         write_json(folder / RECORD, record)

@@ -20,7 +20,9 @@ from jpt.analysis.report import report, summarize
 from jpt.analysis.report_methods import written_between
 from jpt.analysis.warm_start_figure import draw_curves
 from jpt.errors import InputError
+from jpt.files.study_files import write_transfer
 from jpt.files.tables import write_table
+from jpt.types import TransferMatrix
 from tests.analysis.page_checks import Outline, assert_page_is_sound
 from tests.analysis.sample_study import PageReader, write_run, write_study
 
@@ -347,3 +349,50 @@ def test_names_of_rows_stay_in_sight() -> None:
 def test_a_figure_without_rows_is_left_alone() -> None:
     svg = to_svg(prompt_map(np.eye(2), ["a", "b"], ["x", "y"]), "m", "x")
     assert pin_rows(svg, "m") == svg
+
+
+def write_projection(folder: Path) -> Path:
+    """Two tasks of one type and one of another, a projector trained on the first of them."""
+    folder.mkdir()
+    targets = ("sst2", "imdb", "mnli")
+    values = np.array(
+        [  # own, random, task, untrained, warm, vanilla
+            [0.90, 0.50, 0.88, 0.51, 0.91, 0.60],
+            [0.80, 0.52, 0.70, 0.50, 0.75, 0.65],
+            [0.60, 0.30, 0.34, 0.33, 0.45, 0.41],
+        ]
+    )
+    names = ("own", "random", "task", "untrained", "warm", "vanilla")
+    scores = TransferMatrix(targets, names, values, ("accuracy",) * 3)
+    write_transfer(folder / "projection.csv", scores)
+    told = {"metric": "accuracy", "majority": 0.5, "rows": 100, "split": "test"}
+    record = {
+        **{"source_backbone": "small<b>", "target_backbone": "large", "length": 20, "seed": 0},
+        **{"targets": dict.fromkeys(targets, told), "trained_on": {"task": ["sst2"]}},
+        **{"projectors": {"task": "runs/p (task on sst2)"}, "split": "test"},
+        **{"warm_start": "task", "warm_steps": 25, "versions": {"jax": "0.10.2"}},
+    }
+    (folder / "projection.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_page_of_projected_prompts(tmp_path: Path) -> None:
+    folder = write_projection(tmp_path / "table")
+    page = report(folder).read_text(encoding="utf-8")
+    assert_all_parts_are_told(assert_page_is_sound(page, folder))
+    means = {row[0]: row[1:] for row in PageReader(page).tables["Mean score over tasks"]}
+    assert means["task"] == ["64.0%", "88.0%", "52.0%"]
+    assert means["own"] == ["76.7%", "–", "–"]
+    projected, tuned = summarize(folder)
+    assert "“task” score 88.0% on the task it was trained on (own 90.0%, random 50.0%)" in projected
+    assert "52.0% on the 2 tasks it was not trained on (own 70.0%, random 41.0%)" in projected
+    assert tuned.startswith(
+        "25 steps of tuning end at 70.3% from the prompts of “task” and at 55.3%"
+    )
+    for told in ("small&lt;b&gt;", "runs/p (task on sst2)", "sst2 100 of test", "jax 0.10.2"):
+        assert told in page, told
+    record = json.loads((folder / "projection.json").read_text())
+    del record["targets"]["mnli"]
+    (folder / "projection.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="does not tell mnli .* jpt project evaluate"):
+        report(folder)
