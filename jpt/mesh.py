@@ -99,6 +99,22 @@ def make_mesh(text: str | None = None) -> Mesh:
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices[:count])
 
 
+def describe_devices(mesh: Mesh) -> str:
+    """Says how many devices of which kind a mesh has.
+
+    Args:
+        mesh: the devices.
+
+    Returns:
+        For instance ``8 x NVIDIA H100 80GB HBM3``.
+
+    Example:
+        >>> describe_devices(make_mesh("data:1")).split(" x ")[0]
+        '1'
+    """
+    return f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
+
+
 def parameter_shardings(params: Any, table: PartitionTable, mesh: Mesh) -> tuple[Any, list[str]]:
     """Looks up where each parameter lies.
 

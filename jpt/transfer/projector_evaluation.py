@@ -15,7 +15,7 @@ from jpt.backbones.registry import Backbone
 from jpt.data.sources import has_split
 from jpt.files.atomic import make_folder, write_json
 from jpt.files.study_files import write_transfer
-from jpt.mesh import batch_sharding, make_mesh
+from jpt.mesh import batch_sharding, describe_devices, make_mesh
 from jpt.processes import on_first
 from jpt.prompts.store import save_prompt
 from jpt.tasks.task import Task
@@ -114,14 +114,12 @@ def evaluate_projector(
     backbones = (target_backbone, source_backbone)
     columns = build_columns(projectors, sources, tasks, targets, *backbones, data, chosen, devices)
     matrix, record = _score_all(columns, chosen, devices)
-    folder = None if out is None else make_folder(out)
-    if folder is not None:
+    if (folder := None if out is None else make_folder(out)) is not None:
         _write_prompts(make_folder(folder / PROJECTED), columns.projected)
     if chosen.warm_start is not None:
         matrix = warm_columns(columns, matrix, chosen, folder, progress)
     record |= columns.record | {name: getattr(chosen, name) for name in _TOLD}
-    device = f"{devices.devices.size} x {devices.devices.flat[0].device_kind}"
-    record |= {**made_with(), "device": device}
+    record |= {**made_with(), "device": describe_devices(devices)}
     record["elapsed_s"] = round(time.monotonic() - started_s, 2)
     if folder is not None:
         write_transfer(folder / TABLE, matrix)

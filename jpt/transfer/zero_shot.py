@@ -23,7 +23,7 @@ from jpt.config import DTYPES, LABEL_SCORING, check_choice, check_counts
 from jpt.data.token_cache import encode_cached
 from jpt.files.atomic import make_folder, write_json
 from jpt.files.study_files import RANDOM, UNTOUCHED, write_transfer
-from jpt.mesh import batch_sharding, make_mesh
+from jpt.mesh import batch_sharding, describe_devices, make_mesh
 from jpt.prompts.initialisers import initial_generator, random_values
 from jpt.prompts.seed_prompts import Prompts
 from jpt.prompts.store import check_prompt
@@ -194,10 +194,9 @@ def _result(
     command: str | None,
 ) -> TransferResult:
     matrix = make_matrix(plan, cells)
-    devices = model.mesh.devices
     facts = {
         "backbone": model.name,
-        "device": f"{devices.size} x {devices.flat[0].device_kind}",
+        "device": describe_devices(model.mesh),
         "command": command,
     }
     record = make_record(plan, cells, matrix, settings.split, facts)

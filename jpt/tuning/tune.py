@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
 from jpt.data.encode import EncodedSplit
-from jpt.mesh import batch_sharding, make_mesh, place, replicated
+from jpt.mesh import batch_sharding, describe_devices, make_mesh, place, replicated
 from jpt.prompts.store import load_prompt, save_prompt
 from jpt.tasks.task import Task
 from jpt.tuning.checkpoints import Checkpoints
@@ -359,7 +359,7 @@ def _say_facts(study: PreparedRun, say: Callable[[str], None] | None = None) -> 
     width = study.prepared.answer_tokens
     more = f"; {sum(answers)} answers cut to {width}" if answers else ""
     say(
-        f"{len(mesh.devices.flat)} x {mesh.devices.flat[0].device_kind} ({axes}) · "
+        f"{describe_devices(mesh)} ({axes}) · "
         f"{backbone.name}: {backbone.frozen_count:,} weights frozen · prompt {options.length} x "
         f"{backbone.config.width} = {options.length * backbone.config.width:,} trainable"
     )

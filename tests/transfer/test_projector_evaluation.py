@@ -86,6 +86,7 @@ def test_the_table_has_what_evaluate_gives(case, prompts: Path, tmp_path: Path) 
     record = json.loads((tmp_path / "out" / "projection.json").read_text())
     assert record["trained_on"] == {"on_mood": ["mood"]}
     assert record["targets"]["mood"]["majority"] == 0.5
+    assert record["versions"]["jpt"] == jpt.__version__ and record["device"] == "1 x cpu"
     files = sorted((tmp_path / "out" / "projected").rglob("*.safetensors"))
     assert len(files) == 4
     lines = result.describe().splitlines()
