@@ -105,14 +105,14 @@ def sweep(
     plan = plan if mesh is None else on_mesh(plan, mesh)
     share = _shard(shard)
     if not plan.ranges and trials is None:
-        return run_sweep(plan, make_folder(out), share, workers or train_here, progress)
+        return run_sweep(plan, make_folder(out), share, workers, progress)
     if shard is not None:
         raise InputError("a search asks for its next settings in one place; leave out shard")
     return _search(plan, trials, Path(out), workers, progress)
 
 
 def run_sweep(
-    plan: Sweep, folder: Path, share: tuple[int, int], workers: Workers, progress: bool
+    plan: Sweep, folder: Path, share: tuple[int, int], workers: Workers | None, progress: bool
 ) -> SweepResult:
     """Carries out what a sweep file says.
 
@@ -120,21 +120,23 @@ def run_sweep(
         plan: the runs.
         folder: of the sweep.
         share: number, from 1, and count of jobs that share it.
-        workers: who trains the banks.
+        workers: who trains the banks; by default this process.
         progress: whether to show how far it is.
 
     Returns:
         A row a run.
     """
+    preparer = Preparer()
+    chosen = workers or partial(train_here, preparer=preparer)  # what was read is read once
 
     def work(*given: Any) -> None:
         try:
-            workers(*given)
+            chosen(*given)
         except InputError:  # of one bank; the others may have ended
             _collect(plan, folder)
             raise
 
-    _carry_out(plan, folder, share, work, progress, Preparer())
+    _carry_out(plan, folder, share, work, progress, preparer)
     return _collect(plan, folder)
 
 

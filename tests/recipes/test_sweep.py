@@ -15,7 +15,9 @@ import jpt
 from jpt.cli import main
 from jpt.errors import InputError
 from jpt.recipes import sweep as sweep_module
+from jpt.recipes import sweep_plan
 from jpt.recipes.sweep import sweep
+from jpt.tuning.prepare import PreparedTask
 from tests.analysis.page_checks import assert_page_is_sound
 from tests.tiny_sweep import read_prompts, write_fixed, write_task
 
@@ -102,6 +104,26 @@ def test_a_stopped_sweep_ends_the_same(
     assert 0 < len(list(tmp_path.rglob("result.json"))) < 8
     assert sweep(grid, tmp_path).record["states"] == {"done": 8}
     assert read_prompts(tmp_path) == read_prompts(swept)
+
+
+def test_what_runs_share_is_read_once(
+    grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, str]] = []
+    loaded: list[Any] = []
+    split, load = PreparedTask.split, sweep_plan.as_backbone
+
+    def counted(self: PreparedTask, name: str) -> Any:
+        read.append((self.task.short_name, name))
+        return split(self, name)
+
+    monkeypatch.setattr(PreparedTask, "split", counted)
+    monkeypatch.setattr(sweep_plan, "as_backbone", lambda *g: loaded.append(g) or load(*g))
+    sweep(grid, tmp_path / "out")
+    assert len(loaded) == 1
+    assert sorted(read) == sorted(
+        (task, name) for task in ("first", "second") for name in ("train", "validation", "test")
+    )
 
 
 def test_jobs_of_an_array_share_it_out(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
