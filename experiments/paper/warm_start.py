@@ -134,7 +134,8 @@ def row(record: dict[str, Any], name: str) -> str:
 
 def interval(found: dict[str, Any], form: str, times: float = 1) -> str:
     """A mean with its 95 % interval, and how many seeds have no value."""
-    missing = f" ({found['seeds_without']} seeds not reached)" if found["seeds_without"] else ""
+    without = found["seeds_without"]
+    missing = f" (not reached by {without} seed{'s' * (without > 1)})" if without else ""
     if found["mean"] is None:
         return "not reached"
     text = f"{times * found['mean']:{form}}"
