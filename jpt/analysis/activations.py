@@ -45,7 +45,7 @@ def activated_neurons(
     rows' activations are between prompts. The encoder of a T5 is read at the text's first token.
 
     Args:
-        prompts: a folder of prompts, or prompts by name; all of one backbone and length.
+        prompts: a folder, or prompts by name; of one backbone and length. Runs are ``NAME/seed-S``.
         out: file to write, by custom ``neurons.npz``.
         backbone: instead of the one that the cards name; the width is checked.
         dtype: of weights and matrix products.

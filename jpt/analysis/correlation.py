@@ -158,9 +158,8 @@ def correlate(
     """Holds every indicator against a zero-shot transfer matrix.
 
     Sources are the prompts that are for one of the targets; the random prompt is none. Several
-    seeds of a prompt count as one (`jpt.analysis.seed_means`). Ties take
-    average ranks, as scipy's spearmanr has it. Relative performance is a score over that of the
-    target's own prompt.
+    seeds of a prompt count as one (`jpt.analysis.seed_means`). Ties take average ranks, as scipy's
+    spearmanr has it. Relative performance is a score over that of the target's own prompt.
 
     Args:
         indicators: of the prompts of the matrix; their cards say whose own they are.

@@ -91,7 +91,8 @@ def study_indicators(
     """Computes the indicators of all prompts, and holds them against a transfer matrix.
 
     Args:
-        prompts: a folder of prompts, or prompts by name.
+        prompts: a folder of prompts, or prompts by name; several seeds of a prompt are compared
+            run by run, and count as one against the matrix and in means.
         out: folder for ``indicators.csv``, ``types.json`` and, with a matrix,
             ``correlation.json`` and ``choice.json``; nothing is written before all is computed.
         neurons: activations of the same prompts, or their file.

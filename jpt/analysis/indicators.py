@@ -92,7 +92,8 @@ def indicators(
     Args:
         prompts: a folder of prompts, or prompts by name; all of one backbone and length. Where
             all have an unused row 0 (imported encoder prompts), each indicator is also there
-            with it, under a name that ends in ``_with_row0``.
+            with it, under a name that ends in ``_with_row0``. Of several seeds each run is
+            compared, as ``NAME/seed-S``.
         activations: of the same prompts, or their file, of either probe; without them no neurons
             are compared. CKA needs those of a probe on text.
         out: folder for ``indicators.csv``.
