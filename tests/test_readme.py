@@ -77,7 +77,7 @@ def type_in(page: Path, names: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typed]:
+def typed(tmp_path_factory: pytest.TempPathFactory, plain_programs: None) -> Iterator[Typed]:
     """The README's Python, run on a third of the rows; pages of docs/ go on in its folder."""
     folder = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:

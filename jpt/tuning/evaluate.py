@@ -56,10 +56,12 @@ def evaluate(
         InputError: for a prompt that does not fit the backbone, or broken data.
 
     Example:
-        >>> from jpt.tuning.tune import tune
-        >>> tuned = tune("builtin/bert-small", "builtin/rotten_tomatoes", steps=1)
-        >>> 0 <= evaluate(tuned.prompt, "builtin/rotten_tomatoes").value <= 1
-        True
+        >>> import numpy as np
+        >>> from jpt.types import PromptCard
+        >>> card = PromptCard("builtin/bert-small", "builtin/imdb")
+        >>> prompt = Prompt(np.zeros((4, 128), np.float32), card)
+        >>> evaluate(prompt, "builtin/rotten_tomatoes", max_tokens=16).rows
+        1000
     """
     check_counts(
         max_tokens=max_tokens, answer_tokens=answer_tokens, eval_batch_size=eval_batch_size

@@ -15,6 +15,8 @@ from jpt.backbones.output import AnswerScores
 from jpt.mesh import batch_sharding, make_mesh, place, replicated
 from tests.backbones.golden import DECODERS, FAST_COMPILE, T5S, difference, load_golden, read
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 NAMES = ("t5_gated", "gpt2_tied", "llama_grouped")
 COUNT, LENGTH = 3, 4
 every_model = pytest.mark.parametrize("name", NAMES)

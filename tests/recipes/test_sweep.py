@@ -21,6 +21,8 @@ from jpt.tuning.prepare import PreparedTask
 from tests.analysis.page_checks import assert_page_is_sound
 from tests.tiny_sweep import read_prompts, write_fixed, write_task
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

@@ -153,6 +153,7 @@ TOYS: list[Callable[[], jpt.Task]] = [
 ]
 
 
+@pytest.mark.usefixtures("plain_programs")
 def test_tasks_rates_and_seeds_of_like_sizes_share_their_programs(tmp_path: Path) -> None:
     backbone = jpt.load_backbone(write_tiny_backbone(tmp_path / "tiny", "bert"))
     given = {"steps": 6, "eval_every": 6, "batch_size": 2, "eval_batch_size": 4, "length": 3}

@@ -14,6 +14,8 @@ from jpt.data import batches
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
 
+pytestmark = pytest.mark.usefixtures("plain_programs")
+
 # A small rate: AdamW divides a gradient by its size, so that where it is next to nothing a step
 # follows its rounding, as far as the rate lets it.
 OPTIONS: dict[str, Any] = {"steps": 6, "batch_size": 4, "length": 3, "learning_rate": 0.005}
