@@ -56,11 +56,9 @@ def evaluate(
         InputError: for a prompt that does not fit the backbone, or broken data.
 
     Example:
-        >>> import numpy as np
-        >>> from jpt.types import PromptCard
-        >>> card = PromptCard("builtin/bert-small", "builtin/imdb")
-        >>> prompt = Prompt(np.zeros((4, 128), np.float32), card)
-        >>> evaluate(prompt, "builtin/rotten_tomatoes", max_tokens=16).rows
+        >>> import jpt, numpy as np
+        >>> card, values = jpt.PromptCard("builtin/bert-small", "imdb"), np.zeros((4, 128), "f4")
+        >>> evaluate(jpt.Prompt(values, card), "builtin/rotten_tomatoes", max_tokens=16).rows
         1000
     """
     check_counts(

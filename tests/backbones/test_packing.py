@@ -115,7 +115,23 @@ def assert_alike(found: Any, expected: Any) -> None:
         assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, *T5S, *DECODERS])
+# Each takes seconds to compile: one of each kind always, its like with the slow tests.
+ALWAYS = (
+    "bert_untied",
+    "roberta_tied",
+    "t5_gated",
+    "t5_relu",
+    "gpt2_tied",
+    "llama_grouped",
+    "qwen2_tied",
+)
+EVERY = [
+    pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow)
+    for name in (*ENCODERS, *T5S, *DECODERS)
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_a_packed_batch_gives_what_a_padded_one_gives(name: str) -> None:
     expected = read(name, None)
     assert np.abs(expected[-1]).max() > 1e-4, "the prompt has to count"
