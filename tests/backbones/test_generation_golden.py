@@ -38,7 +38,7 @@ def on_mesh(golden: Golden, text: str) -> tuple[Parameters, jax.Array, jax.Array
 
 # Each takes seconds to compile: some fixtures always, the others with the slow tests.
 ALWAYS = {
-    "data:1": ("t5_gated", "t5_relu", "gpt2_tied", "llama_grouped"),
+    "data:1": ("t5_gated", "gpt2_tied", "llama_grouped"),
     "data:2,model:4": ("llama_grouped",),
 }
 CASES = [

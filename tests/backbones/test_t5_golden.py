@@ -185,7 +185,9 @@ def test_greedy_tokens_agree_up_to_the_end(name: str, mesh: str) -> None:
 
 
 # Not the other two: torch's own bfloat16 is off by 3.5e-2 in scores and 0.12 to 0.46 in gradients.
-@pytest.mark.parametrize("name", ["t5_gated_silu", "t5_one_layer"])
+@pytest.mark.parametrize(
+    "name", ["t5_one_layer", pytest.param("t5_gated_silu", marks=pytest.mark.slow)]
+)
 def test_bfloat16_agrees_within_its_rounding(name: str) -> None:
     golden = load_golden(name)
     params, inputs = _placed(name, make_mesh("data:1"), jnp.bfloat16)

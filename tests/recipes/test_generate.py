@@ -61,7 +61,12 @@ def prompt_for(backbone: Backbone, rows: int = 5) -> jpt.Prompt:
 
 
 @pytest.mark.parametrize(
-    ("kind", "beams"), [("t5", 3), pytest.param("gpt2", 1, marks=pytest.mark.slow), ("llama", 1)]
+    ("kind", "beams"),
+    [
+        ("t5", 3),
+        pytest.param("gpt2", 1, marks=pytest.mark.slow),
+        pytest.param("llama", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_each_text_is_continued_as_if_it_were_alone(
     backbones: dict[str, Backbone], kind: str, beams: int

@@ -96,7 +96,7 @@ def test_again_returns_at_once_and_touches_nothing(
     "stage",
     [
         "tune",
-        "transfer_matrix",
+        pytest.param("transfer_matrix", marks=pytest.mark.slow),
         "mask_neurons",
         pytest.param("study_indicators", marks=pytest.mark.slow),
         "report",

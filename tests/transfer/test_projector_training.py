@@ -195,6 +195,7 @@ def test_the_learning_rate_counts(case) -> None:
     assert slow[0] == fast[0] and abs(slow[3] - fast[3]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_mesh_of_devices_gives_the_same_losses(case) -> None:
     one, two = (losses_of(plan(case, mesh=mesh), 4) for mesh in ("data:1", "data:2"))
     np.testing.assert_allclose(one, two, rtol=1e-5)

@@ -15,7 +15,7 @@ from tests.toy_task import write_task
 OPTIONS: dict[str, Any] = {"steps": 5, "batch_size": 4, "length": 3, "seed": 3, "clip_norm": 0.1}
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("llama", marks=pytest.mark.slow)])
 def test_it_ends_bit_for_bit_as_tune(kind: str, tmp_path: Path) -> None:
     backbone = jpt.load_backbone(write_tiny_backbone(tmp_path / kind, kind))
     task = write_task(tmp_path / "task")

@@ -63,8 +63,14 @@ def test_rows_of_like_lengths_stay_padded(tmp_path: Path, task: Path) -> None:
     assert {batch.places is None for batch in found} == {True}
 
 
-@pytest.mark.parametrize("kind", ["bert", "t5", "llama"])
-@pytest.mark.parametrize("mesh", ["data:1", "data:2,model:2"])
+@pytest.mark.parametrize(
+    ("mesh", "kind"),
+    [
+        *(("data:1", kind) for kind in ("bert", "t5", "llama")),
+        ("data:2,model:2", "llama"),
+        *(pytest.param("data:2,model:2", kind, marks=pytest.mark.slow) for kind in ("bert", "t5")),
+    ],
+)
 def test_a_packed_run_ends_as_a_padded_one(
     tmp_path: Path, task: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mesh: str
 ) -> None:

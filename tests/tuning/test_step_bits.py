@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import pytest
 
 from jpt.testing import tiny_batch, tiny_encoder
 from jpt.tuning.step import (
@@ -45,6 +46,7 @@ def have_equal_bits(first: TuneState, second: TuneState) -> bool:
     return all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
 
 
+@pytest.mark.slow
 def test_rate_and_seed_are_arguments_of_one_program_and_change_no_bit() -> None:
     """Against the step in which both are fixed numbers."""
     module = tiny_encoder()[0].clone(dropout_rate=0.3)
