@@ -17,14 +17,14 @@ from jpt.analysis.report_methods import fact_list, methods_list, version_facts
 from jpt.analysis.wording import UNKNOWN, counted, decimal, percent
 from jpt.errors import InputError
 from jpt.files.reading import read_json
-from jpt.files.study_files import read_transfer
+from jpt.files.study_files import RANDOM, read_transfer
 from jpt.tasks.reference_names import task_type
 from jpt.types import TransferMatrix
 
 TABLE, RECORD = "projection.csv", "projection.json"
 _CURE = "jpt project evaluate"
 # Columns that are no projection, as the command names them.
-OWN, RANDOM, TUNED = "own", "random", ("warm", "vanilla")
+OWN, TUNED = "own", ("warm", "vanilla")
 _METHODS = (
     "A projector turns a whole prompt of the source model into one of the target model; the weights"
     " of both models are frozen. Its prompts are scored on the target as they are.",
@@ -196,8 +196,6 @@ def _means(matrix: TransferMatrix, learnt: dict[str, Bool[np.ndarray, "N"]]) -> 
 
 def _methods(folder: Path, record: Fields) -> Markup:
     versions = {name: str(value) for name, value in record.fields("versions").value.items()}
-    if not versions and record.text("jpt_version"):
-        versions = {"jpt": str(record.text("jpt_version"))}
     projectors = record.fields("projectors").value
     facts: list[tuple[str, Child]] = [
         ("source", record.text("source_backbone")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -96,8 +97,7 @@ def several_seeds(names: Iterable[str]) -> set[str]:
         >>> several_seeds(["a/seed-0", "a/seed-1", "b", "c/seed-0"])
         {'a'}
     """
-    owners = [split_run_name(name)[0] for name in names]
-    return {owner for owner in owners if owners.count(owner) > 1}
+    return {owner for owner, runs in Counter(prompt_names(names)).items() if runs > 1}
 
 
 def _mean(column: Float64[np.ndarray, "R R"], groups: Int[np.ndarray, "R"]) -> np.ndarray:

@@ -42,8 +42,7 @@ def load_seed_prompts(prompts: Prompts) -> dict[str, dict[int | None, Prompt]]:
     if isinstance(prompts, (str, Path)):
         prompts = _read_folder(Path(prompts))
     given = {name: _by_seed(name, of) for name, of in prompts.items()}
-    runs = {run_name(name, s): prompt for name, of in given.items() for s, prompt in of.items()}
-    load_prompts(runs)  # refuses prompts that cannot be compared
+    load_prompts(_runs_of(given))  # refuses prompts that cannot be compared
     for name, of in given.items():
         _check_tasks(name, of)
     return {name: given[name] for name in sorted(given)}
@@ -103,9 +102,11 @@ def load_runs(prompts: Prompts) -> dict[str, Prompt]:
         >>> list(load_runs({"b": {1: prompt, 0: prompt}, "a": prompt}))
         ['a', 'b/seed-0', 'b/seed-1']
     """
-    loaded = load_seed_prompts(prompts)
-    runs = {run_name(name, s): prompt for name, of in loaded.items() for s, prompt in of.items()}
-    return dict(sorted(runs.items()))
+    return dict(sorted(_runs_of(load_seed_prompts(prompts)).items()))
+
+
+def _runs_of(prompts: Mapping[str, Mapping[int | None, Prompt]]) -> dict[str, Prompt]:
+    return {run_name(name, s): prompt for name, of in prompts.items() for s, prompt in of.items()}
 
 
 def listseed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
