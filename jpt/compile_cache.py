@@ -24,14 +24,7 @@ MOST_BYTES = 2 << 30
 
 
 def use_compile_cache() -> Path | None:
-    """Turns the cache on, unless jax has been told about one already.
-
-    Returns:
-        The folder of programs, or None where none are kept.
-
-    Example:
-        >>> folder = use_compile_cache()
-    """
+    """Turns the cache on, unless jax has been told about one already."""
     config = jax.config
     if not config.jax_enable_compilation_cache:
         return None
@@ -56,11 +49,7 @@ def use_compile_cache() -> Path | None:
 
 
 def turn_off() -> None:
-    """Keeps and reads no programs in this process.
-
-    Example:
-        See ``jpt tune --no-compile-cache``.
-    """
+    """Keeps and reads no programs in this process."""
     jax.config.update("jax_enable_compilation_cache", False)
 
 

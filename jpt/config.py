@@ -144,19 +144,7 @@ PAPER_CHOICES: dict[str, Any] = {
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises when an option has none of its possible values.
-
-    Args:
-        name: of the option.
-        value: what came.
-        choices: what may come.
-
-    Raises:
-        InputError: naming the choices.
-
-    Example:
-        >>> check_choice("dtype", "float32", DTYPES)
-    """
+    """Raises when an option has none of its possible values."""
     if value == "float16" and name == "dtype":
         raise InputError(
             "dtype is float16, in which prompt gradients underflow; use bfloat16 or float32 "
@@ -167,17 +155,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raises where an option that counts something is no whole number above 0.
-
-    Args:
-        **counts: what came, by the name of its option; None was not given.
-
-    Raises:
-        InputError: with what was expected.
-
-    Example:
-        >>> check_counts(steps=10, length=None)
-    """
+    """Raises where an option that counts something is no whole number above 0."""
     for name, value in counts.items():
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if value is not None and not is_count:
@@ -185,19 +163,7 @@ def check_counts(**counts: int | None) -> None:
 
 
 def check_amount(name: str, value: float | None, example: str) -> None:
-    """Raises where an option that measures something is no positive number.
-
-    Args:
-        name: of the option.
-        value: what came; None was not given.
-        example: a good value, for the message.
-
-    Raises:
-        InputError: with what was expected.
-
-    Example:
-        >>> check_amount("clip_norm", 1.0, "1")
-    """
+    """Raises where an option that measures something is no positive number."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if value is not None and not (is_number and math.isfinite(value) and value > 0):
         raise InputError(f"{name} is {value}; give a positive number, for instance {example}")

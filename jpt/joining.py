@@ -23,17 +23,11 @@ HEARTBEAT_S = 100
 
 
 class Place(NamedTuple):
-    """Which of the processes this one is; all None where jax asks the cluster.
+    """Which of the processes this one is; all None where jax asks the cluster."""
 
-    Attributes:
-        coordinator: address of the first process, as ``HOST:PORT``.
-        processes: how many there are.
-        process: the number of this one, from 0.
-    """
-
-    coordinator: str | None
-    processes: int | None
-    process: int | None
+    coordinator: str | None  # address of the first process, as ``HOST:PORT``
+    processes: int | None  # how many there are
+    process: int | None  # the number of this one, from 0
 
 
 def find_place(
@@ -42,28 +36,7 @@ def find_place(
     process: int | None,
     environment: Mapping[str, str] | None = None,
 ) -> Place | None:
-    """Decides whether there are several processes, and which of them this one is.
-
-    Args:
-        coordinator: ``HOST:PORT`` of the first process; ``auto`` lets jax ask the cluster; ``none``
-            leaves this one alone whatever the environment says; None looks at the environment.
-        processes: how many there are, with an address.
-        process: the number of this one, with an address.
-        environment: variables of the process; by default its own.
-
-    Returns:
-        The place; None on a lone machine.
-
-    Raises:
-        InputError: for an address without a port, a part that is missing, or a number that is out
-            of range.
-
-    Example:
-        >>> find_place("node1:1234", 2, 0)
-        Place(coordinator='node1:1234', processes=2, process=0)
-        >>> find_place(None, None, None, {"SLURM_STEP_NUM_TASKS": "1"}) is None
-        True
-    """
+    """Decides whether there are several processes, and which of them this one is."""
     if coordinator is None:
         if processes is not None or process is not None:
             raise InputError(
@@ -119,24 +92,7 @@ def _count_in(environment: Mapping[str, str]) -> int:
 def start_processes(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> int:
-    """Joins the other processes, before jax looks at its devices; does nothing on a lone machine.
-
-    Args:
-        coordinator: as for :func:`find_place`.
-        processes: likewise.
-        process: likewise.
-
-    Returns:
-        How many processes there are.
-
-    Raises:
-        InputError: for an address that cannot be, processes that do not come, or jax that has begun
-            to compute already.
-
-    Example:
-        >>> start_processes("localhost:12345", 1, 0)
-        1
-    """
+    # Joins the other processes, before jax looks at its devices; does nothing on a lone machine.
     place = find_place(coordinator, processes, process)
     if place is None:
         return 1

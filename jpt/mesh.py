@@ -28,22 +28,7 @@ PartitionTable = Sequence[tuple[str, PartitionSpec]]
 
 
 def parse_mesh(text: str | None, devices: int) -> dict[str, int]:
-    """Reads a mesh from text.
-
-    Args:
-        text: for instance ``"data:4,model:2"``; None puts all devices on ``data``.
-        devices: how many there are.
-
-    Returns:
-        The size of each of the three axes.
-
-    Raises:
-        InputError: for an unknown axis, a size that is no number, or too many devices.
-
-    Example:
-        >>> parse_mesh("data:2,model:4", devices=8)
-        {'prompt': 1, 'data': 2, 'model': 4}
-    """
+    """Reads a mesh from text."""
     if text is None:
         return {"prompt": 1, "data": devices, "model": 1}
     sizes: dict[str, int] = {}
@@ -67,22 +52,7 @@ def parse_mesh(text: str | None, devices: int) -> dict[str, int]:
 
 
 def make_mesh(text: str | None = None) -> Mesh:
-    """Builds the mesh that a command runs on.
-
-    Args:
-        text: for instance ``"data:4,model:2"``; None uses one device on a lone machine's CPU,
-            which splits its own work over cores, and all devices elsewhere.
-
-    Returns:
-        A mesh with all three axes. Their type is Auto: Linen's embeddings refuse Explicit ones.
-
-    Raises:
-        InputError: as :func:`parse_mesh`, and where a process would have no part in it.
-
-    Example:
-        >>> make_mesh("data:1").shape["data"]
-        1
-    """
+    """Builds the mesh that a command runs on."""
     devices = jax.devices()
     if text is None and devices[0].platform == "cpu" and process_count() == 1:
         devices = devices[:1]
@@ -100,45 +70,12 @@ def make_mesh(text: str | None = None) -> Mesh:
 
 
 def describe_devices(mesh: Mesh) -> str:
-    """Says how many devices of which kind a mesh has.
-
-    Args:
-        mesh: the devices.
-
-    Returns:
-        For instance ``8 x NVIDIA H100 80GB HBM3``.
-
-    Example:
-        >>> describe_devices(make_mesh("data:1")).split(" x ")[0]
-        '1'
-    """
+    """Says how many devices of which kind a mesh has."""
     return f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
 
 
 def parameter_shardings(params: Any, table: PartitionTable, mesh: Mesh) -> tuple[Any, list[str]]:
-    """Looks up where each parameter lies.
-
-    Args:
-        params: nested dictionary of arrays, or of their shapes.
-        table: pairs of a regular expression over the whole path, such as ``layers/query/kernel``,
-            and the axis of each dimension; the first that matches counts.
-        mesh: the devices.
-
-    Returns:
-        A tree of shardings like ``params``, and a note for each dimension that stays whole because
-        its axis does not divide it.
-
-    Raises:
-        InputError: for a parameter that no rule names.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> shardings, notes = parameter_shardings(
-        ...     {"a": jnp.ones(4)}, [("a", PartitionSpec("model"))], make_mesh("model:1")
-        ... )
-        >>> tuple(shardings["a"].spec), notes
-        (('model',), [])
-    """
+    """Looks up where each parameter lies."""
     notes: list[str] = []
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -151,27 +88,7 @@ def parameter_shardings(params: Any, table: PartitionTable, mesh: Mesh) -> tuple
 def parameter_sharding(
     name: str, shape: tuple[int, ...], table: PartitionTable, mesh: Mesh, notes: list[str]
 ) -> NamedSharding:
-    """Looks up where one parameter lies.
-
-    Args:
-        name: its path, such as ``layers/query/kernel``.
-        shape: its shape.
-        table: as for :func:`parameter_shardings`.
-        mesh: the devices.
-        notes: gets a line for each dimension that stays whole.
-
-    Returns:
-        The sharding.
-
-    Raises:
-        InputError: for a parameter that no rule names.
-
-    Example:
-        >>> spec = PartitionSpec(None, "model")
-        >>> sharding = parameter_sharding("a", (2, 4), [("a", spec)], make_mesh("model:1"), [])
-        >>> tuple(sharding.spec)
-        (None, 'model')
-    """
+    """Looks up where one parameter lies."""
     return NamedSharding(mesh, _fit(name, shape, _find(name, table), mesh, notes))
 
 
@@ -203,20 +120,7 @@ def _fit(
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Moves arrays to where they belong.
-
-    Args:
-        tree: of arrays, whole ones; with several processes the same on all of them.
-        shardings: a tree like it, or one sharding for all.
-
-    Returns:
-        The tree on its devices.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> place({"a": jnp.ones(2)}, replicated(make_mesh("data:1")))["a"].shape
-        (2,)
-    """
+    """Moves arrays to where they belong."""
     if process_count() == 1:
         return jax.device_put(tree, shardings)
     if isinstance(shardings, Sharding):
@@ -233,19 +137,7 @@ def _place_part(leaf: Any, sharding: Sharding) -> jax.Array:
 
 
 def fetch(tree: Any) -> Any:
-    """Reads arrays back whole, wherever their parts lie.
-
-    Args:
-        tree: of arrays; with several processes all call it at the same place.
-
-    Returns:
-        The tree in numpy.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> fetch({"a": jnp.ones(2)})["a"].tolist()
-        [1.0, 1.0]
-    """
+    """Reads arrays back whole, wherever their parts lie."""
     if process_count() == 1:
         return jax.device_get(tree)
     return jax.tree.map(_fetch_whole, tree)
@@ -260,38 +152,12 @@ def _fetch_whole(leaf: Any) -> np.ndarray:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Gives the sharding of what every device holds whole, such as a prompt.
-
-    Args:
-        mesh: the devices.
-
-    Returns:
-        The sharding.
-
-    Example:
-        >>> tuple(replicated(make_mesh("data:1")).spec)
-        ()
-    """
+    """Gives the sharding of what every device holds whole, such as a prompt."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
-    """Gives the sharding of a batch: its rows over the axis ``data``.
-
-    Args:
-        mesh: the devices.
-        rows: B.
-
-    Returns:
-        The sharding.
-
-    Raises:
-        InputError: where the axis does not divide the batch.
-
-    Example:
-        >>> tuple(batch_sharding(make_mesh("data:1"), 16).spec)
-        ('data',)
-    """
+    """Gives the sharding of a batch: its rows over the axis ``data``."""
     size = mesh.shape["data"]
     if rows % size:
         raise InputError(
@@ -302,39 +168,13 @@ def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
 
 
 def prompt_sharding(mesh: Mesh) -> NamedSharding:
-    """Gives the sharding of a bank of prompts: its prompts over the axis ``prompt``.
-
-    Args:
-        mesh: the devices; the axis has to divide the number of prompts.
-
-    Returns:
-        The sharding.
-
-    Example:
-        >>> tuple(prompt_sharding(make_mesh("prompt:1")).spec)
-        ('prompt',)
-    """
+    """Gives the sharding of a bank of prompts: its prompts over the axis ``prompt``."""
     return NamedSharding(mesh, PartitionSpec("prompt"))
 
 
 @lru_cache(maxsize=256)
 def own_rows(mesh: Mesh, rows: int) -> Int64[np.ndarray, "B"] | None:
-    """Says which rows of a batch this process's devices hold.
-
-    Args:
-        mesh: the devices.
-        rows: B of the whole batch.
-
-    Returns:
-        Their places in the batch, from 0, ascending; None for all of them on a lone machine.
-
-    Raises:
-        InputError: where the axis ``data`` does not divide the batch.
-
-    Example:
-        >>> own_rows(make_mesh("data:1"), 16) is None
-        True
-    """
+    """Says which rows of a batch this process's devices hold."""
     sharding = batch_sharding(mesh, rows)
     if process_count() == 1:
         return None
@@ -343,25 +183,7 @@ def own_rows(mesh: Mesh, rows: int) -> Int64[np.ndarray, "B"] | None:
 
 
 def place_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
-    """Puts a batch on the devices, its rows over the axis ``data``.
-
-    Args:
-        batch: a batch, or any tree of arrays with its rows first, in numpy: all rows, or those of
-            `own_rows` alone.
-        mesh: the devices.
-        rows: B of the whole batch, where it came in parts.
-
-    Returns:
-        The whole batch, each process's part on its devices.
-
-    Raises:
-        InputError: where the axis does not divide the batch.
-
-    Example:
-        >>> from jpt.testing import tiny_batch
-        >>> place_batch(tiny_batch(), make_mesh("data:1")).tokens.shape
-        (2, 7)
-    """
+    """Puts a batch on the devices, its rows over the axis ``data``."""
     given = len(jax.tree.leaves(batch)[0])
     rows = given if rows is None else rows
     sharding, own = batch_sharding(mesh, rows), own_rows(mesh, rows)

@@ -27,15 +27,7 @@ UNSEEN_S = 10
 
 
 def process_count() -> int:
-    """Counts the processes that compute together.
-
-    Returns:
-        1 on a lone machine.
-
-    Example:
-        >>> process_count()
-        1
-    """
+    """Counts the processes that compute together."""
     jax = sys.modules.get("jax")
     if jax is None or not jax.distributed.is_initialized():
         return 1
@@ -43,43 +35,18 @@ def process_count() -> int:
 
 
 def process_number() -> int:
-    """Gives the number of this process.
-
-    Returns:
-        From 0.
-
-    Example:
-        >>> process_number()
-        0
-    """
+    """Gives the number of this process."""
     return 0 if process_count() == 1 else sys.modules["jax"].process_index()
 
 
 def is_first() -> bool:
-    """Says whether this process is the one that writes files and prints.
-
-    Returns:
-        True on a lone machine.
-
-    Example:
-        >>> is_first()
-        True
-    """
+    """Says whether this process is the one that writes files and prints."""
     return process_number() == 0
 
 
 @contextlib.contextmanager
 def quiet_others() -> Iterator[None]:
-    """Keeps all but the first process from printing what all of them would; errors are still told.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> with quiet_others():
-        ...     print("once")
-        once
-    """
+    # Keeps all but the first process from printing what all of them would; errors are still told.
     if is_first():
         yield
         return
@@ -92,24 +59,8 @@ def quiet_others() -> Iterator[None]:
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """Does something on the first process alone and gives all what came out.
-
-    All processes call it at the same place; the others wait, also for what the first one writes.
-
-    Args:
-        work: gives something that JSON can hold; tuples become lists where there are several
-            processes.
-
-    Returns:
-        What the first process found.
-
-    Raises:
-        InputError: on all processes, where the first one raises it.
-
-    Example:
-        >>> on_first(lambda: {"step": 5})
-        {'step': 5}
-    """
+    """Does something on the first process alone and gives all what came out."""
+    # All processes call it at the same place; the others wait, also for what the first one writes.
     if process_count() == 1:
         return work()
     answer: dict[str, Any] = {}
@@ -138,33 +89,12 @@ def _from_first(data: bytes) -> bytes:
 
 
 def largest(number: int) -> int:
-    """Compares a number of all processes; all call it at the same place.
-
-    Args:
-        number: this process's.
-
-    Returns:
-        The largest.
-
-    Example:
-        >>> largest(3)
-        3
-    """
+    """Compares a number of all processes; all call it at the same place."""
     return number if process_count() == 1 else int(_largest(number))
 
 
 def check_shared(path: Path) -> None:
-    """Refuses a disk that only some of the processes see: all of them read checkpoints.
-
-    Args:
-        path: a file that the first process has written.
-
-    Raises:
-        InputError: on all processes, where one of them does not see it.
-
-    Example:
-        >>> check_shared(Path("runs/imdb/config.json"))  # nothing to share with on a lone machine
-    """
+    """Refuses a disk that only some of the processes see: all of them read checkpoints."""
     if process_count() == 1:
         return
     until_s = time.monotonic() + UNSEEN_S  # a network's disk may be late
@@ -178,30 +108,17 @@ def check_shared(path: Path) -> None:
 
 
 class Vote:
-    """Lets all processes agree on a number without a wait: each asks, all hear of the largest.
+    """Lets all processes agree on a number without a wait: each asks, all hear of the largest."""
 
-    An answer is one call late, so that the devices go on while it is on its way. On a lone machine
-    it comes at once.
-
-    Example:
-        >>> vote = Vote()
-        >>> vote(0), vote(15)
-        (0, 15)
-    """
+    # An answer is one call late, so that the devices go on while it is on its way. On a lone
+    # machine it comes at once.
 
     def __init__(self) -> None:
         self._count = process_count()
         self._pending: Any = None
 
     def __call__(self, number: int) -> int:
-        """Hands in a number.
-
-        Args:
-            number: 0 or more.
-
-        Returns:
-            The largest one that any process handed in one call earlier; 0 at first.
-        """
+        """Hands in a number."""
         if self._count == 1:
             return number
         before, self._pending = self._pending, _largest(number)

@@ -87,20 +87,7 @@ def activated_neurons(
 
 
 def describe_activations(found: Activations) -> tuple[dict[str, Any], str]:
-    """Says what was read.
-
-    Args:
-        found: activations of a bank of prompts.
-
-    Returns:
-        The same as JSON, and as text for people.
-
-    Example:
-        >>> import numpy as np
-        >>> values = np.array([[[0.5, -0.1], [1.0, 0.2]]], np.float32)
-        >>> describe_activations(Activations(("imdb",), values))[1]
-        '1 prompt, 2 layers of 2 neurons, 75.0 % of them above 0'
-    """
+    """Says what was read."""
     active = found.values > 0 if found.rates is None else found.rates
     count, layers, width = found.values.shape
     record = {

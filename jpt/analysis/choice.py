@@ -130,21 +130,7 @@ class LeaveOneOut:
 def judge_choice(
     guesses: Float64[np.ndarray, "K"], scores: Float64[np.ndarray, "K"]
 ) -> Choice | None:
-    """Says what the first source of a ranking is worth.
-
-    Args:
-        guesses: what the ranking says of each source, more is better; NaN where it says nothing,
-            and then it cannot choose that source, however good.
-        scores: what each source scored; NaN where it was not measured, which leaves it out.
-
-    Returns:
-        The choice, the mean over all sources that are first; None where the ranking says nothing
-        of any measured source, or fewer than two were measured.
-
-    Example:
-        >>> judge_choice(np.array([0.9, 0.9, 0.1]), np.array([0.5, 0.75, 0.25]))
-        Choice(hit=0.5, rank=1.5, regret=0.125, sources=3)
-    """
+    """Says what the first source of a ranking is worth."""
     measured = ~np.isnan(scores)
     guesses, scores = guesses[measured], scores[measured]
     if len(scores) < 2 or np.isnan(guesses).all():
@@ -164,24 +150,10 @@ def judge_choice(
 def judge_few_rows(
     scores: Float64[np.ndarray, "K"], rows: int, draws: int = 500, seed: int = 0
 ) -> Choice | None:
-    """Says what choosing by the accuracy on a few rows is worth, simulated from the true ones.
-
-    A simulation, not a measurement: the rows that each source gets right are drawn for each source
-    apart, while real sources often fail on the same rows, which makes them easier to tell apart.
-
-    Args:
-        scores: accuracy of each source on all rows; NaN where it was not measured.
-        rows: how many rows the choice would be made on.
-        draws: how often that is done.
-        seed: of the draws.
-
-    Returns:
-        The mean over the draws; None where fewer than two sources were measured.
-
-    Example:
-        >>> judge_few_rows(np.array([0.2, 0.9, 0.3]), 64).hit
-        1.0
-    """
+    """Says what choosing by the accuracy on a few rows is worth, simulated from the true ones."""
+    # A simulation, not a measurement: the rows that each source gets right are drawn for each
+    # source apart, while real sources often fail on the same rows, which makes them easier to tell
+    # apart.
     measured = scores[~np.isnan(scores)]
     if len(measured) < 2:
         return None
@@ -193,20 +165,7 @@ def judge_few_rows(
 def judge_ranking(
     guesses: Float64[np.ndarray, "N K"], scores: Float64[np.ndarray, "N K"]
 ) -> RankingRecord | None:
-    """Says how often a ranking was right, and how often chance would have been.
-
-    Args:
-        guesses: what it says of each source for each target, see `judge_choice`.
-        scores: what each source scored on each target; NaN for what is no choice.
-
-    Returns:
-        The means over the targets; None where it says nothing anywhere.
-
-    Example:
-        >>> found = judge_ranking(np.array([[2.0, 1.0]]), np.array([[0.5, 0.75]]))
-        >>> found.hits, found.regret, found.chance_regret
-        (0.0, 0.25, 0.125)
-    """
+    """Says how often a ranking was right, and how often chance would have been."""
     return _summary([judge_choice(*lines) for lines in zip(guesses, scores, strict=True)], scores)
 
 
@@ -326,18 +285,7 @@ def _are_shares(metric: str, scores: Float64[np.ndarray, "K"]) -> bool:
 
 
 def shown_rankings(names: Iterable[str]) -> list[str]:
-    """Picks the rankings that are worth a line of their own.
-
-    Args:
-        names: of indicators and other rankings.
-
-    Returns:
-        All but windows of layers and indicators with the row 0 that no model reads.
-
-    Example:
-        >>> shown_rankings(["cosine_concat", "cosine_concat_with_row0", "same_type"])
-        ['cosine_concat', 'same_type']
-    """
+    """Picks the rankings that are worth a line of their own."""
     return [n for n in names if not n.startswith(WINDOW_PREFIX) and not n.endswith(WITH_ROW0)]
 
 

@@ -11,95 +11,50 @@ from jpt.analysis.json_fields import Fields, read_fields
 
 @dataclass(frozen=True)
 class ChoiceRange:
-    """What there was to choose from on one target.
+    """What there was to choose from on one target."""
 
-    Attributes:
-        best: the best source; several where they score the same.
-        best_score: its score.
-        mean_score: the mean score of all sources.
-        sources: how many there were.
-    """
-
-    best: tuple[str, ...]
-    best_score: float
-    mean_score: float
-    sources: int
+    best: tuple[str, ...]  # the best source; several where they score the same
+    best_score: float  # its score
+    mean_score: float  # the mean score of all sources
+    sources: int  # how many there were
 
 
 @dataclass(frozen=True)
 class ChosenSource:
-    """What an indicator puts first on one target.
+    """What an indicator puts first on one target."""
 
-    Attributes:
-        sources: the source; several where they are alike to it.
-        score: its score, a mean where there are several.
-        regret: the best score less its score.
-    """
-
-    sources: tuple[str, ...]
-    score: float
-    regret: float
+    sources: tuple[str, ...]  # the source; several where they are alike to it
+    score: float  # its score, a mean where there are several
+    regret: float  # the best score less its score
 
 
 @dataclass(frozen=True)
 class ChoiceMeans:
-    """Means over targets of what choosing by one indicator is worth.
+    """Means over targets of what choosing by one indicator is worth."""
 
-    Attributes:
-        targets: on how many it says anything.
-        hits: share of these on which its first source is the best.
-        regret: mean of the best score less the score of its first source.
-        regret_interval: of that mean over targets; NaN where there is none.
-        chance_hits: share of these on which a source chosen by chance would be the best.
-        chance_regret: mean regret of a choice by chance.
-        gain: how much less its choice costs than one by chance.
-        gain_interval: of that mean.
-    """
-
-    targets: int
-    hits: float
-    regret: float
-    regret_interval: tuple[float, float]
-    chance_hits: float
-    chance_regret: float
-    gain: float
-    gain_interval: tuple[float, float]
+    targets: int  # on how many it says anything
+    hits: float  # share of these on which its first source is the best
+    regret: float  # mean of the best score less the score of its first source
+    regret_interval: tuple[float, float]  # of that mean over targets; NaN where there is none
+    chance_hits: float  # share of these on which a source chosen by chance would be the best
+    chance_regret: float  # mean regret of a choice by chance
+    gain: float  # how much less its choice costs than one by chance
+    gain_interval: tuple[float, float]  # of that mean
 
 
 @dataclass(frozen=True)
 class ChoiceFacts:
-    """The choices of a study.
+    """The choices of a study."""
 
-    Attributes:
-        ranges: what there was to choose from, by target.
-        means: by indicator.
-        chosen: by indicator and target; None where it says nothing.
-        notes: what was left out, and why.
-    """
-
-    ranges: Mapping[str, ChoiceRange]
-    means: Mapping[str, ChoiceMeans]
+    ranges: Mapping[str, ChoiceRange]  # what there was to choose from, by target
+    means: Mapping[str, ChoiceMeans]  # by indicator
+    # by indicator and target; None where it says nothing
     chosen: Mapping[str, Mapping[str, ChosenSource | None]]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out, and why
 
 
 def read_choice_facts(path: str | Path, cure: str) -> ChoiceFacts | None:
-    """Reads ``choice.json``.
-
-    Args:
-        path: the file.
-        cure: the command that writes it anew, for messages.
-
-    Returns:
-        The choices, or None where there is no such file.
-
-    Raises:
-        InputError: it is broken; the place is named.
-
-    Example:
-        >>> read_choice_facts("no/choice.json", "jpt indicators") is None
-        True
-    """
+    """Reads ``choice.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None

@@ -55,19 +55,7 @@ def judge_indicators(
 
 
 def choice_record(found: LeaveOneOut) -> dict[str, Any]:
-    """Lays choices out as JSON.
-
-    Args:
-        found: of `jpt.analysis.choice.leave_one_out`.
-
-    Returns:
-        ``targets``: what there was to choose from; ``rankings``: the means of each, its ``gain``
-        over a choice by chance with an interval over targets; ``chosen``: source, score and regret
-        (the best score less its score) by ranking and target.
-
-    Example:
-        See `judge_indicators`.
-    """
+    """Lays choices out as JSON."""
     targets = {
         target: {**of._asdict(), "best": list(of.best)} for target, of in found.ranges.items()
     }

@@ -114,22 +114,8 @@ def _as_json(found: RankCorrelation | OverlapLead) -> dict[str, Any]:
 
 
 def overlap_lead(table: Mapping[str, RankCorrelation]) -> OverlapLead:
-    """Says how far ON leads the paper's indicators of vectors.
-
-    The best of them is found by looking at the same targets, which is to its advantage.
-
-    Args:
-        table: correlations by indicator, ON's among them.
-
-    Returns:
-        The leads.
-
-    Example:
-        >>> on = RankCorrelation(0.5, None, None, 1, {"a": 0.5})
-        >>> rival = RankCorrelation(0.25, None, None, 1, {"a": 0.25})
-        >>> overlap_lead({"neuron_overlap": on, "cosine_concat": rival}).best
-        'cosine_concat'
-    """
+    """Says how far ON leads the paper's indicators of vectors."""
+    # The best of them is found by looking at the same targets, which is to its advantage.
     rivals = {name: table[name] for name in PAPER if name in table}
     means = {name: each.mean_over_targets for name, each in rivals.items()}
     known = {name: mean for name, mean in means.items() if mean is not None}
@@ -204,19 +190,7 @@ def correlate(
 
 
 def spearman(first: Float64[np.ndarray, "N"], second: Float64[np.ndarray, "N"]) -> float | None:
-    """Computes Spearman's rank correlation; ties take average ranks.
-
-    Args:
-        first: numbers.
-        second: as many.
-
-    Returns:
-        The correlation; None for fewer than three pairs, or where one side is constant.
-
-    Example:
-        >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0]))
-        0.5
-    """
+    """Computes Spearman's rank correlation; ties take average ranks."""
     return None if _fault(first, second) else _rank_correlation(first, second)
 
 

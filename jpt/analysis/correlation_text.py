@@ -14,25 +14,7 @@ FEW_TARGETS = 20
 
 
 def interval_lines(correlation: CorrelationResult, names: Sequence[str]) -> list[str]:
-    """Says how sure the means over targets are.
-
-    Args:
-        correlation: with its intervals.
-        names: the indicators to show.
-
-    Returns:
-        The lines; none where no indicator has an interval.
-
-    Example:
-        >>> from jpt.analysis.correlation import RankCorrelation
-        >>> found = RankCorrelation(0.5, None, None, 2, {"a": 0.25, "b": 0.75}, (0.25, 0.75))
-        >>> table = {"cosine_concat": found}
-        >>> for line in interval_lines(CorrelationResult(table, table), ["cosine_concat"]):
-        ...     print(line)
-        95 % intervals of the means (bootstrap over 2 targets: few, so these are rough)
-                               own in          own out
-          cosine_concat  +0.25..+0.75     +0.25..+0.75
-    """
+    """Says how sure the means over targets are."""
     counts = [of.n_targets for of in correlation.own_out.values() if of.interval]
     if not counts:
         return []
@@ -47,25 +29,7 @@ def interval_lines(correlation: CorrelationResult, names: Sequence[str]) -> list
 
 
 def choice_lines(record: Mapping[str, Any]) -> list[str]:
-    """Says what it costs to choose by each indicator.
-
-    Args:
-        record: of `jpt.analysis.choice_table.choice_record`.
-
-    Returns:
-        The lines; none where no choice could be judged.
-
-    Example:
-        >>> ranking = {"targets": 2, "hits": 0.5, "mean_rank": 1.5, "regret": 0.01,
-        ...     "regret_interval": [0, 0.02], "chance_hits": 0.25, "chance_rank": 2.5,
-        ...     "chance_regret": 0.04, "gain": 0.03, "gain_interval": [0.01, 0.05]}
-        >>> for line in choice_lines({"rankings": {"cosine_concat": ranking}}):
-        ...     print(line)
-        Taking the first source for each of 2 targets: how often it is the best, and mean cost
-        against the best, both in points (100 x score); by chance 25 % and 4.0
-                         best  cost           95 %  saved against chance           95 %
-          cosine_concat  50 %   1.0       0.0..2.0                  +3.0     +1.0..+5.0
-    """
+    """Says what it costs to choose by each indicator."""
     names = shown_rankings(record["rankings"])
     if not names:
         return []

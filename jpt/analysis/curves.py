@@ -15,23 +15,7 @@ _WIDTH_PX = 200
 
 
 def learning_curve(curve: Curve, metric: str, majority: float, best_step: int | None) -> Figure:
-    """Draws score and loss of one run, one above the other.
-
-    Args:
-        curve: its log.
-        metric: name of the score.
-        majority: the score of always answering the commonest class; NaN for none.
-        best_step: where the prompt was taken from.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> log = np.array([10.0, 20.0]), np.array([0.7, 0.5])
-        >>> figure = learning_curve(Curve(*log, *log, np.array([0.6, 0.8])), "accuracy", 0.5, 20)
-        >>> [axes.get_title("left") for axes in figure.axes]
-        ['accuracy', 'loss (nats)']
-    """
+    """Draws score and loss of one run, one above the other."""
     figure, top = new_figure(_WIDTH_PX, 190)
     top.set_position((0, 0.52, 1, 0.48))
     bottom = figure.add_axes((0, 0, 1, 0.36), sharex=top)
@@ -58,21 +42,7 @@ def window_curve(
     lines: Mapping[str, Sequence[float]],
     band: Sequence[tuple[float, float]] = (),
 ) -> Figure:
-    """Draws a correlation by the layers whose neurons are compared.
-
-    Args:
-        windows: first and last layer of each window, from the bottom up.
-        lines: at most two lines, by name, of one number a window; NaN leaves a gap.
-        band: bounds of the first line at each window, drawn as a pale ground.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> figure = window_curve([(0, 2), (1, 3)], {"own prompts left out": [0.1, 0.3]})
-        >>> len(figure.axes[0].lines)
-        2
-    """
+    """Draws a correlation by the layers whose neurons are compared."""
     figure, axes = new_figure(272, 190)
     axes.axhline(0, color=LINE, linewidth=1, zorder=0)
     places = range(len(windows))

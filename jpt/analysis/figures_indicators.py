@@ -30,21 +30,7 @@ def indicator_panel(
     x_label: str,
     y_limits: tuple[float, float],
 ) -> Figure:
-    """Draws what an indicator says of each move against what came of it.
-
-    Args:
-        groups: indicator and relative score by the name of the group, at most three.
-        x_label: name of the indicator.
-        y_limits: the same for all panels of a page.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> points = {"same type": (np.array([0.5]), np.array([0.9]))}
-        >>> indicator_panel(points, "ON", (0.0, 1.1)).axes[0].get_xlabel()
-        'ON'
-    """
+    """Draws what an indicator says of each move against what came of it."""
     figure, axes = new_figure(196, 150)
     axes.axhline(1, color=LINE, linewidth=1, zorder=0)
     n_points = sum(len(x) for x, _ in groups.values())
@@ -86,22 +72,7 @@ def cost_figure(
     bounds: Sequence[tuple[float, float]],
     chance: float,
 ) -> Figure:
-    """Draws what choosing by each indicator costs, with intervals, beside a choice by chance.
-
-    Args:
-        names: of the indicators, from top to bottom.
-        costs: mean cost of each, as a share of the full score.
-        bounds: of each; NaN for none.
-        chance: mean cost of a choice by chance.
-
-    Returns:
-        The figure; its scale is in points.
-
-    Example:
-        >>> figure = cost_figure(["ON"], [0.02], [(0.01, 0.03)], 0.1)
-        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        ['ON']
-    """
+    """Draws what choosing by each indicator costs, with intervals, beside a choice by chance."""
     figure, axes = new_figure(200, _ROW_PX * max(len(names), 2))
     places = np.arange(len(names))
     for place, (low, high) in zip(places, bounds, strict=True):

@@ -37,20 +37,7 @@ _SMALL_UP_TO = 10
 def scale_to_plane(
     distances: Float64[np.ndarray, "K K"],
 ) -> tuple[Float64[np.ndarray, "K 2"], float]:
-    """Places things in a plane by their distances (classical multidimensional scaling).
-
-    Args:
-        distances: of all pairs, symmetric, 0 on the diagonal.
-
-    Returns:
-        The points, centered, the direction in which they lie farthest apart first; and which share
-        of all squared distances from the center the plane holds (1: all distances are as asked).
-
-    Example:
-        >>> points, share = scale_to_plane(np.array([[0.0, 2.0], [2.0, 0.0]]))
-        >>> points.round(6).tolist(), round(share, 6)
-        ([[1.0, 0.0], [-1.0, 0.0]], 1.0)
-    """
+    """Places things in a plane by their distances (classical multidimensional scaling)."""
     count = len(distances)
     center = np.eye(count) - 1 / count
     inner = -0.5 * center @ (distances**2) @ center
@@ -76,24 +63,7 @@ def prompt_map(
     unknown: Sequence[str] = (),
     axis_label: str = "",
 ) -> Figure:
-    """Draws prompts as points with their names, each type by its own color and shape.
-
-    Args:
-        points: where they lie.
-        names: of the prompts.
-        types: of their tasks.
-        unknown: types that are none, drawn gray.
-        axis_label: what distances are.
-
-    Returns:
-        The figure; a unit is as long upwards as sideways.
-
-    Example:
-        >>> points = np.array([[0.0, 0.0], [1.0, 0.0]])
-        >>> figure = prompt_map(points, ["imdb", "mnli"], ["sentiment", "nli"])
-        >>> [text.get_text() for text in figure.axes[0].texts]
-        ['imdb', 'mnli']
-    """
+    """Draws prompts as points with their names, each type by its own color and shape."""
     small = len(names) <= _SMALL_UP_TO
     width, height = (290, 250) if small else (600, 400)
     figure, axes = new_figure(width, height)

@@ -9,16 +9,12 @@ AGREES, CONTRADICTS, UNCLEAR = "agrees", "contradicts", "unclear"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One thing that was found."""
 
-    Attributes:
-        topic: ``"training"``, ``"types"``, ``"best_source"``, ``"overlap"``, ``"correlation"``,
-            ``"choice"``, ``"masks"`` or ``"caution"``.
-        text: one sentence.
-        verdict: whether it ``"agrees"`` with the paper, ``"contradicts"`` it, is ``"unclear"``, or
-            None where the paper says nothing of it.
-    """
-
+    # ``"training"``, ``"types"``, ``"best_source"``, ``"overlap"``, ``"correlation"``,
+    # ``"choice"``, ``"masks"`` or ``"caution"``
     topic: str
-    text: str
+    text: str  # one sentence
+    # whether it ``"agrees"`` with the paper, ``"contradicts"`` it, is ``"unclear"``, or None where
+    # the paper says nothing of it
     verdict: str | None = None

@@ -16,18 +16,7 @@ from jpt.analysis.wording import percent
 
 
 def find(study: Study, layout: Layout) -> list[Finding]:
-    """Says what was found.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        One finding a topic, where the study has the numbers for it.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Says what was found."""
     moved = moves(study, layout)
     found = [
         training_finding(study, layout),
@@ -43,18 +32,7 @@ def find(study: Study, layout: Layout) -> list[Finding]:
 
 
 def training_finding(study: Study, layout: Layout) -> Finding | None:
-    """Says whether the prompts learned their own tasks.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The finding; None where no own score stands beside a majority share.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Says whether the prompts learned their own tasks."""
     told = study.facts.targets if study.facts else {}
     scores = {target: own_score(study, layout, target) for target in layout.targets}
     pairs = {t: (s, told[t].majority) for t, s in scores.items() if t in told}

@@ -17,17 +17,7 @@ _POINT = 0.01
 
 
 def choice_finding(study: Study) -> Finding | None:
-    """Says what it costs to take the source that ON puts first, and which indicator costs least.
-
-    Args:
-        study: as read.
-
-    Returns:
-        The finding; None without choices by ON or one of the paper's other indicators.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Says what it costs to take the source that ON puts first, and which indicator costs least."""
     choices = study.choices
     known = [n for n in (OVERLAP, *EMBEDDING) if choices and n in choices.means]
     if choices is None or not known:
@@ -92,17 +82,7 @@ def _regrets(choices: ChoiceFacts, name: str) -> Mapping[str, float | None]:
 
 
 def mask_finding(study: Study) -> Finding | None:
-    """Says whether tasks lose more with their own prompt's neurons than with random ones.
-
-    Args:
-        study: as read.
-
-    Returns:
-        The finding; None without own and random masks of a task that scores above 0.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Says whether tasks lose more with their own prompt's neurons than with random ones."""
     masks = study.masks
     if masks is None:
         return None

@@ -31,59 +31,27 @@ _BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What a heat map shows.
+    """What a heat map shows."""
 
-    Attributes:
-        rows: labels from top to bottom.
-        columns: labels from left to right.
-        row_types: the group of each row; equal neighbors are one group.
-        column_types: the group of each column.
-        values: what the colors tell; NaN leaves a cell gray.
-        texts: what stands in the cells; shown where cells are large enough.
-        scale_label: what the color tells, beside its scale.
-        outlined: cells with a frame.
-        side_label: what stands in the columns on the right, one label each.
-        side_texts: the texts of each of them.
-        side_values: the colors of each of them; NaN for text alone.
-        width_px: what the whole may take up.
-        row_axis: what the rows are.
-        column_axis: what the columns are.
-    """
-
-    rows: Sequence[str]
-    columns: Sequence[str]
-    row_types: Sequence[str]
-    column_types: Sequence[str]
-    values: Float64[np.ndarray, "N K"]
-    texts: Sequence[Sequence[str]]
-    scale_label: str
-    outlined: frozenset[tuple[int, int]] = frozenset()
-    side_label: Sequence[str] = ()
-    side_texts: Sequence[Sequence[str]] = ()
+    rows: Sequence[str]  # labels from top to bottom
+    columns: Sequence[str]  # labels from left to right
+    row_types: Sequence[str]  # the group of each row; equal neighbors are one group
+    column_types: Sequence[str]  # the group of each column
+    values: Float64[np.ndarray, "N K"]  # what the colors tell; NaN leaves a cell gray
+    texts: Sequence[Sequence[str]]  # what stands in the cells; shown where cells are large enough
+    scale_label: str  # what the color tells, beside its scale
+    outlined: frozenset[tuple[int, int]] = frozenset()  # cells with a frame
+    side_label: Sequence[str] = ()  # what stands in the columns on the right, one label each
+    side_texts: Sequence[Sequence[str]] = ()  # the texts of each of them
+    # the colors of each of them; NaN for text alone
     side_values: Float64[np.ndarray, "M N"] | None = None
-    width_px: float = 1090
-    row_axis: str = ""
-    column_axis: str = ""
+    width_px: float = 1090  # what the whole may take up
+    row_axis: str = ""  # what the rows are
+    column_axis: str = ""  # what the columns are
 
 
 def heat_map(table: HeatMap, percent: bool) -> Figure:
-    """Draws a heat map.
-
-    Args:
-        table: what it shows.
-        percent: whether the color scale is told in percent.
-
-    Returns:
-        The figure; one unit is one pixel.
-
-    Example:
-        >>> values = np.array([[0.5, 1.0]])
-        >>> texts = [["50", "100"]]
-        >>> table = HeatMap(["x"], ["a", "b"], ["nli"], ["nli", "qa"], values, texts, "score")
-        >>> figure = heat_map(table, percent=True)
-        >>> "50" in [text.get_text() for text in figure.axes[0].texts]
-        True
-    """
+    """Draws a heat map."""
     cell_x, cell_y = _cell_size(table)
     side_px = max(cell_x, 46) if table.side_label else 0
     norm = _scale(table.values, table.side_values)
@@ -181,35 +149,12 @@ def _write(
 
 
 def readable_on(color: Sequence[float]) -> tuple[float, float, float]:
-    """Chooses black or white, whichever is easier to read on a color.
-
-    Args:
-        color: red, green and blue from 0 to 1.
-
-    Returns:
-        Black or white.
-
-    Example:
-        >>> readable_on((1.0, 1.0, 0.8))[0] < 0.1, readable_on((0.0, 0.1, 0.4))
-        (True, (1.0, 1.0, 1.0))
-    """
+    """Chooses black or white, whichever is easier to read on a color."""
     return max((_BLACK, _WHITE), key=lambda text: contrast(text, color))
 
 
 def contrast(one: Sequence[float], other: Sequence[float]) -> float:
-    """Computes the contrast of two colors as WCAG 2 defines it.
-
-    Args:
-        one: red, green and blue from 0 to 1.
-        other: the other color.
-
-    Returns:
-        From 1 (equal) to 21 (black on white); text wants 4.5.
-
-    Example:
-        >>> round(contrast((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-        21
-    """
+    """Computes the contrast of two colors as WCAG 2 defines it."""
     light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
@@ -259,10 +204,8 @@ def _outline(axes: Axes, table: HeatMap, cell_x: float, cell_y: float, norm: Nor
 
 
 def _label_rows(axes: Axes, table: HeatMap, cell_y: float, right: float) -> None:
-    """Labels on the left; types on the right, so that a phone shows more of the cells.
-
-    They have names by which a page finds them, and a ground of their own: see pinned.py.
-    """
+    """Labels on the left; types on the right, so that a phone shows more of the cells."""
+    # They have names by which a page finds them, and a ground of their own: see pinned.py.
     left = {"ha": "right", "clip_on": False, "parse_math": False}
     texts = [
         axes.text(

@@ -19,18 +19,7 @@ _WITH_ROW, _ALL = "_with_row0", "_all"
 
 
 def indicator_label(name: str) -> str:
-    """Gives the name of an indicator for people.
-
-    Args:
-        name: of the column.
-
-    Returns:
-        The name as the paper writes it.
-
-    Example:
-        >>> [indicator_label(name) for name in ("cosine_average", "neuron_overlap_layers_9_11")]
-        ['C_average', 'ON, layers 9–11']
-    """
+    """Gives the name of an indicator for people."""
     window = window_of(name)
     if window is not None:
         return f"ON, layers {window[0]}–{window[1]}"
@@ -43,34 +32,12 @@ def indicator_label(name: str) -> str:
 
 
 def window_of(name: str) -> tuple[int, int] | None:
-    """Reads the layers off the name of a window.
-
-    Args:
-        name: of a column.
-
-    Returns:
-        First and last layer, or None for a column that is no window.
-
-    Example:
-        >>> window_of("neuron_overlap_layers_9_11"), window_of("neuron_overlap")
-        ((9, 11), None)
-    """
+    """Reads the layers off the name of a window."""
     found = _WINDOW.fullmatch(name)
     return (int(found[1]), int(found[2])) if found else None
 
 
 def windows(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Finds the windows among the columns.
-
-    Args:
-        names: of columns.
-
-    Returns:
-        First and last layer of each window, from the bottom up.
-
-    Example:
-        >>> windows(["neuron_overlap", "neuron_overlap_layers_1_3", "neuron_overlap_layers_0_2"])
-        {'neuron_overlap_layers_0_2': (0, 2), 'neuron_overlap_layers_1_3': (1, 3)}
-    """
+    """Finds the windows among the columns."""
     found = {name: window for name in names if (window := window_of(name)) is not None}
     return dict(sorted(found.items(), key=lambda item: item[1]))

@@ -88,33 +88,7 @@ def study_indicators(
     layers: str | tuple[int, int] | None = None,
     progress: bool = False,
 ) -> IndicatorStudy:
-    """Computes the indicators of all prompts, and holds them against a transfer matrix.
-
-    Args:
-        prompts: a folder of prompts, or prompts by name; several seeds of a prompt are compared
-            run by run, and count as one against the matrix and in means.
-        out: folder for ``indicators.csv``, ``types.json`` and, with a matrix,
-            ``correlation.json`` and ``choice.json``; nothing is written before all is computed.
-        neurons: activations of the same prompts, or their file.
-        transfer: a zero-shot matrix of the same prompts, or its file.
-        tasks: only these targets, and only prompts for them, in correlations and means.
-        layers: of ``neuron_overlap``; by default the top three.
-        progress: whether to show a bar on stderr.
-
-    Returns:
-        The study.
-
-    Raises:
-        InputError: for prompts, activations and matrices that do not belong together.
-
-    Example:
-        >>> import numpy as np
-        >>> from jpt.types import PromptCard
-        >>> bank = {name: Prompt(np.eye(3, dtype=np.float32), PromptCard("bert", name))
-        ...     for name in ("imdb", "sst2")}
-        >>> study_indicators(bank).types["similarity_by_type"]["cosine_concat"]["n_same"]
-        1
-    """
+    """Computes the indicators of all prompts, and holds them against a transfer matrix."""
     loaded = load_runs(prompts)
     tasks = None if tasks is None else list(tasks)
     # Read and matched before the long work, so that a wrong path or name is told at once.

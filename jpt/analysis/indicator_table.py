@@ -25,22 +25,15 @@ from jpt.analysis.row_pairs import RowPairs
 
 @dataclass(frozen=True)
 class Indicator:
-    """One way to say how alike two prompts are.
+    """One way to say how alike two prompts are."""
 
-    Attributes:
-        label: its name for people.
-        meaning: what it is, in a few words.
-        compute: gives the matrix of a `RowPairs` or a `NeuronPairs`; None where that lacks what the
-            indicator needs, which leaves the column out.
-        windows: of neurons: whether every three consecutive layers have a column, too.
-        undefined: of neurons: of which prompts it is NaN.
-    """
-
-    label: str
-    meaning: str
+    label: str  # its name for people
+    meaning: str  # what it is, in a few words
+    # gives the matrix of a `RowPairs` or a `NeuronPairs`; None where that lacks what the indicator
+    # needs, which leaves the column out
     compute: Callable[[Any], Any]
-    windows: bool = False
-    undefined: str = "no neuron is activated"
+    windows: bool = False  # of neurons: whether every three consecutive layers have a column, too
+    undefined: str = "no neuron is activated"  # of neurons: of which prompts it is NaN
 
 
 def _near(distances: Any) -> Any:
@@ -109,16 +102,5 @@ OF_NEURONS: dict[str, Indicator] = {
 
 
 def is_indicator(column: str) -> bool:
-    """Says whether a column of a table holds an indicator.
-
-    Args:
-        column: its name.
-
-    Returns:
-        True for the names of both tables, also where layers or a row follow.
-
-    Example:
-        >>> [is_indicator(name) for name in ("neuron_overlap_layers_0_2", "prompt_a")]
-        [True, False]
-    """
+    """Says whether a column of a table holds an indicator."""
     return column.startswith((*OF_ROWS, *OF_NEURONS))

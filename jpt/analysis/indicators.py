@@ -136,18 +136,7 @@ def indicators(
 
 
 def write_indicators(path: str | Path, found: Indicators) -> None:
-    """Writes a table with a line for every ordered pair, own pairs included.
-
-    Args:
-        path: the target, by custom ``indicators.csv``; its folder must exist.
-        found: the indicators; NaN becomes an empty place.
-
-    Raises:
-        InputError: the file cannot be written.
-
-    Example:
-        See `read_indicators`.
-    """
+    """Writes a table with a line for every ordered pair, own pairs included."""
     stacked = np.stack(list(found.columns.values()), axis=-1)
     rows = (
         (a, b, *values)
@@ -158,26 +147,7 @@ def write_indicators(path: str | Path, found: Indicators) -> None:
 
 
 def read_indicators(path: str | Path, prompts: Prompts | None = None) -> Indicators:
-    """Reads a table of `write_indicators`, or one of its form.
-
-    Args:
-        path: the table; columns that are no indicator are left out.
-        prompts: whose cards say which prompt is a task's own; without them the prompt that is
-            called like the task is.
-
-    Returns:
-        The indicators.
-
-    Raises:
-        InputError: the file is missing or broken, holds no indicator, or lacks a pair.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "indicators.csv"
-        >>> write_indicators(file, Indicators(("a",), {"cosine_concat": np.ones((1, 1))}))
-        >>> read_indicators(file).columns
-        {'cosine_concat': array([[1.]])}
-    """
+    """Reads a table of `write_indicators`, or one of its form."""
     rows = read_table(path, _PAIR)
     columns = [name for name in (rows[0] if rows else ()) if is_indicator(name)]
     if not columns:
@@ -202,21 +172,7 @@ def read_indicators(path: str | Path, prompts: Prompts | None = None) -> Indicat
 def name_difference(
     left: str, left_names: set[str], right: str, right_names: set[str]
 ) -> str | None:
-    """Says which prompts only one of two sides names.
-
-    Args:
-        left: what the one side is called.
-        left_names: its prompts.
-        right: what the other side is called.
-        right_names: its prompts.
-
-    Returns:
-        The difference as text; None where there is none.
-
-    Example:
-        >>> name_difference("the file", {"a", "b"}, "the folder", {"b"})
-        'only the file: a'
-    """
+    """Says which prompts only one of two sides names."""
     parts = []
     for owner, only in ((left, left_names - right_names), (right, right_names - left_names)):
         if only:

@@ -12,22 +12,7 @@ from jpt.files.reading import read_json
 
 
 class Fields:
-    """The fields of one JSON object, each taken with the kind that it has to have.
-
-    Args:
-        value: what should be an object.
-        path: the file, for messages.
-        cure: the command that writes the file anew, for messages.
-        place: where in the file the object stands, for messages.
-
-    Raises:
-        InputError: it is no object.
-
-    Example:
-        >>> fields = Fields({"rows": 3, "majority": None}, "transfer.json", "jpt transfer")
-        >>> fields.count("rows"), fields.number("majority"), fields.text("metric")
-        (3, nan, None)
-    """
+    """The fields of one JSON object, each taken with the kind that it has to have."""
 
     def __init__(self, value: Any, path: str | Path, cure: str, place: str = "") -> None:
         self.path, self.cure, self.place = path, cure, place
@@ -36,62 +21,27 @@ class Fields:
         self.value: Mapping[str, Any] = value
 
     def text(self, name: str) -> str | None:
-        """Takes a text.
-
-        Args:
-            name: of the field.
-
-        Returns:
-            The text; None where there is none.
-        """
+        """Takes a text."""
         return self._take(name, str, "a text")
 
     def count(self, name: str) -> int | None:
-        """Takes a whole number.
-
-        Args:
-            name: of the field.
-
-        Returns:
-            The number; None where there is none.
-        """
+        """Takes a whole number."""
         return self._take(name, int, "a whole number")
 
     def number(self, name: str) -> float:
-        """Takes a number.
-
-        Args:
-            name: of the field.
-
-        Returns:
-            The number; NaN where there is none, or null.
-        """
+        """Takes a number."""
         value = self._take(name, (int, float), "a number")
         return math.nan if value is None else float(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Takes a list of texts.
-
-        Args:
-            name: of the field.
-
-        Returns:
-            The texts; none where there is no such field.
-        """
+        """Takes a list of texts."""
         values = self._take(name, list, "a list of texts") or []
         if not all(isinstance(value, str) for value in values):
             raise self._error(self._at(name), values, "a list of texts")
         return tuple(values)
 
     def pair(self, name: str) -> tuple[float, float]:
-        """Takes a list of two numbers.
-
-        Args:
-            name: of the field.
-
-        Returns:
-            The numbers; NaN where there are none, or null.
-        """
+        """Takes a list of two numbers."""
         values = self._take(name, list, "a list of two numbers")
         if values is None:
             return math.nan, math.nan
@@ -101,31 +51,16 @@ class Fields:
         return float(known[0]), float(known[1])
 
     def fields(self, name: str) -> Fields:
-        """Takes an object.
-
-        Args:
-            name: of the field.
-
-        Returns:
-            Its fields; without any where there is none.
-        """
+        """Takes an object."""
         value = self.value.get(name)
         return Fields({} if value is None else value, self.path, self.cure, self._at(name))
 
     def numbers(self) -> dict[str, float]:
-        """Takes every field as a number.
-
-        Returns:
-            The numbers by name; NaN for null.
-        """
+        """Takes every field as a number."""
         return {name: self.number(name) for name in self.value}
 
     def each(self) -> Iterator[tuple[str, Fields]]:
-        """Takes every field as an object.
-
-        Yields:
-            Name and fields of each.
-        """
+        """Takes every field as an object."""
         for name in self.value:
             yield name, self.fields(name)
 
@@ -148,22 +83,7 @@ class Fields:
 
 
 def read_fields(path: str | Path, cure: str) -> Fields | None:
-    """Reads a JSON file that may be missing.
-
-    Args:
-        path: the file.
-        cure: the command that writes it anew.
-
-    Returns:
-        Its fields, or None where there is no such file.
-
-    Raises:
-        InputError: it cannot be read, is no JSON or no object.
-
-    Example:
-        >>> read_fields("no/such.json", "jpt transfer") is None
-        True
-    """
+    """Reads a JSON file that may be missing."""
     if not Path(path).exists():
         return None
     return Fields(read_json(path), path, cure)

@@ -18,19 +18,7 @@ _ROUNDING = 1e-11
 def row_kernels(
     neurons: Float32[np.ndarray, "K L N F"],
 ) -> Float64[np.ndarray, "L K N*N"]:
-    """Multiplies the centred activations of every row with those of every other.
-
-    Args:
-        neurons: activations of N rows behind K prompts.
-
-    Returns:
-        The kernels, flattened; 0 where all rows activate a layer alike.
-
-    Example:
-        >>> rows = np.array([[[[1.0, 0.0], [0.0, 0.0]]]], np.float32)
-        >>> row_kernels(rows)[0, 0].tolist()
-        [0.25, -0.25, -0.25, 0.25]
-    """
+    """Multiplies the centred activations of every row with those of every other."""
     prompts, layers, rows, _ = neurons.shape
     kernels = np.zeros((layers, prompts, rows * rows))
     for prompt in range(prompts):
@@ -44,18 +32,7 @@ def row_kernels(
 
 
 def align_kernels(kernels: Float64[np.ndarray, "L K N*N"]) -> Float64[np.ndarray, "L K K"]:
-    """Computes the CKA of every two prompts.
-
-    Args:
-        kernels: of `row_kernels`.
-
-    Returns:
-        CKA of each layer, exactly symmetric, 1 with itself; NaN where a kernel is 0.
-
-    Example:
-        >>> align_kernels(np.array([[[1.0, 0.0], [1.0, 1.0]]])).round(4).tolist()
-        [[[1.0, 0.7071], [0.7071, 1.0]]]
-    """
+    """Computes the CKA of every two prompts."""
     products = np.einsum("kif,kjf->kij", kernels, kernels, optimize=True)
     products = np.triu(products) + np.triu(products, 1).transpose(0, 2, 1)
     squares = np.einsum("kii->ki", products)

@@ -23,38 +23,20 @@ NO_PROMPT = "no prompt"
 
 @dataclass(frozen=True)
 class Layout:
-    """The order of everything in figures and tables: by type, then as the files have it.
+    """The order of everything in figures and tables: by type, then as the files have it."""
 
-    Attributes:
-        targets: the target tasks.
-        sources: the prompts that were moved, without the untrained one.
-        prompts: the prompts of the indicators.
-        every: all prompts of the study, the untrained one and unfinished runs included.
-        types: type of each target and prompt; ``"no type"`` where nobody has said one.
-        own: the own prompt of each target that has one.
-    """
-
-    targets: tuple[str, ...]
-    sources: tuple[str, ...]
-    prompts: tuple[str, ...]
+    targets: tuple[str, ...]  # the target tasks
+    sources: tuple[str, ...]  # the prompts that were moved, without the untrained one
+    prompts: tuple[str, ...]  # the prompts of the indicators
+    # all prompts of the study, the untrained one and unfinished runs included
     every: tuple[str, ...]
     target_types: Mapping[str, str]
     prompt_types: Mapping[str, str]
-    own: Mapping[str, str]
+    own: Mapping[str, str]  # the own prompt of each target that has one
 
 
 def lay_out(study: Study) -> Layout:
-    """Finds order, types and own prompts of a study.
-
-    Args:
-        study: as read.
-
-    Returns:
-        The layout; empty tuples for what the study does not hold.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Finds order, types and own prompts of a study."""
     matrix = study.transfer or study.relative
     targets = matrix.targets if matrix else ()
     columns = matrix.prompts if matrix else ()
@@ -84,19 +66,7 @@ def lay_out(study: Study) -> Layout:
 
 
 def with_relative(study: Study, layout: Layout) -> Study:
-    """Computes relative performance where ``relative.csv`` is missing.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The study with a relative matrix, where one can be had: each score over that of the
-        target's own prompt; targets without own prompt, or whose own prompt scores 0, left out.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Computes relative performance where ``relative.csv`` is missing."""
     matrix = study.transfer
     if study.relative is not None or matrix is None:
         return study
@@ -116,22 +86,7 @@ def with_relative(study: Study, layout: Layout) -> Study:
 def values_at(
     matrix: TransferMatrix | None, targets: Iterable[str], prompts: Iterable[str]
 ) -> Float64[np.ndarray, "N K"]:
-    """Takes a matrix in another order.
-
-    Args:
-        matrix: a matrix, or None.
-        targets: the rows that are wanted.
-        prompts: the columns that are wanted.
-
-    Returns:
-        The values; NaN for a pair that the matrix does not have.
-
-    Example:
-        >>> matrix = TransferMatrix(("x",), ("a", "b"), np.array([[0.5, 0.75]]), ("accuracy",))
-        >>> values_at(matrix, ["x", "y"], ["b"])
-        array([[0.75],
-               [ nan]])
-    """
+    """Takes a matrix in another order."""
     rows, columns = list(targets), list(prompts)
     values = np.full((len(rows), len(columns)), np.nan)
     if matrix is None:
@@ -147,34 +102,16 @@ def values_at(
 
 @dataclass(frozen=True)
 class Move:
-    """A prompt on the task of another prompt.
+    """A prompt on the task of another prompt."""
 
-    Attributes:
-        target: the task.
-        source: the prompt.
-        relative: its performance over that of the target's own prompt.
-        same_type: whether both tasks have one type; None where a type is not known.
-    """
-
-    target: str
-    source: str
-    relative: float
-    same_type: bool | None
+    target: str  # the task
+    source: str  # the prompt
+    relative: float  # its performance over that of the target's own prompt
+    same_type: bool | None  # whether both tasks have one type; None where a type is not known
 
 
 def moves(study: Study, layout: Layout) -> list[Move]:
-    """Lists the measured pairs of a target and another task's prompt.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The pairs that have a relative performance; neither own pairs nor the untrained prompt.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Lists the measured pairs of a target and another task's prompt."""
     values = values_at(study.relative, layout.targets, layout.sources)
     found = []
     for i, target in enumerate(layout.targets):
@@ -188,18 +125,7 @@ def moves(study: Study, layout: Layout) -> list[Move]:
 
 
 def by_target(moved: Iterable[Move]) -> dict[str, list[Move]]:
-    """Puts the moves to one target together.
-
-    Args:
-        moved: pairs of target and source.
-
-    Returns:
-        The pairs of each target.
-
-    Example:
-        >>> by_target([Move("imdb", "sst2", 0.9, True)])["imdb"][0].source
-        'sst2'
-    """
+    """Puts the moves to one target together."""
     found: dict[str, list[Move]] = {}
     for move in moved:
         found.setdefault(move.target, []).append(move)
@@ -207,37 +133,14 @@ def by_target(moved: Iterable[Move]) -> dict[str, list[Move]]:
 
 
 def random_values(study: Study, layout: Layout) -> dict[str, float]:
-    """Takes the relative performance of the untrained prompt.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The values by target; none where it was not measured.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Takes the relative performance of the untrained prompt."""
     column = values_at(study.relative, layout.targets, [study.random])[:, 0]
     known = zip(layout.targets, column.tolist(), strict=True)
     return {target: value for target, value in known if np.isfinite(value)}
 
 
 def own_score(study: Study, layout: Layout, target: str) -> float:
-    """Takes the score of a target's own prompt.
-
-    Args:
-        study: as read.
-        layout: of that study.
-        target: the task.
-
-    Returns:
-        The score; NaN where there is no own prompt, or no score of it.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Takes the score of a target's own prompt."""
     own = layout.own.get(target, "")
     return float(values_at(study.transfer, [target], [own])[0, 0])
 

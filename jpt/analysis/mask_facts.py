@@ -11,52 +11,33 @@ from jpt.analysis.json_fields import Fields, read_fields
 
 @dataclass(frozen=True)
 class MaskedTask:
-    """One task, scored by its own prompt.
+    """One task, scored by its own prompt."""
 
-    Attributes:
-        type: of the task, where one is known.
-        metric: of its scores.
-        majority: share of its commonest class; NaN where not told.
-        unmasked: the score with all neurons.
-        scores: by kind of mask, the mean over its draws and sources.
-        relative: by kind of mask, the same over the score with all neurons; NaN where undefined.
-    """
-
-    type: str | None
-    metric: str
-    majority: float
-    unmasked: float
-    scores: Mapping[str, float]
+    type: str | None  # of the task, where one is known
+    metric: str  # of its scores
+    majority: float  # share of its commonest class; NaN where not told
+    unmasked: float  # the score with all neurons
+    scores: Mapping[str, float]  # by kind of mask, the mean over its draws and sources
+    # by kind of mask, the same over the score with all neurons; NaN where undefined
     relative: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """A masking study.
+    """A masking study."""
 
-    Attributes:
-        ratio: share of the neurons that is silent; NaN where not told.
-        silent: how many that are.
-        neurons: among how many.
-        layers: first and last layer.
-        split: which rows were scored.
-        tasks: by name.
-        by_type: what is left of the scores, by type of task and kind of mask.
-        other_same_type: what the neurons of prompts of the task's type leave; NaN if not measured.
-        other_different_type: what those of other types leave.
-        notes: what was left out, and why.
-    """
-
-    ratio: float
-    silent: int
-    neurons: int
-    layers: tuple[int, int]
-    split: str | None
-    tasks: Mapping[str, MaskedTask]
+    ratio: float  # share of the neurons that is silent; NaN where not told
+    silent: int  # how many that are
+    neurons: int  # among how many
+    layers: tuple[int, int]  # first and last layer
+    split: str | None  # which rows were scored
+    tasks: Mapping[str, MaskedTask]  # by name
+    # what is left of the scores, by type of task and kind of mask
     by_type: Mapping[str, Mapping[str, float]]
+    # what the neurons of prompts of the task's type leave; NaN if not measured
     other_same_type: float
-    other_different_type: float
-    notes: tuple[str, ...] = ()
+    other_different_type: float  # what those of other types leave
+    notes: tuple[str, ...] = ()  # what was left out, and why
 
     @property
     def kinds(self) -> list[str]:
@@ -65,22 +46,7 @@ class MaskFacts:
 
 
 def read_mask_facts(path: str | Path, cure: str) -> MaskFacts | None:
-    """Reads ``mask.json``.
-
-    Args:
-        path: the file.
-        cure: the command that writes it anew, for messages.
-
-    Returns:
-        The study, or None where there is no such file.
-
-    Raises:
-        InputError: it is broken; the place is named.
-
-    Example:
-        >>> read_mask_facts("no/mask.json", "jpt mask") is None
-        True
-    """
+    """Reads ``mask.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None

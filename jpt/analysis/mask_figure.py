@@ -31,20 +31,15 @@ _KINDS = ("svg", "png", "pdf")
 
 @dataclass(frozen=True)
 class MaskedShares:
-    """What a masking study found, as shares of the scores without a mask.
+    """What a masking study found, as shares of the scores without a mask."""
 
-    Attributes:
-        kinds: by kind of mask, one number a task: its mean over draws and sources.
-        spread: by kind of mask, every single score of every task.
-        commonest: what answering with the commonest class would leave, mean over the tasks; NaN
-            where it is not known.
-        title: what was masked.
-    """
-
+    # by kind of mask, one number a task: its mean over draws and sources
     kinds: Mapping[str, Sequence[float]]
-    spread: Mapping[str, Sequence[float]]
+    spread: Mapping[str, Sequence[float]]  # by kind of mask, every single score of every task
+    # what answering with the commonest class would leave, mean over the tasks; NaN where it is not
+    # known
     commonest: float
-    title: str
+    title: str  # what was masked
 
 
 def mask_figure(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -92,17 +87,7 @@ def mask_figure(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def read_shares(path: str | Path) -> MaskedShares:
-    """Reads what a figure of masks shows.
-
-    Args:
-        path: of ``mask.json``.
-
-    Returns:
-        The shares; tasks whose score without a mask is not above 0 are left out.
-
-    Raises:
-        InputError: it is missing or broken.
-    """
+    """Reads what a figure of masks shows."""
     fields = Fields(read_json(path), path, _CURE)
     kinds: dict[str, list[float]] = {}
     spread: dict[str, list[float]] = {}
@@ -137,19 +122,7 @@ def _title(fields: Fields) -> str:
 
 
 def draw_shares(shares: MaskedShares) -> Figure:
-    """Draws bars of means with a point for every score.
-
-    Args:
-        shares: by kind of mask.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> shares = MaskedShares({"own": [0.5]}, {"own": [0.5]}, 0.6, "some neurons")
-        >>> [float(bar.get_height()) for bar in draw_shares(shares).axes[0].patches]
-        [0.5]
-    """
+    """Draws bars of means with a point for every score."""
     figure, axes = new_figure(80 + 84 * len(shares.kinds), 240)
     axes.axhline(1, color=LINE, linewidth=1, zorder=0)
     for place, (kind, values) in enumerate(shares.kinds.items()):

@@ -119,22 +119,7 @@ def choose_neurons(
 
 
 def check_ratio(ratio: float, neurons: int) -> int:
-    """Turns a share of neurons into a number of them.
-
-    Args:
-        ratio: the share.
-        neurons: of which it is.
-
-    Returns:
-        How many, at least one and not all.
-
-    Raises:
-        InputError: the ratio is outside (0, 1), or so near to its ends that none or all are meant.
-
-    Example:
-        >>> check_ratio(0.2, 2048)
-        410
-    """
+    """Turns a share of neurons into a number of them."""
     if not (isinstance(ratio, (int, float)) and math.isfinite(ratio) and 0 < ratio < 1):
         raise InputError(f"ratio is {ratio}; give a number above 0 and below 1, for instance 0.2")
     count = round(ratio * neurons)

@@ -14,37 +14,22 @@ _PRODUCT_BYTES = 64 << 20  # some neurons of one layer of all prompts in float64
 
 @dataclass(frozen=True)
 class NeuronPairs:
-    """Sums over the neurons of some layers, for each two prompts: what indicators are made of.
+    """Sums over the neurons of some layers, for each two prompts: what indicators are made of."""
 
-    A neuron counts as activated where its value is above 0; of a probe on text it counts with the
-    share of the rows in which it is.
+    # A neuron counts as activated where its value is above 0; of a probe on text it counts with the
+    # share of the rows in which it is.
 
-    Attributes:
-        shared: number of neurons that both activate; of a probe on text the product of the shares.
-        smaller: the same number; of a probe on text the smaller of the two shares.
-        products: products of the values themselves.
-        cka: mean over the layers of how alike rows of text look; None where there was no text.
-    """
-
+    # number of neurons that both activate; of a probe on text the product of the shares
     shared: Float64[np.ndarray, "K K"]
+    # the same number; of a probe on text the smaller of the two shares
     smaller: Float64[np.ndarray, "K K"]
-    products: Float64[np.ndarray, "K K"]
+    products: Float64[np.ndarray, "K K"]  # products of the values themselves
+    # mean over the layers of how alike rows of text look; None where there was no text
     cka: Float64[np.ndarray, "K K"] | None = None
 
     @staticmethod
     def cosines(products: Float64[np.ndarray, "K K"]) -> Float64[np.ndarray, "K K"]:
-        """Divides products by the lengths, whose squares are the own products.
-
-        Args:
-            products: of every two prompts.
-
-        Returns:
-            The cosines; NaN where a length is 0.
-
-        Example:
-            >>> NeuronPairs.cosines(np.array([[4.0, 1.0], [1.0, 1.0]])).tolist()
-            [[1.0, 0.5], [0.5, 1.0]]
-        """
+        """Divides products by the lengths, whose squares are the own products."""
         squares = products.diagonal()
         lengths = np.sqrt(squares[:, None] * squares[None])
         found = np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1), np.nan)
@@ -59,11 +44,7 @@ class NeuronPairs:
 
 
 class LayerPairs:
-    """The sums of every single layer, from which those of any window follow.
-
-    Args:
-        activations: of the prompts.
-    """
+    """The sums of every single layer, from which those of any window follow."""
 
     def __init__(self, activations: Activations) -> None:
         self._products = _products(activations.values)
@@ -75,15 +56,7 @@ class LayerPairs:
             self._smaller = _smaller(activations.rates)
 
     def window(self, first: int, last: int) -> NeuronPairs:
-        """Adds up the layers of a window.
-
-        Args:
-            first: first layer.
-            last: last layer, included.
-
-        Returns:
-            The sums.
-        """
+        """Adds up the layers of a window."""
         layers = slice(first, last + 1)
         sums = (each[layers].sum(0) for each in (self._shared, self._smaller, self._products))
         return NeuronPairs(*sums, None if self._cka is None else self._cka[layers].mean(0))

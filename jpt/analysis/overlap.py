@@ -30,27 +30,7 @@ _SHOWN = 5
 def neuron_similarities(
     activations: Activations, layers: str | tuple[int, int] | None = None
 ) -> tuple[dict[str, Float64[np.ndarray, "K K"]], list[str]]:
-    """Computes the indicators of neurons of every pair of prompts.
-
-    Args:
-        activations: of the prompts.
-        layers: first and last layer of ``neuron_overlap`` and the like, counted from 0, both
-            included, as ``"9-11"``, ``"9"`` or ``(9, 11)``; by default the top three.
-
-    Returns:
-        Matrices by name: ``neuron_overlap``, ``neuron_overlap_layers_0_2`` and every further
-        window of three layers, ``neuron_overlap_all``, and so on for the others, without the
-        windows. And notes: what is NaN because a prompt activates no neuron, for instance.
-
-    Raises:
-        InputError: the layers are no window, or outside those of the activations.
-
-    Example:
-        >>> values = np.array([[[1, 1, -1]], [[1, -1, -1]]], np.float32)
-        >>> found, notes = neuron_similarities(Activations(("a", "b"), values))
-        >>> found["neuron_overlap"].round(3).tolist()
-        [[1.0, 0.707], [0.707, 1.0]]
-    """
+    """Computes the indicators of neurons of every pair of prompts."""
     count = activations.values.shape[1]
     chosen = parse_layers(layers, count)
     windows = [(start, start + WINDOW_LAYERS - 1) for start in range(count - WINDOW_LAYERS + 1)]
@@ -75,22 +55,7 @@ def neuron_similarities(
 
 
 def parse_layers(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]:
-    """Reads which layers a window has.
-
-    Args:
-        layers: as in `neuron_overlap`.
-        count: how many layers there are.
-
-    Returns:
-        The first and the last layer.
-
-    Raises:
-        InputError: it is no window, or outside the layers.
-
-    Example:
-        >>> parse_layers("9-11", 12), parse_layers(None, 12), parse_layers(None, 2)
-        ((9, 11), (9, 11), (0, 1))
-    """
+    """Reads which layers a window has."""
     if layers is None:
         return max(0, count - WINDOW_LAYERS), count - 1
     parts = layers.split("-") if isinstance(layers, str) else [str(layer) for layer in layers]

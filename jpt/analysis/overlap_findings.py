@@ -19,17 +19,7 @@ _FEW_TARGETS = 20
 
 
 def overlap_finding(study: Study) -> Finding | None:
-    """Says whether prompts of one type of task activate more neurons in common.
-
-    Args:
-        study: as read.
-
-    Returns:
-        The finding; None without means by type of the neuron overlap.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Says whether prompts of one type of task activate more neurons in common."""
     means = study.types.similarity.get(OVERLAP) if study.types else None
     if means is None or not np.isfinite([means.same, means.different]).all():
         return None
@@ -43,19 +33,8 @@ def overlap_finding(study: Study) -> Finding | None:
 
 
 def correlation_finding(study: Study) -> Finding | None:
-    """Says whether the overlap of neurons ranks sources better than the embedding indicators.
-
-    Own prompts are left out: they are alike to themselves and best on their task by definition.
-
-    Args:
-        study: as read.
-
-    Returns:
-        The finding; None without correlations.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Says whether the overlap of neurons ranks sources better than the embedding indicators."""
+    # Own prompts are left out: they are alike to themselves and best on their task by definition.
     table = study.correlations.own_out if study.correlations else {}
     if OVERLAP not in table:
         return None
@@ -120,18 +99,7 @@ def _bounds(interval: tuple[float, float] | None) -> str:
 
 
 def caution_finding(study: Study, moved: Sequence[Move]) -> Finding | None:
-    """Says how far so few tasks can be trusted.
-
-    Args:
-        study: as read.
-        moved: the measured pairs.
-
-    Returns:
-        The finding; None without correlations or with many targets.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Says how far so few tasks can be trusted."""
     overlap = study.correlations.own_out.get(OVERLAP) if study.correlations else None
     if overlap is None or not 0 < overlap.n_targets < _FEW_TARGETS:
         return None
@@ -146,36 +114,12 @@ def caution_finding(study: Study, moved: Sequence[Move]) -> Finding | None:
 
 
 def differences(one: Correlation, other: Correlation) -> list[float]:
-    """Subtracts the correlations of two indicators target by target.
-
-    Args:
-        one: an indicator.
-        other: another.
-
-    Returns:
-        The differences of the targets that both have.
-
-    Example:
-        >>> one = Correlation(0.5, 0.5, 0.5, 1, {"a": 0.5, "b": float("nan")})
-        >>> differences(one, one)
-        [0.0]
-    """
+    """Subtracts the correlations of two indicators target by target."""
     return subtract(one.per_target, other.per_target)
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Computes the standard error of a mean.
-
-    Args:
-        values: finite numbers.
-
-    Returns:
-        The error; infinite for fewer than two numbers, which say nothing of their scatter.
-
-    Example:
-        >>> standard_error([0.0, 2.0]), standard_error([1.0])
-        (1.0, inf)
-    """
+    """Computes the standard error of a mean."""
     if len(values) < 2:
         return float("inf")
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))

@@ -9,21 +9,8 @@ NAME = "row-name"
 
 
 def pin_rows(svg: str, name: str) -> str:
-    """Lays a copy of the row names over a heat map, which sticks to the edge of what scrolls.
-
-    The copy holds references to the names in the figure itself, so the figure stays whole.
-
-    Args:
-        svg: of a heat map, as `jpt.analysis.plots.to_svg` gives it.
-        name: the one that was given there.
-
-    Returns:
-        Both in one element; the figure alone where it has no names of rows.
-
-    Example:
-        >>> pin_rows('<svg viewBox="0 0 9 9"></svg>', "map")
-        '<svg viewBox="0 0 9 9"></svg>'
-    """
+    """Lays a copy of the row names over a heat map, which sticks to the edge of what scrolls."""
+    # The copy holds references to the names in the figure itself, so the figure stays whole.
     ground = re.search(rf'<g id="{name}-{GROUND}">\s*<path d="([^"]+)"', svg)
     height = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)
     if ground is None or height is None:

@@ -36,20 +36,7 @@ SMALL = 11
 
 
 def new_figure(width_px: float, height_px: float) -> tuple[Figure, Axes]:
-    """Makes an empty figure with one set of axes in the style of the page.
-
-    Args:
-        width_px: of the axes.
-        height_px: of the axes.
-
-    Returns:
-        The figure and its axes.
-
-    Example:
-        >>> figure, axes = new_figure(300, 200)
-        >>> [float(inch * 72) for inch in figure.get_size_inches()]
-        [300.0, 200.0]
-    """
+    """Makes an empty figure with one set of axes in the style of the page."""
     figure = Figure(figsize=(width_px / 72, height_px / 72), dpi=72)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.patch.set_visible(False)
@@ -62,21 +49,7 @@ def new_figure(width_px: float, height_px: float) -> tuple[Figure, Axes]:
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Draws a figure as an SVG element for a page.
-
-    Args:
-        figure: what to draw; the ground stays open.
-        name: told apart from every other figure of the page; letters, digits and hyphens.
-        label: what is to be seen, for those who do not see it.
-
-    Returns:
-        One ``<svg>`` element; equal figures give equal text.
-
-    Example:
-        >>> figure, axes = new_figure(100, 50)
-        >>> to_svg(figure, "empty", "Nothing.").startswith('<svg role="img" aria-label="Nothing."')
-        True
-    """
+    """Draws a figure as an SVG element for a page."""
     style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": ["DejaVu Sans"]}
     text = io.StringIO()
     with mpl.rc_context(style), _any_sign():
@@ -114,37 +87,13 @@ def _any_sign() -> Iterator[None]:
 
 
 def widest(texts: Iterable[Text]) -> float:
-    """Measures texts of a figure.
-
-    Args:
-        texts: that stand in it.
-
-    Returns:
-        The width of the longest in pixels of the page; 0 without any.
-
-    Example:
-        >>> axes = new_figure(90, 90)[1]
-        >>> 20 < widest([axes.text(0, 0, "abc", fontsize=12)]) < 30
-        True
-    """
+    """Measures texts of a figure."""
     with _any_sign():
         return max((float(text.get_window_extent().width) for text in texts), default=0.0)
 
 
 def plain(name: str, longest: int = 26) -> str:
-    """Makes a name fit for a figure: one line, not too long.
-
-    Args:
-        name: of a task or prompt.
-        longest: so many characters at most.
-
-    Returns:
-        The name, its middle left out where it is long.
-
-    Example:
-        >>> plain("a name that is\\nmuch too long for a figure", 12)
-        'a name…igure'
-    """
+    """Makes a name fit for a figure: one line, not too long."""
     name = "".join(char if char.isprintable() else " " for char in name)
     if len(name) <= longest:
         return name
@@ -152,21 +101,7 @@ def plain(name: str, longest: int = 26) -> str:
 
 
 def strips(groups: Mapping[str, Sequence[float]], y_label: str, x_label: str = "") -> Figure:
-    """Draws groups of numbers side by side: every number a point, their mean a line.
-
-    Args:
-        groups: the numbers by the name of the group; empty groups are left out.
-        y_label: what they are; the scale is in percent.
-        x_label: what the groups are.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> figure = strips({"same": [0.9, 0.8], "other": []}, "relative")
-        >>> [text.get_text() for text in figure.axes[0].get_xticklabels()]
-        ['same']
-    """
+    """Draws groups of numbers side by side: every number a point, their mean a line."""
     figure, axes = new_figure(272, 210)
     _percent_axis(axes)
     axes.axhline(1, color=LINE, linewidth=1, zorder=0)

@@ -34,17 +34,12 @@ CKA_ROWS = 128
 
 @dataclass(frozen=True)
 class Means:
-    """What is kept of the neurons of all rows.
+    """What is kept of the neurons of all rows."""
 
-    Attributes:
-        values: means over the rows.
-        rates: shares of the rows in which a neuron is above 0.
-        cka: how alike the rows look behind each two prompts, in each layer; None where it was not
-            asked for, or there are too few or too many rows.
-    """
-
-    values: Float32[np.ndarray, "K L F"]
-    rates: Float32[np.ndarray, "K L F"]
+    values: Float32[np.ndarray, "K L F"]  # means over the rows
+    rates: Float32[np.ndarray, "K L F"]  # shares of the rows in which a neuron is above 0
+    # how alike the rows look behind each two prompts, in each layer; None where it was not asked
+    # for, or there are too few or too many rows
     cka: Float64[np.ndarray, "L K K"] | None
 
 
@@ -64,20 +59,7 @@ def probe_rows(
     mesh: Mesh | None = None,
     progress: bool = False,
 ) -> Means:
-    """Reads all rows behind all prompts.
-
-    Args:
-        backbone: the model.
-        bank: the prompts.
-        given: the rows, and where they are read.
-        options: stack and memory count. CKA, for a probe on text, keeps K x L x rows x rows numbers
-            and, while a prompt is read, its activations of all rows.
-        mesh: devices to spread prompts and rows over.
-        progress: whether to show a bar on stderr.
-
-    Returns:
-        Means over the rows.
-    """
+    """Reads all rows behind all prompts."""
     rows, count = given.split.n_rows, len(bank)
     piece = plan_pieces(backbone, bank.shape[:2], given, options, mesh)
     with_cka = options.probe != START and 2 <= rows <= CKA_ROWS
@@ -137,30 +119,7 @@ def probe_bank(
     first_position: int = 0,
     stack: str | None = None,
 ) -> tuple[Float[Array, "K L B F"], Float[Array, "K L B F"] | None]:
-    """Reads a batch behind every prompt of a bank.
-
-    Args:
-        module: the frozen model, without dropout.
-        params: its weights.
-        bank: the prompts.
-        tokens: text, padded on the right.
-        lengths: number of tokens of each row that are text.
-        weights: of each token, where neurons are read at tokens of the text; at the answer
-            position by default.
-        first_position: the position of the first token.
-        stack: whose neurons, in a model that has two.
-
-    Returns:
-        The neurons of each row, after the non-linearity; and with weights, the share of its tokens
-        at which they are above 0.
-
-    Example:
-        >>> from jpt.testing import tiny_encoder
-        >>> module, params = tiny_encoder()
-        >>> tokens, lengths = jnp.array([[1, 4], [7, 0]]), jnp.array([2, 1])
-        >>> probe_bank(module, params, jnp.zeros((3, 5, 32)), tokens, lengths)[0].shape
-        (3, 2, 2, 48)
-    """
+    """Reads a batch behind every prompt of a bank."""
     # Only encoders number their text apart from the prompt, only T5 has two stacks.
     options: dict[str, Any] = {"first_position": first_position} if first_position else {}
     options |= {"neuron_stack": stack} if stack else {}
@@ -191,20 +150,7 @@ def _weighted(
 
 
 def neuron_shape(backbone: Backbone, stack: str | None) -> tuple[int, int]:
-    """Says how many layers and neurons are read.
-
-    Args:
-        backbone: the model.
-        stack: whose neurons, in a model that has two.
-
-    Returns:
-        L and F.
-
-    Example:
-        >>> from jpt.backbones.registry import load_backbone
-        >>> neuron_shape(load_backbone("builtin/bert-small"), None)
-        (4, 512)
-    """
+    """Says how many layers and neurons are read."""
     config = backbone.config
     return config.encoder_layers if stack == "encoder" else config.layers, config.neurons
 
@@ -216,19 +162,7 @@ def plan_pieces(
     options: ProbeOptions,
     mesh: Mesh | None = None,
 ) -> Piece:
-    """Chooses how many prompts and rows are read at once.
-
-    Args:
-        backbone: the model.
-        shape: K and P.
-        given: the rows, and where they are read.
-        options: stack and memory count.
-        mesh: devices that share prompts and rows; the memory is that of one device.
-
-    Returns:
-        All rows and as many prompts as fit, rounded up to what the axes divide; fewer rows where
-        not even one prompt does.
-    """
+    """Chooses how many prompts and rows are read at once."""
     parts, shares = (1, 1) if mesh is None else (mesh.shape["prompt"], mesh.shape["data"])
     (prompts, prompt_rows), rows = shape, math.ceil(given.split.n_rows / shares)
     config, (layers, neurons) = backbone.config, neuron_shape(backbone, options.stack)

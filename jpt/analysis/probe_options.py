@@ -77,22 +77,7 @@ class ProbeOptions:
 
 
 def parse_positions(positions: str | int | Sequence[int]) -> Positions:
-    """Reads where neurons are read.
-
-    Args:
-        positions: ``"answer"``, ``"text"`` (mean over all tokens of a row's text), or tokens of the
-            text by number, from 0, negative ones from its end: ``-1``, ``(0, -1)`` or ``"0,-1"``.
-
-    Returns:
-        ``"answer"``, ``"text"``, or the numbers.
-
-    Raises:
-        InputError: it is none of these.
-
-    Example:
-        >>> parse_positions("answer"), parse_positions("0, -1"), parse_positions(3)
-        ('answer', (0, -1), (3,))
-    """
+    """Reads where neurons are read."""
     if positions in (ANSWER, ALL_TEXT):
         return positions
     parts = positions.split(",") if isinstance(positions, str) else positions

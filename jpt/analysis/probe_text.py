@@ -32,33 +32,17 @@ STREAM = crc32(b"probe/rows")
 
 @dataclass(frozen=True)
 class ProbeInput:
-    """What every prompt of a bank is put in front of.
+    """What every prompt of a bank is put in front of."""
 
-    Attributes:
-        split: the encoded rows.
-        max_tokens: the length they were encoded with.
-        positions: ``"answer"``, ``"text"`` or numbers of tokens.
-        record: what was read, for the file of activations.
-        first_position: position of the text's first token.
-    """
-
-    split: EncodedSplit
-    max_tokens: int
-    positions: Positions
-    record: dict[str, Any]
-    first_position: int = 0
+    split: EncodedSplit  # the encoded rows
+    max_tokens: int  # the length they were encoded with
+    positions: Positions  # ``"answer"``, ``"text"`` or numbers of tokens
+    record: dict[str, Any]  # what was read, for the file of activations
+    first_position: int = 0  # position of the text's first token
 
 
 def start_input(backbone: Backbone, first_position: int = 0) -> ProbeInput:
-    """Gives the paper's probe: the start token alone.
-
-    Args:
-        backbone: whose start token is taken.
-        first_position: its position.
-
-    Returns:
-        One row of one token, read at the answer position.
-    """
+    """Gives the paper's probe: the start token alone."""
     tokens, offsets = join_rows([[backbone.start_id]])
     split = EncodedSplit(tokens, offsets, np.zeros(1, np.int32), 0)
     return ProbeInput(split, 1, ANSWER, {"kind": START}, first_position)
@@ -67,21 +51,7 @@ def start_input(backbone: Backbone, first_position: int = 0) -> ProbeInput:
 def text_input(
     backbone: Backbone, options: ProbeOptions, prompt_rows: int, first_position: int = 0
 ) -> ProbeInput:
-    """Encodes some rows of a task; their labels are not looked at.
-
-    Args:
-        backbone: who reads them.
-        options: whose rows, how many, and where they are read.
-        prompt_rows: P.
-        first_position: position of the text's first token.
-
-    Returns:
-        The rows; those that have none of the chosen tokens are left out.
-
-    Raises:
-        InputError: for broken data, more rows than there are, lengths beyond the model's
-            positions, or tokens that no row has.
-    """
+    """Encodes some rows of a task; their labels are not looked at."""
     task, places = _as_task(options.task, options.data), options.places
     tokens = _text_tokens(options.max_tokens, backbone, task, prompt_rows, first_position)
     rows = _some(_read(task, options.split), options, f"{task.name} {options.split}")
@@ -102,20 +72,7 @@ def text_input(
 def position_weights(
     positions: Positions, lengths: Int[np.ndarray, "B"], width: int
 ) -> Float32[np.ndarray, "B T"]:
-    """Says how much each token of a batch counts.
-
-    Args:
-        positions: ``"text"`` or numbers of tokens.
-        lengths: tokens of each row.
-        width: T.
-
-    Returns:
-        Weights that add up to 1 in each row, or to 0 where it has none of the tokens.
-
-    Example:
-        >>> position_weights((0, -1), np.array([2, 1]), 3).tolist()
-        [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
-    """
+    """Says how much each token of a batch counts."""
     places, lengths = np.arange(width), np.asarray(lengths)[:, None]
     is_text = places < lengths
     chosen = is_text

@@ -97,17 +97,6 @@ def redundancy(activations: Activations) -> Redundancy:
 
 
 def describe_redundancy(activations: Activations) -> tuple[dict[str, Any], str]:
-    """Says the redundancy of a bank below what else is said of it.
-
-    Args:
-        activations: of the prompts.
-
-    Returns:
-        The same as JSON, and as lines that begin a new one; empty where there is one prompt.
-
-    Example:
-        >>> describe_redundancy(Activations(("a",), np.ones((1, 2, 3), np.float32)))[1]
-        ''
-    """
+    """Says the redundancy of a bank below what else is said of it."""
     found = redundancy(activations)
     return found.summary(), f"\n{found.describe()}" if found.prompts > 1 else ""

@@ -88,26 +88,7 @@ def _other_study(folder: Path) -> Callable[[Path], tuple[str, list[str], list[Ma
 
 
 def summarize(folder: str | Path) -> list[str]:
-    """Says what a study found: the sentences at the top of its page.
-
-    Args:
-        folder: of the study, as for `report`.
-
-    Returns:
-        At most seven sentences; none where there is nothing to conclude from yet.
-
-    Raises:
-        InputError: as in `report`.
-
-    Example:
-        >>> import tempfile
-        >>> study = Path(tempfile.mkdtemp())
-        >>> text = "target_task,source_prompt,metric,value\\n"
-        >>> text += "imdb,imdb,accuracy,0.8\\nimdb,sst2,accuracy,0.6\\n"
-        >>> _ = (study / "transfer.csv").write_text(text)
-        >>> summarize(study)[0][:55]
-        'Used on another task without training, a prompt reaches'
-    """
+    """Says what a study found: the sentences at the top of its page."""
     parts_of = _other_study(Path(folder))
     if parts_of is not None:
         return parts_of(Path(folder))[1]
@@ -116,39 +97,14 @@ def summarize(folder: str | Path) -> list[str]:
 
 
 def prepare(folder: str | Path) -> tuple[Study, Layout]:
-    """Reads a study and lays it out.
-
-    Args:
-        folder: of the study.
-
-    Returns:
-        The study, its relative matrix computed where the file is missing, and its layout.
-
-    Raises:
-        InputError: as in `report`.
-
-    Example:
-        See `report`.
-    """
+    """Reads a study and lays it out."""
     study = read_study(folder)
     layout = lay_out(study)
     return with_relative(study, layout), layout
 
 
 def build_page(study: Study, layout: Layout, found: Sequence[Finding]) -> str:
-    """Builds the page of a study.
-
-    Args:
-        study: as read.
-        layout: of that study.
-        found: the findings of that study.
-
-    Returns:
-        The HTML.
-
-    Example:
-        See `report`.
-    """
+    """Builds the page of a study."""
     return whole_page(
         _title(study),
         _header(study, layout, found),

@@ -33,19 +33,7 @@ _FILES = ("choice.json",)
 
 
 def choice_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
-    """Shows which source each indicator would have chosen, and what that would have cost.
-
-    Args:
-        study: as read.
-        layout: of that study.
-        found: the findings of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Shows which source each indicator would have chosen, and what that would have cost."""
     title = "What it costs to choose by an indicator"
     if study.choices is None:
         note = missing("There is no choice.json", commands(study.folder)["indicators"])
@@ -77,52 +65,17 @@ def choice_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Ma
 
 
 def ranking_label(name: str) -> str:
-    """Gives a ranking's name for people.
-
-    Args:
-        name: of an indicator, or ``same_type``.
-
-    Returns:
-        The name.
-
-    Example:
-        >>> ranking_label("same_type"), ranking_label("neuron_overlap")
-        ('same type', 'ON')
-    """
+    """Gives a ranking's name for people."""
     return "same type" if name == SAME_TYPE else indicator_label(name)
 
 
 def points(value: float, sign: bool = False) -> str:
-    """Writes a share of the full score in points.
-
-    Args:
-        value: the share; NaN for not known.
-        sign: whether a plus is written.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> points(0.0342)
-        '3.4'
-    """
+    """Writes a share of the full score in points."""
     return decimal(100 * value, 1, sign=sign)
 
 
 def bounds(interval: tuple[float, float], sign: bool = False) -> str:
-    """Writes an interval in points.
-
-    Args:
-        interval: its ends, as shares; NaN for none.
-        sign: whether a plus is written.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> bounds((0.01, 0.025))
-        '1.0 to 2.5'
-    """
+    """Writes an interval in points."""
     if not np.isfinite(interval).all():
         return UNKNOWN
     return " to ".join(points(end, sign) for end in interval)

@@ -46,19 +46,7 @@ _NUMBERS = ("mean_over_targets", "pooled_relative", "pooled_raw")
 
 
 def correlation_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
-    """Holds the indicators against what the moves did.
-
-    Args:
-        study: as read.
-        layout: of that study.
-        found: the findings of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Holds the indicators against what the moves did."""
     title = "Do similar prompts move better?"
     if study.correlations is None:
         note = missing("There is no correlation.json", commands(study.folder)["indicators"])

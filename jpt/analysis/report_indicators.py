@@ -34,18 +34,7 @@ _WHOLE_COSINE = "cosine_concat"
 
 
 def overlap_section(study: Study, layout: Layout) -> Markup:
-    """Shows the overlap of activated neurons of all pairs of prompts.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Shows the overlap of activated neurons of all pairs of prompts."""
     title = "Which prompts activate the same neurons"
     make = commands(study.folder)
     parts: list[Markup | None] = [
@@ -70,18 +59,7 @@ def overlap_section(study: Study, layout: Layout) -> Markup:
 
 
 def embedding_section(study: Study, layout: Layout) -> Markup:
-    """Shows the four indicators that compare the vectors of prompts.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Shows the four indicators that compare the vectors of prompts."""
     title = "Which prompts have similar vectors"
     lead = element(
         "p",

@@ -40,18 +40,7 @@ _MEANINGS = {
 
 
 def mask_section(study: Study, found: Sequence[Finding]) -> Markup:
-    """Shows what is left of the scores when chosen neurons are silent.
-
-    Args:
-        study: as read.
-        found: the findings of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Shows what is left of the scores when chosen neurons are silent."""
     title = "Do tasks need the neurons that their prompts activate?"
     masks = study.masks
     if masks is None or not masks.tasks:
@@ -71,18 +60,7 @@ def mask_section(study: Study, found: Sequence[Finding]) -> Markup:
 
 
 def kind_label(kind: str) -> str:
-    """Gives a kind of mask's name for people.
-
-    Args:
-        kind: as ``mask.json`` has it.
-
-    Returns:
-        The name.
-
-    Example:
-        >>> kind_label("other")
-        "other tasks'"
-    """
+    """Gives a kind of mask's name for people."""
     return _HEADS.get(kind, kind)
 
 

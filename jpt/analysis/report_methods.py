@@ -29,17 +29,7 @@ _TOLD = ("task", "template", "label_words", "label_ids", "data", "fingerprint")
 
 
 def methods_text(study: Study) -> list[str]:
-    """Says how each part of a study is computed; only of the parts that it holds.
-
-    Args:
-        study: as read.
-
-    Returns:
-        One sentence or two a part.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Says how each part of a study is computed; only of the parts that it holds."""
     told = {
         "The weights of the model are frozen; a prompt's rows are all that is trained. Of each run"
         " the prompt that scores best on validation is kept.": study.prompts,
@@ -62,18 +52,7 @@ def methods_text(study: Study) -> list[str]:
 
 
 def methods_list(texts: Iterable[str]) -> Markup | None:
-    """Lists sentences on methods, with what they go back to.
-
-    Args:
-        texts: one or two sentences each.
-
-    Returns:
-        The markup; None without any.
-
-    Example:
-        >>> methods_list([]) is None
-        True
-    """
+    """Lists sentences on methods, with what they go back to."""
     items = [element("li", text) for text in texts]
     if not items:
         return None
@@ -83,18 +62,7 @@ def methods_list(texts: Iterable[str]) -> Markup | None:
 
 
 def fact_list(facts: Iterable[tuple[str, Child]]) -> Markup:
-    """Lists facts by name; those that are not known are left out.
-
-    Args:
-        facts: name and text.
-
-    Returns:
-        The markup.
-
-    Example:
-        >>> fact_list([("device", "1 x cpu"), ("date", None)])
-        '<dl><dt>device</dt><dd>1 x cpu</dd></dl>'
-    """
+    """Lists facts by name; those that are not known are left out."""
     pairs = [(element("dt", name), element("dd", text)) for name, text in facts if text]
     return element("dl", *(part for pair in pairs for part in pair))
 
@@ -102,21 +70,7 @@ def fact_list(facts: Iterable[tuple[str, Child]]) -> Markup:
 def version_facts(
     versions: Mapping[str, str], machine: str | None, device: str | None, files: Iterable[Path]
 ) -> list[tuple[str, Child]]:
-    """Names versions, machine, devices and dates.
-
-    Args:
-        versions: of the programs that computed.
-        machine: its kind.
-        device: how many of which kind computed.
-        files: that hold the results; those that are missing are left out.
-
-    Returns:
-        Name and text of each.
-
-    Example:
-        >>> version_facts({"jax": "0.10.2"}, None, "1 x cpu", [])[0]
-        ('versions', 'jax 0.10.2')
-    """
+    """Names versions, machine, devices and dates."""
     return [
         ("versions", ", ".join(f"{name} {value}" for name, value in versions.items())),
         ("machine", machine),
@@ -127,18 +81,7 @@ def version_facts(
 
 
 def written_between(files: Iterable[Path]) -> str | None:
-    """Says when files were written, by the dates they carry.
-
-    Args:
-        files: those that are missing are left out.
-
-    Returns:
-        First and last time in UTC; None without any file.
-
-    Example:
-        >>> written_between([Path("no such file")]) is None
-        True
-    """
+    """Says when files were written, by the dates they carry."""
     times = sorted(file.stat().st_mtime for file in files if file.exists())
     if not times:
         return None
@@ -147,18 +90,7 @@ def written_between(files: Iterable[Path]) -> str | None:
 
 
 def shared_settings(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Child]]:
-    """Tells the settings that all runs have in common, and those that differ between them.
-
-    Args:
-        configs: of the runs, as their ``config.json`` has them.
-
-    Returns:
-        Name and text of both.
-
-    Example:
-        >>> shared_settings([{"steps": 9, "seed": 0}, {"steps": 9, "seed": 1}])
-        [('settings of all runs', 'steps 9'), ('settings that differ', 'seed (0, 1)')]
-    """
+    """Tells the settings that all runs have in common, and those that differ between them."""
     shared, differing = [], []
     for name in dict.fromkeys(name for run in configs for name in run if name not in _TOLD):
         values = {_plain(run.get(name)) for run in configs}

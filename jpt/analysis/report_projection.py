@@ -35,37 +35,13 @@ _METHODS = (
 
 
 def is_projection(folder: Path) -> bool:
-    """Whether a folder holds a table of projected prompts, and no matrix of its own.
-
-    Args:
-        folder: perhaps of ``jpt project evaluate``.
-
-    Returns:
-        Whether table and record are there.
-
-    Example:
-        >>> is_projection(Path("nowhere"))
-        False
-    """
+    """Whether a folder holds a table of projected prompts, and no matrix of its own."""
     is_whole = (folder / RECORD).exists() and (folder / TABLE).exists()
     return is_whole and not (folder / "transfer.csv").exists()
 
 
 def projection_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
-    """Builds what the page of projected prompts shows.
-
-    Args:
-        folder: of ``jpt project evaluate``.
-
-    Returns:
-        The title, what was found in plain sentences, and the parts below them.
-
-    Raises:
-        InputError: table or record are broken, or do not belong together.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Builds what the page of projected prompts shows."""
     path = folder / RECORD
     record, matrix = Fields(read_json(path), path, _CURE), read_transfer(folder / TABLE)
     told = record.fields("targets").value

@@ -38,18 +38,7 @@ _MOST_PANELS = 40
 
 
 def training_section(study: Study, layout: Layout) -> Markup:
-    """Shows how the runs learned, and lists the prompts.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Shows how the runs learned, and lists the prompts."""
     title = "How the prompts were trained"
     records = ordered_prompts(study, layout)
     if not records:
@@ -84,34 +73,12 @@ def training_section(study: Study, layout: Layout) -> Markup:
 
 
 def ordered_prompts(study: Study, layout: Layout) -> list[PromptRecord]:
-    """Lists the prompts of the folder in the order of the page.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The records.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Lists the prompts of the folder in the order of the page."""
     return [study.prompts[name] for name in layout.every if name in study.prompts]
 
 
 def provenance_section(study: Study, layout: Layout) -> Markup:
-    """Says how it was computed, what was run, on what, with which settings.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Says how it was computed, what was run, on what, with which settings."""
     facts = study.facts
     written = [study.folder / name for name in STUDY_FILES]
     written += [study.folder / "prompts" / name / "result.json" for name in study.prompts]
@@ -151,18 +118,7 @@ def provenance_section(study: Study, layout: Layout) -> Markup:
 
 
 def note_section(study: Study, layout: Layout) -> Markup:
-    """Lists what is undefined, missing or worth knowing.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Lists what is undefined, missing or worth knowing."""
     lines = notes(study, layout)
     if not lines:
         return section("notes", "Notes", element("p", "Nothing is missing or undefined."))
@@ -171,18 +127,7 @@ def note_section(study: Study, layout: Layout) -> Markup:
 
 
 def notes(study: Study, layout: Layout) -> list[str]:
-    """Collects what is undefined, missing or worth knowing.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        One line each.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Collects what is undefined, missing or worth knowing."""
     lines = list(study.facts.notes if study.facts else ())
     lines += study.types.notes if study.types else ()
     lines += _own_notes(study, layout, "\n".join(lines))

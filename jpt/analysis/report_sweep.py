@@ -44,36 +44,12 @@ Row = Mapping[str, str]
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds the tables of a sweep.
-
-    Args:
-        folder: perhaps of a sweep.
-
-    Returns:
-        Whether both tables are there.
-
-    Example:
-        >>> is_sweep(Path("nowhere"))
-        False
-    """
+    """Whether a folder holds the tables of a sweep."""
     return (folder / RUNS).exists() and (folder / SETTINGS).exists()
 
 
 def sweep_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
-    """Builds what the page of a sweep shows.
-
-    Args:
-        folder: of the sweep.
-
-    Returns:
-        The title, what was found in plain sentences, and the parts below them.
-
-    Raises:
-        InputError: a table is broken.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Builds what the page of a sweep shows."""
     runs = read_table(folder / RUNS, _RUN_COLUMNS)
     settings = read_table(folder / SETTINGS, _COLUMNS)
     for line, row in enumerate(settings, 2):
@@ -139,19 +115,7 @@ def _task_part(number: int, task: str, rows: Sequence[Row]) -> list[Markup]:
 
 
 def draw_settings(rows: Sequence[Row]) -> Figure:
-    """Draws the mean of every setting with its deviation over seeds, the best one on top.
-
-    Args:
-        rows: of ``settings.csv``, all of one task.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> row = {"setting": "imdb+length=5", "validation": "0.8", "validation_std": "0.1"}
-        >>> len(draw_settings([row]).axes[0].collections)
-        2
-    """
+    """Draws the mean of every setting with its deviation over seeds, the best one on top."""
     pictured, axes = new_figure(560, 46 + 26 * len(rows))
     for place, row in enumerate(rows):
         mean, deviation = _number(row, "validation"), _number(row, "validation_std")
@@ -201,18 +165,6 @@ def _short(text: str) -> str:
 
 
 def sweep_header(title: str, findings: Sequence[str]) -> Markup:
-    """Makes the top of the page.
-
-    Args:
-        title: of the page.
-        findings: sentences.
-
-    Returns:
-        The markup.
-
-    Example:
-        >>> "<h1>Sweep of 2 runs</h1>" in sweep_header("Sweep of 2 runs", [])
-        True
-    """
+    """Makes the top of the page."""
     items = [element("li", text) for text in findings]
     return element("header", element("h1", title), element("ul", *items, class_="findings"))

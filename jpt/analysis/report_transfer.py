@@ -38,18 +38,7 @@ from jpt.analysis.wording import UNKNOWN, counted, decimal, percent, significant
 
 
 def transfer_section(study: Study, layout: Layout) -> Markup:
-    """Shows the zero-shot matrix.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Shows the zero-shot matrix."""
     title = "What every prompt does on every task"
     if study.transfer is None:
         note = missing(
@@ -81,19 +70,7 @@ def transfer_section(study: Study, layout: Layout) -> Markup:
 
 
 def type_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
-    """Shows means over pairs of one type and of two types.
-
-    Args:
-        study: as read.
-        layout: of that study.
-        found: the findings of that study.
-
-    Returns:
-        The markup.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Shows means over pairs of one type and of two types."""
     items = [finding_item(each) for each in found if each.topic in ("types", "overlap")]
     parts: list[Markup | None] = [element("ul", *items, class_="findings") if items else None]
     picture = _strip_figure(study, layout)
@@ -112,19 +89,7 @@ def type_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Mark
 
 
 def side_scores(study: Study, layout: Layout) -> dict[str, Float64[np.ndarray, "N"]]:
-    """Collects what stands beside the matrix.
-
-    Args:
-        study: as read.
-        layout: of that study.
-
-    Returns:
-        Of each target the score of the untrained prompt, of the model without a prompt (where the
-        matrix has it), of its own prompt, and of the majority class; NaN where not known.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Collects what stands beside the matrix."""
     told = study.facts.targets if study.facts else {}
     nan = float("nan")
     own = np.array([own_score(study, layout, target) for target in layout.targets])

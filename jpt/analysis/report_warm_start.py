@@ -36,36 +36,12 @@ _SPEEDS = ("convergence_speed_up", "comparable_speed_up")
 
 
 def is_warm_start(folder: Path) -> bool:
-    """Whether a folder holds a warm-start study, and no matrix that a page would be about.
-
-    Args:
-        folder: perhaps of a study.
-
-    Returns:
-        Whether its record is there.
-
-    Example:
-        >>> is_warm_start(Path("nowhere"))
-        False
-    """
+    """Whether a folder holds a warm-start study, and no matrix that a page would be about."""
     return (folder / RECORD).exists() and not (folder / "transfer.csv").exists()
 
 
 def warm_start_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
-    """Builds what the page of a warm-start study shows.
-
-    Args:
-        folder: of the study.
-
-    Returns:
-        The title, what was found in plain sentences, and the parts below them.
-
-    Raises:
-        InputError: the record is broken.
-
-    Example:
-        See `jpt.analysis.report.report`.
-    """
+    """Builds what the page of a warm-start study shows."""
     path = folder / RECORD
     record = Fields(read_json(path), path, _CURE)
     curves = read_curves(record, path)

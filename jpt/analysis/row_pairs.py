@@ -24,31 +24,16 @@ Pairs = Float64[np.ndarray, "a b"]
 
 @dataclass(frozen=True)
 class RowPairs:
-    """Some prompts (a) against some others (b): what indicators of vectors are made of.
+    """Some prompts (a) against some others (b): what indicators of vectors are made of."""
 
-    Attributes:
-        a: rows of the ones.
-        b: rows of the others.
-        products: of the rows at equal places.
-        apart: squared distances of the rows at equal places.
-        distances: of every row and every row.
-    """
-
-    a: Float64[np.ndarray, "a P D"]
-    b: Float64[np.ndarray, "b P D"]
-    products: Float64[np.ndarray, "a b P"]
-    apart: Float64[np.ndarray, "a b P"]
-    distances: Float64[np.ndarray, "a P b P"]
+    a: Float64[np.ndarray, "a P D"]  # rows of the ones
+    b: Float64[np.ndarray, "b P D"]  # rows of the others
+    products: Float64[np.ndarray, "a b P"]  # of the rows at equal places
+    apart: Float64[np.ndarray, "a b P"]  # squared distances of the rows at equal places
+    distances: Float64[np.ndarray, "a P b P"]  # of every row and every row
 
     def from_row(self, first: int) -> RowPairs:
-        """Leaves out the rows before one.
-
-        Args:
-            first: number of the first row that stays.
-
-        Returns:
-            The pairs of the other rows; nothing is copied.
-        """
+        """Leaves out the rows before one."""
         return RowPairs(
             self.a[:, first:],
             self.b[:, first:],
@@ -76,20 +61,7 @@ class RowPairs:
 def row_pairs(
     bank: Float32[np.ndarray, "K P D"], progress: bool = False
 ) -> Iterator[tuple[tuple[slice, slice], RowPairs]]:
-    """Goes through the upper triangle of all pairs, a block at a time.
-
-    Args:
-        bank: the prompts.
-        progress: whether to show a bar on stderr.
-
-    Yields:
-        The places of a block among the pairs, and what is known of it. Memory does not grow with K.
-
-    Example:
-        >>> [(place, pairs)] = row_pairs(np.ones((3, 2, 4), np.float32))
-        >>> place, pairs.products.shape
-        ((slice(0, 400, None), slice(0, 400, None)), (3, 3, 2))
-    """
+    """Goes through the upper triangle of all pairs, a block at a time."""
     size = max(1, _BLOCK_ROWS // bank.shape[1])
     slices = [slice(start, start + size) for start in range(0, len(bank), size)]
     total = len(slices) * (len(slices) + 1) // 2
@@ -102,20 +74,7 @@ def row_pairs(
 
 
 def compare_rows(a: Float64[np.ndarray, "a P D"], b: Float64[np.ndarray, "b P D"]) -> RowPairs:
-    """Compares every row of some prompts with every row of some others.
-
-    Args:
-        a: the ones.
-        b: the others.
-
-    Returns:
-        Products and distances; those of near rows keep their digits.
-
-    Example:
-        >>> pairs = compare_rows(np.eye(2)[None], 2 * np.eye(2)[None])
-        >>> pairs.products.tolist(), pairs.apart.tolist()
-        ([[[2.0, 2.0]]], [[[1.0, 1.0]]])
-    """
+    """Compares every row of some prompts with every row of some others."""
     rows, width = np.arange(a.shape[1]), a.shape[2]
     gram = (a.reshape(-1, width) @ b.reshape(-1, width).T).reshape(
         *a.shape[:2], *b.shape[:2]
@@ -134,34 +93,12 @@ def compare_rows(a: Float64[np.ndarray, "a P D"], b: Float64[np.ndarray, "b P D"
 
 
 def floored_norms(rows: Float64[np.ndarray, "*N D"]) -> Float64[np.ndarray, "*N"]:
-    """Gives the norms of rows, at least `SMALLEST_NORM`.
-
-    Args:
-        rows: any number of them.
-
-    Returns:
-        One norm a row.
-
-    Example:
-        >>> floored_norms(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
-        [5.0, 1e-08]
-    """
+    """Gives the norms of rows, at least `SMALLEST_NORM`."""
     return np.maximum(np.sqrt(_squared(rows)), SMALLEST_NORM)
 
 
 def symmetric(pairs: Float[np.ndarray, "K K"]) -> Float64[np.ndarray, "K K"]:
-    """Puts the upper triangle on both sides; an own pair that is 1 but for its last digits is 1.
-
-    Args:
-        pairs: of which the upper triangle counts.
-
-    Returns:
-        An exactly symmetric matrix.
-
-    Example:
-        >>> symmetric(np.array([[1 - 1e-16, 0.5], [0.0, 0.7]])).tolist()
-        [[1.0, 0.5], [0.5, 0.7]]
-    """
+    """Puts the upper triangle on both sides; an own pair that is 1 but for its last digits is 1."""
     whole = np.triu(pairs) + np.triu(pairs, 1).T
     own = whole.diagonal()
     np.fill_diagonal(whole, np.where(np.abs(own - 1) < 1e-12, 1, own))

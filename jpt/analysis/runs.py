@@ -26,72 +26,34 @@ _NOT_SCORES = ("step", "split", "loss", "rows", "majority", "counts", "elapsed_s
 
 @dataclass(frozen=True)
 class Curve:
-    """How a run went.
+    """How a run went."""
 
-    Attributes:
-        train_steps: steps whose loss was logged.
-        train_loss: the loss of those steps, each of one batch.
-        steps: steps at which validation was scored.
-        loss: loss on validation.
-        score: score on validation.
-    """
-
-    train_steps: Float64[np.ndarray, "M"]
-    train_loss: Float64[np.ndarray, "M"]
-    steps: Float64[np.ndarray, "N"]
-    loss: Float64[np.ndarray, "N"]
-    score: Float64[np.ndarray, "N"]
+    train_steps: Float64[np.ndarray, "M"]  # steps whose loss was logged
+    train_loss: Float64[np.ndarray, "M"]  # the loss of those steps, each of one batch
+    steps: Float64[np.ndarray, "N"]  # steps at which validation was scored
+    loss: Float64[np.ndarray, "N"]  # loss on validation
+    score: Float64[np.ndarray, "N"]  # score on validation
 
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """A prompt of the study.
+    """A prompt of the study."""
 
-    Attributes:
-        name: its name in every table.
-        card: where it comes from; None for a run that has no prompt yet.
-        finished: whether it is usable: a finished run, or a prompt file.
-        settings: the config of its run; empty for a prompt file.
-        metric: name of its score.
-        score: its score on validation; NaN where not known.
-        majority: share of the commonest class of validation; NaN where not known.
-        steps: of the whole run.
-        best_step: after how many steps the prompt was taken.
-        elapsed_s: how long its run took; NaN where not known.
-        curve: how its run went; None without a log.
-    """
-
-    name: str
-    card: PromptCard | None
-    finished: bool
-    settings: Mapping[str, Any]
-    metric: str | None
-    score: float
-    majority: float
-    steps: int | None
-    best_step: int | None
-    elapsed_s: float
-    curve: Curve | None
+    name: str  # its name in every table
+    card: PromptCard | None  # where it comes from; None for a run that has no prompt yet
+    finished: bool  # whether it is usable: a finished run, or a prompt file
+    settings: Mapping[str, Any]  # the config of its run; empty for a prompt file
+    metric: str | None  # name of its score
+    score: float  # its score on validation; NaN where not known
+    majority: float  # share of the commonest class of validation; NaN where not known
+    steps: int | None  # of the whole run
+    best_step: int | None  # after how many steps the prompt was taken
+    elapsed_s: float  # how long its run took; NaN where not known
+    curve: Curve | None  # how its run went; None without a log
 
 
 def read_prompts(folder: str | Path) -> dict[str, PromptRecord]:
-    """Reads every prompt and every run of a folder.
-
-    Args:
-        folder: holds ``NAME.safetensors`` files, run folders ``NAME/``, or folders ``NAME/`` of
-            several run folders ``seed-S/``.
-
-    Returns:
-        The prompts by name, sorted, each seed's run as ``NAME/seed-S``; none where there is no
-        such folder.
-
-    Raises:
-        InputError: a file is broken; file and cure are named.
-
-    Example:
-        >>> read_prompts("no/such/folder")
-        {}
-    """
+    """Reads every prompt and every run of a folder."""
     place = Path(folder)
     if not place.is_dir():
         return {}

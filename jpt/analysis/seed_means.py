@@ -14,25 +14,9 @@ from jpt.prompts.seed_prompts import split_run_name
 
 
 def over_seeds(indicators: Indicators, kept: Iterable[str] = ()) -> Indicators:
-    """Joins the runs of each prompt, as the columns of a zero-shot matrix do.
-
-    The value of two prompts is the mean over all pairs of their runs. That of a prompt with itself
-    is the mean over pairs of two different seeds; of a prompt with one run it stays.
-
-    Args:
-        indicators: of prompts, and of runs named as by `jpt.prompts.seed_prompts.run_name`.
-        kept: runs that stay as they are, because a matrix names them.
-
-    Returns:
-        The indicators by prompt, sorted by name; the same object where no name is a run's.
-
-    Example:
-        >>> values = np.array([[1.0, 0.8, 0.4], [0.8, 1.0, 0.2], [0.4, 0.2, 1.0]])
-        >>> of_runs = Indicators(("a/seed-0", "a/seed-1", "b"), {"cosine_concat": values})
-        >>> found = over_seeds(of_runs)
-        >>> found.names, found["cosine_concat"].round(3).tolist()
-        (('a', 'b'), [[0.8, 0.3], [0.3, 1.0]])
-    """
+    """Joins the runs of each prompt, as the columns of a zero-shot matrix do."""
+    # The value of two prompts is the mean over all pairs of their runs. That of a prompt with
+    # itself is the mean over pairs of two different seeds; of a prompt with one run it stays.
     owners = prompt_names(indicators.names, kept)
     if owners == list(indicators.names):
         return indicators
@@ -46,19 +30,7 @@ def over_seeds(indicators: Indicators, kept: Iterable[str] = ()) -> Indicators:
 
 
 def prompt_names(names: Iterable[str], kept: Iterable[str] = ()) -> list[str]:
-    """Says whose run each name is.
-
-    Args:
-        names: of prompts and runs.
-        kept: runs that stay as they are.
-
-    Returns:
-        The names of the prompts, in the same order.
-
-    Example:
-        >>> prompt_names(["a/seed-0", "a/seed-1", "b"])
-        ['a', 'a', 'b']
-    """
+    """Says whose run each name is."""
     kept = set(kept)
     return [name if name in kept else split_run_name(name)[0] for name in names]
 
@@ -66,37 +38,14 @@ def prompt_names(names: Iterable[str], kept: Iterable[str] = ()) -> list[str]:
 def join_runs(
     owners: Sequence[str], columns: Mapping[str, Float64[np.ndarray, "R R"]]
 ) -> tuple[tuple[str, ...], dict[str, Float64[np.ndarray, "K K"]]]:
-    """Takes the means of matrices over the runs of each prompt.
-
-    Args:
-        owners: whose run each row and column is.
-        columns: the matrices by name.
-
-    Returns:
-        The names of the prompts, sorted, and the matrices of their means (see `over_seeds`).
-
-    Example:
-        >>> join_runs(["a", "a"], {"near": np.array([[1.0, 0.5], [0.5, 1.0]])})
-        (('a',), {'near': array([[0.5]])})
-    """
+    """Takes the means of matrices over the runs of each prompt."""
     names, groups = np.unique(owners, return_inverse=True)
     means = {name: _mean(column, groups) for name, column in columns.items()}
     return tuple(names.tolist()), means
 
 
 def several_seeds(names: Iterable[str]) -> set[str]:
-    """Finds the prompts of two seeds or more.
-
-    Args:
-        names: of prompts and runs.
-
-    Returns:
-        Their names.
-
-    Example:
-        >>> several_seeds(["a/seed-0", "a/seed-1", "b", "c/seed-0"])
-        {'a'}
-    """
+    """Finds the prompts of two seeds or more."""
     return {owner for owner, runs in Counter(prompt_names(names)).items() if runs > 1}
 
 

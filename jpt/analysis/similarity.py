@@ -30,25 +30,9 @@ EMBEDDING_INDICATORS = PAPER
 def embedding_similarities(
     bank: Float32[np.ndarray, "K P D"], first_rows: Sequence[int] = (0,), *, progress: bool = False
 ) -> list[dict[str, Float64[np.ndarray, "K K"]]]:
-    """Computes the indicators of vectors of every pair of prompts.
-
-    Each unordered pair counts once, so the matrices are exactly symmetric. (The authors'
-    ``caculate_metric_value_for_correlation.py`` goes through ordered pairs in float32.)
-
-    Args:
-        bank: the prompts.
-        first_rows: for each of these, the rows before it are left out; all share the work.
-        progress: whether to show a bar on stderr.
-
-    Returns:
-        For each of ``first_rows`` the matrices by name.
-
-    Example:
-        >>> bank = np.array([[[3.0, 4.0]], [[0.0, 0.0]]], np.float32)
-        >>> (found,) = embedding_similarities(bank)
-        >>> found["euclidean_concat"].round(4).tolist()
-        [[1.0, 0.1667], [0.1667, 1.0]]
-    """
+    """Computes the indicators of vectors of every pair of prompts."""
+    # Each unordered pair counts once, so the matrices are exactly symmetric. (The authors'
+    # ``caculate_metric_value_for_correlation.py`` goes through ordered pairs in float32.)
     found = [{name: np.zeros((len(bank), len(bank))) for name in OF_ROWS} for _ in first_rows]
     for place, pairs in row_pairs(bank, progress):
         for columns, first in zip(found, first_rows, strict=True):

@@ -30,48 +30,29 @@ from jpt.types import TransferMatrix
 
 @dataclass(frozen=True)
 class Similarities:
-    """How alike the prompts are, by every indicator.
+    """How alike the prompts are, by every indicator."""
 
-    Attributes:
-        names: of the prompts.
-        values: one matrix an indicator; NaN where the table has no line for a pair.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the prompts
+    # one matrix an indicator; NaN where the table has no line for a pair
     values: Mapping[str, Float64[np.ndarray, "K K"]]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study folder holds; None, or nothing, for a part that is missing.
+    """What a study folder holds; None, or nothing, for a part that is missing."""
 
-    Attributes:
-        folder: where it lies.
-        prompts: prompts and runs by name.
-        transfer: scores of all prompts on all targets.
-        relative: the same over the score of the target's own prompt.
-        facts: how the matrix was made.
-        neurons: K prompts, L layers, F neurons of ``neurons.npz``.
-        similarities: the indicators of all pairs of prompts.
-        correlations: of the indicators with the matrix.
-        types: means by type of task.
-        choices: which source each indicator would have chosen.
-        masks: performance without chosen neurons.
-        computed_relative: whether ``relative`` was computed here, for want of its file.
-    """
-
-    folder: Path
-    prompts: Mapping[str, PromptRecord]
-    transfer: TransferMatrix | None
-    relative: TransferMatrix | None
-    facts: TransferFacts | None
-    neurons: tuple[int, int, int] | None
-    similarities: Similarities | None
-    correlations: Correlations | None
-    types: TypeFacts | None
-    choices: ChoiceFacts | None = None
-    masks: MaskFacts | None = None
-    computed_relative: bool = False
+    folder: Path  # where it lies
+    prompts: Mapping[str, PromptRecord]  # prompts and runs by name
+    transfer: TransferMatrix | None  # scores of all prompts on all targets
+    relative: TransferMatrix | None  # the same over the score of the target's own prompt
+    facts: TransferFacts | None  # how the matrix was made
+    neurons: tuple[int, int, int] | None  # K prompts, L layers, F neurons of ``neurons.npz``
+    similarities: Similarities | None  # the indicators of all pairs of prompts
+    correlations: Correlations | None  # of the indicators with the matrix
+    types: TypeFacts | None  # means by type of task
+    choices: ChoiceFacts | None = None  # which source each indicator would have chosen
+    masks: MaskFacts | None = None  # performance without chosen neurons
+    computed_relative: bool = False  # whether ``relative`` was computed here, for want of its file
 
     @property
     def random(self) -> str:
@@ -92,25 +73,7 @@ class Study:
 
 
 def read_study(folder: str | Path) -> Study:
-    """Reads a study.
-
-    Args:
-        folder: where ``jpt tune``, ``jpt transfer``, ``jpt neurons`` and ``jpt indicators`` wrote.
-
-    Returns:
-        What is there.
-
-    Raises:
-        InputError: there is no such folder, it holds no part of a study, or a file is broken.
-
-    Example:
-        >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp())
-        >>> text = "target_task,source_prompt,metric,value\\nimdb,a,accuracy,0.5\\n"
-        >>> _ = (place / "transfer.csv").write_text(text)
-        >>> read_study(place).transfer.prompts
-        ('a',)
-    """
+    """Reads a study."""
     place = Path(folder)
     if not place.is_dir():
         cause = "is a file" if place.exists() else "is not there"
@@ -140,19 +103,7 @@ def read_study(folder: str | Path) -> Study:
 
 
 def commands(folder: Path) -> dict[str, str]:
-    """The commands that make the parts of a study.
-
-    Args:
-        folder: of the study.
-
-    Returns:
-        A line to type for each of ``tune``, ``transfer``, ``neurons``, ``indicators`` and
-        ``mask``.
-
-    Example:
-        >>> commands(Path("study"))["neurons"]
-        'jpt neurons --prompts study/prompts --out study/neurons.npz'
-    """
+    """The commands that make the parts of a study."""
     place, prompts = shlex.quote(str(folder)), shlex.quote(str(folder / "prompts"))
     neurons = shlex.quote(str(folder / "neurons.npz"))
     transfer = shlex.quote(str(folder / "transfer.csv"))
@@ -168,25 +119,7 @@ def commands(folder: Path) -> dict[str, str]:
 
 
 def read_similarities(path: str | Path) -> Similarities | None:
-    """Reads ``indicators.csv``.
-
-    Args:
-        path: the file.
-
-    Returns:
-        One matrix an indicator, or None where there is no such file.
-
-    Raises:
-        InputError: a column is missing, a value is no number, or a pair stands twice.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "indicators.csv"
-        >>> _ = file.write_text("prompt_a,prompt_b,neuron_overlap\\na,a,1\\na,b,0.5\\nb,a,0.5\\n")
-        >>> read_similarities(file).values["neuron_overlap"]
-        array([[1. , 0.5],
-               [0.5, nan]])
-    """
+    """Reads ``indicators.csv``."""
     if not Path(path).exists():
         return None
     rows = read_table(path, ("prompt_a", "prompt_b"))

@@ -12,153 +12,85 @@ from jpt.analysis.json_fields import Fields, read_fields
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """A target task as ``transfer.json`` has it.
+    """A target task as ``transfer.json`` has it."""
 
-    Attributes:
-        task: its full name.
-        type: its type, where one is known.
-        majority: share of its commonest class; NaN where it has no classes.
-        rows: how many rows were scored.
-        split: which rows were scored.
-        own_prompt: name of the prompt that was tuned for it.
-    """
-
-    task: str
-    type: str | None
-    majority: float
-    rows: int | None
-    split: str | None
-    own_prompt: str | None
+    task: str  # its full name
+    type: str | None  # its type, where one is known
+    majority: float  # share of its commonest class; NaN where it has no classes
+    rows: int | None  # how many rows were scored
+    split: str | None  # which rows were scored
+    own_prompt: str | None  # name of the prompt that was tuned for it
 
 
 @dataclass(frozen=True)
 class TransferFacts:
-    """How a matrix was made, as ``transfer.json`` has it.
+    """How a matrix was made, as ``transfer.json`` has it."""
 
-    Attributes:
-        backbone: name of the model.
-        split: which rows were scored.
-        targets: the tasks by name.
-        prompt_types: the type of each prompt's task.
-        random: name of the column of the untrained prompt, where there is one.
-        random_start: how that prompt was made, for instance ``{"seed": "0", "init": "random"}``.
-        untouched: name of the column of the model without a prompt, where there is one.
-        notes: what the command had to say.
-        elapsed_s: how long it took; NaN where not told.
-        versions: of the programs.
-        device: what it ran on.
-        machine: the kind of machine around it, where told.
-        command: the line that was typed.
-    """
-
-    backbone: str | None
-    split: str | None
-    targets: Mapping[str, TargetFacts]
-    prompt_types: Mapping[str, str | None]
-    random: str | None
+    backbone: str | None  # name of the model
+    split: str | None  # which rows were scored
+    targets: Mapping[str, TargetFacts]  # the tasks by name
+    prompt_types: Mapping[str, str | None]  # the type of each prompt's task
+    random: str | None  # name of the column of the untrained prompt, where there is one
+    # how that prompt was made, for instance ``{"seed": "0", "init": "random"}``
     random_start: Mapping[str, str]
-    untouched: str | None
-    notes: tuple[str, ...]
-    elapsed_s: float
-    versions: Mapping[str, str]
-    device: str | None
-    command: str | None
-    machine: str | None = None
+    untouched: str | None  # name of the column of the model without a prompt, where there is one
+    notes: tuple[str, ...]  # what the command had to say
+    elapsed_s: float  # how long it took; NaN where not told
+    versions: Mapping[str, str]  # of the programs
+    device: str | None  # what it ran on
+    command: str | None  # the line that was typed
+    machine: str | None = None  # the kind of machine around it, where told
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of one indicator with zero-shot performance.
+    """Spearman's rank correlation of one indicator with zero-shot performance."""
 
-    Attributes:
-        mean_over_targets: of the correlations of each target over its sources; NaN if undefined.
-        pooled_relative: over all pairs, with relative performance.
-        pooled_raw: over all pairs, with scores as they are.
-        n_targets: how many targets have a defined correlation.
-        per_target: the correlation of each; NaN where a side is constant.
-    """
-
+    # of the correlations of each target over its sources; NaN if undefined
     mean_over_targets: float
-    pooled_relative: float
-    pooled_raw: float
-    n_targets: int
-    per_target: Mapping[str, float]
+    pooled_relative: float  # over all pairs, with relative performance
+    pooled_raw: float  # over all pairs, with scores as they are
+    n_targets: int  # how many targets have a defined correlation
+    per_target: Mapping[str, float]  # the correlation of each; NaN where a side is constant
 
 
 @dataclass(frozen=True)
 class Correlations:
-    """The correlations of every indicator, as ``correlation.json`` has them.
+    """The correlations of every indicator, as ``correlation.json`` has them."""
 
-    Attributes:
-        own_out: by indicator, the target's own prompt left out of the sources.
-        own_in: by indicator, the target's own prompt among the sources.
-        notes: what is undefined or left out, and why.
-    """
-
+    # by indicator, the target's own prompt left out of the sources
     own_out: Mapping[str, Correlation]
-    own_in: Mapping[str, Correlation]
-    notes: tuple[str, ...] = ()
+    own_in: Mapping[str, Correlation]  # by indicator, the target's own prompt among the sources
+    notes: tuple[str, ...] = ()  # what is undefined or left out, and why
 
 
 @dataclass(frozen=True)
 class TypeMeans:
-    """Means over pairs of prompts for tasks of one type and of two types.
+    """Means over pairs of prompts for tasks of one type and of two types."""
 
-    Attributes:
-        same: mean over pairs of one type; NaN where there is none.
-        different: mean over pairs of two types.
-        n_same: how many pairs, where told.
-        n_different: how many pairs, where told.
-        seeds: mean over pairs of two seeds of a prompt; NaN where there is none.
-    """
-
-    same: float
-    different: float
-    n_same: int | None = None
-    n_different: int | None = None
-    seeds: float = math.nan
+    same: float  # mean over pairs of one type; NaN where there is none
+    different: float  # mean over pairs of two types
+    n_same: int | None = None  # how many pairs, where told
+    n_different: int | None = None  # how many pairs, where told
+    seeds: float = math.nan  # mean over pairs of two seeds of a prompt; NaN where there is none
 
 
 @dataclass(frozen=True)
 class TypeFacts:
-    """Means by type of task, as ``types.json`` has them.
+    """Means by type of task, as ``types.json`` has them."""
 
-    Attributes:
-        similarity: of each indicator.
-        transfer: of relative performance, where there was a matrix.
-        random: mean relative performance of the untrained prompt; NaN where not measured.
-        best_other: the best source of each target, its own prompt left out.
-        best_same_fraction: share of targets whose best other source has their type.
-        by_type: mean relative performance by type of target, then of source.
-        notes: what the command had to say.
-    """
-
-    similarity: Mapping[str, TypeMeans]
-    transfer: TypeMeans | None
-    random: float
-    best_other: Mapping[str, str]
-    best_same_fraction: float
+    similarity: Mapping[str, TypeMeans]  # of each indicator
+    transfer: TypeMeans | None  # of relative performance, where there was a matrix
+    random: float  # mean relative performance of the untrained prompt; NaN where not measured
+    best_other: Mapping[str, str]  # the best source of each target, its own prompt left out
+    best_same_fraction: float  # share of targets whose best other source has their type
+    # mean relative performance by type of target, then of source
     by_type: Mapping[str, Mapping[str, float]]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())  # what the command had to say
 
 
 def read_transfer_facts(path: str | Path, cure: str) -> TransferFacts | None:
-    """Reads ``transfer.json``.
-
-    Args:
-        path: the file.
-        cure: the command that writes it anew, for messages.
-
-    Returns:
-        The facts, or None where there is no such file.
-
-    Raises:
-        InputError: it is broken; the place is named.
-
-    Example:
-        >>> read_transfer_facts("no/transfer.json", "jpt transfer") is None
-        True
-    """
+    """Reads ``transfer.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None
@@ -181,22 +113,7 @@ def read_transfer_facts(path: str | Path, cure: str) -> TransferFacts | None:
 
 
 def read_correlations(path: str | Path, cure: str) -> Correlations | None:
-    """Reads ``correlation.json``.
-
-    Args:
-        path: the file.
-        cure: the command that writes it anew, for messages.
-
-    Returns:
-        The correlations, or None where there is no such file.
-
-    Raises:
-        InputError: it is broken, or has neither part.
-
-    Example:
-        >>> read_correlations("no/correlation.json", "jpt indicators") is None
-        True
-    """
+    """Reads ``correlation.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None
@@ -211,22 +128,7 @@ def read_correlations(path: str | Path, cure: str) -> Correlations | None:
 
 
 def read_type_facts(path: str | Path, cure: str) -> TypeFacts | None:
-    """Reads ``types.json``.
-
-    Args:
-        path: the file.
-        cure: the command that writes it anew, for messages.
-
-    Returns:
-        The means, or None where there is no such file.
-
-    Raises:
-        InputError: it is broken; the place is named.
-
-    Example:
-        >>> read_type_facts("no/types.json", "jpt indicators") is None
-        True
-    """
+    """Reads ``types.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None

@@ -7,25 +7,11 @@ from jaxtyping import Float
 
 
 def sureness(log_probs: Float[np.ndarray, "N C"]) -> float:
-    """Computes how much the answer depends on the text: mutual information over its largest value.
-
-    It is the entropy of the mean answer less the mean entropy of the answers: high where each
-    text has a clear answer (sure) and the texts have different ones (balanced). A prompt that
-    answers every text alike has 0, however sure it is. A high value does not say that answers are
-    right: only labels do. (Choosing text prompts so: Sorensen and others, ACL 2022.)
-
-    Args:
-        log_probs: logarithm of each label's probability, by text.
-
-    Returns:
-        A number from 0 to 1.
-
-    Example:
-        >>> with np.errstate(divide="ignore"):
-        ...     sure, constant = np.log([[1.0, 0.0], [0.0, 1.0]]), np.log([[0.9, 0.1], [0.9, 0.1]])
-        >>> round(sureness(sure), 6), round(sureness(constant), 6)
-        (1.0, 0.0)
-    """
+    # Computes how much the answer depends on the text: mutual information over its largest value.
+    # It is the entropy of the mean answer less the mean entropy of the answers: high where each
+    # text has a clear answer (sure) and the texts have different ones (balanced). A prompt that
+    # answers every text alike has 0, however sure it is. A high value does not say that answers are
+    # right: only labels do. (Choosing text prompts so: Sorensen and others, ACL 2022.)
     probs = np.exp(log_probs.astype(np.float64))
     information = _entropy(probs.mean(0)) - _entropy(probs).mean()
     return float(np.clip(information / np.log(probs.shape[1]), 0, 1))

@@ -20,52 +20,25 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class TransferPairs:
-    """The part of a transfer matrix that is held against the indicators.
+    """The part of a transfer matrix that is held against the indicators."""
 
-    Attributes:
-        targets: names of the tasks.
-        sources: names of the prompts; the random one is left out.
-        own: the own prompt of each target that has one.
-        values: the scores; NaN where a pair was not measured.
-        relative: each score over that of the target's own prompt; NaN where that is undefined.
-        random_relative: the same of the random prompt; None where the matrix has none.
-        untouched_relative: the same of the model without a prompt; None where the matrix has none.
-        notes: what was left out, and why.
-    """
-
-    targets: tuple[str, ...]
-    sources: tuple[str, ...]
-    own: dict[str, str]
-    values: Float64[np.ndarray, "N K"]
+    targets: tuple[str, ...]  # names of the tasks
+    sources: tuple[str, ...]  # names of the prompts; the random one is left out
+    own: dict[str, str]  # the own prompt of each target that has one
+    values: Float64[np.ndarray, "N K"]  # the scores; NaN where a pair was not measured
+    # each score over that of the target's own prompt; NaN where that is undefined
     relative: Float64[np.ndarray, "N K"]
+    # the same of the random prompt; None where the matrix has none
     random_relative: Float64[np.ndarray, "N"] | None
+    # the same of the model without a prompt; None where the matrix has none
     untouched_relative: Float64[np.ndarray, "N"] | None
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what was left out, and why
 
 
 def select_pairs(
     indicators: Indicators, matrix: TransferMatrix, tasks: Iterable[str] | None = None
 ) -> TransferPairs:
-    """Picks targets and sources, finds the own prompts, and computes relative performance.
-
-    Args:
-        indicators: whose prompts have to be those of the matrix.
-        matrix: the scores.
-        tasks: only these targets, and only prompts for these tasks; by default all.
-
-    Returns:
-        The pairs.
-
-    Raises:
-        InputError: the matrix has no such target, or prompts that the indicators do not name.
-
-    Example:
-        >>> found = Indicators(("a", "b"), {"cosine_concat": np.eye(2)})
-        >>> values = np.array([[0.8, 0.4, 0.2]])
-        >>> pairs = select_pairs(found, TransferMatrix(("a",), ("a", "b", "random"), values, ("",)))
-        >>> pairs.sources, pairs.relative.tolist(), pairs.random_relative.tolist()
-        (('a', 'b'), [[1.0, 0.5]], [0.25])
-    """
+    """Picks targets and sources, finds the own prompts, and computes relative performance."""
     cards = all_cards(indicators)
     _check_names(indicators, matrix)
     rows = [matrix.targets.index(target) for target in choose_targets(matrix.targets, tasks)]
@@ -96,23 +69,7 @@ def select_pairs(
 
 
 def choose_targets(targets: Sequence[str], tasks: Iterable[str] | None) -> list[str]:
-    """Picks targets by the names of their tasks.
-
-    Args:
-        targets: names as in the matrix.
-        tasks: names with or without ``builtin/``, of the catalog or of the authors' files; None
-            for all.
-
-    Returns:
-        The targets, in the order of the matrix.
-
-    Raises:
-        InputError: a task is no target, or none was named.
-
-    Example:
-        >>> choose_targets(["imdb", "ethicsjustice"], ["justice"])
-        ['ethicsjustice']
-    """
+    """Picks targets by the names of their tasks."""
     if tasks is None:
         return list(targets)
     wanted = list(tasks)
@@ -127,103 +84,34 @@ def choose_targets(targets: Sequence[str], tasks: Iterable[str] | None) -> list[
 
 
 def catalog_task(name: str) -> str:
-    """Gives the one name under which tasks are compared.
-
-    Args:
-        name: of a task, as a card, a table or the authors' files have it.
-
-    Returns:
-        The catalog's name.
-
-    Example:
-        >>> catalog_task("builtin/imdb"), catalog_task("ethicsjustice")
-        ('imdb', 'justice')
-    """
+    """Gives the one name under which tasks are compared."""
     short = short_task(name)
     return REFERENCE_TASKS.get(short, (short, ""))[0]
 
 
 def serves(name: str, card: PromptCard, targets: Iterable[str]) -> bool:
-    """Says whether a prompt is for one of some targets.
-
-    Args:
-        name: of the prompt.
-        card: of the prompt.
-        targets: names of tasks.
-
-    Returns:
-        Whether its card names one of them, or it is called like one.
-
-    Example:
-        >>> serves("run3", PromptCard("bert", "builtin/imdb"), ["imdb", "sst2"])
-        True
-    """
+    """Says whether a prompt is for one of some targets."""
     known = {catalog_task(target) for target in targets}
     return name in targets or catalog_task(card.task) in known
 
 
 def is_random(name: str, card: PromptCard) -> bool:
-    """Says whether a prompt is the untrained baseline.
-
-    Args:
-        name: of the prompt.
-        card: of the prompt.
-
-    Returns:
-        Whether it is.
-
-    Example:
-        >>> is_random("random", PromptCard("roberta-base", "random"))
-        True
-    """
+    """Says whether a prompt is the untrained baseline."""
     return name == RANDOM or card.task == RANDOM
 
 
 def all_cards(indicators: Indicators) -> dict[str, PromptCard]:
-    """Gives every prompt a card; where none is known, its name counts as its task.
-
-    Args:
-        indicators: with or without cards.
-
-    Returns:
-        The cards by name.
-
-    Example:
-        >>> all_cards(Indicators(("imdb",), {}))["imdb"].task
-        'imdb'
-    """
+    """Gives every prompt a card; where none is known, its name counts as its task."""
     return {name: indicators.cards.get(name, PromptCard("", name)) for name in indicators.names}
 
 
 def type_of(card: PromptCard) -> str | None:
-    """Looks up the type of a prompt's task.
-
-    Args:
-        card: of the prompt.
-
-    Returns:
-        The type; None where none is known.
-
-    Example:
-        >>> type_of(PromptCard("bert", "builtin/imdb")), type_of(PromptCard("bert", "mine"))
-        ('sentiment', None)
-    """
+    """Looks up the type of a prompt's task."""
     return card.task_type or task_type(card.task) or task_type(short_task(card.task))
 
 
 def shorten(names: Sequence[str]) -> str:
-    """Writes a list of names that may be long.
-
-    Args:
-        names: to write.
-
-    Returns:
-        At most eight of them, and how many there are more.
-
-    Example:
-        >>> shorten(["a", "b"])
-        'a, b'
-    """
+    """Writes a list of names that may be long."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 

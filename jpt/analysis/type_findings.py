@@ -15,20 +15,7 @@ _POINT = 0.01
 
 
 def type_finding(moved: Sequence[Move], random: Mapping[str, float]) -> Finding | None:
-    """Says whether prompts move better within a type of task than between types.
-
-    Args:
-        moved: the measured pairs.
-        random: relative performance of the untrained prompt by target.
-
-    Returns:
-        The finding; None without any pair of known types.
-
-    Example:
-        >>> pair = Move("imdb", "sst2", 0.9, True), Move("imdb", "mnli", 0.6, False)
-        >>> type_finding(pair, {"imdb": 0.5}).verdict
-        'agrees'
-    """
+    """Says whether prompts move better within a type of task than between types."""
     same = [move.relative for move in moved if move.same_type]
     other = [move.relative for move in moved if move.same_type is False]
     if not same and not other:
@@ -75,19 +62,7 @@ def _judge_types(
 
 
 def source_finding(moved: Sequence[Move]) -> Finding | None:
-    """Says of how many targets the best source has the target's type, and what chance would give.
-
-    Args:
-        moved: the measured pairs.
-
-    Returns:
-        The finding; None where no target has sources of both kinds.
-
-    Example:
-        >>> pair = Move("imdb", "sst2", 0.9, True), Move("imdb", "mnli", 0.6, False)
-        >>> source_finding(pair).text.split(";")[1]
-        ' a blind choice would give 0.5.'
-    """
+    # Says of how many targets the best source has the target's type, and what chance would give.
     hits, chance, n_targets = 0, 0.0, 0
     for pairs in by_target(moved).values():
         kinds = [move.same_type for move in pairs]

@@ -86,18 +86,7 @@ def warm_start_figure(folder: str | Path, out: str | Path | None = None) -> Path
 
 
 def read_curves(fields: Fields, path: Path) -> Curves:
-    """Takes the curves of a record, the seeds of a run together.
-
-    Args:
-        fields: of ``warm_start.json``.
-        path: the file, for messages.
-
-    Returns:
-        Steps [N] and scores [seeds, N] by the name of the run.
-
-    Raises:
-        InputError: there are no runs, or the seeds of one are not scored at the same steps.
-    """
+    """Takes the curves of a record, the seeds of a run together."""
     runs: dict[str, list[tuple[list[float], list[float]]]] = {}
     for run in fields.value.get("runs") or []:
         curve = Fields(run, path, _CURE, "a run").value.get("curve")
@@ -119,23 +108,7 @@ def read_curves(fields: Fields, path: Path) -> Curves:
 
 
 def draw_curves(curves: Curves, task: str, metric: str, backbone: str) -> Figure:
-    """Draws curves with a band from the lowest to the highest seed.
-
-    Args:
-        curves: steps [N], and scores [seeds, N], by the name of the run; the first is gray.
-        task: the target.
-        metric: what is measured.
-        backbone: what was tuned on.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> steps, values = np.arange(3.0), np.array([[0.5, 0.6, 0.7]])
-        >>> figure = draw_curves({"vanilla": (steps, values)}, "mood", "accuracy", "bert")
-        >>> figure.axes[0].get_ylabel()
-        'accuracy on validation'
-    """
+    """Draws curves with a band from the lowest to the highest seed."""
     figure, axes = new_figure(420, 260)
     for number, (name, (steps, values)) in enumerate(curves.items()):
         color = GRAY if number == 0 else _COLORS[(number - 1) % len(_COLORS)]

@@ -13,18 +13,14 @@ from jpt.backbones.layers import matmul_precision
 
 
 class KeyBlock(NamedTuple):
-    """Keys and values that queries look at together: a text, a prompt, what was generated so far.
+    # Keys and values that queries look at together: a text, a prompt, what was generated so far.
 
-    Attributes:
-        key: keys; one row of them serves every row of queries and is multiplied once.
-        value: values, like ``key``.
-        allowed: False where a query must not look, for instance padding; None allows all.
-        bias: added to the scores of each head, for instance by relative position.
-    """
-
+    # keys; one row of them serves every row of queries and is multiplied once
     key: Float[Array, "B S G K"]
-    value: Float[Array, "B S G K"]
+    value: Float[Array, "B S G K"]  # values, like ``key``
+    # False where a query must not look, for instance padding; None allows all
     allowed: Bool[Array, "B Q S"] | None = None
+    # added to the scores of each head, for instance by relative position
     bias: Float[Array, "H Q S"] | None = None
 
 
@@ -34,25 +30,9 @@ def attend(
     scale: float,
     drop: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B Q H K"]:
-    """Lets every query gather the values of the keys it resembles.
-
-    The softmax is computed in float32 whatever the dtype of the rest. With G key heads, G a
-    divisor of H, query head h looks at key head h // (H / G).
-
-    Args:
-        query: queries, at all positions or at the answer's only.
-        blocks: keys and values; ``allowed`` and ``bias`` may have 1 for B or Q.
-        scale: multiplies the products of queries and keys.
-        drop: dropout of the attention weights, where it is wanted.
-
-    Returns:
-        The gathered values, in the dtype of the values.
-
-    Example:
-        >>> q = k = v = jnp.ones((1, 2, 1, 4))
-        >>> attend(q, [KeyBlock(k, v, jnp.ones((1, 1, 2), bool))], scale=0.5).shape
-        (1, 2, 1, 4)
-    """
+    """Lets every query gather the values of the keys it resembles."""
+    # The softmax is computed in float32 whatever the dtype of the rest. With G key heads, G a
+    # divisor of H, query head h looks at key head h // (H / G).
     rows, places, heads, width = query.shape
     groups = blocks[0].key.shape[2]
     # Heads in front and keys turned: on CPUs the two products are then plain matrix products.

@@ -28,48 +28,29 @@ from jpt.types import Parameters
 
 
 class _Beams(NamedTuple):
-    """Sequences of each row, the best first.
+    """Sequences of each row, the best first."""
 
-    Attributes:
-        scores: minus infinity where there is none.
-        tokens: `NOTHING` behind the end.
-        lengths: how many tokens each has.
-    """
-
-    scores: Float[Array, "B M"]
-    tokens: Int[Array, "B M N"]
-    lengths: Int[Array, "B M"]
+    scores: Float[Array, "B M"]  # minus infinity where there is none
+    tokens: Int[Array, "B M N"]  # `NOTHING` behind the end
+    lengths: Int[Array, "B M"]  # how many tokens each has
 
 
 class _State(NamedTuple):
-    """Where the search stands.
+    """Where the search stands."""
 
-    Attributes:
-        step: how many tokens were chosen.
-        open: sequences that go on, with sums of log-probabilities.
-        ended: sequences that have ended, with their final scores.
-        is_open: which rows could still get a better ended sequence.
-        last: the newest token of each open sequence.
-        parents: from which of the open sequences before each came.
-    """
-
-    step: Int[Array, ""]
-    open: _Beams
-    ended: _Beams
-    is_open: Bool[Array, "B"]
-    last: Int[Array, "B K"]
-    parents: Int[Array, "B K"]
+    step: Int[Array, ""]  # how many tokens were chosen
+    open: _Beams  # sequences that go on, with sums of log-probabilities
+    ended: _Beams  # sequences that have ended, with their final scores
+    is_open: Bool[Array, "B"]  # which rows could still get a better ended sequence
+    last: Int[Array, "B K"]  # the newest token of each open sequence
+    parents: Int[Array, "B K"]  # from which of the open sequences before each came
 
 
 class _Rules(NamedTuple):
-    """What does not change during a search.
+    """What does not change during a search."""
 
-    Attributes:
-        eos_ids: tokens that end a sequence.
-        divisors: what the score of an ended sequence of 1, 2, ... N tokens is divided by.
-    """
-
-    eos_ids: Int[Array, "E"]
+    eos_ids: Int[Array, "E"]  # tokens that end a sequence
+    # what the score of an ended sequence of 1, 2, ... N tokens is divided by
     divisors: Float[Array, "N"]
 
 
@@ -84,34 +65,8 @@ def beam_search(
     beams: int = 4,
     length_penalty: float = 1.0,
 ) -> Written:
-    """Writes the continuation that scores best among those that several beams find.
-
-    Compiled once for each shape of the batch, ``max_new``, ``beams`` and number of ``eos_ids``.
-
-    Args:
-        module: the frozen model, without dropout.
-        params: its weights.
-        tokens: the text, padded on the right.
-        lengths: number of tokens of each row that are text.
-        prompt: one prompt for all rows, one a row, or none.
-        max_new: N, the most tokens that are written.
-        eos_ids: tokens that end a row.
-        beams: K, how many sequences are kept.
-        length_penalty: the larger, the better are long sequences.
-
-    Returns:
-        The best sequence of each row.
-
-    Raises:
-        InputError: for more beams than the vocabulary has continuations for.
-
-    Example:
-        >>> from jpt.testing import tiny_model
-        >>> module, params = tiny_model("gpt2")
-        >>> tokens, lengths = jnp.array([[7, 9, 8], [6, 0, 0]]), jnp.array([3, 1])
-        >>> beam_search(module, params, tokens, lengths, None, max_new=5, beams=2).tokens.shape
-        (2, 5)
-    """
+    """Writes the continuation that scores best among those that several beams find."""
+    # Compiled once for each shape of the batch, ``max_new``, ``beams`` and number of ``eos_ids``.
     divisors = np.arange(1, max_new + 1) ** np.float64(length_penalty)
     rules = _Rules(np.asarray(tuple(eos_ids), np.int32), divisors.astype(np.float32))
     return _search(module, params, tokens, lengths, prompt, rules, max_new, beams)

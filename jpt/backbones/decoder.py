@@ -38,32 +38,14 @@ Prompt = Float[Array, "P D"] | Float[Array, "B P D"] | None
 
 
 class Decoder(nn.Module):
-    """A causal language model that reads text behind a soft prompt, and writes on.
+    """A causal language model that reads text behind a soft prompt, and writes on."""
 
-    Attributes:
-        config: shape of the model.
-        dtype: dtype of states and matrix products, float32 or bfloat16.
-        dropout_rate: 0 (default) leaves dropout out. With one prompt for all rows, its layers draw
-            once for all of them.
-        remat: what the layers keep for the way back: ``"dots"``, ``"full"`` or ``"none"``.
-
-    Example:
-        >>> config = DecoderConfig.from_huggingface(
-        ...     {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4,
-        ...      "n_positions": 40}
-        ... )
-        >>> decoder = Decoder(config)
-        >>> tokens, lengths = jnp.ones((2, 7), jnp.int32), jnp.array([7, 4])
-        >>> output, _ = jax.eval_shape(
-        ...     decoder.init_with_output, jax.random.key(0), tokens, lengths, jnp.ones((5, 32))
-        ... )
-        >>> output.logits.shape
-        (2, 61)
-    """
-
-    config: DecoderConfig
-    dtype: jnp.dtype = jnp.float32
+    config: DecoderConfig  # shape of the model
+    dtype: jnp.dtype = jnp.float32  # dtype of states and matrix products, float32 or bfloat16
+    # 0 (default) leaves dropout out. With one prompt for all rows, its layers draw once for all of
+    # them
     dropout_rate: float = 0.0
+    # what the layers keep for the way back: ``"dots"``, ``"full"`` or ``"none"``
     remat: str = "dots"
 
     def setup(self) -> None:
@@ -86,23 +68,7 @@ class Decoder(nn.Module):
         every_position: bool = False,
         places: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
-        """Reads a batch behind a prompt and scores the word after the last text token.
-
-        Args:
-            tokens: text, padded on the right.
-            lengths: number of tokens of each row that are text.
-            prompt: one prompt for all rows, one a row, or none.
-            label_ids: score only these words; the whole vocabulary by default.
-            capture_neurons: return the feed-forward activations, at the answer or everywhere.
-            neuron_mask: multiplies what enters the second matrix, per layer; prompt rows included.
-            every_position: compute all text positions of the last layer and the head; by default
-                only the answer's, which gives the same numbers for less work.
-            places: of a packed batch: the layers then work on real tokens alone, for the same
-                numbers; of no use with every_position.
-
-        Returns:
-            Logits, normalised last states and neurons, at the answer or at all text positions.
-        """
+        """Reads a batch behind a prompt and scores the word after the last text token."""
         capture = ("all" if every_position else "answer") if capture_neurons else None
         options = {"neuron_mask": neuron_mask, "every_position": every_position}
         options["places"] = None if every_position else places
@@ -121,19 +87,7 @@ class Decoder(nn.Module):
         neuron_mask: Float[Array, "L F"] | None = None,
         places: Int[Array, "G N"] | None = None,
     ) -> AnswerScores:
-        """Scores every token of several answers to each row, all of them in one pass.
-
-        Args:
-            tokens: text, padded on the right.
-            lengths: number of tokens of each row that are text.
-            prompt: one prompt for all rows, one a row, or none.
-            answers: tokens of the answers, of each row or (R = 1) the same of all.
-            neuron_mask: multiplies what enters the second matrix, per layer; prompt rows included.
-            places: of a packed batch.
-
-        Returns:
-            The scores, each token given those before it.
-        """
+        """Scores every token of several answers to each row, all of them in one pass."""
         given = {"neuron_mask": neuron_mask, "answers": answers, "places": places}
         hidden, _, _ = self._read(tokens, lengths, prompt, **given)
         logits = self._score(hidden, None)
@@ -142,17 +96,7 @@ class Decoder(nn.Module):
     def start(
         self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], prompt: Prompt, max_new: int
     ) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads a batch behind a prompt and keeps what is needed to write on.
-
-        Args:
-            tokens: text, padded on the right.
-            lengths: number of tokens of each row that are text.
-            prompt: one prompt for all rows, one a row, or none.
-            max_new: N, how many tokens there is room for.
-
-        Returns:
-            Scores of each row's first new token, and the memory for :meth:`advance`.
-        """
+        """Reads a batch behind a prompt and keeps what is needed to write on."""
         hidden, _, kept = self._read(tokens, lengths, prompt, keep=True)
         is_shared = prompt is not None and prompt.ndim == 2
         shared, context, generated = {}, {}, {}
@@ -169,15 +113,7 @@ class Decoder(nn.Module):
         return self._score(hidden[:, 0], None), cache
 
     def advance(self, last: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads one more token of each row; its cost does not grow with what was written.
-
-        Args:
-            last: each row's newest token.
-            cache: of :meth:`start`, or of the call before.
-
-        Returns:
-            Scores of each row's next token, and the memory with one slot more filled.
-        """
+        """Reads one more token of each row; its cost does not grow with what was written."""
         memories = {
             folder: Memory(
                 None if cache.shared is None else cache.shared[folder],
@@ -226,10 +162,8 @@ class Decoder(nn.Module):
         answers: Int[Array, "R W A"] | None = None,
         places: Int[Array, "G N"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "L B *T F"] | None, dict[str, Any]]:
-        """Gives the last states at the answer or everywhere, the neurons, and what is kept.
-
-        With answers, their line's last states stand behind that of the text's last token.
-        """
+        """Gives the last states at the answer or everywhere, the neurons, and what is kept."""
+        # With answers, their line's last states stand behind that of the text's last token.
         packing = pack_layout(places, lengths, tokens.shape[1])
         prompt, segments = self._lay_out(prompt, tokens.shape[1], packing)
         text = self.embeddings.words(tokens, self._positions(prompt, tokens.shape[1]))

@@ -17,46 +17,26 @@ LLAMA_TYPES = ("llama", "qwen2")
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What shapes a decoder.
+    """What shapes a decoder."""
 
-    Attributes:
-        model_type: ``"gpt2"``, ``"llama"`` or ``"qwen2"``.
-        vocabulary: V, rows of the word table.
-        width: D.
-        layers: L.
-        heads: H, of queries.
-        key_heads: G, of keys and values; a divisor of H.
-        head_width: K of one head; H times K need not be D.
-        neurons: F of one feed-forward layer.
-        positions: how many positions prompt and text may fill.
-        activation: name of the non-linearity of the feed-forward layers.
-        epsilon: of every norm.
-        tied_head: whether the head multiplies by the word table or has a table of its own.
-        rotary: how positions turn queries and keys; None where positions have a table.
-        attention_scale: multiplies the products of queries and keys.
-        attention_in_bias: whether queries, keys and values have a bias.
-        attention_out_bias: whether the map after the attention has one.
-        feed_forward_bias: whether the maps of the feed-forward layers have one.
-        dropout_rate: rate the model was trained with, used only when dropout is asked for.
-    """
-
-    model_type: str
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    key_heads: int
-    head_width: int
-    neurons: int
-    positions: int
-    activation: str
-    epsilon: float
-    tied_head: bool
-    rotary: Rotary | None
-    attention_scale: float
-    attention_in_bias: bool
-    attention_out_bias: bool
-    feed_forward_bias: bool
+    model_type: str  # ``"gpt2"``, ``"llama"`` or ``"qwen2"``
+    vocabulary: int  # V, rows of the word table
+    width: int  # D
+    layers: int  # L
+    heads: int  # H, of queries
+    key_heads: int  # G, of keys and values; a divisor of H
+    head_width: int  # K of one head; H times K need not be D
+    neurons: int  # F of one feed-forward layer
+    positions: int  # how many positions prompt and text may fill
+    activation: str  # name of the non-linearity of the feed-forward layers
+    epsilon: float  # of every norm
+    tied_head: bool  # whether the head multiplies by the word table or has a table of its own
+    rotary: Rotary | None  # how positions turn queries and keys; None where positions have a table
+    attention_scale: float  # multiplies the products of queries and keys
+    attention_in_bias: bool  # whether queries, keys and values have a bias
+    attention_out_bias: bool  # whether the map after the attention has one
+    feed_forward_bias: bool  # whether the maps of the feed-forward layers have one
+    # rate the model was trained with, used only when dropout is asked for
     dropout_rate: float = 0.0
 
     @property
@@ -66,24 +46,7 @@ class DecoderConfig:
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any]) -> DecoderConfig:
-        """Reads a ``config.json`` that transformers wrote, of any age.
-
-        Args:
-            config: the parsed file.
-
-        Returns:
-            The shape.
-
-        Raises:
-            InputError: for a missing field, or a variant that this family does not compute.
-
-        Example:
-            >>> DecoderConfig.from_huggingface(
-            ...     {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12,
-            ...      "n_head": 12, "n_positions": 1024}
-            ... ).neurons
-            3072
-        """
+        """Reads a ``config.json`` that transformers wrote, of any age."""
         model_type = config.get("model_type")
         if model_type in GPT2_TYPES:
             return _read_gpt2(config)

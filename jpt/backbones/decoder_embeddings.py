@@ -10,13 +10,9 @@ from jpt.backbones.decoder_config import DecoderConfig
 
 
 class DecoderEmbeddings(nn.Module):
-    """The word table, and in GPT-2 the table of positions.
+    """The word table, and in GPT-2 the table of positions."""
 
-    Attributes:
-        config: shape of the model.
-    """
-
-    config: DecoderConfig
+    config: DecoderConfig  # shape of the model
 
     def setup(self) -> None:
         """Declares the tables."""

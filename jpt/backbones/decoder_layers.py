@@ -16,45 +16,31 @@ from jpt.backbones.rotary import Angles, rotate
 
 
 class Keys(NamedTuple):
-    """What a layer lets others look at.
+    """What a layer lets others look at."""
 
-    Attributes:
-        key: keys, turned by their positions.
-        value: values.
-    """
-
-    key: Float[Array, "*N S G K"]
-    value: Float[Array, "*N S G K"]
+    key: Float[Array, "*N S G K"]  # keys, turned by their positions
+    value: Float[Array, "*N S G K"]  # values
 
 
 class Segment(NamedTuple):
-    """Where the tokens of a prompt, a text or a line of answers stand.
+    """Where the tokens of a prompt, a text or a line of answers stand."""
 
-    Attributes:
-        angles: of rotary positions; None in GPT-2.
-        allowed: which of its own tokens each of them may look at.
-        text_allowed: which tokens of the text before it, where it is a line of answers.
-        packing: where they stand in their rows, where the states are of real tokens alone.
-    """
-
-    angles: Angles | None
-    allowed: Bool[Array, "R S S"]
+    angles: Angles | None  # of rotary positions; None in GPT-2
+    allowed: Bool[Array, "R S S"]  # which of its own tokens each of them may look at
+    # which tokens of the text before it, where it is a line of answers
     text_allowed: Bool[Array, "B 1 T"] | None = None
+    # where they stand in their rows, where the states are of real tokens alone
     packing: Packing | None = None
 
 
 class States(NamedTuple):
-    """The states of what a decoder reads.
+    """The states of what a decoder reads."""
 
-    Attributes:
-        prompt: of the prompt, computed once where all rows have the same one; or None.
-        text: of the text, by row, or of its real tokens alone.
-        answers: of a line of answers behind the text; or None.
-    """
-
+    # of the prompt, computed once where all rows have the same one; or None
     prompt: Float[Array, "R P D"] | None
+    # of the text, by row, or of its real tokens alone
     text: Float[Array, "B T D"] | Float[Array, "G M D"]
-    answers: Float[Array, "B N D"] | None = None
+    answers: Float[Array, "B N D"] | None = None  # of a line of answers behind the text; or None
 
 
 class Segments(NamedTuple):
@@ -66,47 +52,28 @@ class Segments(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What one generated token looks at besides itself, in one layer.
+    """What one generated token looks at besides itself, in one layer."""
 
-    Attributes:
-        shared: of a prompt that all rows have, without an axis of rows, or None.
-        prompt: of a prompt a row, or None.
-        text: of each row's text.
-        generated: of the tokens generated before.
-    """
-
-    shared: Keys | None
-    prompt: Keys | None
-    text: Keys
-    generated: Keys
+    shared: Keys | None  # of a prompt that all rows have, without an axis of rows, or None
+    prompt: Keys | None  # of a prompt a row, or None
+    text: Keys  # of each row's text
+    generated: Keys  # of the tokens generated before
 
 
 class WritingPlace(NamedTuple):
-    """Where the generated token of each row stands, and what it may look at.
+    """Where the generated token of each row stands, and what it may look at."""
 
-    Attributes:
-        angles: of rotary positions; None in GPT-2.
-        text_allowed: False for padding.
-        generated_allowed: False for slots that are still empty.
-    """
-
-    angles: Angles | None
-    text_allowed: Bool[Array, "B 1 T"]
-    generated_allowed: Bool[Array, "1 1 N"]
+    angles: Angles | None  # of rotary positions; None in GPT-2
+    text_allowed: Bool[Array, "B 1 T"]  # False for padding
+    generated_allowed: Bool[Array, "1 1 N"]  # False for slots that are still empty
 
 
 class DecoderLayer(nn.Module):
-    """One transformer layer with the norms before the maps.
+    """One transformer layer with the norms before the maps."""
 
-    Attributes:
-        config: shape of the model.
-        dtype: dtype of states and matrix products.
-        dropout_rate: 0 leaves dropout out.
-    """
-
-    config: DecoderConfig
-    dtype: jnp.dtype
-    dropout_rate: float = 0.0
+    config: DecoderConfig  # shape of the model
+    dtype: jnp.dtype  # dtype of states and matrix products
+    dropout_rate: float = 0.0  # 0 leaves dropout out
 
     def setup(self) -> None:
         """Declares norms and maps."""
@@ -206,18 +173,13 @@ class DecoderLayer(nn.Module):
 
 
 class ReadingLayer(DecoderLayer):
-    """A layer over a prompt and a text behind it, in the form that ``nn.scan`` repeats.
+    """A layer over a prompt and a text behind it, in the form that ``nn.scan`` repeats."""
 
-    The prompt looks at itself only, so where all rows have one prompt it is computed once. A line
-    of answers looks at both; neither looks at it.
+    # The prompt looks at itself only, so where all rows have one prompt it is computed once. A line
+    # of answers looks at both; neither looks at it.
 
-    Attributes:
-        capture: which neurons are returned: ``None``, ``"answer"`` or ``"all"``.
-        keep: whether keys and values are returned.
-    """
-
-    capture: str | None = None
-    keep: bool = False
+    capture: str | None = None  # which neurons are returned: ``None``, ``"answer"`` or ``"all"``
+    keep: bool = False  # whether keys and values are returned
 
     def __call__(
         self,

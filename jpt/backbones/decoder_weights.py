@@ -34,15 +34,7 @@ _PARTITION = (
 def decoder_weights(
     rules: Callable[[DecoderConfig], list[TensorRule]], ignored: tuple[str, ...]
 ) -> Weights:
-    """Describes the checkpoints of a decoder by what they call its tensors.
-
-    Args:
-        rules: names the tensors of a shape, that of the word table first, the head left out.
-        ignored: regular expressions of names that real files have and nobody needs.
-
-    Returns:
-        The description.
-    """
+    """Describes the checkpoints of a decoder by what they call its tensors."""
 
     def with_head(config: DecoderConfig) -> list[TensorRule]:
         head = TensorRule("head/words", HEAD, (config.vocabulary, config.width))

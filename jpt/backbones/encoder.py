@@ -25,17 +25,11 @@ from jpt.backbones.packing import Packing, at_position, collect, pack_layout, sp
 
 
 class EncoderLayer(nn.Module):
-    """One transformer layer with the norms after the sums, as in BERT.
+    """One transformer layer with the norms after the sums, as in BERT."""
 
-    Attributes:
-        config: shape of the model.
-        dtype: dtype of states and matrix products.
-        dropout_rate: 0 leaves dropout out.
-    """
-
-    config: EncoderConfig
-    dtype: jnp.dtype
-    dropout_rate: float = 0.0
+    config: EncoderConfig  # shape of the model
+    dtype: jnp.dtype  # dtype of states and matrix products
+    dropout_rate: float = 0.0  # 0 leaves dropout out
 
     @nn.compact
     def __call__(
@@ -98,13 +92,9 @@ class EncoderLayer(nn.Module):
 
 
 class ScannedLayer(EncoderLayer):
-    """An encoder layer over all positions, in the form that ``nn.scan`` repeats.
+    """An encoder layer over all positions, in the form that ``nn.scan`` repeats."""
 
-    Attributes:
-        capture: which neurons are returned: ``None``, ``"answer"`` or ``"all"``.
-    """
-
-    capture: str | None = None
+    capture: str | None = None  # which neurons are returned: ``None``, ``"answer"`` or ``"all"``
 
     @nn.compact
     def __call__(  # type: ignore[override]
@@ -122,13 +112,9 @@ class ScannedLayer(EncoderLayer):
 
 
 class EncoderEmbeddings(nn.Module):
-    """Embeds mask, prompt and text, and normalises them.
+    """Embeds mask, prompt and text, and normalises them."""
 
-    Attributes:
-        config: shape of the model.
-    """
-
-    config: EncoderConfig
+    config: EncoderConfig  # shape of the model
 
     def setup(self) -> None:
         """Declares the three tables and the norm."""
@@ -167,15 +153,10 @@ class EncoderEmbeddings(nn.Module):
 
 
 class MaskedHead(nn.Module):
-    """The masked-LM head: a transform, then scores against the word table or a table of its own.
+    """The masked-LM head: a transform, then scores against the word table or a table of its own."""
 
-    Attributes:
-        config: shape of the model.
-        dtype: dtype of the matrix products.
-    """
-
-    config: EncoderConfig
-    dtype: jnp.dtype
+    config: EncoderConfig  # shape of the model
+    dtype: jnp.dtype  # dtype of the matrix products
 
     @nn.compact
     def __call__(
@@ -199,32 +180,14 @@ class MaskedHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A masked language model of the BERT family that reads text behind a soft prompt.
+    """A masked language model of the BERT family that reads text behind a soft prompt."""
 
-    Attributes:
-        config: shape of the model.
-        mask_id: id of the mask token, which stands at position 0.
-        dtype: dtype of states and matrix products, float32 or bfloat16.
-        dropout_rate: 0 (default) leaves dropout out. Paper: on inside the layers during tuning.
-        remat: what is kept for the way back; see :func:`jpt.backbones.layers.rematerialised`.
-
-    Example:
-        >>> import jax
-        >>> from jpt.testing import tiny_encoder
-        >>> encoder, params = tiny_encoder()
-        >>> tokens, lengths = jnp.ones((2, 7), jnp.int32), jnp.array([7, 4])
-        >>> prompt = jnp.zeros((5, encoder.config.width))
-        >>> output = jax.jit(encoder.apply)(
-        ...     {"params": params}, tokens, lengths, prompt, label_ids=jnp.array([3, 4])
-        ... )
-        >>> output.logits.shape
-        (2, 2)
-    """
-
-    config: EncoderConfig
-    mask_id: int
-    dtype: jnp.dtype = jnp.float32
+    config: EncoderConfig  # shape of the model
+    mask_id: int  # id of the mask token, which stands at position 0
+    dtype: jnp.dtype = jnp.float32  # dtype of states and matrix products, float32 or bfloat16
+    # 0 (default) leaves dropout out. Paper: on inside the layers during tuning
     dropout_rate: float = 0.0
+    # what is kept for the way back; see :func:`jpt.backbones.layers.rematerialised`
     remat: str = "dots"
 
     def setup(self) -> None:
@@ -247,24 +210,7 @@ class Encoder(nn.Module):
         first_position: int = 0,
         places: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
-        """Reads a batch behind a prompt and scores the answer at position 0.
-
-        Args:
-            tokens: ``[CLS] text [SEP]``, padded on the right.
-            lengths: number of tokens of each row that are text.
-            prompt: one prompt for all rows, one a row, or none.
-            label_ids: score only these words; the whole vocabulary by default.
-            capture_neurons: return the feed-forward activations, at the answer or everywhere.
-            neuron_mask: multiplies the activations before the second matrix, per layer.
-            every_position: compute all positions of the last layer and the head, the plain way;
-                by default only the answer's, which gives the same numbers for less work.
-            first_position: position of ``[CLS]``; imported BERT prompts were tuned with 1.
-            places: of a packed batch: the layers then work on real tokens alone, for the same
-                numbers; of no use with every_position.
-
-        Returns:
-            Logits, last states and neurons.
-        """
+        """Reads a batch behind a prompt and scores the answer at position 0."""
         front = self._front(prompt, tokens.shape[0])
         text = self.embeddings.text(tokens, first_position, None)
         states = jnp.concatenate([front, text], axis=1).astype(self.dtype)

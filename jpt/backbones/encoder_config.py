@@ -15,38 +15,23 @@ MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What shapes an encoder and how its input is laid out.
+    """What shapes an encoder and how its input is laid out."""
 
-    Attributes:
-        model_type: ``"bert"`` or ``"roberta"``.
-        vocabulary: V, rows of the word table.
-        width: D.
-        layers: L.
-        heads: H.
-        neurons: F of one feed-forward layer.
-        positions: how many text tokens the position table serves.
-        position_offset: position of the first text token in the table (RoBERTa: padding id + 1).
-        token_types: rows of the token type table.
-        activation: name of the non-linearity of the feed-forward layers.
-        head_activation: name of the non-linearity of the masked-LM head.
-        epsilon: of every layer norm.
-        tied_head: whether the head multiplies by the word table or has a table of its own.
-        dropout_rate: rate the model was trained with, used only when dropout is asked for.
-    """
-
-    model_type: str
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    neurons: int
-    positions: int
-    position_offset: int
-    token_types: int
-    activation: str = "gelu"
-    head_activation: str = "gelu"
-    epsilon: float = 1e-12
+    model_type: str  # ``"bert"`` or ``"roberta"``
+    vocabulary: int  # V, rows of the word table
+    width: int  # D
+    layers: int  # L
+    heads: int  # H
+    neurons: int  # F of one feed-forward layer
+    positions: int  # how many text tokens the position table serves
+    position_offset: int  # position of the first text token in the table (RoBERTa: padding id + 1)
+    token_types: int  # rows of the token type table
+    activation: str = "gelu"  # name of the non-linearity of the feed-forward layers
+    head_activation: str = "gelu"  # name of the non-linearity of the masked-LM head
+    epsilon: float = 1e-12  # of every layer norm
+    # whether the head multiplies by the word table or has a table of its own
     tied_head: bool = True
+    # rate the model was trained with, used only when dropout is asked for
     dropout_rate: float = 0.1
 
     @property
@@ -61,22 +46,7 @@ class EncoderConfig:
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any]) -> EncoderConfig:
-        """Reads a ``config.json`` that transformers wrote.
-
-        Args:
-            config: the parsed file.
-
-        Returns:
-            The shape.
-
-        Raises:
-            InputError: for a missing field, or a variant that this family does not compute.
-
-        Example:
-            >>> from jpt.testing import tiny_bert_config
-            >>> EncoderConfig.from_huggingface(tiny_bert_config()).layers
-            2
-        """
+        """Reads a ``config.json`` that transformers wrote."""
         _refuse_variants(config)
         model_type = "bert" if config["model_type"] == "bert" else "roberta"
         positions = read_whole(config, "max_position_embeddings")

@@ -55,20 +55,7 @@ _SPLIT = (
 
 
 def encoder_rules(config: EncoderConfig) -> list[TensorRule]:
-    """Names the tensor of every parameter of an encoder.
-
-    Args:
-        config: shape of the model.
-
-    Returns:
-        One rule for each parameter.
-
-    Example:
-        >>> from jpt.testing import tiny_bert_config
-        >>> rules = encoder_rules(EncoderConfig.from_huggingface(tiny_bert_config()))
-        >>> rules[0].name
-        'bert.embeddings.word_embeddings.weight'
-    """
+    """Names the tensor of every parameter of an encoder."""
     root = "bert" if config.is_bert else "roberta"
     table, width = f"{root}.embeddings", config.width
     positions = config.positions + config.position_offset

@@ -30,30 +30,20 @@ LAYOUTS = ("encoder", "encoder_decoder", "decoder")
 
 @dataclass(frozen=True)
 class Family:
-    """One family of models.
+    """One family of models."""
 
-    Attributes:
-        name: what it is called in messages.
-        layout: where the prompt stands and the answer is read; one of `LAYOUTS`.
-        model_types: what ``config.json`` calls its models.
-        pieces: special pieces that it cannot do without.
-        config: reads the shape from a Hugging Face config: ``config(dict)``.
-        module: builds the Linen module: ``module(config, ids, dtype, dropout_rate, remat)``.
-        weights: how its parameters stand in files and lie on a mesh.
-        choices: tuning options that suit a shape, where they are not the encoders': ``choices(
-            config)``.
-        init_std: spread of a random prompt; None takes that of the word table.
-    """
-
-    name: str
-    layout: str
-    model_types: tuple[str, ...]
-    pieces: tuple[str, ...]
+    name: str  # what it is called in messages
+    layout: str  # where the prompt stands and the answer is read; one of `LAYOUTS`
+    model_types: tuple[str, ...]  # what ``config.json`` calls its models
+    pieces: tuple[str, ...]  # special pieces that it cannot do without
+    # reads the shape from a Hugging Face config: ``config(dict)``
     config: Callable[[Mapping[str, Any]], Any]
+    # builds the Linen module: ``module(config, ids, dtype, dropout_rate, remat)``
     module: Callable[[Any, SpecialIds, jnp.dtype, float, str], nn.Module]
-    weights: Weights
+    weights: Weights  # how its parameters stand in files and lie on a mesh
+    # tuning options that suit a shape, where they are not the encoders': ``choices( config)``
     choices: Callable[[Any], dict[str, Any]]
-    init_std: float | None
+    init_std: float | None  # spread of a random prompt; None takes that of the word table
 
 
 def _encoder(
@@ -147,22 +137,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(config: Mapping[str, Any], where: str) -> Family:
-    """Finds the family of a model.
-
-    Args:
-        config: the parsed ``config.json``.
-        where: its file, for messages.
-
-    Returns:
-        The family.
-
-    Raises:
-        InputError: for a type that no family computes, with the nearest names.
-
-    Example:
-        >>> find_family({"model_type": "roberta"}, "config.json").layout
-        'encoder'
-    """
+    """Finds the family of a model."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{where}: {unknown_name('model_type', str(model_type), FAMILIES)}")

@@ -27,33 +27,20 @@ NOTHING = -1
 
 
 class Written(NamedTuple):
-    """What a model wrote for each row of a batch.
+    """What a model wrote for each row of a batch."""
 
-    Attributes:
-        tokens: the new tokens, and `NOTHING` behind the end.
-        lengths: how many tokens are new, the one that ends the row included.
-    """
-
-    tokens: Int[Array, "B N"]
-    lengths: Int[Array, "B"]
+    tokens: Int[Array, "B N"]  # the new tokens, and `NOTHING` behind the end
+    lengths: Int[Array, "B"]  # how many tokens are new, the one that ends the row included
 
 
 class _State(NamedTuple):
-    """Where greedy search stands.
+    """Where greedy search stands."""
 
-    Attributes:
-        step: how many tokens were chosen.
-        last: the newest of each row.
-        is_open: which rows have not ended.
-        written: all that were chosen.
-        cache: what the model remembers; ``last`` is not yet in it.
-    """
-
-    step: Int[Array, ""]
-    last: Int[Array, "B"]
-    is_open: Bool[Array, "B"]
-    written: Written
-    cache: Cache
+    step: Int[Array, ""]  # how many tokens were chosen
+    last: Int[Array, "B"]  # the newest of each row
+    is_open: Bool[Array, "B"]  # which rows have not ended
+    written: Written  # all that were chosen
+    cache: Cache  # what the model remembers; ``last`` is not yet in it
 
 
 def greedy(
@@ -65,29 +52,8 @@ def greedy(
     max_new: int,
     eos_ids: Sequence[int] = (),
 ) -> Written:
-    """Takes the most probable token each time, the first of equal ones.
-
-    Compiled once for each shape of the batch and ``max_new``.
-
-    Args:
-        module: the frozen model, without dropout.
-        params: its weights.
-        tokens: the text, padded on the right.
-        lengths: number of tokens of each row that are text.
-        prompt: one prompt for all rows, one a row, or none.
-        max_new: N, the most tokens that are written.
-        eos_ids: tokens that end a row.
-
-    Returns:
-        The new tokens of each row.
-
-    Example:
-        >>> from jpt.testing import tiny_model
-        >>> module, params = tiny_model("gpt2")
-        >>> tokens, lengths = jnp.array([[7, 9, 8], [6, 0, 0]]), jnp.array([3, 1])
-        >>> greedy(module, params, tokens, lengths, None, max_new=5).lengths.tolist()
-        [5, 5]
-    """
+    """Takes the most probable token each time, the first of equal ones."""
+    # Compiled once for each shape of the batch and ``max_new``.
     ends = np.asarray(tuple(eos_ids), np.int32)
     return _greedy(module, params, tokens, lengths, prompt, ends, max_new)
 
@@ -127,37 +93,12 @@ def _greedy(
 
 
 def is_end(tokens: Int[Array, "*B"], eos_ids: Int[Array, "E"]) -> Bool[Array, "*B"]:
-    """Says which tokens end a row.
-
-    Args:
-        tokens: of any shape.
-        eos_ids: those that do; there may be none.
-
-    Returns:
-        True where a token is one of them.
-
-    Example:
-        >>> is_end(jnp.array([5, 2, 7]), jnp.array([7, 5])).tolist()
-        [True, False, True]
-    """
+    """Says which tokens end a row."""
     ends = eos_ids.reshape(*(1,) * tokens.ndim, -1)
     return (tokens[..., None] == ends).any(axis=-1)
 
 
 def without_ends(written: Written, eos_ids: Sequence[int]) -> list[list[int]]:
-    """Takes what was written apart by rows, and the token that ends a row off.
-
-    Args:
-        written: in numpy.
-        eos_ids: tokens that end a row.
-
-    Returns:
-        The tokens of each row.
-
-    Example:
-        >>> written = Written(np.array([[5, 2, -1], [7, 8, 9]]), np.array([2, 3]))
-        >>> without_ends(written, [2])
-        [[5], [7, 8, 9]]
-    """
+    """Takes what was written apart by rows, and the token that ends a row off."""
     rows = [row[:length].tolist() for row, length in zip(*written, strict=True)]
     return [row[:-1] if row and row[-1] in eos_ids else row for row in rows]

@@ -15,23 +15,7 @@ _IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)
 
 
 def gpt2_rules(config: DecoderConfig) -> list[TensorRule]:
-    """Names the tensor of every parameter but the head of a GPT-2.
-
-    Args:
-        config: shape of the model.
-
-    Returns:
-        One rule for each parameter.
-
-    Example:
-        >>> from jpt.backbones.decoder_config import DecoderConfig
-        >>> config = DecoderConfig.from_huggingface(
-        ...     {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4,
-        ...      "n_positions": 40}
-        ... )
-        >>> gpt2_rules(config)[0].name
-        'transformer.wte.weight'
-    """
+    """Names the tensor of every parameter but the head of a GPT-2."""
     width, neurons, layers = config.width, config.neurons, config.layers
     rules = [
         _rule("embeddings/word", "wte.weight", (config.vocabulary, width)),

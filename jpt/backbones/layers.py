@@ -20,39 +20,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision:
-    """Gives the precision of matrix products: float32 is never rounded on the way.
-
-    Args:
-        dtype: the dtype of the operands.
-
-    Returns:
-        ``HIGHEST`` for float32 (accelerators would multiply in bfloat16 or TF32), else the default.
-
-    Example:
-        >>> matmul_precision(jnp.float32).name
-        'HIGHEST'
-    """
+    """Gives the precision of matrix products: float32 is never rounded on the way."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def linear(
     features: int, dtype: jnp.dtype, name: str | None = None, use_bias: bool = True
 ) -> nn.Dense:
-    """Builds a linear map that is computed in one stated dtype.
-
-    Args:
-        features: width of the output.
-        dtype: dtype of the product; the parameters keep their own.
-        name: name of the submodule, so of its parameters; None where ``setup`` gives it one.
-        use_bias: whether it has a bias.
-
-    Returns:
-        The Linen module.
-
-    Example:
-        >>> linear(8, jnp.float32, "up").features
-        8
-    """
+    """Builds a linear map that is computed in one stated dtype."""
     return nn.Dense(
         features,
         dtype=dtype,
@@ -64,13 +39,9 @@ def linear(
 
 
 class LayerNorm(nn.Module):
-    """Normalises each row to mean 0 and variance 1, then scales and shifts it; in float32.
+    """Normalises each row to mean 0 and variance 1, then scales and shifts it; in float32."""
 
-    Attributes:
-        epsilon: added to the variance.
-    """
-
-    epsilon: float
+    epsilon: float  # added to the variance
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -87,13 +58,9 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Divides each row by its root mean square, then scales it; in float32.
+    """Divides each row by its root mean square, then scales it; in float32."""
 
-    Attributes:
-        epsilon: added to the mean square.
-    """
-
-    epsilon: float
+    epsilon: float  # added to the mean square
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -108,20 +75,7 @@ class RMSNorm(nn.Module):
 def score_words(
     hidden: Float[Array, "... D"], words: Float[Array, "V D"], dtype: jnp.dtype
 ) -> Float[Array, "... V"]:
-    """Multiplies states by a table of words.
-
-    Args:
-        hidden: states.
-        words: the table, or the rows of it that are asked for.
-        dtype: of the product's operands.
-
-    Returns:
-        The scores in float32.
-
-    Example:
-        >>> score_words(jnp.ones((2, 3)), jnp.ones((4, 3)), jnp.float32).shape
-        (2, 4)
-    """
+    """Multiplies states by a table of words."""
     return jnp.einsum(
         "...d,vd->...v",
         hidden,
@@ -132,15 +86,10 @@ def score_words(
 
 
 class WordHead(nn.Module):
-    """Scores words by the word table, or by a table of its own.
+    """Scores words by the word table, or by a table of its own."""
 
-    Attributes:
-        tied: whether it has no table of its own.
-        dtype: dtype of the product.
-    """
-
-    tied: bool
-    dtype: jnp.dtype
+    tied: bool  # whether it has no table of its own
+    dtype: jnp.dtype  # dtype of the product
 
     @nn.compact
     def __call__(
@@ -156,21 +105,7 @@ class WordHead(nn.Module):
 
 
 def rematerialised(module: type[nn.Module], remat: str) -> type[nn.Module]:
-    """Chooses what the layers of a scan keep for the way back.
-
-    Args:
-        module: the layer's class.
-        remat: ``"dots"`` keeps products with weights and computes the rest again, which is cheaper
-            than writing it to memory; ``"full"`` keeps only each layer's input, for models that
-            would not fit otherwise; ``"none"`` keeps all.
-
-    Returns:
-        The class, wrapped.
-
-    Example:
-        >>> rematerialised(RMSNorm, "none") is RMSNorm
-        True
-    """
+    """Chooses what the layers of a scan keep for the way back."""
     if remat == "none":
         return module
     policies = jax.checkpoint_policies

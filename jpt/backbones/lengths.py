@@ -11,18 +11,7 @@ from jpt.errors import InputError
 def longest_text(
     backbone: Backbone, prompt_rows: int, first_position: int = 0, answer_tokens: int = 0
 ) -> int:
-    """Says how long a text a model has positions for.
-
-    Args:
-        backbone: whose positions count.
-        prompt_rows: P.
-        first_position: position of the text's first token.
-        answer_tokens: tokens that the model writes behind the text.
-
-    Returns:
-        The number of tokens, without end in T5, which has no positions; 0 or less where there is
-        no room.
-    """
+    """Says how long a text a model has positions for."""
     positions = backbone.config.positions
     if backbone.layout == "decoder":
         return positions - prompt_rows - answer_tokens
@@ -36,18 +25,7 @@ def check_lengths(
     first_position: int = 0,
     answer_tokens: int = 0,
 ) -> None:
-    """Refuses texts and prompts that the model's positions cannot serve.
-
-    Args:
-        backbone: whose positions count.
-        prompt_rows: P.
-        max_tokens: longest text in tokens.
-        first_position: position of the text's first token.
-        answer_tokens: tokens that the model writes behind the text.
-
-    Raises:
-        InputError: with the arithmetic.
-    """
+    """Refuses texts and prompts that the model's positions cannot serve."""
     positions = backbone.config.positions
     most = longest_text(backbone, prompt_rows, first_position, answer_tokens)
     if max_tokens > most:

@@ -13,24 +13,7 @@ _IGNORED = (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)
 
 
 def llama_rules(config: DecoderConfig) -> list[TensorRule]:
-    """Names the tensor of every parameter but the head of a Llama or Qwen2.
-
-    Args:
-        config: shape of the model.
-
-    Returns:
-        One rule for each parameter.
-
-    Example:
-        >>> from jpt.backbones.decoder_config import DecoderConfig
-        >>> config = DecoderConfig.from_huggingface(
-        ...     {"model_type": "llama", "vocab_size": 61, "hidden_size": 32,
-        ...      "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        ...      "max_position_embeddings": 40}
-        ... )
-        >>> llama_rules(config)[1].name
-        'model.layers.{layer}.self_attn.q_proj.weight'
-    """
+    """Names the tensor of every parameter but the head of a Llama or Qwen2."""
     width, neurons = config.width, config.neurons
     queries = config.heads * config.head_width
     keys = config.key_heads * config.head_width

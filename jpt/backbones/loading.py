@@ -33,27 +33,19 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class TensorRule:
-    """Where one parameter comes from.
+    """Where one parameter comes from."""
 
-    Attributes:
-        path: the parameter. What has a folder ``layer``, for instance ``"layer/query/kernel"``, is
-            read once a layer and kept as ``layers`` [L-1, ...] and ``last_layer``; what has a
-            folder ``layers`` is kept as one stack [L, ...].
-        name: the tensor in the file, ``{layer}`` standing for the layer's number.
-        shape: the tensor's shape in the file.
-        transpose: whether the file has it as [out, in] while we multiply by [in, out].
-        aliases: other names that real files use for it.
-        layers: how many layers it stands for; 0 for what stands once.
-        part: which of how many equal parts along the last axis, as we multiply by it, of a tensor
-            that holds several parameters.
-    """
-
+    # the parameter. What has a folder ``layer``, for instance ``"layer/query/kernel"``, is read
+    # once a layer and kept as ``layers`` [L-1, ...] and ``last_layer``; what has a folder
+    # ``layers`` is kept as one stack [L, ...]
     path: str
-    name: str
-    shape: tuple[int, ...]
-    transpose: bool = False
-    aliases: tuple[str, ...] = ()
-    layers: int = 0
+    name: str  # the tensor in the file, ``{layer}`` standing for the layer's number
+    shape: tuple[int, ...]  # the tensor's shape in the file
+    transpose: bool = False  # whether the file has it as [out, in] while we multiply by [in, out]
+    aliases: tuple[str, ...] = ()  # other names that real files use for it
+    layers: int = 0  # how many layers it stands for; 0 for what stands once
+    # which of how many equal parts along the last axis, as we multiply by it, of a tensor that
+    # holds several parameters
     part: tuple[int, int] | None = None
 
     def find(self, layer: int | None, known: Container[str]) -> str | None:
@@ -83,31 +75,9 @@ def load_parameters(
     where: str = "the checkpoint",
     place: Placer | None = None,
 ) -> Parameters:
-    """Reads every parameter that the rules name, and insists that the file holds nothing else.
-
-    Tensors are read one by one into the stack of their parameter, and a finished parameter goes to
-    its devices at once: never more than one parameter is held twice.
-
-    Args:
-        source: the tensors.
-        rules: one for each parameter.
-        ignored: regular expressions of names that real files have and nobody needs.
-        dtype: of the parameters.
-        where: what to call the source in messages.
-        place: puts a parameter, given with its path, on its devices; the default device otherwise.
-
-    Returns:
-        The nested parameters.
-
-    Raises:
-        InputError: naming the tensors that are missing, misshaped or unexpected.
-
-    Example:
-        >>> from types import SimpleNamespace as Source
-        >>> source = Source(shapes={"w": (2,)}, read=lambda name: np.ones(2))
-        >>> load_parameters(source, [TensorRule("head/bias", "w", (2,))])
-        {'head': {'bias': Array([1., 1.], dtype=float32)}}
-    """
+    """Reads every parameter that the rules name, and insists that the file holds nothing else."""
+    # Tensors are read one by one into the stack of their parameter, and a finished parameter goes
+    # to its devices at once: never more than one parameter is held twice.
     rules = list(rules)
     _check(source, rules, ignored, where)
     # Not jnp.asarray: that copies twice on its way.
@@ -123,20 +93,7 @@ def load_parameters(
 
 
 def write_parameters(params: Parameters, rules: Iterable[TensorRule]) -> dict[str, np.ndarray]:
-    """Turns a parameter tree back into the named tensors of a file.
-
-    Args:
-        params: the nested parameters.
-        rules: as for loading.
-
-    Returns:
-        Tensors by the names that the rules give first.
-
-    Example:
-        >>> params = {"head": {"bias": jnp.ones(2)}}
-        >>> list(write_parameters(params, [TensorRule("head/bias", "w", (2,))]))
-        ['w']
-    """
+    """Turns a parameter tree back into the named tensors of a file."""
     flat = {
         "/".join(key.key for key in path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

@@ -10,47 +10,32 @@ from jaxtyping import Array, Bool, Float, Int
 
 @struct.dataclass
 class ModelOutput:
-    """What a model says of a batch; ``S`` is absent where only the answer was computed.
+    """What a model says of a batch; ``S`` is absent where only the answer was computed."""
 
-    Attributes:
-        logits: scores of the label words asked for, or of the whole vocabulary; float32.
-        hidden: last states.
-        neurons: feed-forward activations after the non-linearity, where they were asked for.
-    """
-
+    # scores of the label words asked for, or of the whole vocabulary; float32
     logits: Float[Array, "B *S C"]
-    hidden: Float[Array, "B *S D"]
+    hidden: Float[Array, "B *S D"]  # last states
+    # feed-forward activations after the non-linearity, where they were asked for
     neurons: Float[Array, "L B *S F"] | None = None
 
 
 @struct.dataclass
 class AnswerScores:
-    """What a model says of answers of several tokens that might follow a text.
+    """What a model says of answers of several tokens that might follow a text."""
 
-    Attributes:
-        log_probs: logarithm of each token's probability, given the text and the tokens before it.
-        is_best: whether no other token is more probable there.
-    """
-
+    # logarithm of each token's probability, given the text and the tokens before it
     log_probs: Float[Array, "B W A"]
-    is_best: Bool[Array, "B W A"]
+    is_best: Bool[Array, "B W A"]  # whether no other token is more probable there
 
 
 @struct.dataclass
 class Cache:
-    """Keys and values that generation computes once and reads at every further token.
+    """Keys and values that generation computes once and reads at every further token."""
 
-    Attributes:
-        shared: those of the prompt, which all rows look at; no axis of rows. None without a prompt
-            or where the prompt is read with the text.
-        context: those of what each row reads; every leaf is [layers, B, ...]. They never change.
-        lengths: how many tokens each row reads.
-        generated: those of the tokens generated so far; every leaf is [layers, B, N, ...].
-        steps: how many tokens were generated and read again.
-    """
-
+    # those of the prompt, which all rows look at; no axis of rows. None without a prompt or where
+    # the prompt is read with the text
     shared: Any
-    context: Any
-    lengths: Int[Array, "B"]
-    generated: Any
-    steps: Int[Array, ""]
+    context: Any  # those of what each row reads; every leaf is [layers, B, ...]. They never change
+    lengths: Int[Array, "B"]  # how many tokens each row reads
+    generated: Any  # those of the tokens generated so far; every leaf is [layers, B, N, ...]
+    steps: Int[Array, ""]  # how many tokens were generated and read again

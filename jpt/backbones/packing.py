@@ -17,41 +17,21 @@ from jaxtyping import Array, Float, Int
 
 
 class Packing(NamedTuple):
-    """Which place of a line is which position of a row.
+    """Which place of a line is which position of a row."""
 
-    Rows stand in G groups, one line each, so that devices which share the rows out need no
-    other's.
+    # Rows stand in G groups, one line each, so that devices which share the rows out need no
+    # other's.
 
-    Attributes:
-        position: of each place of a line, counted through the group's rows; one past the last
-            where nothing stands.
-        place: of each position of a row; one past the last for padding.
-    """
-
+    # of each place of a line, counted through the group's rows; one past the last where nothing
+    # stands
     position: Int[Array, "G M"]
-    place: Int[Array, "B S"]
+    place: Int[Array, "B S"]  # of each position of a row; one past the last for padding
 
 
 def pack_layout(
     places: Int[Array, "G N"] | None, lengths: Int[Array, "B"], text: int, front: int = 0
 ) -> Packing | None:
-    """Says where the positions of rows stand that have the same number of tokens before the text.
-
-    Args:
-        places: of a batch: which position of the text each place holds, T x B / G for none; None
-            where the batch is not packed.
-        lengths: number of tokens of each row that are text.
-        text: T, positions of the text.
-        front: F, positions before it, all of them real.
-
-    Returns:
-        The layout of lines that hold first what stands before each text, then the texts.
-
-    Example:
-        >>> layout = pack_layout(jnp.array([[0, 1, 3, 6]]), jnp.array([2, 1]), text=3, front=1)
-        >>> layout.position.tolist(), layout.place.tolist()
-        ([[0, 4, 1, 2, 5, 8]], [[0, 2, 3, 6], [1, 4, 6, 6]])
-    """
+    # Says where the positions of rows stand that have the same number of tokens before the text.
     if places is None:
         return None
     groups, count = places.shape
@@ -75,38 +55,12 @@ def pack_layout(
 
 
 def spread(line: Float[Array, "G M ..."], packing: Packing | None) -> Float[Array, "B S ..."]:
-    """Puts a line's values where they stand in their rows, and 0 at padding.
-
-    Args:
-        line: values of real tokens.
-        packing: where they stand.
-
-    Returns:
-        The values by row.
-
-    Example:
-        >>> packing = Packing(jnp.array([[0, 1, 2]]), jnp.array([[0, 1], [2, 3]]))
-        >>> spread(jnp.array([[5.0, 6.0, 7.0]]), packing).tolist()
-        [[5.0, 6.0], [7.0, 0.0]]
-    """
+    """Puts a line's values where they stand in their rows, and 0 at padding."""
     return line if packing is None else _spread(line, packing)
 
 
 def collect(rows: Float[Array, "B S ..."], packing: Packing | None) -> Float[Array, "G M ..."]:
-    """Takes what stands at real tokens into a line; 0 where no token stands.
-
-    Args:
-        rows: values at all positions.
-        packing: which of them are real.
-
-    Returns:
-        The values in a line.
-
-    Example:
-        >>> packing = Packing(jnp.array([[0, 1, 2]]), jnp.array([[0, 1], [2, 3]]))
-        >>> collect(jnp.array([[5.0, 6.0], [7.0, 8.0]]), packing).tolist()
-        [[5.0, 6.0, 7.0]]
-    """
+    """Takes what stands at real tokens into a line; 0 where no token stands."""
     return rows if packing is None else _collect(rows, packing)
 
 
@@ -115,23 +69,7 @@ def at_position(
     position: Int[Array, "B"],
     packing: Packing | None,
 ) -> Float[Array, "B 1 D"]:
-    """Takes one position of every row.
-
-    Args:
-        values: by row, or of real tokens in a line.
-        position: which of them; of a row in a line that lacks it, 0 is taken.
-        packing: where the values of a line stand.
-
-    Returns:
-        The values there.
-
-    Example:
-        >>> at_position(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([2, 0]), None).ravel().tolist()
-        [2.0, 3.0]
-        >>> packing = Packing(jnp.array([[0, 1, 2]]), jnp.array([[0, 1], [2, 3]]))
-        >>> at_position(jnp.array([[[5.0], [6.0], [7.0]]]), jnp.array([1, 0]), packing).ravel()
-        Array([6., 7.], dtype=float32)
-    """
+    """Takes one position of every row."""
     if packing is None:
         return jnp.take_along_axis(values, position[:, None, None], axis=1)
     places = jnp.take_along_axis(packing.place, position[:, None], axis=1)

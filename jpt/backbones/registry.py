@@ -237,21 +237,7 @@ def _check_pieces(family: Family, tokenizer: TextTokenizer, vocabulary: int, fol
 
 
 def find_folder(name: str | Path) -> Path:
-    """Finds the folder of a backbone; the network is used for a hub id only.
-
-    Args:
-        name: a built-in name, a folder, or a hub id.
-
-    Returns:
-        A folder that holds ``config.json``.
-
-    Raises:
-        InputError: when nothing of that name exists, with the nearest names.
-
-    Example:
-        >>> find_folder("builtin/bert-small").name
-        'bert-small'
-    """
+    """Finds the folder of a backbone; the network is used for a hub id only."""
     text = str(name)
     if text.startswith(PREFIX):
         if text not in backbone_names():
@@ -270,22 +256,7 @@ def find_folder(name: str | Path) -> Path:
 
 
 def weights_fingerprint(name: str | Path) -> str:
-    """Gives the fingerprint that a loaded backbone has, without loading it.
-
-    Args:
-        name: as for :func:`load_backbone`.
-
-    Returns:
-        Short hash of the files the weights come from.
-
-    Raises:
-        InputError: when nothing of that name exists.
-
-    Example:
-        >>> name = "builtin/bert-small"
-        >>> weights_fingerprint(name) == load_backbone(name).fingerprint
-        True
-    """
+    """Gives the fingerprint that a loaded backbone has, without loading it."""
     path = Path(name).expanduser()
     if path.suffix != GGUF_SUFFIX:
         return _fingerprint(find_folder(name))
@@ -294,21 +265,7 @@ def weights_fingerprint(name: str | Path) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads a folder's ``config.json``.
-
-    Args:
-        folder: of the backbone.
-
-    Returns:
-        The parsed file.
-
-    Raises:
-        InputError: where it is no JSON object.
-
-    Example:
-        >>> read_config(find_folder("builtin/bert-small"))["model_type"]
-        'bert'
-    """
+    """Reads a folder's ``config.json``."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

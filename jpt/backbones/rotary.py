@@ -15,56 +15,32 @@ ROTARY_KINDS = ("default", "linear", "llama3")
 
 @dataclass(frozen=True)
 class Rotary:
-    """How fast each pair of a head's coordinates turns.
+    """How fast each pair of a head's coordinates turns."""
 
-    Attributes:
-        base: of the wavelengths, which grow from 2 pi to almost 2 pi times the base.
-        kind: how the angles are slowed down for texts longer than those of pretraining: not at all
-            (``"default"``), all alike (``"linear"``), or only the slow ones (``"llama3"``).
-        factor: how many times slower.
-        low_factor: llama3: wavelengths above ``original_positions / low_factor`` are slowed down.
-        high_factor: llama3: those below ``original_positions / high_factor`` are left alone; what
-            lies between is slowed down in part.
-        original_positions: llama3: how long texts were in pretraining.
-    """
-
-    base: float = 10_000.0
+    base: float = 10_000.0  # of the wavelengths, which grow from 2 pi to almost 2 pi times the base
+    # how the angles are slowed down for texts longer than those of pretraining: not at all
+    # (``"default"``), all alike (``"linear"``), or only the slow ones (``"llama3"``)
     kind: str = "default"
-    factor: float = 1.0
+    factor: float = 1.0  # how many times slower
+    # llama3: wavelengths above ``original_positions / low_factor`` are slowed down
     low_factor: float = 1.0
+    # llama3: those below ``original_positions / high_factor`` are left alone; what lies between is
+    # slowed down in part
     high_factor: float = 4.0
-    original_positions: int = 8192
+    original_positions: int = 8192  # llama3: how long texts were in pretraining
 
 
 class Angles(NamedTuple):
-    """Cosines and sines of the angles at some positions; R is 1 where all rows have the same.
+    """Cosines and sines of the angles at some positions; R is 1 where all rows have the same."""
 
-    Attributes:
-        cosine: of each pair of coordinates.
-        sine: likewise.
-    """
-
-    cosine: Float[Array, "R S K/2"]
-    sine: Float[Array, "R S K/2"]
+    cosine: Float[Array, "R S K/2"]  # of each pair of coordinates
+    sine: Float[Array, "R S K/2"]  # likewise
 
 
 def inverse_frequencies(rotary: Rotary, head_width: int) -> Float32[np.ndarray, "K/2"]:
-    """Gives by what angle each pair of coordinates turns from one position to the next.
-
-    Every step is rounded to float32 where transformers does so: at position 100,000 a rounding
-    would show.
-
-    Args:
-        rotary: how fast pairs turn.
-        head_width: K, even.
-
-    Returns:
-        Radians a position, from the fastest pair to the slowest.
-
-    Example:
-        >>> inverse_frequencies(Rotary(base=100.0), 4).round(3).tolist()
-        [1.0, 0.10000000149011612]
-    """
+    """Gives by what angle each pair of coordinates turns from one position to the next."""
+    # Every step is rounded to float32 where transformers does so: at position 100,000 a rounding
+    # would show.
     one = np.float32(1)
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
     powers = np.power(float(rotary.base), exponents.astype(np.float64)).astype(np.float32)
@@ -80,40 +56,14 @@ def inverse_frequencies(rotary: Rotary, head_width: int) -> Float32[np.ndarray, 
 
 
 def rotary_angles(rotary: Rotary, head_width: int, positions: Int[Array, "R S"]) -> Angles:
-    """Computes the angles at some positions, in float32.
-
-    Args:
-        rotary: how fast pairs turn.
-        head_width: K.
-        positions: where tokens stand.
-
-    Returns:
-        Cosines and sines.
-
-    Example:
-        >>> rotary_angles(Rotary(), 4, jnp.arange(3)[None]).cosine.shape
-        (1, 3, 2)
-    """
+    """Computes the angles at some positions, in float32."""
     frequencies = jnp.asarray(inverse_frequencies(rotary, head_width))
     angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None]
     return Angles(jnp.cos(angles), jnp.sin(angles))
 
 
 def rotate(heads: Float[Array, "B S H K"], angles: Angles | None) -> Float[Array, "B S H K"]:
-    """Turns queries or keys; pair k of a head is its coordinates k and k + K/2.
-
-    Args:
-        heads: queries or keys.
-        angles: at their positions; None turns nothing.
-
-    Returns:
-        The turned heads, in their dtype; the product is taken in float32.
-
-    Example:
-        >>> angles = rotary_angles(Rotary(), 2, jnp.zeros((1, 1), jnp.int32))
-        >>> rotate(jnp.ones((1, 1, 3, 2)), angles).shape
-        (1, 1, 3, 2)
-    """
+    """Turns queries or keys; pair k of a head is its coordinates k and k + K/2."""
     if angles is None:
         return heads
     cosine, sine = angles.cosine[:, :, None], angles.sine[:, :, None]

@@ -26,13 +26,9 @@ STACKS = ("decoder", "encoder")
 
 
 class WordTable(nn.Module):
-    """The word table, which both stacks read and a tied head scores with.
+    """The word table, which both stacks read and a tied head scores with."""
 
-    Attributes:
-        config: shape of the model.
-    """
-
-    config: T5Config
+    config: T5Config  # shape of the model
 
     def setup(self) -> None:
         """Declares the table."""
@@ -41,30 +37,13 @@ class WordTable(nn.Module):
 
 
 class T5(nn.Module):
-    """An encoder-decoder that reads text behind a soft prompt.
+    """An encoder-decoder that reads text behind a soft prompt."""
 
-    Attributes:
-        config: shape of the model.
-        dtype: dtype of states and matrix products, float32 or bfloat16.
-        dropout_rate: 0 (default) leaves dropout out. Paper: on during tuning, where T5 has it.
-        remat: what is kept for the way back; see :func:`jpt.backbones.layers.rematerialised`.
-
-    Example:
-        >>> sizes = {"vocab_size": 61, "d_model": 20, "d_kv": 3, "d_ff": 31, "num_heads": 7}
-        >>> config = {"model_type": "t5", "num_layers": 2, **sizes}
-        >>> model = T5(T5Config.from_huggingface(config))
-        >>> tokens, lengths = jnp.ones((2, 7), jnp.int32), jnp.array([7, 4])
-        >>> prompt = jnp.zeros((5, model.config.width))
-        >>> output, _ = jax.eval_shape(
-        ...     model.init_with_output, jax.random.key(0), tokens, lengths, prompt
-        ... )
-        >>> output.logits.shape
-        (2, 61)
-    """
-
-    config: T5Config
-    dtype: jnp.dtype = jnp.float32
+    config: T5Config  # shape of the model
+    dtype: jnp.dtype = jnp.float32  # dtype of states and matrix products, float32 or bfloat16
+    # 0 (default) leaves dropout out. Paper: on during tuning, where T5 has it
     dropout_rate: float = 0.0
+    # what is kept for the way back; see :func:`jpt.backbones.layers.rematerialised`
     remat: str = "dots"
 
     def setup(self) -> None:
@@ -89,28 +68,7 @@ class T5(nn.Module):
         every_position: bool = False,
         places: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
-        """Reads a batch behind a prompt and scores the first token of the answer.
-
-        Args:
-            tokens: the text, padded on the right.
-            lengths: number of tokens of each row that are text.
-            prompt: one prompt for all rows, one a row, or none.
-            decoder_tokens: what the decoder reads, the start token first; then all its positions
-                are returned. By default it reads the start token alone.
-            label_ids: score only these words; the whole vocabulary by default.
-            capture_neurons: return the feed-forward activations: the decoder's at the positions
-                that are returned, the encoder's at its first token of text.
-            neuron_mask: multiplies the activations before the last matrix, per layer.
-            neuron_stack: whose neurons the two arguments before mean, ``"decoder"`` or
-                ``"encoder"``.
-            every_position: keep the axis of positions, also for one token; with the encoder's
-                neurons, return them at all positions.
-            places: of a packed batch: the encoder's layers then work on real tokens alone, for the
-                same numbers; of no use with every_position.
-
-        Returns:
-            Logits, last states and neurons.
-        """
+        """Reads a batch behind a prompt and scores the first token of the answer."""
         if neuron_stack not in STACKS:
             raise ValueError(f"neuron_stack is {neuron_stack!r}; expected one of {STACKS}")
         keeps_axis = every_position or decoder_tokens is not None
@@ -147,20 +105,7 @@ class T5(nn.Module):
         neuron_stack: str = "decoder",
         places: Int[Array, "G N"] | None = None,
     ) -> AnswerScores:
-        """Scores every token of several answers to each row, all of them in one pass.
-
-        Args:
-            tokens: the text, padded on the right.
-            lengths: number of tokens of each row that are text.
-            prompt: one prompt for all rows, one a row, or none.
-            answers: tokens of the answers, of each row or (R = 1) the same of all.
-            neuron_mask: multiplies the activations before the last matrix, per layer.
-            neuron_stack: whose neurons that means, ``"decoder"`` or ``"encoder"``.
-            places: of a packed batch.
-
-        Returns:
-            The scores, each token given those before it.
-        """
+        """Scores every token of several answers to each row, all of them in one pass."""
         masks: dict[str, Array | None] = {**dict.fromkeys(STACKS), neuron_stack: neuron_mask}
         read = (masks["encoder"], None, places)
         encoded, is_read, packing, _ = self._encode(tokens, lengths, prompt, *read)
@@ -200,17 +145,7 @@ class T5(nn.Module):
         prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
         max_new: int,
     ) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads the input and scores the first token to be generated.
-
-        Args:
-            tokens: the text, padded on the right.
-            lengths: number of tokens of each row that are text.
-            prompt: one prompt for all rows, one a row, or none.
-            max_new: how many tokens can be generated.
-
-        Returns:
-            Scores of the whole vocabulary, and what :meth:`advance` goes on from.
-        """
+        """Reads the input and scores the first token to be generated."""
         encoded, is_read, _, _ = self._encode(tokens, lengths, prompt, None, None)
         sight = Sight(self._view(np.arange(1)), None, encoded, is_read)
         states = self.embeddings.word[self._start_tokens(tokens.shape[0])]
@@ -223,15 +158,7 @@ class T5(nn.Module):
         return self.vocabulary_logits(hidden[:, 0]), cache
 
     def advance(self, last: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads the newest token of each row and scores the next one.
-
-        Args:
-            last: the tokens.
-            cache: what :meth:`start` or this method gave.
-
-        Returns:
-            Scores of the whole vocabulary, and the cache with one more token.
-        """
+        """Reads the newest token of each row and scores the next one."""
         place, slots = cache.steps + 1, cache.generated.key.shape[2]
         is_read = jnp.arange(cache.context.key.shape[2])[None] < cache.lengths[:, None]
         bias = self.decoder.bias(slots)

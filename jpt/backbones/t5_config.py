@@ -16,66 +16,33 @@ LONGEST_PROMPT = 2048
 
 @dataclass(frozen=True)
 class T5Config:
-    """What shapes a T5 model, version 1.0 or 1.1.
+    """What shapes a T5 model, version 1.0 or 1.1."""
 
-    Attributes:
-        model_type: ``"t5"``.
-        vocabulary: V, rows of the word table.
-        width: D.
-        encoder_layers: layers of the encoder.
-        layers: L, layers of the decoder, whose neurons are read by default.
-        heads: H.
-        head_width: K, width of one attention head; not D / H in general.
-        neurons: F of one feed-forward layer.
-        buckets: how many kinds of relative position there are.
-        max_distance: from here on all distances are of one kind.
-        activation: name of the non-linearity of the feed-forward layers.
-        gated: whether a second matrix, without a non-linearity, is multiplied with the first.
-        start_id: the token that the decoder reads first.
-        scaled_head: whether scores are multiplied by D ** -0.5.
-        tied_head: whether the head multiplies by the word table or has a table of its own.
-        epsilon: of every norm.
-        dropout_rate: rate the model was trained with, used only when dropout is asked for.
-        positions: the longest prompt.
-    """
-
-    model_type: str
-    vocabulary: int
-    width: int
-    encoder_layers: int
-    layers: int
-    heads: int
-    head_width: int
-    neurons: int
-    buckets: int = 32
-    max_distance: int = 128
-    activation: str = "relu"
+    model_type: str  # ``"t5"``
+    vocabulary: int  # V, rows of the word table
+    width: int  # D
+    encoder_layers: int  # layers of the encoder
+    layers: int  # L, layers of the decoder, whose neurons are read by default
+    heads: int  # H
+    head_width: int  # K, width of one attention head; not D / H in general
+    neurons: int  # F of one feed-forward layer
+    buckets: int = 32  # how many kinds of relative position there are
+    max_distance: int = 128  # from here on all distances are of one kind
+    activation: str = "relu"  # name of the non-linearity of the feed-forward layers
+    # whether a second matrix, without a non-linearity, is multiplied with the first
     gated: bool = False
-    start_id: int = 0
-    scaled_head: bool = True
+    start_id: int = 0  # the token that the decoder reads first
+    scaled_head: bool = True  # whether scores are multiplied by D ** -0.5
+    # whether the head multiplies by the word table or has a table of its own
     tied_head: bool = True
-    epsilon: float = 1e-6
+    epsilon: float = 1e-6  # of every norm
+    # rate the model was trained with, used only when dropout is asked for
     dropout_rate: float = 0.1
-    positions: int = LONGEST_PROMPT
+    positions: int = LONGEST_PROMPT  # the longest prompt
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any]) -> T5Config:
-        """Reads a ``config.json`` that transformers wrote.
-
-        Args:
-            config: the parsed file.
-
-        Returns:
-            The shape.
-
-        Raises:
-            InputError: for a missing field, or a variant that this family does not compute.
-
-        Example:
-            >>> sizes = {"vocab_size": 61, "d_model": 20, "d_kv": 3, "d_ff": 31, "num_heads": 7}
-            >>> T5Config.from_huggingface({"model_type": "t5", "num_layers": 2, **sizes}).layers
-            2
-        """
+        """Reads a ``config.json`` that transformers wrote."""
         _refuse_variants(config)
         activation, gated = _read_activation(config)
         encoder_layers = read_whole(config, "num_layers")

@@ -30,37 +30,25 @@ class View(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What all layers of a stack share.
+    """What all layers of a stack share."""
 
-    Attributes:
-        own: view of the states' own tokens.
-        past: view of the tokens whose keys are given.
-        encoded: the encoder's states, where keys of them are to be computed.
-        is_read: which of the encoder's positions are no padding.
-        packing: where the states stand in their rows, where they are of real tokens alone.
-        encoded_packing: where the encoder's stand.
-    """
-
-    own: View
-    past: View | None = None
+    own: View  # view of the states' own tokens
+    past: View | None = None  # view of the tokens whose keys are given
+    # the encoder's states, where keys of them are to be computed
     encoded: Float[Array, "B S D"] | Float[Array, "G M D"] | None = None
-    is_read: Bool[Array, "B 1 S"] | None = None
+    is_read: Bool[Array, "B 1 S"] | None = None  # which of the encoder's positions are no padding
+    # where the states stand in their rows, where they are of real tokens alone
     packing: Packing | None = None
-    encoded_packing: Packing | None = None
+    encoded_packing: Packing | None = None  # where the encoder's stand
 
 
 class LayerInput(NamedTuple):
-    """What each layer gets for itself; in a scan every array has an axis of layers in front.
+    """What each layer gets for itself; in a scan every array has an axis of layers in front."""
 
-    Attributes:
-        neuron_mask: multiplies the activations before the last matrix.
-        past: keys and values of tokens before the states'.
-        cross: keys and values of the encoder's states, computed before.
-    """
-
+    # multiplies the activations before the last matrix
     neuron_mask: Float[Array, "F"] | None = None
-    past: KeysValues | None = None
-    cross: KeysValues | None = None
+    past: KeysValues | None = None  # keys and values of tokens before the states'
+    cross: KeysValues | None = None  # keys and values of the encoder's states, computed before
 
 
 class LayerOutput(NamedTuple):
@@ -72,21 +60,13 @@ class LayerOutput(NamedTuple):
 
 
 class T5Layer(nn.Module):
-    """One layer with the norms before the maps: own tokens, the encoder's states, feed forward.
+    """One layer with the norms before the maps: own tokens, the encoder's states, feed forward."""
 
-    Attributes:
-        config: shape of the model.
-        dtype: dtype of states and matrix products.
-        dropout_rate: 0 leaves dropout out.
-        capture: neurons at which position are returned, ``"all"``, or none.
-        keeps_keys: whether keys and values are returned.
-    """
-
-    config: T5Config
-    dtype: jnp.dtype
-    dropout_rate: float = 0.0
-    capture: int | str | None = None
-    keeps_keys: bool = False
+    config: T5Config  # shape of the model
+    dtype: jnp.dtype  # dtype of states and matrix products
+    dropout_rate: float = 0.0  # 0 leaves dropout out
+    capture: int | str | None = None  # neurons at which position are returned, ``"all"``, or none
+    keeps_keys: bool = False  # whether keys and values are returned
 
     @nn.compact
     def __call__(
@@ -178,23 +158,14 @@ class T5Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The layers of the encoder or of the decoder as one scan, and the norm after them.
+    """The layers of the encoder or of the decoder as one scan, and the norm after them."""
 
-    Attributes:
-        config: shape of the model.
-        depth: number of layers.
-        bidirectional: whether every token may look at every other; else at earlier ones.
-        dtype: dtype of states and matrix products.
-        dropout_rate: 0 leaves dropout out.
-        remat: what is kept for the way back.
-    """
-
-    config: T5Config
-    depth: int
-    bidirectional: bool
-    dtype: jnp.dtype
-    dropout_rate: float
-    remat: str
+    config: T5Config  # shape of the model
+    depth: int  # number of layers
+    bidirectional: bool  # whether every token may look at every other; else at earlier ones
+    dtype: jnp.dtype  # dtype of states and matrix products
+    dropout_rate: float  # 0 leaves dropout out
+    remat: str  # what is kept for the way back
 
     def setup(self) -> None:
         """Declares the table of relative positions and the norm."""

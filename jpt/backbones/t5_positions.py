@@ -15,22 +15,7 @@ from jpt.backbones.t5_config import T5Config
 def relative_buckets(
     distances: Int[np.ndarray, "N"], bidirectional: bool, buckets: int, max_distance: int
 ) -> Int32[np.ndarray, "N"]:
-    """Sorts relative positions into buckets: near ones by themselves, far ones by magnitude.
-
-    Args:
-        distances: position of a key minus that of a query.
-        bidirectional: whether keys after the query have half of the buckets; otherwise all of
-            them share the bucket of distance 0.
-        buckets: how many there are.
-        max_distance: from here on all distances share a bucket.
-
-    Returns:
-        Numbers of buckets.
-
-    Example:
-        >>> relative_buckets(np.array([-100, -1, 0, 1, 100]), True, 32, 128).tolist()
-        [15, 1, 0, 17, 31]
-    """
+    """Sorts relative positions into buckets: near ones by themselves, far ones by magnitude."""
     first: int | np.ndarray = 0
     if bidirectional:
         buckets //= 2
@@ -46,15 +31,10 @@ def relative_buckets(
 
 
 class RelativeBias(nn.Module):
-    """The table of what each head adds to its scores by relative position.
+    """The table of what each head adds to its scores by relative position."""
 
-    Attributes:
-        config: shape of the model.
-        bidirectional: whether the stack looks both ways.
-    """
-
-    config: T5Config
-    bidirectional: bool
+    config: T5Config  # shape of the model
+    bidirectional: bool  # whether the stack looks both ways
 
     @nn.compact
     def __call__(self, reach: int) -> Float[Array, "H 2*reach-1"]:
@@ -71,19 +51,7 @@ class RelativeBias(nn.Module):
 def spread_bias(
     by_distance: Float[Array, "H 2*R-1"], places: Int[np.ndarray, "S"]
 ) -> Float[Array, "H S S"]:
-    """Lays the bias of each distance out over all pairs of a query and a key.
-
-    Args:
-        by_distance: from 1 - R up to R - 1, key minus query.
-        places: where the queries and keys stand, all below R.
-
-    Returns:
-        The bias of every query for every key.
-
-    Example:
-        >>> spread_bias(jnp.array([[10, 20, 30]]), np.arange(2)).tolist()
-        [[[20, 30], [10, 20]]]
-    """
+    """Lays the bias of each distance out over all pairs of a query and a key."""
     reach = (by_distance.shape[1] + 1) // 2
     places = jnp.asarray(places)  # so that no table of S x S is stored in the program
     return by_distance[:, places[None] - places[:, None] + (reach - 1)]

@@ -32,19 +32,7 @@ _SPLIT = (
 
 
 def t5_rules(config: T5Config) -> list[TensorRule]:
-    """Names the tensor of every parameter of a T5 model.
-
-    Args:
-        config: shape of the model.
-
-    Returns:
-        One rule for each parameter.
-
-    Example:
-        >>> config = T5Config("t5", 61, 20, 2, 2, heads=7, head_width=3, neurons=31)
-        >>> t5_rules(config)[0].name
-        'shared.weight'
-    """
+    """Names the tensor of every parameter of a T5 model."""
     table = (config.vocabulary, config.width)
     rules = [TensorRule("embeddings/word", _WORDS, table, aliases=_COPIES)]
     if not config.tied_head:

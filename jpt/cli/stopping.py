@@ -21,14 +21,10 @@ _LOADING = ("create_module", "exec_module")
 
 
 class Stopped(BaseException):
-    """Ends a command, whatever it is doing.
+    """Ends a command, whatever it is doing."""
 
-    No ``Exception``, so that no library that tries something out takes it for its own, and no
-    ``KeyboardInterrupt``, for which typer ends the process without a word.
-
-    Args:
-        number: of the signal.
-    """
+    # No ``Exception``, so that no library that tries something out takes it for its own, and no
+    # ``KeyboardInterrupt``, for which typer ends the process without a word.
 
     def __init__(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -38,22 +34,9 @@ class Stopped(BaseException):
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raises `Stopped` at SIGTERM and Ctrl-C, as long as the block runs.
-
-    Code in C may clear what a handler raises, and some of jax's does while it loads: the signal is
-    raised anew until it ends the block.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> try:
-        ...     with stop_on_signals():
-        ...         signal.raise_signal(signal.SIGTERM)
-        ... except Stopped as stopped:
-        ...     print(stopped)
-        SIGTERM: stopped; the same command goes on from what is written
-    """
+    """Raises `Stopped` at SIGTERM and Ctrl-C, as long as the block runs."""
+    # Code in C may clear what a handler raises, and some of jax's does while it loads: the signal
+    # is raised anew until it ends the block.
     stop = _Stop()
     before = {number: signal.signal(number, stop) for number in EXIT_CODES}
     try:

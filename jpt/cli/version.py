@@ -7,15 +7,7 @@ from collections import Counter
 
 
 def version_text() -> str:
-    """Tells versions, machine and devices; for the devices jax is loaded.
-
-    Returns:
-        Three lines. Devices that cannot be used are said with the reason.
-
-    Example:
-        >>> version_text().splitlines()[0].startswith("jpt ")
-        True
-    """
+    """Tells versions, machine and devices; for the devices jax is loaded."""
     from jpt.transfer.made_with import made_with
 
     told = made_with()

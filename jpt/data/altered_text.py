@@ -20,50 +20,18 @@ ATTEMPTS = 20
 
 
 def count_words(text: str) -> int:
-    """Counts the words of a text.
-
-    Args:
-        text: any text.
-
-    Returns:
-        Their number.
-
-    Example:
-        >>> count_words("It's well-made , isn't it ?")
-        4
-    """
+    """Counts the words of a text."""
     return len(WORD.findall(text))
 
 
 def replace_words(text: str, words: list[str]) -> str:
-    """Puts other words into the skeleton of a text.
-
-    Args:
-        text: gives punctuation and spaces.
-        words: as many as the text has.
-
-    Returns:
-        The new text.
-
-    Example:
-        >>> replace_words("Slow, but good.", ["good", "but", "slow"])
-        'good, but slow.'
-    """
+    """Puts other words into the skeleton of a text."""
     rest = iter(words)
     return WORD.sub(lambda _: next(rest), text)
 
 
 def scramble(text: str, draws: Draws) -> str | None:
-    """Puts the words of a text into an order by chance.
-
-    Args:
-        text: a text of several different words.
-        draws: the source of chance.
-
-    Returns:
-        The same words in the same skeleton, most places with another word; None where no such
-        order was found, as in a text of one word.
-    """
+    """Puts the words of a text into an order by chance."""
     words = WORD.findall(text)
     for _ in range(ATTEMPTS):
         order = draws.shuffled(words)
@@ -74,34 +42,12 @@ def scramble(text: str, draws: Draws) -> str | None:
 
 
 def reverse(text: str) -> str:
-    """Turns the order of the words of a text round.
-
-    Args:
-        text: any text.
-
-    Returns:
-        The same words in the same skeleton.
-
-    Example:
-        >>> reverse("slow, but good.")
-        'good, but slow.'
-    """
+    """Turns the order of the words of a text round."""
     return replace_words(text, WORD.findall(text)[::-1])
 
 
 def halves(text: str) -> tuple[str, str] | None:
-    """Cuts a text at the space that stands nearest before the word in its middle.
-
-    Args:
-        text: any text.
-
-    Returns:
-        The two halves; None where no word but the first has a space before it.
-
-    Example:
-        >>> halves("one two three four.")
-        ('one two', 'three four.')
-    """
+    """Cuts a text at the space that stands nearest before the word in its middle."""
     words = [match.start() for match in WORD.finditer(text)]
     starts = [place for place, start in enumerate(words) if start and text[start - 1] == " "]
     if not starts:
@@ -111,31 +57,11 @@ def halves(text: str) -> tuple[str, str] | None:
 
 
 def thin_out(text: str, draws: Draws, kept: float = 0.6) -> str:
-    """Takes a part of the words of a text, small, bare and in an order by chance.
-
-    Args:
-        text: any text.
-        draws: the source of chance.
-        kept: the fraction of its words that are kept.
-
-    Returns:
-        The words with spaces between them.
-    """
+    """Takes a part of the words of a text, small, bare and in an order by chance."""
     words = draws.shuffled(WORD.findall(text.lower()))
     return " ".join(words[: max(1, round(kept * len(words)))])
 
 
 def set_period(text: str) -> str:
-    """Ends a sentence with a period, whatever it ended with.
-
-    Args:
-        text: one sentence.
-
-    Returns:
-        The sentence without its own end marks and closing quotes.
-
-    Example:
-        >>> set_period("Why?!")
-        'Why.'
-    """
+    """Ends a sentence with a period, whatever it ended with."""
     return END_MARK.sub(".", text)

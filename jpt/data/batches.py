@@ -38,30 +38,12 @@ def training_rows(
     n_rows: int,
     lengths: Int64[np.ndarray, "N"] | None = None,
 ) -> Int64[np.ndarray, "B"]:
-    """Chooses the rows of one training step.
-
-    The rows of all steps together are one endless stream: every row once, in an order of the
-    seed and the epoch, then every row again in the next epoch's order. A batch may reach over
-    the end of an epoch, several times where there are fewer rows than it has places.
-
-    With lengths, the rows of `GROUPED_BATCHES` batches are shared out so that each batch holds rows
-    of like lengths and little is padded; these batches then come in an order of the seed.
-
-    Args:
-        seed: the seed of the run, 0 or more.
-        step: the number of the step, from 0.
-        batch_size: rows of a batch.
-        n_rows: rows of the split.
-        lengths: tokens of each row, where rows of like lengths shall go together.
-
-    Returns:
-        The numbers of the rows.
-
-    Example:
-        >>> rows = [training_rows(0, step, 2, 4) for step in (0, 1)]
-        >>> sorted(int(row) for row in np.concatenate(rows))
-        [0, 1, 2, 3]
-    """
+    """Chooses the rows of one training step."""
+    # The rows of all steps together are one endless stream: every row once, in an order of the seed
+    # and the epoch, then every row again in the next epoch's order. A batch may reach over the end
+    # of an epoch, several times where there are fewer rows than it has places.
+    # With lengths, the rows of `GROUPED_BATCHES` batches are shared out so that each batch holds
+    # rows of like lengths and little is padded; these batches then come in an order of the seed.
     if lengths is None:
         return _stream(seed, step * batch_size, batch_size, n_rows)
     group, place = divmod(step, GROUPED_BATCHES)
@@ -84,39 +66,14 @@ def _stream(seed: int, start: int, count: int, n_rows: int) -> Int64[np.ndarray,
 
 @lru_cache(maxsize=16)
 def shuffled(seed: int, stream: int, number: int, count: int) -> Int64[np.ndarray, "N"]:
-    """Gives an order by chance: a function of (seed, stream, number).
-
-    Args:
-        seed: the seed of the run.
-        stream: `STREAM` or `TURNS`: what is put in order.
-        number: of the epoch or the group.
-        count: how many there are.
-
-    Returns:
-        Their numbers in the new order.
-    """
+    """Gives an order by chance: a function of (seed, stream, number)."""
     # From raw numbers: numpy may change how it permutes, not those.
     bits = np.random.Philox(key=np.array([seed, stream << 32 | number], dtype=np.uint64))
     return np.argsort(bits.random_raw(count), kind="stable")
 
 
 def bucket_length(length: int, max_tokens: int) -> int:
-    """Gives the length that rows of some length are padded to.
-
-    Args:
-        length: tokens of the longest row.
-        max_tokens: the most tokens a row may have; a bucket is never longer.
-
-    Returns:
-        The smallest bucket that holds the row.
-
-    Raises:
-        ValueError: the row is longer than max_tokens.
-
-    Example:
-        >>> [bucket_length(length, 60) for length in (3, 17, 50)]
-        [32, 32, 60]
-    """
+    """Gives the length that rows of some length are padded to."""
     if length > max_tokens:
         raise ValueError(f"a row of {length} tokens is longer than max_tokens = {max_tokens}")
     return min(next((bucket for bucket in BUCKETS if bucket >= length), max_tokens), max_tokens)
@@ -130,25 +87,8 @@ def make_batch(
     pad: int,
     own: Int64[np.ndarray, "M"] | None = None,
 ) -> Batch:
-    """Puts rows into one batch, padded on the right to a bucket and filled to its size.
-
-    A filling row repeats the first row, so that it has text to attend to, with weight 0.
-
-    Args:
-        split: the encoded rows.
-        rows: numbers of 1 to batch_size rows.
-        batch_size: rows of the batch.
-        max_tokens: the length the split was encoded with.
-        pad: the id of the padding piece.
-        own: places of the batch that are wanted, where several processes share it; the others are
-            not read, and count for the bucket alone.
-
-    Returns:
-        The batch, or the wanted part of it.
-
-    Raises:
-        ValueError: there are no rows, or more than the batch holds.
-    """
+    """Puts rows into one batch, padded on the right to a bucket and filled to its size."""
+    # A filling row repeats the first row, so that it has text to attend to, with weight 0.
     n_real, filled = len(rows), fill_up(rows, batch_size)
     starts = split.offsets[filled]
     lengths = split.offsets[filled + 1] - starts
@@ -166,22 +106,7 @@ def make_batch(
 
 
 def fill_up(rows: Int64[np.ndarray, "N"], batch_size: int) -> Int64[np.ndarray, "B"]:
-    """Repeats the first row until a batch is full.
-
-    Args:
-        rows: numbers of 1 to batch_size rows.
-        batch_size: rows of the batch.
-
-    Returns:
-        As many numbers.
-
-    Raises:
-        ValueError: there are no rows, or more than the batch holds.
-
-    Example:
-        >>> fill_up(np.array([4, 7]), 4).tolist()
-        [4, 7, 4, 4]
-    """
+    """Repeats the first row until a batch is full."""
     if not 1 <= len(rows) <= batch_size:
         raise ValueError(f"{len(rows)} rows do not go into a batch of {batch_size}")
     return np.concatenate([rows, np.repeat(rows[:1], batch_size - len(rows))])
@@ -190,22 +115,7 @@ def fill_up(rows: Int64[np.ndarray, "N"], batch_size: int) -> Int64[np.ndarray, 
 def text_places(
     lengths: Int64[np.ndarray, "*K B"], text: int, groups: int = 1
 ) -> Int32[np.ndarray, "*K G N"] | None:
-    """Lays the real tokens of padded rows out one behind the other, for `Batch.places`.
-
-    Args:
-        lengths: tokens of each row, of one batch or of several that are computed at once.
-        text: T, the length that the rows are padded to.
-        groups: G, a divisor of B; the rows of each are laid out apart, for devices of their own.
-
-    Returns:
-        Positions of the tokens; None where too little is padding to be worth it.
-
-    Example:
-        >>> text_places(np.array([3, 1]), 4).tolist()
-        [[0, 1, 2, 4]]
-        >>> text_places(np.array([4, 3]), 4) is None
-        True
-    """
+    """Lays the real tokens of padded rows out one behind the other, for `Batch.places`."""
     batches = np.asarray(lengths).reshape(-1, groups, lengths.shape[-1] // groups)
     room = batches.shape[-1] * text
     totals = batches.sum(axis=-1)
@@ -254,19 +164,7 @@ def evaluation_batches(
     pad: int,
     own: Int64[np.ndarray, "M"] | None = None,
 ) -> Iterator[tuple[Int64[np.ndarray, "N"], Batch]]:
-    """Goes through all rows of a split once, short rows first, so that little is padded.
-
-    Args:
-        split: the encoded rows.
-        batch_size: rows of a batch; the last one is filled up with rows of weight 0.
-        max_tokens: the length the split was encoded with.
-        pad: the id of the padding piece.
-        own: places of each batch that are wanted, where several processes share it.
-
-    Yields:
-        The numbers of the real rows of a batch, and the batch, in which they come first, or the
-        wanted part of it.
-    """
+    """Goes through all rows of a split once, short rows first, so that little is padded."""
     order = np.argsort(split.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

@@ -37,22 +37,7 @@ class _Split(NamedTuple):
 
 
 def builtin_rows(name: str, split: str) -> list[Row]:
-    """Makes the rows of a split of a built-in task.
-
-    Args:
-        name: the task's name, with or without ``builtin/``.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-
-    Returns:
-        Rows with the task's fields and ``label``; each label has as many as every other.
-
-    Raises:
-        InputError: the task or the split is unknown, or the reviews are not installed.
-
-    Example:
-        >>> sorted(builtin_rows("builtin/rotten_tomatoes", "validation")[0])
-        ['label', 'text']
-    """
+    """Makes the rows of a split of a built-in task."""
     short = name.removeprefix(BUILTIN_PREFIX)
     if short not in RECIPES or BUILTIN_PREFIX + short not in TASKS:
         raise unknown_name("built-in task", name, TASKS)

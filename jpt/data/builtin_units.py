@@ -55,21 +55,15 @@ MOST_APART = 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the rows of a task are made from reviews.
+    """How the rows of a task are made from reviews."""
 
-    Attributes:
-        source: which reviews.
-        form: ``"review"``: the first text, labelled as the review; ``"contrast"``: one of the two
-            texts, class 0 or class 1; ``"twins"``: both of them, as two rows; ``"pair"``: the two
-            as a pair of class 1, or with the second of another review as a pair of class 0.
-        make: takes the two texts from a review; None where it has none.
-        contains: only reviews with this in them are looked at.
-    """
-
-    source: Source
+    source: Source  # which reviews
+    # ``"review"``: the first text, labelled as the review; ``"contrast"``: one of the two texts,
+    # class 0 or class 1; ``"twins"``: both of them, as two rows; ``"pair"``: the two as a pair of
+    # class 1, or with the second of another review as a pair of class 0
     form: Literal["review", "contrast", "twins", "pair"]
-    make: Make
-    contains: str = ""
+    make: Make  # takes the two texts from a review; None where it has none
+    contains: str = ""  # only reviews with this in them are looked at
 
 
 @lru_cache(maxsize=32_768)

@@ -10,38 +10,19 @@ Item = TypeVar("Item")
 
 
 class Draws:
-    """A stream of choices that follows from a name.
+    """A stream of choices that follows from a name."""
 
-    Only ``random.Random.random`` is used: it is the one method whose numbers Python promises to
-    keep, and fixed splits of data must stay what they are.
-
-    Example:
-        >>> Draws("a").shuffled([1, 2, 3, 4]) == Draws("a").shuffled([1, 2, 3, 4])
-        True
-    """
+    # Only ``random.Random.random`` is used: it is the one method whose numbers Python promises to
+    # keep, and fixed splits of data must stay what they are.
 
     def __init__(self, name: str) -> None:
         self._random = random.Random(name)
 
     def pick(self, items: Sequence[Item]) -> Item:
-        """Chooses one of some items.
-
-        Args:
-            items: at least one.
-
-        Returns:
-            One of them, each with the same chance.
-        """
+        """Chooses one of some items."""
         return items[int(self._random.random() * len(items))]
 
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
-        """Puts items into an order by chance.
-
-        Args:
-            items: any number of them.
-
-        Returns:
-            A new list; the items stay as they were.
-        """
+        """Puts items into an order by chance."""
         keys = [self._random.random() for _ in items]
         return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]

@@ -88,25 +88,10 @@ def encode_split(
     layout: str = "encoder",
     answer_tokens: int | None = None,
 ) -> EncodedSplit:
-    """Tokenises the rows of a split and cuts those that are too long.
-
-    A single text loses its end. Of a pair the longer text loses its end first; the shorter one is
-    cut only when it has itself more than half of the room. A segment without a field is never cut.
-
-    Args:
-        rows: checked rows, each with the task's fields and its label or answers.
-        task: gives template and class numbers.
-        tokenizer: the vocabulary of the model.
-        max_tokens: the most tokens a row may have, special pieces included.
-        layout: of the model: whose template is taken, and which special pieces stand where.
-        answer_tokens: the most tokens that a written answer has; by default the task's choice.
-
-    Returns:
-        The ids of all rows.
-
-    Raises:
-        InputError: there are no rows, or max_tokens leaves no room for text.
-    """
+    """Tokenises the rows of a split and cuts those that are too long."""
+    # A single text loses its end. Of a pair the longer text loses its end first; the shorter one is
+    # cut only when it has itself more than half of the room. A segment without a field is never
+    # cut.
     if not rows:
         raise InputError(f"there are no rows of task {task.name} to encode; give at least one")
     texts = [render(task, row, layout) for row in rows]
@@ -135,18 +120,7 @@ def encode_split(
 
 
 def join_rows(ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Puts rows of ids one after the other.
-
-    Args:
-        ids: of each row.
-
-    Returns:
-        All ids, and where each row begins and ends among them.
-
-    Example:
-        >>> [array.tolist() for array in join_rows([[5, 6], [7]])]
-        [[5, 6, 7], [0, 2, 3]]
-    """
+    """Puts rows of ids one after the other."""
     tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int32)
     return tokens, np.cumsum([0, *map(len, ids)], dtype=np.int64)
 
@@ -165,18 +139,7 @@ def encode_answers(
     layout: str,
     answer_tokens: int | None,
 ) -> EncodedAnswers | None:
-    """Tokenises the answers that are to be written.
-
-    Args:
-        rows: checked rows with their answers.
-        task: what is asked; None comes back where it has labels.
-        tokenizer: the vocabulary of the model.
-        layout: of the model; a decoder goes on behind its cue.
-        answer_tokens: the most tokens of an answer, without its end piece.
-
-    Returns:
-        The ids, or None.
-    """
+    """Tokenises the answers that are to be written."""
     if not task.is_written:
         return None
     references = tuple(tuple(row["answers"]) for row in rows)
@@ -207,16 +170,7 @@ def encode_answers(
 
 
 def encode_texts(texts: list[str], tokenizer: TextTokenizer, room: int) -> list[list[int]]:
-    """Tokenises texts of which only so many first pieces can matter.
-
-    Args:
-        texts: any number of texts.
-        tokenizer: the vocabulary.
-        room: more pieces than this need not be found.
-
-    Returns:
-        The ids of each text: all of them, or more than ``room`` of the first ones.
-    """
+    """Tokenises texts of which only so many first pieces can matter."""
     heads = [_head(text, room * LETTERS_PER_PIECE) for text in texts]
     encoded = tokenizer.encode(heads)
     short = [
@@ -230,21 +184,7 @@ def encode_texts(texts: list[str], tokenizer: TextTokenizer, room: int) -> list[
 
 
 def cut_segments(segments: Sequence[list[int]], room: int) -> list[list[int]]:
-    """Cuts the ids of a text, or of a pair, to the room there is.
-
-    Args:
-        segments: the ids of one or two texts.
-        room: the most ids they may have together.
-
-    Returns:
-        The ids that stay.
-
-    Example:
-        >>> cut_segments([[1, 2, 3, 4, 5, 6], [7, 8]], 5)
-        [[1, 2, 3], [7, 8]]
-        >>> cut_segments([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10]], 5)
-        [[1, 2, 3], [7, 8]]
-    """
+    """Cuts the ids of a text, or of a pair, to the room there is."""
     if len(segments) == 1:
         return [segments[0][:room]]
     first, second = segments
@@ -274,16 +214,7 @@ def _room(
 
 
 def frame(segments: Sequence[list[int]], tokenizer: TextTokenizer, layout: str) -> list[int]:
-    """Puts the special pieces of a layout around the ids of a text.
-
-    Args:
-        segments: ids of one text or several that are read together.
-        tokenizer: knows the special pieces.
-        layout: of the model that reads them.
-
-    Returns:
-        The ids as the model reads them.
-    """
+    """Puts the special pieces of a layout around the ids of a text."""
     special = tokenizer.ids
     if layout == "encoder":
         return [special.cls, *chain.from_iterable([*ids, special.sep] for ids in segments)]

@@ -13,26 +13,7 @@ from jpt.tasks.task import SPLITS, Task
 
 
 def with_rows(task: Task, data: Mapping[str, Iterable[Mapping[str, Any]]]) -> Task:
-    """Gives a task its rows, in place of the folder or the hub they would come from.
-
-    Args:
-        task: the task.
-        data: rows of each split: lists, generators, or data sets of ``datasets``. Each row is a
-            mapping with the task's fields and its label or answer; generators are run to the end.
-
-    Returns:
-        The task, with copies of the rows.
-
-    Raises:
-        InputError: a split is unknown or has no rows, or a row is no mapping. Its values are
-            checked when it is read.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> task = with_rows(load_task("sst2"), {"train": [{"text": "Fine.", "label": 1}]})
-        >>> task.rows["train"]
-        ({'text': 'Fine.', 'label': 1},)
-    """
+    """Gives a task its rows, in place of the folder or the hub they would come from."""
     for split in data:
         if split not in SPLITS:
             raise unknown_name("split", str(split), SPLITS)
@@ -45,14 +26,7 @@ def with_rows(task: Task, data: Mapping[str, Iterable[Mapping[str, Any]]]) -> Ta
 
 
 def describe_given(split: str) -> str:
-    """Names the rows of a split for messages.
-
-    Args:
-        split: one of the task's splits.
-
-    Returns:
-        For instance ``rows given for train``.
-    """
+    """Names the rows of a split for messages."""
     return f"rows given for {split}"
 
 

@@ -19,35 +19,12 @@ HubRow = dict[str, Any]
 
 
 def plain(row: HubRow, task: Task) -> HubRow | None:
-    """Keeps a row as it is.
-
-    Args:
-        row: of the hub.
-        task: whose row it is.
-
-    Returns:
-        The row.
-    """
+    """Keeps a row as it is."""
     return row
 
 
 def complete(row: HubRow, task: Task) -> HubRow | None:
-    """Leaves out a row without label, which the hub numbers -1, or without text in a field.
-
-    Args:
-        row: of the hub.
-        task: whose row it is.
-
-    Returns:
-        The row; None where something is missing in it, but not where a whole column is: that is
-        an error, which the checks of the rows name.
-
-    Example:
-        >>> from jpt.tasks.catalog import CATALOG
-        >>> pair = {"premise": "It rains.", "hypothesis": "It is wet."}
-        >>> [complete({**pair, "label": number}, CATALOG["snli"]) is None for number in (-1, 0)]
-        [True, False]
-    """
+    """Leaves out a row without label, which the hub numbers -1, or without text in a field."""
     texts = value_names(task) if task.is_written else task.fields
     if not all(_has_text(row[name]) for name in texts if name in row):
         return None
@@ -62,20 +39,7 @@ def _has_text(value: object) -> bool:
 
 
 def signed(row: HubRow, task: Task) -> HubRow | None:
-    """Counts labels from 0 that the hub has as signs: -1 negative, 0 neutral, 1 positive.
-
-    Args:
-        row: of the hub.
-        task: whose row it is.
-
-    Returns:
-        The row with a class number.
-
-    Example:
-        >>> from jpt.tasks.catalog import CATALOG
-        >>> signed({"text": "Fine.", "label": -1}, CATALOG["laptop"])
-        {'text': 'Fine.', 'label': 0}
-    """
+    """Counts labels from 0 that the hub has as signs: -1 negative, 0 neutral, 1 positive."""
     label = row.get(task.label_field)
     return {**row, task.label_field: label + 1} if isinstance(label, int) else row
 
@@ -89,19 +53,7 @@ FORMS: dict[str, Callable[[HubRow, Task], HubRow | None]] = {
 
 
 def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads a split of a task from the hub, or from what the hub's library has kept of it.
-
-    Args:
-        task: a task with a hub source.
-        split: one of the task's splits.
-
-    Yields:
-        The number of the row, from 0, and its values under the task's names of the fields.
-
-    Raises:
-        InputError: the hub cannot be reached and nothing of the data set was kept, or the data
-            set has no such part.
-    """
+    """Reads a split of a task from the hub, or from what the hub's library has kept of it."""
     assert task.hub is not None, "only tasks of the hub come here"
     if task.hub.form not in FORMS:
         raise unknown_name("form of hub rows", task.hub.form, FORMS)
@@ -114,15 +66,7 @@ def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def describe_hub_split(hub: HubSource, split: str) -> str:
-    """Names a part of a data set of the hub for messages.
-
-    Args:
-        hub: the data set.
-        split: one of the task's splits.
-
-    Returns:
-        For instance ``nyu-mll/glue sst2 train[-2000:]``.
-    """
+    """Names a part of a data set of the hub for messages."""
     return " ".join(part for part in (hub.path, hub.config, hub.splits[split]) if part)
 
 

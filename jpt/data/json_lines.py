@@ -12,17 +12,7 @@ from jpt.errors import InputError
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads one JSON object a line; empty lines are passed over.
-
-    Args:
-        file: a UTF-8 file, with or without a byte order mark.
-
-    Yields:
-        The number of the line, from 1, and the object on it.
-
-    Raises:
-        InputError: the file cannot be read, is not UTF-8, or a line holds no JSON object.
-    """
+    """Reads one JSON object a line; empty lines are passed over."""
     # Not splitlines: it would also break at line separators inside of texts.
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if line and not line.isspace():
@@ -36,17 +26,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_json_list(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads a file that is one JSON list of objects.
-
-    Args:
-        file: a UTF-8 file, with or without a byte order mark.
-
-    Yields:
-        The number of the object in the list, from 1, and the object.
-
-    Raises:
-        InputError: the file cannot be read, is not UTF-8, or is no list of objects.
-    """
+    """Reads a file that is one JSON list of objects."""
     text = read_text(file)
     if not text.lstrip().startswith("["):
         raise InputError(

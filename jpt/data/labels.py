@@ -16,21 +16,7 @@ WHOLE_NUMBER = re.compile(r"(\d+)\.0+")
 
 
 def find_label(value: object, task: Task) -> str | None:
-    """Finds the label that a value means, in each form that files and libraries give it.
-
-    Args:
-        value: a label, a class number, or either as another type: ``"1"``, ``1.0``, ``True``, a
-            number of numpy.
-        task: the task.
-
-    Returns:
-        One of the task's labels, or None when the value means none of them.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> [find_label(value, load_task("sst2")) for value in ("1.0", True, np.int64(0), 0.5)]
-        ['positive', 'positive', 'negative', None]
-    """
+    """Finds the label that a value means, in each form that files and libraries give it."""
     if value is None:
         return None
     if isinstance(value, np.generic):
@@ -58,41 +44,13 @@ def _readings(value: Any) -> Iterator[object]:
 
 
 def class_numbers(names: object, task: Task) -> dict[int, str]:
-    """Says what the numbers in a label column mean where the data itself names its classes.
-
-    Names of which the task knows none are left aside, because there the numbers are the hub's.
-
-    Args:
-        names: the names in the order of their numbers, if there are any.
-        task: the task.
-
-    Returns:
-        The name of each number; empty where the names say nothing.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> class_numbers(["positive", "negative"], load_task("sst2"))
-        {0: 'positive', 1: 'negative'}
-        >>> class_numbers(["bad", "good"], load_task("sst2"))
-        {}
-    """
+    """Says what the numbers in a label column mean where the data itself names its classes."""
+    # Names of which the task knows none are left aside, because there the numbers are the hub's.
     if not isinstance(names, list | tuple) or not any(name in task.labels for name in names):
         return {}
     return {number: str(name) for number, name in enumerate(names)}
 
 
 def name_class(value: Any, names: Mapping[int, str]) -> Any:
-    """Puts the name of a class in the place of its number.
-
-    Args:
-        value: what stands in a label column.
-        names: the name of each number.
-
-    Returns:
-        The name, or the value where it is no number that has one.
-
-    Example:
-        >>> name_class(1, {0: "no", 1: "yes"}), name_class(-1, {0: "no", 1: "yes"})
-        ('yes', -1)
-    """
+    """Puts the name of a class in the place of its number."""
     return names.get(int(value), value) if isinstance(value, int | np.integer) else value

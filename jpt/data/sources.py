@@ -30,15 +30,10 @@ BY_LINE, BY_ROW = "{}:{}", "{}, row {}"
 
 
 class Reader(NamedTuple):
-    """How a kind of file is read.
+    """How a kind of file is read."""
 
-    Attributes:
-        read: gives the rows of a file for a task.
-        place: how a row of it is named.
-    """
-
-    read: Callable[[Path, Task], Numbered]
-    place: str
+    read: Callable[[Path, Task], Numbered]  # gives the rows of a file for a task
+    place: str  # how a row of it is named
 
 
 READERS: dict[str, Reader] = {
@@ -86,24 +81,7 @@ def read_rows(task: Task, split: str) -> list[Row]:
 
 
 def read_texts(task: Task, split: str) -> list[Row]:
-    """Reads the texts of a split of a task with labels; labels are not looked at and need not be.
-
-    Args:
-        task: the task; its rows may lack labels, where they come from JSON or Python. (A table has
-            to have the column all the same.)
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-
-    Returns:
-        The rows as `read_rows` has them, each with the task's first label.
-
-    Raises:
-        InputError: as `read_rows`, but for labels.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> read_texts(attach_data(load_task("sst2"), {"train": [{"text": "Fine."}]}), "train")
-        [{'text': 'Fine.', 'label': 'negative'}]
-    """
+    # Reads the texts of a split of a task with labels; labels are not looked at and need not be.
     stand_in = task.labels[0]
     if task.rows is None and task.folder is None and task.is_builtin:
         return [{**row, "label": stand_in} for row in builtin_rows(task.name, split)]
@@ -119,21 +97,7 @@ def read_texts(task: Task, split: str) -> list[Row]:
 
 
 def has_split(task: Task, split: str) -> bool:
-    """Says whether a task has rows for a split, without reading them.
-
-    Args:
-        task: the task.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-
-    Returns:
-        False only for a folder that has no file for the split and names none, and for a split that
-        was not given where rows are given.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> has_split(load_task("builtin/imdb"), "test")
-        True
-    """
+    """Says whether a task has rows for a split, without reading them."""
     if task.rows is not None:
         return split in task.rows
     if task.folder is None or split in task.files:
@@ -144,25 +108,7 @@ def has_split(task: Task, split: str) -> bool:
 def attach_data(
     task: Task, data: str | Path | Mapping[str, Iterable[Mapping[str, Any]]] | None
 ) -> Task:
-    """Gives a task other rows than its own: a folder of files, or rows in Python.
-
-    Args:
-        task: the task.
-        data: a folder, or rows by split as :func:`jpt.data.given_rows.with_rows` takes them; None
-            leaves the task as it is.
-
-    Returns:
-        The task with its rows from there.
-
-    Raises:
-        InputError: the folder does not exist, the rows are no rows, or the task is built in.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> task = attach_data(load_task("sst2"), {"test": [{"text": "Fine.", "label": 1}]})
-        >>> read_rows(task, "test"), has_split(task, "train")
-        ([{'text': 'Fine.', 'label': 'positive'}], False)
-    """
+    """Gives a task other rows than its own: a folder of files, or rows in Python."""
     if data is None:
         return task
     if task.is_builtin:
@@ -181,19 +127,7 @@ def attach_data(
 
 
 def find_file(task: Task, folder: Path, split: str) -> Path:
-    """Finds the file that holds a split.
-
-    Args:
-        task: may name its files itself.
-        folder: where they are.
-        split: the split that is wanted.
-
-    Returns:
-        The file.
-
-    Raises:
-        InputError: there is no such file, none of a kind that is read, or more than one.
-    """
+    """Finds the file that holds a split."""
     if split not in task.files:
         found = _files_of(folder, split)
         if len(found) > 1:

@@ -25,23 +25,9 @@ PYTHON_LIST = re.compile(r"""\s*\[\s*["'].*\]\s*""", re.DOTALL)
 def read_delimited(
     file: Path, task: Task, delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads a table of text; empty lines are passed over.
-
-    A cell may stand in double quotes, and then have delimiters, line ends and (doubled) quotes in
-    it. The answers of a written task may be a JSON list of texts, or else are one text.
-
-    Args:
-        file: a UTF-8 file, with or without a byte order mark, whose first line names the columns.
-        task: says which columns are needed.
-        delimiter: a comma or a tab.
-
-    Yields:
-        The number of the line where the row begins, from 1, and its cells by their columns.
-
-    Raises:
-        InputError: the file cannot be read, is not UTF-8 or empty, lacks a column or names one
-            twice; a quote is not closed; a row has too many or too few cells.
-    """
+    """Reads a table of text; empty lines are passed over."""
+    # A cell may stand in double quotes, and then have delimiters, line ends and (doubled) quotes in
+    # it. The answers of a written task may be a JSON list of texts, or else are one text.
     records = iter(_split_cells(_read_letters(file), file, delimiter))
     first, columns = next(records, (0, []))
     if not columns:

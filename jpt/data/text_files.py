@@ -9,26 +9,7 @@ from jpt.files.reading import file_size_bytes, read_bytes
 
 
 def read_text(file: Path) -> str:
-    """Reads a whole text file; the ends of its lines stay as they are.
-
-    Args:
-        file: a UTF-8 file, with or without a byte order mark.
-
-    Returns:
-        Its text, without the mark.
-
-    Raises:
-        InputError: the file cannot be read or is not UTF-8.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "rows.csv"
-        >>> _ = file.write_bytes(b"text,label\\r\\ncaf\\xe9,good\\r\\n")
-        >>> read_text(file)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        jpt.errors.InputError: .../rows.csv:2: not UTF-8 (...); save the file as UTF-8
-    """
+    """Reads a whole text file; the ends of its lines stay as they are."""
     file_size_bytes(file)  # refuses pipes and devices, which could hold a reader for ever
     data = read_bytes(file)
     try:

@@ -15,29 +15,16 @@ from jpt.errors import InputError
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """Batches of about equally many tokens: rows of one bucket, many where they are short.
+    """Batches of about equally many tokens: rows of one bucket, many where they are short."""
 
-    Every row comes once an epoch; the last batch of a bucket may have places left over. Which rows
-    a step takes is a function of (seed, step), as in :func:`jpt.data.batches.training_rows`.
+    # Every row comes once an epoch; the last batch of a bucket may have places left over. Which
+    # rows a step takes is a function of (seed, step), as in :func:`jpt.data.batches.training_rows`.
 
-    Attributes:
-        lengths: tokens of each row.
-        max_tokens: the length the rows were encoded with.
-        tokens: places of a batch, padding included.
-        beside: places that a row takes beside its text, for the prompt.
-        shares: the rows of a batch are divided by this number of devices.
-
-    Example:
-        >>> budget = TokenBudget(np.array([10, 60, 12]), 64, tokens=128, beside=0, shares=1)
-        >>> budget.steps_per_epoch, [budget.rows_of(bucket) for bucket in (32, 64)]
-        (2, [4, 2])
-    """
-
-    lengths: Int64[np.ndarray, "N"]
-    max_tokens: int
-    tokens: int
-    beside: int
-    shares: int
+    lengths: Int64[np.ndarray, "N"]  # tokens of each row
+    max_tokens: int  # the length the rows were encoded with
+    tokens: int  # places of a batch, padding included
+    beside: int  # places that a row takes beside its text, for the prompt
+    shares: int  # the rows of a batch are divided by this number of devices
 
     def __post_init__(self) -> None:
         """Refuses a budget that does not hold a row of the longest bucket."""
@@ -67,15 +54,7 @@ class TokenBudget:
         return rows - rows % self.shares
 
     def training_rows(self, seed: int, step: int) -> tuple[Int64[np.ndarray, "N"], int]:
-        """Chooses the rows of one training step.
-
-        Args:
-            seed: the seed of the run, 0 or more.
-            step: the number of the step, from 0.
-
-        Returns:
-            The numbers of the rows, and how many places their batch has.
-        """
+        """Chooses the rows of one training step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         rows = self._epoch(seed, epoch)[place]
         return rows, self.rows_of(int(self._buckets[rows[0]]))

@@ -38,15 +38,7 @@ _ANSWERS = ("tokens", "offsets")
 
 
 def cache_folder() -> Path | None:
-    """Says where tokenised rows are kept.
-
-    Returns:
-        The folder, or None where nothing is kept.
-
-    Example:
-        >>> cache_folder() is None or cache_folder().is_absolute()
-        True
-    """
+    """Says where tokenised rows are kept."""
     return user_cache("tokens")
 
 
@@ -58,22 +50,7 @@ def encode_cached(
     layout: str = "encoder",
     answer_tokens: int | None = None,
 ) -> EncodedSplit:
-    """Tokenises the rows of a split, or takes them from where they were kept.
-
-    Args:
-        rows: checked rows.
-        task: gives template and class numbers.
-        tokenizer: the vocabulary of the model.
-        max_tokens: the most tokens a row may have.
-        layout: of the model.
-        answer_tokens: the most tokens that a written answer has; by default the task's choice.
-
-    Returns:
-        What :func:`jpt.data.encode.encode_split` gives, with the checksum of the rows.
-
-    Raises:
-        InputError: as :func:`jpt.data.encode.encode_split`.
-    """
+    """Tokenises the rows of a split, or takes them from where they were kept."""
     settings = (max_tokens, layout, answer_tokens or task.answer_tokens)
     content, folder = rows_checksum(rows), cache_folder()
     file = None

@@ -10,18 +10,7 @@ MOST_NAMES, MOST_LETTERS = 12, 60
 
 
 def show(value: object) -> str:
-    """Shows a value in one short line, whatever it is.
-
-    Args:
-        value: anything.
-
-    Returns:
-        The beginning of its representation, or its type where it has none.
-
-    Example:
-        >>> show("two\\nlines")
-        "'two\\\\nlines'"
-    """
+    """Shows a value in one short line, whatever it is."""
     try:
         text = " ".join(repr(value[:200] if isinstance(value, str) else value).split())
     except Exception:  # absurd numbers, absurd nesting, classes of others
@@ -30,18 +19,7 @@ def show(value: object) -> str:
 
 
 def list_names(names: Collection[object]) -> str:
-    """Lists names in one line, of many only the first.
-
-    Args:
-        names: what a row or a header has.
-
-    Returns:
-        The names, parted by commas; nothing where there are none.
-
-    Example:
-        >>> list_names(["text", " label", "x" * 100])
-        "text, ' label', 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
-    """
+    """Lists names in one line, of many only the first."""
     shown = [_plain(name) for name in list(names)[:MOST_NAMES]]
     more = len(names) - len(shown)
     return ", ".join([*shown, f"{more} more"] if more else shown)
@@ -56,19 +34,7 @@ def _plain(name: object) -> str:
 
 
 def nearest_names(name: object, known: Collection[object]) -> str:
-    """Names what may have been meant, also where only the case differs.
-
-    Args:
-        name: what came, or what is missing.
-        known: what there is.
-
-    Returns:
-        A question to end a sentence with; nothing where no name is near.
-
-    Example:
-        >>> nearest_names("text", ["Text", "label"])
-        "; did you mean 'Text'?"
-    """
+    """Names what may have been meant, also where only the case differs."""
     if not isinstance(name, str):
         return ""
     by_form = {str(other).strip().lower(): str(other) for other in known}

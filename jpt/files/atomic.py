@@ -40,19 +40,7 @@ _CAUSES = {
 
 
 def write_error(path: str | Path, error: OSError) -> InputError:
-    """Turns what the operating system said about a write into one line with the cure.
-
-    Args:
-        path: what should have been written.
-        error: what was raised.
-
-    Returns:
-        The error, to be raised by the caller.
-
-    Example:
-        >>> write_error("a.json", OSError(errno.ENOSPC, "No space")).args[0]
-        'cannot write a.json: no space is left on the disk; free some or choose another place'
-    """
+    """Turns what the operating system said about a write into one line with the cure."""
     if error.errno == errno.ENOENT and not Path(path).parent.exists():
         cause = f"the folder {Path(path).parent} does not exist; create it first"
     else:
@@ -61,24 +49,8 @@ def write_error(path: str | Path, error: OSError) -> InputError:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Creates a folder with its parents, or accepts the one that is there.
-
-    Of several processes the first one alone does.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        The folder as a path.
-
-    Raises:
-        InputError: no permission, no space, or a file has that name.
-
-    Example:
-        >>> import tempfile
-        >>> make_folder(Path(tempfile.mkdtemp()) / "a" / "b").name
-        'b'
-    """
+    """Creates a folder with its parents, or accepts the one that is there."""
+    # Of several processes the first one alone does.
     folder = Path(path)
     if not is_first():
         return folder
@@ -95,29 +67,7 @@ def make_folder(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, is_cache: bool = False) -> Iterator[BinaryIO]:
-    """Opens a file for writing that takes its name only when all of it is on the disk.
-
-    Args:
-        path: the target; its folder must exist. A link is followed, so the link stays.
-        is_cache: whether every process writes it, for a machine of its own; of what is no cache
-            the others write nothing.
-
-    Yields:
-        A binary file. When the block ends well it replaces the target in one step.
-
-    Raises:
-        InputError: no space, no permission, no such folder, or the target is no regular file.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> with atomic_file(target) as file:
-        ...     _ = file.write(b"whole")
-        ...     target.exists()
-        False
-        >>> target.read_bytes()
-        b'whole'
-    """
+    """Opens a file for writing that takes its name only when all of it is on the disk."""
     if not (is_cache or is_first()):
         yield io.BytesIO()
         return
@@ -142,25 +92,7 @@ def atomic_file(path: str | Path, *, is_cache: bool = False) -> Iterator[BinaryI
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Fills a folder under a temporary name and gives it its own name when all is there.
-
-    Args:
-        path: the target, which must not exist or be an empty folder; its parent must exist.
-
-    Yields:
-        The temporary folder beside it. After an error it is removed with what it holds.
-
-    Raises:
-        InputError: the target holds something, no space, or no permission.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "export"
-        >>> with new_folder(target) as folder:
-        ...     _ = (folder / "a.txt").write_text("a")
-        >>> [entry.name for entry in target.iterdir()]
-        ['a.txt']
-    """
+    """Fills a folder under a temporary name and gives it its own name when all is there."""
     target = Path(os.path.realpath(path))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"cannot write {path}: it exists and is not empty; choose another folder")
@@ -179,64 +111,18 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes a file in one step (see `atomic_file`).
-
-    Args:
-        path: the target; its folder must exist.
-        data: the whole content.
-
-    Raises:
-        InputError: it cannot be written; the old content is untouched.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "a.bin"
-        >>> write_bytes(target, b"abc")
-        >>> target.read_bytes()
-        b'abc'
-    """
+    """Writes a file in one step (see `atomic_file`)."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes text as UTF-8 in one step, line ends as they are (see `atomic_file`).
-
-    Args:
-        path: the target; its folder must exist.
-        text: the whole content.
-
-    Raises:
-        InputError: it cannot be written; the old content is untouched.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> write_text(target, "soft prompt")
-        >>> target.read_text()
-        'soft prompt'
-    """
+    """Writes text as UTF-8 in one step, line ends as they are (see `atomic_file`)."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes a JSON file in one step; NumPy numbers become numbers, NaN is refused.
-
-    Args:
-        path: the target; its folder must exist.
-        value: dictionaries with text keys, lists, text, numbers, None.
-
-    Raises:
-        InputError: a number is NaN or infinite (JSON has no such thing, and other readers stop
-            at it), or the file cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "a.json"
-        >>> write_json(target, {"score": np.float32(0.5)})
-        >>> target.read_text()
-        '{\\n  "score": 0.5\\n}\\n'
-    """
+    """Writes a JSON file in one step; NumPy numbers become numbers, NaN is refused."""
     try:
         text = json.dumps(
             value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain_value

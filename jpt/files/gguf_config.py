@@ -24,18 +24,7 @@ _LARGEST_COUNT = 2**31 - 1
 
 
 def read_gguf_config(header: GgufHeader) -> dict[str, Any]:
-    """Translates the metadata.
-
-    Args:
-        header: of the file.
-
-    Returns:
-        The fields of a ``config.json`` of transformers.
-
-    Raises:
-        InputError: for another architecture, a missing or senseless field, or a variant that is
-            not computed here.
-    """
+    """Translates the metadata."""
     fields = _Fields(header)
     _refuse_variants(fields)
     width, heads = fields.whole("embedding_length"), fields.whole("attention.head_count")

@@ -43,34 +43,16 @@ _PAIRED = ("llama",)
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A model in a GGUF file.
+    """A model in a GGUF file."""
 
-    Attributes:
-        path: the file.
-        config: the fields of a ``config.json`` of Hugging Face.
-        source: the weights under Hugging Face's names.
-        metadata: what else the file says, its tokenizer above all.
-    """
-
-    path: Path
-    config: dict[str, Any]
-    source: TensorSource
-    metadata: Mapping[str, Any]
+    path: Path  # the file
+    config: dict[str, Any]  # the fields of a ``config.json`` of Hugging Face
+    source: TensorSource  # the weights under Hugging Face's names
+    metadata: Mapping[str, Any]  # what else the file says, its tokenizer above all
 
 
 def open_gguf(path: str | Path) -> GgufFile:
-    """Opens a GGUF file without reading its weights.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The model; `GgufFile.source` gives one weight at a time.
-
-    Raises:
-        InputError: the file is missing, truncated, damaged, of another architecture or a variant
-            that is not computed; or its weights need the gguf package, which is not installed.
-    """
+    """Opens a GGUF file without reading its weights."""
     header = read_gguf_header(path)
     config = read_gguf_config(header)
     if any(KINDS[tensor.kind].is_quantised for tensor in header.tensors.values()):

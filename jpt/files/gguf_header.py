@@ -48,32 +48,16 @@ _OTHER_FILES = {
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file holds, without its tensors' values.
+    """What a GGUF file holds, without its tensors' values."""
 
-    Attributes:
-        path: the file.
-        metadata: numbers, flags, texts, lists of texts and arrays of numbers by key.
-        tensors: the tensors by the names that the file gives them.
-    """
-
-    path: Path
+    path: Path  # the file
+    # numbers, flags, texts, lists of texts and arrays of numbers by key
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, GgufTensor]
+    tensors: Mapping[str, GgufTensor]  # the tensors by the names that the file gives them
 
 
 def read_gguf_header(path: str | Path) -> GgufHeader:
-    """Reads metadata and table of tensors of a GGUF file of version 2 or 3.
-
-    Args:
-        path: the file.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        InputError: it is missing, truncated, damaged, no GGUF file, of another version or byte
-            order, or has tensors of a type that is not read.
-    """
+    """Reads metadata and table of tensors of a GGUF file of version 2 or 3."""
     file = Path(path)
     size_bytes = file_size_bytes(file)
     try:

@@ -14,12 +14,7 @@ _LARGEST_COUNT = 2**20
 
 
 class HeaderReader:
-    """Takes values from the front of a file, never more than the file has.
-
-    Attributes:
-        file: its name, for messages.
-        size_bytes: its size.
-    """
+    """Takes values from the front of a file, never more than the file has."""
 
     def __init__(self, file: Path, stream: BinaryIO, size_bytes: int) -> None:
         self.file = file
@@ -34,17 +29,7 @@ class HeaderReader:
         return self._limit_bytes - self._left_bytes
 
     def take(self, length_bytes: int) -> bytes:
-        """Takes the next bytes.
-
-        Args:
-            length_bytes: how many.
-
-        Returns:
-            All of them.
-
-        Raises:
-            InputError: the file has fewer.
-        """
+        """Takes the next bytes."""
         if length_bytes > self._left_bytes:
             raise self.broken(f"it ends within its header, after {self._limit_bytes} bytes")
         self._left_bytes -= length_bytes
@@ -54,28 +39,11 @@ class HeaderReader:
         return data
 
     def whole(self, code: str) -> int:
-        """Takes the next whole number.
-
-        Args:
-            code: ``I`` for one of 4 bytes, ``Q`` for one of 8.
-
-        Returns:
-            The number.
-        """
+        """Takes the next whole number."""
         return int.from_bytes(self.take(4 if code == "I" else 8), "little")
 
     def text(self, what: str) -> str:
-        """Takes the next text: its length, then UTF-8.
-
-        Args:
-            what: it is, for messages.
-
-        Returns:
-            The text.
-
-        Raises:
-            InputError: it is absurdly long or not UTF-8.
-        """
+        """Takes the next text: its length, then UTF-8."""
         length_bytes = self.whole("Q")
         if length_bytes > _LARGEST_TEXT_BYTES:
             raise self.broken(f"{what} should have {length_bytes} bytes")
@@ -85,32 +53,14 @@ class HeaderReader:
             raise self.broken(f"{what} is not UTF-8") from None
 
     def count(self, what: str, least_bytes: int) -> int:
-        """Takes the next count.
-
-        Args:
-            what: is counted, for messages.
-            least_bytes: how many bytes each of them takes at least.
-
-        Returns:
-            The count.
-
-        Raises:
-            InputError: so many do not fit in what is left of the file.
-        """
+        """Takes the next count."""
         count = self.whole("Q")
         if count > min(_LARGEST_COUNT, self._left_bytes // least_bytes):
             raise self.broken(f"{count} {what} do not fit in {self.size_bytes} bytes")
         return count
 
     def broken(self, reason: str) -> InputError:
-        """Says what is wrong with the file, and the cure.
-
-        Args:
-            reason: what is wrong; its beginning is shown.
-
-        Returns:
-            The error, to be raised by the caller.
-        """
+        """Says what is wrong with the file, and the cure."""
         return InputError(
             f"{self.file} is not a whole GGUF file: {reason[:200]}; download or copy it again"
         )

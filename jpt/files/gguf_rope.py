@@ -18,43 +18,14 @@ _LARGEST_ERROR = 2e-6  # relative; the factors are float32, computed in a few st
 def rope_factors(
     theta: float, count: int, factor: float, low_factor: float, high_factor: float
 ) -> np.ndarray:
-    """What each frequency of a head is divided by under Llama 3's scaling.
-
-    Args:
-        theta: the base of the frequencies.
-        count: of frequencies: half the width of a head.
-        factor: of the slowest ones.
-        low_factor: the first context holds fewer turns of a slow frequency than this.
-        high_factor: and more of a fast frequency, which stays as it is, than this.
-
-    Returns:
-        One factor a frequency, in float64.
-
-    Example:
-        >>> rope_factors(10_000.0, 4, 8.0, 1.0, 4.0).round(3).tolist()
-        [1.0, 1.0, 1.0, 4.681]
-    """
+    """What each frequency of a head is divided by under Llama 3's scaling."""
     turns = _turns(theta, count)
     between = np.clip((turns - low_factor) / (high_factor - low_factor), 0, 1)
     return 1 / ((1 - between) / factor + between)
 
 
 def recover_rope_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:
-    """Finds the scaling that gives the factors of a file.
-
-    Args:
-        factors: one a frequency, the fastest first.
-        theta: the base of the frequencies.
-
-    Returns:
-        The ``rope_scaling`` of a config; an empty one where nothing is scaled; None where no
-        scaling of Llama 3's kind gives these factors.
-
-    Example:
-        >>> found = recover_rope_scaling(rope_factors(500_000.0, 64, 32.0, 1.0, 4.0), 500_000.0)
-        >>> found["factor"], found["low_freq_factor"], found["high_freq_factor"]
-        (32.0, 1.0, 4.0)
-    """
+    """Finds the scaling that gives the factors of a file."""
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         return None
     if (factors == 1).all():

@@ -30,19 +30,13 @@ _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
 
 
 class Split(NamedTuple):
-    """One kind of splitter, with what else goes without saying for its vocabularies.
+    """One kind of splitter, with what else goes without saying for its vocabularies."""
 
-    Attributes:
-        patterns: expressions; each splits what those before it left, matches and rests alike.
-        whole_words: whether a word that is a token is taken without merging.
-        add_bos: whether the model reads bos before a text where the file does not say.
-        normalizes: whether text is brought to Unicode's composed form (NFC) first.
-    """
-
+    # expressions; each splits what those before it left, matches and rests alike
     patterns: tuple[str, ...]
-    whole_words: bool = False
-    add_bos: bool = False
-    normalizes: bool = False
+    whole_words: bool = False  # whether a word that is a token is taken without merging
+    add_bos: bool = False  # whether the model reads bos before a text where the file does not say
+    normalizes: bool = False  # whether text is brought to Unicode's composed form (NFC) first
 
     def build(self) -> PreTokenizer:
         """Builds the splitter; what it gives is spelled in the byte alphabet."""

@@ -33,19 +33,7 @@ _ID_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 def read_gguf_tokenizer(file: GgufFile, required: tuple[str, ...] = ("eos",)) -> TextTokenizer:
-    """Builds the tokenizer that a GGUF file describes.
-
-    Args:
-        file: the opened file.
-        required: special pieces that the model family cannot do without; decoders need this one.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        InputError: the file describes none, one of another kind, one that does not fit together,
-            or one without a required piece.
-    """
+    """Builds the tokenizer that a GGUF file describes."""
     tokens = _Tokens(file.path, file.metadata)
     backend, add_bos = _byte_level(tokens) if tokens.model == "gpt2" else _sentencepiece(tokens)
     ids = tokens.special_ids()

@@ -17,19 +17,12 @@ _PIECE_VALUES = 2**18  # turned into numbers at a time, so that no tensor is in 
 
 
 class Kind(NamedTuple):
-    """How a GGUF file stores values.
+    """How a GGUF file stores values."""
 
-    Attributes:
-        number: of the type in the file.
-        block: values that are stored together.
-        block_bytes: what a block takes.
-        dtype: of the values when read.
-    """
-
-    number: int
-    block: int
-    block_bytes: int
-    dtype: np.dtype = np.dtype(np.float32)
+    number: int  # of the type in the file
+    block: int  # values that are stored together
+    block_bytes: int  # what a block takes
+    dtype: np.dtype = np.dtype(np.float32)  # of the values when read
 
     @property
     def is_quantised(self) -> bool:
@@ -59,14 +52,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class GgufTensor(StoredTensor):
-    """Where in a GGUF file a tensor lies, and how.
+    """Where in a GGUF file a tensor lies, and how."""
 
-    Attributes:
-        kind: one of `KINDS`.
-        pairs: heads whose rows the file holds in pairs (see `unpaired`); None for rows as they are.
-    """
-
-    kind: str = "F32"
+    kind: str = "F32"  # one of `KINDS`
+    # heads whose rows the file holds in pairs (see `unpaired`); None for rows as they are
     pairs: int | None = None
 
     @property
@@ -76,29 +65,13 @@ class GgufTensor(StoredTensor):
         return math.prod(self.shape) // kind.block * kind.block_bytes
 
     def unpaired(self, heads: int) -> GgufTensor:
-        """Gives the tensor with its rows in the order of Hugging Face.
-
-        llama.cpp rotates neighbouring rows of a head, Hugging Face a row of the first half with
-        one of the second; so the converter to GGUF interleaves the halves of every head.
-
-        Args:
-            heads: that the rows belong to; they divide the rows into even parts.
-
-        Returns:
-            The same tensor, whose rows are put back when read.
-        """
+        """Gives the tensor with its rows in the order of Hugging Face."""
+        # llama.cpp rotates neighbouring rows of a head, Hugging Face a row of the first half with
+        # one of the second; so the converter to GGUF interleaves the halves of every head.
         return replace(self, pairs=heads)
 
     def read(self) -> np.ndarray:
-        """Reads the values into a new array: quantised ones as float32, others in their type.
-
-        Returns:
-            The tensor; nothing of the file stays open.
-
-        Raises:
-            InputError: the file cannot be read or has become shorter, or the gguf package, which
-                quantised values need, is not installed.
-        """
+        """Reads the values into a new array: quantised ones as float32, others in their type."""
         kind = KINDS[self.kind]
         rows, width = math.prod(self.shape[:-1]), self.shape[-1]
         row_bytes = width // kind.block * kind.block_bytes
@@ -131,14 +104,7 @@ class GgufTensor(StoredTensor):
 
 
 def require_gguf(path: object) -> None:
-    """Checks that the package that knows the quantised types is there.
-
-    Args:
-        path: the file that needs it.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Checks that the package that knows the quantised types is there."""
     try:
         import gguf.quants  # noqa: F401
     except ImportError:

@@ -10,36 +10,16 @@ from jpt.errors import InputError
 
 @dataclass(frozen=True)
 class HubRefusal:
-    """What was asked of a hub.
+    """What was asked of a hub."""
 
-    Attributes:
-        repository: its name.
-        endpoint: address of the hub.
-        doing: for instance ``"write to me/prompts"``.
-        revision: what was asked for, where something was.
-    """
-
-    repository: str
-    endpoint: str
-    doing: str
-    revision: str | None = None
+    repository: str  # its name
+    endpoint: str  # address of the hub
+    doing: str  # for instance ``"write to me/prompts"``
+    revision: str | None = None  # what was asked for, where something was
 
 
 def hub_error(error: Exception, refusal: HubRefusal) -> InputError:
-    """Words an error of the hub's library.
-
-    Args:
-        error: what it raised.
-        refusal: what was asked.
-
-    Returns:
-        The error, to be raised by the caller.
-
-    Example:
-        >>> asked = HubRefusal("me/prompts", "https://huggingface.co", "read me/prompts")
-        >>> hub_error(ConnectionError("no route"), asked).args[0][:60]
-        'cannot read me/prompts: https://huggingface.co gives no answ'
-    """
+    """Words an error of the hub's library."""
     from huggingface_hub import errors
 
     start = f"cannot {refusal.doing}"

@@ -29,34 +29,16 @@ _AT_ONCE = 8  # files
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository, known by its content.
+    """A file of a repository, known by its content."""
 
-    Attributes:
-        path: in the repository.
-        size_bytes: of the content.
-        git_sha1: of the content as git names it; None where the content lies outside of git.
-        sha256: of the content; None where it lies in git.
-    """
-
-    path: str
-    size_bytes: int
+    path: str  # in the repository
+    size_bytes: int  # of the content
+    # of the content as git names it; None where the content lies outside of git
     git_sha1: str | None
-    sha256: str | None
+    sha256: str | None  # of the content; None where it lies in git
 
     def holds(self, data: bytes) -> bool:
-        """Tells whether this is the content, byte for byte.
-
-        Args:
-            data: some content.
-
-        Returns:
-            Whether length and digest agree.
-
-        Example:
-            >>> file = HubFile("a", 5, "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0", None)
-            >>> file.holds(b"hello"), file.holds(b"world")
-            (True, False)
-        """
+        """Tells whether this is the content, byte for byte."""
         if len(data) != self.size_bytes:
             return False
         if self.sha256 is not None:
@@ -67,48 +49,19 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubState:
-    """A repository at one commit.
+    """A repository at one commit."""
 
-    Attributes:
-        commit: its full name; None where the repository has none yet.
-        private: whether others cannot see it.
-        files: by path, sorted.
-    """
-
-    commit: str | None
-    private: bool
-    files: Mapping[str, HubFile] = field(default_factory=dict)
+    commit: str | None  # its full name; None where the repository has none yet
+    private: bool  # whether others cannot see it
+    files: Mapping[str, HubFile] = field(default_factory=dict)  # by path, sorted
 
     def holds(self, path: str, data: bytes) -> bool:
-        """Tells whether a file is there with this content.
-
-        Args:
-            path: in the repository.
-            data: the content.
-
-        Returns:
-            Whether it is.
-
-        Example:
-            >>> HubState("0" * 40, private=False).holds("a", b"")
-            False
-        """
+        """Tells whether a file is there with this content."""
         return path in self.files and self.files[path].holds(data)
 
 
 class HubRepository:
-    """A model repository on the hub.
-
-    Args:
-        name: ``OWNER/NAME``.
-
-    Raises:
-        InputError: no repository can be called so.
-
-    Example:
-        >>> HubRepository("me/prompts").name
-        'me/prompts'
-    """
+    """A model repository on the hub."""
 
     def __init__(self, name: str) -> None:
         from huggingface_hub import HfApi, constants
@@ -134,35 +87,12 @@ class HubRepository:
         return f"{self.endpoint}/{self.name}"
 
     def state(self, revision: str | None = None) -> HubState:
-        """Looks at what the repository holds.
-
-        Args:
-            revision: branch, tag or commit; None for `BRANCH`.
-
-        Returns:
-            The state at the commit that the revision stands for now.
-
-        Raises:
-            InputError: there is no such repository or revision, it may not be read, or the hub
-                cannot be reached.
-        """
+        """Looks at what the repository holds."""
         with self._told(f"read {self.name}", revision):
             return self._state(revision)
 
     def open_branch(self, branch: str, private: bool) -> HubState:
-        """Makes sure that repository and branch are there to be written to.
-
-        Args:
-            branch: its name; a missing one starts from the default branch.
-            private: whether the repository has to be private.
-
-        Returns:
-            The state of the branch.
-
-        Raises:
-            InputError: they may not be created, a public repository should be private, or the hub
-                cannot be reached.
-        """
+        """Makes sure that repository and branch are there to be written to."""
         from huggingface_hub.errors import (
             GatedRepoError,
             RepositoryNotFoundError,
@@ -193,18 +123,7 @@ class HubRepository:
                 return self._state(branch)
 
     def read(self, state: HubState, paths: Sequence[str]) -> dict[str, bytes]:
-        """Fetches files; what came is held against the digests of the listing.
-
-        Args:
-            state: of `state`.
-            paths: of files in it.
-
-        Returns:
-            The contents by path.
-
-        Raises:
-            InputError: a file cannot be fetched, or came damaged.
-        """
+        """Fetches files; what came is held against the digests of the listing."""
         with self._told(f"read {self.name}", None), _no_bars(), tempfile.TemporaryDirectory() as at:
 
             def fetch(path: str) -> bytes:
@@ -225,21 +144,7 @@ class HubRepository:
     def commit(
         self, state: HubState, branch: str, files: Mapping[str, bytes], message: str
     ) -> HubState:
-        """Writes files in one commit, and sees to it that they are there.
-
-        Args:
-            state: what the branch was when the files were made; another's commit since then is
-                refused.
-            branch: to write to.
-            files: contents by path; others stay.
-            message: of the commit.
-
-        Returns:
-            The state after it.
-
-        Raises:
-            InputError: it may not be written, has changed meanwhile, or the hub cannot be reached.
-        """
+        """Writes files in one commit, and sees to it that they are there."""
         from huggingface_hub import CommitOperationAdd
 
         added = [CommitOperationAdd(path, data) for path, data in files.items()]

@@ -29,13 +29,9 @@ class ForbiddenName(ValueError):
 
 @dataclass(frozen=True)
 class Callee:
-    """A function that a pickle may call.
+    """A function that a pickle may call."""
 
-    Attributes:
-        function: what is called with the arguments that the pickle gives.
-    """
-
-    function: Callable[..., Any]
+    function: Callable[..., Any]  # what is called with the arguments that the pickle gives
 
 
 @dataclass
@@ -85,29 +81,7 @@ def read_pickle(
     names: Mapping[tuple[str, str], Any],
     load_persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Reads one pickle of plain data and leaves the stream behind it.
-
-    Args:
-        stream: the bytes, from where it stands.
-        names: what the pickle may import, by module and name; a `Callee` may be called too.
-        load_persistent: turns a reference to something outside the pickle into a value.
-
-    Returns:
-        Dictionaries, lists, tuples, texts, bytes, numbers, None, and what the two tables give.
-
-    Raises:
-        ForbiddenName: the pickle asks for a name outside the table; nothing was called.
-        BrokenPickle: it is truncated, damaged, or not of plain data.
-
-    Example:
-        >>> import pickle
-        >>> read_pickle(BytesIO(pickle.dumps({"a": [1, 2.5]})), {})
-        {'a': [1, 2.5]}
-        >>> read_pickle(BytesIO(pickle.dumps(print)), {})
-        Traceback (most recent call last):
-        ...
-        jpt.files.pickle_reader.ForbiddenName: builtins.print
-    """
+    """Reads one pickle of plain data and leaves the stream behind it."""
     machine = _Machine(names, load_persistent or _no_persistent)
     for count, (name, argument) in enumerate(_instructions(stream)):
         if name == "STOP":
@@ -121,24 +95,9 @@ def read_pickle(
 
 
 def plain_key(key: Any) -> Hashable:
-    """Holds the key of a dictionary to text, bytes and numbers of ordinary size.
-
-    Keys are hashed: a tuple nested a million deep would overflow the stack of the process, and
-    huge numbers can be chosen so that all of them collide.
-
-    Args:
-        key: what the pickle gives.
-
-    Returns:
-        The same.
-
-    Raises:
-        BrokenPickle: it is anything else.
-
-    Example:
-        >>> plain_key("weight")
-        'weight'
-    """
+    """Holds the key of a dictionary to text, bytes and numbers of ordinary size."""
+    # Keys are hashed: a tuple nested a million deep would overflow the stack of the process, and
+    # huge numbers can be chosen so that all of them collide.
     if isinstance(key, str | bytes) or (isinstance(key, int) and abs(key) < 2**60):
         return key
     raise BrokenPickle(f"a dictionary has a key of type {type(key).__name__}")

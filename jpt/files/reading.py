@@ -10,19 +10,7 @@ from jpt.errors import InputError
 
 
 def read_error(path: str | Path, error: OSError) -> InputError:
-    """Turns what the operating system said about a read into one line with the cure.
-
-    Args:
-        path: what should have been read.
-        error: what was raised.
-
-    Returns:
-        The error, to be raised by the caller.
-
-    Example:
-        >>> read_error("a.json", FileNotFoundError(2, "")).args[0]
-        'cannot read a.json: there is no such file; check the path'
-    """
+    """Turns what the operating system said about a read into one line with the cure."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         cause = "there is no such file; check the path"
     elif isinstance(error, PermissionError):
@@ -35,23 +23,7 @@ def read_error(path: str | Path, error: OSError) -> InputError:
 
 
 def read_bytes(path: str | Path, offset_bytes: int = 0, size_bytes: int = -1) -> bytes:
-    """Reads a file or a piece of it.
-
-    Args:
-        path: the file.
-        offset_bytes: where the piece begins.
-        size_bytes: the largest length of the piece; -1 for all that follows.
-
-    Returns:
-        The bytes, fewer than asked for where the file ends before.
-
-    Raises:
-        InputError: there is no such file or it cannot be read.
-
-    Example:
-        >>> len(read_bytes(__file__, size_bytes=5))
-        5
-    """
+    """Reads a file or a piece of it."""
     try:
         with open(path, "rb") as file:
             file.seek(offset_bytes)
@@ -61,21 +33,7 @@ def read_bytes(path: str | Path, offset_bytes: int = 0, size_bytes: int = -1) ->
 
 
 def file_size_bytes(path: str | Path) -> int:
-    """The size of a file that is there and is a regular file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its size in bytes.
-
-    Raises:
-        InputError: there is no such file, or it is a folder, a pipe or a device.
-
-    Example:
-        >>> file_size_bytes(__file__) > 1000
-        True
-    """
+    """The size of a file that is there and is a regular file."""
     file = Path(path)
     try:
         size = file.stat().st_size
@@ -89,22 +47,7 @@ def file_size_bytes(path: str | Path) -> int:
 
 
 def parse_json(data: bytes, name: str | Path) -> Any:
-    """Parses JSON that others wrote.
-
-    Args:
-        data: UTF-8 text.
-        name: what the text is, for messages.
-
-    Returns:
-        The value.
-
-    Raises:
-        InputError: it is not JSON; line and column are named.
-
-    Example:
-        >>> parse_json(b'{"steps": 3}', "config.json")
-        {'steps': 3}
-    """
+    """Parses JSON that others wrote."""
     try:
         return json.loads(data.decode("utf-8"))
     except json.JSONDecodeError as error:
@@ -116,23 +59,6 @@ def parse_json(data: bytes, name: str | Path) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The value.
-
-    Raises:
-        InputError: it is missing, cannot be read or is not JSON.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "a.json"
-        >>> _ = target.write_text("[1, 2]")
-        >>> read_json(target)
-        [1, 2]
-    """
+    """Reads a JSON file."""
     file_size_bytes(path)  # refuses pipes and devices, which could hold a reader for ever
     return parse_json(read_bytes(path), path)

@@ -14,20 +14,13 @@ from jpt.files.reading import read_error
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where in a file a tensor lies; little-endian, as all writers of such files are.
+    """Where in a file a tensor lies; little-endian, as all writers of such files are."""
 
-    Attributes:
-        path: the file.
-        offset_bytes: where its first element begins.
-        shape: its axes.
-        strides: the steps along the axes, in elements; None for rows one after the other.
-        dtype: the stored type.
-    """
-
-    path: Path
-    offset_bytes: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    path: Path  # the file
+    offset_bytes: int  # where its first element begins
+    shape: tuple[int, ...]  # its axes
+    dtype: np.dtype  # the stored type
+    # the steps along the axes, in elements; None for rows one after the other
     strides: tuple[int, ...] | None = None
 
     @property
@@ -46,14 +39,7 @@ class StoredTensor:
         return (1 + sum((length - 1) * stride for length, stride in steps)) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """Reads the values into a new array of the stored type.
-
-        Returns:
-            The tensor, in rows one after the other; nothing of the file stays open.
-
-        Raises:
-            InputError: the file cannot be read or has become shorter.
-        """
+        """Reads the values into a new array of the stored type."""
         # A plain read, no memory map: a map of a file that is later cut short kills the process.
         try:
             raw = np.fromfile(self.path, np.uint8, self.extent_bytes, offset=self.offset_bytes)

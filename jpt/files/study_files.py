@@ -27,18 +27,7 @@ BASELINES = (RANDOM, UNTOUCHED)
 
 
 def write_transfer(path: str | Path, matrix: TransferMatrix) -> None:
-    """Writes a transfer matrix as ``target_task,source_prompt,metric,value``.
-
-    Args:
-        path: the target, by custom ``transfer.csv`` or ``relative.csv``.
-        matrix: pairs whose value is NaN are left out.
-
-    Raises:
-        InputError: the file cannot be written.
-
-    Example:
-        See `read_transfer`.
-    """
+    """Writes a transfer matrix as ``target_task,source_prompt,metric,value``."""
     rows = [
         (target, prompt, metric, value)
         for target, metric, line in zip(matrix.targets, matrix.metrics, matrix.values, strict=True)
@@ -91,19 +80,7 @@ def read_transfer(path: str | Path) -> TransferMatrix:
 
 
 def write_activations(path: str | Path, activations: Activations) -> None:
-    """Writes activations as ``names`` [K], ``activations`` [K, L, F] and ``probe``.
-
-    Args:
-        path: the target, by custom ``neurons.npz``. Of a probe on text it has ``rates`` [K, L, F]
-            and ``cka`` [L, K, K] as well; ``probe`` is JSON that says what was read.
-        activations: of a bank of prompts.
-
-    Raises:
-        InputError: the file cannot be written.
-
-    Example:
-        See `read_activations`.
-    """
+    """Writes activations as ``names`` [K], ``activations`` [K, L, F] and ``probe``."""
     arrays = {
         "names": np.array(activations.names),
         "activations": activations.values.astype(np.float32),
@@ -118,25 +95,7 @@ def write_activations(path: str | Path, activations: Activations) -> None:
 
 
 def read_activations(path: str | Path) -> Activations:
-    """Reads activations.
-
-    Args:
-        path: a file of `write_activations`; one without ``probe`` is of the start token.
-
-    Returns:
-        The activations.
-
-    Raises:
-        InputError: it is no such file, the shapes do not fit, a name stands twice, or a value is
-            not finite.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "neurons.npz"
-        >>> write_activations(file, Activations(("a",), np.ones((1, 2, 3), np.float32)))
-        >>> read_activations(file).values.shape
-        (1, 2, 3)
-    """
+    """Reads activations."""
     data = read_bytes(path)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -190,18 +149,7 @@ def _check_extra(
 
 
 def refuse_twice(names: Sequence[str], where: str) -> None:
-    """Refuses names that do not tell things apart.
-
-    Args:
-        names: to check.
-        where: they stand, for the message.
-
-    Raises:
-        InputError: one stands there twice.
-
-    Example:
-        >>> refuse_twice(["a", "b"], "neurons.npz")
-    """
+    """Refuses names that do not tell things apart."""
     name, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
         raise InputError(f"{where} names {name} {count} times; give each prompt its own name")

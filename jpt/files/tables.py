@@ -15,23 +15,7 @@ from jpt.files.reading import read_bytes
 
 
 def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a table; floats keep every digit they need to be read back equal, NaN stays empty.
-
-    Args:
-        path: the target; its folder must exist.
-        columns: the header.
-        rows: the values of each line in the order of the columns.
-
-    Raises:
-        InputError: the file cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "a.csv"
-        >>> write_table(target, ["name", "value"], [["a", 0.5], ["b", float("nan")]])
-        >>> target.read_text()
-        'name,value\\na,0.5\\nb,\\n'
-    """
+    """Writes a table; floats keep every digit they need to be read back equal, NaN stays empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -41,26 +25,7 @@ def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Reads a table.
-
-    Args:
-        path: the file.
-        columns: those that it has to have; others are kept too.
-
-    Returns:
-        One dictionary a line, in the order of the file.
-
-    Raises:
-        InputError: the file is missing, is no text, lacks a column, names one twice, or a line is
-            too short or too long.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "a.csv"
-        >>> _ = target.write_text("name,value\\na,0.5\\n")
-        >>> read_table(target, ["name"])
-        [{'name': 'a', 'value': '0.5'}]
-    """
+    """Reads a table."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
         lines = list(csv.reader(io.StringIO(text), strict=True))
@@ -83,24 +48,7 @@ def read_table(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]
 
 
 def read_number(path: str | Path, line: int, row: Mapping[str, str], column: str) -> float:
-    """Reads one number of a table; an empty place is NaN.
-
-    Args:
-        path: the file, for the message.
-        line: number of the line, for the message.
-        row: the line.
-        column: which value.
-
-    Returns:
-        The number.
-
-    Raises:
-        InputError: it is no number, or infinite.
-
-    Example:
-        >>> read_number("a.csv", 2, {"value": "0.5"}, "value")
-        0.5
-    """
+    """Reads one number of a table; an empty place is NaN."""
     text = row[column].strip()
     if not text:
         return math.nan

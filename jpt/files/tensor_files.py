@@ -31,17 +31,11 @@ WEIGHT_FILES = (
 
 @dataclass(frozen=True)
 class TensorSource:
-    """The tensors of a file or of all shards of a folder.
+    """The tensors of a file or of all shards of a folder."""
 
-    Attributes:
-        path: what was opened: the file, or the index of the shards.
-        tensors: where each tensor lies.
-        metadata: the texts of a single safetensors file; empty for the others.
-    """
-
-    path: Path
-    tensors: Mapping[str, StoredTensor]
-    metadata: Mapping[str, str]
+    path: Path  # what was opened: the file, or the index of the shards
+    tensors: Mapping[str, StoredTensor]  # where each tensor lies
+    metadata: Mapping[str, str]  # the texts of a single safetensors file; empty for the others
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -54,17 +48,7 @@ class TensorSource:
         return {name: tensor.dtype for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor into a new array of its stored type.
-
-        Args:
-            name: its name in the file.
-
-        Returns:
-            The array; bfloat16 as ``ml_dtypes.bfloat16``.
-
-        Raises:
-            InputError: there is no such tensor, or the file changed since it was opened.
-        """
+        """Reads one tensor into a new array of its stored type."""
         if name not in self.tensors:
             nearest = difflib.get_close_matches(name, self.tensors, n=3) or list(self.tensors)[:3]
             raise InputError(
@@ -74,41 +58,13 @@ class TensorSource:
         return self.tensors[name].read()
 
     def origin(self, name: str) -> str:
-        """Where a tensor comes from, for messages.
-
-        Args:
-            name: its name in the file.
-
-        Returns:
-            The file and the name, as ``model.safetensors: bert.pooler.dense.bias``.
-        """
+        """Where a tensor comes from, for messages."""
         tensor = self.tensors.get(name)
         return f"{tensor.path if tensor else self.path}: {name}"
 
 
 def open_tensors(path: str | Path) -> TensorSource:
-    """Opens weights without reading their values.
-
-    Args:
-        path: a folder (see `WEIGHT_FILES`), an index of shards, a safetensors file or a file of
-            torch.save; files are told apart by their content, not by their name.
-
-    Returns:
-        Names, shapes and types of the tensors; `TensorSource.read` gives one.
-
-    Raises:
-        InputError: there are no weights, a shard is missing, a file is truncated, damaged or
-            neither form, or it asks for more than plain tensors.
-
-    Example:
-        >>> import tempfile
-        >>> from jpt.files.safetensors_file import write_safetensors
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> write_safetensors(folder / "model.safetensors", {"a": np.ones((2, 3), np.float32)})
-        >>> source = open_tensors(folder)
-        >>> source.shapes, source.read("a").sum()
-        ({'a': (2, 3)}, np.float32(6.0))
-    """
+    """Opens weights without reading their values."""
     place = Path(path)
     try:
         place = _weight_file(place) if place.is_dir() else place

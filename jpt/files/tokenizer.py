@@ -46,17 +46,10 @@ class SpecialIds(NamedTuple):
 
 
 class TextTokenizer:
-    """Turns text into the ids of a vocabulary.
+    """Turns text into the ids of a vocabulary."""
 
-    Text is tokenised as it stands: no special pieces are added, no leading space, nothing is cut
-    or padded.
-
-    Attributes:
-        ids: ids of the special pieces.
-        add_bos: whether the model reads its bos piece before every text.
-        end_ids: pieces that end a written text: the eos piece, and what else the model ends with.
-        vocabulary_size: one more than the largest id.
-    """
+    # Text is tokenised as it stands: no special pieces are added, no leading space, nothing is cut
+    # or padded.
 
     def __init__(
         self,
@@ -73,14 +66,7 @@ class TextTokenizer:
         self.vocabulary_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Tokenises texts, all at once.
-
-        Args:
-            texts: any number of texts.
-
-        Returns:
-            The ids of each text's pieces.
-        """
+        """Tokenises texts, all at once."""
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -91,38 +77,15 @@ class TextTokenizer:
         return hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
 
     def word_pieces(self, word: str) -> list[int]:
-        """Gives the ids of the pieces of one word as it stands at the start of a text.
-
-        Args:
-            word: the word, with no space before it.
-
-        Returns:
-            One id a piece.
-        """
+        """Gives the ids of the pieces of one word as it stands at the start of a text."""
         return self._backend.encode(word, add_special_tokens=False).ids
 
     def word_after(self, text: str, word: str) -> list[int]:
-        """Gives the ids of the pieces of a word as it goes on after a text and a space.
-
-        Args:
-            text: what stands before the word.
-            word: the word.
-
-        Returns:
-            One id a piece: with the vocabulary's mark of a leading space where it has one.
-        """
+        """Gives the ids of the pieces of a word as it goes on after a text and a space."""
         return self.encode_after(text, [word])[0]
 
     def encode_after(self, text: str, continuations: list[str]) -> list[list[int]]:
-        """Tokenises texts as they go on after another text and a space.
-
-        Args:
-            text: what stands before each of them.
-            continuations: any number of texts.
-
-        Returns:
-            The ids of each one's pieces, without those of the text before it.
-        """
+        """Tokenises texts as they go on after another text and a space."""
         before = self.word_pieces(text)
         wholes = self.encode([f"{text} {after}" for after in continuations])
         # Pieces never reach over a space, but a vocabulary may merge the end of the text anew.
@@ -132,14 +95,7 @@ class TextTokenizer:
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Turns ids back into text, special pieces left out.
-
-        Args:
-            ids: of any number of pieces.
-
-        Returns:
-            The text.
-        """
+        """Turns ids back into text, special pieces left out."""
         return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
 
     def find(self, piece: str) -> int | None:
@@ -147,14 +103,7 @@ class TextTokenizer:
         return self._backend.token_to_id(piece)
 
     def piece(self, token: int) -> str:
-        """Gives the text of one piece, as the vocabulary writes it.
-
-        Args:
-            token: an id; one that the vocabulary leaves out gives ``"<ID>"``.
-
-        Returns:
-            The piece, with the vocabulary's own marks such as ``##`` and ``Ġ``.
-        """
+        """Gives the text of one piece, as the vocabulary writes it."""
         return self._backend.id_to_token(int(token)) or f"<{int(token)}>"
 
     @property
@@ -166,18 +115,7 @@ class TextTokenizer:
 def load_tokenizer(
     folder: str | Path, required: tuple[str, ...] = ("cls", "sep", "mask", "pad")
 ) -> TextTokenizer:
-    """Reads the tokenizer of a Hugging Face folder; no code in it is run, nothing is fetched.
-
-    Args:
-        folder: a folder with ``tokenizer.json``, or with the files of an older tokenizer.
-        required: special pieces that the model family cannot do without; encoders need these.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        InputError: the folder holds no tokenizer, it is broken, or a required piece is missing.
-    """
+    """Reads the tokenizer of a Hugging Face folder; no code in it is run, nothing is fetched."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"tokenizer folder {folder} does not exist; give a folder with one")

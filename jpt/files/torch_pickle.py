@@ -34,21 +34,7 @@ _LARGEST_COPIES = 16  # how often all tensors together may hold the bytes of the
 
 
 def read_torch_tensors(path: str | Path) -> dict[str, StoredTensor]:
-    """Reads which tensors a torch file holds, without their values.
-
-    Args:
-        path: a file of torch.save with a state_dict, or with one under ``state_dict``, ``model``
-            or ``module`` beside other things (which are left out).
-
-    Returns:
-        The tensors by name; names of nested dictionaries are joined by dots.
-
-    Raises:
-        InputError: the file is truncated, holds no tensors, or asks for anything but plain data.
-
-    Example:
-        ``read_torch_tensors("pytorch_model.bin")["cls.predictions.bias"].shape``
-    """
+    """Reads which tensors a torch file holds, without their values."""
     content = _read_content(Path(path))
     if isinstance(content, dict):
         for wrapper in ("state_dict", "model", "module"):
@@ -63,20 +49,7 @@ def read_torch_tensors(path: str | Path) -> dict[str, StoredTensor]:
 
 
 def read_torch_object(path: str | Path) -> Any:
-    """Reads the object of a torch file with its values.
-
-    Args:
-        path: a file of torch.save: a tensor, a parameter, or dictionaries and lists of them.
-
-    Returns:
-        The object, each tensor and parameter as a NumPy array of the stored type.
-
-    Raises:
-        InputError: the file is truncated or asks for anything but plain data.
-
-    Example:
-        ``read_torch_object("task_prompt").shape`` is ``(100, 768)`` for a prompt of roberta-base.
-    """
+    """Reads the object of a torch file with its values."""
     file = Path(path)
     budget_bytes = _LARGEST_COPIES * file_size_bytes(file)
     return _with_values(file, _read_content(file), budget_bytes)

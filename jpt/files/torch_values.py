@@ -19,36 +19,22 @@ _MOST_AXES = 32
 
 @dataclass(frozen=True)
 class Storage:
-    """A row of elements that tensors are views of.
+    """A row of elements that tensors are views of."""
 
-    Attributes:
-        key: its name within the file.
-        dtype: the type of its elements.
-        count: how many elements the file holds of it.
-        first: where in it this view begins; in files since torch 1.6 always 0.
-    """
-
-    key: str
-    dtype: np.dtype
-    count: int
-    first: int = 0
+    key: str  # its name within the file
+    dtype: np.dtype  # the type of its elements
+    count: int  # how many elements the file holds of it
+    first: int = 0  # where in it this view begins; in files since torch 1.6 always 0
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the pickle, before it is known where in the file its storage lies.
+    """A tensor of the pickle, before it is known where in the file its storage lies."""
 
-    Attributes:
-        storage: what it is a view of.
-        first: its first element, counted from the storage's beginning.
-        shape: its axes.
-        strides: the steps along them, in elements.
-    """
-
-    storage: Storage
-    first: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    storage: Storage  # what it is a view of
+    first: int  # its first element, counted from the storage's beginning
+    shape: tuple[int, ...]  # its axes
+    strides: tuple[int, ...]  # the steps along them, in elements
 
 
 _STORAGE_DTYPES = {
@@ -66,22 +52,7 @@ _STORAGE_DTYPES = {
 
 
 def read_storage(reference: Any) -> Storage:
-    """Reads a pickle's reference to a storage.
-
-    Args:
-        reference: what the pickle gives: kind, type, key, device, number of elements, and before
-            torch 1.6 the name, offset and length of a view, or None.
-
-    Returns:
-        The storage.
-
-    Raises:
-        BrokenPickle: it is anything else.
-
-    Example:
-        >>> read_storage(("storage", np.dtype(np.float32), "0", "cpu", 6)).count
-        6
-    """
+    """Reads a pickle's reference to a storage."""
     if not (isinstance(reference, tuple) and len(reference) in (5, 6)):
         raise BrokenPickle("it refers to something that is no storage")
     kind, dtype, key, _, count = reference[:5]

@@ -12,19 +12,7 @@ from pathlib import Path
 
 
 def user_cache(part: str) -> Path | None:
-    """Says where one kind of thing is kept.
-
-    Args:
-        part: its name, which is that of the folder.
-
-    Returns:
-        The folder, which need not be there, or None where nothing is kept.
-
-    Example:
-        >>> folder = user_cache("tokens")
-        >>> folder is None or folder.name
-        'tokens'
-    """
+    """Says where one kind of thing is kept."""
     named = os.environ.get("JPT_CACHE")
     if named is not None:
         return Path(named).absolute() / part if named else None
@@ -33,15 +21,7 @@ def user_cache(part: str) -> Path | None:
 
 
 def make_room(files: Iterable[Path], most_bytes: int) -> None:
-    """Removes the oldest files until the rest is small enough.
-
-    Args:
-        files: that may go.
-        most_bytes: what may stay.
-
-    Example:
-        >>> make_room([], 0)
-    """
+    """Removes the oldest files until the rest is small enough."""
     aged = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
     held = 0
     for file in aged:

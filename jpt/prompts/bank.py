@@ -12,23 +12,7 @@ from jpt.types import Prompt, PromptCard
 
 
 def stack_prompts(prompts: Mapping[str, Prompt]) -> Float32[np.ndarray, "K P D"]:
-    """Stacks prompts in the order in which they come.
-
-    Args:
-        prompts: by name, all of one length and width. Rows that no model reads
-            (``unused_row``) stay outside.
-
-    Returns:
-        The bank.
-
-    Raises:
-        InputError: there are none, or one differs in length or width from the first.
-
-    Example:
-        >>> card = PromptCard("bert", "sst2")
-        >>> stack_prompts({"a": Prompt(np.ones((4, 8), np.float32), card)}).shape
-        (1, 4, 8)
-    """
+    """Stacks prompts in the order in which they come."""
     if not prompts:
         raise InputError("a bank of prompts needs at least one; none was given")
     first, shape = next((name, prompt.values.shape) for name, prompt in prompts.items())
@@ -44,25 +28,7 @@ def stack_prompts(prompts: Mapping[str, Prompt]) -> Float32[np.ndarray, "K P D"]
 def unstack_prompts(
     bank: Float32[np.ndarray, "K P D"], cards: Sequence[PromptCard]
 ) -> tuple[Prompt, ...]:
-    """Takes a bank apart.
-
-    Args:
-        bank: stacked prompts.
-        cards: one for each, in the same order.
-
-    Returns:
-        The prompts, each with values of its own.
-
-    Raises:
-        InputError: there are more or fewer cards than prompts, or the bank has not three axes.
-
-    Example:
-        >>> bank = np.zeros((2, 4, 8), np.float32)
-        >>> [prompt.card.task for prompt in unstack_prompts(
-        ...     bank, [PromptCard("bert", "sst2"), PromptCard("bert", "mnli")]
-        ... )]
-        ['sst2', 'mnli']
-    """
+    """Takes a bank apart."""
     if bank.ndim != 3:
         raise InputError(f"a bank has the axes [K, P, D]; this one is {_size(bank.shape)}")
     if len(cards) != len(bank):

@@ -11,25 +11,7 @@ from jpt.types import Prompt
 
 
 def load_prompts(prompts: Mapping[str, Prompt] | str | Path) -> dict[str, Prompt]:
-    """Loads the prompts of a folder, and sees to it that they belong together.
-
-    Args:
-        prompts: a folder (see `jpt.prompts.store.list_prompts`), or prompts by name.
-
-    Returns:
-        The prompts by name, sorted by name.
-
-    Raises:
-        InputError: there are none, or two differ in backbone, layout, length, width or in the
-            position of the text.
-
-    Example:
-        >>> import numpy as np
-        >>> from jpt.types import PromptCard
-        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
-        >>> list(load_prompts({"b": prompt, "a": prompt}))
-        ['a', 'b']
-    """
+    """Loads the prompts of a folder, and sees to it that they belong together."""
     if isinstance(prompts, (str, Path)):
         prompts = {name: load_prompt(path) for name, path in list_prompts(prompts).items()}
     if not prompts:

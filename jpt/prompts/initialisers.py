@@ -34,33 +34,14 @@ _UNTRAINED = re.compile(
 
 @dataclass(frozen=True)
 class Init:
-    """A start as it was asked for.
+    """A start as it was asked for."""
 
-    Attributes:
-        kind: ``random``, ``vocab``, ``labels``, ``text`` or ``prompt``.
-        argument: the words or the file behind the colon; empty for the other kinds.
-    """
-
-    kind: str
-    argument: str = ""
+    kind: str  # ``random``, ``vocab``, ``labels``, ``text`` or ``prompt``
+    argument: str = ""  # the words or the file behind the colon; empty for the other kinds
 
 
 def parse_init(text: str) -> Init:
-    """Reads how a prompt shall start.
-
-    Args:
-        text: one of `KINDS`.
-
-    Returns:
-        Kind and argument.
-
-    Raises:
-        InputError: for an unknown kind, a missing argument or one too many.
-
-    Example:
-        >>> parse_init("text:is this good or bad")
-        Init(kind='text', argument='is this good or bad')
-    """
+    """Reads how a prompt shall start."""
     kind, colon, argument = text.partition(":")
     kind, argument = kind.strip(), argument.strip()
     if kind not in _ARGUMENTS:
@@ -73,21 +54,7 @@ def parse_init(text: str) -> Init:
 
 
 def initial_generator(seed: int, backbone: str, kind: str) -> np.random.Generator:
-    """Gives the random numbers of a start.
-
-    Args:
-        seed: of the run, 0 to 2**64 - 1.
-        backbone: name of the model.
-        kind: of the start.
-
-    Returns:
-        A new generator; equal arguments give equal numbers on every machine.
-
-    Example:
-        >>> first, again = (initial_generator(3, "bert", "random") for _ in range(2))
-        >>> first.random() == again.random()
-        True
-    """
+    """Gives the random numbers of a start."""
     key = [seed, zlib.crc32(f"initial prompt/{backbone}/{kind}".encode())]
     return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
 
@@ -95,39 +62,12 @@ def initial_generator(seed: int, backbone: str, kind: str) -> np.random.Generato
 def random_values(
     generator: np.random.Generator, length: int, width: int, std: float = ENCODER_STD
 ) -> Float32[np.ndarray, "P D"]:
-    """Draws a prompt from a normal distribution.
-
-    Args:
-        generator: see `initial_generator`.
-        length: P.
-        width: D.
-        std: spread. Paper's code: 0.02 for encoders, 1 for T5.
-
-    Returns:
-        The prompt.
-
-    Example:
-        >>> random_values(initial_generator(0, "bert", "random"), 20, 32).shape
-        (20, 32)
-    """
+    """Draws a prompt from a normal distribution."""
     return np.float32(std) * generator.standard_normal((length, width), np.float32)
 
 
 def sampled_ids(pieces: Iterable[str], special: Collection[int] = ()) -> Int[np.ndarray, "N"]:
-    """Lists the ids of a vocabulary that stand for text.
-
-    Args:
-        pieces: the whole vocabulary in the order of its ids.
-        special: ids of mask, padding and the like.
-
-    Returns:
-        All other ids but those of pieces that were never trained (``[unused7]``) or stand for
-        something outside text (``<extra_id_0>``, bytes).
-
-    Example:
-        >>> sampled_ids(["[PAD]", "[unused0]", "film", "##s"], special=[0])
-        array([2, 3])
-    """
+    """Lists the ids of a vocabulary that stand for text."""
     kept = [
         token
         for token, piece in enumerate(pieces)
@@ -139,28 +79,8 @@ def sampled_ids(pieces: Iterable[str], special: Collection[int] = ()) -> Int[np.
 def vocabulary_values(
     generator: np.random.Generator, length: int, embedding: Any, ids: Int[np.ndarray, "N"]
 ) -> Float32[np.ndarray, "P D"]:
-    """Takes the embeddings of words drawn from the vocabulary.
-
-    Drawn, not the first ones: the head of a vocabulary is punctuation, digits and word parts.
-
-    Args:
-        generator: see `initial_generator`.
-        length: P.
-        embedding: the word embeddings [V, D], of NumPy or JAX.
-        ids: what may be drawn (see `sampled_ids`), each at most once while there are enough.
-
-    Returns:
-        The prompt.
-
-    Raises:
-        InputError: there is nothing to draw from.
-
-    Example:
-        >>> table = np.arange(12, dtype=np.float32).reshape(6, 2)
-        >>> generator = initial_generator(0, "bert", "vocab")
-        >>> vocabulary_values(generator, 3, table, np.array([4, 5])).shape
-        (3, 2)
-    """
+    """Takes the embeddings of words drawn from the vocabulary."""
+    # Drawn, not the first ones: the head of a vocabulary is punctuation, digits and word parts.
     return _embed(embedding, _draw(generator, length, ids))
 
 
@@ -171,27 +91,7 @@ def label_values(
     label_ids: Sequence[int],
     ids: Int[np.ndarray, "N"],
 ) -> Float32[np.ndarray, "P D"]:
-    """Takes the embeddings of the label words, then words drawn from the vocabulary.
-
-    Args:
-        generator: see `initial_generator`.
-        length: P, at least as many rows as there are label words.
-        embedding: the word embeddings [V, D], of NumPy or JAX.
-        label_ids: ids of the label words, in the order of the classes.
-        ids: what may be drawn for the other rows; label words are left out of it.
-
-    Returns:
-        The prompt.
-
-    Raises:
-        InputError: there are more label words than rows.
-
-    Example:
-        >>> table = np.arange(12, dtype=np.float32).reshape(6, 2)
-        >>> generator = initial_generator(0, "bert", "labels")
-        >>> label_values(generator, 3, table, [5, 1], np.arange(6))[:2].tolist()
-        [[10.0, 11.0], [2.0, 3.0]]
-    """
+    """Takes the embeddings of the label words, then words drawn from the vocabulary."""
     if len(label_ids) > length:
         raise InputError(
             f"init labels needs a row for each of the {len(label_ids)} label words, the prompt has"
@@ -203,23 +103,7 @@ def label_values(
 
 
 def text_values(length: int, embedding: Any, text_ids: Sequence[int]) -> Float32[np.ndarray, "P D"]:
-    """Takes the embeddings of the pieces of a text, repeated or cut to the prompt's length.
-
-    Args:
-        length: P.
-        embedding: the word embeddings [V, D], of NumPy or JAX.
-        text_ids: ids of the text's pieces, without special ones.
-
-    Returns:
-        The prompt.
-
-    Raises:
-        InputError: the text has no pieces.
-
-    Example:
-        >>> text_values(3, np.eye(2, dtype=np.float32), [1, 0]).tolist()
-        [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
-    """
+    """Takes the embeddings of the pieces of a text, repeated or cut to the prompt's length."""
     if not len(text_ids):
         raise InputError("init text has no words that the vocabulary knows; write text:WORDS")
     return _embed(embedding, np.resize(np.array(text_ids, np.int64), length))
@@ -228,26 +112,7 @@ def text_values(length: int, embedding: Any, text_ids: Sequence[int]) -> Float32
 def copied_values(
     prompt: Prompt, length: int, width: int, name: str = "the prompt"
 ) -> Float32[np.ndarray, "P D"]:
-    """Takes the values of another prompt.
-
-    Args:
-        prompt: the other prompt, of any task or model.
-        length: P of the new prompt.
-        width: D of its model.
-        name: what the other prompt is called, for messages.
-
-    Returns:
-        A copy of the values.
-
-    Raises:
-        InputError: length or width differ.
-
-    Example:
-        >>> from jpt.types import PromptCard
-        >>> other = Prompt(np.ones((2, 3), np.float32), PromptCard("bert", "sst2"))
-        >>> copied_values(other, 2, 3).sum()
-        np.float32(6.0)
-    """
+    """Takes the values of another prompt."""
     rows, columns = prompt.values.shape
     if columns != width:
         raise InputError(
@@ -271,33 +136,7 @@ def initial_values(
     encode: Callable[[str], Sequence[int]],
     std: float = ENCODER_STD,
 ) -> Float32[np.ndarray, "P D"]:
-    """Makes the initial prompt of a run.
-
-    Args:
-        init: how it shall start.
-        seed: of the run.
-        backbone: name of the model.
-        length: P.
-        embedding: the model's word embeddings [V, D], of NumPy or JAX.
-        ids: ids that stand for text (see `sampled_ids`).
-        label_ids: ids of the task's label words; only ``labels`` looks at them.
-        encode: gives the ids of a text's pieces; only ``text`` calls it.
-        std: spread of a random start.
-
-    Returns:
-        The prompt.
-
-    Raises:
-        InputError: length, width or words do not fit.
-
-    Example:
-        >>> table = np.zeros((6, 2), np.float32)
-        >>> initial_values(
-        ...     Init("random"), seed=0, backbone="bert", length=3, embedding=table,
-        ...     ids=np.arange(6), label_ids=[1, 2], encode=lambda text: [3],
-        ... ).shape
-        (3, 2)
-    """
+    """Makes the initial prompt of a run."""
     generator, width = initial_generator(seed, backbone, init.kind), embedding.shape[1]
     if init.kind == "vocab":
         return vocabulary_values(generator, length, embedding, ids)

@@ -63,23 +63,7 @@ def average_prompts(
 
 
 def load_parts(prompts: Mapping[str, Prompt] | str | Path) -> dict[str, Prompt]:
-    """Loads the prompts of a mixture.
-
-    Args:
-        prompts: a folder of prompts, or prompts by name.
-
-    Returns:
-        The prompts, sorted by name.
-
-    Raises:
-        InputError: fewer than two, or prompts that do not belong together.
-
-    Example:
-        >>> card = PromptCard("bert", "sst2")
-        >>> one = Prompt(np.ones((2, 3), np.float32), card)
-        >>> list(load_parts({"b": one, "a": one}))
-        ['a', 'b']
-    """
+    """Loads the prompts of a mixture."""
     loaded = load_runs(prompts)
     if len(loaded) < 2:
         raise InputError(
@@ -92,24 +76,7 @@ def load_parts(prompts: Mapping[str, Prompt] | str | Path) -> dict[str, Prompt]:
 def choose_parts(
     prompts: Mapping[str, Prompt] | str | Path, names: Sequence[str] | None
 ) -> dict[str, Prompt]:
-    """Loads some prompts of a folder; only these have to belong together.
-
-    Args:
-        prompts: a folder of prompts, or prompts by name.
-        names: the ones that are wanted; None for all.
-
-    Returns:
-        The prompts, in the order of the names.
-
-    Raises:
-        InputError: there is no prompt of a name, or one is named twice.
-
-    Example:
-        >>> card = PromptCard("bert", "sst2")
-        >>> one = Prompt(np.ones((2, 3), np.float32), card)
-        >>> list(choose_parts({"a": one, "b": one, "c": one}, ["c", "a"]))
-        ['c', 'a']
-    """
+    """Loads some prompts of a folder; only these have to belong together."""
     if isinstance(prompts, Mapping):
         found: Mapping[str, Path | Prompt] = prompts
     else:
@@ -127,21 +94,7 @@ def choose_parts(
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """Reads weights from text.
-
-    Args:
-        text: ``NAME=NUMBER`` with commas between.
-
-    Returns:
-        The weights by name.
-
-    Raises:
-        InputError: for anything else, or a name that comes twice.
-
-    Example:
-        >>> parse_weights("imdb=2, sst2=0.5")
-        {'imdb': 2.0, 'sst2': 0.5}
-    """
+    """Reads weights from text."""
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = (piece.strip() for piece in part.rpartition("="))
@@ -161,22 +114,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def settle_weights(names: Sequence[str], weights: Weights | None) -> dict[str, float]:
-    """Turns weights into shares that sum to 1.
-
-    Args:
-        names: of the prompts.
-        weights: by name or in their order; None for equal ones.
-
-    Returns:
-        The share of each prompt.
-
-    Raises:
-        InputError: another count or other names, a weight below 0 or not finite, or all of them 0.
-
-    Example:
-        >>> settle_weights(["a", "b"], {"b": 1, "a": 3})
-        {'a': 0.75, 'b': 0.25}
-    """
+    """Turns weights into shares that sum to 1."""
     listed = _in_order(names, [1.0] * len(names) if weights is None else weights)
     for name, weight in zip(names, listed, strict=True):
         is_number = isinstance(weight, int | float | np.number) and not isinstance(weight, bool)
@@ -214,36 +152,12 @@ def _in_order(names: Sequence[str], weights: Weights) -> list[float]:
 def mix_bank(
     bank: Float32[np.ndarray, "K P D"], weights: Float64[np.ndarray, "K R"]
 ) -> Float32[np.ndarray, "P D"]:
-    """Adds up the prompts of a bank, each times its weights.
-
-    Args:
-        bank: the prompts.
-        weights: one weight for all rows of a prompt ([K, 1]) or one for each ([K, P]).
-
-    Returns:
-        The sum, computed in float64.
-
-    Example:
-        >>> bank = np.array([[[1.0], [2.0]], [[3.0], [6.0]]], np.float32)
-        >>> mix_bank(bank, np.array([[0.5, 0.25], [0.5, 0.75]])).tolist()
-        [[2.0], [5.0]]
-    """
+    """Adds up the prompts of a bank, each times its weights."""
     return (weights[:, :, None] * bank.astype(np.float64)).sum(0).astype(np.float32)
 
 
 def softmax_weights(logits: Float[np.ndarray, "K R"]) -> Float64[np.ndarray, "K R"]:
-    """Turns logits into weights that sum to 1 over the prompts.
-
-    Args:
-        logits: of each prompt, for all rows or for each.
-
-    Returns:
-        The weights.
-
-    Example:
-        >>> softmax_weights(np.zeros((4, 1), np.float32)).ravel().tolist()
-        [0.25, 0.25, 0.25, 0.25]
-    """
+    """Turns logits into weights that sum to 1 over the prompts."""
     powers = np.exp(logits.astype(np.float64) - logits.max(0, keepdims=True))
     return powers / powers.sum(0, keepdims=True)
 
@@ -255,25 +169,7 @@ def mixed_card(
     task: str | None = None,
     task_type: str | None = None,
 ) -> PromptCard:
-    """Writes the card of a mixture.
-
-    Args:
-        prompts: its parts.
-        shares: how much there is of each.
-        kind: `AVERAGE` or `MIXTURE`.
-        task: that the shares were learnt on; by default that of the parts, if they have one.
-        task_type: the type of that task.
-
-    Returns:
-        The card; its ``source`` names the parts.
-
-    Example:
-        >>> values = np.ones((2, 3), np.float32)
-        >>> parts = {n: Prompt(values, PromptCard("bert", n, "nli")) for n in ("mnli", "snli")}
-        >>> card = mixed_card(parts, {"mnli": 0.5, "snli": 0.5}, AVERAGE)
-        >>> card.task, card.task_type, card.source
-        ('mixture', 'nli', 'average of mnli (0.5), snli (0.5)')
-    """
+    """Writes the card of a mixture."""
     cards = [prompt.card for prompt in prompts.values()]
     tasks, types = {card.task for card in cards}, {card.task_type for card in cards}
     if task is None:

@@ -10,24 +10,10 @@ from jpt.types import PromptCard
 def own_prompts(
     targets: Iterable[str], cards: Mapping[str, PromptCard]
 ) -> tuple[dict[str, str], list[str]]:
-    """Finds the prompt that was tuned for each target.
-
-    The own prompt is the one whose card names the target; where none does, the one that is called
-    like the target (imported prompts: the authors' file names); where several do, the one of them
-    that is called like it. Anything else is not guessed.
-
-    Args:
-        targets: names of tasks, without ``builtin/``.
-        cards: of the prompts, by name.
-
-    Returns:
-        The own prompt of each target that has one, and a line for each that has none.
-
-    Example:
-        >>> cards = {"a": PromptCard("bert", "builtin/imdb"), "b": PromptCard("bert", "sst2")}
-        >>> own_prompts(["imdb", "mnli"], cards)
-        ({'imdb': 'a'}, ['mnli has no prompt of its own: relative performance is not defined'])
-    """
+    """Finds the prompt that was tuned for each target."""
+    # The own prompt is the one whose card names the target; where none does, the one that is called
+    # like the target (imported prompts: the authors' file names); where several do, the one of them
+    # that is called like it. Anything else is not guessed.
     own: dict[str, str] = {}
     notes: list[str] = []
     for target in targets:
@@ -47,16 +33,5 @@ def own_prompts(
 
 
 def short_task(name: str) -> str:
-    """Gives the name of a task in tables.
-
-    Args:
-        name: as a card has it.
-
-    Returns:
-        The name without ``builtin/``; of a folder its last part.
-
-    Example:
-        >>> short_task("builtin/imdb"), short_task("data/sst2")
-        ('imdb', 'sst2')
-    """
+    """Gives the name of a task in tables."""
     return name.rstrip("/").rsplit("/", 1)[-1]

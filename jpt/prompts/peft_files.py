@@ -43,23 +43,14 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A soft prompt as PEFT saved it.
+    """A soft prompt as PEFT saved it."""
 
-    Attributes:
-        values: the rows that PEFT puts in front of the input.
-        layout: where they stand.
-        base_model: what the folder says of its backbone.
-        init: how they started, in jpt's words.
-        table_rows: how many rows the file has; 2P for T5 by PEFT's default.
-        card: where jpt wrote the folder, the card of the prompt.
-    """
-
-    values: Float32[np.ndarray, "P D"]
-    layout: str
-    base_model: str | None
-    init: str
-    table_rows: int
-    card: PromptCard | None
+    values: Float32[np.ndarray, "P D"]  # the rows that PEFT puts in front of the input
+    layout: str  # where they stand
+    base_model: str | None  # what the folder says of its backbone
+    init: str  # how they started, in jpt's words
+    table_rows: int  # how many rows the file has; 2P for T5 by PEFT's default
+    card: PromptCard | None  # where jpt wrote the folder, the card of the prompt
 
 
 def write_adapter(
@@ -69,27 +60,7 @@ def write_adapter(
     heads: int | None = None,
     layers: int | None = None,
 ) -> None:
-    """Writes an adapter folder that PEFT loads, in one step.
-
-    Args:
-        folder: the target; it must not exist or be empty.
-        prompt: of a decoder or of T5.
-        base_model: name of the model for PEFT; by default the backbone of the card.
-        heads: attention heads of that model, where they are known; PEFT does not need them.
-        layers: of that model, likewise.
-
-    Raises:
-        InputError: PEFT's layout cannot express the prompt's, a value is not finite, or the folder
-            cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp()) / "adapter"
-        >>> card = PromptCard("gpt2", "sst2", layout="decoder")
-        >>> write_adapter(folder, Prompt(np.ones((4, 8), np.float32), card))
-        >>> read_adapter(folder).values.shape, read_adapter(folder).card.task
-        ((4, 8), 'sst2')
-    """
+    """Writes an adapter folder that PEFT loads, in one step."""
     task_type = peft_task_type(prompt.card)
     values = checked_tensors(folder, prompt)["prompt"]
     rows, width = values.shape
@@ -116,21 +87,7 @@ def write_adapter(
 
 
 def peft_task_type(card: PromptCard) -> str:
-    """What PEFT calls the kind of model that a prompt is for.
-
-    Args:
-        card: of the prompt.
-
-    Returns:
-        ``"CAUSAL_LM"`` or ``"SEQ_2_SEQ_LM"``.
-
-    Raises:
-        InputError: PEFT cannot put the rows where the prompt was tuned to stand.
-
-    Example:
-        >>> peft_task_type(PromptCard("t5-small", "sst2", layout="encoder_decoder"))
-        'SEQ_2_SEQ_LM'
-    """
+    """What PEFT calls the kind of model that a prompt is for."""
     for task_type, layout in TASK_TYPES.items():
         if layout == card.layout:
             return task_type
@@ -143,21 +100,7 @@ def peft_task_type(card: PromptCard) -> str:
 
 
 def read_adapter(source: str | Path) -> PeftAdapter:
-    """Reads an adapter folder of PEFT's prompt tuning; nothing is unpickled by running code.
-
-    Args:
-        source: the folder, or a file in it.
-
-    Returns:
-        The prompt.
-
-    Raises:
-        InputError: there is no adapter, it is of another kind than prompt tuning or for another
-            kind of model, it is broken, or its sizes do not fit each other.
-
-    Example:
-        See `write_adapter`.
-    """
+    """Reads an adapter folder of PEFT's prompt tuning; nothing is unpickled by running code."""
     folder = _adapter_folder(Path(source))
     path = folder / CONFIG_FILE
     config = read_json(path)

@@ -32,42 +32,16 @@ _BROKEN = (ValueError, EOFError, TypeError, KeyError, SyntaxError, OverflowError
 
 @dataclass(frozen=True)
 class ReferenceFile:
-    """A prompt that the authors released, not yet read.
+    """A prompt that the authors released, not yet read."""
 
-    Attributes:
-        path: the file.
-        name: of the prompt: the array's file name, or the folder's name of a ``task_prompt``.
-        task: what it says of its task, in lower case.
-        backbone: what it says of its backbone; for an array the folder's name.
-    """
-
-    path: Path
-    name: str
-    task: str
-    backbone: str
+    path: Path  # the file
+    name: str  # of the prompt: the array's file name, or the folder's name of a ``task_prompt``
+    task: str  # what it says of its task, in lower case
+    backbone: str  # what it says of its backbone; for an array the folder's name
 
 
 def find_reference_files(source: str | Path) -> list[ReferenceFile]:
-    """Finds the prompts of a folder.
-
-    Args:
-        source: a folder of ``NAME.npy`` files or of folders with a ``task_prompt``, one such
-            folder, or one file. Hidden files and others are passed over.
-
-    Returns:
-        The files, sorted by the name of the prompt.
-
-    Raises:
-        InputError: there is no such place, it holds no prompt, or two of one name.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp()) / "roberta-base"
-        >>> folder.mkdir()
-        >>> np.save(folder / "imdb.npy", np.ones((3, 4), np.float32))
-        >>> [(file.name, file.task, file.backbone) for file in find_reference_files(folder)]
-        [('imdb', 'imdb', 'roberta-base')]
-    """
+    """Finds the prompts of a folder."""
     place = Path(source)
     if not place.is_dir():
         file_size_bytes(place)  # tells what is missing or is no regular file
@@ -97,25 +71,7 @@ def find_reference_files(source: str | Path) -> list[ReferenceFile]:
 
 
 def read_reference_values(file: str | Path) -> Float32[np.ndarray, "R D"]:
-    """Reads the rows of a prompt.
-
-    Args:
-        file: an array of NumPy, or a tensor of torch.save.
-
-    Returns:
-        All rows, cast to float32.
-
-    Raises:
-        InputError: the file is missing, broken or no such file, holds no matrix of real numbers,
-            or a value is not finite.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "imdb.npy"
-        >>> np.save(file, np.ones((3, 4)))
-        >>> read_reference_values(file).dtype
-        dtype('float32')
-    """
+    """Reads the rows of a prompt."""
     path = Path(file)
     values = _read_array(path) if path.suffix == ARRAY_SUFFIX else read_torch_object(path)
     if not isinstance(values, np.ndarray):

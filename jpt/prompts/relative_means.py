@@ -18,30 +18,8 @@ def summarize_relative(
     source_types: Mapping[str, str | None],
     baselines: Mapping[str, Float64[np.ndarray, "N"] | None],
 ) -> dict[str, Any]:
-    """Computes means by type of target and of source, and the best source of each target.
-
-    A target's own prompt is left out of all of them, and so is what has no type or no value.
-
-    Args:
-        relative: each score over that of the target's own prompt; NaN where that is undefined.
-        targets: names of the rows.
-        sources: names of the columns; baselines are not among them.
-        own: the own prompt of each target that has one.
-        target_types: type of each target.
-        source_types: type of the task that each prompt is for.
-        baselines: by name, relative performance of what is no source, such as a random prompt.
-
-    Returns:
-        The fields ``relative_transfer`` and ``relative_by_type`` of ``types.json``; None where a
-        mean has no pair.
-
-    Example:
-        >>> kinds = {"imdb": "sentiment", "sst2": "sentiment", "mnli": "nli"}
-        >>> own, relative = {"imdb": "imdb"}, np.array([[1.0, 0.9, 0.5]])
-        >>> found = summarize_relative(relative, ["imdb"], list(kinds), own, kinds, kinds, {})
-        >>> found["relative_by_type"], found["relative_transfer"]["best_other_source"]
-        ({'sentiment': {'sentiment': 0.9, 'nli': 0.5}}, {'imdb': 'sst2'})
-    """
+    """Computes means by type of target and of source, and the best source of each target."""
+    # A target's own prompt is left out of all of them, and so is what has no type or no value.
     rows = [row for row, name in enumerate(targets) if target_types.get(name)]
     columns = [column for column, name in enumerate(sources) if source_types.get(name)]
     targets, sources = [targets[row] for row in rows], [sources[column] for column in columns]
@@ -76,21 +54,7 @@ def rank_sources(
     sources: Sequence[str],
     own: Mapping[str, str],
 ) -> dict[str, list[str]]:
-    """Sorts the sources of each target from best to worst; equal ones by name.
-
-    Args:
-        relative: scores by target and source; NaN is left out.
-        targets: names of the rows.
-        sources: names of the columns.
-        own: the own prompt of each target, which is left out.
-
-    Returns:
-        The names of the sources by target.
-
-    Example:
-        >>> rank_sources(np.array([[1.0, 0.5, 0.9]]), ["a"], ["a", "b", "c"], {"a": "a"})
-        {'a': ['c', 'b']}
-    """
+    """Sorts the sources of each target from best to worst; equal ones by name."""
     used = others(targets, sources, own) & ~np.isnan(relative)
     return {
         target: [
@@ -108,20 +72,7 @@ def rank_sources(
 def others(
     targets: Sequence[str], sources: Sequence[str], own: Mapping[str, str]
 ) -> Bool[np.ndarray, "N K"]:
-    """Marks the pairs of a target and a prompt that is not its own.
-
-    Args:
-        targets: names of the rows.
-        sources: names of the columns.
-        own: the own prompt of each target that has one.
-
-    Returns:
-        Whether source and target are of two tasks.
-
-    Example:
-        >>> others(["a"], ["a", "b"], {"a": "a"})
-        array([[False,  True]])
-    """
+    """Marks the pairs of a target and a prompt that is not its own."""
     marks = np.array([[own.get(target) != name for name in sources] for target in targets], bool)
     return marks.reshape(len(targets), len(sources))
 
@@ -131,21 +82,7 @@ def compare_types(
     used: Bool[np.ndarray, "N K"],
     same: Bool[np.ndarray, "N K"],
 ) -> dict[str, Any]:
-    """Computes the mean over pairs of one type and over pairs of two types.
-
-    Args:
-        values: of the pairs; NaN is left out.
-        used: which pairs count.
-        same: which pairs have one type.
-
-    Returns:
-        Both means, None where there is no pair, and how many pairs there are.
-
-    Example:
-        >>> used, same = np.array([[True, True]]), np.array([[True, False]])
-        >>> compare_types(np.array([[1.0, 3.0]]), used, same)
-        {'same_type_mean': 1.0, 'different_type_mean': 3.0, 'n_same': 1, 'n_diff': 1}
-    """
+    """Computes the mean over pairs of one type and over pairs of two types."""
     used = used & ~np.isnan(values)
     alike, unlike = values[used & same], values[used & ~same]
     return {

@@ -18,27 +18,7 @@ _SEED = re.compile(r"seed-(\d+)")
 
 
 def load_seed_prompts(prompts: Prompts) -> dict[str, dict[int | None, Prompt]]:
-    """Loads prompts of one or of several seeds each, and sees to it that they belong together.
-
-    Args:
-        prompts: a folder that holds ``NAME.safetensors``, run folders ``NAME/``, or folders
-            ``NAME/`` of several run folders ``seed-S/``, as `jpt.tune_seeds` writes them; or
-            prompts by name, of several seeds by name and seed.
-
-    Returns:
-        The prompts by name and seed, sorted; the seed is None where a name has one prompt.
-
-    Raises:
-        InputError: there are none; two differ in backbone, layout, length, width or position of
-            the text; the seeds of a name are for two tasks; a seed is not finished.
-
-    Example:
-        >>> import numpy as np
-        >>> from jpt.types import PromptCard
-        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
-        >>> {n: list(of) for n, of in load_seed_prompts({"b": {1: prompt, 0: prompt}}).items()}
-        {'b': [0, 1]}
-    """
+    """Loads prompts of one or of several seeds each, and sees to it that they belong together."""
     if isinstance(prompts, (str, Path)):
         prompts = _read_folder(Path(prompts))
     given = {name: _by_seed(name, of) for name, of in prompts.items()}
@@ -49,59 +29,19 @@ def load_seed_prompts(prompts: Prompts) -> dict[str, dict[int | None, Prompt]]:
 
 
 def run_name(name: str, seed: int | None) -> str:
-    """Names one run of a prompt.
-
-    Args:
-        name: of the prompt.
-        seed: of the run; None where the prompt has one run.
-
-    Returns:
-        For instance ``imdb`` or ``imdb/seed-0``, as the folders are called.
-
-    Example:
-        >>> run_name("imdb", None), run_name("imdb", 0)
-        ('imdb', 'imdb/seed-0')
-    """
+    """Names one run of a prompt."""
     return name if seed is None else f"{name}/seed-{seed}"
 
 
 def split_run_name(name: str) -> tuple[str, int | None]:
-    """Takes the name of a run apart.
-
-    Args:
-        name: as `run_name` makes it.
-
-    Returns:
-        The name of the prompt and the seed; None where the prompt has one run.
-
-    Example:
-        >>> split_run_name("imdb"), split_run_name("imdb/seed-0")
-        (('imdb', None), ('imdb', 0))
-    """
+    """Takes the name of a run apart."""
     owner, _, last = name.rpartition("/")
     match = _SEED.fullmatch(last) if owner else None
     return (owner, int(match[1])) if match else (name, None)
 
 
 def load_runs(prompts: Prompts) -> dict[str, Prompt]:
-    """Loads every run of every prompt under a name of its own.
-
-    Args:
-        prompts: as for `load_seed_prompts`.
-
-    Returns:
-        The prompts by the names of `run_name`, sorted.
-
-    Raises:
-        InputError: as `load_seed_prompts`.
-
-    Example:
-        >>> import numpy as np
-        >>> from jpt.types import PromptCard
-        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
-        >>> list(load_runs({"b": {1: prompt, 0: prompt}, "a": prompt}))
-        ['a', 'b/seed-0', 'b/seed-1']
-    """
+    """Loads every run of every prompt under a name of its own."""
     return dict(sorted(_runs_of(load_seed_prompts(prompts)).items()))
 
 
@@ -110,22 +50,7 @@ def _runs_of(prompts: Mapping[str, Mapping[int | None, Prompt]]) -> dict[str, Pr
 
 
 def listseed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
-    """Finds the runs of several seeds in a folder of prompts.
-
-    Args:
-        folder: holds folders ``NAME/`` with run folders ``seed-S/`` in them.
-
-    Returns:
-        The run folders by name and seed.
-
-    Raises:
-        InputError: a seed has no prompt, or ``NAME/`` is a run itself.
-
-    Example:
-        >>> import tempfile
-        >>> listseed_runs(tempfile.mkdtemp())
-        {}
-    """
+    """Finds the runs of several seeds in a folder of prompts."""
     found = seed_runs(folder)
     for name, runs in found.items():
         _check_runs(Path(folder) / name, runs)
@@ -133,18 +58,7 @@ def listseed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
 
 
 def seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
-    """Finds the runs of several seeds in a folder of prompts, finished or not.
-
-    Args:
-        folder: as for `list_seed_runs`.
-
-    Returns:
-        The run folders by name and seed; none where there is no such folder.
-
-    Example:
-        >>> seed_runs("no/such/folder")
-        {}
-    """
+    """Finds the runs of several seeds in a folder of prompts, finished or not."""
     place, found = Path(folder), {}
     if not place.is_dir():
         return found  # `list_prompts` says what is wrong
@@ -159,31 +73,7 @@ def seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
 
 
 def list_runs(folder: str | Path) -> dict[str, Path]:
-    """Finds every prompt of a folder, each run of several seeds under a name of its own.
-
-    Args:
-        folder: as for `load_seed_prompts`.
-
-    Returns:
-        File, or folder of the run, by name (see `run_name`), sorted. A run of a seed that is not
-        finished is among them, since a name without one of its seeds is another prompt.
-
-    Raises:
-        InputError: there is no such folder, or no prompt in it, or two of a name.
-
-    Example:
-        >>> import tempfile
-        >>> import numpy as np
-        >>> from jpt.prompts.store import save_prompt
-        >>> from jpt.types import PromptCard
-        >>> place = Path(tempfile.mkdtemp())
-        >>> (place / "b" / "seed-0").mkdir(parents=True)
-        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
-        >>> save_prompt(place / "a.safetensors", prompt)
-        >>> save_prompt(place / "b" / "seed-0" / "prompt.safetensors", prompt)
-        >>> list(list_runs(place))
-        ['a', 'b/seed-0']
-    """
+    """Finds every prompt of a folder, each run of several seeds under a name of its own."""
     several = seed_runs(folder)
     found = dict(_single_prompts(Path(folder), several))
     for name, runs in several.items():

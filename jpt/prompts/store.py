@@ -55,23 +55,7 @@ def save_prompt(path: str | Path, prompt: Prompt) -> None:
 
 
 def checked_tensors(path: str | Path, prompt: Prompt) -> dict[str, Float32[np.ndarray, "P D"]]:
-    """Gives the rows of a prompt as they go into a file.
-
-    Args:
-        path: the file, for messages.
-        prompt: what shall be written.
-
-    Returns:
-        ``prompt``, and ``unused_row`` where there is one.
-
-    Raises:
-        InputError: values are not finite or of a wrong shape.
-
-    Example:
-        >>> prompt = Prompt(np.ones((4, 8)), PromptCard("bert", "sst2"))
-        >>> checked_tensors("a", prompt)["prompt"].dtype
-        dtype('float32')
-    """
+    """Gives the rows of a prompt as they go into a file."""
     tensors = {"prompt": np.asarray(prompt.values, np.float32)}
     if prompt.unused_row is not None:
         tensors["unused_row"] = np.asarray(prompt.unused_row, np.float32)
@@ -82,23 +66,7 @@ def checked_tensors(path: str | Path, prompt: Prompt) -> dict[str, Float32[np.nd
 
 
 def card_text(path: str | Path, card: PromptCard) -> str:
-    """Writes a card as JSON.
-
-    Args:
-        path: the file that it goes into, for messages.
-        card: without a version it gets this one's.
-
-    Returns:
-        What `read_card` reads.
-
-    Raises:
-        InputError: the score is NaN or infinite.
-
-    Example:
-        >>> card = PromptCard("bert", "sst2", seed=0)
-        >>> read_card("a", card_text("a", card)).seed
-        0
-    """
+    """Writes a card as JSON."""
     written = dataclasses.replace(card, jpt_version=card.jpt_version or __version__)
     told = {name: value for name, value in dataclasses.asdict(written).items() if value is not None}
     try:
@@ -143,22 +111,7 @@ def load_prompt(path: str | Path) -> Prompt:
 
 
 def read_rows(file: Path, name: str, tensor: StoredTensor) -> Float32[np.ndarray, "P D"]:
-    """Reads the rows of a prompt from a file that is open.
-
-    Args:
-        file: where they lie, for messages.
-        name: of the tensor.
-        tensor: the rows.
-
-    Returns:
-        The rows; float16 and bfloat16 as float32.
-
-    Raises:
-        InputError: they are of another type, or a value is not finite.
-
-    Example:
-        See `load_prompt`.
-    """
+    """Reads the rows of a prompt from a file that is open."""
     if tensor.dtype.type not in _READABLE:
         raise InputError(
             f"{file}: tensor '{name}' has the type {tensor.dtype}; float32, float16 or bfloat16"
@@ -170,22 +123,7 @@ def read_rows(file: Path, name: str, tensor: StoredTensor) -> Float32[np.ndarray
 
 
 def read_card(file: str | Path, text: str) -> PromptCard:
-    """Reads a card, checked value by value; what a later version adds to it is left out.
-
-    Args:
-        file: where it stood, for messages.
-        text: as `card_text` writes it.
-
-    Returns:
-        The card.
-
-    Raises:
-        InputError: it is no JSON, or lacks or misstates something.
-
-    Example:
-        >>> read_card("a", '{"backbone": "bert", "task": "sst2"}').task
-        'sst2'
-    """
+    """Reads a card, checked value by value; what a later version adds to it is left out."""
     table = parse_json(text.encode(), f"the card of {file}")
     if not isinstance(table, dict):
         raise InputError(f"the card of {file} is no table; save it again with jpt.save_prompt")
@@ -202,26 +140,7 @@ def read_card(file: str | Path, text: str) -> PromptCard:
 
 
 def list_prompts(folder: str | Path) -> dict[str, Path]:
-    """Finds the prompts of a folder.
-
-    Args:
-        folder: holds ``NAME.safetensors`` files, or run folders ``NAME/`` with a prompt in them.
-            Runs that are not finished, hidden files and other files are passed over.
-
-    Returns:
-        The file of each prompt by its name, sorted by name.
-
-    Raises:
-        InputError: there is no such folder, it is itself a run, holds no prompt, or two of a name.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
-        >>> save_prompt(folder / "sst2.safetensors", prompt)
-        >>> list(list_prompts(folder))
-        ['sst2']
-    """
+    """Finds the prompts of a folder."""
     place = Path(folder)
     try:
         entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
@@ -259,22 +178,7 @@ def list_prompts(folder: str | Path) -> dict[str, Path]:
 def check_prompt(
     prompt: Prompt, backbone: str, width: int, layout: str, other_backbone: bool = False
 ) -> None:
-    """Refuses a prompt that a backbone cannot read.
-
-    Args:
-        prompt: what shall be used.
-        backbone: name of the model.
-        width: D of the model.
-        layout: where the model's family has its prompts.
-        other_backbone: whether the prompt may come from another model of that width.
-
-    Raises:
-        InputError: width, layout or backbone differ.
-
-    Example:
-        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
-        >>> check_prompt(prompt, "bert", 8, "encoder")
-    """
+    """Refuses a prompt that a backbone cannot read."""
     card, columns = prompt.card, prompt.values.shape[1]
     if columns != width:
         raise InputError(

@@ -34,27 +34,7 @@ def run_check(
     dtype: str = "float32",
     data: str | Path | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Checks the installation, and with a backbone and a task that a prompt can be tuned.
-
-    Args:
-        backbone: built-in name, folder or hub id.
-        task: name or folder.
-        length: prompt rows.
-        max_tokens: longest text in tokens.
-        dtype: of weights and matrix products.
-        data: folder of the task's rows.
-
-    Returns:
-        A record whose field ``ok`` says whether all is well, and the text.
-
-    Raises:
-        InputError: for a task without a backbone to try it on.
-
-    Example:
-        >>> record, text = run_check()
-        >>> record["ok"]
-        True
-    """
+    """Checks the installation, and with a backbone and a task that a prompt can be tuned."""
     if task is not None and backbone is None:
         raise InputError("check got a task and no backbone; add --backbone to try it there")
     record: dict[str, Any] = {"ok": True, "jpt": __version__}

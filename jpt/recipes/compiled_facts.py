@@ -37,53 +37,26 @@ _MESH_ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of talk between devices in a step.
+    """One kind of talk between devices in a step."""
 
-    Attributes:
-        kind: for instance ``"all-reduce"``.
-        axes: of the mesh over which it goes; `UNKNOWN_AXES` where the program does not tell.
-        count: how often it runs in a step.
-        size_bytes: what it leaves on one device in a step, all together; of a reduce-scatter, what
-            goes in.
-    """
-
-    kind: str
+    kind: str  # for instance ``"all-reduce"``
+    # of the mesh over which it goes; `UNKNOWN_AXES` where the program does not tell
     axes: tuple[str, ...]
-    count: int
+    count: int  # how often it runs in a step
+    # what it leaves on one device in a step, all together; of a reduce-scatter, what goes in
     size_bytes: int
 
 
 @dataclass(frozen=True)
 class Collectives:
-    """All talk between devices in a step.
+    """All talk between devices in a step."""
 
-    Attributes:
-        found: by kind and axes, the largest first.
-        open_loops: loops with collectives whose number of turns is not known; they count once.
-    """
-
-    found: tuple[Collective, ...]
-    open_loops: int
+    found: tuple[Collective, ...]  # by kind and axes, the largest first
+    open_loops: int  # loops with collectives whose number of turns is not known; they count once
 
 
 def read_collectives(program: str, mesh: Mapping[str, int]) -> Collectives:
-    """Counts the collectives of a compiled program, those in loops once a turn.
-
-    Args:
-        program: the text of the compiled program, as one device runs it.
-        mesh: size of each axis, in the order of the devices.
-
-    Returns:
-        The collectives.
-
-    Example:
-        >>> program = '''
-        ... ENTRY %main (x: f32[4]) -> f32[4] {
-        ...   ROOT %y = f32[4] all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
-        ... }'''
-        >>> read_collectives(program, {"data": 2}).found
-        (Collective(kind='all-reduce', axes=('data',), count=1, size_bytes=16),)
-    """
+    """Counts the collectives of a compiled program, those in loops once a turn."""
     computations, entry = _split(program)
     counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
     sizes: Counter[tuple[str, tuple[str, ...]]] = Counter()
@@ -120,10 +93,8 @@ def _split(program: str) -> tuple[dict[str, list[str]], str]:
 def _walk(
     computations: Mapping[str, Sequence[str]], name: str, turns: int
 ) -> Iterator[tuple[str, int, bool]]:
-    """Gives every line that has a collective or is a loop of unknown length around one.
-
-    With it comes how often the line runs, and whether it is such a loop.
-    """
+    """Gives every line that has a collective or is a loop of unknown length around one."""
+    # With it comes how often the line runs, and whether it is such a loop.
     for line in computations.get(name, ()):
         if _COLLECTIVE.search(line) is not None:
             yield line, turns, False

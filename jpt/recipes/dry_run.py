@@ -40,20 +40,9 @@ _COMPILE_BFLOAT16 = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion
 
 
 def use_virtual_devices(mesh: str | None) -> None:
-    """Sets this process up for a dry run: CPU devices, as many as the mesh has.
-
-    Where jax has started before, nothing changes. Later work of the process stays on the CPU, so
-    this is for commands.
-
-    Args:
-        mesh: devices by axis.
-
-    Raises:
-        InputError: for a mesh that cannot be.
-
-    Example:
-        >>> use_virtual_devices("data:2,model:4")
-    """
+    """Sets this process up for a dry run: CPU devices, as many as the mesh has."""
+    # Where jax has started before, nothing changes. Later work of the process stays on the CPU, so
+    # this is for commands.
     count = _device_count(mesh)
     try:
         jax.config.update("jax_num_cpu_devices", count)

@@ -23,14 +23,7 @@ ESTIMATE_BFLOAT16 = (
 
 
 def describe_dry_run(record: dict[str, Any]) -> str:
-    """Puts the record of a dry run into lines.
-
-    Args:
-        record: of :func:`jpt.recipes.dry_run.dry_run`.
-
-    Returns:
-        The text.
-    """
+    """Puts the record of a dry run into lines."""
     model, axes = record["backbone"], ", ".join(f"{a} {n}" for a, n in record["mesh"].items())
     lines = [
         f"  {model['name']}: {model['model_type']}, {model['weights']:,} weights in "
@@ -50,34 +43,12 @@ def describe_dry_run(record: dict[str, Any]) -> str:
 
 
 def estimate_note(dtype: str) -> str:
-    """Says how far the numbers can be trusted.
-
-    Args:
-        dtype: of weights and matrix products.
-
-    Returns:
-        One line.
-
-    Example:
-        >>> "upper bounds" in estimate_note("bfloat16")
-        True
-    """
+    """Says how far the numbers can be trusted."""
     return ESTIMATE + (ESTIMATE_BFLOAT16 if dtype == "bfloat16" else "")
 
 
 def size_text(size_bytes: int) -> str:
-    """Writes a number of bytes for people; 1 GB is 10^9 bytes.
-
-    Args:
-        size_bytes: the number.
-
-    Returns:
-        Text.
-
-    Example:
-        >>> size_text(2_827_048_960)
-        '2.83 GB'
-    """
+    """Writes a number of bytes for people; 1 GB is 10^9 bytes."""
     for unit, size in UNITS:
         if size_bytes >= size:
             return f"{size_bytes / size:.2f} {unit}"

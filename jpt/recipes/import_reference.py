@@ -27,20 +27,13 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class ReferenceBackbone:
-    """A backbone for which the authors released prompts, or could have.
+    """A backbone for which the authors released prompts, or could have."""
 
-    Attributes:
-        name: its hub id.
-        width: D.
-        layout: where its prompts stand.
-        code: what the authors' files call it.
-        first_position: the position of the text's first token where it is not the model's own.
-    """
-
-    name: str
-    width: int
-    layout: str
-    code: str
+    name: str  # its hub id
+    width: int  # D
+    layout: str  # where its prompts stand
+    code: str  # what the authors' files call it
+    # the position of the text's first token where it is not the model's own
     first_position: int | None = None
 
 
@@ -96,19 +89,7 @@ def import_reference(
 
 
 def reference_backbone(name: str) -> ReferenceBackbone | None:
-    """Looks a backbone up.
-
-    Args:
-        name: of a folder of prompts (what follows ``__`` does not matter), as the authors' code
-            calls it, a hub id, or a path or organisation before one of these.
-
-    Returns:
-        The backbone under the hub id or path that was given; None for an unknown one.
-
-    Example:
-        >>> reference_backbone("roberta-large__run_b").width, reference_backbone("Bert").name
-        (1024, 'bert-base-uncased')
-    """
+    """Looks a backbone up."""
     for folder, model in REFERENCE_BACKBONES.items():
         if name.split("__")[0] == folder or name == model.code:
             return model
@@ -224,21 +205,7 @@ def _same(old: Prompt, new: Prompt) -> bool:
 
 
 def describe_import(prompts: dict[str, Prompt], out: str | Path) -> tuple[dict[str, Any], str]:
-    """Says what was imported.
-
-    Args:
-        prompts: as `import_reference` gives them.
-        out: where they were written.
-
-    Returns:
-        The record for ``--json``, and a text.
-
-    Example:
-        >>> card = PromptCard("t5-small", "sst2", "sentiment", "encoder_decoder")
-        >>> print(describe_import({"sst2": Prompt(np.ones((100, 512)), card)}, "prompts")[1])
-        1 prompt of t5-small, 100 rows x 512: sst2
-        written: prompts
-    """
+    """Says what was imported."""
     first = next(iter(prompts.values()))
     rows, width = first.values.shape
     cards = {name: prompt.card for name, prompt in prompts.items()}

@@ -40,16 +40,7 @@ Listing = tuple[dict[str, Any], str]
 
 
 def list_tasks() -> Listing:
-    """Lists every task that has a name.
-
-    Returns:
-        The record for ``--json``, and a table.
-
-    Example:
-        >>> record, text = list_tasks()
-        >>> "builtin/imdb" in text
-        True
-    """
+    """Lists every task that has a name."""
     tasks = [*BUILTIN_TASKS.values(), *CATALOG.values()]
     rows = [(task.name, task.type, task.metric, _answers(task)) for task in tasks]
     record = {"tasks": [_task_record(task) for task in tasks]}
@@ -99,16 +90,7 @@ def _task_record(task: Task) -> dict[str, Any]:
 
 
 def list_backbones() -> Listing:
-    """Lists the built-in backbones.
-
-    Returns:
-        The record for ``--json``, and a table.
-
-    Example:
-        >>> record, text = list_backbones()
-        >>> record["backbones"][0]["name"].startswith("builtin/")
-        True
-    """
+    """Lists the built-in backbones."""
     records = []
     for name in backbone_names():
         folder = BUILTIN / name.removeprefix(PREFIX)
@@ -139,22 +121,7 @@ def list_backbones() -> Listing:
 def describe_task(
     name: str | Path, backbone: str | Path | None, max_tokens: int | None, data: Path | None
 ) -> Listing:
-    """Shows one task: template, label words, and with a backbone ids, lengths and rows.
-
-    Args:
-        name: of the task, or its folder.
-        backbone: whose vocabulary is used.
-        max_tokens: longest text in tokens; by default the backbone's or the task's choice.
-        data: folder of the task's rows.
-
-    Returns:
-        The record for ``--json``, and the text.
-
-    Example:
-        >>> record, text = describe_task("builtin/imdb", None, None, None)
-        >>> record["labels"]
-        ['negative', 'positive']
-    """
+    """Shows one task: template, label words, and with a backbone ids, lengths and rows."""
     task = load_task(name, data)
     record = _task_record(task)
     lines = [

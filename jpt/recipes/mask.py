@@ -179,11 +179,7 @@ def _backbone_name(plan: MaskPlan) -> Backbone | str | Path:
 
 
 class _Worker:
-    """A loaded model, its neurons, and the tasks as it reads them.
-
-    Args:
-        plan: of the study.
-    """
+    """A loaded model, its neurons, and the tasks as it reads them."""
 
     def __init__(self, plan: MaskPlan) -> None:
         self._plan, options, first = plan, plan.options, plan.matrix.first

@@ -95,21 +95,13 @@ class MaskOptions:
 
 
 class MaskedRun(NamedTuple):
-    """One score of the study.
+    """One score of the study."""
 
-    Attributes:
-        task: short name of the task.
-        prompt: its own prompt.
-        kind: `NONE`, or what is masked.
-        source: the other prompt whose neurons are masked.
-        draw: number of a random choice.
-    """
-
-    task: str
-    prompt: str
-    kind: str
-    source: str | None = None
-    draw: int | None = None
+    task: str  # short name of the task
+    prompt: str  # its own prompt
+    kind: str  # `NONE`, or what is masked
+    source: str | None = None  # the other prompt whose neurons are masked
+    draw: int | None = None  # number of a random choice
 
     @property
     def name(self) -> str:
@@ -120,21 +112,14 @@ class MaskedRun(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """Prompts and tasks of a study.
+    """Prompts and tasks of a study."""
 
-    Attributes:
-        options: how it is carried out.
-        matrix: prompts, tasks and rows.
-        own: the prompt of each task.
-        neurons: activations that were given; None where they are read from the model.
-        notes: what was left out.
-    """
-
-    options: MaskOptions
-    matrix: MatrixPlan
-    own: dict[str, str]
+    options: MaskOptions  # how it is carried out
+    matrix: MatrixPlan  # prompts, tasks and rows
+    own: dict[str, str]  # the prompt of each task
+    # activations that were given; None where they are read from the model
     neurons: Activations | None
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what was left out
 
     @property
     def bank(self) -> dict[str, Prompt]:
@@ -168,14 +153,7 @@ class MaskPlan:
         return found
 
     def depends(self, run: MaskedRun) -> dict[str, Any]:
-        """Gives what a score depends on, but for the model.
-
-        Args:
-            run: of this plan.
-
-        Returns:
-            Checksums and options.
-        """
+        """Gives what a score depends on, but for the model."""
         identities = {each.column: self.matrix.identity(each) for each in self.matrix.runs}
         content = {**self.matrix.contents()[run.task], **identities[run.prompt]}
         if run.kind == NONE:
@@ -199,22 +177,7 @@ def plan_masks(
     data: Data | None,
     options: MaskOptions,
 ) -> MaskPlan:
-    """Loads and checks prompts, tasks and rows.
-
-    Args:
-        prompts: one prompt, a folder of them, or prompts by name.
-        tasks: what is scored; of one prompt by default its own task, of several the tasks that
-            their cards name.
-        neurons: activations to choose by, instead of those that are read from the model.
-        data: rows of the one task; of several prompts a folder that holds a folder for each.
-        options: of the study.
-
-    Returns:
-        The plan.
-
-    Raises:
-        InputError: as `jpt.mask_neurons`.
-    """
+    """Loads and checks prompts, tasks and rows."""
     if neurons is not None and not isinstance(neurons, Activations):
         neurons = read_activations(neurons)
     if _is_one(prompts):

@@ -35,18 +35,7 @@ def make_record(
     window: tuple[int, int],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Says what was masked and what that cost.
-
-    Args:
-        plan: of the study.
-        cells: the scores.
-        choices: what was masked in each run that has a mask.
-        window: first and last layer.
-        facts: key, backbone and command.
-
-    Returns:
-        The record, as in ``mask.json``.
-    """
+    """Says what was masked and what that cost."""
     targets = {task: _target(plan, task, cells, choices) for task in plan.own}
     options = plan.options
     split = options.split
@@ -214,19 +203,7 @@ def _unmet(choices: Mapping[MaskedRun, NeuronChoice]) -> list[str]:
 
 
 def table_rows(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Lists every score as a line of ``mask.csv``.
-
-    Args:
-        record: of `make_record`.
-
-    Returns:
-        Task, kind, source of the mask, ratio, layers, draw, metric, value.
-
-    Example:
-        >>> target = {"metric": "accuracy", "unmasked": 0.9, "masks": {}}
-        >>> table_rows({"ratio": 0.2, "layers": [0, 3], "targets": {"mood": target}})
-        [('mood', 'none', '', 0.0, '0-3', '', 'accuracy', 0.9)]
-    """
+    """Lists every score as a line of ``mask.csv``."""
     first, last = record["layers"]
     found = []
     for task, each in record["targets"].items():
@@ -247,18 +224,7 @@ def study_command(
     data: Any,
     out: str | Path | None,
 ) -> str | None:
-    """Writes the command that gives a study again.
-
-    Args:
-        plan: of the study.
-        prompts: as they were given.
-        neurons: likewise.
-        data: likewise.
-        out: likewise.
-
-    Returns:
-        The command; None where something of it lies in no file.
-    """
+    """Writes the command that gives a study again."""
     files = (prompts, out, *(each for each in (neurons, data) if each is not None))
     if not all(isinstance(each, (str, Path)) for each in files):
         return None

@@ -22,29 +22,7 @@ MEANINGS = {
 
 
 def describe_masks(record: Mapping[str, Any]) -> str:
-    """Lays a study out: scores by task and kind of mask, then what is left by type of task.
-
-    Args:
-        record: as ``mask.json`` has it.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> own = {"value": 0.6, "std": None, "relative": 0.75}
-        >>> target = {"metric": "accuracy", "split": "test", "rows": 10, "majority": 0.5,
-        ...     "unmasked": 0.8, "masks": {"own": own}}
-        >>> record = {"backbone": "bert", "layers": [0, 3], "silent_neurons": 410,
-        ...     "neurons": 2048, "split": "test", "targets": {"mood": target},
-        ...     "relative_by_kind": {"own": 0.75}, "other_by_type": None,
-        ...     "own_below_random": None, "notes": [], "per_layer": False, "stack": None}
-        >>> print(describe_masks(record))
-        Scores on test with 410 of 2048 neurons of layers 0-3 masked (bert)
-               none    own  commonest
-        mood  0.800  0.600      0.500
-        metric: accuracy; commonest: what the commonest answer alone would score
-        own: largest values behind the task's own prompt
-    """
+    """Lays a study out: scores by task and kind of mask, then what is left by type of task."""
     lines = [*textwrap.wrap(_head(record), WIDTH), *_scores(record), *_meanings(record)]
     lines += _by_type(record) + _by_both(record)
     below = record["own_below_random"]

@@ -23,21 +23,13 @@ _OF_A_RUN = ("seed", "steps", "score", "metric", "jpt_version")
 
 @dataclass(frozen=True)
 class PromptEntry:
-    """One prompt of a folder.
+    """One prompt of a folder."""
 
-    Attributes:
-        name: of the prompt.
-        path: its file.
-        prompt: the prompt; None where it cannot be read.
-        faults: what is wrong with it.
-        notes: what could not be looked at.
-    """
-
-    name: str
-    path: Path
-    prompt: Prompt | None
-    faults: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    name: str  # of the prompt
+    path: Path  # its file
+    prompt: Prompt | None  # the prompt; None where it cannot be read
+    faults: tuple[str, ...] = ()  # what is wrong with it
+    notes: tuple[str, ...] = ()  # what could not be looked at
 
     @property
     def record(self) -> dict[str, Any]:
@@ -56,28 +48,7 @@ class PromptEntry:
 
 
 def read_entries(folder: str | Path) -> list[PromptEntry]:
-    """Reads every prompt of a folder; one that cannot be read says why.
-
-    Args:
-        folder: of ``NAME.safetensors`` files, run folders ``NAME/``, or folders ``NAME/`` of
-            several run folders ``seed-S/``.
-
-    Returns:
-        The prompts, sorted by name; each seed's run is one, named ``NAME/seed-S``.
-
-    Raises:
-        InputError: there is no such folder, or no prompt in it.
-
-    Example:
-        >>> import tempfile
-        >>> from jpt.prompts.store import save_prompt
-        >>> from jpt.types import PromptCard
-        >>> place = Path(tempfile.mkdtemp())
-        >>> card = PromptCard("builtin/bert-small", "builtin/imdb")
-        >>> save_prompt(place / "a.safetensors", Prompt(np.ones((4, 128), np.float32), card))
-        >>> [(entry.name, entry.faults) for entry in read_entries(place)]
-        [('a', ())]
-    """
+    """Reads every prompt of a folder; one that cannot be read says why."""
     entries = []
     for name, path in list_runs(folder).items():
         try:
@@ -88,26 +59,7 @@ def read_entries(folder: str | Path) -> list[PromptEntry]:
 
 
 def verify_entries(entries: list[PromptEntry], backbone: str | None = None) -> list[PromptEntry]:
-    """Looks whether prompts are whole: cards, and sizes against the config of their backbone.
-
-    Args:
-        entries: of `read_entries`.
-        backbone: instead of those that the cards name. Without it, a backbone that is neither
-            built in nor a folder here is not looked at, so that nothing is fetched.
-
-    Returns:
-        The entries with what is wrong with them.
-
-    Raises:
-        InputError: the backbone that was given cannot be read.
-
-    Example:
-        >>> from jpt.types import PromptCard
-        >>> card = PromptCard("builtin/bert-small", "builtin/imdb", source="a friend")
-        >>> prompt = Prompt(np.ones((4, 64), np.float32), card)
-        >>> verify_entries([PromptEntry("a", Path("a"), prompt)])[0].faults
-        ('64 wide, but builtin/bert-small is 128 wide',)
-    """
+    """Looks whether prompts are whole: cards, and sizes against the config of their backbone."""
     if backbone is not None:
         _shape(backbone)  # told at once
     return [each if each.prompt is None else _verify(each, backbone) for each in entries]
@@ -154,21 +106,7 @@ def _shape(name: str) -> tuple[str, int, int]:
 
 
 def describe_entries(entries: list[PromptEntry], verified: bool = False) -> str:
-    """Lays a folder out for a terminal.
-
-    Args:
-        entries: the prompts.
-        verified: whether their faults were looked for.
-
-    Returns:
-        A line for each prompt, of at most 80 columns, and lines for what is wrong.
-
-    Example:
-        >>> from jpt.types import PromptCard
-        >>> prompt = Prompt(np.ones((4, 64), np.float32), PromptCard("bert", "sst2"))
-        >>> print(describe_entries([PromptEntry("a", Path("a"), prompt)]).splitlines()[1])
-        a                 sst2             bert                    4 x 64      -      8
-    """
+    """Lays a folder out for a terminal."""
     lines = [f"{'name':<17} {'task':<16} {'backbone':<19} {'size':>10} {'score':>6} {'norm':>6}"]
     for entry in entries:
         lines.append(_line(entry))

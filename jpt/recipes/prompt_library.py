@@ -38,23 +38,14 @@ _PATH = re.compile(r"([^./\\:][^/\\:]*)\.safetensors|([^./\\:][^/\\:]*/seed-\d+)
 
 @dataclass(frozen=True)
 class LibraryPrompt:
-    """What an index says of a prompt.
+    """What an index says of a prompt."""
 
-    Attributes:
-        name: of the prompt.
-        sha256: of its file.
-        card: where it comes from.
-        rows: how many it has.
-        width: D of its model.
-        norm: of its rows: mean, smallest, largest.
-    """
-
-    name: str
-    sha256: str
-    card: PromptCard
-    rows: int
-    width: int
-    norm: tuple[float, float, float]
+    name: str  # of the prompt
+    sha256: str  # of its file
+    card: PromptCard  # where it comes from
+    rows: int  # how many it has
+    width: int  # D of its model
+    norm: tuple[float, float, float]  # of its rows: mean, smallest, largest
 
     @property
     def record(self) -> dict[str, Any]:
@@ -72,54 +63,18 @@ class LibraryPrompt:
 
 
 def file_of(name: str) -> str:
-    """Gives the file of a prompt in a repository.
-
-    Args:
-        name: of the prompt, or of one seed's run.
-
-    Returns:
-        The path.
-
-    Example:
-        >>> file_of("imdb"), file_of("imdb/seed-0")
-        ('imdb.safetensors', 'imdb/seed-0/prompt.safetensors')
-    """
+    """Gives the file of a prompt in a repository."""
     return f"{name}/{PROMPT_FILE}" if "/" in name else f"{name}{_SUFFIX}"
 
 
 def name_of(path: str) -> str | None:
-    """Tells which prompt a file of a repository is.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        The name; None for a file that is no prompt.
-
-    Example:
-        >>> [name_of(p) for p in ("a.safetensors", "a/seed-1/prompt.safetensors", "a.bin", "b/c")]
-        ['a', 'a/seed-1', None, None]
-    """
+    """Tells which prompt a file of a repository is."""
     match = _PATH.fullmatch(path)
     return (match[1] or match[2]) if match and path.isprintable() else None
 
 
 def index_entry(name: str, data: bytes, prompt: Prompt) -> LibraryPrompt:
-    """Makes the entry of a prompt.
-
-    Args:
-        name: of the prompt.
-        data: its file.
-        prompt: what was read from it.
-
-    Returns:
-        The entry.
-
-    Example:
-        >>> prompt = Prompt(np.ones((2, 4), np.float32), PromptCard("bert", "sst2"))
-        >>> index_entry("a", b"", prompt).norm
-        (2.0, 2.0, 2.0)
-    """
+    """Makes the entry of a prompt."""
     norms = np.linalg.norm(prompt.values.astype(np.float64), axis=1)
     return LibraryPrompt(
         name,
@@ -131,37 +86,13 @@ def index_entry(name: str, data: bytes, prompt: Prompt) -> LibraryPrompt:
 
 
 def write_index(entries: Iterable[LibraryPrompt]) -> bytes:
-    """Writes an index; equal prompts give equal bytes.
-
-    Args:
-        entries: of all prompts.
-
-    Returns:
-        The file.
-
-    Example:
-        >>> json.loads(write_index([]))
-        {'prompts': []}
-    """
+    """Writes an index; equal prompts give equal bytes."""
     told = [entry.record for entry in sorted(entries, key=lambda entry: entry.name)]
     return (json.dumps({"prompts": told}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_index(data: bytes) -> dict[str, LibraryPrompt]:
-    """Reads an index that others may have written; what is not in order is left out.
-
-    Args:
-        data: the file.
-
-    Returns:
-        The entries by name.
-
-    Example:
-        >>> prompt = Prompt(np.ones((2, 4), np.float32), PromptCard("bert", "sst2"))
-        >>> entry = index_entry("a", b"", prompt)
-        >>> read_index(write_index([entry])) == {"a": entry}, read_index(b"nonsense")
-        (True, {})
-    """
+    """Reads an index that others may have written; what is not in order is left out."""
     try:
         table = parse_json(data, INDEX)
     except InputError:
@@ -172,18 +103,7 @@ def read_index(data: bytes) -> dict[str, LibraryPrompt]:
 
 
 def check_names(names: Sequence[str], where: str) -> None:
-    """Refuses names that cannot lie beside each other in one library.
-
-    Args:
-        names: of all prompts, seeds' runs included.
-        where: they would lie, for messages.
-
-    Raises:
-        InputError: a name cannot be that of a file everywhere, or two clash.
-
-    Example:
-        >>> check_names(["a", "b/seed-0"], "me/prompts")
-    """
+    """Refuses names that cannot lie beside each other in one library."""
     seen: dict[str, str] = {}  # the first name for each file or folder
     for name in names:
         if name_of(file_of(name)) != name:
@@ -201,36 +121,14 @@ def check_names(names: Sequence[str], where: str) -> None:
 
 
 def split_files(files: Iterable[HubFile]) -> tuple[dict[str, HubFile], list[str]]:
-    """Tells the prompts of a repository from its other files.
-
-    Args:
-        files: of the repository.
-
-    Returns:
-        The files that may be prompts by name, and those too large to be one.
-
-    Example:
-        >>> split_files([HubFile("a.safetensors", 9, "0", None), HubFile("b.bin", 9, "0", None)])[1]
-        []
-    """
+    """Tells the prompts of a repository from its other files."""
     named = {name: file for file in files if (name := name_of(file.path)) is not None}
     large = [file.path for file in named.values() if file.size_bytes > LARGEST_BYTES]
     return {n: f for n, f in sorted(named.items()) if f.size_bytes <= LARGEST_BYTES}, large
 
 
 def read_prompts(files: Mapping[str, bytes]) -> tuple[dict[str, LibraryPrompt], list[str]]:
-    """Reads prompts that came from a repository, as strictly as files here.
-
-    Args:
-        files: contents by path in the repository.
-
-    Returns:
-        The entries by name, and for each file that is no prompt the reason.
-
-    Example:
-        >>> read_prompts({"a.safetensors": b"no"})[1][0][:48]
-        'a.safetensors is not a whole safetensors file: i'
-    """
+    """Reads prompts that came from a repository, as strictly as files here."""
     found, refused = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for path, data in files.items():

@@ -20,22 +20,7 @@ _TAGS = ("jpt", "soft-prompt", "prompt-tuning")
 
 
 def write_readme(repository: str, entries: Sequence[LibraryPrompt]) -> bytes:
-    """Writes the page; equal prompts give equal bytes.
-
-    Args:
-        repository: its name.
-        entries: all prompts, at least one.
-
-    Returns:
-        The file.
-
-    Example:
-        >>> from jpt.types import PromptCard
-        >>> card = PromptCard("roberta-base", "sst2", score=0.91, metric="accuracy")
-        >>> entry = LibraryPrompt("a", "0", card, 100, 768, (1.0, 1.0, 1.0))
-        >>> write_readme("me/prompts", [entry]).decode().splitlines()[-1]
-        '| a | roberta-base | sst2 | 0.910 accuracy | 100 x 768 |'
-    """
+    """Writes the page; equal prompts give equal bytes."""
     first = min(entries, key=lambda entry: entry.name)
     count = f"{len(entries)} soft prompt{'' if len(entries) == 1 else 's'}"
     lines = [
@@ -62,18 +47,7 @@ def write_readme(repository: str, entries: Sequence[LibraryPrompt]) -> bytes:
 
 
 def may_rewrite(page: bytes) -> bool:
-    """Tells whether a page was written here and not by hand.
-
-    Args:
-        page: the one in the repository.
-
-    Returns:
-        Whether it has the mark.
-
-    Example:
-        >>> may_rewrite(b"# My prompts")
-        False
-    """
+    """Tells whether a page was written here and not by hand."""
     return MARK.encode() in page
 
 

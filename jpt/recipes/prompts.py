@@ -30,15 +30,10 @@ _TABLE_ROWS = 16384  # of the vocabulary at once: 256 MB at width 4096
 
 @dataclass(frozen=True)
 class Near:
-    """Pieces of a vocabulary near to the rows of a prompt, the nearest first.
+    """Pieces of a vocabulary near to the rows of a prompt, the nearest first."""
 
-    Attributes:
-        pieces: of each row.
-        values: by what they were chosen.
-    """
-
-    pieces: tuple[tuple[str, ...], ...]
-    values: Float64[np.ndarray, "P N"]
+    pieces: tuple[tuple[str, ...], ...]  # of each row
+    values: Float64[np.ndarray, "P N"]  # by what they were chosen
 
 
 @dataclass(frozen=True)

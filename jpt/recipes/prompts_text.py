@@ -15,21 +15,7 @@ _NEAR = 29  # of the pieces by cosine, and of those by product
 
 
 def describe_reading(found: PromptReading) -> str:
-    """Lays a reading out for a terminal.
-
-    Args:
-        found: what was read.
-
-    Returns:
-        Card, norms and drift, then a line for each row of the prompt.
-
-    Example:
-        >>> from jpt.recipes.prompts import show_prompt
-        >>> from jpt.types import Prompt
-        >>> prompt = Prompt(np.eye(2, 128, dtype=np.float32), PromptCard("builtin/bert-small", "t"))
-        >>> print(describe_reading(show_prompt(prompt)).splitlines()[1])
-        norm of a row: mean 1 (1 to 1)
-    """
+    """Lays a reading out for a terminal."""
     read = np.arange(len(found.norms)) + found.first > 0
     mean, smallest, largest = found.vocabulary
     lines = wrap(describe_card(found.card, len(found.norms[read])))
@@ -55,19 +41,7 @@ def describe_reading(found: PromptReading) -> str:
 
 
 def describe_card(card: PromptCard, rows: int) -> str:
-    """Says where a prompt comes from.
-
-    Args:
-        card: of the prompt.
-        rows: P.
-
-    Returns:
-        One sentence.
-
-    Example:
-        >>> describe_card(PromptCard("builtin/bert-small", "builtin/imdb", seed=0, steps=9), 20)
-        'builtin/imdb on builtin/bert-small: 20 rows; init random, seed 0; 9 steps'
-    """
+    """Says where a prompt comes from."""
     parts = [f"{card.task} on {card.backbone}: {rows} rows"]
     seed = "" if card.seed is None else f", seed {card.seed}"
     parts.append(f"init {card.init}{seed}")
@@ -81,34 +55,12 @@ def describe_card(card: PromptCard, rows: int) -> str:
 
 
 def wrap(text: str) -> list[str]:
-    """Breaks a text into lines of at most 80 columns.
-
-    Args:
-        text: one paragraph.
-
-    Returns:
-        The lines; those after the first are set in.
-
-    Example:
-        >>> wrap("a short line")
-        ['a short line']
-    """
+    """Breaks a text into lines of at most 80 columns."""
     return textwrap.wrap(text, COLUMNS, subsequent_indent="  ")
 
 
 def short(value: float) -> str:
-    """Writes a number in at most six letters.
-
-    Args:
-        value: any number.
-
-    Returns:
-        Three digits that count.
-
-    Example:
-        >>> [short(value) for value in (0.98765, 12.3456, 123456.0, float("nan"))]
-        ['0.988', '12.3', '1e+05', '-']
-    """
+    """Writes a number in at most six letters."""
     if not np.isfinite(value):
         return "-"
     text = f"{value:.3g}"
@@ -116,35 +68,12 @@ def short(value: float) -> str:
 
 
 def spread(values: Float64[np.ndarray, "N"]) -> str:
-    """Writes mean, smallest and largest of some numbers.
-
-    Args:
-        values: the numbers.
-
-    Returns:
-        For instance ``2 (1 to 3)``.
-
-    Example:
-        >>> spread(np.array([1.0, 3.0]))
-        '2 (1 to 3)'
-    """
+    """Writes mean, smallest and largest of some numbers."""
     return f"{short(values.mean())} ({short(values.min())} to {short(values.max())})"
 
 
 def visible(text: str, width: int) -> str:
-    """Makes a text safe for one place of a table: no control letters, cut to a width.
-
-    Args:
-        text: for instance a piece of a vocabulary.
-        width: in letters.
-
-    Returns:
-        The text; a cut one ends in a dot.
-
-    Example:
-        >>> visible("film", 9), visible("a\\nb", 9), visible("extraordinary", 9)
-        ('film', 'a\\\\nb', 'extraord.')
-    """
+    """Makes a text safe for one place of a table: no control letters, cut to a width."""
     clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return clean if len(clean) <= width else clean[: width - 1] + "."
 

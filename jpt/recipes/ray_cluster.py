@@ -24,14 +24,7 @@ MANY_DEVICES = 1_000_000
 
 
 def require_ray() -> ModuleType:
-    """Imports Ray, its statistics of usage off.
-
-    Returns:
-        The package.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Imports Ray, its statistics of usage off."""
     # Before the import: Ray reads it then. A cluster that others started has its own setting.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
@@ -46,20 +39,7 @@ def require_ray() -> ModuleType:
 
 
 def check_address(address: str | None) -> None:
-    """Checks that something answers where a cluster should be.
-
-    Args:
-        address: ``HOST:PORT``; None where Ray is to look for one.
-
-    Raises:
-        InputError: nothing does, or it is no address.
-
-    Example:
-        >>> check_address(None)
-        >>> check_address("head")
-        Traceback (most recent call last):
-        jpt.errors.InputError: address is 'head'; give HOST:PORT of the cluster's head
-    """
+    """Checks that something answers where a cluster should be."""
     if address is None or address in ("", "auto", "local"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -75,15 +55,7 @@ def check_address(address: str | None) -> None:
 
 
 def join_cluster(ray: ModuleType, address: str | None) -> None:
-    """Joins a cluster until this process ends; one that was joined before stays.
-
-    Args:
-        ray: the package.
-        address: ``HOST:PORT``; None takes the running one, or makes one of this machine.
-
-    Raises:
-        InputError: it cannot be joined.
-    """
+    """Joins a cluster until this process ends; one that was joined before stays."""
     if ray.is_initialized():
         return
     quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
@@ -114,21 +86,7 @@ def _kept_handlers() -> Iterator[None]:
 
 
 def parse_needs(text: str) -> dict[str, float]:
-    """Reads what a bank takes of its node.
-
-    Args:
-        text: names of Ray's resources with amounts.
-
-    Returns:
-        Amounts by name.
-
-    Raises:
-        InputError: a part is no name and amount, or an amount above one is not whole.
-
-    Example:
-        >>> parse_needs("GPU:1,CPU:4")
-        {'GPU': 1.0, 'CPU': 4.0}
-    """
+    """Reads what a bank takes of its node."""
     needs = {}
     for part in text.split(","):
         name, _, amount = (piece.strip() for piece in part.partition(":"))
@@ -148,21 +106,7 @@ def parse_needs(text: str) -> dict[str, float]:
 def default_needs(
     nodes: Sequence[Mapping[str, float]], runs: Sequence[SweepRun]
 ) -> dict[str, float]:
-    """Chooses what a bank takes of its node.
-
-    Args:
-        nodes: what each node has, by Ray's names of resources.
-        runs: of the bank.
-
-    Returns:
-        Amounts by name.
-
-    Example:
-        >>> default_needs([{"CPU": 8.0}, {"CPU": 64.0, "GPU": 4.0}], [])
-        {'CPU': 1.0, 'GPU': 1.0}
-        >>> default_needs([{"CPU": 8.0}, {"CPU": 64.0}], [])
-        {'CPU': 8.0}
-    """
+    """Chooses what a bank takes of its node."""
     for kind in ACCELERATORS:
         if any(node.get(kind, 0) for node in nodes):
             return {"CPU": 1.0, kind: float(max([1, *map(_devices, runs)]))}
@@ -176,34 +120,14 @@ def _devices(run: SweepRun) -> int:
 
 
 def count_room(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
-    """Counts the tasks that nodes can run at once, if they do nothing else.
-
-    Args:
-        nodes: what each has.
-        needs: what a task takes.
-
-    Returns:
-        The number.
-
-    Example:
-        >>> count_room([{"CPU": 8.0}, {"CPU": 64.0, "GPU": 4.0}], {"CPU": 1.0, "GPU": 1.0})
-        4
-    """
+    """Counts the tasks that nodes can run at once, if they do nothing else."""
     taken = [(name, amount) for name, amount in needs.items() if amount]
     fitting = ([int(node.get(name, 0) / amount) for name, amount in taken] for node in nodes)
     return sum(min(counts, default=1) for counts in fitting)
 
 
 class NodeNotes(io.TextIOBase):
-    """Takes what Ray prints of lost nodes and tells it on, without its long dumps.
-
-    Args:
-        say: is given each line.
-
-    Example:
-        >>> _ = NodeNotes(print).write("A node is lost:\\n    [state-dump]\\n")
-        A node is lost:
-    """
+    """Takes what Ray prints of lost nodes and tells it on, without its long dumps."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say

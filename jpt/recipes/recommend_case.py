@@ -76,27 +76,16 @@ class RecommendOptions:
 
 @dataclass(frozen=True)
 class Case:
-    """The new task and the sources, before anything is compiled.
+    """The new task and the sources, before anything is compiled."""
 
-    Attributes:
-        task: with the rows alone that may be looked at.
-        backbone: who reads them.
-        mesh: its devices.
-        prompts: all that were given, without rows that no model reads.
-        sources: those that are a choice.
-        prepared: the task as the backbone reads it.
-        options: as they were given, the seed settled.
-        notes: what was left out, and why.
-    """
-
-    task: Task
-    backbone: Backbone
-    mesh: Mesh
-    prompts: dict[str, Prompt]
-    sources: dict[str, Prompt]
-    prepared: PreparedTask
-    options: RecommendOptions
-    notes: list[str]
+    task: Task  # with the rows alone that may be looked at
+    backbone: Backbone  # who reads them
+    mesh: Mesh  # its devices
+    prompts: dict[str, Prompt]  # all that were given, without rows that no model reads
+    sources: dict[str, Prompt]  # those that are a choice
+    prepared: PreparedTask  # the task as the backbone reads it
+    options: RecommendOptions  # as they were given, the seed settled
+    notes: list[str]  # what was left out, and why
 
     @property
     def labelled(self) -> bool:
@@ -115,20 +104,7 @@ def prepare_case(
     data: Data | None,
     options: RecommendOptions,
 ) -> Case:
-    """Loads and checks everything, cheap things first, before anything is compiled.
-
-    Args:
-        task: the new task, its name, or its folder.
-        prompts: a folder, or prompts by name.
-        data: folder of the task's rows, or the rows by split.
-        options: how sources are ranked.
-
-    Returns:
-        The case.
-
-    Raises:
-        InputError: as `jpt.recommend`.
-    """
+    """Loads and checks everything, cheap things first, before anything is compiled."""
     loaded = {  # a row that no model reads has no part in this, and the probe has none
         name: dataclasses.replace(prompt, unused_row=None)
         for name, prompt in load_runs(prompts).items()
@@ -159,19 +135,7 @@ def prepare_case(
 def known_matrix(
     known: TransferMatrix | str | Path, prompts: Mapping[str, Prompt]
 ) -> TransferMatrix:
-    """Reads a known matrix, and refuses that of other prompts.
-
-    Args:
-        known: the matrix, or its file.
-        prompts: those that it should be of.
-
-    Returns:
-        The matrix.
-
-    Raises:
-        InputError: it is no matrix, names prompts that are not here, or no choice can be judged
-            on it.
-    """
+    """Reads a known matrix, and refuses that of other prompts."""
     matrix = known if isinstance(known, TransferMatrix) else read_transfer(known)
     cards = {name: prompt.card for name, prompt in prompts.items()}
     here = over_seeds(Indicators(tuple(cards), {}, cards), matrix.prompts)

@@ -25,15 +25,11 @@ _TWO_SIDED_95 = 1.96
 
 @dataclass(frozen=True)
 class Ranking:
-    """One way to put the sources in order.
+    """One way to put the sources in order."""
 
-    Attributes:
-        values: what it says of each source, more is better; NaN where it says nothing.
-        ties: what decides between equal values.
-    """
-
+    # what it says of each source, more is better; NaN where it says nothing
     values: Mapping[str, float]
-    ties: Mapping[str, float]
+    ties: Mapping[str, float]  # what decides between equal values
 
     def ordered(self) -> list[str]:
         """The sources, best first; those of which nothing is said last; equal ones by name."""
@@ -53,23 +49,7 @@ class Ranking:
 
 
 def score_rankings(scores: Mapping[str, Score], labelled: bool) -> dict[str, Ranking]:
-    """Ranks sources by what they do on the task's rows.
-
-    Args:
-        scores: of each source.
-        labelled: whether the labels of the rows are true.
-
-    Returns:
-        ``zero_shot``, equal scores by the lower loss; without labels ``sureness``.
-
-    Example:
-        >>> from jpt.tuning.scoring import score_logits
-        >>> labels = np.array([0, 1])
-        >>> both = {n: score_logits(x * np.eye(2), labels, "ab", "accuracy") for n, x in
-        ...     {"mild": 1, "clear": 2}.items()}
-        >>> score_rankings(both, True)["zero_shot"].ordered()
-        ['clear', 'mild']
-    """
+    """Ranks sources by what they do on the task's rows."""
     if not labelled:
         values = {name: sureness(score.log_probs) for name, score in scores.items()}
         return {SURENESS: Ranking(values, {})}
@@ -80,22 +60,7 @@ def score_rankings(scores: Mapping[str, Score], labelled: bool) -> dict[str, Ran
 def indicator_rankings(
     indicators: Indicators, probe: str, sources: Mapping[str, Prompt]
 ) -> dict[str, Ranking]:
-    """Ranks sources by how alike they are to a probe.
-
-    Args:
-        indicators: of sources and probe.
-        probe: its name among them.
-        sources: the sources by name.
-
-    Returns:
-        ON first, then the embedding indicators.
-
-    Example:
-        >>> alike = np.array([[1.0, 0.2, 0.7], [0.2, 1.0, 0.1], [0.7, 0.1, 1.0]])
-        >>> found = Indicators(("a", "b", "probe"), {"neuron_overlap": alike})
-        >>> indicator_rankings(found, "probe", {"a": None, "b": None})["neuron_overlap"].ordered()
-        ['a', 'b']
-    """
+    """Ranks sources by how alike they are to a probe."""
     names = [name for name in (OVERLAP, *EMBEDDING_INDICATORS) if name in indicators.columns]
     return {
         name: Ranking({source: indicators.value(name, probe, source) for source in sources}, {})
@@ -104,22 +69,7 @@ def indicator_rankings(
 
 
 def type_ranking(task: Task, sources: Mapping[str, Prompt]) -> dict[str, Ranking]:
-    """Puts sources for tasks of the task's type first.
-
-    Args:
-        task: the new task.
-        sources: the sources by name.
-
-    Returns:
-        ``same_type``; nothing where no source is known to be of the task's type.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> from jpt.types import PromptCard
-        >>> sources = {n: Prompt(np.ones((1, 2)), PromptCard("bert", n)) for n in ("imdb", "mnli")}
-        >>> type_ranking(load_task("sst2"), sources)["same_type"].places()
-        {'imdb': 1, 'mnli': 2}
-    """
+    """Puts sources for tasks of the task's type first."""
     values = {}
     for name, prompt in sources.items():
         kind = type_of(prompt.card)
@@ -128,28 +78,7 @@ def type_ranking(task: Task, sources: Mapping[str, Prompt]) -> dict[str, Ranking
 
 
 def not_told_apart(best: str, scores: Mapping[str, Score], truth: np.ndarray) -> list[str]:
-    """Finds the sources that may be as good as the best one, for all that a few rows say.
-
-    Args:
-        best: the source with the highest accuracy.
-        scores: of each source on the same rows.
-        truth: the right class of each row.
-
-    Returns:
-        The others whose accuracy is within 1.96 standard errors of the difference, row by row, of
-        the best one's.
-
-    Example:
-        >>> from jpt.tuning.scoring import score_logits
-        >>> truth = np.array([0, 1] * 20)
-        >>> right, wrong = np.eye(2)[truth], np.eye(2)[1 - truth]
-        >>> near = right.copy()
-        >>> near[0] = wrong[0]
-        >>> scores = {n: score_logits(x, truth, "ab", "accuracy")
-        ...     for n, x in {"right": right, "near": near, "wrong": wrong}.items()}
-        >>> not_told_apart("right", scores, truth)
-        ['near']
-    """
+    """Finds the sources that may be as good as the best one, for all that a few rows say."""
     right = {name: (score.predictions == truth).astype(float) for name, score in scores.items()}
     found = []
     for name in scores:

@@ -28,18 +28,7 @@ def recommendation_record(
     scores: Mapping[str, Score],
     judged: LeaveOneOut | None,
 ) -> dict[str, Any]:
-    """Puts a recommendation together as JSON.
-
-    Args:
-        case: the task and its sources.
-        rankings: of the sources, by name.
-        by: the one that chooses.
-        scores: of the sources and, under `START`, of an untrained prompt.
-        judged: how often rankings were right on a known matrix.
-
-    Returns:
-        The record.
-    """
+    """Puts a recommendation together as JSON."""
     ordered = rankings[by].ordered()
     places = {name: ranking.places() for name, ranking in rankings.items()}
     sources = {
@@ -110,18 +99,7 @@ def start_command(
     case: Case,
     source: str,
 ) -> str | None:
-    """Writes the command that starts from a source.
-
-    Args:
-        task: as it was given.
-        prompts: likewise.
-        data: likewise.
-        case: the task and its sources.
-        source: the chosen one.
-
-    Returns:
-        The command; None where prompts or rows lie in no folder.
-    """
+    """Writes the command that starts from a source."""
     if isinstance(prompts, Mapping) or isinstance(data, Mapping):
         return None
     if isinstance(task, Task) and task.rows is not None:

@@ -22,26 +22,7 @@ STREAM = crc32(b"recommend/rows")
 
 
 def labelled_task(task: Task, labels: int | None, seed: int) -> tuple[Task, list[str]]:
-    """Gives a task that knows a few labelled rows of train and nothing else.
-
-    Args:
-        task: the new task.
-        labels: how many rows; None for 64, or all where there are fewer.
-        seed: of the choice of rows.
-
-    Returns:
-        The task, whose train and validation splits are these rows (it has no test split, so no
-        test row can be read), and notes.
-
-    Raises:
-        InputError: there are no train rows, or fewer than were asked for.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> known, notes = labelled_task(load_task("builtin/imdb_number"), 4, 0)
-        >>> len(known.rows["train"]), known.rows["validation"] == known.rows["train"]
-        (4, True)
-    """
+    """Gives a task that knows a few labelled rows of train and nothing else."""
     if not has_split(task, "train"):
         raise InputError(
             f"task {task.name} has no train rows, so there are no labels to score sources and to"
@@ -64,23 +45,7 @@ def labelled_task(task: Task, labels: int | None, seed: int) -> tuple[Task, list
 
 
 def unlabelled_task(task: Task, seed: int) -> Task:
-    """Gives a task that knows some texts and no labels.
-
-    Args:
-        task: the new task, with labels to tell apart.
-        seed: of the choice of texts.
-
-    Returns:
-        The task; its rows all have one label, which is a stand-in.
-
-    Raises:
-        InputError: the task's answers are written, or it has no train rows.
-
-    Example:
-        >>> from jpt.tasks.registry import load_task
-        >>> len(unlabelled_task(load_task("builtin/imdb_number"), 0).rows["train"])
-        256
-    """
+    """Gives a task that knows some texts and no labels."""
     if task.is_written:
         raise InputError(
             f"the answers of task {task.name} are written: without labelled rows there is nothing"

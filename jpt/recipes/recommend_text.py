@@ -15,25 +15,7 @@ _LABELS = {ZERO_SHOT: "zero-shot", SAME_TYPE: "same type", "sureness": "sureness
 
 
 def describe_recommendation(record: dict[str, Any]) -> str:
-    """Lays a recommendation out: the sources in order, how often rankings were right, the command.
-
-    Args:
-        record: as ``recommend.json`` has it.
-
-    Returns:
-        The text; a command that is longer stays on one line of its own.
-
-    Example:
-        >>> record = {"task": "mood", "backbone": "bert", "metric": "accuracy", "rows": 8,
-        ...     "labelled": False, "source": "imdb", "by": "sureness", "untrained": None,
-        ...     "sources": {"imdb": {"places": {"sureness": 1}, "values": {"sureness": 0.5}}},
-        ...     "known": None, "notes": [], "command": None}
-        >>> print(describe_recommendation(record))
-        Sources for mood on bert: place by each ranking, 1 the best (8 texts, no labels)
-              sureness    #
-        imdb     0.500    1
-        start from: imdb (first by sureness)
-    """
+    # Lays a recommendation out: the sources in order, how often rankings were right, the command.
     seen = f"{record['rows']} {'labelled rows' if record['labelled'] else 'texts, no labels'}"
     head = f"Sources for {record['task']} on {record['backbone']}: place by each ranking, 1 the"
     lines = [*textwrap.wrap(f"{head} best ({seen})", WIDTH), *_table(record)]
@@ -47,18 +29,7 @@ def describe_recommendation(record: dict[str, Any]) -> str:
 
 
 def ranking_label(name: str) -> str:
-    """Gives the name of a ranking for people.
-
-    Args:
-        name: as in the record.
-
-    Returns:
-        The name.
-
-    Example:
-        >>> ranking_label("zero_shot"), ranking_label("cosine_average")
-        ('zero-shot', 'C_average')
-    """
+    """Gives the name of a ranking for people."""
     return _LABELS.get(name) or indicator_label(name)
 
 

@@ -28,44 +28,18 @@ LABEL_WORDS = 2
 
 @dataclass(frozen=True)
 class StepShapes:
-    """The arguments of a train step, as shapes with places.
+    """The arguments of a train step, as shapes with places."""
 
-    Attributes:
-        params: the weights.
-        state: step number, prompt and optimizer state.
-        batch: the rows.
-        answer: the label words.
-        notes: dimensions of weights that stay whole because their axis does not divide them.
-    """
-
-    params: Parameters
-    state: TuneState
-    batch: Batch
-    answer: Answer
+    params: Parameters  # the weights
+    state: TuneState  # step number, prompt and optimizer state
+    batch: Batch  # the rows
+    answer: Answer  # the label words
+    # dimensions of weights that stay whole because their axis does not divide them
     notes: tuple[str, ...]
 
 
 def shape_backbone(path: str | Path, options: TuneOptions) -> Backbone:
-    """Builds a backbone whose weights are shapes only.
-
-    Args:
-        path: the model's ``config.json``.
-        options: of which dtype and remat count.
-
-    Returns:
-        The backbone; it has no tokenizer.
-
-    Raises:
-        InputError: for a file that is missing, broken, or of no known family.
-
-    Example:
-        >>> import json, tempfile
-        >>> from jpt.testing import tiny_bert_config
-        >>> path = Path(tempfile.mkdtemp()) / "config.json"
-        >>> _ = path.write_text(json.dumps(tiny_bert_config()))
-        >>> shape_backbone(path, TuneOptions()).frozen_count
-        19549
-    """
+    """Builds a backbone whose weights are shapes only."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}; expected an object of fields")
@@ -104,19 +78,7 @@ def _parameter_shapes(module: nn.Module, dtype: jnp.dtype, path: str | Path) -> 
 
 
 def step_shapes(model: Backbone, options: TuneOptions, mesh: Mesh) -> StepShapes:
-    """Says what a train step is given, and where each array lies, as `jpt tune` places them.
-
-    Args:
-        model: of which the shapes of the weights count.
-        options: with every choice made.
-        mesh: the devices.
-
-    Returns:
-        The shapes.
-
-    Raises:
-        InputError: for a mesh that does not divide the batch.
-    """
+    """Says what a train step is given, and where each array lies, as `jpt tune` places them."""
     rows = batch_sharding(mesh, options.batch_size)
     shardings, notes = parameter_shardings(model.params, model.family.weights.partition, mesh)
 
@@ -144,15 +106,6 @@ def step_shapes(model: Backbone, options: TuneOptions, mesh: Mesh) -> StepShapes
 
 
 def lower_step(model: Backbone, options: TuneOptions, shapes: StepShapes) -> jax.stages.Lowered:
-    """Traces the very step that `jpt tune` runs.
-
-    Args:
-        model: whose module is frozen in it.
-        options: with every choice made.
-        shapes: of its arguments.
-
-    Returns:
-        The step, ready to be compiled.
-    """
+    """Traces the very step that `jpt tune` runs."""
     step = step_of(model, options, shapes.batch.tokens.sharding.mesh)
     return step.lower(shapes.params, shapes.state, shapes.batch, shapes.answer)

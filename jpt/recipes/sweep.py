@@ -114,18 +114,7 @@ def sweep(
 def run_sweep(
     plan: Sweep, folder: Path, share: tuple[int, int], workers: Workers | None, progress: bool
 ) -> SweepResult:
-    """Carries out what a sweep file says.
-
-    Args:
-        plan: the runs.
-        folder: of the sweep.
-        share: number, from 1, and count of jobs that share it.
-        workers: who trains the banks; by default this process.
-        progress: whether to show how far it is.
-
-    Returns:
-        A row a run.
-    """
+    """Carries out what a sweep file says."""
     preparer = Preparer()
     chosen = workers or partial(train_here, preparer=preparer)  # what was read is read once
 
@@ -205,15 +194,7 @@ def train_here(
     shown: SweepProgress,
     preparer: Preparer | None = None,
 ) -> None:
-    """Trains banks in this process, one after the other.
-
-    Args:
-        banks: those that are left.
-        runs: all runs of the sweep.
-        folder: of the sweep.
-        shown: is told how far it is.
-        preparer: with what is loaded already.
-    """
+    """Trains banks in this process, one after the other."""
     preparer = preparer or Preparer()
     for bank in banks:
         train_bank(bank, runs, folder, shown, preparer)
@@ -226,15 +207,7 @@ def train_bank(
     shown: SweepProgress,
     preparer: Preparer | None = None,
 ) -> None:
-    """Trains one bank to its end.
-
-    Args:
-        bank: the bank.
-        runs: all runs of the sweep.
-        folder: of the sweep.
-        shown: is told how far it is.
-        preparer: with what is loaded already.
-    """
+    """Trains one bank to its end."""
     preparer = preparer or Preparer()
     by_name = {run.name: run for run in runs}
     parts: dict[str, PreparedRun] = {name: preparer.prepare(by_name[name]) for name in bank.runs}
@@ -246,12 +219,7 @@ def train_bank(
 
 
 def remove_bank(bank: Bank, folder: Path) -> None:
-    """Removes the checkpoints of a bank whose runs have all ended.
-
-    Args:
-        bank: the bank.
-        folder: of the sweep.
-    """
+    """Removes the checkpoints of a bank whose runs have all ended."""
     remove_bank_folder(folder / BANKS / bank.name)
 
 

@@ -44,17 +44,11 @@ WHOLE = {*COUNTS, "seed"}
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        name: its folder below ``runs``; unique. Seeds are folders of one setting.
-        setting: what it shares with the runs that differ from it in their seed alone.
-        values: every field that the file sets, by name.
-    """
-
-    name: str
-    setting: str
-    values: Mapping[str, Any]
+    name: str  # its folder below ``runs``; unique. Seeds are folders of one setting
+    setting: str  # what it shares with the runs that differ from it in their seed alone
+    values: Mapping[str, Any]  # every field that the file sets, by name
 
     @property
     def options(self) -> TuneOptions:
@@ -64,39 +58,18 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file says.
+    """What a sweep file says."""
 
-    Attributes:
-        runs: all of them, in the order of the file.
-        varied: the fields that differ between runs.
-        ranges: fields of `[search]`: name to the lowest and the highest value and the scale.
-        places: how many runs are trained at once; None leaves it to the machine.
-        memory_gb: what the places may take; None leaves it to the machine.
-    """
-
-    runs: tuple[SweepRun, ...]
-    varied: tuple[str, ...]
+    runs: tuple[SweepRun, ...]  # all of them, in the order of the file
+    varied: tuple[str, ...]  # the fields that differ between runs
+    # fields of `[search]`: name to the lowest and the highest value and the scale
     ranges: Mapping[str, tuple[float, float, str]] = dataclasses.field(default_factory=dict)
-    places: int | None = None
-    memory_gb: float | None = None
+    places: int | None = None  # how many runs are trained at once; None leaves it to the machine
+    memory_gb: float | None = None  # what the places may take; None leaves it to the machine
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """Reads a sweep file.
-
-    Args:
-        path: the TOML file.
-
-    Returns:
-        Its runs.
-
-    Raises:
-        InputError: no TOML, an unknown name, a value of a wrong kind, no task or backbone, or a run
-            that comes twice.
-
-    Example:
-        See `parse_sweep`.
-    """
+    """Reads a sweep file."""
     try:
         content = tomllib.loads(read_bytes(path).decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -108,25 +81,7 @@ def read_sweep(path: str | Path) -> Sweep:
 
 
 def parse_sweep(content: Mapping[str, Any]) -> Sweep:
-    """Reads a sweep from the tables of its file.
-
-    Args:
-        content: of the file.
-
-    Returns:
-        Its runs.
-
-    Raises:
-        InputError: as `read_sweep`.
-
-    Example:
-        >>> sweep = parse_sweep({
-        ...     "fixed": {"backbone": "builtin/bert-small", "task": "builtin/imdb"},
-        ...     "grid": {"seed": [0, 1], "learning_rate": {"from": 1e-3, "to": 1e-1, "count": 3}},
-        ... })
-        >>> len(sweep.runs), sweep.runs[3].name
-        (6, 'imdb+learning_rate=0.001/seed-1')
-    """
+    """Reads a sweep from the tables of its file."""
     _known("table", content, TABLES)
     fixed, run = _table(content, "fixed"), _table(content, "run")
     _known("field of [run]", run, RUN_FIELDS)
@@ -144,23 +99,7 @@ def parse_sweep(content: Mapping[str, Any]) -> Sweep:
 
 
 def on_mesh(sweep: Sweep, mesh: str) -> Sweep:
-    """Puts all runs on a mesh of devices.
-
-    Args:
-        sweep: whose file names no mesh.
-        mesh: devices by axis.
-
-    Returns:
-        The sweep; names of runs stay what they are.
-
-    Raises:
-        InputError: the file names a mesh itself.
-
-    Example:
-        >>> sweep = Sweep((SweepRun("imdb", "imdb", {"task": "imdb"}),), ())
-        >>> on_mesh(sweep, "prompt:2").runs[0].options.mesh
-        'prompt:2'
-    """
+    """Puts all runs on a mesh of devices."""
     named = {run.values["mesh"] for run in sweep.runs if "mesh" in run.values}
     if named:
         raise InputError(f"mesh is {mesh}, and the file has {', '.join(named)}; leave one out")

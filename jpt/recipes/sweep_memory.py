@@ -18,23 +18,9 @@ GB = 1e9
 
 
 def choose_places(parts: PreparedRun, runs: int, asked: int | None, memory_gb: float | None) -> int:
-    """Chooses how many runs of one kind are trained at once.
-
-    On a CPU one after the other: its cores are busy with one run, and runs side by side pad their
-    texts to the longest among them. On an accelerator as many as fit, up to `MOST_PLACES`.
-
-    Args:
-        parts: of one of the runs.
-        runs: how many there are.
-        asked: what the user wants.
-        memory_gb: what weights and runs may take; by default what the device has.
-
-    Returns:
-        The number of places.
-
-    Raises:
-        InputError: not even one run fits, or fewer than were asked for.
-    """
+    """Chooses how many runs of one kind are trained at once."""
+    # On a CPU one after the other: its cores are busy with one run, and runs side by side pad their
+    # texts to the longest among them. On an accelerator as many as fit, up to `MOST_PLACES`.
     limit = memory_gb * GB if memory_gb else _device_bytes()
     on_cpu = jax.devices()[0].platform == "cpu"
     wanted = min(runs, asked or (1 if on_cpu and memory_gb is None else MOST_PLACES))
@@ -52,14 +38,7 @@ def choose_places(parts: PreparedRun, runs: int, asked: int | None, memory_gb: f
 
 
 def run_bytes(parts: PreparedRun) -> tuple[int, int]:
-    """Says what the compiled step of one run takes at its longest texts.
-
-    Args:
-        parts: of the run.
-
-    Returns:
-        Bytes of the weights on a device, and of what each run adds: state, batch, activations.
-    """
+    """Says what the compiled step of one run takes at its longest texts."""
     options, backbone = parts.options, parts.backbone
     batch = _longest(parts)
     state = stack_trees([init_state(parts.initial, prompt_optimizer(1.0))])

@@ -26,13 +26,9 @@ RUNS, BANKS = "runs", "banks"
 
 @dataclass(frozen=True)
 class Bank:
-    """Runs that are trained together.
+    """Runs that are trained together."""
 
-    Attributes:
-        timeline: which of them is in which place when.
-    """
-
-    timeline: Timeline
+    timeline: Timeline  # which of them is in which place when
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -53,28 +49,15 @@ class Bank:
 
 @dataclass
 class Preparer:
-    """Makes runs ready; backbones and rows that several of them need are read once.
+    """Makes runs ready; backbones and rows that several of them need are read once."""
 
-    Attributes:
-        backbones: those that were loaded.
-        splits: the encoded rows of tasks.
-    """
-
+    # those that were loaded
     backbones: dict[tuple[Any, ...], Backbone] = field(default_factory=dict)
+    # the encoded rows of tasks
     splits: dict[tuple[Any, ...], dict[str, EncodedSplit]] = field(default_factory=dict)
 
     def prepare(self, run: SweepRun) -> PreparedRun:
-        """Loads and checks everything that a run needs, before anything is compiled.
-
-        Args:
-            run: of a sweep.
-
-        Returns:
-            Its parts.
-
-        Raises:
-            InputError: for anything that cannot work, with the name of the run.
-        """
+        """Loads and checks everything that a run needs, before anything is compiled."""
         try:
             return self._prepare(run)
         except InputError as error:
@@ -99,15 +82,7 @@ class Preparer:
 
 
 def pack(parts: Mapping[str, PreparedRun], places: Mapping[Any, int]) -> list[Bank]:
-    """Packs runs into banks, the same ones for the same sweep wherever it is planned.
-
-    Args:
-        parts: of the runs, by name.
-        places: how many runs of each `bank_key` are trained at once.
-
-    Returns:
-        The banks.
-    """
+    """Packs runs into banks, the same ones for the same sweep wherever it is planned."""
     banks = []
     for key, names in group_runs(parts).items():
         steps = {name: parts[name].options.steps for name in names}
@@ -124,14 +99,7 @@ def _own(timeline: Timeline) -> Timeline:
 
 
 def group_runs(parts: Mapping[str, PreparedRun]) -> dict[Any, list[str]]:
-    """Puts runs together that can share a bank.
-
-    Args:
-        parts: of the runs, by name.
-
-    Returns:
-        Names by `bank_key`, in their order.
-    """
+    """Puts runs together that can share a bank."""
     groups: dict[Any, list[str]] = {}
     for name, each in parts.items():
         groups.setdefault(bank_key(each), []).append(name)
@@ -139,17 +107,7 @@ def group_runs(parts: Mapping[str, PreparedRun]) -> dict[Any, list[str]]:
 
 
 def still_to_do(banks: Iterable[Bank], out: Path, finished: Sequence[str]) -> list[Bank]:
-    """Leaves out what is done: whole banks, and finished runs of banks that never began.
-
-    Args:
-        banks: as they were packed.
-        out: folder of the sweep.
-        finished: runs that have a result or have diverged.
-
-    Returns:
-        The banks with something to do. One that has a checkpoint stays whole, since its places
-        hold the runs that it began with.
-    """
+    """Leaves out what is done: whole banks, and finished runs of banks that never began."""
     left = []
     for bank in banks:
         waiting = [run for run in bank.runs if run not in finished]
@@ -164,19 +122,7 @@ def still_to_do(banks: Iterable[Bank], out: Path, finished: Sequence[str]) -> li
 
 
 def banked_runs(bank: Bank, parts: Mapping[str, PreparedRun], out: Path) -> dict[str, BankedRun]:
-    """Opens the folders of a bank's runs.
-
-    Args:
-        bank: whose runs.
-        parts: of the runs, by name.
-        out: folder of the sweep.
-
-    Returns:
-        The runs by name.
-
-    Raises:
-        InputError: a folder holds another run.
-    """
+    """Opens the folders of a bank's runs."""
     return {
         name: BankedRun(parts[name], RunFolder(out / RUNS / name, parts[name].config()))
         for name in bank.runs
@@ -184,13 +130,5 @@ def banked_runs(bank: Bank, parts: Mapping[str, PreparedRun], out: Path) -> dict
 
 
 def is_finished(out: Path, name: str) -> bool:
-    """Whether a run has its result.
-
-    Args:
-        out: folder of the sweep.
-        name: of the run.
-
-    Returns:
-        Whether there is one.
-    """
+    """Whether a run has its result."""
     return (out / RUNS / name / RESULT).exists()

@@ -13,18 +13,7 @@ from jpt.tuning.scoring import Score
 
 
 class SweepProgress:
-    """A bar over the steps of all runs, and a line for every run that ends.
-
-    Args:
-        runs: how many the sweep has.
-        done: how many of them were done before.
-        shown: whether anything is printed.
-
-    Example:
-        >>> with SweepProgress(2, 0, shown=False) as progress:
-        ...     progress.planned(20, 1)
-        ...     progress.turned(2, 100.0)
-    """
+    """A bar over the steps of all runs, and a line for every run that ends."""
 
     def __init__(self, runs: int, done: int, shown: bool = True) -> None:
         self._runs, self._done, self._shown = runs, done, shown
@@ -32,7 +21,6 @@ class SweepProgress:
         self._bar = tqdm(disable=True)
 
     def __enter__(self) -> SweepProgress:
-        """Gives itself."""
         return self
 
     def __exit__(
@@ -41,7 +29,6 @@ class SweepProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes the bar."""
         self._bar.close()
 
     def planned(self, steps: int, banks: int) -> None:

@@ -53,15 +53,10 @@ Needs = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What comes back from a node.
+    """What comes back from a node."""
 
-    Attributes:
-        runs: by name, the files of each run that is finished or has diverged.
-        error: what the user can mend, where the bank did not come to its end.
-    """
-
-    runs: Mapping[str, Files]
-    error: str | None = None
+    runs: Mapping[str, Files]  # by name, the files of each run that is finished or has diverged
+    error: str | None = None  # what the user can mend, where the bank did not come to its end
 
 
 class BankStoppedError(RuntimeError):
@@ -108,20 +103,7 @@ def ray_workers(address: str | None = None, needs: str | None = None) -> Workers
 
 
 def train_away(bank: Bank, runs: Sequence[SweepRun], origin: str) -> Outcome:
-    """Trains one bank in a temporary folder; what a node of the cluster does.
-
-    Args:
-        bank: the bank.
-        runs: its runs at least.
-        origin: the driver's folder, which relative paths count from.
-
-    Returns:
-        What its runs have written. An error that the user can mend is told, not raised, so that
-        runs that had ended before come home.
-
-    Raises:
-        BankStoppedError: after SIGTERM, since the node goes away.
-    """
+    """Trains one bank in a temporary folder; what a node of the cluster does."""
     error = None
     with (
         tempfile.TemporaryDirectory(prefix="jpt-", ignore_cleanup_errors=True) as name,
@@ -141,17 +123,7 @@ def train_away(bank: Bank, runs: Sequence[SweepRun], origin: str) -> Outcome:
 
 
 def bring_home(name: str, files: Files, folder: Path) -> None:
-    """Writes what a run has left on its node into the folder of the sweep, its result last.
-
-    Args:
-        name: of the run.
-        files: their contents, by name.
-        folder: of the sweep.
-
-    Raises:
-        InputError: the node has computed another run (other data or weights under the same path),
-            or a file cannot be written.
-    """
+    """Writes what a run has left on its node into the folder of the sweep, its result last."""
     if is_finished(folder, name):  # of a bank that had begun before, and was trained anew
         return
     home = RunFolder(folder / RUNS / name, json.loads(files[CONFIG]))

@@ -32,20 +32,13 @@ Value = int | float
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that is tried.
+    """One setting that is tried."""
 
-    Attributes:
-        number: from 1.
-        values: of the searched fields.
-        runs: every combination of the rest of the file with them.
-        asked: Optuna's own record of it.
-        validation: mean score of the runs; None before they have ended, or where one diverged.
-    """
-
-    number: int
-    values: Mapping[str, Value]
-    runs: tuple[SweepRun, ...]
-    asked: Any
+    number: int  # from 1
+    values: Mapping[str, Value]  # of the searched fields
+    runs: tuple[SweepRun, ...]  # every combination of the rest of the file with them
+    asked: Any  # Optuna's own record of it
+    # mean score of the runs; None before they have ended, or where one diverged
     validation: float | None = None
 
     def describe(self) -> str:
@@ -56,26 +49,7 @@ class Trial:
 
 
 class Search:
-    """Asks for settings in rounds and is told how they did.
-
-    Args:
-        plan: with ranges; its runs are what each trial repeats.
-        trials: how many settings are tried in all.
-
-    Raises:
-        InputError: a range of what is no number or cannot be a value, no range at all, no count of
-            trials, or Optuna is not installed.
-
-    Example:
-        >>> from jpt.recipes.sweep_grid import parse_sweep
-        >>> plan = parse_sweep({
-        ...     "fixed": {"backbone": "builtin/bert-small", "task": "builtin/imdb"},
-        ...     "search": {"learning_rate": {"from": 1e-3, "to": 1e-1}},
-        ... })
-        >>> search = Search(plan, 3)  # doctest: +SKIP
-        >>> search.ask(2).runs[0].name  # doctest: +SKIP
-        'imdb+learning_rate=0.0125214'
-    """
+    """Asks for settings in rounds and is told how they did."""
 
     def __init__(self, plan: Sweep, trials: int | None) -> None:
         _check(plan, trials)
@@ -97,27 +71,13 @@ class Search:
         return with_values(self.plan, values)[0]
 
     def ask(self, count: int) -> Sweep | None:
-        """Asks for the next settings.
-
-        Args:
-            count: at most so many.
-
-        Returns:
-            The runs of these trials; None where there are enough.
-        """
+        """Asks for the next settings."""
         left = min(count, self.trials - len(self.tried))
         self._round = [self._ask(len(self.tried) + number) for number in range(1, left + 1)]
         return self._sweep(self._round) if self._round else None
 
     def tell(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Tells how the settings did that were asked for last.
-
-        Args:
-            rows: of their runs, as `sweep_table.run_row` gives them.
-
-        Returns:
-            A line for each trial.
-        """
+        """Tells how the settings did that were asked for last."""
         by_name = {row["run"]: row for row in rows}
         ended = [self._tell(trial, by_name) for trial in self._round]
         self.tried += ended
@@ -132,19 +92,7 @@ class Search:
         return {"best": None if best is None else _record(best), "trials": tried}
 
     def settle_round(self, folder: Path, choose: Callable[[], int]) -> int:
-        """Settles how many trials are asked for at once, and that the folder is of this search.
-
-        Args:
-            folder: of the sweep.
-            choose: gives the number at the first start; later ones keep it, also on another
-                machine, because what is asked for hangs on it.
-
-        Returns:
-            Trials of a round.
-
-        Raises:
-            InputError: the folder holds another search.
-        """
+        """Settles how many trials are asked for at once, and that the folder is of this search."""
         path = folder / RECORD
         ranges = {name: list(given) for name, given in self.plan.ranges.items()}
         if not path.exists():
@@ -182,20 +130,7 @@ class Search:
 
 
 def with_values(plan: Sweep, values: Mapping[str, Value]) -> tuple[SweepRun, ...]:
-    """Repeats the runs of a sweep with more fields set.
-
-    Args:
-        plan: the sweep.
-        values: of fields that it leaves open.
-
-    Returns:
-        Its runs, the values in their names.
-
-    Example:
-        >>> run = SweepRun("imdb/seed-1", "imdb", {"seed": 1})
-        >>> [run.name for run in with_values(Sweep((run,), ("seed",)), {"learning_rate": 0.01})]
-        ['imdb+learning_rate=0.01/seed-1']
-    """
+    """Repeats the runs of a sweep with more fields set."""
     told = "".join(f"+{name}={_short(value)}" for name, value in values.items())
     return tuple(
         SweepRun(
@@ -208,19 +143,7 @@ def with_values(plan: Sweep, values: Mapping[str, Value]) -> tuple[SweepRun, ...
 
 
 def describe_search(record: Mapping[str, Any]) -> str:
-    """Says in one line what a search has found.
-
-    Args:
-        record: as `Search.record` gives it.
-
-    Returns:
-        The line.
-
-    Example:
-        >>> best = {"trial": 2, "values": {"length": 8}, "validation": 0.75}
-        >>> describe_search({"best": best, "trials": [{}, best]})
-        'best of 2 trials: length 8, validation 0.750 (trial 2)'
-    """
+    """Says in one line what a search has found."""
     count, best = len(record["trials"]), record["best"]
     if best is None:
         return f"all {count} trials diverged; search lower learning rates"

@@ -16,16 +16,7 @@ SPLITS = ("validation", "test")
 
 
 def run_row(run: SweepRun, result: Mapping[str, Any] | None, diverged: bool) -> dict[str, Any]:
-    """Puts together what is known of a run.
-
-    Args:
-        run: of the sweep.
-        result: its result, where it is done.
-        diverged: whether its loss has become no number.
-
-    Returns:
-        A row of the table.
-    """
+    """Puts together what is known of a run."""
     row = {
         "run": run.name,
         "setting": run.setting,
@@ -42,15 +33,7 @@ def run_row(run: SweepRun, result: Mapping[str, Any] | None, diverged: bool) -> 
 
 
 def setting_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Puts the seeds of each setting together, and marks the best setting of each task.
-
-    Args:
-        rows: of the runs.
-
-    Returns:
-        A row for each setting with a finished run: mean and sample deviation; ``best`` where its
-        mean on validation is the highest of its task and backbone.
-    """
+    """Puts the seeds of each setting together, and marks the best setting of each task."""
     together: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["state"] == DONE:
@@ -83,13 +66,7 @@ def _setting(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write_tables(folder: Path, sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes both tables.
-
-    Args:
-        folder: of the sweep.
-        sweep: whose varied fields get a column each.
-        rows: of the runs.
-    """
+    """Writes both tables."""
     varied = [name for name in sweep.varied if name not in ("task", "backbone", "seed")]
     head = ["run", "setting", "state", "task", "backbone", "seed", *varied]
     tail = ["metric", *SPLITS, "best_step", "steps", "elapsed_s"]
@@ -106,14 +83,7 @@ def write_tables(folder: Path, sweep: Sweep, rows: Sequence[Mapping[str, Any]]) 
 
 
 def describe_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Says what came out: the best setting of each task first, then what is not done.
-
-    Args:
-        rows: of the runs.
-
-    Returns:
-        Lines of text, a table of 80 columns at most where names allow it.
-    """
+    """Says what came out: the best setting of each task first, then what is not done."""
     settings = setting_rows(rows)
     order = sorted(settings, key=lambda row: (row["task"], row["backbone"], -row["validation"]))
     lines = _aligned(order)

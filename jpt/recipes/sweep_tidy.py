@@ -25,23 +25,8 @@ BANK_RUNS = "runs.json"
 
 
 def tidy_ended(folder: Path, ended: Sequence[str]) -> None:
-    """Removes what was left of runs that have ended, and of banks that have no others.
-
-    What another process is at work on stays.
-
-    Args:
-        folder: of the sweep.
-        ended: names of runs.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> RunFolder(folder / RUNS / "a", {"seed": 1}).finish({"score": 1})
-        >>> (folder / RUNS / "a" / ".lock").touch()
-        >>> tidy_ended(folder, ["a"])
-        >>> sorted(path.name for path in (folder / RUNS / "a").iterdir())
-        ['config.json', 'result.json']
-    """
+    """Removes what was left of runs that have ended, and of banks that have no others."""
+    # What another process is at work on stays.
     for name in on_first(lambda: [each for each in ended if _has_hidden(folder / RUNS / each)]):
         with suppress(InputError), _open(folder, name).lock():
             pass
@@ -56,19 +41,7 @@ def tidy_ended(folder: Path, ended: Sequence[str]) -> None:
 
 
 def remove_bank_folder(path: Path) -> None:
-    """Removes the checkpoints of a bank, and with the last one the folder of all banks.
-
-    Args:
-        path: of the bank.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> (folder / BANKS / "1a2b" / CHECKPOINTS).mkdir(parents=True)
-        >>> remove_bank_folder(folder / BANKS / "1a2b")
-        >>> list(folder.iterdir())
-        []
-    """
+    """Removes the checkpoints of a bank, and with the last one the folder of all banks."""
     if is_first():
         shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)  # first: its runs are named beside it
         shutil.rmtree(path, ignore_errors=True)
@@ -78,22 +51,7 @@ def remove_bank_folder(path: Path) -> None:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Lets one job at a time write the tables; the temporary files of one that was killed go.
-
-    Args:
-        folder: of the sweep.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> (folder / ".jpt-0.tmp").touch()
-        >>> with one_at_a_time(folder):
-        ...     list(folder.iterdir())
-        []
-    """
+    """Lets one job at a time write the tables; the temporary files of one that was killed go."""
     if not is_first():
         yield
         return

@@ -19,19 +19,7 @@ Counts = Float64[np.ndarray, "C C"]
 def count_confusions(
     predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
 ) -> Float64[np.ndarray, "C C"]:
-    """Counts how often each class was answered with each class.
-
-    Args:
-        predictions: the class number answered for each row.
-        labels: the true class number of each row.
-
-    Returns:
-        Counts with the true class first and the answered class second.
-
-    Example:
-        >>> count_confusions(np.array([0, 1, 1]), np.array([0, 0, 1])).tolist()
-        [[1.0, 1.0], [0.0, 1.0]]
-    """
+    """Counts how often each class was answered with each class."""
     n_classes = int(max(predictions.max(), labels.max(), 1)) + 1
     flat = np.bincount(labels * n_classes + predictions, minlength=n_classes**2)
     return flat.reshape(n_classes, n_classes).astype(np.float64)
@@ -75,23 +63,7 @@ METRICS: dict[str, Callable[[Counts], float]] = {
 def compute_metric(
     name: str, predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
 ) -> float:
-    """Scores the answers for all rows of a split.
-
-    Args:
-        name: one of :data:`METRICS`.
-        predictions: the class number answered for each row.
-        labels: the true class number of each row.
-
-    Returns:
-        The score; 1 is perfect. ``matthews`` goes from -1 to 1, the others from 0 to 1.
-
-    Raises:
-        InputError: the metric is not known, or the two do not hold one number a row.
-
-    Example:
-        >>> compute_metric("accuracy", np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]))
-        0.75
-    """
+    """Scores the answers for all rows of a split."""
     if name not in METRICS:
         raise InputError(f"unknown metric '{name}'; choose one of {', '.join(sorted(METRICS))}")
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
@@ -105,19 +77,6 @@ def compute_metric(
 def compute_measures(
     predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"], n_labels: int
 ) -> dict[str, float]:
-    """Scores the answers for all rows of a split by every metric that fits the task.
-
-    Args:
-        predictions: the class number answered for each row.
-        labels: the true class number of each row.
-        n_labels: classes of the task; ``f1`` is for two.
-
-    Returns:
-        The scores by name.
-
-    Example:
-        >>> compute_measures(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), 2)["accuracy"]
-        0.75
-    """
+    """Scores the answers for all rows of a split by every metric that fits the task."""
     names = [name for name in METRICS if name != "f1" or n_labels == 2]
     return {name: compute_metric(name, predictions, labels) for name in names}

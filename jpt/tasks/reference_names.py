@@ -34,18 +34,7 @@ REFERENCE_TASKS: dict[str, tuple[str, str]] = {
 
 
 def task_type(name: str) -> str | None:
-    """Looks up the type of a task.
-
-    Args:
-        name: of a built-in, catalog or reference task, with or without ``builtin/``.
-
-    Returns:
-        Its type; None where nobody has said one.
-
-    Example:
-        >>> task_type("rotten_tomatoes"), task_type("ethicsjustice"), task_type("mine")
-        ('sentiment', 'ethics', None)
-    """
+    """Looks up the type of a task."""
     for known in (CATALOG, BUILTIN, CANDIDATES):
         task = known.get(name) or known.get(BUILTIN_PREFIX + name)
         if task is not None:

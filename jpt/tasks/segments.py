@@ -11,10 +11,8 @@ from jpt.errors import InputError
 
 @lru_cache(maxsize=256)
 def _parse(segment: str) -> tuple[tuple[str, str | None], ...]:
-    """Splits a segment into (literal text, field or None); nothing but plain names is allowed.
-
-    ``str.format`` itself is not used: it would also follow attributes and indices.
-    """
+    """Splits a segment into (literal text, field or None); nothing but plain names is allowed."""
+    # ``str.format`` itself is not used: it would also follow attributes and indices.
     try:
         parts = list(Formatter().parse(segment))
     except ValueError as error:
@@ -29,37 +27,11 @@ def _parse(segment: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def template_fields(segment: str) -> tuple[str, ...]:
-    """Lists the fields that a segment names.
-
-    Args:
-        segment: text with ``{field}`` in it.
-
-    Returns:
-        The names in the order of their appearance.
-
-    Raises:
-        InputError: the segment has a lone brace, or something else than a name in braces.
-
-    Example:
-        >>> template_fields("{question} about {topic}")
-        ('question', 'topic')
-    """
+    """Lists the fields that a segment names."""
     return tuple(name for _, name in _parse(segment) if name is not None)
 
 
 def fill_segment(segment: str, row: Mapping[str, str]) -> str:
-    """Puts the fields of a row into a segment and takes the blanks around it off.
-
-    Args:
-        segment: text with ``{field}`` in it.
-        row: the text of each field.
-
-    Returns:
-        The text that is tokenised.
-
-    Example:
-        >>> fill_segment("{question} ", {"question": "why?"})
-        'why?'
-    """
+    """Puts the fields of a row into a segment and takes the blanks around it off."""
     parts = _parse(segment)
     return "".join(literal + ("" if name is None else row[name]) for literal, name in parts).strip()

@@ -9,28 +9,10 @@ from jpt.tasks.task import Task
 
 
 def render(task: Task, row: Mapping[str, str], layout: str = "encoder") -> tuple[str, ...]:
-    """Fills a task's template with the fields of one row.
-
-    Blanks around a segment are taken off: the text of a byte-pair vocabulary starts without a
-    leading space, as in the paper's code. In decoders, which read all segments as one text, each
-    but the first stands on a line of its own.
-
-    Args:
-        task: the task whose template it is.
-        row: the text of each field.
-        layout: of the models that the text is for.
-
-    Returns:
-        One text for each segment.
-
-    Example:
-        >>> from jpt.tasks.catalog import CATALOG
-        >>> row = {"premise": "It rains.", "hypothesis": "It is wet."}
-        >>> render(CATALOG["mnli"], row)
-        ('It is wet.', 'It rains.')
-        >>> render(CATALOG["sst2"], {"text": "Great."}, "decoder")
-        ('Great.', '\\nAnswer:')
-    """
+    """Fills a task's template with the fields of one row."""
+    # Blanks around a segment are taken off: the text of a byte-pair vocabulary starts without a
+    # leading space, as in the paper's code. In decoders, which read all segments as one text, each
+    # but the first stands on a line of its own.
     first, *others = [fill_segment(segment, row) for segment in task.template(layout)]
     lead = "\n" if layout == "decoder" else ""
     return (first, *(lead + text for text in others))

@@ -32,11 +32,10 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Written(NamedTuple):
-    """What a model wrote for one row and what it should have written.
+    """What a model wrote for one row and what it should have written."""
 
-    The pieces are ids of the model's vocabulary without special ones, cut to the answer's length;
-    only BLEU reads them, and only BLEU does not read the texts.
-    """
+    # The pieces are ids of the model's vocabulary without special ones, cut to the answer's length;
+    # only BLEU reads them, and only BLEU does not read the texts.
 
     prediction: str
     references: tuple[str, ...]
@@ -45,21 +44,9 @@ class Written(NamedTuple):
 
 
 def normalize_answer(text: str) -> str:
-    """Brings an answer to the form in which SQuAD v1.1 compares answers.
-
-    In this order: lower case, ASCII punctuation taken out, the words a, an and the taken out,
-    white space squeezed.
-
-    Args:
-        text: an answer as written.
-
-    Returns:
-        The text to compare; empty where nothing but articles and punctuation stood.
-
-    Example:
-        >>> normalize_answer("  The U.S. -  an Overview ")
-        'us overview'
-    """
+    """Brings an answer to the form in which SQuAD v1.1 compares answers."""
+    # In this order: lower case, ASCII punctuation taken out, the words a, an and the taken out,
+    # white space squeezed.
     bare = text.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
@@ -75,10 +62,8 @@ def _token_f1(row: Written) -> float:
 
 
 def _f1_of_counts(predicted: Counter[str], reference: str) -> float:
-    """F1 of the words in common; 0 where there are none, also between two empty answers.
-
-    So it is in SQuAD v1.1; version 2 gives 1 to two empty answers.
-    """
+    """F1 of the words in common; 0 where there are none, also between two empty answers."""
+    # So it is in SQuAD v1.1; version 2 gives 1 to two empty answers.
     expected = Counter(normalize_answer(reference).split())
     n_common = (predicted & expected).total()
     return 2 * n_common / (predicted.total() + expected.total()) if n_common else 0.0
@@ -104,10 +89,8 @@ def _rouge(name: str) -> Callable[[Written], float]:
 
 
 def _bleu(row: Written) -> float:
-    """BLEU of single pieces and pairs, smoothed where no pair is in common.
-
-    Without a single piece in common it is 0, unsmoothed.
-    """
+    """BLEU of single pieces and pairs, smoothed where no pair is in common."""
+    # Without a single piece in common it is 0, unsmoothed.
     pieces, references = row.prediction_pieces, row.reference_pieces
     if set(pieces).isdisjoint(chain.from_iterable(references)):
         return 0.0
@@ -158,23 +141,7 @@ TEXT_METRICS: dict[str, Callable[[Written], float]] = {
 
 
 def row_scores(names: Sequence[str], row: Written) -> dict[str, float]:
-    """Scores one row.
-
-    Args:
-        names: some of :data:`TEXT_METRICS`.
-        row: what was written and what should have been.
-
-    Returns:
-        Each metric's score of the row, from 0 to 1, in the order of the names.
-
-    Raises:
-        InputError: a metric is not known, or the row has no reference to compare with.
-
-    Example:
-        >>> row = Written("the red cat", ("A red dog.", "cats"), (5, 6), ((5, 7), (8,)))
-        >>> row_scores(["exact_match", "token_f1"], row)
-        {'exact_match': 0.0, 'token_f1': 0.5}
-    """
+    """Scores one row."""
     for name in names:
         if name not in TEXT_METRICS:
             raise unknown_name("metric", name, TEXT_METRICS)
@@ -188,24 +155,7 @@ def row_scores(names: Sequence[str], row: Written) -> dict[str, float]:
 
 
 def score_texts(names: Sequence[str], rows: Sequence[Written]) -> dict[str, float]:
-    """Scores the written answers of all rows of a split.
-
-    Args:
-        names: some of :data:`TEXT_METRICS`.
-        rows: what was written for each row and what should have been.
-
-    Returns:
-        The mean of each metric over the rows, from 0 to 1, in the order of the names.
-
-    Raises:
-        InputError: a metric is not known, there are no rows, or a row has no reference.
-
-    Example:
-        >>> right = Written("Paris.", ("paris", "Paris, France"), (7, 8), ((7, 8),))
-        >>> wrong = Written("London", ("paris", "Paris, France"), (9,), ((7, 8),))
-        >>> score_texts(["exact_match", "bleu"], [right, wrong, right, wrong])
-        {'exact_match': 0.5, 'bleu': 0.5}
-    """
+    """Scores the written answers of all rows of a split."""
     if not rows:
         raise InputError(f"no rows to score with {', '.join(names)}; give 1 or more")
     scores = [row_scores(names, row) for row in rows]

@@ -78,30 +78,7 @@ OF_LABELS = ("labels", "label_words", "label_field")
 
 
 def load_user_task(folder: Path) -> Task:
-    """Reads the definition of a task from its folder.
-
-    Args:
-        folder: a folder with a ``task.toml``.
-
-    Returns:
-        The task; its rows are read from the same folder.
-
-    Raises:
-        InputError: the file is not TOML, a key is unknown, missing or of the wrong kind, or the
-            parts do not fit each other.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> _ = (folder / "task.toml").write_text('''
-        ... type = "sentiment"
-        ... fields = ["text"]
-        ... labels = ["bad", "good"]
-        ... label_words = {bad = "terrible", good = ["great", "fine"]}
-        ... ''')
-        >>> load_user_task(folder).words("bert")
-        {'bad': ('terrible',), 'good': ('great', 'fine')}
-    """
+    """Reads the definition of a task from its folder."""
     file = folder / TASK_FILE
     table = _Table(file, _read_toml(file))
     fields = table.texts("fields")

@@ -40,15 +40,10 @@ class PieceLookup(Protocol):
 
 
 class LabelWords(NamedTuple):
-    """The words of each label and the ids of their pieces, in the order of the labels.
+    """The words of each label and the ids of their pieces, in the order of the labels."""
 
-    Attributes:
-        words: of each label.
-        pieces: of each word of each label.
-    """
-
-    words: tuple[tuple[str, ...], ...]
-    pieces: tuple[tuple[Pieces, ...], ...]
+    words: tuple[tuple[str, ...], ...]  # of each label
+    pieces: tuple[tuple[Pieces, ...], ...]  # of each word of each label
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -68,31 +63,7 @@ def label_words(
     layout: str = "encoder",
     scoring: str = "phrase",
 ) -> LabelWords:
-    """Finds the pieces whose scores are compared to answer a task.
-
-    Args:
-        task: the task whose labels are to be told apart; one without labels has no words.
-        tokenizer: the vocabulary of the model.
-        model_type: the model type of its config, for instance ``"bert"``.
-        layout: where the model gives its answer; a masked model compares single pieces only.
-        scoring: ``"phrase"`` or ``"first_piece"``: which pieces tell words apart.
-
-    Returns:
-        The words of each label with their pieces.
-
-    Raises:
-        InputError: a word is more than one piece in a masked model or unknown, or two words cannot
-            be told apart.
-
-    Example:
-        >>> from jpt.tasks.catalog import CATALOG
-        >>> class Letters:
-        ...     unknown = None
-        ...     def word_pieces(self, word): return [len(word)]
-        ...     def piece(self, token): return str(token)
-        >>> label_words(CATALOG["mnli"], Letters(), "bert").pieces
-        (((2,),), ((7,),), ((3,),))
-    """
+    """Finds the pieces whose scores are compared to answer a task."""
     words = task.words(model_type)
     pieces = {
         label: tuple(_pieces(task, label, word, tokenizer, layout) for word in of)
@@ -150,18 +121,6 @@ def _pieces(task: Task, label: str, word: str, tokenizer: PieceLookup, layout: s
 
 
 def answer_cue(task: Task) -> str:
-    """Gives the text that a decoder reads last, behind which its answer stands.
-
-    Args:
-        task: whose template for decoders counts.
-
-    Returns:
-        The last segment where it is a cue, else the usual cue.
-
-    Example:
-        >>> from jpt.tasks.catalog import CATALOG
-        >>> answer_cue(CATALOG["sst2"])
-        'Answer:'
-    """
+    """Gives the text that a decoder reads last, behind which its answer stands."""
     last = task.template("decoder")[-1]
     return ANSWER_CUE if template_fields(last) else last

@@ -13,16 +13,7 @@ PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
 def made_with() -> dict[str, Any]:
-    """Names versions and machine, for the record of a study; jax is not loaded for it.
-
-    Returns:
-        ``versions`` of jpt, Python and the packages that compute, and ``machine``: its system,
-        its processor's kind and how many cores it has, never its name.
-
-    Example:
-        >>> sorted(made_with()["versions"])
-        ['flax', 'jax', 'jpt', 'numpy', 'optax', 'python']
-    """
+    """Names versions and machine, for the record of a study; jax is not loaded for it."""
     versions = {"jpt": __version__, "python": platform.python_version()}
     return {
         "versions": versions | {name: version(name) for name in PACKAGES},

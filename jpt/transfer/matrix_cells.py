@@ -25,29 +25,17 @@ CELLS = "cells.jsonl"
 
 @dataclass(frozen=True)
 class Cell:
-    """What one prompt scored on one task.
+    """What one prompt scored on one task."""
 
-    Attributes:
-        target_task: name of the target.
-        source_prompt: name of the prompt; of several seeds the run's, ``NAME/seed-S``.
-        metric: the measure that decides.
-        value: that measure; NaN where it is not finite.
-        loss: mean cross-entropy; NaN where it is not finite.
-        rows: how many rows were scored.
-        majority: share of the commonest class; None where the answer is written.
-        elapsed_s: how long scoring took, compiling included.
-        of: all that the score depends on.
-    """
-
-    target_task: str
-    source_prompt: str
-    metric: str
-    value: float
-    loss: float
-    rows: int
-    majority: float | None
-    elapsed_s: float
-    of: dict[str, Any]
+    target_task: str  # name of the target
+    source_prompt: str  # name of the prompt; of several seeds the run's, ``NAME/seed-S``
+    metric: str  # the measure that decides
+    value: float  # that measure; NaN where it is not finite
+    loss: float  # mean cross-entropy; NaN where it is not finite
+    rows: int  # how many rows were scored
+    majority: float | None  # share of the commonest class; None where the answer is written
+    elapsed_s: float  # how long scoring took, compiling included
+    of: dict[str, Any]  # all that the score depends on
 
     @property
     def key(self) -> str:
@@ -56,23 +44,7 @@ class Cell:
 
 
 def make_cell(target: str, prompt: str, score: Score, elapsed_s: float, of: dict[str, Any]) -> Cell:
-    """Makes a cell of a score.
-
-    Args:
-        target: name of the target.
-        prompt: name of the run.
-        score: of the prompt on the target.
-        elapsed_s: how long it took.
-        of: all that the score depends on.
-
-    Returns:
-        The cell.
-
-    Example:
-        >>> score = Score("accuracy", 0.5, 0.7, 2, 0.5, {"no": 2, "yes": 0}, (0, 0))
-        >>> make_cell("imdb", "sst2", score, 0.1, {"prompt": "1f"}).key
-        '{"prompt": "1f"}'
-    """
+    """Makes a cell of a score."""
     return Cell(
         target,
         prompt,
@@ -87,21 +59,7 @@ def make_cell(target: str, prompt: str, score: Score, elapsed_s: float, of: dict
 
 
 class CellFile:
-    """The cells that were scored so far.
-
-    Args:
-        path: the file, which need not be there; None keeps cells in memory.
-
-    Raises:
-        InputError: a line is broken; a last line that a kill cut short is left out instead.
-
-    Example:
-        >>> score = Score("accuracy", 0.5, 0.7, 2, 0.5, {"no": 2, "yes": 0}, (0, 0))
-        >>> cells = CellFile(None)
-        >>> cells.add(make_cell("imdb", "sst2", score, 0.1, {"prompt": "1f"}))
-        >>> cells.find({"prompt": "1f"}).value, cells.find({"prompt": "2a"})
-        (0.5, None)
-    """
+    """The cells that were scored so far."""
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._torn_at = path, None
@@ -112,27 +70,12 @@ class CellFile:
             self._cells = {cell.key: cell for cell in cells}
 
     def find(self, of: dict[str, Any]) -> Cell | None:
-        """Looks a cell up.
-
-        Args:
-            of: all that its score depends on.
-
-        Returns:
-            The cell; None where it was not scored yet.
-        """
+        """Looks a cell up."""
         return self._cells.get(_key(of))
 
     def add(self, cell: Cell) -> None:
-        """Keeps a cell; its line is on the disk when this returns.
-
-        Of several processes the first one alone writes.
-
-        Args:
-            cell: that was scored.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
+        """Keeps a cell; its line is on the disk when this returns."""
+        # Of several processes the first one alone writes.
         self._cells[cell.key] = cell
         if self._path is None or not is_first():
             return

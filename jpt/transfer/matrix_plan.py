@@ -26,16 +26,11 @@ _PLACES = ("name", "type", "hub", "folder", "files", "rows", "label_field")
 
 
 class MatrixRun(NamedTuple):
-    """One prompt that is scored: a column of the matrix, or one of the seeds behind a column.
+    """One prompt that is scored: a column of the matrix, or one of the seeds behind a column."""
 
-    Attributes:
-        column: name of the column.
-        seed: of this run, where the column is the mean of several.
-        prompt: what is scored; None for the baselines, which are made once the model is loaded.
-    """
-
-    column: str
-    seed: int | None
+    column: str  # name of the column
+    seed: int | None  # of this run, where the column is the mean of several
+    # what is scored; None for the baselines, which are made once the model is loaded
     prompt: Prompt | None
 
     @property
@@ -46,21 +41,14 @@ class MatrixRun(NamedTuple):
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """Runs and targets of a matrix; nothing in it needs a model.
+    """Runs and targets of a matrix; nothing in it needs a model."""
 
-    Attributes:
-        runs: the prompts, baselines last; the seeds of a column follow each other.
-        tasks: the targets by short name.
-        splits: which split of each target is scored.
-        rows: the rows of that split.
-        seed: of the random start.
-    """
-
+    # the prompts, baselines last; the seeds of a column follow each other
     runs: tuple[MatrixRun, ...]
-    tasks: dict[str, Task]
-    splits: dict[str, str]
-    rows: dict[str, list[Row]]
-    seed: int
+    tasks: dict[str, Task]  # the targets by short name
+    splits: dict[str, str]  # which split of each target is scored
+    rows: dict[str, list[Row]]  # the rows of that split
+    seed: int  # of the random start
 
     @property
     def first(self) -> Prompt:
@@ -93,14 +81,7 @@ class MatrixPlan:
         }
 
     def identity(self, run: MatrixRun) -> dict[str, Any]:
-        """Gives what a run's scores depend on.
-
-        Args:
-            run: a prompt or a baseline.
-
-        Returns:
-            A checksum of its values, or how the baseline is made.
-        """
+        """Gives what a run's scores depend on."""
         card, shape = self.first.card, list(self.first.values.shape)
         told = {"shape": shape, "first_position": card.first_position or 0}
         if run.prompt is not None:
@@ -119,23 +100,7 @@ def plan_matrix(
     untouched: bool,
     seed: int,
 ) -> MatrixPlan:
-    """Loads and checks prompts, tasks and rows.
-
-    Args:
-        prompts: as for `jpt.transfer_matrix`, and so are the others.
-        tasks: the targets.
-        split: that is scored; a target without it is scored on validation.
-        data: a folder that holds a folder of rows for each catalog task.
-        random: whether an untrained start is scored.
-        untouched: whether the model without a prompt is scored.
-        seed: of the untrained start.
-
-    Returns:
-        The plan.
-
-    Raises:
-        InputError: as `jpt.transfer_matrix`.
-    """
+    """Loads and checks prompts, tasks and rows."""
     loaded = load_seed_prompts(prompts)
     if UNTOUCHED in loaded:
         raise InputError(

@@ -21,15 +21,7 @@ Cells = Mapping[tuple[str, str], Cell]
 
 
 def make_matrix(plan: MatrixPlan, cells: Cells) -> TransferMatrix:
-    """Puts cells into a matrix; a column of several seeds has their mean.
-
-    Args:
-        plan: of the matrix.
-        cells: every target and run.
-
-    Returns:
-        The matrix.
-    """
+    """Puts cells into a matrix; a column of several seeds has their mean."""
     values = [
         [np.mean(_values(cells, task, runs)) for runs in plan.columns.values()]
         for task in plan.tasks
@@ -41,18 +33,7 @@ def make_matrix(plan: MatrixPlan, cells: Cells) -> TransferMatrix:
 def make_record(
     plan: MatrixPlan, cells: Cells, matrix: TransferMatrix, split: str, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Says what a matrix is made of and what it shows.
-
-    Args:
-        plan: of the matrix.
-        cells: every target and run.
-        matrix: of these cells.
-        split: that was asked for.
-        facts: backbone, device and command.
-
-    Returns:
-        The record, as in ``transfer.json``.
-    """
+    """Says what a matrix is made of and what it shows."""
     own, notes = own_prompts(matrix.targets, plan.cards)
     notes += [
         f"{name} has no {split} split: scored on {used}"

@@ -108,26 +108,7 @@ def score_ensemble(
     mesh: str | None = None,
     data: Data | None = None,
 ) -> EnsembleScore:
-    """Scores several prompts together and each alone, in one pass over the rows.
-
-    Args:
-        prompts: as for `evaluate_ensemble`.
-        task: likewise.
-        weights: as for :func:`jpt.average_prompts`.
-        combine: ``"log_probs"``: mean logarithm of each label's probability; ``"probs"``: mean
-            probability.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        backbone: instead of the one that the prompts' cards name; the width is checked.
-        max_tokens: longest text in tokens; by default the backbone's own choice.
-        label_scoring: ``"phrase"`` or ``"first_piece"``.
-        eval_batch_size: rows at once; changes speed, never a number.
-        dtype: of weights and matrix products.
-        mesh: devices by axis.
-        data: folder of the task's rows, or the rows by split.
-
-    Returns:
-        All scores.
-    """
+    """Scores several prompts together and each alone, in one pass over the rows."""
     check_choice("combine", combine, COMBINE)
     check_choice("label_scoring", label_scoring, LABEL_SCORING)
     check_counts(max_tokens=max_tokens, eval_batch_size=eval_batch_size)
@@ -179,21 +160,7 @@ def _score(
 def combine_logits(
     logits: Float[np.ndarray, "K N C"], weights: Float64[np.ndarray, "K"], combine: str
 ) -> Float64[np.ndarray, "N C"]:
-    """Averages what several prompts say of the labels of each row.
-
-    Args:
-        logits: scores of the labels by prompt.
-        weights: shares that sum to 1.
-        combine: one of `COMBINE`.
-
-    Returns:
-        Scores of the labels, up to a number that all labels of a row share.
-
-    Example:
-        >>> logits = np.log(np.array([[[0.75, 0.25]], [[0.25, 0.75]]]))
-        >>> combine_logits(logits, np.array([0.5, 0.5]), "probs").round(4).tolist()
-        [[-0.6931, -0.6931]]
-    """
+    """Averages what several prompts say of the labels of each row."""
     log_probs = log_softmax(logits.astype(np.float64), axis=-1)
     if combine == "probs":
         return logsumexp(log_probs, axis=0, b=weights[:, None, None])

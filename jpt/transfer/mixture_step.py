@@ -17,21 +17,7 @@ from jpt.types import Batch, Parameters
 
 
 def mix(bank: Float[Array, "K P D"], logits: Float[Array, "K R"]) -> Float[Array, "P D"]:
-    """Mixes the prompts of a bank by the softmax of logits.
-
-    Args:
-        bank: the frozen sources.
-        logits: one for each source ([K, 1]) or for each of its rows ([K, P]).
-
-    Returns:
-        The mixed prompt.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> bank = jnp.array([[[1.0]], [[3.0]]])
-        >>> mix(bank, jnp.zeros((2, 1))).tolist()
-        [[2.0]]
-    """
+    """Mixes the prompts of a bank by the softmax of logits."""
     return (jax.nn.softmax(logits, axis=0)[:, :, None] * bank).sum(0)
 
 
@@ -44,30 +30,7 @@ def mixture_loss(
     answer: Answer,
     objective: str = "labels",
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gives the loss of a batch behind the mixture, and the share of right answers.
-
-    Args:
-        module: the frozen model, without dropout.
-        params: its weights.
-        bank: the frozen sources.
-        logits: what is learnt.
-        batch: the rows.
-        answer: which words stand for the labels.
-        objective: as for :func:`jpt.tuning.losses.answer_loss`.
-
-    Returns:
-        Mean loss and accuracy over the weighted rows.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jpt.testing import tiny_batch, tiny_encoder
-        >>> module, params = tiny_encoder()
-        >>> bank, answer = jnp.ones((3, 4, 32)), Answer(jnp.array([3, 4]))
-        >>> compiled = jax.jit(mixture_loss, static_argnums=0)
-        >>> loss, _ = compiled(module, params, bank, jnp.zeros((3, 1)), tiny_batch(), answer)
-        >>> 0 < float(loss) < 2
-        True
-    """
+    """Gives the loss of a batch behind the mixture, and the share of right answers."""
     return answer_loss(module, params, mix(bank, logits), batch, answer, objective)
 
 
@@ -79,25 +42,7 @@ def mixture_step(
     mesh: Mesh | None = None,
     clip_norm: float | None = None,
 ) -> TrainStep:
-    """Gives the compiled step; what is trained is the logits, in the place of a prompt.
-
-    Args:
-        module: the frozen model, without dropout.
-        learning_rate: the constant rate.
-        objective: which words the loss is over.
-        mesh: devices that all hold the state.
-        clip_norm: a longer gradient is shortened to this norm; None never.
-
-    Returns:
-        ``step(params, state, batch, answer) -> state, metrics``, where ``params`` are the model's
-        weights under ``"backbone"`` and the sources under ``"bank"``: both frozen arguments.
-
-    Example:
-        >>> from jpt.testing import tiny_encoder
-        >>> module, _ = tiny_encoder()
-        >>> mixture_step(module, 0.1, "labels") is mixture_step(module, 0.1, "labels")
-        True
-    """
+    """Gives the compiled step; what is trained is the logits, in the place of a prompt."""
     optimizer = prompt_optimizer(learning_rate, clip_norm)
 
     def loss_of(

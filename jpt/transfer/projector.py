@@ -30,49 +30,27 @@ ACTIVATIONS = {
 
 
 class Projector(nn.Module):
-    """Maps prompts of one model to prompts of another; in float32 throughout.
+    """Maps prompts of one model to prompts of another; in float32 throughout."""
 
-    Paper's code: flatten, a linear map to a bottleneck, an activation (LeakyReLU; Tanh towards
-    roberta-large), a linear map, LayerNorm over each row. Its per-token form is one linear map,
-    row by row, and LeakyReLU, without a norm.
+    # Paper's code: flatten, a linear map to a bottleneck, an activation (LeakyReLU; Tanh towards
+    # roberta-large), a linear map, LayerNorm over each row. Its per-token form is one linear map,
+    # row by row, and LeakyReLU, without a norm.
 
-    Attributes:
-        length: P of the target.
-        width: D of the target.
-        bottleneck: neurons between the two maps; the per-token form has none.
-        activation: ``leaky_relu`` (slope 0.01), ``tanh`` or ``none``.
-        layer_norm: whether each row is normalised, with a learned scale and shift.
-        rescale_to: multiplies what leaves the norm so that a fresh projector's rows have this
-            Euclidean norm, in place of the square root of the width. Where a model normalises its
-            input at once, as BERT does, this changes no answer and hardly a step of training; in
-            T5, RoBERTa and decoders it decides how much a prompt row weighs beside a word.
-        per_token: whether rows are mapped one by one, all by the same map.
-
-    Example:
-        >>> projector = Projector(length=3, width=4, bottleneck=5)
-        >>> params = initial_parameters(projector, length=2, width=6)
-        >>> project(projector, params, np.ones((2, 6), np.float32)).shape
-        (3, 4)
-    """
-
-    length: int
-    width: int
-    bottleneck: int = 768
-    activation: str = "leaky_relu"
-    layer_norm: bool = True
+    length: int  # P of the target
+    width: int  # D of the target
+    bottleneck: int = 768  # neurons between the two maps; the per-token form has none
+    activation: str = "leaky_relu"  # ``leaky_relu`` (slope 0.01), ``tanh`` or ``none``
+    layer_norm: bool = True  # whether each row is normalised, with a learned scale and shift
+    # multiplies what leaves the norm so that a fresh projector's rows have this Euclidean norm, in
+    # place of the square root of the width. Where a model normalises its input at once, as BERT
+    # does, this changes no answer and hardly a step of training; in T5, RoBERTa and decoders it
+    # decides how much a prompt row weighs beside a word
     rescale_to: float | None = None
-    per_token: bool = False
+    per_token: bool = False  # whether rows are mapped one by one, all by the same map
 
     @nn.compact
     def __call__(self, prompts: Float[Array, "*K Ps Ds"]) -> Float[Array, "*K P D"]:
-        """Projects one prompt, or several at once.
-
-        Args:
-            prompts: of the source model.
-
-        Returns:
-            As many of the target model.
-        """
+        """Projects one prompt, or several at once."""
         activation = ACTIVATIONS[self.activation]
         prompts = prompts.astype(jnp.float32)
         if self.per_token:
@@ -103,25 +81,9 @@ def _linear(features: int, fan_in: int, name: str) -> nn.Dense:
 
 
 def initial_parameters(projector: Projector, length: int, width: int, seed: int = 0) -> Parameters:
-    """Draws the weights of a fresh projector.
-
-    Paper's code: torch's own start of a linear map towards RoBERTa, which is taken here for every
-    target; it has N(0, 1) towards BERT and T5.
-
-    Args:
-        projector: the module.
-        length: P of the source.
-        width: D of the source.
-        seed: equal seeds give equal weights.
-
-    Returns:
-        The parameters.
-
-    Example:
-        >>> params = initial_parameters(Projector(3, 4, bottleneck=5), length=2, width=6)
-        >>> params["down"]["kernel"].shape, params["up"]["kernel"].shape
-        ((12, 5), (5, 12))
-    """
+    """Draws the weights of a fresh projector."""
+    # Paper's code: torch's own start of a linear map towards RoBERTa, which is taken here for every
+    # target; it has N(0, 1) towards BERT and T5.
     source = jax.ShapeDtypeStruct((length, width), jnp.float32)
     key = jax.random.fold_in(jax.random.key(seed), 1)
     # Compiled, so that no work is done for an output that nobody looks at.
@@ -133,35 +95,14 @@ def initial_parameters(projector: Projector, length: int, width: int, seed: int 
 def project_on_device(
     projector: Projector, params: Parameters, prompts: Float[Array, "*K Ps Ds"]
 ) -> Float[Array, "*K P D"]:
-    """Projects prompts and leaves the result on the devices.
-
-    Args:
-        projector: the module.
-        params: its weights.
-        prompts: one prompt of the source model, or several.
-
-    Returns:
-        As many of the target model.
-    """
+    """Projects prompts and leaves the result on the devices."""
     return projector.apply({"params": params}, prompts)
 
 
 def project(
     projector: Projector, params: Parameters, prompts: Float32[np.ndarray, "*K Ps Ds"]
 ) -> Float32[np.ndarray, "*K P D"]:
-    """Projects prompts; equal prompts give equal rows, bit for bit.
-
-    Args:
-        projector: the module.
-        params: its weights.
-        prompts: one prompt of the source model, or several.
-
-    Returns:
-        As many of the target model.
-
-    Example:
-        See `Projector`.
-    """
+    """Projects prompts; equal prompts give equal rows, bit for bit."""
     return np.asarray(project_on_device(projector, params, jnp.asarray(prompts, jnp.float32)))
 
 
@@ -171,21 +112,5 @@ def distance_loss(
     sources: Float[Array, "K Ps Ds"],
     targets: Float[Array, "K P D"],
 ) -> Float[Array, ""]:
-    """Gives the mean squared difference between projected prompts and the target's own.
-
-    Args:
-        projector: the module.
-        params: its weights.
-        sources: prompts of the source model.
-        targets: the target model's own prompts of the same tasks.
-
-    Returns:
-        The mean over all values.
-
-    Example:
-        >>> projector = Projector(3, 4, bottleneck=5, layer_norm=False)
-        >>> params = jax.tree.map(jnp.zeros_like, initial_parameters(projector, 2, 6))
-        >>> float(distance_loss(projector, params, jnp.ones((1, 2, 6)), jnp.full((1, 3, 4), 2.0)))
-        4.0
-    """
+    """Gives the mean squared difference between projected prompts and the target's own."""
     return jnp.square(projector.apply({"params": params}, sources) - targets).mean()

@@ -86,18 +86,7 @@ def apply_projector(
 def projected(
     prompt: Prompt, values: Float32[np.ndarray, "P D"], backbone: str, layout: str, origin: str
 ) -> Prompt:
-    """Puts projected values into a prompt of the target.
-
-    Args:
-        prompt: of the source.
-        values: what became of it.
-        backbone: name of the target.
-        layout: of the target.
-        origin: how it came about.
-
-    Returns:
-        The prompt; its card names the task, and under ``source`` where it comes from.
-    """
+    """Puts projected values into a prompt of the target."""
     card = PromptCard(
         backbone=backbone,
         task=prompt.card.task,
@@ -111,14 +100,7 @@ def projected(
 
 
 def describe_origin(projector: TrainedProjector) -> str:
-    """Says what a projector is, for the cards of what it makes.
-
-    Args:
-        projector: a trained one.
-
-    Returns:
-        Its file, objective and tasks.
-    """
+    """Says what a projector is, for the cards of what it makes."""
     card = projector.card
     tasks = f" on {', '.join(card.tasks)}" if card.tasks else ""
     return f"{projector.name} ({card.objective}{tasks})"
@@ -132,18 +114,7 @@ def as_projector(projector: TrainedProjector | str | Path) -> TrainedProjector:
 def source_of(
     prompts: Mapping[str, Prompt], backbone: Backbone | str | Path | None = None
 ) -> Backbone:
-    """Loads the model that prompts were tuned on.
-
-    Args:
-        prompts: of one model.
-        backbone: in place of the one that the cards name.
-
-    Returns:
-        The model.
-
-    Raises:
-        InputError: its width is not that of the prompts.
-    """
+    """Loads the model that prompts were tuned on."""
     first = next(iter(prompts.values()))
     model = as_backbone(backbone if backbone is not None else first.card.backbone)
     if model.config.width != first.values.shape[1]:

@@ -37,26 +37,7 @@ def untrained_projector(
     options: ProjectorOptions,
     like: ProjectorCard | None = None,
 ) -> TrainedProjector:
-    """Draws a projector and leaves it as it is. Paper: the random baseline.
-
-    Args:
-        prompts: of the source model, for the sizes.
-        target: the target.
-        options: with the length settled.
-        like: the card of a trained projector, whose shape is taken instead.
-
-    Returns:
-        The projector.
-
-    Example:
-        >>> from jpt.backbones.registry import load_backbone
-        >>> from jpt.types import PromptCard
-        >>> source = Prompt(np.ones((4, 6), np.float32), PromptCard("other", "imdb"))
-        >>> options = ProjectorOptions(bottleneck=8, length=5).settle("task")
-        >>> target = load_backbone("builtin/bert-small")
-        >>> untrained_projector({"imdb": source}, target, options)(source).shape
-        (5, 128)
-    """
+    """Draws a projector and leaves it as it is. Paper: the random baseline."""
     card = make_card(prompts, target, "untrained", (), options)
     if like is not None:
         new = {"objective": "untrained", "tasks": (), "seed": options.seed}
@@ -67,27 +48,8 @@ def untrained_projector(
 
 
 def least_squares_projector(source: Backbone, target: Backbone, length: int) -> TrainedProjector:
-    """Fits one matrix W to the words that both models know: least ||E_source W - E_target||.
-
-    It is applied to a prompt row by row.
-
-    Args:
-        source: the source model.
-        target: the target model.
-        length: P of both.
-
-    Returns:
-        A per-token projector without activation.
-
-    Raises:
-        InputError: the two share no word.
-
-    Example:
-        >>> from jpt.backbones.registry import load_backbone
-        >>> source, target = map(load_backbone, ("builtin/bert-small", "builtin/bert-medium"))
-        >>> least_squares_projector(source, target, 4).params["row"]["kernel"].shape
-        (128, 192)
-    """
+    """Fits one matrix W to the words that both models know: least ||E_source W - E_target||."""
+    # It is applied to a prompt row by row.
     ids, same = shared_pieces(source, target)
     first, second = piece_embeddings(source, ids), piece_embeddings(target, same)
     matrix = np.linalg.lstsq(first, second, rcond=ROUNDING)[0]
@@ -113,34 +75,12 @@ def least_squares_projector(source: Backbone, target: Backbone, length: int) -> 
 
 
 def relative_method(source: Backbone, target: Backbone, anchors: int = ANCHORS) -> Method:
-    """Keeps each row's similarities to words that both models know (relative representation).
-
-    A row's code is its cosine to each of the anchors in the source model. The row of the target is
-    the one whose products with the target's anchors, each of length 1, come nearest to the code
-    (least squares), as long as the target's words are on average. PTfer, whose idea this is, looks
-    for it in gradient steps from random words and chooses the step on validation rows; this form
-    has one solution and sees no rows.
-
-    Args:
-        source: the source model.
-        target: the target model.
-        anchors: how many words; as many as are shared where that is less.
-
-    Returns:
-        The method; it keeps the number of rows.
-
-    Raises:
-        InputError: the two share no word.
-
-    Example:
-        >>> from jpt.backbones.registry import load_backbone
-        >>> from jpt.types import PromptCard
-        >>> model = load_backbone("builtin/bert-small")
-        >>> rows = np.asarray(model.params["embeddings"]["word"][500:504])
-        >>> found = relative_method(model, model)(Prompt(rows, PromptCard(model.name, "imdb")))
-        >>> bool(np.allclose(_unit(found), _unit(rows), atol=1e-5))
-        True
-    """
+    """Keeps each row's similarities to words that both models know (relative representation)."""
+    # A row's code is its cosine to each of the anchors in the source model. The row of the target
+    # is the one whose products with the target's anchors, each of length 1, come nearest to the
+    # code (least squares), as long as the target's words are on average. PTfer, whose idea this is,
+    # looks for it in gradient steps from random words and chooses the step on validation rows; this
+    # form has one solution and sees no rows.
     check_counts(anchors=anchors)
     ids, same = shared_pieces(source, target)
     chosen = choose_anchors(len(ids), anchors)
@@ -170,23 +110,7 @@ def baseline(
     anchors: int = ANCHORS,
     like: ProjectorCard | None = None,
 ) -> Method:
-    """Builds a baseline by its name.
-
-    Args:
-        name: one of `BASELINES`.
-        prompts: of the source model.
-        source: loads the source model, where its words are needed.
-        target: the target model.
-        options: of the untrained projector, with the length settled.
-        anchors: of ``relative``.
-        like: a trained projector whose shape the untrained one takes.
-
-    Returns:
-        The method.
-
-    Raises:
-        InputError: an unknown name, no shared words, or lengths that differ where rows are kept.
-    """
+    """Builds a baseline by its name."""
     if name not in BASELINES:
         raise unknown_name("method", name, BASELINES)
     if name == "untrained":
@@ -203,18 +127,7 @@ def baseline(
 
 
 def checked_method(projector: TrainedProjector, prompts: Mapping[str, Prompt]) -> Method:
-    """Gives a projector as a method after a check of every prompt that it shall read.
-
-    Args:
-        projector: a trained one.
-        prompts: of the source model, by name.
-
-    Returns:
-        The method.
-
-    Raises:
-        InputError: a prompt of another backbone, length or width.
-    """
+    """Gives a projector as a method after a check of every prompt that it shall read."""
     for name, prompt in prompts.items():
         check_source(projector.card, prompt, f"prompt {name}")
     return partial(TrainedProjector.__call__, projector)

@@ -44,25 +44,15 @@ Projectors = (
 
 @dataclass(frozen=True)
 class Columns:
-    """What is scored, task by task.
+    """What is scored, task by task."""
 
-    Attributes:
-        backbone: the target.
-        tasks: by short name.
-        length: P of the target.
-        own: the target's own prompt of each task that has one.
-        random: the start of tuning, the same for all tasks; None leaves it out.
-        projected: prompts by method and task.
-        record: what is known of source, target and projectors.
-    """
-
-    backbone: Backbone
-    tasks: dict[str, Task]
-    length: int
-    own: dict[str, Prompt]
-    random: Prompt | None
-    projected: dict[str, dict[str, Prompt]]
-    record: dict[str, Any]
+    backbone: Backbone  # the target
+    tasks: dict[str, Task]  # by short name
+    length: int  # P of the target
+    own: dict[str, Prompt]  # the target's own prompt of each task that has one
+    random: Prompt | None  # the start of tuning, the same for all tasks; None leaves it out
+    projected: dict[str, dict[str, Prompt]]  # prompts by method and task
+    record: dict[str, Any]  # what is known of source, target and projectors
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,25 +79,7 @@ def build_columns(
     options: EvaluationOptions,
     mesh: Mesh,
 ) -> Columns:
-    """Loads, checks and projects everything that will be scored.
-
-    Args:
-        projectors: trained ones.
-        sources: the source model's prompts.
-        tasks: to score.
-        targets: the target's own prompts.
-        target: the target; None takes that of the projectors.
-        source: where the source's words are read.
-        data: folder of folders of rows.
-        options: of the evaluation.
-        mesh: the devices.
-
-    Returns:
-        The columns.
-
-    Raises:
-        InputError: anything that does not fit.
-    """
+    """Loads, checks and projects everything that will be scored."""
     given, trained = read_prompts(sources), name_columns(projectors)
     target = _target_of(trained, target)
     refuse_same_backbone(given, target)
@@ -162,17 +134,7 @@ def _project_all(
 
 
 def name_columns(projectors: Projectors) -> dict[str, TrainedProjector]:
-    """Loads projectors by the names of their columns.
-
-    Args:
-        projectors: trained ones, or their files or runs.
-
-    Returns:
-        The projectors by name.
-
-    Raises:
-        InputError: two have one name, or one is called like another column.
-    """
+    """Loads projectors by the names of their columns."""
     if isinstance(projectors, Mapping):
         found = {name: as_projector(projector) for name, projector in projectors.items()}
     else:

@@ -41,17 +41,7 @@ MORE_DRAWS = zlib.crc32(b"projector/pair_draws/more")
 
 
 def read_prompts(prompts: Prompts) -> dict[str, Prompt]:
-    """Loads prompts of one backbone and length by name.
-
-    Args:
-        prompts: a folder, a file or a run, one prompt, or prompts by name.
-
-    Returns:
-        The prompts, sorted by name.
-
-    Raises:
-        InputError: there are none, or they do not belong together.
-    """
+    """Loads prompts of one backbone and length by name."""
     if isinstance(prompts, Prompt):
         return {short_task(prompts.card.task): prompts}
     if isinstance(prompts, (str, Path)):
@@ -63,17 +53,7 @@ def read_prompts(prompts: Prompts) -> dict[str, Prompt]:
 
 
 def short_names(tasks: Iterable[Task | str | Path]) -> list[str]:
-    """Gives the names of tasks as tables have them.
-
-    Args:
-        tasks: tasks, names or folders.
-
-    Returns:
-        Names without ``builtin/``.
-
-    Raises:
-        InputError: two are the same.
-    """
+    """Gives the names of tasks as tables have them."""
     names = [t.short_name if isinstance(t, Task) else short_task(str(t)) for t in tasks]
     refuse_twice(names, "tasks")
     return names
@@ -84,19 +64,7 @@ def read_tasks(
     prompts: Mapping[str, Prompt],
     data: str | Path | None,
 ) -> dict[str, Task]:
-    """Loads the tasks that were asked for, or those that the prompts' cards name.
-
-    Args:
-        tasks: tasks, names or folders; None takes those of the cards.
-        prompts: by name.
-        data: a folder that holds a folder of rows for each catalog task.
-
-    Returns:
-        The tasks by short name.
-
-    Raises:
-        InputError: none is left, two have one name, or a card names a task that nothing has.
-    """
+    """Loads the tasks that were asked for, or those that the prompts' cards name."""
     if tasks is not None:
         asked = list(tasks)
         if not asked:
@@ -129,19 +97,7 @@ def _load(task: str | Path, data: str | Path | None) -> Task:
 def prompts_of_tasks(
     prompts: Mapping[str, Prompt], tasks: Iterable[str], what: str
 ) -> dict[str, str]:
-    """Finds the prompt of each task by what the cards say, never by an order of files.
-
-    Args:
-        prompts: by name.
-        tasks: short names.
-        what: the prompts are, for messages.
-
-    Returns:
-        The name of each task's prompt.
-
-    Raises:
-        InputError: a task has no prompt, or several and none is called like it.
-    """
+    """Finds the prompt of each task by what the cards say, never by an order of files."""
     tasks = list(tasks)
     own, _ = own_prompts(tasks, {name: prompt.card for name, prompt in prompts.items()})
     for task in tasks:
@@ -158,15 +114,7 @@ def prompts_of_tasks(
 
 
 def prompt_record(prompts: Mapping[str, Prompt], of: Mapping[str, str]) -> dict[str, Any]:
-    """Records which prompt stands for which task, so that a resumed run can tell a change.
-
-    Args:
-        prompts: by name.
-        of: the name of each task's prompt.
-
-    Returns:
-        Name and checksum by task.
-    """
+    """Records which prompt stands for which task, so that a resumed run can tell a change."""
     return {
         task: {
             "prompt": name,
@@ -178,38 +126,26 @@ def prompt_record(prompts: Mapping[str, Prompt], of: Mapping[str, str]) -> dict[
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """One task that a projector is trained on.
+    """One task that a projector is trained on."""
 
-    Attributes:
-        prepared: the task as the target reads it.
-        feed: its training batches.
-        validation: encoded rows.
-        source: the source model's prompt of this task, on the devices.
-    """
-
-    prepared: PreparedTask
-    feed: Feed
-    validation: EncodedSplit
-    source: Float[Array, "Ps Ds"]
+    prepared: PreparedTask  # the task as the target reads it
+    feed: Feed  # its training batches
+    validation: EncodedSplit  # encoded rows
+    source: Float[Array, "Ps Ds"]  # the source model's prompt of this task, on the devices
 
 
 @dataclass(frozen=True)
 class TaskFeed:
-    """Batches of several tasks, one task a step, each with its own source prompt.
+    """Batches of several tasks, one task a step, each with its own source prompt."""
 
-    Every task has its turn once before any has its next, in an order of the seed, so all weigh the
-    same, whatever their number of rows. (Paper's code: rows of all tasks in one batch, the larger
-    tasks cut to the smallest, and with more than one task the rows get another task's prompt.)
+    # Every task has its turn once before any has its next, in an order of the seed, so all weigh
+    # the same, whatever their number of rows. (Paper's code: rows of all tasks in one batch, the
+    # larger tasks cut to the smallest, and with more than one task the rows get another task's
+    # prompt.)
 
-    Attributes:
-        tasks: by short name.
-        seed: of the order of tasks; that of rows is in their feeds.
-        mesh: the devices.
-    """
-
-    tasks: Mapping[str, TrainingTask]
-    seed: int
-    mesh: Mesh = field(repr=False)
+    tasks: Mapping[str, TrainingTask]  # by short name
+    seed: int  # of the order of tasks; that of rows is in their feeds
+    mesh: Mesh = field(repr=False)  # the devices
 
     def task_at(self, step: int) -> str:
         """Gives the task of a step, counted from 0."""
@@ -226,21 +162,7 @@ class TaskFeed:
 def training_task(
     task: Task, source: Prompt, backbone: Backbone, options: ProjectorOptions, mesh: Mesh
 ) -> tuple[TrainingTask, str]:
-    """Reads what is needed of one task.
-
-    Args:
-        task: what is asked.
-        source: the source model's prompt of it.
-        backbone: the target.
-        options: with the length settled.
-        mesh: the devices.
-
-    Returns:
-        The task, and which words its loss is over.
-
-    Raises:
-        InputError: label words, lengths or rows do not fit.
-    """
+    """Reads what is needed of one task."""
     chosen = settle_options(options.feeding(), backbone, task)
     prepared = prepare_for(task, backbone, chosen)
     feed = make_feed(
@@ -251,25 +173,9 @@ def training_task(
 
 
 def draw_pairs(seed: int, step: int, batch_size: int, count: int) -> Int64[np.ndarray, "B"]:
-    """Chooses the tasks of one step of the distance objective.
-
-    Paper's code: names drawn without replacement, and topped up with replacement where there are
-    fewer than the batch has places.
-
-    Args:
-        seed: of the run.
-        step: its number, from 0.
-        batch_size: places of the batch.
-        count: how many tasks there are.
-
-    Returns:
-        Their numbers.
-
-    Example:
-        >>> drawn = draw_pairs(0, 3, batch_size=5, count=3)
-        >>> sorted(set(drawn.tolist())), len(drawn)
-        ([0, 1, 2], 5)
-    """
+    """Chooses the tasks of one step of the distance objective."""
+    # Paper's code: names drawn without replacement, and topped up with replacement where there are
+    # fewer than the batch has places.
     first = shuffled(seed, PAIR_DRAWS, step, count)[:batch_size]
     key = np.array([seed, MORE_DRAWS << 32 | step], dtype=np.uint64)
     more = np.random.Philox(key=key).random_raw(max(0, batch_size - count)) % np.uint64(count)

@@ -48,33 +48,19 @@ from jpt.version import __version__
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained on what.
+    """What is trained on what."""
 
-    Attributes:
-        card: of the projector to come.
-        options: with every choice made.
-        mesh: the devices.
-        frozen: the weights that every step reads: the target's, or the pairs of prompts.
-        step: the compiled step.
-        batch_at: gives the batch of a step, counted from 0.
-        score: scores the projector's weights.
-        about: what the log says of a step, counted from 0.
-        metric: name of the score.
-        measured_on: what it is measured on.
-        config: what defines the run.
-    """
-
-    card: ProjectorCard
-    options: ProjectorOptions
-    mesh: Mesh
-    frozen: Any
-    step: ProjectorStep
-    batch_at: Callable[[int], Any]
-    score: Callable[[Parameters], ProjectorScore]
-    about: Callable[[int], dict[str, Any]]
-    metric: str
-    measured_on: str
-    config: dict[str, Any]
+    card: ProjectorCard  # of the projector to come
+    options: ProjectorOptions  # with every choice made
+    mesh: Mesh  # the devices
+    frozen: Any  # the weights that every step reads: the target's, or the pairs of prompts
+    step: ProjectorStep  # the compiled step
+    batch_at: Callable[[int], Any]  # gives the batch of a step, counted from 0
+    score: Callable[[Parameters], ProjectorScore]  # scores the projector's weights
+    about: Callable[[int], dict[str, Any]]  # what the log says of a step, counted from 0
+    metric: str  # name of the score
+    measured_on: str  # what it is measured on
+    config: dict[str, Any]  # what defines the run
 
 
 def plan_projector(
@@ -86,23 +72,7 @@ def plan_projector(
     data: str | Path | None,
     options: ProjectorOptions,
 ) -> Plan:
-    """Loads and checks everything, cheap things first, before anything is compiled.
-
-    Args:
-        sources: prompts of the source model.
-        target: the frozen target.
-        objective: ``task`` or ``distance``.
-        tasks: to train on.
-        targets: the target's own prompts.
-        data: folder of folders of rows.
-        options: as they were given.
-
-    Returns:
-        The plan.
-
-    Raises:
-        InputError: for anything that cannot work.
-    """
+    """Loads and checks everything, cheap things first, before anything is compiled."""
     check_choice("objective", objective, OBJECTIVES)
     given, options = read_prompts(sources), options.settle(objective)
     refuse_same_backbone(given, target)

@@ -20,21 +20,14 @@ from jpt.types import Parameters
 
 @dataclass(frozen=True)
 class ProjectorScore:
-    """How well a projector does, in the form that the training loop reads.
+    """How well a projector does, in the form that the training loop reads."""
 
-    Attributes:
-        metric: ``mean_score``, or ``error`` (mean squared).
-        value: larger is better: the mean score, or the error below 0.
-        by_task: score or error of each task.
-        unseen: error of tasks that were not trained on.
-        warning: a task that was answered with one label throughout.
-    """
-
-    metric: str
-    value: float
-    by_task: dict[str, float]
+    metric: str  # ``mean_score``, or ``error`` (mean squared)
+    value: float  # larger is better: the mean score, or the error below 0
+    by_task: dict[str, float]  # score or error of each task
+    # error of tasks that were not trained on
     unseen: dict[str, float] = dataclasses.field(default_factory=dict)
-    warning: str | None = None
+    warning: str | None = None  # a task that was answered with one label throughout
 
     def summary(self) -> dict[str, Any]:
         """Gives the score ready for JSON."""
@@ -45,17 +38,7 @@ class ProjectorScore:
 def score_tasks(
     module: Projector, params: Parameters, tasks: Mapping[str, TrainingTask], mesh: Mesh
 ) -> ProjectorScore:
-    """Scores the projected prompt of every task on its validation rows.
-
-    Args:
-        module: the projector.
-        params: its weights.
-        tasks: by name.
-        mesh: the devices.
-
-    Returns:
-        The mean score.
-    """
+    """Scores the projected prompt of every task on its validation rows."""
     values, warnings = {}, []
     for name, task in tasks.items():
         prompt = project_on_device(module, params, task.source)
@@ -69,18 +52,7 @@ def score_tasks(
 def score_pairs(
     module: Projector, params: Parameters, pairs: Pairs, names: list[str], count: int
 ) -> ProjectorScore:
-    """Measures the distance of every projected prompt from the target's own.
-
-    Args:
-        module: the projector.
-        params: its weights.
-        pairs: prompts of both models.
-        names: of their tasks.
-        count: how many of them, the first ones, it is trained on.
-
-    Returns:
-        The mean squared error over those.
-    """
+    """Measures the distance of every projected prompt from the target's own."""
     found = project_on_device(module, params, pairs.sources)
     errors = fetch(jnp.square(found - pairs.targets).mean(axis=(1, 2)))
     values = dict(zip(names, map(float, errors), strict=True))

@@ -19,15 +19,7 @@ from jpt.types import Prompt
 
 
 def refuse_same_backbone(prompts: Mapping[str, Prompt], target: Backbone | str | Path) -> None:
-    """Refuses a projector from a model to itself.
-
-    Args:
-        prompts: of the source model.
-        target: the target model, or its name.
-
-    Raises:
-        InputError: they are one model.
-    """
+    """Refuses a projector from a model to itself."""
     name = target.name if isinstance(target, Backbone) else str(target)
     if next(iter(prompts.values())).card.backbone == name:
         raise InputError(
@@ -43,18 +35,7 @@ def make_card(
     tasks: tuple[str, ...],
     options: ProjectorOptions,
 ) -> ProjectorCard:
-    """Describes a projector that is not trained yet.
-
-    Args:
-        prompts: of the source model.
-        backbone: the target.
-        objective: what it is trained for.
-        tasks: what it is trained on.
-        options: with the length settled.
-
-    Returns:
-        The card.
-    """
+    """Describes a projector that is not trained yet."""
     first = next(iter(prompts.values()))
     return ProjectorCard(
         source_backbone=first.card.backbone,
@@ -76,19 +57,7 @@ def make_card(
 
 
 def mean_norm(backbone: Backbone) -> float:
-    """Gives the mean Euclidean norm of a model's word embeddings.
-
-    Args:
-        backbone: whose table is measured.
-
-    Returns:
-        The mean over all words.
-
-    Example:
-        >>> from jpt.backbones.registry import load_backbone
-        >>> mean_norm(load_backbone("builtin/bert-small")) > 0
-        True
-    """
+    """Gives the mean Euclidean norm of a model's word embeddings."""
     words = backbone.params["embeddings"]["word"].astype(jnp.float32)
     return float(jnp.linalg.norm(words, axis=-1).mean())
 
@@ -101,22 +70,7 @@ def with_backbone(
     length: int | None,
     mesh: Mesh,
 ) -> tuple[ProjectorOptions, Backbone]:
-    """Settles length and learning rate, and loads the target.
-
-    Args:
-        prompts: of the source model.
-        target: the target model.
-        options: of which length and rate may be open.
-        objective: of the training.
-        length: P of the target, where it is known.
-        mesh: the devices.
-
-    Returns:
-        The options, and the target.
-
-    Raises:
-        InputError: lengths that do not fit.
-    """
+    """Settles length and learning rate, and loads the target."""
     rows = length_of(prompts)
     options = dataclasses.replace(options, length=length or rows)
     if options.per_token and options.length != rows:
@@ -130,15 +84,7 @@ def with_backbone(
 
 
 def check_targets(targets: Mapping[str, Prompt], backbone: Backbone) -> None:
-    """Refuses own prompts that are of another model.
-
-    Args:
-        targets: prompts that shall be the target's own.
-        backbone: the target.
-
-    Raises:
-        InputError: backbone or width differ.
-    """
+    """Refuses own prompts that are of another model."""
     first = next(iter(targets.values()))
     if first.card.backbone != backbone.name or first.values.shape[1] != backbone.config.width:
         raise InputError(

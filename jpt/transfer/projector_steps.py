@@ -21,29 +21,18 @@ from jpt.types import Batch, Parameters
 
 
 class TaskBatch(NamedTuple):
-    """Rows of one task with that task's own source prompt.
+    """Rows of one task with that task's own source prompt."""
 
-    Attributes:
-        rows: the batch; all of one task.
-        source: the source model's prompt of that task.
-        answer: the label words of that task.
-    """
-
-    rows: Batch
-    source: Float[Array, "Ps Ds"]
-    answer: Answer
+    rows: Batch  # the batch; all of one task
+    source: Float[Array, "Ps Ds"]  # the source model's prompt of that task
+    answer: Answer  # the label words of that task
 
 
 class Pairs(NamedTuple):
-    """Prompts of the same tasks on both models, in one order of the tasks.
+    """Prompts of the same tasks on both models, in one order of the tasks."""
 
-    Attributes:
-        sources: prompts of the source model.
-        targets: the target model's own prompts.
-    """
-
-    sources: Float[Array, "K Ps Ds"]
-    targets: Float[Array, "K P D"]
+    sources: Float[Array, "K Ps Ds"]  # prompts of the source model
+    targets: Float[Array, "K P D"]  # the target model's own prompts
 
 
 ProjectorStep = Callable[[Any, TuneState, Any, None], tuple[TuneState, StepMetrics]]
@@ -51,34 +40,14 @@ ProjectorStep = Callable[[Any, TuneState, Any, None], tuple[TuneState, StepMetri
 
 
 def start(params: Parameters, optimizer: optax.GradientTransformation) -> TuneState:
-    """Builds the state before the first step.
-
-    Args:
-        params: first weights of the projector.
-        optimizer: whose state starts with them.
-
-    Returns:
-        The state.
-    """
+    """Builds the state before the first step."""
     return TuneState(jnp.int32(0), params, optimizer.init(params))
 
 
 def projector_optimizer(objective: str, learning_rate: float) -> optax.GradientTransformation:
-    """Gives the optimizer of an objective.
-
-    Paper's code: AdamW with eps 1e-6 and no decay for tasks, Adam for the distance, both at a
-    constant rate. (There the rate of the config is ignored and 5e-3 built in; here it is used.)
-
-    Args:
-        objective: ``task`` or ``distance``.
-        learning_rate: the constant rate.
-
-    Returns:
-        The optax transformation.
-
-    Example:
-        >>> state = projector_optimizer("distance", 1e-4).init({"row": jnp.zeros(3)})
-    """
+    """Gives the optimizer of an objective."""
+    # Paper's code: AdamW with eps 1e-6 and no decay for tasks, Adam for the distance, both at a
+    # constant rate. (There the rate of the config is ignored and 5e-3 built in; here it is used.)
     if objective == "task":
         return prompt_optimizer(learning_rate)
     return optax.adam(learning_rate)
@@ -92,22 +61,10 @@ def task_step(
     answer_objective: str = "labels",
     mesh: Mesh | None = None,
 ) -> ProjectorStep:
-    """Gives the compiled step of the task objective.
-
-    The projected prompt stands before the rows in the frozen target, and what the task's loss says
-    of it goes back into the projector alone. (In the paper's code for T5 it gets lost on the way.)
-
-    Args:
-        module: the frozen target, without dropout.
-        projector: the module that learns.
-        learning_rate: the constant rate.
-        answer_objective: ``labels`` or ``vocabulary``: which words the loss is over.
-        mesh: devices that all hold the state.
-
-    Returns:
-        ``step(weights, state, batch, None)`` with a `TaskBatch`; the weights are an argument, so
-        that they are held once, however many programs there are.
-    """
+    """Gives the compiled step of the task objective."""
+    # The projected prompt stands before the rows in the frozen target, and what the task's loss
+    # says of it goes back into the projector alone. (In the paper's code for T5 it gets lost on the
+    # way.)
 
     def loss_of(params: Parameters, frozen: Parameters, batch: TaskBatch) -> tuple[Array, Array]:
         prompt = projector.apply({"params": params}, batch.source)
@@ -120,16 +77,7 @@ def task_step(
 def distance_step(
     projector: Projector, learning_rate: float, mesh: Mesh | None = None
 ) -> ProjectorStep:
-    """Gives the compiled step of the distance objective.
-
-    Args:
-        projector: the module that learns.
-        learning_rate: the constant rate.
-        mesh: devices that all hold the state.
-
-    Returns:
-        ``step(pairs, state, tasks, None)`` with `Pairs` and the numbers of the batch's tasks.
-    """
+    """Gives the compiled step of the distance objective."""
 
     def loss_of(params: Parameters, pairs: Pairs, tasks: Int[Array, "B"]) -> tuple[Array, Array]:
         sources, targets = pairs.sources[tasks], pairs.targets[tasks]

@@ -114,21 +114,7 @@ class TrainedProjector:
 
 
 def check_source(card: ProjectorCard, prompt: Prompt, name: str = "the prompt") -> None:
-    """Refuses a prompt that a projector was not made for.
-
-    Args:
-        card: of the projector.
-        prompt: what shall be projected.
-        name: of the prompt, for messages.
-
-    Raises:
-        InputError: its backbone, length or width differ.
-
-    Example:
-        >>> from jpt.types import PromptCard
-        >>> card = ProjectorCard("a", "b", "encoder", "task", (), 2, 6, 3, 4)
-        >>> check_source(card, Prompt(np.ones((2, 6), np.float32), PromptCard("a", "sst2")))
-    """
+    """Refuses a prompt that a projector was not made for."""
     rows, columns = prompt.values.shape
     if (rows, columns) != (card.source_length, card.source_width):
         raise InputError(

@@ -12,28 +12,7 @@ from jpt.types import TransferMatrix
 
 
 def describe_table(matrix: TransferMatrix, record: Mapping[str, Any]) -> str:
-    """Lays the table out for reading.
-
-    Args:
-        matrix: the scores.
-        record: as in ``projection.json``.
-
-    Returns:
-        A line a task, then means over the tasks that a column has, and over those of them that a
-        projector was not trained on.
-
-    Example:
-        >>> values = np.array([[0.9, 0.5, 0.7], [0.8, 0.5, 0.6]])
-        >>> matrix = TransferMatrix(("a", "b"), ("own", "random", "p"), values, ("accuracy",) * 2)
-        >>> record = {"targets": {"a": {"majority": 0.5}, "b": {"majority": 0.5}}}
-        >>> print(describe_table(matrix, {**record, "trained_on": {"p": ["a"]}}))
-                   majority    own  random       p
-        a             0.500  0.900   0.500  0.700*
-        b             0.500  0.800   0.500   0.600
-        mean          0.500  0.850   0.500   0.650
-        unseen            -      -       -   0.600
-        * the projector was trained on this task
-    """
+    """Lays the table out for reading."""
     trained_on = record["trained_on"]
     lines = [["", "majority", *matrix.prompts]]
     majorities = [record["targets"][target]["majority"] for target in matrix.targets]

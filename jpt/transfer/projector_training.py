@@ -69,13 +69,9 @@ class ProjectorResult:
 
 @dataclass
 class _ProjectorRun(Run):
-    """A run whose log says of each training step what it was about.
+    """A run whose log says of each training step what it was about."""
 
-    Attributes:
-        about: what is added to the line of a step.
-    """
-
-    about: Callable[[int], dict[str, Any]] = lambda step: {}
+    about: Callable[[int], dict[str, Any]] = lambda step: {}  # what is added to the line of a step
 
     def log(self, line: dict[str, Any]) -> None:
         """Keeps one line of the log."""

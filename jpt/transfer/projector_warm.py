@@ -23,19 +23,7 @@ def warm_columns(
     folder: Path | None,
     progress: bool,
 ) -> TransferMatrix:
-    """Tunes every task from its projected prompt and from a random one, in as many steps.
-
-    Args:
-        columns: with the projected prompts.
-        matrix: the scores so far.
-        options: name the column to start from and the steps.
-        folder: for run folders ``warm/TASK`` and ``vanilla/TASK``, so that a study that was
-            stopped goes on; None keeps all in memory.
-        progress: whether to show bars.
-
-    Returns:
-        The scores with two more columns, each the best prompt on validation of its run.
-    """
+    """Tunes every task from its projected prompt and from a random one, in as many steps."""
     values = np.full((len(columns.tasks), 2), np.nan)
     starts = columns.projected[options.warm_start]
     for row, task in enumerate(columns.tasks):

@@ -117,25 +117,7 @@ def describe_matrix(
     notes: Sequence[str],
     deviations: Mapping[tuple[str, str], float] | None = None,
 ) -> str:
-    """Lays a matrix out for reading.
-
-    Args:
-        matrix: the scores.
-        own: the own prompt of each target, marked with a star.
-        notes: lines that go below.
-        deviations: standard deviation by target and prompt, where there are several seeds.
-
-    Returns:
-        The text, of at most 80 columns: prompts that have no room stand below the others.
-
-    Example:
-        >>> values = np.array([[0.4, 0.8]])
-        >>> matrix = TransferMatrix(("imdb",), ("a", "b"), values, ("accuracy",))
-        >>> print(describe_matrix(matrix, {"imdb": "b"}, [], {("imdb", "a"): 0.02}))
-                        a       b
-        imdb  0.400±0.020  0.800*
-        * the target's own prompt
-    """
+    """Lays a matrix out for reading."""
     deviations = deviations or {}
     lines = [["", *matrix.prompts]]
     for target, row in zip(matrix.targets, matrix.values, strict=True):
@@ -151,20 +133,7 @@ def describe_matrix(
 
 
 def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Lays means by type of task out for reading.
-
-    Args:
-        by_type: mean relative performance by type of target, then of source.
-
-    Returns:
-        The text; empty where there is no type.
-
-    Example:
-        >>> print(describe_types({"nli": {"nli": 0.75, "qa": None}}))
-        mean relative performance by type of target (rows) and source, without own ones
-               nli  qa
-        nli  0.750   -
-    """
+    """Lays means by type of task out for reading."""
     if not by_type:
         return ""
     sources = list(next(iter(by_type.values())))
@@ -176,19 +145,7 @@ def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def align_columns(lines: Sequence[Sequence[str]], least: int = 0) -> list[str]:
-    """Sets a table in 80 columns: what has no room in a line follows in a table below.
-
-    Args:
-        lines: the cells; the first of a line names it.
-        least: width of the first column at least.
-
-    Returns:
-        The lines.
-
-    Example:
-        >>> align_columns([["", "a", "b"], ["imdb", "0.5", "1"]])
-        ['        a  b', 'imdb  0.5  1']
-    """
+    """Sets a table in 80 columns: what has no room in a line follows in a table below."""
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     widths[0] = max(widths[0], least)
     blocks: list[list[int]] = [[]]

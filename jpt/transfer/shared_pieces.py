@@ -21,29 +21,10 @@ _CONTINUES = "##"
 def shared_pieces(
     source: Backbone, target: Backbone
 ) -> tuple[Int64[np.ndarray, "N"], Int64[np.ndarray, "N"]]:
-    """Finds the pieces of text that stand in both vocabularies.
-
-    Pieces are the same where they have the same text and both begin a word or both go on with
-    one: ``film`` of WordPiece is SentencePiece's and byte-level BPE's with their mark of a word's
-    start. Special pieces and pieces that were never trained are left out.
-
-    Args:
-        source: the one model.
-        target: the other.
-
-    Returns:
-        Ids of the source and of the target, in the order of the source's ids.
-
-    Raises:
-        InputError: they share none.
-
-    Example:
-        >>> from jpt.backbones.registry import load_backbone
-        >>> model = load_backbone("builtin/bert-small")
-        >>> ids, same = shared_pieces(model, model)
-        >>> len(ids) > 8000, bool((ids == same).all())
-        (True, True)
-    """
+    """Finds the pieces of text that stand in both vocabularies."""
+    # Pieces are the same where they have the same text and both begin a word or both go on with
+    # one: ``film`` of WordPiece is SentencePiece's and byte-level BPE's with their mark of a word's
+    # start. Special pieces and pieces that were never trained are left out.
     first, second = _pieces_of(source), _pieces_of(target)
     pairs = [(token, second[piece]) for piece, token in first.items() if piece in second]
     if not pairs:
@@ -56,15 +37,7 @@ def shared_pieces(
 
 
 def piece_embeddings(backbone: Backbone, ids: Int64[np.ndarray, "N"]) -> Float64[np.ndarray, "N D"]:
-    """Looks up the embeddings of pieces.
-
-    Args:
-        backbone: whose word table is read.
-        ids: of the pieces.
-
-    Returns:
-        Their rows.
-    """
+    """Looks up the embeddings of pieces."""
     rows = backbone.params["embeddings"]["word"][ids.astype(np.int32)]
     return fetch(rows).astype(np.float64)
 
@@ -88,20 +61,7 @@ def _plain(piece: str, mark: str | None) -> tuple[bool, str]:
 
 
 def choose_anchors(count: int, wanted: int) -> Sequence[int]:
-    """Chooses anchors evenly over a list of shared pieces, the same each time.
-
-    A vocabulary begins with digits, signs and single letters, so that its head alone would say
-    little.
-
-    Args:
-        count: pieces that are shared.
-        wanted: anchors that are asked for.
-
-    Returns:
-        Their places in the list, all of them where there are fewer.
-
-    Example:
-        >>> list(choose_anchors(10, 4))
-        [0, 3, 6, 9]
-    """
+    """Chooses anchors evenly over a list of shared pieces, the same each time."""
+    # A vocabulary begins with digits, signs and single letters, so that its head alone would say
+    # little.
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int)).tolist()

@@ -39,25 +39,13 @@ DEFINITIONS = {
 
 
 class Curve(NamedTuple):
-    """How the validation score of a run went.
+    """How the validation score of a run went."""
 
-    Attributes:
-        steps: rising, from 0.
-        values: the score at each of them.
-    """
-
-    steps: Int64[np.ndarray, "N"]
-    values: Float64[np.ndarray, "N"]
+    steps: Int64[np.ndarray, "N"]  # rising, from 0
+    values: Float64[np.ndarray, "N"]  # the score at each of them
 
     def first_at(self, value: float) -> int | None:
-        """Finds the first step with a score of at least some value.
-
-        Args:
-            value: the score.
-
-        Returns:
-            The step, or None where no step has it.
-        """
+        """Finds the first step with a score of at least some value."""
         reached = np.flatnonzero(self.values >= value - _ROUNDING)
         return int(self.steps[reached[0]]) if reached.size else None
 
@@ -72,66 +60,29 @@ class Curve(NamedTuple):
         return int(self.steps[self.values.argmax()])
 
     def convergence_step(self, tolerance: float = TOLERANCE) -> int:
-        """Finds the first step whose score is within a tolerance of the best.
-
-        Args:
-            tolerance: how far below, in the unit of the score.
-
-        Returns:
-            The step; 0 where the start itself is that good.
-        """
+        """Finds the first step whose score is within a tolerance of the best."""
         step = self.first_at(self.best - tolerance)
         assert step is not None
         return step
 
     def counted(self, step: int) -> int:
-        """Counts what is reached before any training as reached at the first scoring after it.
-
-        Args:
-            step: one of the curve's.
-
-        Returns:
-            The step, 0 made the first one above it.
-        """
+        """Counts what is reached before any training as reached at the first scoring after it."""
         return step if step > 0 else int(self.steps[self.steps > 0][0])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A warm run against the vanilla run of its seed.
+    """A warm run against the vanilla run of its seed."""
 
-    Attributes:
-        convergence: convergence speed-up.
-        comparable: comparable-result speed-up; None where the vanilla run's best is not reached.
-        converged_at_start: whether the warm run converged at step 0.
-        reached_at_start: whether it had the vanilla run's best at step 0.
-    """
-
-    convergence: float
+    convergence: float  # convergence speed-up
+    # comparable-result speed-up; None where the vanilla run's best is not reached
     comparable: float | None
-    converged_at_start: bool
-    reached_at_start: bool
+    converged_at_start: bool  # whether the warm run converged at step 0
+    reached_at_start: bool  # whether it had the vanilla run's best at step 0
 
 
 def compare_curves(vanilla: Curve, warm: Curve, tolerance: float = TOLERANCE) -> Comparison:
-    """Computes both speed-ups of one seed (see `DEFINITIONS`).
-
-    Args:
-        vanilla: of the run from a random start.
-        warm: of the run from a given prompt, scored at the same steps.
-        tolerance: of convergence.
-
-    Returns:
-        The comparison.
-
-    Example:
-        >>> steps = np.array([0, 10, 20, 30, 40])
-        >>> vanilla = Curve(steps, np.array([0.5, 0.5, 0.6, 0.795, 0.8]))
-        >>> warm = Curve(steps, np.array([0.7, 0.81, 0.81, 0.8, 0.81]))
-        >>> found = compare_curves(vanilla, warm)
-        >>> found.convergence, found.comparable
-        (3.0, 4.0)
-    """
+    """Computes both speed-ups of one seed (see `DEFINITIONS`)."""
     converged, reached = warm.convergence_step(tolerance), warm.first_at(vanilla.best)
     vanilla_converged = vanilla.counted(vanilla.convergence_step(tolerance))
     comparable = None
@@ -143,18 +94,7 @@ def compare_curves(vanilla: Curve, warm: Curve, tolerance: float = TOLERANCE) ->
 
 
 def geometric_mean(ratios: Sequence[float | None]) -> dict[str, Any]:
-    """Averages ratios over seeds: half and double make one.
-
-    Args:
-        ratios: above 0; None where a seed has no value.
-
-    Returns:
-        ``mean``, ``low``, ``high`` (None where seeds are too few), ``values``, ``seeds_without``.
-
-    Example:
-        >>> geometric_mean([0.5, 2.0, None])["mean"]
-        1.0
-    """
+    """Averages ratios over seeds: half and double make one."""
     logs = [None if ratio is None else math.log(ratio) for ratio in ratios]
     found = arithmetic_mean(logs)
     ends = ("mean", "low", "high")
@@ -163,19 +103,7 @@ def geometric_mean(ratios: Sequence[float | None]) -> dict[str, Any]:
 
 
 def arithmetic_mean(values: Sequence[float | None]) -> dict[str, Any]:
-    """Averages values over seeds, with the t interval of their mean.
-
-    Args:
-        values: None where a seed has no value.
-
-    Returns:
-        ``mean``, ``low``, ``high`` (None where seeds are too few), ``values``, ``seeds_without``.
-
-    Example:
-        >>> found = arithmetic_mean([1.0, 2.0, 3.0])
-        >>> found["mean"], round(found["high"], 3)
-        (2.0, 4.484)
-    """
+    """Averages values over seeds, with the t interval of their mean."""
     known = np.array([value for value in values if value is not None], np.float64)
     mean = float(known.mean()) if known.size else None
     low = high = None

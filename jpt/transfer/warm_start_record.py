@@ -38,20 +38,7 @@ def warm_start_record(
     tolerance: float,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Puts together what a study measured.
-
-    Args:
-        task: the target.
-        backbone: that was tuned on.
-        starts: of the runs, by name; None for the vanilla one.
-        runs: by seed and name.
-        curves: likewise.
-        tolerance: of convergence.
-        facts: what else the record shall say.
-
-    Returns:
-        The record, as JSON.
-    """
+    """Puts together what a study measured."""
     seeds = list(dict.fromkeys(seed for seed, _ in runs))
     sources = {name: start for name, start in starts.items() if start is not None}
     split = "test" if "test" in next(iter(runs.values())).record else "validation"
@@ -152,14 +139,7 @@ def _notes(
 
 
 def describe_record(record: Mapping[str, Any]) -> str:
-    """Lays scores and speed-ups out for reading.
-
-    Args:
-        record: as in ``warm_start.json``.
-
-    Returns:
-        Two tables and notes, at most 80 columns wide.
-    """
+    """Lays scores and speed-ups out for reading."""
     seeds, metric = record["seeds"], record["metric"]
     count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     lines = [

@@ -20,26 +20,7 @@ Sources = Mapping[str, Prompt | str | Path] | Iterable[str | Path] | str | Path
 
 
 def read_sources(sources: Sources, copy_moments: bool = False) -> dict[str, Start]:
-    """Reads the sources of a warm-start study.
-
-    Args:
-        sources: prompt files or run folders, or prompts (or files) by name.
-        copy_moments: whether Adam's moments come along; then every source is a run folder.
-
-    Returns:
-        The starts by name, in the order given.
-
-    Raises:
-        InputError: none, two of one name, a name that cannot be a folder's or is ``vanilla``, a
-            broken file, no checkpoint, or sources that differ in backbone, layout or size.
-
-    Example:
-        >>> import numpy as np
-        >>> from jpt.types import PromptCard
-        >>> prompt = Prompt(np.ones((4, 8), np.float32), PromptCard("bert", "sst2"))
-        >>> list(read_sources({"sst2": prompt}))
-        ['sst2']
-    """
+    """Reads the sources of a warm-start study."""
     starts = {name: _read(name, source, copy_moments) for name, source in _by_name(sources).items()}
     load_prompts({name: start.prompt for name, start in starts.items()})  # they belong together
     return starts
@@ -68,18 +49,7 @@ def _by_name(sources: Sources) -> dict[str, Prompt | str | Path]:
 
 
 def source_name(source: str | Path) -> str:
-    """Names a source like its file or its run.
-
-    Args:
-        source: a prompt file, a run folder, or the prompt in one.
-
-    Returns:
-        The name.
-
-    Example:
-        >>> source_name("prompts/imdb.safetensors"), source_name("runs/rt/prompt.safetensors")
-        ('imdb', 'rt')
-    """
+    """Names a source like its file or its run."""
     path = Path(source)
     if path.name == PROMPT_FILE:
         path = path.parent
@@ -100,16 +70,7 @@ def _read(name: str, source: Prompt | str | Path, copy_moments: bool) -> Start:
 
 
 def check_sources(starts: Mapping[str, Start], backbone: Backbone, other: bool) -> None:
-    """Refuses sources that a backbone cannot read.
-
-    Args:
-        starts: by name.
-        backbone: of the study.
-        other: whether it may be another than the cards name.
-
-    Raises:
-        InputError: naming the source, with what differs.
-    """
+    """Refuses sources that a backbone cannot read."""
     for name, start in starts.items():
         try:
             check_prompt(start.prompt, backbone.name, backbone.config.width, backbone.layout, other)

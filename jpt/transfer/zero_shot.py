@@ -272,13 +272,7 @@ def _dependencies(
 
 
 class _Scorer:
-    """A loaded model and the tasks as it reads them.
-
-    Args:
-        plan: of the matrix.
-        chosen: the model, which is loaded here where it is not yet.
-        settings: of the matrix.
-    """
+    """A loaded model and the tasks as it reads them."""
 
     def __init__(self, plan: MatrixPlan, chosen: _Model, settings: TransferOptions) -> None:
         self._mesh = chosen.mesh

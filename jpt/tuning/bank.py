@@ -55,19 +55,7 @@ def run_bank(
     progress: BankProgress,
     checkpoint_every: int | None = None,
 ) -> None:
-    """Trains the runs of a bank to their end; each writes its result into its own folder.
-
-    Args:
-        runs: by name, all with one `bank_key`.
-        timeline: which run is in which place when.
-        folder: for the checkpoints of the bank; they go when it is done.
-        progress: is told how far it is.
-        checkpoint_every: turns between two checkpoints; by default as the runs' options say.
-
-    Raises:
-        InputError: runs that cannot share a bank, or one that another process is at work on.
-        StoppedError: after SIGTERM or Ctrl-C; the state of the whole bank is saved.
-    """
+    """Trains the runs of a bank to their end; each writes its result into its own folder."""
     if len({bank_key(run.parts) for run in runs.values()}) > 1:
         raise InputError("these runs differ in what a bank shares: backbone, sizes or objective")
     some = next(iter(runs.values())).parts

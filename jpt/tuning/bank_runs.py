@@ -42,21 +42,14 @@ class BankProgress(Protocol):
 
 @dataclass
 class BankedRun:
-    """One run of a bank.
+    """One run of a bank."""
 
-    Attributes:
-        parts: backbone, rows, options, initial prompt.
-        folder: where it is written.
-        history: logged lines.
-        best: the best prompt on validation so far, its score and its step.
-        diverged: what is said of a run whose loss is no number any more.
-    """
-
-    parts: PreparedRun
-    folder: RunFolder
-    history: list[dict[str, Any]] = field(default_factory=list)
+    parts: PreparedRun  # backbone, rows, options, initial prompt
+    folder: RunFolder  # where it is written
+    history: list[dict[str, Any]] = field(default_factory=list)  # logged lines
+    # the best prompt on validation so far, its score and its step
     best: tuple[Float32[np.ndarray, "P D"] | None, float, int] = (None, -math.inf, 0)
-    diverged: dict[str, Any] | None = None
+    diverged: dict[str, Any] | None = None  # what is said of a run whose loss is no number any more
     started_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -85,32 +78,13 @@ class BankedRun:
 
 
 def read_diverged(folder: Path) -> dict[str, Any] | None:
-    """Reads what is said of a run whose loss has become no number.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        Step and message; None for any other run.
-
-    Example:
-        >>> import tempfile
-        >>> read_diverged(Path(tempfile.mkdtemp())) is None
-        True
-    """
+    """Reads what is said of a run whose loss has become no number."""
     path = folder / DIVERGED
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def bank_key(parts: PreparedRun) -> tuple[Any, ...]:
-    """Says which runs can be trained in one bank.
-
-    Args:
-        parts: of a run.
-
-    Returns:
-        A key: runs with equal ones share weights, compiled program and shape of their batches.
-    """
+    """Says which runs can be trained in one bank."""
     options, split = parts.options, parts.splits["train"]
     written = None if split.answers is None else split.answers.width
     # As many rows as have so many tokens: every step has another shape.
@@ -125,28 +99,13 @@ def bank_key(parts: PreparedRun) -> tuple[Any, ...]:
 
 
 def scoring_key(parts: PreparedRun) -> tuple[Any, ...]:
-    """Says which runs can be scored together: those of one task, whose rows travel once.
-
-    Args:
-        parts: of a run.
-
-    Returns:
-        A key.
-    """
+    """Says which runs can be scored together: those of one task, whose rows travel once."""
     split = parts.splits["validation"]
     return parts.prepared.task.name, split.content, parts.prepared.batching, split.n_rows
 
 
 def finish_run(run: BankedRun, last: Float32[np.ndarray, "P D"]) -> dict[str, Any]:
-    """Writes what a run ends with: its best and its last prompt, and its result.
-
-    Args:
-        run: after its last step.
-        last: its prompt.
-
-    Returns:
-        The result.
-    """
+    """Writes what a run ends with: its best and its last prompt, and its result."""
     values, score, step = run.best
     best = run.parts.prompt(values, step, score)
     record = result_record(run.parts, best, run.history, run.started_s, None)

@@ -37,65 +37,19 @@ def bank_train_step(
     mesh: Mesh | None = None,
     clip_norm: float | None = None,
 ) -> BankStep:
-    """Gives the compiled step of a bank; rates and seeds are arguments, so that runs share it.
-
-    Args:
-        module: the frozen model.
-        objective: which words the loss is over.
-        mesh: devices; runs are split over its axis ``prompt``, their rows over ``data``.
-        clip_norm: a longer gradient of a run is shortened to this norm; None never.
-
-    Returns:
-        ``step(params, state, batch, answer, rates, seeds) -> state, metrics``, in which all but the
-        weights have one more axis in front, of K runs. The state is donated.
-
-    Example:
-        >>> from jpt.testing import tiny_batch, tiny_encoder
-        >>> from jpt.tuning.step import init_state, prompt_optimizer
-        >>> module, params = tiny_encoder()
-        >>> start = init_state(jnp.zeros((4, 32)), prompt_optimizer(1e-2))
-        >>> state, batch = stack_trees([start, start]), stack_trees([tiny_batch()] * 2)
-        >>> answer = stack_answers([Answer(jnp.array([3, 4])), Answer(jnp.array([5, 6, 7]))])
-        >>> rates, seeds = jnp.array([1e-2, 1e-3]), jnp.zeros(2, jnp.uint32)
-        >>> state, metrics = bank_train_step(module)(params, state, batch, answer, rates, seeds)
-        >>> state.prompt.shape, metrics.loss.shape
-        ((2, 4, 32), (2,))
-    """
+    """Gives the compiled step of a bank; rates and seeds are arguments, so that runs share it."""
     bank = jax.vmap(paper_step(module, objective, clip_norm), in_axes=(None, 0, 0, 0, 0, 0))
     shardings = {} if mesh is None else {"out_shardings": (run_sharding(mesh), replicated(mesh))}
     return jax.jit(bank, donate_argnums=1, **shardings)
 
 
 def run_sharding(mesh: Mesh) -> NamedSharding:
-    """Gives the sharding of what each run has of its own: runs over the axis ``prompt``.
-
-    Args:
-        mesh: the devices.
-
-    Returns:
-        The sharding.
-
-    Example:
-        >>> from jpt.mesh import make_mesh
-        >>> tuple(run_sharding(make_mesh("prompt:1")).spec)
-        ('prompt',)
-    """
+    """Gives the sharding of what each run has of its own: runs over the axis ``prompt``."""
     return NamedSharding(mesh, PartitionSpec("prompt"))
 
 
 def stack_trees(trees: Sequence[Any]) -> Any:
-    """Stacks trees of one structure leaf by leaf.
-
-    Args:
-        trees: K of them, with leaves of equal shapes.
-
-    Returns:
-        One tree; each leaf has an axis of K in front. Leaves of numpy alone stay in numpy.
-
-    Example:
-        >>> stack_trees([{"a": np.ones(2)}, {"a": np.zeros(2)}])["a"].shape
-        (2, 2)
-    """
+    """Stacks trees of one structure leaf by leaf."""
 
     def stack(*leaves: Any) -> Any:
         on_host = all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves)
@@ -105,22 +59,7 @@ def stack_trees(trees: Sequence[Any]) -> Any:
 
 
 def stack_batches(batches: Sequence[Batch], pad: int, groups: int | None = None) -> Batch:
-    """Stacks the batches of several runs, their texts padded to the longest bucket among them.
-
-    Args:
-        batches: in numpy, one a run, of equally many rows.
-        pad: id of the padding piece.
-        groups: pack the rows in so many groups; None leaves them padded.
-
-    Returns:
-        The batch with an axis of runs in front, in numpy.
-
-    Example:
-        >>> from jpt.testing import tiny_batch
-        >>> batch = jax.tree.map(np.asarray, tiny_batch())
-        >>> stack_batches([batch, batch, batch], 0).labels.shape
-        (3, 2)
-    """
+    """Stacks the batches of several runs, their texts padded to the longest bucket among them."""
     longest = max(batch.tokens.shape[1] for batch in batches)
 
     def padded(batch: Batch) -> Batch:
@@ -135,22 +74,7 @@ def stack_batches(batches: Sequence[Batch], pad: int, groups: int | None = None)
 
 
 def stack_answers(answers: Sequence[Answer]) -> Answer:
-    """Stacks the label words of several tasks, which may have different numbers of them.
-
-    Args:
-        answers: one a run; alike in whether they have all pieces and owners of words.
-
-    Returns:
-        The words with an axis of runs in front. Those that only fill up have no score.
-
-    Raises:
-        InputError: the answers are not alike, or words that share labels differ in number.
-
-    Example:
-        >>> both = stack_answers([Answer(jnp.array([3, 4])), Answer(jnp.array([5, 6, 7]))])
-        >>> both.label_ids.shape, both.n_own.tolist()
-        ((2, 3), [2, 3])
-    """
+    """Stacks the label words of several tasks, which may have different numbers of them."""
     kinds = {answer_kind(answer) for answer in answers}
     if len(kinds) > 1:
         raise InputError(f"tasks with answers of {len(kinds)} kinds do not go into one bank")
@@ -160,19 +84,7 @@ def stack_answers(answers: Sequence[Answer]) -> Answer:
 
 
 def answer_kind(answer: Answer) -> tuple[Any, ...]:
-    """Says which answers go into one bank.
-
-    Args:
-        answer: of a task.
-
-    Returns:
-        A key; answers with equal keys can be stacked.
-
-    Example:
-        >>> two, three = Answer(jnp.array([3, 4])), Answer(jnp.array([5, 6, 7]))
-        >>> answer_kind(two) == answer_kind(three)
-        True
-    """
+    """Says which answers go into one bank."""
     own = None
     if answer.owners is not None:
         shape = None if answer.pieces is None else answer.pieces.shape

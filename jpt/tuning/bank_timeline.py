@@ -14,20 +14,10 @@ from itertools import accumulate
 
 @dataclass(frozen=True)
 class Timeline:
-    """Runs in their places.
+    """Runs in their places."""
 
-    Attributes:
-        places: names of the runs of each place, in their order.
-        steps: how many steps each run has.
-
-    Example:
-        >>> timeline = Timeline((("a", "c"), ("b",)), {"a": 2, "b": 3, "c": 2})
-        >>> timeline.turns, timeline.at(1), timeline.at(3), timeline.at(4)
-        (4, [('a', 1), ('b', 1)], [('c', 1), ('b', 3)], [('c', 2), None])
-    """
-
-    places: tuple[tuple[str, ...], ...]
-    steps: Mapping[str, int]
+    places: tuple[tuple[str, ...], ...]  # names of the runs of each place, in their order
+    steps: Mapping[str, int]  # how many steps each run has
 
     @property
     def turns(self) -> int:
@@ -35,25 +25,11 @@ class Timeline:
         return max(sum(self.steps[run] for run in place) for place in self.places)
 
     def at(self, turn: int) -> list[tuple[str, int] | None]:
-        """Says which run each place holds and which step it does.
-
-        Args:
-            turn: from 1.
-
-        Returns:
-            Run and step, from 1; None where a place has no run left.
-        """
+        """Says which run each place holds and which step it does."""
         return [self._at(place, turn) for place in self.places]
 
     def reached(self, turn: int) -> dict[str, int]:
-        """Says how many steps every run has done after a turn.
-
-        Args:
-            turn: the last one done; 0 before the first.
-
-        Returns:
-            Steps by run.
-        """
+        """Says how many steps every run has done after a turn."""
         done = {}
         for place in self.places:
             left = turn
@@ -72,24 +48,9 @@ class Timeline:
 
 
 def pack_runs(steps: Mapping[str, int], places: int) -> list[Timeline]:
-    """Shares runs out over banks whose places all take about as long as the longest run.
-
-    Long runs first, each into the place with the least to do: what `places` runs of the longest
-    length take is one bank.
-
-    Args:
-        steps: of each run; all can share a bank.
-        places: runs that a bank trains at once.
-
-    Returns:
-        The banks, the longest runs in the first.
-
-    Example:
-        >>> [bank.places for bank in pack_runs({"a": 4, "b": 2, "c": 2, "d": 4}, 2)]
-        [(('a',), ('d',)), (('b', 'c'),)]
-        >>> [bank.places for bank in pack_runs({"a": 4, "b": 2, "c": 2}, 2)]
-        [(('a',), ('b', 'c'))]
-    """
+    """Shares runs out over banks whose places all take about as long as the longest run."""
+    # Long runs first, each into the place with the least to do: what `places` runs of the longest
+    # length take is one bank.
     names = sorted(steps, key=lambda run: -steps[run])  # stable: equal ones stay in their order
     longest = max(steps.values())
     filled: list[list[str]] = []

@@ -36,21 +36,7 @@ _READ_BYTES = 1 << 20
 
 
 class Checkpoints:
-    """The last checkpoints of one run.
-
-    Args:
-        folder: where they lie; made when the first one is saved.
-        backbone: hash of the frozen weights; a checkpoint of other ones is refused. None asks for
-            none.
-
-    Example:
-        >>> import tempfile, jax.numpy as jnp
-        >>> with Checkpoints(Path(tempfile.mkdtemp())) as checkpoints:
-        ...     checkpoints.save(5, {"prompt": jnp.ones(3)})
-        ...     checkpoints.wait()
-        ...     checkpoints.latest_step
-        5
-    """
+    """The last checkpoints of one run."""
 
     def __init__(self, folder: Path, backbone: str | None = None) -> None:
         # orbax speaks of every file at level INFO, of CPU placement at WARNING, and of a full disk
@@ -66,7 +52,6 @@ class Checkpoints:
         self._error: BaseException | None = None
 
     def __enter__(self) -> Checkpoints:
-        """Gives itself."""
         return self
 
     def __exit__(
@@ -75,7 +60,6 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Waits for what is still being written; an error that is there already comes first."""
         try:
             self._join()  # alone: an error of this process is not one of the others
         except InputError:
@@ -88,15 +72,7 @@ class Checkpoints:
         return on_first(self._latest)
 
     def save(self, step: int, state: Any) -> None:
-        """Begins to save a state; returns as soon as it is copied off the device.
-
-        Args:
-            step: that the state belongs to.
-            state: a pytree of arrays.
-
-        Raises:
-            InputError: the disk is full or refuses; the checkpoints before are whole.
-        """
+        """Begins to save a state; returns as soon as it is copied off the device."""
         self.wait()
         if not on_first(lambda: self._make_room(step)):
             return
@@ -111,31 +87,14 @@ class Checkpoints:
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the last save is whole on disk.
-
-        Raises:
-            InputError: the disk is full or refuses; the checkpoints before are whole.
-        """
+        """Waits until the last save is whole on disk."""
         on_first(self._join)
         self._join()
 
     def load(self, like: Any, cure: str = "remove the folder to start anew") -> Any:
-        """Loads the newest checkpoint that is whole onto this run's devices.
-
-        The bytes of every file are compared with their checksums first. A damaged checkpoint is
-        passed over with a line on stderr, and removed when the next one is saved.
-
-        Args:
-            like: a pytree with the shapes, dtypes and shardings wanted.
-            cure: what to do where nothing fits, for the message.
-
-        Returns:
-            The state.
-
-        Raises:
-            InputError: where all are damaged, or the newest whole one does not fit, for instance
-                after a change by hand.
-        """
+        """Loads the newest checkpoint that is whole onto this run's devices."""
+        # The bytes of every file are compared with their checksums first. A damaged checkpoint is
+        # passed over with a line on stderr, and removed when the next one is saved.
         return self._load(on_first(lambda: self._find_whole(cure)), like, cure)
 
     def _find_whole(self, cure: str) -> int:

@@ -15,31 +15,15 @@ WORTH_TELLING_S = 0.05
 
 
 class Program(NamedTuple):
-    """A program that was compiled, or read from the compile cache.
+    """A program that was compiled, or read from the compile cache."""
 
-    Attributes:
-        name: of the function.
-        elapsed_s: how long that took.
-        is_cached: whether it was read.
-    """
-
-    name: str
-    elapsed_s: float
-    is_cached: bool
+    name: str  # of the function
+    elapsed_s: float  # how long that took
+    is_cached: bool  # whether it was read
 
 
 class CompileLog:
-    """Hears of every program that jax compiles while it is open, and says so in a line.
-
-    Args:
-        say: gets the lines; None only counts.
-
-    Example:
-        >>> with CompileLog() as log:
-        ...     _ = jax.jit(lambda x: 2 * x)(3.0)
-        ...     [program.name for program in log.take()]
-        ['jit(<lambda>)']
-    """
+    """Hears of every program that jax compiles while it is open, and says so in a line."""
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say or (lambda line: None)
@@ -49,7 +33,6 @@ class CompileLog:
         self._scored = False
 
     def __enter__(self) -> CompileLog:
-        """Begins to listen."""
         jax.monitoring.register_event_duration_secs_listener(self._took)
         jax.monitoring.register_event_listener(self._found)
         return self
@@ -60,25 +43,16 @@ class CompileLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stops listening."""
         jax.monitoring.unregister_event_duration_listener(self._took)
         jax.monitoring.unregister_event_listener(self._found)
 
     def take(self) -> list[Program]:
-        """Gives what was compiled since the last call.
-
-        Returns:
-            The programs, in their order.
-        """
+        """Gives what was compiled since the last call."""
         taken, self._programs = self._programs, []
         return taken
 
     def stepped(self, batch: Any) -> None:
-        """Says that a train step was compiled, if it was since the last call, and why.
-
-        Args:
-            batch: that the step was given.
-        """
+        """Says that a train step was compiled, if it was since the last call, and why."""
         sizes = _sizes(batch)
         if programs := self._slow():
             name = _name(sizes)

@@ -91,23 +91,7 @@ def _backbone_of(
 
 
 def describe_score(score: Score, task: str, split: str) -> str:
-    """Says a score in one line, and warns when only one class was answered.
-
-    Args:
-        score: of a prompt.
-        task: name of the task.
-        split: that was scored.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> import numpy as np
-        >>> from jpt.tuning.scoring import score_logits
-        >>> score = score_logits(np.eye(2), np.array([0, 1]), ("no", "yes"), "accuracy")
-        >>> describe_score(score, "mood", "test")
-        'mood test: accuracy 1.000 over 2 rows (majority class 0.500; answered no 1, yes 1)'
-    """
+    """Says a score in one line, and warns when only one class was answered."""
     line = f"{task} {split}: {score.metric} {score.value:.3f} over {score.rows} rows"
     if score.written is None:
         counts = ", ".join(f"{label} {count}" for label, count in score.counts.items())

@@ -26,21 +26,13 @@ from jpt.types import Batch
 
 @dataclass(frozen=True)
 class Feed:
-    """Rows of a split as training batches.
+    """Rows of a split as training batches."""
 
-    Attributes:
-        split: the encoded rows.
-        options: with every choice made; seed, sizes and order count.
-        batching: longest text and padding.
-        budget: tokens of a batch, where they and not the rows are counted.
-        shares: the rows of a batch are divided by this number of devices.
-    """
-
-    split: EncodedSplit
-    options: TuneOptions
-    batching: Batching
-    budget: TokenBudget | None = None
-    shares: int = 1
+    split: EncodedSplit  # the encoded rows
+    options: TuneOptions  # with every choice made; seed, sizes and order count
+    batching: Batching  # longest text and padding
+    budget: TokenBudget | None = None  # tokens of a batch, where they and not the rows are counted
+    shares: int = 1  # the rows of a batch are divided by this number of devices
 
     @property
     def is_packed(self) -> bool:
@@ -48,28 +40,13 @@ class Feed:
         return not self.options.group_by_length
 
     def batch_at(self, step: int) -> Batch:
-        """Gives the batch of a step.
-
-        Args:
-            step: its number, from 0.
-
-        Returns:
-            The batch, in numpy.
-        """
+        """Gives the batch of a step."""
         rows, size = self._rows_at(step)
         batch = make_batch(self.split, rows, size, self.batching.max_tokens, self.batching.pad)
         return batch._replace(places=self._places(rows, size, batch.tokens.shape[1]))
 
     def placed_at(self, step: int, mesh: Mesh) -> Batch:
-        """Gives the batch of a step on the devices; a process reads the rows of its own part.
-
-        Args:
-            step: its number, from 0.
-            mesh: the devices.
-
-        Returns:
-            The batch.
-        """
+        """Gives the batch of a step on the devices; a process reads the rows of its own part."""
         rows, size = self._rows_at(step)
         shape = (size, self.batching.max_tokens, self.batching.pad)
         batch = make_batch(self.split, rows, *shape, own_rows(mesh, size))
@@ -97,21 +74,7 @@ class Feed:
 def make_feed(
     split: EncodedSplit, options: TuneOptions, batching: Batching, layout: str, shares: int = 1
 ) -> Feed:
-    """Decides how rows are put into batches.
-
-    Args:
-        split: the encoded rows.
-        options: with every choice made.
-        batching: longest text and padding.
-        layout: of the model: in a decoder the prompt is computed once a step and takes no room.
-        shares: the rows of a batch are divided by this number of devices.
-
-    Returns:
-        The feed.
-
-    Raises:
-        InputError: where tokens_per_batch does not hold the longest rows.
-    """
+    """Decides how rows are put into batches."""
     budget = None
     if options.tokens_per_batch is not None:
         beside = {"encoder": options.length + 1, "encoder_decoder": options.length}.get(layout, 0)

@@ -16,19 +16,7 @@ from jpt.tuning.prepare import PreparedTask
 def initial_prompt(
     backbone: Backbone, prepared: PreparedTask, options: TuneOptions
 ) -> Float32[np.ndarray, "P D"]:
-    """Builds the initial rows of a run.
-
-    Args:
-        backbone: whose vocabulary some starts draw from.
-        prepared: gives the label words.
-        options: resolved; seed, length and init count.
-
-    Returns:
-        The rows.
-
-    Raises:
-        InputError: for an init that does not fit.
-    """
+    """Builds the initial rows of a run."""
     return initial_rows(
         backbone, options.init, options.seed, options.length, prepared.words.all_ids
     )
@@ -37,26 +25,7 @@ def initial_prompt(
 def initial_rows(
     backbone: Backbone, init: str, seed: int, length: int, label_ids: Sequence[int] = ()
 ) -> Float32[np.ndarray, "P D"]:
-    """Builds the rows that a start stands for.
-
-    Args:
-        backbone: whose vocabulary some starts draw from.
-        init: how the prompt starts.
-        seed: of the run.
-        length: P.
-        label_ids: ids of the task's label words, for the start ``labels`` alone.
-
-    Returns:
-        The rows.
-
-    Raises:
-        InputError: for an init that does not fit.
-
-    Example:
-        >>> from jpt.backbones.registry import load_backbone
-        >>> initial_rows(load_backbone("builtin/bert-small"), "vocab", 0, 5).shape
-        (5, 128)
-    """
+    """Builds the rows that a start stands for."""
     tokenizer = backbone.tokenizer
     # The table may have rows that the tokenizer does not name (padding to a round number).
     count = min(backbone.config.vocabulary, tokenizer.vocabulary_size)

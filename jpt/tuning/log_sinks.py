@@ -44,21 +44,7 @@ class LogSink(Protocol):
 
 
 def parse_sinks(log: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Reads which sinks are asked for, and looks whether their packages are there.
-
-    Args:
-        log: names with commas between them, or a list of them.
-
-    Returns:
-        The names, each once.
-
-    Raises:
-        InputError: for an unknown name, or a package that is not installed.
-
-    Example:
-        >>> parse_sinks(None)
-        ()
-    """
+    """Reads which sinks are asked for, and looks whether their packages are there."""
     names = [] if log is None else log.split(",") if isinstance(log, str) else list(log)
     wanted = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
     for name in wanted:
@@ -75,22 +61,7 @@ def parse_sinks(log: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 class LogSinks:
-    """The sinks of one run, which may have none; of several processes only the first shows.
-
-    Args:
-        names: of `parse_sinks`.
-        folder: of the run; None for a run in memory.
-        config: what defines the run, shown by Weights & Biases.
-        history: lines logged before this process, which a new sink is told first.
-        say: prints a line for the user.
-
-    Raises:
-        InputError: a sink needs the folder of a run, or cannot be opened.
-
-    Example:
-        >>> with LogSinks((), None, {}) as sinks:
-        ...     sinks.log({"step": 1, "split": "train", "loss": 0.7})
-    """
+    """The sinks of one run, which may have none; of several processes only the first shows."""
 
     def __init__(
         self,
@@ -110,7 +81,6 @@ class LogSinks:
                 self._open[name] = _WeightsAndBiases(folder, config, lines, say)
 
     def __enter__(self) -> LogSinks:
-        """Gives itself."""
         return self
 
     def __exit__(
@@ -119,16 +89,11 @@ class LogSinks:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes the sinks."""
         for name, sink in list(self._open.items()):
             self._try(name, lambda sink=sink: sink.close(kind is None))
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Shows one line of the log.
-
-        Args:
-            line: as in ``metrics.jsonl``, with ``step`` and ``split``.
-        """
+        """Shows one line of the log."""
         numbers = _numbers(line)
         for name, sink in list(self._open.items()) if numbers else ():
             self._try(name, lambda sink=sink: sink.log(int(line["step"]), numbers))

@@ -37,40 +37,25 @@ SAVE = 1
 
 
 class LoopState(NamedTuple):
-    """What a checkpoint holds: the state of the step, and the best prompt so far.
+    """What a checkpoint holds: the state of the step, and the best prompt so far."""
 
-    Attributes:
-        tune: step number, prompt and optimizer state.
-        best_prompt: the prompt with the highest score on validation.
-        best_score: that score; minus infinity before the first scoring.
-        best_step: when it was reached.
-    """
-
-    tune: TuneState
-    best_prompt: Float[Array, "P D"]
-    best_score: Float[Array, ""]
-    best_step: Int[Array, ""]
+    tune: TuneState  # step number, prompt and optimizer state
+    best_prompt: Float[Array, "P D"]  # the prompt with the highest score on validation
+    best_score: Float[Array, ""]  # that score; minus infinity before the first scoring
+    best_step: Int[Array, ""]  # when it was reached
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When what is done, counted in steps unless said otherwise.
+    """When what is done, counted in steps unless said otherwise."""
 
-    Attributes:
-        steps: of the whole run.
-        eval_every: between two scorings of validation; the last step is always scored.
-        checkpoint_every: between two checkpoints; the last step is always saved.
-        batch_size: rows a step, for the speed that is shown.
-        score_start: whether the start is scored too, as step 0, and may be the best prompt.
-        checkpoint_minutes: a checkpoint too when the last one is so old.
-    """
-
-    steps: int
-    eval_every: int
-    checkpoint_every: int
-    batch_size: int
+    steps: int  # of the whole run
+    eval_every: int  # between two scorings of validation; the last step is always scored
+    checkpoint_every: int  # between two checkpoints; the last step is always saved
+    batch_size: int  # rows a step, for the speed that is shown
+    # whether the start is scored too, as step 0, and may be the best prompt
     score_start: bool = False
-    checkpoint_minutes: float | None = None
+    checkpoint_minutes: float | None = None  # a checkpoint too when the last one is so old
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether something that is done every so many steps is due after this one."""
@@ -84,35 +69,21 @@ class Schedule:
 
 @dataclass
 class Run:
-    """The parts of a run that the loop puts together.
+    """The parts of a run that the loop puts together."""
 
-    Attributes:
-        params: the frozen weights.
-        answer: which words are scored.
-        step: the compiled step.
-        batch_at: gives the batch of a step, a pure function of its number.
-        score: scores a prompt on validation.
-        schedule: when what is done.
-        folder: where the run is written; None keeps it in memory.
-        checkpoints: of the folder.
-        history: logged lines of a run in memory.
-        keep_best: writes the best prompt of a state, whenever there is a better one than before.
-        finite: the last step whose loss was a number, and that loss.
-        sinks: where the log is shown too.
-    """
-
-    params: Parameters
-    answer: Answer
-    step: TrainStep
-    batch_at: Callable[[int], Batch]
-    score: Callable[[Float[Array, "P D"]], Score]
-    schedule: Schedule
-    folder: RunFolder | None = None
-    checkpoints: Checkpoints | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
+    params: Parameters  # the frozen weights
+    answer: Answer  # which words are scored
+    step: TrainStep  # the compiled step
+    batch_at: Callable[[int], Batch]  # gives the batch of a step, a pure function of its number
+    score: Callable[[Float[Array, "P D"]], Score]  # scores a prompt on validation
+    schedule: Schedule  # when what is done
+    folder: RunFolder | None = None  # where the run is written; None keeps it in memory
+    checkpoints: Checkpoints | None = None  # of the folder
+    history: list[dict[str, Any]] = field(default_factory=list)  # logged lines of a run in memory
+    # writes the best prompt of a state, whenever there is a better one than before
     keep_best: Callable[[LoopState], None] | None = None
-    finite: tuple[int, float] | None = None
-    sinks: LogSinks | None = None
+    finite: tuple[int, float] | None = None  # the last step whose loss was a number, and that loss
+    sinks: LogSinks | None = None  # where the log is shown too
 
     def log(self, line: dict[str, Any]) -> None:
         """Keeps one line of the log, on disk where there is a folder."""
@@ -141,14 +112,7 @@ class _Clock:
 
 
 def start_state(tune: TuneState) -> LoopState:
-    """Builds the state before the first step.
-
-    Args:
-        tune: prompt and optimizer state.
-
-    Returns:
-        The loop's state, with no best prompt yet.
-    """
+    """Builds the state before the first step."""
     # A copy: the step donates its prompt, and the best one has to outlive it.
     best = jax.tree.map(jnp.copy, tune.prompt)  # one array, or the weights of a projector
     return LoopState(tune, best, *_beside(tune, -math.inf, 0))
@@ -161,15 +125,7 @@ def _beside(tune: TuneState, score: float, step: int) -> tuple[Array, Array]:
 
 
 def resume(run: Run, state: LoopState) -> LoopState:
-    """Goes back to the newest checkpoint and forgets what was logged after it.
-
-    Args:
-        run: with its folder and checkpoints.
-        state: the state of a fresh start, for shapes and shardings.
-
-    Returns:
-        The state to go on from.
-    """
+    """Goes back to the newest checkpoint and forgets what was logged after it."""
     if run.folder is None or run.checkpoints is None:
         return state
     # Without a checkpoint nothing is kept, not even the score of the start, which comes again.
@@ -188,22 +144,8 @@ def resume(run: Run, state: LoopState) -> LoopState:
 
 
 def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
-    """Runs the steps that are left.
-
-    The device never waits for the log: the numbers of a step are read while the next one runs.
-
-    Args:
-        run: the parts.
-        state: fresh or resumed.
-        progress: shows how far it is.
-
-    Returns:
-        The last state.
-
-    Raises:
-        DivergedError: for a loss that is no finite number; the last checkpoint is kept.
-        StoppedError: after SIGTERM or Ctrl-C, when the state is saved.
-    """
+    """Runs the steps that are left."""
+    # The device never waits for the log: the numbers of a step are read while the next one runs.
     schedule, first = run.schedule, int(state.tune.step)
     clock, pending, vote = _Clock(first), None, Vote()
     saved_s = time.monotonic()
@@ -339,12 +281,5 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def best_prompt(state: LoopState) -> tuple[Float[np.ndarray, "P D"], float, int]:
-    """Gives the best prompt of a run with its score and step.
-
-    Args:
-        state: the last state.
-
-    Returns:
-        Values, score on validation, step.
-    """
+    """Gives the best prompt of a run with its score and step."""
     return np.asarray(state.best_prompt), float(state.best_score), int(state.best_step)

@@ -13,20 +13,7 @@ _FEWEST = 3  # two points are no curve
 
 
 def draw_loss(history: Iterable[Mapping[str, Any]]) -> str | None:
-    """Draws the training loss with its first, lowest and last value.
-
-    Args:
-        history: lines of the log; those of the split ``train`` with a loss count.
-
-    Returns:
-        One line of at most 80 columns: each block is the mean of as many logged steps, its height
-        between the lowest and the highest block. None for fewer than three losses.
-
-    Example:
-        >>> losses = enumerate([0.8, 0.6, 0.5, 0.4, 0.41])
-        >>> draw_loss({"step": 10 * n, "split": "train", "loss": loss} for n, loss in losses)
-        'loss 0.800 █▄▃▁▁ 0.410, lowest 0.400 at step 30'
-    """
+    """Draws the training loss with its first, lowest and last value."""
     lines = [line for line in history if line.get("split") == "train" and "loss" in line]
     if len(lines) < _FEWEST:
         return None
@@ -40,19 +27,7 @@ def draw_loss(history: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def sparkline(values: np.ndarray, columns: int) -> str:
-    """Draws numbers as blocks of eight heights.
-
-    Args:
-        values: at least one number [N], finite.
-        columns: at most so many blocks; with more numbers, each block is the mean of a few.
-
-    Returns:
-        The blocks.
-
-    Example:
-        >>> sparkline(np.arange(16.0), 8)
-        '▁▂▃▄▅▆▇█'
-    """
+    """Draws numbers as blocks of eight heights."""
     parts = np.array_split(values, min(columns, len(values)))
     means = np.array([part.mean() for part in parts])
     spread = means.max() - means.min()

@@ -21,24 +21,20 @@ Prompts = Float[Array, "P D"] | Float[Array, "B P D"] | None
 
 @struct.dataclass
 class Answer:
-    """Which words stand for the labels; arrays, so that tasks share a compiled program.
+    """Which words stand for the labels; arrays, so that tasks share a compiled program."""
 
-    Attributes:
-        label_ids: vocabulary id of each word's first piece; where nothing else is said, one word a
-            label, in the order of the classes. Empty where the answer is written.
-        pieces: all pieces of each word, `NO_PIECE` behind the last one; None where the first piece
-            tells a word.
-        owners: the class that each word stands for; None where each class has one word.
-        n_labels: C, where there are owners.
-        first_position: position of the text's first token (imported BERT prompts: 1).
-        n_own: how many of the words are the task's own, where others only fill a bank of tasks up.
-    """
-
+    # vocabulary id of each word's first piece; where nothing else is said, one word a label, in the
+    # order of the classes. Empty where the answer is written
     label_ids: Int[Array, "W"]
+    # all pieces of each word, `NO_PIECE` behind the last one; None where the first piece tells a
+    # word
     pieces: Int[Array, "W A"] | None = None
+    # the class that each word stands for; None where each class has one word
     owners: Int[Array, "W"] | None = None
-    n_labels: int = struct.field(pytree_node=False, default=0)
+    n_labels: int = struct.field(pytree_node=False, default=0)  # C, where there are owners
+    # position of the text's first token (imported BERT prompts: 1)
     first_position: int = struct.field(pytree_node=False, default=0)
+    # how many of the words are the task's own, where others only fill a bank of tasks up
     n_own: Int[Array, ""] | None = None
 
 
@@ -51,30 +47,7 @@ def answer_loss(
     objective: str = "labels",
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gives the loss of a batch and the share of right answers.
-
-    Args:
-        module: the frozen model.
-        params: its weights.
-        prompt: one prompt for all rows, one a row, or none.
-        batch: the rows; with answers to be written, those are what counts.
-        answer: which words stand for the labels.
-        objective: ``"labels"``: cross-entropy over the labels; ``"vocabulary"``: over all words at
-            the pieces of the right label's first word.
-        dropout_key: of this step's dropout, where the module has any.
-
-    Returns:
-        Mean loss (of a written answer: a token) and accuracy (of a written answer: share of tokens
-        that are the most probable ones) over the weighted rows.
-
-    Example:
-        >>> from jpt.testing import tiny_batch, tiny_encoder
-        >>> module, params = tiny_encoder()
-        >>> compiled, answer = jax.jit(answer_loss, static_argnums=0), Answer(jnp.array([3, 4]))
-        >>> loss, _ = compiled(module, params, None, tiny_batch(), answer)
-        >>> 0 < float(loss) < 2
-        True
-    """
+    """Gives the loss of a batch and the share of right answers."""
     inputs = (module, params, prompt, batch)
     if batch.answers is not None:
         return written_loss(*inputs, dropout_key)
@@ -105,31 +78,9 @@ def label_scores(
     dropout_key: Array | None = None,
     neuron_mask: NeuronMask | None = None,
 ) -> Float[Array, "B C"]:
-    """Scores the labels of every row of a batch.
-
-    A word of several pieces has the logarithm of the probability of all its pieces, each given
-    those before it; a label of several words that of any of them.
-
-    Args:
-        module: the frozen model.
-        params: its weights.
-        prompt: one prompt for all rows, one a row, or none.
-        batch: the rows.
-        answer: which words stand for the labels.
-        dropout_key: of this step's dropout, where the module has any.
-        neuron_mask: which neurons are silent, if any.
-
-    Returns:
-        The scores in float32, up to a number that all labels of a row share.
-
-    Example:
-        >>> from jpt.testing import tiny_batch, tiny_model
-        >>> module, params = tiny_model("t5")
-        >>> answer = Answer(jnp.array([7, 8]), jnp.array([[7, 9], [8, NO_PIECE]]))
-        >>> compiled = jax.jit(label_scores, static_argnums=0)
-        >>> compiled(module, params, None, tiny_batch(), answer).shape
-        (2, 2)
-    """
+    """Scores the labels of every row of a batch."""
+    # A word of several pieces has the logarithm of the probability of all its pieces, each given
+    # those before it; a label of several words that of any of them.
     inputs = (module, params, prompt, batch, answer, dropout_key)
     if answer.pieces is None:
         return _by_label(label_logits(*inputs, neuron_mask=neuron_mask), answer)
@@ -194,18 +145,7 @@ def written_loss(
     batch: Batch,
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gives the loss of answers to be written, and the share of tokens that would be written.
-
-    Args:
-        module: the frozen model.
-        params: its weights.
-        prompt: one prompt for all rows, one a row, or none.
-        batch: rows with answers.
-        dropout_key: of this step's dropout, where the module has any.
-
-    Returns:
-        Mean cross-entropy and share of right tokens, over all tokens of the weighted rows.
-    """
+    """Gives the loss of answers to be written, and the share of tokens that would be written."""
     loss, right, total = written_totals(module, params, prompt, batch, dropout_key)
     return loss / total, right / total
 
@@ -217,18 +157,7 @@ def written_totals(
     batch: Batch,
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Adds up over the answer tokens of the weighted rows of a batch.
-
-    Args:
-        module: the frozen model.
-        params: its weights.
-        prompt: one prompt for all rows, one a row, or none.
-        batch: rows with answers.
-        dropout_key: of this step's dropout, where the module has any.
-
-    Returns:
-        Cross-entropy, number of tokens that are the most probable ones, number of tokens.
-    """
+    """Adds up over the answer tokens of the weighted rows of a batch."""
     found = _apply(module, params, prompt, batch, batch.answers[:, None], dropout_key)
     places = jnp.arange(batch.answers.shape[1])[None]
     is_answer = (places < batch.answer_lengths[:, None]).astype(jnp.float32)
@@ -247,29 +176,7 @@ def label_logits(
     all_words: bool = False,
     neuron_mask: NeuronMask | None = None,
 ) -> Float[Array, "B W"]:
-    """Scores the first pieces of the label words of every row of a batch.
-
-    Args:
-        module: the frozen model.
-        params: its weights.
-        prompt: one prompt for all rows, one a row, or none.
-        batch: the rows.
-        answer: which words are scored.
-        dropout_key: of this step's dropout, where the module has any.
-        all_words: score the whole vocabulary instead.
-        neuron_mask: which neurons are silent, if any.
-
-    Returns:
-        The logits in float32.
-
-    Example:
-        >>> import numpy as np
-        >>> from jpt.testing import tiny_batch, tiny_encoder
-        >>> module, params = tiny_encoder()
-        >>> compiled = jax.jit(label_logits, static_argnums=0)
-        >>> compiled(module, params, None, tiny_batch(), Answer(jnp.array([3, 4]))).shape
-        (2, 2)
-    """
+    """Scores the first pieces of the label words of every row of a batch."""
     # Only encoders number their text apart from the prompt.
     start = {"first_position": answer.first_position} if answer.first_position else {}
     return module.apply(
@@ -291,24 +198,8 @@ def vocabulary_loss(
     labels: Int[Array, "B"],
     weights: Float[Array, "B"],
 ) -> Float[Array, ""]:
-    """Gives cross-entropy of the right label word over all words.
-
-    Paper 1.0: what T5 is trained on.
-
-    Args:
-        logits: scores of the whole vocabulary.
-        words: id of each label's word.
-        labels: the right class of each row.
-        weights: 0 for rows that only fill the batch.
-
-    Returns:
-        Mean loss over the weighted rows.
-
-    Example:
-        >>> logits, words = jnp.zeros((1, 4)), jnp.array([3, 1])
-        >>> round(float(vocabulary_loss(logits, words, jnp.array([0]), jnp.ones(1))), 4)
-        1.3863
-    """
+    """Gives cross-entropy of the right label word over all words."""
+    # Paper 1.0: what T5 is trained on.
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, words[labels])
     return (losses * weights).sum() / weights.sum()
 
@@ -316,23 +207,8 @@ def vocabulary_loss(
 def label_loss(
     logits: Float[Array, "B C"], labels: Int[Array, "B"], weights: Float[Array, "B"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gives cross-entropy over the label words and the share of right answers.
-
-    Paper 1.0: softmax over the label words' logits only, not over the vocabulary.
-
-    Args:
-        logits: scores of the label words.
-        labels: the right class of each row.
-        weights: 0 for rows that only fill the batch.
-
-    Returns:
-        Mean loss and accuracy over the weighted rows.
-
-    Example:
-        >>> loss, accuracy = label_loss(jnp.zeros((1, 2)), jnp.array([0]), jnp.ones(1))
-        >>> round(float(loss), 4), float(accuracy)
-        (0.6931, 1.0)
-    """
+    """Gives cross-entropy over the label words and the share of right answers."""
+    # Paper 1.0: softmax over the label words' logits only, not over the vocabulary.
     total = weights.sum()
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
@@ -340,17 +216,5 @@ def label_loss(
 
 
 def step_key(seed: int, step: Int[Array, ""]) -> Array:
-    """Gives the key of one step's dropout: a function of seed and step, so nothing is stored.
-
-    Args:
-        seed: of the run.
-        step: number of the step.
-
-    Returns:
-        The key.
-
-    Example:
-        >>> bool((step_key(0, jnp.int32(1)) == step_key(0, jnp.int32(1))))
-        True
-    """
+    """Gives the key of one step's dropout: a function of seed and step, so nothing is stored."""
     return jax.random.fold_in(jax.random.key(seed), step)

@@ -17,53 +17,22 @@ STACKS = ("decoder", "encoder")
 
 @struct.dataclass
 class NeuronMask:
-    """What multiplies the neurons before they enter the second matrix of their layer.
+    """What multiplies the neurons before they enter the second matrix of their layer."""
 
-    Attributes:
-        values: 0 where a neuron is silent, 1 elsewhere.
-        stack: ``"decoder"`` or ``"encoder"`` of a T5; its decoder by default.
-    """
-
-    values: Float[Array, "L F"]
+    values: Float[Array, "L F"]  # 0 where a neuron is silent, 1 elsewhere
+    # ``"decoder"`` or ``"encoder"`` of a T5; its decoder by default
     stack: str | None = struct.field(pytree_node=False, default=None)
 
 
 def mask_options(mask: NeuronMask | None) -> dict[str, Any]:
-    """Gives the arguments of a forward pass that stand for a mask.
-
-    Args:
-        mask: what is silent; None leaves the program as it is.
-
-    Returns:
-        The arguments by name.
-
-    Example:
-        >>> mask_options(None)
-        {}
-    """
+    """Gives the arguments of a forward pass that stand for a mask."""
     if mask is None:
         return {}
     return {"neuron_mask": mask.values, **({"neuron_stack": mask.stack} if mask.stack else {})}
 
 
 def neuron_shape(backbone: Backbone, stack: str | None = None) -> tuple[int, int]:
-    """Says how many neurons a backbone has.
-
-    Args:
-        backbone: the model.
-        stack: whose neurons, in a model that has two; its decoder's by default.
-
-    Returns:
-        Layers, and neurons of each.
-
-    Raises:
-        InputError: a stack that is not there.
-
-    Example:
-        >>> from jpt.backbones.registry import load_backbone
-        >>> neuron_shape(load_backbone("builtin/bert-small"))
-        (4, 512)
-    """
+    """Says how many neurons a backbone has."""
     if stack is not None:
         check_choice("stack", stack, STACKS)
         if backbone.layout != "encoder_decoder":
@@ -73,16 +42,7 @@ def neuron_shape(backbone: Backbone, stack: str | None = None) -> tuple[int, int
 
 
 def check_neuron_mask(mask: NeuronMask, backbone: Backbone, task: Task) -> None:
-    """Refuses a mask that a backbone or a task has no use for.
-
-    Args:
-        mask: what shall be silent.
-        backbone: of whose neurons.
-        task: what is scored.
-
-    Raises:
-        InputError: another shape than the backbone's, or a task whose answers are written.
-    """
+    """Refuses a mask that a backbone or a task has no use for."""
     expected = neuron_shape(backbone, mask.stack)
     if tuple(mask.values.shape) != expected:
         shape = " x ".join(map(str, mask.values.shape))

@@ -30,46 +30,23 @@ from jpt.types import Batch, Parameters
 
 @dataclass(frozen=True)
 class OwnStep:
-    """A compiled step on one backbone and one task.
+    """A compiled step on one backbone and one task."""
 
-    Attributes:
-        run: the compiled step; runs of every rate and seed share its program.
-        params: the frozen weights.
-        answer: which words stand for the labels.
-    """
-
-    run: BoundStep
-    params: Parameters
-    answer: Answer
+    run: BoundStep  # the compiled step; runs of every rate and seed share its program
+    params: Parameters  # the frozen weights
+    answer: Answer  # which words stand for the labels
 
     def __call__(self, state: TuneState, batch: Batch) -> tuple[TuneState, StepMetrics]:
         """Does one step; the state that is given is used up."""
         return self.run(self.params, state, batch, self.answer)
 
     def compile(self, state: TuneState, batch: Batch) -> jax.stages.Compiled:
-        """Compiles the step for a batch's shape without doing it.
-
-        Args:
-            state: a state.
-            batch: a batch.
-
-        Returns:
-            The program, which knows its floating-point operations and its memory.
-        """
+        """Compiles the step for a batch's shape without doing it."""
         return self.run.lower(self.params, state, batch, self.answer).compile()
 
 
 def step_of(model: Backbone, options: TuneOptions, mesh: Mesh) -> BoundStep:
-    """Gives the compiled step that the options of a run ask for.
-
-    Args:
-        model: the backbone.
-        options: with every choice made.
-        mesh: devices that hold the state.
-
-    Returns:
-        The step.
-    """
+    """Gives the compiled step that the options of a run ask for."""
     return paper_train_step(
         model.module,
         options.learning_rate,

@@ -26,67 +26,33 @@ AT_ONCE = 64
 
 
 class Batching(NamedTuple):
-    """How rows are put into batches.
+    """How rows are put into batches."""
 
-    Attributes:
-        batch_size: rows of a batch.
-        max_tokens: the length the rows were encoded with, which is the longest bucket.
-        pad: id of the padding piece.
-        cpu_rows: the most rows of a batch on each device that is a CPU; None for batch_size.
-    """
-
-    batch_size: int
-    max_tokens: int
-    pad: int
+    batch_size: int  # rows of a batch
+    max_tokens: int  # the length the rows were encoded with, which is the longest bucket
+    pad: int  # id of the padding piece
+    # the most rows of a batch on each device that is a CPU; None for batch_size
     cpu_rows: int | None = None
 
     def rows_at_once(self, mesh: Mesh | None) -> int:
-        """Says how many rows are scored at once.
-
-        Args:
-            mesh: the devices.
-
-        Returns:
-            Rows of a batch.
-
-        Example:
-            >>> Batching(64, 128, 0, cpu_rows=16).rows_at_once(None)
-            16
-        """
+        """Says how many rows are scored at once."""
         if self.cpu_rows is None or _platform(mesh) != "cpu":
             return self.batch_size
         return min(self.batch_size, self.cpu_rows * (1 if mesh is None else mesh.shape["data"]))
 
 
 class Piece(NamedTuple):
-    """Prompts that go through one program at once.
+    """Prompts that go through one program at once."""
 
-    Attributes:
-        numbers: their places among all prompts.
-        values: one prompt, None for the untouched model, or a bank, filled up to divide over the
-            axis ``prompt``.
-    """
-
-    numbers: tuple[int, ...]
+    numbers: tuple[int, ...]  # their places among all prompts
+    # one prompt, None for the untouched model, or a bank, filled up to divide over the axis
+    # ``prompt``
     values: Float[Array, "K P D"] | Float[Array, "P D"] | None
 
 
 def prompts_at_once(mesh: Mesh | None) -> int:
-    """Says how many prompts are best scored in one call.
-
-    On a CPU one after the other was measured to be faster than all at once.
-
-    Args:
-        mesh: the devices.
-
-    Returns:
-        1 where prompts are scored one after the other.
-
-    Example:
-        >>> from jpt.mesh import make_mesh
-        >>> prompts_at_once(make_mesh("data:1"))
-        1
-    """
+    """Says how many prompts are best scored in one call."""
+    # On a CPU one after the other was measured to be faster than all at once.
     if mesh is None or (mesh.shape["prompt"] == 1 and _platform(mesh) == "cpu"):
         return 1
     return AT_ONCE * mesh.shape["prompt"]
@@ -104,19 +70,7 @@ def plan_pieces(
     n_words: int,
     mesh: Mesh | None,
 ) -> list[Piece]:
-    """Decides which prompts go through the model together, and puts them on the devices.
-
-    Args:
-        config: shape of the model.
-        prompts: the prompts; None stands for the untouched model.
-        split: the encoded rows.
-        batching: how rows are put together.
-        n_words: pieces of words that are scored over the whole vocabulary, a row.
-        mesh: the devices.
-
-    Returns:
-        Pieces in the order of their first prompts.
-    """
+    """Decides which prompts go through the model together, and puts them on the devices."""
     alone = [number for number, prompt in enumerate(prompts) if prompt is None]
     by_length: dict[int, list[int]] = {}
     for number, prompt in enumerate(prompts):

@@ -34,36 +34,17 @@ Data = str | Path | Mapping[str, Iterable[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """One task on one backbone.
+    """One task on one backbone."""
 
-    Attributes:
-        task: what is asked.
-        backbone: who is asked.
-        words: label words with their pieces in this vocabulary.
-        answer: which words are scored, on the device.
-        batching: how rows are put together.
-        answer_tokens: the most tokens of a written answer.
-    """
-
-    task: Task
-    backbone: Backbone
-    words: LabelWords
-    answer: Answer
-    batching: Batching
-    answer_tokens: int | None
+    task: Task  # what is asked
+    backbone: Backbone  # who is asked
+    words: LabelWords  # label words with their pieces in this vocabulary
+    answer: Answer  # which words are scored, on the device
+    batching: Batching  # how rows are put together
+    answer_tokens: int | None  # the most tokens of a written answer
 
     def split(self, name: str) -> EncodedSplit:
-        """Reads and tokenises a split.
-
-        Args:
-            name: ``"train"``, ``"validation"`` or ``"test"``.
-
-        Returns:
-            The encoded rows.
-
-        Raises:
-            InputError: for missing or broken data.
-        """
+        """Reads and tokenises a split."""
         return encode_cached(
             read_rows(self.task, name),
             self.task,
@@ -87,20 +68,7 @@ class PreparedTask:
         mesh: Mesh | None = None,
         neuron_mask: NeuronMask | None = None,
     ) -> list[Score]:
-        """Scores prompts over a whole split, without dropout.
-
-        Args:
-            prompts: the prompts; None stands for the untouched model.
-            split: the encoded rows.
-            mesh: devices to spread the rows over.
-            neuron_mask: which neurons are silent, if any.
-
-        Returns:
-            A score for each prompt.
-
-        Raises:
-            InputError: a mask of another shape than the backbone's, or for written answers.
-        """
+        """Scores prompts over a whole split, without dropout."""
         task, backbone = self.task, self.backbone
         if neuron_mask is not None:
             check_neuron_mask(neuron_mask, backbone, task)
@@ -144,24 +112,7 @@ def prepare_task(
     label_scoring: str = "phrase",
     answer_tokens: int | None = None,
 ) -> PreparedTask:
-    """Finds a task's label words in a backbone's vocabulary.
-
-    Args:
-        task: what is asked.
-        backbone: who reads it.
-        max_tokens: longest text in tokens.
-        batch_size: most rows scored at once.
-        first_position: position of the text's first token.
-        label_scoring: ``"phrase"`` or ``"first_piece"``.
-        answer_tokens: longest written answer; by default the task's choice.
-
-    Returns:
-        The prepared task.
-
-    Raises:
-        InputError: for a label word that the model cannot answer with, or an answer that it cannot
-            write.
-    """
+    """Finds a task's label words in a backbone's vocabulary."""
     if task.is_written and backbone.layout == "encoder":
         raise InputError(
             f"the answers of task {task.name} are written, but {backbone.name} has the layout "
@@ -189,19 +140,7 @@ def prepare_task(
 
 
 def prepare_for(task: Task, backbone: Backbone, options: TuneOptions) -> PreparedTask:
-    """Prepares a task as the options of a run say.
-
-    Args:
-        task: what is asked.
-        backbone: who reads it.
-        options: with every choice made.
-
-    Returns:
-        The prepared task.
-
-    Raises:
-        InputError: as :func:`prepare_task`.
-    """
+    """Prepares a task as the options of a run say."""
     return prepare_task(
         task,
         backbone,
@@ -232,15 +171,7 @@ def _answer(words: LabelWords, label_scoring: str, first_position: int) -> Answe
 
 
 def as_task(task: Task | str | Path, data: Data | None) -> Task:
-    """Loads a task unless it is one.
-
-    Args:
-        task: a task, its name, or its folder.
-        data: folder of its rows or the rows by split, where they do not come from elsewhere.
-
-    Returns:
-        The task.
-    """
+    """Loads a task unless it is one."""
     if isinstance(task, Task):
         return task if data is None else attach_data(task, data)
     if data is None or isinstance(data, str | Path):
@@ -255,32 +186,14 @@ def as_backbone(
     mesh: Mesh | None = None,
     remat: str = "dots",
 ) -> Backbone:
-    """Loads a backbone unless it is one.
-
-    Args:
-        backbone: a backbone, its name, or its folder.
-        dtype: of weights and matrix products when it is loaded.
-        dropout: whether its dropout is on while tuning.
-        mesh: devices that its weights go to.
-        remat: what its layers keep for the way back when it is loaded.
-
-    Returns:
-        The backbone, on the mesh.
-    """
+    """Loads a backbone unless it is one."""
     if isinstance(backbone, Backbone):
         return backbone if mesh is None else backbone.on_mesh(mesh)
     return load_backbone(backbone, dtype=dtype, dropout=dropout, mesh=mesh, remat=remat)
 
 
 def data_record(splits: dict[str, EncodedSplit]) -> dict[str, Any]:
-    """Records what was read, so that a resumed run can tell whether it changed.
-
-    Args:
-        splits: encoded rows by split.
-
-    Returns:
-        Row counts, cut rows, a checksum of the rows as they were read and one of their ids.
-    """
+    """Records what was read, so that a resumed run can tell whether it changed."""
     return {
         name: {
             "rows": split.n_rows,

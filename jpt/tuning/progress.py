@@ -13,17 +13,7 @@ from jpt.tuning.scoring import Score
 
 
 class Progress:
-    """A progress bar with loss, score on validation, speed and time left.
-
-    Args:
-        steps: of the whole run.
-        first: step that the run goes on from.
-        shown: whether anything is printed.
-
-    Example:
-        >>> with Progress(10, 0, shown=False) as progress:
-        ...     progress.stepped(0.7, 100.0)
-    """
+    """A progress bar with loss, score on validation, speed and time left."""
 
     def __init__(self, steps: int, first: int = 0, shown: bool = True) -> None:
         self._fields: dict[str, str] = {}
@@ -39,7 +29,6 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
-        """Gives itself."""
         return self
 
     def __exit__(
@@ -48,51 +37,29 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes the bar."""
         self._bar.close()
 
     def stepped(self, loss: float, rows_per_s: float) -> None:
-        """Shows that a step is done.
-
-        Args:
-            loss: of the step.
-            rows_per_s: training rows a second so far.
-        """
+        """Shows that a step is done."""
         self._fields |= {"loss": f"{loss:.3f}", "rows/s": f"{rows_per_s:.0f}"}
         self._bar.set_postfix(self._fields, refresh=False)
         self._bar.update()
 
     def scored(self, score: Score) -> None:
-        """Shows a score on validation, and says so when only one class was answered.
-
-        Args:
-            score: on validation.
-        """
+        """Shows a score on validation, and says so when only one class was answered."""
         self._fields[score.metric] = f"{score.value:.3f}"
         if score.warning and score.warning != self._last_warning:
             self.say(f"warning: {score.warning}")
         self._last_warning = score.warning
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar.
-
-        Args:
-            line: to print.
-        """
+        """Prints a line above the bar."""
         if not self._bar.disable:
             self._bar.write(line, file=sys.stderr)
 
 
 def peak_memory_mb() -> int:
-    """Reads how much memory this process has held at most.
-
-    Returns:
-        Mebibytes of resident memory.
-
-    Example:
-        >>> peak_memory_mb() > 10
-        True
-    """
+    """Reads how much memory this process has held at most."""
     status = Path("/proc/self/status")
     if status.exists():
         # What the kernel says of resource usage also counts the process that started this one.

@@ -30,24 +30,9 @@ _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.
 
 
 class RunFolder:
-    """A run on disk. Opening it again with the same config goes on where it stopped.
+    """A run on disk. Opening it again with the same config goes on where it stopped."""
 
-    With several processes all open it; the first one reads and writes for all.
-
-    Args:
-        path: the folder; made when it is not there.
-        config: what defines the run, as JSON.
-
-    Raises:
-        InputError: when the folder holds another run, or files that are no run's; where a process
-            on another machine does not see it.
-
-    Example:
-        >>> import tempfile
-        >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "run", {"seed": 1})
-        >>> folder.result is None
-        True
-    """
+    # With several processes all open it; the first one reads and writes for all.
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
@@ -69,22 +54,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for one run, however that ends; removes what a killed one left.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            InputError: where another run holds it, with its process and machine.
-
-        Example:
-            >>> import tempfile
-            >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "run", {"seed": 1})
-            >>> with folder.lock(), folder.lock():
-            ...     pass  # doctest: +IGNORE_EXCEPTION_DETAIL
-            Traceback (most recent call last):
-            jpt.errors.InputError: another run is at work in this folder
-        """
+        """Holds the folder for one run, however that ends; removes what a killed one left."""
         held: list[int] = []
         on_first(lambda: held.extend(self._take()))
         try:
@@ -98,39 +68,19 @@ class RunFolder:
                 os.close(descriptor)
 
     def tidy(self) -> None:
-        """Removes what a process left that was killed when its run had ended.
-
-        Example:
-            >>> import tempfile
-            >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "run", {"seed": 1})
-            >>> (folder.path / ".lock").touch()
-            >>> folder.tidy()
-            >>> [path.name for path in folder.path.iterdir()]
-            ['config.json']
-        """
+        """Removes what a process left that was killed when its run had ended."""
         names = on_first(lambda: [path.name for path in self.path.iterdir()])
         if any(name == LOCK or _is_leftover(name) for name in names):
             with contextlib.suppress(InputError), self.lock():
                 pass
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes the result, which marks the run as finished.
-
-        Args:
-            result: as JSON.
-        """
+        """Writes the result, which marks the run as finished."""
         if is_first():
             write_json(self.path / RESULT, result)
 
     def log(self, line: dict[str, Any]) -> None:
-        """Appends one object to the log.
-
-        Args:
-            line: with the field ``step``.
-
-        Raises:
-            InputError: the disk is full or refuses.
-        """
+        """Appends one object to the log."""
         if not is_first():
             return
         text = json.dumps(line, allow_nan=False) + "\n"
@@ -141,22 +91,11 @@ class RunFolder:
             raise write_error(self.path / LOG, error) from None
 
     def history(self) -> list[dict[str, Any]]:
-        """Reads the log.
-
-        Returns:
-            Its objects; a last line that a kill or a full disk cut short is left out.
-
-        Raises:
-            InputError: where a line before it is no JSON.
-        """
+        """Reads the log."""
         return on_first(self._history)
 
     def rewind(self, step: int) -> None:
-        """Removes what was logged after a checkpoint.
-
-        Args:
-            step: of the checkpoint that the run goes on from; -1 where there is none.
-        """
+        """Removes what was logged after a checkpoint."""
         if is_first() and (self.path / LOG).exists():
             kept = [line for line in self._history() if line["step"] <= step]
             write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in kept))

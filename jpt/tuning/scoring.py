@@ -90,25 +90,10 @@ def bank_logits(
     mesh: Mesh | None = None,
     neuron_mask: NeuronMask | None = None,
 ) -> Float[np.ndarray, "K N C"]:
-    """Scores the labels of every row of a split behind each of several prompts.
-
-    Rows travel to the device once, and prompts of one length share a compiled program. Where the
-    mesh has an axis ``prompt``, or the devices are no CPU, many prompts go through it at once, as
-    many as a memory budget holds.
-
-    Args:
-        module: the frozen model, without dropout.
-        params: its weights.
-        prompts: the prompts; None stands for the untouched model.
-        split: the encoded rows.
-        answer: which words are scored.
-        batching: how rows are put together.
-        mesh: devices to spread the rows and the prompts over.
-        neuron_mask: which neurons are silent, if any.
-
-    Returns:
-        Scores by prompt, in the split's order.
-    """
+    """Scores the labels of every row of a split behind each of several prompts."""
+    # Rows travel to the device once, and prompts of one length share a compiled program. Where the
+    # mesh has an axis ``prompt``, or the devices are no CPU, many prompts go through it at once, as
+    # many as a memory budget holds.
     n_labels = answer.n_labels or len(answer.label_ids)
     logits = np.zeros((len(prompts), split.n_rows, n_labels), np.float32)
     n_words = 0 if answer.pieces is None else answer.pieces.size
@@ -160,16 +145,7 @@ def _score_step(
 def placed_batches(
     split: EncodedSplit, batching: Batching, mesh: Mesh | None
 ) -> Iterator[tuple[Int[np.ndarray, "N"], Batch]]:
-    """Goes through all rows of a split once; a process reads the rows of its own part.
-
-    Args:
-        split: the encoded rows.
-        batching: how rows are put together.
-        mesh: devices to spread the rows over; None leaves batches in numpy.
-
-    Yields:
-        The numbers of the real rows of a batch, and the batch, in which they come first.
-    """
+    """Goes through all rows of a split once; a process reads the rows of its own part."""
     size = batching.rows_at_once(mesh)
     own = None if mesh is None else own_rows(mesh, size)
     shape = (size, batching.max_tokens, batching.pad)
@@ -183,23 +159,7 @@ def score_logits(
     label_names: Sequence[str],
     metric: str,
 ) -> Score:
-    """Turns the scores of labels into a score of the split.
-
-    Args:
-        logits: scores of the labels.
-        labels: the right classes.
-        label_names: the classes' names.
-        metric: name of the measure.
-
-    Returns:
-        The score.
-
-    Example:
-        >>> logits = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-        >>> score = score_logits(logits, np.array([0, 1, 1]), ("no", "yes"), "accuracy")
-        >>> round(score.value, 3), score.counts
-        (0.667, {'no': 2, 'yes': 1})
-    """
+    """Turns the scores of labels into a score of the split."""
     predictions = logits.argmax(axis=-1)
     log_probs = log_softmax(logits.astype(np.float64), axis=-1)
     answered = np.bincount(predictions, minlength=len(label_names))

@@ -57,21 +57,7 @@ class SeedsResult:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Reads seeds from text.
-
-    Args:
-        text: whole numbers with commas between them.
-
-    Returns:
-        The seeds.
-
-    Raises:
-        InputError: for anything else.
-
-    Example:
-        >>> parse_seeds("0, 1,2")
-        [0, 1, 2]
-    """
+    """Reads seeds from text."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdecimal() for part in parts):
         raise InputError(

@@ -12,19 +12,7 @@ from jpt.tasks.task import Task
 
 
 def settle_options(options: TuneOptions, backbone: Backbone, task: Task) -> TuneOptions:
-    """Makes every choice that was left open: the backbone's, then the task's, then the paper's.
-
-    Args:
-        options: as the user gave them.
-        backbone: of whose choices and positions are taken note.
-        task: likewise.
-
-    Returns:
-        The options. A text that is not asked for is no longer than the positions allow.
-
-    Raises:
-        InputError: for lengths that the model's positions cannot serve.
-    """
+    """Makes every choice that was left open: the backbone's, then the task's, then the paper's."""
     chosen = options.resolve({**_choices(task), **backbone.defaults})
     answer = chosen.answer_tokens or task.answer_tokens or 0
     if options.max_tokens is None:
@@ -42,22 +30,7 @@ def settle_length(
     first_position: int = 0,
     answer_tokens: int | None = None,
 ) -> int:
-    """Chooses how long a text may be where a prompt is used, as `settle_options` does.
-
-    Args:
-        max_tokens: what was asked for, if anything.
-        backbone: who reads it.
-        task: what is asked.
-        prompt_rows: P.
-        first_position: position of the text's first token.
-        answer_tokens: longest written answer; by default the task's choice.
-
-    Returns:
-        The longest text in tokens.
-
-    Raises:
-        InputError: for lengths that the model's positions cannot serve.
-    """
+    """Chooses how long a text may be where a prompt is used, as `settle_options` does."""
     answer = answer_tokens or task.answer_tokens or 0
     if max_tokens is None:
         choice = {**PAPER_CHOICES, **_choices(task), **backbone.defaults}["max_tokens"]

@@ -25,68 +25,33 @@ from jpt.types import Prompt
 
 @dataclass(frozen=True)
 class Moments:
-    """What Adam remembers of the gradients of a prompt.
+    """What Adam remembers of the gradients of a prompt."""
 
-    Attributes:
-        mean: running mean of the gradient.
-        square: running mean of its square.
-    """
-
-    mean: Float32[np.ndarray, "P D"]
-    square: Float32[np.ndarray, "P D"]
+    mean: Float32[np.ndarray, "P D"]  # running mean of the gradient
+    square: Float32[np.ndarray, "P D"]  # running mean of its square
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts in place of an initialiser.
+    """Where a run starts in place of an initialiser."""
 
-    Attributes:
-        name: what it is called in cards and records.
-        prompt: the values.
-        moments: copied into the optimizer; None lets it start afresh.
-    """
-
-    name: str
-    prompt: Prompt
-    moments: Moments | None = None
+    name: str  # what it is called in cards and records
+    prompt: Prompt  # the values
+    moments: Moments | None = None  # copied into the optimizer; None lets it start afresh
 
     def values(self, length: int, width: int) -> Float32[np.ndarray, "P D"]:
-        """Gives the initial rows.
-
-        Args:
-            length: P of the run.
-            width: D of its model.
-
-        Returns:
-            A copy of the values.
-
-        Raises:
-            InputError: length or width differ.
-        """
+        """Gives the initial rows."""
         return copied_values(self.prompt, length, width, f"prompt {self.name}")
 
     def put_moments(self, state: TuneState) -> TuneState:
-        """Puts the moments, if there are any, into the state before the first step.
-
-        Args:
-            state: of a fresh optimizer. Its count of steps stays 0, as in the authors' script, so
-                bias correction multiplies full moments by 10 and 1,000 as if they were new: the
-                first updates follow the old gradients and are about a third of their size.
-
-        Returns:
-            The state.
-        """
+        """Puts the moments, if there are any, into the state before the first step."""
         if self.moments is None:
             return state
         mean, square = jnp.asarray(self.moments.mean), jnp.asarray(self.moments.square)
         return state._replace(optimizer=optax.tree.set(state.optimizer, mu=mean, nu=square))
 
     def record(self) -> dict[str, Any]:
-        """Tells this start from every other, wherever its files lie.
-
-        Returns:
-            Name, checksum, and whether moments are copied, as JSON.
-        """
+        """Tells this start from every other, wherever its files lie."""
         arrays = [self.prompt.values]
         if self.moments is not None:
             arrays += [self.moments.mean, self.moments.square]
@@ -98,23 +63,8 @@ class Start:
 
 
 def read_start(name: str, run: str | Path) -> Start:
-    """Reads the newest checkpoint of a finished run: its last prompt with Adam's moments.
-
-    The last prompt and not the best one, because the moments belong to it.
-
-    Args:
-        name: what the start shall be called.
-        run: the run folder.
-
-    Returns:
-        The start.
-
-    Raises:
-        InputError: no run folder, not finished, no checkpoint, or one that does not fit.
-
-    Example:
-        See `jpt.warm_start` with ``copy_moments``.
-    """
+    """Reads the newest checkpoint of a finished run: its last prompt with Adam's moments."""
+    # The last prompt and not the best one, because the moments belong to it.
     folder = Path(run)
     need = "to copy moments, give the folder of a finished run of jpt tune with its checkpoints"
     if not folder.is_dir():

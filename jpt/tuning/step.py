@@ -21,31 +21,19 @@ from jpt.types import Batch, Parameters
 
 
 class TuneState(NamedTuple):
-    """All that a step changes; a few hundred kilobytes.
+    """All that a step changes; a few hundred kilobytes."""
 
-    Attributes:
-        step: how many steps were done.
-        prompt: the trainable rows, in float32.
-        optimizer: the optimizer's state of the prompt.
-    """
-
-    step: Int[Array, ""]
-    prompt: Float[Array, "P D"]
-    optimizer: Any
+    step: Int[Array, ""]  # how many steps were done
+    prompt: Float[Array, "P D"]  # the trainable rows, in float32
+    optimizer: Any  # the optimizer's state of the prompt
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports, left on the device until somebody reads it.
+    """What a step reports, left on the device until somebody reads it."""
 
-    Attributes:
-        loss: mean cross-entropy.
-        accuracy: share of right answers; of written ones, of right tokens.
-        gradient_norm: of the prompt, before it is clipped.
-    """
-
-    loss: Float[Array, ""]
-    accuracy: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
+    loss: Float[Array, ""]  # mean cross-entropy
+    accuracy: Float[Array, ""]  # share of right answers; of written ones, of right tokens
+    gradient_norm: Float[Array, ""]  # of the prompt, before it is clipped
 
 
 TrainStep = Callable[[Parameters, TuneState, Batch, Answer], tuple[TuneState, StepMetrics]]
@@ -54,18 +42,7 @@ TrainStep = Callable[[Parameters, TuneState, Batch, Answer], tuple[TuneState, St
 def prompt_optimizer(
     learning_rate: float | Float[Array, ""], clip_norm: float | None = None
 ) -> optax.GradientTransformation:
-    """Builds the paper's optimizer: AdamW, eps 1e-6, no decay, a constant rate, no clipping.
-
-    Args:
-        learning_rate: the constant rate; an array makes it an argument of a compiled program.
-        clip_norm: a longer gradient is shortened to this norm first; None, as in the paper, never.
-
-    Returns:
-        The optax transformation. Its state has the same form whether clipped or not.
-
-    Example:
-        >>> state = prompt_optimizer(1e-3).init(jnp.zeros((2, 3)))
-    """
+    """Builds the paper's optimizer: AdamW, eps 1e-6, no decay, a constant rate, no clipping."""
     adam = optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0)
     if clip_norm is None:
         return adam
@@ -79,19 +56,7 @@ def prompt_optimizer(
 
 
 def init_state(prompt: Float[Array, "P D"], optimizer: optax.GradientTransformation) -> TuneState:
-    """Builds the state before the first step.
-
-    Args:
-        prompt: the initial rows.
-        optimizer: whose state starts with the prompt.
-
-    Returns:
-        The state.
-
-    Example:
-        >>> int(init_state(jnp.zeros((2, 3)), prompt_optimizer(1e-3)).step)
-        0
-    """
+    """Builds the state before the first step."""
     prompt = jnp.asarray(prompt, jnp.float32)
     return TuneState(jnp.int32(0), prompt, optimizer.init(prompt))
 
@@ -103,29 +68,7 @@ def build_train_step(
     objective: str = "labels",
     mesh: Mesh | None = None,
 ) -> TrainStep:
-    """Builds the compiled step: weights are an argument, the state is donated.
-
-    Args:
-        module: the frozen model.
-        optimizer: of the prompt.
-        seed: of dropout, where the module has any.
-        objective: ``"labels"`` or ``"vocabulary"``: which words the loss is over.
-        mesh: devices that all hold the state, after the step as before it: left to the compiler,
-            it would come back split, so that the next step would be compiled anew.
-
-    Returns:
-        ``step(params, state, batch, answer) -> state, metrics``.
-
-    Example:
-        >>> from jpt.testing import tiny_batch, tiny_encoder
-        >>> module, params = tiny_encoder()
-        >>> optimizer = prompt_optimizer(1e-2)
-        >>> state = init_state(jnp.zeros((4, 32)), optimizer)
-        >>> step = build_train_step(module, optimizer)
-        >>> state, metrics = step(params, state, tiny_batch(), Answer(jnp.array([3, 4])))
-        >>> int(state.step)
-        1
-    """
+    """Builds the compiled step: weights are an argument, the state is donated."""
     run = _plain_step(module, objective)
 
     def step(
@@ -174,17 +117,11 @@ def _plain_step(module: nn.Module, objective: str) -> Callable[..., tuple[TuneSt
 
 @dataclass(frozen=True)
 class BoundStep:
-    """A compiled step with the rate and the seed of one run, which are arguments of the program.
+    """A compiled step with the rate and the seed of one run, which are arguments of the program."""
 
-    Attributes:
-        program: the compiled step, shared by runs of every rate and seed.
-        rate: the learning rate.
-        seed: of dropout.
-    """
-
-    program: Any
-    rate: np.float32
-    seed: np.uint32
+    program: Any  # the compiled step, shared by runs of every rate and seed
+    rate: np.float32  # the learning rate
+    seed: np.uint32  # of dropout
 
     def __call__(
         self, params: Parameters, state: TuneState, batch: Batch, answer: Answer
@@ -193,30 +130,14 @@ class BoundStep:
         return self.program(params, state, batch, answer, self.rate, self.seed)
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
-        """Traces the step for arguments or their shapes.
-
-        Args:
-            *arguments: weights, state, batch and answer.
-
-        Returns:
-            The step, ready to be compiled.
-        """
+        """Traces the step for arguments or their shapes."""
         return self.program.lower(*arguments, self.rate, self.seed)
 
 
 def paper_step(
     module: nn.Module, objective: str, clip_norm: float | None
 ) -> Callable[..., tuple[TuneState, StepMetrics]]:
-    """Builds the step of the paper's optimizer before it is compiled, for one run.
-
-    Args:
-        module: the frozen model.
-        objective: which words the loss is over.
-        clip_norm: a longer gradient is shortened to this norm; None never.
-
-    Returns:
-        ``step(params, state, batch, answer, rate, seed) -> state, metrics``; a bank vmaps it.
-    """
+    """Builds the step of the paper's optimizer before it is compiled, for one run."""
     run = _plain_step(module, objective)
 
     def step(
@@ -247,24 +168,6 @@ def paper_train_step(
     mesh: Mesh | None = None,
     clip_norm: float | None = None,
 ) -> BoundStep:
-    """Gives the compiled step of the paper's optimizer; runs of every rate and seed share it.
-
-    Args:
-        module: the frozen model.
-        learning_rate: the constant rate.
-        seed: of dropout.
-        objective: which words the loss is over.
-        mesh: devices that all hold the state.
-        clip_norm: a longer gradient is shortened to this norm; None never.
-
-    Returns:
-        As :func:`build_train_step`.
-
-    Example:
-        >>> from jpt.testing import tiny_encoder
-        >>> module, _ = tiny_encoder()
-        >>> paper_train_step(module, 1e-2, 0).program is paper_train_step(module, 1e-3, 1).program
-        True
-    """
+    """Gives the compiled step of the paper's optimizer; runs of every rate and seed share it."""
     program = _paper_program(module, objective, mesh, clip_norm)
     return BoundStep(program, np.float32(learning_rate), np.uint32(seed))

@@ -213,23 +213,7 @@ def prepare_run(
     score_start: bool = False,
     splits: dict[str, EncodedSplit] | None = None,
 ) -> PreparedRun:
-    """Loads and checks everything, cheap things first, before anything is compiled.
-
-    Args:
-        backbone: a loaded backbone, a built-in name, a folder of weights or a hub id.
-        task: a task, its name, or its folder.
-        data: folder of the task's rows, or the rows by split.
-        options: as the user gave them.
-        start: a prompt to start from in place of ``init``.
-        score_start: whether the start is scored too.
-        splits: the encoded rows, where a run of the same task and lengths has read them already.
-
-    Returns:
-        The run before its first step.
-
-    Raises:
-        InputError: for anything that cannot work.
-    """
+    """Loads and checks everything, cheap things first, before anything is compiled."""
     mesh = make_mesh(options.mesh)
     definition = as_task(task, data)
     model = as_backbone(backbone, options.dtype, options.dropout == "paper", mesh, options.remat)

@@ -38,21 +38,7 @@ def score_written(
     batching: Batching,
     mesh: Mesh | None = None,
 ) -> Score:
-    """Lets a model write the answer of every row of a split and compares it with the references.
-
-    Args:
-        module: the frozen model, without dropout.
-        params: its weights.
-        prompt: the prompt, or none for the untouched model.
-        split: the encoded rows with their answers.
-        tokenizer: turns what was written into text.
-        metric: the measure that decides.
-        batching: how rows are put together.
-        mesh: devices to spread the rows over.
-
-    Returns:
-        The score; its predictions are texts.
-    """
+    """Lets a model write the answer of every row of a split and compares it with the references."""
     rows: list[Written | None] = [None] * split.n_rows
     loss = tokens = 0.0
     for numbers, batch in placed_batches(split, batching, mesh):
@@ -83,19 +69,7 @@ def write_answers(
     tokenizer: TextTokenizer,
     width: int,
 ) -> list[list[int]]:
-    """Writes an answer to each row of a batch, the most probable token each time.
-
-    Args:
-        module: the frozen model, without dropout.
-        params: its weights.
-        prompt: the prompt, or none.
-        batch: the rows.
-        tokenizer: knows the piece that ends a text.
-        width: the most tokens of an answer, its end piece included.
-
-    Returns:
-        The ids of each row, without the end piece.
-    """
+    """Writes an answer to each row of a batch, the most probable token each time."""
     most = width - (tokenizer.ids.eos is not None)
     inputs = (module, params, batch.tokens, batch.lengths, prompt, most, tokenizer.end_ids)
     return without_ends(fetch(greedy(*inputs)), tokenizer.end_ids)
