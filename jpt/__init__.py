@@ -1,8 +1,7 @@
 """jpt: soft prompts on frozen language models, moved between tasks and models.
 
 Neurons tell which moves will work. Names here are loaded when they are first used, so that
-``import jpt`` costs nothing and loads no jax.
-"""
+``import jpt`` costs nothing and loads no jax."""
 
 from __future__ import annotations
 
@@ -13,129 +12,135 @@ from jpt.errors import DivergedError, InputError, StoppedError
 from jpt.version import __version__
 
 if TYPE_CHECKING:
-    from jpt.analysis.activations import activated_neurons
-    from jpt.analysis.choice import LeaveOneOut, leave_one_out
-    from jpt.analysis.choice_table import judge_indicators
-    from jpt.analysis.correlation import CorrelationResult, correlate
-    from jpt.analysis.indicators import Indicators, indicators
-    from jpt.analysis.mask_figure import mask_figure
-    from jpt.analysis.neuron_choice import NeuronChoice, choose_neurons
-    from jpt.analysis.redundancy import Redundancy, redundancy
-    from jpt.analysis.report import report
-    from jpt.analysis.task_types import summarize_types
-    from jpt.analysis.warm_start_figure import warm_start_figure
     from jpt.backbones.registry import Backbone, backbone_names, load_backbone
-    from jpt.data.sources import read_rows
-    from jpt.files.study_files import read_transfer
-    from jpt.prompts.mixture import average_prompts
+    from jpt.data.rows import read_rows
+    from jpt.indicators.correlation import CorrelationResult, correlate
+    from jpt.indicators.indicators import Indicators, indicators
+    from jpt.indicators.pairs import summarize_types
+    from jpt.indicators.source_selection import LeaveOneOut, judge_indicators, leave_one_out
+    from jpt.neurons.masking import MaskStudy, mask_neurons
+    from jpt.neurons.probe import activated_neurons
+    from jpt.neurons.selection import NeuronChoice, Redundancy, choose_neurons, redundancy
+    from jpt.prompts.arithmetic import average_prompts
     from jpt.prompts.store import load_prompt, save_prompt
     from jpt.recipes.dry_run import dry_run
     from jpt.recipes.generate import generate
-    from jpt.recipes.import_reference import import_reference
-    from jpt.recipes.mask import MaskStudy, mask_neurons
-    from jpt.recipes.peft import PeftFile, export_peft, import_peft
-    from jpt.recipes.prompt_pull import PulledPrompts, pull_prompts
-    from jpt.recipes.prompt_push import PushedPrompts, push_prompts
-    from jpt.recipes.prompts import show_prompt
+    from jpt.recipes.interop import PeftFile, export_peft, import_peft, import_reference
+    from jpt.recipes.library import (
+        PulledPrompts,
+        PushedPrompts,
+        pull_prompts,
+        push_prompts,
+        show_prompt,
+    )
     from jpt.recipes.quickstart import quickstart
     from jpt.recipes.recommend import Recommendation, recommend
     from jpt.recipes.sweep import SweepResult, sweep
     from jpt.recipes.sweep_ray import ray_workers
-    from jpt.tasks.registry import load_task, task_names
+    from jpt.report.figures import mask_figure, warm_start_figure
+    from jpt.report.report import report
+    from jpt.results.prompt_table import read_transfer, relative_performance, summarize_transfer
+    from jpt.tasks.catalog import load_task, task_names
     from jpt.tasks.task import Task
-    from jpt.transfer.mixture import MixtureResult, learn_mixture
-    from jpt.transfer.mixture_ensemble import evaluate_ensemble
-    from jpt.transfer.projector_apply import apply_projector
-    from jpt.transfer.projector_evaluation import ProjectionResult, evaluate_projector
-    from jpt.transfer.projector_store import TrainedProjector, load_projector, save_projector
-    from jpt.transfer.projector_training import ProjectorResult, train_projector
-    from jpt.transfer.relative import relative_performance, summarize_transfer
+    from jpt.transfer.mixture import MixtureResult, evaluate_ensemble, learn_mixture
+    from jpt.transfer.projection import ProjectionResult, apply_projector, evaluate_projector
+    from jpt.transfer.projector import (
+        ProjectorResult,
+        TrainedProjector,
+        load_projector,
+        save_projector,
+        train_projector,
+    )
     from jpt.transfer.warm_start import WarmStartResult, warm_start
     from jpt.transfer.zero_shot import TransferResult, transfer_matrix
     from jpt.tuning.evaluate import evaluate
-    from jpt.tuning.feed import training_batches
-    from jpt.tuning.own_loop import train_step
-    from jpt.tuning.scoring import Score
-    from jpt.tuning.seeds import SeedsResult, tune_seeds
-    from jpt.tuning.tune import TuneResult, tune
-    from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
+    from jpt.tuning.tune import (
+        SeedsResult,
+        TuneResult,
+        train_step,
+        training_batches,
+        tune,
+        tune_seeds,
+    )
+    from jpt.types import Activations, Prompt, PromptCard, Score, TransferMatrix
+
 
 _PLACES = {
     "Activations": "jpt.types",
     "Backbone": "jpt.backbones.registry",
-    "CorrelationResult": "jpt.analysis.correlation",
-    "Indicators": "jpt.analysis.indicators",
-    "LeaveOneOut": "jpt.analysis.choice",
-    "MaskStudy": "jpt.recipes.mask",
+    "CorrelationResult": "jpt.indicators.correlation",
+    "Indicators": "jpt.indicators.indicators",
+    "LeaveOneOut": "jpt.indicators.source_selection",
+    "MaskStudy": "jpt.neurons.masking",
     "MixtureResult": "jpt.transfer.mixture",
-    "NeuronChoice": "jpt.analysis.neuron_choice",
-    "PeftFile": "jpt.recipes.peft",
-    "ProjectionResult": "jpt.transfer.projector_evaluation",
-    "ProjectorResult": "jpt.transfer.projector_training",
+    "NeuronChoice": "jpt.neurons.selection",
+    "PeftFile": "jpt.recipes.interop",
+    "ProjectionResult": "jpt.transfer.projection",
+    "ProjectorResult": "jpt.transfer.projector",
     "Prompt": "jpt.types",
     "PromptCard": "jpt.types",
-    "PulledPrompts": "jpt.recipes.prompt_pull",
-    "PushedPrompts": "jpt.recipes.prompt_push",
+    "PulledPrompts": "jpt.recipes.library",
+    "PushedPrompts": "jpt.recipes.library",
     "Recommendation": "jpt.recipes.recommend",
-    "Redundancy": "jpt.analysis.redundancy",
-    "Score": "jpt.tuning.scoring",
-    "SeedsResult": "jpt.tuning.seeds",
+    "Redundancy": "jpt.neurons.selection",
+    "Score": "jpt.tuning.bound_task",
+    "SeedsResult": "jpt.tuning.tune",
     "SweepResult": "jpt.recipes.sweep",
     "Task": "jpt.tasks.task",
-    "TrainedProjector": "jpt.transfer.projector_store",
+    "TrainedProjector": "jpt.transfer.projector",
     "TransferMatrix": "jpt.types",
     "TransferResult": "jpt.transfer.zero_shot",
     "TuneResult": "jpt.tuning.tune",
     "WarmStartResult": "jpt.transfer.warm_start",
-    "activated_neurons": "jpt.analysis.activations",
-    "average_prompts": "jpt.prompts.mixture",
-    "apply_projector": "jpt.transfer.projector_apply",
+    "activated_neurons": "jpt.neurons.probe",
+    "average_prompts": "jpt.prompts.arithmetic",
+    "apply_projector": "jpt.transfer.projection",
     "backbone_names": "jpt.backbones.registry",
-    "choose_neurons": "jpt.analysis.neuron_choice",
-    "correlate": "jpt.analysis.correlation",
+    "choose_neurons": "jpt.neurons.selection",
+    "correlate": "jpt.indicators.correlation",
     "dry_run": "jpt.recipes.dry_run",
     "evaluate": "jpt.tuning.evaluate",
-    "evaluate_ensemble": "jpt.transfer.mixture_ensemble",
-    "evaluate_projector": "jpt.transfer.projector_evaluation",
-    "export_peft": "jpt.recipes.peft",
+    "evaluate_ensemble": "jpt.transfer.mixture",
+    "evaluate_projector": "jpt.transfer.projection",
+    "export_peft": "jpt.recipes.interop",
     "generate": "jpt.recipes.generate",
-    "import_peft": "jpt.recipes.peft",
-    "import_reference": "jpt.recipes.import_reference",
-    "indicators": "jpt.analysis.indicators",
-    "judge_indicators": "jpt.analysis.choice_table",
+    "import_peft": "jpt.recipes.interop",
+    "import_reference": "jpt.recipes.interop",
+    "indicators": "jpt.indicators.indicators",
+    "judge_indicators": "jpt.indicators.source_selection",
     "learn_mixture": "jpt.transfer.mixture",
-    "leave_one_out": "jpt.analysis.choice",
+    "leave_one_out": "jpt.indicators.source_selection",
     "load_backbone": "jpt.backbones.registry",
-    "load_projector": "jpt.transfer.projector_store",
+    "load_projector": "jpt.transfer.projector",
     "load_prompt": "jpt.prompts.store",
-    "load_task": "jpt.tasks.registry",
-    "mask_figure": "jpt.analysis.mask_figure",
-    "mask_neurons": "jpt.recipes.mask",
-    "pull_prompts": "jpt.recipes.prompt_pull",
-    "push_prompts": "jpt.recipes.prompt_push",
+    "load_task": "jpt.tasks.catalog",
+    "mask_figure": "jpt.report.figures",
+    "mask_neurons": "jpt.neurons.masking",
+    "pull_prompts": "jpt.recipes.library",
+    "push_prompts": "jpt.recipes.library",
     "quickstart": "jpt.recipes.quickstart",
     "ray_workers": "jpt.recipes.sweep_ray",
-    "read_rows": "jpt.data.sources",
-    "read_transfer": "jpt.files.study_files",
+    "read_rows": "jpt.data.rows",
+    "read_transfer": "jpt.results.prompt_table",
     "recommend": "jpt.recipes.recommend",
-    "redundancy": "jpt.analysis.redundancy",
-    "relative_performance": "jpt.transfer.relative",
-    "report": "jpt.analysis.report",
-    "save_projector": "jpt.transfer.projector_store",
+    "redundancy": "jpt.neurons.selection",
+    "relative_performance": "jpt.results.prompt_table",
+    "report": "jpt.report.report",
+    "save_projector": "jpt.transfer.projector",
     "save_prompt": "jpt.prompts.store",
-    "show_prompt": "jpt.recipes.prompts",
-    "summarize_transfer": "jpt.transfer.relative",
-    "summarize_types": "jpt.analysis.task_types",
+    "show_prompt": "jpt.recipes.library",
+    "summarize_transfer": "jpt.results.prompt_table",
+    "summarize_types": "jpt.indicators.pairs",
     "sweep": "jpt.recipes.sweep",
-    "task_names": "jpt.tasks.registry",
-    "train_projector": "jpt.transfer.projector_training",
-    "train_step": "jpt.tuning.own_loop",
-    "training_batches": "jpt.tuning.feed",
+    "task_names": "jpt.tasks.catalog",
+    "train_projector": "jpt.transfer.projector",
+    "train_step": "jpt.tuning.tune",
+    "training_batches": "jpt.tuning.tune",
     "transfer_matrix": "jpt.transfer.zero_shot",
     "tune": "jpt.tuning.tune",
-    "tune_seeds": "jpt.tuning.seeds",
+    "tune_seeds": "jpt.tuning.tune",
     "warm_start": "jpt.transfer.warm_start",
-    "warm_start_figure": "jpt.analysis.warm_start_figure",
+    "warm_start_figure": "jpt.report.figures",
 }
 
 __all__ = [

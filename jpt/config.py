@@ -1,4 +1,4 @@
-"""Options as frozen dataclasses: every default stands here once, every value is checked here."""
+"""Options of tuning, scoring, transfer, projection, probing, masking and recommendation."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ import numpy as np
 from flax import linen as nn
 
 from jpt.backbones.encoder import Encoder
-from jpt.backbones.families import FAMILIES
-from jpt.files.safetensors_file import write_safetensors
-from jpt.files.tokenizer import SpecialIds
+from jpt.backbones.registry import FAMILIES
+from jpt.io.tensors import write_safetensors
+from jpt.io.tokenizer import SpecialIds
 from jpt.types import Batch, Parameters
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[MASK]", "[CLS]", "</s>", "<extra_id_0>")

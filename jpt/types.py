@@ -4,8 +4,7 @@ The same letters stand everywhere for the same axes:
 
 B rows of a batch, T text tokens, P prompt rows, S = P + T positions (one more in encoders, whose
 first position is the mask), D width, H heads, L layers, F neurons of one feed-forward layer,
-V vocabulary, C labels, W words that stand for them, A tokens of an answer, K prompts in a bank.
-"""
+V vocabulary, C labels, W words that stand for them, A tokens of an answer, K prompts in a bank."""
 
 from __future__ import annotations
 
@@ -13,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float, Float32, Float64, Int, Int32
+
+from jpt.tasks.metrics import Written
 
 Parameters = dict[str, Any]
 """A nested dictionary of arrays: the frozen weights of a backbone."""
@@ -127,3 +128,57 @@ class Activations:
     rates: Float32[np.ndarray, "K L F"] | None = None
     cka: Float64[np.ndarray, "L K K"] | None = None
     probe: dict[str, Any] = field(default_factory=lambda: {"kind": "start"})
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a prompt does on one split.
+
+    Attributes:
+        metric: name of the measure that decides.
+        value: the measure, between 0 and 1 (Matthews: -1 and 1).
+        loss: mean cross-entropy over the labels; of written answers, of a token.
+        rows: how many rows were scored.
+        majority: share of the most frequent class, what a constant answer would reach; None where
+            the answer is written.
+        counts: how often each label was answered.
+        predictions: the answered class of each row, in the split's order, or the written text.
+        measures: every measure that fits the task.
+        log_probs: logarithm of each label's share, by row.
+        written: what was written and what should have been, by row.
+    """
+
+    metric: str
+    value: float
+    loss: float
+    rows: int
+    majority: float | None
+    counts: dict[str, int]
+    predictions: Int[np.ndarray, "N"] | tuple[str, ...]
+    measures: dict[str, float] = field(default_factory=dict)
+    log_probs: Float[np.ndarray, "N C"] | None = field(default=None, repr=False)
+    written: tuple[Written, ...] | None = field(default=None, repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """Gives the score without the predictions, ready for JSON."""
+        by_class = {} if self.written else {"majority": self.majority, "counts": self.counts}
+        return {
+            self.metric: self.value,
+            "loss": self.loss,
+            "rows": self.rows,
+            **by_class,
+            "measures": self.measures,
+        }
+
+    @property
+    def warning(self) -> str | None:
+        """Says so when every row was answered alike, the commonest way of not learning."""
+        if self.written is not None:
+            answered = sorted(set(self.predictions))
+            alike = len(answered) == 1 and self.rows > 1
+        else:
+            answered = [label for label, count in self.counts.items() if count]
+            alike = len(answered) == 1 and len(self.counts) > 1
+        if not alike:
+            return None
+        return f"all {self.rows} rows were answered '{answered[0]}': nothing is learnt yet"

@@ -227,5 +227,7 @@ def test_one_task_is_shown_with_ids_and_rows(run, tmp_path: Path) -> None:
 
 
 def test_help_is_fast_and_loads_no_jax() -> None:
-    script = "import sys, jpt.cli; sys.exit('jax' in sys.modules or 'transformers' in sys.modules)"
+    script = (
+        "import sys, jpt.cli.app; sys.exit('jax' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT).returncode == 0

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-import jpt.compile_cache as programs
-from jpt.tuning.compile_log import CompileLog
+import jpt.io.compile_cache as programs
+from jpt.tuning.logging import CompileLog
 
 NAMES = (
     "jax_compilation_cache_dir",

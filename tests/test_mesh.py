@@ -11,10 +11,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
-from jpt.backbones.families import FAMILIES
+from jpt.backbones.encoder import ENCODER_WEIGHTS
+from jpt.backbones.registry import FAMILIES
 from jpt.errors import InputError
-from jpt.mesh import (
+from jpt.parallel import (
     batch_sharding,
     fetch,
     make_mesh,
@@ -147,7 +147,9 @@ def assert_near(found: object, expected: object) -> None:
 
 
 def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jpt.mesh.process_count", lambda: 2)  # all devices here are of the first
+    monkeypatch.setattr(
+        "jpt.parallel.process_count", lambda: 2
+    )  # all devices here are of the first
     with pytest.raises(InputError, match="1 of 2 processes would have no part"):
         make_mesh("data:2")
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import typer
 
-from jpt import cli, joining, processes
+from jpt import parallel
+from jpt.cli import app
 from jpt.data.batches import evaluation_batches, make_batch
 from jpt.data.encode import EncodedAnswers, EncodedSplit
 from jpt.errors import InputError
-from jpt.files import atomic
-from jpt.files.atomic import atomic_file, make_folder, write_text
-from jpt.joining import Place, find_place
-from jpt.processes import Vote, on_first, quiet_others
+from jpt.io import files
+from jpt.io.files import atomic_file, make_folder, write_text
+from jpt.parallel import Place, Vote, find_place, on_first, quiet_others
 
 COMPUTING = {
     *("quickstart", "tune", "evaluate", "generate", "transfer", "warm-start", "neurons", "mask"),
@@ -82,9 +82,9 @@ def test_jax_that_computes_already_is_no_traceback(monkeypatch: pytest.MonkeyPat
     import jax
 
     jax.devices()
-    monkeypatch.setattr(joining, "_meet", lambda place, timeout_s: None)
+    monkeypatch.setattr(parallel, "_meet", lambda place, timeout_s: None)
     with pytest.raises(InputError, match="did not find each other at localhost:1"):
-        joining.start_processes("localhost:1", 2, 1)
+        parallel.start_processes("localhost:1", 2, 1)
 
 
 def free_port() -> int:
@@ -97,7 +97,7 @@ def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
     address = f"localhost:{free_port()}"
     with ThreadPoolExecutor() as pool:
         places = [Place(address, 3, number) for number in (1, 2, 0)]
-        list(pool.map(lambda place: joining._meet(place, 20), places))
+        list(pool.map(lambda place: parallel._meet(place, 20), places))
     port = int(address.partition(":")[2])
     with socket.create_server(("", port)) as server:  # fails where the port is still held
         assert server.getsockname()[1] == port
@@ -106,19 +106,19 @@ def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
 def test_a_process_that_does_not_come_is_named() -> None:
     port = free_port()
     with pytest.raises(InputError, match=f"2 of 3 processes did not come to port {port}: 1, 2"):
-        joining._meet(Place(f"localhost:{port}", 3, 0), 0.2)
+        parallel._meet(Place(f"localhost:{port}", 3, 0), 0.2)
     with pytest.raises(InputError, match="did not let process 2 in at localhost"):
-        joining._meet(Place(f"localhost:{port}", 3, 2), 0.2)
+        parallel._meet(Place(f"localhost:{port}", 3, 2), 0.2)
 
 
 def test_two_processes_of_one_number_are_refused() -> None:
     port = free_port()
     with ThreadPoolExecutor() as pool:
         twins = [
-            pool.submit(joining._meet, Place(f"localhost:{port}", 3, 1), 1.0) for _ in range(2)
+            pool.submit(parallel._meet, Place(f"localhost:{port}", 3, 1), 1.0) for _ in range(2)
         ]
         with pytest.raises(InputError, match="a second process 1"):
-            joining._meet(Place(f"localhost:{port}", 3, 0), 20)
+            parallel._meet(Place(f"localhost:{port}", 3, 0), 20)
         assert all(isinstance(twin.exception(), InputError) for twin in twins)
 
 
@@ -126,7 +126,7 @@ def test_a_port_in_use_is_no_traceback() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port} of the coordinator cannot be opened"):
-            joining._meet(Place(f"localhost:{port}", 2, 0), 1)
+            parallel._meet(Place(f"localhost:{port}", 2, 0), 1)
 
 
 def test_a_lone_process_asks_nobody() -> None:
@@ -136,7 +136,7 @@ def test_a_lone_process_asks_nobody() -> None:
 
 
 def test_others_write_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "is_first", lambda: False)
+    monkeypatch.setattr(files, "is_first", lambda: False)
     assert make_folder(tmp_path / "folder") == tmp_path / "folder"
     write_text(tmp_path / "folder" / "a.txt", "a")
     assert list(tmp_path.iterdir()) == []
@@ -148,7 +148,7 @@ def test_others_write_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_others_print_nothing_but_their_errors(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(parallel, "is_first", lambda: False)
     with pytest.raises(InputError), quiet_others():
         print("a result")
         raise InputError("a reason")
@@ -168,7 +168,7 @@ def command_options(app: typer.Typer, front: str = "") -> dict[str, set[str]]:
 
 
 def test_every_command_that_computes_has_a_mesh_and_may_be_run_by_several() -> None:
-    options = command_options(cli.app)
+    options = command_options(app.app)
     assert COMPUTING <= set(options)
     for name in COMPUTING:
         assert {"mesh", "coordinator", "processes", "process"} <= options[name], name

@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import jpt
-from jpt.cli import app
-from jpt.data import builtin_rows
+from jpt.cli.app import app
+from jpt.data import builtin
 from tests.conftest import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -81,13 +81,13 @@ def typed(tmp_path_factory: pytest.TempPathFactory, plain_programs: None) -> Ite
     """The README's Python, run on a third of the rows; pages of docs/ go on in its folder."""
     folder = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:
-        builtin_rows._make_split.cache_clear()
-        for split, size in builtin_rows.SIZES.items():
-            patch.setitem(builtin_rows.SIZES, split, size // 3)
+        builtin._make_split.cache_clear()
+        for split, size in builtin.SIZES.items():
+            patch.setitem(builtin.SIZES, split, size // 3)
         patch.chdir(folder)
         names: dict[str, Any] = {}
         yield Typed(folder, names, type_in(ROOT / "README.md", names))
-    builtin_rows._make_split.cache_clear()
+    builtin._make_split.cache_clear()
 
 
 def test_python_of_the_readme(typed: Typed) -> None:
@@ -154,7 +154,7 @@ def test_the_task_of_ones_own_loads(tmp_path: Path) -> None:
 
 
 def test_the_sweep_files_load(tmp_path: Path) -> None:
-    from jpt.recipes.sweep_grid import read_sweep
+    from jpt.recipes.sweep import read_sweep
 
     grid, search = blocks(ROOT / "docs" / "sweep.md", "toml")
     (tmp_path / "grid.toml").write_text(grid)

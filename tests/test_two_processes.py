@@ -28,9 +28,9 @@ LIMIT_S = 280
 IMPATIENT = """
 import runpy
 
-import jpt.joining
+import jpt.parallel
 
-jpt.joining.HEARTBEAT_S = 15
+jpt.parallel.HEARTBEAT_S = 15
 runpy.run_module("jpt.cli", run_name="__main__")
 """
 """A jpt that waits less long for a sign of life."""

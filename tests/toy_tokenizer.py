@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jpt.files.tokenizer import TextTokenizer, load_tokenizer
+from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 
 WORDS = "a the film is was good bad dull bright not and it i saw old new one two three four".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from jpt import cli
+from jpt.cli import app
 
 
 def type_command(
@@ -18,7 +18,7 @@ def type_command(
     """Runs ``jpt`` with these words; gives exit code, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["jpt", *map(str, words)])
     try:
-        cli.main()
+        app.main()
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)

@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 from vocabulary import SPECIAL, build_tokenizer, choose_pieces
 
-from jpt.data.movie_reviews import Split, reviews, sentences
+from jpt.data.builtin import Split, cut_sentences, reviews
 
 TEXT_TOKENS = 64
 CLS, SEP, MASK = (SPECIAL.index(name) for name in ("[CLS]", "[SEP]", "[MASK]"))
@@ -44,7 +44,7 @@ class Corpus:
 def read_sentences(split: Split) -> list[list[str]]:
     """Every review of a split as its sentences, Rotten Tomatoes first."""
     sources = ("rotten_tomatoes", "imdb")
-    return [sentences(row.text) for source in sources for row in reviews(source, split)]
+    return [cut_sentences(row.text) for source in sources for row in reviews(source, split)]
 
 
 def load_pieces(teacher: Path, cache: Path) -> list[str]:

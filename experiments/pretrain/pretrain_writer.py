@@ -22,8 +22,8 @@ from teacher import load_states, load_teacher, piece_ids
 from vocabulary import SPECIAL, save_writer_tokenizer
 from writer_batches import SENTINELS, Texts, Writer, chosen_texts
 
-from jpt.backbones.families import FAMILIES
-from jpt.files.tokenizer import SpecialIds
+from jpt.backbones.registry import FAMILIES
+from jpt.io.tokenizer import SpecialIds
 
 WIDTH, DEPTH, HEADS, POSITIONS = 128, 4, 4, 128
 TEACHER_WIDTH = 384

@@ -11,7 +11,7 @@ import numpy as np
 from batches import FrontBatch, Sampler
 from vocabulary import build_tokenizer
 
-from jpt.data.movie_reviews import Split, reviews
+from jpt.data.builtin import Split, reviews
 
 
 @cache

@@ -19,7 +19,7 @@ from safetensors.flax import load_file
 from student import _layer, _normalise, vocabulary_logits
 from tokenizers import Tokenizer
 
-from jpt.data.movie_reviews import Split, reviews, sentences
+from jpt.data.builtin import Split, cut_sentences, reviews
 
 TEXT = 64
 ANSWERS = {
@@ -42,7 +42,7 @@ def make_rows(task: str, split: Split, count: int) -> tuple[list[tuple[str, ...]
         groups = [[row for row in rows if row.label == label][: count // 2] for label in (0, 1)]
         chosen = [row for group in groups for row in group]
         return [(row.text,) for row in chosen], np.array([row.label for row in chosen])
-    cut = [[s for s in sentences(row.text) if 5 <= len(s.split()) <= 22] for row in rows]
+    cut = [[s for s in cut_sentences(row.text) if 5 <= len(s.split()) <= 22] for row in rows]
     cut = [one for one in cut if len(one) >= (1 if task.endswith("order") else 3)][:count]
     labels = np.arange(len(cut)) % 2
     made: list[tuple[str, ...]] = []

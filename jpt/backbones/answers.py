@@ -1,9 +1,4 @@
-"""Several answers behind one text, read side by side in one pass.
-
-The answers of a row stand in one line of tokens, all but the last token of each: W answers of A
-tokens give W * (A - 1) places. A token looks at the text and at the tokens before it in its own
-answer, and stands where it would if its answer were the only one.
-"""
+"""Score label words of several tokens, and the branches that they share."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from jpt.backbones.output import AnswerScores
+from jpt.backbones.layers import AnswerScores
 
 
 class Branches(NamedTuple):

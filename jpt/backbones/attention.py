@@ -1,4 +1,4 @@
-"""Attention of queries over one or several blocks of keys, with one softmax over all of them."""
+"""Attention over blocks of keys, in one softmax."""
 
 from __future__ import annotations
 

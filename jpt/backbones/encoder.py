@@ -1,27 +1,278 @@
-"""BERT and RoBERTa as frozen Linen modules that take a soft prompt.
-
-The input is ``[MASK] p1 .. pP [CLS] text [SEP]`` and the answer is read at position 0. Mask and
-prompt rows get no position embedding; text keeps the positions it would have alone. (METHOD of the
-paper's code: the mask takes the place of prompt row 0, which is why P here counts read rows only.)
-"""
+"""BERT, RoBERTa and XLM-R encoders: configuration, weights and forward pass."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jpt.backbones.attention import KeyBlock, attend
-from jpt.backbones.encoder_config import EncoderConfig
 from jpt.backbones.layers import (
     ACTIVATIONS,
     LayerNorm,
+    ModelOutput,
     linear,
     rematerialised,
     score_words,
 )
-from jpt.backbones.output import ModelOutput
+from jpt.backbones.loading import (
+    TensorRule,
+    TensorSource,
+    Weights,
+    differs,
+    read_number,
+    read_whole,
+    split_layers,
+)
 from jpt.backbones.packing import Packing, at_position, collect, pack_layout, spread
+from jpt.errors import InputError
+
+# --- The shape of a BERT or RoBERTa model, read from its Hugging Face config
+
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What shapes an encoder and how its input is laid out."""
+
+    model_type: str  # ``"bert"`` or ``"roberta"``
+    vocabulary: int  # V, rows of the word table
+    width: int  # D
+    layers: int  # L
+    heads: int  # H
+    neurons: int  # F of one feed-forward layer
+    positions: int  # how many text tokens the position table serves
+    position_offset: int  # position of the first text token in the table (RoBERTa: padding id + 1)
+    token_types: int  # rows of the token type table
+    activation: str = "gelu"  # name of the non-linearity of the feed-forward layers
+    head_activation: str = "gelu"  # name of the non-linearity of the masked-LM head
+    epsilon: float = 1e-12  # of every layer norm
+    # whether the head multiplies by the word table or has a table of its own
+    tied_head: bool = True
+    # rate the model was trained with, used only when dropout is asked for
+    dropout_rate: float = 0.1
+
+    @property
+    def is_bert(self) -> bool:
+        """Whether names and layout are BERT's rather than RoBERTa's."""
+        return self.model_type == "bert"
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+    @classmethod
+    def from_huggingface(cls, config: Mapping[str, Any]) -> EncoderConfig:
+        """Reads a ``config.json`` that transformers wrote."""
+        _refuse_variants(config)
+        model_type = "bert" if config["model_type"] == "bert" else "roberta"
+        positions = read_whole(config, "max_position_embeddings")
+        offset = 0 if model_type == "bert" else read_whole(config, "pad_token_id", 1, least=0) + 1
+        if offset >= positions:
+            raise InputError(
+                f"config.json has {positions} positions (max_position_embeddings), but text "
+                f"starts after padding id {offset - 1}; nothing is left for it"
+            )
+        activation = config.get("hidden_act", "gelu")
+        return cls(
+            model_type=model_type,
+            vocabulary=read_whole(config, "vocab_size"),
+            width=read_whole(config, "hidden_size"),
+            layers=read_whole(config, "num_hidden_layers"),
+            heads=read_whole(config, "num_attention_heads"),
+            neurons=read_whole(config, "intermediate_size"),
+            positions=positions - offset,
+            position_offset=offset,
+            token_types=read_whole(config, "type_vocab_size", 2),
+            activation=activation,
+            # RoBERTa's head has GELU whatever the layers have.
+            head_activation=activation if model_type == "bert" else "gelu",
+            epsilon=read_number(config, "layer_norm_eps", 1e-12),
+            tied_head=bool(config.get("tie_word_embeddings", True)),
+            dropout_rate=read_number(config, "hidden_dropout_prob", 0.1, allow_zero=True),
+        )
+
+
+def _refuse_variants(config: Mapping[str, Any]) -> None:
+    """Raises for what the encoder family does not compute, naming the field."""
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise InputError(
+            f"config.json has model_type {model_type!r}; this family loads {', '.join(MODEL_TYPES)}"
+        )
+    kind = config.get("position_embedding_type", "absolute")
+    if kind != "absolute":
+        raise InputError(f"config.json has position_embedding_type {kind!r}; expected 'absolute'")
+    if config.get("is_decoder") or config.get("add_cross_attention"):
+        raise InputError("config.json says is_decoder; an encoder with a masked-LM head is needed")
+    activation = config.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise InputError(
+            f"config.json has hidden_act {activation!r}; known are {', '.join(ACTIVATIONS)}"
+        )
+    width, heads = read_whole(config, "hidden_size"), read_whole(config, "num_attention_heads")
+    if width % heads:
+        raise InputError(f"config.json has hidden_size {width}, which {heads} heads do not divide")
+
+
+# --- The names that BERT and RoBERTa checkpoints give their tensors, and how they are split
+
+_LAYER_MAPS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_out": "attention.output.dense",
+    "feed_forward_in": "intermediate.dense",
+    "feed_forward_out": "output.dense",
+}
+_LAYER_NORMS = {
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward_norm": "output.LayerNorm",
+}
+# Tensors that real files hold and an encoder with a masked-LM head does not need: poolers, the
+# next-sentence head, position buffers, copies of the decoder (of a tied head; an untied head
+# scores with the decoder's own bias, and the head's other bias is what nobody reads).
+_IGNORED = {
+    "bert": (
+        r"bert\.pooler\..*",
+        r"cls\.seq_relationship\..*",
+        r"bert\.embeddings\.(position_ids|token_type_ids)",
+        r"cls\.predictions\.(decoder\.weight|decoder\.bias|bias)",
+    ),
+    "roberta": (
+        r"roberta\.pooler\..*",
+        r"roberta\.embeddings\.(position_ids|token_type_ids)",
+        r"lm_head\.(decoder\.weight|decoder\.bias|bias)",
+    ),
+}
+_DECODER = {"bert": "cls.predictions.decoder.weight", "roberta": "lm_head.decoder.weight"}
+_DECODER_BIAS = {"bert": "cls.predictions.decoder.bias", "roberta": "lm_head.decoder.bias"}
+_HEAD_BIAS = {"bert": "cls.predictions.bias", "roberta": "lm_head.bias"}
+
+# One table for the family: the first matrix of each pair is split by column, the second by row;
+# vocabulary tables are split over D. What ``layers`` stacks has one axis more in front.
+_SPLIT = (
+    (r"(query|key|value|feed_forward_in)/kernel", (None, "model")),
+    (r"(query|key|value|feed_forward_in)/bias", ("model",)),
+    (r"(attention_out|feed_forward_out)/kernel", ("model", None)),
+    (r"(attention_out|feed_forward_out)/bias", (None,)),
+    (r"(attention_norm|feed_forward_norm)/(scale|bias)", (None,)),
+)
+
+
+def encoder_rules(config: EncoderConfig) -> list[TensorRule]:
+    """Names the tensor of every parameter of an encoder."""
+    root = "bert" if config.is_bert else "roberta"
+    table, width = f"{root}.embeddings", config.width
+    positions = config.positions + config.position_offset
+    rules = [
+        TensorRule(
+            "embeddings/word", f"{table}.word_embeddings.weight", (config.vocabulary, width)
+        ),
+        TensorRule(
+            "embeddings/position", f"{table}.position_embeddings.weight", (positions, width)
+        ),
+        TensorRule(
+            "embeddings/token_type",
+            f"{table}.token_type_embeddings.weight",
+            (config.token_types, width),
+        ),
+        *_norm("embeddings/norm", f"{table}.LayerNorm", width),
+    ]
+    layer = f"{root}.encoder.layer.{{layer}}"
+    for ours, theirs in _LAYER_MAPS.items():
+        inputs = config.neurons if ours == "feed_forward_out" else width
+        outputs = config.neurons if ours == "feed_forward_in" else width
+        rules += _linear(f"layer/{ours}", f"{layer}.{theirs}", inputs, outputs, config.layers)
+    for ours, theirs in _LAYER_NORMS.items():
+        rules += _norm(f"layer/{ours}", f"{layer}.{theirs}", width, config.layers)
+    return rules + _head_rules(config)
+
+
+def _head_rules(config: EncoderConfig) -> list[TensorRule]:
+    kind, width = ("bert" if config.is_bert else "roberta"), config.width
+    transform = "cls.predictions.transform" if config.is_bert else "lm_head"
+    norm = f"{transform}.LayerNorm" if config.is_bert else f"{transform}.layer_norm"
+    bias, other = _HEAD_BIAS[kind], _DECODER_BIAS[kind]
+    if not config.tied_head:
+        bias, other = other, bias
+    rules = [
+        *_linear("head/transform", f"{transform}.dense", width, width),
+        *_norm("head/norm", norm, width),
+        TensorRule("head/bias", bias, (config.vocabulary,), aliases=(other,)),
+    ]
+    if not config.tied_head:
+        rules.append(TensorRule("head/words", _DECODER[kind], (config.vocabulary, width)))
+    return rules
+
+
+def _linear(path: str, name: str, inputs: int, outputs: int, layers: int = 0) -> list[TensorRule]:
+    shape = (outputs, inputs)
+    return [
+        TensorRule(f"{path}/kernel", f"{name}.weight", shape, transpose=True, layers=layers),
+        TensorRule(f"{path}/bias", f"{name}.bias", (outputs,), layers=layers),
+    ]
+
+
+def _norm(path: str, name: str, width: int, layers: int = 0) -> list[TensorRule]:
+    # Files from the TensorFlow days call the two gamma and beta.
+    return [
+        TensorRule(f"{path}/{ours}", f"{name}.{theirs}", (width,), aliases=(old,), layers=layers)
+        for ours, theirs, old in (
+            ("scale", "weight", f"{name}.gamma"),
+            ("bias", "bias", f"{name}.beta"),
+        )
+    ]
+
+
+def _settle(source: TensorSource, config: EncoderConfig, where: str) -> EncoderConfig:
+    """Unties the head where the file has its own; raises where it has none at all."""
+    kind = "bert" if config.is_bert else "roberta"
+    head = "cls.predictions." if config.is_bert else "lm_head."
+    if not any(name.startswith(head) for name in source.shapes):
+        raise InputError(
+            f"{where} has no masked-LM head (no tensor begins with '{head}'), so no label word "
+            "can be scored; use a checkpoint saved from the masked-LM model"
+        )
+    copies = (
+        (_DECODER[kind], f"{kind}.embeddings.word_embeddings.weight"),
+        (_DECODER_BIAS[kind], _HEAD_BIAS[kind]),
+    )
+    if config.tied_head and any(differs(source, *pair) for pair in copies):
+        return dataclasses.replace(config, tied_head=False)
+    return config
+
+
+ENCODER_WEIGHTS = Weights(
+    rules=encoder_rules,
+    ignored=lambda config: _IGNORED["bert" if config.is_bert else "roberta"],
+    settle=_settle,
+    partition=(
+        *split_layers(_SPLIT),
+        (r"embeddings/(word|position|token_type)", PartitionSpec(None, "model")),
+        (r"embeddings/norm/(scale|bias)", PartitionSpec()),
+        (r"head/words", PartitionSpec(None, "model")),
+        (r"head/transform/(kernel|bias)", PartitionSpec()),
+        (r"head/norm/(scale|bias)", PartitionSpec()),
+        (r"head/bias", PartitionSpec()),
+    ),
+)
+"""BERT's and RoBERTa's checkpoints."""
+
+
+# --- BERT and RoBERTa as frozen Linen modules that take a soft prompt
+# The input is ``[MASK] p1 .. pP [CLS] text [SEP]`` and the answer is read at position 0. Mask and
+# prompt rows get no position embedding; text keeps the positions it would have alone. (METHOD of
+# the paper's code: the mask takes the place of prompt row 0, which is why P here counts read rows
+# only.)
 
 
 class EncoderLayer(nn.Module):

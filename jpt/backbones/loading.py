@@ -1,18 +1,71 @@
-"""From named tensors in files to a parameter tree: strict, tensor by tensor, in one dtype."""
+"""Read configurations and load checkpoint tensors into the parameter tree, sharded."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jpt.errors import InputError
+from jpt.parallel import PartitionTable
 from jpt.types import Parameters
+
+# --- Reads single fields of a Hugging Face config, and says in one line what is wrong with one
+
+Fields = Mapping[str, Any]
+
+
+def read_whole(fields: Fields, name: str, default: int | None = None, least: int = 1) -> int:
+    """Reads a field that counts something."""
+    value = _value(fields, name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(
+            f"config.json: {name} is {value!r}; a whole number of at least {least} is expected"
+        )
+    return value
+
+
+def read_number(
+    fields: Fields, name: str, default: float | None = None, *, allow_zero: bool = False
+) -> float:
+    """Reads a field that measures something, such as a rate or a factor."""
+    value = _value(fields, name, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (0 < value < float("inf") or (allow_zero and value == 0)):
+        least = "a number of at least 0" if allow_zero else "a number above 0"
+        raise InputError(f"config.json: {name} is {value!r}; {least} is expected")
+    return float(value)
+
+
+def read_flag(fields: Fields, name: str, default: bool) -> bool:
+    """Reads a field that is true or false."""
+    value = fields.get(name, default)
+    if not isinstance(value, bool):
+        raise InputError(f"config.json: {name} is {value!r}; true or false is expected")
+    return value
+
+
+def read_choice(fields: Fields, name: str, known: Iterable[str], default: str) -> str:
+    """Reads a field that names one of several things."""
+    value = fields.get(name, default)
+    if value not in list(known):
+        raise InputError(f"config.json: {name} is {value!r}; known are {', '.join(known)}")
+    return value
+
+
+def _value(fields: Fields, name: str, default: Any) -> Any:
+    if name not in fields and default is None:
+        raise InputError(f"config.json has no field '{name}', which this model needs")
+    return fields.get(name, default)
+
+
+# --- From named tensors in files to a parameter tree: strict, tensor by tensor, in one dtype
 
 LAYER = "{layer}"
 SHOWN = 4
@@ -205,3 +258,61 @@ def _check(
 def _shown(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+# --- The checkpoints of a family: what their tensors are called, what is extra, how all is split
+
+Split = tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+def _nothing_more(source: TensorSource, where: str) -> None:
+    """What a family without a further check of its files has."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How a family's parameters stand in files and lie on a mesh."""
+
+    rules: Callable[[Any], list[TensorRule]]  # names the tensor of every parameter of a shape
+    # regular expressions of names that real files of a shape have and nobody needs
+    ignored: Callable[[Any], tuple[str, ...]]
+    # finishes a shape by what the file holds, such as a head of its own: ``settle(source, config,
+    # where)``
+    settle: Callable[[TensorSource, Any, str], Any]
+    partition: PartitionTable  # from parameter path to axes of the mesh
+    # raises for what the rules cannot see, once every tensor is known to be there
+    check: Callable[[TensorSource, str], None] = _nothing_more
+
+    def load(
+        self,
+        source: TensorSource,
+        config: Any,
+        dtype: jnp.dtype,
+        where: str,
+        place: Placer | None = None,
+    ) -> tuple[Any, Parameters]:
+        """Reads a model's parameters from a checkpoint."""
+        config = self.settle(source, config, where)
+        rules, ignored = self.rules(config), self.ignored(config)
+        params = load_parameters(source, rules, ignored, dtype, where, place)
+        self.check(source, where)
+        return config, params
+
+    def write(self, params: Parameters, config: Any) -> dict[str, np.ndarray]:
+        """Names a model's parameters as a Hugging Face checkpoint does."""
+        return write_parameters(params, self.rules(config))
+
+
+def split_layers(split: Split) -> tuple[tuple[str, PartitionSpec], ...]:
+    """Says how a layer is split, alone and in the stack, which has one axis more in front."""
+    return (
+        *((rf"last_layer/{path}", PartitionSpec(*axes)) for path, axes in split),
+        *((rf"layers/{path}", PartitionSpec(None, *axes)) for path, axes in split),
+    )
+
+
+def differs(source: TensorSource, copy: str, own: str | None) -> bool:
+    """Tells whether a file holds a tensor that is no copy of another one it holds."""
+    if copy not in source.shapes or own not in source.shapes:
+        return False
+    return not np.array_equal(source.read(copy), source.read(own))

@@ -1,11 +1,4 @@
-"""States of real tokens alone: what the layers' maps work on where rows are padded to one length.
-
-Norms, maps and activations treat every token by itself, so they need no padding: the tokens of all
-rows stand in one line. Only attention wants rows; the line is spread out for it and collected
-again. Both are linear, each is the other's transpose, and both are gathers: the way back of an
-ordinary gather would be a scatter, which is slow on every device. Where there is no packing (None),
-values stand by row already and are left as they are.
-"""
+"""Pack the real tokens of padded rows, so that padding costs no matrix products."""
 
 from __future__ import annotations
 

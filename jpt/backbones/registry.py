@@ -1,11 +1,12 @@
-"""Backbones by name: built-in ones, folders of weights, and hub ids when one is asked for."""
+"""Find a backbone by name, hub id, folder or GGUF file, and load it."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,18 +17,143 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from jpt.backbones.families import Family, find_family
-from jpt.backbones.loading import Placer, TensorSource
-from jpt.compile_cache import use_compile_cache
+from jpt.backbones.decoder import GPT2_WEIGHTS, LLAMA_WEIGHTS, Decoder, DecoderConfig
+from jpt.backbones.encoder import ENCODER_WEIGHTS, Encoder, EncoderConfig
+from jpt.backbones.loading import Placer, TensorSource, Weights
+from jpt.backbones.t5 import T5, T5_WEIGHTS, T5Config
 from jpt.config import DTYPES, REMAT, check_choice
 from jpt.errors import InputError, unknown_name
-from jpt.files.gguf_file import open_gguf
-from jpt.files.gguf_tokenizer import read_gguf_tokenizer
-from jpt.files.reading import file_size_bytes
-from jpt.files.tensor_files import open_tensors
-from jpt.files.tokenizer import TextTokenizer, load_tokenizer
-from jpt.mesh import parameter_sharding, parameter_shardings, place
+from jpt.io.compile_cache import use_compile_cache
+from jpt.io.files import file_size_bytes
+from jpt.io.gguf import open_gguf, read_gguf_tokenizer
+from jpt.io.tensors import open_tensors
+from jpt.io.tokenizer import SpecialIds, TextTokenizer, load_tokenizer
+from jpt.parallel import parameter_sharding, parameter_shardings, place
 from jpt.types import Parameters
+
+# --- The families of language models: what the registry has to know of each
+
+LARGE_LAYERS = 24
+LAYOUTS = ("encoder", "encoder_decoder", "decoder")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models."""
+
+    name: str  # what it is called in messages
+    layout: str  # where the prompt stands and the answer is read; one of `LAYOUTS`
+    model_types: tuple[str, ...]  # what ``config.json`` calls its models
+    pieces: tuple[str, ...]  # special pieces that it cannot do without
+    # reads the shape from a Hugging Face config: ``config(dict)``
+    config: Callable[[Mapping[str, Any]], Any]
+    # builds the Linen module: ``module(config, ids, dtype, dropout_rate, remat)``
+    module: Callable[[Any, SpecialIds, jnp.dtype, float, str], nn.Module]
+    weights: Weights  # how its parameters stand in files and lie on a mesh
+    # tuning options that suit a shape, where they are not the encoders': ``choices( config)``
+    choices: Callable[[Any], dict[str, Any]]
+    init_std: float | None  # spread of a random prompt; None takes that of the word table
+
+
+def _encoder(
+    config: EncoderConfig, ids: SpecialIds, dtype: jnp.dtype, dropout_rate: float, remat: str
+) -> Encoder:
+    return Encoder(config, ids.mask or 0, dtype, dropout_rate, remat)
+
+
+def _encoder_choices(config: EncoderConfig) -> dict[str, Any]:
+    # Paper 1.0 configs: 1e-3 on bert-base and roberta-base, 1e-4 on roberta-large.
+    return {"learning_rate": 1e-4} if config.layers >= LARGE_LAYERS else {}
+
+
+ENCODERS = Family(
+    name="BERT and RoBERTa",
+    layout="encoder",
+    model_types=("bert", "roberta", "xlm-roberta"),
+    pieces=("cls", "sep", "mask", "pad"),
+    config=EncoderConfig.from_huggingface,
+    module=_encoder,
+    weights=ENCODER_WEIGHTS,
+    choices=_encoder_choices,
+    # Paper's code: N(0, 0.02^2), the models' own initializer_range.
+    init_std=0.02,
+)
+
+
+def _t5(config: T5Config, ids: SpecialIds, dtype: jnp.dtype, dropout_rate: float, remat: str) -> T5:
+    del ids  # its start token stands in the config
+    return T5(config, dtype, dropout_rate, remat)
+
+
+def _t5_choices(config: T5Config) -> dict[str, Any]:
+    # Paper 1.0 configs: 5e-3 on t5-small and t5-base, 1e-3 on t5-large; one rate for all sizes from
+    # there on.
+    rate = 1e-3 if config.layers >= LARGE_LAYERS else 5e-3
+    return {"learning_rate": rate, "objective": "vocabulary"}
+
+
+def _decoder(
+    config: DecoderConfig, ids: SpecialIds, dtype: jnp.dtype, dropout_rate: float, remat: str
+) -> Decoder:
+    del ids
+    return Decoder(config, dtype, dropout_rate, remat)
+
+
+def _decoder_choices(config: DecoderConfig) -> dict[str, Any]:
+    # The paper has no decoders.
+    del config
+    return {"learning_rate": 5e-3, "objective": "vocabulary"}
+
+
+T5S = Family(
+    name="T5",
+    layout="encoder_decoder",
+    model_types=("t5",),
+    pieces=("eos", "pad"),
+    config=T5Config.from_huggingface,
+    module=_t5,
+    weights=T5_WEIGHTS,
+    choices=_t5_choices,
+    # Paper's code: N(0, 1), what torch gives an embedding that nobody initialises.
+    init_std=1.0,
+)
+
+GPT2S = Family(
+    name="GPT-2",
+    layout="decoder",
+    model_types=("gpt2",),
+    pieces=("eos",),
+    config=DecoderConfig.from_huggingface,
+    module=_decoder,
+    weights=GPT2_WEIGHTS,
+    choices=_decoder_choices,
+    init_std=None,
+)
+
+LLAMAS = dataclasses.replace(
+    GPT2S,
+    name="Llama and Qwen2",
+    model_types=("llama", "qwen2"),
+    weights=LLAMA_WEIGHTS,
+)
+
+FAMILIES: dict[str, Family] = {
+    model_type: family
+    for family in (ENCODERS, T5S, GPT2S, LLAMAS)
+    for model_type in family.model_types
+}
+"""The family of each model type."""
+
+
+def find_family(config: Mapping[str, Any], where: str) -> Family:
+    """Finds the family of a model."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise InputError(f"{where}: {unknown_name('model_type', str(model_type), FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+# --- Backbones by name: built-in ones, folders of weights, and hub ids when one is asked for
 
 BUILTIN = Path(__file__).parent / "builtin"
 PREFIX = "builtin/"
@@ -313,3 +439,48 @@ def _fingerprint(place: Path) -> str:
             file.seek(max(0, size - SAMPLE_BYTES))
             digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
+
+
+# --- How long prompts and texts may be: what a model has positions for
+
+
+def longest_text(
+    backbone: Backbone, prompt_rows: int, first_position: int = 0, answer_tokens: int = 0
+) -> int:
+    """Says how long a text a model has positions for."""
+    positions = backbone.config.positions
+    if backbone.layout == "decoder":
+        return positions - prompt_rows - answer_tokens
+    return positions - first_position if backbone.layout == "encoder" else sys.maxsize
+
+
+def check_lengths(
+    backbone: Backbone,
+    prompt_rows: int,
+    max_tokens: int,
+    first_position: int = 0,
+    answer_tokens: int = 0,
+) -> None:
+    """Refuses texts and prompts that the model's positions cannot serve."""
+    positions = backbone.config.positions
+    most = longest_text(backbone, prompt_rows, first_position, answer_tokens)
+    if max_tokens > most:
+        parts = {
+            "prompt": prompt_rows if backbone.layout == "decoder" else 0,
+            "text": max_tokens,
+            "answer": answer_tokens if backbone.layout == "decoder" else 0,
+            "first position": first_position,
+        }
+        named = [f"{name} {count}" for name, count in parts.items() if count]
+        sum_ = f"{' + '.join(named)} =" if len(named) > 1 else "a text of"
+        cure = f"set max_tokens to {most} or less" if most > 0 else "take a shorter prompt"
+        raise InputError(
+            f"{sum_} {sum(parts.values())} tokens, but {backbone.name} has {positions} "
+            f"positions; {cure}"
+        )
+    if prompt_rows > positions:
+        # T5 has no positions; there the most rows are a rule of ours.
+        raise InputError(
+            f"a prompt of {prompt_rows} rows is longer than the {positions} positions of "
+            f"{backbone.name}; set length to {positions} or less"
+        )

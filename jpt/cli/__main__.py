@@ -1,5 +1,7 @@
 """``python -m jpt.cli``, the same as ``jpt``."""
 
-from jpt.cli import main
+from __future__ import annotations
+
+from jpt.cli.app import main
 
 main()

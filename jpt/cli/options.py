@@ -1,15 +1,207 @@
-"""What the commands share: options that several of them take, and how a result is printed."""
+"""Options that several commands share, shell completion, and the start of processes."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json as json_format
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from jpt.cli.completion import complete_backbone, complete_task
+from jpt.parallel import quiet_others, start_processes
+
+# --- The option that every command that computes has: not to keep compiled programs
+
+CompileCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-compile-cache",
+        help="Compile anew; else programs are kept for the next run: ~/.cache/jpt/compiled.",
+    ),
+]
+
+
+def with_cache_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds ``--no-compile-cache`` to a command.
+
+    Args:
+        command: a function that typer reads its options off.
+
+    Returns:
+        The command with one option more, which it need not know.
+
+    Example:
+        >>> def greet(name: str) -> None:
+        ...     print(name)
+        >>> list(inspect.signature(with_cache_option(greet)).parameters)
+        ['name', 'no_compile_cache']
+    """
+
+    @wraps(command)
+    def run(*, no_compile_cache: bool = False, **options: Any) -> None:
+        if no_compile_cache:
+            from jpt.io.compile_cache import turn_off
+
+            turn_off()
+        command(**options)
+
+    signature = inspect.signature(command, eval_str=True)
+    more = inspect.Parameter(
+        "no_compile_cache",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=CompileCacheOption,
+    )
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), more])
+    run.__annotations__ = {
+        name: each.annotation for name, each in run.__signature__.parameters.items()
+    }
+    return run
+
+
+def add_cache_option(group: typer.Typer) -> typer.Typer:
+    """Adds ``--no-compile-cache`` to every command of a group.
+
+    Args:
+        group: with its commands.
+
+    Returns:
+        The group.
+
+    Example:
+        >>> group = add_cache_option(typer.Typer())
+    """
+    for info in group.registered_commands:
+        if info.callback is not None:
+            info.callback = with_cache_option(info.callback)
+    return group
+
+
+# --- What a shell completes after --backbone and --task: the names that come with jpt
+
+_BUILTIN = Path(__file__).parent.parent / "backbones" / "builtin"
+
+
+def complete_backbone(incomplete: str) -> list[str]:
+    """Lists the built-in backbones that begin so; their folders are looked at, jax is not loaded.
+
+    Args:
+        incomplete: what is typed so far.
+
+    Returns:
+        The names; none where a path or a hub id is meant, so that the shell completes files.
+
+    Example:
+        >>> complete_backbone("builtin/bert-s")
+        ['builtin/bert-small']
+    """
+    names = sorted(f"builtin/{config.parent.name}" for config in _BUILTIN.glob("*/config.json"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Lists the tasks with a name that begin so.
+
+    Args:
+        incomplete: what is typed so far.
+
+    Returns:
+        The names.
+
+    Example:
+        >>> complete_task("movie")
+        ['movie_rationales']
+    """
+    from jpt.tasks.catalog import task_names
+
+    return [name for name in task_names() if name.startswith(incomplete)]
+
+
+def complete_tasks(incomplete: str) -> list[str]:
+    """Completes the last of several names with commas between them.
+
+    Args:
+        incomplete: what is typed so far.
+
+    Returns:
+        The whole of what is typed with each name that fits its end and does not yet stand in it.
+
+    Example:
+        >>> complete_tasks("imdb,movie")
+        ['imdb,movie_rationales']
+    """
+    *before, last = incomplete.split(",")
+    fitting = [name for name in complete_task(last) if name not in before]
+    return [",".join([*before, name]) for name in fitting]
+
+
+# --- Commands that several processes run together: on a TPU pod, under SLURM, or started by hand
+
+_OPTIONS = {
+    "coordinator": Annotated[
+        str | None,
+        typer.Option(
+            envvar="JPT_COORDINATOR",
+            help="Several processes: HOST:PORT of process 0, or auto on a TPU pod (SLURM is"
+            " noticed); none: this one alone.",
+        ),
+    ],
+    "processes": Annotated[
+        int | None,
+        typer.Option(envvar="JPT_PROCESSES", help="With HOST:PORT: how many there are."),
+    ],
+    "process": Annotated[
+        int | None,
+        typer.Option(envvar="JPT_PROCESS", help="With HOST:PORT: which one this is, from 0."),
+    ],
+}
+
+
+def with_processes(command: Callable[..., None]) -> Callable[..., None]:
+    """Lets a command be run by several processes; all compute, the first one writes and prints.
+
+    Args:
+        command: with options alone.
+
+    Returns:
+        The command with three options more.
+
+    Example:
+        >>> @with_processes
+        ... def shout(word: str = "prompt") -> None:
+        ...     print(word.upper())
+        >>> list(inspect.signature(shout).parameters)
+        ['word', 'coordinator', 'processes', 'process']
+        >>> shout(word="tune")
+        TUNE
+    """
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+    ]
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        start_processes(**{name: options.pop(name, None) for name in _OPTIONS})
+        with quiet_others():
+            command(*arguments, **options)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    more = [
+        inspect.Parameter(name, kind, default=None, annotation=a) for name, a in _OPTIONS.items()
+    ]
+    run.__signature__ = inspect.Signature([*own, *more], return_annotation=None)
+    run.__annotations__ = {**hints, **_OPTIONS}
+    return run
+
+
+# --- What the commands share: options that several of them take, and how a result is printed
 
 BackboneOption = Annotated[
     str,

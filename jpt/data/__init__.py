@@ -1,1 +1,0 @@
-"""Rows of text from wherever they are, tokenised and put into batches; numpy only."""

@@ -1,18 +1,118 @@
-"""What a row has to be: checks that are the same wherever rows come from, and their checksum."""
+"""Read rows from JSON lines, CSV, TSV, parquet, text files, the hub or memory, and check them."""
 
 from __future__ import annotations
 
+import csv
+import difflib
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jpt.data.labels import find_label
-from jpt.data.wording import list_names, nearest_names, show
-from jpt.errors import InputError
-from jpt.tasks.task import Task
+from jpt.data.builtin import builtin_rows
+from jpt.errors import InputError, unknown_name
+from jpt.io.files import file_size_bytes, read_bytes
+from jpt.tasks.task import PARQUET_BRANCH, SPLITS, HubSource, Task
+
+# --- Which label a value in the data means, in each form that files and libraries give it
+
+WHOLE_NUMBER = re.compile(r"(\d+)\.0+")
+"""A class number as tables write it that keep it as a fraction."""
+
+
+def find_label(value: object, task: Task) -> str | None:
+    """Finds the label that a value means, in each form that files and libraries give it."""
+    if value is None:
+        return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    try:
+        labels = (task.label_of(reading) for reading in _readings(value))
+        return next((label for label in labels if label is not None), None)
+    except (ValueError, ArithmeticError):  # thousands of digits, infinite, not a number
+        return None
+
+
+def _readings(value: Any) -> Iterator[object]:
+    """What a value may mean, the plainest first."""
+    yield value
+    if isinstance(value, str):
+        lower = value.lower()
+        if lower in ("true", "false"):  # some write True
+            yield from (lower, int(lower == "true"))
+        elif whole := WHOLE_NUMBER.fullmatch(value):
+            yield whole[1]
+    elif isinstance(value, bool):
+        yield int(value)
+    elif isinstance(value, float | Decimal) and value == int(value):
+        yield int(value)
+
+
+def class_numbers(names: object, task: Task) -> dict[int, str]:
+    """Says what the numbers in a label column mean where the data itself names its classes."""
+    # Names of which the task knows none are left aside, because there the numbers are the hub's.
+    if not isinstance(names, list | tuple) or not any(name in task.labels for name in names):
+        return {}
+    return {number: str(name) for number, name in enumerate(names)}
+
+
+def name_class(value: Any, names: Mapping[int, str]) -> Any:
+    """Puts the name of a class in the place of its number."""
+    return names.get(int(value), value) if isinstance(value, int | np.integer) else value
+
+
+# --- How messages show what stands in files of others: short, in one line, whatever it is
+
+MOST_NAMES, MOST_LETTERS = 12, 60
+"""What a message shows of names and values: they may be a whole text where a header is missing."""
+
+
+def show(value: object) -> str:
+    """Shows a value in one short line, whatever it is."""
+    try:
+        text = " ".join(repr(value[:200] if isinstance(value, str) else value).split())
+    except Exception:  # absurd numbers, absurd nesting, classes of others
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= MOST_LETTERS else text[:MOST_LETTERS] + "..."
+
+
+def list_names(names: Collection[object]) -> str:
+    """Lists names in one line, of many only the first."""
+    shown = [_plain(name) for name in list(names)[:MOST_NAMES]]
+    more = len(names) - len(shown)
+    return ", ".join([*shown, f"{more} more"] if more else shown)
+
+
+def _plain(name: object) -> str:
+    """A name as it is, or as a quoted text where it would not be seen for what it is."""
+    text = str(name)
+    if text and text == text.strip() and text.isprintable() and len(text) <= MOST_LETTERS:
+        return text
+    return show(text)
+
+
+def nearest_names(name: object, known: Collection[object]) -> str:
+    """Names what may have been meant, also where only the case differs."""
+    if not isinstance(name, str):
+        return ""
+    by_form = {str(other).strip().lower(): str(other) for other in known}
+    near = difflib.get_close_matches(name.strip().lower()[:MOST_LETTERS], by_form, n=2)
+    return f"; did you mean {' or '.join(show(by_form[form]) for form in near)}?" if near else ""
+
+
+# --- What a row has to be: checks that are the same wherever rows come from, and their checksum
 
 Row = dict[str, Any]
 """A checked row: text of each field, and a text ``"label"`` or a tuple of texts ``"answers"``."""
@@ -131,3 +231,570 @@ def _check_answers(value: Any, what: str, where: str) -> tuple[str, ...]:
         _check_text(answer, f"answer {number} of {what}", where)
         for number, answer in enumerate(value, start=1)
     )
+
+
+# --- Rows that are given in Python and not read from anywhere
+
+
+def with_rows(task: Task, data: Mapping[str, Iterable[Mapping[str, Any]]]) -> Task:
+    """Gives a task its rows, in place of the folder or the hub they would come from."""
+    for split in data:
+        if split not in SPLITS:
+            raise unknown_name("split", str(split), SPLITS)
+    if not data:
+        raise InputError(
+            f'data of task {task.name} has no split; give {{"train": rows, "validation": rows}}'
+        )
+    rows = {split: _copy_rows(task, split, given) for split, given in data.items()}
+    return replace(task, rows=rows, folder=None)
+
+
+def describe_given(split: str) -> str:
+    """Names the rows of a split for messages."""
+    return f"rows given for {split}"
+
+
+def _copy_rows(task: Task, split: str, given: Any) -> tuple[dict[str, Any], ...]:
+    place = describe_given(split)
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        example = ", ".join(f'"{name}": ...' for name in value_names(task))
+        raise InputError(
+            f"{place} are of type {type(given).__name__}; give a list of rows such as {{{example}}}"
+        )
+    classes = class_numbers(_given_class_names(given, task), task)
+    rows = []
+    # A copy of each: a generator may yield one and the same dictionary, changed.
+    for number, row in enumerate(given, start=1):
+        copy = dict(check_mapping(row, f"{place}, row {number}"))
+        if classes and task.label_field in copy:
+            copy[task.label_field] = name_class(copy[task.label_field], classes)
+        rows.append(copy)
+    if not rows:
+        raise InputError(f"{place} are none; task {task.name} needs at least one row for {split}")
+    return tuple(rows)
+
+
+def _given_class_names(given: object, task: Task) -> object:
+    """The names of the classes where rows are a data set of ``datasets`` that knows them."""
+    features = getattr(given, "features", None)
+    feature = features.get(task.label_field) if isinstance(features, Mapping) else None
+    return getattr(feature, "names", None)
+
+
+# --- Rows from the Hugging Face hub, where a task was asked for by name and without a folder
+
+REACH_TIMEOUT_S = 5
+
+HubRow = dict[str, Any]
+"""The values of a row on the hub, under the task's names of the fields."""
+
+
+def plain(row: HubRow, task: Task) -> HubRow | None:
+    """Keeps a row as it is."""
+    return row
+
+
+def complete(row: HubRow, task: Task) -> HubRow | None:
+    """Leaves out a row without label, which the hub numbers -1, or without text in a field."""
+    texts = value_names(task) if task.is_written else task.fields
+    if not all(_has_text(row[name]) for name in texts if name in row):
+        return None
+    unlabelled = not task.is_written and row.get(task.label_field, 0) in (None, -1)
+    return None if unlabelled else row
+
+
+def _has_text(value: object) -> bool:
+    """Whether a text, a list of texts or an answer of SQuAD holds anything."""
+    texts = value.get("text") if isinstance(value, dict) else value
+    return any(text.strip() for text in ([texts] if isinstance(texts, str) else texts or ()))
+
+
+def signed(row: HubRow, task: Task) -> HubRow | None:
+    """Counts labels from 0 that the hub has as signs: -1 negative, 0 neutral, 1 positive."""
+    label = row.get(task.label_field)
+    return {**row, task.label_field: label + 1} if isinstance(label, int) else row
+
+
+FORMS: dict[str, Callable[[HubRow, Task], HubRow | None]] = {
+    "plain": plain,
+    "complete": complete,
+    "signed": signed,
+}
+"""How rows of the hub become ours; None leaves a row out."""
+
+
+def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Reads a split of a task from the hub, or from what the hub's library has kept of it."""
+    assert task.hub is not None, "only tasks of the hub come here"
+    if task.hub.form not in FORMS:
+        raise unknown_name("form of hub rows", task.hub.form, FORMS)
+    form = FORMS[task.hub.form]
+    name_of = {column: field for field, column in task.hub.fields.items()}
+    for number, values in enumerate(_load(task, task.hub, split)):
+        row = form({name_of.get(column, column): value for column, value in values.items()}, task)
+        if row is not None:
+            yield number, row
+
+
+def describe_hub_split(hub: HubSource, split: str) -> str:
+    """Names a part of a data set of the hub for messages."""
+    return " ".join(part for part in (hub.path, hub.config, hub.splits[split]) if part)
+
+
+def _load(task: Task, hub: HubSource, split: str) -> Any:
+    import datasets
+
+    # In the branch of parquet copies a configuration has no name, but a folder.
+    is_copy = hub.revision == PARQUET_BRANCH
+    part = {"data_dir": hub.config} if is_copy else {"name": hub.config}
+    try:
+        with _offline_where_unreachable():
+            return datasets.load_dataset(
+                hub.path, split=hub.splits[split], revision=hub.revision, **part
+            )
+    except Exception as error:  # offline, gone, renamed, no space: the library raises many kinds
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"task {task.name} reads {describe_hub_split(hub, split)} from the hub, which failed "
+            f"({type(error).__name__}: {reason}); give a folder with {split}.jsonl whose rows have "
+            f"{', '.join(value_names(task))}: --data DIR"
+        ) from None
+
+
+@contextmanager
+def _offline_where_unreachable() -> Iterator[None]:
+    """Lets the library look only at what it has kept, where it would else retry for 25 seconds."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    offline = any(before) or not _is_reachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline, offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _is_reachable(address: str) -> bool:
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+# --- Text files that others wrote: UTF-8, or an error that names the line
+
+
+def read_text(file: Path) -> str:
+    """Reads a whole text file; the ends of its lines stay as they are."""
+    file_size_bytes(file)  # refuses pipes and devices, which could hold a reader for ever
+    data = read_bytes(file)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # error.object, not data: behind a byte order mark the place counts from the mark's end.
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from None
+
+
+# --- Rows out of JSON: one object a line, each with the number of its line, or one list of objects
+
+
+def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Reads one JSON object a line; empty lines are passed over."""
+    # Not splitlines: it would also break at line separators inside of texts.
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if line and not line.isspace():
+            value = _parse(line, file, number, "each line must be one JSON object")
+            if not isinstance(value, dict):
+                raise InputError(
+                    f"{file}:{number}: a {type(value).__name__} stands there; "
+                    "each line must be one JSON object"
+                )
+            yield number, value
+
+
+def read_json_list(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Reads a file that is one JSON list of objects."""
+    text = read_text(file)
+    if not text.lstrip().startswith("["):
+        raise InputError(
+            f"{file} is no JSON list; end its name in .jsonl if it has one JSON object a line"
+        )
+    for number, value in enumerate(_parse(text, file, 1, "repair it or copy it again"), start=1):
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{file}, row {number}: a {type(value).__name__} stands there; "
+                "each row must be a JSON object"
+            )
+        yield number, value
+
+
+def _parse(text: str, file: Path, first_line: int, cure: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise InputError(
+            f"{file}:{line}: broken JSON ({error.msg} at column {error.colno}); {cure}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}:{first_line}: broken JSON ({error}); {cure}") from None
+
+
+# --- Rows out of parquet files, with the number of each row
+
+BATCH_ROWS = 4096
+"""Rows in memory at once as Python values."""
+
+
+def read_parquet(file: Path, task: Task) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Reads those columns of a parquet file that a task asks for."""
+    # Where the file names its classes, as ``datasets`` writes them, a class number becomes its
+    # name.
+    opened = _parquet_open(file)
+    with opened:
+        check_columns(opened.schema_arrow.names, task, str(file))
+        names = list(value_names(task))
+        classes = class_numbers(_parquet_class_names(opened.schema_arrow, task), task)
+        batches = opened.iter_batches(BATCH_ROWS, columns=names)
+        number = 1
+        while (batch := _next_batch(batches, file)) is not None:
+            columns = [_values(batch, name, file, number) for name in names]
+            for values in zip(*columns, strict=True):
+                row = dict(zip(names, values, strict=True))
+                if classes:
+                    row[task.label_field] = name_class(row[task.label_field], classes)
+                yield number, row
+                number += 1
+
+
+def _parquet_open(file: Path) -> Any:
+    import pyarrow.parquet
+
+    file_size_bytes(file)  # says what is wrong with a path before the library does
+    try:
+        opened = pyarrow.parquet.ParquetFile(file)
+        opened.schema_arrow  # noqa: B018  (read here, where its faults are caught)
+    except Exception as error:  # the library raises many kinds for broken bytes
+        raise _broken(file, error) from None
+    return opened
+
+
+def _next_batch(batches: Iterator[Any], file: Path) -> Any:
+    try:
+        return next(batches, None)
+    except Exception as error:  # as above
+        raise _broken(file, error) from None
+
+
+def _values(batch: Any, name: str, file: Path, first_row: int) -> list[Any]:
+    """A column as Python values; only where that fails, row by row, to name the one at fault."""
+    column = batch.column(name)
+    try:
+        return column.to_pylist()
+    except Exception as error:  # as above
+        for number, value in enumerate(column, start=first_row):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as fault:
+                raise InputError(
+                    f"{file}, row {number}: field {name!r} is not UTF-8 ({fault.reason}); "
+                    "write the file again with its text as UTF-8"
+                ) from None
+            except Exception as fault:
+                raise InputError(
+                    f"{file}, row {number}: field {name!r} cannot be read ({_one_line(fault)}); "
+                    "it must be text"
+                ) from None
+        raise _broken(file, error) from None
+
+
+def _parquet_class_names(schema: Any, task: Task) -> object:
+    """The names that ``datasets`` keeps for the numbers of a label column, if it wrote the file."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return features[task.label_field]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+
+
+def _broken(file: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{file} is no parquet file, or a broken one ({_one_line(error)}); is it cut short? "
+        "write it or copy it again"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+# --- Rows out of tables of text: cells parted by commas or by tabs, under a line of names
+
+PARTED_BY = {",": "commas", "\t": "tabs"}
+
+PYTHON_LIST = re.compile(r"""\s*\[\s*["'].*\]\s*""", re.DOTALL)
+"""What looks like a list of texts, though it may be no JSON."""
+
+
+def read_delimited(
+    file: Path, task: Task, delimiter: str = ","
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Reads a table of text; empty lines are passed over."""
+    # A cell may stand in double quotes, and then have delimiters, line ends and (doubled) quotes in
+    # it. The answers of a written task may be a JSON list of texts, or else are one text.
+    records = iter(_split_cells(_read_letters(file), file, delimiter))
+    first, columns = next(records, (0, []))
+    if not columns:
+        raise InputError(
+            f"{file} is empty; its first line must name the columns {', '.join(value_names(task))}"
+        )
+    _check_header(columns, task, f"{file}:{first}", delimiter)
+    for number, cells in records:
+        if len(cells) != len(columns):
+            raise _uneven(cells, columns, f"{file}:{number}", delimiter)
+        row: dict[str, Any] = dict(zip(columns, cells, strict=True))
+        if task.answer_field is not None:
+            cell = row[task.answer_field]
+            row[task.answer_field] = _parse_answers(cell, task.answer_field, f"{file}:{number}")
+        yield number, row
+
+
+def _read_letters(file: Path) -> str:
+    text = read_text(file)
+    nul = text.find("\0")
+    if nul >= 0:
+        line = text.count("\n", 0, nul) + 1
+        raise InputError(
+            f"{file}:{line}: a NUL byte stands there, which no text has; is it UTF-16? "
+            "save the file as UTF-8"
+        )
+    return text
+
+
+def _split_cells(text: str, file: Path, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Every row with the line where it begins; all at once, as the limit is the whole process's."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    records, begin = [], 1
+    limit = csv.field_size_limit()
+    csv.field_size_limit(max(len(text), limit))  # a document may be longer than the usual 128 KiB
+    try:
+        for cells in reader:
+            if len(cells) > 1 or (cells and cells[0] and not cells[0].isspace()):
+                records.append((begin, cells))
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        reason = "a quote that opens here is never closed"
+        if "end of data" not in str(error):
+            reason = f"broken quotes, {error}"
+        raise InputError(
+            f"{file}:{begin}: {reason}; double each quote inside of a cell and put the cell in "
+            "quotes"
+        ) from None
+    finally:
+        csv.field_size_limit(limit)
+    return records
+
+
+def _check_header(columns: list[str], task: Task, where: str, delimiter: str) -> None:
+    if len(columns) == 1:
+        raise InputError(
+            f"{where}: the header names one column only, {show(columns[0])}; it must name "
+            f"{', '.join(value_names(task))}, parted by {PARTED_BY[delimiter]}"
+        )
+    check_columns(columns, task, where)
+
+
+def _uneven(cells: list[str], columns: list[str], where: str, delimiter: str) -> InputError:
+    cure = "is a delimiter missing?"
+    if len(cells) > len(columns):
+        cure = f"put cells with {PARTED_BY[delimiter]} in them in quotes"
+    return InputError(f"{where}: {len(cells)} cells for {len(columns)} columns; {cure}")
+
+
+def _parse_answers(cell: str, name: str, where: str) -> Any:
+    """What a cell of answers holds; what is wrong within a list is told by the checks of rows."""
+    if not cell.lstrip().startswith(("[", "{")):
+        return cell
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        if PYTHON_LIST.fullmatch(cell) is None:
+            return cell
+        raise InputError(
+            f"{where}: field {name!r} looks like a list but is no JSON, {show(cell)}; "
+            'write ["first answer", "second answer"] with double quotes'
+        ) from None
+    return value if isinstance(value, list) or "text" in value else cell
+
+
+# --- The rows of a task, wherever they are: given, in a folder, built in, or on the hub
+# Every reader yields the number of a row and its raw values; the checks are the same for all.
+
+Numbered = Iterator[tuple[int, Mapping[str, Any]]]
+"""Rows with their numbers, as messages name them."""
+
+BY_LINE, BY_ROW = "{}:{}", "{}, row {}"
+"""How a message names the place of a row in what holds it."""
+
+
+class Reader(NamedTuple):
+    """How a kind of file is read."""
+
+    read: Callable[[Path, Task], Numbered]  # gives the rows of a file for a task
+    place: str  # how a row of it is named
+
+
+READERS: dict[str, Reader] = {
+    ".jsonl": Reader(lambda file, _: read_json_lines(file), BY_LINE),
+    ".csv": Reader(read_delimited, BY_LINE),
+    ".tsv": Reader(partial(read_delimited, delimiter="\t"), BY_LINE),
+    ".parquet": Reader(read_parquet, BY_ROW),
+    ".json": Reader(lambda file, _: read_json_list(file), BY_ROW),
+}
+"""How a file is read, by the end of its name."""
+
+KINDS = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
+
+
+def read_rows(task: Task, split: str) -> list[Row]:
+    """Reads and checks the rows of one split of a task.
+
+    Args:
+        task: the task; its own rows are taken where it has some, else its folder is read, else
+            the built-in text or the hub.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Returns:
+        One dictionary a row: the task's fields, and its label under ``"label"`` or, where the
+        answer is written, all right answers under ``"answers"``.
+
+    Raises:
+        InputError: a file is missing, broken or empty; a row misses a field, has no text in it
+            or a label that the task does not name. Files are named with the line or the row.
+
+    Example:
+        >>> from jpt.tasks.catalog import load_task
+        >>> len(read_rows(load_task("builtin/imdb"), "test"))
+        1000
+    """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    if task.rows is None and task.folder is None and task.is_builtin:
+        return builtin_rows(task.name, split)
+    name, place, rows = _source_open(task, split)
+    checked = [check_row(row, task, place.format(name, number)) for number, row in rows]
+    if not checked:
+        raise InputError(f"{name} has no rows; task {task.name} needs at least one for {split}")
+    return checked
+
+
+def read_texts(task: Task, split: str) -> list[Row]:
+    # Reads the texts of a split of a task with labels; labels are not looked at and need not be.
+    stand_in = task.labels[0]
+    if task.rows is None and task.folder is None and task.is_builtin:
+        return [{**row, "label": stand_in} for row in builtin_rows(task.name, split)]
+    name, place, rows = _source_open(task, split)
+    checked = []
+    for number, row in rows:
+        where = place.format(name, number)
+        values = {**check_mapping(row, where), task.label_field: stand_in}
+        checked.append(check_row(values, task, where))
+    if not checked:
+        raise InputError(f"{name} has no rows; task {task.name} needs at least one for {split}")
+    return checked
+
+
+def has_split(task: Task, split: str) -> bool:
+    """Says whether a task has rows for a split, without reading them."""
+    if task.rows is not None:
+        return split in task.rows
+    if task.folder is None or split in task.files:
+        return True
+    return bool(_files_of(task.folder, split))
+
+
+def attach_data(
+    task: Task, data: str | Path | Mapping[str, Iterable[Mapping[str, Any]]] | None
+) -> Task:
+    """Gives a task other rows than its own: a folder of files, or rows in Python."""
+    if data is None:
+        return task
+    if task.is_builtin:
+        raise InputError(f"task {task.name} brings its own rows; leave data (--data) out")
+    if isinstance(data, Mapping):
+        return with_rows(task, data)
+    if not isinstance(data, str | os.PathLike):
+        raise InputError(
+            f'data is of type {type(data).__name__}; give a folder, or rows as {{"train": rows}}'
+        )
+    folder = Path(data)
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"folder {folder} {state}; give a folder with the rows of a task")
+    return replace(task, folder=folder, rows=None)
+
+
+def find_file(task: Task, folder: Path, split: str) -> Path:
+    """Finds the file that holds a split."""
+    if split not in task.files:
+        found = _files_of(folder, split)
+        if len(found) > 1:
+            raise InputError(
+                f"task {task.name} has more than one file of {split} rows: "
+                f"{' and '.join(map(str, found))}; remove all but one, or name it under [files] in "
+                f'task.toml: {split} = "{found[0].name}"'
+            )
+        if not found:
+            raise _missing(task, folder, folder / f"{split}.jsonl", split)
+        return found[0]
+    file = folder / task.files[split]
+    if file.suffix.lower() not in READERS:
+        raise InputError(f"{file} is no file of a kind that is read ({KINDS})")
+    if not os.path.exists(file):
+        raise _missing(task, folder, file, split)
+    return file
+
+
+def _files_of(folder: Path, split: str) -> list[Path]:
+    files = [folder / f"{split}{suffix}" for suffix in READERS]
+    return [file for file in files if os.path.exists(file)]
+
+
+def _missing(task: Task, folder: Path, file: Path, split: str) -> InputError:
+    found = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in READERS)
+    there = f"the folder has no {KINDS} files"
+    if found:
+        there = (
+            f"the folder has {', '.join(found)}; add it (or {split} in {KINDS}), or name its file "
+            "under [files] in task.toml"
+        )
+    return InputError(f"task {task.name} has no {split} rows: {file} is missing; {there}")
+
+
+def _source_open(task: Task, split: str) -> tuple[str, str, Numbered]:
+    """What holds the rows, how the place of a row in it is named, and the rows."""
+    if task.rows is not None:
+        if split not in task.rows:
+            raise InputError(
+                f"task {task.name} has no {split} rows: rows are given for "
+                f"{', '.join(task.rows)}; give some for {split} too"
+            )
+        return describe_given(split), BY_ROW, enumerate(task.rows[split], start=1)
+    if task.folder is not None:
+        file = find_file(task, task.folder, split)
+        reader = READERS[file.suffix.lower()]
+        return str(file), reader.place, reader.read(file, task)
+    if task.hub is None:
+        raise InputError(
+            f"task {task.name} has neither a folder nor a hub id; give a folder with its rows"
+        )
+    return describe_hub_split(task.hub, split), BY_ROW, read_hub_rows(task, split)

@@ -1,9 +1,4 @@
-"""How a soft prompt starts: at random, from the vocabulary, from words, or from another prompt.
-
-The numbers follow from seed, backbone and kind of start alone, never from the task: all prompts of
-a study start equal, as in the paper. They are drawn by NumPy, so that every kind of device starts
-from the same bits.
-"""
+"""Initialise prompts: random, from the vocabulary, from label words or from a text."""
 
 from __future__ import annotations
 
@@ -166,6 +161,6 @@ def _embed(embedding: Any, ids: Int[np.ndarray, "P"]) -> Float32[np.ndarray, "P 
             f"id {ids.max()} is outside the {embedding.shape[0]} words of the model; tokenizer and"
             " weights are of two models"
         )
-    from jpt.mesh import fetch  # here, so that files of prompts are read without jax
+    from jpt.parallel import fetch  # here, so that files of prompts are read without jax
 
     return fetch(embedding[ids.astype(np.int32)]).astype(np.float32)

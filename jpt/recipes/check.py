@@ -1,4 +1,4 @@
-"""The doctor: says what is wrong before an hour is lost."""
+"""Check an installation: versions, devices, lengths, label words, and a short trial run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from typing import Any
 
 import jax
 
-from jpt.backbones.lengths import check_lengths
-from jpt.backbones.registry import Backbone, backbone_names
+from jpt.backbones.registry import Backbone, backbone_names, check_lengths
 from jpt.config import TuneOptions
-from jpt.data.movie_reviews import reviews
+from jpt.data.builtin import reviews
 from jpt.errors import InputError
-from jpt.tuning.prepare import as_backbone, as_task, prepare_task
-from jpt.tuning.settle import settle_options
+from jpt.tuning.bound_task import as_backbone, as_task, prepare_task, settle_options
 from jpt.tuning.tune import tune
 from jpt.version import __version__
 

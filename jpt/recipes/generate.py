@@ -1,4 +1,4 @@
-"""Texts continued by a language model, behind a soft prompt or without one."""
+"""Generate continuations for lines of text, with or without a prompt."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int64
 from tqdm import tqdm
 
-from jpt.backbones.beams import beam_search
-from jpt.backbones.families import FAMILIES
-from jpt.backbones.generation import greedy, without_ends
-from jpt.backbones.lengths import check_lengths
-from jpt.backbones.registry import Backbone
+from jpt.backbones.generation import beam_search, greedy, without_ends
+from jpt.backbones.registry import FAMILIES, Backbone, check_lengths
 from jpt.config import check_counts
 from jpt.data.batches import BUCKETS
 from jpt.data.encode import EncodedSplit, frame
 from jpt.errors import InputError
-from jpt.mesh import batch_sharding, fetch, make_mesh
+from jpt.parallel import batch_sharding, fetch, make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
-from jpt.tuning.prepare import as_backbone
-from jpt.tuning.scoring import Batching, placed_batches
+from jpt.tuning.bound_task import Batching, as_backbone, placed_batches
 from jpt.types import Batch, Prompt
 
 WRITING = ("encoder_decoder", "decoder")

@@ -1,4 +1,4 @@
-"""What there is: tasks and backbones as tables, one task in full."""
+"""List tasks and backbones, and show what a model reads."""
 
 from __future__ import annotations
 
@@ -10,27 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from jpt.backbones.families import FAMILIES, find_family
 from jpt.backbones.registry import (
     BUILTIN,
+    FAMILIES,
     PREFIX,
     backbone_names,
+    find_family,
     load_backbone,
     read_config,
 )
 from jpt.config import PAPER_CHOICES
 from jpt.data.encode import EncodedSplit
-from jpt.data.hub import describe_hub_split
-from jpt.data.sources import read_rows
-from jpt.recipes.prompts_text import COLUMNS, wrap
-from jpt.tasks.builtin import BUILTIN as BUILTIN_TASKS
-from jpt.tasks.builtin import CANDIDATES
-from jpt.tasks.catalog import CATALOG
-from jpt.tasks.registry import load_task
-from jpt.tasks.task import Task
-from jpt.tasks.templates import render
-from jpt.tuning.prepare import PreparedTask, prepare_task
-from jpt.tuning.settle import settle_length
+from jpt.data.rows import describe_hub_split, read_rows
+from jpt.recipes.library import COLUMNS, wrap
+from jpt.tasks.catalog import BUILTIN as BUILTIN_TASKS
+from jpt.tasks.catalog import CANDIDATES, CATALOG, load_task
+from jpt.tasks.task import Task, render
+from jpt.tuning.bound_task import PreparedTask, prepare_task, settle_length
 
 SHOWN_ROWS = 3
 SHOWN_LETTERS = 300

@@ -1,9 +1,4 @@
-"""The paper's argument in one command, on built-in backbones and tasks, without network.
-
-Prompts are tuned for several tasks of several types, used as they are on the others, the neurons
-they activate are compared and made silent, and the report says what the neurons tell of the
-transfers.
-"""
+"""The whole study on the built-in tasks and a built-in model."""
 
 from __future__ import annotations
 
@@ -16,22 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jpt.analysis.activations import activated_neurons
-from jpt.analysis.indicator_study import study_indicators
-from jpt.analysis.neuron_choice import COMMON, OWN
-from jpt.analysis.neuron_choice import RANDOM as DRAWN
-from jpt.analysis.report import PAGE, report, summarize
 from jpt.backbones.registry import Backbone, load_backbone
 from jpt.errors import InputError
-from jpt.mesh import make_mesh
-from jpt.processes import on_first
-from jpt.prompts.own import short_task
-from jpt.recipes.mask import RECORD as MASKS
-from jpt.recipes.mask import mask_neurons
-from jpt.tasks.registry import load_task
+from jpt.indicators.correlation import study_indicators
+from jpt.neurons.masking import RECORD as MASKS
+from jpt.neurons.masking import mask_neurons
+from jpt.neurons.probe import activated_neurons
+from jpt.neurons.selection import COMMON, OWN
+from jpt.neurons.selection import RANDOM as DRAWN
+from jpt.parallel import make_mesh, on_first
+from jpt.report.report import PAGE, report, summarize
+from jpt.results.prompt_table import short_task
+from jpt.tasks.catalog import load_task
 from jpt.transfer.zero_shot import RECORD, TRANSFER, transfer_matrix
-from jpt.tuning.progress import peak_memory_mb
-from jpt.tuning.run_folder import RunFolder
+from jpt.tuning.logging import peak_memory_mb
+from jpt.tuning.run_dir import RunFolder
 from jpt.tuning.tune import tune
 
 FOLDER = "jpt-quickstart"

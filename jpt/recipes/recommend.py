@@ -1,44 +1,548 @@
-"""Which source prompt to start from, for a task with few labels or none.
-
-The paper compares prompts that are both tuned to the end. Here the new task has no prompt yet: a
-probe is tuned for a few steps on its few labelled rows and stands in for it.
-"""
+"""Recommend source prompts for a task before it is tuned."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import shlex
 import sys
+import textwrap
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from jpt.analysis.activations import activated_neurons
-from jpt.analysis.choice import ZERO_SHOT, LeaveOneOut, leave_one_out
-from jpt.analysis.indicators import Indicators, indicators
-from jpt.analysis.overlap import OVERLAP
-from jpt.analysis.similarity import EMBEDDING_INDICATORS
-from jpt.errors import unknown_name
-from jpt.files.atomic import make_folder, write_json
-from jpt.prompts.initialisers import initial_generator, random_values
-from jpt.recipes.recommend_case import Case, RecommendOptions, known_matrix, prepare_case
-from jpt.recipes.recommend_rankings import (
-    SURENESS,
-    Ranking,
-    indicator_rankings,
-    score_rankings,
-    type_ranking,
+from jpt.backbones.registry import Backbone
+from jpt.config import check_counts
+from jpt.data.batches import shuffled
+from jpt.data.rows import Row, has_split, read_rows, read_texts
+from jpt.errors import InputError, unknown_name
+from jpt.indicators.indicators import (
+    EMBEDDING_INDICATORS,
+    OVERLAP,
+    Indicators,
+    indicator_label,
+    indicators,
+    parse_layers,
 )
-from jpt.recipes.recommend_record import START, recommendation_record, start_command
-from jpt.recipes.recommend_text import describe_recommendation
+from jpt.indicators.pairs import is_random, over_seeds, serves, shorten, type_of
+from jpt.indicators.source_selection import (
+    SAME_TYPE,
+    ZERO_SHOT,
+    LeaveOneOut,
+    leave_one_out,
+    shown_rankings,
+    sureness,
+)
+from jpt.io.files import make_folder, write_json
+from jpt.neurons.probe import activated_neurons
+from jpt.parallel import batch_sharding, make_mesh
+from jpt.prompts.initialisers import initial_generator, random_values
+from jpt.prompts.store import Prompts, check_prompt, list_runs, load_runs
+from jpt.results.prompt_table import BASELINES, read_transfer
 from jpt.tasks.task import Task
-from jpt.tuning.prepare import Data
-from jpt.tuning.scoring import Score
+from jpt.tuning.bound_task import (
+    Data,
+    PreparedTask,
+    as_backbone,
+    as_task,
+    prepare_task,
+    settle_length,
+)
 from jpt.tuning.tune import tune
-from jpt.types import Prompt, TransferMatrix
+from jpt.types import Prompt, Score, TransferMatrix
+
+# --- The rows that a recommendation may look at: a few of train, with their labels or without
+
+LABELS = 64
+"""Labelled rows, where nothing else is said."""
+
+TEXTS = 256
+"""Texts without labels, where there are no labels."""
+
+STREAM = crc32(b"recommend/rows")
+
+
+def labelled_task(task: Task, labels: int | None, seed: int) -> tuple[Task, list[str]]:
+    """Gives a task that knows a few labelled rows of train and nothing else."""
+    if not has_split(task, "train"):
+        raise InputError(
+            f"task {task.name} has no train rows, so there are no labels to score sources and to"
+            " tune a probe on; give some, or rank without labels: --labels 0"
+        )
+    rows = read_rows(task, "train")
+    if labels is not None and labels > len(rows):
+        raise InputError(
+            f"labels is {labels}, but task {task.name} has {len(rows)} train rows; ask for"
+            f" {len(rows)} or fewer"
+        )
+    chosen = _some(rows, LABELS if labels is None else labels, seed)
+    notes = []
+    lacking = [label for label in task.labels if all(row["label"] != label for row in chosen)]
+    if lacking:
+        notes.append(
+            f"no labelled row is {' or '.join(lacking)}: scores say nothing of telling that apart"
+        )
+    return _with(task, chosen), notes
+
+
+def unlabelled_task(task: Task, seed: int) -> Task:
+    """Gives a task that knows some texts and no labels."""
+    if task.is_written:
+        raise InputError(
+            f"the answers of task {task.name} are written: without labelled rows there is nothing"
+            " to rank sources by; give some rows with answers (--labels 16)"
+        )
+    if not has_split(task, "train"):
+        raise InputError(
+            f"task {task.name} has no train rows, so there are no texts to ask sources about; give"
+            " some, labels are not needed"
+        )
+    return _with(task, _some(read_texts(task, "train"), TEXTS, seed))
+
+
+def _some(rows: Sequence[Row], count: int, seed: int) -> tuple[Row, ...]:
+    """Rows by chance, in the order in which they stood."""
+    chosen = shuffled(seed, STREAM, 0, len(rows))[:count]
+    return tuple(rows[number] for number in sorted(chosen.tolist()))
+
+
+def _with(task: Task, rows: tuple[Row, ...]) -> Task:
+    """A task with these rows alone. Checked rows have their target under one name."""
+    target = {"answer_field": "answers"} if task.is_written else {"label_field": "label"}
+    splits = {"train": rows, "validation": rows}
+    return replace(task, rows=splits, folder=None, files={}, **target)
+
+
+# --- A new task with its source prompts, loaded and checked before a recommendation is made
+
+PROBE_STEPS = 60
+
+
+@dataclass(frozen=True)
+class RecommendOptions:
+    """How sources are ranked.
+
+    Attributes:
+        backbone: instead of the one that the prompts' cards name; the width is checked.
+        labels: how many train rows have labels: 64 by default, or all where there are fewer; 0
+            where none has.
+        probe_steps: how long the probe is tuned.
+        learning_rate: of the probe; by default the backbone's own choice.
+        by: the ranking that chooses: by default ``zero_shot``, without labels ``sureness``.
+        layers: of ``neuron_overlap``; by default the top three.
+        seed: of the choice of rows, of the probe and of the untrained start; by default the seed
+            that all sources share, so that the probe starts where they did, else 0.
+        max_tokens: longest text in tokens; by default the backbone's own choice.
+        eval_batch_size: most rows scored at once; changes speed, never a number.
+        dtype: of weights and matrix products.
+        mesh: devices by axis.
+
+    Example:
+        >>> RecommendOptions(labels=16).probe_steps
+        60
+    """
+
+    backbone: Backbone | str | Path | None = None
+    labels: int | None = None
+    probe_steps: int = PROBE_STEPS
+    learning_rate: float | None = None
+    by: str | None = None
+    layers: str | tuple[int, int] | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    eval_batch_size: int = 64
+    dtype: str = "float32"
+    mesh: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the counts; what else is wrong shows where it is used."""
+        names = ("probe_steps", "eval_batch_size", "max_tokens")
+        check_counts(**{name: getattr(self, name) for name in names})
+        if self.labels != 0:
+            check_counts(labels=self.labels)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The new task and the sources, before anything is compiled."""
+
+    task: Task  # with the rows alone that may be looked at
+    backbone: Backbone  # who reads them
+    mesh: Mesh  # its devices
+    prompts: dict[str, Prompt]  # all that were given, without rows that no model reads
+    sources: dict[str, Prompt]  # those that are a choice
+    prepared: PreparedTask  # the task as the backbone reads it
+    options: RecommendOptions  # as they were given, the seed settled
+    notes: list[str]  # what was left out, and why
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels of the rows are true."""
+        return self.options.labels != 0
+
+    @property
+    def first(self) -> Prompt:
+        """One of the prompts; all are of one kind."""
+        return next(iter(self.prompts.values()))
+
+
+def prepare_case(
+    task: Task | str | Path,
+    prompts: Prompts,
+    data: Data | None,
+    options: RecommendOptions,
+) -> Case:
+    """Loads and checks everything, cheap things first, before anything is compiled."""
+    loaded = {  # a row that no model reads has no part in this, and the probe has none
+        name: dataclasses.replace(prompt, unused_row=None)
+        for name, prompt in load_runs(prompts).items()
+    }
+    definition = as_task(task, data)
+    sources, notes = _sources(definition, loaded)
+    seed = _common_seed(sources) if options.seed is None else options.seed
+    options = dataclasses.replace(options, seed=seed)
+    if options.labels == 0:
+        known = unlabelled_task(definition, seed)
+    else:
+        known, more = labelled_task(definition, options.labels, seed)
+        notes += more
+    devices, size = make_mesh(options.mesh), options.eval_batch_size
+    batch_sharding(devices, size)
+    first = next(iter(loaded.values()))
+    name = first.card.backbone if options.backbone is None else options.backbone
+    model = as_backbone(name, options.dtype, mesh=devices)
+    other = options.backbone is not None
+    check_prompt(first, model.name, model.config.width, model.layout, other)
+    parse_layers(options.layers, model.config.layers)  # refuses those that are not there
+    position = first.card.first_position or 0
+    tokens = settle_length(options.max_tokens, model, known, len(first.values), position)
+    prepared = prepare_task(known, model, tokens, size, position)
+    return Case(known, model, devices, loaded, sources, prepared, options, notes)
+
+
+def known_matrix(
+    known: TransferMatrix | str | Path, prompts: Mapping[str, Prompt]
+) -> TransferMatrix:
+    """Reads a known matrix, and refuses that of other prompts."""
+    matrix = known if isinstance(known, TransferMatrix) else read_transfer(known)
+    cards = {name: prompt.card for name, prompt in prompts.items()}
+    here = over_seeds(Indicators(tuple(cards), {}, cards), matrix.prompts)
+    missing = sorted(set(matrix.prompts) - set(here.names) - set(BASELINES))
+    if missing:
+        raise InputError(
+            f"the known matrix names {len(missing)} prompts that are not here"
+            f" ({shorten(missing)}; here are {shorten(here.names)}); give the folder of prompts"
+            " that it was made with"
+        )
+    leave_one_out(here, matrix)  # says so where nothing is judged
+    return matrix
+
+
+def _sources(task: Task, prompts: dict[str, Prompt]) -> tuple[dict[str, Prompt], list[str]]:
+    """The prompts that are a choice, and a line on those that are none."""
+    own = [n for n, prompt in prompts.items() if serves(n, prompt.card, [task.short_name])]
+    untrained = [n for n, p in prompts.items() if n not in own and is_random(n, p.card)]
+    sources = {n: p for n, p in prompts.items() if n not in own and n not in untrained}
+    if not sources:
+        raise InputError(
+            f"none of the {len(prompts)} prompts ({shorten(list(prompts))}) is for another task"
+            f" than {task.short_name}: there is no source to choose; give a folder with prompts of"
+            " other tasks"
+        )
+    notes = []
+    if own:
+        notes.append(f"{shorten(own)}: for {task.short_name} itself, left out of the ranking")
+    if untrained:
+        notes.append(f"{shorten(untrained)}: not trained, left out of the ranking")
+    return sources, notes
+
+
+def _common_seed(sources: Mapping[str, Prompt]) -> int:
+    seeds = {prompt.card.seed for prompt in sources.values()}
+    found = seeds.pop() if len(seeds) == 1 else None
+    return 0 if found is None else found
+
+
+# --- What each ranking says of each source, who is first, and who cannot be told from the first
+
+SURENESS = "sureness"
+
+_TWO_SIDED_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One way to put the sources in order."""
+
+    # what it says of each source, more is better; NaN where it says nothing
+    values: Mapping[str, float]
+    ties: Mapping[str, float]  # what decides between equal values
+
+    def ordered(self) -> list[str]:
+        """The sources, best first; those of which nothing is said last; equal ones by name."""
+        return sorted(self.values, key=lambda name: (*self._key(name), name))
+
+    def places(self) -> dict[str, int | None]:
+        """The place of each source, 1 the best; equal ones share the first of their places."""
+        keys = {name: self._key(name) for name in self.values}
+        return {
+            name: None if math.isnan(self.values[name]) else 1 + sum(k < key for k in keys.values())
+            for name, key in keys.items()
+        }
+
+    def _key(self, name: str) -> tuple[bool, float, float]:
+        value, tie = self.values[name], self.ties.get(name, 0.0)
+        return (True, 0.0, 0.0) if math.isnan(value) else (False, -value, -tie)
+
+
+def score_rankings(scores: Mapping[str, Score], labelled: bool) -> dict[str, Ranking]:
+    """Ranks sources by what they do on the task's rows."""
+    if not labelled:
+        values = {name: sureness(score.log_probs) for name, score in scores.items()}
+        return {SURENESS: Ranking(values, {})}
+    values = {name: score.value for name, score in scores.items()}
+    return {ZERO_SHOT: Ranking(values, {name: -score.loss for name, score in scores.items()})}
+
+
+def indicator_rankings(
+    indicators: Indicators, probe: str, sources: Mapping[str, Prompt]
+) -> dict[str, Ranking]:
+    """Ranks sources by how alike they are to a probe."""
+    names = [name for name in (OVERLAP, *EMBEDDING_INDICATORS) if name in indicators.columns]
+    return {
+        name: Ranking({source: indicators.value(name, probe, source) for source in sources}, {})
+        for name in names
+    }
+
+
+def type_ranking(task: Task, sources: Mapping[str, Prompt]) -> dict[str, Ranking]:
+    """Puts sources for tasks of the task's type first."""
+    values = {}
+    for name, prompt in sources.items():
+        kind = type_of(prompt.card)
+        values[name] = math.nan if kind is None else float(kind == task.type)
+    return {SAME_TYPE: Ranking(values, {})} if 1.0 in values.values() else {}
+
+
+def not_told_apart(best: str, scores: Mapping[str, Score], truth: np.ndarray) -> list[str]:
+    """Finds the sources that may be as good as the best one, for all that a few rows say."""
+    right = {name: (score.predictions == truth).astype(float) for name, score in scores.items()}
+    found = []
+    for name in scores:
+        gains = right[best] - right[name]
+        error = gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+        if name != best and gains.mean() <= _TWO_SIDED_95 * error:
+            found.append(name)
+    return found
+
+
+# --- A recommendation as JSON: what each ranking says of each source, and what a few rows hide
+
+START = "random"
+"""The untrained start among the scores."""
+
+
+def recommendation_record(
+    case: Case,
+    rankings: Mapping[str, Ranking],
+    by: str,
+    scores: Mapping[str, Score],
+    judged: LeaveOneOut | None,
+) -> dict[str, Any]:
+    """Puts a recommendation together as JSON."""
+    ordered = rankings[by].ordered()
+    places = {name: ranking.places() for name, ranking in rankings.items()}
+    sources = {
+        name: {
+            "task": case.sources[name].card.task,
+            **({"score": scores[name].value, "loss": scores[name].loss} if case.labelled else {}),
+            "values": {r: _number(ranking.values[name]) for r, ranking in rankings.items()},
+            "places": {r: place[name] for r, place in places.items()},
+        }
+        for name in ordered
+    }
+    untrained = scores[START]
+    return {
+        "task": case.task.name,
+        "backbone": case.backbone.name,
+        "metric": case.task.metric,
+        "rows": untrained.rows,
+        "labelled": case.labelled,
+        "probe_steps": case.options.probe_steps if case.labelled else None,
+        "seed": case.options.seed,
+        "source": ordered[0],
+        "by": by,
+        "sources": sources,
+        "untrained": untrained.summary() if case.labelled else None,
+        "command": None,
+        "known": None if judged is None else judged.record,
+        "notes": [*case.notes, *_cautions(case, rankings, scores)],
+    }
+
+
+def _cautions(
+    case: Case, rankings: Mapping[str, Ranking], scores: Mapping[str, Score]
+) -> list[str]:
+    """What the scores on a few rows do not show."""
+    if not case.labelled:
+        return [
+            "without labels nothing is measured: sureness (answers that are clear and differ from"
+            " text to text) is a heuristic, and a sure prompt may be wrong"
+        ]
+    best, notes = next(iter(rankings.values())).ordered()[0], []
+    untrained, majority = scores[START].value, 0.0
+    if case.task.metric == "accuracy":
+        of_sources = {name: scores[name] for name in case.sources}
+        truth = case.prepared.split("train").labels
+        near = not_told_apart(best, of_sources, truth)
+        majority = scores[START].majority
+        if near:
+            notes.append(
+                f"{len(truth)} rows do not tell {best} from {shorten(near)} (95 % interval of the"
+                " difference)"
+            )
+    if scores[best].value <= max(untrained, majority):
+        notes.append(
+            f"no source scores above an untrained prompt ({untrained:.3f}) and the commonest"
+            f" answer ({majority:.3f}): the scores give no reason to start from one"
+        )
+    return notes
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def start_command(
+    task: Task | str | Path,
+    prompts: Prompts,
+    data: Data | None,
+    case: Case,
+    source: str,
+) -> str | None:
+    """Writes the command that starts from a source."""
+    if isinstance(prompts, Mapping) or isinstance(data, Mapping):
+        return None
+    if isinstance(task, Task) and task.rows is not None:
+        return None
+    name = task.folder or task.name if isinstance(task, Task) else task
+    words = ["jpt", "tune", "--backbone", case.backbone.name, "--task", str(name)]
+    words += [] if data is None else ["--data", str(data)]
+    words += ["--length", str(len(case.first.values))]
+    words += ["--init", f"prompt:{list_runs(prompts)[source]}"]
+    place = f"runs/{case.task.short_name}-from-{source.replace('/', '-')}"
+    return shlex.join([*words, "--out", place])
+
+
+# --- A recommendation as text, at most 80 columns wide
+
+WIDTH = 80
+_NAME = 22
+_LABELS = {ZERO_SHOT: "zero-shot", SAME_TYPE: "same type", "sureness": "sureness"}
+
+
+def describe_recommendation(record: dict[str, Any]) -> str:
+    # Lays a recommendation out: the sources in order, how often rankings were right, the command.
+    seen = f"{record['rows']} {'labelled rows' if record['labelled'] else 'texts, no labels'}"
+    head = f"Sources for {record['task']} on {record['backbone']}: place by each ranking, 1 the"
+    lines = [*textwrap.wrap(f"{head} best ({seen})", WIDTH), *_table(record)]
+    if record["known"] is not None:
+        lines += _known(record["known"])
+    for note in record["notes"]:
+        lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")
+    chosen = f"start from: {record['source']} (first by {ranking_label(record['by'])})"
+    lines += textwrap.wrap(chosen, WIDTH)
+    return "\n".join([*lines, *([record["command"]] if record["command"] else [])])
+
+
+def ranking_label(name: str) -> str:
+    """Gives the name of a ranking for people."""
+    return _LABELS.get(name) or indicator_label(name)
+
+
+def _table(record: dict[str, Any]) -> list[str]:
+    """One line a source: what the first ranking says of it, then its places."""
+    sources = record["sources"]
+    rankings = list(next(iter(sources.values()))["places"])
+    first, others = rankings[0], rankings[1:]
+    shown = "score" if first == ZERO_SHOT else ranking_label(first)
+    lines = [["", shown, "#", *map(_short_label, others)]]
+    for name, found in sources.items():
+        places = [found["places"][ranking] for ranking in rankings]
+        cells = ["-" if place is None else str(place) for place in places]
+        lines.append([_cut(name), _figure(found["values"][first]), *cells])
+    if record["untrained"] is not None:
+        score = record["untrained"][record["metric"]]
+        lines.append(["(untrained)", _figure(score), *[""] * len(rankings)])
+    return _aligned(lines)
+
+
+def _known(known: dict[str, Any]) -> list[str]:
+    count = len(known["targets"])
+    head = (
+        f"How often the first source was the best one, on {count} targets of the known matrix,"
+        " each with its own prompt as the probe (tuned to the end: a short one may do worse);"
+        " regret: best score less that of the first source:"
+    )
+    lines = [["", "targets", "was best", "mean place", "regret", "by chance"]]
+    simulated = False
+    for name in shown_rankings(known["rankings"]):
+        found = known["rankings"][name]
+        simulated |= name == ZERO_SHOT
+        lines.append(
+            [
+                ranking_label(name) + (" (simulated)" if name == ZERO_SHOT else ""),
+                str(found["targets"]),
+                f"{100 * found['hits']:.0f} %",
+                f"{found['mean_rank']:.2f}",
+                f"{found['regret']:.3f}",
+                f"{found['chance_regret']:.3f}",
+            ]
+        )
+    notes = [f"note: known matrix: {note}" for note in known["notes"]]
+    wrapped = [textwrap.wrap(note, WIDTH, subsequent_indent="      ") for note in notes]
+    return [*textwrap.wrap(head, WIDTH), *_aligned(lines), *(line for of in wrapped for line in of)]
+
+
+def _short_label(name: str) -> str:
+    """So that all fit: E_average as E_avg."""
+    label = ranking_label(name)
+    return label.replace("average", "avg").replace("concat", "cat").replace("same ", "")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _cut(name: str) -> str:
+    """Shortens a name in the middle: of runs of one prompt the end tells which it is."""
+    if len(name) <= _NAME:
+        return name
+    tail = name[name.rindex("/") :] if "/" in name else ""
+    return f"{name[: _NAME - 1 - len(tail)]}…{tail}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(max(width, 3))
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+# --- Which source prompt to start from, for a task with few labels or none
+# The paper compares prompts that are both tuned to the end. Here the new task has no prompt yet: a
+# probe is tuned for a few steps on its few labelled rows and stands in for it.
 
 RECORD, PROBE = "recommend.json", "probe"
 
@@ -95,7 +599,7 @@ def recommend(
         known: a zero-shot matrix of the same prompts, on which rankings are judged.
         data: folder of the task's rows, or the rows by split.
         progress: whether to say on stderr how far it is.
-        **options: fields of :class:`jpt.recipes.recommend_case.RecommendOptions`: labels,
+        **options: fields of :class:`jpt.recipes.recommend.RecommendOptions`: labels,
             probe_steps, by and others.
 
     Returns:

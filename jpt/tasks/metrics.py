@@ -1,17 +1,175 @@
-"""Scores of a whole split: accuracy, F1 and Matthews correlation.
-
-Every score is computed from the confusion counts of all rows at once, so neither batch size nor
-row order can change it.
-"""
+"""Metrics of classification and generative tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int
 
-from jpt.errors import InputError
+from jpt.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+
+# --- Scores of written answers: exact match, token F1, ROUGE and BLEU
+# Each row has a score of its own and a split has the mean over all its rows, so neither batch size
+# nor row order can change it. Where a row has several references, a row's score is its best over
+# them; BLEU alone knows several references of itself.
+
+# The paper's weights of single pieces and of pairs, and what is added to a count of zero
+# (smoothing method 1 of Chen and Cherry 2014, as nltk has it).
+BLEU_WEIGHTS = (0.7, 0.3)
+BLEU_EPSILON = 0.1
+
+_ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class Written(NamedTuple):
+    """What a model wrote for one row and what it should have written."""
+
+    # The pieces are ids of the model's vocabulary without special ones, cut to the answer's length;
+    # only BLEU reads them, and only BLEU does not read the texts.
+
+    prediction: str
+    references: tuple[str, ...]
+    prediction_pieces: tuple[int, ...]
+    reference_pieces: tuple[tuple[int, ...], ...]
+
+
+def normalize_answer(text: str) -> str:
+    """Brings an answer to the form in which SQuAD v1.1 compares answers."""
+    # In this order: lower case, ASCII punctuation taken out, the words a, an and the taken out,
+    # white space squeezed.
+    bare = text.lower().translate(_WITHOUT_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", bare).split())
+
+
+def _exact_match(row: Written) -> float:
+    prediction = normalize_answer(row.prediction)
+    return float(any(normalize_answer(reference) == prediction for reference in row.references))
+
+
+def _token_f1(row: Written) -> float:
+    words = Counter(normalize_answer(row.prediction).split())
+    return max(_f1_of_counts(words, reference) for reference in row.references)
+
+
+def _f1_of_counts(predicted: Counter[str], reference: str) -> float:
+    """F1 of the words in common; 0 where there are none, also between two empty answers."""
+    # So it is in SQuAD v1.1; version 2 gives 1 to two empty answers.
+    expected = Counter(normalize_answer(reference).split())
+    n_common = (predicted & expected).total()
+    return 2 * n_common / (predicted.total() + expected.total()) if n_common else 0.0
+
+
+@cache
+def _rouge_scorer() -> RougeScorer:
+    # Imported late: it brings nltk and scipy along, which takes a second.
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(_ROUGE_NAMES), use_stemmer=True)
+
+
+# One row is remembered, so that its three scores cost one pass over its words.
+@lru_cache(maxsize=1)
+def _rouge_scores(prediction: str, references: tuple[str, ...]) -> dict[str, float]:
+    scores = _rouge_scorer().score_multi(references, prediction)
+    return {name: float(score.fmeasure) for name, score in scores.items()}
+
+
+def _rouge(name: str) -> Callable[[Written], float]:
+    return lambda row: _rouge_scores(row.prediction, row.references)[name]
+
+
+def _bleu(row: Written) -> float:
+    """BLEU of single pieces and pairs, smoothed where no pair is in common."""
+    # Without a single piece in common it is 0, unsmoothed.
+    pieces, references = row.prediction_pieces, row.reference_pieces
+    if set(pieces).isdisjoint(chain.from_iterable(references)):
+        return 0.0
+    weighted = (
+        weight * math.log(_smoothed_precision(pieces, references, order))
+        for order, weight in enumerate(BLEU_WEIGHTS, start=1)
+    )
+    closest = min((len(one) for one in references), key=lambda n: (abs(n - len(pieces)), n))
+    brevity = min(0.0, 1 - closest / len(pieces))
+    return math.exp(brevity + math.fsum(weighted))
+
+
+def _smoothed_precision(
+    pieces: tuple[int, ...], references: tuple[tuple[int, ...], ...], order: int
+) -> float:
+    """The part of the predicted runs of ``order`` pieces that the references hold as often."""
+    predicted = _count_runs(pieces, order)
+    allowed: Counter[tuple[int, ...]] = Counter()
+    for reference in references:
+        allowed |= _count_runs(reference, order)
+    n_common = (predicted & allowed).total()
+    return (n_common or BLEU_EPSILON) / max(1, predicted.total())
+
+
+def _count_runs(pieces: tuple[int, ...], order: int) -> Counter[tuple[int, ...]]:
+    return Counter(zip(*(pieces[start:] for start in range(order)), strict=False))
+
+
+TEXT_METRICS: dict[str, Callable[[Written], float]] = {
+    "exact_match": _exact_match,
+    "token_f1": _token_f1,
+    **{name: _rouge(name) for name in _ROUGE_NAMES},
+    "bleu": _bleu,
+}
+"""The metrics by name; each scores one row from 0 to 1.
+
+- ``exact_match``: 1 where the answer equals a reference after :func:`normalize_answer`. Serves
+  SQuAD and NQ-Open alike (some evaluations of NQ-Open also decompose Unicode first; here not).
+- ``token_f1``: F1 of the words of the normalised answers, as in SQuAD v1.1.
+- ``rouge1``, ``rouge2``, ``rougeL``: the F-measure of the rouge-score package with the Porter
+  stemmer on, as is usual for summaries; ``rougeL`` takes the text as one run of words, line breaks
+  or not. Only the letters a to z and digits count, so other scripts score 0.
+- ``bleu``: the paper's BLEU of subword pieces, weights 0.7 and 0.3 for single pieces and pairs.
+  Deviation: the paper's code sums it over a batch, cuts the sum to an integer and drops the last
+  partial batch; here every row counts in full. The paper compares with the first reference only.
+  An answer of one piece holds no pair, which counts as one wrong pair: 0.1 ** 0.3 = 0.50 at most.
+"""
+
+
+def row_scores(names: Sequence[str], row: Written) -> dict[str, float]:
+    """Scores one row."""
+    for name in names:
+        if name not in TEXT_METRICS:
+            raise unknown_name("metric", name, TEXT_METRICS)
+        if not (row.reference_pieces if name == "bleu" else row.references):
+            what = "pieces of a reference" if name == "bleu" else "reference"
+            raise InputError(
+                f"{name} has no {what} to compare the answer {row.prediction[:40]!r} with; "
+                "give 1 or more a row"
+            )
+    return {name: TEXT_METRICS[name](row) for name in names}
+
+
+def score_texts(names: Sequence[str], rows: Sequence[Written]) -> dict[str, float]:
+    """Scores the written answers of all rows of a split."""
+    if not rows:
+        raise InputError(f"no rows to score with {', '.join(names)}; give 1 or more")
+    scores = [row_scores(names, row) for row in rows]
+    # fsum: exact, so the order of the rows does not change the last digit either.
+    return {name: math.fsum(score[name] for score in scores) / len(rows) for name in names}
+
+
+# --- Scores of a whole split: accuracy, F1 and Matthews correlation
+# Every score is computed from the confusion counts of all rows at once, so neither batch size nor
+# row order can change it.
 
 Counts = Float64[np.ndarray, "C C"]
 

@@ -1,16 +1,49 @@
-"""What a task is: its fields, labels, templates, label words and metric, as plain data."""
+"""A task: fields, template, label words and where its rows come from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from jpt.errors import InputError, unknown_name
-from jpt.tasks.metrics import METRICS
-from jpt.tasks.segments import template_fields
-from jpt.tasks.text_metrics import TEXT_METRICS
+from jpt.tasks.metrics import METRICS, TEXT_METRICS
+
+# --- Segments of a template: text with ``{field}`` where a row's field goes
+
+
+@lru_cache(maxsize=256)
+def _parse(segment: str) -> tuple[tuple[str, str | None], ...]:
+    """Splits a segment into (literal text, field or None); nothing but plain names is allowed."""
+    # ``str.format`` itself is not used: it would also follow attributes and indices.
+    try:
+        parts = list(Formatter().parse(segment))
+    except ValueError as error:
+        raise InputError(f"template {segment!r} is broken: {error}; write {{field}}") from None
+    for _, name, form, conversion in parts:
+        if name is not None and (not name.isidentifier() or form or conversion):
+            raise InputError(
+                f"template {segment!r} has {{{name}}}; only a plain field name can stand in "
+                "braces (write {{ and }} for braces themselves)"
+            )
+    return tuple((literal, name) for literal, name, _, _ in parts)
+
+
+def template_fields(segment: str) -> tuple[str, ...]:
+    """Lists the fields that a segment names."""
+    return tuple(name for _, name in _parse(segment) if name is not None)
+
+
+def fill_segment(segment: str, row: Mapping[str, str]) -> str:
+    """Puts the fields of a row into a segment and takes the blanks around it off."""
+    parts = _parse(segment)
+    return "".join(literal + ("" if name is None else row[name]) for literal, name in parts).strip()
+
+
+# --- What a task is: its fields, labels, templates, label words and metric, as plain data
 
 SPLITS = ("train", "validation", "test")
 """The splits of every task: tuned on the first, chosen on the second, scored on the third."""
@@ -43,7 +76,7 @@ class HubSource:
         labels: the task's label for each class number of the hub.
         fields: the hub's name of a field, where it differs from the task's.
         revision: branch, tag or commit of the dataset.
-        form: how rows become ours: ``"plain"``, or one of :data:`jpt.data.hub.FORMS`.
+        form: how rows become ours: ``"plain"``, or one of :data:`jpt.data.rows.FORMS`.
     """
 
     path: str
@@ -70,7 +103,7 @@ class Task:
         label_words: the word or the words that stand for each label: ``"default"``, and by model
             type where it differs there.
         metric: the measure that decides: a name out of :data:`jpt.tasks.metrics.METRICS`, of a
-            written answer one out of :data:`jpt.tasks.text_metrics.TEXT_METRICS`.
+            written answer one out of :data:`jpt.tasks.metrics.TEXT_METRICS`.
         hub: where its rows are on the hub, if they are.
         folder: the folder its rows are read from, if they are read from one.
         files: the file of each split in that folder, where it is not ``SPLIT.jsonl``.
@@ -303,3 +336,16 @@ def _check_metric(task: Task) -> None:
             f"metric 'f1' of task {task.name} is for 2 labels, the task has {len(task.labels)}; "
             "use f1_macro"
         )
+
+
+# --- Templates: the text that a model of some family reads for a row
+
+
+def render(task: Task, row: Mapping[str, str], layout: str = "encoder") -> tuple[str, ...]:
+    """Fills a task's template with the fields of one row."""
+    # Blanks around a segment are taken off: the text of a byte-pair vocabulary starts without a
+    # leading space, as in the paper's code. In decoders, which read all segments as one text, each
+    # but the first stands on a line of its own.
+    first, *others = [fill_segment(segment, row) for segment in task.template(layout)]
+    lead = "\n" if layout == "decoder" else ""
+    return (first, *(lead + text for text in others))

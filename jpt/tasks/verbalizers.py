@@ -1,19 +1,11 @@
-"""Label words: the pieces of a vocabulary whose scores stand for a label.
-
-For masked models a word is looked up as it stands at the start of a text, so in a byte-pair
-vocabulary it has no leading space: "positive", not " positive". The paper's own numbers come from
-that choice. A decoder goes on after a text, so there the word has the space before it. A masked
-model compares single pieces. Where the answer is generated (T5, decoders) a word may have several:
-all of them count, or, as in the paper's code, the first one alone.
-"""
+"""Find the tokens of label words in a vocabulary."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
 from jpt.errors import InputError
-from jpt.tasks.segments import template_fields
-from jpt.tasks.task import ANSWER_CUE, Task
+from jpt.tasks.task import ANSWER_CUE, Task, template_fields
 
 Pieces = tuple[int, ...]
 

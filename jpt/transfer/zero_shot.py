@@ -1,43 +1,290 @@
-"""Zero-shot transfer: what every prompt does on every task, its own and the others.
-
-Paper: section 3; there the prompts of a table are used as they are, without any training.
-"""
+"""Score every prompt on every task without training."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from jpt.backbones.registry import Backbone, weights_fingerprint
 from jpt.config import DTYPES, LABEL_SCORING, check_choice, check_counts
-from jpt.data.token_cache import encode_cached
-from jpt.files.atomic import make_folder, write_json
-from jpt.files.study_files import RANDOM, UNTOUCHED, write_transfer
-from jpt.mesh import batch_sharding, describe_devices, make_mesh
+from jpt.data.encode import encode_cached
+from jpt.data.rows import Row, has_split, read_rows, rows_checksum
+from jpt.errors import InputError, unknown_name
+from jpt.io.files import make_folder, write_json
+from jpt.parallel import batch_sharding, describe_devices, make_mesh
 from jpt.prompts.initialisers import initial_generator, random_values
-from jpt.prompts.seed_prompts import Prompts
-from jpt.prompts.store import check_prompt
+from jpt.prompts.store import Prompts, check_prompt, load_seed_prompts, run_name
+from jpt.results.prompt_table import (
+    RANDOM,
+    UNTOUCHED,
+    describe_matrix,
+    describe_types,
+    own_prompts,
+    refuse_twice,
+    relative_performance,
+    summarize_transfer,
+    write_transfer,
+)
+from jpt.results.provenance import made_with
+from jpt.results.score_table import CELLS, Cell, CellFile, make_cell
+from jpt.tasks.catalog import load_task, task_type
 from jpt.tasks.task import SPLITS, Task
-from jpt.transfer.matrix_cells import CELLS, Cell, CellFile, make_cell
-from jpt.transfer.matrix_plan import MatrixPlan, MatrixRun, plan_matrix
-from jpt.transfer.matrix_record import make_matrix, make_record
-from jpt.transfer.relative import describe_matrix, describe_types, relative_performance
-from jpt.tuning.pieces import prompts_at_once
-from jpt.tuning.prepare import PreparedTask, as_backbone, prepare_task
-from jpt.tuning.scoring import Score
-from jpt.tuning.settle import settle_length
-from jpt.types import TransferMatrix
+from jpt.tuning.bound_task import (
+    PreparedTask,
+    as_backbone,
+    prepare_task,
+    prompts_at_once,
+    settle_length,
+)
+from jpt.types import Prompt, PromptCard, Score, TransferMatrix
 from jpt.version import __version__
+
+# --- What a transfer matrix is made of, before a model is loaded: runs, tasks, and their rows
+
+# Of a task, these say where rows come from; what the rows are is told by their checksum.
+_PLACES = ("name", "type", "hub", "folder", "files", "rows", "label_field")
+
+
+class MatrixRun(NamedTuple):
+    """One prompt that is scored: a column of the matrix, or one of the seeds behind a column."""
+
+    column: str  # name of the column
+    seed: int | None  # of this run, where the column is the mean of several
+    # what is scored; None for the baselines, which are made once the model is loaded
+    prompt: Prompt | None
+
+    @property
+    def name(self) -> str:
+        """Its name in records, for instance ``imdb/seed-0``."""
+        return run_name(self.column, self.seed)
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """Runs and targets of a matrix; nothing in it needs a model."""
+
+    # the prompts, baselines last; the seeds of a column follow each other
+    runs: tuple[MatrixRun, ...]
+    tasks: dict[str, Task]  # the targets by short name
+    splits: dict[str, str]  # which split of each target is scored
+    rows: dict[str, list[Row]]  # the rows of that split
+    seed: int  # of the random start
+
+    @property
+    def first(self) -> Prompt:
+        """A prompt that stands for all: they have one backbone, layout, length and width."""
+        return next(run.prompt for run in self.runs if run.prompt is not None)
+
+    @property
+    def columns(self) -> dict[str, list[MatrixRun]]:
+        """The runs behind each column."""
+        found: dict[str, list[MatrixRun]] = {}
+        for run in self.runs:
+            found.setdefault(run.column, []).append(run)
+        return found
+
+    @property
+    def cards(self) -> dict[str, PromptCard]:
+        """The card of each column that is no baseline."""
+        named = ((name, runs[0].prompt) for name, runs in self.columns.items())
+        return {name: prompt.card for name, prompt in named if prompt and name != RANDOM}
+
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """Gives what a target's scores depend on: the question and the rows."""
+        return {
+            name: {
+                "task": _task_checksum(task),
+                "split": self.splits[name],
+                "rows": rows_checksum(self.rows[name]),
+            }
+            for name, task in self.tasks.items()
+        }
+
+    def identity(self, run: MatrixRun) -> dict[str, Any]:
+        """Gives what a run's scores depend on."""
+        card, shape = self.first.card, list(self.first.values.shape)
+        told = {"shape": shape, "first_position": card.first_position or 0}
+        if run.prompt is not None:
+            values = np.ascontiguousarray(run.prompt.values, np.float32)
+            return {"prompt": hashlib.sha256(values.tobytes()).hexdigest()[:16], **told}
+        seed = {"seed": self.seed} if run.column == RANDOM else {}
+        return {"prompt": run.column, **seed, **told}
+
+
+def plan_matrix(
+    prompts: Prompts,
+    tasks: Iterable[Task | str | Path] | None,
+    split: str,
+    data: str | Path | None,
+    random: bool,
+    untouched: bool,
+    seed: int,
+) -> MatrixPlan:
+    """Loads and checks prompts, tasks and rows."""
+    loaded = load_seed_prompts(prompts)
+    if UNTOUCHED in loaded:
+        raise InputError(
+            f"a prompt is called {UNTOUCHED}, which stands for the model without a prompt in every"
+            " table; rename it"
+        )
+    named = _tasks(tasks, [prompt for of in loaded.values() for prompt in of.values()], data)
+    runs = [MatrixRun(name, s, prompt) for name, of in loaded.items() for s, prompt in of.items()]
+    if random and RANDOM not in loaded:
+        runs.append(MatrixRun(RANDOM, None, None))
+    if untouched:
+        runs.append(MatrixRun(UNTOUCHED, None, None))
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    splits = {
+        name: split if has_split(task, split) else "validation" for name, task in named.items()
+    }
+    # All rows are read before anything is loaded or compiled: broken data shows at once.
+    rows = {name: read_rows(task, splits[name]) for name, task in named.items()}
+    return MatrixPlan(tuple(runs), named, splits, rows, seed)
+
+
+def _tasks(
+    tasks: Iterable[Task | str | Path] | None,
+    prompts: Iterable[Prompt],
+    data: str | Path | None,
+) -> dict[str, Task]:
+    """The targets by short name."""
+    if tasks is None:
+        asked = sorted({prompt.card.task for prompt in prompts})
+    else:
+        asked = list(tasks)
+    if not asked:
+        raise InputError("no tasks were given; name at least one, for instance builtin/imdb")
+    loaded = [task if isinstance(task, Task) else _load(task, data) for task in asked]
+    refuse_twice([task.short_name for task in loaded], "tasks")
+    return {task.short_name: task for task in loaded}
+
+
+def _load(task: str | Path, data: str | Path | None) -> Task:
+    if data is None or str(task).startswith("builtin/") or not (Path(data) / str(task)).is_dir():
+        return load_task(task)
+    return load_task(task, Path(data) / str(task))
+
+
+def _task_checksum(task: Task) -> str:
+    told: Mapping[str, Any] = {
+        each.name: getattr(task, each.name)
+        for each in dataclasses.fields(task)
+        if each.name not in _PLACES
+    }
+    text = json.dumps(told, sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+# --- From the cells of a transfer matrix to what is written and told of it
+
+Cells = Mapping[tuple[str, str], Cell]
+"""Cells by target and run."""
+
+
+def make_matrix(plan: MatrixPlan, cells: Cells) -> TransferMatrix:
+    """Puts cells into a matrix; a column of several seeds has their mean."""
+    values = [
+        [np.mean(_record_values(cells, task, runs)) for runs in plan.columns.values()]
+        for task in plan.tasks
+    ]
+    metrics = tuple(task.metric for task in plan.tasks.values())
+    return TransferMatrix(tuple(plan.tasks), tuple(plan.columns), np.array(values), metrics)
+
+
+def make_record(
+    plan: MatrixPlan, cells: Cells, matrix: TransferMatrix, split: str, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Says what a matrix is made of and what it shows."""
+    own, notes = own_prompts(matrix.targets, plan.cards)
+    notes += [
+        f"{name} has no {split} split: scored on {used}"
+        for name, used in plan.splits.items()
+        if used != split
+    ]
+    prompts = {
+        name: {"task": card.task, "type": card.task_type or task_type(card.task)}
+        for name, card in plan.cards.items()
+    }
+    kinds = {name: each["type"] for name, each in prompts.items()}
+    target_types = {name: task.type for name, task in plan.tasks.items()}
+    return {
+        "backbone": facts["backbone"],
+        "targets": _targets(plan, cells, own),
+        "prompts": prompts,
+        **_seeds(plan, cells),
+        **summarize_transfer(matrix, own, target_types, kinds),
+        **made_with(),
+        "device": facts["device"],
+        "split": split,
+        "random": _random(plan),
+        "untouched": {"name": UNTOUCHED} if UNTOUCHED in plan.columns else None,
+        "command": facts["command"],
+        "elapsed_s": round(sum(cell.elapsed_s for cell in cells.values()), 2),
+        "notes": notes,
+    }
+
+
+def _record_values(cells: Cells, task: str, runs: list[Any]) -> list[float]:
+    return [cells[task, run.name].value for run in runs]
+
+
+def _targets(plan: MatrixPlan, cells: Cells, own: Mapping[str, str]) -> dict[str, Any]:
+    first = plan.runs[0].name
+    return {
+        name: {
+            "task": task.name,
+            "type": task.type,
+            "metric": task.metric,
+            "majority": cells[name, first].majority,
+            "rows": cells[name, first].rows,
+            "split": plan.splits[name],
+            "own_prompt": own.get(name),
+        }
+        for name, task in plan.tasks.items()
+    }
+
+
+def _seeds(plan: MatrixPlan, cells: Cells) -> dict[str, Any]:
+    """Of columns with seeds: every value, mean and sample standard deviation, by target."""
+    several = {name: runs for name, runs in plan.columns.items() if runs[0].seed is not None}
+    found = {}
+    for name, runs in several.items():
+        by_target = {}
+        for task in plan.tasks:
+            values = _record_values(cells, task, runs)
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            by_target[task] = {"mean": float(np.mean(values)), "std": std, "values": values}
+        found[name] = {"seeds": [run.seed for run in runs], "targets": by_target}
+    return {"seeds": found} if found else {}
+
+
+def _random(plan: MatrixPlan) -> dict[str, Any] | None:
+    """How the untrained prompt was made: drawn here, or one of the prompts that were given."""
+    runs = plan.columns.get(RANDOM)
+    if runs is None:
+        return None
+    if runs[0].prompt is not None:
+        return {"name": RANDOM, "init": runs[0].prompt.card.init}
+    return {"name": RANDOM, "seed": plan.seed, "init": RANDOM}
+
+
+# --- Zero-shot transfer: what every prompt does on every task, its own and the others
+# Paper: section 3; there the prompts of a table are used as they are, without any training.
 
 TRANSFER, RELATIVE, RECORD = "transfer.csv", "relative.csv", "transfer.json"
 

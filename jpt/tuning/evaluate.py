@@ -1,21 +1,59 @@
-"""Scoring a prompt file on a task, its own or another."""
+"""Score a prompt on a task, and write its predictions."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from jpt.backbones.registry import Backbone
 from jpt.config import LABEL_SCORING, check_choice, check_counts
-from jpt.mesh import make_mesh
+from jpt.data.encode import EncodedSplit
+from jpt.io.files import write_text
+from jpt.parallel import make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
+from jpt.tasks.metrics import TEXT_METRICS, row_scores
 from jpt.tasks.task import Task
-from jpt.tuning.predictions import write_predictions
-from jpt.tuning.prepare import Data, as_backbone, as_task, prepare_task
-from jpt.tuning.scoring import Score
-from jpt.tuning.settle import settle_length
-from jpt.types import Prompt
+from jpt.tuning.bound_task import Data, as_backbone, as_task, prepare_task, settle_length
+from jpt.types import Prompt, Score
+
+# --- What was answered to every row of a split, as JSON lines
+
+
+def prediction_lines(score: Score, split: EncodedSplit, task: Task) -> list[dict[str, Any]]:
+    """Says for every row what was answered and what would have been right."""
+    if score.written is not None:
+        return [
+            {
+                "row": number,
+                "prediction": row.prediction,
+                "answers": list(row.references),
+                **row_scores(tuple(TEXT_METRICS), row),
+            }
+            for number, row in enumerate(score.written)
+        ]
+    return [
+        {
+            "row": number,
+            "prediction": task.labels[found],
+            "label": task.labels[right],
+            "log_probs": dict(zip(task.labels, map(float, shares), strict=True)),
+        }
+        for number, (found, right, shares) in enumerate(
+            zip(score.predictions, split.labels, score.log_probs, strict=True)
+        )
+    ]
+
+
+def write_predictions(path: str | Path, score: Score, split: EncodedSplit, task: Task) -> None:
+    """Writes the lines of `prediction_lines` to a file."""
+    lines = prediction_lines(score, split, task)
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+# --- Scoring a prompt file on a task, its own or another
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""One step of tuning: a pure function of (weights, state, batch), compiled once a shape."""
+"""The jit-compiled train step: loss, gradient of the prompt, optimizer update."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
-from jpt.mesh import replicated
+from jpt.parallel import replicated
 from jpt.tuning.losses import Answer, answer_loss, step_key
 from jpt.types import Batch, Parameters
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jpt.files.atomic import make_folder, write_json
-from jpt.files.study_files import write_activations, write_transfer
-from jpt.files.tables import write_table
+from jpt.io.files import make_folder, write_json, write_table
 from jpt.prompts.store import save_prompt
+from jpt.results.prompt_table import write_activations, write_transfer
 from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
 
 # In no order of types, so that the order of the page is seen to be made.

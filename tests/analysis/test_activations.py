@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.analysis.activations import activated_neurons
-from jpt.analysis.probe_bank import probe_bank
-from jpt.files.study_files import read_activations, write_activations
+from jpt.neurons.probe import activated_neurons, probe_bank
+from jpt.results.prompt_table import read_activations, write_activations
 from jpt.testing import tiny_encoder
 from jpt.types import Activations, Prompt, PromptCard
 

@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jpt.analysis.correlation import correlate
-from jpt.analysis.findings import find
-from jpt.analysis.indicators import Indicators
-from jpt.analysis.layout import lay_out
-from jpt.analysis.report import report
-from jpt.analysis.report_runs import notes
-from jpt.analysis.study import read_study
-from jpt.analysis.task_types import summarize_types
-from jpt.files.study_files import write_transfer
+from jpt.indicators.correlation import correlate
+from jpt.indicators.indicators import Indicators
+from jpt.indicators.pairs import summarize_types
+from jpt.report.findings import find
+from jpt.report.report import notes, report
+from jpt.report.study import lay_out, read_study
+from jpt.results.prompt_table import write_transfer
 from jpt.types import TransferMatrix
 from tests.analysis.sample_study import ORDERED, SCORES, TASKS, PageReader, write_study
 from tests.analysis.sample_study import write_transfer_facts as write_facts

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import binom
 
 import jpt
-from jpt.analysis.choice import (
+from jpt.indicators.indicators import EMBEDDING_INDICATORS, Indicators, indicators
+from jpt.indicators.source_selection import (
     SAME_TYPE,
     ZERO_SHOT,
     Choice,
@@ -17,13 +18,11 @@ from jpt.analysis.choice import (
     judge_few_rows,
     judge_ranking,
     leave_one_out,
+    sureness,
 )
-from jpt.analysis.indicators import Indicators, indicators
-from jpt.analysis.similarity import EMBEDDING_INDICATORS
-from jpt.analysis.sureness import sureness
-from jpt.files.study_files import read_transfer
-from jpt.files.tables import read_table
-from jpt.recipes.import_reference import import_reference
+from jpt.io.files import read_table
+from jpt.recipes.interop import import_reference
+from jpt.results.prompt_table import read_transfer
 from jpt.types import PromptCard, TransferMatrix
 
 NAN = np.nan

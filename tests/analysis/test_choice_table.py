@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jpt.analysis.choice_facts import read_choice_facts
-from jpt.analysis.choice_table import judge_indicators
-from jpt.analysis.correlation_intervals import mean_interval
-from jpt.analysis.indicators import Indicators, indicators
 from jpt.errors import InputError
-from jpt.files.atomic import write_json
-from jpt.files.tables import read_table
-from jpt.recipes.import_reference import import_reference
+from jpt.indicators.indicators import Indicators, indicators
+from jpt.indicators.source_selection import judge_indicators
+from jpt.io.files import read_table, write_json
+from jpt.recipes.interop import import_reference
+from jpt.report.study import read_choice_facts
+from jpt.results.statistics import mean_interval
 from jpt.types import PromptCard, TransferMatrix
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from jpt.analysis.correlation import CorrelationResult, correlate, spearman
-from jpt.analysis.indicators import Indicators
 from jpt.errors import InputError
-from jpt.files.study_files import write_transfer
+from jpt.indicators.correlation import CorrelationResult, correlate, spearman
+from jpt.indicators.indicators import Indicators
+from jpt.results.prompt_table import write_transfer
 from jpt.types import PromptCard, TransferMatrix
 
 GENERATOR = np.random.default_rng(0)

@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jpt.analysis.correlation import correlate
-from jpt.analysis.correlation_intervals import (
-    DRAWS,
-    SEED,
-    lead,
-    mean_interval,
-    tail_share,
-)
-from jpt.analysis.indicators import Indicators
+from jpt.indicators.correlation import correlate
+from jpt.indicators.indicators import Indicators
+from jpt.results.statistics import DRAWS, SEED, lead, mean_interval, tail_share
 from jpt.types import TransferMatrix
 
 VALUES = np.random.default_rng(0).normal(0.3, 0.4, 9).tolist()

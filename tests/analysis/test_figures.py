@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jpt.analysis.figures_indicators import cost_figure, indicator_panel
-from jpt.analysis.figures_map import prompt_map, scale_to_plane
-from jpt.analysis.plots import to_svg
+from jpt.report.figures import cost_figure, indicator_panel, prompt_map, scale_to_plane, to_svg
 
 
 def distances(points: np.ndarray) -> np.ndarray:

@@ -6,12 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jpt.analysis.finding import Finding
-from jpt.analysis.findings import find
-from jpt.analysis.layout import Move, lay_out
-from jpt.analysis.overlap_findings import standard_error
-from jpt.analysis.study import read_study
-from jpt.analysis.type_findings import source_finding, type_finding
+from jpt.report.findings import Finding, find, source_finding, standard_error, type_finding
+from jpt.report.study import Move, lay_out, read_study
 from tests.analysis.sample_study import (
     SCORES,
     write_choices,

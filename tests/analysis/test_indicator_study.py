@@ -10,12 +10,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from jpt.analysis.indicator_study import IndicatorStudy, study_indicators
-from jpt.analysis.indicators import read_indicators
-from jpt.cli import analysis
+from jpt.cli import commands
 from jpt.errors import InputError
-from jpt.files.study_files import write_activations, write_transfer
+from jpt.indicators.correlation import IndicatorStudy, study_indicators
+from jpt.indicators.indicators import read_indicators
 from jpt.prompts.store import save_prompt
+from jpt.results.prompt_table import write_activations, write_transfer
 from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
 
 NAMES = ("imdb", "mnli", "snli", "sst2")
@@ -120,8 +120,8 @@ def test_wrong_input_writes_nothing(folder: Path, case: str) -> None:
 
 def command(*words: object) -> tuple[str, str]:
     app = typer.Typer()
-    app.command("indicators")(analysis.indicators)
-    app.command("reference")(analysis.import_reference)
+    app.command("indicators")(commands.indicators)
+    app.command("reference")(commands.import_reference)
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout, result.stderr

@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jpt.analysis.indicator_names import indicator_label
-from jpt.analysis.indicator_table import OF_ROWS, Indicator
-from jpt.analysis.indicators import Indicators, indicators, read_indicators, write_indicators
 from jpt.errors import InputError
-from jpt.files.study_files import write_activations
+from jpt.indicators.indicators import (
+    OF_ROWS,
+    Indicator,
+    Indicators,
+    indicator_label,
+    indicators,
+    read_indicators,
+    write_indicators,
+)
 from jpt.prompts.store import save_prompt
+from jpt.results.prompt_table import write_activations
 from jpt.types import Activations, Prompt, PromptCard
 
 GENERATOR = np.random.default_rng(0)

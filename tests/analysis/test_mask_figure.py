@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from jpt.analysis.mask_figure import draw_shares, mask_figure, read_shares
 from jpt.errors import InputError
+from jpt.report.figures import draw_shares, mask_figure, read_shares
 
 
 def mask(*values: float, whole: float) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from jpt.analysis.neuron_choice import KINDS, OWN, RANDOM, choose_neurons
 from jpt.errors import InputError
+from jpt.neurons.selection import KINDS, OWN, RANDOM, choose_neurons
 from jpt.types import Activations
 
 LAYERS, WIDTH = 5, 37

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jpt.analysis import neuron_pairs
-from jpt.analysis.indicator_table import OF_NEURONS
-from jpt.analysis.kernel_alignment import align_kernels, row_kernels
-from jpt.analysis.overlap import neuron_similarities
+from jpt.indicators import indicators
+from jpt.indicators.indicators import OF_NEURONS, neuron_similarities
+from jpt.neurons.probe import align_kernels, row_kernels
 from jpt.types import Activations
 
 GENERATOR = np.random.default_rng(0)
@@ -57,7 +56,7 @@ def by_loops(given: Activations, first: int, last: int, i: int, j: int) -> dict[
 
 @pytest.mark.parametrize("given", [START, TEXT], ids=["start", "text"])
 def test_equal_to_loops(given: Activations, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neuron_pairs, "_PRODUCT_BYTES", 200)  # five neurons at a time
+    monkeypatch.setattr(indicators, "_PRODUCT_BYTES", 200)  # five neurons at a time
     found, _ = neuron_similarities(given, (1, 2))
     expected = set(OF_NEURONS) - ({"activation_cka"} if given is START else set())
     assert {name.removesuffix("_all") for name in found if "layers" not in name} == expected

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jpt.analysis.overlap import neuron_similarities, parse_layers
 from jpt.errors import InputError
+from jpt.indicators.indicators import neuron_similarities, parse_layers
 from jpt.types import Activations
 
 VALUES = np.random.default_rng(0).normal(size=(6, 5, 37)).astype(np.float32)

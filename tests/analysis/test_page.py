@@ -11,17 +11,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jpt.analysis.figures_map import prompt_map
-from jpt.analysis.heat_map import COLOR_MAP, HeatMap, contrast, heat_map
-from jpt.analysis.page import figure, sources, table, value_cell, whole_page
-from jpt.analysis.pinned import pin_rows
-from jpt.analysis.plots import COLORS, strips, to_svg
-from jpt.analysis.report import report, summarize
-from jpt.analysis.report_methods import written_between
-from jpt.analysis.warm_start_figure import draw_curves
 from jpt.errors import InputError
-from jpt.files.study_files import write_transfer
-from jpt.files.tables import write_table
+from jpt.io.files import write_table
+from jpt.report.figures import (
+    COLOR_MAP,
+    COLORS,
+    HeatMap,
+    contrast,
+    draw_curves,
+    heat_map,
+    pin_rows,
+    prompt_map,
+    strips,
+    to_svg,
+)
+from jpt.report.report import (
+    figure,
+    report,
+    sources,
+    summarize,
+    table,
+    value_cell,
+    whole_page,
+    written_between,
+)
+from jpt.results.prompt_table import write_transfer
 from jpt.types import TransferMatrix
 from tests.analysis.page_checks import Outline, assert_page_is_sound
 from tests.analysis.sample_study import PageReader, write_run, write_study
@@ -76,7 +90,7 @@ def lab(colors: np.ndarray, vision: str = "usual") -> np.ndarray:
 
 def variables(theme: str) -> dict[str, str]:
     """The colors of the page by name: light, dark, or printed."""
-    style = files("jpt.analysis").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("jpt.report").joinpath("report.css").read_text(encoding="utf-8")
     parts = dict(zip(("light", "dark", "print"), style.split(":root {")[1:], strict=True))
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", parts[theme].split("}")[0]))
 

@@ -8,10 +8,22 @@ import pytest
 from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.figure import Figure
 
-from jpt.analysis.curves import learning_curve, window_curve
-from jpt.analysis.heat_map import COLOR_MAP, HeatMap, contrast, heat_map, readable_on
-from jpt.analysis.plots import BLUE, INK, new_figure, plain, strips, to_svg
-from jpt.analysis.runs import Curve
+from jpt.report.figures import (
+    BLUE,
+    COLOR_MAP,
+    INK,
+    HeatMap,
+    contrast,
+    heat_map,
+    learning_curve,
+    new_figure,
+    plain,
+    readable_on,
+    strips,
+    to_svg,
+    window_curve,
+)
+from jpt.report.study import Curve
 
 
 def _map(values: np.ndarray, names: list[str] | None = None, **options: object) -> HeatMap:

@@ -11,14 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jpt.analysis import probe_bank
-from jpt.analysis.activations import activated_neurons
-from jpt.analysis.overlap import neuron_similarities
-from jpt.analysis.probe_bank import Means, probe_rows
-from jpt.analysis.probe_options import ProbeOptions
-from jpt.analysis.probe_text import ProbeInput
 from jpt.backbones.registry import Backbone
 from jpt.data.encode import EncodedSplit, join_rows
+from jpt.indicators.indicators import neuron_similarities
+from jpt.neurons import probe
+from jpt.neurons.probe import Means, ProbeInput, ProbeOptions, activated_neurons, probe_rows
 from jpt.types import Activations, Prompt, PromptCard
 from tests.backbones.golden import FAST_COMPILE, FIXTURES, difference, load_golden
 
@@ -36,12 +33,12 @@ PROMPTS = ("a", "b", "c")
 def compiled_fast() -> Iterator[None]:
     """Compiling is nearly all the work of these tests."""
     static = ("module", "first_position", "stack")
-    plain = probe_bank.probe_bank
-    probe_bank.probe_bank = jax.jit(
+    plain = probe.probe_bank
+    probe.probe_bank = jax.jit(
         plain.__wrapped__, static_argnames=static, compiler_options=FAST_COMPILE
     )
     yield
-    probe_bank.probe_bank = plain
+    probe.probe_bank = plain
 
 
 @cache

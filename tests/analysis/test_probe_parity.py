@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.analysis.activations import activated_neurons
 from jpt.backbones.registry import find_folder
+from jpt.neurons.probe import activated_neurons
 from jpt.types import Prompt, PromptCard
 
 pytestmark = pytest.mark.parity

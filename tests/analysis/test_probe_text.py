@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.analysis.activations import activated_neurons
-from jpt.analysis.probe_bank import plan_pieces
-from jpt.analysis.probe_options import ProbeOptions, parse_positions
-from jpt.analysis.probe_text import position_weights, text_input
 from jpt.backbones.registry import Backbone
 from jpt.data.encode import encode_split
-from jpt.data.sources import read_rows
-from jpt.files.study_files import read_activations
-from jpt.mesh import make_mesh
-from jpt.tasks.registry import load_task
+from jpt.data.rows import read_rows
+from jpt.neurons.probe import (
+    ProbeOptions,
+    activated_neurons,
+    parse_positions,
+    plan_pieces,
+    position_weights,
+    text_input,
+)
+from jpt.parallel import make_mesh
+from jpt.results.prompt_table import read_activations
+from jpt.tasks.catalog import load_task
 from jpt.testing import write_tiny_backbone
 from jpt.types import Activations, Prompt, PromptCard
 from tests.backbones.golden import read

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from jpt.analysis.redundancy import redundancy
+from jpt.neurons.selection import redundancy
 from jpt.types import Activations
 
 SHAPE = (4, 3, 400)

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jpt.analysis.correlation import correlate
-from jpt.analysis.indicator_study import study_indicators
-from jpt.analysis.indicators import Indicators, indicators, read_indicators
-from jpt.analysis.overlap import neuron_similarities
-from jpt.analysis.similarity import EMBEDDING_INDICATORS
-from jpt.files.tables import read_table
-from jpt.recipes.import_reference import import_reference
+from jpt.indicators.correlation import correlate, study_indicators
+from jpt.indicators.indicators import (
+    EMBEDDING_INDICATORS,
+    Indicators,
+    indicators,
+    neuron_similarities,
+    read_indicators,
+)
+from jpt.io.files import read_table
+from jpt.recipes.interop import import_reference
 from jpt.types import Activations, Prompt
 
 BACKBONES = ("bert-base", "roberta-base", "t5-base")

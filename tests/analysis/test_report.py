@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jpt.analysis.findings import find
-from jpt.analysis.indicator_study import study_indicators
-from jpt.analysis.layout import lay_out
-from jpt.analysis.report import build_page, prepare, report
-from jpt.analysis.report_runs import notes
-from jpt.analysis.study import read_study
 from jpt.errors import InputError
-from jpt.recipes.import_reference import import_reference
+from jpt.indicators.correlation import study_indicators
+from jpt.recipes.interop import import_reference
+from jpt.report.findings import find
+from jpt.report.report import build_page, notes, prepare, report
+from jpt.report.study import lay_out, read_study
 from tests.analysis.sample_study import (
     ORDERED,
     SCORES,

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from jpt.analysis.heat_map import contrast
-from jpt.analysis.page import table, value_cell, whole_page
-from jpt.analysis.report import report
+from jpt.report.figures import contrast
+from jpt.report.report import report, table, value_cell, whole_page
 from tests.analysis.sample_study import write_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

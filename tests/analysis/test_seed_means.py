@@ -11,16 +11,15 @@ import pytest
 from scipy.stats import spearmanr
 
 import jpt
-from jpt.analysis.indicator_study import study_indicators
-from jpt.analysis.indicators import Indicators, indicators
-from jpt.analysis.layout import lay_out
-from jpt.analysis.report import report
-from jpt.analysis.seed_means import over_seeds
-from jpt.analysis.study import read_study
 from jpt.errors import InputError
-from jpt.files.study_files import read_activations, write_transfer
-from jpt.prompts.mixture import average_prompts, choose_parts, load_parts
-from jpt.prompts.seed_prompts import run_name
+from jpt.indicators.correlation import study_indicators
+from jpt.indicators.indicators import Indicators, indicators
+from jpt.indicators.pairs import over_seeds
+from jpt.prompts.arithmetic import average_prompts, choose_parts, load_parts
+from jpt.prompts.store import run_name
+from jpt.report.report import report
+from jpt.report.study import lay_out, read_study
+from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.analysis.sample_study import PageReader
 

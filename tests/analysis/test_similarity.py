@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from jaxtyping import Float32, Float64
 
-from jpt.analysis import row_pairs
-from jpt.analysis.indicator_table import OF_ROWS
-from jpt.analysis.similarity import EMBEDDING_INDICATORS, embedding_similarities
+from jpt.indicators import indicators
+from jpt.indicators.indicators import EMBEDDING_INDICATORS, OF_ROWS, embedding_similarities
 
 GENERATOR = np.random.default_rng(0)
 BANK = GENERATOR.normal(size=(7, 5, 6)).astype(np.float32)
@@ -47,7 +46,7 @@ def assert_equal(bank: Float32[np.ndarray, "K P D"], rtol: float = 1e-12) -> Non
 
 @pytest.mark.parametrize("block_rows", [1, 12, 800])
 def test_equal_to_loops(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
-    monkeypatch.setattr(row_pairs, "_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(indicators, "_BLOCK_ROWS", block_rows)
     assert_equal(BANK)
 
 
@@ -62,7 +61,7 @@ def near_banks() -> dict[str, Float32[np.ndarray, "K P D"]]:
 
 @pytest.mark.parametrize("case", near_banks())
 def test_near_rows_keep_their_digits(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    monkeypatch.setattr(row_pairs, "_NEAR_ROWS", 3)
+    monkeypatch.setattr(indicators, "_NEAR_ROWS", 3)
     assert_equal(near_banks()[case], rtol=1e-10)
 
 

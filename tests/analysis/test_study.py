@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jpt.analysis.layout import lay_out, moves, values_at
-from jpt.analysis.study import commands, read_study
 from jpt.errors import InputError
+from jpt.report.study import commands, lay_out, moves, read_study, values_at
 from tests.analysis.sample_study import (
     INDICATORS,
     ORDERED,

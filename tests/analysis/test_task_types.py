@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from jpt.analysis.indicators import Indicators
-from jpt.analysis.task_types import summarize_types
 from jpt.errors import InputError
+from jpt.indicators.indicators import Indicators
+from jpt.indicators.pairs import summarize_types
 from jpt.types import PromptCard, TransferMatrix
 
 NAMES = ("imdb", "mine", "mnli", "random", "run7", "sst2")

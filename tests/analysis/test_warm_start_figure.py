@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.analysis.warm_start_figure import draw_curves, warm_start_figure
+from jpt.report.figures import draw_curves, warm_start_figure
 
 STEPS = [0, 10, 20]
 

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file
 
-from jpt.backbones.families import Family, find_family
+from jpt.backbones.registry import Family, find_family
 from jpt.errors import InputError
 from jpt.types import Parameters
 from tests.backbones.golden import FIXTURES, load_golden

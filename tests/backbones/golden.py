@@ -15,11 +15,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
-from jpt.backbones.families import Family, find_family
-from jpt.backbones.output import Cache, ModelOutput
-from jpt.files.tensor_files import open_tensors
-from jpt.files.tokenizer import SpecialIds
-from jpt.mesh import parameter_shardings, place
+from jpt.backbones.layers import Cache, ModelOutput
+from jpt.backbones.registry import Family, find_family
+from jpt.io.tensors import open_tensors
+from jpt.io.tokenizer import SpecialIds
+from jpt.parallel import parameter_shardings, place
 from jpt.types import Parameters
 from tests.plain_programs import FAST_COMPILE
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.rotary import inverse_frequencies
+from jpt.backbones.decoder import DecoderConfig
+from jpt.backbones.layers import inverse_frequencies
 from jpt.types import Parameters
 
 ACTIVATIONS = {

@@ -11,8 +11,8 @@ import pytest
 from scipy.special import log_softmax
 
 from jpt.backbones.answers import lay_out
-from jpt.backbones.output import AnswerScores
-from jpt.mesh import batch_sharding, make_mesh, place, replicated
+from jpt.backbones.layers import AnswerScores
+from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from tests.backbones.golden import DECODERS, FAST_COMPILE, T5S, difference, load_golden, read
 
 pytestmark = pytest.mark.usefixtures("plain_programs")

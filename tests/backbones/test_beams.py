@@ -8,10 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from jpt.backbones.beams import beam_search
-from jpt.backbones.generation import Written, greedy
+from jpt.backbones.generation import Written, beam_search, greedy
 from jpt.errors import InputError
-from jpt.mesh import batch_sharding, make_mesh, place, replicated
+from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from tests.backbones.golden import FAST_COMPILE
 from tests.backbones.test_generation import CLOSE, rows_of
 from tests.backbones.toy_writer import VOCABULARY, ToyCase, ToyWriter, draw_case, plain_beams

@@ -11,7 +11,7 @@ import pytest
 
 import jpt
 from jpt.backbones.registry import BUILTIN, PREFIX
-from jpt.files.tensor_files import open_tensors
+from jpt.io.tensors import open_tensors
 
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
@@ -68,7 +68,7 @@ def test_ordinary_english_has_few_unknown_pieces(backbone: jpt.Backbone) -> None
 
 def test_it_predicts_masked_words_better_than_word_frequency(backbone: jpt.Backbone) -> None:
     """Held-out reviews: cross-entropy at masked positions against a unigram model's."""
-    from jpt.data.movie_reviews import reviews
+    from jpt.data.builtin import reviews
 
     random = np.random.default_rng(0)
     texts = [review.text for review in reviews("rotten_tomatoes", "test")[:200]]

@@ -11,8 +11,8 @@ import pytest
 
 import jpt
 from jpt.backbones.registry import BUILTIN, PREFIX
-from jpt.data.movie_reviews import reviews
-from jpt.files.tensor_files import open_tensors
+from jpt.data.builtin import reviews
+from jpt.io.tensors import open_tensors
 
 NAMES = ("builtin/gpt2-mini", "builtin/t5-mini")
 TEXT, ASKED = 24, 8

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jpt.backbones.decoder import Decoder
-from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.rotary import Rotary
+from jpt.backbones.decoder import Decoder, DecoderConfig
+from jpt.backbones.layers import Rotary
 from jpt.errors import InputError
 
 GPT2 = {

@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import Mesh
 
 from jpt.backbones.decoder import Decoder
-from jpt.backbones.rotary import Rotary
-from jpt.mesh import batch_sharding, make_mesh, place, replicated
+from jpt.backbones.layers import Rotary
+from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from tests.backbones.golden import (
     DECODERS,
     FIXTURES,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.output import Cache
+from jpt.backbones.layers import Cache
 from tests.backbones.golden import advance, difference, load_golden, read, start
 
 pytestmark = pytest.mark.usefixtures("plain_programs")

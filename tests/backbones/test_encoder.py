@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jpt.backbones.encoder import Encoder, EncoderLayer
-from jpt.backbones.output import ModelOutput
+from jpt.backbones.layers import ModelOutput
 from jpt.types import Parameters
 from tests.backbones.golden import FAST_COMPILE, Golden, ask, difference, load_golden, read
 

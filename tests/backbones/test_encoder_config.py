@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jpt.backbones.encoder_config import EncoderConfig
+from jpt.backbones.encoder import EncoderConfig
 from jpt.errors import InputError
 from jpt.testing import tiny_bert_config
 

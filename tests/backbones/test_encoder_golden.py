@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.encoder import Encoder
-from jpt.backbones.encoder_weights import ENCODER_WEIGHTS
-from jpt.backbones.output import ModelOutput
-from jpt.mesh import batch_sharding, make_mesh, parameter_shardings, place, replicated
+from jpt.backbones.encoder import ENCODER_WEIGHTS, Encoder
+from jpt.backbones.layers import ModelOutput
+from jpt.parallel import batch_sharding, make_mesh, parameter_shardings, place, replicated
 from jpt.types import Parameters
 from tests.backbones.golden import (
     ENCODERS,

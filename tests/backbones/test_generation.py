@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jpt.backbones.generation import NOTHING, Written, greedy, is_end
-from jpt.mesh import batch_sharding, make_mesh, place, replicated
+from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from tests.backbones.golden import FAST_COMPILE
 from tests.backbones.toy_writer import VOCABULARY, ToyCase, ToyWriter, draw_case, plain_greedy
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jpt.backbones.beams import beam_search
-from jpt.backbones.generation import Written, greedy
-from jpt.mesh import batch_sharding, make_mesh, place, replicated
+from jpt.backbones.generation import Written, beam_search, greedy
+from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from jpt.types import Parameters
 from tests.backbones.golden import DECODERS, FAST_COMPILE, FIXTURES, T5S, Golden, load_golden
 

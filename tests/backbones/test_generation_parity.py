@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jpt.backbones.beams import beam_search
-from jpt.backbones.generation import greedy
+from jpt.backbones.generation import beam_search, greedy
 from tests.backbones.golden import FIXTURES, Golden, load_golden
 
 pytestmark = pytest.mark.parity

@@ -14,8 +14,7 @@ from jpt.backbones import registry
 from jpt.backbones.loading import TensorRule, load_parameters, write_parameters
 from jpt.backbones.registry import find_folder
 from jpt.errors import InputError
-from jpt.files.safetensors_file import write_safetensors
-from jpt.files.tensor_files import open_tensors
+from jpt.io.tensors import open_tensors, write_safetensors
 from jpt.testing import write_tiny_backbone
 from tests.backbones.checkpoints import Dictionary
 

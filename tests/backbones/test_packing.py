@@ -11,7 +11,7 @@ import pytest
 
 from jpt.backbones.packing import Packing, collect, pack_layout, spread
 from jpt.data.batches import text_places
-from jpt.mesh import make_mesh, place
+from jpt.parallel import make_mesh, place
 from tests.backbones.golden import DECODERS, ENCODERS, T5S, load_golden
 from tests.plain_programs import FAST_COMPILE
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.rotary import Rotary, inverse_frequencies, rotary_angles, rotate
+from jpt.backbones.layers import Rotary, inverse_frequencies, rotary_angles, rotate
 from tests.backbones.golden import DECODERS, difference, load_golden
 
 LLAMA3 = Rotary(500_000.0, "llama3", 32.0, 1.0, 4.0, 8192)

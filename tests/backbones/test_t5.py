@@ -17,9 +17,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jpt.backbones.t5 import T5
-from jpt.backbones.t5_layers import LayerInput, Sight, T5Layer, View
-from jpt.backbones.t5_positions import relative_buckets, spread_bias
+from jpt.backbones.t5 import T5, LayerInput, Sight, T5Layer, View, relative_buckets, spread_bias
 from jpt.types import Parameters
 from tests.backbones.golden import (
     FAST_COMPILE,

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jpt.backbones.t5 import T5
-from jpt.backbones.t5_config import T5Config
+from jpt.backbones.t5 import T5, T5Config
 from jpt.errors import InputError
 
 FIELDS: dict[str, Any] = {

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from jpt.backbones.output import ModelOutput
+from jpt.backbones.layers import ModelOutput
 from jpt.backbones.t5 import T5
-from jpt.mesh import batch_sharding, make_mesh, place, replicated
+from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from jpt.types import Parameters
 from tests.backbones.golden import (
     FAST_COMPILE,

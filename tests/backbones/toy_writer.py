@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jpt.backbones.output import Cache
+from jpt.backbones.layers import Cache
 from jpt.types import Parameters
 
 VOCABULARY, WIDTH = 23, 7
@@ -153,7 +153,7 @@ def plain_greedy(score: Score, count: int, ends: Sequence[int]) -> tuple[list[in
 def plain_beams(
     score: Score, count: int, ends: Sequence[int], beams: int, penalty: float
 ) -> tuple[list[int], float]:
-    """Beam search as the docstring of ``jpt.backbones.beams`` has it; words, closest choice."""
+    """Beam search as the docstring of ``jpt.backbones.generation`` has it."""
     alive: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     ended: list[tuple[float, tuple[int, ...]]] = []
     gaps = [np.inf]

@@ -15,12 +15,12 @@ import pytest
 import typer
 from typer.main import get_command
 
-from jpt import cli
 from jpt.backbones.registry import backbone_names
-from jpt.cli.completion import complete_backbone, complete_task, complete_tasks
-from jpt.tasks.registry import task_names
+from jpt.cli import app
+from jpt.cli.options import complete_backbone, complete_task, complete_tasks
+from jpt.tasks.catalog import task_names
 
-PROGRAM = "import sys; sys.argv = ['jpt']; from jpt.cli import main; main()"
+PROGRAM = "import sys; sys.argv = ['jpt']; from jpt.cli.app import main; main()"
 
 
 def complete(words: str, **environment: str) -> list[str]:
@@ -39,7 +39,7 @@ def complete(words: str, **environment: str) -> list[str]:
 
 def options(command=None, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every option of every command."""
-    command = get_command(cli.app) if command is None else command
+    command = get_command(app.app) if command is None else command
     yield from ((path, parameter) for parameter in command.params)
     for name, below in getattr(command, "commands", {}).items():
         yield from options(below, f"{path} {name}".strip())
@@ -72,7 +72,7 @@ def test_every_backbone_and_task_is_completed() -> None:
     found = [(path, p) for path, p in options() if p.name in wanted and path not in TYPED_FREELY]
     assert len(found) > 15
     for path, parameter in found:
-        context = typer.Context(get_command(cli.app))
+        context = typer.Context(get_command(app.app))
         names = [item.value for item in parameter.shell_complete(context, "builtin/")]
         assert any(name.startswith("builtin/") for name in names), (path, parameter.name)
 
@@ -80,7 +80,7 @@ def test_every_backbone_and_task_is_completed() -> None:
 def test_completing_loads_no_jax() -> None:
     script = """
 import sys
-from jpt.cli.completion import complete_backbone, complete_tasks
+from jpt.cli.options import complete_backbone, complete_tasks
 assert complete_backbone("") and complete_tasks("")
 heavy = set(sys.modules) & {"jax", "transformers", "datasets", "matplotlib"}
 sys.exit(f"loaded: {heavy}" if heavy else 0)

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import pytest
 from typer.main import get_command
 
-from jpt import cli
+from jpt.cli import app
 
 WIDEST = 80
 
 
 def commands(command=None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every command and group, the program itself first."""
-    command = get_command(cli.app) if command is None else command
+    command = get_command(app.app) if command is None else command
     yield path
     for name, below in getattr(command, "commands", {}).items():
         yield from commands(below, (*path, name))
@@ -32,7 +32,7 @@ def run(
 ) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["jpt", *arguments])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     return int(end.value.code or 0), *capsys.readouterr()
 
 
@@ -51,10 +51,10 @@ def test_every_help_fits_the_terminal(
 def test_no_help_loads_what_it_does_not_need() -> None:
     script = """
 import sys
-import jpt.cli
+import jpt.cli.app
 for path in {paths}:
     try:
-        jpt.cli.app([*path, "--help"])
+        jpt.cli.app.app([*path, "--help"])
     except SystemExit as end:
         assert end.code == 0, path
 heavy = set(sys.modules) & {{"jax", "numpy", "transformers", "datasets", "matplotlib", "wandb"}}

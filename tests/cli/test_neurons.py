@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.files.study_files import read_activations
+from jpt.results.prompt_table import read_activations
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
 from tests.typed import type_command

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jpt.cli.report import report
+from jpt.cli.commands import report
 from jpt.errors import InputError
 from tests.analysis.sample_study import write_scores, write_transfer_facts
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from jpt import cli
-from jpt.cli.stopping import Stopped, stop_on_signals
+from jpt.cli import app
+from jpt.cli.signals import Stopped, stop_on_signals
 from jpt.recipes import listing
-from jpt.tuning.loop import stop_requests
+from jpt.tuning.trainer import stop_requests
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
 
@@ -37,7 +37,7 @@ def test_a_command_ends_with_one_line(
     monkeypatch.setattr(listing, "list_backbones", interrupted)
     monkeypatch.setattr(sys, "argv", ["jpt", "backbones"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (code, "")
     assert err == f"jpt: {number.name}: stopped; the same command goes on from what is written\n"
@@ -53,7 +53,7 @@ def test_ctrl_c_twice_is_one_line_too(
     monkeypatch.setattr(listing, "list_backbones", interrupted)
     monkeypatch.setattr(sys, "argv", ["jpt", "backbones"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert end.value.code == 130
     err = capsys.readouterr().err
     assert err == "jpt: interrupted; the same command goes on from what is written\n"

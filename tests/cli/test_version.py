@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import jpt
-from jpt.cli.version import version_text
+from jpt.cli.commands import version_text
 
 
 def test_versions_machine_and_devices() -> None:

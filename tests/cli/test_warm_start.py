@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt import cli
+from jpt.cli import app
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
 from tests.typed import type_command
@@ -73,6 +73,6 @@ def test_what_a_user_can_mend_is_one_line(run, place: Path, sources, options, me
 def test_help_has_an_example(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["jpt", "warm-start", "--help"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert end.value.code == 0
     assert "Example: jpt warm-start" in " ".join(capsys.readouterr().out.split())

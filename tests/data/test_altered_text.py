@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
-from jpt.data.altered_text import (
+from jpt.data.builtin import (
     WORD,
+    Draws,
     count_words,
     halves,
     replace_words,
@@ -14,7 +15,6 @@ from jpt.data.altered_text import (
     set_period,
     thin_out,
 )
-from jpt.data.draws import Draws
 
 SENTENCES = [
     "a slow , well-made film ( but isn't it long ? ) .",

@@ -7,9 +7,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from jpt.data.altered_text import WORD
-from jpt.data.builtin_rows import SIZES, TASKS, builtin_rows
-from jpt.data.movie_reviews import reviews
+from jpt.data.builtin import SIZES, TASKS, WORD, builtin_rows, reviews
 from jpt.errors import InputError
 
 HELD_OUT = ("test", "validation")

@@ -4,10 +4,7 @@ from collections import Counter
 
 import pytest
 
-from jpt.data.altered_text import WORD
-from jpt.data.builtin_rows import TASKS
-from jpt.data.builtin_units import RECIPES, Unit
-from jpt.data.draws import Draws
+from jpt.data.builtin import RECIPES, TASKS, WORD, Draws, Unit
 
 SENTENCES = [
     "I saw this film with my brother on a cold evening in March.",

@@ -1,6 +1,6 @@
 """Choices by chance that never change."""
 
-from jpt.data.draws import Draws
+from jpt.data.builtin import Draws
 
 
 def test_the_choices_of_a_name_never_change() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from jpt.data.encode import EncodedSplit, cut_segments, encode_split, encode_texts
 from jpt.errors import InputError
-from jpt.files.tokenizer import TextTokenizer, load_tokenizer
+from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.catalog import CATALOG
 
 SST2, MNLI = CATALOG["sst2"], CATALOG["mnli"]

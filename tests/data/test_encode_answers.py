@@ -9,7 +9,7 @@ import pytest
 
 from jpt.data.batches import evaluation_batches, make_batch
 from jpt.data.encode import EncodedSplit, encode_split
-from jpt.files.tokenizer import TextTokenizer, load_tokenizer
+from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.task import Task
 
 ECHO = Task(

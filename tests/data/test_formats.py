@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jpt.data.given_rows import with_rows
-from jpt.data.rows import rows_checksum
-from jpt.data.sources import READERS, read_rows
+from jpt.data.rows import READERS, read_rows, rows_checksum, with_rows
 from jpt.errors import InputError
 from jpt.tasks.task import Task
 from tests.data.row_files import PAIR, SENTIMENT, WRITERS, WRITTEN

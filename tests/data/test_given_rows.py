@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jpt.data.given_rows import with_rows
-from jpt.data.sources import attach_data, has_split, read_rows
+from jpt.data.rows import attach_data, has_split, read_rows, with_rows
 from jpt.errors import InputError
-from jpt.tasks.registry import load_task
+from jpt.tasks.catalog import load_task
 from tests.data.row_files import SENTIMENT, WRITTEN
 
 GOOD = {"text": "fine", "label": "positive"}

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from jpt.data.hub import describe_hub_split, read_hub_rows
-from jpt.data.sources import read_rows
+from jpt.data.rows import describe_hub_split, read_hub_rows, read_rows
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import PARQUET_BRANCH, HubSource
@@ -53,7 +52,7 @@ def give(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> list[di
         return rows
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("jpt.data.hub._is_reachable", lambda address: True)
+    monkeypatch.setattr("jpt.data.rows._is_reachable", lambda address: True)
     return asked
 
 

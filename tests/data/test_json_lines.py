@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jpt.data.json_lines import read_json_lines, read_json_list
+from jpt.data.rows import read_json_lines, read_json_list
 from jpt.errors import InputError
 
 

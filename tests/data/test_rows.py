@@ -6,9 +6,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from jpt.data.labels import find_label
-from jpt.data.rows import check_row, rows_checksum
-from jpt.data.wording import show
+from jpt.data.rows import check_row, find_label, rows_checksum, show
 from jpt.errors import InputError
 from jpt.tasks.task import Task
 from tests.data.row_files import SENTIMENT, WRITTEN

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jpt.data.sources import READERS, has_split, read_rows
+from jpt.data.rows import READERS, has_split, read_rows
 from jpt.errors import InputError
-from jpt.tasks.catalog import CATALOG
-from jpt.tasks.registry import load_task
+from jpt.tasks.catalog import CATALOG, load_task
 from jpt.tasks.task import Task
 from tests.data.row_files import WRITERS
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jpt.data.sources import read_rows
-from jpt.data.tabular import read_delimited
+from jpt.data.rows import read_delimited, read_rows
 from jpt.errors import InputError
 from tests.data.row_files import SENTIMENT, WRITTEN
 

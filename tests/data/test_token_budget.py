@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jpt.data.batches import BUCKETS, make_batch
+from jpt.data.batches import BUCKETS, TokenBudget, make_batch
 from jpt.data.encode import EncodedSplit
-from jpt.data.token_budget import TokenBudget
 from jpt.errors import InputError
 
 MAX = 100

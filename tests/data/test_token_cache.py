@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import jpt.data.token_cache as token_cache
-from jpt.data.encode import EncodedSplit, encode_split
-from jpt.data.token_cache import encode_cached
-from jpt.files.tokenizer import TextTokenizer
+import jpt.data.encode as token_cache
+from jpt.data.encode import EncodedSplit, encode_cached, encode_split
+from jpt.io.tokenizer import TextTokenizer
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import Task
 

@@ -11,15 +11,8 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.files import atomic
-from jpt.files.atomic import (
-    atomic_file,
-    make_folder,
-    new_folder,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from jpt.io import files
+from jpt.io.files import atomic_file, make_folder, new_folder, write_bytes, write_json, write_text
 
 
 def test_old_content_stays_until_all_is_written(tmp_path: Path) -> None:
@@ -65,7 +58,7 @@ def test_what_the_system_refuses(
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(atomic.os, where, refuse)
+    monkeypatch.setattr(files.os, where, refuse)
     with pytest.raises(InputError, match=f"cannot write {target}: .*{message}"):
         write_json(target, {"new": 1})
     monkeypatch.undo()

@@ -18,13 +18,10 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from jpt.backbones.decoder_config import DecoderConfig
-from jpt.backbones.llama_weights import LLAMA_WEIGHTS
-from jpt.backbones.rotary import inverse_frequencies
+from jpt.backbones.decoder import LLAMA_WEIGHTS, DecoderConfig
+from jpt.backbones.layers import inverse_frequencies
 from jpt.errors import InputError
-from jpt.files.gguf_file import open_gguf
-from jpt.files.gguf_rope import recover_rope_scaling
-from jpt.files.gguf_values import KINDS
+from jpt.io.gguf import KINDS, open_gguf, recover_rope_scaling
 from tests.files.gguf_samples import KINDS_BY_FORMULA, Sample, pack
 
 SAMPLES = [

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from jpt.errors import InputError
-from jpt.files.gguf_file import open_gguf
-from jpt.files.gguf_tokenizer import read_gguf_tokenizer
+from jpt.io.gguf import open_gguf, read_gguf_tokenizer
 from tests.files.gguf_samples import Sample
 
 BYTES = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jpt.files.gguf_file import open_gguf
-from jpt.files.gguf_tokenizer import read_gguf_tokenizer
-from jpt.files.gguf_values import KINDS
+from jpt.io.gguf import KINDS, open_gguf, read_gguf_tokenizer
 from tests.files.gguf_samples import Sample
 from tests.files.test_gguf_tokenizer import odd_texts
 from tests.smollm2 import smollm2_file

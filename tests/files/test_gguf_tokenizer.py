@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.files.gguf_file import GgufFile, open_gguf
-from jpt.files.gguf_splits import SPLITS
-from jpt.files.gguf_tokenizer import read_gguf_tokenizer
-from jpt.files.tensor_files import TensorSource
-from jpt.files.tokenizer import TextTokenizer
+from jpt.io.gguf import SPLITS, GgufFile, open_gguf, read_gguf_tokenizer
+from jpt.io.tensors import TensorSource
+from jpt.io.tokenizer import TextTokenizer
 from tests.files.gguf_samples import WORDS, Sample
 
 # The 256 bytes as GPT-2 writes them: printable ones as they are, others from U+0100 on.

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.files.safetensors_file import write_safetensors
-from jpt.files.tensor_files import open_tensors
-from jpt.files.torch_pickle import read_torch_object
+from jpt.io.tensors import open_tensors, write_safetensors
+from jpt.io.torch_pickle import read_torch_object
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = [

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from jpt.errors import InputError
-from jpt.files.pickle_reader import BrokenPickle, Callee, ForbiddenName, read_pickle
-from jpt.files.tensor_files import open_tensors
-from jpt.files.torch_pickle import read_torch_object
+from jpt.io.tensors import open_tensors
+from jpt.io.torch_pickle import BrokenPickle, Callee, ForbiddenName, read_pickle, read_torch_object
 
 DATA = {
     "numbers": [0, -1, 255, 256, 65536, -(2**31), 2**40, -(2**300), 1.5, -0.0, float("inf")],
@@ -117,7 +116,7 @@ def test_notes_far_apart_take_no_room() -> None:
 
 
 def test_too_many_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jpt.files.pickle_reader._MOST_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("jpt.io.torch_pickle._MOST_INSTRUCTIONS", 1000)
     with pytest.raises(BrokenPickle, match="more than 1000 instructions"):
         read_pickle(io.BytesIO(b"\x80\x02" + b"N0" * 600 + b"N."), {})
 

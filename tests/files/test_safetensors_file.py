@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 
 from jpt.errors import InputError
-from jpt.files.safetensors_file import read_header, write_safetensors
+from jpt.io.tensors import read_header, write_safetensors
 
 TYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.files.study_files import read_transfer, write_transfer
-from jpt.files.tables import read_number, read_table, write_table
+from jpt.io.files import read_number, read_table, write_table
+from jpt.results.prompt_table import read_transfer, write_transfer
 from jpt.types import TransferMatrix
 
 HEADER = "target_task,source_prompt,metric,value\n"

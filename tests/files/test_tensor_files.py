@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.files.safetensors_file import write_safetensors
-from jpt.files.tensor_files import open_tensors
+from jpt.io.tensors import open_tensors, write_safetensors
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jpt.errors import InputError
-from jpt.files.tokenizer import TextTokenizer, load_tokenizer
+from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.verbalizers import label_words
 
@@ -109,7 +109,7 @@ def test_a_folder_of_the_usual_kind_needs_no_transformers(
 ) -> None:
     folder = write_tokenizer(tmp_path)
     code = (
-        "import sys; from jpt.files.tokenizer import load_tokenizer; "
+        "import sys; from jpt.io.tokenizer import load_tokenizer; "
         f"load_tokenizer({str(folder)!r}); print('transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.files.safetensors_file import read_header
-from jpt.files.torch_pickle import read_torch_object, read_torch_tensors
+from jpt.io.tensors import read_header
+from jpt.io.torch_pickle import read_torch_object, read_torch_tensors
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMS = ["zip", "stream"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.prompts.bank import stack_prompts, unstack_prompts
+from jpt.prompts.store import stack_prompts, unstack_prompts
 from jpt.types import Prompt, PromptCard
 
 CARDS = [PromptCard("bert", task) for task in ("sst2", "imdb", "mnli")]

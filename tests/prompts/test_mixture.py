@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.prompts.mixture import (
+from jpt.prompts.arithmetic import (
     choose_parts,
     mix_bank,
     parse_weights,

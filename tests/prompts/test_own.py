@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jpt.prompts.own import own_prompts
+from jpt.results.prompt_table import own_prompts
 from jpt.types import PromptCard
 
 

@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jpt.errors import InputError
-from jpt.files.safetensors_file import read_header
-from jpt.prompts.peft_files import peft_task_type, read_adapter, write_adapter
+from jpt.io.tensors import read_header
+from jpt.prompts.interop import peft_task_type, read_adapter, write_adapter
 from jpt.prompts.store import load_prompt
 from jpt.types import Prompt, PromptCard
 

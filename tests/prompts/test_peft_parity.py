@@ -19,7 +19,7 @@ import pytest
 from jpt.backbones.registry import BUILTIN, Backbone, load_backbone
 from jpt.errors import InputError
 from jpt.prompts.store import load_prompt, save_prompt
-from jpt.recipes.peft import export_peft, import_peft
+from jpt.recipes.interop import export_peft, import_peft
 from jpt.types import Prompt, PromptCard
 from tests.backbones.golden import difference, read
 from tests.conftest import ROOT

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.files.safetensors_file import read_header
-from jpt.prompts.reference_files import find_reference_files, read_reference_values
+from jpt.io.tensors import read_header
+from jpt.prompts.interop import find_reference_files, read_reference_values
 
 VALUES = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 FIXTURES = Path(__file__).parent.parent / "files" / "fixtures"
@@ -165,6 +165,6 @@ def test_damaged_headers_raise_nothing_else(tmp_path: Path) -> None:
 
 def test_bfloat16_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounded = VALUES.astype(ml_dtypes.bfloat16)
-    monkeypatch.setattr("jpt.prompts.reference_files.read_torch_object", lambda path: rounded)
+    monkeypatch.setattr("jpt.prompts.interop.read_torch_object", lambda path: rounded)
     found = read_reference_values(tmp_path / "task_prompt")
     np.testing.assert_array_equal(found, rounded.astype(np.float32))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.files.safetensors_file import read_header, write_safetensors
+from jpt.io.tensors import read_header, write_safetensors
 from jpt.prompts.store import check_prompt, list_prompts, load_prompt, save_prompt
 from jpt.types import Prompt, PromptCard
 

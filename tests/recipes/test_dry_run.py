@@ -19,12 +19,19 @@ import pytest
 from jpt.backbones.registry import find_folder
 from jpt.config import TuneOptions
 from jpt.errors import InputError
-from jpt.mesh import make_mesh, parameter_shardings, place
-from jpt.recipes.compiled_facts import Collective, read_collectives
-from jpt.recipes.dry_run import dry_run, use_virtual_devices
-from jpt.recipes.step_shapes import StepShapes, lower_step, shape_backbone, step_shapes
+from jpt.parallel import make_mesh, parameter_shardings, place
+from jpt.recipes.dry_run import (
+    Collective,
+    StepShapes,
+    dry_run,
+    lower_step,
+    read_collectives,
+    shape_backbone,
+    step_shapes,
+    use_virtual_devices,
+)
 from jpt.testing import tiny_bert_config
-from jpt.tuning import own_loop
+from jpt.tuning import tune as tune_module
 from jpt.tuning.tune import tune
 from tests.plain_programs import FAST_COMPILE
 from tests.toy_task import write_task
@@ -241,7 +248,7 @@ class _CapturedError(Exception):
 def test_the_step_is_the_one_that_tune_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, remat: str
 ) -> None:
-    original, captured = own_loop.paper_train_step, {}
+    original, captured = tune_module.paper_train_step, {}
 
     def capture(*settings: Any) -> Any:
         def step(*arguments: Any) -> None:
@@ -255,7 +262,7 @@ def test_the_step_is_the_one_that_tune_runs(
     given |= {"mesh": "data:2,model:2", "dtype": dtype, "remat": remat}
     task = write_task(tmp_path / "mood")
     with monkeypatch.context() as patch, pytest.raises(_CapturedError):
-        patch.setattr(own_loop, "paper_train_step", capture)
+        patch.setattr(tune_module, "paper_train_step", capture)
         tune("builtin/bert-small", task, **given)
     options = TuneOptions(**given)
     model = shape_backbone(find_folder("builtin/bert-small") / "config.json", options)

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.backbones.beams import beam_search
-from jpt.backbones.generation import greedy
+from jpt.backbones.generation import beam_search, greedy
 from jpt.backbones.registry import Backbone
-from jpt.cli.generate import one_line, read_lines
+from jpt.cli.commands import one_line, read_lines
 from jpt.recipes.generate import generate
 from jpt.testing import write_tiny_backbone
 from tests.typed import type_command

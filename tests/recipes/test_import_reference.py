@@ -11,8 +11,8 @@ import pytest
 
 from jpt.errors import InputError
 from jpt.prompts.store import list_prompts, load_prompt, save_prompt
-from jpt.recipes import import_reference as recipe
-from jpt.recipes.import_reference import describe_import, import_reference, reference_backbone
+from jpt.recipes import interop as recipe
+from jpt.recipes.interop import describe_import, import_reference, reference_backbone
 
 FIXTURES = Path(__file__).parent.parent / "files" / "fixtures"
 

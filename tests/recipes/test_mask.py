@@ -12,7 +12,7 @@ import pytest
 
 import jpt
 from jpt.errors import InputError
-from jpt.recipes import mask as mask_recipe
+from jpt.neurons import masking as mask_recipe
 from jpt.testing import write_tiny_backbone
 from tests.toy_task import write_task
 from tests.tuning.test_neuron_mask import without_rows

@@ -14,7 +14,7 @@ import pytest
 from jpt.backbones.registry import BUILTIN
 from jpt.errors import InputError
 from jpt.prompts.store import load_prompt, save_prompt
-from jpt.recipes.peft import export_peft, import_peft
+from jpt.recipes.interop import export_peft, import_peft
 from jpt.types import Prompt, PromptCard
 from tests.prompts.test_peft_files import write_theirs
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.prompts.seed_prompts import load_seed_prompts
-from jpt.recipes.prompt_library import LibraryPrompt, check_names, read_index, write_index
-from jpt.recipes.prompt_readme import write_readme
+from jpt.prompts.store import load_seed_prompts
+from jpt.recipes.library import LibraryPrompt, check_names, read_index, write_index, write_readme
 from jpt.types import Prompt, PromptCard
 from tests.fake_hub import READER, TOKEN, FakeHub, create, fake_hub
 from tests.typed import type_command

@@ -11,11 +11,10 @@ import pytest
 
 import jpt
 from jpt.backbones.registry import Backbone
-from jpt.recipes import prompts as recipe
-from jpt.recipes.prompts import show_prompt
-from jpt.recipes.prompts_text import describe_reading, visible
+from jpt.recipes import library as recipe
+from jpt.recipes.library import describe_reading, show_prompt, visible
 from jpt.testing import SPECIAL_PIECES, VOCABULARY, write_tiny_backbone
-from jpt.tuning.initial import initial_rows
+from jpt.tuning.tune import initial_rows
 from jpt.types import Prompt, PromptCard
 from tests.toy_task import write_task
 from tests.typed import type_command

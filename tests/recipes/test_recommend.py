@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.analysis.choice import leave_one_out
-from jpt.analysis.sureness import sureness
-from jpt.files.study_files import write_transfer
-from jpt.recipes.recommend_rankings import Ranking, not_told_apart
-from jpt.recipes.recommend_text import WIDTH
+from jpt.indicators.source_selection import leave_one_out, sureness
+from jpt.recipes.recommend import WIDTH, Ranking, not_told_apart
+from jpt.results.prompt_table import write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.planted import BACKBONE, LENGTH, planted, write_easy
 from tests.typed import type_command
@@ -223,7 +221,7 @@ def test_without_labels_sureness_is_a_heuristic_and_labels_are_not_read(
 
 
 def test_rows_are_chosen_by_the_seed_alone(backbone, task, prompts) -> None:
-    from jpt.recipes.recommend_rows import labelled_task
+    from jpt.recipes.recommend import labelled_task
 
     loaded = jpt.load_task(task)
     first, again, other = (labelled_task(loaded, 4, seed)[0].rows for seed in (0, 0, 1))
@@ -297,7 +295,7 @@ def test_equal_values_share_a_place_and_nothing_said_is_last() -> None:
 
 
 def test_few_rows_do_not_tell_near_sources_apart() -> None:
-    from jpt.tuning.scoring import score_logits
+    from jpt.tuning.bound_task import score_logits
 
     truth = np.array([0, 1] * 50)
     scores = {}

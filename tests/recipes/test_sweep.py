@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.cli import main
+from jpt.cli.app import main
 from jpt.errors import InputError
 from jpt.recipes import sweep as sweep_module
-from jpt.recipes import sweep_plan
 from jpt.recipes.sweep import sweep
-from jpt.tuning.prepare import PreparedTask
+from jpt.tuning.bound_task import PreparedTask
 from tests.analysis.page_checks import assert_page_is_sound
 from tests.tiny_sweep import read_prompts, write_fixed, write_task
 
@@ -113,14 +112,14 @@ def test_what_runs_share_is_read_once(
 ) -> None:
     read: list[tuple[str, str]] = []
     loaded: list[Any] = []
-    split, load = PreparedTask.split, sweep_plan.as_backbone
+    split, load = PreparedTask.split, sweep_module.as_backbone
 
     def counted(self: PreparedTask, name: str) -> Any:
         read.append((self.task.short_name, name))
         return split(self, name)
 
     monkeypatch.setattr(PreparedTask, "split", counted)
-    monkeypatch.setattr(sweep_plan, "as_backbone", lambda *g: loaded.append(g) or load(*g))
+    monkeypatch.setattr(sweep_module, "as_backbone", lambda *g: loaded.append(g) or load(*g))
     sweep(grid, tmp_path / "out")
     assert len(loaded) == 1
     assert sorted(read) == sorted(
@@ -178,9 +177,7 @@ def test_runs_lie_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -
 
 
 def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
-    from jpt.recipes.sweep_grid import parse_sweep
-    from jpt.recipes.sweep_memory import choose_places, run_bytes
-    from jpt.recipes.sweep_plan import Preparer
+    from jpt.recipes.sweep import Preparer, choose_places, parse_sweep, run_bytes
 
     parts = Preparer().prepare(parse_sweep(grid).runs[0])
     weights, each = run_bytes(parts)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jpt.errors import InputError
-from jpt.recipes.sweep_grid import parse_sweep, read_sweep
+from jpt.recipes.sweep import parse_sweep, read_sweep
 
 FIXED = {"backbone": "builtin/bert-small", "task": "builtin/imdb"}
 

@@ -20,16 +20,20 @@ from typing import Any
 
 import pytest
 
-from jpt.cli import main
+from jpt.cli.app import main
 from jpt.errors import InputError, StoppedError
 from jpt.recipes import sweep_ray
-from jpt.recipes.ray_cluster import check_address, count_room, default_needs, parse_needs
-from jpt.recipes.sweep import sweep
-from jpt.recipes.sweep_grid import SweepRun
-from jpt.recipes.sweep_plan import Bank
-from jpt.recipes.sweep_progress import SweepProgress
-from jpt.recipes.sweep_ray import bring_home, ray_workers, train_away
-from jpt.tuning.bank_timeline import Timeline
+from jpt.recipes.sweep import Bank, SweepProgress, SweepRun, sweep
+from jpt.recipes.sweep_ray import (
+    bring_home,
+    check_address,
+    count_room,
+    default_needs,
+    parse_needs,
+    ray_workers,
+    train_away,
+)
+from jpt.tuning.multi_run import Timeline
 from tests.tiny_sweep import read_prompts, read_rows, write_fixed, write_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -281,7 +285,7 @@ class Cluster:
 
     def sweep(self, grid: Path, out: Path, log: Path, *more: str) -> subprocess.Popen[bytes]:
         """Starts a driver."""
-        command = [sys.executable, "-c", "from jpt.cli import main; main()", "sweep", str(grid)]
+        command = [sys.executable, "-c", "from jpt.cli.app import main; main()", "sweep", str(grid)]
         command += ["--out", str(out), "--on", "ray", "--address", self.address, *more]
         with log.open("wb") as file:
             return subprocess.Popen(command, env=self.environment, stderr=file, stdout=file)

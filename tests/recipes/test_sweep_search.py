@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 
 from jpt.errors import InputError
-from jpt.recipes.sweep import SweepResult, sweep, train_here
-from jpt.recipes.sweep_grid import parse_sweep
-from jpt.recipes.sweep_search import Search, describe_search
+from jpt.recipes.sweep import Search, SweepResult, describe_search, parse_sweep, sweep, train_here
 from tests.tiny_sweep import read_prompts, read_rows, write_fixed
 
 RATES = {"learning_rate": {"from": 1e-3, "to": 1e-1}}

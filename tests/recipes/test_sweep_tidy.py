@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 
 from jpt.errors import StoppedError
-from jpt.files.atomic import write_json
-from jpt.files.reading import read_json
-from jpt.recipes.sweep import sweep
-from jpt.recipes.sweep_progress import SweepProgress
-from jpt.recipes.sweep_tidy import tidy_ended
-from jpt.tuning.run_folder import RunFolder
+from jpt.io.files import read_json, write_json
+from jpt.recipes.sweep import SweepProgress, sweep, tidy_ended
+from jpt.tuning.run_dir import RunFolder
 from tests.tiny_sweep import read_prompts, write_fixed
 
 pytestmark = pytest.mark.usefixtures("plain_programs")

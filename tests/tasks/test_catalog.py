@@ -9,12 +9,9 @@ from typing import Any
 import pytest
 
 import jpt
-from jpt.data.hub import FORMS
-from jpt.files.tokenizer import TextTokenizer, load_tokenizer
-from jpt.tasks.builtin import BUILTIN, CANDIDATES
-from jpt.tasks.catalog import CATALOG
-from jpt.tasks.catalog_written import WRITTEN
-from jpt.tasks.reference_names import REFERENCE_TASKS
+from jpt.data.rows import FORMS
+from jpt.io.tokenizer import TextTokenizer, load_tokenizer
+from jpt.tasks.catalog import BUILTIN, CANDIDATES, CATALOG, REFERENCE_TASKS, WRITTEN
 from jpt.tasks.task import SPLITS
 from jpt.tasks.verbalizers import label_words
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jpt.files.tokenizer import load_tokenizer
+from jpt.io.tokenizer import load_tokenizer
 from jpt.tasks.catalog import CATALOG
-from jpt.tasks.templates import render
+from jpt.tasks.task import render
 
 REVIEW = {"text": "A fine film."}
 PART = {"text": "Nice screen, poor sound.", "aspect": "sound"}

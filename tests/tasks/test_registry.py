@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jpt.errors import InputError
-from jpt.tasks.registry import load_task, task_names
+from jpt.tasks.catalog import load_task, task_names
 
 DEFINITION = """
 type = "sentiment"

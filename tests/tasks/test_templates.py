@@ -6,8 +6,7 @@ import pytest
 
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
-from jpt.tasks.segments import fill_segment, template_fields
-from jpt.tasks.templates import render
+from jpt.tasks.task import fill_segment, render, template_fields
 
 
 def test_the_hypothesis_comes_first() -> None:

@@ -13,13 +13,7 @@ import pytest
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from jpt.errors import InputError
-from jpt.tasks.text_metrics import (
-    TEXT_METRICS,
-    Written,
-    normalize_answer,
-    row_scores,
-    score_texts,
-)
+from jpt.tasks.metrics import TEXT_METRICS, Written, normalize_answer, row_scores, score_texts
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
@@ -307,7 +301,7 @@ def test_what_cannot_be_scored_is_said(name: str, rows: list[Written], message: 
 def test_rouge_alone_loads_its_library() -> None:
     code = """
 import sys
-from jpt.tasks.text_metrics import Written, score_texts
+from jpt.tasks.metrics import Written, score_texts
 score_texts(["exact_match", "token_f1", "bleu"], [Written("a", ("a",), (1,), ((1,),))])
 print([name for name in ("rouge_score", "nltk", "jax", "scipy") if name in sys.modules])
 """

@@ -16,11 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 import jpt
-from jpt.cli import app
+from jpt.cli.app import app
 from jpt.testing import write_tiny_backbone
 from jpt.transfer import zero_shot
 from jpt.transfer.zero_shot import transfer_matrix
-from jpt.tuning.prepare import PreparedTask
+from jpt.tuning.bound_task import PreparedTask
 from jpt.types import Prompt, PromptCard
 from tests.toy_task import write_task
 

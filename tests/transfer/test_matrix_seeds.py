@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.files.study_files import read_transfer
-from jpt.prompts.seed_prompts import load_seed_prompts
+from jpt.prompts.store import load_seed_prompts
+from jpt.results.prompt_table import read_transfer
 from jpt.transfer.zero_shot import TransferResult, transfer_matrix
 from jpt.types import Prompt, PromptCard
 from tests.toy_task import write_task

@@ -14,11 +14,10 @@ import pytest
 from scipy.special import log_softmax, logsumexp, softmax
 
 import jpt
-from jpt import cli
-from jpt.prompts.mixture import softmax_weights
+from jpt.cli import app
+from jpt.prompts.arithmetic import softmax_weights
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
-from jpt.transfer.mixture_ensemble import score_ensemble
-from jpt.transfer.mixture_step import mix, mixture_loss
+from jpt.transfer.mixture import mix, mixture_loss, score_ensemble
 from jpt.tuning.losses import Answer, label_logits
 from jpt.types import Prompt, PromptCard
 from tests.planted import BACKBONE, LENGTH, SHORT, planted, write_easy
@@ -290,7 +289,7 @@ def test_the_command_learns_and_says_the_weights(
     start = ["jpt", "mix", "learn", "--prompts", str(tmp_path), "--task", str(task)]
     monkeypatch.setattr(sys, "argv", [*start, *words])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     assert not end.value.code
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1])["weights"] == learnt.weights

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.backbones.families import FAMILIES
-from jpt.files.safetensors_file import write_safetensors
-from jpt.files.tokenizer import load_tokenizer
+from jpt.backbones.registry import FAMILIES
+from jpt.io.tensors import write_safetensors
+from jpt.io.tokenizer import load_tokenizer
 from tests.experiments_scripts import load_script
 
 ROWS = 3

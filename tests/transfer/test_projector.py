@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.files.safetensors_file import read_header, write_safetensors
+from jpt.io.tensors import read_header, write_safetensors
 from jpt.testing import tiny_batch, tiny_model
-from jpt.transfer.projector import Projector, initial_parameters, project
-from jpt.transfer.projector_options import ProjectorOptions
-from jpt.transfer.projector_store import ProjectorCard, TrainedProjector
+from jpt.transfer.projector import (
+    Projector,
+    ProjectorCard,
+    ProjectorOptions,
+    TrainedProjector,
+    initial_parameters,
+    project,
+)
 from jpt.tuning.losses import Answer, answer_loss
 from jpt.types import PromptCard
 from tests.transfer.projector_case import SOURCE, source_prompt

@@ -11,8 +11,12 @@ import pytest
 
 import jpt
 from jpt.testing import WORDS, write_tiny_backbone
-from jpt.transfer.projector_baselines import least_squares_projector, relative_method
-from jpt.transfer.shared_pieces import choose_anchors, shared_pieces
+from jpt.transfer.projection import (
+    choose_anchors,
+    least_squares_projector,
+    relative_method,
+    shared_pieces,
+)
 from jpt.types import Prompt, PromptCard
 
 

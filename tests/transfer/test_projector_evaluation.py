@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.files.study_files import read_transfer
+from jpt.results.prompt_table import read_transfer
 from jpt.testing import write_tiny_backbone
 from jpt.types import Prompt, PromptCard
 from tests.transfer.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jpt.transfer.projector import Projector, project
-from jpt.transfer.projector_steps import (
+from jpt.transfer.projector import (
     Pairs,
+    Projector,
     TaskBatch,
     distance_step,
+    project,
     projector_optimizer,
     start,
     task_step,

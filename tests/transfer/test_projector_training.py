@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.prompts.own import short_task
-from jpt.transfer.projector_material import draw_pairs
-from jpt.transfer.projector_options import ProjectorOptions
-from jpt.transfer.projector_plan import Plan, plan_projector
-from jpt.transfer.projector_training import _initial_state
-from jpt.tuning import loop
+from jpt.results.prompt_table import short_task
+from jpt.transfer.projector import (
+    Plan,
+    ProjectorOptions,
+    _initial_state,
+    draw_pairs,
+    plan_projector,
+)
+from jpt.tuning import trainer
 from jpt.types import Prompt, PromptCard
 from tests.transfer.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
@@ -117,7 +120,7 @@ def test_a_finished_run_returns_at_once(case, whole: Path) -> None:
 @pytest.mark.parametrize("stop_at", [5, 11])
 def test_a_stopped_run_ends_bit_for_bit_the_same(case, whole, tmp_path, monkeypatch, stop_at):
     backbone, tasks = case
-    real = loop._report
+    real = trainer._report
 
     def fail(run, progress, pending, *rest):
         if pending is not None and pending[0] == stop_at:
@@ -125,10 +128,10 @@ def test_a_stopped_run_ends_bit_for_bit_the_same(case, whole, tmp_path, monkeypa
         return real(run, progress, pending, *rest)
 
     options = {"tasks": tasks, "out": tmp_path / "run", **SIZES}
-    monkeypatch.setattr(loop, "_report", fail)
+    monkeypatch.setattr(trainer, "_report", fail)
     with pytest.raises(RuntimeError, match="power"):
         jpt.train_projector(source_prompts(), backbone, **options)
-    monkeypatch.setattr(loop, "_report", real)
+    monkeypatch.setattr(trainer, "_report", real)
     assert not (tmp_path / "run" / "projector.safetensors").exists()
     jpt.train_projector(source_prompts(), backbone, **options)
     file = "projector.safetensors"
@@ -305,6 +308,6 @@ def test_wrong_input_is_told_before_anything_is_compiled(case, tmp_path: Path) -
 
 def _compiled_programs() -> int:
     from jpt.transfer.projector import project_on_device
-    from jpt.tuning.scoring import _score_step
+    from jpt.tuning.bound_task import _score_step
 
     return project_on_device._cache_size() + _score_step._cache_size()

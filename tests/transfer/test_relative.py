@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.transfer.relative import describe_matrix
+from jpt.results.prompt_table import describe_matrix
 from jpt.types import TransferMatrix
 from tests.experiments_scripts import load_script
 

@@ -14,10 +14,9 @@ import pytest
 import jpt
 from jpt.testing import write_tiny_backbone
 from jpt.transfer import warm_start as module
-from jpt.transfer.warm_start_measures import DEFINITIONS, compare_curves
-from jpt.transfer.warm_start_record import describe_record
-from jpt.tuning import loop
-from jpt.tuning.feed import Feed
+from jpt.transfer.warm_start import DEFINITIONS, compare_curves, describe_record
+from jpt.tuning import trainer
+from jpt.tuning.tune import Feed
 from tests.toy_task import write_task
 
 SETTINGS = {"batch_size": 8, "max_tokens": 16, "learning_rate": 3e-2}
@@ -164,7 +163,7 @@ def test_a_repeated_call_trains_nothing(
 def test_a_broken_study_goes_on(
     study, task, backbone, sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, reports = loop._report, []
+    real, reports = trainer._report, []
 
     def fail(*arguments):
         reports.append(1)
@@ -172,12 +171,12 @@ def test_a_broken_study_goes_on(
             raise RuntimeError("power")
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "_report", fail)
+    monkeypatch.setattr(trainer, "_report", fail)
     with pytest.raises(RuntimeError, match="power"):
         jpt.warm_start(task, sources, tmp_path / "out", backbone=backbone, **STUDY)
     assert list((tmp_path / "out").rglob("result.json"))
     assert not (tmp_path / "out" / "warm_start.json").exists()
-    monkeypatch.setattr(loop, "_report", real)
+    monkeypatch.setattr(trainer, "_report", real)
     again = jpt.warm_start(task, sources, tmp_path / "out", backbone=backbone, **STUDY)
     assert again.record == study.record
 

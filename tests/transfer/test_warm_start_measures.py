@@ -7,12 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from jpt.transfer.warm_start_measures import (
-    Curve,
-    arithmetic_mean,
-    compare_curves,
-    geometric_mean,
-)
+from jpt.transfer.warm_start import Curve, arithmetic_mean, compare_curves, geometric_mean
 
 STEPS = [0, 10, 20, 30, 40]
 VANILLA = [0.50, 0.55, 0.70, 0.79, 0.80]

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 import jpt
-from jpt.transfer.warm_start_measures import Curve, arithmetic_mean, compare_curves, geometric_mean
-from jpt.transfer.warm_start_record import _notes, describe_record
-from jpt.tuning.start import Start
+from jpt.transfer.warm_start import (
+    Curve,
+    _notes,
+    arithmetic_mean,
+    compare_curves,
+    describe_record,
+    geometric_mean,
+)
+from jpt.tuning.tune import Start
 
 SEEDS = [3, 4]
 

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.files.study_files import read_transfer
 from jpt.prompts.initialisers import initial_generator, random_values
-from jpt.transfer.relative import relative_performance
+from jpt.results.prompt_table import read_transfer, relative_performance
 from jpt.transfer.zero_shot import transfer_matrix
-from jpt.tuning.scoring import _score_step
+from jpt.tuning.bound_task import _score_step
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.toy_task import write_task
 

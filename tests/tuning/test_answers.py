@@ -15,8 +15,8 @@ from scipy.special import log_softmax, logsumexp
 import jpt
 from jpt.config import TuneOptions
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
+from jpt.tuning.bound_task import settle_options
 from jpt.tuning.losses import NO_PIECE, Answer, answer_loss, label_scores
-from jpt.tuning.settle import settle_options
 from jpt.types import Batch
 from tests.toy_task import write_task
 

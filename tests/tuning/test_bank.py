@@ -11,11 +11,9 @@ import pytest
 import jpt
 from jpt.config import TuneOptions
 from jpt.errors import InputError
-from jpt.tuning import bank
-from jpt.tuning.bank import run_bank
-from jpt.tuning.bank_runs import BankedRun, read_diverged
-from jpt.tuning.bank_timeline import Timeline, pack_runs
-from jpt.tuning.run_folder import RunFolder
+from jpt.tuning import multi_run
+from jpt.tuning.multi_run import BankedRun, Timeline, pack_runs, read_diverged, run_bank
+from jpt.tuning.run_dir import RunFolder
 from jpt.tuning.tune import prepare_run
 from tests.toy_task import write_task
 
@@ -141,7 +139,7 @@ def test_a_stopped_bank_ends_bit_for_bit_the_same(
     stop_at: int,
 ) -> None:
     """Power goes off; turn 13 is after one run has ended and another has taken its place."""
-    real = bank.bank_train_step
+    real = multi_run.bank_train_step
 
     def failing(*arguments: object) -> object:
         step, left = real(*arguments), [stop_at]
@@ -156,7 +154,7 @@ def test_a_stopped_bank_ends_bit_for_bit_the_same(
 
     names = list(RUNS)
     with monkeypatch.context() as broken:
-        broken.setattr(bank, "bank_train_step", failing)
+        broken.setattr(multi_run, "bank_train_step", failing)
         with pytest.raises(RuntimeError, match="power"):
             runs = prepare(tasks, backbone, tmp_path, names)
             run_bank(runs, plan(names, 3), tmp_path / "b", Silent())

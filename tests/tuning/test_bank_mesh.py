@@ -11,18 +11,18 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jpt.backbones.families import FAMILIES
+from jpt.backbones.registry import FAMILIES
 from jpt.data import batches
-from jpt.mesh import make_mesh, parameter_shardings, place
+from jpt.parallel import make_mesh, parameter_shardings, place
 from jpt.testing import tiny_model
-from jpt.tuning.bank_step import (
+from jpt.tuning.losses import Answer
+from jpt.tuning.multi_run import (
     bank_train_step,
     run_sharding,
     stack_answers,
     stack_batches,
     stack_trees,
 )
-from jpt.tuning.losses import Answer
 from jpt.tuning.step import init_state, paper_train_step, prompt_optimizer
 from jpt.types import Batch
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.mesh import make_mesh, place, replicated
-from jpt.tuning.checkpoints import SUMS, Checkpoints
+from jpt.parallel import make_mesh, place, replicated
+from jpt.tuning.run_dir import SUMS, Checkpoints
 
 NUMBER_OF_FILES = 9
 

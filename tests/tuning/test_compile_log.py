@@ -17,8 +17,8 @@ import pytest
 
 import jpt
 from jpt.testing import write_tiny_backbone
-from jpt.tuning import scoring
-from jpt.tuning.compile_log import CompileLog
+from jpt.tuning import bound_task
+from jpt.tuning.logging import CompileLog
 from jpt.tuning.step import BoundStep
 from jpt.types import Batch
 
@@ -91,7 +91,7 @@ def test_it_hears_of_every_program_while_it_is_open_and_then_no_more() -> None:
 def counted() -> Iterator[dict[str, Any]]:
     """How often steps and scorings are compiled, and for which sizes they are called."""
     calls: dict[str, set[Any]] = {"step": set(), "_score_step": set()}
-    real_step, real_score = BoundStep.__call__, scoring._score_step
+    real_step, real_score = BoundStep.__call__, bound_task._score_step
 
     def note(name: str, batch: Batch, answer: Any) -> None:
         written = None if batch.answers is None else batch.answers.shape[1]
@@ -113,7 +113,7 @@ def counted() -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {"calls": calls}
     with pytest.MonkeyPatch.context() as patch, CompileLog() as log:
         patch.setattr(BoundStep, "__call__", step)
-        patch.setattr(scoring, "_score_step", score)
+        patch.setattr(bound_task, "_score_step", score)
         yield found
         # A run hears what it compiles itself; this log hears all of it.
         names = collections.Counter(program.name for program in log.take())

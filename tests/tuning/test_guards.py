@@ -19,13 +19,12 @@ import pytest
 
 import jpt
 from jpt.errors import DivergedError, StoppedError
-from jpt.tuning import loop, run_folder
-from jpt.tuning.checkpoints import Checkpoints
-from jpt.tuning.loop import LoopState, Run, Schedule, resume, run_loop, start_state
-from jpt.tuning.progress import Progress
-from jpt.tuning.run_folder import RunFolder
-from jpt.tuning.scoring import Score
+from jpt.tuning import run_dir, trainer
+from jpt.tuning.logging import Progress
+from jpt.tuning.run_dir import Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState
+from jpt.tuning.trainer import LoopState, Run, Schedule, resume, run_loop, start_state
+from jpt.types import Score
 
 STEPS = 12
 
@@ -134,7 +133,7 @@ def test_a_save_is_due_after_so_many_minutes_too(
     carry_out(tmp_path / "steps", every=STEPS)
     assert saves == [STEPS]
     now = iter(range(10**6))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: 30.0 * next(now))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: 30.0 * next(now))
     saves.clear()
     state = carry_out(tmp_path / "minutes", every=STEPS, minutes=2)
     assert len(saves) > 2 and saves[-1] == STEPS and len(set(saves)) == len(saves)
@@ -186,7 +185,7 @@ def test_a_disk_that_fills_up_between_two_steps_changes_nothing_in_the_end(
         if line["step"] == 8:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line)[:20])
-            patch.setattr(run_folder, "LOG", "/dev/full")
+            patch.setattr(run_dir, "LOG", "/dev/full")
         real(self, line)
 
     with monkeypatch.context() as patch:
@@ -203,10 +202,10 @@ def test_a_disk_that_fills_up_between_two_steps_changes_nothing_in_the_end(
 def test_a_full_disk_is_one_line_on_the_command_line(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: no save of a checkpoint fits."""
     code = (
-        "import resource, sys, jpt.cli\n"
+        "import resource, sys, jpt.cli.app\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"
         "sys.argv = ['jpt', *sys.argv[1:]]\n"
-        "jpt.cli.main()"
+        "jpt.cli.app.main()"
     )
     command = [sys.executable, "-c", code, "tune", "--backbone", "builtin/bert-small"]
     command += ["--task", "builtin/imdb_number", "--out", str(tmp_path / "run"), "--steps", "2"]
@@ -225,7 +224,7 @@ def test_a_full_disk_is_one_line_on_the_command_line(tmp_path: Path) -> None:
 def test_a_second_run_on_a_folder_is_refused_and_hears_of_the_first(tmp_path: Path) -> None:
     path = tmp_path / "run"
     code = (
-        "import sys, time, pathlib\nfrom jpt.tuning.run_folder import RunFolder\n"
+        "import sys, time, pathlib\nfrom jpt.tuning.run_dir import RunFolder\n"
         "folder = RunFolder(pathlib.Path(sys.argv[1]), {'seed': 1})\n"
         "with folder.lock():\n    print('held', flush=True)\n    time.sleep(600)"
     )

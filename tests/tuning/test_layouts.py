@@ -11,7 +11,7 @@ import pytest
 from scipy.special import log_softmax
 
 import jpt
-from jpt.backbones.lengths import check_lengths
+from jpt.backbones.registry import check_lengths
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.tuning.losses import Answer
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.data.sources import read_rows
+from jpt.data.rows import read_rows
 from jpt.recipes.quickstart import TASKS as STUDIED
 
 # The others are tuned by the slow test of the quickstart.
@@ -67,8 +67,8 @@ def test_bfloat16_scores_alike(tuned: jpt.TuneResult) -> None:
 @pytest.mark.parametrize("init", ["random", "vocab", "labels", "text:this film is"])
 def test_all_prompts_of_a_study_start_equal(backbone: jpt.Backbone, init: str) -> None:
     from jpt.config import TuneOptions
-    from jpt.tuning.initial import initial_prompt
-    from jpt.tuning.prepare import prepare_task
+    from jpt.tuning.bound_task import prepare_task
+    from jpt.tuning.tune import initial_prompt
 
     def start(task: str, seed: int) -> np.ndarray:
         options = TuneOptions(init=init, seed=seed).resolve(backbone.defaults)

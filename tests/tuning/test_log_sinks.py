@@ -12,7 +12,7 @@ import pytest
 
 import jpt
 from jpt.errors import InputError
-from jpt.tuning.log_sinks import LogSinks, parse_sinks
+from jpt.tuning.logging import LogSinks, parse_sinks
 from tests.toy_task import write_task
 
 LINES = [

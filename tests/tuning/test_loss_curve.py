@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jpt.tuning.loss_curve import BLOCKS, COLUMNS, draw_loss, sparkline
+from jpt.tuning.logging import BLOCKS, COLUMNS, draw_loss, sparkline
 
 
 def history(losses: list[float]) -> list[dict]:

@@ -13,8 +13,14 @@ import pytest
 import jpt
 from jpt.errors import InputError
 from jpt.testing import tiny_batch, tiny_model
-from jpt.tuning.losses import NO_PIECE, Answer, label_scores
-from jpt.tuning.neuron_mask import NeuronMask, check_neuron_mask, neuron_shape
+from jpt.tuning.losses import (
+    NO_PIECE,
+    Answer,
+    NeuronMask,
+    check_neuron_mask,
+    label_scores,
+    neuron_shape,
+)
 from jpt.types import Parameters
 from tests.backbones.golden import FAST_COMPILE, difference
 

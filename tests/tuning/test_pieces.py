@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.families import FAMILIES
+from jpt.backbones.registry import FAMILIES
 from jpt.data.encode import EncodedSplit
-from jpt.mesh import make_mesh, parameter_shardings, place
+from jpt.parallel import make_mesh, parameter_shardings, place
 from jpt.testing import tiny_config, tiny_model
-from jpt.tuning import pieces
-from jpt.tuning.losses import NO_PIECE, Answer
-from jpt.tuning.neuron_mask import NeuronMask
-from jpt.tuning.pieces import Batching, plan_pieces, prompts_at_once
-from jpt.tuning.scoring import bank_logits
+from jpt.tuning import bound_task
+from jpt.tuning.bound_task import Batching, bank_logits, plan_pieces, prompts_at_once
+from jpt.tuning.losses import NO_PIECE, Answer, NeuronMask
 
 BATCHING = Batching(batch_size=4, max_tokens=12, pad=0)
 
@@ -87,7 +85,7 @@ def test_prompts_go_one_by_one_on_a_cpu_without_the_axis() -> None:
     assert prompts_at_once(make_mesh("prompt:4")) >= 4
 
 
-def plan(prompts: list[np.ndarray | None], mesh: str) -> list[pieces.Piece]:
+def plan(prompts: list[np.ndarray | None], mesh: str) -> list[bound_task.Piece]:
     config = FAMILIES["bert"].config(tiny_config("bert"))
     return plan_pieces(config, prompts, split_of(10), BATCHING, 0, make_mesh(mesh))
 
@@ -113,8 +111,8 @@ def test_a_budget_keeps_hundreds_of_prompts_from_going_through_at_once(
     assert len(plan(prompts, "prompt:2")) == 1
     # 12 + 5 + 1 places of 6 x 32 + 48 states and neurons and 4 heads' attention, 4 rows, float32:
     one_mb = 4 * 4 * (18 * (6 * 32 + 48) + 4 * 18**2) / 2**20
-    monkeypatch.setattr(pieces, "BANK_MB", 10.5 * one_mb)
+    monkeypatch.setattr(bound_task, "BANK_MB", 10.5 * one_mb)
     found = plan(prompts, "prompt:2")
     assert [len(piece.numbers) for piece in found] == [20] * 5
-    monkeypatch.setattr(pieces, "BANK_MB", 0)
+    monkeypatch.setattr(bound_task, "BANK_MB", 0)
     assert [len(piece.numbers) for piece in plan(prompts, "prompt:2")] == [2] * 50

@@ -16,7 +16,7 @@ import pytest
 
 import jpt
 from jpt.errors import StoppedError
-from jpt.tuning import loop
+from jpt.tuning import trainer
 from tests.toy_task import write_task
 
 STEPS = 24
@@ -74,17 +74,17 @@ def test_a_run_stopped_at_any_step_ends_the_same(
     stop_at: int,
 ) -> None:
     """Power goes off in the middle of a step: nothing of it is saved."""
-    real = loop._report
+    real = trainer._report
 
     def fail(run, progress, pending, *rest):
         if pending is not None and pending[0] == stop_at:
             raise RuntimeError("power")
         return real(run, progress, pending, *rest)
 
-    monkeypatch.setattr(loop, "_report", fail)
+    monkeypatch.setattr(trainer, "_report", fail)
     with pytest.raises(RuntimeError, match="power"):
         jpt.tune(backbone, task, tmp_path / "run", **SETTINGS)
-    monkeypatch.setattr(loop, "_report", real)
+    monkeypatch.setattr(trainer, "_report", real)
     assert not (tmp_path / "run" / "result.json").exists()
     jpt.tune(backbone, task, tmp_path / "run", **SETTINGS)
     assert_equal_runs(whole, tmp_path / "run")
@@ -97,20 +97,20 @@ def test_sigterm_saves_between_checkpoints(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = loop._report
+    real = trainer._report
 
     def terminate(run, progress, pending, *rest):
         if pending is not None and pending[0] == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(run, progress, pending, *rest)
 
-    monkeypatch.setattr(loop, "_report", terminate)
+    monkeypatch.setattr(trainer, "_report", terminate)
     with pytest.raises(StoppedError, match="saved after step") as stopped:
         jpt.tune(backbone, task, tmp_path / "run", **SETTINGS)
     assert stopped.value.exit_code == 75
     steps = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()}
     assert max(steps) in (6, 7), "the state of the step that was running is saved"
-    monkeypatch.setattr(loop, "_report", real)
+    monkeypatch.setattr(trainer, "_report", real)
     jpt.tune(backbone, task, tmp_path / "run", **SETTINGS)
     assert_equal_runs(whole, tmp_path / "run")
 
@@ -130,7 +130,7 @@ def test_a_half_written_log_line_and_later_lines_are_removed(
 @pytest.fixture(scope="module")
 def broken(task: Path, backbone: jpt.Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was saved by the clock, after every step, and broke off in the fifteenth."""
-    run, real = tmp_path_factory.mktemp("runs") / "broken", loop._report
+    run, real = tmp_path_factory.mktemp("runs") / "broken", trainer._report
 
     def fail(run, progress, pending, *rest):
         if pending is not None and pending[0] == 15:
@@ -138,7 +138,7 @@ def broken(task: Path, backbone: jpt.Backbone, tmp_path_factory: pytest.TempPath
         return real(run, progress, pending, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_report", fail)
+        patch.setattr(trainer, "_report", fail)
         with pytest.raises(RuntimeError, match="power"):
             often = {"checkpoint_every": 1000, "checkpoint_minutes": 1e-9}
             jpt.tune(backbone, task, run, **{**SETTINGS, **often})
@@ -186,14 +186,14 @@ def test_an_interrupted_run_holds_its_best_prompt(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = loop._report
+    real = trainer._report
 
     def interrupt(run, progress, pending, *rest):
         if pending is not None and pending[0] == 15:
             os.kill(os.getpid(), signal.SIGINT)
         return real(run, progress, pending, *rest)
 
-    monkeypatch.setattr(loop, "_report", interrupt)
+    monkeypatch.setattr(trainer, "_report", interrupt)
     with pytest.raises(StoppedError):
         jpt.tune(backbone, task, tmp_path / "run", **SETTINGS)
     card = jpt.load_prompt(tmp_path / "run").card

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jpt.errors import InputError
-from jpt.tuning.run_folder import RunFolder
+from jpt.tuning.run_dir import RunFolder
 
 CONFIG = {"seed": 1, "checkpoint_every": 5, "mesh": None, "data": {"train": {"rows": 3}}}
 

@@ -11,10 +11,9 @@ import pytest
 
 import jpt
 from jpt.testing import write_tiny_backbone
-from jpt.tuning import loop
-from jpt.tuning.checkpoints import Checkpoints
-from jpt.tuning.start import Moments, Start, read_start
-from jpt.tuning.tune import tune
+from jpt.tuning import trainer
+from jpt.tuning.run_dir import Checkpoints
+from jpt.tuning.tune import Moments, Start, read_start, tune
 from tests.toy_task import write_task
 
 RATE = 1e-2
@@ -119,7 +118,7 @@ def test_the_start_is_scored_once_when_a_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     stop_at: int,
 ) -> None:
-    start, real = read_start("source", source), loop._report
+    start, real = read_start("source", source), trainer._report
     options = {"start": start, "score_start": True, "steps": 4, "eval_every": 2, **SETTINGS}
     whole = tune(backbone, task, tmp_path / "whole", **options)
 
@@ -128,10 +127,10 @@ def test_the_start_is_scored_once_when_a_run_goes_on(
             raise RuntimeError("power")
         return real(run, progress, pending, *rest)
 
-    monkeypatch.setattr(loop, "_report", fail)
+    monkeypatch.setattr(trainer, "_report", fail)
     with pytest.raises(RuntimeError, match="power"):
         tune(backbone, task, tmp_path / "run", **options)
-    monkeypatch.setattr(loop, "_report", real)
+    monkeypatch.setattr(trainer, "_report", real)
     again = tune(backbone, task, tmp_path / "run", **options)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     scored = [json.loads(line)["step"] for line in lines if '"validation"' in line]

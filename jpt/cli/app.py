@@ -1,0 +1,100 @@
+"""The jpt command: every subcommand, errors as one line, exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from jpt.cli import commands, groups
+from jpt.cli.options import add_cache_option, with_cache_option
+from jpt.cli.signals import Stopped, stop_on_signals
+from jpt.errors import DivergedError, InputError, StoppedError
+from jpt.parallel import process_number
+
+app = typer.Typer(
+    name="jpt",
+    help="Soft prompts on frozen language models: tune them, score them, move them.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print version and devices.")] = False,
+) -> None:
+    """Answers ``jpt --version``."""
+    if version:
+        from jpt.cli.commands import version_text
+
+        typer.echo(version_text())
+        raise typer.Exit
+
+
+for _command in (
+    commands.quickstart,
+    commands.tune,
+    commands.evaluate,
+    commands.generate,
+    commands.transfer,
+    commands.warm_start,
+    commands.sweep,
+    commands.neurons,
+    commands.mask,
+    commands.indicators,
+    commands.recommend,
+    commands.report,
+    commands.tasks,
+    commands.backbones,
+    commands.check,
+):
+    _computes = _command not in (commands.report, commands.tasks, commands.backbones)
+    app.command()(with_cache_option(_command) if _computes else _command)
+
+_imports = typer.Typer(
+    help="Bring in prompts that other software has trained.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_imports.command("reference")(commands.import_reference)
+_imports.command("peft")(groups.import_peft)
+app.add_typer(_imports, name="import")
+app.add_typer(groups.export_app, name="export")
+app.add_typer(add_cache_option(groups.mix_app), name="mix")
+app.add_typer(groups.prompts_app, name="prompts")
+app.add_typer(add_cache_option(groups.project_app), name="project")
+
+
+def main() -> None:
+    """Runs the command line: what the user can mend is one line on stderr and exit code 2."""
+    # Quiet libraries: their notes on missing accelerators and forks are not the user's concern.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        with stop_on_signals():
+            app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except DivergedError as error:
+        _fail(str(error), 1)
+    except StoppedError as error:
+        _fail(str(error), error.exit_code)
+    except Stopped as stopped:
+        _fail(str(stopped), stopped.exit_code)
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C twice in a training loop: typer has taken it
+            _fail("interrupted; the same command goes on from what is written", 130)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    number = process_number()
+    who = f"jpt (process {number})" if number else "jpt"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

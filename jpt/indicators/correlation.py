@@ -1,0 +1,593 @@
+"""Correlate indicators with measured transfer, per target and over all pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int
+
+from jpt.errors import InputError
+from jpt.indicators.indicators import (
+    INDICATORS,
+    OVERLAP,
+    OVERLAP_ALL,
+    PAPER,
+    WINDOW_PREFIX,
+    Indicators,
+    indicators,
+    write_indicators,
+)
+from jpt.indicators.pairs import (
+    TransferPairs,
+    all_cards,
+    over_seeds,
+    select_pairs,
+    serves,
+    shorten,
+    summarize_types,
+)
+from jpt.indicators.source_selection import CHOICE, judge_indicators, shown_rankings
+from jpt.io.files import make_folder, write_json
+from jpt.prompts.store import Prompts, load_runs
+from jpt.results.prompt_table import read_transfer
+from jpt.results.statistics import DRAWS, LEVEL, METHOD, SEED, Lead, lead, mean_interval
+from jpt.types import Activations, Prompt, TransferMatrix
+
+# --- What the indicators say, held against what the transfers did: Spearman's rank correlation
+# For each target, over the source prompts: the indicator between the target's own prompt and the
+# source, against the source's score on the target; then the mean over the targets. Beside it, all
+# pairs at once, with relative performance and with the scores as they are. The authors published no
+# code for this; what their paper says of it is the mean.
+
+CORRELATION, TYPES = "correlation.json", "types.json"
+
+FEWEST_SOURCES = 3
+"""With two sources a rank correlation can only be 1 or -1."""
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation of one indicator with zero-shot transfer.
+
+    Attributes:
+        mean_over_targets: the mean of ``per_target`` where that is defined; None where nowhere.
+        pooled_relative: over all pairs of target and source, with relative performance.
+        pooled_raw: over all pairs, with the scores as they are.
+        n_targets: how many targets have a defined correlation.
+        per_target: over the sources of each target; None where it is not defined.
+        interval: of the mean over targets (`jpt.results.statistics`); None for fewer
+            than two targets.
+    """
+
+    mean_over_targets: float | None
+    pooled_relative: float | None
+    pooled_raw: float | None
+    n_targets: int
+    per_target: dict[str, float | None]
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class OverlapLead:
+    """How far ON leads the paper's indicators of vectors, target by target.
+
+    Attributes:
+        best: the one of these with the highest mean over targets; None where none is defined.
+        over: the lead over each.
+    """
+
+    best: str | None
+    over: dict[str, Lead]
+
+
+@dataclass(frozen=True)
+class CorrelationResult:
+    """The correlations of every indicator.
+
+    Attributes:
+        own_in: by indicator, the target's own prompt among the sources.
+        own_out: the same without it.
+        notes: what is undefined or left out, and why.
+    """
+
+    own_in: dict[str, RankCorrelation]
+    own_out: dict[str, RankCorrelation]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def leads(self) -> dict[str, OverlapLead]:
+        """ON's lead with own prompts and without; empty where there is no ON."""
+        parts = {"own_in": self.own_in, "own_out": self.own_out}
+        return {part: overlap_lead(table) for part, table in parts.items() if OVERLAP in table}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The result as ``correlation.json`` has it."""
+        parts = {"own_in": self.own_in, "own_out": self.own_out}
+        tables = {
+            part: {name: _as_json(found) for name, found in table.items()}
+            for part, table in parts.items()
+        }
+        leads = {part: _as_json(found) for part, found in self.leads.items()}
+        made = {"method": METHOD, "level": LEVEL, "draws": DRAWS, "seed": SEED}
+        return {**tables, "overlap_lead": leads, "intervals": made, "notes": list(self.notes)}
+
+
+def _as_json(found: RankCorrelation | OverlapLead) -> dict[str, Any]:
+    """The fields as JSON has them after reading: lists for tuples."""
+    return dataclasses.asdict(
+        found,
+        dict_factory=lambda items: {
+            name: list(value) if isinstance(value, tuple) else value for name, value in items
+        },
+    )
+
+
+def overlap_lead(table: Mapping[str, RankCorrelation]) -> OverlapLead:
+    """Says how far ON leads the paper's indicators of vectors."""
+    # The best of them is found by looking at the same targets, which is to its advantage.
+    rivals = {name: table[name] for name in PAPER if name in table}
+    means = {name: each.mean_over_targets for name, each in rivals.items()}
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    best = max(known, key=known.__getitem__, default=None)
+    own = table[OVERLAP].per_target
+    return OverlapLead(best, {name: lead(own, each.per_target) for name, each in rivals.items()})
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One side of the comparison, the same for all indicators."""
+
+    pairs: TransferPairs
+    own_rows: Int[np.ndarray, "N"]
+    source_columns: Int[np.ndarray, "K"]
+    used: Bool[np.ndarray, "N K"]
+
+
+def correlate(
+    indicators: Indicators,
+    transfer: TransferMatrix | str | Path,
+    out: str | Path | None = None,
+    *,
+    tasks: Iterable[str] | None = None,
+) -> CorrelationResult:
+    """Holds every indicator against a zero-shot transfer matrix.
+
+    Sources are the prompts that are for one of the targets; the random prompt is none. Several
+    seeds of a prompt count as one (`jpt.indicators.pairs`). Ties take average ranks, as scipy's
+    spearmanr has it. Relative performance is a score over that of the target's own prompt.
+
+    Args:
+        indicators: of the prompts of the matrix; their cards say whose own they are.
+        transfer: the matrix, or its file.
+        out: folder for ``correlation.json`` and ``types.json``.
+        tasks: only these targets and only prompts for them; by default all.
+
+    Returns:
+        The correlations, with the targets' own prompts among the sources and without.
+
+    Raises:
+        InputError: the matrix names prompts that the indicators do not, no target has a prompt of
+            its own, or a task is no target.
+
+    Example:
+        >>> rank = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 1.0]])
+        >>> found = Indicators(("a", "b", "c"), {"cosine_concat": rank})
+        >>> scores = np.array([[0.9, 0.5, 0.6], [0.7, 0.8, 0.6], [0.5, 0.4, 0.9]])
+        >>> matrix = TransferMatrix(("a", "b", "c"), ("a", "b", "c"), scores, ("accuracy",) * 3)
+        >>> correlate(found, matrix).own_in["cosine_concat"].per_target
+        {'a': 0.5, 'b': 1.0, 'c': 1.0}
+    """
+    tasks = None if tasks is None else list(tasks)
+    matrix = transfer if isinstance(transfer, TransferMatrix) else read_transfer(transfer)
+    indicators = over_seeds(indicators, matrix.prompts)
+    pairs, notes = _of_targets(indicators, select_pairs(indicators, matrix, tasks))
+    parts = {}
+    for part, own_in in (("own_in", True), ("own_out", False)):
+        setting = _setting(indicators, pairs, own_in)
+        faults = _Faults("own prompt among the sources" if own_in else "own prompt left out")
+        parts[part] = {
+            name: _correlate_one(name, column, setting, faults)
+            for name, column in indicators.columns.items()
+        }
+        notes += faults.notes(len(indicators.columns))
+    result = CorrelationResult(parts["own_in"], parts["own_out"], tuple(notes))
+    if out is not None:
+        folder = make_folder(out)
+        write_json(folder / TYPES, summarize_types(indicators, matrix, tasks))
+        write_json(folder / CORRELATION, result.record)
+    return result
+
+
+def spearman(first: Float64[np.ndarray, "N"], second: Float64[np.ndarray, "N"]) -> float | None:
+    """Computes Spearman's rank correlation; ties take average ranks."""
+    return None if _fault(first, second) else _rank_correlation(first, second)
+
+
+def _of_targets(indicators: Indicators, pairs: TransferPairs) -> tuple[TransferPairs, list[str]]:
+    """Leaves out targets without an own prompt, and prompts that are for none of the targets."""
+    kept = [row for row, target in enumerate(pairs.targets) if target in pairs.own]
+    if not kept:
+        raise InputError(
+            f"none of the {len(pairs.targets)} targets ({shorten(pairs.targets)}) has a prompt of"
+            f" its own among the {len(indicators.names)} prompts; transfer prompts that were tuned"
+            " for the targets"
+        )
+    cards = all_cards(indicators)
+    columns, others = [], []
+    for column, name in enumerate(pairs.sources):
+        is_source = name in pairs.own.values() or serves(name, cards[name], pairs.targets)
+        (columns if is_source else others).append(column)
+    notes = list(pairs.notes)
+    if others:
+        names = [pairs.sources[column] for column in others]
+        notes.append(f"{shorten(names)}: for none of the targets, left out of the correlations")
+    smaller = dataclasses.replace(
+        pairs,
+        targets=tuple(pairs.targets[row] for row in kept),
+        sources=tuple(pairs.sources[column] for column in columns),
+        values=pairs.values[np.ix_(kept, columns)],
+        relative=pairs.relative[np.ix_(kept, columns)],
+    )
+    return smaller, notes
+
+
+def _setting(indicators: Indicators, pairs: TransferPairs, own_in: bool) -> _Setting:
+    places = {name: place for place, name in enumerate(indicators.names)}
+    owners = np.array([pairs.own[target] for target in pairs.targets], object)
+    own = owners[:, None] == np.array(pairs.sources, object)[None]  # [N, K]
+    return _Setting(
+        pairs,
+        np.array([places[owner] for owner in owners]),
+        np.array([places[source] for source in pairs.sources], int),
+        ~np.isnan(pairs.values) & (own_in | ~own),
+    )
+
+
+def _correlate_one(
+    name: str, column: Float64[np.ndarray, "K K"], setting: _Setting, faults: _Faults
+) -> RankCorrelation:
+    pairs = setting.pairs
+    indicator = column[np.ix_(setting.own_rows, setting.source_columns)]  # [N, K]
+    used = setting.used & ~np.isnan(indicator)
+    faults.undefined(name, int((setting.used & ~used).sum()))
+    per_target: dict[str, float | None] = {}
+    for row, target in enumerate(pairs.targets):
+        sides = indicator[row, used[row]], pairs.values[row, used[row]]
+        faults.found(name, target, _fault(*sides))
+        per_target[target] = spearman(*sides)
+    defined = [value for value in per_target.values() if value is not None]
+    related = used & ~np.isnan(pairs.relative)
+    faults.found(name, "all pairs", _fault(indicator[used], pairs.values[used]))
+    return RankCorrelation(
+        float(np.mean(defined)) if defined else None,
+        spearman(indicator[related], pairs.relative[related]),
+        spearman(indicator[used], pairs.values[used]),
+        len(defined),
+        per_target,
+        mean_interval(defined),
+    )
+
+
+def _fault(first: Float64[np.ndarray, "N"], second: Float64[np.ndarray, "N"]) -> str | None:
+    """Why there is no rank correlation of an indicator and scores, or None where there is."""
+    if len(second) < FEWEST_SOURCES:
+        return f"fewer than {FEWEST_SOURCES} sources"
+    if np.ptp(second) == 0:
+        return "all sources score the same"
+    return "it is the same for all sources" if np.ptp(first) == 0 else None
+
+
+def _rank_correlation(first: Float64[np.ndarray, "N"], second: Float64[np.ndarray, "N"]) -> float:
+    ranks = np.stack([_ranks(first), _ranks(second)])
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    covariance = ranks @ ranks.T
+    found = covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+    return float(np.clip(found, -1, 1))
+
+
+def _ranks(values: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
+    """Ranks from 1 on; equal values share the mean of their ranks."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[places]
+
+
+class _Faults:
+    """Collects why correlations are undefined, and says it in few lines."""
+
+    def __init__(self, part: str) -> None:
+        self._part = part
+        self._where: dict[tuple[str, str], list[str]] = {}  # (reason, indicator) -> targets
+        self._undefined: dict[str, int] = {}
+
+    def found(self, indicator: str, target: str, reason: str | None) -> None:
+        """Notes that a target has no correlation with an indicator."""
+        if reason:
+            self._where.setdefault((reason, indicator), []).append(target)
+
+    def undefined(self, indicator: str, count: int) -> None:
+        """Notes how many pairs have no value of an indicator."""
+        if count:
+            self._undefined[indicator] = count
+
+    def notes(self, n_indicators: int) -> list[str]:
+        """Gives one line for each reason and group of targets."""
+        groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (reason, indicator), targets in self._where.items():
+            groups.setdefault((reason, tuple(targets)), []).append(indicator)
+        lines = []
+        for (reason, targets), names in groups.items():
+            whose = "any indicator" if len(names) == n_indicators else shorten(names)
+            lines.append(f"{shorten(targets)} ({self._part}): no Spearman with {whose}: {reason}")
+        for name, count in self._undefined.items():
+            lines.append(f"{name} ({self._part}): not defined for {count} pairs, left out")
+        return lines
+
+
+# --- Intervals and choices as lines of text, below the table of ``jpt indicators``
+
+FEW_TARGETS = 20
+"""Below so many targets a mean over them hangs on single tasks."""
+
+
+def interval_lines(correlation: CorrelationResult, names: Sequence[str]) -> list[str]:
+    """Says how sure the means over targets are."""
+    counts = [of.n_targets for of in correlation.own_out.values() if of.interval]
+    if not counts:
+        return []
+    few = ": few, so these are rough" if max(counts) < FEW_TARGETS else ""
+    head = f"{_level()} intervals of the means (bootstrap over {max(counts)} targets{few})"
+    width = max(len(name) for name in names)
+    lines = [f"  {'':{width}}{'own in':>14}{'own out':>17}"]
+    for name in names:
+        cells = [_range(part[name].interval) for part in (correlation.own_in, correlation.own_out)]
+        lines.append(f"  {name:{width}}{cells[0]:>14}{cells[1]:>17}")
+    return [head, *lines, *_lead_lines(correlation.leads.get("own_out"))]
+
+
+def choice_lines(record: Mapping[str, Any]) -> list[str]:
+    """Says what it costs to choose by each indicator."""
+    names = shown_rankings(record["rankings"])
+    if not names:
+        return []
+    whole = max((record["rankings"][name] for name in names), key=lambda of: of["targets"])
+    width = max(len(name) for name in names)
+    head = (
+        f"Taking the first source for each of {whole['targets']} targets: how often it is the best,"
+        " and mean cost"
+    )
+    below = (
+        f"against the best, both in points (100 x score); by chance"
+        f" {100 * whole['chance_hits']:.0f} % and {100 * whole['chance_regret']:.1f}"
+    )
+    lines = [f"  {'':{width}}  best  cost{_level():>15}  saved against chance{_level():>15}"]
+    for name in names:
+        of = record["rankings"][name]
+        cost = _range(of["regret_interval"], 100, sign="")
+        gain = _range(of["gain_interval"], 100)
+        lines.append(
+            f"  {name:{width}}{100 * of['hits']:4.0f} %{100 * of['regret']:6.1f}{cost:>15}"
+            f"{100 * of['gain']:>+22.1f}{gain:>15}"
+        )
+    return [head, below, *lines]
+
+
+def _lead_lines(found: OverlapLead | None) -> list[str]:
+    """How far ON leads the best of the paper's other indicators."""
+    if found is None or found.best is None:
+        return []
+    against = found.over[found.best]
+    if against.mean is None or against.interval is None:
+        return []
+    low, high = against.interval
+    verdict = "it leads" if low > 0 else "it is behind" if high < 0 else "which leads is not told"
+    return [
+        f"  neuron_overlap less {found.best}, the best of the paper's others, own out:"
+        f" {against.mean:+.2f}, {_range(against.interval)}: {verdict}"
+    ]
+
+
+def _level() -> str:
+    return f"{100 * LEVEL:.0f} %"
+
+
+def _range(interval: Sequence[float] | None, scale: float = 1, sign: str = "+") -> str:
+    if interval is None:
+        return "-"
+    digits = 2 if scale == 1 else 1
+    return "..".join(f"{scale * bound:{sign}.{digits}f}" for bound in interval)
+
+
+# --- From prompts, activations and a transfer matrix on disk to the tables of a study
+
+
+@dataclass(frozen=True)
+class IndicatorStudy:
+    """What `study_indicators` computed.
+
+    Attributes:
+        indicators: of all pairs of prompts.
+        types: means by type of task, as in ``types.json``.
+        correlation: with the transfer matrix, where there was one.
+        files: what was written.
+        subject: the prompts in a few words.
+        missing: what the study would have with other files.
+        choices: which source each indicator would have chosen, where there was a matrix.
+    """
+
+    indicators: Indicators
+    types: dict[str, Any]
+    correlation: CorrelationResult | None
+    files: tuple[Path, ...]
+    subject: str
+    missing: tuple[str, ...] = ()
+    choices: dict[str, Any] | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What is undefined or left out, each said once."""
+        found = [*self.missing, *self.indicators.notes, *self.types["notes"]]
+        found += self.correlation.notes if self.correlation else ()
+        found += self.choices["notes"] if self.choices else ()
+        return list(dict.fromkeys(found))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The study as JSON."""
+        correlation = self.correlation.record if self.correlation else {}
+        return {
+            "prompts": list(self.indicators.names),
+            "files": [str(file) for file in self.files],
+            "own_in": correlation.get("own_in"),
+            "own_out": correlation.get("own_out"),
+            "overlap_lead": correlation.get("overlap_lead"),
+            "choices": self.choices,
+            **{key: value for key, value in self.types.items() if key != "notes"},
+            "notes": self.notes,
+        }
+
+    def describe(self) -> str:
+        """Lays the study out for reading."""
+        lines = [self.subject, *_table(self), *(f"note: {note}" for note in self.notes)]
+        return "\n".join([*lines, *(f"written: {file}" for file in self.files)])
+
+
+def study_indicators(
+    prompts: Prompts,
+    out: str | Path | None = None,
+    *,
+    neurons: Activations | str | Path | None = None,
+    transfer: TransferMatrix | str | Path | None = None,
+    tasks: Iterable[str] | None = None,
+    layers: str | tuple[int, int] | None = None,
+    progress: bool = False,
+) -> IndicatorStudy:
+    """Computes the indicators of all prompts, and holds them against a transfer matrix."""
+    loaded = load_runs(prompts)
+    tasks = None if tasks is None else list(tasks)
+    # Read and matched before the long work, so that a wrong path or name is told at once.
+    matrix = read_transfer(transfer) if isinstance(transfer, (str, Path)) else transfer
+    if matrix is not None:
+        known = Indicators(tuple(loaded), {}, {n: prompt.card for n, prompt in loaded.items()})
+        select_pairs(over_seeds(known, matrix.prompts), matrix, tasks)
+    found = indicators(loaded, neurons, layers=layers, progress=progress)
+    correlation = None if matrix is None else correlate(found, matrix, tasks=tasks)
+    types = summarize_types(found, matrix, tasks)
+    choices = None if matrix is None else judge_indicators(found, matrix, tasks)
+    missing = _missing(prompts, neurons is None, out if matrix is None else None)
+    files = () if out is None else _write(Path(out), found, types, correlation, choices)
+    return IndicatorStudy(found, types, correlation, files, _subject(loaded), missing, choices)
+
+
+def _write(
+    out: Path,
+    found: Indicators,
+    types: dict[str, Any],
+    correlation: CorrelationResult | None,
+    choices: dict[str, Any] | None,
+) -> tuple[Path, ...]:
+    folder = make_folder(out)
+    write_indicators(folder / INDICATORS, found)
+    records = {TYPES: types}
+    if correlation is not None:
+        records |= {CORRELATION: correlation.record, CHOICE: choices}
+    for name, record in records.items():
+        write_json(folder / name, record)
+    return tuple(folder / name for name in (INDICATORS, *records))
+
+
+def _subject(prompts: Mapping[str, Prompt]) -> str:
+    first = next(iter(prompts.values()))
+    rows, width = first.values.shape
+    has_row0 = all(prompt.unused_row is not None for prompt in prompts.values())
+    more = ", and the row 0 that the model does not read" if has_row0 else ""
+    count = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
+    return f"{count} of {first.card.backbone}, {rows} rows x {width}{more}"
+
+
+def _missing(prompts: Prompts, no_neurons: bool, out: str | Path | None) -> tuple[str, ...]:
+    """What to say of files that were not given."""
+    notes = []
+    if no_neurons:
+        place = prompts if isinstance(prompts, (str, Path)) else "DIR"
+        notes.append(
+            "neuron overlap is left out, for want of activations: jpt neurons --prompts"
+            f" {place} --out FILE makes them, --neurons FILE reads them"
+        )
+    if out is not None and (Path(out) / CORRELATION).exists():
+        notes.append(
+            f"{Path(out) / CORRELATION} is of an earlier run: there was no transfer matrix now"
+        )
+    return tuple(notes)
+
+
+def _table(study: IndicatorStudy) -> list[str]:
+    """One line an indicator; of the windows of layers only the best, which is named."""
+    names = [name for name in study.indicators.columns if not name.startswith(WINDOW_PREFIX)]
+    windows = [name for name in study.indicators.columns if name.startswith(WINDOW_PREFIX)]
+    best = _best_window(study.correlation, windows)
+    if best:
+        names.insert(names.index(OVERLAP_ALL), best)
+    correlation = study.correlation
+    seeds = any("same_task_mean" in means for means in study.types["similarity_by_type"].values())
+    kinds = {"same_task": "other seed"} if seeds else {}
+    kinds |= {"same_type": "same type", "different_type": "other type"}
+    head = ["", *kinds.values()]
+    above: list[str] = []
+    if correlation:
+        above = [
+            "Spearman with zero-shot transfer: mean over targets, and all pairs with relative"
+            " performance; then mean similarity"
+        ]
+        head = ["", "own in: mean", "pooled", "own out: mean", "pooled", *head[1:]]
+    lines = [head]
+    for name in names:
+        means = study.types["similarity_by_type"][name]
+        cells = [_number(means[f"{kind}_mean"]) for kind in kinds]
+        if correlation:
+            cells = [
+                *_correlation_cells(correlation.own_in[name]),
+                *_correlation_cells(correlation.own_out[name]),
+                *cells,
+            ]
+        lines.append([name, *cells])
+    chosen = f"{best} is the best of {len(windows)} windows, found by looking" if best else ""
+    more = [chosen] if chosen else []
+    if correlation:
+        more += interval_lines(correlation, names)
+    if study.choices:
+        more += choice_lines(study.choices)
+    return [*above, *_aligned(lines), *more]
+
+
+def _best_window(correlation: CorrelationResult | None, windows: list[str]) -> str | None:
+    """The window whose overlap goes best with transfer, own prompts left out."""
+    if correlation is None:
+        return None
+    means = {name: correlation.own_out[name].mean_over_targets for name in windows}
+    means = {name: mean for name, mean in means.items() if mean is not None}
+    return max(means, key=means.__getitem__, default=None)
+
+
+def _correlation_cells(found: RankCorrelation) -> list[str]:
+    return [_number(found.mean_over_targets), _number(found.pooled_relative)]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]

@@ -1,0 +1,453 @@
+"""How good it is to choose a source prompt by an indicator: leave-one-out on a known matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from jpt.errors import InputError
+from jpt.indicators.indicators import WINDOW_PREFIX, WITH_ROW0, Indicators
+from jpt.indicators.pairs import (
+    TransferPairs,
+    all_cards,
+    over_seeds,
+    select_pairs,
+    serves,
+    shorten,
+    type_of,
+)
+from jpt.results.prompt_table import read_transfer
+from jpt.results.statistics import DRAWS, LEVEL, METHOD, SEED, mean_interval
+from jpt.tasks.catalog import task_type
+from jpt.types import TransferMatrix
+
+# --- How good it is to choose a source by a ranking: on a matrix where every choice was measured
+# Leave one out: each target of the matrix stands for a new task, its own prompt for the probe that
+# would be tuned for it, and a ranking chooses among the other sources. Where a ranking puts several
+# sources first, each of them counts by the same share. The paper ranks its indicators by Spearman's
+# correlation over all sources; what a user does with a ranking is to take the first one.
+
+ZERO_SHOT = "zero_shot"
+SAME_TYPE = "same_type"
+
+
+class Choice(NamedTuple):
+    """What the source that a ranking puts first is worth on one target.
+
+    Attributes:
+        hit: 1 where it is the best source, 0 where not; a share where several are first.
+        rank: its place among the measured scores, 1 the best; equal scores share a mean place.
+        regret: the best score less its score.
+        sources: how many there were to choose from.
+    """
+
+    hit: float
+    rank: float
+    regret: float
+    sources: int
+
+
+@dataclass(frozen=True)
+class RankingRecord:
+    """How often a ranking was right.
+
+    Attributes:
+        targets: on how many targets it says anything.
+        hits: share of these on which its first source was the best one.
+        mean_rank: mean place of its first source among the measured scores.
+        regret: mean of the best score less the score of its first source.
+        chance_hits: the same for a source chosen by chance, on the same targets.
+        chance_rank: likewise.
+        chance_regret: likewise.
+    """
+
+    targets: int
+    hits: float
+    mean_rank: float
+    regret: float
+    chance_hits: float
+    chance_rank: float
+    chance_regret: float
+
+
+class Range(NamedTuple):
+    """What there was to choose from on one target.
+
+    Attributes:
+        best: the best source; several where they score the same.
+        best_score: its score.
+        mean_score: the mean score of all sources, which a choice by chance has on average.
+        sources: how many there were.
+    """
+
+    best: tuple[str, ...]
+    best_score: float
+    mean_score: float
+    sources: int
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """How often each ranking was right on a known matrix.
+
+    Attributes:
+        rankings: the record of each ranking by its name; one that says nothing anywhere is left
+            out.
+        per_target: the choice of each ranking on each target; None where it says nothing.
+        targets: that were looked at.
+        notes: what was left out, and why.
+        chosen: the source that each ranking puts first on each target, several where they are
+            alike to it, none where it says nothing; without ``zero_shot``, which is simulated.
+        ranges: what there was to choose from on each target.
+    """
+
+    rankings: dict[str, RankingRecord]
+    per_target: dict[str, dict[str, Choice | None]]
+    targets: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    chosen: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "targets": list(self.targets),
+            "rankings": {name: asdict(found) for name, found in self.rankings.items()},
+            "per_target": {
+                name: {target: None if c is None else c._asdict() for target, c in of.items()}
+                for name, of in self.per_target.items()
+            },
+            "notes": list(self.notes),
+        }
+
+
+def judge_choice(
+    guesses: Float64[np.ndarray, "K"], scores: Float64[np.ndarray, "K"]
+) -> Choice | None:
+    """Says what the first source of a ranking is worth."""
+    measured = ~np.isnan(scores)
+    guesses, scores = guesses[measured], scores[measured]
+    if len(scores) < 2 or np.isnan(guesses).all():
+        return None
+    first = guesses == np.nanmax(guesses)
+    best = scores.max()
+    better = (scores[None] > scores[first, None]).sum(1)
+    equal = (scores[None] == scores[first, None]).sum(1)
+    return Choice(
+        float((scores[first] == best).mean()),
+        float((better + (equal + 1) / 2).mean()),
+        float(best - scores[first].mean()),
+        len(scores),
+    )
+
+
+def judge_few_rows(
+    scores: Float64[np.ndarray, "K"], rows: int, draws: int = 500, seed: int = 0
+) -> Choice | None:
+    """Says what choosing by the accuracy on a few rows is worth, simulated from the true ones."""
+    # A simulation, not a measurement: the rows that each source gets right are drawn for each
+    # source apart, while real sources often fail on the same rows, which makes them easier to tell
+    # apart.
+    measured = scores[~np.isnan(scores)]
+    if len(measured) < 2:
+        return None
+    counts = np.random.default_rng(seed).binomial(rows, measured, (draws, len(measured)))
+    found = np.array([judge_choice(line.astype(np.float64), measured) for line in counts])
+    return Choice(*found[:, :3].mean(0).tolist(), len(measured))
+
+
+def judge_ranking(
+    guesses: Float64[np.ndarray, "N K"], scores: Float64[np.ndarray, "N K"]
+) -> RankingRecord | None:
+    """Says how often a ranking was right, and how often chance would have been."""
+    return _summary([judge_choice(*lines) for lines in zip(guesses, scores, strict=True)], scores)
+
+
+def _summary(
+    choices: Sequence[Choice | None], scores: Float64[np.ndarray, "N K"]
+) -> RankingRecord | None:
+    """Means over the targets on which there is a choice, and what chance would do on the same."""
+    pairs = [
+        (found[:3], judge_choice(np.zeros(len(line)), line)[:3])
+        for found, line in zip(choices, scores, strict=True)
+        if found is not None
+    ]
+    if not pairs:
+        return None
+    chosen, chance = np.array(pairs).mean(0).tolist()
+    return RankingRecord(len(pairs), *chosen, *chance)
+
+
+def leave_one_out(
+    indicators: Indicators,
+    transfer: TransferMatrix | str | Path,
+    *,
+    tasks: Iterable[str] | None = None,
+    rows: int | None = None,
+) -> LeaveOneOut:
+    """Says of every indicator how often it would have chosen the best source.
+
+    Beside the indicators stands ``same_type``, which needs neither prompts nor labels: sources for
+    tasks of the target's type first, all of them alike. And, where rows are named, ``zero_shot``:
+    the accuracy on so many rows, simulated (see `judge_few_rows`).
+
+    Args:
+        indicators: of the prompts of the matrix; their cards say whose own they are.
+        transfer: a zero-shot matrix, or its file.
+        tasks: only these targets, and only prompts for them; by default all.
+        rows: how many labelled rows there are to score sources on.
+
+    Returns:
+        The records.
+
+    Raises:
+        InputError: the matrix names prompts that the indicators do not, or no target has a prompt
+            of its own and two measured sources beside it.
+
+    Example:
+        >>> rank = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 1.0]])
+        >>> found = Indicators(("a", "b", "c"), {"cosine_concat": rank})
+        >>> scores = np.array([[0.9, 0.5, 0.75], [0.7, 0.8, 0.6], [0.5, 0.4, 0.9]])
+        >>> matrix = TransferMatrix(("a", "b", "c"), ("a", "b", "c"), scores, ("accuracy",) * 3)
+        >>> found = leave_one_out(found, matrix)
+        >>> found.per_target["cosine_concat"]["a"].regret, found.rankings["cosine_concat"].targets
+        (0.25, 3)
+    """
+    matrix = transfer if isinstance(transfer, TransferMatrix) else read_transfer(transfer)
+    indicators = over_seeds(indicators, matrix.prompts)
+    pairs = select_pairs(indicators, matrix, None if tasks is None else list(tasks))
+    scores = _choices(indicators, pairs)
+    kept = _judged_rows(pairs, scores)
+    targets, scores = tuple(pairs.targets[row] for row in kept), scores[kept]
+    guesses = {name: table[kept] for name, table in _guesses(indicators, pairs).items()}
+    judged = {
+        name: [judge_choice(*lines) for lines in zip(table, scores, strict=True)]
+        for name, table in guesses.items()
+    }
+    if rows is not None:
+        metrics = [matrix.metrics[matrix.targets.index(target)] for target in targets]
+        judged[ZERO_SHOT] = [
+            judge_few_rows(line, rows) if _are_shares(metric, line) else None
+            for metric, line in zip(metrics, scores, strict=True)
+        ]
+    found = {name: _summary(choices, scores) for name, choices in judged.items()}
+    rankings = {name: record for name, record in found.items() if record is not None}
+    per_target = {name: dict(zip(targets, judged[name], strict=True)) for name in rankings}
+    known = [name for name in rankings if name in guesses]
+    chosen = {n: _first_sources(targets, pairs.sources, guesses[n], scores) for n in known}
+    ranges = {t: _range(pairs.sources, line) for t, line in zip(targets, scores, strict=True)}
+    return LeaveOneOut(rankings, per_target, targets, _notes(pairs, targets), chosen, ranges)
+
+
+def _first_sources(
+    targets: Sequence[str],
+    sources: Sequence[str],
+    guesses: Float64[np.ndarray, "N K"],
+    scores: Float64[np.ndarray, "N K"],
+) -> dict[str, tuple[str, ...]]:
+    """The measured sources that a ranking puts first, of each target."""
+    guesses = np.where(np.isnan(scores), -np.inf, np.nan_to_num(guesses, nan=-np.inf))
+    first = (guesses == guesses.max(1, keepdims=True)) & (guesses > -np.inf)
+    return {
+        target: tuple(sources[place] for place in np.flatnonzero(line))
+        for target, line in zip(targets, first, strict=True)
+    }
+
+
+def _range(sources: Sequence[str], scores: Float64[np.ndarray, "K"]) -> Range:
+    best = float(np.nanmax(scores))
+    names = tuple(sources[place] for place in np.flatnonzero(scores == best))
+    return Range(names, best, float(np.nanmean(scores)), int((~np.isnan(scores)).sum()))
+
+
+def _judged_rows(pairs: TransferPairs, scores: Float64[np.ndarray, "N K"]) -> list[int]:
+    """The targets with an own prompt, to stand for the probe, and a choice between others."""
+    enough = (~np.isnan(scores)).sum(1) >= 2
+    kept = [row for row, target in enumerate(pairs.targets) if target in pairs.own and enough[row]]
+    if not kept:
+        raise InputError(
+            f"none of the {len(pairs.targets)} targets ({shorten(pairs.targets)}) of the matrix has"
+            " a prompt of its own and two other measured sources, so no choice can be judged; give"
+            " the matrix of three prompts or more, of their own tasks"
+        )
+    return kept
+
+
+def _are_shares(metric: str, scores: Float64[np.ndarray, "K"]) -> bool:
+    """Whether scores are shares of right rows, which chance can be drawn for."""
+    return metric == "accuracy" and bool(np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1)
+
+
+def shown_rankings(names: Iterable[str]) -> list[str]:
+    """Picks the rankings that are worth a line of their own."""
+    return [n for n in names if not n.startswith(WINDOW_PREFIX) and not n.endswith(WITH_ROW0)]
+
+
+def _choices(indicators: Indicators, pairs: TransferPairs) -> Float64[np.ndarray, "N K"]:
+    """The scores with NaN for what is no choice: prompts of the target's own task."""
+    cards = all_cards(indicators)
+    own = [
+        [serves(name, cards[name], [target]) for name in pairs.sources] for target in pairs.targets
+    ]
+    owners = [[pairs.own.get(target) == name for name in pairs.sources] for target in pairs.targets]
+    return np.where(np.array(own) | np.array(owners), np.nan, pairs.values)
+
+
+def _guesses(indicators: Indicators, pairs: TransferPairs) -> dict[str, Float64[np.ndarray, "N K"]]:
+    places = {name: place for place, name in enumerate(indicators.names)}
+    columns = [places[source] for source in pairs.sources]
+    found = {}
+    for name, table in indicators.columns.items():
+        found[name] = np.full(pairs.values.shape, np.nan)
+        for row, target in enumerate(pairs.targets):
+            if target in pairs.own:
+                found[name][row] = table[places[pairs.own[target]], columns]
+    cards = all_cards(indicators)
+    kinds = {
+        t: type_of(cards[pairs.own[t]]) if t in pairs.own else task_type(t) for t in pairs.targets
+    }
+    found[SAME_TYPE] = np.array(
+        [
+            [np.nan if kinds[t] is None else kinds[t] == type_of(cards[s]) for s in pairs.sources]
+            for t in pairs.targets
+        ],
+        np.float64,
+    )
+    return found
+
+
+def _notes(pairs: TransferPairs, targets: tuple[str, ...]) -> tuple[str, ...]:
+    left = [target for target in pairs.targets if target not in targets]
+    if not left:
+        return pairs.notes
+    note = f"{shorten(left)}: no own prompt or fewer than two other sources, no choice to judge"
+    return (*pairs.notes, note)
+
+
+# --- What a study says of choosing by its indicators, as ``choice.json`` has it
+
+CHOICE = "choice.json"
+
+
+def judge_indicators(
+    indicators: Indicators,
+    transfer: TransferMatrix | str | Path,
+    tasks: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """Says which source each indicator would have chosen for each target, and what that costs.
+
+    Args:
+        indicators: of the prompts of the matrix.
+        transfer: a zero-shot matrix, or its file.
+        tasks: only these targets, and only prompts for them; by default all.
+
+    Returns:
+        The record of `choice_record`; without targets, and with the reason among its notes, where
+        no choice can be judged.
+
+    Raises:
+        InputError: the matrix names prompts that the indicators do not.
+
+    Example:
+        >>> import numpy as np
+        >>> rank = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 1.0]])
+        >>> found = Indicators(("a", "b", "c"), {"cosine_concat": rank})
+        >>> scores = np.array([[0.9, 0.5, 0.75], [0.7, 0.8, 0.6], [0.5, 0.4, 0.9]])
+        >>> matrix = TransferMatrix(("a", "b", "c"), ("a", "b", "c"), scores, ("accuracy",) * 3)
+        >>> record = judge_indicators(found, matrix)
+        >>> record["chosen"]["cosine_concat"]["a"]
+        {'sources': ['b'], 'score': 0.5, 'regret': 0.25, 'hit': 0.0, 'rank': 2.0}
+        >>> record["targets"]["a"]["best"], record["targets"]["a"]["mean_score"]
+        (['c'], 0.625)
+    """
+    try:
+        return choice_record(leave_one_out(indicators, transfer, tasks=tasks))
+    except InputError as error:
+        if "no choice can be judged" not in str(error):
+            raise
+        return {"targets": {}, "rankings": {}, "chosen": {}, "notes": [str(error)]}
+
+
+def choice_record(found: LeaveOneOut) -> dict[str, Any]:
+    """Lays choices out as JSON."""
+    targets = {
+        target: {**of._asdict(), "best": list(of.best)} for target, of in found.ranges.items()
+    }
+    return {
+        "targets": targets,
+        "rankings": {name: _ranking(found, name) for name in found.chosen},
+        "chosen": {
+            name: {target: _chosen(found, name, target) for target in found.targets}
+            for name in found.chosen
+        },
+        "intervals": {"method": METHOD, "level": LEVEL, "draws": DRAWS, "seed": SEED},
+        "notes": list(found.notes),
+    }
+
+
+def _ranking(found: LeaveOneOut, name: str) -> dict[str, Any]:
+    """Means over targets, and how much less a choice costs than one by chance."""
+    of, choices = found.rankings[name], found.per_target[name]
+    gains = [
+        _score(found, target, choice) - found.ranges[target].mean_score
+        for target, choice in choices.items()
+        if choice is not None
+    ]
+    regrets = [choice.regret for choice in choices.values() if choice is not None]
+    return {
+        "targets": of.targets,
+        "hits": of.hits,
+        "mean_rank": of.mean_rank,
+        "regret": of.regret,
+        "regret_interval": _listed(mean_interval(regrets)),
+        "chance_hits": of.chance_hits,
+        "chance_rank": of.chance_rank,
+        "chance_regret": of.chance_regret,
+        "gain": of.chance_regret - of.regret,
+        "gain_interval": _listed(mean_interval(gains)),
+    }
+
+
+def _chosen(found: LeaveOneOut, name: str, target: str) -> dict[str, Any] | None:
+    choice = found.per_target[name][target]
+    if choice is None:
+        return None
+    return {
+        "sources": list(found.chosen[name][target]),
+        "score": _score(found, target, choice),
+        "regret": choice.regret,
+        "hit": choice.hit,
+        "rank": choice.rank,
+    }
+
+
+def _score(found: LeaveOneOut, target: str, choice: Choice) -> float:
+    return found.ranges[target].best_score - choice.regret
+
+
+def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+# --- How sure a prompt is of its answers on texts without labels: a heuristic, nothing is measured
+
+
+def sureness(log_probs: Float[np.ndarray, "N C"]) -> float:
+    # Computes how much the answer depends on the text: mutual information over its largest value.
+    # It is the entropy of the mean answer less the mean entropy of the answers: high where each
+    # text has a clear answer (sure) and the texts have different ones (balanced). A prompt that
+    # answers every text alike has 0, however sure it is. A high value does not say that answers are
+    # right: only labels do. (Choosing text prompts so: Sorensen and others, ACL 2022.)
+    probs = np.exp(log_probs.astype(np.float64))
+    information = _entropy(probs.mean(0)) - _entropy(probs).mean()
+    return float(np.clip(information / np.log(probs.shape[1]), 0, 1))
+
+
+def _entropy(probs: Float[np.ndarray, "*N C"]) -> Float[np.ndarray, "*N"]:
+    return -(probs * np.log(np.maximum(probs, 1e-300))).sum(-1)

@@ -1,0 +1,614 @@
+"""Read torch checkpoints without torch and without running code from the file."""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jpt.errors import InputError
+from jpt.io.files import StoredTensor, file_size_bytes, read_bytes
+
+# --- A reader of pickles that cannot run code: it knows data, and of calls only those it is given
+# A pickle is a program for a small stack machine; what makes it dangerous are the instructions that
+# import a name and call it. This machine is our own, not a subclass of Python's: it has no
+# instruction that makes an object of a class, every imported name is looked up in a table that the
+# caller gives, and only what stands in that table can be called. It is also held to limits that
+# Python's machine does not have (a table of 2**32 notes, dictionary keys nested a million deep).
+
+_MOST_INSTRUCTIONS = 1_000_000  # a tensor takes about 35; bounds the time that a bad file can cost
+_MARK = object()
+
+
+class BrokenPickle(ValueError):
+    """The bytes are no pickle of plain data; the message says what is wrong with them."""
+
+
+class ForbiddenName(ValueError):
+    """The pickle asks for a name outside the table; the message is that name."""
+
+
+@dataclass(frozen=True)
+class Callee:
+    """A function that a pickle may call."""
+
+    function: Callable[..., Any]  # what is called with the arguments that the pickle gives
+
+
+@dataclass
+class _Machine:
+    names: Mapping[tuple[str, str], Any]
+    load_persistent: Callable[[Any], Any]
+    stack: list[Any] = field(default_factory=list)
+    notes: dict[int, Any] = field(default_factory=dict)
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        value = self.stack.pop() if self.stack else _MARK
+        if value is _MARK:
+            raise BrokenPickle("an instruction finds no value")
+        return value
+
+    def top(self, kind: type) -> Any:
+        if not self.stack or not isinstance(self.stack[-1], kind):
+            raise BrokenPickle(f"an instruction finds no {kind.__name__}")
+        return self.stack[-1]
+
+    def pop_to_mark(self) -> list[Any]:
+        values = []
+        while self.stack:
+            value = self.stack.pop()
+            if value is _MARK:
+                return values[::-1]
+            values.append(value)
+        raise BrokenPickle("an instruction finds no mark")
+
+    def find(self, module: Any, name: Any) -> Any:
+        if (module, name) not in self.names:
+            # Escaped and cut: the name comes from the file and goes into a line of a terminal.
+            raise ForbiddenName(f"{module}.{name}"[:100].encode("unicode_escape").decode())
+        return self.names[module, name]
+
+    def recall(self, index: int) -> Any:
+        if index not in self.notes:
+            raise BrokenPickle(f"note {index} is not there")
+        return self.notes[index]
+
+
+def read_pickle(
+    stream: BytesIO,
+    names: Mapping[tuple[str, str], Any],
+    load_persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Reads one pickle of plain data and leaves the stream behind it."""
+    machine = _Machine(names, load_persistent or _no_persistent)
+    for count, (name, argument) in enumerate(_instructions(stream)):
+        if name == "STOP":
+            return machine.pop()
+        if name not in _INSTRUCTIONS:
+            raise BrokenPickle(f"instruction {name} does not belong into plain data")
+        if count >= _MOST_INSTRUCTIONS:
+            raise BrokenPickle(f"it has more than {_MOST_INSTRUCTIONS} instructions")
+        _INSTRUCTIONS[name](machine, argument)
+    raise BrokenPickle("it has no end")
+
+
+def plain_key(key: Any) -> Hashable:
+    """Holds the key of a dictionary to text, bytes and numbers of ordinary size."""
+    # Keys are hashed: a tuple nested a million deep would overflow the stack of the process, and
+    # huge numbers can be chosen so that all of them collide.
+    if isinstance(key, str | bytes) or (isinstance(key, int) and abs(key) < 2**60):
+        return key
+    raise BrokenPickle(f"a dictionary has a key of type {type(key).__name__}")
+
+
+def _instructions(stream: BytesIO) -> Any:
+    """The instructions with their arguments; the standard library knows how they are written."""
+    try:
+        for instruction, argument, _ in pickletools.genops(stream):
+            yield instruction.name, argument
+    except (ValueError, OverflowError, IndexError) as error:
+        raise BrokenPickle(str(error).splitlines()[0][:100] or type(error).__name__) from None
+
+
+def _no_persistent(_: Any) -> Any:
+    raise BrokenPickle("it refers to something outside itself")
+
+
+def _push_argument(machine: _Machine, argument: Any) -> None:
+    machine.push(argument)
+
+
+def _push_new(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.push(make())
+
+
+def _push_tuple(length: int) -> Callable[[_Machine, Any], None]:
+    def push(machine: _Machine, _: Any) -> None:
+        machine.push(tuple([machine.pop() for _ in range(length)][::-1]))
+
+    return push
+
+
+def _push_to_mark(make: Callable[[list[Any]], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.push(make(machine.pop_to_mark()))
+
+
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    if len(values) % 2:
+        raise BrokenPickle("a dictionary has a key without a value")
+    return {plain_key(key): value for key, value in zip(values[::2], values[1::2], strict=True)}
+
+
+def _set_item(machine: _Machine, _: Any) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.top(dict)[plain_key(key)] = value
+
+
+def _set_items(machine: _Machine, _: Any) -> None:
+    pairs = _pairs(machine.pop_to_mark())
+    machine.top(dict).update(pairs)
+
+
+def _append(machine: _Machine, _: Any) -> None:
+    value = machine.pop()
+    machine.top(list).append(value)
+
+
+def _extend(machine: _Machine, _: Any) -> None:
+    values = machine.pop_to_mark()
+    machine.top(list).extend(values)
+
+
+def _find_on_stack(machine: _Machine, _: Any) -> None:
+    name, module = machine.pop(), machine.pop()
+    if not (isinstance(name, str) and isinstance(module, str)):
+        raise BrokenPickle("a name is no text")
+    machine.push(machine.find(module, name))
+
+
+def _call(machine: _Machine, _: Any) -> None:
+    arguments, callee = machine.pop(), machine.pop()
+    if not (isinstance(callee, Callee) and isinstance(arguments, tuple)):
+        raise BrokenPickle("it calls something that is no function")
+    try:
+        machine.push(callee.function(*arguments))
+    except TypeError:  # our functions check their values; what is left is their number
+        raise BrokenPickle("it calls a function with the wrong arguments") from None
+
+
+def _skip_attributes(machine: _Machine, _: Any) -> None:
+    """Leaves out the attributes of a dictionary: torch's ``_metadata`` of a state_dict."""
+    machine.pop()
+    machine.top(dict)
+
+
+def _note(machine: _Machine, index: Any) -> None:
+    if index is None:
+        index = len(machine.notes)
+    if not 0 <= index < 2**32:
+        raise BrokenPickle(f"it makes note {index}")
+    machine.notes[index] = machine.top(object)
+
+
+_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(["PROTO", "FRAME"], lambda machine, argument: None),
+    **dict.fromkeys(["BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT"], _push_argument),
+    **dict.fromkeys(["BINFLOAT", "FLOAT", "BINSTRING", "SHORT_BINSTRING"], _push_argument),
+    **dict.fromkeys(["BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"], _push_argument),
+    **dict.fromkeys(["BINBYTES", "SHORT_BINBYTES", "BINBYTES8"], _push_argument),
+    **dict.fromkeys(["PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"], _note),
+    **dict.fromkeys(
+        ["GET", "BINGET", "LONG_BINGET"], lambda machine, index: machine.push(machine.recall(index))
+    ),
+    "NONE": _push_new(lambda: None),
+    "NEWTRUE": _push_new(lambda: True),
+    "NEWFALSE": _push_new(lambda: False),
+    "MARK": _push_new(lambda: _MARK),
+    "EMPTY_DICT": _push_new(dict),
+    "EMPTY_LIST": _push_new(list),
+    "EMPTY_TUPLE": _push_new(tuple),
+    "TUPLE1": _push_tuple(1),
+    "TUPLE2": _push_tuple(2),
+    "TUPLE3": _push_tuple(3),
+    "TUPLE": _push_to_mark(tuple),
+    "LIST": _push_to_mark(list),
+    "DICT": _push_to_mark(_pairs),
+    "SETITEM": _set_item,
+    "SETITEMS": _set_items,
+    "APPEND": _append,
+    "APPENDS": _extend,
+    "POP": lambda machine, _: machine.pop(),
+    "POP_MARK": lambda machine, _: machine.pop_to_mark(),
+    "GLOBAL": lambda machine, names: machine.push(machine.find(*names.split(" ", 1))),
+    "STACK_GLOBAL": _find_on_stack,
+    "REDUCE": _call,
+    "BUILD": _skip_attributes,
+    "BINPERSID": lambda machine, _: machine.push(machine.load_persistent(machine.pop())),
+}
+
+
+# --- What the pickle of a torch file may hold: storages and the tensors that are views of them
+# Everything is checked when it is built: sizes are small numbers from 0 on, a tensor lies within
+# its storage. Nothing here reads a value.
+
+_MOST_AXES = 32
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A row of elements that tensors are views of."""
+
+    key: str  # its name within the file
+    dtype: np.dtype  # the type of its elements
+    count: int  # how many elements the file holds of it
+    first: int = 0  # where in it this view begins; in files since torch 1.6 always 0
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the pickle, before it is known where in the file its storage lies."""
+
+    storage: Storage  # what it is a view of
+    first: int  # its first element, counted from the storage's beginning
+    shape: tuple[int, ...]  # its axes
+    strides: tuple[int, ...]  # the steps along them, in elements
+
+
+_STORAGE_DTYPES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+
+def read_storage(reference: Any) -> Storage:
+    """Reads a pickle's reference to a storage."""
+    if not (isinstance(reference, tuple) and len(reference) in (5, 6)):
+        raise BrokenPickle("it refers to something that is no storage")
+    kind, dtype, key, _, count = reference[:5]
+    if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
+        raise BrokenPickle("it refers to something that is no storage")
+    if len(reference) == 5 or reference[5] is None:
+        return Storage(key, dtype, *_sizes((count,)))
+    if not (isinstance(reference[5], tuple) and len(reference[5]) == 3):
+        raise BrokenPickle("it refers to something that is no storage")
+    count, first, length = _sizes((count, *reference[5][1:]))
+    if first + length > count:
+        raise BrokenPickle(f"a view goes beyond storage {key!r}")
+    return Storage(key, dtype, count, first)
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not (isinstance(values, tuple) and len(values) <= _MOST_AXES):
+        raise BrokenPickle("a shape is no short tuple")
+    if not all(type(value) is int and 0 <= value < 2**60 for value in values):
+        raise BrokenPickle("a shape has a value that is no size")
+    return values
+
+
+def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+    shape, strides = _sizes(shape), _sizes(strides)
+    (first,) = _sizes((first,))
+    if not isinstance(storage, Storage) or len(shape) != len(strides):
+        raise BrokenPickle("a tensor is none")
+    last = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+    if 0 not in shape and storage.first + first + last >= storage.count:
+        raise BrokenPickle(f"a tensor of shape {shape} goes beyond storage {storage.key!r}")
+    return Tensor(storage, storage.first + first, shape, strides)
+
+
+def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
+    """A parameter is its tensor; whether it wants a gradient and its hooks are left out."""
+    return tensor
+
+
+def _ordered(pairs: Any = ()) -> dict[Any, Any]:
+    """An OrderedDict: empty in files of today, with a list of pairs in those of Python 2."""
+    if not isinstance(pairs, tuple | list):
+        raise BrokenPickle("a dictionary has no pairs")
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise BrokenPickle("a dictionary has no pairs")
+    return {plain_key(key): value for key, value in pairs}
+
+
+def _device(kind: Any, index: Any = None) -> str:
+    if not isinstance(kind, str) or not (index is None or type(index) is int):
+        raise BrokenPickle("a device is none")
+    return kind if index is None else f"{kind}:{_sizes((index,))[0]}"
+
+
+_TYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
+
+NAMES: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): Callee(_ordered),
+    ("torch._utils", "_rebuild_tensor"): Callee(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Callee(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): Callee(_rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Callee(_rebuild_parameter),
+    ("torch", "Size"): Callee(_sizes),
+    ("torch", "device"): Callee(_device),
+    **{("torch", name): dtype for name, dtype in _STORAGE_DTYPES.items()},
+    **{("torch.cuda", name): dtype for name, dtype in _STORAGE_DTYPES.items()},
+    **{("torch", name): f"torch.{name}" for name in (*_TYPES, "bool")},
+}
+"""All that a file of tensors may ask for, by module and name. Nothing in it runs code of a file."""
+
+
+# --- Files of torch.save, read without torch and without running code
+# Two forms. Since torch 1.6 a zip archive, nothing in it compressed: NAME/data.pkl holds the object
+# with references to storages, NAME/data/KEY the bytes of each. Before 1.6 a stream: three pickles
+# (magic number, version, machine), the object, a pickle with the keys of the storages, and each
+# storage as its number of elements (8 bytes) and its bytes. In both a tensor is a call of
+# ``torch._utils._rebuild_tensor_v2`` with a storage, an offset, a shape and strides.
+
+ZIP_START = b"PK\x03\x04"
+PICKLE_START = b"\x80"
+_MAGIC = 0x1950A86A20F9469CFC6C
+_LARGEST_PICKLE_BYTES = 64 * 2**20  # the pickle has no values in it: 20,000 tensors take 6 MB
+_MOST_ENTRIES = 1_000_000
+_DEEPEST_NESTING = 32
+_LARGEST_COPIES = 16  # how often all tensors together may hold the bytes of the file
+
+
+def read_torch_tensors(path: str | Path) -> dict[str, StoredTensor]:
+    """Reads which tensors a torch file holds, without their values."""
+    content = _read_content(Path(path))
+    if isinstance(content, dict):
+        for wrapper in ("state_dict", "model", "module"):
+            if isinstance(content.get(wrapper), dict):
+                content = content[wrapper]
+                break
+    tensors: dict[str, StoredTensor] = {}
+    _flatten(Path(path), content, "", tensors, [0])
+    if not tensors:
+        raise InputError(f"{path} holds no named tensors; give the file of a state_dict")
+    return tensors
+
+
+def read_torch_object(path: str | Path) -> Any:
+    """Reads the object of a torch file with its values."""
+    file = Path(path)
+    budget_bytes = _LARGEST_COPIES * file_size_bytes(file)
+    return _with_values(file, _read_content(file), budget_bytes)
+
+
+def _read_content(file: Path) -> Any:
+    """The object of the file with a `StoredTensor` for each tensor."""
+    file_size_bytes(file)
+    start = read_bytes(file, size_bytes=len(ZIP_START))
+    try:
+        if start == ZIP_START:
+            return _read_zip(file)
+        if start.startswith(PICKLE_START):
+            return _read_stream(file)
+    except ForbiddenName as error:
+        raise InputError(
+            f"{file} is refused: it asks for '{error}', and only plain tensors are read; nothing"
+            " of it was run. Save its tensors again as a state_dict or as safetensors"
+        ) from None
+    except (BrokenPickle, zipfile.BadZipFile, struct.error) as error:
+        raise _broken(file, str(error)) from None
+    raise _broken(file, f"it begins with {start!r}")
+
+
+def _read_zip(file: Path) -> Any:
+    """The form since torch 1.6."""
+    records = _zip_records(file)
+    folders = [name.removesuffix("data.pkl") for name in records if name.endswith("/data.pkl")]
+    if not folders:
+        raise InputError(f"{file} is a zip archive without data.pkl: not a file of torch.save")
+    folder = min(folders, key=len)
+    if folder + "constants.pkl" in records:
+        raise InputError(f"{file} is a TorchScript program; save the state_dict of its model")
+    if folder + "byteorder" in records:
+        offset_bytes, size_bytes = records[folder + "byteorder"]
+        if read_bytes(file, offset_bytes, min(size_bytes, 16)) != b"little":
+            raise InputError(f"{file} was written on a big-endian machine; save it on another")
+
+    def place(storage: Storage) -> int:
+        offset_bytes, size_bytes = records.get(f"{folder}data/{storage.key}", (0, -1))
+        if storage.count * storage.dtype.itemsize > size_bytes:
+            raise BrokenPickle(f"storage {storage.key!r} has {size_bytes} bytes")
+        return offset_bytes
+
+    offset_bytes, size_bytes = records[folder + "data.pkl"]
+    if size_bytes > _LARGEST_PICKLE_BYTES:
+        raise BrokenPickle(f"its pickle has {size_bytes} bytes")
+    stream = BytesIO(read_bytes(file, offset_bytes, size_bytes))
+    return _placed(file, _read_object(stream), place)
+
+
+def _zip_records(file: Path) -> dict[str, tuple[int, int]]:
+    """Where the content of each entry of the archive lies: offset and size in bytes."""
+    size_bytes = file.stat().st_size
+    records = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (ValueError, OverflowError, NotImplementedError, EOFError, OSError) as error:
+        raise BrokenPickle(str(error) or type(error).__name__) from None
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise BrokenPickle(f"entry {entry.filename!r} is compressed or encrypted")
+        # The name and the extra field before the content are longer than the directory says:
+        # torch fills them up so that the content begins at a multiple of 64 bytes.
+        start = read_bytes(file, entry.header_offset, 30)
+        if len(start) < 30 or not start.startswith(ZIP_START):
+            raise BrokenPickle(f"entry {entry.filename!r} is not where it should be")
+        offset_bytes = entry.header_offset + 30 + sum(struct.unpack("<HH", start[26:30]))
+        if offset_bytes + entry.file_size > size_bytes:
+            raise BrokenPickle(f"entry {entry.filename!r} goes beyond its end")
+        records[entry.filename] = (offset_bytes, entry.file_size)
+    return records
+
+
+def _read_stream(file: Path) -> Any:
+    """The form before torch 1.6."""
+    size_bytes = min(file.stat().st_size, _LARGEST_PICKLE_BYTES)
+    head = BytesIO(read_bytes(file, size_bytes=size_bytes))
+    if read_pickle(head, NAMES) != _MAGIC:
+        raise InputError(
+            f"{file} is a pickle, but not one of torch.save; save it with torch.save or safetensors"
+        )
+    read_pickle(head, {})  # the version of the form, 1001 in all files
+    machine = read_pickle(head, {})
+    if not (isinstance(machine, dict) and machine.get("little_endian", True)):
+        raise InputError(f"{file} was written on a big-endian machine; save it on another")
+    storages: dict[str, Storage] = {}
+    content = _read_object(head, storages)
+    keys = read_pickle(head, {})
+    if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise BrokenPickle("the list of its storages is none")
+    places = _stream_places(file, head.tell(), keys, storages)
+
+    def place(storage: Storage) -> int:
+        if storage.key not in places:
+            raise BrokenPickle(f"storage {storage.key!r} is missing")
+        return places[storage.key]
+
+    return _placed(file, content, place)
+
+
+def _stream_places(
+    file: Path, offset_bytes: int, keys: list[str], storages: Mapping[str, Storage]
+) -> dict[str, int]:
+    """Walks over the storages behind the pickles: where the bytes of each begin."""
+    size_bytes = file.stat().st_size
+    places = {}
+    for key in keys:
+        count = int.from_bytes(read_bytes(file, offset_bytes, 8), "little")
+        storage = storages.get(key)
+        if storage is None or storage.count != count or key in places:
+            raise BrokenPickle(f"storage {key!r} has {count} elements, which nothing asks for")
+        places[key] = offset_bytes + 8
+        offset_bytes += 8 + count * storage.dtype.itemsize
+        if offset_bytes > size_bytes:
+            raise BrokenPickle(f"it ends within storage {key!r}")
+    return places
+
+
+def _read_object(stream: BytesIO, storages: dict[str, Storage] | None = None) -> Any:
+    """The pickle of the object; notes the storages that it asks for."""
+
+    def load_storage(reference: Any) -> Storage:
+        storage = read_storage(reference)
+        if storages is not None:
+            known = storages.setdefault(storage.key, replace(storage, first=0))
+            if known.dtype != storage.dtype:
+                raise BrokenPickle(f"storage {storage.key!r} has two types")
+        return storage
+
+    return read_pickle(stream, NAMES, load_storage)
+
+
+def _placed(file: Path, content: Any, place: Callable[[Storage], int]) -> Any:
+    """Puts a `StoredTensor` in the place of each tensor, in dictionaries and lists as well."""
+    size_bytes = file.stat().st_size
+    done: dict[int, tuple[Any, int]] = {}
+
+    def visit(value: Any, depth: int) -> tuple[Any, int]:
+        """The value and how deep it is nested; what stands in two places is visited once."""
+        if depth <= _DEEPEST_NESTING and id(value) not in done:
+            done[id(value)] = convert(value, depth + 1)
+        if depth + done.get(id(value), (None, 0))[1] > _DEEPEST_NESTING:
+            raise BrokenPickle(f"it is nested more than {_DEEPEST_NESTING} deep")
+        return done[id(value)]
+
+    def convert(value: Any, depth: int) -> tuple[Any, int]:
+        if isinstance(value, dict | list | tuple):
+            values = value.values() if isinstance(value, dict) else value
+            items = [visit(item, depth) for item in values]
+            nesting = 1 + max((nesting for _, nesting in items), default=0)
+            results = [result for result, _ in items]
+            if isinstance(value, dict):
+                return dict(zip(value, results, strict=True)), nesting
+            return type(value)(results), nesting
+        return (stored(value) if isinstance(value, Tensor) else value), 0
+
+    def stored(tensor: Tensor) -> StoredTensor:
+        dtype = tensor.storage.dtype
+        if math.prod(tensor.shape) * dtype.itemsize > size_bytes:
+            raise BrokenPickle(f"a tensor of shape {tensor.shape} is larger than the file")
+        offset_bytes = place(tensor.storage) + tensor.first * dtype.itemsize
+        strides = None if _is_plain(tensor) else tensor.strides
+        return StoredTensor(file, offset_bytes, tensor.shape, dtype, strides)
+
+    return visit(content, 0)[0]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the elements lie one after the other; axes of length 1 may have any stride."""
+    expected = 1
+    for length, stride in zip(tensor.shape[::-1], tensor.strides[::-1], strict=True):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def _flatten(
+    file: Path, value: Any, name: str, tensors: dict[str, StoredTensor], visited: list[int]
+) -> None:
+    """Collects the tensors of nested dictionaries and lists; leaves out what is no tensor."""
+    visited[0] += 1
+    if visited[0] > _MOST_ENTRIES:
+        raise _broken(file, f"it has more than {_MOST_ENTRIES} entries")
+    if isinstance(value, StoredTensor) and name:
+        if name in tensors:
+            raise _broken(file, f"two tensors are named {name!r}")
+        tensors[name] = value
+    elif isinstance(value, dict | list | tuple):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in entries:
+            _flatten(file, item, f"{name}.{key}" if name else str(key), tensors, visited)
+
+
+def _with_values(file: Path, content: Any, budget_bytes: int) -> Any:
+    """Reads the tensors of the object, one that stands in two places once."""
+    done: dict[int, Any] = {}
+
+    def visit(value: Any) -> Any:
+        if id(value) not in done:
+            done[id(value)] = convert(value)
+        return done[id(value)]
+
+    def convert(value: Any) -> Any:
+        nonlocal budget_bytes
+        if isinstance(value, dict):
+            return {key: visit(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)([visit(item) for item in value])
+        if not isinstance(value, StoredTensor):
+            return value
+        budget_bytes -= value.size_bytes
+        if budget_bytes < 0:
+            raise _broken(file, "its tensors are far larger than the file")
+        return value.read()
+
+    return visit(content)
+
+
+def _broken(file: Path, reason: str) -> InputError:
+    return InputError(
+        f"{file} is not a whole torch file ({reason[:200]}); download or copy it again, or save"
+        " its tensors as safetensors"
+    )

@@ -1,0 +1,896 @@
+"""Mask neurons and measure what prompts lose."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import textwrap
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from tqdm import tqdm
+
+from jpt.backbones.registry import Backbone, weights_fingerprint
+from jpt.config import LABEL_SCORING, check_choice, check_counts
+from jpt.data.encode import EncodedSplit, encode_cached
+from jpt.errors import InputError, unknown_name
+from jpt.indicators.indicators import parse_layers
+from jpt.indicators.pairs import is_random
+from jpt.io.files import make_folder, read_json, write_json, write_table
+from jpt.neurons.probe import activated_neurons
+from jpt.neurons.selection import (
+    COMMON,
+    KINDS,
+    OF_SEVERAL,
+    OTHER,
+    OWN,
+    RANDOM,
+    SPECIFIC,
+    NeuronChoice,
+    check_ratio,
+    choose_neurons,
+)
+from jpt.parallel import batch_sharding, make_mesh, on_first
+from jpt.prompts.store import PROMPT_FILE, check_prompt, load_prompt, load_prompts
+from jpt.results.prompt_table import own_prompts, read_activations, short_task, summarize_relative
+from jpt.results.provenance import made_with
+from jpt.results.score_table import Cell, CellFile, make_cell
+from jpt.tasks.catalog import task_type
+from jpt.tasks.task import SPLITS, Task
+from jpt.transfer.zero_shot import MatrixPlan, plan_matrix
+from jpt.tuning.bound_task import (
+    Data,
+    PreparedTask,
+    as_backbone,
+    as_task,
+    prepare_task,
+    settle_length,
+)
+from jpt.tuning.losses import NeuronMask, neuron_shape
+from jpt.types import Activations, Prompt, Score
+
+# --- What a masking study scores, known before a model is loaded: prompts, tasks and masks
+
+NONE = "none"
+"""The run without a mask."""
+
+Prompts = Prompt | Mapping[str, Prompt] | str | Path
+Tasks = Task | str | Path | Iterable[Task | str | Path] | None
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """How neurons are chosen and prompts are scored.
+
+    Attributes:
+        ratio: share of the neurons of the layers that is silent. Paper: 0.2.
+        layers: first and last layer, from 0, both included, as ``"9-11"``. Paper: all.
+        per_layer: take the share from each layer, instead of from all of them together.
+        kinds: what is masked (see `jpt.choose_neurons`); by default all, and of one prompt alone
+            its own and random neurons.
+        random_draws: how often random neurons are drawn.
+        stack: ``"decoder"`` or ``"encoder"`` of a T5; its decoder by default.
+        seed: of random neurons.
+        split: that is scored; a task without it is scored on validation.
+        backbone: instead of the one that the prompts' cards name; the width is checked.
+        max_tokens: longest text in tokens; by default the backbone's own choice.
+        label_scoring: ``"phrase"`` or ``"first_piece"``.
+        eval_batch_size: rows at once; changes speed, never a number.
+        dtype: of weights and matrix products.
+        mesh: devices by axis.
+    """
+
+    ratio: float = 0.2
+    layers: str | tuple[int, int] | None = None
+    per_layer: bool = False
+    kinds: Sequence[str] | None = None
+    random_draws: int = 3
+    stack: str | None = None
+    seed: int = 0
+    split: str = "test"
+    backbone: Backbone | str | Path | None = None
+    max_tokens: int | None = None
+    label_scoring: str = "phrase"
+    eval_batch_size: int = 64
+    dtype: str = "float32"
+    mesh: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without a model."""
+        check_counts(
+            random_draws=self.random_draws,
+            max_tokens=self.max_tokens,
+            eval_batch_size=self.eval_batch_size,
+        )
+        check_choice("label_scoring", self.label_scoring, LABEL_SCORING)
+        if self.split not in SPLITS:
+            raise unknown_name("split", self.split, SPLITS)
+        check_ratio(self.ratio, 10**9)
+        if self.kinds is not None and not list(self.kinds):
+            raise InputError(f"kinds is empty; name some of {', '.join(KINDS)}")
+        for kind in self.kinds or ():
+            check_choice("kinds", kind, KINDS)
+
+
+class MaskedRun(NamedTuple):
+    """One score of the study."""
+
+    task: str  # short name of the task
+    prompt: str  # its own prompt
+    kind: str  # `NONE`, or what is masked
+    source: str | None = None  # the other prompt whose neurons are masked
+    draw: int | None = None  # number of a random choice
+
+    @property
+    def name(self) -> str:
+        """Its name in ``cells.jsonl``, for instance ``random/2``."""
+        part = self.source if self.draw is None else str(self.draw)
+        return self.kind if part is None else f"{self.kind}/{part}"
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """Prompts and tasks of a study."""
+
+    options: MaskOptions  # how it is carried out
+    matrix: MatrixPlan  # prompts, tasks and rows
+    own: dict[str, str]  # the prompt of each task
+    # activations that were given; None where they are read from the model
+    neurons: Activations | None
+    notes: tuple[str, ...]  # what was left out
+
+    @property
+    def bank(self) -> dict[str, Prompt]:
+        """The prompts by name."""
+        named = ((run.column, run.prompt) for run in self.matrix.runs)
+        return {name: prompt for name, prompt in named if prompt is not None}
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The prompts whose neurons can be masked."""
+        return self.neurons.names if self.neurons is not None else tuple(self.bank)
+
+    def runs(self) -> list[MaskedRun]:
+        """Lists all scores, by task the one without a mask first."""
+        kinds = self.options.kinds or (KINDS if len(self.sources) > 1 else (OWN, RANDOM))
+        found = []
+        for task, prompt in self.own.items():
+            others = [name for name in self.sources if name != prompt]
+            makers = {
+                OWN: [MaskedRun(task, prompt, OWN, prompt)],
+                RANDOM: [
+                    MaskedRun(task, prompt, RANDOM, None, draw)
+                    for draw in range(self.options.random_draws)
+                ],
+                OTHER: [MaskedRun(task, prompt, OTHER, name) for name in others],
+                COMMON: [MaskedRun(task, prompt, COMMON)],
+                SPECIFIC: [MaskedRun(task, prompt, SPECIFIC, prompt)],
+            }
+            found.append(MaskedRun(task, prompt, NONE))
+            found += [run for kind in dict.fromkeys(kinds) for run in makers[kind]]
+        return found
+
+    def depends(self, run: MaskedRun) -> dict[str, Any]:
+        """Gives what a score depends on, but for the model."""
+        identities = {each.column: self.matrix.identity(each) for each in self.matrix.runs}
+        content = {**self.matrix.contents()[run.task], **identities[run.prompt]}
+        if run.kind == NONE:
+            return {**content, "mask": None}
+        options = ("ratio", "layers", "per_layer", "stack", "seed")
+        told = {name: getattr(self.options, name) for name in options}
+        told["layers"] = None if told["layers"] is None else str(told["layers"])
+        read_from = {OTHER: [run.source], COMMON: self.sources, SPECIFIC: self.sources}
+        names = read_from.get(run.kind, [run.prompt])
+        if self.neurons is None:
+            chosen_by = [identities[name]["prompt"] for name in names]
+        else:
+            chosen_by = [_checksum(self.neurons), *names]
+        return {**content, "mask": {"kind": run.kind, "draw": run.draw, **told, "of": chosen_by}}
+
+
+def plan_masks(
+    prompts: Prompts,
+    tasks: Tasks,
+    neurons: Activations | str | Path | None,
+    data: Data | None,
+    options: MaskOptions,
+) -> MaskPlan:
+    """Loads and checks prompts, tasks and rows."""
+    if neurons is not None and not isinstance(neurons, Activations):
+        neurons = read_activations(neurons)
+    if _is_one(prompts):
+        matrix, own, notes = _plan_one(prompts, tasks, data, options)
+    else:
+        matrix, own, notes = _plan_several(prompts, tasks, data, options)
+    plan = MaskPlan(options, matrix, own, neurons, tuple(notes))
+    for name in own.values():
+        if name not in plan.sources:
+            raise unknown_name("prompt of the activations", name, plan.sources)
+    asked = [kind for kind in options.kinds or () if kind in OF_SEVERAL]
+    if asked and len(plan.sources) < 2:
+        raise InputError(
+            f"kinds names {', '.join(asked)}, which compare prompts, but there is 1"
+            f" ({plan.sources[0]}); give the prompts of two tasks or more"
+        )
+    return plan
+
+
+def _is_one(prompts: Prompts) -> bool:
+    if isinstance(prompts, (str, Path)):
+        path = Path(prompts)
+        return path.suffix == ".safetensors" or path.is_file() or (path / PROMPT_FILE).is_file()
+    return isinstance(prompts, Prompt)
+
+
+def _plan_one(
+    prompt: Prompt | str | Path, tasks: Tasks, data: Data | None, options: MaskOptions
+) -> tuple[MatrixPlan, dict[str, str], list[str]]:
+    """One prompt on one task, its own or another."""
+    loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
+    if tasks is None:
+        tasks = loaded.card.task
+    if not isinstance(tasks, (Task, str, Path)):
+        raise InputError("one prompt is scored on one task; give one task, or several prompts")
+    task = as_task(tasks, data)
+    _refuse_written(task)
+    name = short_task(loaded.card.task)
+    if not isinstance(prompt, Prompt):
+        path = Path(prompt)
+        name = path.parent.resolve().name if path.name == PROMPT_FILE else path.stem
+    matrix = plan_matrix({name: loaded}, [task], options.split, None, False, False, options.seed)
+    return matrix, {task.short_name: name}, []
+
+
+def _plan_several(
+    prompts: Mapping[str, Prompt] | str | Path,
+    tasks: Tasks,
+    data: Data | None,
+    options: MaskOptions,
+) -> tuple[MatrixPlan, dict[str, str], list[str]]:
+    """Every prompt on its own task."""
+    loaded = load_prompts(prompts)
+    trained = {name: p for name, p in loaded.items() if not is_random(name, p.card)}
+    notes = [f"{name} is an untrained prompt: left out" for name in loaded if name not in trained]
+    if len(trained) < 2:
+        raise InputError(
+            f"{len(trained)} of {len(loaded)} prompts is tuned for a task, but masks of other tasks"
+            " need 2 or more; add prompts, or give one prompt and its task"
+        )
+    if isinstance(data, Mapping):
+        raise InputError("data is rows by split, but there are several tasks; give a folder")
+    is_asked = tasks is not None
+    given = [tasks] if isinstance(tasks, (Task, str, Path)) else tasks
+    named = list(given) if is_asked else sorted({p.card.task for p in trained.values()})
+    matrix = plan_matrix(trained, named, options.split, data, False, False, options.seed)
+    own, lacking = own_prompts(matrix.tasks, matrix.cards)
+    if is_asked and lacking:
+        names = ", ".join(list(trained)[:5])
+        raise InputError(
+            f"{lacking[0].split(':')[0]} (prompts: {names}); tune one for it, or leave the task out"
+        )
+    notes += [line.replace("relative performance is not defined", "left out") for line in lacking]
+    for name in list(own):
+        if matrix.tasks[name].is_written:
+            if is_asked:
+                _refuse_written(matrix.tasks[name])
+            notes.append(f"{name}: its answers are written, left out")
+            del own[name]
+    if not own:
+        raise InputError(
+            f"no task can be masked ({'; '.join(notes[-3:])}); give one prompt of each task, whose"
+            " card names it"
+        )
+    return matrix, own, notes
+
+
+def _refuse_written(task: Task) -> None:
+    if task.is_written:
+        raise InputError(
+            f"the answers of task {task.name} are written, and neurons are masked only where labels"
+            " are scored so far; leave this task out"
+        )
+
+
+def _checksum(activations: Activations) -> str:
+    values = np.ascontiguousarray(activations.values, np.float32)
+    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
+
+
+# --- From masked scores to what is written: by task, by kind of mask, and by type of task
+
+Cells = Mapping[MaskedRun, Cell]
+_NO_LEAD = "no better than the commonest answer without a mask, so masks show nothing there"
+_PROMISES = {
+    OWN: "above 0 behind the prompt",
+    COMMON: "above 0 behind every prompt",
+    SPECIFIC: "above 0 behind this prompt and no other",
+}
+
+
+def make_record(
+    plan: MaskPlan,
+    cells: Cells,
+    choices: Mapping[MaskedRun, NeuronChoice],
+    window: tuple[int, int],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Says what was masked and what that cost."""
+    targets = {task: _target(plan, task, cells, choices) for task in plan.own}
+    options = plan.options
+    split = options.split
+    notes = [
+        *plan.notes,
+        *(
+            f"{name} has no {split} split: scored on {plan.matrix.splits[name]}"
+            for name in plan.own
+            if plan.matrix.splits[name] != split
+        ),
+        *(f"{name}: {_NO_LEAD}" for name, each in targets.items() if not _leads(each)),
+        *_unmet(choices),
+    ]
+    silent = next(iter(choices.values())).summary()["neurons"]
+    layers, width = next(iter(choices.values())).mask.shape
+    return {
+        "backbone": facts["backbone"],
+        "ratio": options.ratio,
+        "layers": list(window),
+        "per_layer": options.per_layer,
+        "stack": options.stack,
+        "seed": options.seed,
+        "split": split,
+        "silent_neurons": silent,
+        "neurons": (window[1] - window[0] + 1) * width,
+        "neurons_of_model": layers * width,
+        "sources": list(plan.sources),
+        "targets": targets,
+        **_summary(plan, targets),
+        **made_with(),
+        "command": facts["command"],
+        "key": facts["key"],
+        "elapsed_s": round(sum(cell.elapsed_s for cell in cells.values()), 2),
+        "notes": notes,
+    }
+
+
+def _target(
+    plan: MaskPlan, task: str, cells: Cells, choices: Mapping[MaskedRun, NeuronChoice]
+) -> dict[str, Any]:
+    """One task: its score without a mask, and under each."""
+    own = {run: cell for run, cell in cells.items() if run.task == task}
+    plain = next(cell for run, cell in own.items() if run.kind == NONE)
+    masks: dict[str, Any] = {}
+    for kind in dict.fromkeys(run.kind for run in own if run.kind != NONE):
+        runs = [run for run in own if run.kind == kind]
+        values = np.array([own[run].value for run in runs])
+        mean = float(values.mean())
+        masks[kind] = {
+            "value": mean,
+            "std": float(values.std(ddof=1)) if kind == RANDOM and len(runs) > 1 else None,
+            "relative": mean / plain.value if plain.value > 0 else None,
+            "runs": [
+                {
+                    "source": choices[run].source,
+                    "draw": run.draw,
+                    "value": own[run].value,
+                    "loss": own[run].loss,
+                    **choices[run].summary(),
+                }
+                for run in runs
+            ],
+        }
+    return {
+        "task": plan.matrix.tasks[task].name,
+        "type": plan.matrix.tasks[task].type,
+        "prompt": plan.own[task],
+        "metric": plain.metric,
+        "split": plan.matrix.splits[task],
+        "rows": plain.rows,
+        "majority": plain.majority,
+        "unmasked": plain.value,
+        "masks": masks,
+    }
+
+
+def _summary(plan: MaskPlan, targets: Mapping[str, Any]) -> dict[str, Any]:
+    """Means over tasks: by kind, by type of task and kind, and by type of both tasks."""
+    kinds = list(next(iter(targets.values()))["masks"])
+    types = list(dict.fromkeys(each["type"] for each in targets.values() if each["type"]))
+    record: dict[str, Any] = {
+        "relative_by_kind": {kind: _mean(targets, kind) for kind in kinds},
+        "relative_by_type": {
+            name: {kind: _mean(_of_type(targets, name), kind) for kind in kinds} for name in types
+        },
+        "own_below_random": _below_random(targets),
+    }
+    if OTHER not in kinds:
+        return {**record, "other_by_type": None}
+    cards = plan.matrix.cards
+    of_sources = {
+        name: (cards[name].task_type or task_type(cards[name].task))
+        if name in cards
+        else task_type(name)
+        for name in plan.sources
+    }
+    of_targets = {name: each["type"] for name, each in targets.items()}
+    table = _relative_by_source(targets, plan.sources)
+    found = summarize_relative(
+        table, list(targets), plan.sources, plan.own, of_targets, of_sources, {}
+    )
+    means = found["relative_transfer"]
+    return {
+        **record,
+        "other_by_type": found["relative_by_type"],
+        "other_same_type": means["same_type_mean"],
+        "other_different_type": means["different_type_mean"],
+    }
+
+
+def _relative_by_source(
+    targets: Mapping[str, Any], sources: tuple[str, ...]
+) -> Float64[np.ndarray, "N K"]:
+    """What is left of each score under the mask of each prompt."""
+    table = np.full((len(targets), len(sources)), np.nan)
+    for row, target in enumerate(targets.values()):
+        for kind in (OWN, OTHER):
+            for run in target["masks"].get(kind, {"runs": []})["runs"]:
+                if target["unmasked"] > 0:
+                    place = sources.index(run["source"])
+                    table[row, place] = run["value"] / target["unmasked"]
+    return table
+
+
+def _of_type(targets: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {task: each for task, each in targets.items() if each["type"] == name}
+
+
+def _mean(targets: Mapping[str, Any], kind: str) -> float | None:
+    """Mean of what is left, over the tasks where that is defined."""
+    found = [each["masks"].get(kind, {}).get("relative") for each in targets.values()]
+    known = [value for value in found if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _below_random(targets: Mapping[str, Any]) -> dict[str, int] | None:
+    """On how many tasks the own neurons cost more than every draw of random ones."""
+    pairs = [each["masks"] for each in targets.values()]
+    if not all(OWN in masks and RANDOM in masks for masks in pairs):
+        return None
+    below = [
+        masks[OWN]["value"] < min(run["value"] for run in masks[RANDOM]["runs"]) for masks in pairs
+    ]
+    return {"tasks": sum(below), "of": len(below)}
+
+
+def _leads(target: Mapping[str, Any]) -> bool:
+    """Whether there is something to lose: more than the commonest answer alone would score."""
+    return target["metric"] != "accuracy" or target["unmasked"] > (target["majority"] or 0)
+
+
+def _unmet(choices: Mapping[MaskedRun, NeuronChoice]) -> list[str]:
+    """Says so where there are too few neurons of a kind, and what stood in for them."""
+    counts = []
+    for kind, promise in _PROMISES.items():
+        of = [choice for run, choice in choices.items() if run.kind == kind]
+        silent = of[0].summary()["neurons"] if of else 0
+        fewest = min((choice.fitting for choice in of), default=silent)
+        if fewest < silent:
+            least = "at least " if len(of) > 1 else ""
+            counts.append(f"{kind}: {least}{fewest} of {silent} masked neurons are {promise}")
+    if not counts:
+        return []
+    return [f"{'; '.join(counts)}; the next best fill a mask up, a smaller ratio needs fewer"]
+
+
+def table_rows(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Lists every score as a line of ``mask.csv``."""
+    first, last = record["layers"]
+    found = []
+    for task, each in record["targets"].items():
+        layers, metric = f"{first}-{last}", each["metric"]
+        found.append((task, NONE, "", 0.0, layers, "", metric, each["unmasked"]))
+        for kind, mask in each["masks"].items():
+            for run in mask["runs"]:
+                draw = "" if run["draw"] is None else run["draw"]
+                told = (task, kind, run["source"] or "", record["ratio"], layers, draw)
+                found.append((*told, metric, run["value"]))
+    return found
+
+
+def study_command(
+    plan: MaskPlan,
+    prompts: Any,
+    neurons: Activations | str | Path | None,
+    data: Any,
+    out: str | Path | None,
+) -> str | None:
+    """Writes the command that gives a study again."""
+    files = (prompts, out, *(each for each in (neurons, data) if each is not None))
+    if not all(isinstance(each, (str, Path)) for each in files):
+        return None
+    tasks = [plan.matrix.tasks[name] for name in plan.own]
+    if any(task.rows is not None for task in tasks):
+        return None
+    one, names = len(plan.bank) == 1, ",".join(str(task.folder or task.name) for task in tasks)
+    words = ["jpt", "mask", "--prompt" if one else "--prompts", str(prompts)]
+    words += ["--task" if one else "--tasks", names, "--ratio", str(plan.options.ratio)]
+    for name, value in (("neurons", neurons), ("data", data)):
+        words += [] if value is None else [f"--{name}", str(value)]
+    for option in dataclasses.fields(MaskOptions):
+        value = getattr(plan.options, option.name)
+        if option.name != "ratio" and value != option.default:
+            words += _option(option.name, value)
+    return shlex.join([*words, "--out", str(out)])
+
+
+def _option(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag]
+    if name == "backbone":
+        return [flag, str(getattr(value, "name", value))]
+    if isinstance(value, (list, tuple)):
+        return [flag, ("-" if name == "layers" else ",").join(map(str, value))]
+    return [flag, str(value)]
+
+
+# --- A masking study as text, at most 80 columns wide
+
+WIDTH = 80
+_NAME = 18
+_TYPE = 13
+
+MEANINGS = {
+    OWN: "largest values behind the task's own prompt",
+    RANDOM: "drawn by lot, as many in each layer as own",
+    "other": "largest values behind other tasks' prompts",
+    "common": "activated by the most prompts",
+    "specific": "activated by this prompt and the fewest others",
+}
+
+
+def describe_masks(record: Mapping[str, Any]) -> str:
+    """Lays a study out: scores by task and kind of mask, then what is left by type of task."""
+    lines = [*textwrap.wrap(_head(record), WIDTH), *_scores(record), *_meanings(record)]
+    lines += _by_type(record) + _by_both(record)
+    below = record["own_below_random"]
+    if below is not None:
+        count = f"on {below['tasks']} of {below['of']} tasks" if below["of"] > 1 else None
+        verdict = count or ("here" if below["tasks"] else "not here:")
+        lines += _wrapped(
+            f"The own neurons cost more than every draw of random ones {verdict}".rstrip(":") + "."
+        )
+    for note in record["notes"]:
+        lines += _wrapped(f"note: {note}")
+    return "\n".join(lines)
+
+
+def _head(record: Mapping[str, Any]) -> str:
+    first, last = record["layers"]
+    layers = f"layers {first}-{last}" if last > first else f"layer {first}"
+    stack = f" of the {record['stack']}" if record["stack"] else ""
+    each = ", the same share of each layer" if record["per_layer"] else ""
+    return (
+        f"Scores on {record['split']} with {record['silent_neurons']} of {record['neurons']}"
+        f" neurons of {layers}{stack} masked{each} ({record['backbone']})"
+    )
+
+
+def _scores(record: Mapping[str, Any]) -> list[str]:
+    kinds = list(record["relative_by_kind"])
+    metrics = list(dict.fromkeys(each["metric"] for each in record["targets"].values()))
+    lines = [["", "none", *kinds, "commonest"]]
+    for task, each in record["targets"].items():
+        cells = [_score(each["masks"].get(kind)) for kind in kinds]
+        lines.append([_cut(task), f"{each['unmasked']:.3f}", *cells, _figure(each["majority"])])
+    told = f"metric: {', '.join(metrics)}; commonest: what the commonest answer alone would score"
+    return [*_aligned(lines), *_wrapped(told)]
+
+
+def _score(mask: Mapping[str, Any] | None) -> str:
+    if mask is None:
+        return "-"
+    return f"{mask['value']:.3f}" + ("" if mask["std"] is None else f"±{mask['std']:.3f}")
+
+
+def _meanings(record: Mapping[str, Any]) -> list[str]:
+    return [f"{kind}: {MEANINGS[kind]}" for kind in record["relative_by_kind"]]
+
+
+def _by_type(record: Mapping[str, Any]) -> list[str]:
+    """What is left under each kind of mask."""
+    if len(record["targets"]) < 2:
+        return []
+    kinds = list(record["relative_by_kind"])
+    lines = [["", *kinds]]
+    for name, means in record["relative_by_type"].items():
+        lines.append([_cut(name, _TYPE), *(_percent(means[kind]) for kind in kinds)])
+    lines.append(["all", *(_percent(mean) for mean in record["relative_by_kind"].values())])
+    return ["Share of the unmasked score that is left, mean by type of task:", *_aligned(lines)]
+
+
+def _by_both(record: Mapping[str, Any]) -> list[str]:
+    """What is left by type of the task that is scored and of the task whose neurons are masked."""
+    table = record["other_by_type"]
+    if not table:
+        return []
+    sources = list(next(iter(table.values())))
+    head = (
+        "Share left when neurons of other tasks' prompts are masked, by type of the task that is"
+        " scored (rows) and of the other task:"
+    )
+    lines = [["", *(_cut(name, _TYPE) for name in sources)]]
+    for name, means in table.items():
+        lines.append([_cut(name, _TYPE), *(_percent(means[source]) for source in sources)])
+    return [*textwrap.wrap(head, WIDTH), *_aligned(lines)]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _cut(name: str, longest: int = _NAME) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ")
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Puts columns under each other; where they are too many, the last ones come below."""
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    count, used = 1, widths[0]
+    while count < len(widths) and used + 2 + widths[count] <= WIDTH:
+        used += 2 + widths[count]
+        count += 1
+    shown = [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line[:count], widths, strict=False))
+        ).rstrip()
+        for line in lines
+    ]
+    if count == len(widths):
+        return shown
+    return [*shown, *_aligned([[line[0], *line[count:]] for line in lines])]
+
+
+# --- Performance without chosen neurons: do a prompt's neurons matter for its task?
+# The paper zeroes the 20 % of neurons with the largest values and scores again. Here that is held
+# against as many random neurons, those of other tasks' prompts, those that all prompts share, and
+# those that only this prompt activates.
+
+RECORD, TABLE, CELLS = "mask.json", "mask.csv", "mask_cells.jsonl"
+COLUMNS = ("task", "kind", "source_of_mask", "ratio", "layers", "draw", "metric", "value")
+
+
+@dataclass(frozen=True)
+class MaskStudy:
+    """What `mask_neurons` measured.
+
+    Attributes:
+        record: scores by task and kind of mask, means by type, and what was masked, as in
+            ``mask.json``.
+    """
+
+    record: dict[str, Any]
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Gives every score as ``mask.csv`` has it: a line for each mask of each task."""
+        return table_rows(self.record)
+
+    def describe(self) -> str:
+        """Lays the study out for reading, in at most 80 columns."""
+        return describe_masks(self.record)
+
+
+def mask_neurons(
+    prompts: Prompts,
+    tasks: Tasks = None,
+    out: str | Path | None = None,
+    *,
+    neurons: Activations | str | Path | None = None,
+    data: Data | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> MaskStudy:
+    """Scores prompts on their own tasks while chosen neurons are silent.
+
+    Scores are those of `jpt.evaluate`; a mask multiplies the neurons of the whole input, at every
+    position. Neurons are chosen by the paper's probe (see `jpt.activated_neurons`).
+
+    Args:
+        prompts: one prompt or its file, a folder of prompts, or prompts by name.
+        tasks: what is scored; of one prompt by default its own task, of several the tasks that
+            their cards name, each with its own prompt.
+        out: folder for ``mask.json``, ``mask.csv`` and ``mask_cells.jsonl``, which gets a line as
+            soon as something is scored. The same call goes on from there.
+        neurons: activations to choose by, or their file; then one prompt has others beside it.
+        data: rows of the one task; of several prompts a folder that holds a folder for each.
+        progress: whether to show a bar on stderr.
+        **options: fields of :class:`jpt.neurons.masking.MaskOptions`: ratio, layers, kinds,
+            random_draws, per_layer, stack, split and others.
+
+    Returns:
+        The study.
+
+    Raises:
+        InputError: a ratio outside (0, 1), layers that are not there, neurons of another backbone,
+            a task without a prompt of its own or with written answers, one prompt where masks of
+            other tasks are asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> from jpt.types import Prompt, PromptCard
+        >>> random = np.random.default_rng(0).normal(0, 0.1, (5, 128)).astype(np.float32)
+        >>> prompt = Prompt(random, PromptCard("builtin/bert-small", "sst2"))
+        >>> rows = [{"text": "Fine.", "label": "positive"}, {"text": "Dull.", "label": "negative"}]
+        >>> study = mask_neurons(prompt, data={"test": rows}, random_draws=1, max_tokens=8)
+        >>> [row[:2] for row in study.rows()]
+        [('sst2', 'none'), ('sst2', 'own'), ('sst2', 'random')]
+    """
+    settings = MaskOptions(**options)
+    batch_sharding(make_mesh(settings.mesh), settings.eval_batch_size)
+    plan = plan_masks(prompts, tasks, neurons, data, settings)
+    command = study_command(plan, prompts, neurons, data, out)
+    return _carry_out(plan, None if out is None else Path(out), command, progress)
+
+
+def _carry_out(
+    plan: MaskPlan, folder: Path | None, command: str | None, progress: bool
+) -> MaskStudy:
+    """Gives the study that is there, or makes and writes it."""
+    of = _dependencies(plan)
+    key = hashlib.sha256(json.dumps(list(of.values())).encode()).hexdigest()[:16]
+    finished = _find_finished(folder, key, plan)
+    if finished is not None:
+        return finished
+    worker = _Worker(plan)
+    choices = {run: worker.choose(run) for run in of if run.kind != NONE}
+    cells = _measure(of, worker, choices, folder, progress)
+    facts = {"key": key, "backbone": worker.model.name, "command": command}
+    study = MaskStudy(make_record(plan, cells, choices, worker.window, facts))
+    if folder is not None:
+        write_table(make_folder(folder) / TABLE, COLUMNS, study.rows())
+        write_json(folder / RECORD, study.record)
+    return study
+
+
+def _find_finished(folder: Path | None, key: str, plan: MaskPlan) -> MaskStudy | None:
+    """The study that is there, where it is this one; names are no part of the key."""
+    record = None if folder is None else on_first(lambda: _read_finished(folder))
+    if not isinstance(record, dict) or record.get("key") != key:
+        return None
+    own = {task: each["prompt"] for task, each in record["targets"].items()}
+    same = own == plan.own and record["sources"] == list(plan.sources)
+    return MaskStudy(record) if same else None
+
+
+def _read_finished(folder: Path) -> Any:
+    """What stands in a folder with both files of a study."""
+    is_whole = (folder / RECORD).is_file() and (folder / TABLE).is_file()
+    return read_json(folder / RECORD) if is_whole else None
+
+
+def _dependencies(plan: MaskPlan) -> dict[MaskedRun, dict[str, Any]]:
+    """All that each score depends on; known before weights are read."""
+    options = plan.options
+    name = _backbone_name(plan)
+    common = {
+        "backbone": name.fingerprint if isinstance(name, Backbone) else weights_fingerprint(name),
+        "dtype": options.dtype,
+        "max_tokens": options.max_tokens,
+        "label_scoring": options.label_scoring,
+    }
+    return {run: {**plan.depends(run), **common} for run in plan.runs()}
+
+
+def _backbone_name(plan: MaskPlan) -> Backbone | str | Path:
+    asked = plan.options.backbone
+    return plan.matrix.first.card.backbone if asked is None else asked
+
+
+class _Worker:
+    """A loaded model, its neurons, and the tasks as it reads them."""
+
+    def __init__(self, plan: MaskPlan) -> None:
+        self._plan, options, first = plan, plan.options, plan.matrix.first
+        self._mesh = make_mesh(options.mesh)
+        self.model = as_backbone(_backbone_name(plan), options.dtype, mesh=self._mesh)
+        model = self.model
+        check_prompt(
+            first, model.name, model.config.width, model.layout, options.backbone is not None
+        )
+        self.window = self._check_window()
+        self._tasks: dict[str, tuple[PreparedTask, EncodedSplit]] = {}
+        self._neurons = self._activations()
+
+    def choose(self, run: MaskedRun) -> NeuronChoice:
+        """Chooses the neurons of one run."""
+        options = self._plan.options
+        return choose_neurons(
+            self._neurons,
+            run.prompt,
+            run.kind,
+            ratio=options.ratio,
+            layers=options.layers,
+            per_layer=options.per_layer,
+            other=run.source if run.source != run.prompt else None,
+            draw=run.draw or 0,
+            seed=options.seed,
+        )
+
+    def score(self, run: MaskedRun, choice: NeuronChoice | None) -> Score:
+        """Scores one run."""
+        if run.task not in self._tasks:
+            self._tasks[run.task] = self._prepare(run.task)
+        prepared, rows = self._tasks[run.task]
+        mask = None if choice is None else NeuronMask(choice.mask, self._plan.options.stack)
+        return prepared.score([self._plan.bank[run.prompt].values], rows, self._mesh, mask)[0]
+
+    def _check_window(self) -> tuple[int, int]:
+        """The layers, refused before anything is compiled where they or the ratio are wrong."""
+        options = self._plan.options
+        layers, width = neuron_shape(self.model, options.stack)
+        window = (0, layers - 1)
+        if options.layers is not None:
+            window = parse_layers(options.layers, layers)
+        check_ratio(
+            options.ratio, width if options.per_layer else (window[1] - window[0] + 1) * width
+        )
+        return window
+
+    def _activations(self) -> Activations:
+        given, options = self._plan.neurons, self._plan.options
+        if given is None:
+            asked = {"stack": options.stack, "mesh": options.mesh}
+            return activated_neurons(self._plan.bank, backbone=self.model, **asked)
+        expected = neuron_shape(self.model, options.stack)
+        if given.values.shape[1:] != expected:
+            layers, width = given.values.shape[1:]
+            raise InputError(
+                f"the activations have {layers} layers of {width} neurons, but {self.model.name}"
+                f" has {expected[0]} of {expected[1]}; make them with this backbone (and stack)"
+            )
+        return given
+
+    def _prepare(self, name: str) -> tuple[PreparedTask, EncodedSplit]:
+        options, matrix, model = self._plan.options, self._plan.matrix, self.model
+        task, first = matrix.tasks[name], matrix.first.card.first_position or 0
+        rows = len(matrix.first.values)
+        tokens = settle_length(options.max_tokens, model, task, rows, first)
+        prepared = prepare_task(
+            task, model, tokens, options.eval_batch_size, first, options.label_scoring
+        )
+        reading = (task, model.tokenizer, tokens, model.layout, prepared.answer_tokens)
+        return prepared, encode_cached(matrix.rows[name], *reading)
+
+
+def _measure(
+    of: Mapping[MaskedRun, dict[str, Any]],
+    worker: _Worker,
+    choices: Mapping[MaskedRun, NeuronChoice],
+    folder: Path | None,
+    progress: bool,
+) -> dict[MaskedRun, Cell]:
+    """Takes what is there and scores the rest, one run after the other."""
+    file = CellFile(None if folder is None else make_folder(folder) / CELLS)
+    for run, depends in tqdm(of.items(), disable=not progress, unit="mask", dynamic_ncols=True):
+        if file.find(depends) is None:
+            started_s = time.monotonic()
+            score = worker.score(run, choices.get(run))
+            elapsed_s = time.monotonic() - started_s
+            file.add(make_cell(run.task, run.name, score, elapsed_s, depends))
+    found = {run: file.find(depends) for run, depends in of.items()}
+    return {run: cell for run, cell in found.items() if cell is not None}

@@ -1,0 +1,127 @@
+"""Scores by target, prompt and mask, cached as JSON lines keyed by content."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jpt.errors import InputError
+from jpt.io.files import read_bytes, write_error
+from jpt.parallel import is_first, on_first
+from jpt.types import Score
+
+CELLS = "cells.jsonl"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one prompt scored on one task."""
+
+    target_task: str  # name of the target
+    source_prompt: str  # name of the prompt; of several seeds the run's, ``NAME/seed-S``
+    metric: str  # the measure that decides
+    value: float  # that measure; NaN where it is not finite
+    loss: float  # mean cross-entropy; NaN where it is not finite
+    rows: int  # how many rows were scored
+    majority: float | None  # share of the commonest class; None where the answer is written
+    elapsed_s: float  # how long scoring took, compiling included
+    of: dict[str, Any]  # all that the score depends on
+
+    @property
+    def key(self) -> str:
+        """What the score depends on, as text."""
+        return _key(self.of)
+
+
+def make_cell(target: str, prompt: str, score: Score, elapsed_s: float, of: dict[str, Any]) -> Cell:
+    """Makes a cell of a score."""
+    return Cell(
+        target,
+        prompt,
+        score.metric,
+        float(score.value),
+        float(score.loss),
+        score.rows,
+        score.majority,
+        round(elapsed_s, 3),
+        of,
+    )
+
+
+class CellFile:
+    """The cells that were scored so far."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._torn_at = path, None
+        self._cells: dict[str, Cell] = {}
+        if path is not None:
+            found, self._torn_at = on_first(lambda: _read(path))
+            cells = map(_from_json, found)
+            self._cells = {cell.key: cell for cell in cells}
+
+    def find(self, of: dict[str, Any]) -> Cell | None:
+        """Looks a cell up."""
+        return self._cells.get(_key(of))
+
+    def add(self, cell: Cell) -> None:
+        """Keeps a cell; its line is on the disk when this returns."""
+        # Of several processes the first one alone writes.
+        self._cells[cell.key] = cell
+        if self._path is None or not is_first():
+            return
+        line = json.dumps(_to_json(cell), ensure_ascii=False, allow_nan=False) + "\n"
+        data = line.encode("utf-8")
+        try:
+            with self._path.open("ab") as file:
+                if self._torn_at is not None:  # what a kill left of a last line
+                    file.truncate(self._torn_at)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error(self._path, error) from None
+        self._torn_at = None
+
+
+def _key(of: dict[str, Any]) -> str:
+    return json.dumps(of, sort_keys=True)
+
+
+def _to_json(cell: Cell) -> dict[str, Any]:
+    record = asdict(cell)
+    for name in ("value", "loss"):
+        record[name] = record[name] if math.isfinite(record[name]) else None
+    return record
+
+
+def _from_json(record: dict[str, Any]) -> Cell:
+    numbers = [record[name] for name in ("value", "loss")]
+    known = {each.name: record[each.name] for each in fields(Cell)}
+    if not isinstance(known["of"], dict):
+        raise TypeError
+    value, loss = (math.nan if each is None else float(each) for each in numbers)
+    return Cell(**{**known, "value": value, "loss": loss})
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The cells of a file as JSON, and where a line begins that a kill cut short."""
+    if not path.exists():
+        return [], None
+    data = read_bytes(path)
+    *lines, torn = data.split(b"\n")
+    cells = [_to_json(_parse(line, path, number)) for number, line in enumerate(lines, 1)]
+    return cells, len(data) - len(torn) if torn else None
+
+
+def _parse(line: bytes, path: Path, number: int) -> Cell:
+    try:
+        return _from_json(json.loads(line))
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path}, line {number}: no cell of a transfer matrix ({line[:60]!r}); remove this"
+            " line, or the file to score all cells anew"
+        ) from None

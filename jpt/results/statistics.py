@@ -1,0 +1,63 @@
+"""Rank correlations and bootstrap confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Int
+from scipy.special import ndtr, stdtrit
+
+LEVEL, DRAWS, SEED = 0.95, 10_000, 0
+METHOD = "percentile bootstrap over targets, widened for few targets (Hesterberg 2015)"
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How far one indicator's mean rank correlation is above another's, over the same targets."""
+
+    mean: float | None  # the mean difference; None where no target has both
+    interval: tuple[float, float] | None  # of that mean; None for fewer than two targets
+    n_targets: int  # how many have both
+
+
+def mean_interval(
+    values: Sequence[float], *, level: float = LEVEL, draws: int = DRAWS, seed: int = SEED
+) -> tuple[float, float] | None:
+    """Says between which bounds a mean lies, by drawing its numbers anew."""
+    if len(values) < 2:
+        return None
+    numbers = np.asarray(values, np.float64)
+    means = numbers[_places(len(numbers), draws, seed)].mean(1)
+    tail = tail_share(len(numbers), level)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def tail_share(count: int, level: float = LEVEL) -> float:
+    """Computes which share of the means is cut off at either end."""
+    student = stdtrit(count - 1, (1 + level) / 2)
+    return float(ndtr(-np.sqrt(count / (count - 1)) * student))
+
+
+def lead(
+    one: Mapping[str, float | None], other: Mapping[str, float | None], *, seed: int = SEED
+) -> Lead:
+    """Subtracts one indicator's rank correlations from another's, target by target."""
+    gaps = differences(one, other)
+    mean = float(np.mean(gaps)) if gaps else None
+    return Lead(mean, mean_interval(gaps, seed=seed), len(gaps))
+
+
+def differences(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> list[float]:
+    """Subtracts two indicators target by target."""
+    pairs = [(one[target], other[target]) for target in one if target in other]
+    gaps = [float("nan") if None in pair else pair[0] - pair[1] for pair in pairs]
+    return [gap for gap in gaps if np.isfinite(gap)]
+
+
+@lru_cache(maxsize=32)
+def _places(count: int, draws: int, seed: int) -> Int[np.ndarray, "R N"]:
+    return np.random.default_rng(seed).integers(0, count, (draws, count))

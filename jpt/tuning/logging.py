@@ -1,0 +1,423 @@
+"""Progress lines, log sinks, loss curves and the compile log."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jpt.errors import InputError, unknown_name
+from jpt.io.files import make_folder, write_text
+from jpt.parallel import is_first
+from jpt.types import Score
+
+# --- Which programs are compiled while a run goes on, how long that takes, and why
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+FOUND = "/jax/compilation_cache/cache_hits"
+WORTH_TELLING_S = 0.05
+"""Quicker programs copy and convert; they are many and nobody waits for them."""
+
+
+class Program(NamedTuple):
+    """A program that was compiled, or read from the compile cache."""
+
+    name: str  # of the function
+    elapsed_s: float  # how long that took
+    is_cached: bool  # whether it was read
+
+
+class CompileLog:
+    """Hears of every program that jax compiles while it is open, and says so in a line."""
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say or (lambda line: None)
+        self._programs: list[Program] = []
+        self._is_cached = False
+        self._steps: set[tuple[int, ...]] = set()
+        self._scored = False
+
+    def __enter__(self) -> CompileLog:
+        jax.monitoring.register_event_duration_secs_listener(self._took)
+        jax.monitoring.register_event_listener(self._found)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._took)
+        jax.monitoring.unregister_event_listener(self._found)
+
+    def take(self) -> list[Program]:
+        """Gives what was compiled since the last call."""
+        taken, self._programs = self._programs, []
+        return taken
+
+    def stepped(self, batch: Any) -> None:
+        """Says that a train step was compiled, if it was since the last call, and why."""
+        sizes = _sizes(batch)
+        if programs := self._slow():
+            name = _name(sizes)
+            what = f"the train step for {name}" if name else "the train step"
+            self._tell(what, programs, self._why(sizes))
+        self._steps.add(sizes)
+
+    def scored(self) -> None:
+        """Says how many programs scoring has compiled since the last call, if any."""
+        if programs := self._slow():
+            count = f"{len(programs)} program{'s' if len(programs) > 1 else ''}"
+            why = "new sizes" if self._scored else "first scoring"
+            self._tell(f"{count} to score validation", programs, why)
+        self._scored = True
+
+    def _why(self, sizes: tuple[int, ...]) -> str:
+        if not self._steps:
+            return "first step"
+        if sizes in self._steps:
+            return "sizes as before: arrays lie elsewhere"
+        known = zip(*self._steps, strict=True)
+        new = [
+            name
+            for name, size, sizes_before in zip(_NEW, sizes, known, strict=False)
+            if size not in sizes_before
+        ]
+        return " and ".join(new) or "new pair of sizes"
+
+    def _slow(self) -> list[Program]:
+        return [program for program in self.take() if program.elapsed_s > WORTH_TELLING_S]
+
+    def _tell(self, what: str, programs: list[Program], why: str) -> None:
+        elapsed_s = sum(program.elapsed_s for program in programs)
+        if all(program.is_cached for program in programs):
+            self._say(f"read {what} from the compile cache in {elapsed_s:.1f} s ({why})")
+        else:
+            self._say(f"compiled {what} in {elapsed_s:.1f} s ({why})")
+
+    def _found(self, event: str, **more: Any) -> None:
+        if event == FOUND:
+            self._is_cached = True
+
+    def _took(self, event: str, elapsed_s: float, **more: Any) -> None:
+        if event == COMPILED:
+            self._programs.append(
+                Program(str(more.get("fun_name", "")), elapsed_s, self._is_cached)
+            )
+            self._is_cached = False
+
+
+_UNITS = ("rows", "tokens", "answer tokens")
+_NEW = ("new number of rows", "new length", "new answer length", "new amount of text")
+
+
+def _name(sizes: tuple[int, ...]) -> str:
+    named = zip(sizes, _UNITS, strict=False)
+    name = " of ".join(f"{size} {unit}" for size, unit in named if size)
+    return f"{name} packed into {sizes[-1]}" if sizes and sizes[-1] else name
+
+
+def _sizes(batch: Any) -> tuple[int, ...]:
+    """Rows, tokens, answer tokens and packed places of a batch, where it is one of text."""
+    batch = getattr(batch, "rows", batch)  # of a projector: the rows with their prompt
+    sizes = tuple(getattr(getattr(batch, "tokens", None), "shape", ()))
+    answers, places = getattr(batch, "answers", None), getattr(batch, "places", None)
+    wide = 0 if answers is None else answers.shape[1]
+    return (*sizes, wide, 0 if places is None else places.shape[-1]) if sizes else ()
+
+
+# --- The log of a run in TensorBoard and Weights & Biases too, beside ``metrics.jsonl``
+# Both packages are optional, loaded when they are asked for. A sink shows what the log says; where
+# it fails on the way, the run goes on without it.
+
+TENSORBOARD, WANDB = "tensorboard", "wandb"
+_RUN_ID = "jpt_run_id.txt"
+_MODULES = {
+    TENSORBOARD: (
+        "tensorboard.summary.writer.event_file_writer",
+        "tensorboard.compat.proto.event_pb2",
+        "tensorboard.compat.proto.summary_pb2",
+    ),
+    WANDB: ("wandb",),
+}
+
+
+class LogSink(Protocol):
+    """Where lines of a log are shown."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Shows the numbers of a step."""
+
+    def close(self, is_finished: bool) -> None:
+        """Writes what is still on its way."""
+
+
+def parse_sinks(log: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Reads which sinks are asked for, and looks whether their packages are there."""
+    names = [] if log is None else log.split(",") if isinstance(log, str) else list(log)
+    wanted = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    for name in wanted:
+        if name not in _MODULES:
+            raise unknown_name("log", name, _MODULES)
+        try:
+            for module in _MODULES[name]:
+                importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(
+                f"--log {name} needs the package {name} ({error}); pip install {name}"
+            ) from None
+    return wanted
+
+
+class LogSinks:
+    """The sinks of one run, which may have none; of several processes only the first shows."""
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        folder: Path | None,
+        config: Mapping[str, Any],
+        history: Iterable[Mapping[str, Any]] = (),
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    ) -> None:
+        self._say = say
+        self._open: dict[str, LogSink] = {}
+        lines = list(history)
+        for name in names if is_first() else ():
+            if name == TENSORBOARD:
+                self._open[name] = _TensorBoard(folder, lines, say)
+            else:
+                self._open[name] = _WeightsAndBiases(folder, config, lines, say)
+
+    def __enter__(self) -> LogSinks:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name, sink in list(self._open.items()):
+            self._try(name, lambda sink=sink: sink.close(kind is None))
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Shows one line of the log."""
+        numbers = _numbers(line)
+        for name, sink in list(self._open.items()) if numbers else ():
+            self._try(name, lambda sink=sink: sink.log(int(line["step"]), numbers))
+
+    def _try(self, name: str, show: Callable[[], None]) -> None:
+        """A run of hours does not end because a disk of the log is full or a server is away."""
+        try:
+            show()
+        except Exception as error:
+            del self._open[name]
+            reason = " ".join(str(error).split())[:200]
+            self._say(f"note: {name} stopped ({reason}); the run goes on, its log is metrics.jsonl")
+
+
+def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line, as ``train/loss``."""
+    return {
+        f"{line['split']}/{name}": float(value)
+        for name, value in line.items()
+        if name != "step" and type(value) in (int, float) and math.isfinite(value)
+    }
+
+
+class _TensorBoard:
+    """Event files in the folder of the run, written by the tensorboard package."""
+
+    def __init__(
+        self, folder: Path | None, history: Iterable[Mapping[str, Any]], say: Callable[[str], None]
+    ) -> None:
+        if folder is None:
+            raise InputError("log 'tensorboard' writes into the folder of the run; give out")
+        writer, self._events, self._summaries = map(importlib.import_module, _MODULES[TENSORBOARD])
+        place = make_folder(folder / TENSORBOARD)
+        self._writer = writer.EventFileWriter(str(place))
+        # A run that goes on has forgotten what came after its checkpoint: TensorBoard drops what
+        # older files say from this step on, and reads the log anew.
+        start = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._writer.add_event(self._events.Event(wall_time=time.time(), step=0, session_log=start))
+        for line in history:
+            self.log(int(line["step"]), _numbers(line))
+        say(f"tensorboard --logdir {place}")
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        values = [
+            self._summaries.Summary.Value(tag=name, simple_value=number)
+            for name, number in numbers.items()
+        ]
+        summary = self._summaries.Summary(value=values)
+        self._writer.add_event(
+            self._events.Event(wall_time=time.time(), step=step, summary=summary)
+        )
+
+    def close(self, is_finished: bool) -> None:
+        del is_finished
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run of Weights & Biases; where it goes (and whether it is offline) its own settings say."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        config: Mapping[str, Any],
+        history: Iterable[Mapping[str, Any]],
+        say: Callable[[str], None],
+    ) -> None:
+        wandb = importlib.import_module("wandb")
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "jpt"),
+                name=None if folder is None else folder.resolve().name,
+                dir=None if folder is None else str(folder),
+                config=dict(config),
+                id=_run_id(folder),
+                resume="allow",
+                # Its own lines would stand between those of jpt.
+                settings={"silent": True, "console": "off"},
+            )
+        except Exception as error:  # not logged in, no network, a project that is not one's own
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"wandb cannot start ({reason}); log in with 'wandb login', or set"
+                " WANDB_MODE=offline"
+            ) from None
+        # Steps of the run are told as a number of their own: one that goes on repeats some.
+        self._run.define_metric("*", step_metric="step")
+        if not self._run.resumed:
+            for line in history:
+                self.log(int(line["step"]), _numbers(line))
+        say(f"wandb: {self._run.dir if self._run.offline else self._run.url}")
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **numbers})
+
+    def close(self, is_finished: bool) -> None:
+        self._run.finish(exit_code=0 if is_finished else 1)
+
+
+def _run_id(folder: Path | None) -> str:
+    """The id under which a run goes on, kept in its folder."""
+    new = secrets.token_hex(8)
+    if folder is None:
+        return new
+    file = make_folder(folder / WANDB) / _RUN_ID
+    if not file.exists():
+        write_text(file, new)
+    return file.read_text(encoding="utf-8").strip()
+
+
+# --- The loss of a run as one line of a terminal
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+COLUMNS = 80
+_FEWEST = 3  # two points are no curve
+
+
+def draw_loss(history: Iterable[Mapping[str, Any]]) -> str | None:
+    """Draws the training loss with its first, lowest and last value."""
+    lines = [line for line in history if line.get("split") == "train" and "loss" in line]
+    if len(lines) < _FEWEST:
+        return None
+    losses = np.array([line["loss"] for line in lines], np.float64)
+    lowest = int(np.argmin(losses))
+    left = f"loss {_short(losses[0])} "
+    right = (
+        f" {_short(losses[-1])}, lowest {_short(losses[lowest])} at step {lines[lowest]['step']}"
+    )
+    return f"{left}{sparkline(losses, COLUMNS - len(left) - len(right))}{right}"
+
+
+def sparkline(values: np.ndarray, columns: int) -> str:
+    """Draws numbers as blocks of eight heights."""
+    parts = np.array_split(values, min(columns, len(values)))
+    means = np.array([part.mean() for part in parts])
+    spread = means.max() - means.min()
+    heights = (means - means.min()) / (spread if spread > 0 else 1.0) * (len(BLOCKS) - 1)
+    return "".join(BLOCKS[height] for height in np.rint(heights).astype(int))
+
+
+def _short(loss: float) -> str:
+    """A loss in three digits that count."""
+    return f"{loss:.3f}" if 0.001 <= abs(loss) < 1000 or loss == 0 else f"{loss:.2e}"
+
+
+# --- What a person sees of a run: one line of facts, one bar; both on stderr
+
+
+class Progress:
+    """A progress bar with loss, score on validation, speed and time left."""
+
+    def __init__(self, steps: int, first: int = 0, shown: bool = True) -> None:
+        self._fields: dict[str, str] = {}
+        self._last_warning: str | None = None
+        self._bar = tqdm(
+            total=steps,
+            initial=first,
+            disable=not shown,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def stepped(self, loss: float, rows_per_s: float) -> None:
+        """Shows that a step is done."""
+        self._fields |= {"loss": f"{loss:.3f}", "rows/s": f"{rows_per_s:.0f}"}
+        self._bar.set_postfix(self._fields, refresh=False)
+        self._bar.update()
+
+    def scored(self, score: Score) -> None:
+        """Shows a score on validation, and says so when only one class was answered."""
+        self._fields[score.metric] = f"{score.value:.3f}"
+        if score.warning and score.warning != self._last_warning:
+            self.say(f"warning: {score.warning}")
+        self._last_warning = score.warning
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if not self._bar.disable:
+            self._bar.write(line, file=sys.stderr)
+
+
+def peak_memory_mb() -> int:
+    """Reads how much memory this process has held at most."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # What the kernel says of resource usage also counts the process that started this one.
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return round(
+            next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 if sys.platform != "darwin" else 1024**2))

@@ -1,0 +1,469 @@
+"""The folder of a run: lock, log, results and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from jpt.errors import InputError
+from jpt.io.files import make_folder, write_error, write_json, write_text
+from jpt.parallel import check_shared, is_first, on_first
+
+# --- Checkpoints of a run: the one place that knows orbax
+# A checkpoint holds what a run needs to go on (prompt, optimizer state, best prompt so far) and of
+# the backbone its hash alone. It is written in the background, under a temporary name, while
+# training goes on; only when the checksum of every file stands beside them does it get its own
+# name.
+
+KEPT = 2
+SUMS = "checksums.json"
+_TEMPORARY = ".tmp"
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+_READ_BYTES = 1 << 20
+
+
+class Checkpoints:
+    """The last checkpoints of one run."""
+
+    def __init__(self, folder: Path, backbone: str | None = None) -> None:
+        # orbax speaks of every file at level INFO, of CPU placement at WARNING, and of a full disk
+        # in a thousand lines at ERROR, before it raises what is turned into one line here.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        from orbax.checkpoint import v1 as orbax
+
+        self._orbax = orbax
+        self.folder = folder.absolute()
+        self.backbone = backbone
+        self._damaged: set[int] = set()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._join()  # alone: an error of this process is not one of the others
+        except InputError:
+            if error is None:
+                raise
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest whole checkpoint, or None."""
+        return on_first(self._latest)
+
+    def save(self, step: int, state: Any) -> None:
+        """Begins to save a state; returns as soon as it is copied off the device."""
+        self.wait()
+        if not on_first(lambda: self._make_room(step)):
+            return
+        try:
+            response = self._orbax.save_checkpointables_async(
+                self._temporary(step), {"state": state}, custom_metadata={"backbone": self.backbone}
+            )
+        except (OSError, ValueError) as error:
+            raise self._write_error(step, error) from None
+        # Not a daemon: the process waits for a checkpoint that is nearly there.
+        self._thread = threading.Thread(target=self._finish, args=(step, response))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until the last save is whole on disk."""
+        on_first(self._join)
+        self._join()
+
+    def load(self, like: Any, cure: str = "remove the folder to start anew") -> Any:
+        """Loads the newest checkpoint that is whole onto this run's devices."""
+        # The bytes of every file are compared with their checksums first. A damaged checkpoint is
+        # passed over with a line on stderr, and removed when the next one is saved.
+        return self._load(on_first(lambda: self._find_whole(cure)), like, cure)
+
+    def _find_whole(self, cure: str) -> int:
+        """The step of the newest checkpoint that is as it was written."""
+        step, faults = self._choose()
+        self._damaged = {number for number, _ in faults}
+        told = [f"the checkpoint of step {number} is damaged ({fault})" for number, fault in faults]
+        if step is None:
+            found = "; ".join(told) or "there is none"
+            raise InputError(f"no checkpoint in {self.folder} can be read: {found}; {cure}")
+        if told:
+            print(f"{'; '.join(told)}: going on from step {step}", file=sys.stderr)
+        return step
+
+    def remove_leftovers(self) -> None:
+        """Removes what a killed run left half written."""
+        if is_first() and self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.name.isdecimal() and "tmp" in path.name:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _make_room(self, step: int) -> bool:
+        """Whether a checkpoint is still to be written; then there is a place for it."""
+        if step in self._steps():
+            return False
+        make_folder(self.folder)
+        self.remove_leftovers()
+        return True
+
+    def _join(self) -> None:
+        """Waits for this process's part of the last save."""
+        if self._thread is not None:
+            self._thread.join()
+        error, self._thread, self._error = self._error, None, None
+        if error is not None:
+            raise error
+
+    def _latest(self) -> int | None:
+        return max(self._steps(), default=None)
+
+    def _choose(self) -> tuple[int | None, list[tuple[int, str]]]:
+        """The newest whole checkpoint, and what is wrong with those after it."""
+        faults = []
+        for step in sorted(self._steps(), reverse=True):
+            fault = _fault(self.folder / str(step))
+            if fault is None:
+                return step, faults
+            faults.append((step, fault))
+        return None, faults
+
+    def _steps(self) -> list[int]:
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return [int(name) for name in names if name.isdecimal() and int(name) not in self._damaged]
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f"{step}{_TEMPORARY}"
+
+    def _load(self, step: int, like: Any, cure: str) -> Any:
+        """Loads one whole checkpoint; what is raised means that it does not fit."""
+        folder = self.folder / str(step)
+        made_with = self._backbone_of(folder)
+        if self.backbone is not None and made_with not in (None, self.backbone):
+            raise InputError(
+                f"the checkpoint of step {step} in {self.folder} was made with other weights "
+                f"(hash {made_with}, now {self.backbone}); {cure}"
+            )
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
+        )
+        try:
+            return self._orbax.load_checkpointables(folder, {"state": abstract})["state"]
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(
+                f"the checkpoint of step {step} in {self.folder} does not fit this run "
+                f"({reason}); {cure}"
+            ) from None
+
+    def _backbone_of(self, folder: Path) -> str | None:
+        """The hash that stands in a checkpoint; None in those of versions that wrote none."""
+        if not (folder / SUMS).exists():
+            return None
+        return dict(self._orbax.checkpointables_metadata(folder).custom_metadata).get("backbone")
+
+    def _finish(self, step: int, response: Any) -> None:
+        """Waits for orbax in the background; then checksums, the name, and older ones go."""
+        before = sys.unraisablehook
+        sys.unraisablehook = _without_late_answers(before)
+        try:
+            response.result()
+            sys.unraisablehook = before
+            if is_first():
+                self._name(step)
+        except (OSError, ValueError) as error:
+            self._error = self._write_error(step, error)
+        except BaseException as error:  # raised by wait() in the thread of the run
+            self._error = error
+
+    def _name(self, step: int) -> None:
+        folder, target = self._temporary(step), self.folder / str(step)
+        write_json(folder / SUMS, _checksums(folder))
+        for old in self._damaged:
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+        self._damaged.clear()
+        os.replace(folder, target)
+        for old in sorted(self._steps())[:-KEPT]:
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def _write_error(self, step: int, error: Exception) -> Exception:
+        """One line with the cure; an error that is not the disk's stays what it is."""
+        if isinstance(error, InputError):
+            told = error
+        elif isinstance(error, OSError) and error.errno is not None:
+            told = write_error(self.folder, error)
+        elif found := _OS_ERROR.search(str(error)):
+            code = int(found[1])
+            told = write_error(self.folder, OSError(code, os.strerror(code)))
+        elif "RESOURCE_EXHAUSTED" in str(error):
+            told = write_error(self.folder, OSError(errno.ENOSPC, ""))
+        else:
+            return error
+        self.remove_leftovers()  # they would take the space that is missing
+        # What orbax had begun on the other arrays is dropped, of which Python warns.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        return InputError(f"{told}; the state of step {self._latest() or 0} is kept")
+
+
+def _without_late_answers(
+    hook: Callable[[sys.UnraisableHookArgs], Any],
+) -> Callable[[sys.UnraisableHookArgs], Any]:
+    """Keeps quiet about writes that answer when orbax has given up over the first that failed."""
+
+    def told(args: sys.UnraisableHookArgs) -> None:
+        if str(args.exc_value) != "Event loop is closed":
+            hook(args)
+
+    return told
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return {path.relative_to(folder).as_posix(): _checksum(path) for path in paths}
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fault(folder: Path) -> str | None:
+    """The first file that is not what was written, or None."""
+    if not (folder / SUMS).exists():  # of a version that wrote none
+        return None
+    try:
+        expected = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        for name, checksum in expected.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _checksum(folder / name) != checksum:
+                return f"{name} has changed"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    except (ValueError, AttributeError):
+        return f"{SUMS} has changed"
+    return None
+
+
+# --- The folder of one run: its config, its log, its prompts, its result, and whose it is just now
+
+CONFIG, LOG, RESULT = "config.json", "metrics.jsonl", "result.json"
+BEST, LAST, CHECKPOINTS = "prompt.safetensors", "last.safetensors", "checkpoints"
+PREDICTIONS = "predictions.jsonl"
+LOCK = ".lock"
+
+MAY_DIFFER = ("jpt_version", "checkpoint_every", "checkpoint_minutes", "mesh")
+"""What a run may go on with differently: other moments to save at, other devices."""
+
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+
+
+class RunFolder:
+    """A run on disk. Opening it again with the same config goes on where it stopped."""
+
+    # With several processes all open it; the first one reads and writes for all.
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        on_first(lambda: self._open(config))
+        check_shared(self.config_path)
+
+    @property
+    def config_path(self) -> Path:
+        """Where the config is."""
+        return self.path / CONFIG
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run, or None."""
+        path = self.path / RESULT
+        return on_first(
+            lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for one run, however that ends; removes what a killed one left."""
+        held: list[int] = []
+        on_first(lambda: held.extend(self._take()))
+        try:
+            if is_first():
+                self._remove_leftovers()
+            yield
+        finally:
+            for descriptor in held:
+                with contextlib.suppress(OSError):
+                    (self.path / LOCK).unlink()
+                os.close(descriptor)
+
+    def tidy(self) -> None:
+        """Removes what a process left that was killed when its run had ended."""
+        names = on_first(lambda: [path.name for path in self.path.iterdir()])
+        if any(name == LOCK or _is_leftover(name) for name in names):
+            with contextlib.suppress(InputError), self.lock():
+                pass
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Writes the result, which marks the run as finished."""
+        if is_first():
+            write_json(self.path / RESULT, result)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Appends one object to the log."""
+        if not is_first():
+            return
+        text = json.dumps(line, allow_nan=False) + "\n"
+        try:
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise write_error(self.path / LOG, error) from None
+
+    def history(self) -> list[dict[str, Any]]:
+        """Reads the log."""
+        return on_first(self._history)
+
+    def rewind(self, step: int) -> None:
+        """Removes what was logged after a checkpoint."""
+        if is_first() and (self.path / LOG).exists():
+            kept = [line for line in self._history() if line["step"] <= step]
+            write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _open(self, config: dict[str, Any]) -> None:
+        self._refuse_other_run(config)
+        if not self.config_path.exists():
+            make_folder(self.path)
+            write_json(self.config_path, config)
+
+    def _history(self) -> list[dict[str, Any]]:
+        path = self.path / LOG
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        found = []
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                if number == len(lines):
+                    break
+                raise InputError(
+                    f"{path} is damaged: line {number} is no JSON; remove that line, or the folder "
+                    "to start anew"
+                ) from None
+        return found
+
+    def _take(self) -> list[int]:
+        """Locks the folder until the file is closed; the kernel does that for a killed process."""
+        path = self.path / LOCK
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise write_error(path, error) from None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+                os.close(descriptor)
+                raise InputError(
+                    f"another run is at work in {self.path} ({holder or 'unknown process'}); wait "
+                    "for it, stop it, or give another folder"
+                ) from None
+            except OSError as error:
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+                if error.errno not in _NO_LOCKS:
+                    raise write_error(path, error) from None
+                print(
+                    f"{self.path} lies on a disk without locks: do not start this run twice",
+                    file=sys.stderr,
+                )
+                return []
+            if _is_at(descriptor, path):
+                break
+            os.close(descriptor)  # its holder has just ended and removed it
+        with contextlib.suppress(OSError):  # a full disk is no reason not to start
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        return [descriptor]
+
+    def _remove_leftovers(self) -> None:
+        for path in self.path.glob(".jpt-*.tmp"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _refuse_other_run(self, config: dict[str, Any]) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; give a folder for the run")
+        if not self.config_path.exists():
+            names = [path.name for path in self.path.iterdir()]
+            if any(name != LOCK and not _is_leftover(name) for name in names):
+                raise InputError(
+                    f"{self.path} is not empty and holds no run (no {CONFIG}); give a new folder"
+                )
+            return
+        try:
+            stored = json.loads(self.config_path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError(f"{self.config_path} is no JSON; give a new folder") from None
+        differences = _differences(stored, json.loads(json.dumps(config)))
+        if differences:
+            raise InputError(
+                f"{self.path} holds another run: {'; '.join(differences)}; give another folder, "
+                "or remove this one"
+            )
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".jpt-") and name.endswith(".tmp")
+
+
+def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
+    """Lists the fields in which two configs differ, but for those that may."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        names = [key for key in {**stored, **wanted} if name or key not in MAY_DIFFER]
+        return [
+            difference
+            for key in names
+            for difference in _differences(
+                stored.get(key), wanted.get(key), f"{name}.{key}".lstrip(".")
+            )
+        ]
+    return [] if stored == wanted else [f"{name} was {stored!r} and is now {wanted!r}"]
