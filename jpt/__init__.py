@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from jpt.indicators.correlation import CorrelationResult, correlate
     from jpt.indicators.indicators import Indicators, indicators
     from jpt.indicators.pairs import summarize_types
-    from jpt.indicators.source_selection import LeaveOneOut, judge_indicators, leave_one_out
+    from jpt.indicators.source_selection import judge_indicators, leave_one_out
     from jpt.neurons.masking import MaskStudy, mask_neurons
     from jpt.neurons.probe import activated_neurons
-    from jpt.neurons.selection import NeuronChoice, Redundancy, choose_neurons, redundancy
+    from jpt.neurons.selection import NeuronChoice, choose_neurons, redundancy
     from jpt.prompts.arithmetic import average_prompts
     from jpt.prompts.store import load_prompt, save_prompt
     from jpt.recipes.dry_run import dry_run
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from jpt.report.figures import mask_figure, warm_start_figure
     from jpt.report.report import report
     from jpt.results.prompt_table import read_transfer, relative_performance, summarize_transfer
+    from jpt.results.records import LeaveOneOut, Redundancy
     from jpt.tasks.catalog import load_task, task_names
     from jpt.tasks.task import Task
     from jpt.transfer.mixture import MixtureResult, evaluate_ensemble, learn_mixture

@@ -8,13 +8,13 @@ V vocabulary, C labels, W words that stand for them, A tokens of an answer, K pr
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Int32
-
-from jpt.tasks.metrics import Written
 
 Parameters = dict[str, Any]
 """A nested dictionary of arrays: the frozen weights of a backbone."""
@@ -182,3 +182,19 @@ class Score:
         if not alike:
             return None
         return f"all {self.rows} rows were answered '{answered[0]}': nothing is learnt yet"
+
+
+class Written(NamedTuple):
+    """What a model wrote for one row and what it should have written."""
+
+    # The pieces are ids of the model's vocabulary without special ones, cut to the answer's length;
+    # only BLEU reads them, and only BLEU does not read the texts.
+
+    prediction: str
+    references: tuple[str, ...]
+    prediction_pieces: tuple[int, ...]
+    reference_pieces: tuple[tuple[int, ...], ...]
+
+
+Data = str | Path | Mapping[str, Iterable[Mapping[str, Any]]]
+"""Where the rows of a task are: a folder, or the rows themselves by split."""

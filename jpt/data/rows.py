@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jpt.config import SPLITS
 from jpt.data.builtin import builtin_rows
 from jpt.errors import InputError, unknown_name
 from jpt.io.files import file_size_bytes, read_bytes
-from jpt.tasks.task import PARQUET_BRANCH, SPLITS, HubSource, Task
+from jpt.tasks.task import PARQUET_BRANCH, HubSource, Task
 
 # --- Which label a value in the data means, in each form that files and libraries give it
 

@@ -35,7 +35,8 @@ from jpt.indicators.source_selection import CHOICE, judge_indicators, shown_rank
 from jpt.io.files import make_folder, write_json
 from jpt.prompts.store import Prompts, load_runs
 from jpt.results.prompt_table import read_transfer
-from jpt.results.statistics import DRAWS, LEVEL, METHOD, SEED, Lead, lead, mean_interval
+from jpt.results.records import OverlapLead, RankCorrelation
+from jpt.results.statistics import DRAWS, LEVEL, METHOD, SEED, lead, mean_interval
 from jpt.types import Activations, Prompt, TransferMatrix
 
 # --- What the indicators say, held against what the transfers did: Spearman's rank correlation
@@ -48,41 +49,6 @@ CORRELATION, TYPES = "correlation.json", "types.json"
 
 FEWEST_SOURCES = 3
 """With two sources a rank correlation can only be 1 or -1."""
-
-
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Spearman's rank correlation of one indicator with zero-shot transfer.
-
-    Attributes:
-        mean_over_targets: the mean of ``per_target`` where that is defined; None where nowhere.
-        pooled_relative: over all pairs of target and source, with relative performance.
-        pooled_raw: over all pairs, with the scores as they are.
-        n_targets: how many targets have a defined correlation.
-        per_target: over the sources of each target; None where it is not defined.
-        interval: of the mean over targets (`jpt.results.statistics`); None for fewer
-            than two targets.
-    """
-
-    mean_over_targets: float | None
-    pooled_relative: float | None
-    pooled_raw: float | None
-    n_targets: int
-    per_target: dict[str, float | None]
-    interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class OverlapLead:
-    """How far ON leads the paper's indicators of vectors, target by target.
-
-    Attributes:
-        best: the one of these with the highest mean over targets; None where none is defined.
-        over: the lead over each.
-    """
-
-    best: str | None
-    over: dict[str, Lead]
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -22,6 +21,7 @@ from jpt.indicators.pairs import (
     type_of,
 )
 from jpt.results.prompt_table import read_transfer
+from jpt.results.records import Choice, LeaveOneOut, RankingRecord, SourceRange
 from jpt.results.statistics import DRAWS, LEVEL, METHOD, SEED, mean_interval
 from jpt.tasks.catalog import task_type
 from jpt.types import TransferMatrix
@@ -34,97 +34,6 @@ from jpt.types import TransferMatrix
 
 ZERO_SHOT = "zero_shot"
 SAME_TYPE = "same_type"
-
-
-class Choice(NamedTuple):
-    """What the source that a ranking puts first is worth on one target.
-
-    Attributes:
-        hit: 1 where it is the best source, 0 where not; a share where several are first.
-        rank: its place among the measured scores, 1 the best; equal scores share a mean place.
-        regret: the best score less its score.
-        sources: how many there were to choose from.
-    """
-
-    hit: float
-    rank: float
-    regret: float
-    sources: int
-
-
-@dataclass(frozen=True)
-class RankingRecord:
-    """How often a ranking was right.
-
-    Attributes:
-        targets: on how many targets it says anything.
-        hits: share of these on which its first source was the best one.
-        mean_rank: mean place of its first source among the measured scores.
-        regret: mean of the best score less the score of its first source.
-        chance_hits: the same for a source chosen by chance, on the same targets.
-        chance_rank: likewise.
-        chance_regret: likewise.
-    """
-
-    targets: int
-    hits: float
-    mean_rank: float
-    regret: float
-    chance_hits: float
-    chance_rank: float
-    chance_regret: float
-
-
-class Range(NamedTuple):
-    """What there was to choose from on one target.
-
-    Attributes:
-        best: the best source; several where they score the same.
-        best_score: its score.
-        mean_score: the mean score of all sources, which a choice by chance has on average.
-        sources: how many there were.
-    """
-
-    best: tuple[str, ...]
-    best_score: float
-    mean_score: float
-    sources: int
-
-
-@dataclass(frozen=True)
-class LeaveOneOut:
-    """How often each ranking was right on a known matrix.
-
-    Attributes:
-        rankings: the record of each ranking by its name; one that says nothing anywhere is left
-            out.
-        per_target: the choice of each ranking on each target; None where it says nothing.
-        targets: that were looked at.
-        notes: what was left out, and why.
-        chosen: the source that each ranking puts first on each target, several where they are
-            alike to it, none where it says nothing; without ``zero_shot``, which is simulated.
-        ranges: what there was to choose from on each target.
-    """
-
-    rankings: dict[str, RankingRecord]
-    per_target: dict[str, dict[str, Choice | None]]
-    targets: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    chosen: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
-    ranges: dict[str, Range] = field(default_factory=dict)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return {
-            "targets": list(self.targets),
-            "rankings": {name: asdict(found) for name, found in self.rankings.items()},
-            "per_target": {
-                name: {target: None if c is None else c._asdict() for target, c in of.items()}
-                for name, of in self.per_target.items()
-            },
-            "notes": list(self.notes),
-        }
 
 
 def judge_choice(
@@ -260,10 +169,10 @@ def _first_sources(
     }
 
 
-def _range(sources: Sequence[str], scores: Float64[np.ndarray, "K"]) -> Range:
+def _range(sources: Sequence[str], scores: Float64[np.ndarray, "K"]) -> SourceRange:
     best = float(np.nanmax(scores))
     names = tuple(sources[place] for place in np.flatnonzero(scores == best))
-    return Range(names, best, float(np.nanmean(scores)), int((~np.isnan(scores)).sum()))
+    return SourceRange(names, best, float(np.nanmean(scores)), int((~np.isnan(scores)).sum()))
 
 
 def _judged_rows(pairs: TransferPairs, scores: Float64[np.ndarray, "N K"]) -> list[int]:

@@ -126,7 +126,7 @@ KINDS = {
 class GgufTensor(StoredTensor):
     """Where in a GGUF file a tensor lies, and how."""
 
-    kind: str = "F32"  # one of `KINDS`
+    kind: str = "F32"  # one of `MASK_KINDS`
     # heads whose rows the file holds in pairs (see `unpaired`); None for rows as they are
     pairs: int | None = None
 

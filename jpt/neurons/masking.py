@@ -18,43 +18,34 @@ from jaxtyping import Float64
 from tqdm import tqdm
 
 from jpt.backbones.registry import Backbone, weights_fingerprint
-from jpt.config import LABEL_SCORING, check_choice, check_counts
+from jpt.config import (
+    MASK_COMMON,
+    MASK_IN_TASK,
+    MASK_KINDS,
+    MASK_OTHER,
+    MASK_RANDOM,
+    MASK_SPECIFIC,
+    MaskOptions,
+    check_ratio,
+)
 from jpt.data.encode import EncodedSplit, encode_cached
 from jpt.errors import InputError, unknown_name
 from jpt.indicators.indicators import parse_layers
 from jpt.indicators.pairs import is_random
 from jpt.io.files import make_folder, read_json, write_json, write_table
 from jpt.neurons.probe import activated_neurons
-from jpt.neurons.selection import (
-    COMMON,
-    KINDS,
-    OF_SEVERAL,
-    OTHER,
-    OWN,
-    RANDOM,
-    SPECIFIC,
-    NeuronChoice,
-    check_ratio,
-    choose_neurons,
-)
+from jpt.neurons.selection import OF_SEVERAL, NeuronChoice, choose_neurons
 from jpt.parallel import batch_sharding, make_mesh, on_first
 from jpt.prompts.store import PROMPT_FILE, check_prompt, load_prompt, load_prompts
 from jpt.results.prompt_table import own_prompts, read_activations, short_task, summarize_relative
 from jpt.results.provenance import made_with
 from jpt.results.score_table import Cell, CellFile, make_cell
 from jpt.tasks.catalog import task_type
-from jpt.tasks.task import SPLITS, Task
+from jpt.tasks.task import Task
 from jpt.transfer.zero_shot import MatrixPlan, plan_matrix
-from jpt.tuning.bound_task import (
-    Data,
-    PreparedTask,
-    as_backbone,
-    as_task,
-    prepare_task,
-    settle_length,
-)
+from jpt.tuning.bound_task import PreparedTask, as_backbone, as_task, prepare_task, settle_length
 from jpt.tuning.losses import NeuronMask, neuron_shape
-from jpt.types import Activations, Prompt, Score
+from jpt.types import Activations, Data, Prompt, Score
 
 # --- What a masking study scores, known before a model is loaded: prompts, tasks and masks
 
@@ -63,60 +54,6 @@ NONE = "none"
 
 Prompts = Prompt | Mapping[str, Prompt] | str | Path
 Tasks = Task | str | Path | Iterable[Task | str | Path] | None
-
-
-@dataclass(frozen=True)
-class MaskOptions:
-    """How neurons are chosen and prompts are scored.
-
-    Attributes:
-        ratio: share of the neurons of the layers that is silent. Paper: 0.2.
-        layers: first and last layer, from 0, both included, as ``"9-11"``. Paper: all.
-        per_layer: take the share from each layer, instead of from all of them together.
-        kinds: what is masked (see `jpt.choose_neurons`); by default all, and of one prompt alone
-            its own and random neurons.
-        random_draws: how often random neurons are drawn.
-        stack: ``"decoder"`` or ``"encoder"`` of a T5; its decoder by default.
-        seed: of random neurons.
-        split: that is scored; a task without it is scored on validation.
-        backbone: instead of the one that the prompts' cards name; the width is checked.
-        max_tokens: longest text in tokens; by default the backbone's own choice.
-        label_scoring: ``"phrase"`` or ``"first_piece"``.
-        eval_batch_size: rows at once; changes speed, never a number.
-        dtype: of weights and matrix products.
-        mesh: devices by axis.
-    """
-
-    ratio: float = 0.2
-    layers: str | tuple[int, int] | None = None
-    per_layer: bool = False
-    kinds: Sequence[str] | None = None
-    random_draws: int = 3
-    stack: str | None = None
-    seed: int = 0
-    split: str = "test"
-    backbone: Backbone | str | Path | None = None
-    max_tokens: int | None = None
-    label_scoring: str = "phrase"
-    eval_batch_size: int = 64
-    dtype: str = "float32"
-    mesh: str | None = None
-
-    def __post_init__(self) -> None:
-        """Checks what can be checked without a model."""
-        check_counts(
-            random_draws=self.random_draws,
-            max_tokens=self.max_tokens,
-            eval_batch_size=self.eval_batch_size,
-        )
-        check_choice("label_scoring", self.label_scoring, LABEL_SCORING)
-        if self.split not in SPLITS:
-            raise unknown_name("split", self.split, SPLITS)
-        check_ratio(self.ratio, 10**9)
-        if self.kinds is not None and not list(self.kinds):
-            raise InputError(f"kinds is empty; name some of {', '.join(KINDS)}")
-        for kind in self.kinds or ():
-            check_choice("kinds", kind, KINDS)
 
 
 class MaskedRun(NamedTuple):
@@ -159,19 +96,21 @@ class MaskPlan:
 
     def runs(self) -> list[MaskedRun]:
         """Lists all scores, by task the one without a mask first."""
-        kinds = self.options.kinds or (KINDS if len(self.sources) > 1 else (OWN, RANDOM))
+        kinds = self.options.kinds or (
+            MASK_KINDS if len(self.sources) > 1 else (MASK_IN_TASK, MASK_RANDOM)
+        )
         found = []
         for task, prompt in self.own.items():
             others = [name for name in self.sources if name != prompt]
             makers = {
-                OWN: [MaskedRun(task, prompt, OWN, prompt)],
-                RANDOM: [
-                    MaskedRun(task, prompt, RANDOM, None, draw)
+                MASK_IN_TASK: [MaskedRun(task, prompt, MASK_IN_TASK, prompt)],
+                MASK_RANDOM: [
+                    MaskedRun(task, prompt, MASK_RANDOM, None, draw)
                     for draw in range(self.options.random_draws)
                 ],
-                OTHER: [MaskedRun(task, prompt, OTHER, name) for name in others],
-                COMMON: [MaskedRun(task, prompt, COMMON)],
-                SPECIFIC: [MaskedRun(task, prompt, SPECIFIC, prompt)],
+                MASK_OTHER: [MaskedRun(task, prompt, MASK_OTHER, name) for name in others],
+                MASK_COMMON: [MaskedRun(task, prompt, MASK_COMMON)],
+                MASK_SPECIFIC: [MaskedRun(task, prompt, MASK_SPECIFIC, prompt)],
             }
             found.append(MaskedRun(task, prompt, NONE))
             found += [run for kind in dict.fromkeys(kinds) for run in makers[kind]]
@@ -186,7 +125,11 @@ class MaskPlan:
         options = ("ratio", "layers", "per_layer", "stack", "seed")
         told = {name: getattr(self.options, name) for name in options}
         told["layers"] = None if told["layers"] is None else str(told["layers"])
-        read_from = {OTHER: [run.source], COMMON: self.sources, SPECIFIC: self.sources}
+        read_from = {
+            MASK_OTHER: [run.source],
+            MASK_COMMON: self.sources,
+            MASK_SPECIFIC: self.sources,
+        }
         names = read_from.get(run.kind, [run.prompt])
         if self.neurons is None:
             chosen_by = [identities[name]["prompt"] for name in names]
@@ -308,9 +251,9 @@ def _checksum(activations: Activations) -> str:
 Cells = Mapping[MaskedRun, Cell]
 _NO_LEAD = "no better than the commonest answer without a mask, so masks show nothing there"
 _PROMISES = {
-    OWN: "above 0 behind the prompt",
-    COMMON: "above 0 behind every prompt",
-    SPECIFIC: "above 0 behind this prompt and no other",
+    MASK_IN_TASK: "above 0 behind the prompt",
+    MASK_COMMON: "above 0 behind every prompt",
+    MASK_SPECIFIC: "above 0 behind this prompt and no other",
 }
 
 
@@ -372,7 +315,7 @@ def _target(
         mean = float(values.mean())
         masks[kind] = {
             "value": mean,
-            "std": float(values.std(ddof=1)) if kind == RANDOM and len(runs) > 1 else None,
+            "std": float(values.std(ddof=1)) if kind == MASK_RANDOM and len(runs) > 1 else None,
             "relative": mean / plain.value if plain.value > 0 else None,
             "runs": [
                 {
@@ -409,7 +352,7 @@ def _summary(plan: MaskPlan, targets: Mapping[str, Any]) -> dict[str, Any]:
         },
         "own_below_random": _below_random(targets),
     }
-    if OTHER not in kinds:
+    if MASK_OTHER not in kinds:
         return {**record, "other_by_type": None}
     cards = plan.matrix.cards
     of_sources = {
@@ -438,7 +381,7 @@ def _relative_by_source(
     """What is left of each score under the mask of each prompt."""
     table = np.full((len(targets), len(sources)), np.nan)
     for row, target in enumerate(targets.values()):
-        for kind in (OWN, OTHER):
+        for kind in (MASK_IN_TASK, MASK_OTHER):
             for run in target["masks"].get(kind, {"runs": []})["runs"]:
                 if target["unmasked"] > 0:
                     place = sources.index(run["source"])
@@ -460,10 +403,11 @@ def _mean(targets: Mapping[str, Any], kind: str) -> float | None:
 def _below_random(targets: Mapping[str, Any]) -> dict[str, int] | None:
     """On how many tasks the own neurons cost more than every draw of random ones."""
     pairs = [each["masks"] for each in targets.values()]
-    if not all(OWN in masks and RANDOM in masks for masks in pairs):
+    if not all(MASK_IN_TASK in masks and MASK_RANDOM in masks for masks in pairs):
         return None
     below = [
-        masks[OWN]["value"] < min(run["value"] for run in masks[RANDOM]["runs"]) for masks in pairs
+        masks[MASK_IN_TASK]["value"] < min(run["value"] for run in masks[MASK_RANDOM]["runs"])
+        for masks in pairs
     ]
     return {"tasks": sum(below), "of": len(below)}
 
@@ -547,8 +491,8 @@ _NAME = 18
 _TYPE = 13
 
 MEANINGS = {
-    OWN: "largest values behind the task's own prompt",
-    RANDOM: "drawn by lot, as many in each layer as own",
+    MASK_IN_TASK: "largest values behind the task's own prompt",
+    MASK_RANDOM: "drawn by lot, as many in each layer as own",
     "other": "largest values behind other tasks' prompts",
     "common": "activated by the most prompts",
     "specific": "activated by this prompt and the fewest others",
@@ -719,7 +663,7 @@ def mask_neurons(
         neurons: activations to choose by, or their file; then one prompt has others beside it.
         data: rows of the one task; of several prompts a folder that holds a folder for each.
         progress: whether to show a bar on stderr.
-        **options: fields of :class:`jpt.neurons.masking.MaskOptions`: ratio, layers, kinds,
+        **options: fields of :class:`jpt.config.MaskOptions`: ratio, layers, kinds,
             random_draws, per_layer, stack, split and others.
 
     Returns:

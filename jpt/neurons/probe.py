@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,16 @@ from jaxtyping import Array, Float, Float32, Float64, Int
 from tqdm import tqdm
 
 from jpt.backbones.registry import Backbone, check_lengths, load_backbone, longest_text
-from jpt.config import PAPER_CHOICES, check_choice, check_counts
+from jpt.config import (
+    AT_ANSWER,
+    OVER_TEXT,
+    PAPER_CHOICES,
+    PROBE_START,
+    PROBE_TEXT,
+    Positions,
+    ProbeOptions,
+    check_choice,
+)
 from jpt.data.batches import evaluation_batches, shuffled
 from jpt.data.encode import EncodedSplit, encode_split, join_rows
 from jpt.data.rows import Row, attach_data, read_rows, read_texts
@@ -30,7 +39,7 @@ from jpt.prompts.store import Prompts, check_prompt, load_runs, stack_prompts
 from jpt.results.prompt_table import write_activations
 from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
-from jpt.types import Activations, Parameters, Prompt
+from jpt.types import Activations, Data, Parameters, Prompt
 
 # --- Linear CKA: how alike two prompts make a model see the same rows of text, in each layer
 # With X_a [rows, F] the activations of a layer behind prompt a, each column minus its mean, and the
@@ -72,87 +81,6 @@ def align_kernels(kernels: Float64[np.ndarray, "L K N*N"]) -> Float64[np.ndarray
 
 # --- What a probe reads behind each prompt, and where
 
-Data = str | Path | Mapping[str, Iterable[Mapping[str, Any]]]
-Positions = str | tuple[int, ...]
-
-ANSWER, ALL_TEXT = "answer", "text"
-START, TEXT = "start", "text"
-CHUNK_MB = 256
-_OF_TEXT = ("task", "rows", "data", "max_tokens")
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """The options of `jpt.neurons.probe.activated_neurons`.
-
-    Attributes:
-        probe: ``"start"``, the paper's: prompt and start token alone; or ``"text"``.
-        task: whose text; a task, its name, or its folder. Its labels are not looked at.
-        split: of the task.
-        rows: how many rows, by chance; 64 by default, or all where there are fewer.
-        data: folder of the task's rows, or the rows by split.
-        positions: where a text's neurons are read: ``"answer"``, ``"text"`` (mean over all its
-            tokens), or tokens by number, from 0 or, negative, from the end: ``(0, -1)``.
-        max_tokens: longest text in tokens; by default what a run would take.
-        seed: of the choice of rows.
-        stack: ``"decoder"`` or ``"encoder"`` of a T5; its decoder by default.
-        chunk_mb: memory for the prompts and rows that are read at once, roughly; changes speed,
-            never a number.
-
-    Example:
-        >>> ProbeOptions(probe="text", task="sst2", positions="0,-1").places
-        (0, -1)
-    """
-
-    probe: str = START
-    task: Task | str | Path | None = None
-    split: str = "validation"
-    rows: int | None = None
-    data: Data | None = None
-    positions: str | int | Sequence[int] = ANSWER
-    max_tokens: int | None = None
-    seed: int = 0
-    stack: str | None = None
-    chunk_mb: float = CHUNK_MB
-
-    def __post_init__(self) -> None:
-        """Refuses what does not go together, before anything is read."""
-        check_choice("probe", self.probe, (START, TEXT))
-        check_counts(rows=self.rows, max_tokens=self.max_tokens)
-        if not self.chunk_mb > 0:
-            raise InputError(f"chunk_mb is {self.chunk_mb}; give a number of megabytes above 0")
-        if self.probe == TEXT and self.task is None:
-            raise InputError("probe is text, but no task says whose; give one, for instance sst2")
-        named = [name for name in _OF_TEXT if getattr(self, name) is not None]
-        named += ["positions"] if self.places != ANSWER else []
-        if self.probe == START and named:
-            raise InputError(
-                f"{' and '.join(named)} choose{'s' if len(named) == 1 else ''} what text is read,"
-                " but the probe is start, which reads none; set probe to text"
-            )
-
-    @property
-    def places(self) -> Positions:
-        """The positions as ``"answer"``, ``"text"`` or numbers."""
-        return parse_positions(self.positions)
-
-
-def parse_positions(positions: str | int | Sequence[int]) -> Positions:
-    """Reads where neurons are read."""
-    if positions in (ANSWER, ALL_TEXT):
-        return positions
-    parts = positions.split(",") if isinstance(positions, str) else positions
-    try:
-        numbers = (parts,) if isinstance(parts, int) else tuple(parts)
-        if not numbers or any(isinstance(n, float | bool) for n in numbers):
-            raise ValueError
-        return tuple(dict.fromkeys(int(number) for number in numbers))
-    except (TypeError, ValueError):
-        raise InputError(
-            f"positions is {positions!r}; expected answer, text, or numbers of tokens of the text,"
-            " for instance 0,-1"
-        ) from None
-
 
 # --- Which rows of a task a probe on text reads, and at which of their tokens
 
@@ -177,7 +105,7 @@ def start_input(backbone: Backbone, first_position: int = 0) -> ProbeInput:
     """Gives the paper's probe: the start token alone."""
     tokens, offsets = join_rows([[backbone.start_id]])
     split = EncodedSplit(tokens, offsets, np.zeros(1, np.int32), 0)
-    return ProbeInput(split, 1, ANSWER, {"kind": START}, first_position)
+    return ProbeInput(split, 1, AT_ANSWER, {"kind": PROBE_START}, first_position)
 
 
 def text_input(
@@ -190,7 +118,7 @@ def text_input(
     encoded = encode_split(rows, task, backbone.tokenizer, tokens, backbone.layout)
     encoded = _with_positions(encoded, places)
     record = {
-        "kind": TEXT,
+        "kind": PROBE_TEXT,
         "task": task.name,
         "split": options.split,
         "rows": encoded.n_rows,
@@ -208,7 +136,7 @@ def position_weights(
     places, lengths = np.arange(width), np.asarray(lengths)[:, None]
     is_text = places < lengths
     chosen = is_text
-    if positions != ALL_TEXT:
+    if positions != OVER_TEXT:
         numbers = np.array(positions)
         targets = np.where(numbers >= 0, numbers, lengths + numbers)  # [B, how many]
         chosen = is_text & (places == targets[:, :, None]).any(1)
@@ -217,7 +145,7 @@ def position_weights(
 
 def _with_positions(split: EncodedSplit, positions: Positions) -> EncodedSplit:
     """The rows that have at least one of the tokens."""
-    if positions in (ANSWER, ALL_TEXT):
+    if positions in (AT_ANSWER, OVER_TEXT):
         return split
     lengths = split.lengths
     has = position_weights(positions, lengths, int(lengths.max())).any(axis=1)
@@ -308,7 +236,7 @@ def probe_rows(
     """Reads all rows behind all prompts."""
     rows, count = given.split.n_rows, len(bank)
     piece = plan_pieces(backbone, bank.shape[:2], given, options, mesh)
-    with_cka = options.probe != START and 2 <= rows <= CKA_ROWS
+    with_cka = options.probe != PROBE_START and 2 <= rows <= CKA_ROWS
     values, rates = np.zeros((2, count, *neuron_shape(backbone, options.stack)))
     kernels = np.zeros((values.shape[1], count, rows**2 if with_cka else 0))
     with tqdm(total=count * rows, desc="rows", disable=not progress) as bar:
@@ -344,7 +272,7 @@ def _read_rows(
     batches = evaluation_batches(given.split, batch_rows, given.max_tokens, backbone.pad_id, own)
     for rows, batch in batches:
         weights = None
-        if given.positions != ANSWER:
+        if given.positions != AT_ANSWER:
             weights = position_weights(given.positions, batch.lengths, batch.tokens.shape[1])
         inputs = (batch.tokens, batch.lengths, weights)
         if mesh is not None:
@@ -413,7 +341,7 @@ def plan_pieces(
     (prompts, prompt_rows), rows = shape, math.ceil(given.split.n_rows / shares)
     config, (layers, neurons) = backbone.config, neuron_shape(backbone, options.stack)
     places = prompt_rows + int(given.split.lengths.max()) + 1
-    kept = layers * neurons * (1 if given.positions == ANSWER else places)
+    kept = layers * neurons * (1 if given.positions == AT_ANSWER else places)
     # One layer's states, neurons and attention at a time; in float32, rounded up.
     passing = places * (6 * config.width + neurons) + config.heads * places**2
     fitting = max(1, int(options.chunk_mb * 2**20 / (4 * (kept + passing))))
@@ -463,7 +391,7 @@ def activated_neurons(
         mesh: devices by axis: prompts go over ``prompt``, rows over ``data``; by default, of a
             loaded backbone those that it lies on.
         progress: whether to show a bar on stderr.
-        **options: fields of :class:`jpt.neurons.probe.ProbeOptions`: ``probe``, ``task``,
+        **options: fields of :class:`jpt.config.ProbeOptions`: ``probe``, ``task``,
             ``split``, ``rows``, ``data``, ``positions``, ``stack``, ``chunk_mb`` and others.
 
     Returns:
@@ -490,7 +418,7 @@ def activated_neurons(
     bank = stack_prompts(loaded)
     means = probe_rows(model, bank, given, chosen, mesh=devices, progress=progress)
     record = given.record | ({"stack": chosen.stack} if chosen.stack else {})
-    of_text = (None, None) if chosen.probe == START else (means.rates, means.cka)
+    of_text = (None, None) if chosen.probe == PROBE_START else (means.rates, means.cka)
     found = Activations(tuple(loaded), means.values, *of_text, record)
     if out is not None:
         write_activations(out, found)
@@ -536,9 +464,9 @@ def _input(model: Backbone, prompt: Prompt, options: ProbeOptions) -> ProbeInput
     check_lengths(model, len(prompt.values), 1, first_position)
     if stack is not None:
         _check_stack(model, stack)
-    if options.probe == START:
+    if options.probe == PROBE_START:
         return start_input(model, first_position)
-    if options.positions != ANSWER and model.layout == "encoder_decoder" and stack != "encoder":
+    if options.positions != AT_ANSWER and model.layout == "encoder_decoder" and stack != "encoder":
         raise InputError(
             f"positions is {options.positions!r}, but the decoder of {model.name} stands at no"
             " token of the text; set stack to encoder, or positions to answer"

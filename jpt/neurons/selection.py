@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int
+from jaxtyping import Bool, Float, Float32, Int
 
-from jpt.config import check_choice
+from jpt.config import (
+    MASK_COMMON,
+    MASK_IN_TASK,
+    MASK_KINDS,
+    MASK_OTHER,
+    MASK_RANDOM,
+    MASK_SPECIFIC,
+    check_choice,
+    check_ratio,
+)
 from jpt.errors import InputError, unknown_name
 from jpt.indicators.indicators import parse_layers
+from jpt.results.records import Redundancy
 from jpt.types import Activations
 
 # --- Which neurons are made silent: a prompt's most activated ones, and others to hold against them
 # Paper's code (2.0, ``mask_activated_neuron``): the top 20 % of neurons by value over all layers.
 # Every choice here has the same number of neurons, so that what they cost can be compared.
 
-OWN, RANDOM, OTHER, COMMON, SPECIFIC = "own", "random", "other", "common", "specific"
-KINDS = (OWN, RANDOM, OTHER, COMMON, SPECIFIC)
-OF_SEVERAL = (OTHER, COMMON, SPECIFIC)
+OF_SEVERAL = (MASK_OTHER, MASK_COMMON, MASK_SPECIFIC)
 """Choices that need the prompts of two tasks or more."""
 
 Keys = tuple[Float[np.ndarray, "L F"] | Int[np.ndarray, "L F"] | Bool[np.ndarray, "L F"], ...]
@@ -32,7 +39,7 @@ class NeuronChoice:
     """Neurons that are silent in one run.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `MASK_KINDS`.
         mask: 0 where a neuron is silent, 1 elsewhere.
         source: the prompt whose neurons they are; None where they are nobody's.
         draw: number of a random choice.
@@ -59,7 +66,7 @@ class NeuronChoice:
 def choose_neurons(
     activations: Activations,
     prompt: str,
-    kind: str = OWN,
+    kind: str = MASK_IN_TASK,
     *,
     ratio: float = 0.2,
     layers: str | tuple[int, int] | None = None,
@@ -78,7 +85,7 @@ def choose_neurons(
     Args:
         activations: of the prompts.
         prompt: whose task is scored.
-        kind: one of `KINDS`.
+        kind: one of `MASK_KINDS`.
         ratio: share of the neurons of the layers.
         layers: first and last layer, from 0, both included, as ``"9-11"``; by default all.
         per_layer: take the share from each layer, instead of from all of them together.
@@ -100,35 +107,22 @@ def choose_neurons(
         >>> choose_neurons(bank, "a", "common", ratio=0.5).mask
         array([[1., 1., 0., 0.]], dtype=float32)
     """
-    check_choice("kind", kind, KINDS)
+    check_choice("kind", kind, MASK_KINDS)
     _check_names(activations, prompt, kind, other)
     shape = activations.values.shape[1:]
     window = parse_layers(layers, shape[0]) if layers is not None else (0, shape[0] - 1)
     count = check_ratio(ratio, shape[1] if per_layer else (window[1] - window[0] + 1) * shape[1])
-    place = activations.names.index(other if kind == OTHER else prompt)
+    place = activations.names.index(other if kind == MASK_OTHER else prompt)
     keys, is_fitting = _keys(activations, place, kind)
     silent = _silence(keys, window, count, per_layer, seed)
-    silent = _redraw(silent, [seed, 1, draw]) if kind == RANDOM else silent
+    silent = _redraw(silent, [seed, 1, draw]) if kind == MASK_RANDOM else silent
     return NeuronChoice(
         kind,
         np.where(silent, np.float32(0), np.float32(1)),
-        {OWN: prompt, OTHER: other, SPECIFIC: prompt}.get(kind),
-        draw if kind == RANDOM else None,
+        {MASK_IN_TASK: prompt, MASK_OTHER: other, MASK_SPECIFIC: prompt}.get(kind),
+        draw if kind == MASK_RANDOM else None,
         int((silent & is_fitting).sum()),
     )
-
-
-def check_ratio(ratio: float, neurons: int) -> int:
-    """Turns a share of neurons into a number of them."""
-    if not (isinstance(ratio, (int, float)) and math.isfinite(ratio) and 0 < ratio < 1):
-        raise InputError(f"ratio is {ratio}; give a number above 0 and below 1, for instance 0.2")
-    count = round(ratio * neurons)
-    if not 0 < count < neurons:
-        raise InputError(
-            f"ratio is {ratio}, which is {count} of {neurons} neurons; give one that leaves some"
-            " and takes some, for instance 0.2"
-        )
-    return count
 
 
 def _check_names(activations: Activations, prompt: str, kind: str, other: str | None) -> None:
@@ -141,9 +135,9 @@ def _check_names(activations: Activations, prompt: str, kind: str, other: str | 
             f"kind is {kind}, which compares prompts, but there is {len(names)} ({names[0]}); give"
             " the prompts of two tasks or more"
         )
-    if kind == OTHER and other in (None, prompt):
+    if kind == MASK_OTHER and other in (None, prompt):
         raise InputError(
-            f"kind is {OTHER}, and the other prompt is {other}; name one that is not {prompt}"
+            f"kind is {MASK_OTHER}, and the other prompt is {other}; name one that is not {prompt}"
         )
 
 
@@ -152,14 +146,14 @@ def _keys(activations: Activations, place: int, kind: str) -> tuple[Keys, Bool[n
     values, rates = activations.values[place], activations.rates
     # Of a probe on text: activated in half of the rows or more.
     active = activations.values > 0 if rates is None else rates >= 0.5
-    if kind == COMMON:
+    if kind == MASK_COMMON:
         shared = active.sum(axis=0)
         mean = activations.values.mean(axis=0, dtype=np.float64)
         return (shared, mean), shared == len(active)
-    if kind == SPECIFIC:
+    if kind == MASK_SPECIFIC:
         others = active.sum(axis=0) - active[place]
         return (active[place], -others, values), active[place] & (others == 0)
-    return (values,), (np.ones_like(active[0]) if kind == RANDOM else active[place])
+    return (values,), (np.ones_like(active[0]) if kind == MASK_RANDOM else active[place])
 
 
 def _silence(
@@ -191,58 +185,6 @@ def _redraw(silent: Bool[np.ndarray, "L F"], seed: list[int]) -> Bool[np.ndarray
 
 
 # --- Redundancy: neurons that every prompt activates, and neurons that none does, layer by layer
-
-
-@dataclass(frozen=True)
-class Redundancy:
-    """Shares of the neurons of each layer, over several prompts.
-
-    Attributes:
-        prompts: how many prompts there are.
-        activated: share that a prompt activates, on average.
-        always: share that every prompt activates.
-        never: share that no prompt activates.
-        always_by_chance: what ``always`` would be if each prompt activated as many neurons of the
-            layer as it does, but drawn by lot.
-        never_by_chance: likewise.
-    """
-
-    prompts: int
-    activated: Float64[np.ndarray, "L"]
-    always: Float64[np.ndarray, "L"]
-    never: Float64[np.ndarray, "L"]
-    always_by_chance: Float64[np.ndarray, "L"]
-    never_by_chance: Float64[np.ndarray, "L"]
-
-    def summary(self) -> dict[str, Any]:
-        """Gives the shares over all layers and by layer, ready for JSON."""
-        names = ("activated", "always", "never", "always_by_chance", "never_by_chance")
-        shares = {name: getattr(self, name) for name in names}
-        return {
-            "prompts": self.prompts,
-            **{name: float(values.mean()) for name, values in shares.items()},
-            "by_layer": {name: values.tolist() for name, values in shares.items()},
-        }
-
-    def describe(self) -> str:
-        """Says the shares over all layers, and by layer, in lines of at most 80 columns.
-
-        Returns:
-            The text.
-        """
-        always, never = 100 * self.always.mean(), 100 * self.never.mean()
-        by_lot = 100 * self.always_by_chance.mean(), 100 * self.never_by_chance.mean()
-        lines = [
-            f"always on (all {self.prompts} prompts): {always:.1f} % of the neurons (by chance"
-            f" {by_lot[0]:.1f} %)",
-            f"never on: {never:.1f} % (by chance {by_lot[1]:.1f} %)",
-            "layer  activated  always on  never on",
-        ]
-        by_layer = zip(self.activated, self.always, self.never, strict=True)
-        for layer, (activated, always, never) in enumerate(by_layer):
-            shares = f"{100 * activated:7.1f} %  {100 * always:7.1f} %  {100 * never:6.1f} %"
-            lines.append(f"{layer:>5}  {shares}")
-        return "\n".join(lines)
 
 
 def redundancy(activations: Activations) -> Redundancy:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from jpt.backbones.registry import Backbone, load_backbone
+from jpt.config import MASK_COMMON, MASK_IN_TASK
+from jpt.config import MASK_RANDOM as DRAWN
 from jpt.errors import InputError
 from jpt.indicators.correlation import study_indicators
 from jpt.neurons.masking import RECORD as MASKS
 from jpt.neurons.masking import mask_neurons
 from jpt.neurons.probe import activated_neurons
-from jpt.neurons.selection import COMMON, OWN
-from jpt.neurons.selection import RANDOM as DRAWN
 from jpt.parallel import make_mesh, on_first
 from jpt.report.report import PAGE, report, summarize
 from jpt.results.prompt_table import short_task
@@ -41,7 +41,7 @@ TASKS = (
 """Three types with short texts; whole IMDB reviews would take as long as three of them."""
 
 PROMPTS, NEURONS = "prompts", "neurons.npz"
-MASKED = (OWN, DRAWN, COMMON)
+MASKED = (MASK_IN_TASK, DRAWN, MASK_COMMON)
 """Kinds of masks; those of every other task's neurons would take twice as long as the matrix."""
 
 

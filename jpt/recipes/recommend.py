@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from jpt.backbones.registry import Backbone
-from jpt.config import check_counts
+from jpt.config import RecommendOptions
 from jpt.data.batches import shuffled
 from jpt.data.rows import Row, has_split, read_rows, read_texts
 from jpt.errors import InputError, unknown_name
@@ -35,7 +35,6 @@ from jpt.indicators.pairs import is_random, over_seeds, serves, shorten, type_of
 from jpt.indicators.source_selection import (
     SAME_TYPE,
     ZERO_SHOT,
-    LeaveOneOut,
     leave_one_out,
     shown_rankings,
     sureness,
@@ -46,17 +45,11 @@ from jpt.parallel import batch_sharding, make_mesh
 from jpt.prompts.initialisers import initial_generator, random_values
 from jpt.prompts.store import Prompts, check_prompt, list_runs, load_runs
 from jpt.results.prompt_table import BASELINES, read_transfer
+from jpt.results.records import LeaveOneOut, Ranking
 from jpt.tasks.task import Task
-from jpt.tuning.bound_task import (
-    Data,
-    PreparedTask,
-    as_backbone,
-    as_task,
-    prepare_task,
-    settle_length,
-)
+from jpt.tuning.bound_task import PreparedTask, as_backbone, as_task, prepare_task, settle_length
 from jpt.tuning.tune import tune
-from jpt.types import Prompt, Score, TransferMatrix
+from jpt.types import Data, Prompt, Score, TransferMatrix
 
 # --- The rows that a recommendation may look at: a few of train, with their labels or without
 
@@ -121,52 +114,6 @@ def _with(task: Task, rows: tuple[Row, ...]) -> Task:
 
 
 # --- A new task with its source prompts, loaded and checked before a recommendation is made
-
-PROBE_STEPS = 60
-
-
-@dataclass(frozen=True)
-class RecommendOptions:
-    """How sources are ranked.
-
-    Attributes:
-        backbone: instead of the one that the prompts' cards name; the width is checked.
-        labels: how many train rows have labels: 64 by default, or all where there are fewer; 0
-            where none has.
-        probe_steps: how long the probe is tuned.
-        learning_rate: of the probe; by default the backbone's own choice.
-        by: the ranking that chooses: by default ``zero_shot``, without labels ``sureness``.
-        layers: of ``neuron_overlap``; by default the top three.
-        seed: of the choice of rows, of the probe and of the untrained start; by default the seed
-            that all sources share, so that the probe starts where they did, else 0.
-        max_tokens: longest text in tokens; by default the backbone's own choice.
-        eval_batch_size: most rows scored at once; changes speed, never a number.
-        dtype: of weights and matrix products.
-        mesh: devices by axis.
-
-    Example:
-        >>> RecommendOptions(labels=16).probe_steps
-        60
-    """
-
-    backbone: Backbone | str | Path | None = None
-    labels: int | None = None
-    probe_steps: int = PROBE_STEPS
-    learning_rate: float | None = None
-    by: str | None = None
-    layers: str | tuple[int, int] | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    eval_batch_size: int = 64
-    dtype: str = "float32"
-    mesh: str | None = None
-
-    def __post_init__(self) -> None:
-        """Checks the counts; what else is wrong shows where it is used."""
-        names = ("probe_steps", "eval_batch_size", "max_tokens")
-        check_counts(**{name: getattr(self, name) for name in names})
-        if self.labels != 0:
-            check_counts(labels=self.labels)
 
 
 @dataclass(frozen=True)
@@ -275,31 +222,6 @@ def _common_seed(sources: Mapping[str, Prompt]) -> int:
 SURENESS = "sureness"
 
 _TWO_SIDED_95 = 1.96
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """One way to put the sources in order."""
-
-    # what it says of each source, more is better; NaN where it says nothing
-    values: Mapping[str, float]
-    ties: Mapping[str, float]  # what decides between equal values
-
-    def ordered(self) -> list[str]:
-        """The sources, best first; those of which nothing is said last; equal ones by name."""
-        return sorted(self.values, key=lambda name: (*self._key(name), name))
-
-    def places(self) -> dict[str, int | None]:
-        """The place of each source, 1 the best; equal ones share the first of their places."""
-        keys = {name: self._key(name) for name in self.values}
-        return {
-            name: None if math.isnan(self.values[name]) else 1 + sum(k < key for k in keys.values())
-            for name, key in keys.items()
-        }
-
-    def _key(self, name: str) -> tuple[bool, float, float]:
-        value, tie = self.values[name], self.ties.get(name, 0.0)
-        return (True, 0.0, 0.0) if math.isnan(value) else (False, -value, -tie)
 
 
 def score_rankings(scores: Mapping[str, Score], labelled: bool) -> dict[str, Ranking]:
@@ -599,7 +521,7 @@ def recommend(
         known: a zero-shot matrix of the same prompts, on which rankings are judged.
         data: folder of the task's rows, or the rows by split.
         progress: whether to say on stderr how far it is.
-        **options: fields of :class:`jpt.recipes.recommend.RecommendOptions`: labels,
+        **options: fields of :class:`jpt.config.RecommendOptions`: labels,
             probe_steps, by and others.
 
     Returns:

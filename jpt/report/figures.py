@@ -26,7 +26,8 @@ from jpt.errors import InputError
 from jpt.io.files import atomic_file, read_json
 from jpt.report.findings import decimal
 from jpt.report.findings import percent as percent_text
-from jpt.report.study import Curve, Fields
+from jpt.report.study import Fields
+from jpt.results.records import LossCurve
 
 # --- Figures of a study as matplotlib figures, and as SVG that follows the colors of a page
 # Figures are built from objects, never through pyplot, so nothing global is touched. One unit is
@@ -156,7 +157,7 @@ def _label_axes(axes: Axes, x_label: str, y_label: str) -> None:
 _WIDTH_PX = 200
 
 
-def learning_curve(curve: Curve, metric: str, majority: float, best_step: int | None) -> Figure:
+def learning_curve(curve: LossCurve, metric: str, majority: float, best_step: int | None) -> Figure:
     """Draws score and loss of one run, one above the other."""
     figure, top = new_figure(_WIDTH_PX, 190)
     top.set_position((0, 0.52, 1, 0.48))
@@ -214,7 +215,7 @@ def window_curve(
     return figure
 
 
-def _mark_best(axes: Axes, curve: Curve, best_step: int | None) -> None:
+def _mark_best(axes: Axes, curve: LossCurve, best_step: int | None) -> None:
     """A dot on the scoring that the prompt was taken from, its score beside it."""
     at = np.flatnonzero(curve.steps == best_step) if best_step is not None else np.array([], int)
     if not at.size or not np.isfinite(curve.score[at[0]]):

@@ -9,17 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jpt.indicators.indicators import EMBEDDING, OVERLAP, indicator_label
-from jpt.report.study import (
-    ChoiceFacts,
-    Correlation,
-    Layout,
-    Move,
-    Study,
-    by_target,
-    moves,
-    own_score,
-    random_values,
-)
+from jpt.report.study import Layout, Move, Study, by_target, moves, own_score, random_values
+from jpt.results.records import ChoiceFacts, Correlation
 from jpt.results.statistics import differences, mean_interval
 from jpt.results.statistics import differences as subtract
 

@@ -76,18 +76,10 @@ from jpt.report.study import (
     BASELINE,
     NO_PROMPT,
     NO_TYPE,
-    ChoiceFacts,
-    ChoiceMeans,
-    ChosenSource,
-    Correlation,
-    Correlations,
     Fields,
     Layout,
-    MaskFacts,
     Move,
-    PromptRecord,
     Study,
-    TypeFacts,
     commands,
     lay_out,
     moves,
@@ -99,6 +91,16 @@ from jpt.report.study import (
     with_relative,
 )
 from jpt.results.prompt_table import RANDOM, read_transfer
+from jpt.results.records import (
+    ChoiceFacts,
+    ChoiceMeans,
+    ChosenSource,
+    Correlation,
+    Correlations,
+    MaskFacts,
+    PromptRecord,
+    TypeFacts,
+)
 from jpt.results.statistics import mean_interval
 from jpt.tasks.catalog import task_type
 from jpt.types import TransferMatrix

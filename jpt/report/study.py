@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,23 @@ from jpt.results.prompt_table import (
     read_activations,
     read_transfer,
     short_task,
+)
+from jpt.results.records import (
+    ChoiceFacts,
+    ChoiceMeans,
+    ChosenSource,
+    Correlation,
+    Correlations,
+    LossCurve,
+    MaskedTask,
+    MaskFacts,
+    PromptRecord,
+    Similarities,
+    SourceRange,
+    TargetFacts,
+    TransferFacts,
+    TypeFacts,
+    TypeMeans,
 )
 from jpt.tasks.catalog import task_type
 from jpt.types import PromptCard, TransferMatrix
@@ -112,50 +129,6 @@ def read_fields(path: str | Path, cure: str) -> Fields | None:
 # --- What ``choice.json`` says: which source each indicator would have chosen, and at what cost
 
 
-@dataclass(frozen=True)
-class ChoiceRange:
-    """What there was to choose from on one target."""
-
-    best: tuple[str, ...]  # the best source; several where they score the same
-    best_score: float  # its score
-    mean_score: float  # the mean score of all sources
-    sources: int  # how many there were
-
-
-@dataclass(frozen=True)
-class ChosenSource:
-    """What an indicator puts first on one target."""
-
-    sources: tuple[str, ...]  # the source; several where they are alike to it
-    score: float  # its score, a mean where there are several
-    regret: float  # the best score less its score
-
-
-@dataclass(frozen=True)
-class ChoiceMeans:
-    """Means over targets of what choosing by one indicator is worth."""
-
-    targets: int  # on how many it says anything
-    hits: float  # share of these on which its first source is the best
-    regret: float  # mean of the best score less the score of its first source
-    regret_interval: tuple[float, float]  # of that mean over targets; NaN where there is none
-    chance_hits: float  # share of these on which a source chosen by chance would be the best
-    chance_regret: float  # mean regret of a choice by chance
-    gain: float  # how much less its choice costs than one by chance
-    gain_interval: tuple[float, float]  # of that mean
-
-
-@dataclass(frozen=True)
-class ChoiceFacts:
-    """The choices of a study."""
-
-    ranges: Mapping[str, ChoiceRange]  # what there was to choose from, by target
-    means: Mapping[str, ChoiceMeans]  # by indicator
-    # by indicator and target; None where it says nothing
-    chosen: Mapping[str, Mapping[str, ChosenSource | None]]
-    notes: tuple[str, ...] = ()  # what was left out, and why
-
-
 def read_choice_facts(path: str | Path, cure: str) -> ChoiceFacts | None:
     """Reads ``choice.json``."""
     fields = read_fields(path, cure)
@@ -172,8 +145,8 @@ def read_choice_facts(path: str | Path, cure: str) -> ChoiceFacts | None:
     )
 
 
-def _range(fields: Fields) -> ChoiceRange:
-    return ChoiceRange(
+def _range(fields: Fields) -> SourceRange:
+    return SourceRange(
         fields.texts("best"),
         fields.number("best_score"),
         fields.number("mean_score"),
@@ -199,42 +172,6 @@ def _chosen(fields: Fields) -> ChosenSource:
 
 
 # --- What ``mask.json`` says: how prompts score while chosen neurons are silent
-
-
-@dataclass(frozen=True)
-class MaskedTask:
-    """One task, scored by its own prompt."""
-
-    type: str | None  # of the task, where one is known
-    metric: str  # of its scores
-    majority: float  # share of its commonest class; NaN where not told
-    unmasked: float  # the score with all neurons
-    scores: Mapping[str, float]  # by kind of mask, the mean over its draws and sources
-    # by kind of mask, the same over the score with all neurons; NaN where undefined
-    relative: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class MaskFacts:
-    """A masking study."""
-
-    ratio: float  # share of the neurons that is silent; NaN where not told
-    silent: int  # how many that are
-    neurons: int  # among how many
-    layers: tuple[int, int]  # first and last layer
-    split: str | None  # which rows were scored
-    tasks: Mapping[str, MaskedTask]  # by name
-    # what is left of the scores, by type of task and kind of mask
-    by_type: Mapping[str, Mapping[str, float]]
-    # what the neurons of prompts of the task's type leave; NaN if not measured
-    other_same_type: float
-    other_different_type: float  # what those of other types leave
-    notes: tuple[str, ...] = ()  # what was left out, and why
-
-    @property
-    def kinds(self) -> list[str]:
-        """The kinds of masks, in the order of the file."""
-        return list(dict.fromkeys(kind for task in self.tasks.values() for kind in task.scores))
 
 
 def read_mask_facts(path: str | Path, cure: str) -> MaskFacts | None:
@@ -274,34 +211,6 @@ def _task(fields: Fields) -> MaskedTask:
 _CURE = "jpt tune"
 # What a scored line holds besides the score itself (see jpt.types.Score.summary).
 _NOT_SCORES = ("step", "split", "loss", "rows", "majority", "counts", "elapsed_s")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """How a run went."""
-
-    train_steps: Float64[np.ndarray, "M"]  # steps whose loss was logged
-    train_loss: Float64[np.ndarray, "M"]  # the loss of those steps, each of one batch
-    steps: Float64[np.ndarray, "N"]  # steps at which validation was scored
-    loss: Float64[np.ndarray, "N"]  # loss on validation
-    score: Float64[np.ndarray, "N"]  # score on validation
-
-
-@dataclass(frozen=True)
-class PromptRecord:
-    """A prompt of the study."""
-
-    name: str  # its name in every table
-    card: PromptCard | None  # where it comes from; None for a run that has no prompt yet
-    finished: bool  # whether it is usable: a finished run, or a prompt file
-    settings: Mapping[str, Any]  # the config of its run; empty for a prompt file
-    metric: str | None  # name of its score
-    score: float  # its score on validation; NaN where not known
-    majority: float  # share of the commonest class of validation; NaN where not known
-    steps: int | None  # of the whole run
-    best_step: int | None  # after how many steps the prompt was taken
-    elapsed_s: float  # how long its run took; NaN where not known
-    curve: Curve | None  # how its run went; None without a log
 
 
 def read_prompts(folder: str | Path) -> dict[str, PromptRecord]:
@@ -391,12 +300,12 @@ def _metric(result: Fields | None, card: PromptCard | None, lines: list[Fields])
     return told or (names[0] if names else None)
 
 
-def _curve(lines: list[Fields], metric: str | None) -> Curve | None:
+def _curve(lines: list[Fields], metric: str | None) -> LossCurve | None:
     train = [line for line in lines if line.text("split") == "train"]
     scored = [line for line in lines if line.text("split") == "validation"]
     if not train and not scored:
         return None
-    return Curve(
+    return LossCurve(
         train_steps=_column(train, "step"),
         train_loss=_column(train, "loss"),
         steps=_column(scored, "step"),
@@ -410,85 +319,6 @@ def _column(lines: list[Fields], name: str) -> Float64[np.ndarray, "N"]:
 
 
 # --- What the JSON files of a study say: how it was made, its correlations, its means by type
-
-
-@dataclass(frozen=True)
-class TargetFacts:
-    """A target task as ``transfer.json`` has it."""
-
-    task: str  # its full name
-    type: str | None  # its type, where one is known
-    majority: float  # share of its commonest class; NaN where it has no classes
-    rows: int | None  # how many rows were scored
-    split: str | None  # which rows were scored
-    own_prompt: str | None  # name of the prompt that was tuned for it
-
-
-@dataclass(frozen=True)
-class TransferFacts:
-    """How a matrix was made, as ``transfer.json`` has it."""
-
-    backbone: str | None  # name of the model
-    split: str | None  # which rows were scored
-    targets: Mapping[str, TargetFacts]  # the tasks by name
-    prompt_types: Mapping[str, str | None]  # the type of each prompt's task
-    random: str | None  # name of the column of the untrained prompt, where there is one
-    # how that prompt was made, for instance ``{"seed": "0", "init": "random"}``
-    random_start: Mapping[str, str]
-    untouched: str | None  # name of the column of the model without a prompt, where there is one
-    notes: tuple[str, ...]  # what the command had to say
-    elapsed_s: float  # how long it took; NaN where not told
-    versions: Mapping[str, str]  # of the programs
-    device: str | None  # what it ran on
-    command: str | None  # the line that was typed
-    machine: str | None = None  # the kind of machine around it, where told
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """Spearman's rank correlation of one indicator with zero-shot performance."""
-
-    # of the correlations of each target over its sources; NaN if undefined
-    mean_over_targets: float
-    pooled_relative: float  # over all pairs, with relative performance
-    pooled_raw: float  # over all pairs, with scores as they are
-    n_targets: int  # how many targets have a defined correlation
-    per_target: Mapping[str, float]  # the correlation of each; NaN where a side is constant
-
-
-@dataclass(frozen=True)
-class Correlations:
-    """The correlations of every indicator, as ``correlation.json`` has them."""
-
-    # by indicator, the target's own prompt left out of the sources
-    own_out: Mapping[str, Correlation]
-    own_in: Mapping[str, Correlation]  # by indicator, the target's own prompt among the sources
-    notes: tuple[str, ...] = ()  # what is undefined or left out, and why
-
-
-@dataclass(frozen=True)
-class TypeMeans:
-    """Means over pairs of prompts for tasks of one type and of two types."""
-
-    same: float  # mean over pairs of one type; NaN where there is none
-    different: float  # mean over pairs of two types
-    n_same: int | None = None  # how many pairs, where told
-    n_different: int | None = None  # how many pairs, where told
-    seeds: float = math.nan  # mean over pairs of two seeds of a prompt; NaN where there is none
-
-
-@dataclass(frozen=True)
-class TypeFacts:
-    """Means by type of task, as ``types.json`` has them."""
-
-    similarity: Mapping[str, TypeMeans]  # of each indicator
-    transfer: TypeMeans | None  # of relative performance, where there was a matrix
-    random: float  # mean relative performance of the untrained prompt; NaN where not measured
-    best_other: Mapping[str, str]  # the best source of each target, its own prompt left out
-    best_same_fraction: float  # share of targets whose best other source has their type
-    # mean relative performance by type of target, then of source
-    by_type: Mapping[str, Mapping[str, float]]
-    notes: tuple[str, ...] = field(default=())  # what the command had to say
 
 
 def read_transfer_facts(path: str | Path, cure: str) -> TransferFacts | None:
@@ -583,15 +413,6 @@ def _study_means(fields: Fields) -> TypeMeans:
 
 
 # --- A study folder read into one record: every part is optional, a broken one is refused
-
-
-@dataclass(frozen=True)
-class Similarities:
-    """How alike the prompts are, by every indicator."""
-
-    names: tuple[str, ...]  # of the prompts
-    # one matrix an indicator; NaN where the table has no line for a pair
-    values: Mapping[str, Float64[np.ndarray, "K K"]]
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int
 from scipy.special import ndtr, stdtrit
 
+from jpt.results.records import Lead
+
 LEVEL, DRAWS, SEED = 0.95, 10_000, 0
 METHOD = "percentile bootstrap over targets, widened for few targets (Hesterberg 2015)"
-
-
-@dataclass(frozen=True)
-class Lead:
-    """How far one indicator's mean rank correlation is above another's, over the same targets."""
-
-    mean: float | None  # the mean difference; None where no target has both
-    interval: tuple[float, float] | None  # of that mean; None for fewer than two targets
-    n_targets: int  # how many have both
 
 
 def mean_interval(

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64, Int
 
 from jpt.errors import InputError, unknown_name
+from jpt.types import Written
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -33,18 +34,6 @@ BLEU_EPSILON = 0.1
 _ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-class Written(NamedTuple):
-    """What a model wrote for one row and what it should have written."""
-
-    # The pieces are ids of the model's vocabulary without special ones, cut to the answer's length;
-    # only BLEU reads them, and only BLEU does not read the texts.
-
-    prediction: str
-    references: tuple[str, ...]
-    prediction_pieces: tuple[int, ...]
-    reference_pieces: tuple[tuple[int, ...], ...]
 
 
 def normalize_answer(text: str) -> str:

@@ -45,8 +45,6 @@ def fill_segment(segment: str, row: Mapping[str, str]) -> str:
 
 # --- What a task is: its fields, labels, templates, label words and metric, as plain data
 
-SPLITS = ("train", "validation", "test")
-"""The splits of every task: tuned on the first, chosen on the second, scored on the third."""
 
 BUILTIN_PREFIX = "builtin/"
 

@@ -7,8 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from jpt.config import SPLITS
 from jpt.errors import InputError, unknown_name
-from jpt.tasks.task import LAYOUTS, MAX_SEGMENTS, SPLITS, Task
+from jpt.tasks.task import LAYOUTS, MAX_SEGMENTS, Task
 
 TASK_FILE = "task.toml"
 

@@ -37,7 +37,6 @@ from jpt.prompts.arithmetic import (
 from jpt.prompts.store import check_prompt, load_prompt, load_runs, save_prompt, stack_prompts
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
-    Data,
     PreparedTask,
     as_backbone,
     as_task,
@@ -55,7 +54,7 @@ from jpt.tuning.run_dir import BEST, CHECKPOINTS, Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TrainStep, TuneState, init_state, prompt_optimizer
 from jpt.tuning.trainer import LoopState, Run, Schedule, best_prompt, resume, run_loop, start_state
 from jpt.tuning.tune import Feed, make_feed
-from jpt.types import Batch, Parameters, Prompt, Score
+from jpt.types import Batch, Data, Parameters, Prompt, Score
 from jpt.version import __version__
 
 # --- Several prompts on one task at once: each reads every row, and their answers are averaged

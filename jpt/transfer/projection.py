@@ -16,7 +16,13 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Float64, Int64
 
 from jpt.backbones.registry import Backbone, check_lengths
-from jpt.config import check_counts
+from jpt.config import (
+    ANCHORS,
+    PROJECTOR_BASELINES,
+    EvaluationOptions,
+    ProjectorOptions,
+    check_counts,
+)
 from jpt.data.rows import has_split
 from jpt.errors import InputError, unknown_name
 from jpt.io.files import make_folder, write_json
@@ -27,12 +33,8 @@ from jpt.results.prompt_table import align_columns, own_prompts, refuse_twice, w
 from jpt.results.provenance import made_with
 from jpt.tasks.task import Task
 from jpt.transfer.projector import (
-    ANCHORS,
-    BASELINES,
     PROJECTOR_FILE,
-    EvaluationOptions,
     ProjectorCard,
-    ProjectorOptions,
     Prompts,
     TrainedProjector,
     check_source,
@@ -199,8 +201,8 @@ def baseline(
     like: ProjectorCard | None = None,
 ) -> Method:
     """Builds a baseline by its name."""
-    if name not in BASELINES:
-        raise unknown_name("method", name, BASELINES)
+    if name not in PROJECTOR_BASELINES:
+        raise unknown_name("method", name, PROJECTOR_BASELINES)
     if name == "untrained":
         return untrained_projector(prompts, target, options, like)
     rows = length_of(prompts)
@@ -262,7 +264,7 @@ def apply_projector(
         ((4, 192), 'relative from prompt imdb of builtin/bert-small')
     """
     given = read_prompts(prompts)
-    if str(projector) in BASELINES:
+    if str(projector) in PROJECTOR_BASELINES:
         if target_backbone is None:
             raise InputError(f"{projector} is no file that names its target; give target_backbone")
         refuse_same_backbone(given, target_backbone)
@@ -443,7 +445,7 @@ def name_columns(projectors: Projectors) -> dict[str, TrainedProjector]:
         refuse_twice(names, "projectors")
         found = dict(zip(names, loaded, strict=True))
     for name in found:
-        if name in (OWN, RANDOM, WARM, VANILLA, *BASELINES):
+        if name in (OWN, RANDOM, WARM, VANILLA, *PROJECTOR_BASELINES):
             raise InputError(f"a projector is called {name}, as another column is; rename it")
     return found
 
@@ -506,7 +508,7 @@ def _baselines(
 ) -> dict[str, Method]:
     names = options.methods
     if names is None:
-        names = BASELINES if length == length_of(given) else ("untrained",)
+        names = PROJECTOR_BASELINES if length == length_of(given) else ("untrained",)
     like = next((p.card for p in trained.values() if not p.card.per_token), None)
     shape = ProjectorOptions(length=length, seed=options.seed).settle("task")
     loaded: list[Backbone] = []
@@ -703,7 +705,7 @@ def evaluate_projector(
         source_backbone: where the words of the source are read.
         data: a folder that holds a folder of rows for each catalog task.
         progress: whether to show a bar for each tuning.
-        **options: fields of :class:`jpt.transfer.projector.EvaluationOptions`.
+        **options: fields of :class:`jpt.config.EvaluationOptions`.
 
     Returns:
         The table.

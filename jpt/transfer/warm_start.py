@@ -24,10 +24,11 @@ from jpt.io.files import make_folder, write_json, write_table
 from jpt.parallel import make_mesh
 from jpt.prompts.store import PROMPT_FILE, check_prompt, load_prompt, load_prompts
 from jpt.results.provenance import made_with
+from jpt.results.records import Comparison
 from jpt.tasks.task import Task
-from jpt.tuning.bound_task import Data, as_backbone, as_task, settle_options
+from jpt.tuning.bound_task import as_backbone, as_task, settle_options
 from jpt.tuning.tune import Start, TuneResult, read_start, tune
-from jpt.types import Prompt
+from jpt.types import Data, Prompt
 
 # --- How much training a warm start saves: the two speed-ups, defined, and what several seeds say
 # The paper names both speed-ups; its code computes neither, so the definitions are ours and stand
@@ -56,7 +57,7 @@ DEFINITIONS = {
 }
 
 
-class Curve(NamedTuple):
+class ScoreCurve(NamedTuple):
     """How the validation score of a run went."""
 
     steps: Int64[np.ndarray, "N"]  # rising, from 0
@@ -88,18 +89,9 @@ class Curve(NamedTuple):
         return step if step > 0 else int(self.steps[self.steps > 0][0])
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A warm run against the vanilla run of its seed."""
-
-    convergence: float  # convergence speed-up
-    # comparable-result speed-up; None where the vanilla run's best is not reached
-    comparable: float | None
-    converged_at_start: bool  # whether the warm run converged at step 0
-    reached_at_start: bool  # whether it had the vanilla run's best at step 0
-
-
-def compare_curves(vanilla: Curve, warm: Curve, tolerance: float = TOLERANCE) -> Comparison:
+def compare_curves(
+    vanilla: ScoreCurve, warm: ScoreCurve, tolerance: float = TOLERANCE
+) -> Comparison:
     """Computes both speed-ups of one seed (see `DEFINITIONS`)."""
     converged, reached = warm.convergence_step(tolerance), warm.first_at(vanilla.best)
     vanilla_converged = vanilla.counted(vanilla.convergence_step(tolerance))
@@ -208,7 +200,7 @@ def check_sources(starts: Mapping[str, Start], backbone: Backbone, other: bool) 
 # --- A warm-start study as JSON and as text for the terminal
 
 Runs = Mapping[tuple[int, str], TuneResult]
-Curves = Mapping[tuple[int, str], Curve]
+Curves = Mapping[tuple[int, str], ScoreCurve]
 WIDTH, NAME_WIDTH = 80, 22
 
 
@@ -271,7 +263,7 @@ def _source(start: Start) -> dict[str, Any]:
 
 
 def _run(
-    key: tuple[int, str], result: TuneResult, curve: Curve, final: float, tolerance: float
+    key: tuple[int, str], result: TuneResult, curve: ScoreCurve, final: float, tolerance: float
 ) -> dict[str, Any]:
     seed, name = key
     return {
@@ -405,7 +397,7 @@ class WarmStartResult:
     """
 
     runs: dict[tuple[int, str], TuneResult]
-    curves: dict[tuple[int, str], Curve]
+    curves: dict[tuple[int, str], ScoreCurve]
     record: dict[str, Any]
     folder: Path | None
 
@@ -559,16 +551,16 @@ def _run_all(
     return runs
 
 
-def _curve(result: TuneResult, metric: str) -> Curve:
+def _curve(result: TuneResult, metric: str) -> ScoreCurve:
     scored = [line for line in result.history if line["split"] == "validation"]
     steps = np.array([line["step"] for line in scored], np.int64)
-    return Curve(steps, np.array([line[metric] for line in scored], np.float64))
+    return ScoreCurve(steps, np.array([line[metric] for line in scored], np.float64))
 
 
 def _record(
     study: _Study,
     runs: dict[tuple[int, str], TuneResult],
-    curves: dict[tuple[int, str], Curve],
+    curves: dict[tuple[int, str], ScoreCurve],
     tolerance: float,
     copy_moments: bool,
 ) -> dict[str, Any]:
@@ -577,7 +569,7 @@ def _record(
     return warm_start_record(study.task, study.backbone, *measured, facts)
 
 
-def _write(folder: Path, record: dict[str, Any], curves: dict[tuple[int, str], Curve]) -> None:
+def _write(folder: Path, record: dict[str, Any], curves: dict[tuple[int, str], ScoreCurve]) -> None:
     make_folder(folder)
     rows = [
         (name, seed, step, value)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from jpt.backbones.registry import Backbone, weights_fingerprint
-from jpt.config import DTYPES, LABEL_SCORING, check_choice, check_counts
+from jpt.config import SPLITS, TransferOptions
 from jpt.data.encode import encode_cached
 from jpt.data.rows import Row, has_split, read_rows, rows_checksum
 from jpt.errors import InputError, unknown_name
@@ -42,7 +42,7 @@ from jpt.results.prompt_table import (
 from jpt.results.provenance import made_with
 from jpt.results.score_table import CELLS, Cell, CellFile, make_cell
 from jpt.tasks.catalog import load_task, task_type
-from jpt.tasks.task import SPLITS, Task
+from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     PreparedTask,
     as_backbone,
@@ -322,44 +322,6 @@ class TransferResult:
         text = describe_matrix(self.matrix, self.own, self.record["notes"], deviations)
         means = describe_types(self.record["relative_by_type"])
         return f"{text}\n{means}" if means else text
-
-
-@dataclass(frozen=True)
-class TransferOptions:
-    """How a matrix is measured.
-
-    Attributes:
-        split: that is scored; a target without it is scored on validation, and that is said.
-        random: whether an untrained start is scored too (the paper's code: uniform from 0 to 1).
-        untouched: whether the model without a prompt is scored too, as column ``none``.
-        seed: of the untrained start.
-        max_tokens: longest text in tokens; by default the backbone's own choice.
-        label_scoring: ``"phrase"`` or ``"first_piece"``: how a label word of several pieces counts.
-        eval_batch_size: rows at once; changes speed, never a number.
-        dtype: of weights and matrix products.
-        mesh: devices by axis.
-
-    Example:
-        >>> TransferOptions().split
-        'test'
-    """
-
-    split: str = "test"
-    random: bool = True
-    untouched: bool = True
-    seed: int = 0
-    max_tokens: int | None = None
-    label_scoring: str = "phrase"
-    eval_batch_size: int = 64
-    dtype: str = "float32"
-    mesh: str | None = None
-
-    def __post_init__(self) -> None:
-        """Checks every value that is set."""
-        check_counts(max_tokens=self.max_tokens, eval_batch_size=self.eval_batch_size)
-        check_choice("split", self.split, SPLITS)
-        check_choice("dtype", self.dtype, DTYPES)
-        check_choice("label_scoring", self.label_scoring, LABEL_SCORING)
 
 
 class _Model(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from jpt.parallel import (
     replicated,
 )
 from jpt.tasks.catalog import load_task
-from jpt.tasks.metrics import TEXT_METRICS, Written, compute_measures, score_texts
+from jpt.tasks.metrics import TEXT_METRICS, compute_measures, score_texts
 from jpt.tasks.task import Task
 from jpt.tasks.verbalizers import LabelWords, label_words
 from jpt.tuning.losses import (
@@ -48,7 +48,7 @@ from jpt.tuning.losses import (
     label_scores,
     written_totals,
 )
-from jpt.types import Batch, Parameters, Score
+from jpt.types import Batch, Data, Parameters, Score, Written
 
 # --- How rows and prompts are put together where they are scored; changes speed, never a number
 
@@ -321,9 +321,6 @@ def _compare(
 
 
 # --- A task as one backbone reads it: label words found, rows tokenised, answers scored
-
-Data = str | Path | Mapping[str, Iterable[Mapping[str, Any]]]
-"""Where the rows of a task are: a folder, or the rows themselves by split."""
 
 
 @dataclass(frozen=True)

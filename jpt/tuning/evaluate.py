@@ -16,8 +16,8 @@ from jpt.parallel import make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
 from jpt.tasks.metrics import TEXT_METRICS, row_scores
 from jpt.tasks.task import Task
-from jpt.tuning.bound_task import Data, as_backbone, as_task, prepare_task, settle_length
-from jpt.types import Prompt, Score
+from jpt.tuning.bound_task import as_backbone, as_task, prepare_task, settle_length
+from jpt.types import Data, Prompt, Score
 
 # --- What was answered to every row of a split, as JSON lines
 

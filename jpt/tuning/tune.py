@@ -38,7 +38,6 @@ from jpt.prompts.store import load_prompt, save_prompt
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     Batching,
-    Data,
     PreparedTask,
     as_backbone,
     as_task,
@@ -59,7 +58,7 @@ from jpt.tuning.step import (
     prompt_optimizer,
 )
 from jpt.tuning.trainer import LoopState, Run, Schedule, best_prompt, resume, run_loop, start_state
-from jpt.types import Batch, Parameters, Prompt, PromptCard, Score
+from jpt.types import Batch, Data, Parameters, Prompt, PromptCard, Score
 from jpt.version import __version__
 
 # --- The batches that a run is trained on, each a function of seed and step

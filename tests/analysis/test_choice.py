@@ -13,7 +13,6 @@ from jpt.indicators.indicators import EMBEDDING_INDICATORS, Indicators, indicato
 from jpt.indicators.source_selection import (
     SAME_TYPE,
     ZERO_SHOT,
-    Choice,
     judge_choice,
     judge_few_rows,
     judge_ranking,
@@ -23,6 +22,7 @@ from jpt.indicators.source_selection import (
 from jpt.io.files import read_table
 from jpt.recipes.interop import import_reference
 from jpt.results.prompt_table import read_transfer
+from jpt.results.records import Choice
 from jpt.types import PromptCard, TransferMatrix
 
 NAN = np.nan

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from jpt.config import MASK_IN_TASK, MASK_KINDS, MASK_RANDOM
 from jpt.errors import InputError
-from jpt.neurons.selection import KINDS, OWN, RANDOM, choose_neurons
+from jpt.neurons.selection import choose_neurons
 from jpt.types import Activations
 
 LAYERS, WIDTH = 5, 37
@@ -40,7 +41,7 @@ def naive(keys: np.ndarray, count: int, layers: range) -> np.ndarray:
     return silent
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MASK_KINDS)
 @pytest.mark.parametrize("ratio", [0.05, 0.2, 0.5, 0.95])
 @pytest.mark.parametrize(("layers", "rows"), [(None, range(5)), ("2-3", range(2, 4)), (4, [4])])
 def test_every_kind_masks_the_same_number_within_the_layers(kind, ratio, layers, rows) -> None:
@@ -56,11 +57,11 @@ def test_every_kind_masks_the_same_number_within_the_layers(kind, ratio, layers,
 
 def test_own_and_other_are_the_largest_values() -> None:
     values, count = bank().values, round(0.2 * LAYERS * WIDTH)
-    for kind, place in ((OWN, 1), ("other", 2)):
+    for kind, place in ((MASK_IN_TASK, 1), ("other", 2)):
         expected = naive(values[place][..., None], count, range(LAYERS))
         assert (choose(bank(), kind) == expected).all()
     # The paper takes the largest over all layers, so that the layers differ.
-    assert np.ptp(choose(bank(), OWN).sum(axis=1)) > 5
+    assert np.ptp(choose(bank(), MASK_IN_TASK).sum(axis=1)) > 5
 
 
 def test_common_are_activated_by_most_then_have_the_largest_mean() -> None:
@@ -94,11 +95,11 @@ def test_of_a_probe_on_text_half_of_the_rows_make_a_neuron_activated() -> None:
 
 
 def test_random_has_the_own_number_in_each_layer_and_is_a_function_of_seed_and_draw() -> None:
-    own = choose(bank(), OWN)
-    draws = [choose(bank(), RANDOM, draw=draw, seed=7) for draw in range(200)]
+    own = choose(bank(), MASK_IN_TASK)
+    draws = [choose(bank(), MASK_RANDOM, draw=draw, seed=7) for draw in range(200)]
     assert all((drawn.sum(axis=1) == own.sum(axis=1)).all() for drawn in draws)
-    assert (draws[3] == choose(bank(), RANDOM, draw=3, seed=7)).all()
-    assert (draws[3] != choose(bank(), RANDOM, draw=3, seed=8)).any()
+    assert (draws[3] == choose(bank(), MASK_RANDOM, draw=3, seed=7)).all()
+    assert (draws[3] != choose(bank(), MASK_RANDOM, draw=3, seed=8)).any()
     # Every neuron of a layer is drawn as often as any other: own[l] of WIDTH times.
     share = np.mean(draws, axis=0)
     expected = own.mean(axis=1)[:, None]
@@ -107,15 +108,15 @@ def test_random_has_the_own_number_in_each_layer_and_is_a_function_of_seed_and_d
 
 def test_equal_values_are_not_taken_from_the_first_layers() -> None:
     zeros = Activations(NAMES, np.zeros((4, LAYERS, 200), np.float32))
-    by_layer = choose(zeros, OWN).sum(axis=1)
+    by_layer = choose(zeros, MASK_IN_TASK).sum(axis=1)
     assert by_layer.sum() == 200 and by_layer.min() > 20
-    assert choose_neurons(zeros, "b", OWN).fitting == 0
+    assert choose_neurons(zeros, "b", MASK_IN_TASK).fitting == 0
 
 
 def test_order_and_names_of_other_prompts_change_nothing() -> None:
     given = bank()
     turned = Activations(("x", "b", "y", "z"), given.values[[3, 1, 0, 2]])
-    for kind in (OWN, "common", "specific", RANDOM):
+    for kind in (MASK_IN_TASK, "common", "specific", MASK_RANDOM):
         assert (choose(given, kind) == choose(turned, kind)).all()
 
 

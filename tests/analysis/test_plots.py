@@ -23,7 +23,7 @@ from jpt.report.figures import (
     to_svg,
     window_curve,
 )
-from jpt.report.study import Curve
+from jpt.results.records import LossCurve
 
 
 def _map(values: np.ndarray, names: list[str] | None = None, **options: object) -> HeatMap:
@@ -161,10 +161,10 @@ def test_strip_line_is_the_mean() -> None:
     assert _texts(figure) == ["80", "50"]
 
 
-def _curve(**changes: np.ndarray) -> Curve:
+def _curve(**changes: np.ndarray) -> LossCurve:
     steps = np.array([10.0, 20.0, 30.0])
     parts = {"train_steps": steps, "train_loss": steps / 30, "steps": steps, "loss": steps / 40}
-    return Curve(**{**parts, "score": np.array([0.5, 0.8, 0.7]), **changes})
+    return LossCurve(**{**parts, "score": np.array([0.5, 0.8, 0.7]), **changes})
 
 
 def test_learning_curve_marks_the_kept_step() -> None:

@@ -12,10 +12,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from jpt.backbones.registry import Backbone
+from jpt.config import ProbeOptions
 from jpt.data.encode import EncodedSplit, join_rows
 from jpt.indicators.indicators import neuron_similarities
 from jpt.neurons import probe
-from jpt.neurons.probe import Means, ProbeInput, ProbeOptions, activated_neurons, probe_rows
+from jpt.neurons.probe import Means, ProbeInput, activated_neurons, probe_rows
 from jpt.types import Activations, Prompt, PromptCard
 from tests.backbones.golden import FAST_COMPILE, FIXTURES, difference, load_golden
 

@@ -11,16 +11,10 @@ import pytest
 
 import jpt
 from jpt.backbones.registry import Backbone
+from jpt.config import ProbeOptions, parse_positions
 from jpt.data.encode import encode_split
 from jpt.data.rows import read_rows
-from jpt.neurons.probe import (
-    ProbeOptions,
-    activated_neurons,
-    parse_positions,
-    plan_pieces,
-    position_weights,
-    text_input,
-)
+from jpt.neurons.probe import activated_neurons, plan_pieces, position_weights, text_input
 from jpt.parallel import make_mesh
 from jpt.results.prompt_table import read_activations
 from jpt.tasks.catalog import load_task

@@ -13,8 +13,9 @@ import pytest
 
 import jpt
 from jpt.indicators.source_selection import leave_one_out, sureness
-from jpt.recipes.recommend import WIDTH, Ranking, not_told_apart
+from jpt.recipes.recommend import WIDTH, not_told_apart
 from jpt.results.prompt_table import write_transfer
+from jpt.results.records import Ranking
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.planted import BACKBONE, LENGTH, planted, write_easy
 from tests.typed import type_command

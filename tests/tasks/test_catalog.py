@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import jpt
+from jpt.config import SPLITS
 from jpt.data.rows import FORMS
 from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.catalog import BUILTIN, CANDIDATES, CATALOG, REFERENCE_TASKS, WRITTEN
-from jpt.tasks.task import SPLITS
 from jpt.tasks.verbalizers import label_words
 
 # The catalog's name of each task whose label words the reference holds, by its name there.

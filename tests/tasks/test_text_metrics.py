@@ -13,7 +13,8 @@ import pytest
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from jpt.errors import InputError
-from jpt.tasks.metrics import TEXT_METRICS, Written, normalize_answer, row_scores, score_texts
+from jpt.tasks.metrics import TEXT_METRICS, normalize_answer, row_scores, score_texts
+from jpt.types import Written
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import jpt
+from jpt.config import ProjectorOptions
 from jpt.io.tensors import read_header, write_safetensors
 from jpt.testing import tiny_batch, tiny_model
 from jpt.transfer.projector import (
     Projector,
     ProjectorCard,
-    ProjectorOptions,
     TrainedProjector,
     initial_parameters,
     project,

@@ -12,14 +12,9 @@ import numpy as np
 import pytest
 
 import jpt
+from jpt.config import ProjectorOptions
 from jpt.results.prompt_table import short_task
-from jpt.transfer.projector import (
-    Plan,
-    ProjectorOptions,
-    _initial_state,
-    draw_pairs,
-    plan_projector,
-)
+from jpt.transfer.projector import Plan, _initial_state, draw_pairs, plan_projector
 from jpt.tuning import trainer
 from jpt.types import Prompt, PromptCard
 from tests.transfer.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case

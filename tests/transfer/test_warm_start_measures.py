@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from jpt.transfer.warm_start import Curve, arithmetic_mean, compare_curves, geometric_mean
+from jpt.transfer.warm_start import ScoreCurve, arithmetic_mean, compare_curves, geometric_mean
 
 STEPS = [0, 10, 20, 30, 40]
 VANILLA = [0.50, 0.55, 0.70, 0.79, 0.80]
 
 
-def curve(values: list[float]) -> Curve:
-    return Curve(np.array(STEPS), np.array(values))
+def curve(values: list[float]) -> ScoreCurve:
+    return ScoreCurve(np.array(STEPS), np.array(values))
 
 
 @pytest.mark.parametrize(

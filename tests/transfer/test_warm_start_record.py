@@ -6,7 +6,7 @@ import numpy as np
 
 import jpt
 from jpt.transfer.warm_start import (
-    Curve,
+    ScoreCurve,
     _notes,
     arithmetic_mean,
     compare_curves,
@@ -25,7 +25,7 @@ def start(**card: object) -> Start:
 
 def notes_of(vanilla: list[list[float]], warm: list[list[float]], **card: object) -> list[str]:
     curves = {
-        (seed, name): Curve(np.array([0, 10, 20]), np.array(values))
+        (seed, name): ScoreCurve(np.array([0, 10, 20]), np.array(values))
         for name, runs in (("vanilla", vanilla), ("one", warm))
         for seed, values in zip(SEEDS, runs, strict=True)
     }
