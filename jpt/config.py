@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16")
 DROPOUT = ("off", "paper")
 REMAT = ("dots", "full", "none")
 OBJECTIVES = ("labels", "vocabulary")
-LABEL_SCORING = ("phrase", "first_piece")
+LABEL_SCORING = ("phrase", "first_token")
 COUNTS = (
     "steps",
     "batch_size",
@@ -67,7 +67,7 @@ class TuneOptions:
         objective: ``labels``: cross-entropy over the label words (encoders' default, as in the
             paper); ``vocabulary``: over all words at the answer (the others' default).
         label_scoring: how T5 and decoders score a label word of several pieces: ``phrase``, by all
-            of them; ``first_piece``, as the paper's code does.
+            of them; ``first_token``, as the paper's code does.
         remat: what layers keep for the way back: ``dots`` (products with weights), ``full``
             (nothing but their input, for models that would not fit otherwise) or ``none`` (all).
         mesh: devices by axis, for instance ``data:4,model:2``.
@@ -181,7 +181,7 @@ SPLITS = ("train", "validation", "test")
 
 
 MASK_IN_TASK, MASK_RANDOM, MASK_OTHER, MASK_COMMON, MASK_SPECIFIC = (
-    "own",
+    "in_task",
     "random",
     "other",
     "common",
@@ -263,7 +263,7 @@ class ProbeOptions:
         if self.probe == PROBE_TEXT and self.task is None:
             raise InputError("probe is text, but no task says whose; give one, for instance sst2")
         named = [name for name in _OF_TEXT if getattr(self, name) is not None]
-        named += ["positions"] if self.places != AT_ANSWER else []
+        named += ["positions"] if self.token_positions != AT_ANSWER else []
         if self.probe == PROBE_START and named:
             raise InputError(
                 f"{' and '.join(named)} choose{'s' if len(named) == 1 else ''} what text is read,"
@@ -271,7 +271,7 @@ class ProbeOptions:
             )
 
     @property
-    def places(self) -> Positions:
+    def token_positions(self) -> Positions:
         """The positions as ``"answer"``, ``"text"`` or numbers."""
         return parse_positions(self.positions)
 
@@ -309,7 +309,7 @@ class MaskOptions:
         split: that is scored; a task without it is scored on validation.
         backbone: instead of the one that the prompts' cards name; the width is checked.
         max_tokens: longest text in tokens; by default the backbone's own choice.
-        label_scoring: ``"phrase"`` or ``"first_piece"``.
+        label_scoring: ``"phrase"`` or ``"first_token"``.
         eval_batch_size: rows at once; changes speed, never a number.
         dtype: of weights and matrix products.
         mesh: devices by axis.
@@ -392,7 +392,7 @@ class ProjectorOptions:
             the target's own choice (built-in ones have one), else the paper's 5e-3.
         max_tokens: longest text in tokens; the target backbone's choice.
         answer_tokens: longest written answer in tokens; the task's choice.
-        label_scoring: ``phrase`` or ``first_piece``, as in `jpt.config.TuneOptions`.
+        label_scoring: ``phrase`` or ``first_token``, as in `jpt.config.TuneOptions`.
         seed: of the first weights, and of the order of tasks and rows.
         eval_every: steps between two scorings of the projected prompts.
         checkpoint_every: steps between two saves of the whole state.
@@ -448,7 +448,7 @@ class ProjectorOptions:
                 "leave rescale out, or keep layer_norm and the form that is not per token"
             )
 
-    def settle(self, objective: str) -> ProjectorOptions:
+    def resolve(self, objective: str) -> ProjectorOptions:
         """Makes the choices that an objective makes; length and rate are the target's.
 
         Args:
@@ -562,7 +562,7 @@ class TransferOptions:
         untouched: whether the model without a prompt is scored too, as column ``none``.
         seed: of the untrained start.
         max_tokens: longest text in tokens; by default the backbone's own choice.
-        label_scoring: ``"phrase"`` or ``"first_piece"``: how a label word of several pieces counts.
+        label_scoring: ``"phrase"`` or ``"first_token"``: how a label word of several pieces counts.
         eval_batch_size: rows at once; changes speed, never a number.
         dtype: of weights and matrix products.
         mesh: devices by axis.
@@ -603,7 +603,7 @@ class RecommendOptions:
             where none has.
         probe_steps: how long the probe is tuned.
         learning_rate: of the probe; by default the backbone's own choice.
-        by: the ranking that chooses: by default ``zero_shot``, without labels ``sureness``.
+        by: the ranking that chooses: by default ``zero_shot``, without labels ``mutual_information``.
         layers: of ``neuron_overlap``; by default the top three.
         seed: of the choice of rows, of the probe and of the untrained start; by default the seed
             that all sources share, so that the probe starts where they did, else 0.

@@ -33,7 +33,7 @@ HEARTBEAT_S = 100
 """Of so long a silence a process is taken for dead, and the others end."""
 
 
-class Place(NamedTuple):
+class ProcessPlace(NamedTuple):
     """Which of the processes this one is; all None where jax asks the cluster."""
 
     coordinator: str | None  # address of the first process, as ``HOST:PORT``
@@ -41,12 +41,12 @@ class Place(NamedTuple):
     process: int | None  # the number of this one, from 0
 
 
-def find_place(
+def find_process(
     coordinator: str | None,
     processes: int | None,
     process: int | None,
     environment: Mapping[str, str] | None = None,
-) -> Place | None:
+) -> ProcessPlace | None:
     """Decides whether there are several processes, and which of them this one is."""
     if coordinator is None:
         if processes is not None or process is not None:
@@ -55,17 +55,19 @@ def find_place(
                 " the address of process 0"
             )
         known = os.environ if environment is None else environment
-        return Place(None, None, None) if _count_in(known) > 1 else None
+        return ProcessPlace(None, None, None) if _count_in(known) > 1 else None
     if coordinator in (AUTO, NONE):
         if processes is not None or process is not None:
             raise InputError(
                 f"coordinator is {coordinator}, which settles processes and process; leave them out"
             )
-        return Place(None, None, None) if coordinator == AUTO else None
+        return ProcessPlace(None, None, None) if coordinator == AUTO else None
     return _place_by_hand(coordinator, processes, process)
 
 
-def _place_by_hand(coordinator: str, processes: int | None, process: int | None) -> Place | None:
+def _place_by_hand(
+    coordinator: str, processes: int | None, process: int | None
+) -> ProcessPlace | None:
     """Checks an address and two numbers."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -85,7 +87,7 @@ def _place_by_hand(coordinator: str, processes: int | None, process: int | None)
             f"process is {process}, but {processes} processes are numbered from 0 to "
             f"{processes - 1}"
         )
-    return Place(coordinator, processes, process) if processes > 1 else None
+    return ProcessPlace(coordinator, processes, process) if processes > 1 else None
 
 
 def _count_in(environment: Mapping[str, str]) -> int:
@@ -104,7 +106,7 @@ def start_processes(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> int:
     # Joins the other processes, before jax looks at its devices; does nothing on a lone machine.
-    place = find_place(coordinator, processes, process)
+    place = find_process(coordinator, processes, process)
     if place is None:
         return 1
     import jax
@@ -138,7 +140,7 @@ def start_processes(
     return jax.process_count()
 
 
-def _meet(place: Place, timeout_s: float) -> None:
+def _meet(place: ProcessPlace, timeout_s: float) -> None:
     """Waits until all processes are there: jax itself would end without a word to the user."""
     host, _, port = place.coordinator.rpartition(":")
     until_s = time.monotonic() + timeout_s
@@ -494,7 +496,7 @@ def prompt_sharding(mesh: Mesh) -> NamedSharding:
 
 
 @lru_cache(maxsize=256)
-def own_rows(mesh: Mesh, rows: int) -> Int64[np.ndarray, "B"] | None:
+def local_rows(mesh: Mesh, rows: int) -> Int64[np.ndarray, "B"] | None:
     """Says which rows of a batch this process's devices hold."""
     sharding = batch_sharding(mesh, rows)
     if process_count() == 1:
@@ -507,13 +509,13 @@ def place_batch(batch: Any, mesh: Mesh, rows: int | None = None) -> Any:
     """Puts a batch on the devices, its rows over the axis ``data``."""
     given = len(jax.tree.leaves(batch)[0])
     rows = given if rows is None else rows
-    sharding, own = batch_sharding(mesh, rows), own_rows(mesh, rows)
-    if own is None or given == rows:
+    sharding, local = batch_sharding(mesh, rows), local_rows(mesh, rows)
+    if local is None or given == rows:
         return place(batch, sharding)
 
     def put(part: np.ndarray) -> jax.Array:
         def read(index: tuple[slice, ...]) -> np.ndarray:
-            return part[np.searchsorted(own, np.arange(rows)[index[0]])]
+            return part[np.searchsorted(local, np.arange(rows)[index[0]])]
 
         return jax.make_array_from_callback((rows, *part.shape[1:]), sharding, read)
 

@@ -17,11 +17,11 @@ from jpt.io.tensors import write_safetensors
 from jpt.io.tokenizer import SpecialIds
 from jpt.types import Batch, Parameters
 
-SPECIAL_PIECES = ("[PAD]", "[UNK]", "[MASK]", "[CLS]", "</s>", "<extra_id_0>")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[MASK]", "[CLS]", "</s>", "<extra_id_0>")
 WORDS = (
     "a the film is was good bad dull bright fine great lovely poor awful boring number not".split()
 )
-VOCABULARY = (*SPECIAL_PIECES, *WORDS, "Answer", ":", ",", *map(str, range(10)))
+VOCABULARY = (*SPECIAL_TOKENS, *WORDS, "Answer", ":", ",", *map(str, range(10)))
 
 _SIZES: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4},
@@ -170,7 +170,7 @@ def write_tiny_backbone(folder: str | Path, model_type: str, **changes: Any) -> 
     ids = {piece: number for number, piece in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(list(SPECIAL_PIECES))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.save(str(place / "tokenizer.json"))
     named = {"cls_token": "[CLS]", "sep_token": "</s>", "eos_token": "</s>"}
     (place / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")

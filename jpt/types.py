@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     weights: Float32[np.ndarray, "B"]
     answers: Int32[np.ndarray, "B A"] | None = None
     answer_lengths: Int32[np.ndarray, "B"] | None = None
-    places: Int32[np.ndarray, "G N"] | None = None
+    packed_index: Int32[np.ndarray, "G N"] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Score:
     predictions: Int[np.ndarray, "N"] | tuple[str, ...]
     measures: dict[str, float] = field(default_factory=dict)
     log_probs: Float[np.ndarray, "N C"] | None = field(default=None, repr=False)
-    written: tuple[Written, ...] | None = field(default=None, repr=False)
+    written: tuple[Generation, ...] | None = field(default=None, repr=False)
 
     def summary(self) -> dict[str, Any]:
         """Gives the score without the predictions, ready for JSON."""
@@ -184,7 +184,7 @@ class Score:
         return f"all {self.rows} rows were answered '{answered[0]}': nothing is learnt yet"
 
 
-class Written(NamedTuple):
+class Generation(NamedTuple):
     """What a model wrote for one row and what it should have written."""
 
     # The pieces are ids of the model's vocabulary without special ones, cut to the answer's length;
@@ -192,8 +192,8 @@ class Written(NamedTuple):
 
     prediction: str
     references: tuple[str, ...]
-    prediction_pieces: tuple[int, ...]
-    reference_pieces: tuple[tuple[int, ...], ...]
+    prediction_tokens: tuple[int, ...]
+    reference_tokens: tuple[tuple[int, ...], ...]
 
 
 Data = str | Path | Mapping[str, Iterable[Mapping[str, Any]]]

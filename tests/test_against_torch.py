@@ -49,7 +49,7 @@ def test_operations_are_those_of_the_products(worker: ModuleType) -> None:
 def describe(kind: str, folder: Path) -> dict[str, Any]:
     options = {"steps": STEPS, "batch_size": 4, "learning_rate": 1e-2, "length": 5}
     if kind not in ("bert", "roberta"):
-        options |= {"objective": "vocabulary", "label_scoring": "first_piece"}
+        options |= {"objective": "vocabulary", "label_scoring": "first_token"}
     return {
         "model": str(write_tiny_backbone(folder / "model", kind)),
         "task": str(write_task(folder / "task")),

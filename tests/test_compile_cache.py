@@ -66,8 +66,8 @@ def test_the_second_time_a_program_is_read_and_gives_the_same_bits(fresh: Path) 
 def test_a_cache_of_the_users_own_and_none_at_all_stay_as_they_are(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
-    assert programs.use_compile_cache() == tmp_path / "own"
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "in_task"))
+    assert programs.use_compile_cache() == tmp_path / "in_task"
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("JPT_CACHE", "")
     assert programs.use_compile_cache() is None

@@ -26,7 +26,7 @@ from jpt.parallel import (
     replicated,
 )
 from jpt.testing import tiny_encoder, tiny_model
-from jpt.tuning.losses import NO_PIECE, Answer, label_scores
+from jpt.tuning.losses import NO_TOKEN, Answer, label_scores
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.types import Batch
 
@@ -101,7 +101,7 @@ def two_steps(family: str, mesh_text: str) -> tuple[np.ndarray, list[float], np.
     start = np.random.default_rng(3).normal(0, 0.3, (6, 32)).astype(np.float32)
     state = place(init_state(start, optimizer), replicated(mesh))
     # Only T5 and decoders can score words of several pieces.
-    pieces = None if family == "bert" else jnp.array([[3, 9], [4, NO_PIECE]], jnp.int32)
+    pieces = None if family == "bert" else jnp.array([[3, 9], [4, NO_TOKEN]], jnp.int32)
     answer = Answer(jnp.array([3, 4], jnp.int32), pieces)
     step = build_train_step(module, optimizer, mesh=mesh)
     batch, losses = place_batch(batch_of(8), mesh), []

@@ -18,7 +18,7 @@ from jpt.data.encode import EncodedAnswers, EncodedSplit
 from jpt.errors import InputError
 from jpt.io import files
 from jpt.io.files import atomic_file, make_folder, write_text
-from jpt.parallel import Place, Vote, find_place, on_first, quiet_others
+from jpt.parallel import ProcessPlace, Vote, find_process, on_first, quiet_others
 
 COMPUTING = {
     *("quickstart", "tune", "evaluate", "generate", "transfer", "warm-start", "neurons", "mask"),
@@ -44,17 +44,17 @@ COMPUTING = {
 )
 def test_a_place_that_cannot_be_is_refused(given: tuple, needles: tuple[str, ...]) -> None:
     with pytest.raises(InputError) as error:
-        find_place(*given, environment={})
+        find_process(*given, environment={})
     for needle in needles:
         assert needle in str(error.value)
 
 
 def test_a_place_by_hand() -> None:
-    assert find_place("node1:1234", 4, 3, {}) == Place("node1:1234", 4, 3)
-    assert find_place("[::1]:1234", 2, 0, {}) == Place("[::1]:1234", 2, 0)
-    assert find_place("node1:1234", 1, 0, {}) is None, "one process needs nobody"
-    assert find_place("auto", None, None, {}) == Place(None, None, None)
-    assert find_place("none", None, None, {"SLURM_STEP_NUM_TASKS": "4"}) is None
+    assert find_process("node1:1234", 4, 3, {}) == ProcessPlace("node1:1234", 4, 3)
+    assert find_process("[::1]:1234", 2, 0, {}) == ProcessPlace("[::1]:1234", 2, 0)
+    assert find_process("node1:1234", 1, 0, {}) is None, "one process needs nobody"
+    assert find_process("auto", None, None, {}) == ProcessPlace(None, None, None)
+    assert find_process("none", None, None, {"SLURM_STEP_NUM_TASKS": "4"}) is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_place_by_hand() -> None:
 def test_the_environment_says_whether_there_are_several(
     environment: dict[str, str], several: bool
 ) -> None:
-    assert (find_place(None, None, None, environment) is not None) is several
+    assert (find_process(None, None, None, environment) is not None) is several
 
 
 def test_jax_that_computes_already_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,8 +96,8 @@ def free_port() -> int:
 def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
     address = f"localhost:{free_port()}"
     with ThreadPoolExecutor() as pool:
-        places = [Place(address, 3, number) for number in (1, 2, 0)]
-        list(pool.map(lambda place: parallel._meet(place, 20), places))
+        packed_index = [ProcessPlace(address, 3, number) for number in (1, 2, 0)]
+        list(pool.map(lambda place: parallel._meet(place, 20), packed_index))
     port = int(address.partition(":")[2])
     with socket.create_server(("", port)) as server:  # fails where the port is still held
         assert server.getsockname()[1] == port
@@ -106,19 +106,20 @@ def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
 def test_a_process_that_does_not_come_is_named() -> None:
     port = free_port()
     with pytest.raises(InputError, match=f"2 of 3 processes did not come to port {port}: 1, 2"):
-        parallel._meet(Place(f"localhost:{port}", 3, 0), 0.2)
+        parallel._meet(ProcessPlace(f"localhost:{port}", 3, 0), 0.2)
     with pytest.raises(InputError, match="did not let process 2 in at localhost"):
-        parallel._meet(Place(f"localhost:{port}", 3, 2), 0.2)
+        parallel._meet(ProcessPlace(f"localhost:{port}", 3, 2), 0.2)
 
 
 def test_two_processes_of_one_number_are_refused() -> None:
     port = free_port()
     with ThreadPoolExecutor() as pool:
         twins = [
-            pool.submit(parallel._meet, Place(f"localhost:{port}", 3, 1), 1.0) for _ in range(2)
+            pool.submit(parallel._meet, ProcessPlace(f"localhost:{port}", 3, 1), 1.0)
+            for _ in range(2)
         ]
         with pytest.raises(InputError, match="a second process 1"):
-            parallel._meet(Place(f"localhost:{port}", 3, 0), 20)
+            parallel._meet(ProcessPlace(f"localhost:{port}", 3, 0), 20)
         assert all(isinstance(twin.exception(), InputError) for twin in twins)
 
 
@@ -126,7 +127,7 @@ def test_a_port_in_use_is_no_traceback() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port} of the coordinator cannot be opened"):
-            parallel._meet(Place(f"localhost:{port}", 2, 0), 1)
+            parallel._meet(ProcessPlace(f"localhost:{port}", 2, 0), 1)
 
 
 def test_a_lone_process_asks_nobody() -> None:
@@ -188,7 +189,7 @@ def split_with_answers(rows: int) -> EncodedSplit:
     return EncodedSplit(*draw(40), labels, 0, answers=answers)
 
 
-@pytest.mark.parametrize("own", [[0, 1, 2], [3, 4, 5], [1, 4], [0, 1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("in_task", [[0, 1, 2], [3, 4, 5], [1, 4], [0, 1, 2, 3, 4, 5]])
 def test_a_part_of_a_batch_is_that_part_of_the_whole(own: list[int]) -> None:
     split, part = split_with_answers(17), np.array(own)
     whole = list(evaluation_batches(split, 6, 64, 0))
@@ -196,7 +197,9 @@ def test_a_part_of_a_batch_is_that_part_of_the_whole(own: list[int]) -> None:
     assert len(whole) == len(parts) == 3
     for (rows, batch), (same_rows, own_batch) in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(rows, same_rows)
-        assert batch.places is None and own_batch.places is None, "a feed packs, not a batch"
+        assert batch.packed_index is None and own_batch.packed_index is None, (
+            "a feed packs, not a batch"
+        )
         for given, found in zip(batch[:-1], own_batch[:-1], strict=True):
             np.testing.assert_array_equal(given[part], found)
     first = make_batch(split, np.array([2, 5]), 6, 64, 0, part)

@@ -37,7 +37,7 @@ def main() -> None:
         backbone = jpt.load_backbone(name)
         for task_name in arguments.tasks:
             task = jpt.load_task(task_name, arguments.data / task_name)
-            if task.is_written and backbone.layout == "encoder":
+            if task.is_generative and backbone.layout == "encoder":
                 continue
             folder = arguments.out / Path(name).name / task_name
             folder.parent.mkdir(parents=True, exist_ok=True)

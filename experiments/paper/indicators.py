@@ -104,14 +104,16 @@ def describe(found: jpt.Indicators, matrix: Path | None) -> str:
     if same:
         rows.append(["same type", *["-"] * 8, *costs(same)])
     rows.append(["by chance", *["-"] * 8, *chance(judged)])
-    n_targets = max(each.n_targets for each in correlation.own_out.values())
+    n_targets = max(each.n_targets for each in correlation.excluding_in_task.values())
     told = f"{len(found.names)} prompts, {n_targets} targets; costs in points (100 x score)."
     return f"{told}\n\n{table(HEAD, rows)}{lead(correlation)}"
 
 
 def shown(found: jpt.Indicators, correlation: jpt.CorrelationResult) -> list[str]:
     """All indicators but windows of layers, of which only the best is shown."""
-    windows = {n: correlation.own_out[n].mean_over_targets for n in found.columns if WINDOW in n}
+    windows = {
+        n: correlation.excluding_in_task[n].mean_over_targets for n in found.columns if WINDOW in n
+    }
     known = {name: mean for name, mean in windows.items() if mean is not None}
     best = max(known, key=known.__getitem__, default=None)
     return [name for name in found.columns if name not in windows or name == best]
@@ -119,7 +121,7 @@ def shown(found: jpt.Indicators, correlation: jpt.CorrelationResult) -> list[str
 
 def correlations(correlation: jpt.CorrelationResult, name: str) -> list[str]:
     """Means over targets with their intervals, then all pairs with relative performance."""
-    inside, outside = correlation.own_in[name], correlation.own_out[name]
+    inside, outside = correlation.including_in_task[name], correlation.excluding_in_task[name]
     cells = []
     for of in (inside, outside):
         cells += [number(of.mean_over_targets, 3), bounds(of.interval)]

@@ -110,8 +110,8 @@ def measure(
         (same if tasks[first].type == tasks[second].type else different).append(
             overlap.value(OVERLAP, first, second)
         )
-    shares = (found.activated, found.always, found.always_by_chance)
-    shares += (found.never, found.never_by_chance)
+    shares = (found.activated, found.always, found.always_at_random)
+    shares += (found.never, found.never_at_random)
     return [
         name,
         f"{backbone.frozen_count / 1e6:.1f} M",

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             random=False,
             untouched=False,
             max_tokens=TEXT_PIECES + 2 if is_encoder else None,
-            label_scoring="phrase" if is_encoder else "first_piece",
+            label_scoring="phrase" if is_encoder else "first_token",
             eval_batch_size=options.eval_batch_size,
             progress=True,
         )

@@ -20,7 +20,7 @@ class Branches(NamedTuple):
     allowed: Bool[np.ndarray, "N N"]  # which of the others each may look at
 
 
-def lay_out(answers: Int[Array, "R W A"]) -> Branches:
+def order_study(answers: Int[Array, "R W A"]) -> Branches:
     """Puts several answers into one line."""
     rows, count, length = answers.shape
     steps = np.tile(np.arange(length - 1, dtype=np.int32), count)

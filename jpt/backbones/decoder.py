@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jpt.backbones.answers import lay_out, score_tokens
+from jpt.backbones.answers import order_study, score_tokens
 from jpt.backbones.attention import KeyBlock, attend
 from jpt.backbones.layers import (
     ACTIVATIONS,
@@ -337,7 +337,7 @@ class Memory(NamedTuple):
     generated: Keys  # of the tokens generated before
 
 
-class WritingPlace(NamedTuple):
+class GenerationStep(NamedTuple):
     """Where the generated token of each row stands, and what it may look at."""
 
     angles: Angles | None  # of rotary positions; None in GPT-2
@@ -408,7 +408,7 @@ class DecoderLayer(nn.Module):
         return states + self._drop(self.feed_forward_out(kept)), neurons
 
     def write(
-        self, states: Float[Array, "B 1 D"], place: WritingPlace, memory: Memory
+        self, states: Float[Array, "B 1 D"], place: GenerationStep, memory: Memory
     ) -> tuple[Float[Array, "B 1 D"], Keys]:
         """Updates one token of each row that looks back; gives its own keys and values too."""
         normed, own = self.look(states, place.angles)
@@ -491,7 +491,7 @@ class WritingLayer(DecoderLayer):
     def __call__(
         self,
         states: Float[Array, "B 1 D"],
-        place: WritingPlace,
+        place: GenerationStep,
         memory: Memory,
     ) -> tuple[Float[Array, "B 1 D"], Keys]:
         """Updates the states and returns the token's own keys and values."""
@@ -528,7 +528,7 @@ def decoder_weights(
         head = TensorRule("head/words", HEAD, (config.vocabulary, config.width))
         return [*rules(config), *([] if config.tied_head else [head])]
 
-    def settle(source: TensorSource, config: DecoderConfig, where: str) -> DecoderConfig:
+    def resolve(source: TensorSource, config: DecoderConfig, where: str) -> DecoderConfig:
         del where
         words = rules(config)[0].find(None, source.shapes)
         if config.tied_head and differs(source, HEAD, words):
@@ -538,7 +538,7 @@ def decoder_weights(
     def passed_over(config: DecoderConfig) -> tuple[str, ...]:
         return (*ignored, re.escape(HEAD)) if config.tied_head else ignored
 
-    return Weights(with_head, passed_over, settle, _PARTITION)
+    return Weights(with_head, passed_over, resolve, _PARTITION)
 
 
 # --- The names that GPT-2 checkpoints give their tensors
@@ -696,12 +696,12 @@ class Decoder(nn.Module):
         capture_neurons: bool = False,
         neuron_mask: Float[Array, "L F"] | None = None,
         every_position: bool = False,
-        places: Int[Array, "G N"] | None = None,
+        packed_index: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
         """Reads a batch behind a prompt and scores the word after the last text token."""
         capture = ("all" if every_position else "answer") if capture_neurons else None
         options = {"neuron_mask": neuron_mask, "every_position": every_position}
-        options["places"] = None if every_position else places
+        options["packed_index"] = None if every_position else packed_index
         hidden, neurons, _ = self._read(tokens, lengths, prompt, capture=capture, **options)
         if not every_position:
             hidden = hidden[:, 0]
@@ -715,10 +715,10 @@ class Decoder(nn.Module):
         answers: Int[Array, "R W A"],
         *,
         neuron_mask: Float[Array, "L F"] | None = None,
-        places: Int[Array, "G N"] | None = None,
+        packed_index: Int[Array, "G N"] | None = None,
     ) -> AnswerScores:
         """Scores every token of several answers to each row, all of them in one pass."""
-        given = {"neuron_mask": neuron_mask, "answers": answers, "places": places}
+        given = {"neuron_mask": neuron_mask, "answers": answers, "packed_index": packed_index}
         hidden, _, _ = self._read(tokens, lengths, prompt, **given)
         logits = self._score(hidden, None)
         return score_tokens(logits[:, 0], logits[:, 1:], answers)
@@ -757,7 +757,7 @@ class Decoder(nn.Module):
         front = memory.prompt if memory.shared is None else memory.shared
         rows = 0 if front is None else front.key.shape[-3]
         positions = (rows + cache.lengths + cache.steps)[:, None]
-        place = WritingPlace(
+        place = GenerationStep(
             self._angles(positions),
             jnp.arange(memory.text.key.shape[2])[None, None] < cache.lengths[:, None, None],
             jnp.arange(memory.generated.key.shape[2])[None, None] < cache.steps,
@@ -790,11 +790,11 @@ class Decoder(nn.Module):
         every_position: bool = False,
         keep: bool = False,
         answers: Int[Array, "R W A"] | None = None,
-        places: Int[Array, "G N"] | None = None,
+        packed_index: Int[Array, "G N"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "L B *T F"] | None, dict[str, Any]]:
         """Gives the last states at the answer or everywhere, the neurons, and what is kept."""
         # With answers, their line's last states stand behind that of the text's last token.
-        packing = pack_layout(places, lengths, tokens.shape[1])
+        packing = pack_layout(packed_index, lengths, tokens.shape[1])
         prompt, segments = self._lay_out(prompt, tokens.shape[1], packing)
         text = self.embeddings.words(tokens, self._positions(prompt, tokens.shape[1]))
         states = States(prompt, collect(text.astype(self.dtype), packing))
@@ -827,7 +827,10 @@ class Decoder(nn.Module):
         answers: Int[Array, "R W A"],
     ) -> tuple[States, Segments]:
         """Puts a line of answers behind the text: each stands where it would alone."""
-        branches, start = lay_out(answers), 0 if states.prompt is None else states.prompt.shape[1]
+        branches, start = (
+            order_study(answers),
+            0 if states.prompt is None else states.prompt.shape[1],
+        )
         rows, length = lengths.shape[0], segments.text.allowed.shape[-1]
         line = jnp.broadcast_to(branches.tokens, (rows, len(branches.steps)))
         positions = start + lengths[:, None] + jnp.asarray(branches.steps)[None]

@@ -233,7 +233,7 @@ def _norm(path: str, name: str, width: int, layers: int = 0) -> list[TensorRule]
     ]
 
 
-def _settle(source: TensorSource, config: EncoderConfig, where: str) -> EncoderConfig:
+def _resolve(source: TensorSource, config: EncoderConfig, where: str) -> EncoderConfig:
     """Unties the head where the file has its own; raises where it has none at all."""
     kind = "bert" if config.is_bert else "roberta"
     head = "cls.predictions." if config.is_bert else "lm_head."
@@ -254,7 +254,7 @@ def _settle(source: TensorSource, config: EncoderConfig, where: str) -> EncoderC
 ENCODER_WEIGHTS = Weights(
     rules=encoder_rules,
     ignored=lambda config: _IGNORED["bert" if config.is_bert else "roberta"],
-    settle=_settle,
+    resolve=_resolve,
     partition=(
         *split_layers(_SPLIT),
         (r"embeddings/(word|position|token_type)", PartitionSpec(None, "model")),
@@ -459,15 +459,15 @@ class Encoder(nn.Module):
         neuron_mask: Float[Array, "L F"] | None = None,
         every_position: bool = False,
         first_position: int = 0,
-        places: Int[Array, "G N"] | None = None,
+        packed_index: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
         """Reads a batch behind a prompt and scores the answer at position 0."""
         front = self._front(prompt, tokens.shape[0])
         text = self.embeddings.text(tokens, first_position, None)
         states = jnp.concatenate([front, text], axis=1).astype(self.dtype)
         is_text = self._key_is_text(lengths, front.shape[1], tokens.shape[1])
-        places = None if every_position else places
-        packing = pack_layout(places, lengths, tokens.shape[1], front.shape[1])
+        packed_index = None if every_position else packed_index
+        packing = pack_layout(packed_index, lengths, tokens.shape[1], front.shape[1])
         states = collect(states, packing)
         capture = ("all" if every_position else "answer") if capture_neurons else None
         states, lower = self._lower_layers(states, is_text, packing, neuron_mask, capture)

@@ -27,7 +27,7 @@ NOTHING = -1
 """What stands behind the end of a row that was written."""
 
 
-class Written(NamedTuple):
+class Generation(NamedTuple):
     """What a model wrote for each row of a batch."""
 
     tokens: Int[Array, "B N"]  # the new tokens, and `NOTHING` behind the end
@@ -40,7 +40,7 @@ class _State(NamedTuple):
     step: Int[Array, ""]  # how many tokens were chosen
     last: Int[Array, "B"]  # the newest of each row
     is_open: Bool[Array, "B"]  # which rows have not ended
-    written: Written  # all that were chosen
+    written: Generation  # all that were chosen
     cache: Cache  # what the model remembers; ``last`` is not yet in it
 
 
@@ -52,7 +52,7 @@ def greedy(
     prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
     max_new: int,
     eos_ids: Sequence[int] = (),
-) -> Written:
+) -> Generation:
     """Takes the most probable token each time, the first of equal ones."""
     # Compiled once for each shape of the batch and ``max_new``.
     ends = np.asarray(tuple(eos_ids), np.int32)
@@ -68,14 +68,14 @@ def _greedy(
     prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
     eos_ids: Int[Array, "E"],
     max_new: int,
-) -> Written:
+) -> Generation:
     variables, rows = {"params": params}, tokens.shape[0]
 
     def choose(logits: Float[Array, "B V"], state: _State) -> _State:
         best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         column = jnp.where(state.is_open, best, NOTHING)
         found = state.written.tokens.at[:, state.step].set(column)
-        written = Written(found, state.written.lengths + state.is_open.astype(jnp.int32))
+        written = Generation(found, state.written.lengths + state.is_open.astype(jnp.int32))
         is_open = state.is_open & ~is_end(best, eos_ids)
         return _State(state.step + 1, best, is_open, written, state.cache)
 
@@ -88,7 +88,7 @@ def _greedy(
 
     logits, cache = module.apply(variables, tokens, lengths, prompt, max_new, method="start")
     none = jnp.zeros((rows,), jnp.int32)
-    empty = Written(jnp.full((rows, max_new), NOTHING, jnp.int32), none)
+    empty = Generation(jnp.full((rows, max_new), NOTHING, jnp.int32), none)
     begun = _State(jnp.zeros((), jnp.int32), none, jnp.ones((rows,), bool), empty, cache)
     return jax.lax.while_loop(goes_on, write, choose(logits, begun)).written
 
@@ -99,7 +99,7 @@ def is_end(tokens: Int[Array, "*B"], eos_ids: Int[Array, "E"]) -> Bool[Array, "*
     return (tokens[..., None] == ends).any(axis=-1)
 
 
-def without_ends(written: Written, eos_ids: Sequence[int]) -> list[list[int]]:
+def without_ends(written: Generation, eos_ids: Sequence[int]) -> list[list[int]]:
     """Takes what was written apart by rows, and the token that ends a row off."""
     rows = [row[:length].tolist() for row, length in zip(*written, strict=True)]
     return [row[:-1] if row and row[-1] in eos_ids else row for row in rows]
@@ -152,7 +152,7 @@ def beam_search(
     eos_ids: Sequence[int] = (),
     beams: int = 4,
     length_penalty: float = 1.0,
-) -> Written:
+) -> Generation:
     """Writes the continuation that scores best among those that several beams find."""
     # Compiled once for each shape of the batch, ``max_new``, ``beams`` and number of ``eos_ids``.
     divisors = np.arange(1, max_new + 1) ** np.float64(length_penalty)
@@ -170,7 +170,7 @@ def _search(
     rules: _Rules,
     max_new: int,
     beams: int,
-) -> Written:
+) -> Generation:
     variables, rows = {"params": params}, tokens.shape[0]
 
     def write(carried: tuple[_BeamState, Cache]) -> tuple[_BeamState, Cache]:
@@ -192,7 +192,7 @@ def _search(
     )
     begun = _choose(jnp.repeat(logits, beams, axis=0), _begin(rows, beams, max_new), rules)
     state, _ = jax.lax.while_loop(goes_on, write, (begun, cache))
-    return Written(state.ended.tokens[:, 0], state.ended.lengths[:, 0])
+    return Generation(state.ended.tokens[:, 0], state.ended.lengths[:, 0])
 
 
 def _begin(rows: int, beams: int, max_new: int) -> _BeamState:

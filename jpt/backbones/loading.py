@@ -278,7 +278,7 @@ class Weights:
     ignored: Callable[[Any], tuple[str, ...]]
     # finishes a shape by what the file holds, such as a head of its own: ``settle(source, config,
     # where)``
-    settle: Callable[[TensorSource, Any, str], Any]
+    resolve: Callable[[TensorSource, Any, str], Any]
     partition: PartitionTable  # from parameter path to axes of the mesh
     # raises for what the rules cannot see, once every tensor is known to be there
     check: Callable[[TensorSource, str], None] = _nothing_more
@@ -292,7 +292,7 @@ class Weights:
         place: Placer | None = None,
     ) -> tuple[Any, Parameters]:
         """Reads a model's parameters from a checkpoint."""
-        config = self.settle(source, config, where)
+        config = self.resolve(source, config, where)
         rules, ignored = self.rules(config), self.ignored(config)
         params = load_parameters(source, rules, ignored, dtype, where, place)
         self.check(source, where)

@@ -22,15 +22,15 @@ class Packing(NamedTuple):
 
 
 def pack_layout(
-    places: Int[Array, "G N"] | None, lengths: Int[Array, "B"], text: int, front: int = 0
+    packed_index: Int[Array, "G N"] | None, lengths: Int[Array, "B"], text: int, front: int = 0
 ) -> Packing | None:
     # Says where the positions of rows stand that have the same number of tokens before the text.
-    if places is None:
+    if packed_index is None:
         return None
-    groups, count = places.shape
+    groups, count = packed_index.shape
     rows = lengths.shape[0] // groups
     wide, before = front + text, rows * front
-    row, column = jnp.divmod(places, text)
+    row, column = jnp.divmod(packed_index, text)
     fronts = jnp.arange(rows)[:, None] * wide + jnp.arange(front)[None]  # [B/G, F]
     fronts = jnp.broadcast_to(fronts.reshape(1, before), (groups, before))
     # Of no position: row B / G, which is past the last.
@@ -65,8 +65,8 @@ def at_position(
     """Takes one position of every row."""
     if packing is None:
         return jnp.take_along_axis(values, position[:, None, None], axis=1)
-    places = jnp.take_along_axis(packing.place, position[:, None], axis=1)
-    found = _take(values, places.reshape(values.shape[0], -1))
+    packed_index = jnp.take_along_axis(packing.place, position[:, None], axis=1)
+    found = _take(values, packed_index.reshape(values.shape[0], -1))
     return found.reshape(position.shape[0], 1, values.shape[2])
 
 
@@ -82,11 +82,13 @@ def _collect(rows: Float[Array, "B S ..."], packing: Packing) -> Float[Array, "G
     return _take(rows.reshape(groups, -1, *rows.shape[2:]), packing.position)
 
 
-def _take(values: Float[Array, "G X ..."], places: Int[Array, "G Y"]) -> Float[Array, "G Y ..."]:
+def _take(
+    values: Float[Array, "G X ..."], packed_index: Int[Array, "G Y"]
+) -> Float[Array, "G Y ..."]:
     def take(group: Float[Array, "X ..."], wanted: Int[Array, "Y"]) -> Float[Array, "Y ..."]:
         return group.at[wanted].get(mode="fill", fill_value=0)
 
-    return jax.vmap(take)(values, places)
+    return jax.vmap(take)(values, packed_index)
 
 
 def _spread_forward(line: Array, packing: Packing) -> tuple[Array, Packing]:

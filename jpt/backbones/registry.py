@@ -44,7 +44,7 @@ class Family:
     name: str  # what it is called in messages
     layout: str  # where the prompt stands and the answer is read; one of `LAYOUTS`
     model_types: tuple[str, ...]  # what ``config.json`` calls its models
-    pieces: tuple[str, ...]  # special pieces that it cannot do without
+    special_tokens: tuple[str, ...]  # special pieces that it cannot do without
     # reads the shape from a Hugging Face config: ``config(dict)``
     config: Callable[[Mapping[str, Any]], Any]
     # builds the Linen module: ``module(config, ids, dtype, dropout_rate, remat)``
@@ -70,7 +70,7 @@ ENCODERS = Family(
     name="BERT and RoBERTa",
     layout="encoder",
     model_types=("bert", "roberta", "xlm-roberta"),
-    pieces=("cls", "sep", "mask", "pad"),
+    special_tokens=("cls", "sep", "mask", "pad"),
     config=EncoderConfig.from_huggingface,
     module=_encoder,
     weights=ENCODER_WEIGHTS,
@@ -109,7 +109,7 @@ T5S = Family(
     name="T5",
     layout="encoder_decoder",
     model_types=("t5",),
-    pieces=("eos", "pad"),
+    special_tokens=("eos", "pad"),
     config=T5Config.from_huggingface,
     module=_t5,
     weights=T5_WEIGHTS,
@@ -122,7 +122,7 @@ GPT2S = Family(
     name="GPT-2",
     layout="decoder",
     model_types=("gpt2",),
-    pieces=("eos",),
+    special_tokens=("eos",),
     config=DecoderConfig.from_huggingface,
     module=_decoder,
     weights=GPT2_WEIGHTS,
@@ -300,7 +300,7 @@ def load_backbone(
     shape, params = family.weights.load(
         files.source, family.config(files.config), compute, str(files.place), placer
     )
-    _check_pieces(family, files.tokenizer, shape.vocabulary, files.place)
+    _check_special_tokens(family, files.tokenizer, shape.vocabulary, files.place)
     rate = shape.dropout_rate if dropout else 0.0
     return Backbone(
         name=str(name),
@@ -332,12 +332,12 @@ def _open(name: str | Path) -> _Files:
         file = open_gguf(path)
         family = find_family(file.config, str(path))
         return _Files(
-            path, file.config, family, file.source, read_gguf_tokenizer(file, family.pieces)
+            path, file.config, family, file.source, read_gguf_tokenizer(file, family.special_tokens)
         )
     folder = find_folder(name)
     config = read_config(folder)
     family = find_family(config, f"{folder}/config.json")
-    tokenizer = load_tokenizer(folder, family.pieces)
+    tokenizer = load_tokenizer(folder, family.special_tokens)
     return _Files(folder, config, family, open_tensors(folder), tokenizer)
 
 
@@ -351,13 +351,15 @@ def _placer(family: Family, mesh: Mesh, notes: list[str]) -> Placer:
     return put
 
 
-def _check_pieces(family: Family, tokenizer: TextTokenizer, vocabulary: int, folder: Path) -> None:
+def _check_special_tokens(
+    family: Family, tokenizer: TextTokenizer, vocabulary: int, folder: Path
+) -> None:
     """Refuses a tokenizer whose special pieces the model has no rows for."""
-    for piece in family.pieces:
-        token = getattr(tokenizer.ids, piece)
+    for name in family.special_tokens:
+        token = getattr(tokenizer.ids, name)
         if token >= vocabulary:
             raise InputError(
-                f"{folder}: the tokenizer's {piece} token has id {token}, but the model has "
+                f"{folder}: the tokenizer's {name} token has id {token}, but the model has "
                 f"{vocabulary} words; tokenizer and weights are of two models"
             )
 

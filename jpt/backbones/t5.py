@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from jpt.backbones.answers import lay_out, score_tokens
+from jpt.backbones.answers import order_study, score_tokens
 from jpt.backbones.attention import KeyBlock, attend
 from jpt.backbones.layers import (
     ACTIVATIONS,
@@ -204,12 +204,12 @@ class RelativeBias(nn.Module):
 
 
 def spread_bias(
-    by_distance: Float[Array, "H 2*R-1"], places: Int[np.ndarray, "S"]
+    by_distance: Float[Array, "H 2*R-1"], packed_index: Int[np.ndarray, "S"]
 ) -> Float[Array, "H S S"]:
     """Lays the bias of each distance out over all pairs of a query and a key."""
     reach = (by_distance.shape[1] + 1) // 2
-    places = jnp.asarray(places)  # so that no table of S x S is stored in the program
-    return by_distance[:, places[None] - places[:, None] + (reach - 1)]
+    packed_index = jnp.asarray(packed_index)  # so that no table of S x S is stored in the program
+    return by_distance[:, packed_index[None] - packed_index[:, None] + (reach - 1)]
 
 
 # --- The layer that both stacks of T5 repeat, and the stacks
@@ -222,18 +222,18 @@ class KeysValues(NamedTuple):
     value: Float[Array, "B S H K"]
 
 
-class View(NamedTuple):
+class AttentionView(NamedTuple):
     """Which keys the queries of all layers of a stack may look at, and the bias by position."""
 
     allowed: Bool[Array, "B Q S"] | None
     bias: Float[Array, "H Q S"]
 
 
-class Sight(NamedTuple):
+class StackContext(NamedTuple):
     """What all layers of a stack share."""
 
-    own: View  # view of the states' own tokens
-    past: View | None = None  # view of the tokens whose keys are given
+    own: AttentionView  # view of the states' own tokens
+    past: AttentionView | None = None  # view of the tokens whose keys are given
     # the encoder's states, where keys of them are to be computed
     encoded: Float[Array, "B S D"] | Float[Array, "G M D"] | None = None
     is_read: Bool[Array, "B 1 S"] | None = None  # which of the encoder's positions are no padding
@@ -270,7 +270,7 @@ class T5Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B Q D"], given: LayerInput, sight: Sight
+        self, states: Float[Array, "B Q D"], given: LayerInput, sight: StackContext
     ) -> tuple[Float[Array, "B Q D"], LayerOutput]:
         """Updates the states from their own tokens, earlier ones and what the encoder read."""
         rows = self._norm("attention_norm", states)
@@ -339,7 +339,7 @@ class T5Layer(nn.Module):
         return self._drop(out(self._drop(kept))), neurons
 
     def _captured(
-        self, neurons: Float[Array, "B S F"], sight: Sight
+        self, neurons: Float[Array, "B S F"], sight: StackContext
     ) -> Float[Array, "B *S F"] | None:
         if self.capture is None or isinstance(self.capture, str):
             return neurons if self.capture else None
@@ -377,7 +377,7 @@ class Stack(nn.Module):
         self,
         states: Float[Array, "B Q D"],
         given: LayerInput,
-        sight: Sight,
+        sight: StackContext,
         capture: int | str | None = None,
         keeps_keys: bool = False,
     ) -> tuple[Float[Array, "B Q D"], LayerOutput]:
@@ -491,7 +491,7 @@ def _find_words(source: TensorSource) -> list[str]:
     return [name for name in (_WORDS, *_COPIES) if name in source.shapes]
 
 
-def _settle(source: TensorSource, config: T5Config, where: str) -> T5Config:
+def _resolve(source: TensorSource, config: T5Config, where: str) -> T5Config:
     """Unties the head where the file has one that is no copy of its word table."""
     del where
     words = next(iter(_find_words(source)), None)
@@ -519,7 +519,7 @@ def _check_copies(source: TensorSource, where: str) -> None:
 T5_WEIGHTS = Weights(
     rules=t5_rules,
     ignored=_ignored,
-    settle=_settle,
+    resolve=_resolve,
     partition=(
         *(
             (rf"(encoder|decoder)/layers/{path}", PartitionSpec(None, *axes))
@@ -585,7 +585,7 @@ class T5(nn.Module):
         neuron_mask: Float[Array, "L F"] | None = None,
         neuron_stack: str = "decoder",
         every_position: bool = False,
-        places: Int[Array, "G N"] | None = None,
+        packed_index: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
         """Reads a batch behind a prompt and scores the first token of the answer."""
         if neuron_stack not in STACKS:
@@ -598,13 +598,13 @@ class T5(nn.Module):
             is_all = keeps_axis if neuron_stack == "decoder" else every_position
             first = {"decoder": 0, "encoder": _prompt_rows(prompt)}[neuron_stack]
             wanted[neuron_stack] = "all" if is_all else first
-        places = None if every_position else places
-        read = (masks["encoder"], wanted["encoder"], places)
+        packed_index = None if every_position else packed_index
+        read = (masks["encoder"], wanted["encoder"], packed_index)
         encoded, is_read, packing, encoder_neurons = self._encode(tokens, lengths, prompt, *read)
         if decoder_tokens is None:
             decoder_tokens = self._start_tokens(tokens.shape[0])
         view = self._view(np.arange(decoder_tokens.shape[1]))
-        sight = Sight(view, None, encoded, is_read, None, packing)
+        sight = StackContext(view, None, encoded, is_read, None, packing)
         states = self.embeddings.word[decoder_tokens]
         given = LayerInput(masks["decoder"])
         hidden, kept = self.decoder(states, given, sight, wanted["decoder"])
@@ -622,13 +622,13 @@ class T5(nn.Module):
         *,
         neuron_mask: Float[Array, "L F"] | None = None,
         neuron_stack: str = "decoder",
-        places: Int[Array, "G N"] | None = None,
+        packed_index: Int[Array, "G N"] | None = None,
     ) -> AnswerScores:
         """Scores every token of several answers to each row, all of them in one pass."""
         masks: dict[str, Array | None] = {**dict.fromkeys(STACKS), neuron_stack: neuron_mask}
-        read = (masks["encoder"], None, places)
+        read = (masks["encoder"], None, packed_index)
         encoded, is_read, packing, _ = self._encode(tokens, lengths, prompt, *read)
-        branches = lay_out(answers)
+        branches = order_study(answers)
         rows, count = tokens.shape[0], len(branches.steps)
         line = jnp.broadcast_to(branches.tokens, (rows, count))
         read = jnp.concatenate([self._start_tokens(rows), line], axis=1)
@@ -636,7 +636,7 @@ class T5(nn.Module):
         allowed = np.pad(branches.allowed, ((1, 0), (1, 0)))
         allowed[:, 0] = True
         view = self._view(np.concatenate([[0], branches.steps + 1]), allowed)
-        sight = Sight(view, None, encoded, is_read, None, packing)
+        sight = StackContext(view, None, encoded, is_read, None, packing)
         hidden, _ = self.decoder(self.embeddings.word[read], LayerInput(masks["decoder"]), sight)
         logits = self.vocabulary_logits(hidden)
         return score_tokens(logits[:, 0], logits[:, 1:], answers)
@@ -666,7 +666,7 @@ class T5(nn.Module):
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Reads the input and scores the first token to be generated."""
         encoded, is_read, _, _ = self._encode(tokens, lengths, prompt, None, None)
-        sight = Sight(self._view(np.arange(1)), None, encoded, is_read)
+        sight = StackContext(self._view(np.arange(1)), None, encoded, is_read)
         states = self.embeddings.word[self._start_tokens(tokens.shape[0])]
         hidden, kept = self.decoder(states, LayerInput(), sight, None, True)
         # The start token's keys stand in the first slot, so N slots serve N new tokens.
@@ -684,8 +684,10 @@ class T5(nn.Module):
         # Distances of slot 0, 1, ... from the new token are one piece of the table.
         past_bias = jax.lax.dynamic_slice_in_dim(bias, slots - 1 - place, slots, axis=1)
         is_past = jnp.arange(slots) < place
-        past = View(is_past[None, None], past_bias[:, None])
-        sight = Sight(View(None, bias[:, None, slots - 1 : slots]), past, None, is_read[:, None])
+        past = AttentionView(is_past[None, None], past_bias[:, None])
+        sight = StackContext(
+            AttentionView(None, bias[:, None, slots - 1 : slots]), past, None, is_read[:, None]
+        )
         given = LayerInput(None, cache.generated, cache.context)
         hidden, kept = self.decoder(self.embeddings.word[last][:, None], given, sight, None, True)
 
@@ -702,7 +704,7 @@ class T5(nn.Module):
         prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
         neuron_mask: Float[Array, "L F"] | None,
         capture: int | str | None,
-        places: Int[Array, "G N"] | None = None,
+        packed_index: Int[Array, "G N"] | None = None,
     ) -> tuple[
         Float[Array, "B S D"] | Float[Array, "G M D"],
         Bool[Array, "B 1 S"],
@@ -716,10 +718,12 @@ class T5(nn.Module):
             rows = jnp.broadcast_to(rows, (tokens.shape[0], *rows.shape[1:]))
             states = jnp.concatenate([rows, states], axis=1)
         is_read = jnp.arange(states.shape[1])[None] < (lengths + front)[:, None]
-        packing = pack_layout(places, lengths, tokens.shape[1], front)
+        packing = pack_layout(packed_index, lengths, tokens.shape[1], front)
         states, positions = collect(states, packing), np.arange(states.shape[1])
-        view = View(is_read[:, None], spread_bias(self.encoder.bias(len(positions)), positions))
-        sight = Sight(view, packing=packing)
+        view = AttentionView(
+            is_read[:, None], spread_bias(self.encoder.bias(len(positions)), positions)
+        )
+        sight = StackContext(view, packing=packing)
         states, kept = self.encoder(states, LayerInput(neuron_mask), sight, capture)
         return states, is_read[:, None], packing, kept.neurons
 
@@ -727,13 +731,13 @@ class T5(nn.Module):
         return jnp.full((rows, 1), self.config.start_id, jnp.int32)
 
     def _view(
-        self, places: Int[np.ndarray, "S"], allowed: Bool[np.ndarray, "S S"] | None = None
-    ) -> View:
+        self, packed_index: Int[np.ndarray, "S"], allowed: Bool[np.ndarray, "S S"] | None = None
+    ) -> AttentionView:
         """Every token of the decoder looks at itself and at those before it, or as is allowed."""
         if allowed is None:
-            allowed = places[None] <= places[:, None]
-        by_distance = self.decoder.bias(int(places.max()) + 1)
-        return View(jnp.asarray(allowed)[None], spread_bias(by_distance, places))
+            allowed = packed_index[None] <= packed_index[:, None]
+        by_distance = self.decoder.bias(int(packed_index.max()) + 1)
+        return AttentionView(jnp.asarray(allowed)[None], spread_bias(by_distance, packed_index))
 
 
 def _prompt_rows(prompt: Float[Array, "... P D"] | None) -> int:

@@ -886,9 +886,9 @@ def _refuse(options: dict[str, object], message: str) -> None:
 
 def version_text() -> str:
     """Tells versions, machine and devices; for the devices jax is loaded."""
-    from jpt.results.provenance import made_with
+    from jpt.results.provenance import environment_info
 
-    told = made_with()
+    told = environment_info()
     versions = dict(told["versions"])
     first = f"jpt {versions.pop('jpt')}"
     rest = " · ".join(f"{name} {version}" for name, version in versions.items())

@@ -88,7 +88,7 @@ def make_batch(
     batch_size: int,
     max_tokens: int,
     pad: int,
-    own: Int64[np.ndarray, "M"] | None = None,
+    local: Int64[np.ndarray, "M"] | None = None,
 ) -> Batch:
     """Puts rows into one batch, padded on the right to a bucket and filled to its size."""
     # A filling row repeats the first row, so that it has text to attend to, with weight 0.
@@ -97,8 +97,8 @@ def make_batch(
     lengths = split.offsets[filled + 1] - starts
     places = np.arange(bucket_length(int(lengths.max()), max_tokens))
     weights = (np.arange(batch_size) < n_real).astype(np.float32)
-    if own is not None:
-        filled, starts, lengths, weights = (of[own] for of in (filled, starts, lengths, weights))
+    if local is not None:
+        filled, starts, lengths, weights = (of[local] for of in (filled, starts, lengths, weights))
     return Batch(
         tokens=_pad_rows(split.tokens, starts, lengths, places, pad),
         lengths=lengths.astype(np.int32),
@@ -115,7 +115,7 @@ def fill_up(rows: Int64[np.ndarray, "N"], batch_size: int) -> Int64[np.ndarray, 
     return np.concatenate([rows, np.repeat(rows[:1], batch_size - len(rows))])
 
 
-def text_places(
+def pack_indices(
     lengths: Int64[np.ndarray, "*K B"], text: int, groups: int = 1
 ) -> Int32[np.ndarray, "*K G N"] | None:
     """Lays the real tokens of padded rows out one behind the other, for `Batch.places`."""
@@ -165,13 +165,13 @@ def evaluation_batches(
     batch_size: int,
     max_tokens: int,
     pad: int,
-    own: Int64[np.ndarray, "M"] | None = None,
+    local: Int64[np.ndarray, "M"] | None = None,
 ) -> Iterator[tuple[Int64[np.ndarray, "N"], Batch]]:
     """Goes through all rows of a split once, short rows first, so that little is padded."""
     order = np.argsort(split.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, make_batch(split, rows, batch_size, max_tokens, pad, own)
+        yield rows, make_batch(split, rows, batch_size, max_tokens, pad, local)
 
 
 # --- Batches by a budget of tokens instead of a number of rows

@@ -25,7 +25,7 @@ from jpt.tasks.task import BUILTIN_PREFIX, Task
 Item = TypeVar("Item")
 
 
-class Draws:
+class NamedRandom:
     """A stream of choices that follows from a name."""
 
     # Only ``random.Random.random`` is used: it is the one method whose numbers Python promises to
@@ -68,7 +68,7 @@ def replace_words(text: str, words: list[str]) -> str:
     return WORD.sub(lambda _: next(rest), text)
 
 
-def scramble(text: str, draws: Draws) -> str | None:
+def scramble(text: str, draws: NamedRandom) -> str | None:
     """Puts the words of a text into an order by chance."""
     words = WORD.findall(text)
     for _ in range(ATTEMPTS):
@@ -94,7 +94,7 @@ def halves(text: str) -> tuple[str, str] | None:
     return text[: middle - 1].rstrip(), text[middle:]
 
 
-def thin_out(text: str, draws: Draws, kept: float = 0.6) -> str:
+def thin_out(text: str, draws: NamedRandom, kept: float = 0.6) -> str:
     """Takes a part of the words of a text, small, bare and in an order by chance."""
     words = draws.shuffled(WORD.findall(text.lower()))
     return " ".join(words[: max(1, round(kept * len(words)))])
@@ -262,7 +262,7 @@ def find_table() -> Path:
 # same review and of its length, and both halves of a pair are drawn alike for either answer.
 
 Unit = tuple[str, str]
-Make = Callable[[str, Draws], Unit | None]
+Make = Callable[[str, NamedRandom], Unit | None]
 
 QUESTION = re.compile(r"""(?<![?!.])\?["')\]]*$""")
 EXCLAMATION = re.compile(r"""(?<![?!.])!+["')\]]*$""")
@@ -312,25 +312,25 @@ def _is_plain(sentence: str, limits: tuple[int, int]) -> bool:
     return low <= len(sentence.split()) <= high and bool(END_MARK.search(sentence))
 
 
-def _pick_sentence(text: str, draws: Draws, limits: tuple[int, int]) -> str | None:
+def _pick_sentence(text: str, draws: NamedRandom, limits: tuple[int, int]) -> str | None:
     found = [sentence for sentence in sentences(text) if _is_plain(sentence, limits)]
     chosen = draws.pick(found) if found else ""
     return chosen if count_words(chosen) >= limits[0] else None
 
 
-def _pick_snippet(text: str, draws: Draws, limits: tuple[int, int]) -> str | None:
+def _pick_snippet(text: str, draws: NamedRandom, limits: tuple[int, int]) -> str | None:
     """A Rotten Tomatoes review is one sentence, with or without an end mark."""
     return text if limits[0] <= count_words(text) <= limits[1] else None
 
 
-Pick = Callable[[str, Draws, tuple[int, int]], str | None]
+Pick = Callable[[str, NamedRandom, tuple[int, int]], str | None]
 
 
-def _whole(text: str, draws: Draws) -> Unit:
+def _whole(text: str, draws: NamedRandom) -> Unit:
     return text, text
 
 
-def _ending(text: str, draws: Draws) -> Unit | None:
+def _ending(text: str, draws: NamedRandom) -> Unit | None:
     """The last sentences of a review, until they have enough words."""
     low, high = ENDING_WORDS
     ending = ""
@@ -341,18 +341,18 @@ def _ending(text: str, draws: Draws) -> Unit | None:
     return None
 
 
-def _scrambled(text: str, draws: Draws, pick: Pick) -> Unit | None:
+def _scrambled(text: str, draws: NamedRandom, pick: Pick) -> Unit | None:
     sentence = (pick(text, draws, ALONE) or "").lower()
     scrambled = scramble(sentence, draws)
     return (scrambled, sentence) if scrambled else None
 
 
-def _reversed(text: str, draws: Draws, pick: Pick) -> Unit | None:
+def _reversed(text: str, draws: NamedRandom, pick: Pick) -> Unit | None:
     sentence = (pick(text, draws, ALONE) or "").lower()
     return (reverse(sentence), sentence) if sentence else None
 
 
-def _next_sentence(text: str, draws: Draws) -> Unit | None:
+def _next_sentence(text: str, draws: NamedRandom) -> Unit | None:
     found = sentences(text)
     plain = [_is_plain(sentence, OF_PAIR) for sentence in found]
     starts = [i for i in range(len(found) - 1) if plain[i] and plain[i + 1]]
@@ -362,7 +362,7 @@ def _next_sentence(text: str, draws: Draws) -> Unit | None:
     return found[start], found[start + 1]
 
 
-def _next_passage(text: str, draws: Draws) -> Unit | None:
+def _next_passage(text: str, draws: NamedRandom) -> Unit | None:
     """Two sentences, and the two after them."""
     found = sentences(text)
     couples = [" ".join(couple) for couple in zip(found, found[1:], strict=False)]
@@ -374,7 +374,7 @@ def _next_passage(text: str, draws: Draws) -> Unit | None:
     return couples[start], couples[start + 2]
 
 
-def _same_review(text: str, draws: Draws) -> Unit | None:
+def _same_review(text: str, draws: NamedRandom) -> Unit | None:
     """Two sentences with at least one between them, in the order of the review."""
     found = sentences(text)
     plain = [i for i, sentence in enumerate(found) if _is_plain(sentence, OF_PAIR)]
@@ -385,17 +385,17 @@ def _same_review(text: str, draws: Draws) -> Unit | None:
     return found[start], found[draws.pick([i for i in plain if i >= start + 2])]
 
 
-def _halves(text: str, draws: Draws, pick: Pick) -> Unit | None:
+def _halves(text: str, draws: NamedRandom, pick: Pick) -> Unit | None:
     sentence = pick(text, draws, (10, 36))
     return halves(sentence) if sentence else None
 
 
-def _copy(text: str, draws: Draws, pick: Pick) -> Unit | None:
+def _copy(text: str, draws: NamedRandom, pick: Pick) -> Unit | None:
     sentence = pick(text, draws, (8, 25))
     return (sentence, thin_out(sentence, draws)) if sentence else None
 
 
-def _placed(text: str, draws: Draws, place: int) -> Unit | None:
+def _placed(text: str, draws: NamedRandom, place: int) -> Unit | None:
     """A sentence of the middle and, of nearly its length, the one at a place (0 or -1)."""
     found = sentences(text)
     if len(found) < 4 or not _is_plain(found[place], BESIDE):
@@ -404,7 +404,7 @@ def _placed(text: str, draws: Draws, place: int) -> Unit | None:
     return (other, found[place]) if other else None
 
 
-def _end_mark(text: str, draws: Draws, mark: re.Pattern[str]) -> Unit | None:
+def _end_mark(text: str, draws: NamedRandom, mark: re.Pattern[str]) -> Unit | None:
     """A statement and, of nearly its length, a sentence with another mark; both get a period."""
     found = sentences(text)
     marked = [s for s in found if mark.search(s) and _is_plain(s, BESIDE)]
@@ -415,7 +415,7 @@ def _end_mark(text: str, draws: Draws, mark: re.Pattern[str]) -> Unit | None:
     return (set_period(other), set_period(chosen)) if other else None
 
 
-def _mention(text: str, draws: Draws, words: re.Pattern[str]) -> Unit | None:
+def _mention(text: str, draws: NamedRandom, words: re.Pattern[str]) -> Unit | None:
     """A sentence without such a word and, of nearly its length, one with such a word."""
     found = [s for s in sentences(text) if _is_plain(s, BESIDE)]
     saying = [s for s in found if words.search(s)]
@@ -426,7 +426,7 @@ def _mention(text: str, draws: Draws, words: re.Pattern[str]) -> Unit | None:
     return (other, chosen) if other else None
 
 
-def _of_length(found: Sequence[str], model: str, draws: Draws) -> str | None:
+def _of_length(found: Sequence[str], model: str, draws: NamedRandom) -> str | None:
     """Of the sentences the one with most nearly as many words as the model."""
     wanted = len(model.split())
     near = [(abs(len(s.split()) - wanted), s) for s in found if END_MARK.search(s) and s != model]
@@ -502,7 +502,7 @@ def builtin_rows(name: str, split: str) -> list[Row]:
 @lru_cache(maxsize=12)
 def _make_split(name: str, split: str) -> _Split:
     recipe, task = RECIPES[name], TASKS[BUILTIN_PREFIX + name]
-    draws = Draws(f"{name}/{split}")
+    draws = NamedRandom(f"{name}/{split}")
     taken: set[str] = set()
     for earlier in list(SIZES)[: list(SIZES).index(split)]:
         taken |= _make_split(name, earlier).keys
@@ -518,7 +518,7 @@ class _Labelled(NamedTuple):
 
 
 def _take_units(
-    recipe: Recipe, split: Split, draws: Draws, taken: set[str], own: set[str]
+    recipe: Recipe, split: Split, draws: NamedRandom, taken: set[str], own: set[str]
 ) -> Iterator[_Labelled]:
     """Goes through the reviews of a split by chance and takes one unit from each."""
     for review in draws.shuffled(reviews(recipe.source, split)):

@@ -31,7 +31,7 @@ from jpt.tasks.verbalizers import answer_cue
 
 # Letters read for one piece that is kept, before a long text is tokenised: text beyond them is
 # looked at only when they gave too few pieces. English has 4 to 5 letters a piece.
-LETTERS_PER_PIECE = 10
+LETTERS_PER_TOKEN = 10
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class EncodedAnswers:
     width: int
     cut_rows: int
     references: tuple[tuple[str, ...], ...]
-    pieces: tuple[tuple[tuple[int, ...], ...], ...]
+    reference_tokens: tuple[tuple[tuple[int, ...], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,17 @@ def encode_split(
     free = [place for place in range(len(template)) if place not in fixed]
     room = _room(max_tokens, len(free), sum(map(len, fixed.values())), task, tokenizer, layout)
     columns = [encode_texts([t[place] for t in texts], tokenizer, room) for place in free]
-    pieces = list(zip(*columns, strict=True))
+    reference_tokens = list(zip(*columns, strict=True))
     ids = []
-    for row_pieces in pieces:
-        held = dict(zip(free, cut_segments(row_pieces, room), strict=True)) | fixed
+    for row_segments in reference_tokens:
+        held = dict(zip(free, cut_segments(row_segments, room), strict=True)) | fixed
         ids.append(frame([held[place] for place in range(len(template))], tokenizer, layout))
     tokens, offsets = join_rows(ids)
     return EncodedSplit(
         tokens=tokens,
         offsets=offsets,
         labels=_class_numbers(rows, task),
-        cut_rows=sum(sum(map(len, row_pieces)) > room for row_pieces in pieces),
+        cut_rows=sum(sum(map(len, row_segments)) > room for row_segments in reference_tokens),
         answers=encode_answers(rows, task, tokenizer, layout, answer_tokens or task.answer_tokens),
     )
 
@@ -132,7 +132,7 @@ def join_rows(ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _class_numbers(rows: Sequence[Mapping[str, Any]], task: Task) -> Int32[np.ndarray, "N"]:
-    if task.is_written:
+    if task.is_generative:
         return np.zeros(len(rows), np.int32)
     class_of = {label: number for number, label in enumerate(task.labels)}
     return np.array([class_of[row["label"]] for row in rows], dtype=np.int32)
@@ -146,7 +146,7 @@ def encode_answers(
     answer_tokens: int | None,
 ) -> EncodedAnswers | None:
     """Tokenises the answers that are to be written."""
-    if not task.is_written:
+    if not task.is_generative:
         return None
     references = tuple(tuple(row["answers"]) for row in rows)
     texts = list(chain.from_iterable(references))
@@ -171,13 +171,13 @@ def encode_answers(
         width=answer_tokens + len(end),
         cut_rows=sum(len(ids) > answer_tokens for ids in firsts),
         references=references,
-        pieces=tuple(tuple(tuple(ids[:answer_tokens]) for ids in of) for of in cut),
+        reference_tokens=tuple(tuple(tuple(ids[:answer_tokens]) for ids in of) for of in cut),
     )
 
 
 def encode_texts(texts: list[str], tokenizer: TextTokenizer, room: int) -> list[list[int]]:
     """Tokenises texts of which only so many first pieces can matter."""
-    heads = [_head(text, room * LETTERS_PER_PIECE) for text in texts]
+    heads = [_head(text, room * LETTERS_PER_TOKEN) for text in texts]
     encoded = tokenizer.encode(heads)
     short = [
         i
@@ -297,8 +297,8 @@ def _save(file: Path, split: EncodedSplit) -> None:
     if split.answers is not None:
         arrays |= {f"answer_{name}": getattr(split.answers, name) for name in _ANSWERS}
         arrays |= {"width": split.answers.width, "cut_answers": split.answers.cut_rows}
-        pieces = [ids for of in split.answers.pieces for ids in of]
-        arrays["piece_tokens"], arrays["piece_offsets"] = join_rows(pieces)
+        reference_tokens = [ids for of in split.answers.reference_tokens for ids in of]
+        arrays["piece_tokens"], arrays["piece_offsets"] = join_rows(reference_tokens)
     with contextlib.suppress(OSError, InputError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file, is_cache=True) as stream:
@@ -327,9 +327,9 @@ def _load(file: Path, rows: Sequence[Mapping[str, Any]]) -> EncodedSplit | None:
 def _load_answers(kept: Any, rows: Sequence[Mapping[str, Any]]) -> EncodedAnswers:
     tokens, offsets = kept["piece_tokens"].tolist(), kept["piece_offsets"].tolist()
     flat = [tuple(tokens[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-    references, pieces, start = tuple(tuple(row["answers"]) for row in rows), [], 0
+    references, reference_tokens, start = tuple(tuple(row["answers"]) for row in rows), [], 0
     for of in references:
-        pieces.append(tuple(flat[start : start + len(of)]))
+        reference_tokens.append(tuple(flat[start : start + len(of)]))
         start += len(of)
     return EncodedAnswers(
         kept["answer_tokens"],
@@ -337,5 +337,5 @@ def _load_answers(kept: Any, rows: Sequence[Mapping[str, Any]]) -> EncodedAnswer
         int(kept["width"]),
         int(kept["cut_answers"]),
         references,
-        tuple(pieces),
+        tuple(reference_tokens),
     )

@@ -297,10 +297,10 @@ def plain(row: HubRow, task: Task) -> HubRow | None:
 
 def complete(row: HubRow, task: Task) -> HubRow | None:
     """Leaves out a row without label, which the hub numbers -1, or without text in a field."""
-    texts = value_names(task) if task.is_written else task.fields
+    texts = value_names(task) if task.is_generative else task.fields
     if not all(_has_text(row[name]) for name in texts if name in row):
         return None
-    unlabelled = not task.is_written and row.get(task.label_field, 0) in (None, -1)
+    unlabelled = not task.is_generative and row.get(task.label_field, 0) in (None, -1)
     return None if unlabelled else row
 
 

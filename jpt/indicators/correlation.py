@@ -36,7 +36,7 @@ from jpt.io.files import make_folder, write_json
 from jpt.prompts.store import Prompts, load_runs
 from jpt.results.prompt_table import read_transfer
 from jpt.results.records import OverlapLead, RankCorrelation
-from jpt.results.statistics import DRAWS, LEVEL, METHOD, SEED, lead, mean_interval
+from jpt.results.statistics import LEVEL, METHOD, RESAMPLES, SEED, lead, mean_interval
 from jpt.types import Activations, Prompt, TransferMatrix
 
 # --- What the indicators say, held against what the transfers did: Spearman's rank correlation
@@ -61,26 +61,32 @@ class CorrelationResult:
         notes: what is undefined or left out, and why.
     """
 
-    own_in: dict[str, RankCorrelation]
-    own_out: dict[str, RankCorrelation]
+    including_in_task: dict[str, RankCorrelation]
+    excluding_in_task: dict[str, RankCorrelation]
     notes: tuple[str, ...] = ()
 
     @property
     def leads(self) -> dict[str, OverlapLead]:
         """ON's lead with own prompts and without; empty where there is no ON."""
-        parts = {"own_in": self.own_in, "own_out": self.own_out}
+        parts = {
+            "including_in_task": self.including_in_task,
+            "excluding_in_task": self.excluding_in_task,
+        }
         return {part: overlap_lead(table) for part, table in parts.items() if OVERLAP in table}
 
     @property
     def record(self) -> dict[str, Any]:
         """The result as ``correlation.json`` has it."""
-        parts = {"own_in": self.own_in, "own_out": self.own_out}
+        parts = {
+            "including_in_task": self.including_in_task,
+            "excluding_in_task": self.excluding_in_task,
+        }
         tables = {
             part: {name: _as_json(found) for name, found in table.items()}
             for part, table in parts.items()
         }
         leads = {part: _as_json(found) for part, found in self.leads.items()}
-        made = {"method": METHOD, "level": LEVEL, "draws": DRAWS, "seed": SEED}
+        made = {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
         return {**tables, "overlap_lead": leads, "intervals": made, "notes": list(self.notes)}
 
 
@@ -101,8 +107,10 @@ def overlap_lead(table: Mapping[str, RankCorrelation]) -> OverlapLead:
     means = {name: each.mean_over_targets for name, each in rivals.items()}
     known = {name: mean for name, mean in means.items() if mean is not None}
     best = max(known, key=known.__getitem__, default=None)
-    own = table[OVERLAP].per_target
-    return OverlapLead(best, {name: lead(own, each.per_target) for name, each in rivals.items()})
+    in_task = table[OVERLAP].per_target
+    return OverlapLead(
+        best, {name: lead(in_task, each.per_target) for name, each in rivals.items()}
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class _Setting:
     """One side of the comparison, the same for all indicators."""
 
     pairs: TransferPairs
-    own_rows: Int[np.ndarray, "N"]
+    in_task_rows: Int[np.ndarray, "N"]
     source_columns: Int[np.ndarray, "K"]
     used: Bool[np.ndarray, "N K"]
 
@@ -146,7 +154,7 @@ def correlate(
         >>> found = Indicators(("a", "b", "c"), {"cosine_concat": rank})
         >>> scores = np.array([[0.9, 0.5, 0.6], [0.7, 0.8, 0.6], [0.5, 0.4, 0.9]])
         >>> matrix = TransferMatrix(("a", "b", "c"), ("a", "b", "c"), scores, ("accuracy",) * 3)
-        >>> correlate(found, matrix).own_in["cosine_concat"].per_target
+        >>> correlate(found, matrix).including_in_task["cosine_concat"].per_target
         {'a': 0.5, 'b': 1.0, 'c': 1.0}
     """
     tasks = None if tasks is None else list(tasks)
@@ -154,15 +162,17 @@ def correlate(
     indicators = over_seeds(indicators, matrix.prompts)
     pairs, notes = _of_targets(indicators, select_pairs(indicators, matrix, tasks))
     parts = {}
-    for part, own_in in (("own_in", True), ("own_out", False)):
-        setting = _setting(indicators, pairs, own_in)
-        faults = _Faults("own prompt among the sources" if own_in else "own prompt left out")
+    for part, including_in_task in (("including_in_task", True), ("excluding_in_task", False)):
+        setting = _setting(indicators, pairs, including_in_task)
+        faults = _Faults(
+            "own prompt among the sources" if including_in_task else "own prompt left out"
+        )
         parts[part] = {
             name: _correlate_one(name, column, setting, faults)
             for name, column in indicators.columns.items()
         }
         notes += faults.notes(len(indicators.columns))
-    result = CorrelationResult(parts["own_in"], parts["own_out"], tuple(notes))
+    result = CorrelationResult(parts["including_in_task"], parts["excluding_in_task"], tuple(notes))
     if out is not None:
         folder = make_folder(out)
         write_json(folder / TYPES, summarize_types(indicators, matrix, tasks))
@@ -177,7 +187,7 @@ def spearman(first: Float64[np.ndarray, "N"], second: Float64[np.ndarray, "N"]) 
 
 def _of_targets(indicators: Indicators, pairs: TransferPairs) -> tuple[TransferPairs, list[str]]:
     """Leaves out targets without an own prompt, and prompts that are for none of the targets."""
-    kept = [row for row, target in enumerate(pairs.targets) if target in pairs.own]
+    kept = [row for row, target in enumerate(pairs.targets) if target in pairs.in_task]
     if not kept:
         raise InputError(
             f"none of the {len(pairs.targets)} targets ({shorten(pairs.targets)}) has a prompt of"
@@ -187,7 +197,7 @@ def _of_targets(indicators: Indicators, pairs: TransferPairs) -> tuple[TransferP
     cards = all_cards(indicators)
     columns, others = [], []
     for column, name in enumerate(pairs.sources):
-        is_source = name in pairs.own.values() or serves(name, cards[name], pairs.targets)
+        is_source = name in pairs.in_task.values() or serves(name, cards[name], pairs.targets)
         (columns if is_source else others).append(column)
     notes = list(pairs.notes)
     if others:
@@ -203,15 +213,15 @@ def _of_targets(indicators: Indicators, pairs: TransferPairs) -> tuple[TransferP
     return smaller, notes
 
 
-def _setting(indicators: Indicators, pairs: TransferPairs, own_in: bool) -> _Setting:
+def _setting(indicators: Indicators, pairs: TransferPairs, including_in_task: bool) -> _Setting:
     places = {name: place for place, name in enumerate(indicators.names)}
-    owners = np.array([pairs.own[target] for target in pairs.targets], object)
-    own = owners[:, None] == np.array(pairs.sources, object)[None]  # [N, K]
+    owners = np.array([pairs.in_task[target] for target in pairs.targets], object)
+    in_task = owners[:, None] == np.array(pairs.sources, object)[None]  # [N, K]
     return _Setting(
         pairs,
         np.array([places[owner] for owner in owners]),
         np.array([places[source] for source in pairs.sources], int),
-        ~np.isnan(pairs.values) & (own_in | ~own),
+        ~np.isnan(pairs.values) & (including_in_task | ~in_task),
     )
 
 
@@ -219,7 +229,7 @@ def _correlate_one(
     name: str, column: Float64[np.ndarray, "K K"], setting: _Setting, faults: _Faults
 ) -> RankCorrelation:
     pairs = setting.pairs
-    indicator = column[np.ix_(setting.own_rows, setting.source_columns)]  # [N, K]
+    indicator = column[np.ix_(setting.in_task_rows, setting.source_columns)]  # [N, K]
     used = setting.used & ~np.isnan(indicator)
     faults.undefined(name, int((setting.used & ~used).sum()))
     per_target: dict[str, float | None] = {}
@@ -303,7 +313,7 @@ FEW_TARGETS = 20
 
 def interval_lines(correlation: CorrelationResult, names: Sequence[str]) -> list[str]:
     """Says how sure the means over targets are."""
-    counts = [of.n_targets for of in correlation.own_out.values() if of.interval]
+    counts = [of.n_targets for of in correlation.excluding_in_task.values() if of.interval]
     if not counts:
         return []
     few = ": few, so these are rough" if max(counts) < FEW_TARGETS else ""
@@ -311,9 +321,12 @@ def interval_lines(correlation: CorrelationResult, names: Sequence[str]) -> list
     width = max(len(name) for name in names)
     lines = [f"  {'':{width}}{'own in':>14}{'own out':>17}"]
     for name in names:
-        cells = [_range(part[name].interval) for part in (correlation.own_in, correlation.own_out)]
+        cells = [
+            _range(part[name].interval)
+            for part in (correlation.including_in_task, correlation.excluding_in_task)
+        ]
         lines.append(f"  {name:{width}}{cells[0]:>14}{cells[1]:>17}")
-    return [head, *lines, *_lead_lines(correlation.leads.get("own_out"))]
+    return [head, *lines, *_lead_lines(correlation.leads.get("excluding_in_task"))]
 
 
 def choice_lines(record: Mapping[str, Any]) -> list[str]:
@@ -409,8 +422,8 @@ class IndicatorStudy:
         return {
             "prompts": list(self.indicators.names),
             "files": [str(file) for file in self.files],
-            "own_in": correlation.get("own_in"),
-            "own_out": correlation.get("own_out"),
+            "including_in_task": correlation.get("including_in_task"),
+            "excluding_in_task": correlation.get("excluding_in_task"),
             "overlap_lead": correlation.get("overlap_lead"),
             "choices": self.choices,
             **{key: value for key, value in self.types.items() if key != "notes"},
@@ -517,8 +530,8 @@ def _table(study: IndicatorStudy) -> list[str]:
         cells = [_number(means[f"{kind}_mean"]) for kind in kinds]
         if correlation:
             cells = [
-                *_correlation_cells(correlation.own_in[name]),
-                *_correlation_cells(correlation.own_out[name]),
+                *_correlation_cells(correlation.including_in_task[name]),
+                *_correlation_cells(correlation.excluding_in_task[name]),
                 *cells,
             ]
         lines.append([name, *cells])
@@ -535,7 +548,7 @@ def _best_window(correlation: CorrelationResult | None, windows: list[str]) -> s
     """The window whose overlap goes best with transfer, own prompts left out."""
     if correlation is None:
         return None
-    means = {name: correlation.own_out[name].mean_over_targets for name in windows}
+    means = {name: correlation.excluding_in_task[name].mean_over_targets for name in windows}
     means = {name: mean for name, mean in means.items() if mean is not None}
     return max(means, key=means.__getitem__, default=None)
 

@@ -20,7 +20,7 @@ from jpt.results.prompt_table import (
     RANDOM,
     UNTOUCHED,
     compare_types,
-    own_prompts,
+    match_in_task_prompts,
     read_transfer,
     short_task,
     summarize_relative,
@@ -62,7 +62,7 @@ def join_runs(
     return tuple(names.tolist()), means
 
 
-def several_seeds(names: Iterable[str]) -> set[str]:
+def is_seed_list(names: Iterable[str]) -> set[str]:
     """Finds the prompts of two seeds or more."""
     return {owner for owner, runs in Counter(prompt_names(names)).items() if runs > 1}
 
@@ -75,10 +75,10 @@ def _mean(column: Float64[np.ndarray, "R R"], groups: Int[np.ndarray, "R"]) -> n
     sums = np.add.reduceat(sums, starts, axis=1)
     means = sums / (counts[:, None] * counts)
     means = (means + means.T) / 2  # sums along the two axes round differently
-    own = np.add.reduceat(np.diagonal(column)[order], starts)
+    in_task = np.add.reduceat(np.diagonal(column)[order], starts)
     several = counts > 1
     pairs = np.where(several, counts * (counts - 1), 1)
-    of_seeds = np.where(several, (np.diagonal(sums) - own) / pairs, own)
+    of_seeds = np.where(several, (np.diagonal(sums) - in_task) / pairs, in_task)
     np.fill_diagonal(means, of_seeds)
     return means
 
@@ -94,7 +94,7 @@ class TransferPairs:
 
     targets: tuple[str, ...]  # names of the tasks
     sources: tuple[str, ...]  # names of the prompts; the random one is left out
-    own: dict[str, str]  # the own prompt of each target that has one
+    in_task: dict[str, str]  # the own prompt of each target that has one
     values: Float64[np.ndarray, "N K"]  # the scores; NaN where a pair was not measured
     # each score over that of the target's own prompt; NaN where that is undefined
     relative: Float64[np.ndarray, "N K"]
@@ -121,21 +121,23 @@ def select_pairs(
         and not is_random(name, cards[name])
         and (tasks is None or serves(name, cards[name], targets))
     )
-    own, notes = own_prompts(targets, cards)
+    in_task, notes = match_in_task_prompts(targets, cards)
     unmeasured = sorted(set(indicators.names) - set(matrix.prompts) - set(BASELINES))
     if tasks is None and unmeasured:
         notes.append(f"{shorten(unmeasured)}: no column in the transfer matrix, left out")
     values = matrix.values[rows][:, [matrix.prompts.index(name) for name in sources]]
-    own_values, own_notes = _own_values(matrix, rows, own)
+    in_task_values, in_task_notes = _in_task_values(matrix, rows, in_task)
     missing = int(np.isnan(values).sum())
     if missing:
-        own_notes.append(
+        in_task_notes.append(
             f"{missing} of {values.size} pairs of target and source have no value in the transfer"
             " matrix: they are left out"
         )
-    relative = values / own_values[:, None]
-    baselines = _baselines(matrix, rows, own_values)
-    return TransferPairs(targets, sources, own, values, relative, *baselines, (*notes, *own_notes))
+    relative = values / in_task_values[:, None]
+    baselines = _baselines(matrix, rows, in_task_values)
+    return TransferPairs(
+        targets, sources, in_task, values, relative, *baselines, (*notes, *in_task_notes)
+    )
 
 
 def choose_targets(targets: Sequence[str], tasks: Iterable[str] | None) -> list[str]:
@@ -197,23 +199,23 @@ def _check_names(indicators: Indicators, matrix: TransferMatrix) -> None:
 
 
 def _baselines(
-    matrix: TransferMatrix, rows: Sequence[int], own_values: Float64[np.ndarray, "N"]
+    matrix: TransferMatrix, rows: Sequence[int], in_task_values: Float64[np.ndarray, "N"]
 ) -> tuple[Float64[np.ndarray, "N"] | None, ...]:
     """Relative performance of what is no source; None where the matrix has no such column."""
     columns = [matrix.prompts.index(name) if name in matrix.prompts else None for name in BASELINES]
-    return tuple(None if c is None else matrix.values[rows, c] / own_values for c in columns)
+    return tuple(None if c is None else matrix.values[rows, c] / in_task_values for c in columns)
 
 
-def _own_values(
-    matrix: TransferMatrix, rows: Sequence[int], own: Mapping[str, str]
+def _in_task_values(
+    matrix: TransferMatrix, rows: Sequence[int], in_task: Mapping[str, str]
 ) -> tuple[Float64[np.ndarray, "N"], list[str]]:
     """The score of each target's own prompt, NaN where a ratio to it would mean nothing."""
     values, notes = np.full(len(rows), np.nan), []
     for place, row in enumerate(rows):
         target = matrix.targets[row]
-        prompt = own.get(target)
+        prompt = in_task.get(target)
         if prompt is None:
-            continue  # `own_prompts` has said so
+            continue  # `match_in_task_prompts` has said so
         value = matrix.values[row, matrix.prompts.index(prompt)] if prompt in matrix.prompts else 0
         if value > 0:
             values[place] = value
@@ -260,7 +262,7 @@ def summarize_types(
     """
     matrix = read_transfer(transfer) if isinstance(transfer, (str, Path)) else transfer
     tasks = None if tasks is None else list(tasks)
-    seeds = several_seeds(indicators.names)
+    seeds = is_seed_list(indicators.names)
     indicators = over_seeds(indicators, () if matrix is None else matrix.prompts)
     cards = all_cards(indicators)
     if matrix is None:
@@ -304,8 +306,8 @@ def _between_seeds(indicators: Indicators, names: set[str]) -> dict[str, dict[st
     places = [place for place, name in enumerate(indicators.names) if name in names]
     if not places:
         return {}
-    own = {name: np.diagonal(column)[places] for name, column in indicators.columns.items()}
-    known = {name: values[~np.isnan(values)] for name, values in own.items()}
+    in_task = {name: np.diagonal(column)[places] for name, column in indicators.columns.items()}
+    known = {name: values[~np.isnan(values)] for name, values in in_task.items()}
     return {
         name: {
             "same_task_mean": float(values.mean()) if len(values) else None,
@@ -318,10 +320,10 @@ def _between_seeds(indicators: Indicators, names: set[str]) -> dict[str, dict[st
 def _transfers(pairs: TransferPairs, types: dict[str, str]) -> dict[str, Any]:
     """Relative performance by type of target and source, and the best source of each target."""
     target_types = {
-        target: types.get(pairs.own[target]) if target in pairs.own else task_type(target)
+        target: types.get(pairs.in_task[target]) if target in pairs.in_task else task_type(target)
         for target in pairs.targets
     }
     baselines = {"random": pairs.random_relative, "untouched": pairs.untouched_relative}
     return summarize_relative(
-        pairs.relative, pairs.targets, pairs.sources, pairs.own, target_types, types, baselines
+        pairs.relative, pairs.targets, pairs.sources, pairs.in_task, target_types, types, baselines
     )

@@ -21,8 +21,8 @@ from jpt.indicators.pairs import (
     type_of,
 )
 from jpt.results.prompt_table import read_transfer
-from jpt.results.records import Choice, LeaveOneOut, RankingRecord, SourceRange
-from jpt.results.statistics import DRAWS, LEVEL, METHOD, SEED, mean_interval
+from jpt.results.records import LeaveOneOut, RankingRecord, SourceChoice, SourceRange
+from jpt.results.statistics import LEVEL, METHOD, RESAMPLES, SEED, mean_interval
 from jpt.tasks.catalog import task_type
 from jpt.types import TransferMatrix
 
@@ -38,7 +38,7 @@ SAME_TYPE = "same_type"
 
 def judge_choice(
     guesses: Float64[np.ndarray, "K"], scores: Float64[np.ndarray, "K"]
-) -> Choice | None:
+) -> SourceChoice | None:
     """Says what the first source of a ranking is worth."""
     measured = ~np.isnan(scores)
     guesses, scores = guesses[measured], scores[measured]
@@ -48,7 +48,7 @@ def judge_choice(
     best = scores.max()
     better = (scores[None] > scores[first, None]).sum(1)
     equal = (scores[None] == scores[first, None]).sum(1)
-    return Choice(
+    return SourceChoice(
         float((scores[first] == best).mean()),
         float((better + (equal + 1) / 2).mean()),
         float(best - scores[first].mean()),
@@ -58,7 +58,7 @@ def judge_choice(
 
 def judge_few_rows(
     scores: Float64[np.ndarray, "K"], rows: int, draws: int = 500, seed: int = 0
-) -> Choice | None:
+) -> SourceChoice | None:
     """Says what choosing by the accuracy on a few rows is worth, simulated from the true ones."""
     # A simulation, not a measurement: the rows that each source gets right are drawn for each
     # source apart, while real sources often fail on the same rows, which makes them easier to tell
@@ -68,7 +68,7 @@ def judge_few_rows(
         return None
     counts = np.random.default_rng(seed).binomial(rows, measured, (draws, len(measured)))
     found = np.array([judge_choice(line.astype(np.float64), measured) for line in counts])
-    return Choice(*found[:, :3].mean(0).tolist(), len(measured))
+    return SourceChoice(*found[:, :3].mean(0).tolist(), len(measured))
 
 
 def judge_ranking(
@@ -79,7 +79,7 @@ def judge_ranking(
 
 
 def _summary(
-    choices: Sequence[Choice | None], scores: Float64[np.ndarray, "N K"]
+    choices: Sequence[SourceChoice | None], scores: Float64[np.ndarray, "N K"]
 ) -> RankingRecord | None:
     """Means over the targets on which there is a choice, and what chance would do on the same."""
     pairs = [
@@ -178,7 +178,9 @@ def _range(sources: Sequence[str], scores: Float64[np.ndarray, "K"]) -> SourceRa
 def _judged_rows(pairs: TransferPairs, scores: Float64[np.ndarray, "N K"]) -> list[int]:
     """The targets with an own prompt, to stand for the probe, and a choice between others."""
     enough = (~np.isnan(scores)).sum(1) >= 2
-    kept = [row for row, target in enumerate(pairs.targets) if target in pairs.own and enough[row]]
+    kept = [
+        row for row, target in enumerate(pairs.targets) if target in pairs.in_task and enough[row]
+    ]
     if not kept:
         raise InputError(
             f"none of the {len(pairs.targets)} targets ({shorten(pairs.targets)}) of the matrix has"
@@ -201,11 +203,13 @@ def shown_rankings(names: Iterable[str]) -> list[str]:
 def _choices(indicators: Indicators, pairs: TransferPairs) -> Float64[np.ndarray, "N K"]:
     """The scores with NaN for what is no choice: prompts of the target's own task."""
     cards = all_cards(indicators)
-    own = [
+    in_task = [
         [serves(name, cards[name], [target]) for name in pairs.sources] for target in pairs.targets
     ]
-    owners = [[pairs.own.get(target) == name for name in pairs.sources] for target in pairs.targets]
-    return np.where(np.array(own) | np.array(owners), np.nan, pairs.values)
+    owners = [
+        [pairs.in_task.get(target) == name for name in pairs.sources] for target in pairs.targets
+    ]
+    return np.where(np.array(in_task) | np.array(owners), np.nan, pairs.values)
 
 
 def _guesses(indicators: Indicators, pairs: TransferPairs) -> dict[str, Float64[np.ndarray, "N K"]]:
@@ -215,11 +219,12 @@ def _guesses(indicators: Indicators, pairs: TransferPairs) -> dict[str, Float64[
     for name, table in indicators.columns.items():
         found[name] = np.full(pairs.values.shape, np.nan)
         for row, target in enumerate(pairs.targets):
-            if target in pairs.own:
-                found[name][row] = table[places[pairs.own[target]], columns]
+            if target in pairs.in_task:
+                found[name][row] = table[places[pairs.in_task[target]], columns]
     cards = all_cards(indicators)
     kinds = {
-        t: type_of(cards[pairs.own[t]]) if t in pairs.own else task_type(t) for t in pairs.targets
+        t: type_of(cards[pairs.in_task[t]]) if t in pairs.in_task else task_type(t)
+        for t in pairs.targets
     }
     found[SAME_TYPE] = np.array(
         [
@@ -295,7 +300,7 @@ def choice_record(found: LeaveOneOut) -> dict[str, Any]:
             name: {target: _chosen(found, name, target) for target in found.targets}
             for name in found.chosen
         },
-        "intervals": {"method": METHOD, "level": LEVEL, "draws": DRAWS, "seed": SEED},
+        "intervals": {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "notes": list(found.notes),
     }
 
@@ -336,7 +341,7 @@ def _chosen(found: LeaveOneOut, name: str, target: str) -> dict[str, Any] | None
     }
 
 
-def _score(found: LeaveOneOut, target: str, choice: Choice) -> float:
+def _score(found: LeaveOneOut, target: str, choice: SourceChoice) -> float:
     return found.ranges[target].best_score - choice.regret
 
 
@@ -347,7 +352,7 @@ def _listed(interval: tuple[float, float] | None) -> list[float] | None:
 # --- How sure a prompt is of its answers on texts without labels: a heuristic, nothing is measured
 
 
-def sureness(log_probs: Float[np.ndarray, "N C"]) -> float:
+def mutual_information(log_probs: Float[np.ndarray, "N C"]) -> float:
     # Computes how much the answer depends on the text: mutual information over its largest value.
     # It is the entropy of the mean answer less the mean entropy of the answers: high where each
     # text has a clear answer (sure) and the texts have different ones (balanced). A prompt that

@@ -240,7 +240,7 @@ def read_json(path: str | Path) -> Any:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class LazyTensor:
     """Where in a file a tensor lies; little-endian, as all writers of such files are."""
 
     path: Path  # the file

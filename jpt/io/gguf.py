@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from jpt.errors import InputError
-from jpt.io.files import StoredTensor, file_size_bytes, read_error
+from jpt.io.files import LazyTensor, file_size_bytes, read_error
 from jpt.io.tensors import TensorSource
 from jpt.io.tokenizer import SpecialIds, TextTokenizer
 
@@ -123,7 +123,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class GgufTensor(StoredTensor):
+class GgufTensor(LazyTensor):
     """Where in a GGUF file a tensor lies, and how."""
 
     kind: str = "F32"  # one of `MASK_KINDS`

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from jpt.errors import InputError
 from jpt.io.files import (
-    StoredTensor,
+    LazyTensor,
     file_size_bytes,
     parse_json,
     read_bytes,
@@ -77,7 +77,7 @@ def _in_order(data: bytes) -> bytes:
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data[start:]
 
 
-def read_header(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_header(path: str | Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """Reads what a safetensors file holds, without its values."""
     file = Path(path)
     size_bytes = file_size_bytes(file)
@@ -112,7 +112,7 @@ def _parse_header(file: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
     return header, _LENGTH_BYTES + length
 
 
-def _tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+def _tensor(file: Path, name: str, entry: Any, data_start: int) -> LazyTensor:
     """One line of the header, checked on its own."""
     entry = entry if isinstance(entry, dict) else {}
     shape, places = entry.get("shape"), entry.get("data_offsets")
@@ -130,11 +130,11 @@ def _tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
             file,
             f"tensor {name!r} {shape} needs {size_bytes} bytes and has {places[1]}-{places[0]}",
         )
-    return StoredTensor(file, data_start + places[0], tuple(shape), dtype)
+    return LazyTensor(file, data_start + places[0], tuple(shape), dtype)
 
 
 def _check_places(
-    file: Path, tensors: Mapping[str, StoredTensor], data_start: int, size_bytes: int
+    file: Path, tensors: Mapping[str, LazyTensor], data_start: int, size_bytes: int
 ) -> None:
     """Holds the tensors to lying one after the other up to the end of the file."""
     end = data_start
@@ -148,7 +148,7 @@ def _check_places(
         raise _broken(file, f"it should end after {end} bytes and has {size_bytes}")
 
 
-def _span(tensor: StoredTensor) -> tuple[int, int]:
+def _span(tensor: LazyTensor) -> tuple[int, int]:
     return tensor.offset_bytes, tensor.size_bytes
 
 
@@ -189,7 +189,7 @@ class TensorSource:
     """The tensors of a file or of all shards of a folder."""
 
     path: Path  # what was opened: the file, or the index of the shards
-    tensors: Mapping[str, StoredTensor]  # where each tensor lies
+    tensors: Mapping[str, LazyTensor]  # where each tensor lies
     metadata: Mapping[str, str]  # the texts of a single safetensors file; empty for the others
 
     @property
@@ -244,7 +244,7 @@ def _weight_file(folder: Path) -> Path:
     )
 
 
-def _open_file(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def _open_file(file: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     size_bytes = file_size_bytes(file)
     start = read_bytes(file, size_bytes=16)
     if start.startswith(b"version https://"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOKENIZER_FILE = "tokenizer.json"
 
 # Where the folder does not name its special pieces: those of well-known vocabularies.
-USUAL_PIECES = {
+USUAL_SPECIAL_TOKENS = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
@@ -72,7 +72,7 @@ class TextTokenizer:
         kind = [self._backend.to_str(), self.ids, self.add_bos]
         return hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
 
-    def word_pieces(self, word: str) -> list[int]:
+    def word_tokens(self, word: str) -> list[int]:
         """Gives the ids of the pieces of one word as it stands at the start of a text."""
         return self._backend.encode(word, add_special_tokens=False).ids
 
@@ -82,11 +82,11 @@ class TextTokenizer:
 
     def encode_after(self, text: str, continuations: list[str]) -> list[list[int]]:
         """Tokenises texts as they go on after another text and a space."""
-        before = self.word_pieces(text)
+        before = self.word_tokens(text)
         wholes = self.encode([f"{text} {after}" for after in continuations])
         # Pieces never reach over a space, but a vocabulary may merge the end of the text anew.
         return [
-            whole[len(before) :] if whole[: len(before)] == before else self.word_pieces(after)
+            whole[len(before) :] if whole[: len(before)] == before else self.word_tokens(after)
             for whole, after in zip(wholes, continuations, strict=True)
         ]
 
@@ -94,11 +94,11 @@ class TextTokenizer:
         """Turns ids back into text, special pieces left out."""
         return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
 
-    def find(self, piece: str) -> int | None:
+    def find(self, token_text: str) -> int | None:
         """Gives the id of a piece, None where the vocabulary has no such piece."""
-        return self._backend.token_to_id(piece)
+        return self._backend.token_to_id(token_text)
 
-    def piece(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
         """Gives the text of one piece, as the vocabulary writes it."""
         return self._backend.id_to_token(int(token)) or f"<{int(token)}>"
 
@@ -182,10 +182,12 @@ def _special_ids(folder: Path, backend: Tokenizer) -> SpecialIds:
 
 
 def _special_id(name: str, named: dict[str, Any], backend: Tokenizer) -> int | None:
-    piece = named.get(f"{name}_token")
-    piece = piece.get("content") if isinstance(piece, dict) else piece
-    pieces = (piece,) if isinstance(piece, str) else USUAL_PIECES[name]
-    return next((token for token in map(backend.token_to_id, pieces) if token is not None), None)
+    token_text = named.get(f"{name}_token")
+    token_text = token_text.get("content") if isinstance(token_text, dict) else token_text
+    candidates = (token_text,) if isinstance(token_text, str) else USUAL_SPECIAL_TOKENS[name]
+    return next(
+        (token for token in map(backend.token_to_id, candidates) if token is not None), None
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from jpt.errors import InputError
-from jpt.io.files import StoredTensor, file_size_bytes, read_bytes
+from jpt.io.files import LazyTensor, file_size_bytes, read_bytes
 
 # --- A reader of pickles that cannot run code: it knows data, and of calls only those it is given
 # A pickle is a program for a small stack machine; what makes it dangerous are the instructions that
@@ -369,7 +369,7 @@ _DEEPEST_NESTING = 32
 _LARGEST_COPIES = 16  # how often all tensors together may hold the bytes of the file
 
 
-def read_torch_tensors(path: str | Path) -> dict[str, StoredTensor]:
+def read_torch_tensors(path: str | Path) -> dict[str, LazyTensor]:
     """Reads which tensors a torch file holds, without their values."""
     content = _read_content(Path(path))
     if isinstance(content, dict):
@@ -377,7 +377,7 @@ def read_torch_tensors(path: str | Path) -> dict[str, StoredTensor]:
             if isinstance(content.get(wrapper), dict):
                 content = content[wrapper]
                 break
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     _flatten(Path(path), content, "", tensors, [0])
     if not tensors:
         raise InputError(f"{path} holds no named tensors; give the file of a state_dict")
@@ -392,7 +392,7 @@ def read_torch_object(path: str | Path) -> Any:
 
 
 def _read_content(file: Path) -> Any:
-    """The object of the file with a `StoredTensor` for each tensor."""
+    """The object of the file with a `LazyTensor` for each tensor."""
     file_size_bytes(file)
     start = read_bytes(file, size_bytes=len(ZIP_START))
     try:
@@ -521,7 +521,7 @@ def _read_object(stream: BytesIO, storages: dict[str, Storage] | None = None) ->
 
 
 def _placed(file: Path, content: Any, place: Callable[[Storage], int]) -> Any:
-    """Puts a `StoredTensor` in the place of each tensor, in dictionaries and lists as well."""
+    """Puts a `LazyTensor` in the place of each tensor, in dictionaries and lists as well."""
     size_bytes = file.stat().st_size
     done: dict[int, tuple[Any, int]] = {}
 
@@ -544,13 +544,13 @@ def _placed(file: Path, content: Any, place: Callable[[Storage], int]) -> Any:
             return type(value)(results), nesting
         return (stored(value) if isinstance(value, Tensor) else value), 0
 
-    def stored(tensor: Tensor) -> StoredTensor:
+    def stored(tensor: Tensor) -> LazyTensor:
         dtype = tensor.storage.dtype
         if math.prod(tensor.shape) * dtype.itemsize > size_bytes:
             raise BrokenPickle(f"a tensor of shape {tensor.shape} is larger than the file")
         offset_bytes = place(tensor.storage) + tensor.first * dtype.itemsize
         strides = None if _is_plain(tensor) else tensor.strides
-        return StoredTensor(file, offset_bytes, tensor.shape, dtype, strides)
+        return LazyTensor(file, offset_bytes, tensor.shape, dtype, strides)
 
     return visit(content, 0)[0]
 
@@ -566,13 +566,13 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _flatten(
-    file: Path, value: Any, name: str, tensors: dict[str, StoredTensor], visited: list[int]
+    file: Path, value: Any, name: str, tensors: dict[str, LazyTensor], visited: list[int]
 ) -> None:
     """Collects the tensors of nested dictionaries and lists; leaves out what is no tensor."""
     visited[0] += 1
     if visited[0] > _MOST_ENTRIES:
         raise _broken(file, f"it has more than {_MOST_ENTRIES} entries")
-    if isinstance(value, StoredTensor) and name:
+    if isinstance(value, LazyTensor) and name:
         if name in tensors:
             raise _broken(file, f"two tensors are named {name!r}")
         tensors[name] = value
@@ -597,7 +597,7 @@ def _with_values(file: Path, content: Any, budget_bytes: int) -> Any:
             return {key: visit(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return type(value)([visit(item) for item in value])
-        if not isinstance(value, StoredTensor):
+        if not isinstance(value, LazyTensor):
             return value
         budget_bytes -= value.size_bytes
         if budget_bytes < 0:

@@ -37,13 +37,24 @@ from jpt.neurons.probe import activated_neurons
 from jpt.neurons.selection import OF_SEVERAL, NeuronChoice, choose_neurons
 from jpt.parallel import batch_sharding, make_mesh, on_first
 from jpt.prompts.store import PROMPT_FILE, check_prompt, load_prompt, load_prompts
-from jpt.results.prompt_table import own_prompts, read_activations, short_task, summarize_relative
-from jpt.results.provenance import made_with
+from jpt.results.prompt_table import (
+    match_in_task_prompts,
+    read_activations,
+    short_task,
+    summarize_relative,
+)
+from jpt.results.provenance import environment_info
 from jpt.results.score_table import Cell, CellFile, make_cell
 from jpt.tasks.catalog import task_type
 from jpt.tasks.task import Task
 from jpt.transfer.zero_shot import MatrixPlan, plan_matrix
-from jpt.tuning.bound_task import PreparedTask, as_backbone, as_task, prepare_task, settle_length
+from jpt.tuning.bound_task import (
+    BoundTask,
+    bind_task,
+    resolve_backbone,
+    resolve_max_tokens,
+    resolve_task,
+)
 from jpt.tuning.losses import NeuronMask, neuron_shape
 from jpt.types import Activations, Data, Prompt, Score
 
@@ -78,7 +89,7 @@ class MaskPlan:
 
     options: MaskOptions  # how it is carried out
     matrix: MatrixPlan  # prompts, tasks and rows
-    own: dict[str, str]  # the prompt of each task
+    in_task: dict[str, str]  # the prompt of each task
     # activations that were given; None where they are read from the model
     neurons: Activations | None
     notes: tuple[str, ...]  # what was left out
@@ -100,7 +111,7 @@ class MaskPlan:
             MASK_KINDS if len(self.sources) > 1 else (MASK_IN_TASK, MASK_RANDOM)
         )
         found = []
-        for task, prompt in self.own.items():
+        for task, prompt in self.in_task.items():
             others = [name for name in self.sources if name != prompt]
             makers = {
                 MASK_IN_TASK: [MaskedRun(task, prompt, MASK_IN_TASK, prompt)],
@@ -149,11 +160,11 @@ def plan_masks(
     if neurons is not None and not isinstance(neurons, Activations):
         neurons = read_activations(neurons)
     if _is_one(prompts):
-        matrix, own, notes = _plan_one(prompts, tasks, data, options)
+        matrix, in_task, notes = _plan_one(prompts, tasks, data, options)
     else:
-        matrix, own, notes = _plan_several(prompts, tasks, data, options)
-    plan = MaskPlan(options, matrix, own, neurons, tuple(notes))
-    for name in own.values():
+        matrix, in_task, notes = _plan_several(prompts, tasks, data, options)
+    plan = MaskPlan(options, matrix, in_task, neurons, tuple(notes))
+    for name in in_task.values():
         if name not in plan.sources:
             raise unknown_name("prompt of the activations", name, plan.sources)
     asked = [kind for kind in options.kinds or () if kind in OF_SEVERAL]
@@ -181,8 +192,8 @@ def _plan_one(
         tasks = loaded.card.task
     if not isinstance(tasks, (Task, str, Path)):
         raise InputError("one prompt is scored on one task; give one task, or several prompts")
-    task = as_task(tasks, data)
-    _refuse_written(task)
+    task = resolve_task(tasks, data)
+    _refuse_generative(task)
     name = short_task(loaded.card.task)
     if not isinstance(prompt, Prompt):
         path = Path(prompt)
@@ -212,29 +223,29 @@ def _plan_several(
     given = [tasks] if isinstance(tasks, (Task, str, Path)) else tasks
     named = list(given) if is_asked else sorted({p.card.task for p in trained.values()})
     matrix = plan_matrix(trained, named, options.split, data, False, False, options.seed)
-    own, lacking = own_prompts(matrix.tasks, matrix.cards)
+    in_task, lacking = match_in_task_prompts(matrix.tasks, matrix.cards)
     if is_asked and lacking:
         names = ", ".join(list(trained)[:5])
         raise InputError(
             f"{lacking[0].split(':')[0]} (prompts: {names}); tune one for it, or leave the task out"
         )
     notes += [line.replace("relative performance is not defined", "left out") for line in lacking]
-    for name in list(own):
-        if matrix.tasks[name].is_written:
+    for name in list(in_task):
+        if matrix.tasks[name].is_generative:
             if is_asked:
-                _refuse_written(matrix.tasks[name])
+                _refuse_generative(matrix.tasks[name])
             notes.append(f"{name}: its answers are written, left out")
-            del own[name]
-    if not own:
+            del in_task[name]
+    if not in_task:
         raise InputError(
             f"no task can be masked ({'; '.join(notes[-3:])}); give one prompt of each task, whose"
             " card names it"
         )
-    return matrix, own, notes
+    return matrix, in_task, notes
 
 
-def _refuse_written(task: Task) -> None:
-    if task.is_written:
+def _refuse_generative(task: Task) -> None:
+    if task.is_generative:
         raise InputError(
             f"the answers of task {task.name} are written, and neurons are masked only where labels"
             " are scored so far; leave this task out"
@@ -265,14 +276,14 @@ def make_record(
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Says what was masked and what that cost."""
-    targets = {task: _target(plan, task, cells, choices) for task in plan.own}
+    targets = {task: _target(plan, task, cells, choices) for task in plan.in_task}
     options = plan.options
     split = options.split
     notes = [
         *plan.notes,
         *(
             f"{name} has no {split} split: scored on {plan.matrix.splits[name]}"
-            for name in plan.own
+            for name in plan.in_task
             if plan.matrix.splits[name] != split
         ),
         *(f"{name}: {_NO_LEAD}" for name, each in targets.items() if not _leads(each)),
@@ -288,13 +299,13 @@ def make_record(
         "stack": options.stack,
         "seed": options.seed,
         "split": split,
-        "silent_neurons": silent,
+        "masked_neurons": silent,
         "neurons": (window[1] - window[0] + 1) * width,
         "neurons_of_model": layers * width,
         "sources": list(plan.sources),
         "targets": targets,
         **_summary(plan, targets),
-        **made_with(),
+        **environment_info(),
         "command": facts["command"],
         "key": facts["key"],
         "elapsed_s": round(sum(cell.elapsed_s for cell in cells.values()), 2),
@@ -306,12 +317,12 @@ def _target(
     plan: MaskPlan, task: str, cells: Cells, choices: Mapping[MaskedRun, NeuronChoice]
 ) -> dict[str, Any]:
     """One task: its score without a mask, and under each."""
-    own = {run: cell for run, cell in cells.items() if run.task == task}
-    plain = next(cell for run, cell in own.items() if run.kind == NONE)
+    in_task = {run: cell for run, cell in cells.items() if run.task == task}
+    plain = next(cell for run, cell in in_task.items() if run.kind == NONE)
     masks: dict[str, Any] = {}
-    for kind in dict.fromkeys(run.kind for run in own if run.kind != NONE):
-        runs = [run for run in own if run.kind == kind]
-        values = np.array([own[run].value for run in runs])
+    for kind in dict.fromkeys(run.kind for run in in_task if run.kind != NONE):
+        runs = [run for run in in_task if run.kind == kind]
+        values = np.array([in_task[run].value for run in runs])
         mean = float(values.mean())
         masks[kind] = {
             "value": mean,
@@ -321,8 +332,8 @@ def _target(
                 {
                     "source": choices[run].source,
                     "draw": run.draw,
-                    "value": own[run].value,
-                    "loss": own[run].loss,
+                    "value": in_task[run].value,
+                    "loss": in_task[run].loss,
                     **choices[run].summary(),
                 }
                 for run in runs
@@ -331,7 +342,7 @@ def _target(
     return {
         "task": plan.matrix.tasks[task].name,
         "type": plan.matrix.tasks[task].type,
-        "prompt": plan.own[task],
+        "prompt": plan.in_task[task],
         "metric": plain.metric,
         "split": plan.matrix.splits[task],
         "rows": plain.rows,
@@ -350,7 +361,7 @@ def _summary(plan: MaskPlan, targets: Mapping[str, Any]) -> dict[str, Any]:
         "relative_by_type": {
             name: {kind: _mean(_of_type(targets, name), kind) for kind in kinds} for name in types
         },
-        "own_below_random": _below_random(targets),
+        "in_task_below_random": _below_random(targets),
     }
     if MASK_OTHER not in kinds:
         return {**record, "other_by_type": None}
@@ -364,7 +375,7 @@ def _summary(plan: MaskPlan, targets: Mapping[str, Any]) -> dict[str, Any]:
     of_targets = {name: each["type"] for name, each in targets.items()}
     table = _relative_by_source(targets, plan.sources)
     found = summarize_relative(
-        table, list(targets), plan.sources, plan.own, of_targets, of_sources, {}
+        table, list(targets), plan.sources, plan.in_task, of_targets, of_sources, {}
     )
     means = found["relative_transfer"]
     return {
@@ -458,7 +469,7 @@ def study_command(
     files = (prompts, out, *(each for each in (neurons, data) if each is not None))
     if not all(isinstance(each, (str, Path)) for each in files):
         return None
-    tasks = [plan.matrix.tasks[name] for name in plan.own]
+    tasks = [plan.matrix.tasks[name] for name in plan.in_task]
     if any(task.rows is not None for task in tasks):
         return None
     one, names = len(plan.bank) == 1, ",".join(str(task.folder or task.name) for task in tasks)
@@ -503,7 +514,7 @@ def describe_masks(record: Mapping[str, Any]) -> str:
     """Lays a study out: scores by task and kind of mask, then what is left by type of task."""
     lines = [*textwrap.wrap(_head(record), WIDTH), *_scores(record), *_meanings(record)]
     lines += _by_type(record) + _by_both(record)
-    below = record["own_below_random"]
+    below = record["in_task_below_random"]
     if below is not None:
         count = f"on {below['tasks']} of {below['of']} tasks" if below["of"] > 1 else None
         verdict = count or ("here" if below["tasks"] else "not here:")
@@ -521,7 +532,7 @@ def _head(record: Mapping[str, Any]) -> str:
     stack = f" of the {record['stack']}" if record["stack"] else ""
     each = ", the same share of each layer" if record["per_layer"] else ""
     return (
-        f"Scores on {record['split']} with {record['silent_neurons']} of {record['neurons']}"
+        f"Scores on {record['split']} with {record['masked_neurons']} of {record['neurons']}"
         f" neurons of {layers}{stack} masked{each} ({record['backbone']})"
     )
 
@@ -682,7 +693,7 @@ def mask_neurons(
         >>> rows = [{"text": "Fine.", "label": "positive"}, {"text": "Dull.", "label": "negative"}]
         >>> study = mask_neurons(prompt, data={"test": rows}, random_draws=1, max_tokens=8)
         >>> [row[:2] for row in study.rows()]
-        [('sst2', 'none'), ('sst2', 'own'), ('sst2', 'random')]
+        [('sst2', 'none'), ('sst2', 'in_task'), ('sst2', 'random')]
     """
     settings = MaskOptions(**options)
     batch_sharding(make_mesh(settings.mesh), settings.eval_batch_size)
@@ -716,8 +727,8 @@ def _find_finished(folder: Path | None, key: str, plan: MaskPlan) -> MaskStudy |
     record = None if folder is None else on_first(lambda: _read_finished(folder))
     if not isinstance(record, dict) or record.get("key") != key:
         return None
-    own = {task: each["prompt"] for task, each in record["targets"].items()}
-    same = own == plan.own and record["sources"] == list(plan.sources)
+    in_task = {task: each["prompt"] for task, each in record["targets"].items()}
+    same = in_task == plan.in_task and record["sources"] == list(plan.sources)
     return MaskStudy(record) if same else None
 
 
@@ -751,13 +762,13 @@ class _Worker:
     def __init__(self, plan: MaskPlan) -> None:
         self._plan, options, first = plan, plan.options, plan.matrix.first
         self._mesh = make_mesh(options.mesh)
-        self.model = as_backbone(_backbone_name(plan), options.dtype, mesh=self._mesh)
+        self.model = resolve_backbone(_backbone_name(plan), options.dtype, mesh=self._mesh)
         model = self.model
         check_prompt(
             first, model.name, model.config.width, model.layout, options.backbone is not None
         )
         self.window = self._check_window()
-        self._tasks: dict[str, tuple[PreparedTask, EncodedSplit]] = {}
+        self._tasks: dict[str, tuple[BoundTask, EncodedSplit]] = {}
         self._neurons = self._activations()
 
     def choose(self, run: MaskedRun) -> NeuronChoice:
@@ -809,12 +820,12 @@ class _Worker:
             )
         return given
 
-    def _prepare(self, name: str) -> tuple[PreparedTask, EncodedSplit]:
+    def _prepare(self, name: str) -> tuple[BoundTask, EncodedSplit]:
         options, matrix, model = self._plan.options, self._plan.matrix, self.model
         task, first = matrix.tasks[name], matrix.first.card.first_position or 0
         rows = len(matrix.first.values)
-        tokens = settle_length(options.max_tokens, model, task, rows, first)
-        prepared = prepare_task(
+        tokens = resolve_max_tokens(options.max_tokens, model, task, rows, first)
+        prepared = bind_task(
             task, model, tokens, options.eval_batch_size, first, options.label_scoring
         )
         reading = (task, model.tokenizer, tokens, model.layout, prepared.answer_tokens)

@@ -34,7 +34,7 @@ from jpt.data.batches import evaluation_batches, shuffled
 from jpt.data.encode import EncodedSplit, encode_split, join_rows
 from jpt.data.rows import Row, attach_data, read_rows, read_texts
 from jpt.errors import InputError
-from jpt.parallel import fetch, make_mesh, own_rows, place, place_batch, prompt_sharding
+from jpt.parallel import fetch, local_rows, make_mesh, place, place_batch, prompt_sharding
 from jpt.prompts.store import Prompts, check_prompt, load_runs, stack_prompts
 from jpt.results.prompt_table import write_activations
 from jpt.tasks.catalog import load_task
@@ -74,8 +74,8 @@ def align_kernels(kernels: Float64[np.ndarray, "L K N*N"]) -> Float64[np.ndarray
     squares = np.einsum("kii->ki", products)
     norms = np.sqrt(squares[:, :, None] * squares[:, None])
     found = np.where(norms > 0, products / np.where(norms > 0, norms, 1), np.nan)
-    places = np.arange(found.shape[1])
-    found[:, places, places] = np.where(squares > 0, 1.0, np.nan)
+    token_positions = np.arange(found.shape[1])
+    found[:, token_positions, token_positions] = np.where(squares > 0, 1.0, np.nan)
     return found
 
 
@@ -101,7 +101,7 @@ class ProbeInput:
     first_position: int = 0  # position of the text's first token
 
 
-def start_input(backbone: Backbone, first_position: int = 0) -> ProbeInput:
+def start_token_input(backbone: Backbone, first_position: int = 0) -> ProbeInput:
     """Gives the paper's probe: the start token alone."""
     tokens, offsets = join_rows([[backbone.start_id]])
     split = EncodedSplit(tokens, offsets, np.zeros(1, np.int32), 0)
@@ -112,11 +112,11 @@ def text_input(
     backbone: Backbone, options: ProbeOptions, prompt_rows: int, first_position: int = 0
 ) -> ProbeInput:
     """Encodes some rows of a task; their labels are not looked at."""
-    task, places = _as_task(options.task, options.data), options.places
+    task, token_positions = _as_task(options.task, options.data), options.token_positions
     tokens = _text_tokens(options.max_tokens, backbone, task, prompt_rows, first_position)
     rows = _some(_read(task, options.split), options, f"{task.name} {options.split}")
     encoded = encode_split(rows, task, backbone.tokenizer, tokens, backbone.layout)
-    encoded = _with_positions(encoded, places)
+    encoded = _with_positions(encoded, token_positions)
     record = {
         "kind": PROBE_TEXT,
         "task": task.name,
@@ -124,22 +124,22 @@ def text_input(
         "rows": encoded.n_rows,
         "seed": options.seed,
         "max_tokens": tokens,
-        "positions": places if isinstance(places, str) else list(places),
+        "positions": token_positions if isinstance(token_positions, str) else list(token_positions),
     }
-    return ProbeInput(encoded, tokens, places, record, first_position)
+    return ProbeInput(encoded, tokens, token_positions, record, first_position)
 
 
 def position_weights(
     positions: Positions, lengths: Int[np.ndarray, "B"], width: int
 ) -> Float32[np.ndarray, "B T"]:
     """Says how much each token of a batch counts."""
-    places, lengths = np.arange(width), np.asarray(lengths)[:, None]
-    is_text = places < lengths
+    token_positions, lengths = np.arange(width), np.asarray(lengths)[:, None]
+    is_text = token_positions < lengths
     chosen = is_text
     if positions != OVER_TEXT:
         numbers = np.array(positions)
         targets = np.where(numbers >= 0, numbers, lengths + numbers)  # [B, how many]
-        chosen = is_text & (places == targets[:, :, None]).any(1)
+        chosen = is_text & (token_positions == targets[:, :, None]).any(1)
     return (chosen / np.maximum(chosen.sum(1, keepdims=True), 1)).astype(np.float32)
 
 
@@ -170,7 +170,7 @@ def _as_task(task: Task | str | Path, data: Data | None) -> Task:
 
 
 def _read(task: Task, split: str) -> list[Row]:
-    return read_rows(task, split) if task.is_written else read_texts(task, split)
+    return read_rows(task, split) if task.is_generative else read_texts(task, split)
 
 
 def _some(rows: Sequence[Row], options: ProbeOptions, where: str) -> list[Row]:
@@ -190,8 +190,8 @@ def _text_tokens(
     """The longest text that a run of this task on this backbone would read."""
     answer = task.answer_tokens or 0
     if max_tokens is None:
-        own = {} if task.max_tokens is None else {"max_tokens": task.max_tokens}
-        choice = {**PAPER_CHOICES, **own, **backbone.defaults}["max_tokens"]
+        local = {} if task.max_tokens is None else {"max_tokens": task.max_tokens}
+        choice = {**PAPER_CHOICES, **local, **backbone.defaults}["max_tokens"]
         most = longest_text(backbone, prompt_rows, first_position, answer)
         max_tokens = max(1, min(choice, most))
     check_lengths(backbone, prompt_rows, max_tokens, first_position, answer)
@@ -207,7 +207,7 @@ CKA_ROWS = 128
 
 
 @dataclass(frozen=True)
-class Means:
+class NeuronMeans:
     """What is kept of the neurons of all rows."""
 
     values: Float32[np.ndarray, "K L F"]  # means over the rows
@@ -217,7 +217,7 @@ class Means:
     cka: Float64[np.ndarray, "L K K"] | None
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """How many prompts and rows are read at once."""
 
     prompts: int
@@ -232,18 +232,18 @@ def probe_rows(
     *,
     mesh: Mesh | None = None,
     progress: bool = False,
-) -> Means:
+) -> NeuronMeans:
     """Reads all rows behind all prompts."""
     rows, count = given.split.n_rows, len(bank)
-    piece = plan_pieces(backbone, bank.shape[:2], given, options, mesh)
+    chunk = plan_chunk(backbone, bank.shape[:2], given, options, mesh)
     with_cka = options.probe != PROBE_START and 2 <= rows <= CKA_ROWS
     values, rates = np.zeros((2, count, *neuron_shape(backbone, options.stack)))
     kernels = np.zeros((values.shape[1], count, rows**2 if with_cka else 0))
     with tqdm(total=count * rows, desc="rows", disable=not progress) as bar:
-        for start in range(0, count, piece.prompts):
-            some, held = slice(start, min(start + piece.prompts, count)), []
-            prompts = _filled(bank[some], piece.prompts)
-            reading = (prompts, given, piece.rows, options.stack, mesh)
+        for start in range(0, count, chunk.prompts):
+            some, held = slice(start, min(start + chunk.prompts, count)), []
+            prompts = _filled(bank[some], chunk.prompts)
+            reading = (prompts, given, chunk.rows, options.stack, mesh)
             for neurons, active in _read_rows(backbone, *reading):
                 neurons, active = neurons[: some.stop - start], active[: some.stop - start]
                 values[some] += neurons.sum(2, dtype=np.float64)
@@ -253,7 +253,7 @@ def probe_rows(
             if with_cka:
                 kernels[:, some] = row_kernels(np.concatenate(held, axis=2))
     means = [(sums / rows).astype(np.float32) for sums in (values, rates)]
-    return Means(*means, align_kernels(kernels) if with_cka else None)
+    return NeuronMeans(*means, align_kernels(kernels) if with_cka else None)
 
 
 def _read_rows(
@@ -268,8 +268,8 @@ def _read_rows(
     module = backbone.module.clone(dropout_rate=0.0)
     prompts = jnp.asarray(bank) if mesh is None else place(bank, prompt_sharding(mesh))
     options = {"first_position": given.first_position, "stack": stack}
-    own = None if mesh is None else own_rows(mesh, batch_rows)
-    batches = evaluation_batches(given.split, batch_rows, given.max_tokens, backbone.pad_id, own)
+    local = None if mesh is None else local_rows(mesh, batch_rows)
+    batches = evaluation_batches(given.split, batch_rows, given.max_tokens, backbone.pad_id, local)
     for rows, batch in batches:
         weights = None
         if given.positions != AT_ANSWER:
@@ -329,28 +329,28 @@ def neuron_shape(backbone: Backbone, stack: str | None) -> tuple[int, int]:
     return config.encoder_layers if stack == "encoder" else config.layers, config.neurons
 
 
-def plan_pieces(
+def plan_chunk(
     backbone: Backbone,
     shape: tuple[int, int],
     given: ProbeInput,
     options: ProbeOptions,
     mesh: Mesh | None = None,
-) -> Piece:
+) -> Chunk:
     """Chooses how many prompts and rows are read at once."""
     parts, shares = (1, 1) if mesh is None else (mesh.shape["prompt"], mesh.shape["data"])
     (prompts, prompt_rows), rows = shape, math.ceil(given.split.n_rows / shares)
     config, (layers, neurons) = backbone.config, neuron_shape(backbone, options.stack)
-    places = prompt_rows + int(given.split.lengths.max()) + 1
-    kept = layers * neurons * (1 if given.positions == AT_ANSWER else places)
+    token_positions = prompt_rows + int(given.split.lengths.max()) + 1
+    kept = layers * neurons * (1 if given.positions == AT_ANSWER else token_positions)
     # One layer's states, neurons and attention at a time; in float32, rounded up.
-    passing = places * (6 * config.width + neurons) + config.heads * places**2
+    passing = token_positions * (6 * config.width + neurons) + config.heads * token_positions**2
     fitting = max(1, int(options.chunk_mb * 2**20 / (4 * (kept + passing))))
     if fitting < rows:
-        return Piece(parts, fitting * shares)
+        return Chunk(parts, fitting * shares)
     # Pieces of like size: the last one is filled up.
     turns = math.ceil(prompts / parts)
     count = min(turns, fitting // rows)
-    return Piece(parts * math.ceil(turns / math.ceil(turns / count)), rows * shares)
+    return Chunk(parts * math.ceil(turns / math.ceil(turns / count)), rows * shares)
 
 
 def _filled(bank: Float32[np.ndarray, "k P D"], count: int) -> Float32[np.ndarray, "K P D"]:
@@ -465,7 +465,7 @@ def _input(model: Backbone, prompt: Prompt, options: ProbeOptions) -> ProbeInput
     if stack is not None:
         _check_stack(model, stack)
     if options.probe == PROBE_START:
-        return start_input(model, first_position)
+        return start_token_input(model, first_position)
     if options.positions != AT_ANSWER and model.layout == "encoder_decoder" and stack != "encoder":
         raise InputError(
             f"positions is {options.positions!r}, but the decoder of {model.name} stands at no"

@@ -49,7 +49,7 @@ def average_prompts(
     """
     loaded = load_parts(prompts)
     names = list(prompts) if isinstance(prompts, Mapping) else list(loaded)
-    shares = settle_weights(names, weights)
+    shares = resolve_weights(names, weights)
     column = np.array([shares[name] for name in loaded])
     values = mix_bank(stack_prompts(loaded), column[:, None])
     return Prompt(values, mixed_card(loaded, shares, AVERAGE))
@@ -106,7 +106,7 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def settle_weights(names: Sequence[str], weights: Weights | None) -> dict[str, float]:
+def resolve_weights(names: Sequence[str], weights: Weights | None) -> dict[str, float]:
     """Turns weights into shares that sum to 1."""
     listed = _in_order(names, [1.0] * len(names) if weights is None else weights)
     for name, weight in zip(names, listed, strict=True):

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from jpt.errors import InputError
 from jpt.io.files import (
-    StoredTensor,
+    LazyTensor,
     file_size_bytes,
     make_folder,
     new_folder,
@@ -189,7 +189,7 @@ def _copies(path: Path, config: dict[str, Any], layout: str) -> int:
     return copies
 
 
-def _open(folder: Path) -> tuple[Path, StoredTensor, dict[str, str]]:
+def _open(folder: Path) -> tuple[Path, LazyTensor, dict[str, str]]:
     """The table of rows, not yet read."""
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if file is None:
@@ -207,7 +207,7 @@ def _open(folder: Path) -> tuple[Path, StoredTensor, dict[str, str]]:
     return file, source.tensors[TENSOR], dict(source.metadata)
 
 
-def _check_shape(file: Path, tensor: StoredTensor, count: int, copies: int, width: Any) -> None:
+def _check_shape(file: Path, tensor: LazyTensor, count: int, copies: int, width: Any) -> None:
     expected = (count * copies, tensor.shape[-1] if width is None and tensor.shape else width)
     if tensor.shape != expected or 0 in expected:
         times = f"{copies} x {count}" if copies > 1 else str(count)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from jpt.errors import InputError, unknown_name
-from jpt.io.files import StoredTensor, parse_json, read_error
+from jpt.io.files import LazyTensor, parse_json, read_error
 from jpt.io.tensors import read_header, write_safetensors
 from jpt.types import Prompt, PromptCard
 from jpt.version import __version__
@@ -143,7 +143,7 @@ def load_prompt(path: str | Path) -> Prompt:
     return Prompt(values["prompt"], card, values.get("unused_row"))
 
 
-def read_rows(file: Path, name: str, tensor: StoredTensor) -> Float32[np.ndarray, "P D"]:
+def read_rows(file: Path, name: str, tensor: LazyTensor) -> Float32[np.ndarray, "P D"]:
     """Reads the rows of a prompt from a file that is open."""
     if tensor.dtype.type not in _READABLE:
         raise InputError(
@@ -363,7 +363,7 @@ def _runs_of(prompts: Mapping[str, Mapping[int | None, Prompt]]) -> dict[str, Pr
     return {run_name(name, s): prompt for name, of in prompts.items() for s, prompt in of.items()}
 
 
-def listseed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
+def list_seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
     """Finds the runs of several seeds in a folder of prompts."""
     found = seed_runs(folder)
     for name, runs in found.items():
@@ -396,7 +396,7 @@ def list_runs(folder: str | Path) -> dict[str, Path]:
 
 
 def _read_folder(folder: Path) -> dict[str, Prompt | dict[int, Prompt]]:
-    several = listseed_runs(folder)
+    several = list_seed_runs(folder)
     single = _single_prompts(folder, several)
     found: dict[str, Prompt | dict[int, Prompt]] = {
         name: load_prompt(path) for name, path in single.items()

@@ -15,7 +15,7 @@ from jpt.backbones.registry import Backbone, backbone_names, check_lengths
 from jpt.config import TuneOptions
 from jpt.data.builtin import reviews
 from jpt.errors import InputError
-from jpt.tuning.bound_task import as_backbone, as_task, prepare_task, settle_options
+from jpt.tuning.bound_task import bind_task, resolve_backbone, resolve_options, resolve_task
 from jpt.tuning.tune import tune
 from jpt.version import __version__
 
@@ -79,10 +79,10 @@ def _model(
     data: str | Path | None,
 ) -> list[str]:
     """Loads a backbone, draws its input, and tries twenty steps on a task."""
-    model = as_backbone(backbone, options.dtype)
-    definition = None if task is None else as_task(task, data)
+    model = resolve_backbone(backbone, options.dtype)
+    definition = None if task is None else resolve_task(task, data)
     if definition is not None:
-        options = settle_options(options, model, definition)
+        options = resolve_options(options, model, definition)
     else:
         options = options.resolve(model.defaults)
         check_lengths(model, options.length, options.max_tokens)
@@ -99,9 +99,9 @@ def _model(
     ]
     if definition is None:
         return lines
-    prepared = prepare_task(definition, model, options.max_tokens, options.eval_batch_size)
-    record["label_ids"] = prepared.words.pieces
-    lines.append(f"  {definition.name}: {prepared.describe_words()}")
+    prepared = bind_task(definition, model, options.max_tokens, options.eval_batch_size)
+    record["label_ids"] = prepared.words.token_ids
+    lines.append(f"  {definition.name}: {prepared.describe_label_words()}")
     return lines + _trial(record, model, definition, options)
 
 
@@ -119,7 +119,9 @@ def _drawing(model: Backbone, length: int, max_tokens: int) -> list[str]:
             f"  input: {rows} text </s> into the encoder, answer read at the decoder's first step",
             f"  longest sequence: {length} + {max_tokens} = {end} tokens",
         ]
-    start = f"{model.tokenizer.piece(model.tokenizer.ids.bos)} " if model.tokenizer.add_bos else ""
+    start = (
+        f"{model.tokenizer.token_text(model.tokenizer.ids.bos)} " if model.tokenizer.add_bos else ""
+    )
     return [
         f"  input: {rows} {start}text, answer read at the last text token",
         f"  positions: {rows} 0 .. {length - 1}; text {length} .. {end - 1}",

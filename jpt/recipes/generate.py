@@ -20,7 +20,7 @@ from jpt.data.encode import EncodedSplit, frame
 from jpt.errors import InputError
 from jpt.parallel import batch_sharding, fetch, make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
-from jpt.tuning.bound_task import Batching, as_backbone, placed_batches
+from jpt.tuning.bound_task import Batching, resolve_backbone, sharded_batches
 from jpt.types import Batch, Prompt
 
 WRITING = ("encoder_decoder", "decoder")
@@ -105,7 +105,9 @@ def _load(
         raise InputError("there is nothing to write with; give a prompt or a backbone")
     if prompt is not None and not isinstance(prompt, Prompt):
         prompt = load_prompt(prompt)
-    model = as_backbone(prompt.card.backbone if backbone is None else backbone, dtype, mesh=mesh)
+    model = resolve_backbone(
+        prompt.card.backbone if backbone is None else backbone, dtype, mesh=mesh
+    )
     if model.layout not in WRITING:
         able = ", ".join(kind for kind, of in FAMILIES.items() if of.layout in WRITING)
         raise InputError(
@@ -167,7 +169,7 @@ def _batches(
     # A few texts need no large batch: as many rows as texts, and as the devices can share.
     shares = mesh.shape["data"]
     batch_size = min(batch_size, -(-len(rows) // shares) * shares)
-    yield from placed_batches(split, Batching(batch_size, longest, pad), mesh)
+    yield from sharded_batches(split, Batching(batch_size, longest, pad), mesh)
 
 
 def _write(

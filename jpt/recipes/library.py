@@ -50,7 +50,7 @@ _TABLE_ROWS = 16384  # of the vocabulary at once: 256 MB at width 4096
 
 
 @dataclass(frozen=True)
-class Near:
+class NearestTokens:
     """Pieces of a vocabulary near to the rows of a prompt, the nearest first."""
 
     pieces: tuple[tuple[str, ...], ...]  # of each row
@@ -77,8 +77,8 @@ class PromptReading:
     card: PromptCard
     first: int
     norms: Float64[np.ndarray, "P"]
-    by_cosine: Near
-    by_product: Near
+    by_cosine: NearestTokens
+    by_product: NearestTokens
     vocabulary: tuple[float, float, float]
     pieces: int
     drift: Float64[np.ndarray, "P"] | None
@@ -170,7 +170,7 @@ def _text_ids(model: Backbone) -> Int[np.ndarray, "N"]:
     tokenizer = model.tokenizer
     count = min(model.config.vocabulary, tokenizer.vocabulary_size)
     special = {token for token in tokenizer.ids if token is not None}
-    ids = sampled_ids([tokenizer.piece(token) for token in range(count)], special)
+    ids = sampled_ids([tokenizer.token_text(token) for token in range(count)], special)
     if not len(ids):
         raise InputError(f"the vocabulary of {model.name} has no piece that stands for text")
     return ids
@@ -182,7 +182,7 @@ def _nearest(
     ids: Int[np.ndarray, "N"],
     top: int,
     tokenizer: TextTokenizer,
-) -> tuple[Float64[np.ndarray, "N"], Near, Near]:
+) -> tuple[Float64[np.ndarray, "N"], NearestTokens, NearestTokens]:
     """Norms of the pieces, and the nearest ones by cosine and by product; the table in parts."""
     products = np.empty((len(rows), len(ids)), np.float32)
     norms = np.empty(len(ids))
@@ -193,11 +193,11 @@ def _nearest(
         norms[some] = np.linalg.norm(words, axis=1)
     lengths = np.linalg.norm(rows, axis=1).astype(np.float64)
 
-    def best(scores: Float64[np.ndarray, "P N"]) -> Near:
+    def best(scores: Float64[np.ndarray, "P N"]) -> NearestTokens:
         # By score, equal ones by id.
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-        pieces = tuple(tuple(tokenizer.piece(int(ids[n])) for n in line) for line in order)
-        return Near(pieces, np.take_along_axis(scores, order, axis=1).astype(np.float64))
+        pieces = tuple(tuple(tokenizer.token_text(int(ids[n])) for n in line) for line in order)
+        return NearestTokens(pieces, np.take_along_axis(scores, order, axis=1).astype(np.float64))
 
     scale = np.maximum(lengths[:, None] * norms[None], np.finfo(np.float32).tiny)
     return norms, best(products / scale), best(products.astype(np.float64))
@@ -236,7 +236,7 @@ def _known(values: Float64[np.ndarray, "P"] | None, place: int) -> float | None:
     return None if values is None or not np.isfinite(values[place]) else float(values[place])
 
 
-def _prompts_listed(near: Near, place: int) -> list[dict[str, Any]]:
+def _prompts_listed(near: NearestTokens, place: int) -> list[dict[str, Any]]:
     pairs = zip(near.pieces[place], near.values[place].tolist(), strict=True)
     return [{"piece": piece, "value": value} for piece, value in pairs]
 
@@ -311,7 +311,7 @@ def visible(text: str, width: int) -> str:
     return clean if len(clean) <= width else clean[: width - 1] + "."
 
 
-def _pieces(near: Near, place: int) -> str:
+def _pieces(near: NearestTokens, place: int) -> str:
     """As many pieces as have room, each with its number."""
     told = ""
     for piece, value in zip(near.pieces[place], near.values[place].tolist(), strict=True):

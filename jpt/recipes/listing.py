@@ -26,7 +26,7 @@ from jpt.recipes.library import COLUMNS, wrap
 from jpt.tasks.catalog import BUILTIN as BUILTIN_TASKS
 from jpt.tasks.catalog import CANDIDATES, CATALOG, load_task
 from jpt.tasks.task import Task, render
-from jpt.tuning.bound_task import PreparedTask, prepare_task, settle_length
+from jpt.tuning.bound_task import BoundTask, bind_task, resolve_max_tokens
 
 SHOWN_ROWS = 3
 SHOWN_LETTERS = 300
@@ -52,14 +52,14 @@ def list_tasks() -> Listing:
 
 def _answers(task: Task) -> str:
     """The words that stand for the labels in BERT, or how long an answer may be."""
-    if task.is_written:
+    if task.is_generative:
         return f"written, {task.answer_tokens} tokens at most"
     return ", ".join("/".join(words) for words in task.words("bert").values())
 
 
 def _words(task: Task) -> str:
     """The labels with the words that stand for them in BERT, or how long an answer may be."""
-    if task.is_written:
+    if task.is_generative:
         return f"written, {task.answer_tokens} tokens at most"
     return ", ".join(
         label if (label,) == words else f"{label} " + "/".join(f"'{word}'" for word in words)
@@ -76,7 +76,7 @@ def _task_record(task: Task) -> dict[str, Any]:
         "templates": {layout: list(segments) for layout, segments in task.templates.items()},
         "hub": None if task.hub is None else describe_hub_split(task.hub, "train"),
     }
-    if task.is_written:
+    if task.is_generative:
         return record | {"answer_field": task.answer_field, "answer_tokens": task.answer_tokens}
     words = {kind: task.words(kind) for kind in task.label_words if kind != "default"}
     return record | {
@@ -137,8 +137,8 @@ def _describe_on(
     """Shows what a backbone makes of a task."""
     model = load_backbone(backbone)
     prompt_rows = {**PAPER_CHOICES, **model.defaults}["length"]
-    limit = settle_length(max_tokens, model, task, prompt_rows)
-    prepared = prepare_task(task, model, limit, 1)
+    limit = resolve_max_tokens(max_tokens, model, task, prompt_rows)
+    prepared = bind_task(task, model, limit, 1)
     rows = read_rows(task, "train")
     split = prepared.split("train")
     lengths, template = split.lengths, task.template(model.layout)
@@ -153,7 +153,7 @@ def _describe_on(
     }
     lines = [
         f"  template  {' | '.join(template)}",
-        f"  answer    {prepared.describe_words()}",
+        f"  answer    {prepared.describe_label_words()}",
         f"  train     {_balance(record, rows, prepared, split)}",
         f"  tokens    mean {record['mean_tokens']}, longest {record['longest_tokens']}, "
         f"{split.cut_rows} rows cut to {limit}",
@@ -164,7 +164,7 @@ def _describe_on(
 def _balance(
     record: dict[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    prepared: PreparedTask,
+    prepared: BoundTask,
     split: EncodedSplit,
 ) -> str:
     """How the labels are spread over the rows, or how long the answers are."""
@@ -179,14 +179,14 @@ def _balance(
     labels = prepared.task.labels
     record |= {
         "label_words": dict(zip(labels, words.words, strict=True)),
-        "label_ids": words.pieces,
+        "label_ids": words.token_ids,
         "balance": {label: counts[label] for label in labels},
     }
     return ", ".join(f"{counts[label]} {label}" for label in labels)
 
 
 def _examples(
-    rows: Sequence[Mapping[str, Any]], prepared: PreparedTask, split: EncodedSplit
+    rows: Sequence[Mapping[str, Any]], prepared: BoundTask, split: EncodedSplit
 ) -> list[str]:
     """The first rows as they are, as the model reads them, and what it should answer."""
     model, lines = prepared.backbone, []
@@ -194,9 +194,12 @@ def _examples(
         ids = split.tokens[split.offsets[number] : split.offsets[number + 1]]
         segments = render(prepared.task, row, model.layout)
         text = " | ".join(text.strip() for text in segments)[:SHOWN_LETTERS]
-        pieces = " ".join(model.tokenizer.piece(token) for token in ids)[:SHOWN_LETTERS]
+        text_tokens = " ".join(model.tokenizer.token_text(token) for token in ids)[:SHOWN_LETTERS]
         answer = row["answers"][0] if split.answers is not None else row["label"]
-        lines += [f"  row {number}     [{answer[:SHOWN_LETTERS]}] {text}", f"            {pieces}"]
+        lines += [
+            f"  row {number}     [{answer[:SHOWN_LETTERS]}] {text}",
+            f"            {text_tokens}",
+        ]
     return lines
 
 

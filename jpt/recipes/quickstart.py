@@ -220,7 +220,7 @@ class _Study:
 
     def _mask(self) -> None:
         # Written answers are not scored under masks.
-        tasks = [task for task in self.names.values() if not load_task(task).is_written]
+        tasks = [task for task in self.names.values() if not load_task(task).is_generative]
         if not tasks or self._has(MASKS):  # written last
             return
         options = {"backbone": self.backbone, "kinds": MASKED, "random_draws": 1}

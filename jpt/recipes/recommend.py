@@ -36,8 +36,8 @@ from jpt.indicators.source_selection import (
     SAME_TYPE,
     ZERO_SHOT,
     leave_one_out,
+    mutual_information,
     shown_rankings,
-    sureness,
 )
 from jpt.io.files import make_folder, write_json
 from jpt.neurons.probe import activated_neurons
@@ -47,7 +47,13 @@ from jpt.prompts.store import Prompts, check_prompt, list_runs, load_runs
 from jpt.results.prompt_table import BASELINES, read_transfer
 from jpt.results.records import LeaveOneOut, Ranking
 from jpt.tasks.task import Task
-from jpt.tuning.bound_task import PreparedTask, as_backbone, as_task, prepare_task, settle_length
+from jpt.tuning.bound_task import (
+    BoundTask,
+    bind_task,
+    resolve_backbone,
+    resolve_max_tokens,
+    resolve_task,
+)
 from jpt.tuning.tune import tune
 from jpt.types import Data, Prompt, Score, TransferMatrix
 
@@ -87,7 +93,7 @@ def labelled_task(task: Task, labels: int | None, seed: int) -> tuple[Task, list
 
 def unlabelled_task(task: Task, seed: int) -> Task:
     """Gives a task that knows some texts and no labels."""
-    if task.is_written:
+    if task.is_generative:
         raise InputError(
             f"the answers of task {task.name} are written: without labelled rows there is nothing"
             " to rank sources by; give some rows with answers (--labels 16)"
@@ -108,7 +114,7 @@ def _some(rows: Sequence[Row], count: int, seed: int) -> tuple[Row, ...]:
 
 def _with(task: Task, rows: tuple[Row, ...]) -> Task:
     """A task with these rows alone. Checked rows have their target under one name."""
-    target = {"answer_field": "answers"} if task.is_written else {"label_field": "label"}
+    target = {"answer_field": "answers"} if task.is_generative else {"label_field": "label"}
     splits = {"train": rows, "validation": rows}
     return replace(task, rows=splits, folder=None, files={}, **target)
 
@@ -117,7 +123,7 @@ def _with(task: Task, rows: tuple[Row, ...]) -> Task:
 
 
 @dataclass(frozen=True)
-class Case:
+class RecommendInputs:
     """The new task and the sources, before anything is compiled."""
 
     task: Task  # with the rows alone that may be looked at
@@ -125,7 +131,7 @@ class Case:
     mesh: Mesh  # its devices
     prompts: dict[str, Prompt]  # all that were given, without rows that no model reads
     sources: dict[str, Prompt]  # those that are a choice
-    prepared: PreparedTask  # the task as the backbone reads it
+    prepared: BoundTask  # the task as the backbone reads it
     options: RecommendOptions  # as they were given, the seed settled
     notes: list[str]  # what was left out, and why
 
@@ -140,18 +146,18 @@ class Case:
         return next(iter(self.prompts.values()))
 
 
-def prepare_case(
+def prepare_recommendation(
     task: Task | str | Path,
     prompts: Prompts,
     data: Data | None,
     options: RecommendOptions,
-) -> Case:
+) -> RecommendInputs:
     """Loads and checks everything, cheap things first, before anything is compiled."""
     loaded = {  # a row that no model reads has no part in this, and the probe has none
         name: dataclasses.replace(prompt, unused_row=None)
         for name, prompt in load_runs(prompts).items()
     }
-    definition = as_task(task, data)
+    definition = resolve_task(task, data)
     sources, notes = _sources(definition, loaded)
     seed = _common_seed(sources) if options.seed is None else options.seed
     options = dataclasses.replace(options, seed=seed)
@@ -164,14 +170,14 @@ def prepare_case(
     batch_sharding(devices, size)
     first = next(iter(loaded.values()))
     name = first.card.backbone if options.backbone is None else options.backbone
-    model = as_backbone(name, options.dtype, mesh=devices)
+    model = resolve_backbone(name, options.dtype, mesh=devices)
     other = options.backbone is not None
     check_prompt(first, model.name, model.config.width, model.layout, other)
     parse_layers(options.layers, model.config.layers)  # refuses those that are not there
     position = first.card.first_position or 0
-    tokens = settle_length(options.max_tokens, model, known, len(first.values), position)
-    prepared = prepare_task(known, model, tokens, size, position)
-    return Case(known, model, devices, loaded, sources, prepared, options, notes)
+    tokens = resolve_max_tokens(options.max_tokens, model, known, len(first.values), position)
+    prepared = bind_task(known, model, tokens, size, position)
+    return RecommendInputs(known, model, devices, loaded, sources, prepared, options, notes)
 
 
 def known_matrix(
@@ -194,9 +200,9 @@ def known_matrix(
 
 def _sources(task: Task, prompts: dict[str, Prompt]) -> tuple[dict[str, Prompt], list[str]]:
     """The prompts that are a choice, and a line on those that are none."""
-    own = [n for n, prompt in prompts.items() if serves(n, prompt.card, [task.short_name])]
-    untrained = [n for n, p in prompts.items() if n not in own and is_random(n, p.card)]
-    sources = {n: p for n, p in prompts.items() if n not in own and n not in untrained}
+    in_task = [n for n, prompt in prompts.items() if serves(n, prompt.card, [task.short_name])]
+    untrained = [n for n, p in prompts.items() if n not in in_task and is_random(n, p.card)]
+    sources = {n: p for n, p in prompts.items() if n not in in_task and n not in untrained}
     if not sources:
         raise InputError(
             f"none of the {len(prompts)} prompts ({shorten(list(prompts))}) is for another task"
@@ -204,8 +210,8 @@ def _sources(task: Task, prompts: dict[str, Prompt]) -> tuple[dict[str, Prompt],
             " other tasks"
         )
     notes = []
-    if own:
-        notes.append(f"{shorten(own)}: for {task.short_name} itself, left out of the ranking")
+    if in_task:
+        notes.append(f"{shorten(in_task)}: for {task.short_name} itself, left out of the ranking")
     if untrained:
         notes.append(f"{shorten(untrained)}: not trained, left out of the ranking")
     return sources, notes
@@ -219,7 +225,7 @@ def _common_seed(sources: Mapping[str, Prompt]) -> int:
 
 # --- What each ranking says of each source, who is first, and who cannot be told from the first
 
-SURENESS = "sureness"
+MUTUAL_INFORMATION = "mutual_information"
 
 _TWO_SIDED_95 = 1.96
 
@@ -227,8 +233,8 @@ _TWO_SIDED_95 = 1.96
 def score_rankings(scores: Mapping[str, Score], labelled: bool) -> dict[str, Ranking]:
     """Ranks sources by what they do on the task's rows."""
     if not labelled:
-        values = {name: sureness(score.log_probs) for name, score in scores.items()}
-        return {SURENESS: Ranking(values, {})}
+        values = {name: mutual_information(score.log_probs) for name, score in scores.items()}
+        return {MUTUAL_INFORMATION: Ranking(values, {})}
     values = {name: score.value for name, score in scores.items()}
     return {ZERO_SHOT: Ranking(values, {name: -score.loss for name, score in scores.items()})}
 
@@ -253,7 +259,7 @@ def type_ranking(task: Task, sources: Mapping[str, Prompt]) -> dict[str, Ranking
     return {SAME_TYPE: Ranking(values, {})} if 1.0 in values.values() else {}
 
 
-def not_told_apart(best: str, scores: Mapping[str, Score], truth: np.ndarray) -> list[str]:
+def not_distinguished(best: str, scores: Mapping[str, Score], truth: np.ndarray) -> list[str]:
     """Finds the sources that may be as good as the best one, for all that a few rows say."""
     right = {name: (score.predictions == truth).astype(float) for name, score in scores.items()}
     found = []
@@ -272,7 +278,7 @@ START = "random"
 
 
 def recommendation_record(
-    case: Case,
+    case: RecommendInputs,
     rankings: Mapping[str, Ranking],
     by: str,
     scores: Mapping[str, Score],
@@ -280,13 +286,13 @@ def recommendation_record(
 ) -> dict[str, Any]:
     """Puts a recommendation together as JSON."""
     ordered = rankings[by].ordered()
-    places = {name: ranking.places() for name, ranking in rankings.items()}
+    ranks = {name: ranking.ranks() for name, ranking in rankings.items()}
     sources = {
         name: {
             "task": case.sources[name].card.task,
             **({"score": scores[name].value, "loss": scores[name].loss} if case.labelled else {}),
             "values": {r: _number(ranking.values[name]) for r, ranking in rankings.items()},
-            "places": {r: place[name] for r, place in places.items()},
+            "ranks": {r: place[name] for r, place in ranks.items()},
         }
         for name in ordered
     }
@@ -310,7 +316,7 @@ def recommendation_record(
 
 
 def _cautions(
-    case: Case, rankings: Mapping[str, Ranking], scores: Mapping[str, Score]
+    case: RecommendInputs, rankings: Mapping[str, Ranking], scores: Mapping[str, Score]
 ) -> list[str]:
     """What the scores on a few rows do not show."""
     if not case.labelled:
@@ -323,7 +329,7 @@ def _cautions(
     if case.task.metric == "accuracy":
         of_sources = {name: scores[name] for name in case.sources}
         truth = case.prepared.split("train").labels
-        near = not_told_apart(best, of_sources, truth)
+        near = not_distinguished(best, of_sources, truth)
         majority = scores[START].majority
         if near:
             notes.append(
@@ -346,7 +352,7 @@ def start_command(
     task: Task | str | Path,
     prompts: Prompts,
     data: Data | None,
-    case: Case,
+    case: RecommendInputs,
     source: str,
 ) -> str | None:
     """Writes the command that starts from a source."""
@@ -367,7 +373,11 @@ def start_command(
 
 WIDTH = 80
 _NAME = 22
-_LABELS = {ZERO_SHOT: "zero-shot", SAME_TYPE: "same type", "sureness": "sureness"}
+_LABELS = {
+    ZERO_SHOT: "zero-shot",
+    SAME_TYPE: "same type",
+    "mutual_information": "mutual_information",
+}
 
 
 def describe_recommendation(record: dict[str, Any]) -> str:
@@ -392,13 +402,13 @@ def ranking_label(name: str) -> str:
 def _table(record: dict[str, Any]) -> list[str]:
     """One line a source: what the first ranking says of it, then its places."""
     sources = record["sources"]
-    rankings = list(next(iter(sources.values()))["places"])
+    rankings = list(next(iter(sources.values()))["ranks"])
     first, others = rankings[0], rankings[1:]
     shown = "score" if first == ZERO_SHOT else ranking_label(first)
     lines = [["", shown, "#", *map(_short_label, others)]]
     for name, found in sources.items():
-        places = [found["places"][ranking] for ranking in rankings]
-        cells = ["-" if place is None else str(place) for place in places]
+        ranks = [found["ranks"][ranking] for ranking in rankings]
+        cells = ["-" if place is None else str(place) for place in ranks]
         lines.append([_cut(name), _figure(found["values"][first]), *cells])
     if record["untrained"] is not None:
         score = record["untrained"][record["metric"]]
@@ -538,11 +548,11 @@ def recommend(
         >>> sources = {name: Prompt(each, card) for name, each in zip("ab", random)}
         >>> texts = {"train": [{"text": "Fine."}, {"text": "Dull."}]}
         >>> found = recommend("sst2", sources, labels=0, data=texts, eval_batch_size=2)
-        >>> found.by, sorted(found.rankings["sureness"].places().values())
-        ('sureness', [1, 2])
+        >>> found.by, sorted(found.rankings["mutual_information"].places().values())
+        ('mutual_information', [1, 2])
     """
     started_s = time.monotonic()
-    case = prepare_case(task, prompts, data, RecommendOptions(**options))
+    case = prepare_recommendation(task, prompts, data, RecommendOptions(**options))
     matrix = None if known is None else known_matrix(known, case.prompts)
     _check_by(case)
     result = _rank(case, matrix, out, progress)
@@ -554,7 +564,7 @@ def recommend(
 
 
 def _rank(
-    case: Case, matrix: TransferMatrix | None, out: str | Path | None, progress: bool
+    case: RecommendInputs, matrix: TransferMatrix | None, out: str | Path | None, progress: bool
 ) -> Recommendation:
     """Scores, probes, compares and judges, and puts it together."""
     kind = "labelled rows" if case.labelled else "texts"
@@ -580,15 +590,18 @@ def _rank(
     return Recommendation(record["source"], by, rankings, scores, probe, judged, record)
 
 
-def _check_by(case: Case) -> None:
+def _check_by(case: RecommendInputs) -> None:
     """Refuses an unknown ranking before the work."""
     of_probe = (ZERO_SHOT, OVERLAP, *EMBEDDING_INDICATORS)
-    names = [*(of_probe if case.labelled else (SURENESS,)), *type_ranking(case.task, case.sources)]
+    names = [
+        *(of_probe if case.labelled else (MUTUAL_INFORMATION,)),
+        *type_ranking(case.task, case.sources),
+    ]
     if case.options.by is not None and case.options.by not in names:
         raise unknown_name("ranking", case.options.by, names)
 
 
-def _score(case: Case) -> dict[str, Score]:
+def _score(case: RecommendInputs) -> dict[str, Score]:
     """Scores all sources and an untrained start in one pass over the rows."""
     values = {name: prompt.values for name, prompt in case.sources.items()}
     values[START] = _untrained(case)
@@ -596,14 +609,14 @@ def _score(case: Case) -> dict[str, Score]:
     return dict(zip(values, found, strict=True))
 
 
-def _untrained(case: Case) -> Float32[np.ndarray, "P D"]:
+def _untrained(case: RecommendInputs) -> Float32[np.ndarray, "P D"]:
     """Where the probe starts."""
     model = case.backbone
     generator = initial_generator(case.options.seed, model.name, START)
     return random_values(generator, *case.first.values.shape, model.init_std())
 
 
-def _tune_probe(case: Case, out: str | Path | None) -> Prompt:
+def _tune_probe(case: RecommendInputs, out: str | Path | None) -> Prompt:
     """Tunes a prompt shortly; its card is made comparable with the sources'."""
     options, first = case.options, case.first
     result = tune(
@@ -632,7 +645,7 @@ def _tune_probe(case: Case, out: str | Path | None) -> Prompt:
     return dataclasses.replace(result.last, card=dataclasses.replace(result.last.card, **placed))
 
 
-def _compare(case: Case, probe: Prompt | None) -> tuple[str, Indicators]:
+def _compare(case: RecommendInputs, probe: Prompt | None) -> tuple[str, Indicators]:
     """Computes the indicators of all prompts and the probe, which gets a name of its own."""
     name = PROBE
     while name in case.prompts:

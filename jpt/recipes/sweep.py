@@ -32,16 +32,16 @@ from jpt.errors import InputError, unknown_name
 from jpt.io.files import make_folder, read_bytes, read_json, write_json, write_table
 from jpt.parallel import is_first, make_mesh, on_first
 from jpt.results.prompt_table import short_task
-from jpt.results.provenance import made_with
-from jpt.tuning.bound_task import as_backbone, as_task, settle_options
+from jpt.results.provenance import environment_info
+from jpt.tuning.bound_task import resolve_backbone, resolve_options, resolve_task
 from jpt.tuning.multi_run import (
-    BankedRun,
-    Timeline,
-    bank_key,
-    bank_train_step,
+    SlotRun,
+    SlotSchedule,
+    fit_runs,
+    multi_run_key,
+    multi_run_train_step,
     pack_runs,
     read_diverged,
-    run_bank,
     stack_answers,
     stack_batches,
     stack_trees,
@@ -60,7 +60,7 @@ from jpt.types import Score
 OPTIONS = tuple(each.name for each in dataclasses.fields(TuneOptions))
 FIELDS = ("backbone", "task", "data", *OPTIONS)
 TABLES = ("fixed", "grid", "zip", "run", "search")
-RUN_FIELDS = ("places", "memory_gb")
+RUN_FIELDS = ("slots", "memory_gb")
 WHOLE = {*COUNTS, "seed"}
 
 
@@ -86,7 +86,7 @@ class Sweep:
     varied: tuple[str, ...]  # the fields that differ between runs
     # fields of `[search]`: name to the lowest and the highest value and the scale
     ranges: Mapping[str, tuple[float, float, str]] = dataclasses.field(default_factory=dict)
-    places: int | None = None  # how many runs are trained at once; None leaves it to the machine
+    slots: int | None = None  # how many runs are trained at once; None leaves it to the machine
     memory_gb: float | None = None  # what the places may take; None leaves it to the machine
 
 
@@ -107,7 +107,7 @@ def parse_sweep(content: Mapping[str, Any]) -> Sweep:
     _known("table", content, TABLES)
     fixed, run = _table(content, "fixed"), _table(content, "run")
     _known("field of [run]", run, RUN_FIELDS)
-    check_counts(places=run.get("places"))
+    check_counts(slots=run.get("slots"))
     check_amount("memory_gb", run.get("memory_gb"), "8")
     grid = {name: _values(name, given) for name, given in _table(content, "grid").items()}
     zipped = [_zipped(table) for table in content.get("zip", [])]
@@ -117,7 +117,7 @@ def parse_sweep(content: Mapping[str, Any]) -> Sweep:
     combined = [dict(fixed) | dict(values) for values in _combine(grid, zipped)]
     runs = tuple(_named(combined, varied))
     _grid_check(runs)
-    return Sweep(runs, tuple(varied), ranges, run.get("places"), run.get("memory_gb"))
+    return Sweep(runs, tuple(varied), ranges, run.get("slots"), run.get("memory_gb"))
 
 
 def on_mesh(sweep: Sweep, mesh: str) -> Sweep:
@@ -247,18 +247,18 @@ def _grid_check(runs: Sequence[SweepRun]) -> None:
 
 # --- How many runs a machine can train at once
 
-MOST_PLACES = 8
+MOST_SLOTS = 8
 """Where nothing else is said, on an accelerator: more runs at once make its products no faster."""
 GB = 1e9
 
 
-def choose_places(parts: PreparedRun, runs: int, asked: int | None, memory_gb: float | None) -> int:
+def choose_slots(parts: PreparedRun, runs: int, asked: int | None, memory_gb: float | None) -> int:
     """Chooses how many runs of one kind are trained at once."""
     # On a CPU one after the other: its cores are busy with one run, and runs side by side pad their
-    # texts to the longest among them. On an accelerator as many as fit, up to `MOST_PLACES`.
+    # texts to the longest among them. On an accelerator as many as fit, up to `MOST_SLOTS`.
     limit = memory_gb * GB if memory_gb else _device_bytes()
     on_cpu = jax.devices()[0].platform == "cpu"
-    wanted = min(runs, asked or (1 if on_cpu and memory_gb is None else MOST_PLACES))
+    wanted = min(runs, asked or (1 if on_cpu and memory_gb is None else MOST_SLOTS))
     if limit is None or (asked and memory_gb is None):
         return wanted
     weights, each = run_bytes(parts)
@@ -277,7 +277,7 @@ def run_bytes(parts: PreparedRun) -> tuple[int, int]:
     options, backbone = parts.options, parts.backbone
     batch = _longest(parts)
     state = stack_trees([init_state(parts.initial, prompt_optimizer(1.0))])
-    step = bank_train_step(backbone.module, options.objective, None, options.clip_norm)
+    step = multi_run_train_step(backbone.module, options.objective, None, options.clip_norm)
     given = (batch, stack_answers([parts.prepared.answer]))
     numbers = (np.ones(1, np.float32), np.zeros(1, np.uint32))
     analysis = step.lower(backbone.params, state, *given, *numbers).compile().memory_analysis()
@@ -303,34 +303,34 @@ def _device_bytes() -> int | None:
 
 # --- Makes a sweep's runs ready and packs those that share a program into banks
 
-RUNS, BANKS = "runs", "banks"
+RUNS, BANKS = "runs", "groups"
 
 
 @dataclass(frozen=True)
-class Bank:
+class RunGroup:
     """Runs that are trained together."""
 
-    timeline: Timeline  # which of them is in which place when
+    slot_schedule: SlotSchedule  # which of them is in which place when
 
     @property
     def runs(self) -> tuple[str, ...]:
         """Names of its runs."""
-        return tuple(run for place in self.timeline.places for run in place)
+        return tuple(run for place in self.slot_schedule.slots for run in place)
 
     @property
     def name(self) -> str:
-        """Its folder below ``banks``: a checksum of what is in it."""
-        text = repr((self.timeline.places, sorted(self.timeline.steps.items())))
+        """Its folder below ``groups``: a checksum of what is in it."""
+        text = repr((self.slot_schedule.slots, sorted(self.slot_schedule.steps.items())))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def steps(self) -> int:
         """Steps of all its runs."""
-        return sum(self.timeline.steps[run] for run in self.runs)
+        return sum(self.slot_schedule.steps[run] for run in self.runs)
 
 
 @dataclass
-class Preparer:
+class RunLoader:
     """Makes runs ready; backbones and rows that several of them need are read once."""
 
     # those that were loaded
@@ -352,10 +352,10 @@ class Preparer:
         if key not in self.backbones:
             mesh = make_mesh(options.mesh)
             choices = (options.dtype, options.dropout == "paper", mesh, options.remat)
-            self.backbones[key] = as_backbone(values["backbone"], *choices)
+            self.backbones[key] = resolve_backbone(values["backbone"], *choices)
         backbone = self.backbones[key]
-        task = as_task(values["task"], values.get("data"))
-        settled = settle_options(options, backbone, task)
+        task = resolve_task(values["task"], values.get("data"))
+        settled = resolve_options(options, backbone, task)
         texts = (settled.max_tokens, settled.answer_tokens, settled.label_scoring)
         rows = (key, values["task"], values.get("data"), *texts)
         parts = prepare_run(backbone, task, None, options, splits=self.splits.get(rows))
@@ -363,20 +363,23 @@ class Preparer:
         return parts
 
 
-def pack(parts: Mapping[str, PreparedRun], places: Mapping[Any, int]) -> list[Bank]:
+def pack(parts: Mapping[str, PreparedRun], slots: Mapping[Any, int]) -> list[RunGroup]:
     """Packs runs into banks, the same ones for the same sweep wherever it is planned."""
     banks = []
     for key, names in group_runs(parts).items():
         steps = {name: parts[name].options.steps for name in names}
-        banks += [Bank(_own(timeline)) for timeline in pack_runs(steps, places[key])]
+        banks += [
+            RunGroup(_in_task(slot_schedule)) for slot_schedule in pack_runs(steps, slots[key])
+        ]
     return banks
 
 
-def _own(timeline: Timeline) -> Timeline:
+def _in_task(slot_schedule: SlotSchedule) -> SlotSchedule:
     """Leaves out the steps of other banks' runs, so that its name does not hang on them."""
-    names = {run for place in timeline.places for run in place}
+    names = {run for place in slot_schedule.slots for run in place}
     return dataclasses.replace(
-        timeline, steps={name: timeline.steps[name] for name in timeline.steps if name in names}
+        slot_schedule,
+        steps={name: slot_schedule.steps[name] for name in slot_schedule.steps if name in names},
     )
 
 
@@ -384,11 +387,11 @@ def group_runs(parts: Mapping[str, PreparedRun]) -> dict[Any, list[str]]:
     """Puts runs together that can share a bank."""
     groups: dict[Any, list[str]] = {}
     for name, each in parts.items():
-        groups.setdefault(bank_key(each), []).append(name)
+        groups.setdefault(multi_run_key(each), []).append(name)
     return groups
 
 
-def still_to_do(banks: Iterable[Bank], out: Path, finished: Sequence[str]) -> list[Bank]:
+def still_to_do(banks: Iterable[RunGroup], out: Path, finished: Sequence[str]) -> list[RunGroup]:
     """Leaves out what is done: whole banks, and finished runs of banks that never began."""
     left = []
     for bank in banks:
@@ -397,16 +400,16 @@ def still_to_do(banks: Iterable[Bank], out: Path, finished: Sequence[str]) -> li
         if waiting and (begun or len(waiting) == len(bank.runs)):
             left.append(bank)
         elif waiting:
-            steps = {run: bank.timeline.steps[run] for run in waiting}
-            packed = pack_runs(steps, len(bank.timeline.places))
-            left += [Bank(_own(timeline)) for timeline in packed]
+            steps = {run: bank.slot_schedule.steps[run] for run in waiting}
+            packed = pack_runs(steps, len(bank.slot_schedule.slots))
+            left += [RunGroup(_in_task(slot_schedule)) for slot_schedule in packed]
     return left
 
 
-def banked_runs(bank: Bank, parts: Mapping[str, PreparedRun], out: Path) -> dict[str, BankedRun]:
+def banked_runs(bank: RunGroup, parts: Mapping[str, PreparedRun], out: Path) -> dict[str, SlotRun]:
     """Opens the folders of a bank's runs."""
     return {
-        name: BankedRun(parts[name], RunFolder(out / RUNS / name, parts[name].config()))
+        name: SlotRun(parts[name], RunFolder(out / RUNS / name, parts[name].config()))
         for name in bank.runs
     }
 
@@ -450,10 +453,10 @@ class SweepProgress:
         )
         self.say(f"{self._done} of {self._runs} done before; {steps} steps in {banks} banks left")
 
-    def bank(self, runs: Sequence[str], places: int) -> None:
+    def bank(self, runs: Sequence[str], slots: int) -> None:
         """A bank begins, or goes on."""
         listed = ", ".join(runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
-        self.say(f"running, {places} at once: {listed}")
+        self.say(f"running, {slots} at once: {listed}")
 
     def turned(self, steps: int, rows_per_s: float) -> None:
         """So many runs did a step."""
@@ -668,7 +671,7 @@ class Search:
         tried = [_record(trial) for trial in self.tried]
         return {"best": None if best is None else _record(best), "trials": tried}
 
-    def settle_round(self, folder: Path, choose: Callable[[], int]) -> int:
+    def finish_round(self, folder: Path, choose: Callable[[], int]) -> int:
         """Settles how many trials are asked for at once, and that the folder is of this search."""
         path = folder / SEARCH_RECORD
         ranges = {name: list(given) for name, given in self.plan.ranges.items()}
@@ -687,12 +690,12 @@ class Search:
         return Trial(number, values, with_values(self.plan, values), asked)
 
     def _tell(self, trial: Trial, rows: Mapping[str, Mapping[str, Any]]) -> Trial:
-        own = [rows[run.name] for run in trial.runs]
-        if any(row["state"] != DONE for row in own):
+        in_task = [rows[run.name] for run in trial.runs]
+        if any(row["state"] != DONE for row in in_task):
             # Pruned, not failed: the sampler then counts the setting among the worst.
             self._study.tell(trial.asked, state=self._optuna.trial.TrialState.PRUNED)
             return trial
-        value = statistics.fmean(row["validation"] for row in own)
+        value = statistics.fmean(row["validation"] for row in in_task)
         self._study.tell(trial.asked, value)
         return replace(trial, validation=value)
 
@@ -795,7 +798,7 @@ def _new_study(optuna: ModuleType) -> Any:
 # Runs and banks that are not done clear up when they go on. Those that are done are not opened
 # again, so their locks, temporary files and checkpoints are looked for here.
 
-BANK_RUNS = "runs.json"
+GROUP_RUNS = "runs.json"
 """In the folder of a bank: the names of its runs."""
 
 
@@ -805,17 +808,17 @@ def tidy_ended(folder: Path, ended: Sequence[str]) -> None:
     for name in on_first(lambda: [each for each in ended if _has_hidden(folder / RUNS / each)]):
         with suppress(InputError), _open(folder, name).lock():
             pass
-    for bank, names in on_first(lambda: _ended_banks(folder)):
+    for bank, names in on_first(lambda: _ended_groups(folder)):
         with suppress(InputError), ExitStack() as held:
             for name in names:
                 held.enter_context(_open(folder, name).lock())
-            remove_bank_folder(folder / BANKS / bank)
+            remove_multi_run_folder(folder / BANKS / bank)
     if is_first():
         with suppress(OSError):  # there is none, or banks are under way
             (folder / BANKS).rmdir()
 
 
-def remove_bank_folder(path: Path) -> None:
+def remove_multi_run_folder(path: Path) -> None:
     """Removes the checkpoints of a bank, and with the last one the folder of all banks."""
     if is_first():
         shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)  # first: its runs are named beside it
@@ -850,9 +853,9 @@ def _open(folder: Path, name: str) -> RunFolder:
     return RunFolder(path, on_first(lambda: read_json(path / CONFIG)))
 
 
-def _ended_banks(folder: Path) -> list[tuple[str, list[str]]]:
+def _ended_groups(folder: Path) -> list[tuple[str, list[str]]]:
     banks = [
-        (path.parent.name, read_json(path)) for path in (folder / BANKS).glob(f"*/{BANK_RUNS}")
+        (path.parent.name, read_json(path)) for path in (folder / BANKS).glob(f"*/{GROUP_RUNS}")
     ]
     return [(bank, names) for bank, names in banks if all(_ended(folder, name) for name in names)]
 
@@ -864,11 +867,11 @@ def _ended(folder: Path, name: str) -> bool:
 
 # --- Many runs from one file: packed into banks, resumable, ending in one table
 # The folder is the only truth. Each run is an ordinary run folder below ``runs``; a bank that is
-# under way has its checkpoints below ``banks``; the tables are read from the results, never kept.
+# under way has its checkpoints below ``groups``; the tables are read from the results, never kept.
 
 RECORD = "sweep.json"
 
-Workers = Callable[[Sequence[Bank], Sequence[SweepRun], Path, SweepProgress], None]
+Workers = Callable[[Sequence[RunGroup], Sequence[SweepRun], Path, SweepProgress], None]
 
 
 @dataclass(frozen=True)
@@ -941,7 +944,7 @@ def run_sweep(
     plan: Sweep, folder: Path, share: tuple[int, int], workers: Workers | None, progress: bool
 ) -> SweepResult:
     """Carries out what a sweep file says."""
-    preparer = Preparer()
+    preparer = RunLoader()
     chosen = workers or partial(train_here, preparer=preparer)  # what was read is read once
 
     def work(*given: Any) -> None:
@@ -959,15 +962,15 @@ def _search(
     plan: Sweep, trials: int | None, out: Path, workers: Workers | None, progress: bool
 ) -> SweepResult:
     """Lets a search choose the runs, round after round."""
-    search, preparer = Search(plan, trials), Preparer()
+    search, preparer = Search(plan, trials), RunLoader()
     workers = workers or partial(train_here, preparer=preparer)
 
-    def places() -> int:
-        parts, most = preparer.prepare(search.lowest), plan.places or MOST_PLACES
-        return choose_places(parts, most, plan.places, plan.memory_gb)
+    def slots() -> int:
+        parts, most = preparer.prepare(search.lowest), plan.slots or MOST_SLOTS
+        return choose_slots(parts, most, plan.slots, plan.memory_gb)
 
     folder = make_folder(out)
-    at_once = search.settle_round(folder, places)
+    at_once = search.finish_round(folder, slots)
     while (part := search.ask(at_once)) is not None:
         _carry_out(part, folder, (1, 1), workers, progress, preparer)
         for line in search.tell(_rows(part, folder)):
@@ -983,7 +986,7 @@ def _carry_out(
     share: tuple[int, int],
     workers: Workers,
     progress: bool,
-    preparer: Preparer,
+    preparer: RunLoader,
 ) -> None:
     """Trains what is left of a sweep."""
     names = on_first(lambda: _done(plan, folder))
@@ -999,54 +1002,54 @@ def _carry_out(
             workers(left, plan.runs, folder, shown)
 
 
-def _banks(plan: Sweep, folder: Path, shown: SweepProgress, preparer: Preparer) -> list[Bank]:
+def _banks(plan: Sweep, folder: Path, shown: SweepProgress, preparer: RunLoader) -> list[RunGroup]:
     """Makes every run ready once, which finds what cannot work, and packs them."""
     parts = {}
     for run in plan.runs:
         parts[run.name] = preparer.prepare(run)
         RunFolder(folder / RUNS / run.name, parts[run.name].config())
     shown.say(f"{len(parts)} runs, {len(preparer.splits)} tasks read")
-    places = {
-        key: choose_places(parts[names[0]], len(names), plan.places, plan.memory_gb)
+    slots = {
+        key: choose_slots(parts[names[0]], len(names), plan.slots, plan.memory_gb)
         for key, names in group_runs(parts).items()
     }
-    return pack(parts, places)
+    return pack(parts, slots)
 
 
 def train_here(
-    banks: Sequence[Bank],
+    banks: Sequence[RunGroup],
     runs: Sequence[SweepRun],
     folder: Path,
     shown: SweepProgress,
-    preparer: Preparer | None = None,
+    preparer: RunLoader | None = None,
 ) -> None:
     """Trains banks in this process, one after the other."""
-    preparer = preparer or Preparer()
+    preparer = preparer or RunLoader()
     for bank in banks:
-        train_bank(bank, runs, folder, shown, preparer)
+        train_group(bank, runs, folder, shown, preparer)
 
 
-def train_bank(
-    bank: Bank,
+def train_group(
+    bank: RunGroup,
     runs: Sequence[SweepRun],
     folder: Path,
     shown: SweepProgress,
-    preparer: Preparer | None = None,
+    preparer: RunLoader | None = None,
 ) -> None:
     """Trains one bank to its end."""
-    preparer = preparer or Preparer()
+    preparer = preparer or RunLoader()
     by_name = {run.name: run for run in runs}
     parts: dict[str, PreparedRun] = {name: preparer.prepare(by_name[name]) for name in bank.runs}
     place = folder / BANKS / bank.name
-    write_json(make_folder(place) / BANK_RUNS, list(bank.runs))
-    shown.bank(bank.runs, len(bank.timeline.places))
-    run_bank(banked_runs(bank, parts, folder), bank.timeline, place / CHECKPOINTS, shown)
-    remove_bank(bank, folder)
+    write_json(make_folder(place) / GROUP_RUNS, list(bank.runs))
+    shown.bank(bank.runs, len(bank.slot_schedule.slots))
+    fit_runs(banked_runs(bank, parts, folder), bank.slot_schedule, place / CHECKPOINTS, shown)
+    remove_group(bank, folder)
 
 
-def remove_bank(bank: Bank, folder: Path) -> None:
+def remove_group(bank: RunGroup, folder: Path) -> None:
     """Removes the checkpoints of a bank whose runs have all ended."""
-    remove_bank_folder(folder / BANKS / bank.name)
+    remove_multi_run_folder(folder / BANKS / bank.name)
 
 
 def _done(plan: Sweep, folder: Path) -> list[str]:
@@ -1086,7 +1089,7 @@ def _collect(plan: Sweep, folder: Path, search: dict[str, Any] | None = None) ->
     for row in rows:
         states[row["state"]] = states.get(row["state"], 0) + 1
     record = {"states": states, "runs": rows} | ({"search": search} if search else {})
-    record |= made_with()
+    record |= environment_info()
     with one_at_a_time(folder):
         write_tables(folder, plan, rows)
         write_json(folder / RECORD, record)

@@ -25,14 +25,14 @@ from jpt.io.files import write_bytes
 from jpt.parallel import parse_mesh
 from jpt.recipes.sweep import (
     RUNS,
-    Bank,
-    Preparer,
+    RunGroup,
+    RunLoader,
     SweepProgress,
     SweepRun,
     Workers,
     is_finished,
-    remove_bank,
-    train_bank,
+    remove_group,
+    train_group,
 )
 from jpt.tuning.multi_run import DIVERGED
 from jpt.tuning.run_dir import CONFIG, RESULT, RunFolder
@@ -189,7 +189,7 @@ class Outcome:
     error: str | None = None  # what the user can mend, where the bank did not come to its end
 
 
-class BankStoppedError(RuntimeError):
+class MultiRunStoppedError(RuntimeError):
     """Says that a node is being shut down; Ray tries the bank again on another one."""
 
 
@@ -221,7 +221,7 @@ def ray_workers(address: str | None = None, needs: str | None = None) -> Workers
     check_address(address or os.environ.get("RAY_ADDRESS"))
 
     def work(
-        banks: Sequence[Bank], runs: Sequence[SweepRun], folder: Path, shown: SweepProgress
+        banks: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, shown: SweepProgress
     ) -> None:
         if banks:
             join_cluster(ray, address)
@@ -232,7 +232,7 @@ def ray_workers(address: str | None = None, needs: str | None = None) -> Workers
     return work
 
 
-def train_away(bank: Bank, runs: Sequence[SweepRun], origin: str) -> Outcome:
+def train_away(bank: RunGroup, runs: Sequence[SweepRun], origin: str) -> Outcome:
     """Trains one bank in a temporary folder; what a node of the cluster does."""
     error = None
     with (
@@ -242,11 +242,11 @@ def train_away(bank: Bank, runs: Sequence[SweepRun], origin: str) -> Outcome:
     ):
         folder = Path(name)
         try:
-            train_bank(bank, runs, folder, shown, _preparer())
+            train_group(bank, runs, folder, shown, _preparer())
         except InputError as said:
             error = str(said)
         except StoppedError as stopped:
-            raise BankStoppedError(str(stopped)) from None
+            raise MultiRunStoppedError(str(stopped)) from None
         found = {run: _files(folder / RUNS / run) for run in bank.runs}
     ended = {run: files for run, files in found.items() if {RESULT, DIVERGED} & set(files)}
     return Outcome(ended, error)
@@ -263,9 +263,9 @@ def bring_home(name: str, files: Files, folder: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def _preparer() -> Preparer:
+def _preparer() -> RunLoader:
     """What this process has loaded stays for its next bank."""
-    return Preparer()
+    return RunLoader()
 
 
 def _files(path: Path) -> dict[str, bytes]:
@@ -281,7 +281,7 @@ class _Driver:
     def __init__(
         self,
         ray: ModuleType,
-        banks: Sequence[Bank],
+        banks: Sequence[RunGroup],
         runs: Sequence[SweepRun],
         folder: Path,
         shown: SweepProgress,
@@ -295,7 +295,7 @@ class _Driver:
 
     def carry_out(self, wanted: Needs | None) -> None:
         """Waits until every bank has come home or failed."""
-        waiting: dict[Any, tuple[Bank, Needs]] = {}
+        waiting: dict[Any, tuple[RunGroup, Needs]] = {}
         for bank in self.banks:
             runs = [self.runs[name] for name in bank.runs]
             needs = wanted or default_needs(self._nodes(), runs)
@@ -321,14 +321,14 @@ class _Driver:
                 "the same command tries them again"
             )
 
-    def _hand_out(self, bank: Bank, runs: Sequence[SweepRun], needs: Needs) -> Any:
+    def _hand_out(self, bank: RunGroup, runs: Sequence[SweepRun], needs: Needs) -> Any:
         try:
             task = self.ray.remote(**_options(bank, needs))(train_away)
             return task.remote(bank, runs, os.getcwd())
         except ValueError as error:
             raise InputError(f"Ray does not take these needs: {error}") from None
 
-    def _take(self, bank: Bank, task: Any) -> None:
+    def _take(self, bank: RunGroup, task: Any) -> None:
         errors = self.ray.exceptions
         try:
             outcome = self.ray.get(task)
@@ -340,7 +340,7 @@ class _Driver:
         else:
             self._bring_home(bank, outcome)
 
-    def _bring_home(self, bank: Bank, outcome: Outcome) -> None:
+    def _bring_home(self, bank: RunGroup, outcome: Outcome) -> None:
         said = outcome.error
         for name, files in outcome.runs.items():
             try:
@@ -351,7 +351,7 @@ class _Driver:
                 self._report(name, files)
         self.shown.turned(bank.steps, self.rows / (time.monotonic() - self.started_s))
         if said is None:
-            remove_bank(bank, self.folder)
+            remove_group(bank, self.folder)
         else:
             self._fail(bank, said)
 
@@ -364,7 +364,7 @@ class _Driver:
             record = json.loads(files[DIVERGED])
         self.shown.ended(name, record)
 
-    def _fail(self, bank: Bank, said: str) -> None:
+    def _fail(self, bank: RunGroup, said: str) -> None:
         more = f" and {len(bank.runs) - 3} more" if len(bank.runs) > 3 else ""
         self.failed.append(f"runs {', '.join(bank.runs[:3])}{more}: {' '.join(said.split())}")
         self.shown.say(f"failed: {self.failed[-1]}")
@@ -385,7 +385,7 @@ class _Driver:
             self.shown.say(f"{told}; nodes: {len(nodes)}{lack}")
 
 
-def _options(bank: Bank, needs: Needs) -> dict[str, Any]:
+def _options(bank: RunGroup, needs: Needs) -> dict[str, Any]:
     """What Ray is told of a task."""
     others = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU")}
     return {
@@ -394,7 +394,7 @@ def _options(bank: Bank, needs: Needs) -> dict[str, Any]:
         "num_gpus": needs.get("GPU", 0),
         "resources": others,
         "max_retries": TRIES,
-        "retry_exceptions": [BankStoppedError],
+        "retry_exceptions": [MultiRunStoppedError],
     }
 
 

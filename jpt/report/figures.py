@@ -364,9 +364,9 @@ def prompt_map(
     looks = iter(_MAP_LOOKS)
     for kind in dict.fromkeys(types):
         color, shape = _REST if kind in unknown else next(looks, _REST)
-        own = points[[each == kind for each in types]]
+        in_task = points[[each == kind for each in types]]
         axes.scatter(
-            *own.T, s=46, color=color, marker=shape, linewidths=0, label=plain(kind), zorder=2
+            *in_task.T, s=46, color=color, marker=shape, linewidths=0, label=plain(kind), zorder=2
         )
     _name_points(axes, points, names, (width, height))
     axes.set_xlabel(f"first direction{axis_label}", color=MUTED, fontsize=FONT, parse_math=False)
@@ -531,7 +531,7 @@ def heat_map(table: HeatMap, percent: bool) -> Figure:
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     numbers = len(table.columns) <= _NUMBERS_UP_TO and _fits(table.texts, cell_x)
-    _draw_cells(axes, table.values, (0, 0), (cell_x, cell_y), norm)
+    _plot_cells(axes, table.values, (0, 0), (cell_x, cell_y), norm)
     if numbers:
         _write(axes, table.values, table.texts, (0, 0), (cell_x, cell_y), norm)
     _separate(axes, table, cell_x, cell_y)
@@ -545,11 +545,11 @@ def heat_map(table: HeatMap, percent: bool) -> Figure:
         colors = table.side_values[index] if table.side_values is not None else None
         column = np.full(len(table.rows), np.nan) if colors is None else colors
         if np.isfinite(column).any():
-            _draw_cells(axes, column[:, None], (at, 0), (side_px, cell_y), norm)
+            _plot_cells(axes, column[:, None], (at, 0), (side_px, cell_y), norm)
         texts = [[text] for text in table.side_texts[index]]
         _write(axes, column[:, None], texts, (at, 0), (side_px, cell_y), norm)
         _slanted(axes, at + side_px / 2, height + 6, label, MUTED, side_px)
-    _draw_scale(axes, norm, top - 22, table.scale_label, percent)
+    _plot_scale(axes, norm, top - 22, table.scale_label, percent)
     return figure
 
 
@@ -575,7 +575,7 @@ def _scale(values: Float64[np.ndarray, "N K"], side: np.ndarray | None) -> Norma
     return Normalize(low, high if high > low else low + 1)
 
 
-def _draw_cells(
+def _plot_cells(
     axes: Axes,
     values: Float64[np.ndarray, "N K"],
     origin: tuple[float, float],
@@ -744,7 +744,7 @@ def _slanted(axes: Axes, x: float, y: float, label: str, color: str, pitch: floa
     _text(axes, x + shift, y, label, color, size, va="top", rotation_mode=None, **turn)
 
 
-def _draw_scale(axes: Axes, norm: Normalize, y: float, label: str, percent: bool) -> None:
+def _plot_scale(axes: Axes, norm: Normalize, y: float, label: str, percent: bool) -> None:
     """A bar of all colors above the figure, its ends and middle told."""
     width, thick = 170, 9
     # Each step of the ramp reaches to its end, and the next lies on it: no seams show between them.
@@ -773,7 +773,7 @@ def _text(
 MASK_RECORD, MASK_FIGURE = "mask.json", "mask.svg"
 _MASK_CURE = "jpt mask"
 _LABELS = {
-    "own": "own",
+    "in_task": "in_task",
     "random": "random",
     "other": "other\ntasks'",
     "common": "common\nto all",
@@ -813,8 +813,8 @@ def mask_figure(folder: str | Path, out: str | Path | None = None) -> Path:
         >>> from jpt.io.files import write_json
         >>> study = Path(tempfile.mkdtemp())
         >>> own = {"relative": 0.75, "runs": [{"value": 0.6}]}
-        >>> target = {"unmasked": 0.8, "majority": 0.5, "masks": {"own": own}}
-        >>> write_json(study / RECORD, {"silent_neurons": 4, "neurons": 20, "layers": [0, 1],
+        >>> target = {"unmasked": 0.8, "majority": 0.5, "masks": {"in_task": own}}
+        >>> write_json(study / RECORD, {"masked_neurons": 4, "neurons": 20, "layers": [0, 1],
         ...     "targets": {"mood": target}})
         >>> mask_figure(study).name
         'mask.svg'
@@ -824,7 +824,7 @@ def mask_figure(folder: str | Path, out: str | Path | None = None) -> Path:
     kind = target.suffix.lstrip(".").lower()
     if kind not in _KINDS:
         raise InputError(f"the figure's file is {target}; give it the ending .svg, .png or .pdf")
-    figure = draw_shares(shares)
+    figure = plot_shares(shares)
     with mpl.rc_context({"svg.hashsalt": "mask", "svg.fonttype": "none"}):
         with atomic_file(target) as file:
             figure.savefig(
@@ -869,18 +869,18 @@ def read_shares(path: str | Path) -> MaskedShares:
 def _title(fields: Fields) -> str:
     layers = fields.value.get("layers") or []
     told = "-".join(str(layer) for layer in dict.fromkeys(layers))
-    silent, of = fields.count("silent_neurons"), fields.count("neurons")
+    silent, of = fields.count("masked_neurons"), fields.count("neurons")
     backbone = plain(fields.text("backbone") or "", 40)
     return f"{silent} of {of} neurons silent (layers {told}){f', {backbone}' if backbone else ''}"
 
 
-def draw_shares(shares: MaskedShares) -> Figure:
+def plot_shares(shares: MaskedShares) -> Figure:
     """Draws bars of means with a point for every score."""
     figure, axes = new_figure(80 + 84 * len(shares.kinds), 240)
     axes.axhline(1, color=LINE, linewidth=1, zorder=0)
     for place, (kind, values) in enumerate(shares.kinds.items()):
         mean = float(np.mean(values))
-        color = BLUE if kind == "own" else GRAY
+        color = BLUE if kind == "in_task" else GRAY
         axes.bar(place, mean, width=0.62, color=color, alpha=0.55, linewidth=0, zorder=1)
         points = np.sort(np.asarray(shares.spread[kind], float))
         # Spread by a golden ratio, not by chance: the same points stand at the same places.
@@ -953,7 +953,7 @@ def warm_start_figure(folder: str | Path, out: str | Path | None = None) -> Path
     fields = Fields(read_json(path), path, _WARM_START_CURE)
     curves = read_curves(fields, path)
     labels = [fields.text(name) for name in ("task", "metric", "backbone")]
-    figure = draw_curves(curves, *(label or "" for label in labels))
+    figure = plot_curves(curves, *(label or "" for label in labels))
     target = Path(folder) / WARM_START_FIGURE if out is None else Path(out)
     kind = target.suffix.lstrip(".").lower()
     if kind not in ("svg", "png", "pdf"):
@@ -994,7 +994,7 @@ def read_curves(fields: Fields, path: Path) -> Curves:
     return found
 
 
-def draw_curves(curves: Curves, task: str, metric: str, backbone: str) -> Figure:
+def plot_curves(curves: Curves, task: str, metric: str, backbone: str) -> Figure:
     """Draws curves with a band from the lowest to the highest seed."""
     figure, axes = new_figure(420, 260)
     for number, (name, (steps, values)) in enumerate(curves.items()):

@@ -9,8 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from jpt.indicators.indicators import EMBEDDING, OVERLAP, indicator_label
-from jpt.report.study import Layout, Move, Study, by_target, moves, own_score, random_values
-from jpt.results.records import ChoiceFacts, Correlation
+from jpt.report.study import (
+    Ordering,
+    Study,
+    TransferPair,
+    by_target,
+    in_task_score,
+    random_values,
+    transfer_pairs,
+)
+from jpt.results.records import CorrelationRecord, SelectionRecord
 from jpt.results.statistics import differences, mean_interval
 from jpt.results.statistics import differences as subtract
 
@@ -97,7 +105,7 @@ def choice_finding(study: Study) -> Finding | None:
     return Finding("choice", f"{gain}. The best embedding indicator {cost}: {end}.", verdict)
 
 
-def _chosen_text(choices: ChoiceFacts, name: str) -> str:
+def _chosen_text(choices: SelectionRecord, name: str) -> str:
     of = choices.means[name]
     hits = f"{of.hits * of.targets:.3g}"
     return (
@@ -107,7 +115,7 @@ def _chosen_text(choices: ChoiceFacts, name: str) -> str:
     )
 
 
-def _gain_text(choices: ChoiceFacts, name: str) -> str:
+def _gain_text(choices: SelectionRecord, name: str) -> str:
     interval = choices.means[name].gain_interval
     if not np.isfinite(interval).all():
         return "one task alone does not tell whether that beats chance"
@@ -122,7 +130,7 @@ def _judge_gain(interval: tuple[float, float]) -> str:
     return AGREES if interval[0] > 0 else CONTRADICTS if interval[1] < 0 else UNCLEAR
 
 
-def _judge_choice(choices: ChoiceFacts, rival: str) -> tuple[str, str]:
+def _judge_choice(choices: SelectionRecord, rival: str) -> tuple[str, str]:
     """ON against the best of the paper's other indicators, target by target."""
     gaps = differences(_regrets(choices, rival), _regrets(choices, OVERLAP))
     mean, interval = float(np.mean(gaps or [np.nan])), mean_interval(gaps)
@@ -138,7 +146,7 @@ def _judge_choice(choices: ChoiceFacts, rival: str) -> tuple[str, str]:
     return f"{which} here, but within the scatter over tasks", UNCLEAR
 
 
-def _regrets(choices: ChoiceFacts, name: str) -> Mapping[str, float | None]:
+def _regrets(choices: SelectionRecord, name: str) -> Mapping[str, float | None]:
     return {target: of and of.regret for target, of in choices.chosen[name].items()}
 
 
@@ -148,16 +156,19 @@ def mask_finding(study: Study) -> Finding | None:
     if masks is None:
         return None
     pairs = np.array(
-        [[t.relative.get(kind, np.nan) for kind in ("own", "random")] for t in masks.tasks.values()]
+        [
+            [t.relative.get(kind, np.nan) for kind in ("in_task", "random")]
+            for t in masks.tasks.values()
+        ]
     ).reshape(-1, 2)
     pairs = pairs[np.isfinite(pairs).all(1)]
     if not len(pairs):
         return None
-    own, random = pairs.mean(0).tolist()
+    in_task, random = pairs.mean(0).tolist()
     gaps, count = (pairs[:, 1] - pairs[:, 0]).tolist(), counted(len(pairs), "task")
     text = (
         f"With the {percent(masks.ratio)} of neurons silent that are most active behind a task's"
-        f" own prompt, {percent(own)} of its score is left on average over {count}, with as many"
+        f" own prompt, {percent(in_task)} of its score is left on average over {count}, with as many"
         f" random ones {percent(random)}"
     )
     end, verdict = _judge_masks(gaps)
@@ -212,7 +223,7 @@ def overlap_finding(study: Study) -> Finding | None:
 def correlation_finding(study: Study) -> Finding | None:
     """Says whether the overlap of neurons ranks sources better than the embedding indicators."""
     # Own prompts are left out: they are alike to themselves and best on their task by definition.
-    table = study.correlations.own_out if study.correlations else {}
+    table = study.correlations.excluding_in_task if study.correlations else {}
     if OVERLAP not in table:
         return None
     overlap = table[OVERLAP]
@@ -239,19 +250,19 @@ def correlation_finding(study: Study) -> Finding | None:
     )
 
 
-def _judge_overlap(overlap: Correlation, rival: Correlation) -> tuple[str, str]:
+def _judge_overlap(overlap: CorrelationRecord, rival: CorrelationRecord) -> tuple[str, str]:
     """What the intervals over tasks allow to say of ON and the best embedding indicator."""
-    own, gap = _interval(overlap), mean_interval(overlap_differences(overlap, rival))
+    in_task, gap = _interval(overlap), mean_interval(overlap_differences(overlap, rival))
     lead = overlap.mean_over_targets - rival.mean_over_targets
     if overlap.mean_over_targets <= 0:
-        if own is not None and own[1] < 0:
+        if in_task is not None and in_task[1] < 0:
             return "ON does not tell which source to take, which speaks against the paper", (
                 CONTRADICTS
             )
         return "no sign that ON tells which source to take, but few tasks to see it on", UNCLEAR
     told = f"ON less that indicator {lead:+.2f}{_bounds(gap)}"
     if gap is not None and gap[0] > 0:
-        if own is not None and own[0] > 0:
+        if in_task is not None and in_task[0] > 0:
             return f"ON tells better which source to take ({told}), as in the paper", AGREES
         return f"ON leads ({told}), but whether it tells anything is not sure", UNCLEAR
     if gap is not None and gap[1] < 0:
@@ -267,7 +278,7 @@ def _judge_overlap(overlap: Correlation, rival: Correlation) -> tuple[str, str]:
     )
 
 
-def _interval(found: Correlation) -> tuple[float, float] | None:
+def _interval(found: CorrelationRecord) -> tuple[float, float] | None:
     return mean_interval([value for value in found.per_target.values() if np.isfinite(value)])
 
 
@@ -275,9 +286,9 @@ def _bounds(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
 
 
-def caution_finding(study: Study, moved: Sequence[Move]) -> Finding | None:
+def caution_finding(study: Study, moved: Sequence[TransferPair]) -> Finding | None:
     """Says how far so few tasks can be trusted."""
-    overlap = study.correlations.own_out.get(OVERLAP) if study.correlations else None
+    overlap = study.correlations.excluding_in_task.get(OVERLAP) if study.correlations else None
     if overlap is None or not 0 < overlap.n_targets < _FEW_TARGETS:
         return None
     sources = max((len(pairs) for pairs in by_target(moved).values()), default=0)
@@ -290,7 +301,7 @@ def caution_finding(study: Study, moved: Sequence[Move]) -> Finding | None:
     return Finding("caution", f"With n = {tasks}{ranked}, these correlations are rough{size}.")
 
 
-def overlap_differences(one: Correlation, other: Correlation) -> list[float]:
+def overlap_differences(one: CorrelationRecord, other: CorrelationRecord) -> list[float]:
     """Subtracts the correlations of two indicators target by target."""
     return subtract(one.per_target, other.per_target)
 
@@ -302,7 +313,7 @@ def standard_error(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def _defined(correlation: Correlation) -> bool:
+def _defined(correlation: CorrelationRecord) -> bool:
     return bool(np.isfinite(correlation.mean_over_targets))
 
 
@@ -312,7 +323,7 @@ def _defined(correlation: Correlation) -> bool:
 _TYPE_POINT = 0.01
 
 
-def type_finding(moved: Sequence[Move], random: Mapping[str, float]) -> Finding | None:
+def type_finding(moved: Sequence[TransferPair], random: Mapping[str, float]) -> Finding | None:
     """Says whether prompts move better within a type of task than between types."""
     same = [move.relative for move in moved if move.same_type]
     other = [move.relative for move in moved if move.same_type is False]
@@ -359,7 +370,7 @@ def _judge_types(
     return f"the same type does better ({share}), as in the paper", AGREES
 
 
-def source_finding(moved: Sequence[Move]) -> Finding | None:
+def source_finding(moved: Sequence[TransferPair]) -> Finding | None:
     # Says of how many targets the best source has the target's type, and what chance would give.
     hits, chance, n_targets = 0, 0.0, 0
     for pairs in by_target(moved).values():
@@ -383,7 +394,7 @@ def source_finding(moved: Sequence[Move]) -> Finding | None:
     return Finding("best_source", text, AGREES if hits > chance else CONTRADICTS)
 
 
-def _targets_won(moved: Sequence[Move]) -> tuple[int, int]:
+def _targets_won(moved: Sequence[TransferPair]) -> tuple[int, int]:
     """On how many targets the mean of the same type is higher, of those that have both."""
     won = total = 0
     for pairs in by_target(moved).values():
@@ -398,9 +409,9 @@ def _targets_won(moved: Sequence[Move]) -> tuple[int, int]:
 # --- What a study says, in plain sentences that follow from its numbers, for or against the paper
 
 
-def find(study: Study, layout: Layout) -> list[Finding]:
+def find(study: Study, layout: Ordering) -> list[Finding]:
     """Says what was found."""
-    moved = moves(study, layout)
+    moved = transfer_pairs(study, layout)
     found = [
         training_finding(study, layout),
         type_finding(moved, random_values(study, layout)),
@@ -414,10 +425,10 @@ def find(study: Study, layout: Layout) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
-def training_finding(study: Study, layout: Layout) -> Finding | None:
+def training_finding(study: Study, layout: Ordering) -> Finding | None:
     """Says whether the prompts learned their own tasks."""
     told = study.facts.targets if study.facts else {}
-    scores = {target: own_score(study, layout, target) for target in layout.targets}
+    scores = {target: in_task_score(study, layout, target) for target in layout.targets}
     pairs = {t: (s, told[t].majority) for t, s in scores.items() if t in told}
     pairs = {t: pair for t, pair in pairs.items() if np.isfinite(pair).all()}
     if not pairs:

@@ -42,14 +42,14 @@ from jpt.report.figures import (
     Curves,
     HeatMap,
     cost_figure,
-    draw_curves,
-    draw_shares,
     heat_map,
     indicator_panel,
     learning_curve,
     new_figure,
     pin_rows,
     plain,
+    plot_curves,
+    plot_shares,
     prompt_map,
     read_curves,
     read_shares,
@@ -77,29 +77,29 @@ from jpt.report.study import (
     NO_PROMPT,
     NO_TYPE,
     Fields,
-    Layout,
-    Move,
+    Ordering,
     Study,
+    TransferPair,
     commands,
-    lay_out,
-    moves,
-    own_score,
+    in_task_score,
+    order_study,
     random_values,
     read_fields,
     read_study,
+    transfer_pairs,
     values_at,
     with_relative,
 )
 from jpt.results.prompt_table import RANDOM, read_transfer
 from jpt.results.records import (
-    ChoiceFacts,
-    ChoiceMeans,
     ChosenSource,
-    Correlation,
-    Correlations,
-    MaskFacts,
+    CorrelationRecord,
+    CorrelationRecords,
+    MaskRecord,
     PromptRecord,
-    TypeFacts,
+    SelectionMeans,
+    SelectionRecord,
+    TaskTypeRecord,
 )
 from jpt.results.statistics import mean_interval
 from jpt.tasks.catalog import task_type
@@ -270,7 +270,7 @@ def whole_page(title: str, *content: Child) -> str:
 _CHOICE_FILES = ("choice.json",)
 
 
-def choice_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
+def choice_section(study: Study, layout: Ordering, found: Sequence[Finding]) -> Markup:
     """Shows which source each indicator would have chosen, and what that would have cost."""
     title = "What it costs to choose by an indicator"
     if study.choices is None:
@@ -322,7 +322,7 @@ def bounds(interval: tuple[float, float], sign: bool = False) -> str:
     return " to ".join(points(end, sign) for end in interval)
 
 
-def _cost_figure(choices: ChoiceFacts, names: Sequence[str]) -> Markup:
+def _cost_figure(choices: SelectionRecord, names: Sequence[str]) -> Markup:
     means = choices.means
     ordered = sorted(names, key=lambda name: means[name].regret)
     chance = _chance(choices, names)
@@ -342,12 +342,12 @@ def _cost_figure(choices: ChoiceFacts, names: Sequence[str]) -> Markup:
     return figure(to_svg(plot, "choice-costs", label), label, told, _CHOICE_FILES)
 
 
-def _chance(choices: ChoiceFacts, names: Sequence[str]) -> ChoiceMeans:
+def _chance(choices: SelectionRecord, names: Sequence[str]) -> SelectionMeans:
     """The ranking that speaks of the most targets; chance is told on these."""
     return max((choices.means[name] for name in names), key=lambda of: of.targets)
 
 
-def _choice_means(choices: ChoiceFacts, names: Sequence[str]) -> Markup:
+def _choice_means(choices: SelectionRecord, names: Sequence[str]) -> Markup:
     whole = _chance(choices, names)
     least = min(choices.means[name].regret for name in names)
     rows: list[list[Child]] = [
@@ -369,7 +369,7 @@ def _choice_means(choices: ChoiceFacts, names: Sequence[str]) -> Markup:
     return table(head, rows, told, source=_CHOICE_FILES)
 
 
-def _by_target(choices: ChoiceFacts, names: Sequence[str], layout: Layout) -> Markup:
+def _by_target(choices: SelectionRecord, names: Sequence[str], layout: Ordering) -> Markup:
     targets = [name for name in layout.targets if name in choices.ranges]
     targets += [name for name in choices.ranges if name not in targets]
     rows: list[list[Child]] = []
@@ -395,7 +395,7 @@ def _chosen(found: ChosenSource | None, best: Sequence[str]) -> Child:
     return element("td", text, class_="best" if hit else None)
 
 
-def _row0(choices: ChoiceFacts) -> Markup | None:
+def _row0(choices: SelectionRecord) -> Markup | None:
     """The same with the row that no model reads, where prompts have one."""
     pairs = [(name.removesuffix(WITH_ROW0), name) for name in choices.means]
     pairs = [(plain, name) for plain, name in pairs if plain != name and plain in choices.means]
@@ -414,7 +414,7 @@ def _row0(choices: ChoiceFacts) -> Markup | None:
     return details("With row 0 and without", whole)
 
 
-def _notes(choices: ChoiceFacts) -> list[str]:
+def _notes(choices: SelectionRecord) -> list[str]:
     tasks = max(of.targets for of in choices.means.values())
     told = [
         "Same type: any source whose task has the type of the target, all alike; it needs neither"
@@ -431,7 +431,7 @@ _CORRELATION_FILES = ("correlation.json",)
 _CORRELATION_NUMBERS = ("mean_over_targets", "pooled_relative", "pooled_raw")
 
 
-def correlation_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
+def correlation_section(study: Study, layout: Ordering, found: Sequence[Finding]) -> Markup:
     """Holds the indicators against what the moves did."""
     title = "Do similar prompts move better?"
     if study.correlations is None:
@@ -468,20 +468,20 @@ def correlation_section(study: Study, layout: Layout, found: Sequence[Finding]) 
     )
 
 
-def _shown(table_: Mapping[str, Correlation]) -> list[str]:
+def _shown(table_: Mapping[str, CorrelationRecord]) -> list[str]:
     """The embedding indicators, ON, its best window, and all layers."""
     best = _best_window(table_)
     wanted = [*EMBEDDING, OVERLAP, best, OVERLAP_ALL]
     return [name for name in wanted if name is not None and name in table_]
 
 
-def _best_window(table_: Mapping[str, Correlation]) -> str | None:
+def _best_window(table_: Mapping[str, CorrelationRecord]) -> str | None:
     known = [n for n in windows(table_) if np.isfinite(table_[n].mean_over_targets)]
     return max(known, key=lambda n: table_[n].mean_over_targets, default=None)
 
 
-def _correlation_table(found: Correlations) -> Markup:
-    out, whole = found.own_out, found.own_in
+def _correlation_table(found: CorrelationRecords) -> Markup:
+    out, whole = found.excluding_in_task, found.including_in_task
     parts = [part for part in (out, whole) if part]
     names = _shown(out or whole)
     best = [
@@ -520,7 +520,7 @@ def _rho_cell(value: float, strong: bool) -> Markup:
     return bar_cell(decimal(value, 2, sign=True), value if known else 0.0, strong and known)
 
 
-def _row_label(name: str, table_: Mapping[str, Correlation]) -> str:
+def _row_label(name: str, table_: Mapping[str, CorrelationRecord]) -> str:
     if name == OVERLAP:
         return "ON, default layers"
     if name == _best_window(table_):
@@ -528,8 +528,8 @@ def _row_label(name: str, table_: Mapping[str, Correlation]) -> str:
     return indicator_label(name)
 
 
-def _best_window_note(found: Correlations) -> Markup | None:
-    if _best_window(found.own_out or found.own_in) is None:
+def _best_window_note(found: CorrelationRecords) -> Markup | None:
+    if _best_window(found.excluding_in_task or found.including_in_task) is None:
         return None
     return element(
         "p",
@@ -541,12 +541,12 @@ def _best_window_note(found: Correlations) -> Markup | None:
     )
 
 
-def _per_target_table(found: Correlations) -> Markup | None:
-    part = found.own_out or found.own_in
+def _per_target_table(found: CorrelationRecords) -> Markup | None:
+    part = found.excluding_in_task or found.including_in_task
     targets = list(dict.fromkeys(t for each in part.values() for t in each.per_target))
     if not targets:
         return None
-    which = "own prompts left out" if found.own_out else "own prompts included"
+    which = "own prompts left out" if found.excluding_in_task else "own prompts included"
     rows = [
         [
             indicator_label(name),
@@ -566,9 +566,12 @@ def _correlation_bounds(values: Sequence[float]) -> str:
     return UNKNOWN if interval is None else " to ".join(decimal(v, 2, sign=True) for v in interval)
 
 
-def _interval_note(found: Correlations) -> Markup:
+def _interval_note(found: CorrelationRecords) -> Markup:
     """What the intervals are, and how few tasks they come from."""
-    count = max((of.n_targets for of in (found.own_out or found.own_in).values()), default=0)
+    count = max(
+        (of.n_targets for of in (found.excluding_in_task or found.including_in_task).values()),
+        default=0,
+    )
     few = " With so few tasks they are rough: take them for no more than a warning."
     return element(
         "p",
@@ -579,9 +582,9 @@ def _interval_note(found: Correlations) -> Markup:
     )
 
 
-def _row0_table(found: Correlations) -> Markup | None:
+def _row0_table(found: CorrelationRecords) -> Markup | None:
     """With the row that no model reads, where prompts have one, and without."""
-    parts = {"left out": found.own_out, "included": found.own_in}
+    parts = {"left out": found.excluding_in_task, "included": found.including_in_task}
     parts = {which: part for which, part in parts.items() if part}
     first = next(iter(parts.values()))
     names = [name for name in first if f"{name}{WITH_ROW0}" in first]
@@ -605,10 +608,10 @@ def _row0_table(found: Correlations) -> Markup | None:
     return details("With row 0 and without", whole)
 
 
-def _scatter_figures(study: Study, layout: Layout) -> Markup | None:
+def _scatter_figures(study: Study, layout: Ordering) -> Markup | None:
     """One small figure an indicator: the paper's open, the others folded away."""
     columns = study.similarities.values if study.similarities else {}
-    moved = moves(study, layout)
+    moved = transfer_pairs(study, layout)
     names = [n for n in (OVERLAP, *EMBEDDING) if n in columns]
     names += [n for n in shown_rankings(columns) if n not in names and n in MEANINGS]
     points = {name: _correlation_points(study, layout, moved, name) for name in names}
@@ -644,7 +647,7 @@ def _correlation_panel(
     groups: Mapping[str, tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]],
     limits: tuple[float, float],
 ) -> Markup:
-    found = study.correlations.own_out.get(name) if study.correlations else None
+    found = study.correlations.excluding_in_task.get(name) if study.correlations else None
     n_pairs = sum(len(x) for x, _ in groups.values())
     label = f"{indicator_label(name)} and relative score of {counted(n_pairs, 'pair')}"
     plot = indicator_panel(groups, indicator_label(name), limits)
@@ -669,7 +672,7 @@ def _limits(scores: Float64[np.ndarray, "M"]) -> tuple[float, float]:
 
 
 def _correlation_points(
-    study: Study, layout: Layout, moved: Sequence[Move], name: str
+    study: Study, layout: Ordering, moved: Sequence[TransferPair], name: str
 ) -> dict[str, tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]]:
     """Indicator and relative score of the moves, by whether both tasks have one type."""
     assert study.similarities is not None
@@ -678,17 +681,17 @@ def _correlation_points(
     kinds = {True: "same type", False: "other type", None: "type not known"}
     groups: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds.values()}
     for move in moved:
-        own = layout.own.get(move.target, "")
-        if own in place and move.source in place:
-            value = float(values[place[own], place[move.source]])
+        in_task = layout.in_task.get(move.target, "")
+        if in_task in place and move.source in place:
+            value = float(values[place[in_task], place[move.source]])
             if np.isfinite(value):
                 groups[kinds[move.same_type]].append((value, move.relative))
     found = {kind: np.array(pairs).T for kind, pairs in groups.items() if pairs}
     return {kind: (x, y) for kind, (x, y) in found.items()}
 
 
-def _window_figure(found: Correlations) -> Markup | None:
-    out, whole = found.own_out, found.own_in
+def _window_figure(found: CorrelationRecords) -> Markup | None:
+    out, whole = found.excluding_in_task, found.including_in_task
     layers = windows(out or whole)
     if len(layers) < 2:
         return None
@@ -716,7 +719,7 @@ _WHOLE_COSINE = "cosine_concat"
 """Of the paper's indicators of vectors the one that can be mapped: a prompt is 1 to itself."""
 
 
-def overlap_section(study: Study, layout: Layout) -> Markup:
+def overlap_section(study: Study, layout: Ordering) -> Markup:
     """Shows the overlap of activated neurons of all pairs of prompts."""
     title = "Which prompts activate the same neurons"
     make = commands(study.folder)
@@ -741,7 +744,7 @@ def overlap_section(study: Study, layout: Layout) -> Markup:
     return section("overlap", title, *parts)
 
 
-def embedding_section(study: Study, layout: Layout) -> Markup:
+def embedding_section(study: Study, layout: Ordering) -> Markup:
     """Shows the four indicators that compare the vectors of prompts."""
     title = "Which prompts have similar vectors"
     lead = element(
@@ -780,7 +783,7 @@ def _layers_told(study: Study) -> str:
 
 
 def _similarity_map(
-    study: Study, layout: Layout, name: str, width_px: float, caption: str
+    study: Study, layout: Ordering, name: str, width_px: float, caption: str
 ) -> Markup:
     values = _ordered(study, layout, name)
     np.fill_diagonal(values, np.nan)
@@ -814,13 +817,13 @@ def _indicators_short(value: float, digits: int) -> str:
     return decimal(value, digits).replace("0.", ".", 1) if abs(value) < 1 else decimal(value, 1)
 
 
-def _ordered(study: Study, layout: Layout, name: str) -> np.ndarray:
+def _ordered(study: Study, layout: Ordering, name: str) -> np.ndarray:
     assert study.similarities is not None
     order = [study.similarities.names.index(prompt) for prompt in layout.prompts]
     return study.similarities.values[name][np.ix_(order, order)].copy()
 
 
-def _similarity_table(study: Study, layout: Layout, name: str) -> Markup:
+def _similarity_table(study: Study, layout: Ordering, name: str) -> Markup:
     values = _ordered(study, layout, name)
     rows = [
         [prompt, *(significant(value) for value in line)]
@@ -832,7 +835,7 @@ def _similarity_table(study: Study, layout: Layout, name: str) -> Markup:
     return details(f"{label} as a table", whole)
 
 
-def _plane(study: Study, layout: Layout, name: str) -> Markup | None:
+def _plane(study: Study, layout: Ordering, name: str) -> Markup | None:
     """The prompts as points, as far apart as they are unlike."""
     alike = _ordered(study, layout, name)
     # A prompt that activates no neuron is like none, and an untrained one is for no task.
@@ -861,14 +864,14 @@ def _plane(study: Study, layout: Layout, name: str) -> Markup | None:
 # --- The part of the report on masks: what tasks lose when chosen neurons are silent
 
 _HEADS = {
-    "own": "own",
+    "in_task": "in_task",
     "random": "random",
     "other": "other tasks'",
     "common": "common to all",
     "specific": "specific to it",
 }
 _MEANINGS = {
-    "own": "those with the largest values behind the task's own prompt",
+    "in_task": "those with the largest values behind the task's own prompt",
     "random": "as many in each layer, drawn by lot",
     "other": "those with the largest values behind the prompts of other tasks",
     "common": "those that the most prompts activate",
@@ -892,7 +895,7 @@ def mask_section(study: Study, found: Sequence[Finding]) -> Markup:
         lead,
         _masks_figure(study, masks),
         *_type_parts(masks),
-        _masks_score_table(masks),
+        _mask_score_table(masks),
     )
 
 
@@ -901,7 +904,7 @@ def kind_label(kind: str) -> str:
     return _HEADS.get(kind, kind)
 
 
-def _lead(masks: MaskFacts) -> str:
+def _lead(masks: MaskRecord) -> str:
     first, last = masks.layers
     layers = f"layer {first}" if first == last else f"layers {first} to {last}"
     told = "; ".join(f"{kind_label(kind)}: {_MEANINGS.get(kind, kind)}" for kind in masks.kinds)
@@ -912,7 +915,7 @@ def _lead(masks: MaskFacts) -> str:
     )
 
 
-def _masks_figure(study: Study, masks: MaskFacts) -> Markup | None:
+def _masks_figure(study: Study, masks: MaskRecord) -> Markup | None:
     known = [t for t in masks.tasks.values() if t.unmasked > 0]
     if not known or not all(np.isfinite([*t.relative.values()]).all() for t in known):
         return None
@@ -926,12 +929,12 @@ def _masks_figure(study: Study, masks: MaskFacts) -> Markup | None:
         f"Bars: means over {counted(len(known), 'task')}; points: every single score. Dashed: what"
         " is left by always answering the commonest class."
     )
-    plot = draw_shares(read_shares(study.folder / MASK_RECORD))
+    plot = plot_shares(read_shares(study.folder / MASK_RECORD))
     plot.axes[0].set_title("", loc="left")
     return figure(to_svg(plot, "mask-shares", label), label, told, [MASK_RECORD])
 
 
-def _type_parts(masks: MaskFacts) -> list[Markup]:
+def _type_parts(masks: MaskRecord) -> list[Markup]:
     kinds = masks.kinds
     parts: list[Markup] = []
     if masks.by_type:
@@ -954,7 +957,7 @@ def _type_parts(masks: MaskFacts) -> list[Markup]:
     return parts
 
 
-def _masks_score_table(masks: MaskFacts) -> Markup:
+def _mask_score_table(masks: MaskRecord) -> Markup:
     kinds = masks.kinds
     rows: list[list[Child]] = [
         [
@@ -1023,13 +1026,13 @@ def methods_list(texts: Iterable[str]) -> Markup | None:
     return element("ul", *items, class_="notes")
 
 
-def fact_list(facts: Iterable[tuple[str, Child]]) -> Markup:
+def definition_list(facts: Iterable[tuple[str, Child]]) -> Markup:
     """Lists facts by name; those that are not known are left out."""
     pairs = [(element("dt", name), element("dd", text)) for name, text in facts if text]
     return element("dl", *(part for pair in pairs for part in pair))
 
 
-def version_facts(
+def version_items(
     versions: Mapping[str, str], machine: str | None, device: str | None, files: Iterable[Path]
 ) -> list[tuple[str, Child]]:
     """Names versions, machine, devices and dates."""
@@ -1076,7 +1079,7 @@ def _plain(value: object) -> str:
 PROJECTION_TABLE, PROJECTION_RECORD = "projection.csv", "projection.json"
 _PROJECTION_CURE = "jpt project evaluate"
 # Columns that are no projection, as the command names them.
-OWN, TUNED = "own", ("warm", "vanilla")
+OWN, TUNED = "in_task", ("warm", "vanilla")
 _PROJECTION_METHODS = (
     "A projector turns a whole prompt of the source model into one of the target model; the weights"
     " of both models are frozen. Its prompts are scored on the target as they are.",
@@ -1163,7 +1166,7 @@ def _projection_findings(
 
 
 def _beside(matrix: TransferMatrix, rows: Bool[np.ndarray, "N"]) -> str:
-    means = {"own": _mean(matrix, OWN, rows), "random": _mean(matrix, RANDOM, rows)}
+    means = {"in_task": _mean(matrix, OWN, rows), "random": _mean(matrix, RANDOM, rows)}
     known = [f"{name} {percent(mean, 1)}" for name, mean in means.items() if np.isfinite(mean)]
     return f" ({', '.join(known)})" if known else ""
 
@@ -1244,11 +1247,11 @@ def _projection_methods(folder: Path, record: Fields) -> Markup:
         ("seed", str(record.count("seed"))),
     ]
     files = [folder / PROJECTION_RECORD, folder / PROJECTION_TABLE]
-    facts += version_facts(versions, record.text("machine"), record.text("device"), files)
+    facts += version_items(versions, record.text("machine"), record.text("device"), files)
     listed: Sequence[Markup | None] = (
         element("p", "One seed of each projector: differences of a few points mean little."),
         methods_list(_PROJECTION_METHODS),
-        fact_list(facts),
+        definition_list(facts),
         sources(
             [PROJECTION_RECORD, *(["projected/"] if (folder / "projected").is_dir() else [])], "p"
         ),
@@ -1269,7 +1272,7 @@ def _scored(record: Fields) -> str:
 _MOST_PANELS = 40
 
 
-def training_section(study: Study, layout: Layout) -> Markup:
+def training_section(study: Study, layout: Ordering) -> Markup:
     """Shows how the runs learned, and lists the prompts."""
     title = "How the prompts were trained"
     records = ordered_prompts(study, layout)
@@ -1304,12 +1307,12 @@ def training_section(study: Study, layout: Layout) -> Markup:
     return section("training", title, *parts, _prompt_table(records, layout))
 
 
-def ordered_prompts(study: Study, layout: Layout) -> list[PromptRecord]:
+def ordered_prompts(study: Study, layout: Ordering) -> list[PromptRecord]:
     """Lists the prompts of the folder in the order of the page."""
     return [study.prompts[name] for name in layout.every if name in study.prompts]
 
 
-def provenance_section(study: Study, layout: Layout) -> Markup:
+def provenance_section(study: Study, layout: Ordering) -> Markup:
     """Says how it was computed, what was run, on what, with which settings."""
     facts = study.facts
     written = [study.folder / name for name in STUDY_FILES]
@@ -1330,7 +1333,7 @@ def provenance_section(study: Study, layout: Layout) -> Markup:
         told.append(("neurons", f"{', '.join(sizes)} of {counted(n_neurons, 'neuron')}"))
     told += _run_settings(list(study.prompts.values()))
     versions = (facts.versions, facts.machine, facts.device) if facts else ({}, None, None)
-    told += version_facts(*versions, written)
+    told += version_items(*versions, written)
     note = None
     if facts is None:
         note = missing(
@@ -1343,13 +1346,13 @@ def provenance_section(study: Study, layout: Layout) -> Markup:
         "Methods and versions",
         methods_list(methods_text(study)),
         note,
-        fact_list(told),
+        definition_list(told),
         sources(files, "p"),
         _row_table(study, layout),
     )
 
 
-def note_section(study: Study, layout: Layout) -> Markup:
+def note_section(study: Study, layout: Ordering) -> Markup:
     """Lists what is undefined, missing or worth knowing."""
     lines = notes(study, layout)
     if not lines:
@@ -1358,7 +1361,7 @@ def note_section(study: Study, layout: Layout) -> Markup:
     return section("notes", "Notes", element("ul", *items, class_="notes"))
 
 
-def notes(study: Study, layout: Layout) -> list[str]:
+def notes(study: Study, layout: Ordering) -> list[str]:
     """Collects what is undefined, missing or worth knowing."""
     lines = list(study.facts.notes if study.facts else ())
     lines += study.types.notes if study.types else ()
@@ -1382,10 +1385,10 @@ def notes(study: Study, layout: Layout) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _own_notes(study: Study, layout: Layout, told: str) -> list[str]:
+def _own_notes(study: Study, layout: Ordering, told: str) -> list[str]:
     """Gaps of the matrix; what the command has told already is not told twice."""
     lines = []
-    without = [t for t in layout.targets if t not in layout.own and f"{t} has" not in told]
+    without = [t for t in layout.targets if t not in layout.in_task and f"{t} has" not in told]
     if without:
         lines.append(f"Relative performance is undefined without own prompt: {_names(without)}.")
     if study.transfer is not None:
@@ -1395,10 +1398,13 @@ def _own_notes(study: Study, layout: Layout, told: str) -> list[str]:
     return lines
 
 
-def _undefined_notes(found: Correlations) -> list[str]:
+def _undefined_notes(found: CorrelationRecords) -> list[str]:
     """Correlations that do not exist because one side is the same for all sources."""
     lines = []
-    for part, which in ((found.own_out, "own_out"), (found.own_in, "own_in")):
+    for part, which in (
+        (found.excluding_in_task, "excluding_in_task"),
+        (found.including_in_task, "including_in_task"),
+    ):
         for name, each in part.items():
             undefined = [target for target, v in each.per_target.items() if np.isnan(v)]
             if undefined:
@@ -1432,7 +1438,7 @@ def _runs_panel(index: int, record: PromptRecord, kind: str) -> Markup:
     return element("div", element("h3", record.name), figure(svg, label, caption, files))
 
 
-def _prompt_table(records: Sequence[PromptRecord], layout: Layout) -> Markup:
+def _prompt_table(records: Sequence[PromptRecord], layout: Ordering) -> Markup:
     rows = [
         [
             record.name,
@@ -1463,7 +1469,7 @@ def _rows_told(study: Study) -> str | None:
     return f"{sum(rows):,}{split} for each prompt, over {counted(len(rows), 'task')}"
 
 
-def _row_table(study: Study, layout: Layout) -> Markup | None:
+def _row_table(study: Study, layout: Ordering) -> Markup | None:
     if study.facts is None or not study.facts.targets:
         return None
     told = study.facts.targets
@@ -1473,7 +1479,7 @@ def _row_table(study: Study, layout: Layout) -> Markup | None:
             told[name].task,
             layout.target_types[name],
             told[name].split or study.facts.split or UNKNOWN,
-            told[name].own_prompt or UNKNOWN,
+            told[name].in_task_prompt or UNKNOWN,
             UNKNOWN if told[name].rows is None else f"{told[name].rows:,}",
             decimal(told[name].majority, 4),
         ]
@@ -1572,7 +1578,7 @@ def _number(row: Row, name: str) -> float:
 def _task_part(number: int, task: str, rows: Sequence[Row]) -> list[Markup]:
     ordered = sorted(rows, key=lambda row: -_number(row, "validation"))
     label = f"Score on validation of every setting for {task}"
-    svg = to_svg(draw_settings(ordered), f"sweep-{number}", label)
+    svg = to_svg(plot_settings(ordered), f"sweep-{number}", label)
     caption = "Mean on validation, the best setting in blue on top; the bar is one standard"
     caption += " deviation over seeds, to both sides."
     cells: list[list[Child]] = [
@@ -1589,7 +1595,7 @@ def _task_part(number: int, task: str, rows: Sequence[Row]) -> list[Markup]:
     return [figure(svg, label, caption, [SETTINGS]), whole]
 
 
-def draw_settings(rows: Sequence[Row]) -> Figure:
+def plot_settings(rows: Sequence[Row]) -> Figure:
     """Draws the mean of every setting with its deviation over seeds, the best one on top."""
     pictured, axes = new_figure(560, 46 + 26 * len(rows))
     for place, row in enumerate(rows):
@@ -1626,9 +1632,9 @@ def _methods_part(folder: Path, runs: Sequence[Row]) -> Markup:
     versions = {name: str(v) for name, v in record.fields("versions").value.items()}
     files = [folder / name for name in (RUNS, SETTINGS)]
     facts = shared_settings([config.value for config in read if config is not None])
-    facts += version_facts(versions, record.text("machine"), record.text("device"), files)
+    facts += version_items(versions, record.text("machine"), record.text("device"), files)
     named = [name for name in (SWEEP_RECORD, "runs/") if (folder / name).exists()]
-    parts = (methods_list(_SWEEP_METHODS), fact_list(facts), sources(named, "p"))
+    parts = (methods_list(_SWEEP_METHODS), definition_list(facts), sources(named, "p"))
     return section("provenance", "Methods and versions", *parts)
 
 
@@ -1650,7 +1656,7 @@ def sweep_header(title: str, findings: Sequence[str]) -> Markup:
 # --- The parts of the report on what prompts do on other tasks: the matrix, and means by type
 
 
-def transfer_section(study: Study, layout: Layout) -> Markup:
+def transfer_section(study: Study, layout: Ordering) -> Markup:
     """Shows the zero-shot matrix."""
     title = "What every prompt does on every task"
     if study.transfer is None:
@@ -1682,7 +1688,7 @@ def transfer_section(study: Study, layout: Layout) -> Markup:
     return section("transfer", title, *parts)
 
 
-def type_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
+def type_section(study: Study, layout: Ordering, found: Sequence[Finding]) -> Markup:
     """Shows means over pairs of one type and of two types."""
     items = [finding_item(each) for each in found if each.topic in ("types", "overlap")]
     parts: list[Markup | None] = [element("ul", *items, class_="findings") if items else None]
@@ -1701,17 +1707,17 @@ def type_section(study: Study, layout: Layout, found: Sequence[Finding]) -> Mark
     return section("types", "Tasks of the same type and of others", *parts)
 
 
-def side_scores(study: Study, layout: Layout) -> dict[str, Float64[np.ndarray, "N"]]:
+def side_scores(study: Study, layout: Ordering) -> dict[str, Float64[np.ndarray, "N"]]:
     """Collects what stands beside the matrix."""
     told = study.facts.targets if study.facts else {}
     nan = float("nan")
-    own = np.array([own_score(study, layout, target) for target in layout.targets])
+    in_task = np.array([in_task_score(study, layout, target) for target in layout.targets])
     majority = np.array([told[t].majority if t in told else nan for t in layout.targets])
     baselines = {
         label: values_at(study.transfer, layout.targets, [name])[:, 0]
         for label, name in _baselines(study).items()
     }
-    return {**baselines, "own prompt": own, "majority": majority}
+    return {**baselines, "own prompt": in_task, "majority": majority}
 
 
 def _baselines(study: Study) -> dict[str, str]:
@@ -1728,7 +1734,7 @@ def _metrics(study: Study) -> str:
     return f" ({', '.join(names)})"
 
 
-def _matrix_figure(study: Study, layout: Layout) -> Markup:
+def _matrix_figure(study: Study, layout: Ordering) -> Markup:
     scores = values_at(study.transfer, layout.targets, layout.sources)
     sides = side_scores(study, layout)
     sides = {label: column for label, column in sides.items() if np.isfinite(column).any()}
@@ -1745,7 +1751,7 @@ def _matrix_figure(study: Study, layout: Layout) -> Markup:
             values=colors,
             texts=[[_transfer_cell(value) for value in line] for line in scores],
             scale_label="score relative to the task's own prompt" if study.relative else "score",
-            outlined=_own_cells(layout),
+            outlined=_in_task_cells(layout),
             side_label=list(sides),
             side_texts=[[_transfer_cell(value) for value in column] for column in sides.values()],
             side_values=side_colors if sides else None,
@@ -1759,7 +1765,7 @@ def _matrix_figure(study: Study, layout: Layout) -> Markup:
         f" {counted(len(layout.sources), 'source prompt')}; the numbers are in the table below."
     )
     told = "Rows: target tasks. Columns: source prompts, both in groups by type of task."
-    told += " Framed: the task's own prompt." if layout.own else ""
+    told += " Framed: the task's own prompt." if layout.in_task else ""
     for name, meaning in (
         (BASELINE, "the prompt before any training"),
         (NO_PROMPT, "the untouched model"),
@@ -1777,17 +1783,17 @@ def _matrix_files(study: Study) -> list[str]:
     return list(dict.fromkeys(name for name in files if name))
 
 
-def _own_cells(layout: Layout) -> frozenset[tuple[int, int]]:
+def _in_task_cells(layout: Ordering) -> frozenset[tuple[int, int]]:
     place = {name: index for index, name in enumerate(layout.sources)}
-    pairs = ((i, layout.own.get(target)) for i, target in enumerate(layout.targets))
-    return frozenset((i, place[own]) for i, own in pairs if own in place)
+    pairs = ((i, layout.in_task.get(target)) for i, target in enumerate(layout.targets))
+    return frozenset((i, place[in_task]) for i, in_task in pairs if in_task in place)
 
 
 def _transfer_cell(value: float) -> str:
     return decimal(100 * value, 1)
 
 
-def _transfer_score_table(study: Study, layout: Layout) -> Markup:
+def _transfer_score_table(study: Study, layout: Ordering) -> Markup:
     assert study.transfer is not None
     scores = values_at(study.transfer, layout.targets, layout.sources)
     metric = dict(zip(study.transfer.targets, study.transfer.metrics, strict=True))
@@ -1804,7 +1810,7 @@ def _transfer_score_table(study: Study, layout: Layout) -> Markup:
     return details("Scores as a table", table(head, rows, told, numbers_from=3, source=files))
 
 
-def _relative_table(study: Study, layout: Layout) -> Markup:
+def _relative_table(study: Study, layout: Ordering) -> Markup:
     baselines = _baselines(study)
     columns = (*layout.sources, *baselines.values())
     heads = [*layout.sources, *(study.random if n == BASELINE else n for n in baselines)]
@@ -1819,8 +1825,8 @@ def _relative_table(study: Study, layout: Layout) -> Markup:
     return details("Relative scores as a table", whole)
 
 
-def _strip_figure(study: Study, layout: Layout) -> Markup | None:
-    found = moves(study, layout)
+def _strip_figure(study: Study, layout: Ordering) -> Markup | None:
+    found = transfer_pairs(study, layout)
     groups = {
         "same type": [move.relative for move in found if move.same_type],
         "other type": [move.relative for move in found if move.same_type is False],
@@ -1841,12 +1847,12 @@ def _strip_figure(study: Study, layout: Layout) -> Markup | None:
     return figure(to_svg(plot, "type-strips", label), label, told, files)
 
 
-def _type_order(layout: Layout) -> list[str]:
+def _type_order(layout: Ordering) -> list[str]:
     kinds = [layout.target_types[name] for name in layout.targets]
     return list(dict.fromkeys([*kinds, *(layout.prompt_types[name] for name in layout.every)]))
 
 
-def _type_tables(types: TypeFacts, order: Sequence[str]) -> list[Markup]:
+def _type_tables(types: TaskTypeRecord, order: Sequence[str]) -> list[Markup]:
     parts = []
     if types.by_type:
         told = {name for line in types.by_type.values() for name in line}
@@ -1943,7 +1949,7 @@ def _warm_start_points(share: float) -> str:
 
 def _warm_start_figure(record: Fields, curves: Curves) -> Markup:
     metric = record.text("metric") or "score"
-    plot = draw_curves(curves, "", metric, "")
+    plot = plot_curves(curves, "", metric, "")
     plot.axes[0].set_title("", loc="left")
     seeds = max(len(values) for _, values in curves.values())
     ends = "; ".join(f"{name} {float(v.mean(0).max()):.3f}" for name, (_, v) in curves.items())
@@ -1967,14 +1973,16 @@ def _scores(record: Fields) -> Markup:
     names = dict.fromkeys(run.text("run") or UNKNOWN for run in runs)
     rows: list[list[Child]] = []
     for name in names:
-        own = [run for run in runs if run.text("run") == name]
-        means = [np.mean([run.number(of) for run in own]) for of in ("at_start", "best", "final")]
+        in_task = [run for run in runs if run.text("run") == name]
+        means = [
+            np.mean([run.number(of) for run in in_task]) for of in ("at_start", "best", "final")
+        ]
         gain = record.fields("comparisons").fields(name).fields("gain")
         cells = [decimal(float(mean), 3) for mean in means]
         rows.append(
             [
                 name,
-                str(len(own)),
+                str(len(in_task)),
                 *cells,
                 _warm_start_points(gain.number("mean")),
                 _warm_start_bounds(gain, 100),
@@ -2021,11 +2029,11 @@ def _warm_start_methods(folder: Path, record: Fields) -> Markup:
         *shared_settings([record.fields("settings").value]),
     ]
     files = [folder / WARM_START_RECORD, folder / WARM_START_TABLE]
-    facts += version_facts(versions, record.text("machine"), record.text("device"), files)
+    facts += version_items(versions, record.text("machine"), record.text("device"), files)
     notes = [element("li", note) for note in record.texts("notes")]
     listed: Sequence[Markup | None] = (
         methods_list(texts),
-        fact_list(facts),
+        definition_list(facts),
         element("h3", "Notes") if notes else None,
         element("ul", *notes, class_="notes") if notes else None,
         sources([WARM_START_RECORD], "p"),
@@ -2109,14 +2117,14 @@ def summarize(folder: str | Path) -> list[str]:
     return [found.text for found in find(study, layout) if found.topic in _SUMMARY]
 
 
-def prepare(folder: str | Path) -> tuple[Study, Layout]:
+def prepare(folder: str | Path) -> tuple[Study, Ordering]:
     """Reads a study and lays it out."""
     study = read_study(folder)
-    layout = lay_out(study)
+    layout = order_study(study)
     return with_relative(study, layout), layout
 
 
-def build_page(study: Study, layout: Layout, found: Sequence[Finding]) -> str:
+def build_page(study: Study, layout: Ordering, found: Sequence[Finding]) -> str:
     """Builds the page of a study."""
     return whole_page(
         _title(study),
@@ -2145,7 +2153,7 @@ def _title(study: Study) -> str:
     return f"Prompt transfer on {', '.join(names)}" if names else "Prompt transfer"
 
 
-def _header(study: Study, layout: Layout, found: Sequence[Finding]) -> Markup:
+def _header(study: Study, layout: Ordering, found: Sequence[Finding]) -> Markup:
     n_prompts = len(layout.sources or layout.prompts or study.prompts)
     facts = [counted(n_prompts, "prompt")]
     if layout.targets:

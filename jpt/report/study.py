@@ -20,27 +20,27 @@ from jpt.prompts.store import load_prompt, run_name, seed_runs
 from jpt.results.prompt_table import (
     RANDOM,
     UNTOUCHED,
-    own_prompts,
+    match_in_task_prompts,
     read_activations,
     read_transfer,
     short_task,
 )
 from jpt.results.records import (
-    ChoiceFacts,
-    ChoiceMeans,
     ChosenSource,
-    Correlation,
-    Correlations,
+    CorrelationRecord,
+    CorrelationRecords,
     LossCurve,
-    MaskedTask,
-    MaskFacts,
+    MaskedTaskRecord,
+    MaskRecord,
     PromptRecord,
+    SelectionMeans,
+    SelectionRecord,
     Similarities,
     SourceRange,
-    TargetFacts,
-    TransferFacts,
-    TypeFacts,
-    TypeMeans,
+    TargetRecord,
+    TaskTypeMeans,
+    TaskTypeRecord,
+    TransferRecord,
 )
 from jpt.tasks.catalog import task_type
 from jpt.types import PromptCard, TransferMatrix
@@ -129,12 +129,12 @@ def read_fields(path: str | Path, cure: str) -> Fields | None:
 # --- What ``choice.json`` says: which source each indicator would have chosen, and at what cost
 
 
-def read_choice_facts(path: str | Path, cure: str) -> ChoiceFacts | None:
+def read_selection_record(path: str | Path, cure: str) -> SelectionRecord | None:
     """Reads ``choice.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None
-    return ChoiceFacts(
+    return SelectionRecord(
         ranges={name: _range(each) for name, each in fields.fields("targets").each()},
         means={name: _choice_means(each) for name, each in fields.fields("rankings").each()},
         chosen={
@@ -154,8 +154,8 @@ def _range(fields: Fields) -> SourceRange:
     )
 
 
-def _choice_means(fields: Fields) -> ChoiceMeans:
-    return ChoiceMeans(
+def _choice_means(fields: Fields) -> SelectionMeans:
+    return SelectionMeans(
         targets=fields.count("targets") or 0,
         hits=fields.number("hits"),
         regret=fields.number("regret"),
@@ -174,15 +174,15 @@ def _chosen(fields: Fields) -> ChosenSource:
 # --- What ``mask.json`` says: how prompts score while chosen neurons are silent
 
 
-def read_mask_facts(path: str | Path, cure: str) -> MaskFacts | None:
+def read_mask_record(path: str | Path, cure: str) -> MaskRecord | None:
     """Reads ``mask.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None
     first, last = fields.pair("layers")
-    return MaskFacts(
+    return MaskRecord(
         ratio=fields.number("ratio"),
-        silent=fields.count("silent_neurons") or 0,
+        silent=fields.count("masked_neurons") or 0,
         neurons=fields.count("neurons") or 0,
         layers=(int(first), int(last)) if first == first else (0, 0),
         split=fields.text("split"),
@@ -194,9 +194,9 @@ def read_mask_facts(path: str | Path, cure: str) -> MaskFacts | None:
     )
 
 
-def _task(fields: Fields) -> MaskedTask:
+def _task(fields: Fields) -> MaskedTaskRecord:
     masks = dict(fields.fields("masks").each())
-    return MaskedTask(
+    return MaskedTaskRecord(
         type=fields.text("type"),
         metric=fields.text("metric") or "score",
         majority=fields.number("majority"),
@@ -321,13 +321,13 @@ def _column(lines: list[Fields], name: str) -> Float64[np.ndarray, "N"]:
 # --- What the JSON files of a study say: how it was made, its correlations, its means by type
 
 
-def read_transfer_facts(path: str | Path, cure: str) -> TransferFacts | None:
+def read_transfer_record(path: str | Path, cure: str) -> TransferRecord | None:
     """Reads ``transfer.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None
     start = fields.fields("random")
-    return TransferFacts(
+    return TransferRecord(
         backbone=fields.text("backbone"),
         split=fields.text("split"),
         targets={name: _target(name, each) for name, each in fields.fields("targets").each()},
@@ -344,29 +344,31 @@ def read_transfer_facts(path: str | Path, cure: str) -> TransferFacts | None:
     )
 
 
-def read_correlations(path: str | Path, cure: str) -> Correlations | None:
+def read_correlations(path: str | Path, cure: str) -> CorrelationRecords | None:
     """Reads ``correlation.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None
     parts = {
         part: {name: _correlation(each) for name, each in fields.fields(part).each()}
-        for part in ("own_in", "own_out")
+        for part in ("including_in_task", "excluding_in_task")
     }
     if not any(parts.values()):
         # The error of a missing field, so that it reads like the others.
-        Fields(None, path, cure, "own_out")
-    return Correlations(parts["own_out"], parts["own_in"], fields.texts("notes"))
+        Fields(None, path, cure, "excluding_in_task")
+    return CorrelationRecords(
+        parts["excluding_in_task"], parts["including_in_task"], fields.texts("notes")
+    )
 
 
-def read_type_facts(path: str | Path, cure: str) -> TypeFacts | None:
+def read_task_type_record(path: str | Path, cure: str) -> TaskTypeRecord | None:
     """Reads ``types.json``."""
     fields = read_fields(path, cure)
     if fields is None:
         return None
     moved = fields.fields("relative_transfer")
     best = moved.fields("best_other_source")
-    return TypeFacts(
+    return TaskTypeRecord(
         similarity={
             name: _study_means(each) for name, each in fields.fields("similarity_by_type").each()
         },
@@ -381,19 +383,19 @@ def read_type_facts(path: str | Path, cure: str) -> TypeFacts | None:
     )
 
 
-def _target(name: str, fields: Fields) -> TargetFacts:
-    return TargetFacts(
+def _target(name: str, fields: Fields) -> TargetRecord:
+    return TargetRecord(
         task=fields.text("task") or name,
         type=fields.text("type"),
         majority=fields.number("majority"),
         rows=fields.count("rows"),
         split=fields.text("split"),
-        own_prompt=fields.text("own_prompt"),
+        in_task_prompt=fields.text("in_task_prompt"),
     )
 
 
-def _correlation(fields: Fields) -> Correlation:
-    return Correlation(
+def _correlation(fields: Fields) -> CorrelationRecord:
+    return CorrelationRecord(
         mean_over_targets=fields.number("mean_over_targets"),
         pooled_relative=fields.number("pooled_relative"),
         pooled_raw=fields.number("pooled_raw"),
@@ -402,8 +404,8 @@ def _correlation(fields: Fields) -> Correlation:
     )
 
 
-def _study_means(fields: Fields) -> TypeMeans:
-    return TypeMeans(
+def _study_means(fields: Fields) -> TaskTypeMeans:
+    return TaskTypeMeans(
         same=fields.number("same_type_mean"),
         different=fields.number("different_type_mean"),
         n_same=fields.count("n_same"),
@@ -423,13 +425,13 @@ class Study:
     prompts: Mapping[str, PromptRecord]  # prompts and runs by name
     transfer: TransferMatrix | None  # scores of all prompts on all targets
     relative: TransferMatrix | None  # the same over the score of the target's own prompt
-    facts: TransferFacts | None  # how the matrix was made
+    facts: TransferRecord | None  # how the matrix was made
     neurons: tuple[int, int, int] | None  # K prompts, L layers, F neurons of ``neurons.npz``
     similarities: Similarities | None  # the indicators of all pairs of prompts
-    correlations: Correlations | None  # of the indicators with the matrix
-    types: TypeFacts | None  # means by type of task
-    choices: ChoiceFacts | None = None  # which source each indicator would have chosen
-    masks: MaskFacts | None = None  # performance without chosen neurons
+    correlations: CorrelationRecords | None  # of the indicators with the matrix
+    types: TaskTypeRecord | None  # means by type of task
+    choices: SelectionRecord | None = None  # which source each indicator would have chosen
+    masks: MaskRecord | None = None  # performance without chosen neurons
     computed_relative: bool = False  # whether ``relative`` was computed here, for want of its file
 
     @property
@@ -463,13 +465,13 @@ def read_study(folder: str | Path) -> Study:
         prompts=read_prompts(place / "prompts"),
         transfer=matrix,
         relative=_matrix(place / "relative.csv"),
-        facts=read_transfer_facts(place / "transfer.json", transfer),
+        facts=read_transfer_record(place / "transfer.json", transfer),
         neurons=_shape(place / "neurons.npz"),
         similarities=_over_seeds(read_similarities(place / "indicators.csv"), matrix),
         correlations=read_correlations(place / "correlation.json", indicators),
-        types=read_type_facts(place / "types.json", indicators),
-        choices=read_choice_facts(place / "choice.json", indicators),
-        masks=read_mask_facts(place / "mask.json", commands(place)["mask"]),
+        types=read_task_type_record(place / "types.json", indicators),
+        choices=read_selection_record(place / "choice.json", indicators),
+        masks=read_mask_record(place / "mask.json", commands(place)["mask"]),
     )
     parts = (value for name, value in vars(study).items() if name != "folder")
     if not any(parts):
@@ -552,7 +554,7 @@ NO_PROMPT = "no prompt"
 
 
 @dataclass(frozen=True)
-class Layout:
+class Ordering:
     """The order of everything in figures and tables: by type, then as the files have it."""
 
     targets: tuple[str, ...]  # the target tasks
@@ -562,10 +564,10 @@ class Layout:
     every: tuple[str, ...]
     target_types: Mapping[str, str]
     prompt_types: Mapping[str, str]
-    own: Mapping[str, str]  # the own prompt of each target that has one
+    in_task: Mapping[str, str]  # the own prompt of each target that has one
 
 
-def lay_out(study: Study) -> Layout:
+def order_study(study: Study) -> Ordering:
     """Finds order, types and own prompts of a study."""
     matrix = study.transfer or study.relative
     targets = matrix.targets if matrix else ()
@@ -575,39 +577,41 @@ def lay_out(study: Study) -> Layout:
     names = tuple(name for name in every if name != study.untouched)  # no prompt at all
     # Runs of several seeds are columns under the name of their prompt.
     whose = dict(zip(names, prompt_names(names, columns), strict=True))
-    own = _own(study, targets, [n for n in names if whose[n] == n or whose[n] not in columns])
+    in_task = _in_task(
+        study, targets, [n for n in names if whose[n] == n or whose[n] not in columns]
+    )
     target_types = {name: _target_type(study, name) for name in targets}
     prompt_types = {name: _prompt_type(study, name) for name in names}
     ordered = _by_type(targets, target_types)
     # A prompt stands where its task stands, so that own pairs form the diagonal.
-    owners = {prompt: target for target, prompt in own.items()}
+    owners = {prompt: target for target, prompt in in_task.items()}
     place = {prompt: ordered.index(target) for prompt, target in owners.items()}
     following = sorted(names, key=lambda name: place.get(whose[name], len(ordered)))
     prompts = _by_type(following, prompt_types)
-    return Layout(
+    return Ordering(
         targets=ordered,
         sources=tuple(n for n in prompts if n in columns and n != study.random),
         prompts=tuple(n for n in prompts if n in compared),
         every=prompts,
         target_types=target_types,
         prompt_types=prompt_types,
-        own=own,
+        in_task=in_task,
     )
 
 
-def with_relative(study: Study, layout: Layout) -> Study:
+def with_relative(study: Study, layout: Ordering) -> Study:
     """Computes relative performance where ``relative.csv`` is missing."""
     matrix = study.transfer
     if study.relative is not None or matrix is None:
         return study
-    own = np.array([own_score(study, layout, target) for target in matrix.targets])
-    known = np.flatnonzero(own > 0)
+    in_task = np.array([in_task_score(study, layout, target) for target in matrix.targets])
+    known = np.flatnonzero(in_task > 0)
     if not known.size:
         return study
     relative = TransferMatrix(
         targets=tuple(matrix.targets[i] for i in known),
         prompts=matrix.prompts,
-        values=matrix.values[known] / own[known, None],
+        values=matrix.values[known] / in_task[known, None],
         metrics=tuple(matrix.metrics[i] for i in known),
     )
     return replace(study, relative=relative, computed_relative=True)
@@ -631,7 +635,7 @@ def values_at(
 
 
 @dataclass(frozen=True)
-class Move:
+class TransferPair:
     """A prompt on the task of another prompt."""
 
     target: str  # the task
@@ -640,51 +644,53 @@ class Move:
     same_type: bool | None  # whether both tasks have one type; None where a type is not known
 
 
-def moves(study: Study, layout: Layout) -> list[Move]:
+def transfer_pairs(study: Study, layout: Ordering) -> list[TransferPair]:
     """Lists the measured pairs of a target and another task's prompt."""
     values = values_at(study.relative, layout.targets, layout.sources)
     found = []
     for i, target in enumerate(layout.targets):
         for j, source in enumerate(layout.sources):
-            if layout.own.get(target) == source or np.isnan(values[i, j]):
+            if layout.in_task.get(target) == source or np.isnan(values[i, j]):
                 continue
             kinds = (layout.target_types[target], layout.prompt_types[source])
             same = None if NO_TYPE in kinds else kinds[0] == kinds[1]
-            found.append(Move(target, source, float(values[i, j]), same))
+            found.append(TransferPair(target, source, float(values[i, j]), same))
     return found
 
 
-def by_target(moved: Iterable[Move]) -> dict[str, list[Move]]:
+def by_target(moved: Iterable[TransferPair]) -> dict[str, list[TransferPair]]:
     """Puts the moves to one target together."""
-    found: dict[str, list[Move]] = {}
+    found: dict[str, list[TransferPair]] = {}
     for move in moved:
         found.setdefault(move.target, []).append(move)
     return found
 
 
-def random_values(study: Study, layout: Layout) -> dict[str, float]:
+def random_values(study: Study, layout: Ordering) -> dict[str, float]:
     """Takes the relative performance of the untrained prompt."""
     column = values_at(study.relative, layout.targets, [study.random])[:, 0]
     known = zip(layout.targets, column.tolist(), strict=True)
     return {target: value for target, value in known if np.isfinite(value)}
 
 
-def own_score(study: Study, layout: Layout, target: str) -> float:
+def in_task_score(study: Study, layout: Ordering, target: str) -> float:
     """Takes the score of a target's own prompt."""
-    own = layout.own.get(target, "")
-    return float(values_at(study.transfer, [target], [own])[0, 0])
+    in_task = layout.in_task.get(target, "")
+    return float(values_at(study.transfer, [target], [in_task])[0, 0])
 
 
-def _own(study: Study, targets: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+def _in_task(study: Study, targets: Iterable[str], names: Iterable[str]) -> dict[str, str]:
     """As transfer.json has it; without that file as the cards have it."""
     if study.facts is not None and study.facts.targets:
         told = study.facts.targets
-        return {t: told[t].own_prompt or "" for t in targets if t in told and told[t].own_prompt}
+        return {
+            t: told[t].in_task_prompt or "" for t in targets if t in told and told[t].in_task_prompt
+        }
     cards = {}
     for name in names:
         record = study.prompts.get(name)
         cards[name] = (record and record.card) or PromptCard("", name)
-    return own_prompts(targets, cards)[0]
+    return match_in_task_prompts(targets, cards)[0]
 
 
 def _target_type(study: Study, name: str) -> str:

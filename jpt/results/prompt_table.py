@@ -160,21 +160,21 @@ def refuse_twice(names: Sequence[str], where: str) -> None:
 # --- Which prompt is a task's own, and what type of task a prompt is for
 
 
-def own_prompts(
+def match_in_task_prompts(
     targets: Iterable[str], cards: Mapping[str, PromptCard]
 ) -> tuple[dict[str, str], list[str]]:
     """Finds the prompt that was tuned for each target."""
     # The own prompt is the one whose card names the target; where none does, the one that is called
     # like the target (imported prompts: the authors' file names); where several do, the one of them
     # that is called like it. Anything else is not guessed.
-    own: dict[str, str] = {}
+    in_task: dict[str, str] = {}
     notes: list[str] = []
     for target in targets:
         found = [name for name, card in cards.items() if short_task(card.task) == target]
         if target in cards and (not found or target in found):
             found = [target]
         if len(found) == 1:
-            own[target] = found[0]
+            in_task[target] = found[0]
         elif found:
             notes.append(
                 f"{target} has {len(found)} prompts of its own ({', '.join(found[:3])}) and none is"
@@ -182,7 +182,7 @@ def own_prompts(
             )
         else:
             notes.append(f"{target} has no prompt of its own: relative performance is not defined")
-    return own, notes
+    return in_task, notes
 
 
 def short_task(name: str) -> str:
@@ -197,7 +197,7 @@ def summarize_relative(
     relative: Float64[np.ndarray, "N K"],
     targets: Sequence[str],
     sources: Sequence[str],
-    own: Mapping[str, str],
+    in_task: Mapping[str, str],
     target_types: Mapping[str, str | None],
     source_types: Mapping[str, str | None],
     baselines: Mapping[str, Float64[np.ndarray, "N"] | None],
@@ -208,11 +208,11 @@ def summarize_relative(
     columns = [column for column, name in enumerate(sources) if source_types.get(name)]
     targets, sources = [targets[row] for row in rows], [sources[column] for column in columns]
     relative = relative[np.ix_(rows, columns)]
-    other = others(targets, sources, own) & ~np.isnan(relative)
+    other = others(targets, sources, in_task) & ~np.isnan(relative)
     row_types = np.array([target_types[name] for name in targets])
     column_types = np.array([source_types[name] for name in sources])
     same = row_types[:, None] == column_types[None]
-    ranking = rank_sources(relative, targets, sources, own)
+    ranking = rank_sources(relative, targets, sources, in_task)
     best = {target: ranked[0] for target, ranked in ranking.items() if ranked}
     hits = [source_types[source] == target_types[target] for target, source in best.items()]
     return {
@@ -236,10 +236,10 @@ def rank_sources(
     relative: Float64[np.ndarray, "N K"],
     targets: Sequence[str],
     sources: Sequence[str],
-    own: Mapping[str, str],
+    in_task: Mapping[str, str],
 ) -> dict[str, list[str]]:
     """Sorts the sources of each target from best to worst; equal ones by name."""
-    used = others(targets, sources, own) & ~np.isnan(relative)
+    used = others(targets, sources, in_task) & ~np.isnan(relative)
     return {
         target: [
             name
@@ -254,10 +254,12 @@ def rank_sources(
 
 
 def others(
-    targets: Sequence[str], sources: Sequence[str], own: Mapping[str, str]
+    targets: Sequence[str], sources: Sequence[str], in_task: Mapping[str, str]
 ) -> Bool[np.ndarray, "N K"]:
     """Marks the pairs of a target and a prompt that is not its own."""
-    marks = np.array([[own.get(target) != name for name in sources] for target in targets], bool)
+    marks = np.array(
+        [[in_task.get(target) != name for name in sources] for target in targets], bool
+    )
     return marks.reshape(len(targets), len(sources))
 
 
@@ -298,7 +300,7 @@ WIDTH = 80
 
 
 def relative_performance(
-    matrix: TransferMatrix, own: Mapping[str, str] | None = None
+    matrix: TransferMatrix, in_task: Mapping[str, str] | None = None
 ) -> TransferMatrix:
     """Divides every score by that of the target's own prompt.
 
@@ -317,19 +319,19 @@ def relative_performance(
         >>> relative_performance(matrix, {"imdb": "b"}).values
         array([[0.5, 1. ]])
     """
-    own = _own(matrix, own)
-    own_values = np.full(len(matrix.targets), np.nan)
+    in_task = _in_task(matrix, in_task)
+    in_task_values = np.full(len(matrix.targets), np.nan)
     for row, target in enumerate(matrix.targets):
-        if target in own and own[target] in matrix.prompts:
-            value = matrix.values[row, matrix.prompts.index(own[target])]
-            own_values[row] = value if value > 0 else np.nan
-    ratios = matrix.values / own_values[:, None]
+        if target in in_task and in_task[target] in matrix.prompts:
+            value = matrix.values[row, matrix.prompts.index(in_task[target])]
+            in_task_values[row] = value if value > 0 else np.nan
+    ratios = matrix.values / in_task_values[:, None]
     return TransferMatrix(matrix.targets, matrix.prompts, ratios, matrix.metrics)
 
 
 def summarize_transfer(
     matrix: TransferMatrix | str | Path,
-    own: Mapping[str, str] | None = None,
+    in_task: Mapping[str, str] | None = None,
     target_types: Mapping[str, str | None] | None = None,
     prompt_types: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
@@ -359,8 +361,8 @@ def summarize_transfer(
     """
     if not isinstance(matrix, TransferMatrix):
         matrix = read_transfer(matrix)
-    own = _own(matrix, own)
-    relative = relative_performance(matrix, own)
+    in_task = _in_task(matrix, in_task)
+    relative = relative_performance(matrix, in_task)
     sources = [name for name in matrix.prompts if name not in BASELINES]
     values = relative.values[:, [matrix.prompts.index(name) for name in sources]]
     kinds = {name: task_type(name) for name in (*matrix.targets, *sources)}
@@ -368,20 +370,20 @@ def summarize_transfer(
         values,
         matrix.targets,
         sources,
-        own,
+        in_task,
         kinds if target_types is None else target_types,
         kinds if prompt_types is None else prompt_types,
         {"random": _column(relative, RANDOM), "untouched": _column(relative, UNTOUCHED)},
     )
-    ranking = rank_sources(values, matrix.targets, sources, own)
+    ranking = rank_sources(values, matrix.targets, sources, in_task)
     return {**summary, "ranking": {target: names for target, names in ranking.items() if names}}
 
 
-def _own(matrix: TransferMatrix, own: Mapping[str, str] | None) -> Mapping[str, str]:
-    if own is not None:
-        return own
+def _in_task(matrix: TransferMatrix, in_task: Mapping[str, str] | None) -> Mapping[str, str]:
+    if in_task is not None:
+        return in_task
     names = (name for name in matrix.prompts if name not in BASELINES)
-    return own_prompts(matrix.targets, {name: PromptCard("", name) for name in names})[0]
+    return match_in_task_prompts(matrix.targets, {name: PromptCard("", name) for name in names})[0]
 
 
 def _column(matrix: TransferMatrix, name: str) -> Float64[np.ndarray, "N"] | None:
@@ -390,7 +392,7 @@ def _column(matrix: TransferMatrix, name: str) -> Float64[np.ndarray, "N"] | Non
 
 def describe_matrix(
     matrix: TransferMatrix,
-    own: Mapping[str, str],
+    in_task: Mapping[str, str],
     notes: Sequence[str],
     deviations: Mapping[tuple[str, str], float] | None = None,
 ) -> str:
@@ -401,10 +403,10 @@ def describe_matrix(
         cells = []
         for prompt, value in zip(matrix.prompts, row, strict=True):
             spread = deviations.get((target, prompt))
-            mark = "*" if own.get(target) == prompt else ""
+            mark = "*" if in_task.get(target) == prompt else ""
             cells.append(f"{value:.3f}{'' if spread is None else f'±{spread:.3f}'}{mark}")
         lines.append([target, *cells])
-    marked = ["* the target's own prompt"] if own else []
+    marked = ["* the target's own prompt"] if in_task else []
     told = [line for note in notes for line in textwrap.wrap(f"note: {note}", WIDTH)]
     return "\n".join([*align_columns(lines), *marked, *told])
 

@@ -12,7 +12,7 @@ from jpt.version import __version__
 PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
-def made_with() -> dict[str, Any]:
+def environment_info() -> dict[str, Any]:
     """Names versions and machine, for the record of a study; jax is not loaded for it."""
     versions = {"jpt": __version__, "python": platform.python_version()}
     return {

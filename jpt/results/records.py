@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from jpt.types import PromptCard
 
 
-class Choice(NamedTuple):
+class SourceChoice(NamedTuple):
     """What the source that a ranking puts first is worth on one target.
 
     Attributes:
@@ -85,7 +85,7 @@ class LeaveOneOut:
     """
 
     rankings: dict[str, RankingRecord]
-    per_target: dict[str, dict[str, Choice | None]]
+    per_target: dict[str, dict[str, SourceChoice | None]]
     targets: tuple[str, ...]
     notes: tuple[str, ...] = ()
     chosen: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class ChosenSource:
 
 
 @dataclass(frozen=True)
-class ChoiceMeans:
+class SelectionMeans:
     """Means over targets of what choosing by one indicator is worth."""
 
     targets: int  # on how many it says anything
@@ -173,18 +173,18 @@ class ChoiceMeans:
 
 
 @dataclass(frozen=True)
-class ChoiceFacts:
+class SelectionRecord:
     """The choices of a study."""
 
     ranges: Mapping[str, SourceRange]  # what there was to choose from, by target
-    means: Mapping[str, ChoiceMeans]  # by indicator
+    means: Mapping[str, SelectionMeans]  # by indicator
     # by indicator and target; None where it says nothing
     chosen: Mapping[str, Mapping[str, ChosenSource | None]]
     notes: tuple[str, ...] = ()  # what was left out, and why
 
 
 @dataclass(frozen=True)
-class MaskedTask:
+class MaskedTaskRecord:
     """One task, scored by its own prompt."""
 
     type: str | None  # of the task, where one is known
@@ -197,7 +197,7 @@ class MaskedTask:
 
 
 @dataclass(frozen=True)
-class MaskFacts:
+class MaskRecord:
     """A masking study."""
 
     ratio: float  # share of the neurons that is silent; NaN where not told
@@ -205,7 +205,7 @@ class MaskFacts:
     neurons: int  # among how many
     layers: tuple[int, int]  # first and last layer
     split: str | None  # which rows were scored
-    tasks: Mapping[str, MaskedTask]  # by name
+    tasks: Mapping[str, MaskedTaskRecord]  # by name
     # what is left of the scores, by type of task and kind of mask
     by_type: Mapping[str, Mapping[str, float]]
     # what the neurons of prompts of the task's type leave; NaN if not measured
@@ -248,7 +248,7 @@ class PromptRecord:
 
 
 @dataclass(frozen=True)
-class TargetFacts:
+class TargetRecord:
     """A target task as ``transfer.json`` has it."""
 
     task: str  # its full name
@@ -256,16 +256,16 @@ class TargetFacts:
     majority: float  # share of its commonest class; NaN where it has no classes
     rows: int | None  # how many rows were scored
     split: str | None  # which rows were scored
-    own_prompt: str | None  # name of the prompt that was tuned for it
+    in_task_prompt: str | None  # name of the prompt that was tuned for it
 
 
 @dataclass(frozen=True)
-class TransferFacts:
+class TransferRecord:
     """How a matrix was made, as ``transfer.json`` has it."""
 
     backbone: str | None  # name of the model
     split: str | None  # which rows were scored
-    targets: Mapping[str, TargetFacts]  # the tasks by name
+    targets: Mapping[str, TargetRecord]  # the tasks by name
     prompt_types: Mapping[str, str | None]  # the type of each prompt's task
     random: str | None  # name of the column of the untrained prompt, where there is one
     # how that prompt was made, for instance ``{"seed": "0", "init": "random"}``
@@ -280,7 +280,7 @@ class TransferFacts:
 
 
 @dataclass(frozen=True)
-class Correlation:
+class CorrelationRecord:
     """Spearman's rank correlation of one indicator with zero-shot performance."""
 
     # of the correlations of each target over its sources; NaN if undefined
@@ -292,17 +292,19 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class Correlations:
+class CorrelationRecords:
     """The correlations of every indicator, as ``correlation.json`` has them."""
 
     # by indicator, the target's own prompt left out of the sources
-    own_out: Mapping[str, Correlation]
-    own_in: Mapping[str, Correlation]  # by indicator, the target's own prompt among the sources
+    excluding_in_task: Mapping[str, CorrelationRecord]
+    including_in_task: Mapping[
+        str, CorrelationRecord
+    ]  # by indicator, the target's own prompt among the sources
     notes: tuple[str, ...] = ()  # what is undefined or left out, and why
 
 
 @dataclass(frozen=True)
-class TypeMeans:
+class TaskTypeMeans:
     """Means over pairs of prompts for tasks of one type and of two types."""
 
     same: float  # mean over pairs of one type; NaN where there is none
@@ -313,11 +315,11 @@ class TypeMeans:
 
 
 @dataclass(frozen=True)
-class TypeFacts:
+class TaskTypeRecord:
     """Means by type of task, as ``types.json`` has them."""
 
-    similarity: Mapping[str, TypeMeans]  # of each indicator
-    transfer: TypeMeans | None  # of relative performance, where there was a matrix
+    similarity: Mapping[str, TaskTypeMeans]  # of each indicator
+    transfer: TaskTypeMeans | None  # of relative performance, where there was a matrix
     random: float  # mean relative performance of the untrained prompt; NaN where not measured
     best_other: Mapping[str, str]  # the best source of each target, its own prompt left out
     best_same_fraction: float  # share of targets whose best other source has their type
@@ -353,12 +355,12 @@ class Redundancy:
     activated: Float64[np.ndarray, "L"]
     always: Float64[np.ndarray, "L"]
     never: Float64[np.ndarray, "L"]
-    always_by_chance: Float64[np.ndarray, "L"]
-    never_by_chance: Float64[np.ndarray, "L"]
+    always_at_random: Float64[np.ndarray, "L"]
+    never_at_random: Float64[np.ndarray, "L"]
 
     def summary(self) -> dict[str, Any]:
         """Gives the shares over all layers and by layer, ready for JSON."""
-        names = ("activated", "always", "never", "always_by_chance", "never_by_chance")
+        names = ("activated", "always", "never", "always_at_random", "never_at_random")
         shares = {name: getattr(self, name) for name in names}
         return {
             "prompts": self.prompts,
@@ -373,7 +375,7 @@ class Redundancy:
             The text.
         """
         always, never = 100 * self.always.mean(), 100 * self.never.mean()
-        by_lot = 100 * self.always_by_chance.mean(), 100 * self.never_by_chance.mean()
+        by_lot = 100 * self.always_at_random.mean(), 100 * self.never_at_random.mean()
         lines = [
             f"always on (all {self.prompts} prompts): {always:.1f} % of the neurons (by chance"
             f" {by_lot[0]:.1f} %)",
@@ -399,7 +401,7 @@ class Ranking:
         """The sources, best first; those of which nothing is said last; equal ones by name."""
         return sorted(self.values, key=lambda name: (*self._key(name), name))
 
-    def places(self) -> dict[str, int | None]:
+    def ranks(self) -> dict[str, int | None]:
         """The place of each source, 1 the best; equal ones share the first of their places."""
         keys = {name: self._key(name) for name in self.values}
         return {

@@ -11,12 +11,12 @@ from scipy.special import ndtr, stdtrit
 
 from jpt.results.records import Lead
 
-LEVEL, DRAWS, SEED = 0.95, 10_000, 0
+LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
 METHOD = "percentile bootstrap over targets, widened for few targets (Hesterberg 2015)"
 
 
 def mean_interval(
-    values: Sequence[float], *, level: float = LEVEL, draws: int = DRAWS, seed: int = SEED
+    values: Sequence[float], *, level: float = LEVEL, draws: int = RESAMPLES, seed: int = SEED
 ) -> tuple[float, float] | None:
     """Says between which bounds a mean lies, by drawing its numbers anew."""
     if len(values) < 2:

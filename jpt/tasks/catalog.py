@@ -202,7 +202,7 @@ SAMSUM = Task(
     max_tokens=MAX_TOKENS,
 )
 
-WRITTEN: tuple[Task, ...] = (SQUAD, NQ_OPEN, MULTI_NEWS, SAMSUM)
+GENERATIVE: tuple[Task, ...] = (SQUAD, NQ_OPEN, MULTI_NEWS, SAMSUM)
 """The tasks whose answer is written, on encoder-decoders and decoders only."""
 
 
@@ -493,7 +493,7 @@ _LABELLED = (
     *(MNLI, QNLI, SNLI, DEONTOLOGY, JUSTICE, QQP, MRPC),
 )
 
-CATALOG: dict[str, Task] = {task.name: task for task in (*_LABELLED, *WRITTEN)}
+CATALOG: dict[str, Task] = {task.name: task for task in (*_LABELLED, *GENERATIVE)}
 """The tasks of the paper by name; the names are those of the folders that hold their rows."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from jpt.errors import InputError, unknown_name
-from jpt.types import Written
+from jpt.types import Generation
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -44,12 +44,12 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
-def _exact_match(row: Written) -> float:
+def _exact_match(row: Generation) -> float:
     prediction = normalize_answer(row.prediction)
     return float(any(normalize_answer(reference) == prediction for reference in row.references))
 
 
-def _token_f1(row: Written) -> float:
+def _token_f1(row: Generation) -> float:
     words = Counter(normalize_answer(row.prediction).split())
     return max(_f1_of_counts(words, reference) for reference in row.references)
 
@@ -77,30 +77,30 @@ def _rouge_scores(prediction: str, references: tuple[str, ...]) -> dict[str, flo
     return {name: float(score.fmeasure) for name, score in scores.items()}
 
 
-def _rouge(name: str) -> Callable[[Written], float]:
+def _rouge(name: str) -> Callable[[Generation], float]:
     return lambda row: _rouge_scores(row.prediction, row.references)[name]
 
 
-def _bleu(row: Written) -> float:
+def _bleu(row: Generation) -> float:
     """BLEU of single pieces and pairs, smoothed where no pair is in common."""
     # Without a single piece in common it is 0, unsmoothed.
-    pieces, references = row.prediction_pieces, row.reference_pieces
-    if set(pieces).isdisjoint(chain.from_iterable(references)):
+    tokens, references = row.prediction_tokens, row.reference_tokens
+    if set(tokens).isdisjoint(chain.from_iterable(references)):
         return 0.0
     weighted = (
-        weight * math.log(_smoothed_precision(pieces, references, order))
+        weight * math.log(_smoothed_precision(tokens, references, order))
         for order, weight in enumerate(BLEU_WEIGHTS, start=1)
     )
-    closest = min((len(one) for one in references), key=lambda n: (abs(n - len(pieces)), n))
-    brevity = min(0.0, 1 - closest / len(pieces))
+    closest = min((len(one) for one in references), key=lambda n: (abs(n - len(tokens)), n))
+    brevity = min(0.0, 1 - closest / len(tokens))
     return math.exp(brevity + math.fsum(weighted))
 
 
 def _smoothed_precision(
-    pieces: tuple[int, ...], references: tuple[tuple[int, ...], ...], order: int
+    tokens: tuple[int, ...], references: tuple[tuple[int, ...], ...], order: int
 ) -> float:
     """The part of the predicted runs of ``order`` pieces that the references hold as often."""
-    predicted = _count_runs(pieces, order)
+    predicted = _count_runs(tokens, order)
     allowed: Counter[tuple[int, ...]] = Counter()
     for reference in references:
         allowed |= _count_runs(reference, order)
@@ -108,11 +108,11 @@ def _smoothed_precision(
     return (n_common or BLEU_EPSILON) / max(1, predicted.total())
 
 
-def _count_runs(pieces: tuple[int, ...], order: int) -> Counter[tuple[int, ...]]:
-    return Counter(zip(*(pieces[start:] for start in range(order)), strict=False))
+def _count_runs(tokens: tuple[int, ...], order: int) -> Counter[tuple[int, ...]]:
+    return Counter(zip(*(tokens[start:] for start in range(order)), strict=False))
 
 
-TEXT_METRICS: dict[str, Callable[[Written], float]] = {
+TEXT_METRICS: dict[str, Callable[[Generation], float]] = {
     "exact_match": _exact_match,
     "token_f1": _token_f1,
     **{name: _rouge(name) for name in _ROUGE_NAMES},
@@ -133,12 +133,12 @@ TEXT_METRICS: dict[str, Callable[[Written], float]] = {
 """
 
 
-def row_scores(names: Sequence[str], row: Written) -> dict[str, float]:
+def row_scores(names: Sequence[str], row: Generation) -> dict[str, float]:
     """Scores one row."""
     for name in names:
         if name not in TEXT_METRICS:
             raise unknown_name("metric", name, TEXT_METRICS)
-        if not (row.reference_pieces if name == "bleu" else row.references):
+        if not (row.reference_tokens if name == "bleu" else row.references):
             what = "pieces of a reference" if name == "bleu" else "reference"
             raise InputError(
                 f"{name} has no {what} to compare the answer {row.prediction[:40]!r} with; "
@@ -147,7 +147,7 @@ def row_scores(names: Sequence[str], row: Written) -> dict[str, float]:
     return {name: TEXT_METRICS[name](row) for name in names}
 
 
-def score_texts(names: Sequence[str], rows: Sequence[Written]) -> dict[str, float]:
+def score_texts(names: Sequence[str], rows: Sequence[Generation]) -> dict[str, float]:
     """Scores the written answers of all rows of a split."""
     if not rows:
         raise InputError(f"no rows to score with {', '.join(names)}; give 1 or more")

@@ -141,7 +141,7 @@ class Task:
         if not self.fields:
             raise InputError(f"task {self.name} has no fields; name the text fields of its rows")
         _check_target(self)
-        if self.is_written:
+        if self.is_generative:
             _check_answer(self)
         else:
             _check_labels(self)
@@ -150,14 +150,14 @@ class Task:
         _check_metric(self)
 
     @property
-    def is_written(self) -> bool:
+    def is_generative(self) -> bool:
         """Whether the answer is a text that the model writes, and no label."""
         return self.answer_field is not None
 
     @property
     def base_layout(self) -> str:
         """The layout whose template the others derive from; encoders write no text."""
-        return "encoder_decoder" if self.is_written else "encoder"
+        return "encoder_decoder" if self.is_generative else "encoder"
 
     @property
     def short_name(self) -> str:
@@ -299,7 +299,7 @@ def _check_templates(task: Task) -> None:
     for family, segments in task.templates.items():
         if family not in LAYOUTS:
             raise unknown_name("layout", family, LAYOUTS)
-        if family == "encoder" and task.is_written:
+        if family == "encoder" and task.is_generative:
             raise InputError(
                 f"task {task.name} has an encoder template, but its answer is written, which "
                 "encoders cannot do; give one for encoder_decoder"
@@ -321,9 +321,11 @@ def _check_templates(task: Task) -> None:
 
 
 def _check_metric(task: Task) -> None:
-    known = TEXT_METRICS if task.is_written else METRICS
+    known = TEXT_METRICS if task.is_generative else METRICS
     if task.metric not in known:
-        others, kind = (METRICS, "labels") if task.is_written else (TEXT_METRICS, "written answers")
+        others, kind = (
+            (METRICS, "labels") if task.is_generative else (TEXT_METRICS, "written answers")
+        )
         state = f"for {kind}, which it has not" if task.metric in others else "not known"
         raise InputError(
             f"metric {task.metric!r} of task {task.name} is {state}; "

@@ -37,15 +37,15 @@ def load_user_task(folder: Path) -> Task:
     file = folder / TASK_FILE
     table = _Table(file, _read_toml(file))
     fields = table.texts("fields")
-    is_written = "answer" in table.values
-    asked = _answer(table) if is_written else _labels(table)
+    is_generative = "answer" in table.values
+    asked = _answer(table) if is_generative else _labels(table)
     try:
         return Task(
             name=_name(table, folder),
             type=table.text("type"),
             fields=fields,
-            templates=_templates(table, fields, "encoder_decoder" if is_written else "encoder"),
-            metric=table.text("metric", "rougeL" if is_written else "accuracy"),
+            templates=_templates(table, fields, "encoder_decoder" if is_generative else "encoder"),
+            metric=table.text("metric", "rougeL" if is_generative else "accuracy"),
             folder=folder,
             files=_files(table),
             max_tokens=table.values.get("max_tokens"),

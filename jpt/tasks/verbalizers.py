@@ -7,13 +7,13 @@ from typing import NamedTuple, Protocol
 from jpt.errors import InputError
 from jpt.tasks.task import ANSWER_CUE, Task, template_fields
 
-Pieces = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
-class PieceLookup(Protocol):
+class TokenLookup(Protocol):
     """What is needed of a tokenizer to find label words in its vocabulary."""
 
-    def word_pieces(self, word: str) -> list[int]:
+    def word_tokens(self, word: str) -> list[int]:
         """Gives the ids of the pieces of a word."""
         ...
 
@@ -21,7 +21,7 @@ class PieceLookup(Protocol):
         """Gives the ids of the pieces of a word that goes on after a text and a space."""
         ...
 
-    def piece(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
         """Gives the text of one piece."""
         ...
 
@@ -35,55 +35,55 @@ class LabelWords(NamedTuple):
     """The words of each label and the ids of their pieces, in the order of the labels."""
 
     words: tuple[tuple[str, ...], ...]  # of each label
-    pieces: tuple[tuple[Pieces, ...], ...]  # of each word of each label
+    token_ids: tuple[tuple[TokenIds, ...], ...]  # of each word of each label
 
     @property
     def ids(self) -> tuple[int, ...]:
         """The first piece of each label's first word."""
-        return tuple(of[0][0] for of in self.pieces)
+        return tuple(of[0][0] for of in self.token_ids)
 
     @property
     def all_ids(self) -> tuple[int, ...]:
         """Every piece of every word, label after label."""
-        return tuple(token for of in self.pieces for word in of for token in word)
+        return tuple(token for of in self.token_ids for word in of for token in word)
 
 
 def label_words(
     task: Task,
-    tokenizer: PieceLookup,
+    tokenizer: TokenLookup,
     model_type: str,
     layout: str = "encoder",
     scoring: str = "phrase",
 ) -> LabelWords:
     """Finds the pieces whose scores are compared to answer a task."""
     words = task.words(model_type)
-    pieces = {
-        label: tuple(_pieces(task, label, word, tokenizer, layout) for word in of)
+    token_ids = {
+        label: tuple(_token_ids(task, label, word, tokenizer, layout) for word in of)
         for label, of in words.items()
     }
-    _refuse_alike(task, words, pieces, tokenizer, scoring)
-    return LabelWords(tuple(words.values()), tuple(pieces.values()))
+    _refuse_ambiguous(task, words, token_ids, tokenizer, scoring)
+    return LabelWords(tuple(words.values()), tuple(token_ids.values()))
 
 
-def _refuse_alike(
+def _refuse_ambiguous(
     task: Task,
     words: dict[str, tuple[str, ...]],
-    pieces: dict[str, tuple[Pieces, ...]],
-    tokenizer: PieceLookup,
+    token_ids: dict[str, tuple[TokenIds, ...]],
+    tokenizer: TokenLookup,
     scoring: str,
 ) -> None:
     """Refuses words that begin as another does: the longer one could never have a higher score."""
-    seen: list[tuple[str, str, Pieces]] = []
+    seen: list[tuple[str, str, TokenIds]] = []
     for label, of in words.items():
-        for word, found in zip(of, pieces[label], strict=True):
+        for word, found in zip(of, token_ids[label], strict=True):
             for other_label, other_word, other in seen:
-                shared = 1 if scoring == "first_piece" else min(len(found), len(other))
+                shared = 1 if scoring == "first_token" else min(len(found), len(other))
                 if found[:shared] != other[:shared]:
                     continue
-                start = " ".join(repr(tokenizer.piece(token)) for token in found[:shared])
+                start = " ".join(repr(tokenizer.token_text(token)) for token in found[:shared])
                 ids = ", ".join(map(str, found[:shared]))
                 cure = "give each label its own word"
-                if scoring == "first_piece" and found != other:
+                if scoring == "first_token" and found != other:
                     cure += ", or score whole words (label_scoring phrase)"
                 raise InputError(
                     f"labels {other_label!r} and {label!r} of task {task.name} have label words "
@@ -93,23 +93,23 @@ def _refuse_alike(
             seen.append((label, word, found))
 
 
-def _pieces(task: Task, label: str, word: str, tokenizer: PieceLookup, layout: str) -> Pieces:
+def _token_ids(task: Task, label: str, word: str, tokenizer: TokenLookup, layout: str) -> TokenIds:
     is_decoder = layout == "decoder"
     cue = answer_cue(task) if is_decoder else ""
-    pieces = tokenizer.word_after(cue, word) if is_decoder else tokenizer.word_pieces(word)
+    token_ids = tokenizer.word_after(cue, word) if is_decoder else tokenizer.word_tokens(word)
     place = f"label word {word!r} for {label!r} of task {task.name}"
-    if not pieces or (layout == "encoder" and len(pieces) != 1):
-        shown = ", ".join(repr(tokenizer.piece(token)) for token in pieces)
+    if not token_ids or (layout == "encoder" and len(token_ids) != 1):
+        shown = ", ".join(repr(tokenizer.token_text(token)) for token in token_ids)
         raise InputError(
-            f"{place} is {len(pieces)} pieces in this vocabulary ({shown}); a masked model "
+            f"{place} is {len(token_ids)} pieces in this vocabulary ({shown}); a masked model "
             "compares single pieces: choose a word that is one piece"
         )
-    if tokenizer.unknown is not None and tokenizer.unknown in pieces:
+    if tokenizer.unknown is not None and tokenizer.unknown in token_ids:
         raise InputError(
-            f"{place} is not in this vocabulary ({tokenizer.piece(tokenizer.unknown)}); "
+            f"{place} is not in this vocabulary ({tokenizer.token_text(tokenizer.unknown)}); "
             "choose a word that is"
         )
-    return tuple(pieces)
+    return tuple(token_ids)
 
 
 def answer_cue(task: Task) -> str:

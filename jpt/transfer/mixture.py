@@ -31,29 +31,37 @@ from jpt.prompts.arithmetic import (
     load_parts,
     mix_bank,
     mixed_card,
-    settle_weights,
+    resolve_weights,
     softmax_weights,
 )
 from jpt.prompts.store import check_prompt, load_prompt, load_runs, save_prompt, stack_prompts
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
-    PreparedTask,
-    as_backbone,
-    as_task,
+    BoundTask,
     bank_logits,
+    bind_task,
     data_record,
-    prepare_task,
+    resolve_backbone,
+    resolve_max_tokens,
+    resolve_options,
+    resolve_task,
     score_logits,
-    settle_length,
-    settle_options,
 )
 from jpt.tuning.evaluate import describe_score
 from jpt.tuning.logging import Progress, peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
 from jpt.tuning.run_dir import BEST, CHECKPOINTS, Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TrainStep, TuneState, init_state, prompt_optimizer
-from jpt.tuning.trainer import LoopState, Run, Schedule, best_prompt, resume, run_loop, start_state
-from jpt.tuning.tune import Feed, make_feed
+from jpt.tuning.trainer import (
+    LoopState,
+    Run,
+    Schedule,
+    best_prompt,
+    init_state_of,
+    resume,
+    run_loop,
+)
+from jpt.tuning.tune import TrainBatches, make_train_batches
 from jpt.types import Batch, Data, Parameters, Prompt, Score
 from jpt.version import __version__
 
@@ -146,24 +154,24 @@ def score_ensemble(
     check_choice("label_scoring", label_scoring, LABEL_SCORING)
     check_counts(max_tokens=max_tokens, eval_batch_size=eval_batch_size)
     loaded = load_runs(prompts)
-    shares = settle_weights(list(prompts if isinstance(prompts, Mapping) else loaded), weights)
-    devices, definition = make_mesh(mesh), as_task(task, data)
-    _refuse_written(definition)
+    shares = resolve_weights(list(prompts if isinstance(prompts, Mapping) else loaded), weights)
+    devices, definition = make_mesh(mesh), resolve_task(task, data)
+    _refuse_generative(definition)
     batch_sharding(devices, eval_batch_size)
     first = next(iter(loaded.values()))
     name = first.card.backbone if backbone is None else backbone
-    model = as_backbone(name, dtype, mesh=devices)
+    model = resolve_backbone(name, dtype, mesh=devices)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
     position = first.card.first_position or 0
-    tokens = settle_length(max_tokens, model, definition, len(first.values), position)
-    prepared = prepare_task(definition, model, tokens, eval_batch_size, position, label_scoring)
+    tokens = resolve_max_tokens(max_tokens, model, definition, len(first.values), position)
+    prepared = bind_task(definition, model, tokens, eval_batch_size, position, label_scoring)
     return _score(
         prepared, loaded, {name: shares[name] for name in loaded}, combine, split, devices
     )
 
 
-def _refuse_written(task: Task) -> None:
-    if task.is_written:
+def _refuse_generative(task: Task) -> None:
+    if task.is_generative:
         raise InputError(
             f"the answers of task {task.name} are written, and texts of several prompts have no"
             " mean; average the prompts themselves (jpt mix average), or take a task with labels"
@@ -171,7 +179,7 @@ def _refuse_written(task: Task) -> None:
 
 
 def _score(
-    prepared: PreparedTask,
+    prepared: BoundTask,
     prompts: Mapping[str, Prompt],
     shares: dict[str, float],
     combine: str,
@@ -314,14 +322,14 @@ class _Study:
     """Everything a run is made of, before its first step."""
 
     backbone: Backbone
-    prepared: PreparedTask
+    prepared: BoundTask
     parts: dict[str, Prompt]
     bank: Float32[np.ndarray, "K P D"]
     per_row: bool
     options: TuneOptions
     splits: dict[str, EncodedSplit]
     mesh: Mesh
-    feed: Feed
+    feed: TrainBatches
 
     def config(self) -> dict[str, Any]:
         """Defines the run: another config is another run."""
@@ -333,7 +341,7 @@ class _Study:
             "task": self.prepared.task.name,
             "sources": {name: _checksum(prompt) for name, prompt in self.parts.items()},
             "per_row": self.per_row,
-            "label_ids": self.prepared.words.pieces,
+            "label_ids": self.prepared.words.token_ids,
             "data": data_record(self.splits),
             **dataclasses.asdict(self.options),
             "init": MIXTURE,
@@ -341,7 +349,7 @@ class _Study:
 
     def batch_at(self, step: int) -> Batch:
         """Gives the batch of a step, on the devices."""
-        return self.feed.placed_at(step, self.mesh)
+        return self.feed.batch(step, self.mesh)
 
     def score(self, logits: Float[Array, "K R"], split: str) -> Score:
         """Scores the mixture of some logits over a whole split."""
@@ -432,17 +440,17 @@ def _prepare(
 ) -> _Study:
     """Loads and checks everything, cheap things first, before anything is compiled."""
     mesh = make_mesh(options.mesh)
-    definition = as_task(task, data)
+    definition = resolve_task(task, data)
     first = next(iter(parts.values()))
     name = first.card.backbone if backbone is None else backbone
-    model = as_backbone(name, options.dtype, mesh=mesh, remat=options.remat)
+    model = resolve_backbone(name, options.dtype, mesh=mesh, remat=options.remat)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
     rows, position = len(first.values), first.card.first_position or 0
     asked = options.max_tokens
-    options = settle_options(dataclasses.replace(options, length=rows), model, definition)
-    tokens = settle_length(asked, model, definition, rows, position, options.answer_tokens)
+    options = resolve_options(dataclasses.replace(options, length=rows), model, definition)
+    tokens = resolve_max_tokens(asked, model, definition, rows, position, options.answer_tokens)
     options = dataclasses.replace(options, max_tokens=tokens)
-    prepared = prepare_task(
+    prepared = bind_task(
         definition,
         model,
         tokens,
@@ -454,7 +462,9 @@ def _prepare(
     for size in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, size)
     splits = prepared.splits()
-    feed = make_feed(splits["train"], options, prepared.batching, model.layout, mesh.shape["data"])
+    feed = make_train_batches(
+        splits["train"], options, prepared.batching, model.layout, mesh.shape["data"]
+    )
     bank = stack_prompts(parts)
     return _Study(model, prepared, parts, bank, per_row, options, splits, mesh, feed)
 
@@ -505,7 +515,7 @@ def _start(study: _Study, run: Run) -> LoopState:
     """The average, or where a broken run stopped."""
     shape = (len(study.bank), study.bank.shape[1] if study.per_row else 1)
     logits = init_state(jnp.zeros(shape), prompt_optimizer(study.options.learning_rate))
-    return resume(run, start_state(place(logits, replicated(study.mesh))))
+    return resume(run, init_state_of(place(logits, replicated(study.mesh))))
 
 
 def _mixed(study: _Study, weights: Float64[np.ndarray, "K R"], step: int, score: float) -> Prompt:

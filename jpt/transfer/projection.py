@@ -29,8 +29,13 @@ from jpt.io.files import make_folder, write_json
 from jpt.parallel import batch_sharding, describe_devices, fetch, make_mesh, on_first
 from jpt.prompts.initialisers import initial_generator, random_values, sampled_ids
 from jpt.prompts.store import save_prompt
-from jpt.results.prompt_table import align_columns, own_prompts, refuse_twice, write_transfer
-from jpt.results.provenance import made_with
+from jpt.results.prompt_table import (
+    align_columns,
+    match_in_task_prompts,
+    refuse_twice,
+    write_transfer,
+)
+from jpt.results.provenance import environment_info
 from jpt.tasks.task import Task
 from jpt.transfer.projector import (
     PROJECTOR_FILE,
@@ -48,8 +53,8 @@ from jpt.transfer.projector import (
     read_tasks,
     refuse_same_backbone,
 )
-from jpt.tuning.bound_task import as_backbone, prepare_task, settle_length
-from jpt.tuning.tune import Start, tune
+from jpt.tuning.bound_task import bind_task, resolve_backbone, resolve_max_tokens
+from jpt.tuning.tune import WarmStart, tune
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from jpt.version import __version__
 
@@ -61,7 +66,7 @@ _CONTINUES = "##"
 """What stands before a piece that does not, in WordPiece."""
 
 
-def shared_pieces(
+def shared_tokens(
     source: Backbone, target: Backbone
 ) -> tuple[Int64[np.ndarray, "N"], Int64[np.ndarray, "N"]]:
     """Finds the pieces of text that stand in both vocabularies."""
@@ -79,7 +84,7 @@ def shared_pieces(
     return found[:, 0], found[:, 1]
 
 
-def piece_embeddings(backbone: Backbone, ids: Int64[np.ndarray, "N"]) -> Float64[np.ndarray, "N D"]:
+def token_embeddings(backbone: Backbone, ids: Int64[np.ndarray, "N"]) -> Float64[np.ndarray, "N D"]:
     """Looks up the embeddings of pieces."""
     rows = backbone.params["embeddings"]["word"][ids.astype(np.int32)]
     return fetch(rows).astype(np.float64)
@@ -89,7 +94,7 @@ def _pieces_of(backbone: Backbone) -> dict[tuple[bool, str], int]:
     """Ids of the pieces that stand for text, by (starts a word, text)."""
     tokenizer = backbone.tokenizer
     count = min(backbone.config.vocabulary, tokenizer.vocabulary_size)
-    written = [tokenizer.piece(token) for token in range(count)]
+    written = [tokenizer.token_text(token) for token in range(count)]
     special = {token for token in tokenizer.ids if token is not None}
     mark = next((m for m in _WORD_STARTS if any(p.startswith(m) for p in written)), None)
     kept = sampled_ids(written, special).tolist()
@@ -140,8 +145,8 @@ def untrained_projector(
 def least_squares_projector(source: Backbone, target: Backbone, length: int) -> TrainedProjector:
     """Fits one matrix W to the words that both models know: least ||E_source W - E_target||."""
     # It is applied to a prompt row by row.
-    ids, same = shared_pieces(source, target)
-    first, second = piece_embeddings(source, ids), piece_embeddings(target, same)
+    ids, same = shared_tokens(source, target)
+    first, second = token_embeddings(source, ids), token_embeddings(target, same)
     matrix = np.linalg.lstsq(first, second, rcond=ROUNDING)[0]
     card = ProjectorCard(
         source_backbone=source.name,
@@ -172,10 +177,10 @@ def relative_method(source: Backbone, target: Backbone, anchors: int = ANCHORS) 
     # looks for it in gradient steps from random words and chooses the step on validation rows; this
     # form has one solution and sees no rows.
     check_counts(anchors=anchors)
-    ids, same = shared_pieces(source, target)
+    ids, same = shared_tokens(source, target)
     chosen = choose_anchors(len(ids), anchors)
-    first = _unit(piece_embeddings(source, ids[chosen]))  # [A, Ds]
-    second = piece_embeddings(target, same[chosen])
+    first = _unit(token_embeddings(source, ids[chosen]))  # [A, Ds]
+    second = token_embeddings(target, same[chosen])
     norm = np.linalg.norm(second, axis=1).mean()
     inverse = np.linalg.pinv(_unit(second), rcond=ROUNDING)  # [D, A]
 
@@ -268,8 +273,8 @@ def apply_projector(
         if target_backbone is None:
             raise InputError(f"{projector} is no file that names its target; give target_backbone")
         refuse_same_backbone(given, target_backbone)
-        target = as_backbone(target_backbone)
-        options = ProjectorOptions(seed=seed, length=length or length_of(given)).settle("task")
+        target = resolve_backbone(target_backbone)
+        options = ProjectorOptions(seed=seed, length=length or length_of(given)).resolve("task")
         name, layout, what = target.name, target.layout, str(projector)
         method = baseline(
             what, given, lambda: source_of(given, source_backbone), target, options, anchors
@@ -320,7 +325,7 @@ def source_of(
 ) -> Backbone:
     """Loads the model that prompts were tuned on."""
     first = next(iter(prompts.values()))
-    model = as_backbone(backbone if backbone is not None else first.card.backbone)
+    model = resolve_backbone(backbone if backbone is not None else first.card.backbone)
     if model.config.width != first.values.shape[1]:
         raise InputError(
             f"the source prompts are {first.values.shape[1]} wide, and {model.name} is "
@@ -331,7 +336,7 @@ def source_of(
 
 # --- The columns of the table of cross-model transfer: which prompt stands for which way
 
-OWN, RANDOM, WARM, VANILLA = "own", "random", "warm", "vanilla"
+OWN, RANDOM, WARM, VANILLA = "in_task", "random", "warm", "vanilla"
 
 Projectors = (
     Mapping[str, TrainedProjector | str | Path]
@@ -344,13 +349,13 @@ Projectors = (
 
 
 @dataclass(frozen=True)
-class Columns:
+class MethodScores:
     """What is scored, task by task."""
 
     backbone: Backbone  # the target
     tasks: dict[str, Task]  # by short name
     length: int  # P of the target
-    own: dict[str, Prompt]  # the target's own prompt of each task that has one
+    in_task: dict[str, Prompt]  # the target's own prompt of each task that has one
     random: Prompt | None  # the start of tuning, the same for all tasks; None leaves it out
     projected: dict[str, dict[str, Prompt]]  # prompts by method and task
     record: dict[str, Any]  # what is known of source, target and projectors
@@ -358,12 +363,12 @@ class Columns:
     @property
     def names(self) -> tuple[str, ...]:
         """The columns, in their order."""
-        first = [OWN] * bool(self.own) + [RANDOM] * (self.random is not None)
+        first = [OWN] * bool(self.in_task) + [RANDOM] * (self.random is not None)
         return (*first, *self.projected)
 
     def of_task(self, task: str) -> dict[str, Prompt]:
         """Gives the prompts of one task by column."""
-        found = {OWN: self.own[task]} if task in self.own else {}
+        found = {OWN: self.in_task[task]} if task in self.in_task else {}
         if self.random is not None:
             found[RANDOM] = self.random
         return found | {name: prompts[task] for name, prompts in self.projected.items()}
@@ -379,7 +384,7 @@ def build_columns(
     data: str | Path | None,
     options: EvaluationOptions,
     mesh: Mesh,
-) -> Columns:
+) -> MethodScores:
     """Loads, checks and projects everything that will be scored."""
     given, trained = read_prompts(sources), name_columns(projectors)
     target = _target_of(trained, target)
@@ -391,7 +396,7 @@ def build_columns(
     of = prompts_of_tasks(given, definitions, "source prompts")
     wanted = {} if targets is None else read_prompts(targets)
     length = _length(trained, wanted, options.length, length_of(given))
-    backbone = as_backbone(target, options.dtype, mesh=mesh)
+    backbone = resolve_backbone(target, options.dtype, mesh=mesh)
     check_lengths(backbone, length, 1)
     _check_projectors(trained, backbone, length)
     if wanted:
@@ -404,11 +409,13 @@ def build_columns(
     found = _project_all(
         methods, trained, {task: (n, given[n]) for task, n in of.items()}, backbone
     )
-    own, _ = own_prompts(definitions, {name: prompt.card for name, prompt in wanted.items()})
-    mine = {task: wanted[name] for task, name in own.items()}
+    in_task, _ = match_in_task_prompts(
+        definitions, {name: prompt.card for name, prompt in wanted.items()}
+    )
+    mine = {task: wanted[name] for task, name in in_task.items()}
     start = _random_prompt(backbone, length, options.seed) if options.random else None
     record = _record(given, trained, backbone, length)
-    return Columns(backbone, definitions, length, mine, start, found, record)
+    return MethodScores(backbone, definitions, length, mine, start, found, record)
 
 
 def _project_all(
@@ -510,7 +517,7 @@ def _baselines(
     if names is None:
         names = PROJECTOR_BASELINES if length == length_of(given) else ("untrained",)
     like = next((p.card for p in trained.values() if not p.card.per_token), None)
-    shape = ProjectorOptions(length=length, seed=options.seed).settle("task")
+    shape = ProjectorOptions(length=length, seed=options.seed).resolve("task")
     loaded: list[Backbone] = []
 
     def load() -> Backbone:
@@ -594,7 +601,7 @@ def _cell(value: float | None, is_marked: bool = False) -> str:
 
 
 def warm_columns(
-    columns: Columns,
+    columns: MethodScores,
     matrix: TransferMatrix,
     options: EvaluationOptions,
     folder: Path | None,
@@ -604,7 +611,7 @@ def warm_columns(
     values = np.full((len(columns.tasks), 2), np.nan)
     starts = columns.projected[options.warm_start]
     for row, task in enumerate(columns.tasks):
-        begun: dict[str, Any] = {"start": Start(task, starts[task])}
+        begun: dict[str, Any] = {"start": WarmStart(task, starts[task])}
         if folder is not None:  # a run is told by its start, so that has to stay where it is
             kept = folder / "projected" / options.warm_start / f"{task}.safetensors"
             begun = {"init": f"prompt:{kept}"}
@@ -616,7 +623,7 @@ def warm_columns(
 
 
 def _tuned(
-    columns: Columns,
+    columns: MethodScores,
     task: str,
     given: dict[str, Any],
     options: EvaluationOptions,
@@ -733,7 +740,7 @@ def evaluate_projector(
     if chosen.warm_start is not None:
         matrix = warm_columns(columns, matrix, chosen, folder, progress)
     record |= columns.record | {name: getattr(chosen, name) for name in _TOLD}
-    record |= {**made_with(), "device": describe_devices(devices)}
+    record |= {**environment_info(), "device": describe_devices(devices)}
     record["elapsed_s"] = round(time.monotonic() - started_s, 2)
     if folder is not None:
         write_transfer(folder / TABLE, matrix)
@@ -742,13 +749,13 @@ def evaluate_projector(
 
 
 def _score_all(
-    columns: Columns, options: EvaluationOptions, mesh: Mesh
+    columns: MethodScores, options: EvaluationOptions, mesh: Mesh
 ) -> tuple[TransferMatrix, dict[str, Any]]:
     """Scores every prompt of every task; all rows are read before anything is compiled."""
     prepared, rows, used = {}, {}, {}
     for name, task in columns.tasks.items():
-        tokens = settle_length(options.max_tokens, columns.backbone, task, columns.length)
-        prepared[name] = prepare_task(task, columns.backbone, tokens, options.eval_batch_size)
+        tokens = resolve_max_tokens(options.max_tokens, columns.backbone, task, columns.length)
+        prepared[name] = bind_task(task, columns.backbone, tokens, options.eval_batch_size)
         used[name] = options.split if has_split(task, options.split) else "validation"
         rows[name] = prepared[name].split(used[name])
     names = columns.names

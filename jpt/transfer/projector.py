@@ -37,23 +37,23 @@ from jpt.io.files import parse_json
 from jpt.io.tensors import read_header, write_safetensors
 from jpt.parallel import batch_sharding, fetch, make_mesh, place, replicated
 from jpt.prompts.store import LAYOUTS, PROMPT_FILE, load_prompt, load_prompts
-from jpt.results.prompt_table import own_prompts, refuse_twice, short_task
+from jpt.results.prompt_table import match_in_task_prompts, refuse_twice, short_task
 from jpt.results.records import ProjectorScore
 from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
-    PreparedTask,
-    as_backbone,
+    BoundTask,
+    bind,
     data_record,
-    prepare_for,
-    settle_options,
+    resolve_backbone,
+    resolve_options,
 )
 from jpt.tuning.logging import Progress, peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
 from jpt.tuning.run_dir import CHECKPOINTS, Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState, prompt_optimizer
-from jpt.tuning.trainer import LoopState, Run, Schedule, resume, run_loop, start_state
-from jpt.tuning.tune import Feed, make_feed
+from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
+from jpt.tuning.tune import TrainBatches, make_train_batches
 from jpt.types import Batch, Parameters, Prompt
 from jpt.version import __version__
 
@@ -259,8 +259,8 @@ Prompts = Mapping[str, Prompt] | Prompt | str | Path
 """Prompts by name, a folder of them, or one prompt, its file or its run folder."""
 
 TASK_TURNS = zlib.crc32(b"projector/task_turns")
-PAIR_DRAWS = zlib.crc32(b"projector/pair_draws")
-MORE_DRAWS = zlib.crc32(b"projector/pair_draws/more")
+PAIR_STREAM = zlib.crc32(b"projector/pair_draws")
+MORE_SAMPLES = zlib.crc32(b"projector/pair_draws/more")
 
 
 def read_prompts(prompts: Prompts) -> dict[str, Prompt]:
@@ -322,9 +322,11 @@ def prompts_of_tasks(
 ) -> dict[str, str]:
     """Finds the prompt of each task by what the cards say, never by an order of files."""
     tasks = list(tasks)
-    own, _ = own_prompts(tasks, {name: prompt.card for name, prompt in prompts.items()})
+    in_task, _ = match_in_task_prompts(
+        tasks, {name: prompt.card for name, prompt in prompts.items()}
+    )
     for task in tasks:
-        if task not in own:
+        if task not in in_task:
             named = {n: short_task(prompt.card.task) for n, prompt in prompts.items()}
             several = [name for name, of in named.items() if of == task]
             found = f"{len(several)} prompts ({', '.join(several)})" if several else "no prompt"
@@ -333,7 +335,7 @@ def prompts_of_tasks(
                 f"{', '.join(sorted(set(named.values())))}; one expected: tune it, or leave the "
                 "task out"
             )
-    return own
+    return in_task
 
 
 def prompt_record(prompts: Mapping[str, Prompt], of: Mapping[str, str]) -> dict[str, Any]:
@@ -351,14 +353,14 @@ def prompt_record(prompts: Mapping[str, Prompt], of: Mapping[str, str]) -> dict[
 class TrainingTask:
     """One task that a projector is trained on."""
 
-    prepared: PreparedTask  # the task as the target reads it
-    feed: Feed  # its training batches
+    prepared: BoundTask  # the task as the target reads it
+    feed: TrainBatches  # its training batches
     validation: EncodedSplit  # encoded rows
     source: Float[Array, "Ps Ds"]  # the source model's prompt of this task, on the devices
 
 
 @dataclass(frozen=True)
-class TaskFeed:
+class TaskBatches:
     """Batches of several tasks, one task a step, each with its own source prompt."""
 
     # Every task has its turn once before any has its next, in an order of the seed, so all weigh
@@ -378,7 +380,7 @@ class TaskFeed:
     def batch_at(self, step: int) -> TaskBatch:
         """Gives the batch of a step, on the devices."""
         task = self.tasks[self.task_at(step)]
-        rows = task.feed.placed_at(step // len(self.tasks), self.mesh)
+        rows = task.feed.batch(step // len(self.tasks), self.mesh)
         return TaskBatch(rows, task.source, task.prepared.answer)
 
 
@@ -386,21 +388,21 @@ def training_task(
     task: Task, source: Prompt, backbone: Backbone, options: ProjectorOptions, mesh: Mesh
 ) -> tuple[TrainingTask, str]:
     """Reads what is needed of one task."""
-    chosen = settle_options(options.feeding(), backbone, task)
-    prepared = prepare_for(task, backbone, chosen)
-    feed = make_feed(
+    chosen = resolve_options(options.feeding(), backbone, task)
+    prepared = bind(task, backbone, chosen)
+    feed = make_train_batches(
         prepared.split("train"), chosen, prepared.batching, backbone.layout, mesh.shape["data"]
     )
     rows = place(jnp.asarray(source.values), replicated(mesh))
     return TrainingTask(prepared, feed, prepared.split("validation"), rows), chosen.objective
 
 
-def draw_pairs(seed: int, step: int, batch_size: int, count: int) -> Int64[np.ndarray, "B"]:
+def sample_pairs(seed: int, step: int, batch_size: int, count: int) -> Int64[np.ndarray, "B"]:
     """Chooses the tasks of one step of the distance objective."""
     # Paper's code: names drawn without replacement, and topped up with replacement where there are
     # fewer than the batch has places.
-    first = shuffled(seed, PAIR_DRAWS, step, count)[:batch_size]
-    key = np.array([seed, MORE_DRAWS << 32 | step], dtype=np.uint64)
+    first = shuffled(seed, PAIR_STREAM, step, count)[:batch_size]
+    key = np.array([seed, MORE_SAMPLES << 32 | step], dtype=np.uint64)
     more = np.random.Philox(key=key).random_raw(max(0, batch_size - count)) % np.uint64(count)
     return np.concatenate([first, more.astype(np.int64)])
 
@@ -741,7 +743,7 @@ def with_backbone(
             f"a per-token projector maps row by row, but the source's prompts have {rows} rows and "
             f"the target's shall have {options.length}; leave per_token out"
         )
-    backbone = as_backbone(target, options.dtype, mesh=mesh, remat=options.remat)
+    backbone = resolve_backbone(target, options.dtype, mesh=mesh, remat=options.remat)
     check_lengths(backbone, options.length, 1)
     return options.with_rate(objective, backbone.defaults), backbone
 
@@ -766,7 +768,7 @@ def length_of(prompts: Mapping[str, Prompt]) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProjectorPlan:
     """What is trained on what."""
 
     card: ProjectorCard  # of the projector to come
@@ -790,10 +792,10 @@ def plan_projector(
     targets: Prompts | None,
     data: str | Path | None,
     options: ProjectorOptions,
-) -> Plan:
+) -> ProjectorPlan:
     """Loads and checks everything, cheap things first, before anything is compiled."""
     check_choice("objective", objective, PROJECTOR_OBJECTIVES)
-    given, options = read_prompts(sources), options.settle(objective)
+    given, options = read_prompts(sources), options.resolve(objective)
     refuse_same_backbone(given, target)
     mesh = make_mesh(options.mesh)
     if objective == "distance":
@@ -801,19 +803,19 @@ def plan_projector(
     batch_sharding(mesh, options.batch_size)
     batch_sharding(mesh, options.eval_batch_size)
     definitions = read_tasks(tasks, given, data)
-    own = prompts_of_tasks(given, definitions, "source prompts")
+    in_task = prompts_of_tasks(given, definitions, "source prompts")
     length = options.length or (None if targets is None else length_of(read_prompts(targets)))
     options, backbone = with_backbone(given, target, options, objective, length, mesh)
     found = {
-        name: training_task(task, given[own[name]], backbone, options, mesh)
+        name: training_task(task, given[in_task[name]], backbone, options, mesh)
         for name, task in definitions.items()
     }
     learnt = {name: task for name, (task, _) in found.items()}
     answer_objective = next(iter(found.values()))[1]
     card = make_card(given, backbone, objective, tuple(definitions), options)
-    feed, module = TaskFeed(learnt, options.seed, mesh), backbone.module.clone(dropout_rate=0.0)
-    record = {"sources": prompt_record(given, own), "data": _data_record(learnt)}
-    return Plan(
+    feed, module = TaskBatches(learnt, options.seed, mesh), backbone.module.clone(dropout_rate=0.0)
+    record = {"sources": prompt_record(given, in_task), "data": _data_record(learnt)}
+    return ProjectorPlan(
         card=card,
         options=options,
         mesh=mesh,
@@ -835,7 +837,7 @@ def _plan_distance(
     targets: Prompts | None,
     options: ProjectorOptions,
     mesh: Mesh,
-) -> Plan:
+) -> ProjectorPlan:
     if targets is None:
         raise InputError(
             "the distance objective needs the target model's own prompts; give targets, a folder "
@@ -850,7 +852,7 @@ def _plan_distance(
             f"{_tasks_of(wanted)}; tune at least one task on both models"
         )
     names = [*learnt, *(name for name in common if name not in learnt)]
-    own = prompts_of_tasks(given, names, "source prompts")
+    in_task = prompts_of_tasks(given, names, "source prompts")
     goals = prompts_of_tasks(wanted, names, "target's own prompts")
     if options.length not in (None, length_of(wanted)):
         raise InputError(
@@ -861,17 +863,17 @@ def _plan_distance(
     check_targets(wanted, backbone)
     card = make_card(given, backbone, "distance", tuple(learnt), options)
     pairs = Pairs(
-        jnp.asarray(np.stack([given[own[name]].values for name in names])),
+        jnp.asarray(np.stack([given[in_task[name]].values for name in names])),
         jnp.asarray(np.stack([wanted[goals[name]].values for name in names])),
     )
     pairs, module, count = place(pairs, replicated(mesh)), card.module(), len(learnt)
-    record = {"sources": prompt_record(given, own), "targets": prompt_record(wanted, goals)}
+    record = {"sources": prompt_record(given, in_task), "targets": prompt_record(wanted, goals)}
 
     def batch_at(step: int) -> Array:
-        drawn = draw_pairs(options.seed, step, options.batch_size, count)
+        drawn = sample_pairs(options.seed, step, options.batch_size, count)
         return place(drawn.astype(np.int32), replicated(mesh))
 
-    return Plan(
+    return ProjectorPlan(
         card=card,
         options=options,
         mesh=mesh,
@@ -1039,7 +1041,7 @@ def train_projector(
 
 
 def _run(
-    plan: Plan,
+    plan: ProjectorPlan,
     folder: RunFolder | None,
     checkpoints: Checkpoints | None,
     progress: bool,
@@ -1075,16 +1077,16 @@ def _run(
     return ProjectorResult(projector, record, run.history, folder.path if folder else None)
 
 
-def _initial_state(plan: Plan) -> LoopState:
+def _initial_state(plan: ProjectorPlan) -> LoopState:
     card, options = plan.card, plan.options
     size = (card.source_length, card.source_width)
     params = initial_parameters(card.module(), *size, options.seed)
     optimizer = projector_optimizer(card.objective, options.learning_rate)
-    return start_state(place(start(params, optimizer), replicated(plan.mesh)))
+    return init_state_of(place(start(params, optimizer), replicated(plan.mesh)))
 
 
 def _record(
-    plan: Plan, history: list[dict[str, Any]], best_step: int, started_s: float
+    plan: ProjectorPlan, history: list[dict[str, Any]], best_step: int, started_s: float
 ) -> dict[str, Any]:
     """Puts the result together, with the scores as they were when the projector was kept."""
     kept = next(

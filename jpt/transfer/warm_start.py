@@ -23,11 +23,11 @@ from jpt.errors import InputError
 from jpt.io.files import make_folder, write_json, write_table
 from jpt.parallel import make_mesh
 from jpt.prompts.store import PROMPT_FILE, check_prompt, load_prompt, load_prompts
-from jpt.results.provenance import made_with
+from jpt.results.provenance import environment_info
 from jpt.results.records import Comparison
 from jpt.tasks.task import Task
-from jpt.tuning.bound_task import as_backbone, as_task, settle_options
-from jpt.tuning.tune import Start, TuneResult, read_start, tune
+from jpt.tuning.bound_task import resolve_backbone, resolve_options, resolve_task
+from jpt.tuning.tune import TuneResult, WarmStart, read_start, tune
 from jpt.types import Data, Prompt
 
 # --- How much training a warm start saves: the two speed-ups, defined, and what several seeds say
@@ -138,7 +138,7 @@ Sources = Mapping[str, Prompt | str | Path] | Iterable[str | Path] | str | Path
 """Prompts by name, or prompt files and run folders, or one of these."""
 
 
-def read_sources(sources: Sources, copy_moments: bool = False) -> dict[str, Start]:
+def read_sources(sources: Sources, copy_moments: bool = False) -> dict[str, WarmStart]:
     """Reads the sources of a warm-start study."""
     starts = {name: _read(name, source, copy_moments) for name, source in _by_name(sources).items()}
     load_prompts({name: start.prompt for name, start in starts.items()})  # they belong together
@@ -177,9 +177,9 @@ def source_name(source: str | Path) -> str:
     return path.name or path.resolve().name
 
 
-def _read(name: str, source: Prompt | str | Path, copy_moments: bool) -> Start:
+def _read(name: str, source: Prompt | str | Path, copy_moments: bool) -> WarmStart:
     if not copy_moments:
-        return Start(name, source if isinstance(source, Prompt) else load_prompt(source))
+        return WarmStart(name, source if isinstance(source, Prompt) else load_prompt(source))
     if isinstance(source, Prompt):
         raise InputError(
             f"source {name} is a prompt without a run, and a prompt has no moments; give the "
@@ -188,7 +188,7 @@ def _read(name: str, source: Prompt | str | Path, copy_moments: bool) -> Start:
     return read_start(name, source)
 
 
-def check_sources(starts: Mapping[str, Start], backbone: Backbone, other: bool) -> None:
+def check_sources(starts: Mapping[str, WarmStart], backbone: Backbone, other: bool) -> None:
     """Refuses sources that a backbone cannot read."""
     for name, start in starts.items():
         try:
@@ -207,7 +207,7 @@ WIDTH, NAME_WIDTH = 80, 22
 def warm_start_record(
     task: Task,
     backbone: Backbone,
-    starts: Mapping[str, Start | None],
+    starts: Mapping[str, WarmStart | None],
     runs: Runs,
     curves: Curves,
     tolerance: float,
@@ -241,7 +241,7 @@ def warm_start_record(
         "runs": [_run(key, runs[key], curves[key], finals[key], tolerance) for key in runs],
         "comparisons": comparisons,
         "notes": _notes(sources, compared, curves, seeds, tolerance),
-        **made_with(),
+        **environment_info(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
@@ -256,7 +256,7 @@ def _comparison(found: list[Comparison], gains: list[float]) -> dict[str, Any]:
     }
 
 
-def _source(start: Start) -> dict[str, Any]:
+def _source(start: WarmStart) -> dict[str, Any]:
     card = start.prompt.card
     of = {"task": card.task, "type": card.task_type, "seed": card.seed, "steps": card.steps}
     return {**start.record(), **of}
@@ -280,7 +280,7 @@ def _run(
 
 
 def _notes(
-    sources: Mapping[str, Start],
+    sources: Mapping[str, WarmStart],
     compared: Mapping[str, list[Comparison]],
     curves: Curves,
     seeds: list[int],
@@ -413,7 +413,7 @@ class _Study:
     task: Task
     backbone: Backbone
     options: TuneOptions
-    starts: dict[str, Start | None]
+    starts: dict[str, WarmStart | None]
 
     def shared(self) -> dict[str, Any]:
         """The options of every run: with the seed they fix order and number of the rows."""
@@ -514,12 +514,12 @@ def _prepare(
         raise InputError(
             f"length is {given.length}, but source {name} has {rows} rows; leave length out"
         )
-    definition = as_task(task, data)
+    definition = resolve_task(task, data)
     asked = start.prompt.card.backbone if backbone is None else backbone
     dropout, mesh = given.dropout == "paper", make_mesh(given.mesh)
-    model = as_backbone(asked, given.dtype, dropout, mesh, given.remat)
+    model = resolve_backbone(asked, given.dtype, dropout, mesh, given.remat)
     check_sources(starts, model, backbone is not None)
-    settled = settle_options(dataclasses.replace(given, length=rows), model, definition)
+    settled = resolve_options(dataclasses.replace(given, length=rows), model, definition)
     every = given.eval_every or max(1, settled.steps // SCORINGS)
     if every > settled.steps:
         raise InputError(

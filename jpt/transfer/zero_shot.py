@@ -33,22 +33,22 @@ from jpt.results.prompt_table import (
     UNTOUCHED,
     describe_matrix,
     describe_types,
-    own_prompts,
+    match_in_task_prompts,
     refuse_twice,
     relative_performance,
     summarize_transfer,
     write_transfer,
 )
-from jpt.results.provenance import made_with
+from jpt.results.provenance import environment_info
 from jpt.results.score_table import CELLS, Cell, CellFile, make_cell
 from jpt.tasks.catalog import load_task, task_type
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
-    PreparedTask,
-    as_backbone,
-    prepare_task,
+    BoundTask,
+    bind_task,
     prompts_at_once,
-    settle_length,
+    resolve_backbone,
+    resolve_max_tokens,
 )
 from jpt.types import Prompt, PromptCard, Score, TransferMatrix
 from jpt.version import __version__
@@ -210,7 +210,7 @@ def make_record(
     plan: MatrixPlan, cells: Cells, matrix: TransferMatrix, split: str, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Says what a matrix is made of and what it shows."""
-    own, notes = own_prompts(matrix.targets, plan.cards)
+    in_task, notes = match_in_task_prompts(matrix.targets, plan.cards)
     notes += [
         f"{name} has no {split} split: scored on {used}"
         for name, used in plan.splits.items()
@@ -224,11 +224,11 @@ def make_record(
     target_types = {name: task.type for name, task in plan.tasks.items()}
     return {
         "backbone": facts["backbone"],
-        "targets": _targets(plan, cells, own),
+        "targets": _targets(plan, cells, in_task),
         "prompts": prompts,
         **_seeds(plan, cells),
-        **summarize_transfer(matrix, own, target_types, kinds),
-        **made_with(),
+        **summarize_transfer(matrix, in_task, target_types, kinds),
+        **environment_info(),
         "device": facts["device"],
         "split": split,
         "random": _random(plan),
@@ -243,7 +243,7 @@ def _record_values(cells: Cells, task: str, runs: list[Any]) -> list[float]:
     return [cells[task, run.name].value for run in runs]
 
 
-def _targets(plan: MatrixPlan, cells: Cells, own: Mapping[str, str]) -> dict[str, Any]:
+def _targets(plan: MatrixPlan, cells: Cells, in_task: Mapping[str, str]) -> dict[str, Any]:
     first = plan.runs[0].name
     return {
         name: {
@@ -253,7 +253,7 @@ def _targets(plan: MatrixPlan, cells: Cells, own: Mapping[str, str]) -> dict[str
             "majority": cells[name, first].majority,
             "rows": cells[name, first].rows,
             "split": plan.splits[name],
-            "own_prompt": own.get(name),
+            "in_task_prompt": in_task.get(name),
         }
         for name, task in plan.tasks.items()
     }
@@ -306,7 +306,7 @@ class TransferResult:
 
     matrix: TransferMatrix
     relative: TransferMatrix
-    own: dict[str, str]
+    in_task: dict[str, str]
     record: dict[str, Any]
     cells: dict[tuple[str, str], Cell]
     scores: dict[tuple[str, str], Score]
@@ -319,7 +319,7 @@ class TransferResult:
             for target, each in of["targets"].items()
             if each["std"] is not None
         }
-        text = describe_matrix(self.matrix, self.own, self.record["notes"], deviations)
+        text = describe_matrix(self.matrix, self.in_task, self.record["notes"], deviations)
         means = describe_types(self.record["relative_by_type"])
         return f"{text}\n{means}" if means else text
 
@@ -410,8 +410,10 @@ def _result(
     }
     record = make_record(plan, cells, matrix, settings.split, facts)
     told = record["targets"].items()
-    own = {target: each["own_prompt"] for target, each in told if each["own_prompt"]}
-    return TransferResult(matrix, relative_performance(matrix, own), own, record, cells, scores)
+    in_task = {target: each["in_task_prompt"] for target, each in told if each["in_task_prompt"]}
+    return TransferResult(
+        matrix, relative_performance(matrix, in_task), in_task, record, cells, scores
+    )
 
 
 def _measure(
@@ -485,14 +487,14 @@ class _Scorer:
 
     def __init__(self, plan: MatrixPlan, chosen: _Model, settings: TransferOptions) -> None:
         self._mesh = chosen.mesh
-        model = as_backbone(chosen.backbone, settings.dtype, mesh=chosen.mesh)
+        model = resolve_backbone(chosen.backbone, settings.dtype, mesh=chosen.mesh)
         check_prompt(plan.first, model.name, model.config.width, model.layout, chosen.is_named)
         self._values = {run.name: _values(plan, run, model) for run in plan.runs}
         rows, first = len(plan.first.values), plan.first.card.first_position or 0
-        self._prepared: dict[str, PreparedTask] = {}
+        self._prepared: dict[str, BoundTask] = {}
         for name, task in plan.tasks.items():
-            tokens = settle_length(settings.max_tokens, model, task, rows, first)
-            self._prepared[name] = prepare_task(
+            tokens = resolve_max_tokens(settings.max_tokens, model, task, rows, first)
+            self._prepared[name] = bind_task(
                 task, model, tokens, settings.eval_batch_size, first, settings.label_scoring
             )
         self._splits = {

@@ -29,7 +29,7 @@ from jpt.errors import InputError
 from jpt.io.tokenizer import TextTokenizer
 from jpt.parallel import (
     fetch,
-    own_rows,
+    local_rows,
     place,
     place_batch,
     process_count,
@@ -41,14 +41,14 @@ from jpt.tasks.metrics import TEXT_METRICS, compute_measures, score_texts
 from jpt.tasks.task import Task
 from jpt.tasks.verbalizers import LabelWords, label_words
 from jpt.tuning.losses import (
-    NO_PIECE,
+    NO_TOKEN,
     Answer,
     NeuronMask,
     check_neuron_mask,
+    generation_totals,
     label_scores,
-    written_totals,
 )
-from jpt.types import Batch, Data, Parameters, Score, Written
+from jpt.types import Batch, Data, Generation, Parameters, Score
 
 # --- How rows and prompts are put together where they are scored; changes speed, never a number
 
@@ -78,7 +78,7 @@ class Batching(NamedTuple):
         return min(self.batch_size, self.cpu_rows * (1 if mesh is None else mesh.shape["data"]))
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Prompts that go through one program at once."""
 
     numbers: tuple[int, ...]  # their places among all prompts
@@ -99,14 +99,14 @@ def _platform(mesh: Mesh | None) -> str:
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
-def plan_pieces(
+def plan_chunks(
     config: Any,
     prompts: Sequence[Float[Array, "P D"] | None],
     split: EncodedSplit,
     batching: Batching,
     n_words: int,
     mesh: Mesh | None,
-) -> list[Piece]:
+) -> list[Chunk]:
     """Decides which prompts go through the model together, and puts them on the devices."""
     alone = [number for number, prompt in enumerate(prompts) if prompt is None]
     by_length: dict[int, list[int]] = {}
@@ -114,8 +114,8 @@ def plan_pieces(
         if prompt is not None:
             by_length.setdefault(len(prompt), []).append(number)
     if prompts_at_once(mesh) == 1:
-        return [Piece((number,), _alone(prompt, mesh)) for number, prompt in enumerate(prompts)]
-    pieces = [Piece((number,), None) for number in alone]
+        return [Chunk((number,), _alone(prompt, mesh)) for number, prompt in enumerate(prompts)]
+    pieces = [Chunk((number,), None) for number in alone]
     for rows, numbers in by_length.items():
         size = _fitting(config, rows, split, batching, n_words, mesh)
         for some in np.array_split(numbers, math.ceil(len(numbers) / size)):
@@ -143,14 +143,14 @@ def _alone(prompt: Float[Array, "P D"] | None, mesh: Mesh | None) -> Float[Array
 
 def _piece(
     prompts: Sequence[Float[Array, "P D"] | None], numbers: tuple[int, ...], mesh: Mesh
-) -> Piece:
+) -> Chunk:
     """Puts some prompts into one array; the last one is repeated until the axis divides them."""
     if len(numbers) == 1:
-        return Piece(numbers, _alone(prompts[numbers[0]], mesh))
+        return Chunk(numbers, _alone(prompts[numbers[0]], mesh))
     missing = -len(numbers) % mesh.shape["prompt"]
     chosen = [*numbers, *[numbers[-1]] * missing]
     bank = np.stack([np.asarray(fetch(prompts[number]), np.float32) for number in chosen])
-    return Piece(numbers, place(bank, prompt_sharding(mesh)))
+    return Chunk(numbers, place(bank, prompt_sharding(mesh)))
 
 
 # --- Scoring a prompt over every row of a split, whatever the batch size
@@ -172,11 +172,11 @@ def bank_logits(
     # many as a memory budget holds.
     n_labels = answer.n_labels or len(answer.label_ids)
     logits = np.zeros((len(prompts), split.n_rows, n_labels), np.float32)
-    n_words = 0 if answer.pieces is None else answer.pieces.size
-    pieces = plan_pieces(module.config, prompts, split, batching, n_words, mesh)
+    n_words = 0 if answer.label_tokens is None else answer.label_tokens.size
+    pieces = plan_chunks(module.config, prompts, split, batching, n_words, mesh)
     whole = mesh if process_count() > 1 else None
     pending: tuple[np.ndarray, list[Array]] | None = None
-    for rows, batch in placed_batches(split, batching, mesh):
+    for rows, batch in sharded_batches(split, batching, mesh):
         given = (batch, answer, neuron_mask, whole)
         scores = [_score_step(module, params, piece.values, *given) for piece in pieces]
         # One batch behind, so that the device computes while the host copies.
@@ -188,7 +188,7 @@ def bank_logits(
 
 def _collect(
     logits: Float[np.ndarray, "K N C"],
-    pieces: Sequence[Piece],
+    pieces: Sequence[Chunk],
     pending: tuple[np.ndarray, list[Array]] | None,
 ) -> None:
     if pending is not None:
@@ -218,14 +218,14 @@ def _score_step(
     return scores if mesh is None else jax.lax.with_sharding_constraint(scores, replicated(mesh))
 
 
-def placed_batches(
+def sharded_batches(
     split: EncodedSplit, batching: Batching, mesh: Mesh | None
 ) -> Iterator[tuple[Int[np.ndarray, "N"], Batch]]:
     """Goes through all rows of a split once; a process reads the rows of its own part."""
     size = batching.rows_at_once(mesh)
-    own = None if mesh is None else own_rows(mesh, size)
+    local = None if mesh is None else local_rows(mesh, size)
     shape = (size, batching.max_tokens, batching.pad)
-    for rows, batch in evaluation_batches(split, *shape, own):
+    for rows, batch in evaluation_batches(split, *shape, local):
         yield rows, batch if mesh is None else place_batch(batch, mesh, size)
 
 
@@ -260,11 +260,11 @@ def score_logits(
 def _loss_step(
     module: nn.Module, params: Parameters, prompt: Float[Array, "P D"] | None, batch: Batch
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    loss, _, total = written_totals(module, params, prompt, batch)
+    loss, _, total = generation_totals(module, params, prompt, batch)
     return loss, total
 
 
-def score_written(
+def score_generated(
     module: nn.Module,
     params: Parameters,
     prompt: Float[Array, "P D"] | None,
@@ -275,9 +275,9 @@ def score_written(
     mesh: Mesh | None = None,
 ) -> Score:
     """Lets a model write the answer of every row of a split and compares it with the references."""
-    rows: list[Written | None] = [None] * split.n_rows
+    rows: list[Generation | None] = [None] * split.n_rows
     loss = tokens = 0.0
-    for numbers, batch in placed_batches(split, batching, mesh):
+    for numbers, batch in sharded_batches(split, batching, mesh):
         found, total = fetch(_loss_step(module, params, prompt, batch))
         loss, tokens = loss + float(found), tokens + float(total)
         written = write_answers(module, params, prompt, batch, tokenizer, split.answers.width)
@@ -313,18 +313,20 @@ def write_answers(
 
 def _compare(
     split: EncodedSplit, number: int, ids: Sequence[int], tokenizer: TextTokenizer
-) -> Written:
+) -> Generation:
     answers = split.answers
     # A decoder's answer begins with the space behind its cue.
     text = tokenizer.decode(ids).strip()
-    return Written(text, answers.references[number], tuple(ids), answers.pieces[number])
+    return Generation(
+        text, answers.references[number], tuple(ids), answers.reference_tokens[number]
+    )
 
 
 # --- A task as one backbone reads it: label words found, rows tokenised, answers scored
 
 
 @dataclass(frozen=True)
-class PreparedTask:
+class BoundTask:
     """One task on one backbone."""
 
     task: Task  # what is asked
@@ -364,19 +366,19 @@ class PreparedTask:
         if neuron_mask is not None:
             check_neuron_mask(neuron_mask, backbone, task)
         module = backbone.module.clone(dropout_rate=0.0)
-        if task.is_written:
+        if task.is_generative:
             rows = (split, backbone.tokenizer, task.metric, self.batching, mesh)
-            return [score_written(module, backbone.params, prompt, *rows) for prompt in prompts]
+            return [score_generated(module, backbone.params, prompt, *rows) for prompt in prompts]
         found = bank_logits(
             module, backbone.params, prompts, split, self.answer, self.batching, mesh, neuron_mask
         )
         return [score_logits(each, split.labels, task.labels, task.metric) for each in found]
 
-    def describe_words(self) -> str:
+    def describe_label_words(self) -> str:
         """Lists label words with their ids, for the first line of a log."""
-        if self.task.is_written:
+        if self.task.is_generative:
             return f"the answer is written, in {self.answer_tokens} tokens at most"
-        by_label = zip(self.task.labels, self.words.words, self.words.pieces, strict=True)
+        by_label = zip(self.task.labels, self.words.words, self.words.token_ids, strict=True)
         return ", ".join(
             f"{label} = {' or '.join(map(self._describe_word, words, pieces))}"
             for label, words, pieces in by_label
@@ -384,9 +386,9 @@ class PreparedTask:
 
     def _describe_word(self, word: str, pieces: tuple[int, ...]) -> str:
         """A word with its ids, and its pieces where they show more, such as a leading space."""
-        tokenizer, is_whole = self.backbone.tokenizer, self.answer.pieces is not None
+        tokenizer, is_whole = self.backbone.tokenizer, self.answer.label_tokens is not None
         shown = pieces if is_whole else pieces[:1]
-        names = [tokenizer.piece(token) for token in shown]
+        names = [tokenizer.token_text(token) for token in shown]
         ids = " ".join(
             str(token) if [name] == [word] else f"{name} {token}"
             for name, token in zip(names, shown, strict=True)
@@ -394,7 +396,7 @@ class PreparedTask:
         return f"'{word}' ({ids}{', first piece' if len(shown) < len(pieces) else ''})"
 
 
-def prepare_task(
+def bind_task(
     task: Task,
     backbone: Backbone,
     max_tokens: int,
@@ -402,15 +404,15 @@ def prepare_task(
     first_position: int = 0,
     label_scoring: str = "phrase",
     answer_tokens: int | None = None,
-) -> PreparedTask:
+) -> BoundTask:
     """Finds a task's label words in a backbone's vocabulary."""
-    if task.is_written and backbone.layout == "encoder":
+    if task.is_generative and backbone.layout == "encoder":
         raise InputError(
             f"the answers of task {task.name} are written, but {backbone.name} has the layout "
             "encoder, which fills gaps and writes no text; take a T5 or a decoder, for instance "
             "builtin/t5-mini"
         )
-    if answer_tokens is not None and not task.is_written:
+    if answer_tokens is not None and not task.is_generative:
         raise InputError(
             f"answer_tokens is {answer_tokens}, but task {task.name} has labels "
             f"({', '.join(task.labels)}) and no answer to be written; leave it out"
@@ -419,7 +421,7 @@ def prepare_task(
     words = label_words(
         task, backbone.tokenizer, backbone.model_type, backbone.layout, label_scoring
     )
-    return PreparedTask(
+    return BoundTask(
         task,
         backbone,
         words,
@@ -430,9 +432,9 @@ def prepare_task(
     )
 
 
-def prepare_for(task: Task, backbone: Backbone, options: TuneOptions) -> PreparedTask:
+def bind(task: Task, backbone: Backbone, options: TuneOptions) -> BoundTask:
     """Prepares a task as the options of a run say."""
-    return prepare_task(
+    return bind_task(
         task,
         backbone,
         options.max_tokens,
@@ -444,24 +446,24 @@ def prepare_for(task: Task, backbone: Backbone, options: TuneOptions) -> Prepare
 
 def _answer(words: LabelWords, label_scoring: str, first_position: int) -> Answer:
     """Puts the words of all labels into arrays."""
-    flat = [pieces for of in words.pieces for pieces in of]
-    owners = [number for number, of in enumerate(words.pieces) for _ in of]
+    flat = [pieces for of in words.token_ids for pieces in of]
+    owners = [number for number, of in enumerate(words.token_ids) for _ in of]
     longest = max(map(len, flat), default=1)
     table = None
     if label_scoring == "phrase" and longest > 1:
-        padded = [[*pieces, *[NO_PIECE] * (longest - len(pieces))] for pieces in flat]
+        padded = [[*pieces, *[NO_TOKEN] * (longest - len(pieces))] for pieces in flat]
         table = jnp.asarray(padded, jnp.int32)
-    several = len(flat) > len(words.pieces)
+    several = len(flat) > len(words.token_ids)
     return Answer(
         jnp.asarray([pieces[0] for pieces in flat], jnp.int32),
         table,
         jnp.asarray(owners, jnp.int32) if several else None,
-        len(words.pieces) if several else 0,
+        len(words.token_ids) if several else 0,
         first_position,
     )
 
 
-def as_task(task: Task | str | Path, data: Data | None) -> Task:
+def resolve_task(task: Task | str | Path, data: Data | None) -> Task:
     """Loads a task unless it is one."""
     if isinstance(task, Task):
         return task if data is None else attach_data(task, data)
@@ -470,7 +472,7 @@ def as_task(task: Task | str | Path, data: Data | None) -> Task:
     return attach_data(load_task(task), data)
 
 
-def as_backbone(
+def resolve_backbone(
     backbone: Backbone | str | Path,
     dtype: str = "float32",
     dropout: bool = False,
@@ -510,7 +512,7 @@ def _checksum(split: EncodedSplit) -> str:
 # --- Choices that were left open, made for a backbone and a task; lengths held against positions
 
 
-def settle_options(options: TuneOptions, backbone: Backbone, task: Task) -> TuneOptions:
+def resolve_options(options: TuneOptions, backbone: Backbone, task: Task) -> TuneOptions:
     """Makes every choice that was left open: the backbone's, then the task's, then the paper's."""
     chosen = options.resolve({**_choices(task), **backbone.defaults})
     answer = chosen.answer_tokens or task.answer_tokens or 0
@@ -521,7 +523,7 @@ def settle_options(options: TuneOptions, backbone: Backbone, task: Task) -> Tune
     return chosen
 
 
-def settle_length(
+def resolve_max_tokens(
     max_tokens: int | None,
     backbone: Backbone,
     task: Task,
@@ -529,7 +531,7 @@ def settle_length(
     first_position: int = 0,
     answer_tokens: int | None = None,
 ) -> int:
-    """Chooses how long a text may be where a prompt is used, as `settle_options` does."""
+    """Chooses how long a text may be where a prompt is used, as `resolve_options` does."""
     answer = answer_tokens or task.answer_tokens or 0
     if max_tokens is None:
         choice = {**PAPER_CHOICES, **_choices(task), **backbone.defaults}["max_tokens"]

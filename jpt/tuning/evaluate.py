@@ -16,7 +16,7 @@ from jpt.parallel import make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
 from jpt.tasks.metrics import TEXT_METRICS, row_scores
 from jpt.tasks.task import Task
-from jpt.tuning.bound_task import as_backbone, as_task, prepare_task, settle_length
+from jpt.tuning.bound_task import bind_task, resolve_backbone, resolve_max_tokens, resolve_task
 from jpt.types import Data, Prompt, Score
 
 # --- What was answered to every row of a split, as JSON lines
@@ -80,7 +80,7 @@ def evaluate(
         backbone: instead of the one that the prompt's card names; the width is checked.
         max_tokens: longest text in tokens; by default the backbone's own choice.
         answer_tokens: longest written answer in tokens; by default the task's choice.
-        label_scoring: ``"phrase"`` or ``"first_piece"``: how a label word of several pieces counts.
+        label_scoring: ``"phrase"`` or ``"first_token"``: how a label word of several pieces counts.
         eval_batch_size: rows at once; changes speed, never a number.
         dtype: of weights and matrix products.
         mesh: devices by axis.
@@ -104,11 +104,13 @@ def evaluate(
     )
     check_choice("label_scoring", label_scoring, LABEL_SCORING)
     loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
-    devices, definition = make_mesh(mesh), as_task(task, data)
+    devices, definition = make_mesh(mesh), resolve_task(task, data)
     model = _backbone_of(loaded, backbone, dtype, devices)
     first = loaded.card.first_position or 0
-    tokens = settle_length(max_tokens, model, definition, len(loaded.values), first, answer_tokens)
-    prepared = prepare_task(
+    tokens = resolve_max_tokens(
+        max_tokens, model, definition, len(loaded.values), first, answer_tokens
+    )
+    prepared = bind_task(
         definition, model, tokens, eval_batch_size, first, label_scoring, answer_tokens
     )
     rows = prepared.split(split)
@@ -123,7 +125,7 @@ def _backbone_of(
 ) -> Backbone:
     """Loads what the prompt was tuned on, or what is asked for in its place."""
     name = backbone if backbone is not None else prompt.card.backbone
-    model = as_backbone(name, dtype, mesh=mesh)
+    model = resolve_backbone(name, dtype, mesh=mesh)
     check_prompt(prompt, model.name, model.config.width, model.layout, backbone is not None)
     return model
 

@@ -134,9 +134,9 @@ def _sizes(batch: Any) -> tuple[int, ...]:
     """Rows, tokens, answer tokens and packed places of a batch, where it is one of text."""
     batch = getattr(batch, "rows", batch)  # of a projector: the rows with their prompt
     sizes = tuple(getattr(getattr(batch, "tokens", None), "shape", ()))
-    answers, places = getattr(batch, "answers", None), getattr(batch, "places", None)
+    answers, packed_index = getattr(batch, "answers", None), getattr(batch, "packed_index", None)
     wide = 0 if answers is None else answers.shape[1]
-    return (*sizes, wide, 0 if places is None else places.shape[-1]) if sizes else ()
+    return (*sizes, wide, 0 if packed_index is None else packed_index.shape[-1]) if sizes else ()
 
 
 # --- The log of a run in TensorBoard and Weights & Biases too, beside ``metrics.jsonl``
@@ -333,7 +333,7 @@ COLUMNS = 80
 _FEWEST = 3  # two points are no curve
 
 
-def draw_loss(history: Iterable[Mapping[str, Any]]) -> str | None:
+def plot_loss(history: Iterable[Mapping[str, Any]]) -> str | None:
     """Draws the training loss with its first, lowest and last value."""
     lines = [line for line in history if line.get("split") == "train" and "loss" in line]
     if len(lines) < _FEWEST:

@@ -58,7 +58,7 @@ def check_neuron_mask(mask: NeuronMask, backbone: Backbone, task: Task) -> None:
             f"the neuron mask is {shape}, but {backbone.name} has {expected[0]} layers of"
             f" {expected[1]} neurons; make it from activations of this backbone (and stack)"
         )
-    if task.is_written:
+    if task.is_generative:
         raise InputError(
             f"the answers of task {task.name} are written, and neurons are masked only where"
             " labels are scored so far; leave this task out"
@@ -67,7 +67,7 @@ def check_neuron_mask(mask: NeuronMask, backbone: Backbone, task: Task) -> None:
 
 # --- What a prompt is tuned to do: score the right label above the others, or write the answer
 
-NO_PIECE = -1
+NO_TOKEN = -1
 """What stands behind the last piece of a word."""
 
 Prompts = Float[Array, "P D"] | Float[Array, "B P D"] | None
@@ -80,16 +80,16 @@ class Answer:
     # vocabulary id of each word's first piece; where nothing else is said, one word a label, in the
     # order of the classes. Empty where the answer is written
     label_ids: Int[Array, "W"]
-    # all pieces of each word, `NO_PIECE` behind the last one; None where the first piece tells a
+    # all pieces of each word, `NO_TOKEN` behind the last one; None where the first piece tells a
     # word
-    pieces: Int[Array, "W A"] | None = None
+    label_tokens: Int[Array, "W A"] | None = None
     # the class that each word stands for; None where each class has one word
     owners: Int[Array, "W"] | None = None
     n_labels: int = struct.field(pytree_node=False, default=0)  # C, where there are owners
     # position of the text's first token (imported BERT prompts: 1)
     first_position: int = struct.field(pytree_node=False, default=0)
     # how many of the words are the task's own, where others only fill a bank of tasks up
-    n_own: Int[Array, ""] | None = None
+    n_valid: Int[Array, ""] | None = None
 
 
 def answer_loss(
@@ -104,20 +104,20 @@ def answer_loss(
     """Gives the loss of a batch and the share of right answers."""
     inputs = (module, params, prompt, batch)
     if batch.answers is not None:
-        return written_loss(*inputs, dropout_key)
+        return generation_loss(*inputs, dropout_key)
     if objective == "labels":
         scores = label_scores(*inputs, answer, dropout_key)
         return label_loss(scores, batch.labels, batch.weights)
-    if answer.pieces is None:
+    if answer.label_tokens is None:
         logits = label_logits(*inputs, answer, dropout_key, all_words=True)
         words = answer.label_ids[_first_words(answer)]
         loss = vocabulary_loss(logits, words, batch.labels, batch.weights)
         scores = _by_label(logits[:, answer.label_ids], answer)
     else:
-        log_probs, is_piece = _piece_scores(*inputs, answer, dropout_key)
+        log_probs, is_token = _piece_scores(*inputs, answer, dropout_key)
         right = _first_words(answer)[batch.labels]  # [B]
         rows = jnp.arange(right.shape[0])
-        weights = is_piece[right].astype(jnp.float32) * batch.weights[:, None]
+        weights = is_token[right].astype(jnp.float32) * batch.weights[:, None]
         loss = -(log_probs[rows, right] * weights).sum() / weights.sum()
         scores = _by_label(log_probs.sum(-1), answer)
     return loss, label_loss(scores, batch.labels, batch.weights)[1]
@@ -136,7 +136,7 @@ def label_scores(
     # A word of several pieces has the logarithm of the probability of all its pieces, each given
     # those before it; a label of several words that of any of them.
     inputs = (module, params, prompt, batch, answer, dropout_key)
-    if answer.pieces is None:
+    if answer.label_tokens is None:
         return _by_label(label_logits(*inputs, neuron_mask=neuron_mask), answer)
     return _by_label(_piece_scores(*inputs, neuron_mask)[0].sum(-1), answer)
 
@@ -151,11 +151,11 @@ def _piece_scores(
     neuron_mask: NeuronMask | None = None,
 ) -> tuple[Float[Array, "B W A"], Bool[Array, "W A"]]:
     """The logarithm of each piece's probability, 0 where no piece is; and where pieces are."""
-    is_piece = answer.pieces != NO_PIECE
-    pieces = jnp.where(is_piece, answer.pieces, 0)[None]
-    found = _apply(module, params, prompt, batch, pieces, dropout_key, neuron_mask)
+    is_token = answer.label_tokens != NO_TOKEN
+    label_tokens = jnp.where(is_token, answer.label_tokens, 0)[None]
+    found = _apply(module, params, prompt, batch, label_tokens, dropout_key, neuron_mask)
     log_probs = found.log_probs
-    return jnp.where(is_piece[None], log_probs, 0.0), is_piece
+    return jnp.where(is_token[None], log_probs, 0.0), is_token
 
 
 def _apply(
@@ -168,7 +168,7 @@ def _apply(
     neuron_mask: NeuronMask | None = None,
 ) -> AnswerScores:
     options = {"rngs": None if dropout_key is None else {"dropout": dropout_key}}
-    options |= mask_options(neuron_mask) | {"places": batch.places}
+    options |= mask_options(neuron_mask) | {"packed_index": batch.packed_index}
     inputs = (batch.tokens, batch.lengths, prompt, answers)
     return module.apply({"params": params}, *inputs, method="score_answers", **options)
 
@@ -176,11 +176,11 @@ def _apply(
 def _by_label(scores: Float[Array, "B W"], answer: Answer) -> Float[Array, "B C"]:
     """Puts the words of one label together."""
     if answer.owners is None:
-        if answer.n_own is None:
+        if answer.n_valid is None:
             return scores
-        return jnp.where(jnp.arange(scores.shape[1])[None] < answer.n_own, scores, -jnp.inf)
-    is_own = answer.owners[None] == jnp.arange(answer.n_labels)[:, None]  # [C, W]
-    kept = jnp.where(is_own[None], scores[:, None], -jnp.inf)
+        return jnp.where(jnp.arange(scores.shape[1])[None] < answer.n_valid, scores, -jnp.inf)
+    belongs = answer.owners[None] == jnp.arange(answer.n_labels)[:, None]  # [C, W]
+    kept = jnp.where(belongs[None], scores[:, None], -jnp.inf)
     return jax.nn.logsumexp(kept, axis=-1)
 
 
@@ -188,11 +188,11 @@ def _first_words(answer: Answer) -> Int[Array, "C"]:
     """The number of each label's first word, which is the one that is trained to be written."""
     if answer.owners is None:
         return jnp.arange(answer.label_ids.shape[0])
-    is_own = answer.owners[None] == jnp.arange(answer.n_labels)[:, None]
-    return jnp.argmax(is_own, axis=1)
+    belongs = answer.owners[None] == jnp.arange(answer.n_labels)[:, None]
+    return jnp.argmax(belongs, axis=1)
 
 
-def written_loss(
+def generation_loss(
     module: nn.Module,
     params: Parameters,
     prompt: Prompts,
@@ -200,11 +200,11 @@ def written_loss(
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Gives the loss of answers to be written, and the share of tokens that would be written."""
-    loss, right, total = written_totals(module, params, prompt, batch, dropout_key)
+    loss, right, total = generation_totals(module, params, prompt, batch, dropout_key)
     return loss / total, right / total
 
 
-def written_totals(
+def generation_totals(
     module: nn.Module,
     params: Parameters,
     prompt: Prompts,
@@ -213,8 +213,8 @@ def written_totals(
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Adds up over the answer tokens of the weighted rows of a batch."""
     found = _apply(module, params, prompt, batch, batch.answers[:, None], dropout_key)
-    places = jnp.arange(batch.answers.shape[1])[None]
-    is_answer = (places < batch.answer_lengths[:, None]).astype(jnp.float32)
+    packed_index = jnp.arange(batch.answers.shape[1])[None]
+    is_answer = (packed_index < batch.answer_lengths[:, None]).astype(jnp.float32)
     weights = is_answer * batch.weights[:, None]
     right = found.is_best[:, 0].astype(jnp.float32)
     return -(found.log_probs[:, 0] * weights).sum(), (right * weights).sum(), weights.sum()
@@ -239,7 +239,7 @@ def label_logits(
         batch.lengths,
         prompt,
         label_ids=None if all_words else answer.label_ids,
-        places=batch.places,
+        packed_index=batch.packed_index,
         **start,
         **mask_options(neuron_mask),
         rngs=None if dropout_key is None else {"dropout": dropout_key},

@@ -21,13 +21,13 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, UInt32
 
-from jpt.data.batches import text_places
+from jpt.data.batches import pack_indices
 from jpt.errors import InputError, StoppedError
 from jpt.io.files import write_json
 from jpt.parallel import Vote, fetch, place, replicated
 from jpt.prompts.store import save_prompt
 from jpt.tuning.logging import CompileLog
-from jpt.tuning.losses import NO_PIECE, Answer
+from jpt.tuning.losses import NO_TOKEN, Answer
 from jpt.tuning.run_dir import BEST, LAST, RESULT, Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState, init_state, paper_step, prompt_optimizer
 from jpt.tuning.trainer import EXIT_CODES, LOG_EVERY, Schedule, stop_requests
@@ -38,19 +38,19 @@ from jpt.types import Batch, Parameters, Score
 # Nothing of the weights is copied: the products of all runs are one product, of which only the
 # prompt side has an axis of its own.
 
-BankStep = Callable[
+MultiRunStep = Callable[
     [Parameters, TuneState, Batch, Answer, Float[Array, "K"], UInt32[Array, "K"]],
     tuple[TuneState, StepMetrics],
 ]
 
 
 @lru_cache(maxsize=16)
-def bank_train_step(
+def multi_run_train_step(
     module: nn.Module,
     objective: str = "labels",
     mesh: Mesh | None = None,
     clip_norm: float | None = None,
-) -> BankStep:
+) -> MultiRunStep:
     """Gives the compiled step of a bank; rates and seeds are arguments, so that runs share it."""
     bank = jax.vmap(paper_step(module, objective, clip_norm), in_axes=(None, 0, 0, 0, 0, 0))
     shardings = {} if mesh is None else {"out_shardings": (run_sharding(mesh), replicated(mesh))}
@@ -79,12 +79,12 @@ def stack_batches(batches: Sequence[Batch], pad: int, groups: int | None = None)
     def padded(batch: Batch) -> Batch:
         room = longest - batch.tokens.shape[1]
         tokens = np.pad(batch.tokens, ((0, 0), (0, room)), constant_values=pad)
-        return batch._replace(tokens=tokens, places=None)
+        return batch._replace(tokens=tokens, packed_index=None)
 
     stacked = stack_trees([padded(batch) for batch in batches])
     if groups is None:
         return stacked
-    return stacked._replace(places=text_places(stacked.lengths, longest, groups))
+    return stacked._replace(packed_index=pack_indices(stacked.lengths, longest, groups))
 
 
 def stack_answers(answers: Sequence[Answer]) -> Answer:
@@ -93,33 +93,35 @@ def stack_answers(answers: Sequence[Answer]) -> Answer:
     if len(kinds) > 1:
         raise InputError(f"tasks with answers of {len(kinds)} kinds do not go into one bank")
     words = max(len(answer.label_ids) for answer in answers)
-    pieces = max((a.pieces.shape[1] for a in answers if a.pieces is not None), default=0)
-    return stack_trees([_filled_up(answer, words, pieces) for answer in answers])
+    tokens_each = max(
+        (a.label_tokens.shape[1] for a in answers if a.label_tokens is not None), default=0
+    )
+    return stack_trees([_filled_up(answer, words, tokens_each) for answer in answers])
 
 
 def answer_kind(answer: Answer) -> tuple[Any, ...]:
     """Says which answers go into one bank."""
     own = None
     if answer.owners is not None:
-        shape = None if answer.pieces is None else answer.pieces.shape
+        shape = None if answer.label_tokens is None else answer.label_tokens.shape
         own = (len(answer.owners), answer.n_labels, shape)
-    return answer.pieces is None, own, answer.first_position
+    return answer.label_tokens is None, own, answer.first_position
 
 
-def _filled_up(answer: Answer, words: int, pieces: int) -> Answer:
+def _filled_up(answer: Answer, words: int, tokens_each: int) -> Answer:
     """Repeats the last word and says how many are real; further pieces are none."""
     count = len(answer.label_ids)
     if answer.owners is not None or not count:
         return answer
     room = (0, words - count)
     filled = answer.replace(
-        label_ids=jnp.pad(answer.label_ids, room, mode="edge"), n_own=jnp.int32(count)
+        label_ids=jnp.pad(answer.label_ids, room, mode="edge"), n_valid=jnp.int32(count)
     )
-    if answer.pieces is None:
+    if answer.label_tokens is None:
         return filled
-    wide = ((0, 0), (0, pieces - answer.pieces.shape[1]))
-    longer = jnp.pad(answer.pieces, wide, constant_values=NO_PIECE)
-    return filled.replace(pieces=jnp.pad(longer, (room, (0, 0)), mode="edge"))
+    wide = ((0, 0), (0, tokens_each - answer.label_tokens.shape[1]))
+    longer = jnp.pad(answer.label_tokens, wide, constant_values=NO_TOKEN)
+    return filled.replace(label_tokens=jnp.pad(longer, (room, (0, 0)), mode="edge"))
 
 
 # --- The runs of a bank: what each keeps of its own, and which can be trained together
@@ -128,7 +130,7 @@ DIVERGED = "diverged.json"
 """Beside a run's log, where its loss has become no number: at which step."""
 
 
-class BankProgress(Protocol):
+class MultiRunProgress(Protocol):
     """Who is told how far a bank is."""
 
     def turned(self, steps: int, rows_per_s: float) -> None:
@@ -145,7 +147,7 @@ class BankProgress(Protocol):
 
 
 @dataclass
-class BankedRun:
+class SlotRun:
     """One run of a bank."""
 
     parts: PreparedRun  # backbone, rows, options, initial prompt
@@ -187,7 +189,7 @@ def read_diverged(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def bank_key(parts: PreparedRun) -> tuple[Any, ...]:
+def multi_run_key(parts: PreparedRun) -> tuple[Any, ...]:
     """Says which runs can be trained in one bank."""
     options, split = parts.options, parts.splits["train"]
     written = None if split.answers is None else split.answers.width
@@ -208,7 +210,7 @@ def scoring_key(parts: PreparedRun) -> tuple[Any, ...]:
     return parts.prepared.task.name, split.content, parts.prepared.batching, split.n_rows
 
 
-def finish_run(run: BankedRun, last: Float32[np.ndarray, "P D"]) -> dict[str, Any]:
+def finish_run(run: SlotRun, last: Float32[np.ndarray, "P D"]) -> dict[str, Any]:
     """Writes what a run ends with: its best and its last prompt, and its result."""
     values, score, step = run.best
     best = run.parts.prompt(values, step, score)
@@ -225,41 +227,41 @@ def finish_run(run: BankedRun, last: Float32[np.ndarray, "P D"]) -> dict[str, An
 
 
 @dataclass(frozen=True)
-class Timeline:
+class SlotSchedule:
     """Runs in their places."""
 
-    places: tuple[tuple[str, ...], ...]  # names of the runs of each place, in their order
+    slots: tuple[tuple[str, ...], ...]  # names of the runs of each place, in their order
     steps: Mapping[str, int]  # how many steps each run has
 
     @property
-    def turns(self) -> int:
+    def n_steps(self) -> int:
         """How many steps the longest place takes."""
-        return max(sum(self.steps[run] for run in place) for place in self.places)
+        return max(sum(self.steps[run] for run in place) for place in self.slots)
 
-    def at(self, turn: int) -> list[tuple[str, int] | None]:
+    def at(self, global_step: int) -> list[tuple[str, int] | None]:
         """Says which run each place holds and which step it does."""
-        return [self._at(place, turn) for place in self.places]
+        return [self._at(place, global_step) for place in self.slots]
 
-    def reached(self, turn: int) -> dict[str, int]:
+    def reached(self, global_step: int) -> dict[str, int]:
         """Says how many steps every run has done after a turn."""
         done = {}
-        for slot in self.places:
-            left = turn
+        for slot in self.slots:
+            left = global_step
             for run in slot:
                 done[run] = max(0, min(left, self.steps[run]))
                 left -= self.steps[run]
         return done
 
-    def _at(self, place: tuple[str, ...], turn: int) -> tuple[str, int] | None:
+    def _at(self, place: tuple[str, ...], global_step: int) -> tuple[str, int] | None:
         ends = list(accumulate(self.steps[run] for run in place))
-        number = bisect.bisect_left(ends, turn)
+        number = bisect.bisect_left(ends, global_step)
         if number == len(place):
             return None
         before = ends[number - 1] if number else 0
-        return place[number], turn - before
+        return place[number], global_step - before
 
 
-def pack_runs(steps: Mapping[str, int], places: int) -> list[Timeline]:
+def pack_runs(steps: Mapping[str, int], slots: int) -> list[SlotSchedule]:
     """Shares runs out over banks whose places all take about as long as the longest run."""
     # Long runs first, each into the place with the least to do: what `places` runs of the longest
     # length take is one bank.
@@ -276,8 +278,8 @@ def pack_runs(steps: Mapping[str, int], places: int) -> list[Timeline]:
         else:
             filled.append([run])
             loads.append(steps[run])
-    groups = [filled[first : first + places] for first in range(0, len(filled), places)]
-    return [Timeline(tuple(map(tuple, group)), dict(steps)) for group in groups]
+    groups = [filled[first : first + slots] for first in range(0, len(filled), slots)]
+    return [SlotSchedule(tuple(map(tuple, group)), dict(steps)) for group in groups]
 
 
 # --- Several runs trained at once on one frozen model: each ends as if it had run alone
@@ -287,15 +289,15 @@ def pack_runs(steps: Mapping[str, int], places: int) -> list[Timeline]:
 Turn = list[tuple[str, int] | None]
 
 
-def run_bank(
-    runs: Mapping[str, BankedRun],
-    timeline: Timeline,
+def fit_runs(
+    runs: Mapping[str, SlotRun],
+    slot_schedule: SlotSchedule,
     folder: str | Path,
-    progress: BankProgress,
+    progress: MultiRunProgress,
     checkpoint_every: int | None = None,
 ) -> None:
     """Trains the runs of a bank to their end; each writes its result into its own folder."""
-    if len({bank_key(run.parts) for run in runs.values()}) > 1:
+    if len({multi_run_key(run.parts) for run in runs.values()}) > 1:
         raise InputError("these runs differ in what a bank shares: backbone, sizes or objective")
     some = next(iter(runs.values())).parts
     every = checkpoint_every or some.options.checkpoint_every
@@ -303,26 +305,26 @@ def run_bank(
         for run in runs.values():
             held.enter_context(run.folder.lock())
         checkpoints = held.enter_context(Checkpoints(Path(folder), some.backbone.fingerprint))
-        _Bank(runs, timeline, checkpoints, progress, every).carry_out()
+        _MultiRun(runs, slot_schedule, checkpoints, progress, every).carry_out()
 
 
 @dataclass
-class _Bank:
+class _MultiRun:
     """The loop over turns."""
 
-    runs: Mapping[str, BankedRun]
-    timeline: Timeline
+    runs: Mapping[str, SlotRun]
+    slot_schedule: SlotSchedule
     checkpoints: Checkpoints
-    progress: BankProgress
+    progress: MultiRunProgress
     checkpoint_every: int
 
     def __post_init__(self) -> None:
         self.some = next(iter(self.runs.values())).parts
         self.mesh = self.some.mesh
         axis = self.mesh.shape["prompt"]
-        self.n_places = math.ceil(len(self.timeline.places) / axis) * axis
+        self.n_slots = math.ceil(len(self.slot_schedule.slots) / axis) * axis
         options = self.some.options
-        self.step = bank_train_step(
+        self.step = multi_run_train_step(
             self.some.backbone.module, options.objective, self.mesh, options.clip_norm
         )
         self.given: tuple[tuple[str | None, ...], tuple[Any, ...]] = ((), ())
@@ -331,17 +333,17 @@ class _Bank:
         first, state = self._start()
         pending, since_s, vote = None, time.monotonic(), Vote()
         with stop_requests() as stop, CompileLog(self.progress.say) as self.log:
-            for turn in range(first + 1, self.timeline.turns + 1):
-                now = self.timeline.at(turn)
+            for global_step in range(first + 1, self.slot_schedule.n_steps + 1):
+                now = self.slot_schedule.at(global_step)
                 state = self._enter(state, now)
                 state, metrics = self._do(state, now)
-                speed = (turn - first) / (time.monotonic() - since_s)
+                speed = (global_step - first) / (time.monotonic() - since_s)
                 self._report(pending, speed)
                 pending = (now, metrics)
                 due = self._due(now)
-                last = turn == self.timeline.turns
+                last = global_step == self.slot_schedule.n_steps
                 asked = vote(stop[0] if stop else 0)  # one signal stops all processes at one step
-                save = turn % self.checkpoint_every == 0 or last or bool(asked)
+                save = global_step % self.checkpoint_every == 0 or last or bool(asked)
                 if due or save:
                     self._report(pending, speed)
                     pending = None
@@ -349,19 +351,19 @@ class _Bank:
                 self._score(state, due)
                 ended = self._end(state, now)
                 if save or ended:
-                    self._save(turn, state)
+                    self._save(global_step, state)
                 since_s += time.monotonic() - before_s
                 if asked and not last:
-                    self._stop(asked, turn)
+                    self._stop(asked, global_step)
             asked = vote(stop[0] if stop else 0)
         self.checkpoints.wait()
         if asked:  # during the last turn: no further bank is to begin
-            self._stop(asked, self.timeline.turns)
+            self._stop(asked, self.slot_schedule.n_steps)
 
     def _start(self) -> tuple[int, TuneState]:
         """The state of the newest checkpoint, or that before the first turn."""
         blank = init_state(np.zeros_like(self.some.initial), prompt_optimizer(1.0))
-        state = place(stack_trees([blank] * self.n_places), run_sharding(self.mesh))
+        state = place(stack_trees([blank] * self.n_slots), run_sharding(self.mesh))
         like = self._whole(state)
         self.checkpoints.remove_leftovers()
         reached = self.checkpoints.latest_step
@@ -370,20 +372,20 @@ class _Bank:
                 run.rewind(0)
             return 0, state
         whole = self.checkpoints.load(like)
-        turn = int(fetch(whole["turn"]))
-        for name, step in self.timeline.reached(turn).items():
+        global_step = int(fetch(whole["global_step"]))
+        for name, step in self.slot_schedule.reached(global_step).items():
             self.runs[name].rewind(step)
         best = fetch(whole["best"])
-        for number, held in enumerate(self.timeline.at(turn)):
+        for number, held in enumerate(self.slot_schedule.at(global_step)):
             if held is not None:
                 self.runs[held[0]].best = (best[0][number], float(best[1][number]), best[2][number])
-        return turn, whole["tune"]
+        return global_step, whole["tune"]
 
-    def _whole(self, state: TuneState, turn: int = 0) -> dict[str, Any]:
+    def _whole(self, state: TuneState, global_step: int = 0) -> dict[str, Any]:
         """What a checkpoint holds: the places, and the best prompt of the run in each."""
-        held = self.timeline.at(turn) if turn else []
+        held = self.slot_schedule.at(global_step) if global_step else []
         bests = [self.runs[one[0]].best if one else (None, -math.inf, 0) for one in held]
-        bests += [(None, -math.inf, 0)] * (self.n_places - len(bests))
+        bests += [(None, -math.inf, 0)] * (self.n_slots - len(bests))
         zeros = np.zeros_like(self.some.initial)
         best = (
             np.stack([zeros if values is None else values for values, _, _ in bests]),
@@ -391,7 +393,7 @@ class _Bank:
             np.asarray([step for _, _, step in bests], np.int32),
         )
         whole = NamedSharding(self.mesh, PartitionSpec())
-        return {"tune": state, **place({"best": best, "turn": np.int32(turn)}, whole)}
+        return {"tune": state, **place({"best": best, "global_step": np.int32(global_step)}, whole)}
 
     def _enter(self, state: TuneState, now: Turn) -> TuneState:
         """Puts the initial prompt of every run that begins into its place."""
@@ -407,7 +409,7 @@ class _Bank:
         # A place without a run repeats another one's step; nobody reads what comes out.
         spare = next(held for held in now if held is not None)
         filled = [held or spare for held in now]
-        filled += [spare] * (self.n_places - len(filled))
+        filled += [spare] * (self.n_slots - len(filled))
         names = tuple(name for name, _ in filled)
         if self.given[0] != names:
             self.given = (names, self._arguments([self.runs[name].parts for name in names]))
@@ -442,7 +444,7 @@ class _Bank:
         self.progress.turned(active, rows_per_s * active)
 
     def _note(
-        self, run: BankedRun, held: tuple[str, int], numbers: list[float], rows_per_s: float
+        self, run: SlotRun, held: tuple[str, int], numbers: list[float], rows_per_s: float
     ) -> None:
         (name, step), (loss, accuracy, norm) = held, numbers
         if run.diverged is not None:
@@ -511,14 +513,14 @@ class _Bank:
                 self.progress.ended(name, record)
         return bool(ended)
 
-    def _save(self, turn: int, state: TuneState) -> None:
+    def _save(self, global_step: int, state: TuneState) -> None:
         # A copy, because the next step donates these arrays while they are being written.
-        self.checkpoints.save(turn, self._whole(jax.tree.map(jnp.copy, state), turn))
+        self.checkpoints.save(global_step, self._whole(jax.tree.map(jnp.copy, state), global_step))
 
-    def _stop(self, signal_number: int, turn: int) -> None:
+    def _stop(self, signal_number: int, global_step: int) -> None:
         self.checkpoints.wait()
         raise StoppedError(
-            f"stopped and saved after step {turn} of {self.timeline.turns} of a bank; the same "
+            f"stopped and saved after step {global_step} of {self.slot_schedule.n_steps} of a bank; the same "
             "command goes on from there",
             EXIT_CODES[signal_number],
         )

@@ -159,11 +159,11 @@ class Checkpoints:
     def _load(self, step: int, like: Any, cure: str) -> Any:
         """Loads one whole checkpoint; what is raised means that it does not fit."""
         folder = self.folder / str(step)
-        made_with = self._backbone_of(folder)
-        if self.backbone is not None and made_with not in (None, self.backbone):
+        environment_info = self._backbone_of(folder)
+        if self.backbone is not None and environment_info not in (None, self.backbone):
             raise InputError(
                 f"the checkpoint of step {step} in {self.folder} was made with other weights "
-                f"(hash {made_with}, now {self.backbone}); {cure}"
+                f"(hash {environment_info}, now {self.backbone}); {cure}"
             )
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like

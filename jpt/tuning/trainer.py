@@ -106,7 +106,7 @@ class _Clock:
         self._started_s += time.monotonic() - before_s
 
 
-def start_state(tune: TuneState) -> LoopState:
+def init_state_of(tune: TuneState) -> LoopState:
     """Builds the state before the first step."""
     # A copy: the step donates its prompt, and the best one has to outlive it.
     best = jax.tree.map(jnp.copy, tune.prompt)  # one array, or the weights of a projector

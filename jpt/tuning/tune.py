@@ -20,15 +20,15 @@ from jaxtyping import Array, Float, Float32, Int32, Int64
 
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
-from jpt.data.batches import TokenBudget, fill_up, make_batch, text_places, training_rows
+from jpt.data.batches import TokenBudget, fill_up, make_batch, pack_indices, training_rows
 from jpt.data.encode import EncodedSplit
 from jpt.errors import InputError
 from jpt.io.files import make_folder, write_json
 from jpt.parallel import (
     batch_sharding,
     describe_devices,
+    local_rows,
     make_mesh,
-    own_rows,
     place,
     place_batch,
     replicated,
@@ -38,15 +38,15 @@ from jpt.prompts.store import load_prompt, save_prompt
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     Batching,
-    PreparedTask,
-    as_backbone,
-    as_task,
+    BoundTask,
+    bind,
     data_record,
-    prepare_for,
-    settle_options,
+    resolve_backbone,
+    resolve_options,
+    resolve_task,
 )
 from jpt.tuning.evaluate import write_predictions
-from jpt.tuning.logging import LogSinks, Progress, draw_loss, parse_sinks, peak_memory_mb
+from jpt.tuning.logging import LogSinks, Progress, parse_sinks, peak_memory_mb, plot_loss
 from jpt.tuning.losses import Answer
 from jpt.tuning.run_dir import BEST, CHECKPOINTS, LAST, PREDICTIONS, RESULT, Checkpoints, RunFolder
 from jpt.tuning.step import (
@@ -57,7 +57,15 @@ from jpt.tuning.step import (
     paper_train_step,
     prompt_optimizer,
 )
-from jpt.tuning.trainer import LoopState, Run, Schedule, best_prompt, resume, run_loop, start_state
+from jpt.tuning.trainer import (
+    LoopState,
+    Run,
+    Schedule,
+    best_prompt,
+    init_state_of,
+    resume,
+    run_loop,
+)
 from jpt.types import Batch, Data, Parameters, Prompt, PromptCard, Score
 from jpt.version import __version__
 
@@ -65,7 +73,7 @@ from jpt.version import __version__
 
 
 @dataclass(frozen=True)
-class Feed:
+class TrainBatches:
     """Rows of a split as training batches."""
 
     split: EncodedSplit  # the encoded rows
@@ -83,24 +91,24 @@ class Feed:
         """Gives the batch of a step."""
         rows, size = self._rows_at(step)
         batch = make_batch(self.split, rows, size, self.batching.max_tokens, self.batching.pad)
-        return batch._replace(places=self._places(rows, size, batch.tokens.shape[1]))
+        return batch._replace(packed_index=self._pack(rows, size, batch.tokens.shape[1]))
 
-    def placed_at(self, step: int, mesh: Mesh) -> Batch:
+    def batch(self, step: int, mesh: Mesh) -> Batch:
         """Gives the batch of a step on the devices; a process reads the rows of its own part."""
         rows, size = self._rows_at(step)
         shape = (size, self.batching.max_tokens, self.batching.pad)
-        batch = make_batch(self.split, rows, *shape, own_rows(mesh, size))
-        places = self._places(rows, size, batch.tokens.shape[1])
-        if places is not None:
-            places = place(places, batch_sharding(mesh, self.shares))
-        return place_batch(batch, mesh, size)._replace(places=places)
+        batch = make_batch(self.split, rows, *shape, local_rows(mesh, size))
+        packed_index = self._pack(rows, size, batch.tokens.shape[1])
+        if packed_index is not None:
+            packed_index = place(packed_index, batch_sharding(mesh, self.shares))
+        return place_batch(batch, mesh, size)._replace(packed_index=packed_index)
 
-    def _places(
+    def _pack(
         self, rows: Int64[np.ndarray, "N"], size: int, text: int
     ) -> Int32[np.ndarray, "G N"] | None:
         if not self.is_packed:
             return None
-        return text_places(self.split.lengths[fill_up(rows, size)], text, self.shares)
+        return pack_indices(self.split.lengths[fill_up(rows, size)], text, self.shares)
 
     def _rows_at(self, step: int) -> tuple[Int64[np.ndarray, "N"], int]:
         """The numbers of a step's rows, and the places of its batch."""
@@ -111,16 +119,16 @@ class Feed:
         return training_rows(options.seed, step, size, self.split.n_rows, lengths), size
 
 
-def make_feed(
+def make_train_batches(
     split: EncodedSplit, options: TuneOptions, batching: Batching, layout: str, shares: int = 1
-) -> Feed:
+) -> TrainBatches:
     """Decides how rows are put into batches."""
     budget = None
     if options.tokens_per_batch is not None:
         beside = {"encoder": options.length + 1, "encoder_decoder": options.length}.get(layout, 0)
         tokens = options.tokens_per_batch
         budget = TokenBudget(split.lengths, options.max_tokens, tokens, beside, shares)
-    return Feed(split, options, batching, budget, shares)
+    return TrainBatches(split, options, batching, budget, shares)
 
 
 def training_batches(
@@ -149,11 +157,13 @@ def training_batches(
         >>> next(batches).labels.shape
         (4,)
     """
-    model, definition = as_backbone(backbone), as_task(task, data)
-    chosen = settle_options(TuneOptions(**options), model, definition)
-    prepared = prepare_for(definition, model, chosen)
+    model, definition = resolve_backbone(backbone), resolve_task(task, data)
+    chosen = resolve_options(TuneOptions(**options), model, definition)
+    prepared = bind(definition, model, chosen)
     shares = make_mesh(chosen.mesh).shape["data"]
-    feed = make_feed(prepared.split("train"), chosen, prepared.batching, model.layout, shares)
+    feed = make_train_batches(
+        prepared.split("train"), chosen, prepared.batching, model.layout, shares
+    )
     return (feed.batch_at(step) for step in range(chosen.steps))
 
 
@@ -161,7 +171,7 @@ def training_batches(
 
 
 def initial_prompt(
-    backbone: Backbone, prepared: PreparedTask, options: TuneOptions
+    backbone: Backbone, prepared: BoundTask, options: TuneOptions
 ) -> Float32[np.ndarray, "P D"]:
     """Builds the initial rows of a run."""
     return initial_rows(
@@ -176,7 +186,7 @@ def initial_rows(
     tokenizer = backbone.tokenizer
     # The table may have rows that the tokenizer does not name (padding to a round number).
     count = min(backbone.config.vocabulary, tokenizer.vocabulary_size)
-    pieces = [tokenizer.piece(token) for token in range(count)]
+    pieces = [tokenizer.token_text(token) for token in range(count)]
     special = {token for token in tokenizer.ids if token is not None}
     return initial_values(
         parse_init(init),
@@ -195,7 +205,7 @@ def initial_rows(
 
 
 @dataclass(frozen=True)
-class OwnStep:
+class CompiledStep:
     """A compiled step on one backbone and one task."""
 
     run: BoundStep  # the compiled step; runs of every rate and seed share its program
@@ -229,7 +239,7 @@ def train_step(
     *,
     data: Data | None = None,
     **options: Any,
-) -> tuple[OwnStep, TuneState]:
+) -> tuple[CompiledStep, TuneState]:
     """Gives the very step that `jpt.tune` does, and the state before the first one.
 
     With the same options `jpt.training_batches` gives the batches.
@@ -257,14 +267,14 @@ def train_step(
         (1, ())
     """
     given = TuneOptions(**options)
-    mesh, definition = make_mesh(given.mesh), as_task(task, data)
-    model = as_backbone(backbone, given.dtype, given.dropout == "paper", mesh, given.remat)
-    chosen = settle_options(given, model, definition)
-    prepared = prepare_for(definition, model, chosen)
+    mesh, definition = make_mesh(given.mesh), resolve_task(task, data)
+    model = resolve_backbone(backbone, given.dtype, given.dropout == "paper", mesh, given.remat)
+    chosen = resolve_options(given, model, definition)
+    prepared = bind(definition, model, chosen)
     values = initial_prompt(model, prepared, chosen)
     state = init_state(values, prompt_optimizer(chosen.learning_rate))
     run = step_of(model, chosen, mesh)
-    step = OwnStep(run, model.params, prepared.answer)
+    step = CompiledStep(run, model.params, prepared.answer)
     return step, place(state, replicated(mesh))
 
 
@@ -280,7 +290,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """Where a run starts in place of an initialiser."""
 
     name: str  # what it is called in cards and records
@@ -310,7 +320,7 @@ class Start:
         return {"name": self.name, "sha256": checksum, "moments": self.moments is not None}
 
 
-def read_start(name: str, run: str | Path) -> Start:
+def read_start(name: str, run: str | Path) -> WarmStart:
     """Reads the newest checkpoint of a finished run: its last prompt with Adam's moments."""
     # The last prompt and not the best one, because the moments belong to it.
     folder = Path(run)
@@ -321,7 +331,7 @@ def read_start(name: str, run: str | Path) -> Start:
         if not (folder / part).exists():
             raise InputError(f"source {name}: {run} holds no {part}; {need}")
     best = load_prompt(folder)
-    like = start_state(init_state(np.zeros_like(best.values), prompt_optimizer(1.0)))
+    like = init_state_of(init_state(np.zeros_like(best.values), prompt_optimizer(1.0)))
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step is None:
             raise InputError(f"source {name}: {run}/{CHECKPOINTS} holds no checkpoint; {need}")
@@ -330,7 +340,7 @@ def read_start(name: str, run: str | Path) -> Start:
         *(np.asarray(optax.tree.get(state.optimizer, part), np.float32) for part in ("mu", "nu"))
     )
     card = dataclasses.replace(best.card, steps=int(state.step), score=None)
-    return Start(name, Prompt(np.asarray(state.prompt, np.float32), card), moments)
+    return WarmStart(name, Prompt(np.asarray(state.prompt, np.float32), card), moments)
 
 
 # --- Tuning a prompt from start to end: the main path of jpt
@@ -366,7 +376,7 @@ class TuneResult:
             f"{record['task']} on {record['backbone']}: {', '.join(scored)}; best at step "
             f"{record['best_step']} of {record['steps']}, {record['elapsed_s']:.0f} s"
         ]
-        lines += [curve] if (curve := draw_loss(self.history)) else []
+        lines += [curve] if (curve := plot_loss(self.history)) else []
         if self.folder is not None:
             lines.append(f"prompt: {self.folder / BEST}")
         return "\n".join(lines)
@@ -381,13 +391,13 @@ class PreparedRun:
     """Everything a run is made of, before its first step."""
 
     backbone: Backbone
-    prepared: PreparedTask
+    prepared: BoundTask
     options: TuneOptions
     splits: dict[str, EncodedSplit]
     initial: Float[np.ndarray, "P D"]
     mesh: Mesh
-    feed: Feed
-    start: Start | None = None
+    feed: TrainBatches
+    start: WarmStart | None = None
     score_start: bool = False
 
     def config(self) -> dict[str, Any]:
@@ -406,7 +416,7 @@ class PreparedRun:
             "task": task.name,
             "template": list(task.template(self.backbone.layout)),
             "label_words": dict(zip(task.labels, self.prepared.words.words, strict=True)),
-            "label_ids": self.prepared.words.pieces,
+            "label_ids": self.prepared.words.token_ids,
             "data": data_record(self.splits),
             **dataclasses.asdict(self.options),
             **asked,
@@ -414,7 +424,7 @@ class PreparedRun:
 
     def batch_at(self, step: int) -> Batch:
         """Gives the batch of a step, on the devices."""
-        return self.feed.placed_at(step, self.mesh)
+        return self.feed.batch(step, self.mesh)
 
     def score(self, prompt: Float[Array, "P D"], split: str) -> Score:
         """Scores a prompt over a whole split, without dropout."""
@@ -443,7 +453,7 @@ def tune(
     out: str | Path | None = None,
     *,
     data: Data | None = None,
-    start: Start | None = None,
+    start: WarmStart | None = None,
     score_start: bool = False,
     predictions: bool = False,
     log: str | Sequence[str] | None = None,
@@ -486,7 +496,7 @@ def tune(
         folder.tidy()
         return _finished(folder)
     if progress:
-        _say_facts(study)
+        _describe_environment(study)
     if folder is None:
         return _run(study, None, None, progress, started_s, sinks=sinks)
     where, weights = folder.path / CHECKPOINTS, study.backbone.fingerprint
@@ -499,16 +509,18 @@ def prepare_run(
     task: Task | str | Path,
     data: Data | None,
     options: TuneOptions,
-    start: Start | None = None,
+    start: WarmStart | None = None,
     score_start: bool = False,
     splits: dict[str, EncodedSplit] | None = None,
 ) -> PreparedRun:
     """Loads and checks everything, cheap things first, before anything is compiled."""
     mesh = make_mesh(options.mesh)
-    definition = as_task(task, data)
-    model = as_backbone(backbone, options.dtype, options.dropout == "paper", mesh, options.remat)
-    options = settle_options(options, model, definition)
-    prepared = prepare_for(definition, model, options)
+    definition = resolve_task(task, data)
+    model = resolve_backbone(
+        backbone, options.dtype, options.dropout == "paper", mesh, options.remat
+    )
+    options = resolve_options(options, model, definition)
+    prepared = bind(definition, model, options)
     if start is None:
         initial = initial_prompt(model, prepared, options)
     else:
@@ -517,7 +529,9 @@ def prepare_run(
     for rows in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, rows)
     splits = prepared.splits() if splits is None else splits
-    feed = make_feed(splits["train"], options, prepared.batching, model.layout, mesh.shape["data"])
+    feed = make_train_batches(
+        splits["train"], options, prepared.batching, model.layout, mesh.shape["data"]
+    )
     return PreparedRun(model, prepared, options, splits, initial, mesh, feed, start, score_start)
 
 
@@ -554,7 +568,7 @@ def _run(
         checkpoints=checkpoints,
         keep_best=None if folder is None else keep_best,
     )
-    state = resume(run, start_state(_initial_state(study)))
+    state = resume(run, init_state_of(_initial_state(study)))
     with LogSinks(sinks, folder and folder.path, study.config(), run.history) as run.sinks:
         with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
             state = run_loop(run, state, bar)
@@ -622,7 +636,7 @@ def _finished(folder: RunFolder) -> TuneResult:
     )
 
 
-def _say_facts(study: PreparedRun, say: Callable[[str], None] | None = None) -> None:
+def _describe_environment(study: PreparedRun, say: Callable[[str], None] | None = None) -> None:
     """Prints what runs where: devices, mesh, counts, label words with ids, rows."""
     say = say or (lambda line: print(line, file=sys.stderr))
     backbone, options, mesh = study.backbone, study.options, study.mesh
@@ -637,7 +651,7 @@ def _say_facts(study: PreparedRun, say: Callable[[str], None] | None = None) -> 
         f"{backbone.name}: {backbone.frozen_count:,} weights frozen · prompt {options.length} x "
         f"{backbone.config.width} = {options.length * backbone.config.width:,} trainable"
     )
-    say(f"{study.prepared.task.name}: {study.prepared.describe_words()}")
+    say(f"{study.prepared.task.name}: {study.prepared.describe_label_words()}")
     say(f"rows: {rows}; {cut} cut to {options.max_tokens} tokens{more}")
     for note in backbone.notes:
         say(note)
@@ -732,7 +746,7 @@ def tune_seeds(
     if not isinstance(backbone, Backbone):
         choices = {"dtype": options.get("dtype", "float32"), "remat": options.get("remat", "dots")}
         choices |= {"dropout": options.get("dropout") == "paper"}
-        backbone = as_backbone(backbone, mesh=make_mesh(options.get("mesh")), **choices)
+        backbone = resolve_backbone(backbone, mesh=make_mesh(options.get("mesh")), **choices)
     folder = None if out is None else make_folder(out)
     results = {
         seed: tune(

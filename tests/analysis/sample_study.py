@@ -67,7 +67,7 @@ def write_transfer_facts(folder: Path, **changes: object) -> None:
             "metric": "accuracy",
             "majority": 0.5,
             "rows": 1821,
-            "own_prompt": name,
+            "in_task_prompt": name,
         }
         for name, kind in TYPES.items()
     }
@@ -115,7 +115,7 @@ def write_correlations(
         }
 
     part = {n: record(overlap if "overlap" in n else embedding) for n in INDICATORS}
-    write_json(folder / "correlation.json", {"own_in": part, "own_out": part})
+    write_json(folder / "correlation.json", {"including_in_task": part, "excluding_in_task": part})
 
 
 def write_types(folder: Path) -> None:
@@ -178,16 +178,19 @@ def write_masks(folder: Path, own: float = 0.6, random: float = 0.9, scatter: fl
         name: {
             **{"task": f"builtin/{name}", "type": kind, "prompt": name, "metric": "accuracy"},
             **{"split": "test", "rows": 300, "majority": 0.5, "unmasked": 0.8},
-            "masks": {"own": mask(own, steps[name], 1), "random": mask(random, -steps[name], 2)},
+            "masks": {
+                "in_task": mask(own, steps[name], 1),
+                "random": mask(random, -steps[name], 2),
+            },
         }
         for name, kind in TYPES.items()
     }
-    kinds = {"own": own, "random": random}
+    kinds = {"in_task": own, "random": random}
     record = {
         **{"backbone": "builtin/bert-small", "ratio": 0.2, "layers": [0, 3], "split": "test"},
-        **{"silent_neurons": 5, "neurons": 24, "targets": targets, "notes": []},
+        **{"masked_neurons": 5, "neurons": 24, "targets": targets, "notes": []},
         "relative_by_type": dict.fromkeys(("sentiment", "nli"), kinds),
-        **{"other_by_type": None, "own_below_random": {"tasks": 4, "of": 4}},
+        **{"other_by_type": None, "in_task_below_random": {"tasks": 4, "of": 4}},
     }
     write_json(folder / "mask.json", record)
 

@@ -12,7 +12,7 @@ from jpt.indicators.indicators import Indicators
 from jpt.indicators.pairs import summarize_types
 from jpt.report.findings import find
 from jpt.report.report import notes, report
-from jpt.report.study import lay_out, read_study
+from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import write_transfer
 from jpt.types import TransferMatrix
 from tests.analysis.sample_study import ORDERED, SCORES, TASKS, PageReader, write_study
@@ -58,7 +58,7 @@ def test_it_is_told_as_what_it_is(folder: Path, tables: dict) -> None:
 def test_findings_and_notes_are_as_without_it(folder: Path, tmp_path: Path) -> None:
     told = []
     for study in (read_study(write_study(tmp_path / "study")), read_study(folder)):
-        layout = lay_out(study)
+        layout = order_study(study)
         told.append((find(study, layout), notes(study, layout)))
         assert layout.sources == ORDERED and "none" not in layout.every
     assert told[0] == told[1] and told[0][0]
@@ -69,7 +69,10 @@ def test_correlations_and_means_leave_it_out() -> None:
     found = Indicators(TASKS, {"cosine_concat": column + column.T})
     narrow = TransferMatrix(TASKS, (*TASKS, "random"), SCORES, ("accuracy",) * 4)
     before, after = correlate(found, narrow), correlate(found, with_none())
-    assert (before.own_in, before.own_out) == (after.own_in, after.own_out)
+    assert (before.including_in_task, before.excluding_in_task) == (
+        after.including_in_task,
+        after.excluding_in_task,
+    )
     assert before.notes == after.notes
     means = [summarize_types(found, matrix) for matrix in (narrow, with_none())]
     untouched = [each["relative_transfer"].pop("untouched_mean") for each in means]

@@ -17,12 +17,12 @@ from jpt.indicators.source_selection import (
     judge_few_rows,
     judge_ranking,
     leave_one_out,
-    sureness,
+    mutual_information,
 )
 from jpt.io.files import read_table
 from jpt.recipes.interop import import_reference
 from jpt.results.prompt_table import read_transfer
-from jpt.results.records import Choice
+from jpt.results.records import SourceChoice
 from jpt.types import PromptCard, TransferMatrix
 
 NAN = np.nan
@@ -61,7 +61,7 @@ def plain_choice(guesses: list[float], scores: list[float]) -> tuple[float, floa
 )
 def test_choices_by_hand(guesses, scores, expected) -> None:
     found = judge_choice(np.array(guesses, float), np.array(scores, float))
-    assert found == Choice(*expected, sources=int((~np.isnan(np.array(scores, float))).sum()))
+    assert found == SourceChoice(*expected, sources=int((~np.isnan(np.array(scores, float))).sum()))
 
 
 @pytest.mark.parametrize(
@@ -148,11 +148,11 @@ def test_only_trained_prompts_of_other_tasks_can_be_chosen() -> None:
     assert any("elsewhere" in note and "no choice to judge" in note for note in found.notes)
     # imdb: mnli (0.3) before sst2 (0.2), though imdb_again (0.9) is its own; mnli: sst2 (0.4).
     assert found.per_target["cosine_concat"] == {
-        "imdb": Choice(0, 2, 0.25, 2),
-        "mnli": Choice(0, 3, 0.375, 3),
+        "imdb": SourceChoice(0, 2, 0.25, 2),
+        "mnli": SourceChoice(0, 3, 0.375, 3),
     }
     assert found.per_target[SAME_TYPE] == {
-        "imdb": Choice(1, 1, 0, 2),
+        "imdb": SourceChoice(1, 1, 0, 2),
         "mnli": pytest.approx((1 / 3, 2, 0.625 - 1.375 / 3, 3)),  # none is of its type: chance
     }
     record = found.record["rankings"]["cosine_concat"]
@@ -224,7 +224,7 @@ def test_sureness_is_the_mutual_information_written_out() -> None:
         for n in range(50)
         for c in range(3)
     )
-    assert sureness(np.log(probs)) == pytest.approx(expected / np.log(3), rel=1e-12)
+    assert mutual_information(np.log(probs)) == pytest.approx(expected / np.log(3), rel=1e-12)
     constant = np.log(np.tile([[0.98, 0.01, 0.01]], (5, 1)))
-    assert sureness(constant) == pytest.approx(0, abs=1e-12)
-    assert sureness(np.full((5, 3), -np.log(3))) == pytest.approx(0, abs=1e-12)
+    assert mutual_information(constant) == pytest.approx(0, abs=1e-12)
+    assert mutual_information(np.full((5, 3), -np.log(3))) == pytest.approx(0, abs=1e-12)

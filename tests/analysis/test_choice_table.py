@@ -13,7 +13,7 @@ from jpt.indicators.indicators import Indicators, indicators
 from jpt.indicators.source_selection import judge_indicators
 from jpt.io.files import read_table, write_json
 from jpt.recipes.interop import import_reference
-from jpt.report.study import read_choice_facts
+from jpt.report.study import read_selection_record
 from jpt.results.statistics import mean_interval
 from jpt.types import PromptCard, TransferMatrix
 
@@ -89,7 +89,7 @@ def test_ties_name_all_their_sources_and_what_says_nothing_names_none(tmp_path: 
     assert record["chosen"]["neuron_overlap"]["imdb"]["sources"] == ["mnli"]
     assert record["chosen"]["same_type"]["mnli"]["sources"] == ["snli"]
     write_json(tmp_path / "choice.json", record)
-    facts = read_choice_facts(tmp_path / "choice.json", "jpt indicators")
+    facts = read_selection_record(tmp_path / "choice.json", "jpt indicators")
     assert facts.ranges["mnli"].best == ("snli",) and facts.ranges["mnli"].sources == 2
     assert facts.chosen["cosine_concat"]["imdb"].sources == ("mnli", "snli")
     assert facts.means["same_type"].regret == record["rankings"]["same_type"]["regret"]
@@ -117,4 +117,4 @@ def test_where_nothing_can_be_judged_the_reason_is_told() -> None:
 def test_broken_files_are_told_by_place(tmp_path: Path, change: dict, said: str) -> None:
     write_json(tmp_path / "choice.json", change)
     with pytest.raises(InputError, match=said):
-        read_choice_facts(tmp_path / "choice.json", "jpt indicators")
+        read_selection_record(tmp_path / "choice.json", "jpt indicators")

@@ -34,10 +34,10 @@ def with_scores(scores: np.ndarray, prompts: tuple[str, ...] = NAMES) -> Transfe
     return TransferMatrix(NAMES[: len(scores)], prompts, scores, ("accuracy",) * len(scores))
 
 
-@pytest.mark.parametrize("own", ["own_in", "own_out"])
+@pytest.mark.parametrize("in_task", ["including_in_task", "excluding_in_task"])
 def test_scipy_agrees(own: str) -> None:
     result = getattr(correlate(FOUND, MATRIX), own)
-    keep = np.ones((6, 6), bool) if own == "own_in" else ~np.eye(6, dtype=bool)
+    keep = np.ones((6, 6), bool) if own == "including_in_task" else ~np.eye(6, dtype=bool)
     relative = SCORES / SCORES.diagonal()[:, None]
     for name, found in result.items():
         column = FOUND[name]
@@ -67,12 +67,14 @@ def test_order_of_targets_and_prompts_changes_nothing() -> None:
         ("accuracy",) * 6,
     )
     one, other = correlate(FOUND, MATRIX), correlate(FOUND, moved)
-    for name, found in one.own_out.items():
+    for name, found in one.excluding_in_task.items():
         assert found.pooled_relative == pytest.approx(
-            other.own_out[name].pooled_relative, abs=1e-14
+            other.excluding_in_task[name].pooled_relative, abs=1e-14
         )
         for target, value in found.per_target.items():
-            assert other.own_out[name].per_target[target] == pytest.approx(value, abs=1e-14)
+            assert other.excluding_in_task[name].per_target[target] == pytest.approx(
+                value, abs=1e-14
+            )
 
 
 def test_matrix_from_its_file_and_record_to_file(tmp_path: Path) -> None:
@@ -80,8 +82,14 @@ def test_matrix_from_its_file_and_record_to_file(tmp_path: Path) -> None:
     result = correlate(FOUND, tmp_path / "transfer.csv")
     assert result == correlate(FOUND, MATRIX)
     record = json.loads(json.dumps(result.record, allow_nan=False))
-    assert list(record) == ["own_in", "own_out", "overlap_lead", "intervals", "notes"]
-    assert list(record["own_in"]["cosine_concat"]) == [
+    assert list(record) == [
+        "including_in_task",
+        "excluding_in_task",
+        "overlap_lead",
+        "intervals",
+        "notes",
+    ]
+    assert list(record["including_in_task"]["cosine_concat"]) == [
         "mean_over_targets",
         "pooled_relative",
         "pooled_raw",
@@ -93,7 +101,10 @@ def test_matrix_from_its_file_and_record_to_file(tmp_path: Path) -> None:
 
 
 def same_values(one: CorrelationResult, other: CorrelationResult) -> bool:
-    return (one.own_in, one.own_out) == (other.own_in, other.own_out)
+    return (one.including_in_task, one.excluding_in_task) == (
+        other.including_in_task,
+        other.excluding_in_task,
+    )
 
 
 def test_random_prompt_is_no_source() -> None:
@@ -104,7 +115,10 @@ def test_random_prompt_is_no_source() -> None:
     column = np.pad(FOUND["cosine_concat"], (0, 1))
     noise = {**CARDS, "random": PromptCard("bert", "random")}
     both = correlate(Indicators(names, {"cosine_concat": column}, noise), matrix)
-    assert both.own_in["cosine_concat"] == correlate(FOUND, MATRIX).own_in["cosine_concat"]
+    assert (
+        both.including_in_task["cosine_concat"]
+        == correlate(FOUND, MATRIX).including_in_task["cosine_concat"]
+    )
 
 
 def test_tasks_restrict_targets_and_sources() -> None:
@@ -130,14 +144,16 @@ def test_names_of_the_catalog_choose_targets_of_the_authors() -> None:
     found = Indicators(names, {"cosine_concat": symmetric(4)})
     matrix = TransferMatrix(names, names, SCORES[:4, :4], ("accuracy",) * 4)
     result = correlate(found, matrix, tasks=["justice", "movie_rationales", "imdb"])
-    assert list(result.own_in["cosine_concat"].per_target) == list(names[:3])
+    assert list(result.including_in_task["cosine_concat"].per_target) == list(names[:3])
 
 
 def test_prompts_for_no_target_are_left_out_and_said() -> None:
     result = correlate(FOUND, with_scores(SCORES[:4]))
-    assert result.own_in["cosine_concat"].n_targets == 4
+    assert result.including_in_task["cosine_concat"].n_targets == 4
     expected = [spearmanr(FOUND["cosine_concat"][0, :4], SCORES[0, :4])[0]]
-    assert result.own_in["cosine_concat"].per_target["imdb"] == pytest.approx(expected[0])
+    assert result.including_in_task["cosine_concat"].per_target["imdb"] == pytest.approx(
+        expected[0]
+    )
     assert "snli, sst2: for none of the targets, left out of the correlations" in result.notes
 
 
@@ -148,7 +164,7 @@ def test_second_prompt_of_a_task_is_a_source() -> None:
     scores = np.concatenate([SCORES, GENERATOR.random((6, 1))], axis=1)
     result = correlate(Indicators(names, columns, cards), with_scores(scores, names))
     expected = spearmanr(columns["cosine_concat"][0, 1:], scores[0, 1:])[0]
-    assert result.own_out["cosine_concat"].per_target["imdb"] == pytest.approx(expected)
+    assert result.excluding_in_task["cosine_concat"].per_target["imdb"] == pytest.approx(expected)
 
 
 def test_target_without_a_prompt_of_its_own() -> None:
@@ -156,7 +172,7 @@ def test_target_without_a_prompt_of_its_own() -> None:
     names = (*NAMES[:5], "other")
     found = Indicators(names, FOUND.columns, {**cards, "other": PromptCard("bert", "imdb")})
     result = correlate(found, with_scores(SCORES, names))
-    assert list(result.own_in["cosine_concat"].per_target) == list(NAMES[:5])
+    assert list(result.including_in_task["cosine_concat"].per_target) == list(NAMES[:5])
     assert "sst2 has no prompt of its own: relative performance is not defined" in result.notes
     strangers = TransferMatrix(("squad",), NAMES, SCORES[:1], ("accuracy",))
     with pytest.raises(InputError, match=r"none of the 1 targets \(squad\) has a prompt of its"):
@@ -167,7 +183,7 @@ def test_missing_cells_are_left_out_and_said() -> None:
     scores = SCORES.copy()
     scores[0, 2] = scores[3, 3] = np.nan
     result = correlate(FOUND, with_scores(scores))
-    found = result.own_in["cosine_concat"]
+    found = result.including_in_task["cosine_concat"]
     kept = [0, 1, 3, 4, 5]
     expected = spearmanr(FOUND["cosine_concat"][0, kept], scores[0, kept])[0]
     assert found.per_target["imdb"] == pytest.approx(expected)
@@ -195,7 +211,7 @@ def test_own_score_of_zero_makes_no_ratio() -> None:
         "mnli: its own prompt mnli scores 0 in the transfer matrix: relative performance is not"
         " defined" in result.notes
     )
-    assert result.own_in["cosine_concat"].n_targets == 6
+    assert result.including_in_task["cosine_concat"].n_targets == 6
 
 
 def test_own_prompt_without_a_column() -> None:
@@ -203,14 +219,14 @@ def test_own_prompt_without_a_column() -> None:
     assert any("imdb has no column in the transfer" in note for note in result.notes)
     assert "imdb: no column in the transfer matrix, left out" in result.notes
     expected = spearmanr(FOUND["cosine_concat"][0, 1:], SCORES[0, 1:])[0]
-    assert result.own_in["cosine_concat"].per_target["imdb"] == pytest.approx(expected)
+    assert result.including_in_task["cosine_concat"].per_target["imdb"] == pytest.approx(expected)
 
 
 def test_constant_scores_are_undefined_and_said() -> None:
     scores = SCORES.copy()
     scores[2] = 0.5
     result = correlate(FOUND, with_scores(scores))
-    found = result.own_in["neuron_overlap"]
+    found = result.including_in_task["neuron_overlap"]
     assert found.per_target["mrpc"] is None and found.n_targets == 5
     defined = [value for value in found.per_target.values() if value is not None]
     assert found.mean_over_targets == pytest.approx(np.mean(defined))
@@ -224,7 +240,7 @@ def test_constant_scores_are_undefined_and_said() -> None:
 def test_constant_indicator_is_undefined_and_said() -> None:
     columns = {**FOUND.columns, "neuron_overlap": np.ones((6, 6))}
     result = correlate(Indicators(NAMES, columns, CARDS), MATRIX)
-    found = result.own_out["neuron_overlap"]
+    found = result.excluding_in_task["neuron_overlap"]
     assert (found.mean_over_targets, found.pooled_relative, found.pooled_raw) == (None,) * 3
     assert found.n_targets == 0 and set(found.per_target.values()) == {None}
     assert any(
@@ -232,14 +248,14 @@ def test_constant_indicator_is_undefined_and_said() -> None:
         " neuron_overlap: it is the same for all sources"
         for note in result.notes
     )
-    assert result.own_out["cosine_concat"].n_targets == 6
+    assert result.excluding_in_task["cosine_concat"].n_targets == 6
 
 
 def test_few_sources_are_undefined_and_said() -> None:
     result = correlate(FOUND, MATRIX, tasks=NAMES[:3])
-    assert result.own_in["cosine_concat"].n_targets == 3
-    assert result.own_out["cosine_concat"].mean_over_targets is None
-    assert result.own_out["cosine_concat"].pooled_raw is not None
+    assert result.including_in_task["cosine_concat"].n_targets == 3
+    assert result.excluding_in_task["cosine_concat"].mean_over_targets is None
+    assert result.excluding_in_task["cosine_concat"].pooled_raw is not None
     assert any(note.endswith("any indicator: fewer than 3 sources") for note in result.notes)
 
 
@@ -249,7 +265,7 @@ def test_undefined_overlap_leaves_pairs_out() -> None:
     result = correlate(
         Indicators(NAMES, {**FOUND.columns, "neuron_overlap": silent}, CARDS), MATRIX
     )
-    found = result.own_in["neuron_overlap"]
+    found = result.including_in_task["neuron_overlap"]
     assert found.per_target["snli"] is None and found.n_targets == 5
     kept = [0, 1, 2, 3, 5]
     expected = spearmanr(silent[0, kept], SCORES[0, kept])[0]

@@ -8,14 +8,14 @@ from scipy import stats
 
 from jpt.indicators.correlation import correlate
 from jpt.indicators.indicators import Indicators
-from jpt.results.statistics import DRAWS, SEED, lead, mean_interval, tail_share
+from jpt.results.statistics import RESAMPLES, SEED, lead, mean_interval, tail_share
 from jpt.types import TransferMatrix
 
 VALUES = np.random.default_rng(0).normal(0.3, 0.4, 9).tolist()
 
 
 def test_a_plain_loop_with_the_same_seed_agrees() -> None:
-    drawn = np.random.default_rng(SEED).integers(0, 9, (DRAWS, 9))
+    drawn = np.random.default_rng(SEED).integers(0, 9, (RESAMPLES, 9))
     means = sorted(float(np.mean([VALUES[place] for place in line])) for line in drawn.tolist())
     # The share that is cut off, written out with the distributions' own functions.
     tail = stats.norm.cdf(-np.sqrt(9 / 8) * stats.t.ppf(0.975, 8))
@@ -85,7 +85,7 @@ def test_correlations_carry_their_intervals_and_the_lead() -> None:
     alike = dict(zip(columns, raw + raw.transpose(0, 2, 1), strict=True))
     matrix = TransferMatrix(names, names, random.random((7, 7)) + 0.1, ("accuracy",) * 7)
     result = correlate(Indicators(names, alike), matrix)
-    for part in ("own_in", "own_out"):
+    for part in ("including_in_task", "excluding_in_task"):
         table = getattr(result, part)
         for found in table.values():
             assert found.interval == mean_interval(list(found.per_target.values()))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jpt.report.findings import Finding, find, source_finding, standard_error, type_finding
-from jpt.report.study import Move, lay_out, read_study
+from jpt.report.study import TransferPair, order_study, read_study
 from tests.analysis.sample_study import (
     SCORES,
     write_choices,
@@ -22,13 +22,13 @@ from tests.analysis.sample_study import (
 
 def _found(folder: Path) -> dict[str, Finding]:
     study = read_study(folder)
-    return {finding.topic: finding for finding in find(study, lay_out(study))}
+    return {finding.topic: finding for finding in find(study, order_study(study))}
 
 
-def _moves(same: list[float], other: list[float], target: str = "x") -> list[Move]:
+def _moves(same: list[float], other: list[float], target: str = "x") -> list[TransferPair]:
     kinds = ((same, True), (other, False))
     return [
-        Move(target, f"{kind}{i}", value, kind)
+        TransferPair(target, f"{kind}{i}", value, kind)
         for values, kind in kinds
         for i, value in enumerate(values)
     ]
@@ -107,7 +107,7 @@ def test_mean_carried_by_one_task_is_not_clear() -> None:
 
 
 def test_nothing_is_said_without_types_or_moves() -> None:
-    unknown = [Move("x", "y", 0.5, None)]
+    unknown = [TransferPair("x", "y", 0.5, None)]
     assert type_finding(unknown, {}) is None and source_finding(unknown) is None
     assert type_finding([], {}) is None
 
@@ -201,7 +201,7 @@ def test_choices_without_neurons_name_the_best_of_the_vectors(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("own", "random", "scatter", "verdict", "said"),
+    ("in_task", "random", "scatter", "verdict", "said"),
     [
         (0.6, 0.9, 0.02, "agrees", "matter more than others (95% interval of the difference +"),
         (0.9, 0.6, 0.02, "contradicts", "matter less than others"),

@@ -89,6 +89,6 @@ def test_weights_add_the_overlap(
     matrix = reference / "transfer" / "roberta-base.csv"
     found = jpt.correlate(jpt.indicators(prompts, neurons), matrix)
     cells = parts(told)["roberta-base"]["neuron_overlap"]
-    assert cells[2] == f"{found.own_out['neuron_overlap'].mean_over_targets:.3f}"
-    lead = found.leads["own_out"]
+    assert cells[2] == f"{found.excluding_in_task['neuron_overlap'].mean_over_targets:.3f}"
+    lead = found.leads["excluding_in_task"]
     assert f"neuron_overlap less {lead.best} (own_out): {lead.over[lead.best].mean:.3f}" in told

@@ -54,7 +54,7 @@ def test_files_of_a_study(folder: Path) -> None:
     correlation = json.loads((folder / "out" / "correlation.json").read_text())
     assert correlation == study.correlation.record
     assert json.loads((folder / "out" / "types.json").read_text()) == study.types
-    assert list(correlation["own_in"]) == list(read_indicators(study.files[0]).columns)
+    assert list(correlation["including_in_task"]) == list(read_indicators(study.files[0]).columns)
     json.dumps(study.record, allow_nan=False)
 
 
@@ -64,7 +64,7 @@ def test_text_names_the_best_window(folder: Path) -> None:
     assert lines[0] == "4 prompts of builtin/bert-small, 3 rows x 5"
     means = {
         name: found.mean_over_targets
-        for name, found in study.correlation.own_out.items()
+        for name, found in study.correlation.excluding_in_task.items()
         if "_layers_" in name
     }
     best = max(means, key=means.get)
@@ -75,7 +75,7 @@ def test_text_names_the_best_window(folder: Path) -> None:
     row = next(line.split() for line in lines if line.startswith("cosine_average"))
     assert row[1:5] == [
         f"{value:.4f}"
-        for part in (found.own_in, found.own_out)
+        for part in (found.including_in_task, found.excluding_in_task)
         for value in (
             part["cosine_average"].mean_over_targets,
             part["cosine_average"].pooled_relative,
@@ -87,7 +87,7 @@ def test_without_activations_and_matrix(folder: Path) -> None:
     run(folder)
     study = run(folder, neurons=None, transfer=None)
     assert [file.name for file in study.files] == ["indicators.csv", "types.json"]
-    assert study.record["own_in"] is None
+    assert study.record["including_in_task"] is None
     assert study.notes == [
         "neuron overlap is left out, for want of activations: jpt neurons --prompts"
         f" {folder / 'prompts'} --out FILE makes them, --neurons FILE reads them",
@@ -134,7 +134,11 @@ def test_command_indicators(folder: Path) -> None:
         "--tasks", "imdb,mnli,snli", "--layers", "0-1", "--json",
     )  # fmt: skip
     record = json.loads(stdout.splitlines()[-1])
-    assert list(record["own_in"]["neuron_overlap"]["per_target"]) == ["imdb", "mnli", "snli"]
+    assert list(record["including_in_task"]["neuron_overlap"]["per_target"]) == [
+        "imdb",
+        "mnli",
+        "snli",
+    ]
     assert "4 prompts of builtin/bert-small" in stderr and "block" in stderr
     assert (
         "4 prompts of"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jpt.errors import InputError
-from jpt.report.figures import draw_shares, mask_figure, read_shares
+from jpt.report.figures import mask_figure, plot_shares, read_shares
 
 
 def mask(*values: float, whole: float) -> dict[str, Any]:
@@ -18,12 +18,12 @@ def mask(*values: float, whole: float) -> dict[str, Any]:
 
 
 def record() -> dict[str, Any]:
-    first = {"own": mask(0.4, whole=0.8), "random": mask(0.6, 0.8, whole=0.8)}
-    second = {"own": mask(0.3, whole=0.5), "random": mask(0.5, 0.5, whole=0.5)}
+    first = {"in_task": mask(0.4, whole=0.8), "random": mask(0.6, 0.8, whole=0.8)}
+    second = {"in_task": mask(0.3, whole=0.5), "random": mask(0.5, 0.5, whole=0.5)}
     return {
         "backbone": "builtin/x_$y$",
         "layers": [2, 3],
-        "silent_neurons": 410,
+        "masked_neurons": 410,
         "neurons": 2048,
         "targets": {
             "imdb": {"unmasked": 0.8, "majority": 0.4, "masks": first},
@@ -40,12 +40,12 @@ def write(folder: Path, value: Any) -> Path:
 
 def test_bars_are_means_over_tasks_and_points_are_the_scores(tmp_path: Path) -> None:
     shares = read_shares(write(tmp_path, record()) / "mask.json")
-    axes = draw_shares(shares).axes[0]
+    axes = plot_shares(shares).axes[0]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.55, 0.9375])
     points = [sorted(of.get_offsets()[:, 1].tolist()) for of in axes.collections]
     assert points[0] == pytest.approx([0.5, 0.6]) and points[1] == pytest.approx([0.75, 1, 1, 1])
     assert shares.commonest == pytest.approx((0.5 + 0.7) / 2)
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["own", "random"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["in_task", "random"]
 
 
 def test_the_file_is_a_picture_that_says_what_was_masked_and_comes_out_equal(tmp_path) -> None:
@@ -64,7 +64,7 @@ def test_the_file_is_a_picture_that_says_what_was_masked_and_comes_out_equal(tmp
         ({"targets": []}, "targets is .*an object expected"),
         ({"targets": {"a": {"unmasked": "x"}}}, "targets.a.unmasked is 'x'; a number expected"),
         (
-            {"targets": {"a": {"unmasked": 1.0, "masks": {"own": {"runs": []}}}}},
+            {"targets": {"a": {"unmasked": 1.0, "masks": {"in_task": {"runs": []}}}}},
             "targets.a.masks.own has no relative",
         ),
     ],

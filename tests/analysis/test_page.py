@@ -18,9 +18,9 @@ from jpt.report.figures import (
     COLORS,
     HeatMap,
     contrast,
-    draw_curves,
     heat_map,
     pin_rows,
+    plot_curves,
     prompt_map,
     strips,
     to_svg,
@@ -144,7 +144,7 @@ def test_no_figure_tells_things_apart_by_color_alone() -> None:
     shapes = [drawn.get_paths()[0] for drawn in strips(groups, "y").axes[0].collections]
     assert len({shape.vertices.tobytes() for shape in shapes}) == 3
     curves = {f"start {n}": (np.arange(9.0), np.full((1, 9), n / 9)) for n in range(7)}
-    lines = draw_curves(curves, "mood", "accuracy", "bert").axes[0].lines
+    lines = plot_curves(curves, "mood", "accuracy", "bert").axes[0].lines
     assert len({line.get_marker() for line in lines}) == 7
     assert all(line.get_label().startswith("start ") for line in lines)
 
@@ -376,7 +376,7 @@ def write_projection(folder: Path) -> Path:
             [0.60, 0.30, 0.34, 0.33, 0.45, 0.41],
         ]
     )
-    names = ("own", "random", "task", "untrained", "warm", "vanilla")
+    names = ("in_task", "random", "task", "untrained", "warm", "vanilla")
     scores = TransferMatrix(targets, names, values, ("accuracy",) * 3)
     write_transfer(folder / "projection.csv", scores)
     told = {"metric": "accuracy", "majority": 0.5, "rows": 100, "split": "test"}
@@ -396,7 +396,7 @@ def test_page_of_projected_prompts(tmp_path: Path) -> None:
     assert_all_parts_are_told(assert_page_is_sound(page, folder))
     means = {row[0]: row[1:] for row in PageReader(page).tables["Mean score over tasks"]}
     assert means["task"] == ["64.0%", "88.0%", "52.0%"]
-    assert means["own"] == ["76.7%", "–", "–"]
+    assert means["in_task"] == ["76.7%", "–", "–"]
     projected, tuned = summarize(folder)
     assert "“task” score 88.0% on the task it was trained on (own 90.0%, random 50.0%)" in projected
     assert "52.0% on the 2 tasks it was not trained on (own 70.0%, random 41.0%)" in projected

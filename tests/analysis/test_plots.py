@@ -102,12 +102,12 @@ def test_one_cell_without_any_range(value: float) -> None:
 
 def test_side_columns_stand_beside_the_cells() -> None:
     sides = {
-        "side_label": ["untrained", "own"],
+        "side_label": ["untrained", "in_task"],
         "side_texts": [["33"], ["88"]],
         "side_values": np.array([[0.4], [np.nan]]),
     }
     figure = heat_map(_map(np.array([[0.5, 0.6]]), **sides), percent=True)
-    assert {"untrained", "own", "33", "88"} <= set(_texts(figure))
+    assert {"untrained", "in_task", "33", "88"} <= set(_texts(figure))
     assert len(_meshes(figure)) == 2  # cells, the colored side column
 
 

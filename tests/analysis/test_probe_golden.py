@@ -16,7 +16,7 @@ from jpt.config import ProbeOptions
 from jpt.data.encode import EncodedSplit, join_rows
 from jpt.indicators.indicators import neuron_similarities
 from jpt.neurons import probe
-from jpt.neurons.probe import Means, ProbeInput, activated_neurons, probe_rows
+from jpt.neurons.probe import NeuronMeans, ProbeInput, activated_neurons, probe_rows
 from jpt.types import Activations, Prompt, PromptCard
 from tests.backbones.golden import FAST_COMPILE, FIXTURES, difference, load_golden
 
@@ -66,7 +66,7 @@ def make_rows(name: str) -> ProbeInput:
     return ProbeInput(split, golden["tokens"].shape[1], "answer", {"kind": "text"})
 
 
-def read_text(name: str, stack: str | None, **options: float) -> Means:
+def read_text(name: str, stack: str | None, **options: float) -> NeuronMeans:
     chosen = ProbeOptions(probe="text", task="none", stack=stack, **options)
     return probe_rows(make_backbone(name), stored(name)["prompts"], make_rows(name), chosen)
 

@@ -35,9 +35,9 @@ def test_chance_is_what_neurons_drawn_by_lot_give_and_shared_ones_exceed_it() ->
     rates = np.array([0.7, 0.8, 0.9, 0.6])[:, None, None]
     by_lot = np.where(random.random((4, 3, 20000)) < rates, 1.0, -1.0)
     found = redundancy(bank(by_lot))
-    assert np.allclose(found.always_by_chance, 0.7 * 0.8 * 0.9 * 0.6, atol=0.01)
-    assert np.allclose(found.always, found.always_by_chance, atol=0.01)
-    assert np.allclose(found.never, found.never_by_chance, atol=0.005)
+    assert np.allclose(found.always_at_random, 0.7 * 0.8 * 0.9 * 0.6, atol=0.01)
+    assert np.allclose(found.always, found.always_at_random, atol=0.01)
+    assert np.allclose(found.never, found.never_at_random, atol=0.005)
     alike = np.repeat(by_lot[:1], 4, axis=0)
     found = redundancy(bank(alike))
     assert (found.always == found.activated).all() and (found.always > 2 * 0.7**4).all()

@@ -37,10 +37,10 @@ PAPER_TASKS = (
 # which way is chance, and so are the ranks. Loops that give the two the same digits agree to 1e-6:
 # euclidean_concat, and cosine_concat away from its diagonal; the others lie among the figures that
 # come out when chance breaks the ties of our values.
-DRAWS = 40
+RESAMPLES = 40
 
 
-class Case:
+class RecommendInputs:
     """One backbone, imported and studied once."""
 
     def __init__(self, reference: Path, backbone: str, folder: Path) -> None:
@@ -72,11 +72,13 @@ class Case:
 @pytest.fixture(scope="module")
 def case(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return cache(
-        lambda backbone: Case(reference_folder, backbone, tmp_path_factory.mktemp(backbone))
+        lambda backbone: RecommendInputs(
+            reference_folder, backbone, tmp_path_factory.mktemp(backbone)
+        )
     )
 
 
-def assert_pairs(case: Case, found: Indicators, names: dict[str, str]) -> None:
+def assert_pairs(case: RecommendInputs, found: Indicators, names: dict[str, str]) -> None:
     rows = read_table(case.reference / "indicators" / f"{case.backbone}.csv", ["prompt_a"])
     assert len(rows) == case.expected["n_prompts"] ** 2
     for row in rows:
@@ -122,7 +124,7 @@ def test_transfer_by_type(case: Any, backbone: str) -> None:
         assert one.types["relative_by_type"][target] == pytest.approx(means, abs=1e-6)
 
 
-@pytest.mark.parametrize("own", ["own_in", "own_out"])
+@pytest.mark.parametrize("in_task", ["including_in_task", "excluding_in_task"])
 @pytest.mark.parametrize("tasks", ["all", "paper_tasks"])
 @pytest.mark.parametrize("backbone", BACKBONES[1:])
 def test_spearman(case: Any, backbone: str, tasks: str, own: str) -> None:
@@ -130,7 +132,7 @@ def test_spearman(case: Any, backbone: str, tasks: str, own: str) -> None:
     # T5's targets are all of the paper; one of RoBERTa's is not.
     restrict = tasks == "paper_tasks" and backbone == "roberta-base"
     correlation = correlate(one.found, one.matrix, tasks=PAPER_TASKS if restrict else None)
-    part = "with_self" if own == "own_in" else "without_self"
+    part = "with_self" if own == "including_in_task" else "without_self"
     for theirs, expected in one.expected["spearman"][f"{tasks}__{part}"].items():
         if not (ours := one.ours(theirs)):
             continue
@@ -139,7 +141,7 @@ def test_spearman(case: Any, backbone: str, tasks: str, own: str) -> None:
         assert found["n_targets"] == expected["n_targets"]
         assert found["mean_over_targets"] == pytest.approx(expected["mean_over_targets"], abs=1e-6)
         exact = theirs.startswith("euclidean_concat") or (
-            theirs.startswith("cosine_concat") and own == "own_out"
+            theirs.startswith("cosine_concat") and own == "excluding_in_task"
         )
         for pooled in ("pooled_relative", "pooled_raw"):
             if exact:
@@ -150,11 +152,11 @@ def test_spearman(case: Any, backbone: str, tasks: str, own: str) -> None:
                 assert abs(found[pooled] - np.mean(drawn)) < 4 * np.std(drawn) < 6e-3
 
 
-def by_chance(one: Case, restrict: bool) -> list[dict[str, Any]]:
+def by_chance(one: RecommendInputs, restrict: bool) -> list[dict[str, Any]]:
     """The correlations when the last digit of every value is drawn, so that no two are equal."""
     if restrict not in one.drawn:
         random, records = np.random.default_rng(0), []
-        for _ in range(DRAWS):
+        for _ in range(RESAMPLES):
             columns = {
                 name: values * (1 + 1e-13 * random.standard_normal(values.shape))
                 for name, values in one.found.columns.items()
@@ -169,16 +171,16 @@ def by_chance(one: Case, restrict: bool) -> list[dict[str, Any]]:
 def test_the_random_prompt_is_no_source(case: Any) -> None:
     one = case("roberta-base")
     assert "random" in one.found.names
-    assert len(one.study.correlation.own_in["cosine_concat"].per_target) == 14
+    assert len(one.study.correlation.including_in_task["cosine_concat"].per_target) == 14
 
 
 @pytest.mark.parametrize(("backbone", "count"), [("roberta-large", 13), ("t5-small", 17)])
 def test_backbones_without_stored_figures(case: Any, backbone: str, count: int) -> None:
     one = case(backbone)
-    assert one.study.correlation.own_in["cosine_average"].n_targets == count
+    assert one.study.correlation.including_in_task["cosine_average"].n_targets == count
     assert one.types["relative_transfer"]["same_type_mean"] > 0.7
     fewer = correlate(one.found, one.matrix, tasks=PAPER_TASKS[:6])
-    assert fewer.own_out["cosine_average"].n_targets == 6
+    assert fewer.excluding_in_task["cosine_average"].n_targets == 6
     names = ["euclidean_concat", "euclidean_average", "cosine_concat", "cosine_average"]
     same = [one.types["similarity_by_type"][one.ours(name)]["same_type_mean"] for name in names]
     expected = {

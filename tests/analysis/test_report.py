@@ -14,7 +14,7 @@ from jpt.indicators.correlation import study_indicators
 from jpt.recipes.interop import import_reference
 from jpt.report.findings import find
 from jpt.report.report import build_page, notes, prepare, report
-from jpt.report.study import lay_out, read_study
+from jpt.report.study import order_study, read_study
 from tests.analysis.sample_study import (
     ORDERED,
     SCORES,
@@ -121,7 +121,7 @@ def test_choices(page: str, tables: dict[str, list[list[str]]]) -> None:
 
 def test_masks(page: str, tables: dict[str, list[list[str]]]) -> None:
     head, *rows = tables["Scores (accuracy) under each kind of mask"]
-    assert head == ["task", "type", "no mask", "own", "random", "commonest"]
+    assert head == ["task", "type", "no mask", "in_task", "random", "commonest"]
     assert rows[0] == ["mnli", "nli", "0.800", "0.464", "0.736", "0.500"]
     alike = tables["What is left of the scores, by type of task and kind of mask"]
     assert ["nli", "60%", "90%"] in alike
@@ -138,7 +138,7 @@ def test_row_0_in_and_out(reference_folder: Path, tmp_path: Path) -> None:
     tables = PageReader(_build(tmp_path)).tables
     head = "Row 0 of these prompts is trained but never read by their model"
     rho = {row[0]: row[1:] for row in tables[f"Mean rho over targets. {head}"]}
-    out = study.correlation.own_out
+    out = study.correlation.excluding_in_task
     for name, label in (("cosine_concat", "C_concat"), ("euclidean_average", "E_average")):
         plain, whole = out[name], out[f"{name}_with_row0"]
         means = [f"{of.mean_over_targets:+.2f}" for of in (plain, whole)]
@@ -252,7 +252,7 @@ def test_relative_scores_are_computed_where_the_file_is_missing(tmp_path: Path) 
     found = prepare(tmp_path)[0]
     assert found.computed_relative and wanted is not None and found.relative is not None
     np.testing.assert_array_equal(found.relative.values, wanted.values)
-    write_transfer_facts(tmp_path, targets={"imdb": {"task": "imdb", "own_prompt": None}})
+    write_transfer_facts(tmp_path, targets={"imdb": {"task": "imdb", "in_task_prompt": None}})
     assert prepare(tmp_path)[0].relative is None
     assert "no target has an own prompt" in _build(tmp_path)
 
@@ -271,7 +271,7 @@ def test_constant_columns_are_said(tmp_path: Path) -> None:
     write_study(tmp_path)
     write_correlations(tmp_path, overlap=None)
     study = read_study(tmp_path)
-    said = [line for line in notes(study, lay_out(study)) if "constant" in line]
+    said = [line for line in notes(study, order_study(study)) if "constant" in line]
     assert any("neuron_overlap (own_out)" in line for line in said)
     page = _build(tmp_path)
     assert "is not defined" in page
@@ -287,26 +287,26 @@ def test_notes_of_the_commands_are_shown(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_text(json.dumps({**json.loads(path.read_text()), "notes": [note, name]}))
     study = read_study(tmp_path)
-    said = notes(study, lay_out(study))
+    said = notes(study, order_study(study))
     assert sorted(said) == sorted([note, *files])
 
 
 def test_target_without_own_prompt_is_said(tmp_path: Path) -> None:
     write_scores(tmp_path)
-    targets = {name: {"task": name, "own_prompt": name} for name in TASKS[:3]}
+    targets = {name: {"task": name, "in_task_prompt": name} for name in TASKS[:3]}
     write_transfer_facts(tmp_path, targets={**targets, "sst2": {"task": "sst2"}})
     study = read_study(tmp_path)
-    assert "without own prompt: sst2." in " ".join(notes(study, lay_out(study)))
+    assert "without own prompt: sst2." in " ".join(notes(study, order_study(study)))
     write_transfer_facts(tmp_path, targets=targets, notes=["sst2 has no prompt of its own: so"])
     study = read_study(tmp_path)
-    assert len([line for line in notes(study, lay_out(study)) if "sst2" in line]) == 1
+    assert len([line for line in notes(study, order_study(study)) if "sst2" in line]) == 1
 
 
 def test_prompts_that_do_not_match_are_said(tmp_path: Path) -> None:
     write_scores(tmp_path)
     write_indicators(tmp_path, ("imdb", "other"))
     study = read_study(tmp_path)
-    said = " ".join(notes(study, lay_out(study)))
+    said = " ".join(notes(study, order_study(study)))
     assert "transfer.csv has prompts that indicators.csv has not: mnli, qnli, sst2" in said
     assert "indicators.csv has prompts that transfer.csv has not: other" in said
 

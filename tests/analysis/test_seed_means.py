@@ -18,7 +18,7 @@ from jpt.indicators.pairs import over_seeds
 from jpt.prompts.arithmetic import average_prompts, choose_parts, load_parts
 from jpt.prompts.store import run_name
 from jpt.report.report import report
-from jpt.report.study import lay_out, read_study
+from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.analysis.sample_study import PageReader
@@ -117,7 +117,7 @@ def test_correlation_and_types_are_of_the_means(folder: Path, prompts, matrix) -
             others = [column_of for column_of in TASKS if column_of != target]
             alike = [by_pairs(column, found.names, target, other) for other in others]
             scores = [matrix.values[row, TASKS.index(other)] for other in others]
-            told = study.correlation.own_out[name].per_target[target]
+            told = study.correlation.excluding_in_task[name].per_target[target]
             assert told == pytest.approx(spearmanr(alike, scores).statistic, abs=1e-9)
     record = json.loads((folder / "types.json").read_text())["similarity_by_type"]["cosine_concat"]
     column = found["cosine_concat"]
@@ -131,7 +131,7 @@ def test_correlation_and_types_are_of_the_means(folder: Path, prompts, matrix) -
 def test_the_page_has_one_prompt_a_name_and_every_run(folder: Path) -> None:
     study_indicators(folder / "prompts", folder, transfer=folder / "transfer.csv")
     study = read_study(folder)
-    layout = lay_out(study)
+    layout = order_study(study)
     assert set(layout.sources) == set(layout.prompts) == set(TASKS)
     assert set(study.prompts) == set(RUNS)
     assert layout.own == {name: name for name in TASKS}

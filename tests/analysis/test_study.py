@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.report.study import commands, lay_out, moves, read_study, values_at
+from jpt.report.study import commands, order_study, read_study, transfer_pairs, values_at
 from tests.analysis.sample_study import (
     INDICATORS,
     ORDERED,
@@ -36,7 +36,7 @@ def test_every_part_is_read(folder: Path) -> None:
     overlap = study.similarities.values["neuron_overlap"]
     assert overlap.shape == (4, 4) and overlap[0, 1] == pytest.approx(0.14) and overlap[2, 2] == 1
     assert study.correlations is not None
-    assert study.correlations.own_out["neuron_overlap"].mean_over_targets == 0.6
+    assert study.correlations.excluding_in_task["neuron_overlap"].mean_over_targets == 0.6
     assert study.types is not None and study.types.random == 0.4
     assert study.types.similarity["cosine_concat"].n_different == 4
 
@@ -68,7 +68,7 @@ def test_prompt_file_without_a_run_is_read(tmp_path: Path) -> None:
 
 def test_order_is_by_type_and_own_pairs_are_the_diagonal(folder: Path) -> None:
     study = read_study(folder)
-    layout = lay_out(study)
+    layout = order_study(study)
     assert layout.targets == layout.sources == layout.prompts == ORDERED
     assert layout.every == (*ORDERED, "random")
     values = values_at(study.relative, layout.targets, layout.sources)
@@ -78,7 +78,7 @@ def test_order_is_by_type_and_own_pairs_are_the_diagonal(folder: Path) -> None:
 
 def test_moves_leave_out_own_pairs_and_the_untrained_prompt(folder: Path) -> None:
     study = read_study(folder)
-    found = moves(study, lay_out(study))
+    found = transfer_pairs(study, order_study(study))
     assert len(found) == 12 and all(move.source not in (move.target, "random") for move in found)
     by_pair = {(move.target, move.source): move for move in found}
     assert by_pair["imdb", "sst2"].relative == pytest.approx(0.9)
@@ -87,21 +87,21 @@ def test_moves_leave_out_own_pairs_and_the_untrained_prompt(folder: Path) -> Non
 
 def test_without_transfer_json_names_tell_own_prompts_and_types(tmp_path: Path) -> None:
     write_scores(tmp_path)
-    layout = lay_out(read_study(tmp_path))
+    layout = order_study(read_study(tmp_path))
     assert layout.own == {name: name for name in TASKS}
     assert layout.targets == ORDERED
 
 
 def test_own_prompt_follows_the_file_not_the_name(tmp_path: Path) -> None:
     write_scores(tmp_path)
-    write_transfer_facts(tmp_path, targets={"imdb": {"task": "imdb", "own_prompt": "sst2"}})
-    assert lay_out(read_study(tmp_path)).own == {"imdb": "sst2"}
+    write_transfer_facts(tmp_path, targets={"imdb": {"task": "imdb", "in_task_prompt": "sst2"}})
+    assert order_study(read_study(tmp_path)).own == {"imdb": "sst2"}
 
 
 def test_task_without_a_type_stands_last(tmp_path: Path) -> None:
     text = "target_task,source_prompt,metric,value\nmine,mine,f1,0.5\nimdb,mine,accuracy,0.5\n"
     (tmp_path / "transfer.csv").write_text(text)
-    layout = lay_out(read_study(tmp_path))
+    layout = order_study(read_study(tmp_path))
     assert layout.targets == ("imdb", "mine") and layout.target_types["mine"] == "no type"
 
 
@@ -138,7 +138,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("correlation.json", lambda f: f.write_text("{}"), "own_out is None; an object expected"),
     (
         "correlation.json",
-        lambda f: f.write_text(json.dumps({"own_out": {"neuron_overlap": 3}})),
+        lambda f: f.write_text(json.dumps({"excluding_in_task": {"neuron_overlap": 3}})),
         "own_out.neuron_overlap is 3; an object.*jpt indicators",
     ),
     ("choice.json", lambda f: f.write_text('{"targets": 1}'), "targets is 1; an object.*jpt indic"),
@@ -189,7 +189,7 @@ def test_reference_matrix(reference_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "transfer.csv").write_bytes(source.read_bytes())
     write_indicators(tmp_path, ("imdb", "sst2"))
     study = read_study(tmp_path)
-    layout = lay_out(study)
+    layout = order_study(study)
     kinds = [layout.target_types[name] for name in layout.targets]
     assert kinds == ["sentiment"] * 6 + ["nli"] * 4 + ["ethics"] * 2 + ["paraphrase"] * 2
     assert set(study.similarities.values) == set(INDICATORS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.report.figures import draw_curves, warm_start_figure
+from jpt.report.figures import plot_curves, warm_start_figure
 
 STEPS = [0, 10, 20]
 
@@ -48,7 +48,7 @@ def test_the_file_is_an_image_with_names_of_axes_and_runs(tmp_path: Path) -> Non
 def test_lines_are_means_and_bands_the_range() -> None:
     values = np.array([[0.5, 0.6, 0.7], [0.4, 0.7, 0.8]])
     curves = {"vanilla": (np.array(STEPS), values), "one": (np.array(STEPS), values[:1])}
-    axes = draw_curves(curves, "mood", "accuracy", "bert").axes[0]
+    axes = plot_curves(curves, "mood", "accuracy", "bert").axes[0]
     assert [line.get_label() for line in axes.lines] == ["vanilla", "one"]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.45, 0.65, 0.75])
     np.testing.assert_allclose(axes.lines[1].get_ydata(), values[0])
@@ -61,7 +61,7 @@ def test_lines_are_means_and_bands_the_range() -> None:
 
 def test_many_runs_are_told_apart() -> None:
     curve = np.array(STEPS), np.array([[0.5, 0.6, 0.7]])
-    axes = draw_curves({f"run {n}": curve for n in range(13)}, "m", "accuracy", "b").axes[0]
+    axes = plot_curves({f"run {n}": curve for n in range(13)}, "m", "accuracy", "b").axes[0]
     looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
     assert len(looks) == 13
 

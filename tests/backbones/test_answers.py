@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from jpt.backbones.answers import lay_out
+from jpt.backbones.answers import order_study
 from jpt.backbones.layers import AnswerScores
 from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from tests.backbones.golden import DECODERS, FAST_COMPILE, T5S, difference, load_golden, read
@@ -133,16 +133,16 @@ def test_gradient_of_the_prompt_is_that_of_one_answer_alone(name: str) -> None:
 def test_the_best_tokens_are_those_that_are_written(name: str) -> None:
     golden = load_golden(name)
     written = golden.stored["greedy_tokens"]
-    is_written = written >= 0
-    answers = np.where(is_written, written, 0)[:, None].astype(np.int32)
+    is_generative = written >= 0
+    answers = np.where(is_generative, written, 0)[:, None].astype(np.int32)
     found = score(name, answers, golden.batch[2])
-    assert found.is_best[:, 0][is_written].all()
+    assert found.is_best[:, 0][is_generative].all()
     wrong = (answers + 1) % golden.config.vocabulary
     assert not score(name, wrong, golden.batch[2]).is_best[:, 0, 0].any()
 
 
 def test_one_token_answers_need_no_line() -> None:
-    branches = lay_out(jnp.array([[[5], [6]]]))
+    branches = order_study(jnp.array([[[5], [6]]]))
     assert branches.tokens.shape == (1, 0) and branches.allowed.shape == (0, 0)
     for name in ("t5_gated", "gpt2_tied"):
         golden = load_golden(name)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jpt.backbones.generation import Written, beam_search, greedy
+from jpt.backbones.generation import Generation, beam_search, greedy
 from jpt.errors import InputError
 from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from tests.backbones.golden import FAST_COMPILE
@@ -23,13 +23,13 @@ ENDS = (3, 11, 17)
 @partial(jax.jit, static_argnums=(0, 5, 6, 7, 8), compiler_options=FAST_COMPILE)
 def search(
     module, params, tokens, lengths, prompt, max_new, ends, beams=3, length_penalty=1.0
-) -> Written:
+) -> Generation:
     return beam_search(
         module, params, tokens, lengths, prompt, max_new, ends, beams, length_penalty
     )
 
 
-def write(case: ToyCase, *options: object) -> Written:
+def write(case: ToyCase, *options: object) -> Generation:
     found = search(ToyWriter(), case.params, case.tokens, case.lengths, case.prompt, *options)
     return jax.device_get(found)
 

@@ -52,11 +52,11 @@ def test_weights_are_stored_in_bfloat16(name: str) -> None:
 
 def test_label_words_are_single_pieces(backbone: jpt.Backbone) -> None:
     for word in PAPER_WORDS.split():
-        assert len(backbone.tokenizer.word_pieces(word)) == 1, word
+        assert len(backbone.tokenizer.word_tokens(word)) == 1, word
     for name in jpt.task_names():
         if name.startswith("builtin/"):
             for word in chain(*jpt.load_task(name).words("bert").values()):
-                assert len(backbone.tokenizer.word_pieces(word)) == 1, (name, word)
+                assert len(backbone.tokenizer.word_tokens(word)) == 1, (name, word)
 
 
 def test_ordinary_english_has_few_unknown_pieces(backbone: jpt.Backbone) -> None:

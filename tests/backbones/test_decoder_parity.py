@@ -95,7 +95,7 @@ def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
 def test_models_of_real_shapes_agree(maker, name: str, tmp_path: Path) -> None:
     """Read from the folder that transformers writes today, with its form of every field."""
     lengths, seeds = (200, 37, 2), (0, 0, 0)
-    case = maker.Case(REAL[name], lengths, prompt_rows=100, eos_id=3, seeds=seeds)
+    case = maker.RecommendInputs(REAL[name], lengths, prompt_rows=100, eos_id=3, seeds=seeds)
     model = maker.build_model(f"real {name}", case)
     inputs = maker.draw_inputs(f"real {name}", case, model)
     model.save_pretrained(tmp_path)

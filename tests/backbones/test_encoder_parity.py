@@ -56,7 +56,7 @@ def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
 
 
 def test_model_of_the_size_of_roberta_base_agrees(maker, tmp_path: Path) -> None:
-    case = maker.Case(BASE, lengths=(40, 17, 2), prompt_rows=20, mask_id=210)
+    case = maker.RecommendInputs(BASE, lengths=(40, 17, 2), prompt_rows=20, mask_id=210)
     model, inputs = maker.build_model("base", case), maker.draw_inputs("base", case)
     model.save_pretrained(tmp_path)
     golden = read_folder(tmp_path, {**inputs, **maker.ask_torch(model, inputs)})
@@ -87,7 +87,7 @@ def test_torch_loads_what_is_written(maker, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-@pytest.mark.parametrize("own", ["weight", "bias", "weight and bias"])
+@pytest.mark.parametrize("in_task", ["weight", "bias", "weight and bias"])
 def test_decoder_of_its_own_is_read_as_transformers_reads_it(
     maker, kind: str, tied: bool, own: str, tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def test_gamma_and_beta_of_old_files_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "own", "copy"),
+    ("name", "in_task", "copy"),
     [
         ("bert_tied", "cls.predictions.bias", "cls.predictions.decoder.bias"),
         ("roberta_tied", "lm_head.bias", "lm_head.decoder.bias"),

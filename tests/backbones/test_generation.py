@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.generation import NOTHING, Written, greedy, is_end
+from jpt.backbones.generation import NOTHING, Generation, greedy, is_end
 from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from tests.backbones.golden import FAST_COMPILE
 from tests.backbones.toy_writer import VOCABULARY, ToyCase, ToyWriter, draw_case, plain_greedy
@@ -20,16 +20,16 @@ NEW = 8
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6), compiler_options=FAST_COMPILE)
-def search(module, params, tokens, lengths, prompt, max_new, ends) -> Written:
+def search(module, params, tokens, lengths, prompt, max_new, ends) -> Generation:
     return greedy(module, params, tokens, lengths, prompt, max_new, ends)
 
 
-def write(case: ToyCase, max_new: int, ends: tuple[int, ...] = ()) -> Written:
+def write(case: ToyCase, max_new: int, ends: tuple[int, ...] = ()) -> Generation:
     found = search(ToyWriter(), case.params, case.tokens, case.lengths, case.prompt, max_new, ends)
     return jax.device_get(found)
 
 
-def rows_of(found: Written) -> list[list[int]]:
+def rows_of(found: Generation) -> list[list[int]]:
     """The tokens of each row; behind them must be nothing."""
     for row, length in zip(*found, strict=True):
         assert (row[:length] >= 0).all() and (row[length:] == NOTHING).all()

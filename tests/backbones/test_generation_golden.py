@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jpt.backbones.generation import Written, beam_search, greedy
+from jpt.backbones.generation import Generation, beam_search, greedy
 from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from jpt.types import Parameters
 from tests.backbones.golden import DECODERS, FAST_COMPILE, FIXTURES, T5S, Golden, load_golden
@@ -22,7 +22,7 @@ SEARCH = re.compile(r"greedy_tokens|beam(?P<beams>\d+)_n\d+_tokens")
 @partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=FAST_COMPILE)
 def write(
     module: nn.Module, max_new: int, end: int, beams: int, params: Parameters, *inputs: jax.Array
-) -> Written:
+) -> Generation:
     if beams == 1:
         return greedy(module, params, *inputs, max_new, (end,))
     return beam_search(module, params, *inputs, max_new, (end,), beams)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jpt.backbones.packing import Packing, collect, pack_layout, spread
-from jpt.data.batches import text_places
+from jpt.data.batches import pack_indices
 from jpt.parallel import make_mesh, place
 from tests.backbones.golden import DECODERS, ENCODERS, T5S, load_golden
 from tests.plain_programs import FAST_COMPILE
@@ -19,7 +19,7 @@ LENGTHS, TEXT = np.array([8, 3, 1, 5], np.int32), 8
 
 
 def places_of(groups: int) -> jax.Array:
-    found = text_places(LENGTHS, TEXT, groups)
+    found = pack_indices(LENGTHS, TEXT, groups)
     assert found is not None and found.shape[0] == groups
     return jnp.asarray(found)
 
@@ -167,7 +167,7 @@ def test_every_position_is_computed_where_all_are_asked_for() -> None:
 
 def test_a_row_without_text_stays_finite() -> None:
     lengths = jnp.array([0, 2])
-    places = jnp.asarray(text_places(np.asarray(lengths), 6))
+    places = jnp.asarray(pack_indices(np.asarray(lengths), 6))
     for name in ("gpt2_tied", "llama_plain", "roberta_tied", "t5_relu"):
         golden = load_golden(name)
         batch = (jnp.ones((2, 6), jnp.int32), lengths, golden.input("prompt"))

@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jpt.backbones.t5 import T5, LayerInput, Sight, T5Layer, View, relative_buckets, spread_bias
+from jpt.backbones.t5 import (
+    T5,
+    AttentionView,
+    LayerInput,
+    StackContext,
+    T5Layer,
+    relative_buckets,
+    spread_bias,
+)
 from jpt.types import Parameters
 from tests.backbones.golden import (
     FAST_COMPILE,
@@ -207,7 +215,9 @@ def test_scan_equals_a_loop_over_layers() -> None:
         states = jnp.concatenate([front, words], axis=1)
         is_read = jnp.asarray(golden.is_text(prompt.shape[0]))
         by_distance = model.bind({"params": golden.params}).encoder.bias(states.shape[1])
-        sight = Sight(View(is_read[:, None], spread_bias(by_distance, np.arange(states.shape[1]))))
+        sight = StackContext(
+            AttentionView(is_read[:, None], spread_bias(by_distance, np.arange(states.shape[1])))
+        )
         for number in range(golden.config.encoder_layers):
             one = jax.tree.map(lambda leaf, number=number: leaf[number], weights["layers"])
             layer = T5Layer(golden.config, jnp.float32)

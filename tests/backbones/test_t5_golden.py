@@ -180,8 +180,8 @@ def test_token_by_token_gives_the_scores_of_all_at_once(name: str, mesh: str) ->
 def test_greedy_tokens_agree_up_to_the_end(name: str, mesh: str) -> None:
     expected = load_golden(name).stored["greedy_tokens"]
     _, tokens = _written(name, mesh, taught=False)
-    is_written = expected >= 0
-    assert np.array_equal(tokens[is_written], expected[is_written])
+    is_generative = expected >= 0
+    assert np.array_equal(tokens[is_generative], expected[is_generative])
 
 
 # Not the other two: torch's own bfloat16 is off by 3.5e-2 in scores and 0.12 to 0.46 in gradients.

@@ -61,7 +61,7 @@ def test_fixtures_are_what_torch_says_today(maker: Any, name: str) -> None:
 
 
 def test_long_text_behind_a_long_prompt_agrees(maker: Any, tmp_path: Path) -> None:
-    case = maker.Case(SMALL, own_head=False, lengths=(310, 157), prompt_rows=100, seed=0)
+    case = maker.RecommendInputs(SMALL, own_head=False, lengths=(310, 157), prompt_rows=100, seed=0)
     model, inputs = maker.build_model("small", case), maker.draw_inputs("small", case)
     import torch
 

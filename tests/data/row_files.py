@@ -17,7 +17,7 @@ SENTIMENT = CATALOG["sst2"]
 
 PAIR = CATALOG["mnli"]
 
-WRITTEN = Task(
+GENERATIVE = Task(
     name="trivia",
     type="question_answering",
     fields=("question",),

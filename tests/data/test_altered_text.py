@@ -6,7 +6,7 @@ import pytest
 
 from jpt.data.builtin import (
     WORD,
-    Draws,
+    NamedRandom,
     count_words,
     halves,
     replace_words,
@@ -30,7 +30,7 @@ def skeleton(text: str) -> str:
 @pytest.mark.parametrize("text", SENTENCES)
 def test_scrambling_moves_words_and_nothing_else(text: str) -> None:
     for seed in range(20):
-        scrambled = scramble(text, Draws(str(seed)))
+        scrambled = scramble(text, NamedRandom(str(seed)))
         words, moved = WORD.findall(text), WORD.findall(scrambled)
         assert Counter(words) == Counter(moved)
         assert skeleton(scrambled) == skeleton(text)
@@ -39,7 +39,7 @@ def test_scrambling_moves_words_and_nothing_else(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "one", "... !", "go go go go go", "very " * 9 + "good"])
 def test_what_cannot_be_scrambled_gives_nothing(text: str) -> None:
-    assert scramble(text, Draws("a")) is None
+    assert scramble(text, NamedRandom("a")) is None
 
 
 @pytest.mark.parametrize("text", SENTENCES)
@@ -65,7 +65,7 @@ def test_what_has_no_place_to_be_cut_gives_nothing(text: str) -> None:
 @pytest.mark.parametrize("text", SENTENCES)
 def test_thinning_out_keeps_a_part_of_the_words(text: str) -> None:
     words = Counter(WORD.findall(text.lower()))
-    kept = Counter(thin_out(text, Draws("a")).split())
+    kept = Counter(thin_out(text, NamedRandom("a")).split())
     assert kept <= words
     assert kept.total() == round(0.6 * words.total())
 

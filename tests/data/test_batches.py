@@ -9,7 +9,7 @@ from jpt.data.batches import (
     bucket_length,
     evaluation_batches,
     make_batch,
-    text_places,
+    pack_indices,
     training_rows,
 )
 from jpt.data.encode import EncodedSplit
@@ -167,7 +167,7 @@ def test_a_grouped_step_needs_no_earlier_one() -> None:
 def test_places_are_the_real_tokens_of_each_group_in_order(groups: int) -> None:
     random = np.random.default_rng(groups)
     for lengths in random.integers(0, 13, (20, 8)):
-        places = text_places(lengths, 24, groups)
+        places = pack_indices(lengths, 24, groups)
         assert places is not None and places.dtype == np.int32
         for found, own in zip(places, np.split(lengths, groups), strict=True):
             is_text = np.arange(24) < own[:, None]
@@ -178,7 +178,7 @@ def test_places_are_the_real_tokens_of_each_group_in_order(groups: int) -> None:
 
 def test_batches_that_go_together_have_one_size() -> None:
     lengths = np.array([[1, 1, 1, 1], [8, 7, 1, 1]])
-    places = text_places(lengths, 8)
+    places = pack_indices(lengths, 8)
     assert places.shape == (2, 1, 20)  # 17 tokens of 32: 5 eighths
     assert (places[0] < 32).sum() == 4 and (places[1] < 32).sum() == 17
 
@@ -187,12 +187,12 @@ def test_there_are_few_sizes_and_full_batches_stay_padded() -> None:
     sizes = set()
     for total in range(1, 129):
         lengths = np.full(8, total // 8) + (np.arange(8) < total % 8)
-        places = text_places(lengths, 16)
+        places = pack_indices(lengths, 16)
         sizes.add(None if places is None else places.shape[-1])
         assert (places is None) == (total > 96)
     assert sizes == {16, 32, 48, 64, 80, 96, None}
 
 
 def test_a_size_that_eighths_do_not_divide_holds_all_tokens() -> None:
-    places = text_places(np.array([5, 5, 5]), 10)  # 15 of 30 places; 4 eighths
+    places = pack_indices(np.array([5, 5, 5]), 10)  # 15 of 30 places; 4 eighths
     assert places.shape == (1, 15) and places.max() == 24

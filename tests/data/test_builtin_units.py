@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from jpt.data.builtin import RECIPES, TASKS, WORD, Draws, Unit
+from jpt.data.builtin import RECIPES, TASKS, WORD, NamedRandom, Unit
 
 SENTENCES = [
     "I saw this film with my brother on a cold evening in March.",
@@ -20,7 +20,7 @@ SNIPPET = "a thin plot , old jokes and a fine cast that deserves better than thi
 
 
 def units(name: str, text: str, n_draws: int = 30) -> list[Unit]:
-    found = [RECIPES[name].make(text, Draws(str(i))) for i in range(n_draws)]
+    found = [RECIPES[name].make(text, NamedRandom(str(i))) for i in range(n_draws)]
     assert None not in found
     return found
 
@@ -99,5 +99,5 @@ def test_an_ending_is_whole_sentences_of_the_end() -> None:
 )
 @pytest.mark.parametrize("text", ["Good.", "* * * * * * * * * *.", "go " * 12 + "."])
 def test_reviews_that_do_not_serve_give_nothing(name: str, text: str) -> None:
-    unit = RECIPES[name].make(text, Draws("a"))
+    unit = RECIPES[name].make(text, NamedRandom("a"))
     assert unit is None or (name.endswith(("halves", "copy", "reversed")) and "go" in text)

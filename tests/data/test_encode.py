@@ -151,8 +151,8 @@ def test_t5_reads_the_segments_and_an_end_piece(reference_folder: Path) -> None:
 
 def test_the_cue_of_a_decoder_is_never_cut(reference_folder: Path) -> None:
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / "gpt2", ())
-    cue = tokenizer.word_pieces("\nAnswer:")
-    whole = tokenizer.word_pieces("a long and winding text")
+    cue = tokenizer.word_tokens("\nAnswer:")
+    whole = tokenizer.word_tokens("a long and winding text")
     split = encode_split(sst2_rows("a long and winding text"), SST2, tokenizer, 6, "decoder")
     assert row_of(split, 0) == [*whole[:3], *cue]
     assert split.cut_rows == 1
@@ -165,4 +165,4 @@ def test_a_decoder_with_a_start_piece_reads_it_first(reference_folder: Path) -> 
     tokenizer = TextTokenizer(plain._backend, plain.ids, add_bos=True)
     split = encode_split(sst2_rows("good"), SST2, tokenizer, 16, "decoder")
     assert row_of(split, 0)[0] == plain.ids.bos
-    assert row_of(split, 0)[1:] == plain.word_pieces("good\nAnswer:")
+    assert row_of(split, 0)[1:] == plain.word_tokens("good\nAnswer:")

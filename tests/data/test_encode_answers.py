@@ -53,18 +53,18 @@ def test_a_whole_answer_ends_and_a_cut_one_does_not(tokenizer: TextTokenizer) ->
 def test_every_reference_is_there_as_text_and_in_pieces(tokenizer: TextTokenizer) -> None:
     answers = encoded(tokenizer).answers
     assert answers.references == tuple(row["answers"] for row in ROWS)
-    for of, pieces in zip(answers.references, answers.pieces, strict=True):
+    for of, pieces in zip(answers.references, answers.reference_tokens, strict=True):
         assert [len(ids) <= 6 for ids in pieces] == [True] * len(of)
     # What is written is compared in the same pieces that are trained.
-    assert answers.pieces[0][0] == tuple(answer_of(encoded(tokenizer), 0)[:-1])
-    assert tokenizer.decode(answers.pieces[0][1]).strip() == "Denver Broncos"
+    assert answers.reference_tokens[0][0] == tuple(answer_of(encoded(tokenizer), 0)[:-1])
+    assert tokenizer.decode(answers.reference_tokens[0][1]).strip() == "Denver Broncos"
 
 
 def test_a_decoder_goes_on_with_a_space_behind_its_cue(reference_folder: Path) -> None:
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / "gpt2", ("eos",))
     split = encoded(tokenizer)
     row = split.tokens[split.offsets[0] : split.offsets[1]].tolist()
-    whole = tokenizer.word_pieces("Who was it?\nAnswer: Denver")
+    whole = tokenizer.word_tokens("Who was it?\nAnswer: Denver")
     assert [*row, *answer_of(split, 0)[:-1]] == whole
 
 

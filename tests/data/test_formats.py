@@ -9,7 +9,7 @@ import pytest
 from jpt.data.rows import READERS, read_rows, rows_checksum, with_rows
 from jpt.errors import InputError
 from jpt.tasks.task import Task
-from tests.data.row_files import PAIR, SENTIMENT, WRITERS, WRITTEN
+from tests.data.row_files import GENERATIVE, PAIR, SENTIMENT, WRITERS
 
 PIECES = (
     *("fine", "Film", "42", "é", "日本", "👩‍🚀", "\u2028", "\u0085", "\u00a0", "\ufeff", "ß"),
@@ -27,7 +27,7 @@ def draw_rows(task: Task, draw: random.Random, size: int) -> list[dict]:
     rows: list[dict] = []
     for _ in range(size):
         row: dict = {name: draw_text(draw) for name in task.fields}
-        if task.is_written:
+        if task.is_generative:
             row["answers"] = [draw_text(draw) for _ in range(draw.randrange(1, 4))]
         else:
             row["label"] = draw.choice(task.labels)
@@ -43,7 +43,7 @@ def test_every_format_is_written_here() -> None:
     assert set(WRITERS) == set(READERS)
 
 
-@pytest.mark.parametrize("task", [SENTIMENT, PAIR, WRITTEN], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [SENTIMENT, PAIR, GENERATIVE], ids=lambda task: task.name)
 def test_all_formats_and_given_rows_read_equal(task: Task, tmp_path: Path) -> None:
     for seed in range(40):
         rows = draw_rows(task, random.Random(seed), size=7)
@@ -101,7 +101,7 @@ def test_damaged_files_give_rows_or_one_line(suffix: str, tmp_path: Path) -> Non
             dataclasses.replace(task, folder=tmp_path),
             WRITERS[suffix](draw_rows(task, draw, 6)),
         )
-        for name, task in (("labels", SENTIMENT), ("written", WRITTEN))
+        for name, task in (("labels", SENTIMENT), ("written", GENERATIVE))
     }
     told = 0
     for _ in range(300):

@@ -10,7 +10,7 @@ import pytest
 from jpt.data.rows import attach_data, has_split, read_rows, with_rows
 from jpt.errors import InputError
 from jpt.tasks.catalog import load_task
-from tests.data.row_files import SENTIMENT, WRITTEN
+from tests.data.row_files import GENERATIVE, SENTIMENT
 
 GOOD = {"text": "fine", "label": "positive"}
 
@@ -59,7 +59,7 @@ def test_a_data_set_of_the_library_with_its_class_names(form: str | None) -> Non
 
 def test_written_answers_of_every_form() -> None:
     given = ["a", ["a", "b"], ("a",), np.array(["a", "b"]), {"text": ["a"], "answer_start": [3]}]
-    task = with_rows(WRITTEN, {"train": [{"question": "q", "answers": one} for one in given]})
+    task = with_rows(GENERATIVE, {"train": [{"question": "q", "answers": one} for one in given]})
     answers = [row["answers"] for row in read_rows(task, "train")]
     assert answers == [("a",), ("a", "b"), ("a",), ("a", "b"), ("a",)]
 

@@ -11,7 +11,7 @@ import pytest
 import jpt.data.rows
 from jpt.data.rows import read_rows
 from jpt.errors import InputError
-from tests.data.row_files import SENTIMENT, WRITTEN, parquet
+from tests.data.row_files import GENERATIVE, SENTIMENT, parquet
 
 GOOD = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
 
@@ -74,7 +74,7 @@ def test_a_class_that_the_task_lacks_is_not_taken_for_another(tmp_path: Path) ->
     "answers", [["x", "y"], {"text": ["x", "y"], "answer_start": [1, 2]}], ids=["list", "squad"]
 )
 def test_answers_are_lists_or_squads_form(tmp_path: Path, answers: object) -> None:
-    rows = read(tmp_path, parquet([{"question": "q", "answers": answers}]), WRITTEN)
+    rows = read(tmp_path, parquet([{"question": "q", "answers": answers}]), GENERATIVE)
     assert rows == [{"question": "q", "answers": ("x", "y")}]
 
 

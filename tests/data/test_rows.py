@@ -9,7 +9,7 @@ import pytest
 from jpt.data.rows import check_row, find_label, rows_checksum, show
 from jpt.errors import InputError
 from jpt.tasks.task import Task
-from tests.data.row_files import SENTIMENT, WRITTEN
+from tests.data.row_files import GENERATIVE, SENTIMENT
 
 
 def own_task(*labels: str) -> Task:
@@ -67,13 +67,13 @@ def test_absurd_numbers_are_no_labels() -> None:
 )
 def test_wrong_answers_are_named(answers: object, message: str) -> None:
     with pytest.raises(InputError, match=r"^a\.jsonl:7: " + message):
-        check_row({"question": "q", "answers": answers}, WRITTEN, "a.jsonl:7")
+        check_row({"question": "q", "answers": answers}, GENERATIVE, "a.jsonl:7")
 
 
 def test_answers_under_another_name_and_answers_twice() -> None:
     from dataclasses import replace
 
-    task = replace(WRITTEN, answer_field="summary")
+    task = replace(GENERATIVE, answer_field="summary")
     row = check_row({"question": "q", "summary": ["a", "a"], "answers": "no"}, task, "row 1")
     assert row == {"question": "q", "answers": ("a", "a")}
     with pytest.raises(InputError, match="field 'summary' is missing; the row has question"):

@@ -8,7 +8,7 @@ import pytest
 
 from jpt.data.rows import read_delimited, read_rows
 from jpt.errors import InputError
-from tests.data.row_files import SENTIMENT, WRITTEN
+from tests.data.row_files import GENERATIVE, SENTIMENT
 
 
 def read(tmp_path: Path, data: bytes, name: str = "train.csv", task=SENTIMENT) -> list[dict]:
@@ -103,7 +103,7 @@ def test_tabs_are_named_where_they_part_the_cells(tmp_path: Path) -> None:
     ],
 )
 def test_a_cell_holds_one_answer_or_a_list(tmp_path: Path, cell: str, answers: tuple) -> None:
-    rows = read(tmp_path, f"question,answers\nWhere?,{cell}\n".encode(), task=WRITTEN)
+    rows = read(tmp_path, f"question,answers\nWhere?,{cell}\n".encode(), task=GENERATIVE)
     assert rows == [{"question": "Where?", "answers": answers}]
 
 
@@ -120,5 +120,5 @@ def test_a_cell_holds_one_answer_or_a_list(tmp_path: Path, cell: str, answers: t
 )
 def test_a_wrong_cell_of_answers(tmp_path: Path, cell: str, message: str) -> None:
     with pytest.raises(InputError, match=r"train\.csv:2: " + message) as caught:
-        read(tmp_path, f"question,answers\nWhere?,{cell}\n".encode(), task=WRITTEN)
+        read(tmp_path, f"question,answers\nWhere?,{cell}\n".encode(), task=GENERATIVE)
     assert "\n" not in str(caught.value)

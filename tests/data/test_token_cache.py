@@ -59,8 +59,8 @@ def assert_equal(found: EncodedSplit, expected: EncodedSplit) -> None:
 def test_what_was_kept_is_what_is_made_anew(
     task: Task, toy_tokenizer: TextTokenizer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = rows_of(600, task.is_written)
-    layout = "decoder" if task.is_written else "encoder"
+    rows = rows_of(600, task.is_generative)
+    layout = "decoder" if task.is_generative else "encoder"
     fresh = encode_split(rows, task, toy_tokenizer, 8, layout)
     assert_equal(encode_cached(rows, task, toy_tokenizer, 8, layout), fresh)
     assert len(list(folder.iterdir())) == 1

@@ -53,7 +53,7 @@ def byte_level(pre: str = "gpt-2", words: tuple[str, ...] = (), **fields: Any) -
 
 
 def pieces_of(tokenizer: TextTokenizer, text: str) -> list[str]:
-    return [tokenizer.piece(token) for token in tokenizer.encode([text])[0]]
+    return [tokenizer.token_text(token) for token in tokenizer.encode([text])[0]]
 
 
 def odd_texts(count: int) -> list[str]:
@@ -327,4 +327,4 @@ def test_what_does_not_fit_together(fields: dict[str, Any], said: str) -> None:
 
 def test_empty_tokens_have_a_name() -> None:
     tokenizer = build(**{**GPT2, "tokens": ["a", "b", "ab", "", ""]})
-    assert [tokenizer.piece(token) for token in (3, 4)] == ["[EMPTY_3]", "[EMPTY_4]"]
+    assert [tokenizer.token_text(token) for token in (3, 4)] == ["[EMPTY_3]", "[EMPTY_4]"]

@@ -33,7 +33,7 @@ def test_real_text_gives_the_ids_of_transformers(name: str, reference_folder: Pa
     texts += read_texts(reference_folder, "mnli", "premise", 300)
     expected = theirs(texts, add_special_tokens=False)["input_ids"]
     assert ours.encode(texts) == expected
-    assert [ours.word_pieces(text) for text in texts[-5:]] == expected[-5:]
+    assert [ours.word_tokens(text) for text in texts[-5:]] == expected[-5:]
     special = ours.ids
     assert (special.cls, special.sep) == (theirs.cls_token_id, theirs.sep_token_id)
     assert (special.mask, special.pad) == (theirs.mask_token_id, theirs.pad_token_id)
@@ -44,20 +44,20 @@ def test_real_text_gives_the_ids_of_transformers(name: str, reference_folder: Pa
 def test_a_decoders_label_word_has_the_space_before_it(reference_folder: Path) -> None:
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / "gpt2", ())
     ids = label_words(CATALOG["sst2"], tokenizer, "gpt2", "decoder").ids
-    assert [tokenizer.piece(token) for token in ids] == ["Ġnegative", "Ġpositive"]
+    assert [tokenizer.token_text(token) for token in ids] == ["Ġnegative", "Ġpositive"]
 
 
 def test_ids_become_text_again_without_special_pieces(reference_folder: Path) -> None:
     for name in ("gpt2", "t5-base"):
         tokenizer = load_tokenizer(reference_folder / "tokenizers" / name, ())
         text = "It's 7.50, isn't it?"
-        assert tokenizer.decode([*tokenizer.word_pieces(text), tokenizer.ids.eos]) == text
+        assert tokenizer.decode([*tokenizer.word_tokens(text), tokenizer.ids.eos]) == text
 
 
 def test_a_word_starts_without_a_space(reference_folder: Path) -> None:
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / "roberta-base")
-    assert tokenizer.word_pieces("positive") == [22173]
-    assert [tokenizer.piece(token) for token in tokenizer.word_pieces("conflict")] == [
+    assert tokenizer.word_tokens("positive") == [22173]
+    assert [tokenizer.token_text(token) for token in tokenizer.word_tokens("conflict")] == [
         "conf",
         "lict",
     ]
@@ -66,7 +66,7 @@ def test_a_word_starts_without_a_space(reference_folder: Path) -> None:
 def test_ids_that_the_vocabulary_leaves_out_have_a_name_too(reference_folder: Path) -> None:
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / "roberta-base")
     assert tokenizer.vocabulary_size == 50265
-    assert tokenizer.piece(50261) == "<50261>"
+    assert tokenizer.token_text(50261) == "<50261>"
 
 
 def test_a_decoder_vocabulary_has_no_mask(reference_folder: Path) -> None:
@@ -95,7 +95,7 @@ def test_special_pieces_may_be_named_otherwise(
 
 
 def test_older_files_go_through_transformers(tmp_path: Path, toy_tokenizer: TextTokenizer) -> None:
-    pieces = [toy_tokenizer.piece(token) for token in range(toy_tokenizer.vocabulary_size)]
+    pieces = [toy_tokenizer.token_text(token) for token in range(toy_tokenizer.vocabulary_size)]
     (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     tokenizer = load_tokenizer(tmp_path)

@@ -14,7 +14,7 @@ from jpt.prompts.arithmetic import (
     choose_parts,
     mix_bank,
     parse_weights,
-    settle_weights,
+    resolve_weights,
     softmax_weights,
 )
 from jpt.types import Prompt, PromptCard
@@ -151,4 +151,4 @@ def test_softmax_weights_sum_to_one_and_rows_may_differ() -> None:
     values = np.random.default_rng(2).normal(0, 1, (5, 4, 6)).astype(np.float32)
     by_row = [sum(weights[k, p] * values[k, p] for k in range(5)) for p in range(4)]
     np.testing.assert_allclose(mix_bank(values, weights), by_row, rtol=1e-5, atol=1e-7)
-    assert settle_weights(["a", "b", "c"], None) == {n: 1 / 3 for n in "abc"}
+    assert resolve_weights(["a", "b", "c"], None) == {n: 1 / 3 for n in "abc"}

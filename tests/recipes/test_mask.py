@@ -21,7 +21,7 @@ from tests.typed import type_command
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
 QUICK = {"eval_batch_size": 16, "max_tokens": 16, "mesh": "data:1"}
-KINDS = ("none", "own", "random", "other", "common", "specific")
+KINDS = ("none", "in_task", "random", "other", "common", "specific")
 
 
 def rename(folder: Path, name: str, kind: str) -> Path:
@@ -79,7 +79,7 @@ def test_scores_are_those_of_evaluate_on_a_model_without_these_weights(
     found = jpt.mask_neurons(prompt, task, backbone=model, **options, **QUICK)
     activations = jpt.activated_neurons({"mood": prompt}, backbone=model, stack=stack)
     losses = [jpt.evaluate(prompt, task, backbone=model, **QUICK).loss]
-    for kind in ("own", "random"):
+    for kind in ("in_task", "random"):
         silent = jpt.choose_neurons(activations, "mood", kind, ratio=0.3).mask == 0
         at = (stack or "decoder") if model_type == "t5" else None
         cut = dataclasses.replace(model, params=without_rows(model.params, silent, at))
@@ -103,7 +103,7 @@ def test_every_task_is_scored_under_every_kind_of_mask_and_written_as_a_table(st
     mine = [row for row in rows if row["task"] == "glad"]
     assert [(row["kind"], row["source_of_mask"], row["draw"]) for row in mine] == [
         ("none", "", ""),
-        ("own", "glad", ""),
+        ("in_task", "glad", ""),
         ("random", "", "0"),
         ("random", "", "1"),
         ("other", "calm", ""),
@@ -147,7 +147,9 @@ def test_text_fits_a_terminal_and_says_what_is_in_the_record(study) -> None:
     assert "19 of 96 neurons of layers 0-1" in text
     line = next(line for line in text.splitlines() if line.startswith("glad "))
     target = study.record["targets"]["glad"]
-    assert f"{target['unmasked']:.3f}" in line and f"{target['masks']['own']['value']:.3f}" in line
+    assert (
+        f"{target['unmasked']:.3f}" in line and f"{target['masks']['in_task']['value']:.3f}" in line
+    )
 
 
 def test_a_finished_study_returns_at_once_and_a_broken_one_goes_on(
@@ -186,9 +188,9 @@ def test_layers_and_given_neurons_decide_what_is_masked(place: Path) -> None:
     values = np.zeros((3, 2, 48), np.float32)
     values[:, 1, :10] = 1
     given = jpt.Activations(names, values)
-    options = {"layers": "1", "ratio": 10 / 48, "kinds": ("own",), **QUICK}
+    options = {"layers": "1", "ratio": 10 / 48, "kinds": ("in_task",), **QUICK}
     found = jpt.mask_neurons(prompts, neurons=given, **options)
-    run = runs_of(found, "calm", "own")[0]
+    run = runs_of(found, "calm", "in_task")[0]
     assert run["by_layer"] == [0, 10] and run["fitting"] == 10
     assert found.record["layers"] == [1, 1] and found.record["neurons"] == 48
     # A single prompt has others beside it where their activations are given.
@@ -229,7 +231,7 @@ def assert_refused(place: Path, message: str, *arguments: object, **options: obj
         ({"ratio": 1.0}, "ratio is 1.0; give"),
         ({"ratio": 0.001}, "which is 0 of 96 neurons"),
         ({"layers": "1-2"}, "layers 1-2 are no window of the 2 layers"),
-        ({"kinds": ("own", "mine")}, "kinds is 'mine'; expected one of own, random"),
+        ({"kinds": ("in_task", "mine")}, "kinds is 'mine'; expected one of own, random"),
         ({"kinds": ()}, "kinds is empty"),
         ({"random_draws": 0}, "random_draws is 0"),
         ({"stack": "encoder"}, "has one stack; leave it out"),
@@ -294,7 +296,7 @@ def test_the_command_writes_the_study_and_its_own_command_finds_it(run, place, t
     )
     assert code == 0, stderr
     record = json.loads(stdout.splitlines()[-1])
-    assert list(record["relative_by_kind"]) == ["own", "random"] and "calm" in stderr
+    assert list(record["relative_by_kind"]) == ["in_task", "random"] and "calm" in stderr
     names = ("mask.csv", "mask.json", "mask.svg", "mask_cells.jsonl")
     assert sorted(path.name for path in out.iterdir()) == list(names)
     before = (out / "mask.json").stat().st_mtime_ns

@@ -13,7 +13,7 @@ import jpt
 from jpt.backbones.registry import Backbone
 from jpt.recipes import library as recipe
 from jpt.recipes.library import describe_reading, show_prompt, visible
-from jpt.testing import SPECIAL_PIECES, VOCABULARY, write_tiny_backbone
+from jpt.testing import SPECIAL_TOKENS, VOCABULARY, write_tiny_backbone
 from jpt.tuning.tune import initial_rows
 from jpt.types import Prompt, PromptCard
 from tests.toy_task import write_task
@@ -39,7 +39,7 @@ def drawn(rows: int = LENGTH, seed: int = 0) -> np.ndarray:
 
 def by_loops(row: np.ndarray, table: np.ndarray) -> dict[str, list[str]]:
     """All pieces that stand for text, the nearest first."""
-    pieces = [piece for piece in VOCABULARY if piece not in SPECIAL_PIECES]
+    pieces = [piece for piece in VOCABULARY if piece not in SPECIAL_TOKENS]
     words = {piece: table[VOCABULARY.index(piece)].astype(np.float64) for piece in pieces}
     row = row.astype(np.float64)
 
@@ -68,9 +68,9 @@ def test_nearest_pieces_are_those_of_loops(
     assert found.by_cosine.pieces[2][0] == "film"
     assert found.by_cosine.values[2, 0] == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(found.norms, np.linalg.norm(values, axis=1), rtol=1e-6)
-    norms = np.linalg.norm(table[len(SPECIAL_PIECES) : len(VOCABULARY)], axis=1)
+    norms = np.linalg.norm(table[len(SPECIAL_TOKENS) : len(VOCABULARY)], axis=1)
     np.testing.assert_allclose(found.vocabulary, (norms.mean(), norms.min(), norms.max()), 1e-6)
-    assert found.pieces == len(norms) == len(VOCABULARY) - len(SPECIAL_PIECES)
+    assert found.pieces == len(norms) == len(VOCABULARY) - len(SPECIAL_TOKENS)
 
 
 @pytest.mark.parametrize("init", ["random", "vocab", "labels", "text:good film", "prompt"])

@@ -61,15 +61,15 @@ def test_everything_is_there_and_belongs_together(finished: recipe.QuickstartRes
     }
     assert {"neuron_overlap", "cosine_concat"} <= set(rows[0])
     correlation = json.loads((folder / "correlation.json").read_text())
-    assert {"own_in", "own_out"} <= set(correlation)
+    assert {"including_in_task", "excluding_in_task"} <= set(correlation)
     measured = {each for part in correlation.values() if isinstance(part, dict) for each in part}
     assert measured and not {"random", "none"} & {
-        name for each in correlation["own_out"].values() for name in each["per_target"]
+        name for each in correlation["excluding_in_task"].values() for name in each["per_target"]
     }
     masks = json.loads((folder / "mask.json").read_text())
     assert set(masks["targets"]) == names
     assert all(
-        set(each["masks"]) == {"own", "random", "common"} for each in masks["targets"].values()
+        set(each["masks"]) == {"in_task", "random", "common"} for each in masks["targets"].values()
     )
     choices = json.loads((folder / "choice.json").read_text())
     assert set(choices["targets"]) == names and "neuron_overlap" in choices["rankings"]

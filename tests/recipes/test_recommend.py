@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.indicators.source_selection import leave_one_out, sureness
-from jpt.recipes.recommend import WIDTH, not_told_apart
+from jpt.indicators.source_selection import leave_one_out, mutual_information
+from jpt.recipes.recommend import WIDTH, not_distinguished
 from jpt.results.prompt_table import write_transfer
 from jpt.results.records import Ranking
 from jpt.types import Prompt, PromptCard, TransferMatrix
@@ -99,8 +99,8 @@ def test_the_planted_source_is_first(found, prompts, task, backbone) -> None:
         score = jpt.evaluate(prompts[name], task, split="train", backbone=backbone, max_tokens=20)
         assert found.record["sources"][name]["score"] == score.value
         assert found.record["sources"][name]["loss"] == pytest.approx(score.loss, rel=1e-5)
-    assert found.record["rows"] == 14 and found.rankings["same_type"].places()["cherries"] == 1
-    assert found.rankings["same_type"].places() == {"apples": 2, "bananas": None, "cherries": 1}
+    assert found.record["rows"] == 14 and found.rankings["same_type"].ranks()["cherries"] == 1
+    assert found.rankings["same_type"].ranks() == {"apples": 2, "bananas": None, "cherries": 1}
 
 
 def test_own_and_untrained_prompts_are_left_out_and_that_is_said(found) -> None:
@@ -209,15 +209,15 @@ def test_without_labels_sureness_is_a_heuristic_and_labels_are_not_read(
     found = jpt.recommend(
         task, prompts, labels=0, data={"train": texts}, backbone=backbone, max_tokens=20
     )
-    assert (found.source, found.by, found.probe) == ("cherries", "sureness", None)
+    assert (found.source, found.by, found.probe) == ("cherries", "mutual_information", None)
     assert any("heuristic" in note for note in found.record["notes"])
     assert "score" not in found.record["sources"]["cherries"]
     rows = [{**row, "label": "good"} for row in texts]
     score = jpt.evaluate(
         prompts["cherries"], task, data={"test": rows}, backbone=backbone, max_tokens=20
     )
-    value = found.record["sources"]["cherries"]["values"]["sureness"]
-    assert value == pytest.approx(sureness(score.log_probs), rel=1e-4)
+    value = found.record["sources"]["cherries"]["values"]["mutual_information"]
+    assert value == pytest.approx(mutual_information(score.log_probs), rel=1e-4)
     assert all(len(line) <= WIDTH for line in found.describe().splitlines())
 
 
@@ -237,7 +237,7 @@ def test_rows_are_chosen_by_the_seed_alone(backbone, task, prompts) -> None:
         ({"labels": 15}, "labels is 15, but task easy has 14 train rows"),
         ({"labels": -1}, "labels is -1"),
         ({"probe_steps": 0}, "probe_steps is 0"),
-        ({"by": "sureness"}, "unknown ranking 'sureness'"),
+        ({"by": "mutual_information"}, "unknown ranking 'sureness'"),
         ({"by": "ON"}, "unknown ranking 'ON'"),
         ({"layers": "9-11"}, "layers 9-11 are no window of the 4 layers"),
         ({"backbone": "builtin/bert-medium"}, "prompt is 128 wide"),
@@ -292,7 +292,7 @@ def test_equal_values_share_a_place_and_nothing_said_is_last() -> None:
     nan = float("nan")
     ranking = Ranking({"a": 0.5, "b": 0.75, "c": nan, "d": 0.5, "e": 0.75}, {"a": 1, "d": 2})
     assert ranking.ordered() == ["b", "e", "d", "a", "c"]
-    assert ranking.places() == {"a": 4, "b": 1, "c": None, "d": 3, "e": 1}
+    assert ranking.ranks() == {"a": 4, "b": 1, "c": None, "d": 3, "e": 1}
 
 
 def test_few_rows_do_not_tell_near_sources_apart() -> None:
@@ -305,7 +305,7 @@ def test_few_rows_do_not_tell_near_sources_apart() -> None:
         answers[:wrong] = 1 - answers[:wrong]
         scores[name] = score_logits(np.eye(2)[answers], truth, ("no", "yes"), "accuracy")
     # near: 3 of 100 rows differ, mean 0.03, error 0.0171; far: 25 of 100.
-    assert not_told_apart("best", scores, truth) == ["near"]
+    assert not_distinguished("best", scores, truth) == ["near"]
 
 
 def test_the_command_line(study, task, run, tmp_path) -> None:
@@ -313,7 +313,7 @@ def test_the_command_line(study, task, run, tmp_path) -> None:
     words = ("--prompts", prompts, "--task", str(task))
     code, out, err = run("recommend", *words, "--labels", "0", "--max-tokens", "20", "--json")
     assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["by"] == "sureness"
+    assert json.loads(out.splitlines()[-1])["by"] == "mutual_information"
     code, out, err = run("recommend", *words, "--by", "nothing")
     assert code == 2 and out == "" and err.count("\n") == 1 and "unknown ranking" in err
     names = ("--names", "apples,cherries", "--weights", "apples=1,cherries=3")

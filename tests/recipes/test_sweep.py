@@ -16,7 +16,7 @@ from jpt.cli.app import main
 from jpt.errors import InputError
 from jpt.recipes import sweep as sweep_module
 from jpt.recipes.sweep import sweep
-from jpt.tuning.bound_task import PreparedTask
+from jpt.tuning.bound_task import BoundTask
 from tests.analysis.page_checks import assert_page_is_sound
 from tests.tiny_sweep import read_prompts, write_fixed, write_task
 
@@ -90,7 +90,7 @@ def test_nothing_else_is_left(swept: Path) -> None:
 def test_a_stopped_sweep_ends_the_same(
     grid: dict[str, Any], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = sweep_module.run_bank, []
+    real, calls = sweep_module.fit_runs, []
 
     def fail(*arguments: Any) -> None:
         if calls:
@@ -112,13 +112,13 @@ def test_what_runs_share_is_read_once(
 ) -> None:
     read: list[tuple[str, str]] = []
     loaded: list[Any] = []
-    split, load = PreparedTask.split, sweep_module.as_backbone
+    split, load = BoundTask.split, sweep_module.resolve_backbone
 
-    def counted(self: PreparedTask, name: str) -> Any:
+    def counted(self: BoundTask, name: str) -> Any:
         read.append((self.task.short_name, name))
         return split(self, name)
 
-    monkeypatch.setattr(PreparedTask, "split", counted)
+    monkeypatch.setattr(BoundTask, "split", counted)
     monkeypatch.setattr(sweep_module, "as_backbone", lambda *g: loaded.append(g) or load(*g))
     sweep(grid, tmp_path / "out")
     assert len(loaded) == 1
@@ -177,13 +177,13 @@ def test_runs_lie_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -
 
 
 def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
-    from jpt.recipes.sweep import Preparer, choose_places, parse_sweep, run_bytes
+    from jpt.recipes.sweep import RunLoader, choose_slots, parse_sweep, run_bytes
 
-    parts = Preparer().prepare(parse_sweep(grid).runs[0])
+    parts = RunLoader().prepare(parse_sweep(grid).runs[0])
     weights, each = run_bytes(parts)
-    assert choose_places(parts, 8, None, (weights + 3.5 * each) / 1e9) == 3
-    assert choose_places(parts, 2, None, (weights + 3.5 * each) / 1e9) == 2
-    assert choose_places(parts, 8, None, None) == 1  # a CPU
+    assert choose_slots(parts, 8, None, (weights + 3.5 * each) / 1e9) == 3
+    assert choose_slots(parts, 2, None, (weights + 3.5 * each) / 1e9) == 2
+    assert choose_slots(parts, 8, None, None) == 1  # a CPU
 
 
 def test_its_page_says_what_is_best(swept: Path, tmp_path: Path) -> None:

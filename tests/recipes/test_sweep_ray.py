@@ -23,7 +23,7 @@ import pytest
 from jpt.cli.app import main
 from jpt.errors import InputError, StoppedError
 from jpt.recipes import sweep_ray
-from jpt.recipes.sweep import Bank, SweepProgress, SweepRun, sweep
+from jpt.recipes.sweep import RunGroup, SweepProgress, SweepRun, sweep
 from jpt.recipes.sweep_ray import (
     bring_home,
     check_address,
@@ -33,7 +33,7 @@ from jpt.recipes.sweep_ray import (
     ray_workers,
     train_away,
 )
-from jpt.tuning.multi_run import Timeline
+from jpt.tuning.multi_run import SlotSchedule
 from tests.tiny_sweep import read_prompts, read_rows, write_fixed, write_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ TABLES = ("runs.csv", "settings.csv")
 
 
 def train_elsewhere(
-    banks: Sequence[Bank], runs: Sequence[SweepRun], folder: Path, shown: SweepProgress
+    banks: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, shown: SweepProgress
 ) -> None:
     """What driver and nodes do together, without the cluster in between."""
     for bank in banks:
@@ -85,7 +85,7 @@ def test_relative_paths_count_from_the_driver(
 def _from_elsewhere(origin: Path) -> Any:
     """Workers whose own folder is another one."""
 
-    def work(banks: Sequence[Bank], runs: Sequence[SweepRun], folder: Path, shown: Any) -> None:
+    def work(banks: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, shown: Any) -> None:
         before = os.getcwd()
         os.chdir("/")
         try:
@@ -142,7 +142,7 @@ def test_error_on_a_node_is_told(grid: dict[str, Any], tmp_path: Path) -> None:
     """Data that only the driver sees; the runs of the bank that had ended come home."""
     told = []
 
-    def work(banks: Sequence[Bank], runs: Sequence[SweepRun], folder: Path, shown: Any) -> None:
+    def work(banks: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, shown: Any) -> None:
         blind = [SweepRun(run.name, run.setting, {**run.values, "task": "/gone"}) for run in runs]
         told.extend(train_away(bank, blind, os.getcwd()) for bank in banks)
         raise InputError("as the driver does")
@@ -162,8 +162,8 @@ def test_node_that_shuts_down_is_tried_elsewhere(monkeypatch: pytest.MonkeyPatch
         raise StoppedError("stopped and saved", 75)
 
     monkeypatch.setattr(sweep_ray, "train_bank", stopped)
-    with pytest.raises(sweep_ray.BankStoppedError):
-        train_away(Bank(Timeline((("first",),), {"first": 1})), [], "/")
+    with pytest.raises(sweep_ray.MultiRunStoppedError):
+        train_away(RunGroup(SlotSchedule((("first",),), {"first": 1})), [], "/")
 
 
 def test_needs() -> None:

@@ -12,7 +12,7 @@ import jpt
 from jpt.config import SPLITS
 from jpt.data.rows import FORMS
 from jpt.io.tokenizer import TextTokenizer, load_tokenizer
-from jpt.tasks.catalog import BUILTIN, CANDIDATES, CATALOG, REFERENCE_TASKS, WRITTEN
+from jpt.tasks.catalog import BUILTIN, CANDIDATES, CATALOG, GENERATIVE, REFERENCE_TASKS
 from jpt.tasks.verbalizers import label_words
 
 # The catalog's name of each task whose label words the reference holds, by its name there.
@@ -64,7 +64,7 @@ def test_the_catalog_has_the_17_tasks_that_the_reference_folder_has(reference_fo
     folders = {path.name for path in (reference_folder / "data").iterdir() if path.is_dir()}
     assert set(CATALOG) == folders
     assert all(name == task.name for name, task in CATALOG.items())
-    assert {task.name for task in WRITTEN} == folders - set(LABELLED)
+    assert {task.name for task in GENERATIVE} == folders - set(LABELLED)
     assert len(CATALOG) == 17 and len(LABELLED) == 13
 
 
@@ -116,7 +116,7 @@ def test_label_words_are_one_piece_each_in_the_builtin_encoders(backbone: str, n
 
 
 @pytest.mark.parametrize("name", LABELLED)
-@pytest.mark.parametrize("scoring", ["phrase", "first_piece"])
+@pytest.mark.parametrize("scoring", ["phrase", "first_token"])
 def test_label_words_can_be_told_apart_where_they_are_written(
     scoring: str, name: str, reference_folder: Path
 ) -> None:
@@ -170,7 +170,7 @@ def test_fields_and_labels_are_those_of_the_rows(name: str, reference_folder: Pa
             assert all(row[field].strip() for field in task.fields)
             labels.add(row.get("label"))
     missing = {"conflict"} if name in ("laptop", "restaurant") else set()
-    assert labels == ({None} if task.is_written else set(task.labels) - missing)
+    assert labels == ({None} if task.is_generative else set(task.labels) - missing)
 
 
 def test_class_numbers_of_nli_run_opposite_to_the_hubs() -> None:
@@ -179,13 +179,13 @@ def test_class_numbers_of_nli_run_opposite_to_the_hubs() -> None:
 
 
 def test_written_answers_have_the_papers_lengths_and_measure() -> None:
-    assert {task.name: task.answer_tokens for task in WRITTEN} == {
+    assert {task.name: task.answer_tokens for task in GENERATIVE} == {
         "squad": 20,
         "nq_open": 20,
         "multi_news": 30,
         "samsum": 50,
     }
-    assert {(task.metric, task.max_tokens) for task in WRITTEN} == {("bleu", 384)}
+    assert {(task.metric, task.max_tokens) for task in GENERATIVE} == {("bleu", 384)}
     for name in LABELLED:
         task = CATALOG[name]
         assert (task.metric, task.max_tokens, task.answer_tokens) == ("accuracy", None, None)

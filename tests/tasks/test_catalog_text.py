@@ -113,7 +113,7 @@ def test_no_task_is_left_out() -> None:
 def test_each_family_reads_its_own_text(name: str) -> None:
     task = CATALOG[name]
     row, encoder, encoder_decoder, decoder = TEXTS[name]
-    assert (encoder is None) == task.is_written, "encoders write no text"
+    assert (encoder is None) == task.is_generative, "encoders write no text"
     if encoder is not None:
         assert render(task, row) == encoder
     assert render(task, row, "encoder_decoder") == encoder_decoder

@@ -128,7 +128,7 @@ def test_parts_of_a_written_task_that_do_not_fit_are_refused(changes: dict, mess
 
 
 def test_a_written_task_derives_its_decoder_template_from_that_of_encoder_decoders() -> None:
-    assert DIGEST.is_written and not MOOD.is_written
+    assert DIGEST.is_generative and not MOOD.is_generative
     assert DIGEST.words("t5") == {}
     assert DIGEST.template("encoder_decoder") == ("text: {text}",)
     assert DIGEST.template("decoder") == ("text: {text}", "Answer:")

@@ -14,17 +14,17 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from jpt.errors import InputError
 from jpt.tasks.metrics import TEXT_METRICS, normalize_answer, row_scores, score_texts
-from jpt.types import Written
+from jpt.types import Generation
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
-def written(prediction: str, *references: str) -> Written:
+def written(prediction: str, *references: str) -> Generation:
     """A row whose pieces are the words."""
     ids: dict[str, int] = {}
     pieces = [tuple(ids.setdefault(w, len(ids)) for w in t.split()) for t in references]
     predicted = tuple(ids.setdefault(w, len(ids)) for w in prediction.split())
-    return Written(prediction, references, predicted, tuple(pieces))
+    return Generation(prediction, references, predicted, tuple(pieces))
 
 
 def score(name: str, prediction: str, *references: str) -> float:
@@ -75,7 +75,7 @@ def test_real_answers_score_as_the_slow_forms(reference_folder: Path, task: str)
     generator, seen = random.Random(1), set()
     for references, others in itertools.pairwise(answers):
         for prediction in altered(generator.choice(references), others[0], generator):
-            row = Written(prediction, references, (), ())
+            row = Generation(prediction, references, (), ())
             words = slow_words(prediction)
             match = float(any(slow_words(reference) == words for reference in references))
             f1 = max(slow_f1(prediction, reference) for reference in references)
@@ -187,7 +187,7 @@ def test_rouge_by_hand(
 
 
 def bleu(pieces: tuple[int, ...], *references: tuple[int, ...]) -> float:
-    return TEXT_METRICS["bleu"](Written("", (), pieces, references))
+    return TEXT_METRICS["bleu"](Generation("", (), pieces, references))
 
 
 def nltk_bleu(pieces: tuple[int, ...], *references: tuple[int, ...]) -> float:
@@ -237,7 +237,7 @@ def test_bleu_by_hand(
 # --- all metrics -----------------------------------------------------------------------------
 
 
-def some_rows(n_rows: int) -> list[Written]:
+def some_rows(n_rows: int) -> list[Generation]:
     generator = random.Random(4)
     words = "the small cat sees a Dog, running over red hills in spring.".split()
 
@@ -252,9 +252,9 @@ def test_perfect_answers_score_one(name: str) -> None:
     rows = [
         row._replace(
             prediction=f"cat {row.references[1]}",
-            prediction_pieces=(99, *row.reference_pieces[1]),
+            prediction_tokens=(99, *row.reference_tokens[1]),
             references=(row.references[0], f"cat {row.references[1]}"),
-            reference_pieces=(row.reference_pieces[0], (99, *row.reference_pieces[1])),
+            reference_tokens=(row.reference_tokens[0], (99, *row.reference_tokens[1])),
         )
         for row in some_rows(40)
     ]
@@ -275,7 +275,7 @@ def test_the_mean_of_the_rows_whatever_their_order() -> None:
 def test_order_of_references_changes_nothing() -> None:
     for row in some_rows(40):
         turned = row._replace(
-            references=row.references[::-1], reference_pieces=row.reference_pieces[::-1]
+            references=row.references[::-1], reference_tokens=row.reference_tokens[::-1]
         )
         assert row_scores(list(TEXT_METRICS), row) == row_scores(list(TEXT_METRICS), turned)
 
@@ -291,10 +291,14 @@ def test_names_are_kept_in_order() -> None:
         ("rouge", [written("a", "b")], r"unknown metric 'rouge'; did you mean rouge[12L]"),
         ("bleu", [], r"no rows to score with bleu"),
         ("token_f1", [written("a", "b"), written("Paris")], r"no reference .* 'Paris' with; give"),
-        ("bleu", [Written("Paris", ("Paris",), (1,), ())], r"no pieces of a reference .* 'Paris'"),
+        (
+            "bleu",
+            [Generation("Paris", ("Paris",), (1,), ())],
+            r"no pieces of a reference .* 'Paris'",
+        ),
     ],
 )
-def test_what_cannot_be_scored_is_said(name: str, rows: list[Written], message: str) -> None:
+def test_what_cannot_be_scored_is_said(name: str, rows: list[Generation], message: str) -> None:
     with pytest.raises(InputError, match=message):
         score_texts([name], rows)
 

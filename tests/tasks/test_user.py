@@ -20,7 +20,7 @@ good = "great"
 """
 
 
-WRITTEN = """
+GENERATIVE = """
 type = "summarization"
 fields = ["document"]
 answer = "summary"
@@ -39,12 +39,12 @@ def test_the_least_that_is_needed(tmp_path: Path) -> None:
     assert task.templates == {"encoder": ("{text}",)}
     assert task.labels == ("bad", "good")
     assert (task.metric, task.label_field, task.files) == ("accuracy", "label", {})
-    assert (task.is_written, task.max_tokens) == (False, None)
+    assert (task.is_generative, task.max_tokens) == (False, None)
 
 
 def test_the_least_that_a_written_answer_needs(tmp_path: Path) -> None:
-    task = load_user_task(write(tmp_path, WRITTEN))
-    assert task.is_written and task.labels == () and task.words("t5") == {}
+    task = load_user_task(write(tmp_path, GENERATIVE))
+    assert task.is_generative and task.labels == () and task.words("t5") == {}
     assert (task.answer_field, task.answer_tokens, task.metric) == ("summary", 50, "rougeL")
     assert task.templates == {"encoder_decoder": ("{document}",)}
     assert task.template("decoder") == ("{document}", "Answer:")
@@ -66,7 +66,7 @@ def test_the_examples_of_the_documentation_are_tasks(tmp_path: Path) -> None:
 
 
 def test_template_stands_for_the_layout_that_the_others_derive_from(tmp_path: Path) -> None:
-    text = 'template = "Sum up: {document}"' + WRITTEN + '[templates]\ndecoder = "{document}"\n'
+    text = 'template = "Sum up: {document}"' + GENERATIVE + '[templates]\ndecoder = "{document}"\n'
     task = load_user_task(write(tmp_path, text))
     assert task.templates == {
         "encoder_decoder": ("Sum up: {document}",),
@@ -81,7 +81,7 @@ def test_templates_alone_are_enough_for_three_fields(tmp_path: Path) -> None:
 
 
 def test_what_else_a_written_task_may_say(tmp_path: Path) -> None:
-    text = 'name = "digest"\nmetric = "rouge1"\nmax_tokens = 512' + WRITTEN
+    text = 'name = "digest"\nmetric = "rouge1"\nmax_tokens = 512' + GENERATIVE
     task = load_user_task(write(tmp_path, text))
     assert (task.name, task.metric, task.max_tokens) == ("digest", "rouge1", 512)
 
@@ -153,19 +153,19 @@ WRONG = {
     "three segments": ('template = ["{text}", "a", "b"]' + MINIMAL, "3 segments; give 1 or 2"),
     "metric": ('metric = "rouge"' + MINIMAL, "metric 'rouge'"),
     "metric of texts": ('metric = "bleu"' + MINIMAL, "'bleu' .* is for written answers"),
-    "metric of labels": ('metric = "f1"' + WRITTEN, "'f1' .* is for labels"),
+    "metric of labels": ('metric = "f1"' + GENERATIVE, "'f1' .* is for labels"),
     "no labels, no answer": (
         MINIMAL.replace('labels = ["bad", "good"]', "").split("[label_words]")[0],
         """has no 'labels'; .*or answer = "...\" where""",
     ),
-    "labels and answer": ('labels = ["a", "b"]' + WRITTEN, "has labels and answer; .*take one"),
-    "words and answer": (WRITTEN + '[label_words]\na = "b"', "has label_words and answer; "),
-    "label field and answer": ('label_field = "gold"' + WRITTEN, "has label_field and answer; "),
-    "answer is a number": (WRITTEN.replace('"summary"', "3"), "answer is 3; it must be a text"),
-    "answer is read": (WRITTEN.replace('"summary"', '"document"'), "leave it out of fields"),
-    "no length": (WRITTEN.replace("answer_tokens = 50", ""), "no 'answer_tokens'; .* = 50"),
-    "length is zero": (WRITTEN.replace("50", "0"), "answer_tokens of task .* is 0; "),
-    "length is a text": (WRITTEN.replace("50", '"50"'), "answer_tokens of task .* is '50'; "),
+    "labels and answer": ('labels = ["a", "b"]' + GENERATIVE, "has labels and answer; .*take one"),
+    "words and answer": (GENERATIVE + '[label_words]\na = "b"', "has label_words and answer; "),
+    "label field and answer": ('label_field = "gold"' + GENERATIVE, "has label_field and answer; "),
+    "answer is a number": (GENERATIVE.replace('"summary"', "3"), "answer is 3; it must be a text"),
+    "answer is read": (GENERATIVE.replace('"summary"', '"document"'), "leave it out of fields"),
+    "no length": (GENERATIVE.replace("answer_tokens = 50", ""), "no 'answer_tokens'; .* = 50"),
+    "length is zero": (GENERATIVE.replace("50", "0"), "answer_tokens of task .* is 0; "),
+    "length is a text": (GENERATIVE.replace("50", '"50"'), "answer_tokens of task .* is '50'; "),
     "length without answer": ("answer_tokens = 5" + MINIMAL, "answer_tokens and no answer; add"),
     "max_tokens": (
         'max_tokens = "long"' + MINIMAL,
@@ -183,7 +183,7 @@ WRONG = {
         r"has template and \[templates\] encoder, which say the same",
     ),
     "template of encoders for an answer": (
-        WRITTEN + '[templates]\nencoder = "{document}"',
+        GENERATIVE + '[templates]\nencoder = "{document}"',
         "its answer is written, which encoders cannot do; give one for encoder_decoder",
     ),
     "template is a number": (

@@ -16,7 +16,7 @@ class SmallVocabulary:
 
     unknown = 0
 
-    def word_pieces(self, word: str) -> list[int]:
+    def word_tokens(self, word: str) -> list[int]:
         if word == "contra":
             return [4, 5]
         return [PIECES.index(word)] if word in PIECES else [0]
@@ -50,14 +50,14 @@ def test_a_label_may_have_several_words_and_a_word_several_pieces() -> None:
 
 def test_words_that_begin_alike_are_told_apart_by_all_pieces_only() -> None:
     class Alike(SmallVocabulary):
-        def word_pieces(self, word: str) -> list[int]:
+        def word_tokens(self, word: str) -> list[int]:
             return {"contra": [4, 5], "conno": [4, 1], "con": [4]}.get(word) or [3]
 
     task = with_words("contra", "conno", "yes")
     found = label_words(task, Alike(), "t5", "encoder_decoder", "phrase")
     assert found.pieces == (((4, 5),), ((4, 1),), ((3,),))
     with pytest.raises(InputError, match=r"both with 'con', id 4\); .*label_scoring phrase"):
-        label_words(task, Alike(), "t5", "encoder_decoder", "first_piece")
+        label_words(task, Alike(), "t5", "encoder_decoder", "first_token")
     # The longer of the two can never be more probable than its beginning.
     with pytest.raises(InputError, match="'contra' and 'con' both with 'con'"):
         label_words(with_words("contra", "con", "yes"), Alike(), "t5", "encoder_decoder")

@@ -20,7 +20,7 @@ from jpt.cli.app import app
 from jpt.testing import write_tiny_backbone
 from jpt.transfer import zero_shot
 from jpt.transfer.zero_shot import transfer_matrix
-from jpt.tuning.bound_task import PreparedTask
+from jpt.tuning.bound_task import BoundTask
 from jpt.types import Prompt, PromptCard
 from tests.toy_task import write_task
 
@@ -67,13 +67,13 @@ def study(tmp_path: Path) -> Study:
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The task of every score that is really computed."""
-    calls, score = [], PreparedTask.score
+    calls, score = [], BoundTask.score
 
-    def counted(self: PreparedTask, prompts: list, *others: Any) -> list:
+    def counted(self: BoundTask, prompts: list, *others: Any) -> list:
         calls.append(self.task.name)
         return score(self, prompts, *others)
 
-    monkeypatch.setattr(PreparedTask, "score", counted)
+    monkeypatch.setattr(BoundTask, "score", counted)
     return calls
 
 
@@ -105,16 +105,16 @@ def test_a_line_a_cell(whole) -> None:
 
 @pytest.mark.parametrize("stopped_at", [1, 5])
 def test_a_stopped_matrix_goes_on_and_ends_equal(whole, scored, monkeypatch, stopped_at) -> None:
-    (study, finished), counted = whole, PreparedTask.score
+    (study, finished), counted = whole, BoundTask.score
     out = study.root / f"stopped-{stopped_at}"
 
-    def stopping(self: PreparedTask, *arguments: Any) -> Any:
+    def stopping(self: BoundTask, *arguments: Any) -> Any:
         if len(scored) == stopped_at:
             raise jpt.StoppedError("SIGTERM", 75)
         return counted(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PreparedTask, "score", stopping)
+        patch.setattr(BoundTask, "score", stopping)
         with pytest.raises(jpt.StoppedError):
             study.transfer(out)
     assert (out / "cells.jsonl").read_text().count("\n") == stopped_at

@@ -29,7 +29,7 @@ def write_roberta(folder: Path, reference: Path) -> Path:
     config["num_hidden_layers"] = 2
     (folder / "config.json").write_text(json.dumps(config))
     family = FAMILIES["roberta"]
-    shape, ids = family.config(config), load_tokenizer(folder, family.pieces).ids
+    shape, ids = family.config(config), load_tokenizer(folder, family.special_tokens).ids
     module = family.module(shape, ids, jnp.dtype("float32"), 0.0, "dots")
     tokens, lengths = jnp.ones((1, 3), jnp.int32), jnp.array([3])
     shapes = jax.eval_shape(module.init, jax.random.key(0), tokens, lengths)["params"]
@@ -86,7 +86,7 @@ def test_published_figures_beside_ours(
     tasks = {name: jpt.load_task(name, data / name) for name in ("sst2", "deontology")}
     words = {**tasks["deontology"].label_words, "roberta": {"unreasonable": " la"}}
     tasks["deontology"] = dataclasses.replace(tasks["deontology"], label_words=words)
-    assert model.tokenizer.word_pieces(" la") == [897]
+    assert model.tokenizer.word_tokens(" la") == [897]
     given = load_script("paper/transfer.py").task_as_released("deontology", data, " la")
     assert given.words("roberta") == tasks["deontology"].words("roberta")
     ours = {(cell[0], cell[1]): float(cell[5]) for cell in cells}

@@ -15,7 +15,7 @@ from jpt.transfer.projection import (
     choose_anchors,
     least_squares_projector,
     relative_method,
-    shared_pieces,
+    shared_tokens,
 )
 from jpt.types import Prompt, PromptCard
 
@@ -41,9 +41,9 @@ def prompt_of(backbone: jpt.Backbone, rows: np.ndarray) -> Prompt:
 
 
 def test_shared_pieces_leave_special_ones_out(source, target) -> None:
-    ids, same = shared_pieces(source, target)
-    texts = [source.tokenizer.piece(token) for token in ids]
-    assert texts == [target.tokenizer.piece(token) for token in same]
+    ids, same = shared_tokens(source, target)
+    texts = [source.tokenizer.token_text(token) for token in ids]
+    assert texts == [target.tokenizer.token_text(token) for token in same]
     assert set(WORDS) <= set(texts)
     assert not {"[MASK]", "[PAD]", "</s>", "<extra_id_0>"} & set(texts)
 
@@ -75,7 +75,7 @@ def test_marks_of_a_words_start_are_understood(source) -> None:
     }
 
     def pairs(first: str, second: str) -> list[tuple[str, str]]:
-        ids, same = shared_pieces(models[first], models[second])
+        ids, same = shared_tokens(models[first], models[second])
         return [(written[first][a], written[second][b]) for a, b in zip(ids, same, strict=True)]
 
     assert pairs("wordpiece", "sentencepiece") == [
@@ -97,7 +97,7 @@ def test_models_without_a_common_piece_are_refused(source) -> None:
 def test_least_squares_finds_a_linear_map_that_is_there(source, target) -> None:
     random = np.random.default_rng(0)
     matrix = random.normal(0, 1, (32, 20))
-    ids, same = shared_pieces(source, target)
+    ids, same = shared_tokens(source, target)
     # Fewer shared pieces than columns cannot tell a map: some columns of the source are left 0.
     words = np.asarray(source.params["embeddings"]["word"]).copy()
     words[:, 12:] = 0
@@ -111,7 +111,7 @@ def test_least_squares_finds_a_linear_map_that_is_there(source, target) -> None:
 
 
 def test_least_squares_leaves_the_least_error(source, target) -> None:
-    ids, same = shared_pieces(source, target)
+    ids, same = shared_tokens(source, target)
     first = np.asarray(source.params["embeddings"]["word"], np.float64)[ids]
     second = np.asarray(target.params["embeddings"]["word"], np.float64)[same]
     found = least_squares_projector(source, target, 4)
@@ -133,7 +133,7 @@ def test_relative_is_exact_where_the_target_is_the_source_turned(source) -> None
     expected = rows @ turn
     cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1)
     np.testing.assert_allclose(cosine / np.linalg.norm(expected, axis=1), 1, atol=1e-5)
-    ids, same = shared_pieces(first, second)
+    ids, same = shared_tokens(first, second)
     norms = np.linalg.norm(3.0 * wide[same], axis=1)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), norms.mean(), rtol=1e-5)
     again = relative_method(first, second)(prompt_of(source, rows))

@@ -37,7 +37,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def own_prompts(backbone: jpt.Backbone) -> dict[str, Prompt]:
+def match_in_task_prompts(backbone: jpt.Backbone) -> dict[str, Prompt]:
     values = np.random.default_rng(3).normal(0, 1, (3, 20)).astype(np.float32)
     return {"mine": Prompt(values, PromptCard(backbone.name, "mood", layout="encoder_decoder"))}
 
@@ -65,19 +65,19 @@ def test_projected_files_are_ordinary_prompts_that_say_where_they_come_from(
 
 def test_the_table_has_what_evaluate_gives(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
-    own = own_prompts(backbone)
+    own = match_in_task_prompts(backbone)
     result = jpt.evaluate_projector(
         {"on_mood": run}, prompts, tasks, tmp_path / "out", targets=own, target_backbone=backbone
     )
-    assert result.matrix.prompts == ("own", "random", "on_mood", "untrained")
+    assert result.matrix.prompts == ("in_task", "random", "on_mood", "untrained")
     assert result.matrix.targets == ("mood", "amusing")
     projected = jpt.apply_projector(run, prompts)
     for row, name in enumerate(("a_first", "b_second")):
         score = jpt.evaluate(projected[name], tasks[row], backbone=backbone)
         assert result.matrix.values[row, 2] == score.value
     score = jpt.evaluate(own["mine"], tasks[0], backbone=backbone)
-    assert result.scores["mood"]["own"] == score.value
-    assert "own" not in result.scores["amusing"] and np.isnan(result.matrix.values[1, 0])
+    assert result.scores["mood"]["in_task"] == score.value
+    assert "in_task" not in result.scores["amusing"] and np.isnan(result.matrix.values[1, 0])
     untrained = result.prompts["untrained"]["mood"]
     assert untrained.values.shape == (3, 20) and untrained.card.source.startswith("untrained")
     assert not np.array_equal(untrained.values, projected["a_first"].values)
@@ -154,7 +154,7 @@ def test_wrong_input(case, prompts: Path, tmp_path: Path) -> None:
         (lambda: evaluate(run, longer, tasks), "has 6 rows"),
         (lambda: evaluate(run, prompts, tasks, target_backbone="builtin/t5-mini"), "writes 3 rows"),
         (lambda: evaluate([], prompts, tasks), "give target_backbone"),
-        (lambda: evaluate({"own": run}, prompts, tasks), "is called own"),
+        (lambda: evaluate({"in_task": run}, prompts, tasks), "is called own"),
         (lambda: evaluate([run, run], prompts, tasks), "projectors names run 2 times"),
         (lambda: evaluate(run, prompts, tasks, methods=("best",), **target), "unknown method"),
         (
@@ -166,7 +166,7 @@ def test_wrong_input(case, prompts: Path, tmp_path: Path) -> None:
             lambda: evaluate(run, prompts, tasks, methods=("relative",), **target),
             "relative keeps the rows of a prompt, but the source's have 5",
         ),
-        (lambda: evaluate(run, prompts, tasks, targets={"a": source_prompt(1, "mood")}), "own"),
+        (lambda: evaluate(run, prompts, tasks, targets={"a": source_prompt(1, "mood")}), "in_task"),
     ]
     for call, message in wrong:
         with pytest.raises(jpt.InputError, match=message):

@@ -14,7 +14,7 @@ import pytest
 import jpt
 from jpt.config import ProjectorOptions
 from jpt.results.prompt_table import short_task
-from jpt.transfer.projector import Plan, _initial_state, draw_pairs, plan_projector
+from jpt.transfer.projector import ProjectorPlan, _initial_state, plan_projector, sample_pairs
 from jpt.tuning import trainer
 from jpt.types import Prompt, PromptCard
 from tests.transfer.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
@@ -37,7 +37,7 @@ def whole(case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def own_prompts(backbone: jpt.Backbone, rows: int = 4) -> dict[str, Prompt]:
+def match_in_task_prompts(backbone: jpt.Backbone, rows: int = 4) -> dict[str, Prompt]:
     """Prompts of the target, in another order of files than the source's."""
     found = {}
     for seed, (name, task) in enumerate({"x": "amusing", "y": "mood", "z": "later"}.items()):
@@ -46,7 +46,7 @@ def own_prompts(backbone: jpt.Backbone, rows: int = 4) -> dict[str, Prompt]:
     return found
 
 
-def plan(case, objective: str = "task", targets=None, **options) -> Plan:
+def plan(case, objective: str = "task", targets=None, **options) -> ProjectorPlan:
     backbone, tasks = case
     asked = tasks if objective == "task" else None
     given = ProjectorOptions(**{**SIZES, **options})
@@ -84,12 +84,12 @@ def test_batches_are_a_function_of_seed_and_step(case) -> None:
 
 def test_pairs_are_drawn_without_replacement_then_topped_up() -> None:
     for step in range(20):
-        few = draw_pairs(3, step, batch_size=16, count=10)
+        few = sample_pairs(3, step, batch_size=16, count=10)
         assert sorted(few[:10]) == list(range(10)) and len(few) == 16
         assert set(few[10:]) <= set(range(10))
-        many = draw_pairs(3, step, batch_size=16, count=40)
+        many = sample_pairs(3, step, batch_size=16, count=40)
         assert len(set(many.tolist())) == 16
-    assert len({tuple(draw_pairs(3, step, 4, 40)) for step in range(20)}) == 20
+    assert len({tuple(sample_pairs(3, step, 4, 40)) for step in range(20)}) == 20
 
 
 def test_a_finished_run_returns_at_once(case, whole: Path) -> None:
@@ -152,7 +152,7 @@ def test_another_prompt_under_the_same_name_is_another_run(case, whole: Path) ->
         )
 
 
-def losses_of(made: Plan, steps: int) -> list[float]:
+def losses_of(made: ProjectorPlan, steps: int) -> list[float]:
     state, losses = _initial_state(made).tune, []
     for step in range(steps):
         state, metrics = made.step(made.frozen, state, made.batch_at(step), None)
@@ -181,7 +181,7 @@ def test_both_objectives_reduce_their_loss(case, tmp_path: Path) -> None:
     made = plan((dataclasses.replace(backbone, params=strong), tasks), learning_rate=1e-2)
     learnt = losses_of(made, 80)
     assert np.mean(learnt[-10:]) < 0.8 * np.mean(learnt[:10]), learnt
-    targets = own_prompts(backbone)
+    targets = match_in_task_prompts(backbone)
     near = losses_of(plan(case, "distance", targets, steps=60, learning_rate=1e-2), 60)
     assert near[-1] < 0.5 * near[0], near
 
@@ -227,7 +227,7 @@ def _bytes(tree) -> int:
 def test_distance_learns_pairs_of_one_task_and_measures_the_others(case) -> None:
     backbone, _ = case
     sources = {**source_prompts(), "c": source_prompt(5, "later")}
-    targets = own_prompts(backbone)
+    targets = match_in_task_prompts(backbone)
     options = {"targets": targets, "objective": "distance", "learning_rate": 1e-2, **SIZES}
     options |= {"steps": 40, "layer_norm": False}
     found = jpt.train_projector(sources, backbone, tasks=["mood", "amusing"], **options)
@@ -268,7 +268,9 @@ def test_wrong_input_is_told_before_anything_is_compiled(case, tmp_path: Path) -
     strange = {"one": source_prompt(1, "no_such_task")}
     mixed = {**source_prompts(), "more": source_prompt(3, "mood", rows=6)}
     twice = {**source_prompts(), "more": source_prompt(3, "mood")}
-    elsewhere = {"x": dataclasses.replace(own_prompts(backbone)["x"], card=PromptCard("b", "mood"))}
+    elsewhere = {
+        "x": dataclasses.replace(match_in_task_prompts(backbone)["x"], card=PromptCard("b", "mood"))
+    }
     wrong = [
         ((same, backbone), {"tasks": tasks[:1]}, "source and target are the same backbone"),
         ((source_prompts(), backbone, "distance"), {}, "needs the target model's own prompts"),
@@ -284,13 +286,13 @@ def test_wrong_input_is_told_before_anything_is_compiled(case, tmp_path: Path) -
         ((source_prompts(), backbone), {"tasks": tasks, "per_token": True, "length": 6}, "row by"),
         (
             (source_prompts(), backbone, "distance"),
-            {"targets": {"z": own_prompts(backbone)["z"]}},
+            {"targets": {"z": match_in_task_prompts(backbone)["z"]}},
             "tune at least one task on both",
         ),
         ((source_prompts(), backbone, "distance"), {"targets": elsewhere}, "were tuned on b"),
         (
             (source_prompts(), backbone, "distance"),
-            {"targets": own_prompts(backbone), "length": 9},
+            {"targets": match_in_task_prompts(backbone), "length": 9},
             "length is 9, and the target's own prompts have 4 rows",
         ),
     ]

@@ -16,7 +16,7 @@ from jpt.testing import write_tiny_backbone
 from jpt.transfer import warm_start as module
 from jpt.transfer.warm_start import DEFINITIONS, compare_curves, describe_record
 from jpt.tuning import trainer
-from jpt.tuning.tune import Feed
+from jpt.tuning.tune import TrainBatches
 from tests.toy_task import write_task
 
 SETTINGS = {"batch_size": 8, "max_tokens": 16, "learning_rate": 3e-2}
@@ -56,9 +56,9 @@ def batches() -> dict[tuple[str, int], list[bytes]]:
 
 @pytest.fixture(scope="module")
 def study(task, backbone, sources, batches, tmp_path_factory) -> Iterator[jpt.WarmStartResult]:
-    real = Feed.placed_at
+    real = TrainBatches.batch
 
-    def note(feed: Feed, step: int, mesh):
+    def note(feed: TrainBatches, step: int, mesh):
         batch = real(feed, step, mesh)
         told = step.to_bytes(2) + np.asarray(batch.tokens).tobytes()
         told += np.asarray(batch.labels).tobytes()
@@ -66,7 +66,7 @@ def study(task, backbone, sources, batches, tmp_path_factory) -> Iterator[jpt.Wa
         return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Feed, "placed_at", note)
+        patch.setattr(TrainBatches, "placed_at", note)
         out = tmp_path_factory.mktemp("study") / "out"
         yield jpt.warm_start(task, sources, out, backbone=backbone, **STUDY)
 

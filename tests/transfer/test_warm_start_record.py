@@ -13,14 +13,14 @@ from jpt.transfer.warm_start import (
     describe_record,
     geometric_mean,
 )
-from jpt.tuning.tune import Start
+from jpt.tuning.tune import WarmStart
 
 SEEDS = [3, 4]
 
 
-def start(**card: object) -> Start:
+def start(**card: object) -> WarmStart:
     values = np.ones((2, 4), np.float32)
-    return Start("one", jpt.Prompt(values, jpt.PromptCard("bert", "sst2", **card)))
+    return WarmStart("one", jpt.Prompt(values, jpt.PromptCard("bert", "sst2", **card)))
 
 
 def notes_of(vanilla: list[list[float]], warm: list[list[float]], **card: object) -> list[str]:

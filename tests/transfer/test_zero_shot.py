@@ -124,8 +124,8 @@ def test_means_by_type_are_in_the_record(result) -> None:
 
 
 def test_an_own_score_of_nothing_gives_no_ratio() -> None:
-    matrix = TransferMatrix(("a",), ("own", "other"), np.array([[0.0, 0.5]]), ("f1",))
-    assert np.isnan(relative_performance(matrix, {"a": "own"}).values).all()
+    matrix = TransferMatrix(("a",), ("in_task", "other"), np.array([[0.0, 0.5]]), ("f1",))
+    assert np.isnan(relative_performance(matrix, {"a": "in_task"}).values).all()
 
 
 def test_neither_order_nor_batch_size_changes_a_number(backbone, prompts, tasks, result) -> None:
@@ -148,9 +148,9 @@ def test_files_say_the_same(tmp_path: Path, backbone, prompts, tasks, result) ->
     relative = read_transfer(tmp_path / "study" / "relative.csv")
     assert relative.targets == ("mood",)
     record = json.loads((tmp_path / "study" / "transfer.json").read_text())
-    assert record["targets"]["mood"]["own_prompt"] == "one"
+    assert record["targets"]["mood"]["in_task_prompt"] == "one"
     assert record["targets"]["mood"]["majority"] == 0.5
-    assert record["targets"]["taste"]["own_prompt"] is None
+    assert record["targets"]["taste"]["in_task_prompt"] is None
     assert record["prompts"]["two"] == {"task": "elsewhere", "type": "sentiment"}
     assert written.record["command"].startswith(f"jpt transfer --prompts {folder} --tasks ")
 

@@ -15,8 +15,8 @@ from scipy.special import log_softmax, logsumexp
 import jpt
 from jpt.config import TuneOptions
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
-from jpt.tuning.bound_task import settle_options
-from jpt.tuning.losses import NO_PIECE, Answer, answer_loss, label_scores
+from jpt.tuning.bound_task import resolve_options
+from jpt.tuning.losses import NO_TOKEN, Answer, answer_loss, label_scores
 from jpt.types import Batch
 from tests.toy_task import write_task
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("plain_programs")
 WRITERS = ("t5", "llama", "gpt2")
 every_writer = pytest.mark.parametrize("model_type", WRITERS[:2])  # gpt2 reads as llama does
 # Label 0 has the words (7 9 8) and (10), label 1 the word (30 11).
-PIECES = np.array([[7, 9, 8], [10, NO_PIECE, NO_PIECE], [30, 11, NO_PIECE]])
+PIECES = np.array([[7, 9, 8], [10, NO_TOKEN, NO_TOKEN], [30, 11, NO_TOKEN]])
 ANSWER = Answer(jnp.array([7, 10, 30]), jnp.asarray(PIECES), jnp.array([0, 0, 1]), 2)
 
 
@@ -56,7 +56,7 @@ def step_by_step(model_type: str, batch: Batch, pieces: list[int]) -> np.ndarray
 
 
 def words_of(model_type: str, batch: Batch) -> list[np.ndarray]:
-    return [step_by_step(model_type, batch, [p for p in row if p != NO_PIECE]) for row in PIECES]
+    return [step_by_step(model_type, batch, [p for p in row if p != NO_TOKEN]) for row in PIECES]
 
 
 @every_writer
@@ -117,7 +117,7 @@ def test_first_pieces_are_scored_as_the_papers_code_does(tmp_path: Path) -> None
     long = dataclasses.replace(mood, label_words={"default": {"bad": "dull film", "good": "fine"}})
     prompt = jpt.Prompt(prompt_of(), jpt.PromptCard(str(folder), "mood", layout="encoder_decoder"))
     phrase = jpt.evaluate(prompt, long, max_tokens=16)
-    first = jpt.evaluate(prompt, long, max_tokens=16, label_scoring="first_piece")
+    first = jpt.evaluate(prompt, long, max_tokens=16, label_scoring="first_token")
     short = dataclasses.replace(mood, label_words={"default": {"bad": "dull", "good": "fine"}})
     as_short = jpt.evaluate(prompt, short, max_tokens=16)
     assert first.loss == as_short.loss and phrase.loss != first.loss
@@ -126,7 +126,7 @@ def test_first_pieces_are_scored_as_the_papers_code_does(tmp_path: Path) -> None
     )
     assert jpt.evaluate(prompt, alike, max_tokens=16).rows == first.rows
     with pytest.raises(jpt.InputError, match="begin alike .*label_scoring phrase"):
-        jpt.evaluate(prompt, alike, max_tokens=16, label_scoring="first_piece")
+        jpt.evaluate(prompt, alike, max_tokens=16, label_scoring="first_token")
 
 
 def test_a_masked_model_adds_the_probabilities_of_a_labels_words(tmp_path: Path) -> None:
@@ -202,4 +202,4 @@ def test_room_for_the_answer_is_kept(tmp_path: Path) -> None:
     with pytest.raises(jpt.InputError, match=r"prompt 70 \+ text 8 \+ answer 3 = 81 tokens, but"):
         jpt.tune(folder, echo, length=70, max_tokens=8)
     backbone, task = jpt.load_backbone(folder), jpt.load_task(echo)
-    assert settle_options(TuneOptions(length=70), backbone, task).max_tokens == 7
+    assert resolve_options(TuneOptions(length=70), backbone, task).max_tokens == 7

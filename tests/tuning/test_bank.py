@@ -12,7 +12,7 @@ import jpt
 from jpt.config import TuneOptions
 from jpt.errors import InputError
 from jpt.tuning import multi_run
-from jpt.tuning.multi_run import BankedRun, Timeline, pack_runs, read_diverged, run_bank
+from jpt.tuning.multi_run import SlotRun, SlotSchedule, fit_runs, pack_runs, read_diverged
 from jpt.tuning.run_dir import RunFolder
 from jpt.tuning.tune import prepare_run
 from tests.toy_task import write_task
@@ -69,17 +69,17 @@ def backbone() -> jpt.Backbone:
 
 def prepare(
     tasks: dict[str, Path], backbone: jpt.Backbone, out: Path, names: list[str], **more: object
-) -> dict[str, BankedRun]:
+) -> dict[str, SlotRun]:
     runs = {}
     for name in names:
         task, options = RUNS[name]
         settled = TuneOptions(**{**COMMON, **options, **more})
         parts = prepare_run(backbone, tasks[task], None, settled)
-        runs[name] = BankedRun(parts, RunFolder(out / name, parts.config()))
+        runs[name] = SlotRun(parts, RunFolder(out / name, parts.config()))
     return runs
 
 
-def plan(names: list[str], places: int) -> Timeline:
+def plan(names: list[str], places: int) -> SlotSchedule:
     (timeline,) = pack_runs({name: RUNS[name][1]["steps"] for name in names}, places)
     return timeline
 
@@ -102,7 +102,7 @@ def together(
     """The same runs in one bank of three places, of which one holds two of them."""
     out = tmp_path_factory.mktemp("together")
     progress = Silent()
-    run_bank(prepare(tasks, backbone, out, list(RUNS)), plan(list(RUNS), 3), out / "b", progress)
+    fit_runs(prepare(tasks, backbone, out, list(RUNS)), plan(list(RUNS), 3), out / "b", progress)
     assert progress.steps == sum(options["steps"] for _, options in RUNS.values())
     assert sorted(progress.ends) == sorted(RUNS)
     return out
@@ -139,7 +139,7 @@ def test_a_stopped_bank_ends_bit_for_bit_the_same(
     stop_at: int,
 ) -> None:
     """Power goes off; turn 13 is after one run has ended and another has taken its place."""
-    real = multi_run.bank_train_step
+    real = multi_run.multi_run_train_step
 
     def failing(*arguments: object) -> object:
         step, left = real(*arguments), [stop_at]
@@ -157,8 +157,8 @@ def test_a_stopped_bank_ends_bit_for_bit_the_same(
         broken.setattr(multi_run, "bank_train_step", failing)
         with pytest.raises(RuntimeError, match="power"):
             runs = prepare(tasks, backbone, tmp_path, names)
-            run_bank(runs, plan(names, 3), tmp_path / "b", Silent())
-    run_bank(prepare(tasks, backbone, tmp_path, names), plan(names, 3), tmp_path / "b", Silent())
+            fit_runs(runs, plan(names, 3), tmp_path / "b", Silent())
+    fit_runs(prepare(tasks, backbone, tmp_path, names), plan(names, 3), tmp_path / "b", Silent())
     clock = {"elapsed_s", "rows_per_s"}
     for name in names:
         for file in ("prompt.safetensors", "last.safetensors"):
@@ -178,7 +178,7 @@ def test_a_run_that_diverges_harms_no_other(
     names = ["mood-0", "degree-0", "mood-1", "degree-2"]
     runs = prepare(tasks, backbone, tmp_path, names)
     runs["degree-0"].parts.initial[0, 0] = np.nan
-    run_bank(runs, plan(names, 3), tmp_path / "b", Silent())
+    fit_runs(runs, plan(names, 3), tmp_path / "b", Silent())
     found = read_diverged(tmp_path / "degree-0")
     assert found is not None and found["step"] == 1 and "nan" in found["diverged"]
     assert not (tmp_path / "degree-0" / "result.json").exists()
@@ -192,7 +192,7 @@ def test_a_second_process_is_refused(
 ) -> None:
     runs = prepare(tasks, backbone, tmp_path, ["mood-0", "degree-0"])
     with runs["degree-0"].folder.lock(), pytest.raises(InputError, match="another run is at work"):
-        run_bank(runs, plan(list(runs), 2), tmp_path / "b", Silent())
+        fit_runs(runs, plan(list(runs), 2), tmp_path / "b", Silent())
 
 
 def test_runs_that_share_no_program_are_refused(
@@ -201,4 +201,4 @@ def test_runs_that_share_no_program_are_refused(
     runs = prepare(tasks, backbone, tmp_path, ["mood-0"])
     runs |= prepare(tasks, backbone, tmp_path, ["degree-0"], batch_size=4)
     with pytest.raises(InputError, match="differ in what a bank shares"):
-        run_bank(runs, plan(["mood-0", "degree-0"], 2), tmp_path / "b", Silent())
+        fit_runs(runs, plan(["mood-0", "degree-0"], 2), tmp_path / "b", Silent())

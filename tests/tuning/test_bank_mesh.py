@@ -17,7 +17,7 @@ from jpt.parallel import make_mesh, parameter_shardings, place
 from jpt.testing import tiny_model
 from jpt.tuning.losses import Answer
 from jpt.tuning.multi_run import (
-    bank_train_step,
+    multi_run_train_step,
     run_sharding,
     stack_answers,
     stack_batches,
@@ -59,9 +59,9 @@ def bank_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.nd
     state = place(stack_trees(blank), run_sharding(mesh))
     groups = mesh.shape["data"] if packed else None
     batch = stack_batches([batch_of(number) for number in range(4)], 0, groups)
-    assert (batch.places is not None) == packed
+    assert (batch.packed_index is not None) == packed
     batch = place(batch, rows)
-    step, losses, first = bank_train_step(module, "labels", mesh), [], None
+    step, losses, first = multi_run_train_step(module, "labels", mesh), [], None
     for _ in range(2):
         state, metrics = step(place(params, shardings), state, batch, *given)
         losses.append(np.asarray(metrics.loss))

@@ -16,7 +16,7 @@ import jpt
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
 TASKS = [name for name in jpt.task_names() if not name.startswith("builtin/")]
-WRITTEN = ("multi_news", "nq_open", "samsum", "squad")
+GENERATIVE = ("multi_news", "nq_open", "samsum", "squad")
 SHORT = {"steps": 2, "batch_size": 8, "eval_batch_size": 16, "length": 8, "max_tokens": 32}
 
 
@@ -39,7 +39,7 @@ def rows_of(folder: Path, count: int) -> dict[str, list[dict[str, Any]]]:
 @pytest.mark.parametrize("name", ["bert-small", "t5-mini", "gpt2-mini"])
 def test_every_task_runs(name: str, task: str, reference_folder: Path, tmp_path: Path) -> None:
     definition = jpt.load_task(task, reference_folder / "data" / task)
-    if name == "bert-small" and task in WRITTEN:
+    if name == "bert-small" and task in GENERATIVE:
         with pytest.raises(jpt.InputError, match="is written|are written"):
             jpt.tune(backbone(name), definition, **SHORT)
         return
@@ -48,7 +48,7 @@ def test_every_task_runs(name: str, task: str, reference_folder: Path, tmp_path:
     lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").open()]
     assert len(lines) == run.record["test"]["rows"] == 24
     metric = definition.metric
-    if task in WRITTEN:
+    if task in GENERATIVE:
         assert run.record["test"][metric] == pytest.approx(np.mean([x[metric] for x in lines]))
         assert [x["answers"] for x in lines] == [_answers(row) for row in data["test"]]
     else:
@@ -103,7 +103,7 @@ def test_phrases_with_several_pieces_are_the_default_on_t5(reference_folder: Pat
     card = jpt.PromptCard("builtin/t5-mini", "mnli", layout="encoder_decoder")
     options = {"data": data, "max_tokens": 48, "backbone": backbone("t5-mini")}
     phrase = jpt.evaluate(jpt.Prompt(values, card), "mnli", **options)
-    first = jpt.evaluate(jpt.Prompt(values, card), "mnli", label_scoring="first_piece", **options)
+    first = jpt.evaluate(jpt.Prompt(values, card), "mnli", label_scoring="first_token", **options)
     # A longer word can only lose by the pieces behind its first one.
     assert phrase.counts["entailment"] <= first.counts["entailment"]
     assert phrase.loss != first.loss

@@ -23,14 +23,14 @@ from jpt.tuning.step import BoundStep
 from jpt.types import Batch
 
 CATALOG = [name for name in jpt.task_names() if not name.startswith("builtin/")]
-WRITTEN = ("multi_news", "nq_open", "samsum", "squad")
+GENERATIVE = ("multi_news", "nq_open", "samsum", "squad")
 
 
-def batch_of(rows: int, tokens: int, places: int | None = None) -> Batch:
+def batch_of(rows: int, tokens: int, packed_index: int | None = None) -> Batch:
     ones = np.ones(rows, np.int32)
-    packed = None if places is None else np.zeros((1, places), np.int32)
+    packed = None if packed_index is None else np.zeros((1, packed_index), np.int32)
     rest = (ones, ones, ones.astype(np.float32))
-    return Batch(np.ones((rows, tokens), np.int32), *rest, places=packed)
+    return Batch(np.ones((rows, tokens), np.int32), *rest, packed_index=packed)
 
 
 def test_a_line_says_what_was_compiled_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_a_line_says_what_was_compiled_and_why(monkeypatch: pytest.MonkeyPatch) 
         def step(
             rows: int,
             tokens: int,
-            places: int | None = None,
+            packed_index: int | None = None,
             elapsed_s: float = 2.06,
             cached: bool = False,
         ) -> None:
@@ -48,14 +48,14 @@ def test_a_line_says_what_was_compiled_and_why(monkeypatch: pytest.MonkeyPatch) 
                 jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
             name = "/jax/core/compile/backend_compile_duration"
             jax.monitoring.record_event_duration_secs(name, elapsed_s, fun_name="jit(step)")
-            log.stepped(batch_of(rows, tokens, places))
+            log.stepped(batch_of(rows, tokens, packed_index))
 
         step(32, 48)
         step(32, 64, cached=True)
         step(16, 64)
         step(64, 96)
         step(16, 48)
-        step(16, 48, places=384)
+        step(16, 48, packed_index=384)
         step(16, 48)
         step(99, 99, elapsed_s=0.01)  # nobody has noticed
         log.stepped(batch_of(32, 48))  # nothing was compiled
@@ -95,10 +95,10 @@ def counted() -> Iterator[dict[str, Any]]:
 
     def note(name: str, batch: Batch, answer: Any) -> None:
         written = None if batch.answers is None else batch.answers.shape[1]
-        packed = None if batch.places is None else batch.places.shape[-1]
+        packed = None if batch.packed_index is None else batch.packed_index.shape[-1]
         # Bucket, label count, what only some tasks have (words of several pieces, and answers),
         # and the text of a packed batch.
-        several = answer.pieces is not None
+        several = answer.label_tokens is not None
         sizes = (batch.tokens.shape[1], len(answer.label_ids), several, written, packed)
         calls[name].add(sizes)
 
@@ -178,7 +178,7 @@ def test_all_catalog_tasks_compile_once_a_bucket_and_label_count(
     second bucket: half of the programs lie in the compile cache of tests.
     """
     backbone = jpt.load_backbone(f"builtin/{name}")
-    tasks = [task for task in CATALOG if name != "bert-small" or task not in WRITTEN]
+    tasks = [task for task in CATALOG if name != "bert-small" or task not in GENERATIVE]
     assert len(tasks) == (13 if name == "bert-small" else 17)
     given = {"batch_size": 8, "eval_batch_size": 16, "length": 8, "max_tokens": 48, "steps": 4}
     with counted() as found:

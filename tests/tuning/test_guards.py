@@ -23,7 +23,7 @@ from jpt.tuning import run_dir, trainer
 from jpt.tuning.logging import Progress
 from jpt.tuning.run_dir import Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState
-from jpt.tuning.trainer import LoopState, Run, Schedule, resume, run_loop, start_state
+from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
 from jpt.types import Score
 
 STEPS = 12
@@ -55,7 +55,7 @@ def toy_run(
     best = folder.path / "best.npy"
     run.keep_best = lambda state: np.save(best, np.asarray(state.best_prompt))
     tune = TuneState(jnp.int32(0), jnp.zeros((2, 3)), {"m": jnp.zeros(())})
-    return run, resume(run, start_state(tune))
+    return run, resume(run, init_state_of(tune))
 
 
 def carry_out(path: Path, **changes: Any) -> LoopState:

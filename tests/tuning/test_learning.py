@@ -67,12 +67,12 @@ def test_bfloat16_scores_alike(tuned: jpt.TuneResult) -> None:
 @pytest.mark.parametrize("init", ["random", "vocab", "labels", "text:this film is"])
 def test_all_prompts_of_a_study_start_equal(backbone: jpt.Backbone, init: str) -> None:
     from jpt.config import TuneOptions
-    from jpt.tuning.bound_task import prepare_task
+    from jpt.tuning.bound_task import bind_task
     from jpt.tuning.tune import initial_prompt
 
     def start(task: str, seed: int) -> np.ndarray:
         options = TuneOptions(init=init, seed=seed).resolve(backbone.defaults)
-        prepared = prepare_task(jpt.load_task(task), backbone, 64, 8)
+        prepared = bind_task(jpt.load_task(task), backbone, 64, 8)
         return initial_prompt(backbone, prepared, options)
 
     first, second = start("builtin/imdb", 0), start("builtin/rotten_tomatoes", 0)

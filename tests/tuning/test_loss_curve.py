@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jpt.tuning.logging import BLOCKS, COLUMNS, draw_loss, sparkline
+from jpt.tuning.logging import BLOCKS, COLUMNS, plot_loss, sparkline
 
 
 def history(losses: list[float]) -> list[dict]:
@@ -16,20 +16,20 @@ def history(losses: list[float]) -> list[dict]:
 
 
 def test_first_lowest_and_last_loss_are_told() -> None:
-    line = draw_loss(history([0.9, 0.7, 0.25, 0.4]))
+    line = plot_loss(history([0.9, 0.7, 0.25, 0.4]))
     assert line.startswith("loss 0.900 ") and line.endswith(" 0.400, lowest 0.250 at step 30")
     assert line.split()[2] == "█▆▁▃"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_two_losses_are_no_curve(count: int) -> None:
-    assert draw_loss(history([0.5] * count)) is None
+    assert plot_loss(history([0.5] * count)) is None
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-9, 1e12])
 def test_long_runs_fit_the_terminal(scale: float) -> None:
     losses = (scale * np.random.default_rng(0).uniform(size=30_000)).tolist()
-    line = draw_loss(history(losses))
+    line = plot_loss(history(losses))
     assert len(line) == COLUMNS
     assert set(line.split()[2]) <= set(BLOCKS)
 

@@ -14,7 +14,7 @@ import jpt
 from jpt.errors import InputError
 from jpt.testing import tiny_batch, tiny_model
 from jpt.tuning.losses import (
-    NO_PIECE,
+    NO_TOKEN,
     Answer,
     NeuronMask,
     check_neuron_mask,
@@ -30,7 +30,7 @@ WORDS = Answer(jnp.array([7, 30]))
 # Label 0 has the words (7 9 8) and (10), label 1 the word (30 11).
 PHRASES = Answer(
     jnp.array([7, 10, 30]),
-    jnp.array([[7, 9, 8], [10, NO_PIECE, NO_PIECE], [30, 11, NO_PIECE]]),
+    jnp.array([[7, 9, 8], [10, NO_TOKEN, NO_TOKEN], [30, 11, NO_TOKEN]]),
     jnp.array([0, 0, 1]),
     2,
 )

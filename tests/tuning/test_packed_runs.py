@@ -47,20 +47,20 @@ def test_training_batches_name_their_real_tokens(
     tmp_path: Path, task: Path, mesh: str, groups: int
 ) -> None:
     found = given_batches(model(tmp_path, "llama"), task, mesh=mesh)
-    packed = [batch for batch in found if batch.places is not None]
+    packed = [batch for batch in found if batch.packed_index is not None]
     assert packed
     for batch in packed:
         tokens = batch.tokens.reshape(groups, -1)
         texts = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
-        for places, row, is_text in zip(
-            batch.places, tokens, texts.reshape(groups, -1), strict=True
+        for packed_index, row, is_text in zip(
+            batch.packed_index, tokens, texts.reshape(groups, -1), strict=True
         ):
-            np.testing.assert_array_equal(row[places[places < row.size]], row[is_text])
+            np.testing.assert_array_equal(row[packed_index[packed_index < row.size]], row[is_text])
 
 
 def test_rows_of_like_lengths_stay_padded(tmp_path: Path, task: Path) -> None:
     found = given_batches(model(tmp_path, "bert"), task, group_by_length=True)
-    assert {batch.places is None for batch in found} == {True}
+    assert {batch.packed_index is None for batch in found} == {True}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_packed_run_ends_as_a_padded_one(
     tmp_path: Path, task: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mesh: str
 ) -> None:
     backbone = model(tmp_path, kind)
-    assert any(batch.places is not None for batch in given_batches(backbone, task, mesh=mesh))
+    assert any(batch.packed_index is not None for batch in given_batches(backbone, task, mesh=mesh))
     packed = jpt.tune(backbone, task, **OPTIONS, mesh=mesh)
     monkeypatch.setattr(batches, "MOST_SHARES", 0)
     padded = jpt.tune(backbone, task, **OPTIONS)

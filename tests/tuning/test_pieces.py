@@ -14,7 +14,7 @@ from jpt.parallel import make_mesh, parameter_shardings, place
 from jpt.testing import tiny_config, tiny_model
 from jpt.tuning import bound_task
 from jpt.tuning.bound_task import Batching, bank_logits, plan_pieces, prompts_at_once
-from jpt.tuning.losses import NO_PIECE, Answer, NeuronMask
+from jpt.tuning.losses import NO_TOKEN, Answer, NeuronMask
 
 BATCHING = Batching(batch_size=4, max_tokens=12, pad=0)
 
@@ -45,7 +45,7 @@ def scored(family: str, mesh_text: str, masked: bool = False) -> np.ndarray:
     module, params = tiny_model(family)
     mesh = make_mesh(mesh_text)
     shardings, _ = parameter_shardings(params, FAMILIES[family].weights.partition, mesh)
-    words = None if family == "bert" else jnp.array([[7, 9], [8, NO_PIECE]], jnp.int32)
+    words = None if family == "bert" else jnp.array([[7, 9], [8, NO_TOKEN]], jnp.int32)
     prompts = prompts_of(5, 5, 5)
     prompts.insert(2, None)
     mask = NeuronMask(jnp.ones((2, 48), jnp.float32).at[:, ::3].set(0)) if masked else None

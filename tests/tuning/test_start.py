@@ -13,7 +13,7 @@ import jpt
 from jpt.testing import write_tiny_backbone
 from jpt.tuning import trainer
 from jpt.tuning.run_dir import Checkpoints
-from jpt.tuning.tune import Moments, Start, read_start, tune
+from jpt.tuning.tune import Moments, WarmStart, read_start, tune
 from tests.toy_task import write_task
 
 RATE = 1e-2
@@ -54,7 +54,7 @@ def test_the_first_update_is_the_one_of_adam_with_those_moments(
     task: Path, backbone: jpt.Backbone, source: Path, tmp_path: Path
 ) -> None:
     start = read_start("source", source)
-    bare = Start("source", start.prompt)
+    bare = WarmStart("source", start.prompt)
     tune(backbone, task, tmp_path / "bare", start=bare, steps=1, **SETTINGS)
     gradient = read_start("bare", tmp_path / "bare").moments.mean.astype(np.float64) / 0.1
     warm = tune(backbone, task, start=start, steps=1, **SETTINGS)
@@ -74,7 +74,9 @@ def test_the_first_update_is_the_one_of_adam_with_those_moments(
 def test_a_start_is_an_init_from_the_same_prompt(
     task: Path, backbone: jpt.Backbone, source: Path
 ) -> None:
-    given = tune(backbone, task, start=Start("mine", jpt.load_prompt(source)), steps=2, **SETTINGS)
+    given = tune(
+        backbone, task, start=WarmStart("mine", jpt.load_prompt(source)), steps=2, **SETTINGS
+    )
     named = tune(backbone, task, init=f"prompt:{source}", steps=2, **SETTINGS)
     np.testing.assert_array_equal(given.last.values, named.last.values)
     assert given.prompt.card.init == "prompt:mine"
@@ -84,13 +86,13 @@ def test_other_values_under_the_same_name_are_another_run(
     task: Path, backbone: jpt.Backbone, source: Path, tmp_path: Path
 ) -> None:
     prompt = jpt.load_prompt(source)
-    tune(backbone, task, tmp_path / "run", start=Start("a", prompt), steps=1, **SETTINGS)
+    tune(backbone, task, tmp_path / "run", start=WarmStart("a", prompt), steps=1, **SETTINGS)
     other = jpt.Prompt(prompt.values + 1, prompt.card)
     with pytest.raises(jpt.InputError, match="holds another run: start.sha256 was"):
-        tune(backbone, task, tmp_path / "run", start=Start("a", other), steps=1, **SETTINGS)
+        tune(backbone, task, tmp_path / "run", start=WarmStart("a", other), steps=1, **SETTINGS)
     moments = Moments(np.zeros_like(prompt.values), np.zeros_like(prompt.values))
     with pytest.raises(jpt.InputError, match="holds another run"):
-        again = Start("a", prompt, moments)
+        again = WarmStart("a", prompt, moments)
         tune(backbone, task, tmp_path / "run", start=again, steps=1, **SETTINGS)
 
 
@@ -98,7 +100,7 @@ def test_the_start_is_scored_as_evaluate_does_and_may_be_kept(
     task: Path, backbone: jpt.Backbone, source: Path
 ) -> None:
     settings = {**SETTINGS, "learning_rate": 1e-30}
-    start = Start("source", jpt.load_prompt(source))
+    start = WarmStart("source", jpt.load_prompt(source))
     result = tune(backbone, task, start=start, score_start=True, steps=2, **settings)
     score = jpt.evaluate(start.prompt, task, split="validation", backbone=backbone, max_tokens=16)
     first = result.history[0]

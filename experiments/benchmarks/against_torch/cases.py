@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-WORDS = {"objective": "vocabulary", "label_scoring": "first_piece"}
+WORDS = {"objective": "vocabulary", "label_scoring": "first_token"}
 """The loss is over the whole vocabulary, as PEFT's is, at one piece of the label's word."""
 
 
 @dataclass(frozen=True)
-class Case:
+class RecommendInputs:
     """A model, a task, and who does its train steps.
 
     Attributes:
@@ -36,9 +36,13 @@ class Case:
     device: str = "cpu"
 
 
-def _on_gpu(name: str, model: str, task: str, side: str, rows: int, **options: Any) -> Case:
+def _on_gpu(
+    name: str, model: str, task: str, side: str, rows: int, **options: Any
+) -> RecommendInputs:
     given = {"dtype": "bfloat16", **options}
-    return Case(f"(GPU) {name}, batch {rows}", model, task, rows, {side: 1}, 5, 20, given, "cuda")
+    return RecommendInputs(
+        f"(GPU) {name}, batch {rows}", model, task, rows, {side: 1}, 5, 20, given, "cuda"
+    )
 
 
 ENCODER = {"plain": 2, "tuned": 1}
@@ -46,11 +50,19 @@ ENCODER = {"plain": 2, "tuned": 1}
 # are tiny and AdamW's first steps follow rounding, which parts any two programs.
 DECODER = {**WORDS, "init": "vocab"}
 CASES = {
-    "a8": Case("(a) SmolLM2-135M, batch 8", "smollm2", "sst2", 8, {"peft": 6}, 5, 3, DECODER),
-    "a32": Case("(a) SmolLM2-135M, batch 32", "smollm2", "sst2", 32, {"peft": 6}, 3, 2, DECODER),
-    "b-roberta": Case("(b) RoBERTa-base shape, batch 8", "roberta-base", "qnli", 8, ENCODER, 5, 2),
-    "b-minilm": Case("(b) MiniLM shape, batch 16", "minilm", "qnli", 16, ENCODER, 5, 4),
-    "c": Case("(c) T5-base shape, batch 8", "t5-base", "sst2", 8, {"peft": 1.5}, 5, 3, WORDS),
+    "a8": RecommendInputs(
+        "(a) SmolLM2-135M, batch 8", "smollm2", "sst2", 8, {"peft": 6}, 5, 3, DECODER
+    ),
+    "a32": RecommendInputs(
+        "(a) SmolLM2-135M, batch 32", "smollm2", "sst2", 32, {"peft": 6}, 3, 2, DECODER
+    ),
+    "b-roberta": RecommendInputs(
+        "(b) RoBERTa-base shape, batch 8", "roberta-base", "qnli", 8, ENCODER, 5, 2
+    ),
+    "b-minilm": RecommendInputs("(b) MiniLM shape, batch 16", "minilm", "qnli", 16, ENCODER, 5, 4),
+    "c": RecommendInputs(
+        "(c) T5-base shape, batch 8", "t5-base", "sst2", 8, {"peft": 1.5}, 5, 3, WORDS
+    ),
 }
 GPU_CASES = {
     f"gpu-{model}-{rows}": _on_gpu(name, model, task, side, rows, **options)

@@ -64,7 +64,7 @@ def encode(work: Path, backbone: Any, task: str, folder: Path, count: int) -> No
         "max_tokens": MATRIX["max_tokens"],
         "length": 1,
         "group_by_length": False,
-        "label_scoring": "first_piece",
+        "label_scoring": "first_token",
     }
     step, _ = jpt.train_step(**given, **options)
     batches = {str(n): batch for n, batch in enumerate(jpt.training_batches(**given, **options))}

@@ -38,7 +38,7 @@ def main() -> None:
     def score() -> float:
         started_s = time.perf_counter()
         for task in TASKS:
-            given = {"data": work / "data" / task, "label_scoring": "first_piece"}
+            given = {"data": work / "data" / task, "label_scoring": "first_token"}
             jpt.evaluate(prompt, task, backbone=backbone, max_tokens=MATRIX["max_tokens"], **given)
         return time.perf_counter() - started_s
 

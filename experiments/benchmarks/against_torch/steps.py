@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import CASES, GPU_CASES, Case
+from cases import CASES, GPU_CASES, RecommendInputs
 from models import write_model
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -44,7 +44,7 @@ def measure(key: str, options: Any, rate_gflops: float) -> list[dict[str, Any]]:
     return [compare(key, case, side, numbers) for side in sides[1:]]
 
 
-def describe(case: Case, folder: Path, options: Any) -> dict[str, Any]:
+def describe(case: RecommendInputs, folder: Path, options: Any) -> dict[str, Any]:
     """What the workers are told."""
     return {
         "model": str(write_model(case.model, options.work, options.tokenizers)),
@@ -92,7 +92,9 @@ class Worker:
         self.process.wait()
 
 
-def in_turns(case: Case, workers: dict[str, Worker]) -> dict[str, tuple[list[dict], Worker]]:
+def in_turns(
+    case: RecommendInputs, workers: dict[str, Worker]
+) -> dict[str, tuple[list[dict], Worker]]:
     """Lets the sides do the same steps one after the other, turn by turn."""
     turns: dict[str, list[dict]] = {side: [] for side in workers}
     for turn in range(case.turns):
@@ -105,7 +107,7 @@ def in_turns(case: Case, workers: dict[str, Worker]) -> dict[str, tuple[list[dic
     return {side: (turns[side], workers[side]) for side in workers}
 
 
-def count_rows(folder: Path, case: Case) -> dict[str, float]:
+def count_rows(folder: Path, case: RecommendInputs) -> dict[str, float]:
     """Rows and tokens of a step, on average; the prompt's rows count once a row."""
     found = np.load(folder / "rows.npz")
     lengths = np.concatenate([found[f"{n}.lengths"] for n in range(case.turns * case.steps)])
@@ -115,7 +117,11 @@ def count_rows(folder: Path, case: Case) -> dict[str, float]:
 
 
 def summary(
-    case: Case, turns: list[dict], worker: Worker, rows: dict[str, float], rate_gflops: float
+    case: RecommendInputs,
+    turns: list[dict],
+    worker: Worker,
+    rows: dict[str, float],
+    rate_gflops: float,
 ) -> dict[str, Any]:
     """The numbers of one side."""
     seconds = [turn["wall_s"] / case.steps for turn in turns]
@@ -140,7 +146,7 @@ def summary(
     }
 
 
-def compare(key: str, case: Case, side: str, numbers: dict[str, Any]) -> dict[str, Any]:
+def compare(key: str, case: RecommendInputs, side: str, numbers: dict[str, Any]) -> dict[str, Any]:
     """A line of the table: jpt against one torch side."""
     ours, theirs = numbers["jpt"], numbers[side]
     pairs = zip(theirs["turns_s"], ours["turns_s"], strict=True)

@@ -45,7 +45,7 @@ SWEEP = {
     "max_tokens": 64,
     "eval_every": 60,
     "objective": "vocabulary",
-    "label_scoring": "first_piece",
+    "label_scoring": "first_token",
 }
 SWEEP_TASKS = ("imdb_number", "imdb_negation", "rotten_tomatoes")
 SEEDS, RATES = (0, 1), (3e-3, 1e-2)
@@ -142,7 +142,7 @@ def matrix(options: Any, model: str, torch_sides: Mapping[str, float]) -> list[d
     work = fresh(options.work / f"d-{model}")
     subprocess.run(script("matrix.py", "prepare", work, model, options.data), check=True)
     arguments = ["--data", str(work / "data"), "--tasks", ",".join(TASKS)]
-    arguments += ["--label-scoring", "first_piece", "--max-tokens", str(MATRIX["max_tokens"])]
+    arguments += ["--label-scoring", "first_token", "--max-tokens", str(MATRIX["max_tokens"])]
     arguments += ["--no-random", "--no-untouched", "--prompts", str(work / "prompts")]
 
     def ours(turn: int) -> Spent:
