@@ -603,7 +603,8 @@ class RecommendOptions:
             where none has.
         probe_steps: how long the probe is tuned.
         learning_rate: of the probe; by default the backbone's own choice.
-        by: the ranking that chooses: by default ``zero_shot``, without labels ``mutual_information``.
+        by: the ranking that chooses: by default ``zero_shot``, without labels
+            ``mutual_information``.
         layers: of ``neuron_overlap``; by default the top three.
         seed: of the choice of rows, of the probe and of the untrained start; by default the seed
             that all sources share, so that the probe starts where they did, else 0.

@@ -51,7 +51,7 @@ def main() -> None:
         del values, of_text
         before_mb = peak_mb()
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
-        found = jpt.indicators(prompts, file)
+        found = jpt.compute_indicators(prompts, file)
         elapsed_s, cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s
     print(
         f"{sizes.prompts} prompts of {sizes.length} x {sizes.width}, {sizes.layers} layers of"

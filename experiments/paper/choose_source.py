@@ -38,6 +38,7 @@ import argparse
 from pathlib import Path
 
 import jpt
+from jpt.results.records import LeaveOneOut
 
 ROWS = 64
 LINES = {
@@ -59,11 +60,11 @@ def main() -> None:
     for backbone in arguments.backbones:
         prompts = jpt.import_reference(arguments.reference / "prompts" / backbone)
         matrix = arguments.reference / "transfer" / f"{backbone}.csv"
-        found = jpt.leave_one_out(jpt.indicators(prompts), matrix, rows=ROWS)
+        found = jpt.leave_one_out(jpt.compute_indicators(prompts), matrix, rows=ROWS)
         print("\n".join(table(backbone, found)))
 
 
-def table(backbone: str, found: jpt.LeaveOneOut) -> list[str]:
+def table(backbone: str, found: LeaveOneOut) -> list[str]:
     """Lays one backbone out, one line a ranking."""
     lines = [f"{f'{backbone}, {len(found.targets)} targets':<28}best   regret"]
     for name, label in LINES.items():

@@ -36,6 +36,9 @@ from typing import Any
 import numpy as np
 
 import jpt
+from jpt.indicators.correlation import CorrelationResult
+from jpt.indicators.indicators import Indicators
+from jpt.types import Activations
 
 BACKBONES = ("bert-base", "roberta-base", "roberta-large", "t5-base", "t5-small")
 HEAD = (
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in names:
         prompts = jpt.import_reference(folder / name)
         neurons = read_neurons(prompts, options.weights, name)
-        found = jpt.indicators(prompts, neurons)
+        found = jpt.compute_indicators(prompts, neurons)
         matrix = options.reference / "transfer" / f"{name}.csv"
         print(f"## {name}\n")
         print(describe(found, matrix if matrix.is_file() else None), flush=True)
@@ -74,7 +77,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def read_neurons(
     prompts: Mapping[str, jpt.Prompt], weights: Path | None, name: str
-) -> jpt.Activations | None:
+) -> Activations | None:
     """The neurons behind prompts, where there are weights to read them from."""
     if weights is None:
         return None
@@ -84,7 +87,7 @@ def read_neurons(
     return jpt.activated_neurons(prompts, backbone=weights / name)
 
 
-def describe(found: jpt.Indicators, matrix: Path | None) -> str:
+def describe(found: Indicators, matrix: Path | None) -> str:
     """Lays the figures of one backbone out as Markdown, a line an indicator."""
     types = jpt.summarize_types(found, matrix)["similarity_by_type"]
     means = {
@@ -109,7 +112,7 @@ def describe(found: jpt.Indicators, matrix: Path | None) -> str:
     return f"{told}\n\n{table(HEAD, rows)}{lead(correlation)}"
 
 
-def shown(found: jpt.Indicators, correlation: jpt.CorrelationResult) -> list[str]:
+def shown(found: Indicators, correlation: CorrelationResult) -> list[str]:
     """All indicators but windows of layers, of which only the best is shown."""
     windows = {
         n: correlation.excluding_in_task[n].mean_over_targets for n in found.columns if WINDOW in n
@@ -119,7 +122,7 @@ def shown(found: jpt.Indicators, correlation: jpt.CorrelationResult) -> list[str
     return [name for name in found.columns if name not in windows or name == best]
 
 
-def correlations(correlation: jpt.CorrelationResult, name: str) -> list[str]:
+def correlations(correlation: CorrelationResult, name: str) -> list[str]:
     """Means over targets with their intervals, then all pairs with relative performance."""
     inside, outside = correlation.including_in_task[name], correlation.excluding_in_task[name]
     cells = []
@@ -145,7 +148,7 @@ def chance(judged: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"{100 * whole['chance_hits']:.0f} %", f"{100 * whole['chance_regret']:.1f}", "-", "-"]
 
 
-def lead(correlation: jpt.CorrelationResult) -> str:
+def lead(correlation: CorrelationResult) -> str:
     """ON less the best of the paper's other indicators, where there is ON."""
     lines = []
     for part, found in correlation.leads.items():

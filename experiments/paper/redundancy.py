@@ -35,6 +35,8 @@ from pathlib import Path
 import numpy as np
 
 import jpt
+from jpt.results.records import Redundancy
+from jpt.types import Activations
 
 TASKS = (
     "builtin/rotten_tomatoes",
@@ -98,11 +100,9 @@ def tune_missing(backbone: str, tasks: Sequence[str], folder: Path, steps: int, 
             jpt.tune(backbone, task, out, steps=steps, eval_every=steps, seed=seed)
 
 
-def measure(
-    name: str, folder: Path, activations: jpt.Activations, found: jpt.Redundancy
-) -> list[str]:
+def measure(name: str, folder: Path, activations: Activations, found: Redundancy) -> list[str]:
     """One line of the table."""
-    overlap = jpt.indicators(folder, activations)
+    overlap = jpt.compute_indicators(folder, activations)
     tasks = {each: jpt.load_task(card.task) for each, card in overlap.cards.items()}
     backbone = jpt.load_backbone(name)
     same, different = [], []

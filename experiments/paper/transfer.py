@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 import jpt
+from jpt.types import TransferMatrix
 
 BACKBONES = ("roberta-base", "roberta-large", "t5-base", "t5-small")
 ETHICS = ("deontology", "justice")
@@ -85,7 +86,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def with_random(
-    prompts: Mapping[str, jpt.Prompt], published: jpt.TransferMatrix
+    prompts: Mapping[str, jpt.Prompt], published: TransferMatrix
 ) -> dict[str, jpt.Prompt]:
     """Adds a random prompt where one was scored but not released."""
     if "random" in prompts or "random" not in published.prompts:
@@ -98,7 +99,7 @@ def with_random(
 
 def find_targets(
     prompts: Mapping[str, jpt.Prompt],
-    published: jpt.TransferMatrix,
+    published: TransferMatrix,
     data: Path,
     asked: Sequence[str] | None,
 ) -> dict[str, str]:
@@ -124,9 +125,7 @@ def task_as_released(name: str, data: Path, ethics_word: str) -> jpt.Task:
     return dataclasses.replace(task, label_words=words)
 
 
-def table(
-    published: jpt.TransferMatrix, ours: jpt.TransferMatrix, targets: Mapping[str, str]
-) -> str:
+def table(published: TransferMatrix, ours: TransferMatrix, targets: Mapping[str, str]) -> str:
     """Lays their figures and ours out as Markdown, a line a target and source."""
     lines = [
         "| target | source | their measure | published | our measure | ours | difference |",

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 import jpt
+from jpt.types import TransferMatrix
 
 HEADER = "target_task,source_prompt,metric,value"
 
@@ -51,7 +52,7 @@ def find_matrices(folder: Path) -> list[Path]:
     ]
 
 
-def describe(matrix: jpt.TransferMatrix, found: dict[str, Any]) -> str:
+def describe(matrix: TransferMatrix, found: dict[str, Any]) -> str:
     """Lays the figures of one matrix out as Markdown."""
     relative = jpt.relative_performance(matrix)
     share = found["relative_transfer"]["fraction_of_targets_whose_best_other_source_has_same_type"]

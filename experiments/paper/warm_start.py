@@ -49,6 +49,7 @@ from pathlib import Path
 from typing import Any
 
 import jpt
+from jpt.transfer.warm_start import WarmStartResult
 
 TARGETS = {
     "builtin/imdb_opening": ("builtin/imdb_closing", "builtin/rotten_tomatoes"),
@@ -73,9 +74,7 @@ def main() -> None:
     print(table([result.record for result in studies]))
 
 
-def study(
-    arguments: argparse.Namespace, backbone: jpt.Backbone, target: str
-) -> jpt.WarmStartResult:
+def study(arguments: argparse.Namespace, backbone: jpt.Backbone, target: str) -> WarmStartResult:
     """Tunes the sources of one target where they are not there yet, then compares the starts."""
     sources = []
     for task in TARGETS[target]:

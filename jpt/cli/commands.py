@@ -626,8 +626,7 @@ def report(
 
     Example: jpt report study
     """
-    from jpt.report.report import report as write_report
-    from jpt.report.report import summarize
+    from jpt.report.report import summarize, write_report
 
     path = write_report(folder)
     findings = summarize(folder)

@@ -19,7 +19,7 @@ from jpt.indicators.indicators import (
     PAPER,
     WINDOW_PREFIX,
     Indicators,
-    indicators,
+    compute_indicators,
     write_indicators,
 )
 from jpt.indicators.pairs import (
@@ -399,7 +399,7 @@ class IndicatorStudy:
         choices: which source each indicator would have chosen, where there was a matrix.
     """
 
-    indicators: Indicators
+    compute_indicators: Indicators
     types: dict[str, Any]
     correlation: CorrelationResult | None
     files: tuple[Path, ...]
@@ -454,7 +454,7 @@ def study_indicators(
     if matrix is not None:
         known = Indicators(tuple(loaded), {}, {n: prompt.card for n, prompt in loaded.items()})
         select_pairs(over_seeds(known, matrix.prompts), matrix, tasks)
-    found = indicators(loaded, neurons, layers=layers, progress=progress)
+    found = compute_indicators(loaded, neurons, layers=layers, progress=progress)
     correlation = None if matrix is None else correlate(found, matrix, tasks=tasks)
     types = summarize_types(found, matrix, tasks)
     choices = None if matrix is None else judge_indicators(found, matrix, tasks)

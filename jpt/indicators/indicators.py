@@ -220,7 +220,7 @@ def _squared(rows: Float64[np.ndarray, "*N D"]) -> Float64[np.ndarray, "*N"]:
     return np.einsum("...d,...d->...", rows, rows)
 
 
-# --- The table of indicators: what `jpt.indicators` computes. A new one is one entry here
+# --- The table of indicators: what `jpt.compute_indicators` computes. A new one is one entry here
 # An indicator of vectors (`OF_ROWS`) makes a matrix [a, b] of a `RowPairs`, one of neurons
 # (`OF_NEURONS`) a matrix [K, K] of a `NeuronPairs`. Its column is computed, written, read,
 # correlated and shown like all others; only the upper triangle counts. Example: >>>
@@ -522,7 +522,7 @@ class Indicators:
         return float(self[indicator][self.names.index(prompt_a), self.names.index(prompt_b)])
 
 
-def indicators(
+def compute_indicators(
     prompts: Prompts,
     activations: Activations | str | Path | None = None,
     out: str | Path | None = None,

@@ -20,7 +20,7 @@ from jpt.neurons.masking import RECORD as MASKS
 from jpt.neurons.masking import mask_neurons
 from jpt.neurons.probe import activated_neurons
 from jpt.parallel import make_mesh, on_first
-from jpt.report.report import PAGE, report, summarize
+from jpt.report.report import PAGE, summarize, write_report
 from jpt.results.prompt_table import short_task
 from jpt.tasks.catalog import load_task
 from jpt.transfer.zero_shot import RECORD, TRANSFER, transfer_matrix
@@ -56,7 +56,7 @@ class QuickstartResult:
     """
 
     folder: Path
-    report: Path
+    write_report: Path
     record: dict[str, Any]
 
     def describe(self) -> str:
@@ -194,7 +194,7 @@ class _Study:
             ("read the neurons that they activate", 0.1, self._read_neurons),
             ("silence chosen neurons", 0.16 * len(self.names), self._mask),
             ("compare prompts and neurons with the transfers", 0.05, self._compare),
-            ("write the report", 0.1, lambda: on_first(lambda: str(report(self.folder)))),
+            ("write the report", 0.1, lambda: on_first(lambda: str(write_report(self.folder)))),
         ]
 
     @property

@@ -27,8 +27,8 @@ from jpt.indicators.indicators import (
     EMBEDDING_INDICATORS,
     OVERLAP,
     Indicators,
+    compute_indicators,
     indicator_label,
-    indicators,
     parse_layers,
 )
 from jpt.indicators.pairs import is_random, over_seeds, serves, shorten, type_of
@@ -652,7 +652,7 @@ def _compare(case: RecommendInputs, probe: Prompt | None) -> tuple[str, Indicato
         name += "_"
     bank = case.prompts if probe is None else {**case.prompts, name: probe}
     activations = activated_neurons(bank, backbone=case.backbone, mesh=case.options.mesh)
-    found = indicators(bank, activations, layers=case.options.layers)
+    found = compute_indicators(bank, activations, layers=case.options.layers)
     case.notes.extend(found.notes)
     return name, found
 

@@ -167,9 +167,9 @@ def mask_finding(study: Study) -> Finding | None:
     in_task, random = pairs.mean(0).tolist()
     gaps, count = (pairs[:, 1] - pairs[:, 0]).tolist(), counted(len(pairs), "task")
     text = (
-        f"With the {percent(masks.ratio)} of neurons silent that are most active behind a task's"
-        f" own prompt, {percent(in_task)} of its score is left on average over {count}, with as many"
-        f" random ones {percent(random)}"
+        f"With the {percent(masks.ratio)} of neurons masked that are most active behind a task's"
+        f" own prompt, {percent(in_task)} of its score is left on average over {count}, with as"
+        f" many random ones {percent(random)}"
     )
     end, verdict = _judge_masks(gaps)
     return Finding("masks", f"{text}: {end}.", verdict)

@@ -2062,7 +2062,7 @@ _PARTS = (
 )
 
 
-def report(folder: str | Path) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Writes the report of a study: figures, tables, and sentences that say what was found.
 
     The page holds everything in itself and is written anew each time; equal files give equal

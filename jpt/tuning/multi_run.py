@@ -520,8 +520,8 @@ class _MultiRun:
     def _stop(self, signal_number: int, global_step: int) -> None:
         self.checkpoints.wait()
         raise StoppedError(
-            f"stopped and saved after step {global_step} of {self.slot_schedule.n_steps} of a bank; the same "
-            "command goes on from there",
+            f"stopped and saved after step {global_step} of {self.slot_schedule.n_steps} of a multi-run "
+            "group; re-run the command to resume",
             EXIT_CODES[signal_number],
         )
 

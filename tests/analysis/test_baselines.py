@@ -11,7 +11,7 @@ from jpt.indicators.correlation import correlate
 from jpt.indicators.indicators import Indicators
 from jpt.indicators.pairs import summarize_types
 from jpt.report.findings import find
-from jpt.report.report import notes, report
+from jpt.report.report import notes, write_report
 from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import write_transfer
 from jpt.types import TransferMatrix
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tables(folder: Path) -> dict[str, list[list[str]]]:
-    return PageReader(report(folder).read_text(encoding="utf-8")).tables
+    return PageReader(write_report(folder).read_text(encoding="utf-8")).tables
 
 
 def test_it_is_told_as_what_it_is(folder: Path, tables: dict) -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom
 
 import jpt
-from jpt.indicators.indicators import EMBEDDING_INDICATORS, Indicators, indicators
+from jpt.indicators.indicators import EMBEDDING_INDICATORS, Indicators, compute_indicators
 from jpt.indicators.source_selection import (
     SAME_TYPE,
     ZERO_SHOT,
@@ -187,7 +187,9 @@ def test_the_authors_prompts_equal_a_plain_loop(reference_folder: Path, backbone
     """Loops over the reference's own table of indicators and its file of scores."""
     reference = reference_folder / "reference"
     file = reference / "transfer" / f"{backbone}.csv"
-    ours = leave_one_out(indicators(import_reference(reference / "prompts" / backbone)), file)
+    ours = leave_one_out(
+        compute_indicators(import_reference(reference / "prompts" / backbone)), file
+    )
     ending = "_skip0" if backbone.startswith("roberta") else ""  # theirs have row 0 by custom
     theirs = {
         (row["prompt_a"], row["prompt_b"]): row

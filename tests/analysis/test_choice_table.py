@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jpt.errors import InputError
-from jpt.indicators.indicators import Indicators, indicators
+from jpt.indicators.indicators import Indicators, compute_indicators
 from jpt.indicators.source_selection import judge_indicators
 from jpt.io.files import read_table, write_json
 from jpt.recipes.interop import import_reference
@@ -29,7 +29,9 @@ def scores_of(file: Path) -> dict[str, dict[str, float]]:
 def test_the_authors_prompts_equal_a_plain_loop(reference_folder: Path, backbone: str) -> None:
     reference = reference_folder / "reference"
     file = reference / "transfer" / f"{backbone}.csv"
-    record = judge_indicators(indicators(import_reference(reference / "prompts" / backbone)), file)
+    record = judge_indicators(
+        compute_indicators(import_reference(reference / "prompts" / backbone)), file
+    )
     record = json.loads(json.dumps(record, allow_nan=False))
     ending = "_skip0" if backbone.startswith("roberta") else ""  # theirs have row 0 by custom
     theirs = {

@@ -52,7 +52,7 @@ def test_figures_equal_the_stored_ones(
     )
     matrix = reference / "transfer" / "roberta-large.csv"
     prompts = jpt.import_reference(reference / "prompts" / "roberta-large")
-    judged = jpt.leave_one_out(jpt.indicators(prompts), matrix).rankings["cosine_average"]
+    judged = jpt.leave_one_out(jpt.compute_indicators(prompts), matrix).rankings["cosine_average"]
     cells = found["roberta-large"]["cosine_average"]
     assert cells[8] == f"{100 * judged.hits:.0f} %" and cells[9] == f"{100 * judged.regret:.1f}"
     steps = stored["t5_xxl_on_qqp_vs_snli"]
@@ -87,7 +87,7 @@ def test_weights_add_the_overlap(
     prompts = jpt.import_reference(reference / "prompts" / "roberta-base")
     neurons = jpt.activated_neurons(prompts, backbone=tmp_path / "roberta-base")
     matrix = reference / "transfer" / "roberta-base.csv"
-    found = jpt.correlate(jpt.indicators(prompts, neurons), matrix)
+    found = jpt.correlate(jpt.compute_indicators(prompts, neurons), matrix)
     cells = parts(told)["roberta-base"]["neuron_overlap"]
     assert cells[2] == f"{found.excluding_in_task['neuron_overlap'].mean_over_targets:.3f}"
     lead = found.leads["excluding_in_task"]

@@ -13,8 +13,8 @@ from jpt.indicators.indicators import (
     OF_ROWS,
     Indicator,
     Indicators,
+    compute_indicators,
     indicator_label,
-    indicators,
     read_indicators,
     write_indicators,
 )
@@ -53,7 +53,7 @@ def assert_same(found: Indicators, expected: Indicators) -> None:
 
 
 def test_names_are_sorted_and_cards_come_along() -> None:
-    found = indicators(PROMPTS, NEURONS)
+    found = compute_indicators(PROMPTS, NEURONS)
     assert found.names == ("a", "b", "c")
     assert found.cards["c"].task == "builtin/imdb"
     assert list(found.columns) == [
@@ -74,7 +74,7 @@ def test_names_are_sorted_and_cards_come_along() -> None:
 
 
 def test_names_that_are_not_there() -> None:
-    found = indicators(PROMPTS)
+    found = compute_indicators(PROMPTS)
     with pytest.raises(InputError, match="unknown indicator 'cosine'; did you mean cosine_"):
         found["cosine"]
     with pytest.raises(InputError, match="unknown prompt 'd'"):
@@ -82,14 +82,14 @@ def test_names_that_are_not_there() -> None:
 
 
 def test_one_prompt_has_itself() -> None:
-    found = indicators({"a": PROMPTS["a"]})
+    found = compute_indicators({"a": PROMPTS["a"]})
     assert (found.names, found.value("cosine_concat", "a", "a")) == (("a",), 1)
 
 
 def test_order_of_prompts_changes_no_bit() -> None:
     reverse = dict(reversed(WITH_ROW0.items()))
     turned = Activations(NEURONS.names[::-1], NEURONS.values[::-1])
-    assert_same(indicators(reverse, turned), indicators(WITH_ROW0, NEURONS))
+    assert_same(compute_indicators(reverse, turned), compute_indicators(WITH_ROW0, NEURONS))
     turned = dataclasses.replace(
         RATES,
         names=RATES.names[::-1],
@@ -97,13 +97,13 @@ def test_order_of_prompts_changes_no_bit() -> None:
         rates=RATES.rates[::-1],
         cka=RATES.cka[:, ::-1, ::-1],
     )
-    assert_same(indicators(reverse, turned), indicators(WITH_ROW0, RATES))
+    assert_same(compute_indicators(reverse, turned), compute_indicators(WITH_ROW0, RATES))
 
 
 def test_neurons_behind_text_are_said_and_written(tmp_path: Path) -> None:
     write_activations(tmp_path / "neurons.npz", RATES)
-    found = indicators(PROMPTS, tmp_path / "neurons.npz", tmp_path)
-    assert_same(found, indicators(PROMPTS, RATES))
+    found = compute_indicators(PROMPTS, tmp_path / "neurons.npz", tmp_path)
+    assert_same(found, compute_indicators(PROMPTS, RATES))
     assert "cosine of the shares of rows" in found.notes[0] and "4 rows of sst2" in found.notes[0]
     assert list(found.columns)[-2:] == ["activation_cka", "activation_cka_all"]
     # The activations name the prompts in another order: b, c, a.
@@ -122,7 +122,7 @@ def test_neurons_behind_text_are_said_and_written(tmp_path: Path) -> None:
 )
 def test_parts_that_do_not_fit(changes: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        indicators(PROMPTS, dataclasses.replace(RATES, **changes))
+        compute_indicators(PROMPTS, dataclasses.replace(RATES, **changes))
 
 
 def test_an_indicator_of_ones_own_is_one_entry(
@@ -130,7 +130,7 @@ def test_an_indicator_of_ones_own_is_one_entry(
 ) -> None:
     own = Indicator("C_first", "cosine of first rows", lambda pairs: pairs.row_cosines()[..., 0])
     monkeypatch.setitem(OF_ROWS, "cosine_first", own)
-    found = indicators(WITH_ROW0, NEURONS, tmp_path)
+    found = compute_indicators(WITH_ROW0, NEURONS, tmp_path)
     a, b = (WITH_ROW0[name].values[0].astype(np.float64) for name in "ab")
     expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     assert found.value("cosine_first", "a", "b") == pytest.approx(expected, abs=1e-12)
@@ -141,20 +141,22 @@ def test_an_indicator_of_ones_own_is_one_entry(
 
 
 def test_row_0_has_columns_of_its_own() -> None:
-    found = indicators(WITH_ROW0)
+    found = compute_indicators(WITH_ROW0)
     whole = {
         name: Prompt(np.concatenate([each.unused_row, each.values]), each.card)
         for name, each in WITH_ROW0.items()
     }
     plain = {name: Prompt(each.values, each.card) for name, each in WITH_ROW0.items()}
     for name in OF_ROWS:
-        np.testing.assert_allclose(found[name], indicators(plain)[name], rtol=1e-13)
-        np.testing.assert_allclose(found[f"{name}_with_row0"], indicators(whole)[name], rtol=1e-13)
+        np.testing.assert_allclose(found[name], compute_indicators(plain)[name], rtol=1e-13)
+        np.testing.assert_allclose(
+            found[f"{name}_with_row0"], compute_indicators(whole)[name], rtol=1e-13
+        )
     assert list(found.columns)[len(OF_ROWS) :] == [f"{name}_with_row0" for name in OF_ROWS]
 
 
 def test_row_0_of_some_prompts_only_is_said() -> None:
-    found = indicators({**WITH_ROW0, "d": prompt("snli")})
+    found = compute_indicators({**WITH_ROW0, "d": prompt("snli")})
     assert list(found.columns) == list(OF_ROWS)
     assert found.notes == (
         "1 of 4 prompts have no unused row 0: the indicators with it are left out",
@@ -165,14 +167,14 @@ def test_folder_and_file(tmp_path: Path) -> None:
     for name, each in PROMPTS.items():
         save_prompt(tmp_path / f"{name}.safetensors", each)
     write_activations(tmp_path / "neurons.npz", NEURONS)
-    found = indicators(tmp_path, tmp_path / "neurons.npz", layers=(0, 1))
-    assert_same(found, indicators(PROMPTS, NEURONS, layers="0-1"))
+    found = compute_indicators(tmp_path, tmp_path / "neurons.npz", layers=(0, 1))
+    assert_same(found, compute_indicators(PROMPTS, NEURONS, layers="0-1"))
 
 
 def test_written_is_read(tmp_path: Path) -> None:
     silent = NEURONS.values.copy()
     silent[0, :3] = -1
-    found = indicators(PROMPTS, Activations(NEURONS.names, silent))
+    found = compute_indicators(PROMPTS, Activations(NEURONS.names, silent))
     file = tmp_path / "indicators.csv"
     write_indicators(file, found)
     lines = file.read_text().splitlines()
@@ -218,7 +220,7 @@ def test_broken_tables(tmp_path: Path, case: str) -> None:
 
 
 def test_table_of_other_prompts(tmp_path: Path) -> None:
-    write_indicators(tmp_path / "a.csv", indicators(PROMPTS))
+    write_indicators(tmp_path / "a.csv", compute_indicators(PROMPTS))
     others = {**{name: PROMPTS[name] for name in "ab"}, "d": prompt("qqp")}
     with pytest.raises(InputError, match="a.csv: c; only the prompts: d"):
         read_indicators(tmp_path / "a.csv", others)
@@ -231,18 +233,18 @@ def altered(**changes: object) -> dict[str, Prompt]:
 
 def test_prompts_that_do_not_belong_together() -> None:
     with pytest.raises(InputError, match="prompt b has the backbone gpt2 and prompt a bert"):
-        indicators(altered(backbone="gpt2"))
+        compute_indicators(altered(backbone="gpt2"))
     with pytest.raises(InputError, match="prompt d has the length 5 and prompt a 4"):
-        indicators({**PROMPTS, "d": prompt("qqp", rows=5)})
+        compute_indicators({**PROMPTS, "d": prompt("qqp", rows=5)})
     with pytest.raises(InputError, match="prompt d has the width 7 and prompt a 6"):
-        indicators({**PROMPTS, "d": prompt("qqp", width=7)})
+        compute_indicators({**PROMPTS, "d": prompt("qqp", width=7)})
     with pytest.raises(InputError, match="no prompts were given"):
-        indicators({})
+        compute_indicators({})
 
 
 def test_folder_without_prompts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no prompts"):
-        indicators(tmp_path)
+        compute_indicators(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["values", "unused_row"])
@@ -251,35 +253,35 @@ def test_values_that_are_no_numbers(place: str) -> None:
     broken[0, 0] = np.nan
     prompts = {**WITH_ROW0, "b": dataclasses.replace(WITH_ROW0["b"], **{place: broken})}
     with pytest.raises(InputError, match=r"prompt b holds NaN or infinity \(1 of 3 prompts do\)"):
-        indicators(prompts)
+        compute_indicators(prompts)
 
 
 def test_activations_of_other_prompts() -> None:
     fewer = Activations(NEURONS.names[:2], NEURONS.values[:2])
     with pytest.raises(InputError, match=r"name different ones \(only the prompts: a\); make"):
-        indicators(PROMPTS, fewer)
+        compute_indicators(PROMPTS, fewer)
     more = Activations((*NEURONS.names, "d"), np.concatenate([NEURONS.values] * 2)[:4])
     with pytest.raises(InputError, match=r"\(only the activations: d\)"):
-        indicators(PROMPTS, more)
+        compute_indicators(PROMPTS, more)
     other = Activations(("b", "c", "d"), NEURONS.values)
     with pytest.raises(InputError, match=r"\(only the activations: d; only the prompts: a\)"):
-        indicators(PROMPTS, other)
+        compute_indicators(PROMPTS, other)
     twice = Activations(("b", "c", "c"), NEURONS.values)
     with pytest.raises(InputError, match="the activations names c 2 times"):
-        indicators(PROMPTS, twice)
+        compute_indicators(PROMPTS, twice)
 
 
 def test_broken_activations() -> None:
     with pytest.raises(InputError, match=r"name 3 prompts and have the shape \[2, 4, 9\]"):
-        indicators(PROMPTS, Activations(NEURONS.names, NEURONS.values[:2]))
+        compute_indicators(PROMPTS, Activations(NEURONS.names, NEURONS.values[:2]))
     values = NEURONS.values.copy()
     values[1, 1, 1] = np.nan
     with pytest.raises(InputError, match="an activation is NaN or infinite"):
-        indicators(PROMPTS, Activations(NEURONS.names, values))
+        compute_indicators(PROMPTS, Activations(NEURONS.names, values))
 
 
 def test_layers_without_activations() -> None:
     with pytest.raises(InputError, match="layers is 1-3, but there are no activations"):
-        indicators(PROMPTS, layers="1-3")
+        compute_indicators(PROMPTS, layers="1-3")
     with pytest.raises(InputError, match="layers 3-5 are no window of the 4 layers"):
-        indicators(PROMPTS, NEURONS, layers="3-5")
+        compute_indicators(PROMPTS, NEURONS, layers="3-5")

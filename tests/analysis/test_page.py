@@ -27,12 +27,12 @@ from jpt.report.figures import (
 )
 from jpt.report.report import (
     figure,
-    report,
     sources,
     summarize,
     table,
     value_cell,
     whole_page,
+    write_report,
     written_between,
 )
 from jpt.results.prompt_table import write_transfer
@@ -156,7 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
-    return report(folder).read_text(encoding="utf-8")
+    return write_report(folder).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_page_of_a_study_is_sound(folder: Path, page: str) -> None:
 
 
 def test_page_of_a_sweep_is_sound(sweep_folder: Path) -> None:
-    page = report(sweep_folder).read_text(encoding="utf-8")
+    page = write_report(sweep_folder).read_text(encoding="utf-8")
     outline = assert_page_is_sound(page, sweep_folder)
     assert_all_parts_are_told(outline)
     for told in ("jax 0.10.2", "Linux x86_64, 2 cores", "steps 40", "results written", "UTC"):
@@ -235,7 +235,7 @@ def write_warm_start(folder: Path) -> Path:
 
 def test_page_of_a_warm_start(tmp_path: Path) -> None:
     folder = write_warm_start(tmp_path / "warm")
-    page = report(folder).read_text(encoding="utf-8")
+    page = write_report(folder).read_text(encoding="utf-8")
     assert_all_parts_are_told(assert_page_is_sound(page, folder))
     tables = PageReader(page).tables
     scores = {row[0]: row[1:] for row in tables["Mean accuracy; at step 0 and best on validation"]}
@@ -251,7 +251,7 @@ def test_page_of_a_warm_start(tmp_path: Path) -> None:
         assert told in page, told
     (folder / "warm_start.json").write_text('{"runs": [], "task": 3}')
     with pytest.raises(InputError, match="jpt warm-start"):
-        report(folder)
+        write_report(folder)
 
 
 def test_an_unsound_page_is_noticed(folder: Path, page: str) -> None:
@@ -310,7 +310,7 @@ def test_methods_versions_and_dates(folder: Path, page: str) -> None:
         assert told in part, told
     assert re.search(r"<dd>\d{4}-\d\d-\d\d \d\d:\d\d( to [\d: -]+)? UTC</dd>", part)
     alone = write_study_part(folder.parent / "alone", folder)
-    part = report(alone).read_text(encoding="utf-8")
+    part = write_report(alone).read_text(encoding="utf-8")
     assert "Spearman" not in part[part.index('id="provenance"') :]
 
 
@@ -392,7 +392,7 @@ def write_projection(folder: Path) -> Path:
 
 def test_page_of_projected_prompts(tmp_path: Path) -> None:
     folder = write_projection(tmp_path / "table")
-    page = report(folder).read_text(encoding="utf-8")
+    page = write_report(folder).read_text(encoding="utf-8")
     assert_all_parts_are_told(assert_page_is_sound(page, folder))
     means = {row[0]: row[1:] for row in PageReader(page).tables["Mean score over tasks"]}
     assert means["task"] == ["64.0%", "88.0%", "52.0%"]
@@ -409,4 +409,4 @@ def test_page_of_projected_prompts(tmp_path: Path) -> None:
     del record["targets"]["mnli"]
     (folder / "projection.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="does not tell mnli .* jpt project evaluate"):
-        report(folder)
+        write_report(folder)

@@ -18,7 +18,7 @@ from jpt.indicators.correlation import correlate, study_indicators
 from jpt.indicators.indicators import (
     EMBEDDING_INDICATORS,
     Indicators,
-    indicators,
+    compute_indicators,
     neuron_similarities,
     read_indicators,
 )
@@ -101,7 +101,7 @@ def test_pairs_of_t5_without_row_0(case: Any) -> None:
         for name, prompt in one.prompts.items()
     }
     names = {f"{name}_skip0": name for name in EMBEDDING_INDICATORS}
-    assert_pairs(one, indicators(split), names)
+    assert_pairs(one, compute_indicators(split), names)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -192,7 +192,7 @@ def test_backbones_without_stored_figures(case: Any, backbone: str, count: int) 
 
 def test_diverged_prompts_are_only_extreme(reference_folder: Path) -> None:
     folder = reference_folder / "reference/prompts/variants/roberta-base__projected_base_emotion"
-    found = indicators(import_reference(folder))
+    found = compute_indicators(import_reference(folder))
     for name, matrix in found.columns.items():
         assert np.isfinite(matrix).all(), name
         np.testing.assert_array_equal(matrix, matrix.T)

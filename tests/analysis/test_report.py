@@ -13,7 +13,7 @@ from jpt.errors import InputError
 from jpt.indicators.correlation import study_indicators
 from jpt.recipes.interop import import_reference
 from jpt.report.findings import find
-from jpt.report.report import build_page, notes, prepare, report
+from jpt.report.report import build_page, notes, prepare, write_report
 from jpt.report.study import order_study, read_study
 from tests.analysis.sample_study import (
     ORDERED,
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
-    path = report(folder)
+    path = write_report(folder)
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -176,7 +176,7 @@ def test_figures_have_words_for_those_who_do_not_see_them(page: str) -> None:
 
 
 def test_equal_files_give_equal_bytes(folder: Path, page: str) -> None:
-    assert report(folder).read_text(encoding="utf-8") == page
+    assert write_report(folder).read_text(encoding="utf-8") == page
     assert [path.name for path in folder.glob("*.html*")] == ["report.html"]
 
 
@@ -323,7 +323,7 @@ def test_settings_that_differ_are_told_apart(tmp_path: Path) -> None:
 
 def test_wrong_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no study"):
-        report(tmp_path)
+        write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -331,7 +331,7 @@ def test_page_that_cannot_be_written(tmp_path: Path) -> None:
     write_scores(tmp_path)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(InputError, match=r"report\.html"):
-        report(tmp_path)
+        write_report(tmp_path)
 
 
 @pytest.mark.usefixtures("no_figures")

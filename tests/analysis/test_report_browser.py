@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from jpt.report.figures import contrast
-from jpt.report.report import report, table, value_cell, whole_page
+from jpt.report.report import table, value_cell, whole_page, write_report
 from tests.analysis.sample_study import write_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
-    return report(folder).read_text(encoding="utf-8")
+    return write_report(folder).read_text(encoding="utf-8")
 
 
 ROWS = [

@@ -13,11 +13,11 @@ from scipy.stats import spearmanr
 import jpt
 from jpt.errors import InputError
 from jpt.indicators.correlation import study_indicators
-from jpt.indicators.indicators import Indicators, indicators
+from jpt.indicators.indicators import Indicators, compute_indicators
 from jpt.indicators.pairs import over_seeds
 from jpt.prompts.arithmetic import average_prompts, choose_parts, load_parts
 from jpt.prompts.store import run_name
-from jpt.report.report import report
+from jpt.report.report import write_report
 from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
@@ -70,7 +70,7 @@ def folder(prompts, matrix, tmp_path_factory) -> Path:
 
 
 def test_means_are_those_written_out(prompts) -> None:
-    found = indicators(prompts)
+    found = compute_indicators(prompts)
     assert found.names == tuple(sorted(RUNS))
     joined = over_seeds(found)
     assert joined.names == tuple(sorted(TASKS))
@@ -111,7 +111,7 @@ def test_each_run_has_its_own_neurons(folder: Path, prompts) -> None:
 
 def test_correlation_and_types_are_of_the_means(folder: Path, prompts, matrix) -> None:
     study = study_indicators(folder / "prompts", folder, transfer=folder / "transfer.csv")
-    found = indicators(prompts)
+    found = compute_indicators(prompts)
     for name, column in found.columns.items():
         for row, target in enumerate(TASKS):
             others = [column_of for column_of in TASKS if column_of != target]
@@ -135,7 +135,7 @@ def test_the_page_has_one_prompt_a_name_and_every_run(folder: Path) -> None:
     assert set(layout.sources) == set(layout.prompts) == set(TASKS)
     assert set(study.prompts) == set(RUNS)
     assert layout.own == {name: name for name in TASKS}
-    page = report(folder).read_text(encoding="utf-8")
+    page = write_report(folder).read_text(encoding="utf-8")
     assert "have no column" not in page and "not in indicators.csv" not in page
     head, *rows = PageReader(page).tables["Mean similarity of pairs of prompts, by type of task"]
     assert head[1] == "other seed" and rows[0][1] not in ("", "–")

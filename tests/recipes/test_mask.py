@@ -13,7 +13,9 @@ import pytest
 import jpt
 from jpt.errors import InputError
 from jpt.neurons import masking as mask_recipe
+from jpt.neurons.masking import MaskStudy
 from jpt.testing import write_tiny_backbone
+from jpt.types import Activations
 from tests.toy_task import write_task
 from tests.tuning.test_neuron_mask import without_rows
 from tests.typed import type_command
@@ -53,11 +55,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(place: Path) -> jpt.MaskStudy:
+def study(place: Path) -> MaskStudy:
     return jpt.mask_neurons(place / "prompts", out=place / "out", random_draws=2, **QUICK)
 
 
-def runs_of(study: jpt.MaskStudy, task: str, kind: str) -> list[dict]:
+def runs_of(study: MaskStudy, task: str, kind: str) -> list[dict]:
     return study.record["targets"][task]["masks"][kind]["runs"]
 
 
@@ -187,7 +189,7 @@ def test_layers_and_given_neurons_decide_what_is_masked(place: Path) -> None:
     names = ("calm", "glad", "true")
     values = np.zeros((3, 2, 48), np.float32)
     values[:, 1, :10] = 1
-    given = jpt.Activations(names, values)
+    given = Activations(names, values)
     options = {"layers": "1", "ratio": 10 / 48, "kinds": ("in_task",), **QUICK}
     found = jpt.mask_neurons(prompts, neurons=given, **options)
     run = runs_of(found, "calm", "in_task")[0]
@@ -248,11 +250,11 @@ def test_wrong_options_are_refused_before_anything_is_compiled(
 
 def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -> None:
     prompts = place / "prompts"
-    other = jpt.Activations(("calm", "glad", "true"), np.ones((3, 12, 3072), np.float32))
+    other = Activations(("calm", "glad", "true"), np.ones((3, 12, 3072), np.float32))
     assert_refused(
         place, "activations have 12 layers of 3072 neurons, but .* has 2 of 48", neurons=other
     )
-    fewer = jpt.Activations(("calm",), np.ones((1, 2, 48), np.float32))
+    fewer = Activations(("calm",), np.ones((1, 2, 48), np.float32))
     assert_refused(place, "unknown prompt of the activations 'glad'", neurons=fewer)
     task = write_task(tmp_path / "mood")
     assert_refused(

@@ -13,7 +13,7 @@ import pytest
 
 import jpt
 from jpt.indicators.source_selection import leave_one_out, mutual_information
-from jpt.recipes.recommend import WIDTH, not_distinguished
+from jpt.recipes.recommend import WIDTH, Recommendation, not_distinguished
 from jpt.results.prompt_table import write_transfer
 from jpt.results.records import Ranking
 from jpt.types import Prompt, PromptCard, TransferMatrix
@@ -69,7 +69,7 @@ def study(prompts, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(backbone, task, study) -> jpt.Recommendation:
+def found(backbone, task, study) -> Recommendation:
     return jpt.recommend(
         task,
         study / "prompts",
@@ -115,7 +115,7 @@ def test_indicators_are_those_between_probe_and_source(found, prompts, study, ba
     assert probe.card.steps == 20 and probe.card.seed == 0 and probe.values.shape[0] == LENGTH
     bank = {**prompts, "zz": probe}
     neurons = jpt.activated_neurons(bank, backbone=backbone)
-    whole = jpt.indicators(bank, neurons)
+    whole = jpt.compute_indicators(bank, neurons)
     for name in ("neuron_overlap", "euclidean_concat", "cosine_average"):
         for source in ("apples", "bananas", "cherries"):
             value = whole.value(name, "zz", source)
@@ -132,7 +132,7 @@ def test_the_probe_sees_the_labelled_rows_alone(found, study) -> None:
 
 
 def test_the_known_matrix_is_judged_without_the_probe(found, prompts, backbone) -> None:
-    plain = jpt.indicators(prompts, jpt.activated_neurons(prompts, backbone=backbone))
+    plain = jpt.compute_indicators(prompts, jpt.activated_neurons(prompts, backbone=backbone))
     expected = leave_one_out(plain, known_scores(), rows=14)
     assert set(found.known.rankings) == set(expected.rankings)
     for name, record in expected.rankings.items():

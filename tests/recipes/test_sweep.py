@@ -189,7 +189,7 @@ def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
 def test_its_page_says_what_is_best(swept: Path, tmp_path: Path) -> None:
     for name in ("runs.csv", "settings.csv"):
         (tmp_path / name).write_bytes((swept / name).read_bytes())
-    page = jpt.report(tmp_path).read_text()
+    page = jpt.write_report(tmp_path).read_text()
     settings = table(swept / "settings.csv")
     for row in settings:
         assert row["setting"] in page
@@ -200,7 +200,7 @@ def test_its_page_says_what_is_best(swept: Path, tmp_path: Path) -> None:
         (swept / "settings.csv").read_text().replace(best["validation"], "high", 1)
     )
     with pytest.raises(InputError, match=r"settings.csv, line \d: validation is 'high'"):
-        jpt.report(tmp_path)
+        jpt.write_report(tmp_path)
 
 
 def test_the_command(

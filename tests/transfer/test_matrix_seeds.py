@@ -83,7 +83,7 @@ def test_prompts_in_python_by_seed(root: Path, result: TransferResult) -> None:
 
 
 def test_a_report_reads_such_a_matrix(root: Path, result: TransferResult) -> None:
-    page = jpt.report(root / "out").read_text()
+    page = jpt.write_report(root / "out").read_text()
     assert f"{100 * result.matrix.values[0, 0]:.1f}" in page and "no prompt" in page
 
 

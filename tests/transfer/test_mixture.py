@@ -17,7 +17,7 @@ import jpt
 from jpt.cli import app
 from jpt.prompts.arithmetic import softmax_weights
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
-from jpt.transfer.mixture import mix, mixture_loss, score_ensemble
+from jpt.transfer.mixture import MixtureResult, mix, mixture_loss, score_ensemble
 from jpt.tuning.losses import Answer, label_logits
 from jpt.types import Prompt, PromptCard
 from tests.planted import BACKBONE, LENGTH, SHORT, planted, write_easy
@@ -43,7 +43,7 @@ def sources(backbone: jpt.Backbone, task: Path) -> dict[str, Prompt]:
 
 
 @pytest.fixture(scope="module")
-def learnt(backbone, task, sources, tmp_path_factory) -> jpt.MixtureResult:
+def learnt(backbone, task, sources, tmp_path_factory) -> MixtureResult:
     out = tmp_path_factory.mktemp("runs") / "mixture"
     return jpt.learn_mixture(backbone, task, sources, out, **LEARN)
 

@@ -22,6 +22,7 @@ from jpt.transfer.projector import (
     TrainedProjector,
     initial_parameters,
     project,
+    save_projector,
 )
 from jpt.tuning.losses import Answer, answer_loss
 from jpt.types import PromptCard
@@ -137,7 +138,7 @@ def trained() -> TrainedProjector:
 
 def test_a_saved_projector_comes_back_whole(trained: TrainedProjector, tmp_path: Path) -> None:
     file = tmp_path / "projector.safetensors"
-    jpt.save_projector(file, trained)
+    save_projector(file, trained)
     found = jpt.load_projector(tmp_path)
     assert dataclasses.replace(found.card, jpt_version=None) == trained.card
     assert found.card.jpt_version == jpt.__version__
@@ -145,7 +146,7 @@ def test_a_saved_projector_comes_back_whole(trained: TrainedProjector, tmp_path:
     np.testing.assert_array_equal(found(prompt), trained(prompt))
     np.testing.assert_array_equal(jpt.load_projector(file)(prompt), trained(prompt))
     first = file.read_bytes()
-    jpt.save_projector(file, found)
+    save_projector(file, found)
     assert file.read_bytes() == first, "equal projectors give equal bytes"
 
 
@@ -175,7 +176,7 @@ CHANGES = [
 @pytest.mark.parametrize(("change", "message"), CHANGES)
 def test_wrong_files_are_told(trained: TrainedProjector, tmp_path: Path, change, message) -> None:
     file = tmp_path / "projector.safetensors"
-    jpt.save_projector(file, trained)
+    save_projector(file, trained)
     _rewrite(file, change)
     with pytest.raises(jpt.InputError, match=message):
         jpt.load_projector(file)
@@ -195,7 +196,7 @@ def test_files_that_are_no_projectors(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_are_not_written(trained, tmp_path: Path) -> None:
     broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), trained.params)
     with pytest.raises(jpt.InputError, match="NaN or infinity"):
-        jpt.save_projector(tmp_path / "p.safetensors", dataclasses.replace(trained, params=broken))
+        save_projector(tmp_path / "p.safetensors", dataclasses.replace(trained, params=broken))
     assert not list(tmp_path.iterdir())
 
 

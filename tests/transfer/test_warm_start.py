@@ -14,7 +14,7 @@ import pytest
 import jpt
 from jpt.testing import write_tiny_backbone
 from jpt.transfer import warm_start as module
-from jpt.transfer.warm_start import DEFINITIONS, compare_curves, describe_record
+from jpt.transfer.warm_start import DEFINITIONS, WarmStartResult, compare_curves, describe_record
 from jpt.tuning import trainer
 from jpt.tuning.tune import TrainBatches
 from tests.toy_task import write_task
@@ -55,7 +55,7 @@ def batches() -> dict[tuple[str, int], list[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def study(task, backbone, sources, batches, tmp_path_factory) -> Iterator[jpt.WarmStartResult]:
+def study(task, backbone, sources, batches, tmp_path_factory) -> Iterator[WarmStartResult]:
     real = TrainBatches.batch
 
     def note(feed: TrainBatches, step: int, mesh):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jpt
+from jpt.types import Score
 
 pytestmark = pytest.mark.usefixtures("plain_programs")
 
@@ -81,7 +82,7 @@ def test_padding_batch_size_and_row_order_change_no_metric(
         values.astype(np.float32), jpt.PromptCard(f"builtin/{name}", task, layout=layout)
     )
 
-    def score(rows: list[dict[str, Any]], **options: int) -> jpt.Score:
+    def score(rows: list[dict[str, Any]], **options: int) -> Score:
         given = {"max_tokens": 60, **options}
         return jpt.evaluate(prompt, task, data={"test": rows}, backbone=backbone(name), **given)
 

@@ -15,6 +15,7 @@ from jpt.backbones.registry import check_lengths
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.tuning.losses import Answer
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
+from jpt.tuning.tune import TuneResult
 from tests.toy_task import write_task
 
 pytestmark = pytest.mark.usefixtures("plain_programs")
@@ -36,13 +37,13 @@ def mood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(backbone: Path, mood: Path, tmp_path_factory: pytest.TempPathFactory) -> jpt.TuneResult:
+def tuned(backbone: Path, mood: Path, tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
     out = tmp_path_factory.mktemp("runs") / "mood"
     return jpt.tune(backbone, mood, out, **SETTINGS)
 
 
 def test_the_prompts_file_scores_what_the_run_says(
-    tuned: jpt.TuneResult, backbone: Path, mood: Path
+    tuned: TuneResult, backbone: Path, mood: Path
 ) -> None:
     # That prompts learn is seen on the built-in models; one of random weights hardly listens.
     score = jpt.evaluate(tuned.folder, mood, max_tokens=16)
@@ -51,14 +52,14 @@ def test_the_prompts_file_scores_what_the_run_says(
     assert tuned.prompt.card.layout == LAYOUTS[model_type]
 
 
-def test_padding_and_batch_size_change_no_prediction(tuned: jpt.TuneResult, mood: Path) -> None:
+def test_padding_and_batch_size_change_no_prediction(tuned: TuneResult, mood: Path) -> None:
     plain = jpt.evaluate(tuned.prompt, mood, max_tokens=16)
     other = jpt.evaluate(tuned.prompt, mood, max_tokens=40, eval_batch_size=7)
     np.testing.assert_array_equal(plain.predictions, other.predictions)
     assert other.loss == pytest.approx(plain.loss, rel=1e-5)
 
 
-def test_a_mesh_changes_no_number(tuned: jpt.TuneResult, mood: Path) -> None:
+def test_a_mesh_changes_no_number(tuned: TuneResult, mood: Path) -> None:
     plain = jpt.evaluate(tuned.prompt, mood, max_tokens=16)
     split = jpt.evaluate(tuned.prompt, mood, max_tokens=16, mesh="data:2,model:4")
     assert split.loss == pytest.approx(plain.loss, rel=1e-5)
@@ -66,7 +67,7 @@ def test_a_mesh_changes_no_number(tuned: jpt.TuneResult, mood: Path) -> None:
 
 
 def test_it_transfers_and_its_neurons_are_read(
-    tuned: jpt.TuneResult, backbone: Path, mood: Path
+    tuned: TuneResult, backbone: Path, mood: Path
 ) -> None:
     result = jpt.transfer_matrix({"mood": tuned.prompt}, [mood], max_tokens=16)
     assert result.matrix.values[0, 0] == tuned.record["test"]["accuracy"]
@@ -80,7 +81,7 @@ def test_it_transfers_and_its_neurons_are_read(
     np.testing.assert_allclose(found.values[0], output.neurons[:, 0], atol=1e-5)
 
 
-def test_a_prompt_of_another_layout_is_refused(tuned: jpt.TuneResult, mood: Path) -> None:
+def test_a_prompt_of_another_layout_is_refused(tuned: TuneResult, mood: Path) -> None:
     with pytest.raises(jpt.InputError, match="width|wide|layout"):
         jpt.evaluate(tuned.prompt, mood, backbone="builtin/bert-small")
 

@@ -10,6 +10,7 @@ import pytest
 import jpt
 from jpt.data.rows import read_rows
 from jpt.recipes.quickstart import TASKS as STUDIED
+from jpt.tuning.tune import TuneResult
 
 # The others are tuned by the slow test of the quickstart.
 SHORT = {"max_tokens": 32}
@@ -23,11 +24,11 @@ def backbone() -> jpt.Backbone:
 
 
 @pytest.fixture(scope="module")
-def tuned(backbone: jpt.Backbone) -> jpt.TuneResult:
+def tuned(backbone: jpt.Backbone) -> TuneResult:
     return jpt.tune(backbone, "builtin/rotten_tomatoes", steps=100, eval_every=50, **SHORT)
 
 
-def test_a_prompt_learns_sentiment(tuned: jpt.TuneResult) -> None:
+def test_a_prompt_learns_sentiment(tuned: TuneResult) -> None:
     test = tuned.record["test"]
     assert test["rows"] >= 500 and test["majority"] == 0.5
     assert test["accuracy"] >= 0.58, test
@@ -35,9 +36,7 @@ def test_a_prompt_learns_sentiment(tuned: jpt.TuneResult) -> None:
     assert last < first and test["loss"] < np.log(2)  # which even odds would give
 
 
-def test_the_score_is_that_of_the_predictions(
-    backbone: jpt.Backbone, tuned: jpt.TuneResult
-) -> None:
+def test_the_score_is_that_of_the_predictions(backbone: jpt.Backbone, tuned: TuneResult) -> None:
     score = jpt.evaluate(tuned.prompt, "builtin/rotten_tomatoes", backbone=backbone, **SHORT)
     task = jpt.load_task("builtin/rotten_tomatoes")
     labels = np.array([task.labels.index(row["label"]) for row in read_rows(task, "test")])
@@ -48,7 +47,7 @@ def test_the_score_is_that_of_the_predictions(
 
 @pytest.mark.parametrize("eval_batch_size", [1000, 7])
 def test_the_batch_size_changes_no_prediction(
-    backbone: jpt.Backbone, tuned: jpt.TuneResult, eval_batch_size: int
+    backbone: jpt.Backbone, tuned: TuneResult, eval_batch_size: int
 ) -> None:
     task = "builtin/rotten_tomatoes"
     options = {"backbone": backbone, **SHORT}
@@ -59,7 +58,7 @@ def test_the_batch_size_changes_no_prediction(
 
 
 @pytest.mark.slow
-def test_bfloat16_scores_alike(tuned: jpt.TuneResult) -> None:
+def test_bfloat16_scores_alike(tuned: TuneResult) -> None:
     score = jpt.evaluate(tuned.prompt, "builtin/rotten_tomatoes", dtype="bfloat16", **SHORT)
     assert abs(score.value - tuned.record["test"]["accuracy"]) < 0.03
 
@@ -81,7 +80,7 @@ def test_all_prompts_of_a_study_start_equal(backbone: jpt.Backbone, init: str) -
 
 
 def test_a_prompt_can_start_from_another(
-    backbone: jpt.Backbone, tuned: jpt.TuneResult, tmp_path: Path
+    backbone: jpt.Backbone, tuned: TuneResult, tmp_path: Path
 ) -> None:
     path = tmp_path / "source.safetensors"
     jpt.save_prompt(path, tuned.prompt)
