@@ -13,6 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from tests.helpers.toys import toy_tokenizer, write_tokenizer  # noqa: F401  (fixtures)
+
 # Scripts that make stored fixtures: they import torch, which the tests do not need.
 collect_ignore_glob = ["*make_*_fixtures.py"]
 
@@ -50,25 +52,13 @@ def few_programs() -> Iterator[None]:
         gc.collect()
 
 
-@pytest.fixture(scope="module", name="plain_programs")
-def compile_plainly() -> Iterator[None]:
-    """For files that compile much and run little.
-
-    Not for those that claim equal bits of two programs: that has to hold of the users' programs.
-    """
-    from tests.plain_programs import plain_programs
-
-    with plain_programs():
-        yield
-
-
 def pytest_configure(config: pytest.Config) -> None:
     import jax
 
-    from tests.plain_programs import PlainExamples
+    from tests.helpers.running import PlainPrograms
 
-    # The examples of jpt lie outside of this folder, where its hooks are not asked.
-    config.pluginmanager.register(PlainExamples())
+    # The examples in jpt lie outside this folder, where the hooks of a conftest are not called.
+    config.pluginmanager.register(PlainPrograms())
     jax.config.update("jax_num_cpu_devices", 8)
     # Most of the time of a test is compilation, and many tests compile the same.
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))

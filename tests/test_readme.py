@@ -1,19 +1,28 @@
-"""README and docs say what is true: Python runs, commands exist, links lead somewhere."""
+"""DOC"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nbformat
 import pytest
 import yaml
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -21,6 +30,8 @@ import jpt
 from jpt.cli.app import app
 from jpt.data import builtin
 from tests.conftest import ROOT
+
+# --- readme
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
@@ -322,3 +333,130 @@ def test_the_citation_is_valid_and_of_this_version() -> None:
 def test_the_changelog_has_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     assert re.search(rf"^## \[{re.escape(jpt.__version__)}\]", text, re.MULTILINE)
+
+
+# --- notebook
+
+FILE = ROOT / "docs" / "notebooks" / "prompt_transfer.ipynb"
+TUNED = ("imdb_first_person", "imdb_number", "rotten_tomatoes", "imdb_ending")
+MAJORITY = 0.5
+
+
+class OwnKernel(AsyncKernelManager):
+    """Runs cells with the Python of the tests, whatever kernels the machine knows."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python of the tests", language="python")
+
+
+def read_notebook() -> nbformat.NotebookNode:
+    return nbformat.read(FILE, as_version=4)
+
+
+def assert_told(notebook: nbformat.NotebookNode) -> None:
+    """Asserts that every cell ran and that the outputs say what the text around them claims."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    kinds = {output.get("name", output.output_type) for output in outputs}
+    assert kinds <= {"stdout", "display_data"}, kinds
+    text = "".join(output.get("text", "") for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+
+    for name in TUNED:
+        found = re.search(rf"builtin/{name} on builtin/bert-small: test accuracy (\S+)", text)
+        assert float(found[1]) > MAJORITY + 0.05, name
+        assert re.search(rf"^{name} .*\d\*", text, re.MULTILINE), "its own prompt is not marked"
+    # A prompt's neurons are its own, and those of another overlap with them in part.
+    overlaps = re.findall(rf"^({'|'.join(TUNED)}) +((?:\d\.\d{{3}} ?){{4}})$", text, re.MULTILINE)
+    for row, (_, values) in enumerate(overlaps[-4:]):
+        numbers = [float(value) for value in values.split()]
+        assert numbers.pop(row) == 1 and all(0 < number < 1 for number in numbers)
+    shares = [float(x) for x in re.findall(r"type: (\S+) of the own prompt's score", text)]
+    assert len(shares) == 2 and all(0.4 < share < 1.2 for share in shares)
+    ranks = re.findall(r"Spearman, own prompts left out: (\S+)", text)
+    assert len(ranks) == 3 and all(-1 <= float(rank) <= 1 for rank in ranks)
+    projected, untrained = map(float, re.findall(r"^\w.*: (\S+) on test", text, re.MULTILINE))
+    assert projected > untrained and projected > MAJORITY + 0.05
+
+
+def test_what_is_saved_is_whole() -> None:
+    notebook = read_notebook()
+    nbformat.validate(notebook)
+    assert_told(notebook)
+    assert not re.search(r"/(tmp|home|root|work)/", FILE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_it_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, in an empty folder, with a kernel that knows nothing yet."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    notebook = read_notebook()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, km=OwnKernel(), timeout=1200, resources=place).execute()
+    assert_told(notebook)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- newcomer
+
+PAGE = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+TYPED = [text for language, text in BLOCKS if not language and not text.startswith("pip ")]
+
+
+def type_block(block: str, folder: Path) -> str:
+    """Runs a block as a shell does, offline, with this environment's jpt; gives what it prints."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    # An address where nothing answers: whoever asks for the network fails at once.
+    offline = {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "PATH": path}
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=folder,
+        env={**os.environ, **offline},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, f"{block}\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}"
+    return run.stdout
+
+
+def test_the_page_is_read_whole() -> None:
+    """Every command of the page is in a block that is typed; outputs are none."""
+    commands = re.findall(r"^jpt \S+", "".join(TYPED), re.MULTILINE)
+    assert len(commands) == len(re.findall(r"^jpt \S+", PAGE, re.MULTILINE)) > 10
+    assert all(language == "text" for language, text in BLOCKS if text not in TYPED and language)
+
+
+@pytest.mark.slow
+def test_every_command_works_in_an_empty_folder(tmp_path: Path) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("no bash here")
+    printed = "".join(type_block(block, tmp_path) for block in TYPED)
+
+    assert "all is well" in printed and "absent = 'without' (386)" in printed
+    study = tmp_path / "study"
+    for name in TUNED:
+        test = json.loads((study / "prompts" / name / "result.json").read_text())["test"]
+        assert test["accuracy"] > test["majority"] + 0.05, (name, test)
+        assert f"builtin/{name} on builtin/bert-small: test accuracy" in printed
+
+    matrix = (study / "transfer.csv").read_text().splitlines()
+    assert len(matrix) == 1 + 4 * (4 + 2)  # four prompts, an untrained one and none
+    for file in ("relative.csv", "neurons.npz", "indicators.csv", "correlation.json"):
+        assert (study / file).stat().st_size > 0
+    assert "All 4 own prompts score above the majority class" in printed
+    page = (study / "report.html").read_text()
+    assert all(name in page for name in TUNED)
+
+    assert "[good] a film to love" in printed
+    for run in ("mood", "warm"):
+        record = json.loads((tmp_path / "runs" / run / "result.json").read_text())
+        assert record["validation"]["accuracy"] > record["validation"]["majority"], run
+    assert re.search(r"^mood validation: accuracy \S+ over 4 rows", printed, re.MULTILINE)

@@ -17,7 +17,7 @@ import pytest
 
 import jpt
 from jpt.testing import write_tiny_backbone
-from tests.toy_task import write_task
+from tests.helpers.toys import write_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 

@@ -18,7 +18,7 @@ measure stands in the table. Rows decide too: give the sets that they scored (th
 for the ethics tasks and SemEval the test files).
 
 Time and result: the real weights were not to be had where this was written. Tested on a model of
-roberta-base's shape with random weights (tests/transfer/test_paper_script.py).
+roberta-base's shape with random weights (tests/test_experiments.py).
 """
 
 from __future__ import annotations

@@ -773,7 +773,7 @@ def _text(
 MASK_RECORD, MASK_FIGURE = "mask.json", "mask.svg"
 _MASK_CURE = "jpt mask"
 _LABELS = {
-    "in_task": "in_task",
+    "in_task": "in-task",
     "random": "random",
     "other": "other\ntasks'",
     "common": "common\nto all",

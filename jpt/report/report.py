@@ -864,7 +864,7 @@ def _plane(study: Study, layout: Ordering, name: str) -> Markup | None:
 # --- The part of the report on masks: what tasks lose when chosen neurons are silent
 
 _HEADS = {
-    "in_task": "in_task",
+    "in_task": "in-task",
     "random": "random",
     "other": "other tasks'",
     "common": "common to all",

@@ -23,7 +23,7 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from tests.backbones.search_margins import Search, padded
+from tests.helpers.plain_models import Search, padded
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MARGIN = 1.5e-3

@@ -25,7 +25,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from tests.backbones.search_margins import Search, padded
+from tests.helpers.plain_models import Search, padded
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LEAST_MARGIN = 1e-3

@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from tests.backbones.golden import FIXTURES, answers_and_gradient, difference, load_golden
+from tests.helpers.golden import FIXTURES, answers_and_gradient, difference, load_golden
 
 KINDS = ("logits", "prompt_gradient", "neurons")
 # Compiled as users compile it, unlike in the tests.

@@ -13,9 +13,9 @@ from scipy.special import log_softmax
 from jpt.backbones.answers import order_study
 from jpt.backbones.layers import AnswerScores
 from jpt.parallel import batch_sharding, make_mesh, place, replicated
-from tests.backbones.golden import DECODERS, FAST_COMPILE, T5S, difference, load_golden, read
+from tests.helpers.golden import DECODERS, FAST_COMPILE, T5S, difference, load_golden, read
 
-pytestmark = pytest.mark.usefixtures("plain_programs")
+pytestmark = pytest.mark.plain_programs
 
 NAMES = ("t5_gated", "gpt2_tied", "llama_grouped")
 COUNT, LENGTH = 3, 4

@@ -1,16 +1,28 @@
-"""Layers that families share: exact norms, exact products, the activations of transformers."""
+"""DOC"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpt.backbones.layers import ACTIVATIONS, LayerNorm, linear
-from tests.backbones.golden import difference
+from jpt.backbones.attention import KeyBlock, attend
+from jpt.backbones.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    Rotary,
+    inverse_frequencies,
+    linear,
+    rotary_angles,
+    rotate,
+)
+from tests.helpers.golden import DECODERS, difference, load_golden
+
+# --- layers
 
 
 @pytest.mark.parametrize("shape", [(9,), (4, 9), (2, 3, 9)])
@@ -64,3 +76,222 @@ def test_activation_is_what_its_name_says(name: str, exact) -> None:
 
 def _gelu_by_tanh(x: float) -> float:
     return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+# --- attention
+
+ROWS, QUERIES, KEYS, HEADS, WIDTH = 3, 2, 7, 5, 6
+
+
+def draw(dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
+    random = np.random.default_rng(0)
+    shapes = [(ROWS, QUERIES, HEADS, WIDTH), *[(ROWS, KEYS, HEADS, WIDTH)] * 2]
+    return tuple(jnp.asarray(random.standard_normal(shape), dtype) for shape in shapes)
+
+
+def read(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    is_text: jax.Array,
+    drop: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    return attend(query, [KeyBlock(key, value, is_text[:, None])], WIDTH**-0.5, drop)
+
+
+def plain(
+    query: jax.Array, key: jax.Array, value: jax.Array, lengths: tuple[int, ...]
+) -> np.ndarray:
+    """One head of one row after the other, in float64."""
+    query, key, value = (np.asarray(array, np.float64) for array in (query, key, value))
+    gathered = np.zeros(query.shape)
+    for row, length in enumerate(lengths):
+        for head in range(HEADS):
+            scores = query[row, :, head] @ key[row, :length, head].T / np.sqrt(WIDTH)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            weights /= weights.sum(axis=1, keepdims=True)
+            gathered[row, :, head] = weights @ value[row, :length, head]
+    return gathered
+
+
+@pytest.mark.plain_programs
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)], ids=["float32", "bfloat16"]
+)
+def test_every_query_gathers_the_text_it_resembles(dtype: jnp.dtype, tolerance: float) -> None:
+    # Scores near 160 that differ by a few: rounded to bfloat16 before the softmax they would be off
+    # by up to 0.5, and the answer by 0.13 instead of 0.003.
+    query, key, value = draw(dtype)
+    query, key = query + jnp.asarray(8, dtype), key / 4 + jnp.asarray(8, dtype)
+    lengths = (7, 4, 1)
+    is_text = jnp.arange(KEYS)[None] < jnp.array(lengths)[:, None]
+    found = read(query, key, value, is_text)
+    assert found.dtype == dtype
+    assert difference(found, plain(query, key, value, lengths)) < tolerance
+
+
+@pytest.mark.plain_programs
+def test_padding_gets_no_weight_at_all() -> None:
+    query, key, value = draw(jnp.float32)
+    is_text = jnp.ones((ROWS, KEYS), bool).at[:, 3:].set(False)
+    wild = value.at[:, 3:].set(1e30), key.at[:, 3:].set(1e3)
+    expected = read(query, key, value, is_text)
+    assert np.array_equal(read(query, wild[1], wild[0], is_text), expected)
+
+
+@pytest.mark.plain_programs
+def test_row_of_padding_only_stays_finite() -> None:
+    query, key, value = draw(jnp.float32)
+    is_text = jnp.zeros((ROWS, KEYS), bool)
+
+    def total(query: jax.Array) -> jax.Array:
+        return read(query, key, value, is_text).sum()
+
+    value_and_gradient = jax.value_and_grad(total)(query)
+    assert all(np.isfinite(part).all() for part in value_and_gradient)
+
+
+@pytest.mark.plain_programs
+def test_weights_are_dropped_before_values_are_gathered() -> None:
+    query, key, value = draw(jnp.float32)
+    is_text = jnp.ones((ROWS, KEYS), bool)
+    seen = []
+
+    def drop(weights: jax.Array) -> jax.Array:
+        seen.append(weights)
+        return weights.at[..., 1:].set(0)
+
+    gathered = read(query, key, value, is_text, drop)
+    assert seen[0].shape == (ROWS, HEADS, QUERIES, KEYS)
+    assert difference(seen[0].sum(axis=-1), np.ones((ROWS, HEADS, QUERIES))) < 1e-6
+    first = seen[0][..., 0].swapaxes(1, 2)[..., None] * value[:, :1]
+    assert difference(gathered, first) < 1e-6
+
+
+@pytest.mark.plain_programs
+def test_key_heads_serve_groups_of_query_heads() -> None:
+    random = np.random.default_rng(1)
+    query = jnp.asarray(random.standard_normal((2, 3, 6, 4)), jnp.float32)
+    key, value = (jnp.asarray(random.standard_normal((2, 5, 2, 4)), jnp.float32) for _ in range(2))
+    repeated = [jnp.repeat(array, 3, axis=2) for array in (key, value)]
+    grouped = attend(query, [KeyBlock(key, value)], 0.5)
+    assert difference(grouped, attend(query, [KeyBlock(*repeated)], 0.5)) < 1e-6
+
+
+@pytest.mark.plain_programs
+def test_blocks_share_one_softmax_and_a_block_of_one_row_serves_all() -> None:
+    query, key, value = draw(jnp.float32)
+    allowed = (jnp.arange(KEYS)[None] < jnp.array([7, 4, 3])[:, None])[:, None]
+    bias = jnp.asarray(
+        np.random.default_rng(2).standard_normal((HEADS, QUERIES, KEYS)), jnp.float32
+    )
+
+    def block(start: int, end: int, shared: bool) -> KeyBlock:
+        rows = slice(0, 1) if shared else slice(None)
+        part = allowed[rows, :, start:end], bias[..., start:end]
+        return KeyBlock(key[rows, start:end], value[rows, start:end], *part)
+
+    same = [jnp.broadcast_to(array[:1, :2], (ROWS, 2, HEADS, WIDTH)) for array in (key, value)]
+    whole = KeyBlock(
+        jnp.concatenate([same[0], key[:, 2:]], axis=1),
+        jnp.concatenate([same[1], value[:, 2:]], axis=1),
+        allowed,
+        bias,
+    )
+    found = attend(query, [block(0, 2, True), block(2, 5, False), block(5, KEYS, False)], 0.3)
+    assert difference(found, attend(query, [whole], 0.3)) < 1e-6
+
+
+# --- rotary
+
+LLAMA3 = Rotary(500_000.0, "llama3", 32.0, 1.0, 4.0, 8192)
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if "gpt2" not in name])
+def test_frequencies_are_those_of_transformers_bit_for_bit(name: str) -> None:
+    golden = load_golden(name)
+    found = inverse_frequencies(golden.config.rotary, golden.config.head_width)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, golden.stored["inverse_frequencies"])
+
+
+def test_default_frequencies_fall_from_1_to_almost_the_inverse_of_the_base() -> None:
+    found = inverse_frequencies(Rotary(base=10_000.0), 128)
+    exact = 10_000.0 ** -(np.arange(64) / 64)
+    assert found[0] == 1 and difference(found, exact) < 1e-6
+    assert (np.abs(found / exact - 1) < 1e-6).all()
+
+
+def test_linear_scaling_slows_all_pairs_alike() -> None:
+    plain = inverse_frequencies(Rotary(base=100.0), 8)
+    assert np.array_equal(inverse_frequencies(Rotary(100.0, "linear", 4.0), 8), plain / 4)
+
+
+def test_llama3_scaling_slows_only_what_turns_slowly() -> None:
+    """The numbers of Llama 3.2: a text of 8,192 tokens, wavelengths from 2,048 to 8,192 between."""
+    plain = inverse_frequencies(Rotary(LLAMA3.base), 64)
+    found = inverse_frequencies(LLAMA3, 64)
+    wavelengths = 2 * np.pi / plain.astype(np.float64)
+    fast, slow = wavelengths < 2048, wavelengths > 8192
+    assert np.array_equal(found[fast], plain[fast])
+    assert np.array_equal(found[slow], plain[slow] / np.float32(32))
+    between = ~fast & ~slow
+    kept = (8192 / wavelengths[between] - 1) / 3
+    expected = plain[between] * (kept + (1 - kept) / 32)
+    assert between.sum() == 3 and difference(found[between], expected) < 1e-6
+    assert (np.diff(found) < 0).all()
+
+
+def heads(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def turned(rows: jax.Array, positions: object, base: float = 50.0) -> jax.Array:
+    positions = jnp.asarray(positions, jnp.int32)
+    return rotate(rows, rotary_angles(Rotary(base), rows.shape[-1], positions))
+
+
+def test_position_0_turns_nothing_and_lengths_stay() -> None:
+    rows = heads(2, 3, 5, 6)
+    assert np.array_equal(turned(rows, [[0, 0, 0]]), rows)
+    found = turned(rows, [[1, 7, 30]])
+    assert difference(jnp.linalg.norm(found, axis=-1), jnp.linalg.norm(rows, axis=-1)) < 1e-6
+    assert difference(found, rows) > 0.1
+
+
+def test_pairs_are_a_coordinate_and_the_one_half_a_head_later() -> None:
+    """As a complex number, a pair is multiplied by one of length 1."""
+    rows, position = heads(1, 1, 2, 6), 5
+    pairs = np.asarray(rows[..., :3]) + 1j * np.asarray(rows[..., 3:])
+    pairs = pairs * np.exp(1j * position * inverse_frequencies(Rotary(50.0), 6))
+    expected = np.concatenate([pairs.real, pairs.imag], axis=-1)
+    assert difference(turned(rows, [[position]]), expected) < 1e-6
+
+
+def test_products_depend_on_the_distance_alone() -> None:
+    query, key = heads(1, 1, 1, 8), heads(1, 1, 1, 8, seed=1)
+
+    def product(at: int, looked_at: int) -> float:
+        return float((turned(query, [[at]]) * turned(key, [[looked_at]])).sum())
+
+    assert abs(product(9, 4) - product(25, 20)) < 1e-5
+    assert abs(product(9, 4) - product(9, 5)) > 0.01
+
+
+def test_rows_may_stand_at_positions_of_their_own() -> None:
+    rows = heads(2, 3, 1, 4)
+    together = turned(rows, [[0, 1, 2], [5, 6, 7]])
+    assert np.array_equal(together[1:], turned(rows[1:], [[5, 6, 7]]))
+
+
+def test_bfloat16_heads_are_turned_in_float32() -> None:
+    rows = heads(1, 4, 2, 8).astype(jnp.bfloat16)
+    found = turned(rows, [[100, 200, 300, 400]])
+    assert found.dtype == jnp.bfloat16
+    exact = turned(rows.astype(jnp.float32), [[100, 200, 300, 400]])
+    assert difference(found.astype(jnp.float32), exact) < 2**-8
+
+
+def test_no_angles_turn_nothing() -> None:
+    rows = heads(1, 2, 3, 4)
+    assert rotate(rows, None) is rows

@@ -12,8 +12,8 @@ import pytest
 from jpt.backbones.packing import Packing, collect, pack_layout, spread
 from jpt.data.batches import pack_indices
 from jpt.parallel import make_mesh, place
-from tests.backbones.golden import DECODERS, ENCODERS, T5S, load_golden
-from tests.plain_programs import FAST_COMPILE
+from tests.helpers.golden import DECODERS, ENCODERS, T5S, load_golden
+from tests.helpers.running import FAST_COMPILE
 
 LENGTHS, TEXT = np.array([8, 3, 1, 5], np.int32), 8
 

@@ -1,15 +1,23 @@
-"""Encoding: what an encoder reads, what is cut, and that shortcuts change nothing."""
+"""DOC"""
 
+from __future__ import annotations
+
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jpt.data.encode import EncodedSplit, cut_segments, encode_split, encode_texts
+import jpt.data.encode as token_cache
+from jpt.data.batches import evaluation_batches, make_batch
+from jpt.data.encode import EncodedSplit, cut_segments, encode_cached, encode_split, encode_texts
 from jpt.errors import InputError
 from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.catalog import CATALOG
+from jpt.tasks.task import Task
+
+# --- encode
 
 SST2, MNLI = CATALOG["sst2"], CATALOG["mnli"]
 CLS, SEP = 2, 3
@@ -166,3 +174,198 @@ def test_a_decoder_with_a_start_piece_reads_it_first(reference_folder: Path) -> 
     split = encode_split(sst2_rows("good"), SST2, tokenizer, 16, "decoder")
     assert row_of(split, 0)[0] == plain.ids.bos
     assert row_of(split, 0)[1:] == plain.word_tokens("good\nAnswer:")
+
+
+# --- encode answers
+
+ECHO = Task(
+    "echo", "copy", ("text",), (), {"encoder_decoder": ("{text}",)}, {}, "bleu",
+    answer_field="said", answer_tokens=6,
+)  # fmt: skip
+ROWS = [
+    {"text": "Who was it?", "answers": ("Denver", "Denver Broncos")},
+    {"text": "What?", "answers": ("a rather long answer that goes on and on for ever",)},
+    {"text": "Which?", "answers": ("  spaces kept  ", "two")},
+]
+
+
+@pytest.fixture(params=["t5-base", "gpt2"])
+def tokenizer(request: pytest.FixtureRequest, reference_folder: Path) -> TextTokenizer:
+    return load_tokenizer(reference_folder / "tokenizers" / request.param, ("eos",))
+
+
+def encoded(tokenizer: TextTokenizer, limit: int = 6) -> EncodedSplit:
+    is_t5 = tokenizer.find("<extra_id_0>") is not None
+    layout = "encoder_decoder" if is_t5 else "decoder"
+    return encode_split(ROWS, ECHO, tokenizer, 32, layout, limit)
+
+
+def answer_of(split: EncodedSplit, row: int) -> list[int]:
+    answers = split.answers
+    return answers.tokens[answers.offsets[row] : answers.offsets[row + 1]].tolist()
+
+
+def test_a_whole_answer_ends_and_a_cut_one_does_not(tokenizer: TextTokenizer) -> None:
+    split, eos = encoded(tokenizer), tokenizer.ids.eos
+    assert answer_of(split, 0)[-1] == eos
+    assert tokenizer.decode(answer_of(split, 0)).strip() == "Denver"
+    assert len(answer_of(split, 1)) == 6 and eos not in answer_of(split, 1)
+    assert tokenizer.decode(answer_of(split, 1)).strip().startswith("a rather long answer")
+    assert split.answers.cut_rows == 1 and split.answers.width == 7
+    assert encoded(tokenizer, 40).answers.cut_rows == 0
+    assert not split.labels.any() and split.cut_rows == 0
+
+
+def test_every_reference_is_there_as_text_and_in_pieces(tokenizer: TextTokenizer) -> None:
+    answers = encoded(tokenizer).answers
+    assert answers.references == tuple(row["answers"] for row in ROWS)
+    for of, pieces in zip(answers.references, answers.reference_tokens, strict=True):
+        assert [len(ids) <= 6 for ids in pieces] == [True] * len(of)
+    # What is written is compared in the same pieces that are trained.
+    assert answers.reference_tokens[0][0] == tuple(answer_of(encoded(tokenizer), 0)[:-1])
+    assert tokenizer.decode(answers.reference_tokens[0][1]).strip() == "Denver Broncos"
+
+
+def test_a_decoder_goes_on_with_a_space_behind_its_cue(reference_folder: Path) -> None:
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "gpt2", ("eos",))
+    split = encoded(tokenizer)
+    row = split.tokens[split.offsets[0] : split.offsets[1]].tolist()
+    whole = tokenizer.word_tokens("Who was it?\nAnswer: Denver")
+    assert [*row, *answer_of(split, 0)[:-1]] == whole
+
+
+def test_batches_hold_the_answers_of_their_rows(tokenizer: TextTokenizer) -> None:
+    split, pad = encoded(tokenizer), 77
+    batch = make_batch(split, np.array([2, 0]), 4, 32, pad)
+    assert batch.answers.shape == (4, 7) and batch.answers.dtype == np.int32
+    for place, row in enumerate([2, 0, 2, 2]):
+        expected = answer_of(split, row)
+        assert batch.answer_lengths[place] == len(expected)
+        assert batch.answers[place].tolist() == [*expected, *[pad] * (7 - len(expected))]
+    rows = [numbers for numbers, _ in evaluation_batches(split, 2, 32, pad)]
+    assert sorted(np.concatenate(rows)) == [0, 1, 2]
+
+
+# --- token cache
+
+TOKEN_CACHE_SST2 = CATALOG["sst2"]
+TOKEN_CACHE_ECHO = Task(
+    "echo", "copy", ("text",), (), {"encoder_decoder": ("{text}",)}, {}, "bleu",
+    answer_field="answers", answer_tokens=2,
+)  # fmt: skip
+WORDS = ("the", "film", "good", "one", "two", "three")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("JPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+def rows_of(count: int, written: bool = False) -> list[dict[str, object]]:
+    random = np.random.default_rng(count)
+    rows: list[dict[str, object]] = []
+    for number in range(count):
+        text = " ".join(random.choice(WORDS, 1 + number % 9))
+        rows.append({"text": text, "label": ("negative", "positive")[number % 2]})
+        if written:
+            answers = tuple(" ".join(random.choice(WORDS, 1 + k)) for k in range(1 + number % 3))
+            rows[-1] = {"text": text, "answers": answers}
+    return rows
+
+
+def assert_equal(found: EncodedSplit, expected: EncodedSplit) -> None:
+    for name in ("tokens", "offsets", "labels"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    assert found.cut_rows == expected.cut_rows
+    if expected.answers is None:
+        assert found.answers is None
+        return
+    for field in dataclasses.fields(expected.answers):
+        np.testing.assert_equal(
+            getattr(found.answers, field.name), getattr(expected.answers, field.name)
+        )
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("task", [TOKEN_CACHE_SST2, TOKEN_CACHE_ECHO], ids=["labels", "written"])
+def test_what_was_kept_is_what_is_made_anew(
+    task: Task, toy_tokenizer: TextTokenizer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(600, task.is_generative)
+    layout = "decoder" if task.is_generative else "encoder"
+    fresh = encode_split(rows, task, toy_tokenizer, 8, layout)
+    assert_equal(encode_cached(rows, task, toy_tokenizer, 8, layout), fresh)
+    assert len(list(folder.iterdir())) == 1
+
+    def refuse(*inputs: object) -> None:
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(token_cache, "encode_split", refuse)
+    assert_equal(encode_cached(rows, task, toy_tokenizer, 8, layout), fresh)
+
+
+@pytest.mark.usefixtures("folder")
+def test_every_part_of_the_content_counts(toy_tokenizer: TextTokenizer, folder: Path) -> None:
+    rows = rows_of(600)
+    changed = [*rows[:-1], {**rows[-1], "text": "film"}]
+    swapped = [*rows[:-1], {**rows[-1], "label": "negative"}]
+    other = dataclasses.replace(TOKEN_CACHE_SST2, templates={"encoder": ("the {text}",)})
+    turned = dataclasses.replace(TOKEN_CACHE_SST2, labels=TOKEN_CACHE_SST2.labels[::-1])
+    contents = set()
+    for given, task, limit in (
+        (rows, TOKEN_CACHE_SST2, 8),
+        (rows, TOKEN_CACHE_SST2, 9),
+        (changed, TOKEN_CACHE_SST2, 8),
+        (swapped, TOKEN_CACHE_SST2, 8),
+        (rows, other, 8),
+        (rows, turned, 8),
+    ):
+        found = encode_cached(given, task, toy_tokenizer, limit)
+        assert_equal(found, encode_split(given, task, toy_tokenizer, limit))
+        contents.add(found.content)
+    assert len(list(folder.iterdir())) == 6 and len(contents) == 3
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_broken_file_is_made_anew(toy_tokenizer: TextTokenizer, folder: Path) -> None:
+    rows = rows_of(600)
+    fresh = encode_cached(rows, TOKEN_CACHE_SST2, toy_tokenizer, 8)
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    for content in (b"", b"no archive", whole[: len(whole) // 2], whole[:-1]):
+        file.write_bytes(content)
+        assert_equal(encode_cached(rows, TOKEN_CACHE_SST2, toy_tokenizer, 8), fresh)
+        assert file.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_folder_no_space_and_few_rows_are_no_error(
+    toy_tokenizer: TextTokenizer, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    few = rows_of(20)
+    assert_equal(
+        encode_cached(few, TOKEN_CACHE_SST2, toy_tokenizer, 8),
+        encode_split(few, TOKEN_CACHE_SST2, toy_tokenizer, 8),
+    )
+    assert not folder.exists()
+    rows = rows_of(600)
+    fresh = encode_split(rows, TOKEN_CACHE_SST2, toy_tokenizer, 8)
+    (tmp_path / "file").write_text("")
+    for place in ("", str(tmp_path / "file")):
+        monkeypatch.setenv("JPT_CACHE", place)
+        assert_equal(encode_cached(rows, TOKEN_CACHE_SST2, toy_tokenizer, 8), fresh)
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_folder_stays_small(
+    toy_tokenizer: TextTokenizer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode_cached(rows_of(600), TOKEN_CACHE_SST2, toy_tokenizer, 8)
+    size = next(folder.iterdir()).stat().st_size
+    monkeypatch.setattr(token_cache, "MOST_BYTES", int(2.5 * size))
+    for limit in (9, 10, 11):
+        encode_cached(rows_of(600), TOKEN_CACHE_SST2, toy_tokenizer, limit)
+    assert len(list(folder.iterdir())) == 2

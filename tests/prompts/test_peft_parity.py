@@ -21,8 +21,8 @@ from jpt.errors import InputError
 from jpt.prompts.store import load_prompt, save_prompt
 from jpt.recipes.interop import export_peft, import_peft
 from jpt.types import Prompt, PromptCard
-from tests.backbones.golden import difference, read
 from tests.conftest import ROOT
+from tests.helpers.golden import difference, read
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4

@@ -1,4 +1,4 @@
-"""Prompt files: what is saved comes back, and every broken file is told apart."""
+"""DOC"""
 
 from __future__ import annotations
 
@@ -13,8 +13,55 @@ import pytest
 
 from jpt.errors import InputError
 from jpt.io.tensors import read_header, write_safetensors
-from jpt.prompts.store import check_prompt, list_prompts, load_prompt, save_prompt
+from jpt.prompts.store import (
+    check_prompt,
+    list_prompts,
+    load_prompt,
+    save_prompt,
+    stack_prompts,
+    unstack_prompts,
+)
+from jpt.results.prompt_table import match_in_task_prompts
 from jpt.types import Prompt, PromptCard
+
+# --- bank
+
+CARDS = [PromptCard("bert", task) for task in ("sst2", "imdb", "mnli")]
+
+
+def prompt(number: int, rows: int = 4, width: int = 3) -> Prompt:
+    return Prompt(np.full((rows, width), number, np.float32), CARDS[number])
+
+
+def test_there_and_back() -> None:
+    prompts = {card.task: prompt(number) for number, card in enumerate(CARDS)}
+    bank = stack_prompts(prompts)
+    assert (bank.shape, bank.dtype) == ((3, 4, 3), np.float32)
+    assert bank[:, 0, 0].tolist() == [0, 1, 2]
+    back = unstack_prompts(bank, CARDS)
+    bank[:] = 7
+    assert [found.card for found in back] == CARDS
+    for found, wanted in zip(back, prompts.values(), strict=True):
+        np.testing.assert_array_equal(found.values, wanted.values)
+
+
+@pytest.mark.parametrize("rows, width, size", [(5, 3, "5 x 3"), (4, 2, "4 x 2")])
+def test_mixed_shapes(rows: int, width: int, size: str) -> None:
+    prompts = {"first": prompt(0), "second": prompt(1), "third": prompt(2, rows, width)}
+    with pytest.raises(InputError, match=f"prompt third is {size} and prompt first 4 x 3"):
+        stack_prompts(prompts)
+
+
+def test_what_is_no_bank() -> None:
+    with pytest.raises(InputError, match="needs at least one"):
+        stack_prompts({})
+    with pytest.raises(InputError, match="2 cards for 3 prompts"):
+        unstack_prompts(np.zeros((3, 4, 3), np.float32), CARDS[:2])
+    with pytest.raises(InputError, match="this one is 4 x 3"):
+        unstack_prompts(np.zeros((4, 3), np.float32), CARDS)
+
+
+# --- store
 
 CARD = PromptCard("builtin/bert-small", "builtin/mood")
 VALUES = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -247,3 +294,34 @@ def test_check_prompt() -> None:
         check_prompt(prompt, "other", 3, "encoder")
     with pytest.raises(InputError, match="layout encoder, but other has the layout decoder"):
         check_prompt(prompt, "other", 3, "decoder", True)
+
+
+# --- own
+
+
+def cards(**tasks: str) -> dict[str, PromptCard]:
+    return {name: PromptCard("bert", task) for name, task in tasks.items()}
+
+
+def test_the_card_counts_and_not_the_name() -> None:
+    own, notes = match_in_task_prompts(["imdb"], cards(imdb="sst2", other="builtin/imdb"))
+    assert own == {"imdb": "other"} and notes == []
+
+
+def test_the_name_counts_where_no_card_names_the_target() -> None:
+    own, _ = match_in_task_prompts(["ethicsjustice"], cards(ethicsjustice="justice", sst2="sst2"))
+    assert own == {"ethicsjustice": "ethicsjustice"}
+
+
+def test_of_several_the_one_of_that_name() -> None:
+    own, notes = match_in_task_prompts(["imdb"], cards(imdb="imdb", imdb_seed_1="imdb"))
+    assert own == {"imdb": "imdb"} and notes == []
+    own, notes = match_in_task_prompts(["imdb"], cards(imdb_seed_0="imdb", imdb_seed_1="imdb"))
+    assert own == {}
+    assert "imdb has 2 prompts of its own (imdb_seed_0, imdb_seed_1)" in notes[0]
+
+
+def test_none_is_said() -> None:
+    own, notes = match_in_task_prompts(["imdb", "mnli"], cards(a="imdb"))
+    assert own == {"imdb": "a"}
+    assert notes == ["mnli has no prompt of its own: relative performance is not defined"]

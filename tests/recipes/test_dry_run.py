@@ -33,9 +33,8 @@ from jpt.recipes.dry_run import (
 from jpt.testing import tiny_bert_config
 from jpt.tuning import tune as tune_module
 from jpt.tuning.tune import tune
-from tests.plain_programs import FAST_COMPILE
-from tests.toy_task import write_task
-from tests.typed import type_command
+from tests.helpers.running import FAST_COMPILE, type_command
+from tests.helpers.toys import write_task
 
 MESH = "data:2,model:4"
 # No two sizes of weights and of what they are multiplied with are equal.

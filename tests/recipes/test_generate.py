@@ -21,9 +21,9 @@ from jpt.backbones.registry import Backbone
 from jpt.cli.commands import one_line, read_lines
 from jpt.recipes.generate import generate
 from jpt.testing import write_tiny_backbone
-from tests.typed import type_command
+from tests.helpers.running import type_command
 
-pytestmark = pytest.mark.usefixtures("plain_programs")
+pytestmark = pytest.mark.plain_programs
 
 TEXTS = [
     "the film is good",

@@ -9,7 +9,7 @@ import pytest
 from jpt.backbones.registry import backbone_names
 from jpt.recipes.listing import describe_task, list_backbones, list_tasks
 from jpt.tasks.catalog import load_task, task_names
-from tests.toy_task import write_task
+from tests.helpers.toys import write_task
 
 WIDEST = 80
 

@@ -1,4 +1,4 @@
-"""The whole study: goes on where it was stopped, returns at once when done, says how far it is."""
+"""DOC"""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ import pytest
 import jpt
 from jpt.recipes import quickstart as recipe
 from jpt.recipes.quickstart import TASKS, quickstart
-from tests.toy_task import write_task
+from tests.helpers.toys import write_task
+
+# --- quickstart
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +182,32 @@ def test_the_default_study_has_two_tasks_of_each_of_three_types_or_more() -> Non
     assert len(types) >= 6 and len(set(types)) >= 3
     assert all(types.count(type_) >= 2 for type_ in types)
     assert set(TASKS) <= set(jpt.task_names())
+
+
+# --- quickstart whole
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_quickstart_learns_every_task_and_keeps_its_limits(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jpt.cli", "quickstart", "--json"]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9"}
+    run = subprocess.run(command, cwd=tmp_path, env=offline, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    record = json.loads(run.stdout.splitlines()[-1])
+    print(f"quickstart: {record['elapsed_s']} s, {record['peak_memory_mb']} MB")
+    assert record["peak_memory_mb"] < 2048
+    assert record["elapsed_s"] < 360
+    folder = tmp_path / "jpt-quickstart"
+    scores = {
+        file.parent.name: json.loads(file.read_text())["test"]
+        for file in (folder / "prompts").glob("*/result.json")
+    }
+    assert len(scores) >= 6
+    for name, test in scores.items():
+        assert test["accuracy"] >= test["majority"] + 0.08, (name, test)
+    page = (folder / "report.html").read_text()
+    assert all(name in page for name in scores)
+    again = subprocess.run(command, cwd=tmp_path, env=offline, capture_output=True, text=True)
+    assert json.loads(again.stdout.splitlines()[-1]) == record
+    assert "[1/" not in again.stderr  # nothing was done again

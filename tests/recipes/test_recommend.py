@@ -17,10 +17,10 @@ from jpt.recipes.recommend import WIDTH, Recommendation, not_distinguished
 from jpt.results.prompt_table import write_transfer
 from jpt.results.records import Ranking
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.planted import BACKBONE, LENGTH, planted, write_easy
-from tests.typed import type_command
+from tests.helpers.running import type_command
+from tests.helpers.toys import BACKBONE, LENGTH, planted, write_easy
 
-pytestmark = pytest.mark.usefixtures("plain_programs")
+pytestmark = pytest.mark.plain_programs
 
 QUICK = {"probe_steps": 20, "learning_rate": 0.03, "max_tokens": 20}
 

@@ -1,10 +1,15 @@
-"""A sweep gives the runs that `jpt.tune` gives, goes on where it stopped, and adds them up."""
+"""DOC"""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
+import shutil
+import signal
 import statistics
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +18,33 @@ import pytest
 
 import jpt
 from jpt.cli.app import main
-from jpt.errors import InputError
+from jpt.errors import InputError, StoppedError
+from jpt.io.files import read_json, write_json
 from jpt.recipes import sweep as sweep_module
-from jpt.recipes.sweep import sweep
+from jpt.recipes.sweep import (
+    Search,
+    SweepProgress,
+    SweepResult,
+    describe_search,
+    parse_sweep,
+    read_sweep,
+    sweep,
+    tidy_ended,
+    train_here,
+)
 from jpt.tuning.bound_task import BoundTask
-from tests.analysis.page_checks import assert_page_is_sound
-from tests.tiny_sweep import read_prompts, write_fixed, write_task
+from jpt.tuning.run_dir import RunFolder
+from tests.helpers.study import assert_page_is_sound
+from tests.helpers.toys import read_prompts, read_rows, tiny_sweep_write_task, write_fixed
 
-pytestmark = pytest.mark.usefixtures("plain_programs")
+# --- sweep
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("given")
     fixed = write_fixed(folder, eval_every=2)
-    tasks = [fixed.pop("task"), str(write_task(folder / "second"))]
+    tasks = [fixed.pop("task"), str(tiny_sweep_write_task(folder / "second"))]
     varied = {"task": tasks, "seed": [0, 1], "learning_rate": [0.01, 0.1]}
     return {"fixed": fixed, "grid": varied, "run": {"places": 3}}
 
@@ -45,6 +62,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.plain_programs
 def test_a_run_is_that_of_tune(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
     """Its folder too: `jpt.tune` with the same options finds it finished."""
     task = grid["grid"]["task"][1]
@@ -57,6 +75,7 @@ def test_a_run_is_that_of_tune(grid: dict[str, Any], swept: Path, tmp_path: Path
     assert found.record["test"]["accuracy"] == alone.record["test"]["accuracy"]
 
 
+@pytest.mark.plain_programs
 def test_the_tables_are_those_of_the_results(swept: Path) -> None:
     results = {
         str(path.parent.relative_to(swept / "runs")): json.loads(path.read_text())
@@ -78,6 +97,7 @@ def test_the_tables_are_those_of_the_results(swept: Path) -> None:
         assert float(best["validation"]) == max(float(row["validation"]) for row in own)
 
 
+@pytest.mark.plain_programs
 def test_nothing_else_is_left(swept: Path) -> None:
     assert sorted(path.name for path in swept.iterdir()) == [
         "runs",
@@ -87,6 +107,7 @@ def test_nothing_else_is_left(swept: Path) -> None:
     ]
 
 
+@pytest.mark.plain_programs
 def test_a_stopped_sweep_ends_the_same(
     grid: dict[str, Any], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +128,7 @@ def test_a_stopped_sweep_ends_the_same(
     assert read_prompts(tmp_path) == read_prompts(swept)
 
 
+@pytest.mark.plain_programs
 def test_what_runs_share_is_read_once(
     grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +149,7 @@ def test_what_runs_share_is_read_once(
     )
 
 
+@pytest.mark.plain_programs
 def test_jobs_of_an_array_share_it_out(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
     first = sweep(grid, tmp_path, shard="1/2")
     assert first.record["states"]["waiting"] > 0 < first.record["states"]["done"]
@@ -136,6 +159,7 @@ def test_jobs_of_an_array_share_it_out(grid: dict[str, Any], swept: Path, tmp_pa
     assert read_prompts(tmp_path) == read_prompts(swept)
 
 
+@pytest.mark.plain_programs
 def test_a_larger_grid_adds_to_it(
     grid: dict[str, Any], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,12 +170,14 @@ def test_a_larger_grid_adds_to_it(
     assert before.items() <= read_prompts(tmp_path).items()
 
 
+@pytest.mark.plain_programs
 def test_other_options_are_another_run(grid: dict[str, Any], swept: Path) -> None:
     other = {**grid, "fixed": {**grid["fixed"], "steps": 8}}
     with pytest.raises(InputError, match=r"steps was 6 and is now 8"):
         sweep(other, swept)
 
 
+@pytest.mark.plain_programs
 def test_a_run_that_cannot_work_stops_it_before_anything_is_written(
     grid: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -165,6 +191,7 @@ def test_a_run_that_cannot_work_stops_it_before_anything_is_written(
         sweep({**grid, "run": {"memory_gb": 1e-5}}, tmp_path / "small")
 
 
+@pytest.mark.plain_programs
 def test_runs_lie_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
     smaller = {**grid, "grid": {**grid["grid"], "seed": [1]}}
     assert sweep(smaller, tmp_path, mesh="prompt:2,data:2").record["states"] == {"done": 4}
@@ -176,6 +203,7 @@ def test_runs_lie_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -
         sweep({**grid, "fixed": {**grid["fixed"], "mesh": "data:2"}}, tmp_path, mesh="data:1")
 
 
+@pytest.mark.plain_programs
 def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
     from jpt.recipes.sweep import RunLoader, choose_slots, parse_sweep, run_bytes
 
@@ -186,6 +214,7 @@ def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
     assert choose_slots(parts, 8, None, None) == 1  # a CPU
 
 
+@pytest.mark.plain_programs
 def test_its_page_says_what_is_best(swept: Path, tmp_path: Path) -> None:
     for name in ("runs.csv", "settings.csv"):
         (tmp_path / name).write_bytes((swept / name).read_bytes())
@@ -203,6 +232,7 @@ def test_its_page_says_what_is_best(swept: Path, tmp_path: Path) -> None:
         jpt.write_report(tmp_path)
 
 
+@pytest.mark.plain_programs
 def test_the_command(
     swept: Path,
     tmp_path: Path,
@@ -221,3 +251,369 @@ def test_the_command(
     told = capsys.readouterr()
     assert json.loads(told.out)["states"] == {"done": 8}
     assert "* first+learning_rate=" in told.err
+
+
+# --- sweep grid
+
+FIXED = {"backbone": "builtin/bert-small", "task": "builtin/imdb"}
+
+
+def test_every_combination_and_lists_that_go_together() -> None:
+    sweep = parse_sweep(
+        {
+            "fixed": {"backbone": "builtin/bert-small", "steps": 7},
+            "grid": {"task": ["builtin/imdb", "data/sst2/"], "seed": [3, 4]},
+            "zip": [{"length": [5, 10], "batch_size": [8, 4]}],
+        }
+    )
+    assert len(sweep.runs) == 8
+    assert {run.name for run in sweep.runs} >= {
+        "imdb+length=5+batch_size=8/seed-3",
+        "sst2+length=10+batch_size=4/seed-4",
+    }
+    assert {(run.options.length, run.options.batch_size) for run in sweep.runs} == {(5, 8), (10, 4)}
+    assert {run.options.steps for run in sweep.runs} == {7}
+    assert {run.setting for run in sweep.runs if run.values["seed"] == 3} == {
+        run.setting for run in sweep.runs if run.values["seed"] == 4
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"from": 1e-4, "to": 1e-1, "count": 4}, [1e-4, 1e-3, 1e-2, 1e-1]),
+        ({"from": 1, "to": 3, "count": 3, "scale": "linear"}, [1.0, 2.0, 3.0]),
+    ],
+)
+def test_a_range_has_equal_ratios_or_equal_distances(
+    given: dict[str, Any], expected: list[float]
+) -> None:
+    sweep = parse_sweep({"fixed": FIXED, "grid": {"learning_rate": given}})
+    assert [run.options.learning_rate for run in sweep.runs] == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_is_counted_is_whole() -> None:
+    given = {"from": 10, "to": 1000, "count": 3}
+    sweep = parse_sweep({"fixed": FIXED, "grid": {"steps": given}})
+    assert [run.options.steps for run in sweep.runs] == [10, 100, 1000]
+
+
+def test_tasks_of_one_short_name_stay_apart() -> None:
+    grid = {"task": ["builtin/imdb", "imdb"]}
+    sweep = parse_sweep({"fixed": {"backbone": "builtin/bert-small"}, "grid": grid})
+    assert [run.name for run in sweep.runs] == ["builtin_imdb", "imdb"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"fixed": {"backbone": "b"}}, "no task is named"),
+        ({"fixed": {"task": "imdb"}}, "no backbone is named"),
+        ({"fixed": FIXED, "gird": {}}, "unknown table 'gird'; did you mean grid"),
+        ({"fixed": FIXED, "grid": {"learningrate": [1.0]}}, "did you mean learning_rate"),
+        ({"fixed": FIXED, "grid": {"seed": 3}}, "seed is 3; give a list"),
+        ({"fixed": FIXED, "grid": {"seed": []}}, "give a list of values"),
+        ({"fixed": FIXED, "grid": {"seed": [1, 1]}}, "has a value twice"),
+        ({"fixed": FIXED, "grid": {"task": ["a"]}}, "task stands in two places"),
+        ({"fixed": FIXED, "grid": {"steps": {"from": 1, "to": 9}}}, "steps has no count"),
+        ({"fixed": FIXED, "grid": {"steps": {"from": 9, "to": 1, "count": 2}}}, "the range of"),
+        (
+            {"fixed": FIXED, "grid": {"learning_rate": {"from": 0, "to": 1, "count": 2}}},
+            'write scale = "linear"',
+        ),
+        (
+            {"fixed": FIXED, "zip": [{"length": [1, 2], "steps": [1]}]},
+            "differ in length: length 2, steps 1",
+        ),
+        ({"fixed": {**FIXED, "steps": 0}}, "steps is 0; give a whole number"),
+        ({"fixed": {**FIXED, "dtype": "float8"}}, "dtype is 'float8'"),
+        ({"fixed": FIXED, "run": {"places": 0}}, "places is 0"),
+        ({"fixed": FIXED, "run": {"memory_gb": -1}}, "memory_gb is -1"),
+        ({"fixed": FIXED, "run": {"place": 2}}, "did you mean places"),
+    ],
+)
+def test_a_wrong_file_is_refused(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_sweep(content)
+    assert message in str(error.value)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text("[grid\n")
+    with pytest.raises(InputError, match="grid.toml is no TOML"):
+        read_sweep(path)
+    path.write_text('[grid]\nsteps = "many"\n')
+    with pytest.raises(InputError, match="grid.toml: steps is 'many'"):
+        read_sweep(path)
+    with pytest.raises(InputError, match="nowhere.toml"):
+        read_sweep(tmp_path / "nowhere.toml")
+
+
+# --- sweep search
+
+RATES = {"learning_rate": {"from": 1e-3, "to": 1e-1}}
+
+
+@pytest.fixture(scope="module")
+def sweep_search_grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    pytest.importorskip("optuna")
+    fixed = write_fixed(tmp_path_factory.mktemp("given"))
+    return {"fixed": fixed, "grid": {"seed": [0, 1]}, "search": RATES, "run": {"places": 2}}
+
+
+@pytest.fixture(scope="module")
+def searched(
+    sweep_search_grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> SweepResult:
+    return sweep(sweep_search_grid, tmp_path_factory.mktemp("searched") / "out", trials=5)
+
+
+class Workers:
+    """Trains here, counts the runs, and breaks down before the last bank that it may train."""
+
+    def __init__(self, banks: int | None = None) -> None:
+        self.left, self.trained = banks, []
+
+    def __call__(self, banks: Sequence[Any], *given: Any) -> None:
+        for bank in banks:
+            if self.left == 0:
+                raise ConnectionError("the machine is lost")
+            train_here([bank], *given)
+            self.trained += bank.runs
+            self.left = None if self.left is None else self.left - 1
+
+
+def plan_of(trials: int, **search: Any) -> Search:
+    pytest.importorskip("optuna")
+    fixed = {"backbone": "builtin/bert-small", "task": "builtin/imdb"}
+    return Search(parse_sweep({"fixed": fixed, "search": search}), trials)
+
+
+def tell_all(search: Search, value: Any, at_once: int = 1) -> list[dict[str, Any]]:
+    """Answers every question of a search by a formula; None is a run that has diverged."""
+    while (part := search.ask(at_once)) is not None:
+        found = [(run.name, value(run.values)) for run in part.runs]
+        search.tell(
+            [
+                {"run": name, "state": "diverged" if v is None else "done", "validation": v}
+                for name, v in found
+            ]
+        )
+    return search.record()["trials"]
+
+
+def test_trials_are_runs_of_the_sweep(searched: SweepResult) -> None:
+    """The values of a trial are those in the names, the configs and the table, to the last bit."""
+    trials = searched.record["search"]["trials"]
+    rows = read_rows(searched.folder / "runs.csv")
+    assert [trial["trial"] for trial in trials] == [1, 2, 3, 4, 5] and len(rows) == 10
+    for trial in trials:
+        rate = trial["values"]["learning_rate"]
+        own = [row for row in rows if row["setting"] == f"first+learning_rate={rate:g}"]
+        assert [row["seed"] for row in own] == ["0", "1"] and 1e-3 <= rate <= 1e-1
+        for row in own:
+            config = searched.folder / "runs" / row["run"] / "config.json"
+            assert json.loads(config.read_text())["learning_rate"] == rate
+            assert float(row["learning_rate"]) == rate
+        mean = statistics.fmean(float(row["validation"]) for row in own)
+        assert math.isclose(trial["validation"], mean, rel_tol=1e-12)
+    best = searched.record["search"]["best"]
+    assert best["validation"] == max(trial["validation"] for trial in trials)
+    assert best["settings"] == [
+        row["setting"]
+        for row in read_rows(searched.folder / "settings.csv")
+        if row["best"] == "True"
+    ]
+    assert describe_search(searched.record["search"]) in searched.describe()
+
+
+def test_lost_search_goes_on_with_the_same_trials(
+    sweep_search_grid: dict[str, Any], searched: SweepResult, tmp_path: Path
+) -> None:
+    broken, rest = Workers(3), Workers()
+    with pytest.raises(ConnectionError):
+        sweep(sweep_search_grid, tmp_path / "out", trials=5, workers=broken)
+    resumed = sweep(sweep_search_grid, tmp_path / "out", trials=5, workers=rest)
+    assert resumed.record["search"] == searched.record["search"]
+    assert read_prompts(tmp_path / "out") == read_prompts(searched.folder)
+    assert len(broken.trained) == 6 and len(rest.trained) == 4
+    assert not set(broken.trained) & set(rest.trained)
+
+
+def test_more_trials_go_on_where_fewer_ended(
+    sweep_search_grid: dict[str, Any], searched: SweepResult, tmp_path: Path
+) -> None:
+    few, more = Workers(), Workers()
+    first = sweep(sweep_search_grid, tmp_path / "out", trials=2, workers=few)
+    # Other places: what is asked for hangs on the round, which stays as it began.
+    second = sweep(
+        {**sweep_search_grid, "run": {"places": 1}}, tmp_path / "out", trials=4, workers=more
+    )
+    trials = searched.record["search"]["trials"]
+    assert first.record["search"]["trials"] == trials[:2]
+    assert [trial["values"] for trial in second.record["search"]["trials"]] == [
+        trial["values"] for trial in trials[:4]
+    ]
+    assert len(few.trained) == len(more.trained) == 4
+
+
+def test_search_finds_the_best_rate() -> None:
+    """Blind draws from six decades would lie 1.5 decades from the best rate in the median."""
+
+    def distance(values: Any) -> float:
+        return abs(math.log10(values["learning_rate"]) + 2)
+
+    search = plan_of(40, learning_rate={"from": 1e-6, "to": 1.0})
+    trials = tell_all(search, lambda values: -(distance(values) ** 2), at_once=2)
+    far = [distance(trial["values"]) for trial in trials]
+    assert statistics.median(far[10:]) < 0.75
+    best = search.record()["best"]
+    assert distance(best["values"]) == min(far) < 0.1
+
+
+def test_what_diverges_is_avoided_but_told() -> None:
+    def value(values: Any) -> float | None:
+        return None if values["learning_rate"] > 1e-2 else 0.5
+
+    search = plan_of(40, learning_rate={"from": 1e-6, "to": 1e2})
+    trials = tell_all(search, value)
+    lost = [trial["validation"] is None for trial in trials]
+    assert sum(lost[:10]) >= 3  # drawn blindly, half of them would be
+    assert sum(lost[10:]) / 30 < sum(lost[:10]) / 10 / 2
+    assert search.record()["best"]["validation"] == 0.5
+
+
+def test_diverged_run_is_no_result(sweep_search_grid: dict[str, Any], tmp_path: Path) -> None:
+    """For real: rates that make the loss no number."""
+    wild = {"learning_rate": {"from": 1e37, "to": 1e38}}
+    result = sweep({**sweep_search_grid, "search": wild}, tmp_path / "out", trials=1)
+    assert result.record["states"] == {"done": 0, "diverged": 2}
+    assert result.record["search"]["best"] is None and "all 1 trials diverged" in result.describe()
+
+
+def test_whole_numbers_are_whole_and_run_once() -> None:
+    """Three settings are all there are: the later trials repeat them, and nothing runs twice."""
+    search = plan_of(8, length={"from": 4, "to": 6, "scale": "linear"})
+    trials = tell_all(search, lambda values: 0.1 * values["length"], at_once=2)
+    lengths = [trial["values"]["length"] for trial in trials]
+    assert all(type(length) is int for length in lengths) and set(lengths) <= {4, 5, 6}
+    assert [run.name for run in search.whole.runs] == [
+        f"imdb+length={length}" for length in dict.fromkeys(lengths)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "trials", "said"),
+    [
+        ({}, None, "--trials 20"),
+        ({"search": {}}, 3, "no [search]"),
+        ({"search": {"dtype": {"from": 1, "to": 2}}}, 3, "searches numbers"),
+        ({"search": {"seed": {"from": 1, "to": 2}}}, 3, "searches numbers"),
+        ({"search": {"steps": {"from": 0.2, "to": 9}}}, 3, "steps is 0"),
+        ({}, 0, "trials is 0"),
+    ],
+)
+def test_what_cannot_be_searched(
+    change: dict[str, Any], trials: int | None, said: str, tmp_path: Path
+) -> None:
+    fixed = {"backbone": "nowhere", "task": "builtin/imdb"}
+    given = {"fixed": fixed, "search": RATES, **change}
+    with pytest.raises(InputError) as caught:
+        sweep(given, tmp_path / "out", trials=trials)
+    assert said in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_search_is_not_shared_out(sweep_search_grid: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="leave out shard"):
+        sweep(sweep_search_grid, tmp_path, trials=2, shard="1/2")
+
+
+def test_folder_of_another_search_is_refused(
+    sweep_search_grid: dict[str, Any], searched: SweepResult
+) -> None:
+    other = {**sweep_search_grid, "search": {"learning_rate": {"from": 1e-4, "to": 1e-1}}}
+    with pytest.raises(InputError, match="holds a search over"):
+        sweep(other, searched.folder, trials=5)
+
+
+def test_optuna_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    given = {"fixed": {"backbone": "nowhere", "task": "builtin/imdb"}, "search": RATES}
+    with pytest.raises(InputError, match=r"pip install 'jpt\[search\]'"):
+        sweep(given, tmp_path / "out", trials=2)
+
+
+# --- sweep tidy
+
+LEFT = ("runs/a/.lock", "runs/a/.jpt-0.tmp", "banks/one/runs.json", "banks/one/checkpoints/5/d")
+
+
+def write_ended(folder: Path) -> list[str]:
+    """Two runs that have ended, with all that a killed process can leave."""
+    for name in ("a", "b"):
+        RunFolder(folder / "runs" / name, {"seed": name}).finish({"score": 1})
+    for name in LEFT:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    write_json(folder / "banks/one/runs.json", ["a", "b"])
+    return ["a", "b"]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.plain_programs
+def test_what_is_left_of_ended_runs_goes(tmp_path: Path) -> None:
+    tidy_ended(tmp_path, write_ended(tmp_path))
+    kept = {f"runs/{name}/{file}.json" for name in "ab" for file in ("config", "result")}
+    assert files(tmp_path) == kept and not (tmp_path / "banks").exists()
+
+
+@pytest.mark.plain_programs
+def test_a_bank_with_something_to_do_stays(tmp_path: Path) -> None:
+    write_ended(tmp_path)
+    (tmp_path / "runs/b/result.json").unlink()
+    tidy_ended(tmp_path, ["a"])
+    assert files(tmp_path) >= {*LEFT[2:], "runs/a/result.json"} and not (
+        files(tmp_path) & {*LEFT[:2]}
+    )
+    shutil.rmtree(tmp_path / "runs/a")  # its owner wants it done again
+    tidy_ended(tmp_path, [])
+    assert files(tmp_path) >= {*LEFT[2:]}
+
+
+@pytest.mark.plain_programs
+def test_what_another_process_holds_stays(tmp_path: Path) -> None:
+    names = write_ended(tmp_path)
+    with RunFolder(tmp_path / "runs/a", {"seed": "a"}).lock():
+        tidy_ended(tmp_path, names)
+        assert files(tmp_path) >= {*LEFT[2:], "runs/a/.lock"}
+    tidy_ended(tmp_path, names)
+    assert not (tmp_path / "banks").exists()
+
+
+@pytest.mark.plain_programs
+def test_sigterm_in_the_last_turn_of_a_bank_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = {"fixed": write_fixed(tmp_path / "given"), "grid": {"seed": [0, 1]}}
+    grid |= {"run": {"places": 1}}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    sweep(grid, whole)
+
+    def terminate(progress: SweepProgress, *_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as asked:
+        asked.setattr(SweepProgress, "ended", terminate)
+        with pytest.raises(StoppedError) as end:
+            sweep(grid, stopped)
+    assert end.value.exit_code == 75
+    assert len(list(stopped.rglob("result.json"))) == 1, "no further bank has begun"
+    (stopped / ".jpt-0.tmp").touch()
+    sweep(grid, stopped)
+    assert read_prompts(stopped) == read_prompts(whole) and files(stopped) == files(whole)
+    rows = [read_json(folder / "sweep.json")["runs"] for folder in (stopped, whole)]
+    assert [row["test"] for row in rows[0]] == [row["test"] for row in rows[1]]

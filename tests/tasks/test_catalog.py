@@ -1,4 +1,6 @@
-"""The paper's tasks against the facts of the authors' code and the rows beside the project."""
+"""DOC"""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator
@@ -11,9 +13,21 @@ import pytest
 import jpt
 from jpt.config import SPLITS
 from jpt.data.rows import FORMS
+from jpt.errors import InputError
 from jpt.io.tokenizer import TextTokenizer, load_tokenizer
-from jpt.tasks.catalog import BUILTIN, CANDIDATES, CATALOG, GENERATIVE, REFERENCE_TASKS
+from jpt.tasks.catalog import (
+    BUILTIN,
+    CANDIDATES,
+    CATALOG,
+    GENERATIVE,
+    REFERENCE_TASKS,
+    load_task,
+    task_names,
+)
+from jpt.tasks.task import render
 from jpt.tasks.verbalizers import label_words
+
+# --- catalog
 
 # The catalog's name of each task whose label words the reference holds, by its name there.
 REFERENCE = {
@@ -213,3 +227,219 @@ def test_two_types_of_builtin_task_never_share_their_words() -> None:
 @pytest.mark.parametrize("name", BUILTIN)
 def test_builtin_names_carry_their_prefix(name: str) -> None:
     assert name == BUILTIN[name].name == f"builtin/{BUILTIN[name].short_name}"
+
+
+# --- catalog text
+
+REVIEW = {"text": "A fine film."}
+PART = {"text": "Nice screen, poor sound.", "aspect": "sound"}
+WEATHER = {"premise": "It rains.", "hypothesis": "It is wet."}
+TOWER = {"question": "How tall is it?", "sentence": "It was built in 1889."}
+RACE = {"scenario": "I run a race.", "excuse": "So I should train."}
+DESERT = {"scenario": "I deserve a car because I paid for it."}
+TWINS = {"sentence1": "He left.", "sentence2": "He went away."}
+PASSAGE = {"question": "Who won?", "context": "Ann won the race."}
+
+# For each task a row, then what encoders, encoder-decoders and decoders read for it.
+TEXTS = {
+    "imdb": (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:"),
+    "sst2": (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:"),
+    "movie_rationales": (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:"),
+    "tweeteval_sentiment": (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:"),
+    "laptop": (
+        PART,
+        ("Nice screen, poor sound. sound",),
+        ("Nice screen, poor sound.", "sound"),
+        "Nice screen, poor sound.\nAspect: sound\nAnswer:",
+    ),
+    "restaurant": (
+        PART,
+        ("Nice screen, poor sound. sound",),
+        ("Nice screen, poor sound.", "sound"),
+        "Nice screen, poor sound.\nAspect: sound\nAnswer:",
+    ),
+    "mnli": (
+        WEATHER,
+        ("It is wet.", "It rains."),
+        ("hypothesis: It is wet.", "[SEP] sentence: premise: It rains."),
+        "Premise: It rains.\nHypothesis: It is wet.\nAnswer:",
+    ),
+    "snli": (
+        WEATHER,
+        ("It is wet.", "It rains."),
+        ("hypothesis: It is wet.", "[SEP] sentence: premise: It rains."),
+        "Premise: It rains.\nHypothesis: It is wet.\nAnswer:",
+    ),
+    "qnli": (
+        TOWER,
+        ("How tall is it?", "It was built in 1889."),
+        ("hypothesis: How tall is it?", "[SEP] sentence: premise: It was built in 1889."),
+        "Question: How tall is it?\nSentence: It was built in 1889.\nAnswer:",
+    ),
+    "deontology": (
+        RACE,
+        ("I run a race.", "So I should train."),
+        ("I run a race.", "So I should train."),
+        "Scenario: I run a race.\nExcuse: So I should train.\nAnswer:",
+    ),
+    "justice": (
+        DESERT,
+        ("I deserve a car because I paid for it.",),
+        ("I deserve a car because I paid for it.",),
+        "I deserve a car because I paid for it.\nAnswer:",
+    ),
+    "qqp": (
+        TWINS,
+        ("He left.", "He went away."),
+        ("He left.", "<extra_id_0> He went away."),
+        "First: He left.\nSecond: He went away.\nAnswer:",
+    ),
+    "mrpc": (
+        TWINS,
+        ("He left.", "He went away."),
+        ("He left.", "<extra_id_0> He went away."),
+        "First: He left.\nSecond: He went away.\nAnswer:",
+    ),
+    "squad": (
+        PASSAGE,
+        None,
+        ("context: Ann won the race.", "SEP question: Who won?"),
+        "Context: Ann won the race.\nQuestion: Who won?\nAnswer:",
+    ),
+    "nq_open": (
+        {"question": "who won the race"},
+        None,
+        ("context: who won the race",),
+        "Question: who won the race\nAnswer:",
+    ),
+    "multi_news": (
+        {"document": "Rain fell.\n|||||\nThe race was off."},
+        None,
+        ("Rain fell.\n|||||\nThe race was off.",),
+        "Rain fell.\n|||||\nThe race was off.\nSummary:",
+    ),
+    "samsum": (
+        {"document": "Ann: I won!\nBob: Well done."},
+        None,
+        ("context: Ann: I won!\nBob: Well done.",),
+        "Ann: I won!\nBob: Well done.\nSummary:",
+    ),
+}
+
+
+def test_no_task_is_left_out() -> None:
+    assert set(TEXTS) == set(CATALOG)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_each_family_reads_its_own_text(name: str) -> None:
+    task = CATALOG[name]
+    row, encoder, encoder_decoder, decoder = TEXTS[name]
+    assert (encoder is None) == task.is_generative, "encoders write no text"
+    if encoder is not None:
+        assert render(task, row) == encoder
+    assert render(task, row, "encoder_decoder") == encoder_decoder
+    # A decoder reads its segments as one text.
+    assert "".join(render(task, row, "decoder")) == decoder
+
+
+@pytest.mark.parametrize("name", ["laptop", "restaurant"])
+def test_t5_reads_the_pieces_of_one_text_where_the_aspect_is_a_segment_of_its_own(
+    name: str, reference_folder: Path
+) -> None:
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "t5-base", ("eos",))
+    lines = (reference_folder / "data" / name / "test.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        paper, *segments = tokenizer.encode(
+            [f"{row['text']} {row['aspect']}", *render(CATALOG[name], row, "encoder_decoder")]
+        )
+        assert paper == [piece for segment in segments for piece in segment]
+    assert len(rows) > 300
+
+
+# --- registry
+
+DEFINITION = """
+type = "sentiment"
+fields = ["text"]
+labels = ["bad", "good"]
+label_words = {bad = "terrible", good = "great"}
+"""
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_every_name_finds_its_task(name: str) -> None:
+    assert load_task(name).name == name
+
+
+def test_data_gives_a_catalog_task_its_folder(tmp_path: Path) -> None:
+    assert load_task("sst2").folder is None
+    assert load_task("sst2", data=tmp_path).folder == tmp_path
+
+
+def test_a_folder_named_like_a_catalog_task_takes_its_definition(tmp_path: Path) -> None:
+    folder = tmp_path / "mnli"
+    folder.mkdir()
+    task = load_task(str(folder) + "/")
+    assert (task.name, task.folder) == ("mnli", folder)
+    assert task.labels == load_task("mnli").labels
+
+
+def test_a_folder_with_a_definition_keeps_it_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "mnli"
+    folder.mkdir()
+    (folder / "task.toml").write_text(DEFINITION)
+    assert load_task(folder).labels == ("bad", "good")
+    assert load_task(folder, data=tmp_path).folder == tmp_path
+
+
+def test_a_plain_word_is_a_name_even_where_a_folder_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sst2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_task("sst2").folder is None
+    assert load_task("./sst2").folder == Path("sst2")
+    assert load_task(Path("sst2")).folder == Path("sst2")
+    monkeypatch.chdir(tmp_path / "sst2")
+    assert load_task(".").name == "sst2"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("sst", "unknown task 'sst'; did you mean sst2"),
+        ("builtin/imbd", "unknown task 'builtin/imbd'; did you mean builtin/imdb"),
+        ("../nowhere/sst2", "folder ../nowhere/sst2 does not exist"),
+        (Path("nowhere"), "folder nowhere does not exist"),
+        ("", "unknown task ''"),
+    ],
+)
+def test_names_that_nothing_has(argument: str | Path, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_task(argument)
+
+
+def test_a_folder_that_is_no_task(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with pytest.raises(InputError, match="has no task.toml and 'mine' is no task of the catalog"):
+        load_task(folder)
+
+
+def test_a_file_is_no_task(tmp_path: Path) -> None:
+    file = tmp_path / "task.toml"
+    file.write_text(DEFINITION)
+    with pytest.raises(InputError, match="is a file; give a folder"):
+        load_task(file)
+
+
+def test_builtin_tasks_take_no_data(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="leave --data .* out"):
+        load_task("builtin/imdb", data=tmp_path)
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load_task("sst2", data=tmp_path / "none")

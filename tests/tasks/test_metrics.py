@@ -1,10 +1,32 @@
-"""Metrics against formulas written another way: from pairs of rows and from probabilities."""
+"""DOC"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from jpt.errors import InputError
-from jpt.tasks.metrics import METRICS, compute_metric
+from jpt.tasks.metrics import (
+    METRICS,
+    TEXT_METRICS,
+    compute_metric,
+    normalize_answer,
+    row_scores,
+    score_texts,
+)
+from jpt.types import Generation
+
+# --- metrics
 
 
 def slow_f1(predictions: np.ndarray, labels: np.ndarray, of_class: int) -> float:
@@ -103,3 +125,305 @@ def test_one_prediction_a_row(n_predictions: int, n_labels: int) -> None:
 def test_unknown_metric() -> None:
     with pytest.raises(InputError, match="unknown metric 'bleu'"):
         compute_metric("bleu", np.zeros(1, int), np.zeros(1, int))
+
+
+# --- text metrics
+
+PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+
+def written(prediction: str, *references: str) -> Generation:
+    """A row whose pieces are the words."""
+    ids: dict[str, int] = {}
+    pieces = [tuple(ids.setdefault(w, len(ids)) for w in t.split()) for t in references]
+    predicted = tuple(ids.setdefault(w, len(ids)) for w in prediction.split())
+    return Generation(prediction, references, predicted, tuple(pieces))
+
+
+def score(name: str, prediction: str, *references: str) -> float:
+    return TEXT_METRICS[name](written(prediction, *references))
+
+
+# --- SQuAD and NQ-Open ---------------------------------------------------------------------
+
+
+def slow_words(text: str) -> list[str]:
+    """The normalised words, found by runs of letters and digits instead of a pattern."""
+    kept = [c for c in text.lower() if c not in PUNCTUATION]
+    runs = ("".join(run) for _, run in itertools.groupby(kept, key=str.isalnum))
+    return "".join(" " if run in ("a", "an", "the") else run for run in runs).split()
+
+
+def text_metrics_slow_f1(prediction: str, reference: str) -> float:
+    """The harmonic mean of precision and recall, each common word crossed off once."""
+    left, predicted, n_common = slow_words(reference), slow_words(prediction), 0
+    expected = len(left)
+    for word in predicted:
+        if word in left:
+            left.remove(word)
+            n_common += 1
+    if n_common == 0:
+        return 0.0
+    precision, recall = n_common / len(predicted), n_common / expected
+    return 2 * precision * recall / (precision + recall)
+
+
+def altered(answer: str, other: str, generator: random.Random) -> Iterator[str]:
+    """Predictions near to an answer, as models write them."""
+    words = answer.split()
+    yield answer
+    yield " ".join(words[: generator.randint(0, len(words))])
+    yield " ".join(generator.sample(words, len(words)))
+    yield generator.choice([answer.upper(), answer.lower(), answer.title()])
+    yield "".join(c + generator.choice(["", "", "", generator.choice(PUNCTUATION)]) for c in answer)
+    yield " ".join(generator.choice(["", "a ", "The ", "an\t"]) + word for word in words) + " the"
+    yield f"{answer} {other}"
+    yield other
+
+
+@pytest.mark.parametrize("task", ["squad", "nq_open"])
+def test_real_answers_score_as_the_slow_forms(reference_folder: Path, task: str) -> None:
+    lines = (reference_folder / "data" / task / "test.jsonl").read_text("utf-8").splitlines()
+    answers = [tuple(json.loads(line)["answers"]) for line in lines[:300]]
+    generator, seen = random.Random(1), set()
+    for references, others in itertools.pairwise(answers):
+        for prediction in altered(generator.choice(references), others[0], generator):
+            row = Generation(prediction, references, (), ())
+            words = slow_words(prediction)
+            match = float(any(slow_words(reference) == words for reference in references))
+            f1 = max(text_metrics_slow_f1(prediction, reference) for reference in references)
+            assert normalize_answer(prediction) == " ".join(words)
+            assert TEXT_METRICS["exact_match"](row) == match
+            assert TEXT_METRICS["token_f1"](row) == pytest.approx(f1, abs=1e-12)
+            seen.add((match, 0 < f1 < 1))
+    assert {(1.0, False), (0.0, True), (0.0, False)} <= seen
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Cat, an animal.", "cat animal"),
+        ("A-team", "ateam"),  # punctuation goes first, so no article is left
+        ("on\u2013the\u2013road", "on\u2013 \u2013road"),
+        ("a\u2013b", "\u2013b"),  # the dash is no ASCII punctuation, but ends a word
+        ("Théâtre\u00a0 THE\nEnd", "théâtre end"),
+        ("another theme", "another theme"),
+        ("$1,000_000", "1000000"),
+        ("the", ""),
+        ("", ""),
+    ],
+)
+def test_normal_forms_by_hand(text: str, normal: str) -> None:
+    assert normalize_answer(text) == normal
+    assert slow_words(text) == normal.split()
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "match", "f1"),
+    [
+        ("The Norfolk county", ["Lower Norfolk County"], 0, 4 / 5),
+        ("Norfolk", ["Lower Norfolk County", "norfolk!"], 1, 1),
+        ("cats cats cats", ["cats dogs"], 0, 2 / 5),  # a word counts as often as in both
+        ("Paris", ["London", "Rome"], 0, 0),
+        ("a.", ["The"], 1, 0),  # nothing is left of either: so in SQuAD v1.1
+        ("", ["Paris"], 0, 0),
+    ],
+)
+def test_squad_by_hand(prediction: str, references: list[str], match: float, f1: float) -> None:
+    assert score("exact_match", prediction, *references) == match
+    assert score("token_f1", prediction, *references) == pytest.approx(f1)
+
+
+# --- ROUGE -----------------------------------------------------------------------------------
+
+
+def slow_overlap(prediction: list[str], reference: list[str], order: int) -> float:
+    runs, left = (
+        [text[i : i + order] for i in range(len(text) - order + 1)]
+        for text in (prediction, reference)
+    )
+    total, n_common = len(runs) + len(left), 0
+    for run in runs:
+        if run in left:
+            left.remove(run)
+            n_common += 1
+    return 2 * n_common / total if n_common else 0.0
+
+
+def slow_longest(prediction: list[str], reference: list[str]) -> float:
+    @cache
+    def longest(i: int, j: int) -> int:
+        if i == len(prediction) or j == len(reference):
+            return 0
+        if prediction[i] == reference[j]:
+            return 1 + longest(i + 1, j + 1)
+        return max(longest(i + 1, j), longest(i, j + 1))
+
+    return 2 * longest(0, 0) / max(1, len(prediction) + len(reference))
+
+
+def test_rouge_equals_plain_counts() -> None:
+    """On words of up to three letters, which are not stemmed."""
+    generator, words = random.Random(2), ["the", "cat", "has", "x1", "dog", "b", "run", "sun"]
+    for _ in range(200):
+        texts = [generator.choices(words, k=generator.randint(0, 14)) for _ in range(3)]
+        prediction, *references = texts
+        found = row_scores(
+            ["rouge1", "rouge2", "rougeL"], written(*(" ".join(text) for text in texts))
+        )
+        expected = {
+            "rouge1": max(slow_overlap(prediction, one, 1) for one in references),
+            "rouge2": max(slow_overlap(prediction, one, 2) for one in references),
+            "rougeL": max(slow_longest(prediction, one) for one in references),
+        }
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "one", "two", "longest"),
+    [
+        ("The cat sat on the mat.", "the cat ate the mat", 8 / 11, 4 / 9, 8 / 11),
+        ("running dogs", "run dog", 1, 1, 1),  # stemmed
+        ("a b\nc d", "c d\na b", 1, 2 / 3, 1 / 2),  # one run of words, whatever the lines
+        ("кот", "кот", 0, 0, 0),  # no letter from a to z
+        ("", "cat", 0, 0, 0),
+    ],
+)
+def test_rouge_by_hand(
+    prediction: str, reference: str, one: float, two: float, longest: float
+) -> None:
+    found = row_scores(["rouge1", "rouge2", "rougeL"], written(prediction, reference))
+    assert found == pytest.approx({"rouge1": one, "rouge2": two, "rougeL": longest})
+
+
+# --- BLEU ------------------------------------------------------------------------------------
+
+
+def bleu(pieces: tuple[int, ...], *references: tuple[int, ...]) -> float:
+    return TEXT_METRICS["bleu"](Generation("", (), pieces, references))
+
+
+def nltk_bleu(pieces: tuple[int, ...], *references: tuple[int, ...]) -> float:
+    smoothing = SmoothingFunction().method1
+    return sentence_bleu(references, pieces, weights=(0.7, 0.3), smoothing_function=smoothing)
+
+
+def test_bleu_equals_nltk() -> None:
+    generator = random.Random(3)
+    smoothed = 0
+    for case in range(600):
+        pieces, *references = (
+            tuple(generator.randrange(2 + case % 20) for _ in range(generator.randint(0, 12)))
+            for _ in range(generator.randint(2, 5))
+        )
+        assert bleu(pieces, *references) == pytest.approx(nltk_bleu(pieces, *references), abs=1e-12)
+        common = set(itertools.pairwise(pieces)) & {
+            pair for one in references for pair in itertools.pairwise(one)
+        }
+        smoothed += bool(set(pieces) & set().union(*references)) and not common
+    assert smoothed > 30
+
+
+@pytest.mark.parametrize(
+    ("pieces", "references", "value"),
+    [
+        ((), [(1, 2)], 0),
+        ((), [()], 0),
+        ((1, 2), [()], 0),
+        ((3, 4), [(1, 2)], 0),
+        ((1,), [(1,)], 0.1**0.3),  # no pair: one wrong pair, smoothed
+        ((1,), [(1, 2, 3)], 0.1**0.3 * 2.718281828459045**-2),
+        ((1, 2), [(2, 1)], 0.1**0.3),
+        ((1, 1, 1, 1), [(1, 2, 1)], 0.5**0.7 * (0.1 / 3) ** 0.3),
+        ((1, 2, 3, 4), [(1, 2), (3, 4)], (2 / 3) ** 0.3),  # both references count at once
+        ((1, 2, 3), [(1, 2, 3, 9), (1, 2)], 1),  # of two equally near, the shorter length
+        ((1, 2, 3), [(1, 2, 3, 9)], 2.718281828459045 ** (-1 / 3)),
+    ],
+)
+def test_bleu_by_hand(
+    pieces: tuple[int, ...], references: list[tuple[int, ...]], value: float
+) -> None:
+    assert bleu(pieces, *references) == pytest.approx(value, abs=1e-12)
+    assert nltk_bleu(pieces, *references) == pytest.approx(value, abs=1e-12)
+
+
+# --- all metrics -----------------------------------------------------------------------------
+
+
+def some_rows(n_rows: int) -> list[Generation]:
+    generator = random.Random(4)
+    words = "the small cat sees a Dog, running over red hills in spring.".split()
+
+    def text() -> str:
+        return " ".join(generator.choices(words, k=generator.randint(2, 9)))
+
+    return [written(text(), text(), text(), text()) for _ in range(n_rows)]
+
+
+@pytest.mark.parametrize("name", TEXT_METRICS)
+def test_text_metrics_perfect_answers_score_one(name: str) -> None:
+    rows = [
+        row._replace(
+            prediction=f"cat {row.references[1]}",
+            prediction_tokens=(99, *row.reference_tokens[1]),
+            references=(row.references[0], f"cat {row.references[1]}"),
+            reference_tokens=(row.reference_tokens[0], (99, *row.reference_tokens[1])),
+        )
+        for row in some_rows(40)
+    ]
+    assert score_texts([name], rows) == {name: 1.0}
+
+
+def test_the_mean_of_the_rows_whatever_their_order() -> None:
+    rows = some_rows(60)
+    found = score_texts(list(TEXT_METRICS), rows)
+    assert found == score_texts(list(TEXT_METRICS), rows[::-1])
+    each = [row_scores(list(TEXT_METRICS), row) for row in rows]
+    for name in TEXT_METRICS:
+        values = [one[name] for one in each]
+        assert found[name] == pytest.approx(sum(values) / 60) and 0 <= min(values) <= max(values)
+        assert max(values) <= 1 and (name == "exact_match" or len(set(values)) > 10)
+
+
+def test_order_of_references_changes_nothing() -> None:
+    for row in some_rows(40):
+        turned = row._replace(
+            references=row.references[::-1], reference_tokens=row.reference_tokens[::-1]
+        )
+        assert row_scores(list(TEXT_METRICS), row) == row_scores(list(TEXT_METRICS), turned)
+
+
+def test_names_are_kept_in_order() -> None:
+    names = ["rougeL", "bleu", "exact_match"]
+    assert list(score_texts(names, some_rows(2))) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("rouge", [written("a", "b")], r"unknown metric 'rouge'; did you mean rouge[12L]"),
+        ("bleu", [], r"no rows to score with bleu"),
+        ("token_f1", [written("a", "b"), written("Paris")], r"no reference .* 'Paris' with; give"),
+        (
+            "bleu",
+            [Generation("Paris", ("Paris",), (1,), ())],
+            r"no pieces of a reference .* 'Paris'",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_said(name: str, rows: list[Generation], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score_texts([name], rows)
+
+
+def test_rouge_alone_loads_its_library() -> None:
+    code = """
+import sys
+from jpt.tasks.metrics import Written, score_texts
+score_texts(["exact_match", "token_f1", "bleu"], [Written("a", ("a",), (1,), ((1,),))])
+print([name for name in ("rouge_score", "nltk", "jax", "scipy") if name in sys.modules])
+"""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

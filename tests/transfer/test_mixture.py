@@ -20,9 +20,9 @@ from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.transfer.mixture import MixtureResult, mix, mixture_loss, score_ensemble
 from jpt.tuning.losses import Answer, label_logits
 from jpt.types import Prompt, PromptCard
-from tests.planted import BACKBONE, LENGTH, SHORT, planted, write_easy
+from tests.helpers.toys import BACKBONE, LENGTH, SHORT, planted, write_easy
 
-pytestmark = pytest.mark.usefixtures("plain_programs")
+pytestmark = pytest.mark.plain_programs
 
 LEARN = {"steps": 30, "learning_rate": 0.2, "eval_every": 15, **SHORT}
 

@@ -1,0 +1,345 @@
+"""DOC"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+
+from jpt.io.files import make_folder, write_json, write_table
+from jpt.prompts.store import save_prompt
+from jpt.results.prompt_table import write_activations, write_transfer
+from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
+
+# --- sample study
+
+# In no order of types, so that the order of the page is seen to be made.
+TYPES = {"mnli": "nli", "imdb": "sentiment", "qnli": "nli", "sst2": "sentiment"}
+TASKS = tuple(TYPES)
+ORDERED = ("imdb", "sst2", "mnli", "qnli")
+SCORES = np.array(
+    [  # mnli  imdb  qnli  sst2  random
+        [0.80, 0.40, 0.64, 0.36, 0.32],
+        [0.50, 0.90, 0.54, 0.81, 0.45],
+        [0.75, 0.50, 0.85, 0.51, 0.49],
+        [0.56, 0.84, 0.49, 0.92, 0.47],
+    ]
+)
+INDICATORS = (
+    *("euclidean_concat", "euclidean_average", "cosine_concat", "cosine_average"),
+    *("neuron_overlap", "neuron_overlap_layers_0_2", "neuron_overlap_layers_1_3"),
+    "neuron_overlap_all",
+)
+
+
+def write_study(folder: Path, scores: np.ndarray = SCORES) -> Path:
+    """All parts of a study of four prompts and four tasks."""
+    make_folder(folder)
+    write_scores(folder, scores)
+    write_transfer_facts(folder)
+    values = np.random.default_rng(0).normal(size=(4, 4, 6)).astype(np.float32)
+    write_activations(folder / "neurons.npz", Activations(TASKS, values))
+    write_indicators(folder)
+    write_correlations(folder)
+    write_types(folder)
+    write_choices(folder)
+    write_masks(folder)
+    for name in TASKS:
+        write_run(folder / "prompts" / name, name)
+    return folder
+
+
+def write_scores(folder: Path, scores: np.ndarray = SCORES) -> None:
+    metrics = ("accuracy",) * 4
+    matrix = TransferMatrix(TASKS, (*TASKS, "random"), scores, metrics)
+    relative = scores / np.diag(scores)[:, None]
+    write_transfer(folder / "transfer.csv", matrix)
+    write_transfer(
+        folder / "relative.csv", TransferMatrix(TASKS, matrix.prompts, relative, metrics)
+    )
+
+
+def write_transfer_facts(folder: Path, **changes: object) -> None:
+    targets = {
+        name: {
+            "task": f"builtin/{name}",
+            "type": kind,
+            "metric": "accuracy",
+            "majority": 0.5,
+            "rows": 1821,
+            "in_task_prompt": name,
+        }
+        for name, kind in TYPES.items()
+    }
+    facts = {
+        "backbone": "builtin/bert-small",
+        "split": "test",
+        "targets": targets,
+        "prompts": {n: {"task": f"builtin/{n}", "type": kind} for n, kind in TYPES.items()},
+        "random": {"name": "random", "seed": 7, "init": "random"},
+        "notes": [],
+        "elapsed_s": 74.21,
+        "versions": {"jpt": "0.1.0", "jax": "0.10.2", "python": "3.11.2"},
+        "device": "1 x cpu",
+        "command": "jpt transfer --prompts study/prompts --out study",
+    }
+    write_json(folder / "transfer.json", {**facts, **changes})
+
+
+def write_indicators(folder: Path, names: tuple[str, ...] = TASKS) -> None:
+    rows = [
+        (a, b, *(1.0 if a == b else 0.1 * (i + j) + 0.01 * k for k in range(len(INDICATORS))))
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+    ]
+    write_table(folder / "indicators.csv", ("prompt_a", "prompt_b", *INDICATORS), rows)
+
+
+def write_correlations(
+    folder: Path, overlap: float | None = 0.6, embedding: float | None = 0.2, scatter: float = 0.05
+) -> None:
+    """ON's and the embedding indicators' mean rho; single targets lie `scatter` around it."""
+
+    def record(mean: float | None) -> dict[str, object]:
+        steps = dict(zip(TASKS, (-3, -1, 1, 3), strict=True))
+        per_target = {
+            name: None if mean is None else mean + scatter * step / 3 * (-1) ** (mean == overlap)
+            for name, step in steps.items()
+        }
+        return {
+            "mean_over_targets": mean,
+            "pooled_relative": mean,
+            "pooled_raw": mean,
+            "n_targets": 0 if mean is None else 4,
+            "per_target": per_target,
+        }
+
+    part = {n: record(overlap if "overlap" in n else embedding) for n in INDICATORS}
+    write_json(folder / "correlation.json", {"including_in_task": part, "excluding_in_task": part})
+
+
+def write_types(folder: Path) -> None:
+    means = {"same_type_mean": 0.75, "different_type_mean": 0.25, "n_same": 2, "n_diff": 4}
+    record = {
+        "similarity_by_type": dict.fromkeys(INDICATORS, means),
+        "relative_transfer": {
+            "same_type_mean": 0.875,
+            "different_type_mean": 0.5,
+            "random_mean": 0.4,
+            "best_other_source": {"imdb": "sst2"},
+            "fraction_of_targets_whose_best_other_source_has_same_type": 1.0,
+        },
+        "relative_by_type": {"sentiment": {"sentiment": 0.9, "nli": 0.56}},
+    }
+    write_json(folder / "types.json", record)
+
+
+def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -> None:
+    """Each ranking's mean regret; ON's and the embedding indicators' first sources."""
+    best = {"mnli": "qnli", "imdb": "sst2", "qnli": "mnli", "sst2": "imdb"}
+    spread = dict(zip(TASKS, (-0.004, 0.004, -0.002, 0.002), strict=True))
+    targets = {
+        t: {"best": [best[t]], "best_score": 0.8, "mean_score": 0.7, "sources": 3} for t in TASKS
+    }
+    chosen, rankings = {}, {}
+    for name in (*INDICATORS, "same_type"):
+        regret = overlap if "overlap" in name else embedding
+        each = {t: max(regret + spread[t], 0.0) if regret else 0.0 for t in TASKS}
+        chosen[name] = {
+            t: {
+                "sources": [best[t]] if not each[t] else ["sst2", "mnli"],
+                "score": 0.8 - each[t],
+                "regret": each[t],
+                "hit": float(not each[t]),
+                "rank": 1.0,
+            }
+            for t in TASKS
+        }
+        rankings[name] = {
+            **{"targets": 4, "hits": float(not regret), "regret": regret, "mean_rank": 1.0},
+            **{"regret_interval": [regret - 0.004, regret + 0.004]},
+            **{"chance_hits": 1 / 3, "chance_rank": 2.0, "chance_regret": 0.1},
+            **{"gain": 0.1 - regret, "gain_interval": [0.096 - regret, 0.104 - regret]},
+        }
+    record = {"targets": targets, "rankings": rankings, "chosen": chosen, "notes": []}
+    write_json(folder / "choice.json", record)
+
+
+def write_masks(folder: Path, own: float = 0.6, random: float = 0.9, scatter: float = 0.02) -> None:
+    """What is left under own and random masks; single tasks lie `scatter` around it."""
+    steps = dict(zip(TASKS, (-1, -0.5, 0.5, 1), strict=True))
+
+    def mask(share: float, step: float, draws: int) -> dict[str, object]:
+        value = 0.8 * (share + scatter * step)
+        runs = [{"source": None, "draw": draw, "value": value} for draw in range(draws)]
+        return {"value": value, "std": None, "relative": value / 0.8, "runs": runs}
+
+    targets = {
+        name: {
+            **{"task": f"builtin/{name}", "type": kind, "prompt": name, "metric": "accuracy"},
+            **{"split": "test", "rows": 300, "majority": 0.5, "unmasked": 0.8},
+            "masks": {
+                "in_task": mask(own, steps[name], 1),
+                "random": mask(random, -steps[name], 2),
+            },
+        }
+        for name, kind in TYPES.items()
+    }
+    kinds = {"in_task": own, "random": random}
+    record = {
+        **{"backbone": "builtin/bert-small", "ratio": 0.2, "layers": [0, 3], "split": "test"},
+        **{"masked_neurons": 5, "neurons": 24, "targets": targets, "notes": []},
+        "relative_by_type": dict.fromkeys(("sentiment", "nli"), kinds),
+        **{"other_by_type": None, "in_task_below_random": {"tasks": 4, "of": 4}},
+    }
+    write_json(folder / "mask.json", record)
+
+
+def write_run(folder: Path, name: str, finished: bool = True) -> None:
+    make_folder(folder)
+    task = f"builtin/{name}"
+    config = {"backbone": "builtin/bert-small", "task": task, "steps": 40, "seed": 3, "length": 20}
+    write_json(folder / "config.json", config)
+    lines = [
+        {"step": 20, "split": "train", "loss": 0.7},
+        {"step": 20, "split": "validation", "accuracy": 0.6, "loss": 0.65, "majority": 0.5},
+        {"step": 40, "split": "train", "loss": 0.5},
+        {"step": 40, "split": "validation", "accuracy": 0.8125, "loss": 0.45, "majority": 0.5},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text if finished else text + '{"step": 5')
+    if finished:
+        card = PromptCard("builtin/bert-small", task, TYPES.get(name), steps=40)
+        save_prompt(folder / "prompt.safetensors", Prompt(np.ones((2, 4), np.float32), card))
+        validation = {"accuracy": 0.8125, "loss": 0.45, "rows": 300, "majority": 0.5}
+        result = {"metric": "accuracy", "steps": 40, "best_step": 40, "elapsed_s": 12.4}
+        write_json(folder / "result.json", {**result, "validation": validation})
+
+
+class PageReader(HTMLParser):
+    """Tables by caption, and every tag with its attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._caption = self._cell = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "caption":
+            self._caption = ""
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._cell = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell += data
+        elif self._caption is not None:
+            self._caption += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "caption":
+            self._rows = self.tables.setdefault(self._caption or "", [])
+            self._caption = None
+        elif tag in ("td", "th"):
+            self._rows[-1].append(self._cell or "")
+            self._cell = None
+
+
+# --- page checks
+
+# Elements that have no end.
+VOID = {"meta", "br", "hr", "img", "input", "link", "area", "base", "col", "source", "wbr"}
+LOADING = {"link", "iframe", "img", "object", "embed", "audio", "video", "source", "base", "form"}
+
+
+class Outline(HTMLParser):
+    """What stands in a page, and what is wrong with how its tags nest."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.faults: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {"script": [], "style": [], "figcaption": []}
+        self.figures: list[list[str]] = []
+        self.feed(page)
+        self.close()
+        self.faults += [f"<{tag}> is never closed" for tag in self.open]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        if len(set(names)) < len(names):
+            self.faults.append(f"<{tag}> has an attribute twice")
+        if tag == "p" and "p" in self.open or tag == "a" and "a" in self.open:
+            self.faults.append(f"<{tag}> in a <{tag}>")
+        if tag in ("div", "ul", "dl", "table", "figure", "p") and self.open[-1:] == ["p"]:
+            self.faults.append(f"<{tag}> in a <p>")
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        self.ids += [attributes["id"] or ""] if "id" in attributes else []
+        self.links += [attributes["href"] or ""] if "href" in attributes else []
+        if tag == "figure":
+            self.figures.append([])
+        elif "figure" in self.open:
+            self.figures[-1].append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open[-1] != tag:
+            self.faults.append(f"</{tag}> closes {self.open[-1:]}")
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        for tag, texts in self.texts.items():
+            if tag in self.open:
+                texts.append(data)
+
+
+def assert_page_is_sound(page: str, folder: Path) -> Outline:
+    """Asserts that tags nest, ids are single, links lead somewhere, and nothing is loaded."""
+    outline = Outline(page)
+    assert outline.faults == []
+    assert len(set(outline.ids)) == len(outline.ids)
+    for link in outline.links:
+        if link.startswith("#"):
+            assert link[1:] in outline.ids, link
+        elif not link.startswith("data:image/png;base64,"):
+            assert ":" not in link and (folder / unquote(link)).exists(), link
+    assert not {tag for tag, _ in outline.tags} & LOADING
+    assert not re.search(r"https?:|@import|url\((?!#)|//[a-z]+\.", page)
+    assert_only_own_script_runs(page, outline)
+    return outline
+
+
+def assert_only_own_script_runs(page: str, outline: Outline) -> None:
+    """Asserts that the policy of the page names the one script that stands in it."""
+    (script,) = [tag for tag, _ in outline.tags if tag == "script"] and [
+        "".join(outline.texts["script"])
+    ]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [a["content"] for _, a in outline.tags if a.get("http-equiv")]
+    assert policy is not None and policy.startswith("default-src 'none'")
+    assert re.findall(r"script-src ([^;]+)", policy) == [f"'sha256-{digest}'"]
+    assert not any(name.startswith("on") for _, a in outline.tags for name in a)
+    assert page.count("<script") == 1

@@ -1,0 +1,321 @@
+"""DOC"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import random
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jpt
+from jpt.errors import InputError
+from jpt.io import files
+from jpt.io.files import (
+    atomic_file,
+    make_folder,
+    new_folder,
+    read_number,
+    read_table,
+    write_bytes,
+    write_json,
+    write_table,
+    write_text,
+)
+from jpt.io.tensors import open_tensors, write_safetensors
+from jpt.io.torch_pickle import read_torch_object
+from jpt.results.prompt_table import read_transfer, write_transfer
+from jpt.types import TransferMatrix
+
+# --- atomic
+
+
+def test_old_content_stays_until_all_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old\n")
+    with atomic_file(target) as file:
+        file.write(b"new")
+        file.flush()
+        assert target.read_text() == "old\n"
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    with pytest.raises(error), atomic_file(target) as file:
+        file.write(b"half")
+        raise error
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+CAUSES = [
+    (errno.ENOSPC, "no space is left on the disk; free some"),
+    (errno.EDQUOT, "quota is used up"),
+    (errno.EACCES, "no permission to write there"),
+    (errno.EROFS, "read-only"),
+    (errno.ENOENT, "takes no new files in this folder"),
+    (errno.EIO, "Input/output error"),
+]
+
+
+@pytest.mark.parametrize("where", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("number, message", CAUSES)
+def test_what_the_system_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, message: str
+) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, {"old": 1})
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, where, refuse)
+    with pytest.raises(InputError, match=f"cannot write {target}: .*{message}"):
+        write_json(target, {"new": 1})
+    monkeypatch.undo()
+    assert json.loads(target.read_text()) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A limit on the size of files stops the write for real, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    target, before = tmp_path / "a.bin", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(InputError, match="cannot write .*a.bin: the file is larger than"):
+            write_bytes(target, b"x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == []
+
+
+def test_targets_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="folder .*nowhere does not exist; create it"):
+        write_text(tmp_path / "nowhere" / "a.txt", "")
+    with pytest.raises(InputError, match="this is a folder"):
+        write_text(tmp_path, "")
+    with pytest.raises(InputError, match="not a regular file"):
+        write_text("/dev/null", "")
+    assert not Path("/dev/null").is_file()
+    write_text(tmp_path / "file", "")
+    with pytest.raises(InputError, match="a part of this path is a file"):
+        write_text(tmp_path / "file" / "a.txt", "")
+    with pytest.raises(InputError, match="name is too long"):
+        write_text(tmp_path / ("x" * 300), "")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "folder" / "a.txt")
+    write_text(tmp_path / "link.txt", "through")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "folder" / "a.txt").read_text() == "through"
+
+
+def test_others_may_read_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.txt", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_json_with_numpy_numbers(tmp_path: Path) -> None:
+    value = {"a": np.float32(0.5), "b": [np.int64(3), None, "ä"], "c": np.bool_(True)}
+    write_json(tmp_path / "a.json", value)
+    found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert found == {"a": 0.5, "b": [3, None, "ä"], "c": True}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), np.float32("-inf")])
+def test_json_refuses_nan_and_names_its_place(tmp_path: Path, number: float) -> None:
+    value = {"score": 1.0, "curve": [{"loss": 0.5}, {"loss": number}]}
+    with pytest.raises(InputError, match=r"curve\[1\].loss is NaN or infinite"):
+        write_json(tmp_path / "a.json", value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    with pytest.raises(ValueError, match="stop"), new_folder(target) as folder:
+        (folder / "a.txt").write_text("half")
+        raise ValueError("stop")
+    assert os.listdir(tmp_path) == []
+    target.mkdir()
+    with new_folder(target) as folder:
+        (folder / "a.txt").write_text("whole")
+    assert (target / "a.txt").read_text() == "whole"
+    with pytest.raises(InputError, match="exists and is not empty"), new_folder(target):
+        pass
+    assert os.listdir(tmp_path) == ["export"]
+
+
+def test_make_folder(tmp_path: Path) -> None:
+    assert make_folder(tmp_path / "a" / "b") == make_folder(tmp_path / "a" / "b")
+    write_text(tmp_path / "file", "")
+    with pytest.raises(InputError, match="a file has that name"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(InputError, match="a part of this path is a file"):
+        make_folder(tmp_path / "file" / "a")
+
+
+# --- tables
+
+HEADER = "target_task,source_prompt,metric,value\n"
+
+
+def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=50) * 10.0 ** np.arange(-25, 25)
+    write_table(tmp_path / "a.csv", ["x"], [[value] for value in values])
+    rows = read_table(tmp_path / "a.csv", ["x"])
+    np.testing.assert_array_equal([float(row["x"]) for row in rows], values)
+
+
+def test_names_with_commas_quotes_and_other_scripts(tmp_path: Path) -> None:
+    names = ['a,"b"', "größer", "line\nbreak", " spaced "]
+    write_table(tmp_path / "a.csv", ["name", "x"], [[name, 1] for name in names])
+    assert [row["name"] for row in read_table(tmp_path / "a.csv", ["name"])] == names
+
+
+def test_a_matrix_with_holes_comes_back(tmp_path: Path) -> None:
+    values = np.array([[0.5, np.nan], [np.nan, 0.25]])
+    matrix = TransferMatrix(("t", "u"), ("a", "b"), values, ("accuracy", "f1"))
+    write_transfer(tmp_path / "transfer.csv", matrix)
+    again = read_transfer(tmp_path / "transfer.csv")
+    assert (again.targets, again.prompts, again.metrics) == (("t", "u"), ("a", "b"), matrix.metrics)
+    np.testing.assert_array_equal(again.values, values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"lacks target_task"),
+        ("target_task,metric,value\n", "lacks source_prompt"),
+        (HEADER, "has a header and no line"),
+        (HEADER + "a,b,accuracy\n", "line 2: 3 values for 4 columns"),
+        (HEADER + "a,b,accuracy,high\n", "line 2: value is 'high'; a number expected"),
+        (HEADER + "a,b,accuracy,inf\n", "line 2: value is 'inf'"),
+        (HEADER + "a,b,accuracy,1\na,b,accuracy,1\n", "line 3: b on a stands there twice"),
+        (HEADER + "a,b,accuracy,1\na,c,f1,1\n", "line 3: a is measured by f1 here and by accuracy"),
+        (HEADER + 'a,"b,accuracy,1\n', "no CSV table"),
+        ("value,value\n", "names a column twice|lacks"),
+    ],
+)
+def test_broken_tables(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "transfer.csv").write_text(text)
+    with pytest.raises(jpt.InputError, match=message) as error:
+        read_transfer(tmp_path / "transfer.csv")
+    assert "transfer.csv" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "transfer.csv").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(jpt.InputError, match="no CSV table"):
+        read_transfer(tmp_path / "transfer.csv")
+
+
+def test_an_empty_place_is_not_a_number() -> None:
+    assert math.isnan(read_number("a.csv", 2, {"x": " "}, "x"))
+
+
+# --- mutated files
+
+FIXTURES = Path(__file__).parent / "fixtures"
+FILES = [
+    "state_zip.bin",
+    "state_stream.bin",
+    "checkpoint_zip.bin",
+    "checkpoint_stream.bin",
+    "protocol4_stream.bin",
+    "expected.safetensors",
+]
+MUTATIONS = 300
+# A mutated length may ask for exabytes; what is really taken must stay near the files' few kB.
+LARGEST_MEMORY_BYTES = 4 * 2**20
+LONGEST_S = 5.0
+
+
+def mutate(data: bytes, generator: random.Random) -> bytes:
+    """Changes, inserts, removes, repeats or cuts a few bytes, most often near the beginning."""
+    mutated = bytearray(data)
+    for _ in range(generator.randint(1, 4)):
+        reach = len(mutated) if generator.random() < 0.5 else min(400, len(mutated))
+        place = generator.randrange(max(reach, 1))
+        kind = generator.randrange(6)
+        if kind == 0:
+            mutated[place : place + 1] = bytes([generator.randrange(256)])
+        elif kind == 1:
+            mutated[place : place + 4] = generator.choice(
+                [b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f"]
+            )
+        elif kind == 2:
+            del mutated[place : place + generator.randint(1, 20)]
+        elif kind == 3:
+            mutated[place:place] = generator.randbytes(generator.randint(1, 20))
+        elif kind == 4:
+            other = generator.randrange(len(mutated) or 1)
+            mutated[place : place + 30] = mutated[other : other + 30]
+        else:
+            del mutated[generator.randrange(len(mutated) or 1) :]
+    return bytes(mutated)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_mutated_file(tmp_path: Path, file: str) -> None:
+    data = (FIXTURES / file).read_bytes()
+    generator = random.Random(file)
+    path = tmp_path / file
+    refused, started = 0, time.monotonic()
+    tracemalloc.start()
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(data, generator))
+        try:
+            source = open_tensors(path)
+            for name in source.shapes:
+                source.read(name)
+            if path.suffix == ".bin":
+                read_torch_object(path)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert len(str(error)) < 600
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused > MUTATIONS / 4
+    assert peak_bytes < LARGEST_MEMORY_BYTES
+    assert time.monotonic() - started < LONGEST_S
+
+
+def test_mutated_index_of_shards(tmp_path: Path) -> None:
+    """The shards stay whole; what names them is damaged."""
+    for number in (1, 2):
+        tensors = {f"t{number}.{part}": np.full((3, 2), part, np.float32) for part in range(4)}
+        write_safetensors(tmp_path / f"model-{number}-of-2.safetensors", tensors)
+    names = {f"t{n}.{part}": f"model-{n}-of-2.safetensors" for n in (1, 2) for part in range(4)}
+    data = json.dumps({"metadata": {"total_size": 192}, "weight_map": names}).encode()
+    generator, index = random.Random("index"), tmp_path / "model.safetensors.index.json"
+    refused, started = 0, time.monotonic()
+    for _ in range(MUTATIONS):
+        index.write_bytes(mutate(data, generator))
+        try:
+            source = open_tensors(tmp_path)
+            for name in source.shapes:
+                assert source.read(name).shape == (3, 2)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 600
+    assert refused > MUTATIONS / 4
+    assert time.monotonic() - started < LONGEST_S

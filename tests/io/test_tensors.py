@@ -1,0 +1,262 @@
+"""DOC"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from jpt.errors import InputError
+from jpt.io.tensors import open_tensors, read_header, write_safetensors
+
+# --- safetensors file
+
+TYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"]
+
+
+def test_every_type_comes_back(tmp_path: Path) -> None:
+    arrays = {kind: np.arange(6).reshape(2, 3).astype(kind) for kind in TYPES}
+    arrays["bfloat16"] = np.arange(4).astype(ml_dtypes.bfloat16)
+    arrays["scalar"] = np.array(2.5, np.float32)
+    arrays["empty"] = np.zeros((0, 3), np.float32)
+    arrays["transposed"] = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    write_safetensors(tmp_path / "a.safetensors", arrays, {"card": "ä"})
+    tensors, metadata = read_header(tmp_path / "a.safetensors")
+    assert metadata == {"card": "ä"}
+    assert sorted(tensors) == sorted(arrays)
+    for name, array in arrays.items():
+        found = tensors[name].read()
+        assert (found.dtype, found.shape) == (array.dtype, array.shape)
+        assert found.tobytes() == np.ascontiguousarray(array).tobytes()
+
+
+def test_the_package_reads_what_is_written(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    write_safetensors(tmp_path / "a.safetensors", {"a": array}, {"b": "1", "a": "2"})
+    with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("a"), array)
+        assert file.metadata() == {"a": "2", "b": "1"}
+
+
+def test_values_read_are_the_callers_own(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {"a": np.zeros(3, np.float32)})
+    tensors, _ = read_header(tmp_path / "a.safetensors")
+    tensors["a"].read()[:] = 7
+    assert tensors["a"].read().tolist() == [0, 0, 0]
+
+
+def write_raw(path: Path, header: object, data: bytes) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(shape: object, places: object, dtype: object = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": places}
+
+
+BROKEN = {
+    "header is no JSON": (b"{nonsense", b""),
+    "header is not UTF-8": (b"{\xff}", b""),
+    "header is nested without end": (b"[" * 200_000, b""),
+    "header is a list": ([1], b""),
+    "entry is a number": ({"a": 3}, b""),
+    "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, b"1234"),
+    "shape of a text": ({"a": entry("1", [0, 4])}, b"1234"),
+    "negative shape": ({"a": entry([-1], [0, 4])}, b"1234"),
+    "shape of truth": ({"a": entry([True], [0, 4])}, b"1234"),
+    "shape of a float": ({"a": entry([1.0], [0, 4])}, b"1234"),
+    "huge shape": ({"a": entry([2**61, 2**61], [0, 4])}, b"1234"),
+    "many axes": ({"a": entry([1] * 100, [0, 4])}, b"1234"),
+    "one place": ({"a": entry([1], [0])}, b"1234"),
+    "places the wrong way": ({"a": entry([1], [4, 0])}, b"1234"),
+    "too short for its shape": ({"a": entry([2], [0, 4])}, b"1234"),
+    "beyond the end": ({"a": entry([2], [0, 8])}, b"1234"),
+    "far beyond the end": ({"a": entry([2**40], [0, 2**42])}, b"1234"),
+    "bytes behind the last": ({"a": entry([1], [0, 4])}, b"123456"),
+    "a gap": ({"a": entry([1], [4, 8])}, b"12345678"),
+    "one over another": ({"a": entry([1], [0, 4]), "b": entry([1], [0, 4])}, b"1234"),
+    "metadata of numbers": ({"__metadata__": {"a": 1}}, b""),
+    "metadata is a text": ({"__metadata__": "a"}, b""),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_header(tmp_path: Path, name: str) -> None:
+    path = write_raw(tmp_path / "a.safetensors", *BROKEN[name])
+    with pytest.raises(InputError, match="a.safetensors is not a whole safetensors file: "):
+        read_header(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x02\0\0", b"\xff" * 8, b"\xff" * 40, b"\x10" + b"\0" * 9])
+def test_garbage(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
+        read_header(tmp_path / "a.safetensors")
+
+
+def test_unknown_type_is_named(tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "a.safetensors", {"a": entry([1], [0, 1], "F8_E4M3")}, b"1")
+    with pytest.raises(InputError, match="tensor 'a' has the type 'F8_E4M3'"):
+        read_header(path)
+
+
+def test_truncated_tensor_says_the_sizes(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {"a": np.zeros(100, np.float32)})
+    data = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(data[:-10])
+    with pytest.raises(InputError, match=f"ends after {len(data) - 10} of {len(data)} bytes"):
+        read_header(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "start, kind",
+    [
+        (b"PK\x03\x04\0\0\x08\x08", "a zip archive or a file of torch.save"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF", "a pickle or a file of torch.save"),
+        (b"\x93NUMPY\x01\x00v", "a NumPy array"),
+        (b"version https://git-lfs", "a Git LFS pointer"),
+    ],
+)
+def test_other_kinds_of_files_are_named(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "a.safetensors").write_bytes(start + b"x" * 30)
+    with pytest.raises(InputError, match=f"is not a safetensors file: it is {kind}"):
+        read_header(tmp_path / "a.safetensors")
+
+
+# --- tensor files
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def write(path: Path, **values: float) -> None:
+    write_safetensors(path, {name: np.full(2, value, "f4") for name, value in values.items()})
+
+
+def write_index(path: Path, files: object) -> None:
+    path.write_text(json.dumps({"metadata": {"total_size": 8}, "weight_map": files}))
+
+
+def test_safetensors_is_taken_before_the_older_form(tmp_path: Path) -> None:
+    shutil.copy(FIXTURES / "nested_zip.bin", tmp_path / "pytorch_model.bin")
+    assert list(open_tensors(tmp_path).shapes) == ["encoder.layer.0", "encoder.layer.1"]
+    write(tmp_path / "model.safetensors", a=1)
+    assert open_tensors(tmp_path).shapes == {"a": (2,)}
+
+
+@pytest.mark.parametrize("form", ["zip", "stream"])
+def test_folder_of_the_older_form(tmp_path: Path, form: str) -> None:
+    shutil.copy(FIXTURES / f"state_{form}.bin", tmp_path / "pytorch_model.bin")
+    source = open_tensors(str(tmp_path))
+    assert source.shapes["transposed"] == (5, 6)
+    assert source.dtypes["int16"] == np.int16
+    assert source.read("int16").tolist() == [-300, 300]
+    assert source.origin("int16") == f"{tmp_path / 'pytorch_model.bin'}: int16"
+
+
+def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    shutil.copy(FIXTURES / "nested_stream.bin", tmp_path / "weights.safetensors")
+    assert open_tensors(tmp_path / "weights.safetensors").read("encoder.layer.1").tolist() == [
+        -7,
+        7,
+    ]
+    write(tmp_path / "weights.bin", a=1)
+    assert open_tensors(tmp_path / "weights.bin").read("a").tolist() == [1, 1]
+
+
+def test_shards_of_safetensors(tmp_path: Path) -> None:
+    write(tmp_path / "model-1.safetensors", a=1, unused=5)
+    write(tmp_path / "model-2.safetensors", b=2)
+    index = tmp_path / "model.safetensors.index.json"
+    write_index(index, {"b": "model-2.safetensors", "a": "model-1.safetensors"})
+    source = open_tensors(tmp_path)
+    assert source.shapes == {"b": (2,), "a": (2,)}
+    assert (source.read("a")[0], source.read("b")[0]) == (1, 2)
+    assert source.origin("b").endswith("model-2.safetensors: b")
+    assert open_tensors(index).shapes == source.shapes
+
+
+def test_shards_of_the_older_form(tmp_path: Path) -> None:
+    shutil.copy(FIXTURES / "nested_zip.bin", tmp_path / "one.bin")
+    shutil.copy(FIXTURES / "state_stream.bin", tmp_path / "two.bin")
+    files = {"encoder.layer.1": "one.bin", "int8": "two.bin", "slice": "two.bin"}
+    write_index(tmp_path / "pytorch_model.bin.index.json", files)
+    source = open_tensors(tmp_path)
+    assert list(source.shapes) == list(files)
+    assert (source.read("encoder.layer.1").tolist(), source.read("int8").tolist()) == ([-7, 7],) * 2
+
+
+def test_missing_shards_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "one.safetensors", a=1)
+    files = {"a": "one.safetensors", "b": "two.safetensors", "c": "three.safetensors"}
+    write_index(tmp_path / "model.safetensors.index.json", files)
+    with pytest.raises(InputError, match="2 of the 3 shards .* missing, the first is three.safe"):
+        open_tensors(tmp_path)
+
+
+def test_tensor_that_its_shard_does_not_hold(tmp_path: Path) -> None:
+    write(tmp_path / "one.safetensors", a=1)
+    write_index(tmp_path / "model.safetensors.index.json", {"b": "one.safetensors"})
+    with pytest.raises(InputError, match="'b' is in one.safetensors, which holds 1 other"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["../secret.bin", "/etc/passwd", "a/b.bin", "", "..", 3, None])
+def test_shard_outside_the_folder(tmp_path: Path, file: object) -> None:
+    write_index(tmp_path / "model.safetensors.index.json", {"a": file})
+    with pytest.raises(InputError, match="a file beside it was expected|are missing"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}', "{"]
+)
+def test_broken_index(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match="index.json (has no 'weight_map'|is not JSON)"):
+        open_tensors(tmp_path)
+
+
+def test_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found nothing"):
+        open_tensors(tmp_path)
+    (tmp_path / "tf_model.h5").touch()
+    with pytest.raises(InputError, match="found tf_model.h5; download the safetensors"):
+        open_tensors(tmp_path)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        open_tensors(tmp_path / "nowhere")
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(InputError, match="it is a folder"):
+        open_tensors(tmp_path)
+    with pytest.raises(InputError, match="not a regular file"):
+        open_tensors("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer of 43 bytes"),
+        (b"<!DOCTYPE html>", "neither safetensors nor a file of torch.save"),
+        (b"", "neither safetensors nor a file of torch.save"),
+    ],
+)
+def test_what_is_no_weights(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        open_tensors(tmp_path)
+
+
+def test_unknown_tensor_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "model.safetensors", weight=1, bias=2)
+    with pytest.raises(
+        InputError, match="2 tensors and none named 'weigth'; the nearest are weight"
+    ):
+        open_tensors(tmp_path).read("weigth")

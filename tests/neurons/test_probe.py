@@ -1,0 +1,411 @@
+"""DOC"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jpt
+from jpt.backbones.registry import Backbone
+from jpt.config import ProbeOptions, parse_positions
+from jpt.data.encode import encode_split
+from jpt.data.rows import read_rows
+from jpt.neurons.probe import (
+    activated_neurons,
+    plan_chunk,
+    position_weights,
+    probe_bank,
+    text_input,
+)
+from jpt.parallel import make_mesh
+from jpt.results.prompt_table import read_activations, write_activations
+from jpt.tasks.catalog import load_task
+from jpt.testing import tiny_encoder, write_tiny_backbone
+from jpt.types import Activations, Prompt, PromptCard
+from tests.helpers.golden import read
+from tests.helpers.toys import write_task
+
+# --- activations
+
+BACKBONE = "builtin/bert-small"
+
+
+def make_prompts(count: int, length: int = 5, width: int = 128) -> dict[str, Prompt]:
+    random = np.random.default_rng(0)
+    return {
+        f"p{number}": Prompt(
+            random.normal(0, 0.5, (length, width)).astype(np.float32), PromptCard(BACKBONE, "t")
+        )
+        for number in range(count)
+    }
+
+
+ONE = jnp.ones(1, jnp.int32)
+
+
+@pytest.mark.plain_programs
+@pytest.mark.parametrize("first_position", [0, 1])
+def test_the_bank_is_each_prompt_alone_the_plain_way(first_position: int) -> None:
+    module, params = tiny_encoder(num_hidden_layers=3)
+    bank = jnp.asarray(np.random.default_rng(1).normal(0, 1, (4, 5, 32)), jnp.float32)
+    start = jnp.array([[1]], jnp.int32)
+    together, _ = probe_bank(module, params, bank, start, ONE, first_position=first_position)
+    assert together.shape == (4, 3, 1, 48)
+    for number, prompt in enumerate(bank):
+        # Every position of every layer is computed; the mask stands at 0, the start token last.
+        neurons = module.apply(
+            {"params": params},
+            start,
+            ONE,
+            prompt,
+            capture_neurons=True,
+            every_position=True,
+            first_position=first_position,
+        ).neurons
+        assert neurons.shape == (3, 1, 1 + 5 + 1, 48)
+        np.testing.assert_allclose(together[number], neurons[:, :, 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.plain_programs
+def test_positions_and_start_token_count() -> None:
+    module, params = tiny_encoder()
+    bank = jnp.asarray(np.random.default_rng(1).normal(0, 1, (1, 5, 32)), jnp.float32)
+    start, other = jnp.array([[1]], jnp.int32), jnp.array([[7]], jnp.int32)
+    plain, _ = probe_bank(module, params, bank, start, ONE)
+    shifted, _ = probe_bank(module, params, bank, start, ONE, first_position=1)
+    otherwise, _ = probe_bank(module, params, bank, other, ONE)
+    assert float(jnp.abs(plain - shifted).max()) > 1e-4
+    assert float(jnp.abs(plain - otherwise).max()) > 1e-4
+
+
+@pytest.mark.plain_programs
+def test_order_changes_nothing_and_names_are_sorted(tmp_path: Path) -> None:
+    prompts = make_prompts(3)
+    found = activated_neurons(prompts, tmp_path / "neurons.npz")
+    turned = activated_neurons(dict(reversed(prompts.items())))
+    assert found.names == turned.names == ("p0", "p1", "p2")
+    np.testing.assert_array_equal(found.values, turned.values)
+    assert found.values.shape == (3, 4, 512) and found.values.dtype == np.float32
+    alone = activated_neurons({"p1": prompts["p1"]})
+    scale = np.abs(found.values).max()
+    np.testing.assert_allclose(alone.values[0], found.values[1], rtol=0, atol=1e-5 * scale)
+    stored = read_activations(tmp_path / "neurons.npz")
+    assert stored.names == found.names
+    np.testing.assert_array_equal(stored.values, found.values)
+
+
+@pytest.mark.plain_programs
+def test_values_are_those_after_the_non_linearity() -> None:
+    values = activated_neurons(make_prompts(2)).values
+    assert values.min() > -0.2 and values.max() > 0.5  # GELU is nowhere below -0.17
+
+
+@pytest.mark.plain_programs
+def test_wrong_prompts(tmp_path: Path) -> None:
+    prompts = make_prompts(2)
+    mixed = {**prompts, "p1": make_prompts(1, length=6)["p0"]}
+    with pytest.raises(jpt.InputError, match="prompt p1 has the length 6 and prompt p0 5"):
+        activated_neurons(mixed, tmp_path / "out.npz")
+    with pytest.raises(jpt.InputError, match="there is no such file"):
+        activated_neurons(tmp_path / "nothing", tmp_path / "out.npz")
+    with pytest.raises(jpt.InputError, match="257 rows is longer than the 256 positions"):
+        activated_neurons(make_prompts(1, length=257), tmp_path / "out.npz")
+    with pytest.raises(jpt.InputError, match="128"):
+        activated_neurons(prompts, tmp_path / "out.npz", backbone="builtin/bert-medium")
+    assert not (tmp_path / "out.npz").exists()
+
+
+WHOLE = {"names": np.array(["a"]), "activations": np.ones((1, 3, 4))}
+
+
+@pytest.mark.plain_programs
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"names": np.array(["a"])}, "no file of activations"),
+        ({"names": np.array(["a"]), "activations": np.ones((2, 3, 4))}, r"\[1\] and activations"),
+        ({"names": np.array(["a"]), "activations": np.full((1, 3, 4), np.nan)}, "NaN"),
+        ({"names": np.array(["a", "a"]), "activations": np.ones((2, 3, 4))}, "names a 2 times"),
+        ({"names": np.array(["a"], object), "activations": np.ones((1, 3, 4))}, "no file of"),
+        ({**WHOLE, "rates": np.ones((1, 3, 3))}, r"rates is \[1, 3, 3\] .*; \[1, 3, 4\] of floats"),
+        ({**WHOLE, "rates": np.full((1, 3, 4), 1.1)}, "a rate is outside 0 to 1"),
+        ({**WHOLE, "cka": np.ones((1, 3, 3))}, r"cka is \[1, 3, 3\] .*; \[3, 1, 1\] of floats"),
+        ({**WHOLE, "probe": np.array("{")}, "no file of activations"),
+        ({**WHOLE, "probe": np.array('"text"')}, "probe is 'text'; an object with kind"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, arrays: dict, message: str) -> None:
+    np.savez(tmp_path / "neurons.npz", **arrays)
+    with pytest.raises(jpt.InputError, match=message):
+        read_activations(tmp_path / "neurons.npz")
+
+
+@pytest.mark.plain_programs
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "neurons.npz"
+    write_activations(file, Activations(("a",), np.ones((1, 200, 300), np.float32)))
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(jpt.InputError, match="neurons.npz is no file of activations"):
+        read_activations(file)
+
+
+@pytest.mark.plain_programs
+def test_either_stack_of_a_t5_is_read_on_request() -> None:
+    backbone = jpt.load_backbone("builtin/t5-mini")
+    values = np.random.default_rng(3).normal(0, 1, (2, 5, 128)).astype(np.float32)
+    card = PromptCard(backbone.name, "t", layout="encoder_decoder")
+    prompts = {f"p{number}": Prompt(rows, card) for number, rows in enumerate(values)}
+    found = {stack: activated_neurons(prompts, stack=stack) for stack in ("decoder", "encoder")}
+    np.testing.assert_array_equal(activated_neurons(prompts).values, found["decoder"].values)
+    for stack, activations in found.items():
+        # The plain way: one prompt alone; the encoder at every position, the start token last.
+        output = backbone.module.apply(
+            {"params": backbone.params},
+            jnp.array([[backbone.start_id]], jnp.int32),
+            jnp.ones(1, jnp.int32),
+            values[1],
+            capture_neurons=True,
+            neuron_stack=stack,
+            every_position=True,
+        )
+        np.testing.assert_allclose(activations.values[1], output.neurons[:, 0, -1], atol=1e-5)
+    with pytest.raises(jpt.InputError, match="has one stack"):
+        activated_neurons(make_prompts(1), stack="encoder")
+    with pytest.raises(jpt.InputError, match="stack"):
+        activated_neurons(prompts, stack="both")
+
+
+# --- probe text
+
+WIDTH, LENGTH, ROWS = 32, 3, 6
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 3 to 7 words, so that batches are padded."""
+    texts = ["a film", "the film is fine", "a bad film , not good", "dull", "a lovely number 4"]
+    lines = "".join(f'{{"text": "{text}", "label": "bad"}}\n' for text in (*texts, "boring film"))
+    return write_task(tmp_path_factory.mktemp("task"), validation=lines)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return jpt.load_backbone(write_tiny_backbone(tmp_path_factory.mktemp("bert"), "bert"))
+
+
+@pytest.fixture(scope="module")
+def prompts(backbone: Backbone) -> dict[str, Prompt]:
+    random = np.random.default_rng(0)
+    card = PromptCard(backbone.name, "mood")
+    drawn = random.normal(0, 1, (3, LENGTH, WIDTH)).astype(np.float32)
+    return {name: Prompt(values, card) for name, values in zip("abc", drawn, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def found(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> Activations:
+    return activated_neurons(prompts, backbone=backbone, probe="text", task=task)
+
+
+@pytest.fixture(scope="module")
+def by_row(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> list[list[np.ndarray]]:
+    """Neurons [L, 1 + P + length, F] of every row behind every prompt, each alone, unpadded."""
+    definition = load_task(task)
+    rows = read_rows(definition, "validation")
+    split = encode_split(rows, definition, backbone.tokenizer, 30, "encoder")
+    model, options = (backbone.module, backbone.params), {"every_position": True}
+
+    def read_alone(tokens: np.ndarray, prompt: Prompt) -> np.ndarray:
+        row = jnp.asarray(tokens[None]), jnp.array([len(tokens)]), jnp.asarray(prompt.values)
+        return np.asarray(read(*model, *row, capture_neurons=True, **options).neurons[:, 0])
+
+    ids = [split.tokens[a:b] for a, b in zip(split.offsets[:-1], split.offsets[1:], strict=True)]
+    return [[read_alone(tokens, prompt) for tokens in ids] for prompt in prompts.values()]
+
+
+def expect(by_row: list[list[np.ndarray]], places: str) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the rows of what stands at the places: values and shares."""
+    values, shares = [], []
+    for rows in by_row:
+        at = {
+            "answer": lambda row: row[:, :1],
+            "text": lambda row: row[:, 1 + LENGTH :],
+            "0,-1": lambda row: row[:, [1 + LENGTH, -1]],
+        }[places]
+        values.append(np.mean([at(row).mean(1) for row in rows], axis=0))
+        shares.append(np.mean([(at(row) > 0).mean(1) for row in rows], axis=0))
+    return np.stack(values), np.stack(shares)
+
+
+@pytest.mark.parametrize("places", ["answer", "text", "0,-1"])
+def test_means_are_those_of_rows_read_alone(
+    places: str,
+    prompts: dict[str, Prompt],
+    backbone: Backbone,
+    task: Path,
+    by_row: list[list[np.ndarray]],
+) -> None:
+    options = {"probe": "text", "task": task, "positions": places}
+    found = activated_neurons(prompts, backbone=backbone, **options)
+    values, shares = expect(by_row, places)
+    np.testing.assert_allclose(found.values, values, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found.rates, shares, rtol=0, atol=1e-6)
+    assert found.cka.shape == (2, 3, 3)
+
+
+def test_each_prompt_alone_and_any_order(
+    prompts: dict[str, Prompt], backbone: Backbone, task: Path, found: Activations, tmp_path: Path
+) -> None:
+    options = {"backbone": backbone, "probe": "text", "task": task}
+    turned = activated_neurons(dict(reversed(prompts.items())), tmp_path / "n.npz", **options)
+    for name in ("values", "rates", "cka"):
+        np.testing.assert_array_equal(getattr(turned, name), getattr(found, name))
+    alone = activated_neurons({"b": prompts["b"]}, **options)
+    np.testing.assert_allclose(alone.values[0], found.values[1], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(alone.rates[0], found.rates[1])
+    again = read_activations(tmp_path / "n.npz")
+    assert again.probe == found.probe and again.names == found.names
+    for name in ("values", "rates", "cka"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+    expected = {"kind": "text", "task": "mood", "split": "validation", "rows": ROWS, "seed": 0}
+    assert expected.items() <= found.probe.items() and found.probe["positions"] == "answer"
+
+
+def test_labels_are_not_looked_at_and_rows_are_drawn(
+    prompts: dict[str, Prompt], backbone: Backbone, task: Path
+) -> None:
+    definition = load_task(task)
+    rows = [{"text": row["text"]} for row in read_rows(definition, "validation")]
+    splits = [
+        text_input(
+            backbone,
+            ProbeOptions("text", definition, rows=4, seed=seed, data={"validation": rows}),
+            LENGTH,
+        ).split
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(splits[0].tokens, splits[1].tokens)
+    assert splits[0].n_rows == 4 and splits[0].tokens.tolist() != splits[2].tokens.tolist()
+
+
+def test_rows_without_the_token_are_left_out(backbone: Backbone, task: Path) -> None:
+    options = ProbeOptions(probe="text", task=task, positions=6)  # the seventh token
+    given = text_input(backbone, options, LENGTH)
+    lengths = given.split.lengths
+    assert given.record["rows"] == len(lengths) < ROWS
+    assert lengths.tolist() == [8]  # the others have 3 to 6
+    with pytest.raises(jpt.InputError, match="positions is 99, but the longest of 6 rows has"):
+        text_input(backbone, dataclasses.replace(options, positions=99), LENGTH)
+
+
+def test_few_rows_have_no_cka(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> None:
+    found = activated_neurons(prompts, backbone=backbone, probe="text", task=task, rows=1)
+    assert found.cka is None and set(np.unique(found.rates)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("positions", "chosen"), [("answer", "answer"), ((0, -1, 0), (0, -1)), ("-1", (-1,)), (2, (2,))]
+)
+def test_positions(positions: str | int | tuple[int, ...], chosen: str | tuple[int, ...]) -> None:
+    assert parse_positions(positions) == chosen
+
+
+def test_weights_of_positions_leave_padding_out() -> None:
+    lengths = np.array([3, 1])
+    assert position_weights("text", lengths, 4)[0].tolist() == pytest.approx([1 / 3] * 3 + [0])
+    assert position_weights((2,), lengths, 4).tolist() == [[0, 0, 1, 0], [0] * 4]
+    assert position_weights((-2, -1), lengths, 4).tolist() == [[0, 0.5, 0.5, 0], [1, 0, 0, 0]]
+
+
+def test_pieces_fill_the_budget_and_no_more(backbone: Backbone, task: Path) -> None:
+    given = text_input(backbone, ProbeOptions(probe="text", task=task), LENGTH)
+
+    def plan(chunk_mb: float, prompts: int = 100) -> tuple[int, int]:
+        options = ProbeOptions(probe="text", task=task, chunk_mb=chunk_mb)
+        return plan_chunk(backbone, (prompts, LENGTH), given, options)
+
+    assert plan(1e-9) == (1, 1) and plan(1e9) == (100, ROWS)
+    sizes = [plan(mb) for mb in (0.02, 0.05, 0.5, 2, 4)]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 5
+    assert all(prompts == 1 or rows == ROWS for prompts, rows in sizes)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "chunk_mb"),
+    [("prompt:2,data:2,model:2", 256), pytest.param("prompt:4", 1e-9, marks=pytest.mark.slow)],
+)
+def test_a_mesh_changes_no_number(
+    found: Activations,
+    prompts: dict[str, Prompt],
+    backbone: Backbone,
+    task: Path,
+    mesh: str,
+    chunk_mb: float,
+) -> None:
+    """Three prompts on two devices, six rows on two; or one place for each."""
+    options = {"probe": "text", "task": task, "chunk_mb": chunk_mb}
+    split = activated_neurons(prompts, backbone=backbone, mesh=mesh, **options)
+    for name in ("values", "rates", "cka"):
+        expected = getattr(found, name)
+        difference = np.abs(getattr(split, name) - expected).max()
+        assert difference <= 1e-5 * np.abs(expected).max(), name
+
+
+def test_pieces_on_a_mesh_are_what_its_axes_divide(backbone: Backbone, task: Path) -> None:
+    given = text_input(backbone, ProbeOptions(probe="text", task=task), LENGTH)
+    mesh = make_mesh("prompt:4,data:2")
+
+    def plan(chunk_mb: float) -> tuple[int, int]:
+        options = ProbeOptions(probe="text", task=task, chunk_mb=chunk_mb)
+        return plan_chunk(backbone, (10, LENGTH), given, options, mesh)
+
+    assert plan(1e-9) == (4, 2), "one prompt and one row on each device"
+    assert plan(1e9) == (12, ROWS), "ten prompts, filled up to twelve"
+
+
+WRONG = [
+    ({"probe": "words"}, "probe is 'words'; expected one of start, text"),
+    ({"probe": "text"}, "probe is text, but no task says whose"),
+    ({"task": "sst2", "rows": 3}, "task and rows choose what text is read, but the probe is start"),
+    ({"positions": "0"}, "positions chooses what text is read"),
+    ({"chunk_mb": 0}, "chunk_mb is 0; give a number of megabytes above 0"),
+    ({"chunk_mb": float("nan")}, "chunk_mb is nan"),
+    ({"probe": "text", "task": "x", "rows": 0}, "rows is 0; give a whole number"),
+    ({"probe": "text", "task": "x", "positions": "first"}, "positions is 'first'; expected answer"),
+    ({"probe": "text", "task": "x", "positions": ()}, r"positions is \(\)"),
+    ({"probe": "text", "task": "x", "positions": (0.5,)}, r"positions is \(0.5,\)"),
+    ({"probe": "text", "task": "nowhere"}, "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG)
+def test_wrong_options(
+    options: dict, said: str, prompts: dict[str, Prompt], backbone: Backbone, tmp_path: Path
+) -> None:
+    with pytest.raises(jpt.InputError, match=said):
+        activated_neurons(prompts, tmp_path / "n.npz", backbone=backbone, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_rows_than_there_are_and_texts_beyond_the_positions(
+    prompts: dict[str, Prompt], backbone: Backbone, task: Path
+) -> None:
+    options = {"backbone": backbone, "probe": "text", "task": task}
+    with pytest.raises(jpt.InputError, match="rows is 7, but mood validation has 6 rows; ask for"):
+        activated_neurons(prompts, rows=7, **options)
+    with pytest.raises(jpt.InputError, match="41 tokens, but .* has 40 positions"):
+        activated_neurons(prompts, max_tokens=41, **options)
+
+
+def test_the_decoder_of_a_t5_stands_at_no_token(tmp_path: Path, task: Path) -> None:
+    backbone = jpt.load_backbone(write_tiny_backbone(tmp_path / "t5", "t5"))
+    card = PromptCard(backbone.name, "mood", layout="encoder_decoder")
+    bank = {"a": Prompt(np.ones((LENGTH, WIDTH), np.float32), card)}
+    options = {"backbone": backbone, "probe": "text", "task": task, "positions": "text"}
+    with pytest.raises(jpt.InputError, match="set stack to encoder, or positions to answer"):
+        activated_neurons(bank, **options)
+    found = activated_neurons(bank, stack="encoder", **options)
+    assert found.probe["stack"] == "encoder" and found.rates.max() > 0

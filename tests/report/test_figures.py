@@ -1,0 +1,448 @@
+"""DOC"""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.collections import PolyCollection, QuadMesh
+from matplotlib.figure import Figure
+
+import jpt
+from jpt.errors import InputError
+from jpt.report.figures import (
+    BLUE,
+    COLOR_MAP,
+    INK,
+    HeatMap,
+    contrast,
+    cost_figure,
+    heat_map,
+    indicator_panel,
+    learning_curve,
+    mask_figure,
+    new_figure,
+    plain,
+    plot_curves,
+    plot_shares,
+    prompt_map,
+    read_shares,
+    readable_on,
+    scale_to_plane,
+    strips,
+    to_svg,
+    warm_start_figure,
+    window_curve,
+)
+from jpt.results.records import LossCurve
+
+# --- figures
+
+
+def distances(points: np.ndarray) -> np.ndarray:
+    return np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_points_of_a_plane_keep_all_their_distances(count: int) -> None:
+    points = np.random.default_rng(count).normal(size=(count, 2)) + 5
+    found, share = scale_to_plane(distances(points))
+    np.testing.assert_allclose(distances(found), distances(points), atol=1e-9)
+    assert share == pytest.approx(1) and np.abs(found.mean(0)).max() < 1e-9
+    assert found[:, 0].var() >= found[:, 1].var()
+
+
+def test_of_points_in_space_the_plane_holds_the_two_longest_directions() -> None:
+    random = np.random.default_rng(0)
+    points = random.normal(size=(20, 4)) * (3, 2, 1, 0.5)
+    found, share = scale_to_plane(distances(points))
+    singular = np.linalg.svd(points - points.mean(0), compute_uv=False)
+    assert share == pytest.approx((singular[:2] ** 2).sum() / (singular**2).sum())
+    np.testing.assert_allclose(np.linalg.norm(found, axis=0), singular[:2])
+
+
+def test_order_and_equal_prompts() -> None:
+    points = np.random.default_rng(1).normal(size=(6, 2))
+    order = np.random.default_rng(2).permutation(6)
+    plain, moved = scale_to_plane(distances(points))[0], scale_to_plane(distances(points[order]))[0]
+    np.testing.assert_allclose(moved, plain[order], atol=1e-9)
+    nowhere, share = scale_to_plane(np.zeros((3, 3)))
+    assert not nowhere.any() and share == 1
+
+
+def test_each_type_has_its_own_color_and_shape() -> None:
+    points = np.random.default_rng(0).random((8, 2))
+    types = ["sentiment", "nli", "ethics", "paraphrase", "qa", "summarization", "other", "none"]
+    names = [f"task {place}" for place in range(8)]
+    figure = prompt_map(points, names, types, ("none",), " (x)")
+    groups = figure.axes[0].collections
+    looks = [
+        (tuple(group.get_facecolor()[0]), group.get_paths()[0].vertices.tobytes())
+        for group in groups
+    ]
+    assert len(set(looks[:6])) == len({look[0] for look in looks[:6]}) == 6
+    assert looks[6] == looks[7] and looks[7][0] not in {look[0] for look in looks[:6]}
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == types
+    assert "first direction (x)" in to_svg(figure, "a", "x")
+
+
+def test_names_stand_side_by_side_where_there_is_room() -> None:
+    points = np.array([[x, y] for x in (0.0, 1.0, 2.0) for y in (0.0, 1.0, 2.0)])
+    names = [f"a task {place}" for place in range(9)]
+    figure = prompt_map(points, names, ["nli"] * 9)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_panels_show_every_point_by_group() -> None:
+    some = np.array([0.1, 0.2, 0.3])
+    groups = {"same type": (some, some + 0.5), "other type": (some[:1], some[:1])}
+    axes = indicator_panel(groups, "ON", (0, 1.1)).axes[0]
+    assert [len(group.get_offsets()) for group in axes.collections] == [3, 1]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(groups)
+    assert axes.get_ylim() == (0, 1.1)
+
+
+def test_costs_are_in_points_from_top_to_bottom() -> None:
+    figure = cost_figure(["ON", "C"], [0.02, 0.05], [(0.01, 0.03), (np.nan, np.nan)], 0.1)
+    (dots,) = figure.axes[0].collections
+    np.testing.assert_allclose(dots.get_offsets(), [[2, 0], [5, 1]])
+    low, high = figure.axes[0].get_ylim()
+    assert low > high
+    lines = [line.get_xdata() for line in figure.axes[0].lines]
+    assert [list(line) for line in lines if len(line) == 2][0] == pytest.approx([1, 3])
+    assert "nan" not in to_svg(figure, "a", "x").lower()
+
+
+# --- plots
+
+
+def _map(values: np.ndarray, names: list[str] | None = None, **options: object) -> HeatMap:
+    names = names or [f"t{i}" for i in range(len(values))]
+    columns = [f"p{j}" for j in range(values.shape[1])]
+    texts = [[f"{value:.1f}" for value in line] for line in values]
+    kinds = ["nli"] * (len(columns) // 2) + ["qa"] * (len(columns) - len(columns) // 2)
+    return HeatMap(names, columns, ["nli"] * len(names), kinds, values, texts, "scale", **options)
+
+
+def _texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def _meshes(figure: Figure) -> list[QuadMesh]:
+    return [mesh for mesh in figure.axes[0].collections if isinstance(mesh, QuadMesh)]
+
+
+def _parse(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)
+
+
+def test_svg_is_well_formed_and_loads_nothing() -> None:
+    svg = to_svg(heat_map(_map(np.eye(3)), True), "a", 'a "map" & more')
+    root = _parse(svg)
+    assert root.attrib["aria-label"] == 'a "map" & more'
+    assert "http" not in svg and "<script" not in svg and "<metadata" not in svg
+    assert float(root.attrib["viewBox"].split()[2]) == pytest.approx(
+        float(root.attrib["width"]), abs=1
+    )
+
+
+def test_equal_figures_give_equal_bytes_and_ids_of_two_figures_differ() -> None:
+    draw = [to_svg(heat_map(_map(np.eye(3)), True), name, "x") for name in ("a", "a", "b")]
+    assert draw[0] == draw[1]
+    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in draw[1:]]
+    assert ids[0] and not ids[0] & ids[1]
+    used = set(re.findall(r"url\(#([^)]+)\)", draw[0]))
+    assert used <= ids[0]
+
+
+def test_colors_of_text_follow_the_page_and_fonts_are_large_enough() -> None:
+    svg = to_svg(heat_map(_map(np.eye(3)), True), "a", "x")
+    assert "DejaVu" not in svg and "var(--font)" in svg
+    assert f"var(--ink, {INK})" in svg and "var(--card" in svg
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?: [\w ]*?([\d.]+)px", svg)]
+    assert len(sizes) > 12 and min(sizes) >= 9
+
+
+def test_cells_show_their_numbers_and_not_measured_ones_stay_gray() -> None:
+    values = np.array([[0.5, np.nan], [1.0, 0.25]])
+    figure = heat_map(_map(values), percent=True)
+    assert {"0.5", "1.0", "0.2", "t0", "p1", "nli", "qa", "25%", "100%"} <= set(_texts(figure))
+    cells = np.ma.getmaskarray(_meshes(figure)[0].get_array()).reshape(values.shape)
+    np.testing.assert_array_equal(cells, np.isnan(values))
+
+
+def test_many_columns_leave_numbers_out_and_stay_readable() -> None:
+    figure = heat_map(_map(np.random.default_rng(0).random((40, 100))), percent=True)
+    texts = figure.axes[0].texts
+    assert {"t39", "p99"} <= set(_texts(figure)) and len(texts) < 200
+    assert min(text.get_fontsize() for text in texts) >= 9
+
+
+def test_twenty_columns_have_numbers_within_the_width_of_a_screen() -> None:
+    names = ["a long name of a task"] * 20
+    figure = heat_map(_map(np.full((20, 20), 0.123), names), percent=True)
+    assert _texts(figure).count("0.1") == 400
+    assert figure.get_size_inches()[0] * 72 < 1090
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.5])
+def test_one_cell_without_any_range(value: float) -> None:
+    assert "<svg" in to_svg(heat_map(_map(np.array([[value]])), False), "a", "x")
+
+
+def test_side_columns_stand_beside_the_cells() -> None:
+    sides = {
+        "side_label": ["untrained", "in_task"],
+        "side_texts": [["33"], ["88"]],
+        "side_values": np.array([[0.4], [np.nan]]),
+    }
+    figure = heat_map(_map(np.array([[0.5, 0.6]]), **sides), percent=True)
+    assert {"untrained", "in_task", "33", "88"} <= set(_texts(figure))
+    assert len(_meshes(figure)) == 2  # cells, the colored side column
+
+
+def test_cells_are_shapes_until_there_are_too_many() -> None:
+    few, many = (np.random.default_rng(0).random((n, n)) for n in (3, 70))
+    assert "<image" not in to_svg(heat_map(_map(few), True), "a", "x")
+    svg = to_svg(heat_map(_map(many), True), "a", "x")
+    assert "<image" in svg and len(svg) < 200_000
+
+
+def test_the_scale_runs_from_the_lowest_to_the_highest_color() -> None:
+    figure = heat_map(_map(np.array([[0.5, 1.0], [0.7, 0.2]])), percent=True)
+    (ramp,) = [each for each in figure.axes[0].collections if isinstance(each, PolyCollection)]
+    colors = COLOR_MAP(ramp.norm(ramp.get_array()))
+    np.testing.assert_array_equal(colors[[0, -1]], COLOR_MAP([0.0, 1.0]))
+    assert (ramp.norm.vmin, ramp.norm.vmax) == (0.2, 1.0)
+    rights = [path.vertices[:, 0].max() for path in ramp.get_paths()]
+    assert len(set(rights)) == 1 and len(rights) > 30  # each lies on the one before
+
+
+def test_own_cell_is_framed() -> None:
+    framed = heat_map(_map(np.eye(2), outlined=frozenset({(0, 0)})), True).axes[0].patches
+    assert len(framed) == len(heat_map(_map(np.eye(2)), True).axes[0].patches) + 1
+
+
+def test_text_in_every_color_has_contrast() -> None:
+    for color in COLOR_MAP(np.linspace(0, 1, 50)):
+        assert contrast(readable_on(color), color) >= 4.5
+
+
+def test_color_map_grows_darker_all_the_way() -> None:
+    gray = COLOR_MAP(np.linspace(0, 1, 64))[:, :3] @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(gray) < 1e-3).all() and gray[0] - gray[-1] > 0.6
+
+
+def test_names_are_neither_markup_nor_mathematics() -> None:
+    svg = to_svg(heat_map(_map(np.eye(1), ["<b>$x_1$</b> & 語"]), True), "a", "x")
+    assert "&lt;b&gt;$x_1$&lt;/b&gt; &amp; 語" in svg
+    _parse(svg)
+
+
+def test_long_names_and_control_signs() -> None:
+    assert plain("short") == "short" and plain("a\x00b\n") == "a b "
+    assert len(plain("x" * 300)) == 26
+
+
+def test_strip_line_is_the_mean() -> None:
+    figure = strips({"same": [0.9, 0.7], "none": [], "other": [0.5]}, "y")
+    lines = [line for line in figure.axes[0].lines if line.get_linewidth() == 2]
+    assert [float(line.get_ydata()[0]) for line in lines] == pytest.approx([0.8, 0.5])
+    assert _texts(figure) == ["80", "50"]
+
+
+def _curve(**changes: np.ndarray) -> LossCurve:
+    steps = np.array([10.0, 20.0, 30.0])
+    parts = {"train_steps": steps, "train_loss": steps / 30, "steps": steps, "loss": steps / 40}
+    return LossCurve(**{**parts, "score": np.array([0.5, 0.8, 0.7]), **changes})
+
+
+def test_learning_curve_marks_the_kept_step() -> None:
+    figure = learning_curve(_curve(), "accuracy", 0.5, 20)
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [float(dot.get_xdata()[0]) for dot in dots] == [20]
+    assert _texts(figure) == ["0.800"]
+
+
+def test_learning_curve_with_gaps() -> None:
+    empty = np.array([])
+    only_train = _curve(steps=empty, loss=empty, score=empty)
+    for curve, best in ((only_train, 20), (_curve(score=np.full(3, np.nan)), None)):
+        svg = to_svg(learning_curve(curve, "$f_1$", np.nan, best), "a", "x")
+        assert "$f_1$" in svg
+        _parse(svg)
+
+
+def test_window_curve_keeps_gaps() -> None:
+    windows = [(i, i + 2) for i in range(22)]
+    figure = window_curve(windows, {"own prompts left out": [np.nan] + [0.5] * 21})
+    line = figure.axes[0].lines[1]
+    assert np.isnan(line.get_ydata()[0]) and line.get_color() == BLUE
+    assert len(figure.axes[0].get_xticks()) < 10
+
+
+def test_figures_leave_the_settings_of_matplotlib_alone() -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    to_svg(new_figure(50, 50)[0], "a", "x")
+    assert dict(mpl.rcParams) == before
+
+
+# --- mask figure
+
+
+def mask(*values: float, whole: float) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    return {"relative": mean / whole, "runs": [{"value": value} for value in values]}
+
+
+def record() -> dict[str, Any]:
+    first = {"in_task": mask(0.4, whole=0.8), "random": mask(0.6, 0.8, whole=0.8)}
+    second = {"in_task": mask(0.3, whole=0.5), "random": mask(0.5, 0.5, whole=0.5)}
+    return {
+        "backbone": "builtin/x_$y$",
+        "layers": [2, 3],
+        "masked_neurons": 410,
+        "neurons": 2048,
+        "targets": {
+            "imdb": {"unmasked": 0.8, "majority": 0.4, "masks": first},
+            "mnli": {"unmasked": 0.5, "majority": 0.35, "masks": second},
+            "zero": {"unmasked": 0.0, "majority": 0.5, "masks": first},
+        },
+    }
+
+
+def write(folder: Path, value: Any) -> Path:
+    (folder / "mask.json").write_text(json.dumps(value))
+    return folder
+
+
+def test_bars_are_means_over_tasks_and_points_are_the_scores(tmp_path: Path) -> None:
+    shares = read_shares(write(tmp_path, record()) / "mask.json")
+    axes = plot_shares(shares).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.55, 0.9375])
+    points = [sorted(of.get_offsets()[:, 1].tolist()) for of in axes.collections]
+    assert points[0] == pytest.approx([0.5, 0.6]) and points[1] == pytest.approx([0.75, 1, 1, 1])
+    assert shares.commonest == pytest.approx((0.5 + 0.7) / 2)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["in-task", "random"]
+
+
+def test_the_file_is_a_picture_that_says_what_was_masked_and_comes_out_equal(tmp_path) -> None:
+    path = mask_figure(write(tmp_path, record()))
+    first = path.read_bytes()
+    for text in (b"410 of 2048 neurons silent (layers 2-3), builtin/x_$y$", b"55%", b"commonest"):
+        assert text in first
+    assert mask_figure(tmp_path).read_bytes() == first
+    assert mask_figure(tmp_path, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": {}}, "holds no scores above 0"),
+        ({"targets": []}, "targets is .*an object expected"),
+        ({"targets": {"a": {"unmasked": "x"}}}, "targets.a.unmasked is 'x'; a number expected"),
+        (
+            {"targets": {"a": {"unmasked": 1.0, "masks": {"in_task": {"runs": []}}}}},
+            "targets.a.masks.own has no relative",
+        ),
+    ],
+)
+def test_a_broken_record_is_told_by_file_and_place(tmp_path, change, message) -> None:
+    write(tmp_path, {**record(), **change})
+    with pytest.raises(InputError, match=rf"mask.json:? .*{message}"):
+        mask_figure(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.json"]
+
+
+def test_no_study_and_a_strange_ending_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such file"):
+        mask_figure(tmp_path)
+    with pytest.raises(InputError, match=r"give it the ending \.svg, \.png or \.pdf"):
+        mask_figure(write(tmp_path, record()), tmp_path / "mask.gif")
+
+
+# --- warm start figure
+
+STEPS = [0, 10, 20]
+
+
+def write_study(folder: Path, **changes: object) -> Path:
+    runs = [
+        {"run": name, "seed": seed, "curve": {"steps": STEPS, "values": values}}
+        for name, seed, values in (
+            ("vanilla", 0, [0.5, 0.6, 0.7]),
+            ("vanilla", 1, [0.4, 0.7, 0.8]),
+            ("im$db$<b>", 0, [0.6, 0.8, 0.8]),
+            ("im$db$<b>", 1, [0.7, 0.7, 0.9]),
+        )
+    ]
+    record = {"task": "mood", "metric": "accuracy", "backbone": "bert", "runs": runs, **changes}
+    (folder / "warm_start.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_the_file_is_an_image_with_names_of_axes_and_runs(tmp_path: Path) -> None:
+    path = warm_start_figure(write_study(tmp_path))
+    assert path == tmp_path / "warm_start.svg"
+    root = ElementTree.fromstring(path.read_text())
+    assert root.tag.endswith("svg")
+    texts = {text.text for text in root.iter() if text.tag.endswith("text")}
+    assert {"training step", "accuracy on validation", "vanilla", "im$db$<b>"} <= texts
+    assert any("mood on bert, mean and range of 2 seeds" in (text or "") for text in texts)
+    before = path.read_bytes()
+    warm_start_figure(tmp_path)
+    assert path.read_bytes() == before
+    png = warm_start_figure(tmp_path, tmp_path / "curves.png")
+    assert png.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_lines_are_means_and_bands_the_range() -> None:
+    values = np.array([[0.5, 0.6, 0.7], [0.4, 0.7, 0.8]])
+    curves = {"vanilla": (np.array(STEPS), values), "one": (np.array(STEPS), values[:1])}
+    axes = plot_curves(curves, "mood", "accuracy", "bert").axes[0]
+    assert [line.get_label() for line in axes.lines] == ["vanilla", "one"]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.45, 0.65, 0.75])
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), values[0])
+    (band,) = axes.collections  # one seed has no range
+    edge = band.get_paths()[0].vertices
+    assert (edge[edge[:, 0] == 10, 1].min(), edge[edge[:, 0] == 10, 1].max()) == (0.6, 0.7)
+    colors = {line.get_color() for line in axes.lines}
+    assert len(colors) == 2
+
+
+def test_many_runs_are_told_apart() -> None:
+    curve = np.array(STEPS), np.array([[0.5, 0.6, 0.7]])
+    axes = plot_curves({f"run {n}": curve for n in range(13)}, "m", "accuracy", "b").axes[0]
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
+    assert len(looks) == 13
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runs": []}, "holds no runs; make it again with jpt warm-start"),
+        ({"runs": [3]}, "a run"),
+        ({"runs": [{"run": "a", "curve": {"steps": [0], "values": []}}]}, "not scored at the same"),
+        ({"runs": [{"run": "a"}]}, "curve"),
+        ({"task": 5}, "task"),
+    ],
+)
+def test_a_broken_record_is_told(tmp_path: Path, changes, message: str) -> None:
+    with pytest.raises(jpt.InputError, match=message):
+        warm_start_figure(write_study(tmp_path, **changes))
+    assert not (tmp_path / "warm_start.svg").exists()
+
+
+def test_a_file_of_no_known_kind(tmp_path: Path) -> None:
+    with pytest.raises(jpt.InputError, match="give it the ending .svg, .png or .pdf"):
+        warm_start_figure(write_study(tmp_path), tmp_path / "curves.bmp")

@@ -1,0 +1,156 @@
+"""Ratios, means by type and rankings: against the published matrices, and against plain loops."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jpt
+from jpt.results.prompt_table import describe_matrix
+from jpt.types import TransferMatrix
+from tests.helpers.running import load_script
+
+TYPES = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}
+
+
+@pytest.fixture(scope="module")
+def expected(reference_folder: Path) -> dict[str, Any]:
+    text = (reference_folder / "reference" / "expected.json").read_text()
+    return json.loads(text)["backbones"]
+
+
+def read_wide(path: Path) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """The reference's own relative matrix: a line a target, a column a prompt."""
+    with path.open() as file:
+        lines = list(csv.DictReader(file))
+    prompts = [name for name in lines[0] if name not in ("target_task", "own_value")]
+    return prompts, {
+        line["target_task"]: {name: float(line[name]) for name in (*prompts, "own_value")}
+        for line in lines
+    }
+
+
+@pytest.mark.parametrize("backbone", ["roberta-base", "t5-base"])
+def test_published_matrices(reference_folder: Path, expected: Any, backbone: str) -> None:
+    folder, wanted = reference_folder / "reference" / "transfer", expected[backbone]
+    matrix = jpt.read_transfer(folder / f"{backbone}.csv")
+    relative = jpt.relative_performance(matrix)
+    prompts, lines = read_wide(folder / f"{backbone}_relative.csv")
+    assert set(lines) == set(matrix.targets) and set(prompts) == set(matrix.prompts)
+    for row, target in enumerate(matrix.targets):
+        own = matrix.values[row, matrix.prompts.index(target)]
+        assert own == lines[target]["own_value"] == wanted["own_performance"][target]
+        for column, prompt in enumerate(matrix.prompts):
+            # Six decimals are written there; at their end half a unit is lost.
+            assert relative.values[row, column] == pytest.approx(lines[target][prompt], abs=6e-7)
+    found = jpt.summarize_transfer(matrix)
+    told = wanted["relative_transfer"]
+    transfer = found["relative_transfer"]
+    assert transfer["best_other_source"] == told.pop("best_other_source")
+    assert {name: transfer[name] for name in told} == pytest.approx(told, abs=1e-6)
+    assert transfer["untouched_mean"] is None
+    for target, means in wanted["relative_by_type"].items():
+        assert found["relative_by_type"][target] == pytest.approx(means, abs=1e-6)
+    for target, ranked in found["ranking"].items():
+        scores = {name: lines[target][name] for name in set(prompts) - {target, "random"}}
+        assert sorted(ranked) == sorted(scores)
+        values = [scores[name] for name in ranked]
+        assert all(a >= b - 1e-6 for a, b in zip(values, values[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "same", "other"), [("roberta-large", 76, 53), ("t5-small", 79.1, 48)]
+)
+def test_the_same_command_gives_the_others(
+    reference_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    backbone: str,
+    same: float,
+    other: float,
+) -> None:
+    script = load_script("paper/transfer_figures.py")
+    script.main(["--reference", str(reference_folder / "reference")])
+    told = capsys.readouterr().out
+    titles = [line.removeprefix("## ") for line in told.splitlines() if line.startswith("## ")]
+    assert titles == ["roberta-base", "roberta-large", "t5-base", "t5-small"]
+    part = told.split(f"## {backbone}\n")[1].split("## ")[0]
+    assert f"same type {same:.1f} %, other types {other:.1f} %" in part
+    path = reference_folder / "reference" / "transfer" / f"{backbone}.csv"
+    found = jpt.summarize_transfer(path)["relative_transfer"]
+    assert 100 * found["same_type_mean"] == pytest.approx(same, abs=0.05)
+    assert 100 * found["different_type_mean"] == pytest.approx(other, abs=0.05)
+
+
+def test_means_by_type_are_those_of_a_plain_loop() -> None:
+    random = np.random.default_rng(0)
+    names = (*TYPES, "random", "none")
+    values = random.uniform(0.2, 1, (5, 7))
+    values[3, 1] = np.nan  # never measured
+    matrix = TransferMatrix(tuple(TYPES), names, values, ("accuracy",) * 5)
+    found = jpt.summarize_transfer(matrix, target_types=TYPES, prompt_types=TYPES)
+    sums: dict[tuple[str, str], list[float]] = {}
+    same, other = [], []
+    for i, target in enumerate(TYPES):
+        for j, source in enumerate(TYPES):
+            if source == target or np.isnan(values[i, j]):
+                continue
+            ratio = values[i, j] / values[i, i]
+            sums.setdefault((TYPES[target], TYPES[source]), []).append(ratio)
+            (same if TYPES[target] == TYPES[source] else other).append(ratio)
+    assert len(same) + len(other) == 19
+    for target in "xyz":
+        for source in "xyz":
+            mean = found["relative_by_type"][target][source]
+            if (target, source) == ("z", "z"):
+                assert mean is None  # its only prompt is its own
+            else:
+                assert mean == pytest.approx(np.mean(sums[target, source]))
+    transfer = found["relative_transfer"]
+    assert transfer["same_type_mean"] == pytest.approx(np.mean(same))
+    assert transfer["different_type_mean"] == pytest.approx(np.mean(other))
+    assert transfer["random_mean"] == pytest.approx(np.mean(values[:, 5] / np.diag(values)))
+    assert transfer["untouched_mean"] == pytest.approx(np.mean(values[:, 6] / np.diag(values)))
+    assert all({"random", "none"}.isdisjoint(names) for names in found["ranking"].values())
+    assert "b" not in found["ranking"]["d"]
+
+
+def test_equal_sources_rank_by_name_and_types_that_nobody_knows_are_left_out() -> None:
+    values = np.array([[1.0, 0.5, 0.5, 0.7]])
+    matrix = TransferMatrix(("a",), ("a", "c", "b", "mine"), values, ("accuracy",))
+    kinds = {"a": "x", "b": "y", "c": "x", "mine": None}
+    found = jpt.summarize_transfer(matrix, target_types=kinds, prompt_types=kinds)
+    assert found["ranking"] == {"a": ["mine", "b", "c"]}
+    assert found["relative_by_type"] == {"x": {"x": 0.5, "y": 0.5}}
+    assert found["relative_transfer"]["best_other_source"] == {"a": "b"}
+    assert found["relative_transfer"]["random_mean"] is None
+
+
+def test_targets_without_own_prompt_have_no_ratio(tmp_path: Path) -> None:
+    file = tmp_path / "transfer.csv"
+    lines = ["target_task,source_prompt,metric,value", "imdb,imdb,accuracy,0", "sst2,imdb,f1,0.5"]
+    file.write_text("\n".join(lines) + "\n")
+    found = jpt.summarize_transfer(file)
+    assert found["ranking"] == {} and found["relative_transfer"]["n_same"] == 0
+    assert np.isnan(jpt.relative_performance(jpt.read_transfer(file)).values).all()
+    with pytest.raises(jpt.InputError, match="no such file"):
+        jpt.summarize_transfer(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("count", [1, 4, 30])
+def test_wide_matrices_are_laid_out_below_each_other(count: int) -> None:
+    names = tuple(f"a_rather_long_name_{number}" for number in range(count))
+    values = np.arange(count * 2, dtype=np.float64).reshape(2, count) / 100
+    matrix = TransferMatrix(("one", "other"), names, values, ("accuracy",) * 2)
+    lines = describe_matrix(matrix, {"one": names[0]}, ["a note " * 20]).splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line.split() for line in lines if line.startswith("   ")]
+    assert sum(heads, []) == list(names)
+    ones = [cell for line in lines if line.startswith("one ") for cell in line.split()[1:]]
+    assert ones == [f"{value:.3f}{'*' * (not place)}" for place, value in enumerate(values[0])]
+    others = [line for line in lines if line.startswith("other ")]
+    assert len(others) == len(heads), "each part has every target"

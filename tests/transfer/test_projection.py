@@ -1,0 +1,319 @@
+"""DOC"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jpt
+from jpt.results.prompt_table import read_transfer
+from jpt.testing import WORDS, write_tiny_backbone
+from jpt.transfer.projection import (
+    choose_anchors,
+    least_squares_projector,
+    relative_method,
+    shared_tokens,
+)
+from jpt.types import Prompt, PromptCard
+from tests.helpers.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
+
+# --- projector baselines
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> jpt.Backbone:
+    return jpt.load_backbone(write_tiny_backbone(tmp_path_factory.mktemp("source"), "bert"))
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> jpt.Backbone:
+    """A T5 of another width, with the same pieces."""
+    return jpt.load_backbone(write_tiny_backbone(tmp_path_factory.mktemp("t5"), "t5", d_model=20))
+
+
+def with_words(backbone: jpt.Backbone, words: np.ndarray) -> jpt.Backbone:
+    embeddings = {**backbone.params["embeddings"], "word": jnp.asarray(words, jnp.float32)}
+    return dataclasses.replace(backbone, params={**backbone.params, "embeddings": embeddings})
+
+
+def prompt_of(backbone: jpt.Backbone, rows: np.ndarray) -> Prompt:
+    return Prompt(rows.astype(np.float32), PromptCard(backbone.name, "mood"))
+
+
+def test_shared_pieces_leave_special_ones_out(source, target) -> None:
+    ids, same = shared_tokens(source, target)
+    texts = [source.tokenizer.token_text(token) for token in ids]
+    assert texts == [target.tokenizer.token_text(token) for token in same]
+    assert set(WORDS) <= set(texts)
+    assert not {"[MASK]", "[PAD]", "</s>", "<extra_id_0>"} & set(texts)
+
+
+class _Tokenizer:
+    """A vocabulary that is only looked at."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self.pieces, self.ids, self.vocabulary_size = pieces, (), len(pieces)
+
+    def piece(self, token: int) -> str:
+        return self.pieces[token]
+
+
+def test_marks_of_a_words_start_are_understood(source) -> None:
+    """The same text in the three customs of writing a vocabulary."""
+    written = {
+        "wordpiece": ["film", "##s", "the", "[unused0]"],
+        "sentencepiece": ["s", "▁the", "▁film", "▁", "film"],
+        "byte": ["Ġthe", "x", "s", "Ġfilm"],
+    }
+    models = {
+        name: dataclasses.replace(
+            source,
+            tokenizer=_Tokenizer(pieces),
+            config=dataclasses.replace(source.config, vocabulary=len(pieces)),
+        )
+        for name, pieces in written.items()
+    }
+
+    def pairs(first: str, second: str) -> list[tuple[str, str]]:
+        ids, same = shared_tokens(models[first], models[second])
+        return [(written[first][a], written[second][b]) for a, b in zip(ids, same, strict=True)]
+
+    assert pairs("wordpiece", "sentencepiece") == [
+        ("film", "▁film"),
+        ("##s", "s"),
+        ("the", "▁the"),
+    ]
+    assert pairs("sentencepiece", "byte") == [("s", "s"), ("▁the", "Ġthe"), ("▁film", "Ġfilm")]
+
+
+def test_models_without_a_common_piece_are_refused(source) -> None:
+    other = dataclasses.replace(source, tokenizer=_Tokenizer(["foo", "bar"]))
+    methods = (partial(least_squares_projector, length=4), relative_method)
+    for method in methods:
+        with pytest.raises(jpt.InputError, match="share no piece of text"):
+            method(source, other)
+
+
+def test_least_squares_finds_a_linear_map_that_is_there(source, target) -> None:
+    random = np.random.default_rng(0)
+    matrix = random.normal(0, 1, (32, 20))
+    ids, same = shared_tokens(source, target)
+    # Fewer shared pieces than columns cannot tell a map: some columns of the source are left 0.
+    words = np.asarray(source.params["embeddings"]["word"]).copy()
+    words[:, 12:] = 0
+    new = np.asarray(target.params["embeddings"]["word"]).copy()
+    new[same] = words[ids] @ matrix
+    first, second = with_words(source, words), with_words(target, new)
+    rows = random.normal(0, 1, (4, 32))
+    rows[:, 12:] = 0
+    found = least_squares_projector(first, second, 4)(prompt_of(source, rows))
+    np.testing.assert_allclose(found, rows @ matrix, rtol=1e-4, atol=1e-4)
+
+
+def test_least_squares_leaves_the_least_error(source, target) -> None:
+    ids, same = shared_tokens(source, target)
+    first = np.asarray(source.params["embeddings"]["word"], np.float64)[ids]
+    second = np.asarray(target.params["embeddings"]["word"], np.float64)[same]
+    found = least_squares_projector(source, target, 4)
+    matrix = np.asarray(found.params["row"]["kernel"], np.float64)
+    np.testing.assert_allclose(first.T @ (first @ matrix - second), 0, atol=1e-5)
+    assert found.card.objective == "least_squares" and found.card.target_layout == "encoder_decoder"
+
+
+def test_relative_is_exact_where_the_target_is_the_source_turned(source) -> None:
+    """Turning and scaling a space leaves all similarities as they are."""
+    random = np.random.default_rng(1)
+    turn, _ = np.linalg.qr(random.normal(0, 1, (32, 32)))
+    wide = random.normal(0, 1, (61, 32))
+    wide[:, 12:] = 0  # fewer anchors than columns could not tell a row
+    rows = random.normal(0, 1, (4, 32))
+    rows[:, 12:] = 0
+    first, second = with_words(source, wide), with_words(source, 3.0 * wide @ turn)
+    found = relative_method(first, second)(prompt_of(source, rows))
+    expected = rows @ turn
+    cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1)
+    np.testing.assert_allclose(cosine / np.linalg.norm(expected, axis=1), 1, atol=1e-5)
+    ids, same = shared_tokens(first, second)
+    norms = np.linalg.norm(3.0 * wide[same], axis=1)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), norms.mean(), rtol=1e-5)
+    again = relative_method(first, second)(prompt_of(source, rows))
+    np.testing.assert_array_equal(found, again)
+
+
+def test_anchors_spread_over_the_vocabulary() -> None:
+    assert choose_anchors(100, 5) == [0, 25, 50, 74, 99]
+    assert choose_anchors(7, 512) == list(range(7))
+    with pytest.raises(jpt.InputError, match="anchors is 0"):
+        relative_method(None, None, anchors=0)
+
+
+# --- projector evaluation
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[jpt.Backbone, list[Path], Path]:
+    """A T5 as the target of an encoder's prompts, two tasks, and a projector's run on one."""
+    root = tmp_path_factory.mktemp("case")
+    _, tasks = write_case(root)
+    backbone = jpt.load_backbone(write_tiny_backbone(root / "t5", "t5", d_model=20))
+    options = {**SIZES, "steps": 4, "length": 3, "out": root / "run"}
+    jpt.train_projector(source_prompts(), backbone, tasks=tasks[:1], **options)
+    return backbone, tasks, root / "run"
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prompts")
+    for name, prompt in source_prompts().items():
+        jpt.save_prompt(folder / f"{name}.safetensors", prompt)
+    return folder
+
+
+def match_in_task_prompts(backbone: jpt.Backbone) -> dict[str, Prompt]:
+    values = np.random.default_rng(3).normal(0, 1, (3, 20)).astype(np.float32)
+    return {"mine": Prompt(values, PromptCard(backbone.name, "mood", layout="encoder_decoder"))}
+
+
+@pytest.mark.plain_programs
+def test_projected_files_are_ordinary_prompts_that_say_where_they_come_from(
+    case, prompts: Path, tmp_path: Path
+) -> None:
+    backbone, tasks, run = case
+    found = jpt.apply_projector(run, prompts, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a_first.safetensors",
+        "b_second.safetensors",
+    ]
+    stored = jpt.load_prompt(tmp_path / "out" / "a_first.safetensors")
+    np.testing.assert_array_equal(stored.values, found["a_first"].values)
+    assert stored.values.shape == (3, 20)
+    card = stored.card
+    assert (card.backbone, card.task, card.layout) == (backbone.name, "mood", "encoder_decoder")
+    assert card.source == f"{run} (task on mood) from prompt a_first of {SOURCE}"
+    score = jpt.evaluate(tmp_path / "out" / "a_first.safetensors", tasks[0], backbone=backbone)
+    assert 0 <= score.value <= 1
+    one = jpt.apply_projector(run, prompts / "b_second.safetensors")
+    np.testing.assert_array_equal(one["b_second"].values, found["b_second"].values)
+
+
+@pytest.mark.plain_programs
+def test_the_table_has_what_evaluate_gives(case, prompts: Path, tmp_path: Path) -> None:
+    backbone, tasks, run = case
+    own = match_in_task_prompts(backbone)
+    result = jpt.evaluate_projector(
+        {"on_mood": run}, prompts, tasks, tmp_path / "out", targets=own, target_backbone=backbone
+    )
+    assert result.matrix.prompts == ("in_task", "random", "on_mood", "untrained")
+    assert result.matrix.targets == ("mood", "amusing")
+    projected = jpt.apply_projector(run, prompts)
+    for row, name in enumerate(("a_first", "b_second")):
+        score = jpt.evaluate(projected[name], tasks[row], backbone=backbone)
+        assert result.matrix.values[row, 2] == score.value
+    score = jpt.evaluate(own["mine"], tasks[0], backbone=backbone)
+    assert result.scores["mood"]["in_task"] == score.value
+    assert "in_task" not in result.scores["amusing"] and np.isnan(result.matrix.values[1, 0])
+    untrained = result.prompts["untrained"]["mood"]
+    assert untrained.values.shape == (3, 20) and untrained.card.source.startswith("untrained")
+    assert not np.array_equal(untrained.values, projected["a_first"].values)
+    written = read_transfer(tmp_path / "out" / "projection.csv")
+    assert written.values[0, 2] == result.matrix.values[0, 2]
+    record = json.loads((tmp_path / "out" / "projection.json").read_text())
+    assert record["trained_on"] == {"on_mood": ["mood"]}
+    assert record["targets"]["mood"]["majority"] == 0.5
+    assert record["versions"]["jpt"] == jpt.__version__ and record["device"] == "1 x cpu"
+    files = sorted((tmp_path / "out" / "projected").rglob("*.safetensors"))
+    assert len(files) == 4
+    lines = result.describe().splitlines()
+    assert lines[1].split()[4].endswith("*") and not lines[2].split()[4].endswith("*")
+
+
+@pytest.mark.plain_programs
+def test_warm_start_begins_at_the_projected_prompt(case, prompts: Path, tmp_path: Path) -> None:
+    backbone, tasks, run = case
+    options = {"target_backbone": backbone, "methods": (), "warm_start": "on_mood"}
+    out = tmp_path / "out"
+    result = jpt.evaluate_projector(
+        {"on_mood": run}, prompts, tasks[:1], out, warm_steps=2, split="validation", **options
+    )
+    assert result.matrix.prompts == ("random", "on_mood", "warm", "vanilla")
+    config = json.loads((out / "warm" / "mood" / "config.json").read_text())
+    assert config["steps"] == 2 and config["init"].endswith("projected/on_mood/mood.safetensors")
+    tuned = jpt.load_prompt(out / "warm" / "mood" / "last.safetensors").values
+    start = jpt.load_prompt(out / "projected" / "on_mood" / "mood.safetensors").values
+    plain = jpt.load_prompt(out / "vanilla" / "mood" / "last.safetensors").values
+    assert np.abs(tuned - start).max() < np.abs(tuned - plain).max()
+    again = jpt.evaluate_projector(
+        {"on_mood": run}, prompts, tasks[:1], out, warm_steps=2, split="validation", **options
+    )
+    np.testing.assert_array_equal(again.matrix.values, result.matrix.values)
+
+
+@pytest.mark.plain_programs
+def test_methods_without_training_need_no_projector(case, tmp_path: Path) -> None:
+    backbone, tasks, _ = case
+    model = jpt.load_backbone(write_tiny_backbone(tmp_path / "source", "bert"))
+    values = source_prompt(1, "mood", rows=5, width=32).values
+    given = {"a": Prompt(values, PromptCard(model.name, "mood"))}
+    options = {"target_backbone": backbone, "source_backbone": model}
+    result = jpt.evaluate_projector([], given, tasks[:1], random=False, **options)
+    assert result.matrix.prompts == ("untrained", "least_squares", "relative")
+    for name in ("least_squares", "relative"):
+        again = jpt.apply_projector(name, given, **options)["a"]
+        np.testing.assert_array_equal(again.values, result.prompts[name]["mood"].values)
+        assert again.card.source == f"{name} from prompt a of {model.name}"
+
+
+@pytest.mark.plain_programs
+def test_a_task_without_test_rows_is_scored_on_validation(case, prompts: Path, tmp_path) -> None:
+    backbone, tasks, run = case
+    task = shutil.copytree(tasks[0], tmp_path / "mood")
+    (task / "test.jsonl").unlink()
+    options = {"target_backbone": backbone, "methods": (), "random": False}
+    result = jpt.evaluate_projector(run, prompts, [task], **options)
+    assert "note: mood has no test split: scored on validation" in result.describe()
+    other = jpt.evaluate_projector(run, prompts, tasks[:1], split="validation", **options)
+    assert result.matrix.values[0, 0] == other.matrix.values[0, 0]
+
+
+@pytest.mark.plain_programs
+def test_wrong_input(case, prompts: Path, tmp_path: Path) -> None:
+    backbone, tasks, run = case
+    longer = {"a": source_prompt(1, "mood", rows=6)}
+    same = Prompt(np.ones((3, 20), np.float32), PromptCard(backbone.name, "mood"))
+    apply, evaluate = jpt.apply_projector, jpt.evaluate_projector
+    target = {"target_backbone": backbone}
+    wrong = [
+        (lambda: apply(run, longer, tmp_path / "no"), "has 6 rows of 12 .* reads 5 rows of 12"),
+        (lambda: apply(run, same, tmp_path / "no"), "has 3 rows of 20"),
+        (lambda: apply("relative", prompts, tmp_path / "no"), "give target_backbone"),
+        (lambda: apply("relative", same, **target), "the same backbone"),
+        (lambda: apply("relative", prompts, length=4, **target), "source's have 5 and .* 4"),
+        (lambda: apply(tmp_path, prompts), "unfinished run"),
+        (lambda: evaluate(run, longer, tasks), "has 6 rows"),
+        (lambda: evaluate(run, prompts, tasks, target_backbone="builtin/t5-mini"), "writes 3 rows"),
+        (lambda: evaluate([], prompts, tasks), "give target_backbone"),
+        (lambda: evaluate({"in_task": run}, prompts, tasks), "is called in_task"),
+        (lambda: evaluate([run, run], prompts, tasks), "projectors names run 2 times"),
+        (lambda: evaluate(run, prompts, tasks, methods=("best",), **target), "unknown method"),
+        (
+            lambda: evaluate(run, prompts, tasks, methods=(), warm_start="other", **target),
+            "warm_start is 'other'; expected one of run",
+        ),
+        (lambda: evaluate(run, prompts, tasks, split="dev", **target), "split is 'dev'"),
+        (
+            lambda: evaluate(run, prompts, tasks, methods=("relative",), **target),
+            "relative keeps the rows of a prompt, but the source's have 5",
+        ),
+        (lambda: evaluate(run, prompts, tasks, targets={"a": source_prompt(1, "mood")}), "in_task"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(jpt.InputError, match=message):
+            call()
+    assert not (tmp_path / "no").exists()

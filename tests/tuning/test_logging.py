@@ -1,0 +1,466 @@
+"""DOC"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jpt
+from jpt.errors import InputError
+from jpt.testing import write_tiny_backbone
+from jpt.tuning import bound_task
+from jpt.tuning.logging import (
+    BLOCKS,
+    COLUMNS,
+    CompileLog,
+    LogSinks,
+    parse_sinks,
+    plot_loss,
+    sparkline,
+)
+from jpt.tuning.step import BoundStep
+from jpt.types import Batch
+from tests.helpers.toys import write_task
+
+# --- compile log
+
+CATALOG = [name for name in jpt.task_names() if not name.startswith("builtin/")]
+GENERATIVE = ("multi_news", "nq_open", "samsum", "squad")
+
+
+def batch_of(rows: int, tokens: int, packed_index: int | None = None) -> Batch:
+    ones = np.ones(rows, np.int32)
+    packed = None if packed_index is None else np.zeros((1, packed_index), np.int32)
+    rest = (ones, ones, ones.astype(np.float32))
+    return Batch(np.ones((rows, tokens), np.int32), *rest, packed_index=packed)
+
+
+def test_a_line_says_what_was_compiled_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with CompileLog(said.append) as log:
+
+        def step(
+            rows: int,
+            tokens: int,
+            packed_index: int | None = None,
+            elapsed_s: float = 2.06,
+            cached: bool = False,
+        ) -> None:
+            if cached:
+                jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
+            name = "/jax/core/compile/backend_compile_duration"
+            jax.monitoring.record_event_duration_secs(name, elapsed_s, fun_name="jit(step)")
+            log.stepped(batch_of(rows, tokens, packed_index))
+
+        step(32, 48)
+        step(32, 64, cached=True)
+        step(16, 64)
+        step(64, 96)
+        step(16, 48)
+        step(16, 48, packed_index=384)
+        step(16, 48)
+        step(99, 99, elapsed_s=0.01)  # nobody has noticed
+        log.stepped(batch_of(32, 48))  # nothing was compiled
+        log.scored()
+    assert said == [
+        "compiled the train step for 32 rows of 48 tokens in 2.1 s (first step)",
+        "read the train step for 32 rows of 64 tokens from the compile cache in 2.1 s (new length)",
+        "compiled the train step for 16 rows of 64 tokens in 2.1 s (new number of rows)",
+        "compiled the train step for 64 rows of 96 tokens in 2.1 s "
+        "(new number of rows and new length)",
+        "compiled the train step for 16 rows of 48 tokens in 2.1 s (new pair of sizes)",
+        "compiled the train step for 16 rows of 48 tokens packed into 384 in 2.1 s "
+        "(new amount of text)",
+        "compiled the train step for 16 rows of 48 tokens in 2.1 s "
+        "(sizes as before: arrays lie elsewhere)",
+    ]
+
+
+def test_it_hears_of_every_program_while_it_is_open_and_then_no_more() -> None:
+    work = jax.jit(lambda x: jnp.cos(x) + 1)
+    with CompileLog() as log:
+        work(jnp.ones(3))
+        assert [each.name for each in log.take()].count("jit(<lambda>)") == 1
+        work(jnp.ones(3))
+        assert "jit(<lambda>)" not in [each.name for each in log.take()]
+        work(jnp.ones(5))
+        assert [each.name for each in log.take()].count("jit(<lambda>)") == 1
+    work(jnp.ones(7))
+    assert log.take() == []
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, Any]]:
+    """How often steps and scorings are compiled, and for which sizes they are called."""
+    calls: dict[str, set[Any]] = {"step": set(), "_score_step": set()}
+    real_step, real_score = BoundStep.__call__, bound_task._score_step
+
+    def note(name: str, batch: Batch, answer: Any) -> None:
+        written = None if batch.answers is None else batch.answers.shape[1]
+        packed = None if batch.packed_index is None else batch.packed_index.shape[-1]
+        # Bucket, label count, what only some tasks have (words of several pieces, and answers),
+        # and the text of a packed batch.
+        several = answer.label_tokens is not None
+        sizes = (batch.tokens.shape[1], len(answer.label_ids), several, written, packed)
+        calls[name].add(sizes)
+
+    def step(self: BoundStep, params: Any, state: Any, batch: Batch, answer: Any) -> Any:
+        note("step", batch, answer)
+        return real_step(self, params, state, batch, answer)
+
+    def score(module: Any, params: Any, prompts: Any, batch: Batch, answer: Any, *more: Any) -> Any:
+        note("_score_step", batch, answer)
+        return real_score(module, params, prompts, batch, answer, *more)
+
+    found: dict[str, Any] = {"calls": calls}
+    with pytest.MonkeyPatch.context() as patch, CompileLog() as log:
+        patch.setattr(BoundStep, "__call__", step)
+        patch.setattr(bound_task, "_score_step", score)
+        yield found
+        # A run hears what it compiles itself; this log hears all of it.
+        names = collections.Counter(program.name for program in log.take())
+        found["compiled"] = {name: names[f"jit({name})"] for name in calls}
+
+
+def assert_compiled_once_a_size(found: dict[str, Any], some: int) -> None:
+    for name, sizes in found["calls"].items():
+        assert found["compiled"][name] <= len(sizes), (name, found["compiled"], sizes)
+    assert len(found["calls"]["step"]) >= some, "the runs were of one size only"
+
+
+def toy_task(name: str, words: dict[str, tuple[str, ...]], tail: str) -> jpt.Task:
+    rows = [
+        {"text": f"the film is {word} {end}", "label": label}
+        for label, each in words.items()
+        for word in each
+        for end in (tail, f"{tail} and {tail} number 1 , number 2 , number 3 , number 4 . " * 2)
+    ]
+    return jpt.Task(
+        name,
+        "toy",
+        ("text",),
+        tuple(words),
+        {"encoder": ("{text}",)},
+        {"default": {label: each[0] for label, each in words.items()}},
+        rows={split: rows for split in ("train", "validation", "test")},
+    )
+
+
+GOOD, BAD = ("good", "great", "lovely"), ("bad", "awful", "boring")
+TOYS: list[Callable[[], jpt.Task]] = [
+    lambda: toy_task("a", {"yes": GOOD, "no": BAD}, "a film"),
+    lambda: toy_task("b", {"fine": ("fine", "bright"), "poor": ("poor", "dull")}, "not"),
+    lambda: toy_task("c", {"1": ("was",), "2": ("is",)}, "the the the"),
+    lambda: toy_task("d", {"x": ("good",), "y": ("bad",), "z": ("not",)}, "a film"),
+]
+
+
+@pytest.mark.plain_programs
+def test_tasks_rates_and_seeds_of_like_sizes_share_their_programs(tmp_path: Path) -> None:
+    backbone = jpt.load_backbone(write_tiny_backbone(tmp_path / "tiny", "bert"))
+    given = {"steps": 6, "eval_every": 6, "batch_size": 2, "eval_batch_size": 4, "length": 3}
+    with counted() as found:
+        for number, task in enumerate(TOYS):
+            options = {"learning_rate": 10.0**-number, "seed": number, "max_tokens": 40}
+            jpt.tune(backbone, task(), **options, **given)
+    assert_compiled_once_a_size(found, some=4)
+    assert {sizes[1] for sizes in found["calls"]["step"]} == {2, 3}
+
+
+@pytest.mark.slow
+@pytest.mark.plain_programs
+@pytest.mark.parametrize("name", ["bert-small", "t5-mini", "gpt2-mini"])
+def test_all_catalog_tasks_compile_once_a_bucket_and_label_count(
+    name: str, reference_folder: Path
+) -> None:
+    """Seventeen tasks; encoders have the thirteen with labels.
+
+    A word of several pieces and a written answer are read at several places of the model, which is
+    another program by necessity. Sizes are those of the tests of these tasks, and texts up to the
+    second bucket: half of the programs lie in the compile cache of tests.
+    """
+    backbone = jpt.load_backbone(f"builtin/{name}")
+    tasks = [task for task in CATALOG if name != "bert-small" or task not in GENERATIVE]
+    assert len(tasks) == (13 if name == "bert-small" else 17)
+    given = {"batch_size": 8, "eval_batch_size": 16, "length": 8, "max_tokens": 48, "steps": 4}
+    with counted() as found:
+        for task in tasks:
+            splits = {}
+            for split in ("train", "validation", "test"):
+                path = reference_folder / "data" / task / f"{split}.jsonl"
+                with path.open(encoding="utf-8") as file:
+                    splits[split] = [json.loads(line) for line in itertools.islice(file, 16)]
+            jpt.tune(backbone, task, data=splits, eval_every=4, **given)
+    assert_compiled_once_a_size(found, some=5)
+    counts = {sizes[1] for sizes in found["calls"]["step"] if sizes[3] is None}
+    assert counts == {2, 3, 4}
+    assert {sizes[0] for sizes in found["calls"]["step"]} == {32, 48}, "buckets"
+
+
+# --- log sinks
+
+LINES = [
+    {"step": 10, "split": "train", "loss": 0.75, "accuracy": 0.5},
+    {"step": 10, "split": "validation", "accuracy": 0.5, "metric": "accuracy", "counts": {"a": 3}},
+    {"step": 20, "split": "train", "loss": math.inf, "accuracy": 1},
+]
+SHOWN = [
+    (10, {"train/loss": 0.75, "train/accuracy": 0.5}),
+    (10, {"validation/accuracy": 0.5}),
+    (20, {"train/accuracy": 1.0}),
+]
+
+
+class StandIn:
+    """A Weights & Biases that writes down what it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, resumed: bool = False) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.told: list[tuple[int, dict[str, float]]] = []
+        self.ended: list[int] = []
+        self.resumed, self.offline = resumed, True
+        self.url, self.dir = "https://example.org/run", "runs/a/wandb/offline-run"
+        self.fault: Exception | None = None
+        module = ModuleType("wandb")
+        module.init = self.init
+        monkeypatch.setitem(sys.modules, "wandb", module)
+
+    def init(self, **options: Any) -> StandIn:
+        if self.fault:
+            raise self.fault
+        self.started.append(options)
+        return self
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, numbers: dict[str, float]) -> None:
+        if self.fault:
+            raise self.fault
+        self.told.append((numbers.pop("step"), numbers))
+
+    def finish(self, exit_code: int) -> None:
+        self.ended.append(exit_code)
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    return StandIn(monkeypatch)
+
+
+def test_unknown_names_and_missing_packages_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="did you mean tensorboard"):
+        parse_sinks("tensorbord")
+    for name in ("tensorboard", "wandb"):
+        for module in [name, *(each for each in sys.modules if each.startswith(f"{name}."))]:
+            monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+        with pytest.raises(InputError, match=f"pip install {name}$"):
+            parse_sinks(f" {name} ,")
+
+
+def test_nothing_is_imported_unless_asked_for() -> None:
+    before = {name for name in sys.modules if name.startswith(("wandb", "tensorboard"))}
+    with LogSinks(parse_sinks(None), None, {}) as sinks:
+        sinks.log(LINES[0])
+    assert parse_sinks("") == parse_sinks([]) == ()
+    assert before == {name for name in sys.modules if name.startswith(("wandb", "tensorboard"))}
+
+
+def test_wandb_is_told_every_number_of_the_log(wandb: StandIn, tmp_path: Path) -> None:
+    said: list[str] = []
+    names = parse_sinks(["wandb", "wandb"])
+    with LogSinks(names, tmp_path, {"seed": 3}, LINES[:1], said.append) as sinks:
+        for line in LINES[1:]:
+            sinks.log(line)
+    assert wandb.told == SHOWN and wandb.ended == [0]
+    (started,) = wandb.started
+    assert (started["project"], started["name"]) == ("jpt", tmp_path.name)
+    assert started["config"] == {"seed": 3} and started["dir"] == str(tmp_path)
+    assert said == ["wandb: runs/a/wandb/offline-run"]
+
+
+def test_a_run_of_wandb_goes_on_under_its_id(
+    monkeypatch: pytest.MonkeyPatch, wandb: StandIn, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt), LogSinks(("wandb",), tmp_path, {}):
+        raise KeyboardInterrupt
+    assert wandb.ended == [1]
+    again, said = StandIn(monkeypatch, resumed=True), []
+    again.offline = False
+    with LogSinks(("wandb",), tmp_path, {}, LINES[:2], said.append) as sinks:
+        sinks.log(LINES[2])
+    assert said == ["wandb: https://example.org/run"]
+    assert again.told == SHOWN[2:], "what it knows already is not told again"
+    assert again.started[0]["id"] == wandb.started[0]["id"]
+    assert again.started[0]["resume"] == "allow"
+    with LogSinks(("wandb",), tmp_path / "other", {}):
+        assert again.started[1]["id"] != wandb.started[0]["id"]
+
+
+def test_a_start_that_fails_is_told_before_the_run(wandb: StandIn, tmp_path: Path) -> None:
+    wandb.fault = RuntimeError("api_key not\nconfigured")
+    with pytest.raises(InputError, match=r"\(api_key not configured\); log in .*OFFLINE|offline"):
+        LogSinks(("wandb",), tmp_path, {})
+    with pytest.raises(InputError, match="folder of the run; give out"):
+        LogSinks(("tensorboard",), None, {})
+
+
+def test_a_sink_that_fails_later_does_not_end_the_run(wandb: StandIn, tmp_path: Path) -> None:
+    said: list[str] = []
+    with LogSinks(("wandb",), tmp_path, {}, (), said.append) as sinks:
+        sinks.log(LINES[0])
+        wandb.fault = RuntimeError("the server is away")
+        sinks.log(LINES[1])
+        sinks.log(LINES[2])
+    assert wandb.told == SHOWN[:1] and wandb.ended == []
+    assert len(said) == 2 and "wandb stopped (the server is away); the run goes on" in said[1]
+
+
+def test_a_run_shows_all_that_it_logs_and_its_curve(wandb: StandIn, tmp_path: Path) -> None:
+    options = {"steps": 30, "eval_every": 15, "batch_size": 4, "eval_batch_size": 8}
+    backbone, task = "builtin/bert-small", write_task(tmp_path / "mood")
+    result = jpt.tune(backbone, task, tmp_path / "run", log="wandb", **options)
+    assert wandb.ended == [0]
+    *during, last = wandb.told
+    assert [step for step, _ in during] == [line["step"] for line in result.history]
+    for (_, told), line in zip(during, result.history, strict=True):
+        name = "train/loss" if line["split"] == "train" else "validation/accuracy"
+        assert told[name] == line[name.partition("/")[2]]
+    assert last[0] == 30 and last[1]["test/accuracy"] == result.record["test"]["accuracy"]
+    losses = [line["loss"] for line in result.history if line["split"] == "train"]
+    curve = result.describe().splitlines()[1]
+    assert curve.startswith(f"loss {losses[0]:.3f} ") and f" {losses[-1]:.3f}, lowest" in curve
+    jpt.tune(backbone, task, tmp_path / "run", log=["wandb"], **options)
+    assert len(wandb.started) == 1, "a finished run returns at once, whatever it is shown in"
+
+
+class Writer:
+    """TensorBoard's writer of event files, which keeps them instead."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.events, self.closed = folder, [], False
+        WRITERS.append(self)
+
+    def add_event(self, event: SimpleNamespace) -> None:
+        self.events.append(event)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+WRITERS: list[Writer] = []
+
+
+def stand_in_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    WRITERS.clear()
+    parts = {
+        "tensorboard.summary.writer.event_file_writer": {"EventFileWriter": Writer},
+        "tensorboard.compat.proto.event_pb2": {"Event": SimpleNamespace, "SessionLog": Session},
+        "tensorboard.compat.proto.summary_pb2": {"Summary": Summary},
+    }
+    for name, content in parts.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+class Session(SimpleNamespace):
+    START = 1
+
+
+class Summary(SimpleNamespace):
+    Value = SimpleNamespace
+
+
+def test_event_files_hold_every_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in_tensorboard(monkeypatch)
+    with LogSinks(parse_sinks("tensorboard"), tmp_path, {}, LINES[:1]) as sinks:
+        for line in LINES[1:]:
+            sinks.log(line)
+    (writer,) = WRITERS
+    assert writer.closed and writer.folder == str(tmp_path / "tensorboard")
+    first, *others = writer.events
+    assert (first.step, first.session_log.status) == (0, Session.START)
+    found = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in others]
+    assert found == SHOWN
+
+
+def test_real_tensorboard_reads_what_a_run_that_went_on_wrote(tmp_path: Path) -> None:
+    """Steps after the checkpoint come again; TensorBoard shows each of them once."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = [{"step": n, "split": "train", "loss": 1.0 / n} for n in range(1, 7)]
+    with LogSinks(parse_sinks("tensorboard"), tmp_path, {}) as sinks:
+        for line in lines[:5]:
+            sinks.log({**line, "loss": 9.0} if line["step"] > 3 else line)
+    with LogSinks(("tensorboard",), tmp_path, {}, lines[:3]) as sinks:
+        for line in lines[3:]:
+            sinks.log(line)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+
+
+def test_real_wandb_writes_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    said: list[str] = []
+    with LogSinks(parse_sinks("wandb"), tmp_path, {"seed": 3}, LINES[:1], said.append) as sinks:
+        sinks.log(LINES[1])
+    wandb.teardown()  # as at the end of a process: its writer is another one
+    assert len(said) == 1 and str(tmp_path) in said[0]
+    (stored,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    data = stored.read_bytes()
+    assert b"train/loss" in data and b"validation/accuracy" in data
+
+
+# --- loss curve
+
+
+def history(losses: list[float]) -> list[dict]:
+    lines = [{"step": 10 * n, "split": "train", "loss": loss} for n, loss in enumerate(losses, 1)]
+    lines.insert(1, {"step": 10, "split": "validation", "loss": 99.0, "accuracy": 0.5})
+    lines.insert(2, {"step": 10, "split": "validation", "accuracy": 0.5})
+    return lines
+
+
+def test_first_lowest_and_last_loss_are_told() -> None:
+    line = plot_loss(history([0.9, 0.7, 0.25, 0.4]))
+    assert line.startswith("loss 0.900 ") and line.endswith(" 0.400, lowest 0.250 at step 30")
+    assert line.split()[2] == "█▆▁▃"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_two_losses_are_no_curve(count: int) -> None:
+    assert plot_loss(history([0.5] * count)) is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e12])
+def test_long_runs_fit_the_terminal(scale: float) -> None:
+    losses = (scale * np.random.default_rng(0).uniform(size=30_000)).tolist()
+    line = plot_loss(history(losses))
+    assert len(line) == COLUMNS
+    assert set(line.split()[2]) <= set(BLOCKS)
+
+
+def test_each_block_is_the_mean_of_its_steps() -> None:
+    values = np.repeat([0.0, 7.0, 3.0, 3.0], 50) + np.tile([-1.0, 1.0], 100)
+    assert sparkline(values, 4) == "▁█▄▄"
+    assert sparkline(values[:1], 4) == "▁"
+    assert sparkline(np.full(9, 0.3), 40) == "▁" * 9

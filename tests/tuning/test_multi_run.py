@@ -1,0 +1,425 @@
+"""DOC"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jpt
+from jpt.backbones.registry import FAMILIES
+from jpt.config import TuneOptions
+from jpt.data import batches
+from jpt.errors import InputError
+from jpt.parallel import make_mesh, parameter_shardings, place
+from jpt.testing import tiny_model, write_tiny_backbone
+from jpt.tuning import multi_run
+from jpt.tuning.losses import Answer
+from jpt.tuning.multi_run import (
+    SlotRun,
+    SlotSchedule,
+    fit_runs,
+    multi_run_train_step,
+    pack_runs,
+    read_diverged,
+    run_sharding,
+    stack_answers,
+    stack_batches,
+    stack_trees,
+)
+from jpt.tuning.run_dir import RunFolder
+from jpt.tuning.step import init_state, paper_train_step, prompt_optimizer
+from jpt.tuning.tune import prepare_run
+from jpt.types import Batch
+from tests.helpers.toys import write_task
+
+# --- bank
+
+COMMON = {"eval_every": 5, "checkpoint_every": 4, "batch_size": 6, "length": 5}
+THREE = (
+    'name = "degree"\ntype = "sentiment"\nfields = ["text"]\nlabels = ["low", "middle", "high"]\n'
+    'template = "{text}"\n[label_words]\nlow = "bad"\nmiddle = "new"\nhigh = "good"\n'
+)
+RUNS = {
+    "mood-0": ("mood", {"steps": 20, "seed": 0, "learning_rate": 0.01}),
+    "degree-0": ("degree", {"steps": 20, "seed": 0, "learning_rate": 0.003}),
+    "mood-1": ("mood", {"steps": 12, "seed": 1, "learning_rate": 0.003, "init": "vocab"}),
+    "degree-2": ("degree", {"steps": 8, "seed": 2, "learning_rate": 0.01}),
+}
+
+
+class Silent:
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        self.steps, self.ends = 0, []
+
+    def turned(self, steps: int, rows_per_s: float) -> None:
+        self.steps += steps
+
+    def scored(self, run: str, score: object) -> None:
+        assert run in RUNS
+
+    def ended(self, run: str, record: dict[str, object]) -> None:
+        self.ends.append(run)
+
+    def say(self, line: str) -> None:
+        assert "compile" in line
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("tasks")
+    words = {"low": "awful", "middle": "plain", "high": "lovely and quite unforgettable " * 3}
+    rows = [{"text": f"{words[k]} film {n}", "label": k} for n in range(9) for k in words]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    splits = {"train": text, "validation": text, "test": text}
+    return {
+        "mood": write_task(folder / "mood"),
+        "degree": write_task(folder / "degree", toml=THREE, **splits),
+    }
+
+
+@pytest.fixture(scope="module")
+def backbone() -> jpt.Backbone:
+    return jpt.load_backbone("builtin/bert-small")
+
+
+def prepare(
+    tasks: dict[str, Path], backbone: jpt.Backbone, out: Path, names: list[str], **more: object
+) -> dict[str, SlotRun]:
+    runs = {}
+    for name in names:
+        task, options = RUNS[name]
+        settled = TuneOptions(**{**COMMON, **options, **more})
+        parts = prepare_run(backbone, tasks[task], None, settled)
+        runs[name] = SlotRun(parts, RunFolder(out / name, parts.config()))
+    return runs
+
+
+def plan(names: list[str], places: int) -> SlotSchedule:
+    (timeline,) = pack_runs({name: RUNS[name][1]["steps"] for name in names}, places)
+    return timeline
+
+
+@pytest.fixture(scope="module")
+def alone(
+    tasks: dict[str, Path], backbone: jpt.Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Every run by itself."""
+    out = tmp_path_factory.mktemp("alone")
+    for name, (task, options) in RUNS.items():
+        jpt.tune(backbone, tasks[task], out / name, **COMMON, **options)
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(
+    tasks: dict[str, Path], backbone: jpt.Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same runs in one bank of three places, of which one holds two of them."""
+    out = tmp_path_factory.mktemp("together")
+    progress = Silent()
+    fit_runs(prepare(tasks, backbone, out, list(RUNS)), plan(list(RUNS), 3), out / "b", progress)
+    assert progress.steps == sum(options["steps"] for _, options in RUNS.values())
+    assert sorted(progress.ends) == sorted(RUNS)
+    return out
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_ends_as_it_would_alone(alone: Path, together: Path, name: str) -> None:
+    """Tasks of two and three labels, other seeds, rates, starts and numbers of steps."""
+    for file in ("prompt.safetensors", "last.safetensors"):
+        mine, other = jpt.load_prompt(together / name / file), jpt.load_prompt(alone / name / file)
+        assert mine.card == other.card
+        np.testing.assert_allclose(mine.values, other.values, atol=1e-5 * abs(other.values).max())
+    assert [(line["step"], line["split"]) for line in lines(together / name)] == [
+        (line["step"], line["split"]) for line in lines(alone / name)
+    ]
+    for mine, other in zip(lines(together / name), lines(alone / name), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    mine, other = (json.loads((at / name / "result.json").read_text()) for at in (together, alone))
+    assert mine["test"]["accuracy"] == other["test"]["accuracy"]
+    assert mine["best_step"] == other["best_step"]
+
+
+@pytest.mark.parametrize("stop_at", [3, 13])
+def test_a_stopped_bank_ends_bit_for_bit_the_same(
+    tasks: dict[str, Path],
+    backbone: jpt.Backbone,
+    together: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+) -> None:
+    """Power goes off; turn 13 is after one run has ended and another has taken its place."""
+    real = multi_run.multi_run_train_step
+
+    def failing(*arguments: object) -> object:
+        step, left = real(*arguments), [stop_at]
+
+        def run(*given: object) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                raise RuntimeError("power")
+            return step(*given)
+
+        return run
+
+    names = list(RUNS)
+    with monkeypatch.context() as broken:
+        broken.setattr(multi_run, "bank_train_step", failing)
+        with pytest.raises(RuntimeError, match="power"):
+            runs = prepare(tasks, backbone, tmp_path, names)
+            fit_runs(runs, plan(names, 3), tmp_path / "b", Silent())
+    fit_runs(prepare(tasks, backbone, tmp_path, names), plan(names, 3), tmp_path / "b", Silent())
+    clock = {"elapsed_s", "rows_per_s"}
+    for name in names:
+        for file in ("prompt.safetensors", "last.safetensors"):
+            assert (tmp_path / name / file).read_bytes() == (together / name / file).read_bytes()
+        assert [
+            {key: value for key, value in line.items() if key not in clock}
+            for line in lines(tmp_path / name)
+        ] == [
+            {key: value for key, value in line.items() if key not in clock}
+            for line in lines(together / name)
+        ]
+
+
+def test_a_run_that_diverges_harms_no_other(
+    tasks: dict[str, Path], backbone: jpt.Backbone, together: Path, tmp_path: Path
+) -> None:
+    names = ["mood-0", "degree-0", "mood-1", "degree-2"]
+    runs = prepare(tasks, backbone, tmp_path, names)
+    runs["degree-0"].parts.initial[0, 0] = np.nan
+    fit_runs(runs, plan(names, 3), tmp_path / "b", Silent())
+    found = read_diverged(tmp_path / "degree-0")
+    assert found is not None and found["step"] == 1 and "nan" in found["diverged"]
+    assert not (tmp_path / "degree-0" / "result.json").exists()
+    for name in ("mood-0", "mood-1", "degree-2"):
+        mine = (tmp_path / name / "prompt.safetensors").read_bytes()
+        assert mine == (together / name / "prompt.safetensors").read_bytes()
+
+
+def test_a_second_process_is_refused(
+    tasks: dict[str, Path], backbone: jpt.Backbone, tmp_path: Path
+) -> None:
+    runs = prepare(tasks, backbone, tmp_path, ["mood-0", "degree-0"])
+    with runs["degree-0"].folder.lock(), pytest.raises(InputError, match="another run is at work"):
+        fit_runs(runs, plan(list(runs), 2), tmp_path / "b", Silent())
+
+
+def test_runs_that_share_no_program_are_refused(
+    tasks: dict[str, Path], backbone: jpt.Backbone, tmp_path: Path
+) -> None:
+    runs = prepare(tasks, backbone, tmp_path, ["mood-0"])
+    runs |= prepare(tasks, backbone, tmp_path, ["degree-0"], batch_size=4)
+    with pytest.raises(InputError, match="differ in what a bank shares"):
+        fit_runs(runs, plan(["mood-0", "degree-0"], 2), tmp_path / "b", Silent())
+
+
+# --- bank mesh
+
+RATES = (0.01, 0.003, 0.1, 0.01)
+LABELS = ((7, 8), (9, 10, 11), (12, 8), (7, 9, 11))
+
+
+def batch_of(number: int) -> Batch:
+    random = np.random.default_rng(number)
+    width = 6 + 4 * (number % 2)
+    lengths = random.integers(2, width, 4).astype(np.int32)
+    tokens = random.integers(5, 60, (4, width)).astype(np.int32)
+    return Batch(tokens, lengths, np.array([0, 1, 1, 0], np.int32), np.ones(4, np.float32))
+
+
+def starts(width: int) -> list[np.ndarray]:
+    random = np.random.default_rng(9)
+    return [0.3 * random.standard_normal((5, width), np.float32) for _ in RATES]
+
+
+def bank_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Two steps of four runs: their losses, and what Adam remembers of the first gradients."""
+    module, params = tiny_model(family)
+    mesh = make_mesh(mesh_text)
+    shardings, _ = parameter_shardings(params, FAMILIES[family].weights.partition, mesh)
+    rows = NamedSharding(mesh, PartitionSpec("prompt", "data"))
+    answer = stack_answers([Answer(jnp.asarray(ids)) for ids in LABELS])
+    given = place(
+        (answer, jnp.asarray(RATES), jnp.zeros(len(RATES), jnp.uint32)), run_sharding(mesh)
+    )
+    blank = [init_state(values, prompt_optimizer(1.0)) for values in starts(32)]
+    state = place(stack_trees(blank), run_sharding(mesh))
+    groups = mesh.shape["data"] if packed else None
+    batch = stack_batches([batch_of(number) for number in range(4)], 0, groups)
+    assert (batch.packed_index is not None) == packed
+    batch = place(batch, rows)
+    step, losses, first = multi_run_train_step(module, "labels", mesh), [], None
+    for _ in range(2):
+        state, metrics = step(place(params, shardings), state, batch, *given)
+        losses.append(np.asarray(metrics.loss))
+        first = np.asarray(optax.tree.get(state.optimizer, "mu")) if first is None else first
+    return np.stack(losses), first
+
+
+@cache
+def single_steps(family: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same, every run by itself and its batch as short as it is."""
+    module, params = tiny_model(family)
+    losses, first = [], []
+    for number, values in enumerate(starts(32)):
+        state = init_state(values, prompt_optimizer(1.0))
+        answer = Answer(jnp.asarray(LABELS[number]))
+        step, own = paper_train_step(module, RATES[number], 0), []
+        for turn in range(2):
+            state, metrics = step(params, state, batch_of(number), answer)
+            own.append(float(metrics.loss))
+            if turn == 0:
+                first.append(np.asarray(optax.tree.get(state.optimizer, "mu")))
+        losses.append(own)
+    return np.asarray(losses).T, np.stack(first)
+
+
+def assert_near(found: Any, expected: Any) -> None:
+    """Asserts equality as float32 goes: 1e-5 of the largest magnitude."""
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def slow(*values: str) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+EVERY_AXIS = "prompt:2,data:2,model:2"
+CASES = [
+    (family, mesh)
+    for family in ("bert", "t5", "gpt2", "llama")
+    for mesh in ("prompt:1", EVERY_AXIS, "prompt:4,model:2", "model:4")
+]
+
+
+@pytest.mark.plain_programs
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    [
+        ("bert", EVERY_AXIS),
+        slow("gpt2", "prompt:4,data:2"),
+        *(slow(*case) for case in CASES if case != ("bert", EVERY_AXIS)),
+    ],
+)
+def test_a_bank_on_a_mesh_is_each_run_alone(family: str, mesh: str) -> None:
+    losses, first = bank_steps(family, mesh)
+    plain_losses, plain_first = single_steps(family)
+    assert np.abs(losses[1] - losses[0]).min() > 1e-5, "every run has to move"
+    assert_near(losses, plain_losses)
+    for run in range(len(RATES)):
+        assert_near(first[run], plain_first[run])
+
+
+@pytest.mark.plain_programs
+@pytest.mark.parametrize(
+    ("family", "mesh"), [("gpt2", EVERY_AXIS), slow("bert", EVERY_AXIS), slow("t5", "prompt:2")]
+)
+def test_a_packed_bank_is_each_run_alone(
+    monkeypatch: pytest.MonkeyPatch, family: str, mesh: str
+) -> None:
+    monkeypatch.setattr(batches, "MOST_SHARES", batches.SHARES)
+    losses, first = bank_steps(family, mesh, packed=True)
+    plain_losses, plain_first = single_steps(family)
+    assert_near(losses, plain_losses)
+    for run in range(len(RATES)):
+        assert_near(first[run], plain_first[run])
+
+
+@pytest.mark.plain_programs
+def test_runs_lie_over_their_axis() -> None:
+    mesh = make_mesh("prompt:4")
+    blank = [init_state(values, prompt_optimizer(1.0)) for values in starts(32)]
+    state = place(stack_trees(blank), run_sharding(mesh))
+    assert {shard.data.shape for shard in state.prompt.addressable_shards} == {(1, 5, 32)}
+
+
+# --- packed runs
+
+# A small rate: AdamW divides a gradient by its size, so that where it is next to nothing a step
+# follows its rounding, as far as the rate lets it.
+OPTIONS: dict[str, Any] = {"steps": 6, "batch_size": 4, "length": 3, "learning_rate": 0.005}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of very different lengths: every third one is long."""
+    rows = [
+        {"text": f"the film {'is good and ' * (8 * (n % 3 == 0))}{word} {n}", "label": label}
+        for n in range(9)
+        for label, word in (("good", "fine"), ("bad", "poor"))
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    splits = dict.fromkeys(("train", "validation", "test"), text)
+    return write_task(tmp_path_factory.mktemp("task"), **splits)
+
+
+def model(tmp_path: Path, kind: str) -> jpt.Backbone:
+    return jpt.load_backbone(write_tiny_backbone(tmp_path / kind, kind))
+
+
+def given_batches(backbone: jpt.Backbone, task: Path, **more: Any) -> list[Any]:
+    return list(jpt.training_batches(backbone, task, **{**OPTIONS, **more}))
+
+
+@pytest.mark.plain_programs
+@pytest.mark.parametrize(("mesh", "groups"), [("data:1", 1), ("data:2", 2), ("model:2", 1)])
+def test_training_batches_name_their_real_tokens(
+    tmp_path: Path, task: Path, mesh: str, groups: int
+) -> None:
+    found = given_batches(model(tmp_path, "llama"), task, mesh=mesh)
+    packed = [batch for batch in found if batch.packed_index is not None]
+    assert packed
+    for batch in packed:
+        tokens = batch.tokens.reshape(groups, -1)
+        texts = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+        for packed_index, row, is_text in zip(
+            batch.packed_index, tokens, texts.reshape(groups, -1), strict=True
+        ):
+            np.testing.assert_array_equal(row[packed_index[packed_index < row.size]], row[is_text])
+
+
+@pytest.mark.plain_programs
+def test_rows_of_like_lengths_stay_padded(tmp_path: Path, task: Path) -> None:
+    found = given_batches(model(tmp_path, "bert"), task, group_by_length=True)
+    assert {batch.packed_index is None for batch in found} == {True}
+
+
+@pytest.mark.plain_programs
+@pytest.mark.parametrize(
+    ("mesh", "kind"),
+    [
+        *(("data:1", kind) for kind in ("bert", "t5", "llama")),
+        ("data:2,model:2", "llama"),
+        *(pytest.param("data:2,model:2", kind, marks=pytest.mark.slow) for kind in ("bert", "t5")),
+    ],
+)
+def test_a_packed_run_ends_as_a_padded_one(
+    tmp_path: Path, task: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mesh: str
+) -> None:
+    backbone = model(tmp_path, kind)
+    assert any(batch.packed_index is not None for batch in given_batches(backbone, task, mesh=mesh))
+    packed = jpt.tune(backbone, task, **OPTIONS, mesh=mesh)
+    monkeypatch.setattr(batches, "MOST_SHARES", 0)
+    padded = jpt.tune(backbone, task, **OPTIONS)
+    found, expected = packed.last.values, padded.last.values
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    losses = [
+        [line["loss"] for line in run.history if line["split"] == "train"]
+        for run in (packed, padded)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
