@@ -466,7 +466,7 @@ GROUND = "row-ground"
 NAME = "row-name"
 
 
-def pin_rows(svg: str, name: str) -> str:
+def stick_rows(svg: str, name: str) -> str:
     """Lays a copy of the row names over a heat map, which sticks to the edge of what scrolls."""
     # The copy holds references to the names in the figure itself, so the figure stays whole.
     ground = re.search(rf'<g id="{name}-{GROUND}">\s*<path d="([^"]+)"', svg)
@@ -479,7 +479,7 @@ def pin_rows(svg: str, name: str) -> str:
     copies = f'<use href="#{name}-{GROUND}" transform="translate(-9 0)"/>'
     copies += "".join(f'<use href="#{each}"/>' for each in (f"{name}-{GROUND}", *names))
     copy = (
-        f'<svg class="pinned" aria-hidden="true" viewBox="0 0 {edge:.2f} {height[1]}"'
+        f'<svg class="sticky" aria-hidden="true" viewBox="0 0 {edge:.2f} {height[1]}"'
         f' width="{edge:.2f}" height="{float(height[1]):.0f}">{copies}</svg>'
     )
     figure = svg.replace("<svg ", f'<svg style="margin-left:-{edge:.2f}px" ', 1)

@@ -409,12 +409,12 @@ def _targets_won(moved: Sequence[TransferPair]) -> tuple[int, int]:
 # --- What a study says, in plain sentences that follow from its numbers, for or against the paper
 
 
-def find(study: Study, layout: Ordering) -> list[Finding]:
+def find(study: Study, ordering: Ordering) -> list[Finding]:
     """Says what was found."""
-    moved = transfer_pairs(study, layout)
+    moved = transfer_pairs(study, ordering)
     found = [
-        training_finding(study, layout),
-        type_finding(moved, random_values(study, layout)),
+        training_finding(study, ordering),
+        type_finding(moved, random_values(study, ordering)),
         source_finding(moved),
         overlap_finding(study),
         correlation_finding(study),
@@ -425,10 +425,10 @@ def find(study: Study, layout: Ordering) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
-def training_finding(study: Study, layout: Ordering) -> Finding | None:
+def training_finding(study: Study, ordering: Ordering) -> Finding | None:
     """Says whether the prompts learned their own tasks."""
-    told = study.facts.targets if study.facts else {}
-    scores = {target: in_task_score(study, layout, target) for target in layout.targets}
+    told = study.record.targets if study.record else {}
+    scores = {target: in_task_score(study, ordering, target) for target in ordering.targets}
     pairs = {t: (s, told[t].majority) for t, s in scores.items() if t in told}
     pairs = {t: pair for t, pair in pairs.items() if np.isfinite(pair).all()}
     if not pairs:

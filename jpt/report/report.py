@@ -46,7 +46,7 @@ from jpt.report.figures import (
     indicator_panel,
     learning_curve,
     new_figure,
-    pin_rows,
+    stick_rows,
     plain,
     plot_curves,
     plot_shares,
@@ -178,7 +178,7 @@ def table(
         element("thead", *lines),
         element("tbody", *body),
     )
-    return element("div", scrolling(whole, caption), sources(source, "p"), class_="tabled")
+    return element("div", scrolling(whole, caption), sources(source, "p"), class_="table")
 
 
 def sources(paths: Sequence[str], tag: str = "span") -> Markup | None:
@@ -270,7 +270,7 @@ def whole_page(title: str, *content: Child) -> str:
 _CHOICE_FILES = ("choice.json",)
 
 
-def choice_section(study: Study, layout: Ordering, found: Sequence[Finding]) -> Markup:
+def choice_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -> Markup:
     """Shows which source each indicator would have chosen, and what that would have cost."""
     title = "What it costs to choose by an indicator"
     if study.choices is None:
@@ -297,11 +297,11 @@ def choice_section(study: Study, layout: Ordering, found: Sequence[Finding]) -> 
             "div",
             _cost_figure(study.choices, names),
             _choice_means(study.choices, names),
-            class_="beside",
+            class_="columns",
         ),
-        _by_target(study.choices, names, layout),
+        _by_target(study.choices, names, ordering),
         _row0(study.choices),
-        element("p", *_notes(study.choices), class_="facts"),
+        element("p", *_notes(study.choices), class_="meta"),
     )
 
 
@@ -369,8 +369,8 @@ def _choice_means(choices: SelectionRecord, names: Sequence[str]) -> Markup:
     return table(head, rows, told, source=_CHOICE_FILES)
 
 
-def _by_target(choices: SelectionRecord, names: Sequence[str], layout: Ordering) -> Markup:
-    targets = [name for name in layout.targets if name in choices.ranges]
+def _by_target(choices: SelectionRecord, names: Sequence[str], ordering: Ordering) -> Markup:
+    targets = [name for name in ordering.targets if name in choices.ranges]
     targets += [name for name in choices.ranges if name not in targets]
     rows: list[list[Child]] = []
     for target in targets:
@@ -431,12 +431,12 @@ _CORRELATION_FILES = ("correlation.json",)
 _CORRELATION_NUMBERS = ("mean_over_targets", "pooled_relative", "pooled_raw")
 
 
-def correlation_section(study: Study, layout: Ordering, found: Sequence[Finding]) -> Markup:
+def correlation_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -> Markup:
     """Holds the indicators against what the moves did."""
     title = "Do similar prompts move better?"
     if study.correlations is None:
         note = missing("There is no correlation.json", commands(study.folder)["indicators"])
-        return section("correlation", title, note, _scatter_figures(study, layout))
+        return section("correlation", title, note, _scatter_figures(study, ordering))
     items = [finding_item(each) for each in found if each.topic in ("correlation", "caution")]
     lead = element(
         "p",
@@ -459,12 +459,12 @@ def correlation_section(study: Study, layout: Ordering, found: Sequence[Finding]
                 _interval_note(study.correlations),
                 _best_window_note(study.correlations),
                 _row0_table(study.correlations),
-                class_="words",
+                class_="text",
             ),
-            class_="beside",
+            class_="columns",
         ),
         _per_target_table(study.correlations),
-        _scatter_figures(study, layout),
+        _scatter_figures(study, ordering),
     )
 
 
@@ -537,7 +537,7 @@ def _best_window_note(found: CorrelationRecords) -> Markup | None:
         " than it would on new tasks; the default layers were fixed before. Mean over targets:"
         " sources are ranked for each task on its own. Pooled: all pairs in one ranking, by"
         " relative or by raw score.",
-        class_="facts",
+        class_="meta",
     )
 
 
@@ -578,7 +578,7 @@ def _interval_note(found: CorrelationRecords) -> Markup:
         f"95% intervals of the means: percentile bootstrap over {counted(count, 'task')}, widened"
         " for small numbers of tasks. Two indicators are compared by the interval of their"
         " difference, task by task, which can be much narrower." + (few if count < 20 else ""),
-        class_="facts",
+        class_="meta",
     )
 
 
@@ -608,13 +608,13 @@ def _row0_table(found: CorrelationRecords) -> Markup | None:
     return details("With row 0 and without", whole)
 
 
-def _scatter_figures(study: Study, layout: Ordering) -> Markup | None:
+def _scatter_figures(study: Study, ordering: Ordering) -> Markup | None:
     """One small figure an indicator: the paper's open, the others folded away."""
     columns = study.similarities.values if study.similarities else {}
-    moved = transfer_pairs(study, layout)
+    moved = transfer_pairs(study, ordering)
     names = [n for n in (OVERLAP, *EMBEDDING) if n in columns]
     names += [n for n in shown_rankings(columns) if n not in names and n in MEANINGS]
-    points = {name: _correlation_points(study, layout, moved, name) for name in names}
+    points = {name: _correlation_points(study, ordering, moved, name) for name in names}
     points = {name: groups for name, groups in points.items() if groups}
     if not points:
         return None
@@ -632,7 +632,7 @@ def _scatter_figures(study: Study, layout: Ordering) -> Markup | None:
     return join(
         [
             element("h3", "Indicator against score, every move"),
-            element("p", told, class_="facts"),
+            element("p", told, class_="meta"),
             element("div", *first, class_="panels"),
             details("The other indicators", element("div", *more, class_="panels"))
             if more
@@ -672,7 +672,7 @@ def _limits(scores: Float64[np.ndarray, "M"]) -> tuple[float, float]:
 
 
 def _correlation_points(
-    study: Study, layout: Ordering, moved: Sequence[TransferPair], name: str
+    study: Study, ordering: Ordering, moved: Sequence[TransferPair], name: str
 ) -> dict[str, tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]]:
     """Indicator and relative score of the moves, by whether both tasks have one type."""
     assert study.similarities is not None
@@ -681,7 +681,7 @@ def _correlation_points(
     kinds = {True: "same type", False: "other type", None: "type not known"}
     groups: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds.values()}
     for move in moved:
-        in_task = layout.in_task.get(move.target, "")
+        in_task = ordering.in_task.get(move.target, "")
         if in_task in place and move.source in place:
             value = float(values[place[in_task], place[move.source]])
             if np.isfinite(value):
@@ -719,7 +719,7 @@ _WHOLE_COSINE = "cosine_concat"
 """Of the paper's indicators of vectors the one that can be mapped: a prompt is 1 to itself."""
 
 
-def overlap_section(study: Study, layout: Ordering) -> Markup:
+def overlap_section(study: Study, ordering: Ordering) -> Markup:
     """Shows the overlap of activated neurons of all pairs of prompts."""
     title = "Which prompts activate the same neurons"
     make = commands(study.folder)
@@ -738,13 +738,13 @@ def overlap_section(study: Study, layout: Ordering) -> Markup:
     elif OVERLAP not in study.similarities.values:
         parts.append(missing("indicators.csv has no neuron_overlap", make["indicators"]))
     else:
-        parts.append(_similarity_map(study, layout, OVERLAP, 900, _layers_told(study)))
-        parts.append(_similarity_table(study, layout, OVERLAP))
-        parts.append(_plane(study, layout, OVERLAP))
+        parts.append(_similarity_map(study, ordering, OVERLAP, 900, _layers_told(study)))
+        parts.append(_similarity_table(study, ordering, OVERLAP))
+        parts.append(_plane(study, ordering, OVERLAP))
     return section("overlap", title, *parts)
 
 
-def embedding_section(study: Study, layout: Ordering) -> Markup:
+def embedding_section(study: Study, ordering: Ordering) -> Markup:
     """Shows the four indicators that compare the vectors of prompts."""
     title = "Which prompts have similar vectors"
     lead = element(
@@ -760,14 +760,14 @@ def embedding_section(study: Study, layout: Ordering) -> Markup:
         element(
             "div",
             element("h3", EMBEDDING[name]),
-            _similarity_map(study, layout, name, 540, f"{EMBEDDING[name]}: {MEANINGS[name]}."),
-            _similarity_table(study, layout, name),
+            _similarity_map(study, ordering, name, 540, f"{EMBEDDING[name]}: {MEANINGS[name]}."),
+            _similarity_table(study, ordering, name),
         )
         for name in shown
     ]
     plane = None
     if OVERLAP not in study.similarities.values and _WHOLE_COSINE in shown:
-        plane = _plane(study, layout, _WHOLE_COSINE)  # for want of neurons
+        plane = _plane(study, ordering, _WHOLE_COSINE)  # for want of neurons
     return section("embeddings", title, lead, element("div", *maps, class_="pair"), plane)
 
 
@@ -783,16 +783,16 @@ def _layers_told(study: Study) -> str:
 
 
 def _similarity_map(
-    study: Study, layout: Ordering, name: str, width_px: float, caption: str
+    study: Study, ordering: Ordering, name: str, width_px: float, caption: str
 ) -> Markup:
-    values = _ordered(study, layout, name)
+    values = _ordered(study, ordering, name)
     np.fill_diagonal(values, np.nan)
-    types = [layout.prompt_types[prompt] for prompt in layout.prompts]
+    types = [ordering.prompt_types[prompt] for prompt in ordering.prompts]
     digits = 2 if name == OVERLAP else 3
     plot = heat_map(
         HeatMap(
-            rows=layout.prompts,
-            columns=layout.prompts,
+            rows=ordering.prompts,
+            columns=ordering.prompts,
             row_types=types,
             column_types=types,
             values=values,
@@ -804,10 +804,10 @@ def _similarity_map(
         ),
         percent=False,
     )
-    count = counted(len(layout.prompts), "prompt")
+    count = counted(len(ordering.prompts), "prompt")
     label = f"Heat map of {indicator_label(name)} for all pairs of {count}; the numbers are below."
     place = f"map-{name.replace('_', '-')}"
-    return figure(pin_rows(to_svg(plot, place, label), place), label, caption, _INDICATORS_FILES)
+    return figure(stick_rows(to_svg(plot, place, label), place), label, caption, _INDICATORS_FILES)
 
 
 def _indicators_short(value: float, digits: int) -> str:
@@ -817,29 +817,29 @@ def _indicators_short(value: float, digits: int) -> str:
     return decimal(value, digits).replace("0.", ".", 1) if abs(value) < 1 else decimal(value, 1)
 
 
-def _ordered(study: Study, layout: Ordering, name: str) -> np.ndarray:
+def _ordered(study: Study, ordering: Ordering, name: str) -> np.ndarray:
     assert study.similarities is not None
-    order = [study.similarities.names.index(prompt) for prompt in layout.prompts]
+    order = [study.similarities.names.index(prompt) for prompt in ordering.prompts]
     return study.similarities.values[name][np.ix_(order, order)].copy()
 
 
-def _similarity_table(study: Study, layout: Ordering, name: str) -> Markup:
-    values = _ordered(study, layout, name)
+def _similarity_table(study: Study, ordering: Ordering, name: str) -> Markup:
+    values = _ordered(study, ordering, name)
     rows = [
         [prompt, *(significant(value) for value in line)]
-        for prompt, line in zip(layout.prompts, values, strict=True)
+        for prompt, line in zip(ordering.prompts, values, strict=True)
     ]
     label = indicator_label(name)
     caption = f"{label} of all pairs of prompts"
-    whole = table(["prompt", *layout.prompts], rows, caption, source=_INDICATORS_FILES)
+    whole = table(["prompt", *ordering.prompts], rows, caption, source=_INDICATORS_FILES)
     return details(f"{label} as a table", whole)
 
 
-def _plane(study: Study, layout: Ordering, name: str) -> Markup | None:
+def _plane(study: Study, ordering: Ordering, name: str) -> Markup | None:
     """The prompts as points, as far apart as they are unlike."""
-    alike = _ordered(study, layout, name)
+    alike = _ordered(study, ordering, name)
     # A prompt that activates no neuron is like none, and an untrained one is for no task.
-    trained = [layout.prompt_types[prompt] != BASELINE for prompt in layout.prompts]
+    trained = [ordering.prompt_types[prompt] != BASELINE for prompt in ordering.prompts]
     kept = np.isfinite(np.diag(alike)) & np.array(trained, bool)
     alike = alike[np.ix_(kept, kept)]
     if len(alike) < 3 or not np.isfinite(alike).all():
@@ -847,8 +847,8 @@ def _plane(study: Study, layout: Ordering, name: str) -> Markup | None:
     distances = 1 - (alike + alike.T) / 2
     np.fill_diagonal(distances, 0)
     points, share = scale_to_plane(distances)
-    names = [prompt for prompt, is_kept in zip(layout.prompts, kept, strict=True) if is_kept]
-    types = [layout.prompt_types[prompt] for prompt in names]
+    names = [prompt for prompt, is_kept in zip(ordering.prompts, kept, strict=True) if is_kept]
+    types = [ordering.prompt_types[prompt] for prompt in names]
     said = indicator_label(name)
     plot = prompt_map(points, names, types, (NO_TYPE,), f" (distance: 1 − {said})")
     label = f"Map of {counted(len(names), 'prompt')} by 1 − {said}; the table has the numbers."
@@ -909,7 +909,7 @@ def _lead(masks: MaskRecord) -> str:
     layers = f"layer {first}" if first == last else f"layers {first} to {last}"
     told = "; ".join(f"{kind_label(kind)}: {_MEANINGS.get(kind, kind)}" for kind in masks.kinds)
     return (
-        f"{masks.silent:,} of the {masks.neurons:,} neurons of {layers} are silent while each"
+        f"{masks.masked:,} of the {masks.neurons:,} neurons of {layers} are silent while each"
         f" task is scored with its own prompt{f' on {masks.split}' if masks.split else ''}."
         f" Which ones differs: {told}."
     )
@@ -951,7 +951,7 @@ def _type_parts(masks: MaskRecord) -> list[Markup]:
                 "p",
                 f"Neurons of other tasks' prompts leave {percent(same)} of the score where that"
                 f" task has the same type and {percent(other)} where not.",
-                class_="facts",
+                class_="meta",
             )
         )
     return parts
@@ -1220,7 +1220,7 @@ def _map(
         steps, start = record.count("warm_steps"), record.text("warm_start")
         told += f" warm: {steps} steps of tuning from the prompts of “{start}”; vanilla: from"
         told += " a random start."
-    svg = pin_rows(to_svg(plot, "projection-map", label), "projection-map")
+    svg = stick_rows(to_svg(plot, "projection-map", label), "projection-map")
     return figure(svg, label, told, [PROJECTION_TABLE, PROJECTION_RECORD])
 
 
@@ -1272,10 +1272,10 @@ def _scored(record: Fields) -> str:
 _MOST_PANELS = 40
 
 
-def training_section(study: Study, layout: Ordering) -> Markup:
+def training_section(study: Study, ordering: Ordering) -> Markup:
     """Shows how the runs learned, and lists the prompts."""
     title = "How the prompts were trained"
-    records = ordered_prompts(study, layout)
+    records = ordered_prompts(study, ordering)
     if not records:
         note = missing(
             "There is no folder prompts/ with runs or prompts", commands(study.folder)["tune"]
@@ -1293,28 +1293,28 @@ def training_section(study: Study, layout: Ordering) -> Markup:
             )
         )
         panels = [
-            _runs_panel(index, record, layout.prompt_types[record.name])
+            _runs_panel(index, record, ordering.prompt_types[record.name])
             for index, record in enumerate(logged[:_MOST_PANELS])
         ]
         parts.append(element("div", *panels, class_="panels"))
         if len(logged) > _MOST_PANELS:
             rest = counted(len(logged) - _MOST_PANELS, "run")
-            parts.append(element("p", f"{rest} more have no figure here.", class_="facts"))
+            parts.append(element("p", f"{rest} more have no figure here.", class_="meta"))
     else:
         parts.append(
             element("p", "There are no logs (metrics.jsonl) of the runs, so there are no curves.")
         )
-    return section("training", title, *parts, _prompt_table(records, layout))
+    return section("training", title, *parts, _prompt_table(records, ordering))
 
 
-def ordered_prompts(study: Study, layout: Ordering) -> list[PromptRecord]:
+def ordered_prompts(study: Study, ordering: Ordering) -> list[PromptRecord]:
     """Lists the prompts of the folder in the order of the page."""
-    return [study.prompts[name] for name in layout.every if name in study.prompts]
+    return [study.prompts[name] for name in ordering.every if name in study.prompts]
 
 
-def provenance_section(study: Study, layout: Ordering) -> Markup:
+def provenance_section(study: Study, ordering: Ordering) -> Markup:
     """Says how it was computed, what was run, on what, with which settings."""
-    facts = study.facts
+    facts = study.record
     written = [study.folder / name for name in STUDY_FILES]
     written += [study.folder / "prompts" / name / "result.json" for name in study.prompts]
     told: list[tuple[str, Child]] = []
@@ -1348,47 +1348,47 @@ def provenance_section(study: Study, layout: Ordering) -> Markup:
         note,
         definition_list(told),
         sources(files, "p"),
-        _row_table(study, layout),
+        _row_table(study, ordering),
     )
 
 
-def note_section(study: Study, layout: Ordering) -> Markup:
+def note_section(study: Study, ordering: Ordering) -> Markup:
     """Lists what is undefined, missing or worth knowing."""
-    lines = notes(study, layout)
+    lines = notes(study, ordering)
     if not lines:
         return section("notes", "Notes", element("p", "Nothing is missing or undefined."))
     items = [element("li", line) for line in lines]
     return section("notes", "Notes", element("ul", *items, class_="notes"))
 
 
-def notes(study: Study, layout: Ordering) -> list[str]:
+def notes(study: Study, ordering: Ordering) -> list[str]:
     """Collects what is undefined, missing or worth knowing."""
-    lines = list(study.facts.notes if study.facts else ())
+    lines = list(study.record.notes if study.record else ())
     lines += study.types.notes if study.types else ()
-    lines += _own_notes(study, layout, "\n".join(lines))
+    lines += _own_notes(study, ordering, "\n".join(lines))
     if study.correlations is not None:
         # The command says why; without its notes the gaps themselves are told.
         lines += study.correlations.notes or _undefined_notes(study.correlations)
     for part in (study.choices, study.masks):
         lines += part.notes if part else ()
     compared = set(study.similarities.names if study.similarities else ())
-    moved = set(layout.sources)
+    moved = set(ordering.sources)
     if compared and moved:
         lines += _unlike("indicators.csv", moved - compared, "transfer.csv")
         lines += _unlike("transfer.csv", compared - moved - {study.random}, "indicators.csv")
     unfinished = [record.name for record in study.prompts.values() if not record.finished]
     if unfinished:
         lines.append(f"Not finished, so not used elsewhere: {_names(unfinished)}.")
-    without = [n for n, t in {**layout.target_types, **layout.prompt_types}.items() if t == NO_TYPE]
+    without = [n for n, t in {**ordering.target_types, **ordering.prompt_types}.items() if t == NO_TYPE]
     if without and not (study.types and study.types.notes):
         lines.append(f"No type is known for {_names(without)}; left out of means by type.")
     return list(dict.fromkeys(lines))
 
 
-def _own_notes(study: Study, layout: Ordering, told: str) -> list[str]:
+def _own_notes(study: Study, ordering: Ordering, told: str) -> list[str]:
     """Gaps of the matrix; what the command has told already is not told twice."""
     lines = []
-    without = [t for t in layout.targets if t not in layout.in_task and f"{t} has" not in told]
+    without = [t for t in ordering.targets if t not in ordering.in_task and f"{t} has" not in told]
     if without:
         lines.append(f"Relative performance is undefined without own prompt: {_names(without)}.")
     if study.transfer is not None:
@@ -1438,12 +1438,12 @@ def _runs_panel(index: int, record: PromptRecord, kind: str) -> Markup:
     return element("div", element("h3", record.name), figure(svg, label, caption, files))
 
 
-def _prompt_table(records: Sequence[PromptRecord], layout: Ordering) -> Markup:
+def _prompt_table(records: Sequence[PromptRecord], ordering: Ordering) -> Markup:
     rows = [
         [
             record.name,
             record.card.task if record.card else UNKNOWN,
-            layout.prompt_types.get(record.name, NO_TYPE),
+            ordering.prompt_types.get(record.name, NO_TYPE),
             record.metric or UNKNOWN,
             decimal(record.score, 3),
             decimal(record.majority, 3),
@@ -1463,27 +1463,27 @@ def _steps(record: PromptRecord) -> str:
 
 
 def _rows_told(study: Study) -> str | None:
-    assert study.facts is not None
-    rows = [target.rows for target in study.facts.targets.values() if target.rows is not None]
-    split = f" of {study.facts.split}" if study.facts.split else ""
+    assert study.record is not None
+    rows = [target.rows for target in study.record.targets.values() if target.rows is not None]
+    split = f" of {study.record.split}" if study.record.split else ""
     return f"{sum(rows):,}{split} for each prompt, over {counted(len(rows), 'task')}"
 
 
-def _row_table(study: Study, layout: Ordering) -> Markup | None:
-    if study.facts is None or not study.facts.targets:
+def _row_table(study: Study, ordering: Ordering) -> Markup | None:
+    if study.record is None or not study.record.targets:
         return None
-    told = study.facts.targets
+    told = study.record.targets
     rows = [
         [
             name,
             told[name].task,
-            layout.target_types[name],
-            told[name].split or study.facts.split or UNKNOWN,
+            ordering.target_types[name],
+            told[name].split or study.record.split or UNKNOWN,
             told[name].in_task_prompt or UNKNOWN,
             UNKNOWN if told[name].rows is None else f"{told[name].rows:,}",
             decimal(told[name].majority, 4),
         ]
-        for name in layout.targets
+        for name in ordering.targets
         if name in told
     ]
     head = ["target", "task", "type", "split", "own prompt", "rows", "majority"]
@@ -1656,7 +1656,7 @@ def sweep_header(title: str, findings: Sequence[str]) -> Markup:
 # --- The parts of the report on what prompts do on other tasks: the matrix, and means by type
 
 
-def transfer_section(study: Study, layout: Ordering) -> Markup:
+def transfer_section(study: Study, ordering: Ordering) -> Markup:
     """Shows the zero-shot matrix."""
     title = "What every prompt does on every task"
     if study.transfer is None:
@@ -1681,21 +1681,21 @@ def transfer_section(study: Study, layout: Ordering) -> Markup:
             what = "no target has an own prompt, so colors tell the scores themselves"
         make = commands(study.folder)["transfer"]
         parts.append(missing(f"There is no relative.csv; {what}", make))
-    parts.append(_matrix_figure(study, layout))
-    parts.append(_transfer_score_table(study, layout))
+    parts.append(_matrix_figure(study, ordering))
+    parts.append(_transfer_score_table(study, ordering))
     if study.relative is not None:
-        parts.append(_relative_table(study, layout))
+        parts.append(_relative_table(study, ordering))
     return section("transfer", title, *parts)
 
 
-def type_section(study: Study, layout: Ordering, found: Sequence[Finding]) -> Markup:
+def type_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -> Markup:
     """Shows means over pairs of one type and of two types."""
     items = [finding_item(each) for each in found if each.topic in ("types", "overlap")]
     parts: list[Markup | None] = [element("ul", *items, class_="findings") if items else None]
-    picture = _strip_figure(study, layout)
+    picture = _strip_figure(study, ordering)
     tables: list[Markup] = []
     if study.types is not None:
-        tables = _type_tables(study.types, _type_order(layout))
+        tables = _type_tables(study.types, _type_order(ordering))
     else:
         parts.append(
             missing(
@@ -1703,18 +1703,18 @@ def type_section(study: Study, layout: Ordering, found: Sequence[Finding]) -> Ma
                 commands(study.folder)["indicators"],
             )
         )
-    parts.append(element("div", picture, element("div", *tables), class_="beside"))
+    parts.append(element("div", picture, element("div", *tables), class_="columns"))
     return section("types", "Tasks of the same type and of others", *parts)
 
 
-def side_scores(study: Study, layout: Ordering) -> dict[str, Float64[np.ndarray, "N"]]:
+def side_scores(study: Study, ordering: Ordering) -> dict[str, Float64[np.ndarray, "N"]]:
     """Collects what stands beside the matrix."""
-    told = study.facts.targets if study.facts else {}
+    told = study.record.targets if study.record else {}
     nan = float("nan")
-    in_task = np.array([in_task_score(study, layout, target) for target in layout.targets])
-    majority = np.array([told[t].majority if t in told else nan for t in layout.targets])
+    in_task = np.array([in_task_score(study, ordering, target) for target in ordering.targets])
+    majority = np.array([told[t].majority if t in told else nan for t in ordering.targets])
     baselines = {
-        label: values_at(study.transfer, layout.targets, [name])[:, 0]
+        label: values_at(study.transfer, ordering.targets, [name])[:, 0]
         for label, name in _baselines(study).items()
     }
     return {**baselines, "own prompt": in_task, "majority": majority}
@@ -1734,24 +1734,24 @@ def _metrics(study: Study) -> str:
     return f" ({', '.join(names)})"
 
 
-def _matrix_figure(study: Study, layout: Ordering) -> Markup:
-    scores = values_at(study.transfer, layout.targets, layout.sources)
-    sides = side_scores(study, layout)
+def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
+    scores = values_at(study.transfer, ordering.targets, ordering.sources)
+    sides = side_scores(study, ordering)
     sides = {label: column for label, column in sides.items() if np.isfinite(column).any()}
     shown = study.transfer if study.relative is None else study.relative
-    colors = values_at(shown, layout.targets, layout.sources)
+    colors = values_at(shown, ordering.targets, ordering.sources)
     columns = [_baselines(study).get(label, "") for label in sides]
-    side_colors = values_at(shown, layout.targets, columns).T
+    side_colors = values_at(shown, ordering.targets, columns).T
     plot = heat_map(
         HeatMap(
-            rows=layout.targets,
-            columns=layout.sources,
-            row_types=[layout.target_types[name] for name in layout.targets],
-            column_types=[layout.prompt_types[name] for name in layout.sources],
+            rows=ordering.targets,
+            columns=ordering.sources,
+            row_types=[ordering.target_types[name] for name in ordering.targets],
+            column_types=[ordering.prompt_types[name] for name in ordering.sources],
             values=colors,
             texts=[[_transfer_cell(value) for value in line] for line in scores],
             scale_label="score relative to the task's own prompt" if study.relative else "score",
-            outlined=_in_task_cells(layout),
+            outlined=_in_task_cells(ordering),
             side_label=list(sides),
             side_texts=[[_transfer_cell(value) for value in column] for column in sides.values()],
             side_values=side_colors if sides else None,
@@ -1761,11 +1761,11 @@ def _matrix_figure(study: Study, layout: Ordering) -> Markup:
         percent=True,
     )
     label = (
-        f"Heat map of {counted(len(layout.targets), 'target task')} by"
-        f" {counted(len(layout.sources), 'source prompt')}; the numbers are in the table below."
+        f"Heat map of {counted(len(ordering.targets), 'target task')} by"
+        f" {counted(len(ordering.sources), 'source prompt')}; the numbers are in the table below."
     )
     told = "Rows: target tasks. Columns: source prompts, both in groups by type of task."
-    told += " Framed: the task's own prompt." if layout.in_task else ""
+    told += " Framed: the task's own prompt." if ordering.in_task else ""
     for name, meaning in (
         (BASELINE, "the prompt before any training"),
         (NO_PROMPT, "the untouched model"),
@@ -1774,18 +1774,18 @@ def _matrix_figure(study: Study, layout: Ordering) -> Markup:
     ):
         told += f" {name.capitalize()}: {meaning}." if name in sides else ""
     told += " Gray: not measured, or without own prompt." if np.isnan(colors).any() else ""
-    svg = pin_rows(to_svg(plot, "transfer-map", label), "transfer-map")
+    svg = stick_rows(to_svg(plot, "transfer-map", label), "transfer-map")
     return figure(svg, label, told, _matrix_files(study))
 
 
 def _matrix_files(study: Study) -> list[str]:
-    files = ["transfer.csv", study.relative_file, "transfer.json" if study.facts else None]
+    files = ["transfer.csv", study.relative_file, "transfer.json" if study.record else None]
     return list(dict.fromkeys(name for name in files if name))
 
 
-def _in_task_cells(layout: Ordering) -> frozenset[tuple[int, int]]:
-    place = {name: index for index, name in enumerate(layout.sources)}
-    pairs = ((i, layout.in_task.get(target)) for i, target in enumerate(layout.targets))
+def _in_task_cells(ordering: Ordering) -> frozenset[tuple[int, int]]:
+    place = {name: index for index, name in enumerate(ordering.sources)}
+    pairs = ((i, ordering.in_task.get(target)) for i, target in enumerate(ordering.targets))
     return frozenset((i, place[in_task]) for i, in_task in pairs if in_task in place)
 
 
@@ -1793,31 +1793,31 @@ def _transfer_cell(value: float) -> str:
     return decimal(100 * value, 1)
 
 
-def _transfer_score_table(study: Study, layout: Ordering) -> Markup:
+def _transfer_score_table(study: Study, ordering: Ordering) -> Markup:
     assert study.transfer is not None
-    scores = values_at(study.transfer, layout.targets, layout.sources)
+    scores = values_at(study.transfer, ordering.targets, ordering.sources)
     metric = dict(zip(study.transfer.targets, study.transfer.metrics, strict=True))
-    sides = side_scores(study, layout)
+    sides = side_scores(study, ordering)
     rows = [
-        [target, layout.target_types[target], metric[target]]
+        [target, ordering.target_types[target], metric[target]]
         + [decimal(value, 4) for value in (*scores[i], *(of[i] for of in sides.values()))]
-        for i, target in enumerate(layout.targets)
+        for i, target in enumerate(ordering.targets)
     ]
     names = [study.random if label == BASELINE else label for label in sides]
-    head = ["target", "type", "metric", *layout.sources, *names]
-    files = ("transfer.csv", *(["transfer.json"] if study.facts else []))
+    head = ["target", "type", "metric", *ordering.sources, *names]
+    files = ("transfer.csv", *(["transfer.json"] if study.record else []))
     told = "Score of each prompt on each task"
     return details("Scores as a table", table(head, rows, told, numbers_from=3, source=files))
 
 
-def _relative_table(study: Study, layout: Ordering) -> Markup:
+def _relative_table(study: Study, ordering: Ordering) -> Markup:
     baselines = _baselines(study)
-    columns = (*layout.sources, *baselines.values())
-    heads = [*layout.sources, *(study.random if n == BASELINE else n for n in baselines)]
-    values = values_at(study.relative, layout.targets, columns)
+    columns = (*ordering.sources, *baselines.values())
+    heads = [*ordering.sources, *(study.random if n == BASELINE else n for n in baselines)]
+    values = values_at(study.relative, ordering.targets, columns)
     rows = [
         [target, *(decimal(value, 4) for value in values[i])]
-        for i, target in enumerate(layout.targets)
+        for i, target in enumerate(ordering.targets)
     ]
     caption = "Score of each prompt over the score of the task's own prompt"
     files = [study.relative_file or "transfer.csv"]
@@ -1825,12 +1825,12 @@ def _relative_table(study: Study, layout: Ordering) -> Markup:
     return details("Relative scores as a table", whole)
 
 
-def _strip_figure(study: Study, layout: Ordering) -> Markup | None:
-    found = transfer_pairs(study, layout)
+def _strip_figure(study: Study, ordering: Ordering) -> Markup | None:
+    found = transfer_pairs(study, ordering)
     groups = {
         "same type": [move.relative for move in found if move.same_type],
         "other type": [move.relative for move in found if move.same_type is False],
-        BASELINE: list(random_values(study, layout).values()),
+        BASELINE: list(random_values(study, ordering).values()),
     }
     if not groups["same type"] and not groups["other type"]:
         return None
@@ -1847,9 +1847,9 @@ def _strip_figure(study: Study, layout: Ordering) -> Markup | None:
     return figure(to_svg(plot, "type-strips", label), label, told, files)
 
 
-def _type_order(layout: Ordering) -> list[str]:
-    kinds = [layout.target_types[name] for name in layout.targets]
-    return list(dict.fromkeys([*kinds, *(layout.prompt_types[name] for name in layout.every)]))
+def _type_order(ordering: Ordering) -> list[str]:
+    kinds = [ordering.target_types[name] for name in ordering.targets]
+    return list(dict.fromkeys([*kinds, *(ordering.prompt_types[name] for name in ordering.every)]))
 
 
 def _type_tables(types: TaskTypeRecord, order: Sequence[str]) -> list[Markup]:
@@ -2094,8 +2094,8 @@ def write_report(folder: str | Path) -> Path:
         title, findings, parts = parts_of(Path(folder))
         write_text(target, whole_page(title, sweep_header(title, findings), *parts))
         return target
-    study, layout = prepare(folder)
-    write_text(target, build_page(study, layout, find(study, layout)))
+    study, ordering = prepare(folder)
+    write_text(target, build_page(study, ordering, find(study, ordering)))
     return target
 
 
@@ -2113,37 +2113,37 @@ def summarize(folder: str | Path) -> list[str]:
     parts_of = _other_study(Path(folder))
     if parts_of is not None:
         return parts_of(Path(folder))[1]
-    study, layout = prepare(folder)
-    return [found.text for found in find(study, layout) if found.topic in _SUMMARY]
+    study, ordering = prepare(folder)
+    return [found.text for found in find(study, ordering) if found.topic in _SUMMARY]
 
 
 def prepare(folder: str | Path) -> tuple[Study, Ordering]:
     """Reads a study and lays it out."""
     study = read_study(folder)
-    layout = order_study(study)
-    return with_relative(study, layout), layout
+    ordering = order_study(study)
+    return with_relative(study, ordering), ordering
 
 
-def build_page(study: Study, layout: Ordering, found: Sequence[Finding]) -> str:
+def build_page(study: Study, ordering: Ordering, found: Sequence[Finding]) -> str:
     """Builds the page of a study."""
     return whole_page(
         _title(study),
-        _header(study, layout, found),
-        transfer_section(study, layout),
-        overlap_section(study, layout),
-        embedding_section(study, layout),
-        correlation_section(study, layout, found),
-        choice_section(study, layout, found),
+        _header(study, ordering, found),
+        transfer_section(study, ordering),
+        overlap_section(study, ordering),
+        embedding_section(study, ordering),
+        correlation_section(study, ordering, found),
+        choice_section(study, ordering, found),
         mask_section(study, found),
-        type_section(study, layout, found),
-        training_section(study, layout),
-        provenance_section(study, layout),
-        note_section(study, layout),
+        type_section(study, ordering, found),
+        training_section(study, ordering),
+        provenance_section(study, ordering),
+        note_section(study, ordering),
     )
 
 
 def _backbones(study: Study) -> list[str]:
-    told = [study.facts.backbone] if study.facts else []
+    told = [study.record.backbone] if study.record else []
     told += [record.card.backbone for record in study.prompts.values() if record.card]
     return list(dict.fromkeys(name for name in told if name))
 
@@ -2153,12 +2153,12 @@ def _title(study: Study) -> str:
     return f"Prompt transfer on {', '.join(names)}" if names else "Prompt transfer"
 
 
-def _header(study: Study, layout: Ordering, found: Sequence[Finding]) -> Markup:
-    n_prompts = len(layout.sources or layout.prompts or study.prompts)
+def _header(study: Study, ordering: Ordering, found: Sequence[Finding]) -> Markup:
+    n_prompts = len(ordering.sources or ordering.prompts or study.prompts)
     facts = [counted(n_prompts, "prompt")]
-    if layout.targets:
-        facts.append(counted(len(layout.targets), "target task"))
-        kinds = dict.fromkeys(layout.target_types[name] for name in layout.targets)
+    if ordering.targets:
+        facts.append(counted(len(ordering.targets), "target task"))
+        kinds = dict.fromkeys(ordering.target_types[name] for name in ordering.targets)
         facts.append(f"{counted(len(kinds), 'type')} ({', '.join(kinds)})")
     shown = [finding for finding in found if finding.topic in _SUMMARY]
     items = [finding_item(each, _PLACES.get(each.topic, each.topic)) for each in shown]
@@ -2168,7 +2168,7 @@ def _header(study: Study, layout: Ordering, found: Sequence[Finding]) -> Markup:
     return element(
         "header",
         element("h1", _title(study)),
-        element("p", " · ".join(facts), class_="facts"),
+        element("p", " · ".join(facts), class_="meta"),
         element("ul", *items, class_="findings"),
         element("nav", join(links), aria_label="Parts of this page"),
     )

@@ -1,4 +1,4 @@
-"""Read the result files of a study folder for the report."""
+"""Load the result files of a study folder."""
 
 from __future__ import annotations
 
@@ -45,98 +45,99 @@ from jpt.results.records import (
 from jpt.tasks.catalog import task_type
 from jpt.types import PromptCard, TransferMatrix
 
-# --- Reading values out of JSON that others wrote: what does not fit is told by file and place
+# --- Typed access to JSON objects
 
 
 class Fields:
-    """The fields of one JSON object, each taken with the kind that it has to have."""
+    """The fields of a JSON object, checked for their type on access."""
 
-    def __init__(self, value: Any, path: str | Path, cure: str, place: str = "") -> None:
-        self.path, self.cure, self.place = path, cure, place
+    def __init__(self, value: Any, path: str | Path, command: str, key: str = "") -> None:
+        self.path, self.command, self.key = path, command, key
         if not isinstance(value, dict):
-            raise self._error(place or "the whole file", value, "an object")
+            raise self._error(key or "the top level", value, "an object")
         self.value: Mapping[str, Any] = value
 
     def text(self, name: str) -> str | None:
-        """Takes a text."""
-        return self._take(name, str, "a text")
+        """Return a string field, or None if it is missing."""
+        return self._get(name, str, "a string")
 
     def count(self, name: str) -> int | None:
-        """Takes a whole number."""
-        return self._take(name, int, "a whole number")
+        """Return an integer field, or None if it is missing."""
+        return self._get(name, int, "an integer")
 
     def number(self, name: str) -> float:
-        """Takes a number."""
-        value = self._take(name, (int, float), "a number")
+        """Return a number field, or NaN if it is missing."""
+        value = self._get(name, (int, float), "a number")
         return math.nan if value is None else float(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Takes a list of texts."""
-        values = self._take(name, list, "a list of texts") or []
+        """Return a field with a list of strings, empty if it is missing."""
+        values = self._get(name, list, "a list of strings") or []
         if not all(isinstance(value, str) for value in values):
-            raise self._error(self._at(name), values, "a list of texts")
+            raise self._error(self._key_of(name), values, "a list of strings")
         return tuple(values)
 
     def pair(self, name: str) -> tuple[float, float]:
-        """Takes a list of two numbers."""
-        values = self._take(name, list, "a list of two numbers")
+        """Return a field with a list of two numbers, NaN if it is missing."""
+        values = self._get(name, list, "a list of two numbers")
         if values is None:
             return math.nan, math.nan
         known = [value for value in values if type(value) in (int, float) and math.isfinite(value)]
         if len(values) != 2 or known != values:
-            raise self._error(self._at(name), values, "a list of two numbers")
+            raise self._error(self._key_of(name), values, "a list of two numbers")
         return float(known[0]), float(known[1])
 
     def fields(self, name: str) -> Fields:
-        """Takes an object."""
+        """Return an object field, empty if it is missing."""
         value = self.value.get(name)
-        return Fields({} if value is None else value, self.path, self.cure, self._at(name))
+        return Fields({} if value is None else value, self.path, self.command, self._key_of(name))
 
     def numbers(self) -> dict[str, float]:
-        """Takes every field as a number."""
+        """Return all fields as numbers."""
         return {name: self.number(name) for name in self.value}
 
     def each(self) -> Iterator[tuple[str, Fields]]:
-        """Takes every field as an object."""
+        """Yield all fields as objects, by name."""
         for name in self.value:
             yield name, self.fields(name)
 
-    def _take(self, name: str, kind: type | tuple[type, ...], expected: str) -> Any:
+    def _get(self, name: str, kind: type | tuple[type, ...], expected: str) -> Any:
         value = self.value.get(name)
         wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
         if value is not None and (wrong or (isinstance(value, float) and math.isinf(value))):
-            raise self._error(self._at(name), value, expected)
+            raise self._error(self._key_of(name), value, expected)
         return value
 
-    def _at(self, name: str) -> str:
-        return f"{self.place}.{name}" if self.place else name
+    def _key_of(self, name: str) -> str:
+        return f"{self.key}.{name}" if self.key else name
 
-    def _error(self, place: str, value: Any, expected: str) -> InputError:
-        came = repr(value)
-        came = came if len(came) <= 60 else came[:57] + "..."
+    def _error(self, key: str, value: Any, expected: str) -> InputError:
+        got = repr(value)
+        got = got if len(got) <= 60 else got[:57] + "..."
         return InputError(
-            f"{self.path}: {place} is {came}; {expected} expected: make it again with {self.cure}"
+            f"{self.path}: expected {expected} at {key}, got {got}; regenerate it with"
+            f" {self.command}"
         )
 
 
-def read_fields(path: str | Path, cure: str) -> Fields | None:
-    """Reads a JSON file that may be missing."""
+def read_fields(path: str | Path, command: str) -> Fields | None:
+    """Load a JSON object, or return None if the file is missing."""
     if not Path(path).exists():
         return None
-    return Fields(read_json(path), path, cure)
+    return Fields(read_json(path), path, command)
 
 
-# --- What ``choice.json`` says: which source each indicator would have chosen, and at what cost
+# --- choice.json: source selection
 
 
-def read_selection_record(path: str | Path, cure: str) -> SelectionRecord | None:
-    """Reads ``choice.json``."""
-    fields = read_fields(path, cure)
+def read_selection_record(path: str | Path, command: str) -> SelectionRecord | None:
+    """Load ``choice.json``."""
+    fields = read_fields(path, command)
     if fields is None:
         return None
     return SelectionRecord(
-        ranges={name: _range(each) for name, each in fields.fields("targets").each()},
-        means={name: _choice_means(each) for name, each in fields.fields("rankings").each()},
+        ranges={name: _source_range(each) for name, each in fields.fields("targets").each()},
+        means={name: _selection_means(each) for name, each in fields.fields("rankings").each()},
         chosen={
             name: {target: _chosen(of) if of.value else None for target, of in each.each()}
             for name, each in fields.fields("chosen").each()
@@ -145,7 +146,7 @@ def read_selection_record(path: str | Path, cure: str) -> SelectionRecord | None
     )
 
 
-def _range(fields: Fields) -> SourceRange:
+def _source_range(fields: Fields) -> SourceRange:
     return SourceRange(
         fields.texts("best"),
         fields.number("best_score"),
@@ -154,7 +155,7 @@ def _range(fields: Fields) -> SourceRange:
     )
 
 
-def _choice_means(fields: Fields) -> SelectionMeans:
+def _selection_means(fields: Fields) -> SelectionMeans:
     return SelectionMeans(
         targets=fields.count("targets") or 0,
         hits=fields.number("hits"),
@@ -171,22 +172,22 @@ def _chosen(fields: Fields) -> ChosenSource:
     return ChosenSource(fields.texts("sources"), fields.number("score"), fields.number("regret"))
 
 
-# --- What ``mask.json`` says: how prompts score while chosen neurons are silent
+# --- mask.json: scores with masked neurons
 
 
-def read_mask_record(path: str | Path, cure: str) -> MaskRecord | None:
-    """Reads ``mask.json``."""
-    fields = read_fields(path, cure)
+def read_mask_record(path: str | Path, command: str) -> MaskRecord | None:
+    """Load ``mask.json``."""
+    fields = read_fields(path, command)
     if fields is None:
         return None
     first, last = fields.pair("layers")
     return MaskRecord(
         ratio=fields.number("ratio"),
-        silent=fields.count("masked_neurons") or 0,
+        masked=fields.count("masked_neurons") or 0,
         neurons=fields.count("neurons") or 0,
         layers=(int(first), int(last)) if first == first else (0, 0),
         split=fields.text("split"),
-        tasks={name: _task(each) for name, each in fields.fields("targets").each()},
+        tasks={name: _masked_task(each) for name, each in fields.fields("targets").each()},
         by_type={name: each.numbers() for name, each in fields.fields("relative_by_type").each()},
         other_same_type=fields.number("other_same_type"),
         other_different_type=fields.number("other_different_type"),
@@ -194,7 +195,7 @@ def read_mask_record(path: str | Path, cure: str) -> MaskRecord | None:
     )
 
 
-def _task(fields: Fields) -> MaskedTaskRecord:
+def _masked_task(fields: Fields) -> MaskedTaskRecord:
     masks = dict(fields.fields("masks").each())
     return MaskedTaskRecord(
         type=fields.text("type"),
@@ -206,35 +207,34 @@ def _task(fields: Fields) -> MaskedTaskRecord:
     )
 
 
-# --- The prompts of a study with what their run folders tell: settings, scores, curves
+# --- Prompts and run folders
 
-_CURE = "jpt tune"
-# What a scored line holds besides the score itself (see jpt.types.Score.summary).
+_TUNE = "jpt tune"
+# Fields of a validation line other than the score (see jpt.types.Score.summary).
 _NOT_SCORES = ("step", "split", "loss", "rows", "majority", "counts", "elapsed_s")
 
 
 def read_prompts(folder: str | Path) -> dict[str, PromptRecord]:
-    """Reads every prompt and every run of a folder."""
-    place = Path(folder)
-    if not place.is_dir():
+    """Load all prompt files and run folders in a folder."""
+    if not Path(folder).is_dir():
         return {}
     try:
-        entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
+        entries = sorted(e for e in Path(folder).iterdir() if not e.name.startswith("."))
     except OSError as error:
         raise read_error(folder, error) from None
-    several, places = seed_runs(folder), []
+    multi_seed, paths = seed_runs(folder), []
     for entry in entries:
-        runs = several.get(entry.name)
+        runs = multi_seed.get(entry.name)
         if runs is not None:
-            places += [(run_name(entry.name, seed), run) for seed, run in runs.items()]
+            paths += [(run_name(entry.name, seed), run) for seed, run in runs.items()]
         else:
-            places.append((entry.name if entry.is_dir() else entry.stem, entry))
-    found = [(name, _read(name, entry)) for name, entry in places]
-    return {name: record for name, record in sorted(found, key=itemgetter(0)) if record is not None}
+            paths.append((entry.name if entry.is_dir() else entry.stem, entry))
+    records = [(name, _read_prompt(name, path)) for name, path in paths]
+    return {name: found for name, found in sorted(records, key=itemgetter(0)) if found is not None}
 
 
-def _read(name: str, entry: Path) -> PromptRecord | None:
-    """What a run folder or a prompt file tells; None for what is neither."""
+def _read_prompt(name: str, entry: Path) -> PromptRecord | None:
+    """Load a run folder or a prompt file; return None for anything else."""
     if entry.is_dir() and (entry / "config.json").exists():
         return _read_run(entry, name)
     if entry.suffix == ".safetensors" or (entry / "prompt.safetensors").exists():
@@ -250,14 +250,14 @@ def _from_card(name: str, card: PromptCard) -> PromptRecord:
 
 
 def _read_run(folder: Path, name: str) -> PromptRecord:
-    config = read_fields(folder / "config.json", _CURE)
-    result = read_fields(folder / "result.json", _CURE)
+    config = read_fields(folder / "config.json", _TUNE)
+    result = read_fields(folder / "result.json", _TUNE)
     assert config is not None
     stored = (folder / "prompt.safetensors").exists()
     card = load_prompt(folder / "prompt.safetensors").card if stored else None
     lines = _read_log(folder / "metrics.jsonl", cut_is_normal=result is None)
     metric = _metric(result, card, lines)
-    last = result.fields("validation") if result is not None else Fields({}, folder, _CURE)
+    last = result.fields("validation") if result is not None else Fields({}, folder, _TUNE)
     task = config.text("task")
     if card is None:
         card = PromptCard(config.text("backbone") or "", task) if task else None
@@ -277,27 +277,27 @@ def _read_run(folder: Path, name: str) -> PromptRecord:
 
 
 def _read_log(path: Path, cut_is_normal: bool) -> list[Fields]:
-    """The lines of a log; the last one of a run that was killed may be cut short."""
+    """Load the lines of a log; the last line of a killed run may be incomplete."""
     if not path.exists():
         return []
     *whole, rest = read_bytes(path).split(b"\n")
     if rest.strip() and not cut_is_normal:
-        raise InputError(f"{path}: the last line is cut short; copy it again, or run {_CURE} again")
+        raise InputError(f"{path}: the last line is incomplete; copy it again or re-run {_TUNE}")
     lines = []
     for number, line in enumerate(whole, 1):
-        place = f"{path}, line {number}"
-        fields = Fields(parse_json(line, place), place, _CURE)
+        where = f"{path}, line {number}"
+        fields = Fields(parse_json(line, where), where, _TUNE)
         if fields.count("step") is None:
-            raise InputError(f"{place} names no step; copy the log again, or run {_CURE} again")
+            raise InputError(f"{where}: no step; copy the log again or re-run {_TUNE}")
         lines.append(fields)
     return lines
 
 
 def _metric(result: Fields | None, card: PromptCard | None, lines: list[Fields]) -> str | None:
-    told = (result.text("metric") if result is not None else None) or (card and card.metric)
+    recorded = (result.text("metric") if result is not None else None) or (card and card.metric)
     scored = [line for line in lines if line.text("split") == "validation"]
     names = [name for line in scored[:1] for name in line.value if name not in _NOT_SCORES]
-    return told or (names[0] if names else None)
+    return recorded or (names[0] if names else None)
 
 
 def _curve(lines: list[Fields], metric: str | None) -> LossCurve | None:
@@ -318,22 +318,22 @@ def _column(lines: list[Fields], name: str) -> Float64[np.ndarray, "N"]:
     return np.array([line.number(name) for line in lines], np.float64)
 
 
-# --- What the JSON files of a study say: how it was made, its correlations, its means by type
+# --- transfer.json, correlation.json and types.json
 
 
-def read_transfer_record(path: str | Path, cure: str) -> TransferRecord | None:
-    """Reads ``transfer.json``."""
-    fields = read_fields(path, cure)
+def read_transfer_record(path: str | Path, command: str) -> TransferRecord | None:
+    """Load ``transfer.json``."""
+    fields = read_fields(path, command)
     if fields is None:
         return None
-    start = fields.fields("random")
+    random = fields.fields("random")
     return TransferRecord(
         backbone=fields.text("backbone"),
         split=fields.text("split"),
         targets={name: _target(name, each) for name, each in fields.fields("targets").each()},
         prompt_types={name: each.text("type") for name, each in fields.fields("prompts").each()},
-        random=start.text("name"),
-        random_start={k: str(v) for k, v in start.value.items() if k != "name" and v is not None},
+        random=random.text("name"),
+        random_start={k: str(v) for k, v in random.value.items() if k != "name" and v is not None},
         untouched=fields.fields("untouched").text("name"),
         notes=fields.texts("notes"),
         elapsed_s=fields.number("elapsed_s"),
@@ -344,9 +344,9 @@ def read_transfer_record(path: str | Path, cure: str) -> TransferRecord | None:
     )
 
 
-def read_correlations(path: str | Path, cure: str) -> CorrelationRecords | None:
-    """Reads ``correlation.json``."""
-    fields = read_fields(path, cure)
+def read_correlations(path: str | Path, command: str) -> CorrelationRecords | None:
+    """Load ``correlation.json``."""
+    fields = read_fields(path, command)
     if fields is None:
         return None
     parts = {
@@ -354,28 +354,28 @@ def read_correlations(path: str | Path, cure: str) -> CorrelationRecords | None:
         for part in ("including_in_task", "excluding_in_task")
     }
     if not any(parts.values()):
-        # The error of a missing field, so that it reads like the others.
-        Fields(None, path, cure, "excluding_in_task")
+        # Raises the usual error for a missing object.
+        Fields(None, path, command, "excluding_in_task")
     return CorrelationRecords(
         parts["excluding_in_task"], parts["including_in_task"], fields.texts("notes")
     )
 
 
-def read_task_type_record(path: str | Path, cure: str) -> TaskTypeRecord | None:
-    """Reads ``types.json``."""
-    fields = read_fields(path, cure)
+def read_task_type_record(path: str | Path, command: str) -> TaskTypeRecord | None:
+    """Load ``types.json``."""
+    fields = read_fields(path, command)
     if fields is None:
         return None
-    moved = fields.fields("relative_transfer")
-    best = moved.fields("best_other_source")
+    transfer = fields.fields("relative_transfer")
+    best = transfer.fields("best_other_source")
     return TaskTypeRecord(
         similarity={
-            name: _study_means(each) for name, each in fields.fields("similarity_by_type").each()
+            name: _type_means(each) for name, each in fields.fields("similarity_by_type").each()
         },
-        transfer=_study_means(moved) if moved.value else None,
-        random=moved.number("random_mean"),
+        transfer=_type_means(transfer) if transfer.value else None,
+        random=transfer.number("random_mean"),
         best_other={name: str(best.text(name)) for name in best.value if best.text(name)},
-        best_same_fraction=moved.number(
+        best_same_fraction=transfer.number(
             "fraction_of_targets_whose_best_other_source_has_same_type"
         ),
         by_type={name: each.numbers() for name, each in fields.fields("relative_by_type").each()},
@@ -404,7 +404,7 @@ def _correlation(fields: Fields) -> CorrelationRecord:
     )
 
 
-def _study_means(fields: Fields) -> TaskTypeMeans:
+def _type_means(fields: Fields) -> TaskTypeMeans:
     return TaskTypeMeans(
         same=fields.number("same_type_mean"),
         different=fields.number("different_type_mean"),
@@ -414,119 +414,120 @@ def _study_means(fields: Fields) -> TaskTypeMeans:
     )
 
 
-# --- A study folder read into one record: every part is optional, a broken one is refused
+# --- Study folders
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study folder holds; None, or nothing, for a part that is missing."""
+    """The results of a study folder; a missing part is None or empty."""
 
-    folder: Path  # where it lies
+    folder: Path
     prompts: Mapping[str, PromptRecord]  # prompts and runs by name
-    transfer: TransferMatrix | None  # scores of all prompts on all targets
-    relative: TransferMatrix | None  # the same over the score of the target's own prompt
-    facts: TransferRecord | None  # how the matrix was made
-    neurons: tuple[int, int, int] | None  # K prompts, L layers, F neurons of ``neurons.npz``
-    similarities: Similarities | None  # the indicators of all pairs of prompts
-    correlations: CorrelationRecords | None  # of the indicators with the matrix
-    types: TaskTypeRecord | None  # means by type of task
-    choices: SelectionRecord | None = None  # which source each indicator would have chosen
-    masks: MaskRecord | None = None  # performance without chosen neurons
-    computed_relative: bool = False  # whether ``relative`` was computed here, for want of its file
+    transfer: TransferMatrix | None  # zero-shot scores
+    relative: TransferMatrix | None  # scores divided by that of the in-task prompt
+    record: TransferRecord | None  # settings and baselines of the matrix
+    neurons: tuple[int, int, int] | None  # (K, L, F): prompts, layers, neurons per layer
+    similarities: Similarities | None  # indicators for all pairs of prompts
+    correlations: CorrelationRecords | None  # of indicators and transfer
+    types: TaskTypeRecord | None  # means by task type
+    choices: SelectionRecord | None = None  # source selection by indicator
+    masks: MaskRecord | None = None  # scores with masked neurons
+    computed_relative: bool = False  # ``relative.csv`` was missing
 
     @property
     def random(self) -> str:
-        """Name of the column of the untrained prompt, whether or not there is one."""
-        return (self.facts and self.facts.random) or RANDOM
+        """Column name of the untrained prompt."""
+        return (self.record and self.record.random) or RANDOM
 
     @property
     def relative_file(self) -> str | None:
-        """Where the relative scores stand, or what they were computed from."""
+        """File that the relative scores come from."""
         if self.relative is None:
             return None
         return "transfer.csv" if self.computed_relative else "relative.csv"
 
     @property
     def untouched(self) -> str:
-        """Name of the column of the model without a prompt, whether or not there is one."""
-        return (self.facts and self.facts.untouched) or UNTOUCHED
+        """Column name of the model without a prompt."""
+        return (self.record and self.record.untouched) or UNTOUCHED
 
 
 def read_study(folder: str | Path) -> Study:
-    """Reads a study."""
-    place = Path(folder)
-    if not place.is_dir():
-        cause = "is a file" if place.exists() else "is not there"
-        raise InputError(f"{folder} {cause}; give the folder that jpt transfer --out wrote")
-    transfer, indicators = commands(place)["transfer"], commands(place)["indicators"]
-    matrix = _matrix(place / "transfer.csv")
+    """Load all results in a study folder."""
+    root = Path(folder)
+    if not root.is_dir():
+        cause = "is a file" if root.exists() else "does not exist"
+        raise InputError(f"{folder} {cause}; pass the folder that jpt transfer --out wrote")
+    transfer, indicators = commands(root)["transfer"], commands(root)["indicators"]
+    matrix = _matrix(root / "transfer.csv")
     study = Study(
-        folder=place,
-        prompts=read_prompts(place / "prompts"),
+        folder=root,
+        prompts=read_prompts(root / "prompts"),
         transfer=matrix,
-        relative=_matrix(place / "relative.csv"),
-        facts=read_transfer_record(place / "transfer.json", transfer),
-        neurons=_shape(place / "neurons.npz"),
-        similarities=_over_seeds(read_similarities(place / "indicators.csv"), matrix),
-        correlations=read_correlations(place / "correlation.json", indicators),
-        types=read_task_type_record(place / "types.json", indicators),
-        choices=read_selection_record(place / "choice.json", indicators),
-        masks=read_mask_record(place / "mask.json", commands(place)["mask"]),
+        relative=_matrix(root / "relative.csv"),
+        record=read_transfer_record(root / "transfer.json", transfer),
+        neurons=_shape(root / "neurons.npz"),
+        similarities=_mean_over_seeds(read_similarities(root / "indicators.csv"), matrix),
+        correlations=read_correlations(root / "correlation.json", indicators),
+        types=read_task_type_record(root / "types.json", indicators),
+        choices=read_selection_record(root / "choice.json", indicators),
+        masks=read_mask_record(root / "mask.json", commands(root)["mask"]),
     )
     parts = (value for name, value in vars(study).items() if name != "folder")
     if not any(parts):
         raise InputError(
-            f"{folder} holds no study: no prompts/, transfer.csv, neurons.npz or indicators.csv;"
-            " give a folder of jpt quickstart, or begin with jpt tune and jpt transfer"
+            f"{folder} holds no study (prompts/, transfer.csv, neurons.npz or indicators.csv);"
+            " create one with jpt quickstart, or with jpt tune and jpt transfer"
         )
     return study
 
 
 def commands(folder: Path) -> dict[str, str]:
-    """The commands that make the parts of a study."""
-    place, prompts = shlex.quote(str(folder)), shlex.quote(str(folder / "prompts"))
+    """Return the commands that create the parts of a study."""
+    out, prompts = shlex.quote(str(folder)), shlex.quote(str(folder / "prompts"))
     neurons = shlex.quote(str(folder / "neurons.npz"))
     transfer = shlex.quote(str(folder / "transfer.csv"))
     run = shlex.quote(str(folder / "prompts" / "NAME"))
     return {
         "tune": f"jpt tune --backbone BACKBONE --task TASK --out {run}",
-        "transfer": f"jpt transfer --prompts {prompts} --tasks TASK,TASK,... --out {place}",
+        "transfer": f"jpt transfer --prompts {prompts} --tasks TASK,TASK,... --out {out}",
         "neurons": f"jpt neurons --prompts {prompts} --out {neurons}",
         "indicators": f"jpt indicators --prompts {prompts} --neurons {neurons}"
-        f" --transfer {transfer} --out {place}",
-        "mask": f"jpt mask --prompts {prompts} --ratio 0.2 --out {place}",
+        f" --transfer {transfer} --out {out}",
+        "mask": f"jpt mask --prompts {prompts} --ratio 0.2 --out {out}",
     }
 
 
 def read_similarities(path: str | Path) -> Similarities | None:
-    """Reads ``indicators.csv``."""
+    """Load ``indicators.csv``."""
     if not Path(path).exists():
         return None
     rows = read_table(path, ("prompt_a", "prompt_b"))
     if not rows:
-        raise InputError(f"{path} has a header and no line; make it again with jpt indicators")
+        raise InputError(f"{path} has a header but no rows; regenerate it with jpt indicators")
     names = tuple(dict.fromkeys(row[side] for row in rows for side in ("prompt_a", "prompt_b")))
-    place = {name: index for index, name in enumerate(names)}
+    index = {name: i for i, name in enumerate(names)}
     columns = [name for name in rows[0] if name not in ("prompt_a", "prompt_b")]
-    # Columns that say something else than a number, for instance the types of both tasks.
-    columns = [name for name in columns if not name.startswith("type_")]
+    columns = [name for name in columns if not name.startswith("type_")]  # those hold text
     values = {name: np.full((len(names), len(names)), np.nan) for name in columns}
     seen: set[tuple[str, str]] = set()
     for number, row in enumerate(rows, 2):
         pair = (row["prompt_a"], row["prompt_b"])
         if pair in seen:
             raise InputError(
-                f"{path}, line {number}: {pair[0]} and {pair[1]} stand there twice; make it again"
-                " with jpt indicators"
+                f"{path}, line {number}: second row for {pair[0]} and {pair[1]}; regenerate it with"
+                " jpt indicators"
             )
         seen.add(pair)
         for name in columns:
-            values[name][place[pair[0]], place[pair[1]]] = read_number(path, number, row, name)
+            values[name][index[pair[0]], index[pair[1]]] = read_number(path, number, row, name)
     return Similarities(names, values)
 
 
-def _over_seeds(found: Similarities | None, matrix: TransferMatrix | None) -> Similarities | None:
-    """Seeds of a prompt count as one prompt, as in the matrix."""
+def _mean_over_seeds(
+    found: Similarities | None, matrix: TransferMatrix | None
+) -> Similarities | None:
+    """Average the seeds of a prompt, as the matrix does."""
     if found is None:
         return None
     owners = prompt_names(found.names, () if matrix is None else matrix.prompts)
@@ -544,9 +545,9 @@ def _shape(path: Path) -> tuple[int, int, int] | None:
     return n_prompts, n_layers, n_neurons
 
 
-# --- The order of the tasks and prompts of a study, their types, and whose own prompt is whose
+# --- Order of tasks and prompts
 
-# The order of the paper's figures; other types follow in the order of the alphabet.
+# The order of the paper's figures; other types follow alphabetically.
 PAPER_TYPES = ("sentiment", "nli", "ethics", "paraphrase", "qa", "summarization")
 NO_TYPE = "no type"
 BASELINE = "untrained"
@@ -555,39 +556,37 @@ NO_PROMPT = "no prompt"
 
 @dataclass(frozen=True)
 class Ordering:
-    """The order of everything in figures and tables: by type, then as the files have it."""
+    """The order of rows and columns in figures and tables: by task type, then as in the files."""
 
-    targets: tuple[str, ...]  # the target tasks
-    sources: tuple[str, ...]  # the prompts that were moved, without the untrained one
-    prompts: tuple[str, ...]  # the prompts of the indicators
-    # all prompts of the study, the untrained one and unfinished runs included
-    every: tuple[str, ...]
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]  # prompts of the matrix, without the untrained one
+    prompts: tuple[str, ...]  # prompts of the indicators
+    every: tuple[str, ...]  # all prompts, including the untrained one and unfinished runs
     target_types: Mapping[str, str]
     prompt_types: Mapping[str, str]
-    in_task: Mapping[str, str]  # the own prompt of each target that has one
+    in_task: Mapping[str, str]  # target -> its in-task prompt, where there is one
 
 
 def order_study(study: Study) -> Ordering:
-    """Finds order, types and own prompts of a study."""
+    """Order the tasks and prompts of a study and find the in-task prompts."""
     matrix = study.transfer or study.relative
     targets = matrix.targets if matrix else ()
     columns = matrix.prompts if matrix else ()
     compared = study.similarities.names if study.similarities else ()
     every = dict.fromkeys([*columns, *compared, *study.prompts])
-    names = tuple(name for name in every if name != study.untouched)  # no prompt at all
-    # Runs of several seeds are columns under the name of their prompt.
-    whose = dict(zip(names, prompt_names(names, columns), strict=True))
+    names = tuple(name for name in every if name != study.untouched)
+    # Runs of several seeds share the column of their prompt.
+    owner = dict(zip(names, prompt_names(names, columns), strict=True))
     in_task = _in_task(
-        study, targets, [n for n in names if whose[n] == n or whose[n] not in columns]
+        study, targets, [n for n in names if owner[n] == n or owner[n] not in columns]
     )
     target_types = {name: _target_type(study, name) for name in targets}
     prompt_types = {name: _prompt_type(study, name) for name in names}
     ordered = _by_type(targets, target_types)
-    # A prompt stands where its task stands, so that own pairs form the diagonal.
-    owners = {prompt: target for target, prompt in in_task.items()}
-    place = {prompt: ordered.index(target) for prompt, target in owners.items()}
-    following = sorted(names, key=lambda name: place.get(whose[name], len(ordered)))
-    prompts = _by_type(following, prompt_types)
+    # Prompts follow the order of their tasks, so that in-task pairs form the diagonal.
+    rank = {prompt: ordered.index(target) for target, prompt in in_task.items()}
+    by_task = sorted(names, key=lambda name: rank.get(owner[name], len(ordered)))
+    prompts = _by_type(by_task, prompt_types)
     return Ordering(
         targets=ordered,
         sources=tuple(n for n in prompts if n in columns and n != study.random),
@@ -599,12 +598,12 @@ def order_study(study: Study) -> Ordering:
     )
 
 
-def with_relative(study: Study, layout: Ordering) -> Study:
-    """Computes relative performance where ``relative.csv`` is missing."""
+def with_relative(study: Study, ordering: Ordering) -> Study:
+    """Compute the relative scores if ``relative.csv`` is missing."""
     matrix = study.transfer
     if study.relative is not None or matrix is None:
         return study
-    in_task = np.array([in_task_score(study, layout, target) for target in matrix.targets])
+    in_task = np.array([in_task_score(study, ordering, target) for target in matrix.targets])
     known = np.flatnonzero(in_task > 0)
     if not known.size:
         return study
@@ -620,7 +619,7 @@ def with_relative(study: Study, layout: Ordering) -> Study:
 def values_at(
     matrix: TransferMatrix | None, targets: Iterable[str], prompts: Iterable[str]
 ) -> Float64[np.ndarray, "N K"]:
-    """Takes a matrix in another order."""
+    """Return the matrix values in the given order, NaN where there are none."""
     rows, columns = list(targets), list(prompts)
     values = np.full((len(rows), len(columns)), np.nan)
     if matrix is None:
@@ -636,56 +635,54 @@ def values_at(
 
 @dataclass(frozen=True)
 class TransferPair:
-    """A prompt on the task of another prompt."""
+    """A target task and the prompt of another task."""
 
-    target: str  # the task
-    source: str  # the prompt
-    relative: float  # its performance over that of the target's own prompt
-    same_type: bool | None  # whether both tasks have one type; None where a type is not known
+    target: str
+    source: str
+    relative: float  # score divided by that of the in-task prompt
+    same_type: bool | None  # None if a type is not known
 
 
-def transfer_pairs(study: Study, layout: Ordering) -> list[TransferPair]:
-    """Lists the measured pairs of a target and another task's prompt."""
-    values = values_at(study.relative, layout.targets, layout.sources)
+def transfer_pairs(study: Study, ordering: Ordering) -> list[TransferPair]:
+    """List the measured pairs of a target and another task's prompt."""
+    values = values_at(study.relative, ordering.targets, ordering.sources)
     found = []
-    for i, target in enumerate(layout.targets):
-        for j, source in enumerate(layout.sources):
-            if layout.in_task.get(target) == source or np.isnan(values[i, j]):
+    for i, target in enumerate(ordering.targets):
+        for j, source in enumerate(ordering.sources):
+            if ordering.in_task.get(target) == source or np.isnan(values[i, j]):
                 continue
-            kinds = (layout.target_types[target], layout.prompt_types[source])
+            kinds = (ordering.target_types[target], ordering.prompt_types[source])
             same = None if NO_TYPE in kinds else kinds[0] == kinds[1]
             found.append(TransferPair(target, source, float(values[i, j]), same))
     return found
 
 
-def by_target(moved: Iterable[TransferPair]) -> dict[str, list[TransferPair]]:
-    """Puts the moves to one target together."""
+def by_target(pairs: Iterable[TransferPair]) -> dict[str, list[TransferPair]]:
+    """Group pairs by target."""
     found: dict[str, list[TransferPair]] = {}
-    for move in moved:
-        found.setdefault(move.target, []).append(move)
+    for pair in pairs:
+        found.setdefault(pair.target, []).append(pair)
     return found
 
 
-def random_values(study: Study, layout: Ordering) -> dict[str, float]:
-    """Takes the relative performance of the untrained prompt."""
-    column = values_at(study.relative, layout.targets, [study.random])[:, 0]
-    known = zip(layout.targets, column.tolist(), strict=True)
+def random_values(study: Study, ordering: Ordering) -> dict[str, float]:
+    """Return the relative score of the untrained prompt by target."""
+    column = values_at(study.relative, ordering.targets, [study.random])[:, 0]
+    known = zip(ordering.targets, column.tolist(), strict=True)
     return {target: value for target, value in known if np.isfinite(value)}
 
 
-def in_task_score(study: Study, layout: Ordering, target: str) -> float:
-    """Takes the score of a target's own prompt."""
-    in_task = layout.in_task.get(target, "")
+def in_task_score(study: Study, ordering: Ordering, target: str) -> float:
+    """Return the score of a target's in-task prompt."""
+    in_task = ordering.in_task.get(target, "")
     return float(values_at(study.transfer, [target], [in_task])[0, 0])
 
 
 def _in_task(study: Study, targets: Iterable[str], names: Iterable[str]) -> dict[str, str]:
-    """As transfer.json has it; without that file as the cards have it."""
-    if study.facts is not None and study.facts.targets:
-        told = study.facts.targets
-        return {
-            t: told[t].in_task_prompt or "" for t in targets if t in told and told[t].in_task_prompt
-        }
+    """Return the in-task prompts from transfer.json or, without it, from the prompt cards."""
+    if study.record is not None and study.record.targets:
+        prompts = {t: of.in_task_prompt for t, of in study.record.targets.items()}
+        return {target: name for target in targets if (name := prompts.get(target))}
     cards = {}
     for name in names:
         record = study.prompts.get(name)
@@ -694,22 +691,22 @@ def _in_task(study: Study, targets: Iterable[str], names: Iterable[str]) -> dict
 
 
 def _target_type(study: Study, name: str) -> str:
-    told = study.facts.targets.get(name) if study.facts else None
-    return (told and told.type) or task_type(name) or NO_TYPE
+    recorded = study.record.targets.get(name) if study.record else None
+    return (recorded and recorded.type) or task_type(name) or NO_TYPE
 
 
 def _prompt_type(study: Study, name: str) -> str:
     if name == study.random:
         return BASELINE
-    told = study.facts.prompt_types.get(name) if study.facts else None
+    recorded = study.record.prompt_types.get(name) if study.record else None
     record = study.prompts.get(name)
     card = record.card if record else None
     of_card = card and (card.task_type or task_type(short_task(card.task)))
-    return told or of_card or task_type(name) or NO_TYPE
+    return recorded or of_card or task_type(name) or NO_TYPE
 
 
 def _by_type(names: Iterable[str], types: Mapping[str, str]) -> tuple[str, ...]:
-    """Sorts by type; within a type the order stays."""
+    """Sort by type, stably."""
     last = {NO_TYPE: 1, BASELINE: 2}
 
     def key(name: str) -> tuple[int, int, str]:

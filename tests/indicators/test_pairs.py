@@ -319,9 +319,9 @@ def test_it_is_told_as_what_it_is(baselines_folder: Path, tables: dict) -> None:
 def test_findings_and_notes_are_as_without_it(baselines_folder: Path, tmp_path: Path) -> None:
     told = []
     for study in (read_study(write_study(tmp_path / "study")), read_study(baselines_folder)):
-        layout = order_study(study)
-        told.append((find(study, layout), notes(study, layout)))
-        assert layout.sources == ORDERED and "none" not in layout.every
+        ordering = order_study(study)
+        told.append((find(study, ordering), notes(study, ordering)))
+        assert ordering.sources == ORDERED and "none" not in ordering.every
     assert told[0] == told[1] and told[0][0]
 
 

@@ -24,7 +24,7 @@ from jpt.report.figures import (
     HeatMap,
     contrast,
     heat_map,
-    pin_rows,
+    stick_rows,
     plot_curves,
     prompt_map,
     strips,
@@ -67,8 +67,8 @@ from tests.helpers.study import (
 
 
 def _build(folder: Path) -> str:
-    study, layout = prepare(folder)
-    return build_page(study, layout, find(study, layout))
+    study, ordering = prepare(folder)
+    return build_page(study, ordering, find(study, ordering))
 
 
 @pytest.fixture(scope="module")
@@ -621,9 +621,9 @@ def assert_all_parts_are_told(outline: Outline) -> None:
     assert all("a" in tags for tags in outline.figures)
     told = [a.get("class") for tag, a in outline.tags if tag in ("div", "p")]
     n_tables = sum(tag == "table" for tag, _ in outline.tags)
-    assert n_tables == told.count("tabled") > 0
+    assert n_tables == told.count("table") > 0
     after = told + [None]
-    named = [after[i : i + 3] for i, kind in enumerate(told) if kind == "tabled"]
+    named = [after[i : i + 3] for i, kind in enumerate(told) if kind == "table"]
     assert all("source" in next_ones for next_ones in named)
 
 
@@ -690,7 +690,7 @@ def test_names_of_rows_stay_in_sight() -> None:
     names = ["a short one", "one that is much longer 語"]
     shown = HeatMap(names, ["p"], ["nli"] * 2, ["qa"], np.eye(2)[:, :1], [["1"], ["0"]], "scale")
     svg = to_svg(heat_map(shown, percent=True), "m", "x")
-    pinned = pin_rows(svg, "m")
+    pinned = stick_rows(svg, "m")
     outline = Outline(pinned)
     assert outline.faults == [] and len(set(outline.ids)) == len(outline.ids)
     copy, whole = re.findall(r"<svg .*?</svg>", pinned, flags=re.S)
@@ -706,7 +706,7 @@ def test_names_of_rows_stay_in_sight() -> None:
 
 def test_a_figure_without_rows_is_left_alone() -> None:
     svg = to_svg(prompt_map(np.eye(2), ["a", "b"], ["x", "y"]), "m", "x")
-    assert pin_rows(svg, "m") == svg
+    assert stick_rows(svg, "m") == svg
 
 
 def write_projection(folder: Path) -> Path:
@@ -768,8 +768,8 @@ def test_every_part_is_read(study_folder: Path) -> None:
     study = read_study(study_folder)
     assert study.transfer is not None and study.transfer.prompts == (*TASKS, "random")
     assert study.neurons == (4, 4, 6)
-    assert study.facts is not None and study.facts.targets["imdb"].rows == 1821
-    assert study.facts.random_start == {"seed": "7", "init": "random"}
+    assert study.record is not None and study.record.targets["imdb"].rows == 1821
+    assert study.record.random_start == {"seed": "7", "init": "random"}
     assert study.similarities is not None
     overlap = study.similarities.values["neuron_overlap"]
     assert overlap.shape == (4, 4) and overlap[0, 1] == pytest.approx(0.14) and overlap[2, 2] == 1
@@ -806,12 +806,12 @@ def test_prompt_file_without_a_run_is_read(tmp_path: Path) -> None:
 
 def test_order_is_by_type_and_own_pairs_are_the_diagonal(study_folder: Path) -> None:
     study = read_study(study_folder)
-    layout = order_study(study)
-    assert layout.targets == layout.sources == layout.prompts == ORDERED
-    assert layout.every == (*ORDERED, "random")
-    values = values_at(study.relative, layout.targets, layout.sources)
+    ordering = order_study(study)
+    assert ordering.targets == ordering.sources == ordering.prompts == ORDERED
+    assert ordering.every == (*ORDERED, "random")
+    values = values_at(study.relative, ordering.targets, ordering.sources)
     np.testing.assert_array_equal(np.diag(values), 1)
-    assert layout.prompt_types["random"] == "untrained"
+    assert ordering.prompt_types["random"] == "untrained"
 
 
 def test_moves_leave_out_own_pairs_and_the_untrained_prompt(study_folder: Path) -> None:
@@ -825,9 +825,9 @@ def test_moves_leave_out_own_pairs_and_the_untrained_prompt(study_folder: Path) 
 
 def test_without_transfer_json_names_tell_own_prompts_and_types(tmp_path: Path) -> None:
     write_scores(tmp_path)
-    layout = order_study(read_study(tmp_path))
-    assert layout.own == {name: name for name in TASKS}
-    assert layout.targets == ORDERED
+    ordering = order_study(read_study(tmp_path))
+    assert ordering.own == {name: name for name in TASKS}
+    assert ordering.targets == ORDERED
 
 
 def test_own_prompt_follows_the_file_not_the_name(tmp_path: Path) -> None:
@@ -839,8 +839,8 @@ def test_own_prompt_follows_the_file_not_the_name(tmp_path: Path) -> None:
 def test_task_without_a_type_stands_last(tmp_path: Path) -> None:
     text = "target_task,source_prompt,metric,value\nmine,mine,f1,0.5\nimdb,mine,accuracy,0.5\n"
     (tmp_path / "transfer.csv").write_text(text)
-    layout = order_study(read_study(tmp_path))
-    assert layout.targets == ("imdb", "mine") and layout.target_types["mine"] == "no type"
+    ordering = order_study(read_study(tmp_path))
+    assert ordering.targets == ("imdb", "mine") and ordering.target_types["mine"] == "no type"
 
 
 def test_commands_quote_paths() -> None:
@@ -927,7 +927,7 @@ def test_reference_matrix(reference_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "transfer.csv").write_bytes(source.read_bytes())
     write_indicators(tmp_path, ("imdb", "sst2"))
     study = read_study(tmp_path)
-    layout = order_study(study)
-    kinds = [layout.target_types[name] for name in layout.targets]
+    ordering = order_study(study)
+    kinds = [ordering.target_types[name] for name in ordering.targets]
     assert kinds == ["sentiment"] * 6 + ["nli"] * 4 + ["ethics"] * 2 + ["paraphrase"] * 2
     assert set(study.similarities.values) == set(INDICATORS)

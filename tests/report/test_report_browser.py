@@ -133,7 +133,7 @@ def test_every_table_of_a_study_can_be_sorted(folder: Path, page: str) -> None:
 def test_a_phone_scrolls_figures_and_not_the_page(folder: Path, page: str) -> None:
     question = """
         const box = document.querySelector(".scroll:has(> .map)");
-        const copy = box.querySelector(".pinned"), cells = box.querySelector("svg[role]");
+        const copy = box.querySelector(".sticky"), cells = box.querySelector("svg[role]");
         const place = () => [copy, cells].map((each) => each.getBoundingClientRect().left);
         const before = place();
         box.scrollLeft = 150;
