@@ -16,29 +16,25 @@ import pytest
 import typer
 from jax.sharding import PartitionSpec
 
-from jpt import parallel
+from jpt import distributed
 from jpt.backbones.encoder import ENCODER_WEIGHTS
 from jpt.backbones.registry import FAMILIES
 from jpt.cli import app
 from jpt.data.batches import evaluation_batches, make_batch
 from jpt.data.encode import EncodedAnswers, EncodedSplit
+from jpt.distributed import ProcessInfo, Vote, find_process, on_first, quiet_others
 from jpt.errors import InputError
 from jpt.io import files
 from jpt.io.files import atomic_file, make_folder, write_text
 from jpt.parallel import (
-    ProcessPlace,
-    Vote,
     batch_sharding,
     fetch,
-    find_process,
-    make_mesh,
-    on_first,
     local_rows,
+    make_mesh,
     parameter_shardings,
     parse_mesh,
     place,
     place_batch,
-    quiet_others,
     replicated,
 )
 from jpt.testing import tiny_encoder, tiny_model
@@ -171,7 +167,7 @@ def assert_near(found: object, expected: object) -> None:
 @pytest.mark.plain_programs
 def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "jpt.parallel.process_count", lambda: 2
+        "jpt.distributed.process_count", lambda: 2
     )  # all devices here are of the first
     with pytest.raises(InputError, match="1 of 2 processes would have no part"):
         make_mesh("data:2")
@@ -254,10 +250,10 @@ def test_a_place_that_cannot_be_is_refused(given: tuple, needles: tuple[str, ...
 
 
 def test_a_place_by_hand() -> None:
-    assert find_process("node1:1234", 4, 3, {}) == ProcessPlace("node1:1234", 4, 3)
-    assert find_process("[::1]:1234", 2, 0, {}) == ProcessPlace("[::1]:1234", 2, 0)
+    assert find_process("node1:1234", 4, 3, {}) == ProcessInfo("node1:1234", 4, 3)
+    assert find_process("[::1]:1234", 2, 0, {}) == ProcessInfo("[::1]:1234", 2, 0)
     assert find_process("node1:1234", 1, 0, {}) is None, "one process needs nobody"
-    assert find_process("auto", None, None, {}) == ProcessPlace(None, None, None)
+    assert find_process("auto", None, None, {}) == ProcessInfo(None, None, None)
     assert find_process("none", None, None, {"SLURM_STEP_NUM_TASKS": "4"}) is None
 
 
@@ -286,9 +282,9 @@ def test_jax_that_computes_already_is_no_traceback(monkeypatch: pytest.MonkeyPat
     import jax
 
     jax.devices()
-    monkeypatch.setattr(parallel, "_meet", lambda place, timeout_s: None)
+    monkeypatch.setattr(distributed, "_meet", lambda place, timeout_s: None)
     with pytest.raises(InputError, match="did not find each other at localhost:1"):
-        parallel.start_processes("localhost:1", 2, 1)
+        distributed.start_processes("localhost:1", 2, 1)
 
 
 def free_port() -> int:
@@ -300,8 +296,8 @@ def free_port() -> int:
 def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
     address = f"localhost:{free_port()}"
     with ThreadPoolExecutor() as pool:
-        packed_index = [ProcessPlace(address, 3, number) for number in (1, 2, 0)]
-        list(pool.map(lambda place: parallel._meet(place, 20), packed_index))
+        packed_index = [ProcessInfo(address, 3, number) for number in (1, 2, 0)]
+        list(pool.map(lambda place: distributed._meet(place, 20), places))
     port = int(address.partition(":")[2])
     with socket.create_server(("", port)) as server:  # fails where the port is still held
         assert server.getsockname()[1] == port
@@ -310,20 +306,20 @@ def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
 def test_a_process_that_does_not_come_is_named() -> None:
     port = free_port()
     with pytest.raises(InputError, match=f"2 of 3 processes did not come to port {port}: 1, 2"):
-        parallel._meet(ProcessPlace(f"localhost:{port}", 3, 0), 0.2)
+        distributed._meet(ProcessInfo(f"localhost:{port}", 3, 0), 0.2)
     with pytest.raises(InputError, match="did not let process 2 in at localhost"):
-        parallel._meet(ProcessPlace(f"localhost:{port}", 3, 2), 0.2)
+        distributed._meet(ProcessInfo(f"localhost:{port}", 3, 2), 0.2)
 
 
 def test_two_processes_of_one_number_are_refused() -> None:
     port = free_port()
     with ThreadPoolExecutor() as pool:
         twins = [
-            pool.submit(parallel._meet, ProcessPlace(f"localhost:{port}", 3, 1), 1.0)
+            pool.submit(distributed._meet, ProcessInfo(f"localhost:{port}", 3, 1), 1.0)
             for _ in range(2)
         ]
         with pytest.raises(InputError, match="a second process 1"):
-            parallel._meet(ProcessPlace(f"localhost:{port}", 3, 0), 20)
+            distributed._meet(ProcessInfo(f"localhost:{port}", 3, 0), 20)
         assert all(isinstance(twin.exception(), InputError) for twin in twins)
 
 
@@ -331,7 +327,7 @@ def test_a_port_in_use_is_no_traceback() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port} of the coordinator cannot be opened"):
-            parallel._meet(ProcessPlace(f"localhost:{port}", 2, 0), 1)
+            distributed._meet(ProcessInfo(f"localhost:{port}", 2, 0), 1)
 
 
 def test_a_lone_process_asks_nobody() -> None:
@@ -353,7 +349,7 @@ def test_others_write_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_others_print_nothing_but_their_errors(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "is_first", lambda: False)
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
     with pytest.raises(InputError), quiet_others():
         print("a result")
         raise InputError("a reason")
