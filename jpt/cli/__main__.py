@@ -1,4 +1,4 @@
-"""``python -m jpt.cli``, the same as ``jpt``."""
+"""Entry point of ``python -m jpt.cli``."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ import typer
 from jpt.cli import commands, groups
 from jpt.cli.options import add_cache_option, with_cache_option
 from jpt.cli.signals import Stopped, stop_on_signals
+from jpt.distributed import process_index
 from jpt.errors import DivergedError, InputError, StoppedError
-from jpt.parallel import process_number
 
 app = typer.Typer(
     name="jpt",
-    help="Soft prompts on frozen language models: tune them, score them, move them.",
+    help="Soft prompts on frozen language models: tune, score and transfer them.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -26,14 +26,11 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def root(
+def _root(
     version: Annotated[bool, typer.Option("--version", help="Print version and devices.")] = False,
 ) -> None:
-    """Answers ``jpt --version``."""
     if version:
-        from jpt.cli.commands import version_text
-
-        typer.echo(version_text())
+        typer.echo(commands.version_text())
         raise typer.Exit
 
 
@@ -58,7 +55,7 @@ for _command in (
     app.command()(with_cache_option(_command) if _computes else _command)
 
 _imports = typer.Typer(
-    help="Bring in prompts that other software has trained.",
+    help="Import prompts trained by other software.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -72,8 +69,8 @@ app.add_typer(add_cache_option(groups.project_app), name="project")
 
 
 def main() -> None:
-    """Runs the command line: what the user can mend is one line on stderr and exit code 2."""
-    # Quiet libraries: their notes on missing accelerators and forks are not the user's concern.
+    """Run the command line; invalid input is reported as one line on stderr, with exit code 2."""
+    # Silence library notes on missing accelerators and forks.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -88,13 +85,13 @@ def main() -> None:
     except Stopped as stopped:
         _fail(str(stopped), stopped.exit_code)
     except SystemExit as end:
-        if end.code == 130:  # Ctrl-C twice in a training loop: typer has taken it
-            _fail("interrupted; the same command goes on from what is written", 130)
+        if end.code == 130:  # Ctrl-C twice in a training loop: typer caught KeyboardInterrupt
+            _fail("interrupted; re-run the command to resume", 130)
         raise
 
 
 def _fail(message: str, code: int) -> None:
-    number = process_number()
+    number = process_index()
     who = f"jpt (process {number})" if number else "jpt"
     print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""The commands that stand alone: tune, evaluate, transfer, neurons, mask, report and others."""
+"""The ungrouped commands: tune, evaluate, transfer, neurons, mask, report and others."""
 
 from __future__ import annotations
 
@@ -13,203 +13,572 @@ import typer
 from jpt.cli.options import (
     AnswerTokensOption,
     BackboneOption,
+    BatchSizeOption,
+    CardBackboneOption,
+    CheckpointEveryOption,
     CheckpointMinutesOption,
     ClipNormOption,
     DataOption,
+    DropoutOption,
     DtypeOption,
+    EvalBatchSizeOption,
+    EvalEveryOption,
+    GroupByLengthOption,
     InitOption,
     JsonOption,
     LabelScoringOption,
+    LearningRateOption,
+    LengthOption,
     LogOption,
+    MaxTokensOption,
     MeshOption,
     ObjectiveOption,
+    PromptOption,
     RematOption,
+    RunOutOption,
+    SeedPromptsOption,
+    SplitOption,
+    StackOption,
+    StepsOption,
+    StudyOutOption,
     TaskOption,
+    TasksDataOption,
+    TasksOption,
+    TestSplitOption,
     TokensPerBatchOption,
+    TopLayersOption,
     complete_backbone,
     complete_task,
     complete_tasks,
+    omit,
     print_result,
+    split_names,
     with_processes,
 )
+from jpt.distributed import is_first, on_first
 from jpt.errors import InputError, unknown_name
-from jpt.parallel import is_first, on_first
 
-# --- Commands that move prompts to other tasks, and the whole study
+# Options have the names of the Python API, so that a command passes on its locals().
 
-SeedPromptsOption = Annotated[
-    Path,
-    typer.Option(help="Folder of NAME.safetensors, run folders NAME/, or seeds NAME/seed-S/."),
-]
-StudyOtherBackboneOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Instead of the one that the prompts' cards name.", autocompletion=complete_backbone
-    ),
-]
-TargetTasksOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Targets: T1,T2,...; by default those that the cards name.",
-        autocompletion=complete_tasks,
-    ),
-]
+# --- Tuning and evaluation
+
+
+@with_processes
+def tune(
+    backbone: BackboneOption,
+    task: TaskOption,
+    out: RunOutOption,
+    init: InitOption = "random",
+    steps: StepsOption = None,
+    batch_size: BatchSizeOption = None,
+    tokens_per_batch: TokensPerBatchOption = None,
+    learning_rate: LearningRateOption = None,
+    clip_norm: ClipNormOption = None,
+    length: LengthOption = None,
+    max_tokens: MaxTokensOption = None,
+    answer_tokens: AnswerTokensOption = None,
+    group_by_length: GroupByLengthOption = None,
+    seed: Annotated[
+        int, typer.Option(help="Random seed (prompt initialisation, data order, dropout).")
+    ] = 0,
+    eval_every: EvalEveryOption = None,
+    checkpoint_every: CheckpointEveryOption = None,
+    checkpoint_minutes: CheckpointMinutesOption = None,
+    eval_batch_size: EvalBatchSizeOption = 64,
+    dtype: DtypeOption = "float32",
+    dropout: DropoutOption = "off",
+    objective: ObjectiveOption = None,
+    label_scoring: LabelScoringOption = "phrase",
+    remat: RematOption = "dots",
+    mesh: MeshOption = None,
+    data: DataOption = None,
+    predictions: Annotated[
+        bool, typer.Option(help="Write the prediction for every test row: OUT/predictions.jsonl.")
+    ] = False,
+    log: LogOption = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated seeds. One run per seed in OUT/seed-S; reports mean and standard"
+            " deviation."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Tune a soft prompt for a task; the backbone stays frozen.
+
+    Omitted options default to the backbone's own values (built-in ones have some), then to the
+    paper's.
+
+    Example: jpt tune --backbone builtin/bert-small --task builtin/rotten_tomatoes --out runs/rt
+    """
+    options = omit(locals(), "backbone", "task", "out", "seeds", "json")
+    options["progress"] = True
+    if seeds is not None:
+        from jpt.tuning.tune import parse_seeds, tune_seeds
+
+        del options["seed"]
+        several = tune_seeds(backbone, task, parse_seeds(seeds), out, **options)
+        print_result(several.record, several.describe(), json)
+        return
+    from jpt.tuning.tune import tune as run
+
+    result = run(backbone, task, out, **options)
+    print_result(result.record, result.describe(), json)
+
+
+@with_processes
+def evaluate(
+    prompt: PromptOption,
+    task: TaskOption,
+    split: SplitOption = "test",
+    backbone: CardBackboneOption = None,
+    max_tokens: MaxTokensOption = None,
+    answer_tokens: AnswerTokensOption = None,
+    label_scoring: LabelScoringOption = "phrase",
+    eval_batch_size: EvalBatchSizeOption = 64,
+    dtype: DtypeOption = "float32",
+    mesh: MeshOption = None,
+    data: DataOption = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="File for the prediction of every row, as JSON lines.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Score a prompt on its own task or on another one (zero-shot transfer).
+
+    Example: jpt evaluate --prompt runs/rt --task builtin/imdb
+    """
+    options = omit(locals(), "prompt", "task", "json")
+    from jpt.tuning.evaluate import describe_score
+    from jpt.tuning.evaluate import evaluate as score_prompt
+
+    score = score_prompt(prompt, task, **options)
+    record = {"prompt": str(prompt), "task": task, "split": split, **score.summary()}
+    print_result(record, describe_score(score, task, split), json)
+
+
+# --- Studies of transfer
 
 
 @with_processes
 def quickstart(
-    out: Annotated[
-        Path, typer.Option(help="Folder of the study; the same command goes on there.")
-    ] = Path("jpt-quickstart"),
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="Built-in name, folder of weights, or hub id.", autocompletion=complete_backbone
-        ),
-    ] = "builtin/bert-small",
+    out: StudyOutOption = Path("jpt-quickstart"),
+    backbone: BackboneOption = "builtin/bert-small",
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="T1,T2,...; by default built-in tasks of three types.",
+            help="Tasks T1,T2,...; defaults to built-in tasks of three types.",
             autocompletion=complete_tasks,
         ),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps of each prompt; the backbone's choice.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of initial prompts and row order.")] = 0,
+    steps: StepsOption = None,
+    seed: Annotated[int, typer.Option(help="Random seed (prompt initialisation, data order).")] = 0,
     mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run the whole study on built-in models and tasks, offline: tune, transfer, compare, report.
+    """Run a whole study on built-in models and tasks, offline: tune, transfer, compare, report.
 
     Example: jpt quickstart
     """
+    options = omit(locals(), "out", "tasks", "json")
     from jpt.recipes.quickstart import TASKS
     from jpt.recipes.quickstart import quickstart as run
 
-    names = split_names(tasks) or TASKS
-    options = {"backbone": backbone, "steps": steps, "seed": seed, "mesh": mesh}
-    result = run(out, tasks=names, progress=True, **options)
+    result = run(out, tasks=split_names(tasks) or TASKS, progress=True, **options)
     print_result(result.record, result.describe(), json)
 
 
 @with_processes
 def transfer(
     prompts: SeedPromptsOption,
-    out: Annotated[
-        Path, typer.Option(help="Folder for transfer.csv and more; the same command goes on there.")
-    ],
-    tasks: TargetTasksOption = None,
-    split: Annotated[
-        str, typer.Option(help="Scored split; validation where a target lacks it.")
-    ] = "test",
-    backbone: StudyOtherBackboneOption = None,
-    random: Annotated[
-        bool, typer.Option(help="Score an untrained random start as a baseline.")
-    ] = True,
+    out: StudyOutOption,
+    tasks: TasksOption = None,
+    split: TestSplitOption = "test",
+    backbone: CardBackboneOption = None,
+    random: Annotated[bool, typer.Option(help="Score an untrained random prompt, too.")] = True,
     untouched: Annotated[
-        bool, typer.Option(help="Score the model without a prompt, as column none.")
+        bool, typer.Option(help="Score the backbone without a prompt, too (column none).")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the random start.")] = 0,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the untrained prompt.")] = 0,
+    max_tokens: MaxTokensOption = None,
     label_scoring: LabelScoringOption = "phrase",
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
+    eval_batch_size: EvalBatchSizeOption = 64,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with one folder of rows for each catalog task.")
-    ] = None,
+    data: TasksDataOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Score every prompt on every task, as it is (zero-shot transfer).
+    """Score every prompt on every task without further tuning (zero-shot transfer).
 
-    Of a prompt with several seeds ('jpt tune --seeds') the matrix has the mean, and transfer.json
-    each value and the standard deviation.
+    For prompts with several seeds ('jpt tune --seeds') the matrix has the mean; transfer.json has
+    the score of each seed and the standard deviation.
 
     Example: jpt transfer --prompts study/prompts --tasks builtin/imdb,builtin/rotten_tomatoes
     --out study
     """
+    options = omit(locals(), "prompts", "tasks", "out", "json")
     from jpt.transfer.zero_shot import transfer_matrix
 
-    result = transfer_matrix(
-        prompts,
-        split_names(tasks),
-        out,
-        split=split,
-        backbone=backbone,
-        random=random,
-        untouched=untouched,
-        seed=seed,
-        max_tokens=max_tokens,
-        label_scoring=label_scoring,
-        eval_batch_size=eval_batch_size,
-        dtype=dtype,
-        mesh=mesh,
-        data=data,
-        progress=True,
-    )
+    result = transfer_matrix(prompts, split_names(tasks), out, progress=True, **options)
     print_result(result.record, f"{result.describe()}\nwritten: {out}/transfer.csv", json)
 
 
-def split_names(text: str | None) -> list[str] | None:
-    """Takes a list of names apart.
+@with_processes
+def warm_start(
+    task: TaskOption,
+    sources: Annotated[
+        str, typer.Option(help="Source prompts FILE,...: prompt files or run folders.")
+    ],
+    out: StudyOutOption,
+    backbone: CardBackboneOption = None,
+    seeds: Annotated[
+        str, typer.Option(help="Random seeds S1,S2,... (data order, vanilla initialisation).")
+    ] = "0,1,2",
+    copy_moments: Annotated[
+        bool,
+        typer.Option(
+            "--copy-moments",
+            help="Also copy Adam's moments, as the authors' script does; sources are run folders.",
+        ),
+    ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Distance from a run's best score at which it counts as converged."),
+    ] = 0.01,
+    steps: StepsOption = None,
+    batch_size: BatchSizeOption = None,
+    tokens_per_batch: TokensPerBatchOption = None,
+    learning_rate: LearningRateOption = None,
+    length: Annotated[
+        int | None, typer.Option(help="Number of prompt tokens; defaults to the sources'.")
+    ] = None,
+    max_tokens: MaxTokensOption = None,
+    answer_tokens: AnswerTokensOption = None,
+    group_by_length: GroupByLengthOption = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between validations; defaults to steps / 20.")
+    ] = None,
+    checkpoint_every: CheckpointEveryOption = None,
+    eval_batch_size: EvalBatchSizeOption = 64,
+    dtype: DtypeOption = "float32",
+    dropout: DropoutOption = "off",
+    objective: ObjectiveOption = None,
+    label_scoring: LabelScoringOption = "phrase",
+    remat: RematOption = "dots",
+    mesh: MeshOption = None,
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tune a task from a random start and from source prompts, and compare the training needed.
 
-    Args:
-        text: ``"T1,T2"``, or None.
+    Writes OUT/warm_start.json with both speed-ups, curves.csv and warm_start.svg.
 
-    Returns:
-        The names, or None where nothing was said.
-
-    Example:
-        >>> split_names("builtin/imdb, sst2")
-        ['builtin/imdb', 'sst2']
+    Example: jpt warm-start --task builtin/imdb_negation --sources runs/first_person,runs/imdb
+    --out runs/warm
     """
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    options = omit(locals(), "task", "sources", "out", "seeds", "json")
+    from jpt.report.figures import warm_start_figure
+    from jpt.transfer.warm_start import warm_start as run
+    from jpt.tuning.tune import parse_seeds
+
+    files = split_names(sources) or []
+    result = run(task, files, out, seeds=parse_seeds(seeds), progress=True, **options)
+    figure = on_first(lambda: str(warm_start_figure(out)))
+    text = f"{result.describe()}\nwritten: {out}/warm_start.json, {figure}"
+    print_result(result.record, text, json)
 
 
-# --- Commands that compare prompts, and that bring in those of the paper's authors
+@with_processes
+def sweep(
+    grid: Annotated[
+        Path, typer.Argument(help="TOML file: [fixed], [grid], [[zip]], [search], [run].")
+    ],
+    out: StudyOutOption,
+    shard: Annotated[
+        str | None, typer.Option(help="Share i/n of the work, for job arrays on one folder.")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Where to train: ray, a Ray cluster (extra cluster).")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of the Ray cluster; defaults to the running one."),
+    ] = None,
+    needs: Annotated[
+        str | None,
+        typer.Option(help="Resources of a Ray node per group of runs, for instance GPU:1,CPU:4."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Number of settings to try, with [search] (extra search).")
+    ] = None,
+    mesh: MeshOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tune a prompt for every combination in a file and write a table of scores.
+
+    The file has [fixed] (constant values), [grid] (every combination of lists and ranges), [[zip]]
+    (lists that vary together) and [run] (slots: runs trained at once; memory_gb). Names are those
+    of the options of jpt tune: backbone, task, data, steps, seed, learning_rate, ... [search] has
+    ranges without a count: every trial takes values from them and runs the rest of the file.
+
+    On a Ray cluster paths must be the same on every node. Set slots in [run]: the default depends
+    on this machine.
+
+    Example: jpt sweep grid.toml --out sweeps/rates
+    """
+    from jpt.recipes.sweep import sweep as run
+
+    workers = _workers(on, address, needs)
+    result = run(grid, out, shard=shard, trials=trials, mesh=mesh, workers=workers, progress=True)
+    print_result(result.record, result.describe(), json)
+
+
+def _workers(on: str | None, address: str | None, needs: str | None) -> Any:
+    """Return the sweep's workers; None trains in this process."""
+    if on is None:
+        if address or needs:
+            raise InputError("address and needs require --on ray; add it or leave them out")
+        return None
+    if on != "ray":
+        raise unknown_name("value of --on", on, ("ray",))
+    from jpt.recipes.sweep_ray import ray_workers
+
+    return ray_workers(address, needs)
+
+
+@with_processes
+def recommend(
+    task: TaskOption,
+    prompts: SeedPromptsOption,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for recommend.json and the probe's run.")
+    ] = None,
+    labels: Annotated[
+        int | None,
+        typer.Option(help="Number of labelled train rows; default 64 at most, 0 for none."),
+    ] = None,
+    probe_steps: Annotated[
+        int, typer.Option(help="Optimizer steps of the probe, a prompt tuned briefly.")
+    ] = 60,
+    learning_rate: LearningRateOption = None,
+    known: Annotated[
+        Path | None,
+        typer.Option(help="transfer.csv of the same prompts, to evaluate the rankings on."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Ranking that decides: zero_shot, neuron_overlap, cosine_average, ..."),
+    ] = None,
+    layers: TopLayersOption = None,
+    backbone: CardBackboneOption = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed (rows, probe); defaults to the sources'.")
+    ] = None,
+    max_tokens: MaxTokensOption = None,
+    eval_batch_size: EvalBatchSizeOption = 64,
+    dtype: DtypeOption = "float32",
+    mesh: MeshOption = None,
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Rank source prompts for a new task with few or no labels, before tuning.
+
+    Example: jpt recommend --task builtin/imdb --prompts study/prompts --known study/transfer.csv
+    """
+    options = omit(locals(), "task", "prompts", "out", "json")
+    from jpt.recipes.recommend import recommend as run
+
+    result = run(task, prompts, out, progress=True, **options)
+    print_result(result.record, result.describe(), json)
+
+
+# --- Neurons and indicators
+
+
+@with_processes
+def neurons(
+    prompts: SeedPromptsOption,
+    out: Annotated[Path, typer.Option(help="Output file, for instance neurons.npz.")],
+    probe: Annotated[
+        str, typer.Option(help="Input: start (prompt and start token, as in the paper) or text.")
+    ] = "start",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Task of the text: a name (see 'jpt tasks') or a folder.",
+            autocompletion=complete_task,
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Split of the text: train, validation or test.")
+    ] = "validation",
+    rows: Annotated[
+        int | None, typer.Option(help="Number of random rows of text; default 64 at most.")
+    ] = None,
+    positions: Annotated[
+        str, typer.Option(help="Token positions: answer, text (mean over its tokens), or 0,-1.")
+    ] = "answer",
+    max_tokens: MaxTokensOption = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the choice of rows.")] = 0,
+    backbone: CardBackboneOption = None,
+    dtype: DtypeOption = "float32",
+    mesh: MeshOption = None,
+    stack: StackOption = None,
+    chunk_mb: Annotated[
+        float, typer.Option(help="Approximate memory per chunk in MB; no effect on results.")
+    ] = 256,
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Record the feed-forward neurons that each prompt activates, in one compiled call.
+
+    Example: jpt neurons --prompts study/prompts --out study/neurons.npz
+    """
+    options = omit(locals(), "prompts", "out", "json")
+    from jpt.neurons.probe import activated_neurons, describe_activations
+    from jpt.neurons.selection import describe_redundancy
+
+    found = activated_neurons(prompts, out, progress=probe == "text", **options)
+    record, text = describe_activations(found)
+    record["redundancy"], shares = describe_redundancy(found)
+    print_result({"out": str(out), **record}, f"{text}{shares}\nwritten: {out}", json)
+
+
+@with_processes
+def mask(
+    out: StudyOutOption,
+    prompt: Annotated[
+        Path | None, typer.Option(help="One prompt: prompt file or run folder.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Scored task, with --prompt; defaults to the prompt's own.",
+            autocompletion=complete_task,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Folder of prompts, in place of --prompt; each on its own task."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Scored tasks T1,T2,..., with --prompts; default all.",
+            autocompletion=complete_tasks,
+        ),
+    ] = None,
+    ratio: Annotated[float, typer.Option(help="Share of neurons to mask.")] = 0.2,
+    layers: Annotated[
+        str | None, typer.Option(help="First and last layer, from 0, as 9-11; default all.")
+    ] = None,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Mask the share in each layer.")
+    ] = False,
+    kinds: Annotated[
+        str | None, typer.Option(help="Kinds of masks: in_task,random,other,common,specific.")
+    ] = None,
+    random_draws: Annotated[int, typer.Option(help="Number of random masks.")] = 3,
+    neurons: Annotated[
+        Path | None, typer.Option(help="Output file of 'jpt neurons' to select neurons by.")
+    ] = None,
+    stack: StackOption = None,
+    split: TestSplitOption = "test",
+    seed: Annotated[int, typer.Option(help="Random seed of the random masks.")] = 0,
+    backbone: CardBackboneOption = None,
+    max_tokens: MaxTokensOption = None,
+    label_scoring: LabelScoringOption = "phrase",
+    eval_batch_size: EvalBatchSizeOption = 64,
+    dtype: DtypeOption = "float32",
+    mesh: MeshOption = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the task's rows; with --prompts one such folder per task."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Score prompts with selected neurons masked: do they need the neurons they activate?
+
+    Example: jpt mask --prompts study/prompts --ratio 0.2 --out study
+    """
+    options = omit(locals(), "prompt", "task", "prompts", "tasks", "out", "json")
+    given, scored = _prompts_and_tasks(prompt, task, prompts, tasks)
+    from jpt.neurons.masking import mask_neurons
+    from jpt.report.figures import mask_figure
+
+    options["kinds"] = split_names(kinds)
+    result = mask_neurons(given, scored, out, progress=True, **options)
+    figure = on_first(lambda: str(mask_figure(out)))
+    text = f"{result.describe()}\nwritten: {out}/mask.json, {out}/mask.csv, {figure}"
+    print_result(result.record, text, json)
+
+
+def _prompts_and_tasks(
+    prompt: Path | None, task: str | None, prompts: Path | None, tasks: str | None
+) -> tuple[Path, str | list[str] | None]:
+    """Return one prompt with a task, or a folder of prompts with their tasks."""
+    if (prompt is None) == (prompts is None):
+        given = "both" if prompt else "neither"
+        raise InputError(
+            f"expected one of --prompt and --prompts, got {given}; give a file or a folder"
+        )
+    if (tasks if prompt else task) is not None:
+        pair = "--tasks with --prompt" if prompt else "--task with --prompts"
+        raise InputError(f"got {pair}; use --task with --prompt, --tasks with --prompts")
+    return (prompt, task) if prompt else (prompts, split_names(tasks))
 
 
 def indicators(
     prompts: SeedPromptsOption,
     out: Annotated[Path, typer.Option(help="Folder for indicators.csv, types.json and more.")],
     neurons: Annotated[
-        Path | None, typer.Option(help="File of 'jpt neurons' with the same prompts.")
+        Path | None, typer.Option(help="Output file of 'jpt neurons' for the same prompts.")
     ] = None,
     transfer: Annotated[
-        Path | None, typer.Option(help="transfer.csv of 'jpt transfer' with the same prompts.")
+        Path | None, typer.Option(help="transfer.csv of 'jpt transfer' for the same prompts.")
     ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Only these targets and prompts for them: T1,T2,...; default all.",
+            help="Only these targets and the prompts for them: T1,T2,...; default all.",
             autocompletion=complete_tasks,
         ),
     ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Of neuron_overlap, from 0, as 9-11; by default the top three."),
-    ] = None,
+    layers: TopLayersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare prompts by vectors and neurons, and hold that against what the transfers did.
+    """Compute similarities of prompts and neurons and correlate them with measured transfer.
 
     Example: jpt indicators --prompts study/prompts --neurons study/neurons.npz
     --transfer study/transfer.csv --out study
     """
+    options = omit(locals(), "prompts", "out", "tasks", "json")
     from jpt.indicators.correlation import study_indicators
 
-    study = study_indicators(
-        prompts,
-        out,
-        neurons=neurons,
-        transfer=transfer,
-        tasks=split_names(tasks),
-        layers=layers,
-        progress=True,
-    )
+    study = study_indicators(prompts, out, tasks=split_names(tasks), progress=True, **options)
     print_result(study.record, study.describe(), json)
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Output folder of jpt transfer and others.")
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Write DIR/report.html: figures, tables and findings of a study on one page.
+
+    Example: jpt report study
+    """
+    from jpt.report.report import summarize, write_report
+
+    path = write_report(folder)
+    findings = summarize(folder)
+    text = "\n".join([*findings, f"written: {path}"])
+    print_result({"report": str(path), "findings": findings}, text, json)
+
+
+# --- Import and generation
 
 
 def import_reference(
@@ -219,7 +588,7 @@ def import_reference(
     ],
     out: Annotated[Path, typer.Option(help="Folder for NAME.safetensors files.")],
     backbone: Annotated[
-        str | None, typer.Option(help="Hub id; by default what the folder's name says.")
+        str | None, typer.Option(help="Hub id; defaults to the one in the folder's name.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -234,53 +603,39 @@ def import_reference(
     print_result(record, text, json)
 
 
-# --- The command that lets a model write
-
-
 @with_processes
 def generate(
-    prompt: Annotated[
-        Path | None, typer.Option(help="Prompt file, or the folder of its run.")
-    ] = None,
+    prompt: Annotated[Path | None, typer.Option(help="Prompt file or run folder.")] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Instead of the prompt's own; alone, without a prompt.",
+            help="Backbone; defaults to the prompt's. Without --prompt it generates unprompted.",
             autocompletion=complete_backbone,
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most new tokens of a continuation.")] = 32,
-    beams: Annotated[
-        int, typer.Option(help="Continuations kept side by side; 1 takes the best token each time.")
-    ] = 1,
-    eval_batch_size: Annotated[int, typer.Option(help="Lines continued at once.")] = 16,
+    max_tokens: Annotated[
+        int, typer.Option(help="Maximum number of new tokens per continuation.")
+    ] = 32,
+    beams: Annotated[int, typer.Option(help="Beam width; 1 is greedy decoding.")] = 1,
+    eval_batch_size: EvalBatchSizeOption = 16,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
-    r"""Continue the lines of stdin: one continuation a line, new lines in it written as \n.
+    r"""Continue the lines of stdin: one continuation per line, with new lines written as \n.
 
     Example: echo 'The film was' | jpt generate --backbone models/gpt2 --max-tokens 20
     """
+    options = omit(locals(), "prompt", "json")
     from jpt.prompts.store import load_prompt
     from jpt.recipes.generate import generate as run
 
     if prompt is None and backbone is None:
-        raise InputError("there is nothing to write with; give --prompt FILE or --backbone NAME")
+        raise InputError("expected a prompt or a backbone; give --prompt FILE or --backbone NAME")
     loaded = None if prompt is None else load_prompt(prompt)
     if is_first() and sys.stdin.isatty():
-        typer.echo("reading lines from the terminal up to Ctrl-D", err=True)
-    found = run(
-        loaded,
-        on_first(lambda: read_lines(sys.stdin.buffer)),
-        backbone=backbone,
-        max_tokens=max_tokens,
-        beams=beams,
-        eval_batch_size=eval_batch_size,
-        dtype=dtype,
-        mesh=mesh,
-        progress=True,
-    )
+        typer.echo("reading lines from the terminal; end with Ctrl-D", err=True)
+    found = run(loaded, on_first(lambda: read_lines(sys.stdin.buffer)), progress=True, **options)
     record = {
         "prompt": None if prompt is None else str(prompt),
         "backbone": loaded.card.backbone if backbone is None else backbone,
@@ -293,26 +648,18 @@ def generate(
 
 
 def read_lines(stream: BinaryIO) -> list[str]:
-    r"""Reads lines of UTF-8 text; an empty line counts.
-
-    Args:
-        stream: of bytes.
-
-    Returns:
-        The lines, without what ends them.
-
-    Raises:
-        InputError: there are none, or a line is no text.
+    r"""Read lines of UTF-8 text; empty lines count.
 
     Example:
         >>> import io
         >>> read_lines(io.BytesIO(b"The film\r\n\nwas"))
         ['The film', '', 'was']
     """
-    content = stream.read().removeprefix(b"\xef\xbb\xbf")  # a mark some editors put in front
+    content = stream.read().removeprefix(b"\xef\xbb\xbf")  # byte order mark of some editors
     if not content:
         raise InputError(
-            "stdin is empty; give one text a line, for instance: echo 'The film was' | jpt generate"
+            "stdin is empty; give one text per line, for instance: echo 'The film was' | jpt"
+            " generate"
         )
     lines = []
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1):
@@ -320,24 +667,19 @@ def read_lines(stream: BinaryIO) -> list[str]:
             lines.append(line.removesuffix(b"\r").decode("utf-8"))
         except UnicodeDecodeError as error:
             raise InputError(
-                f"line {number} of stdin is no UTF-8 text (its byte {error.start + 1} is "
-                f"{error.object[error.start]:#04x}); convert it, for instance by iconv -t utf-8"
+                f"stdin, line {number}: expected UTF-8 text, got byte "
+                f"{error.object[error.start]:#04x} at position {error.start + 1}; convert it, for"
+                " instance with iconv -t utf-8"
             ) from None
         if "\0" in lines[-1]:
             raise InputError(
-                f"line {number} of stdin holds a zero byte; give text, not binary data"
+                f"stdin, line {number}: expected text, got a zero byte; give text, not binary data"
             )
     return lines
 
 
 def one_line(text: str) -> str:
-    r"""Writes a text so that it stays on one line.
-
-    Args:
-        text: of any number of lines.
-
-    Returns:
-        The text with ``\n`` and ``\r`` written out.
+    r"""Escape line breaks.
 
     Example:
         >>> print(one_line("a good film\nit was"))
@@ -346,22 +688,22 @@ def one_line(text: str) -> str:
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
-# --- Commands that list what there is
+# --- Listings and checks
 
 
 def tasks(
     name: Annotated[
         str | None,
-        typer.Argument(help="One task, to see it in full.", autocompletion=complete_task),
+        typer.Argument(help="Task to show in full.", autocompletion=complete_task),
     ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Show label word ids and encoded rows of this model.",
+            help="Backbone whose label token ids and encoded rows are shown.",
             autocompletion=complete_backbone,
         ),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    max_tokens: MaxTokensOption = None,
     data: DataOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -386,432 +728,6 @@ def backbones(json: JsonOption = False) -> None:
     print_result(record, text, json)
 
 
-# --- The command that scores prompts without chosen neurons
-
-_MASK_NOT_PASSED_ON = (
-    "prompt",
-    "task",
-    "prompts",
-    "tasks",
-    "out",
-    "neurons",
-    "data",
-    "kinds",
-    "json",
-)
-
-
-PromptOption = Annotated[
-    Path | None, typer.Option(help="One prompt: its file, or the folder of its run.")
-]
-OwnTaskOption = Annotated[
-    str | None,
-    typer.Option(
-        help="With --prompt: what is scored; by default its own task.", autocompletion=complete_task
-    ),
-]
-FolderOption = Annotated[
-    Path | None, typer.Option(help="Instead: a folder of prompts, each on its own task.")
-]
-MaskOutOption = Annotated[
-    Path, typer.Option(help="Folder for mask.json, mask.csv, mask.svg; the same call goes on.")
-]
-LayersOption = Annotated[
-    str | None, typer.Option(help="First and last, from 0, as 9-11; by default all.")
-]
-StackOption = Annotated[
-    str | None, typer.Option(help="decoder or encoder of a T5; by default its decoder.")
-]
-ManyDataOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the task's rows; with --prompts one of such folders."),
-]
-
-
-@with_processes
-def mask(
-    out: MaskOutOption,
-    prompt: PromptOption = None,
-    task: OwnTaskOption = None,
-    prompts: FolderOption = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="With --prompts: only T1,T2,... are scored.", autocompletion=complete_tasks
-        ),
-    ] = None,
-    ratio: Annotated[float, typer.Option(help="Share of the neurons that is masked.")] = 0.2,
-    layers: LayersOption = None,
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Take the share from each layer.")
-    ] = False,
-    kinds: Annotated[
-        str | None, typer.Option(help="Some of own,random,other,common,specific.")
-    ] = None,
-    random_draws: Annotated[int, typer.Option(help="How often random neurons are drawn.")] = 3,
-    neurons: Annotated[
-        Path | None, typer.Option(help="File of 'jpt neurons' to choose by.")
-    ] = None,
-    stack: StackOption = None,
-    split: Annotated[
-        str, typer.Option(help="Scored split; validation where a task lacks it.")
-    ] = "test",
-    seed: Annotated[int, typer.Option(help="Of random neurons.")] = 0,
-    backbone: StudyOtherBackboneOption = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
-    label_scoring: LabelScoringOption = "phrase",
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
-    dtype: DtypeOption = "float32",
-    mesh: MeshOption = None,
-    data: ManyDataOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Score prompts while chosen neurons are masked: do they need the neurons they activate?
-
-    Example: jpt mask --prompts study/prompts --ratio 0.2 --out study
-    """
-    # Every option goes on under its own name, which is that of the Python API.
-    options = {name: value for name, value in locals().items() if name not in _MASK_NOT_PASSED_ON}
-    given, asked = _what(prompt, task, prompts, tasks)
-    from jpt.neurons.masking import mask_neurons
-
-    options["kinds"] = split_names(kinds)
-    result = mask_neurons(given, asked, out, neurons=neurons, data=data, progress=True, **options)
-    from jpt.report.figures import mask_figure
-
-    figure = on_first(lambda: str(mask_figure(out)))
-    text = f"{result.describe()}\nwritten: {out}/mask.json, {out}/mask.csv, {figure}"
-    print_result(result.record, text, json)
-
-
-def _what(
-    prompt: Path | None, task: str | None, prompts: Path | None, tasks: str | None
-) -> tuple[Path, str | list[str] | None]:
-    """Prompts and tasks; one prompt with a task, or several with theirs."""
-    if (prompt is None) == (prompts is None):
-        came = "both" if prompt else "neither"
-        raise InputError(f"{came} of --prompt and --prompts came; give a file or a folder")
-    if (tasks if prompt else task) is not None:
-        pair = "--tasks came with --prompt" if prompt else "--task came with --prompts"
-        raise InputError(f"{pair}; --task belongs to --prompt, and --tasks to --prompts")
-    return (prompt, task) if prompt else (prompts, split_names(tasks))
-
-
-# --- The command that reads which neurons prompts activate
-
-_NEURONS_NOT_PASSED_ON = ("prompts", "out", "json")
-
-
-@with_processes
-def neurons(
-    prompts: SeedPromptsOption,
-    out: Annotated[Path, typer.Option(help="File to write, for instance neurons.npz.")],
-    probe: Annotated[
-        str, typer.Option(help="start (prompt and start token, the paper's) or text (of a task).")
-    ] = "start",
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="Whose text: a name (see 'jpt tasks') or a folder.", autocompletion=complete_task
-        ),
-    ] = None,
-    split: Annotated[
-        str, typer.Option(help="Of the text: train, validation or test.")
-    ] = "validation",
-    rows: Annotated[
-        int | None, typer.Option(help="Rows of text, by chance; default 64, or all if fewer.")
-    ] = None,
-    positions: Annotated[
-        str, typer.Option(help="answer, text (mean over its tokens), or tokens: 0,-1.")
-    ] = "answer",
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
-    backbone: StudyOtherBackboneOption = None,
-    dtype: DtypeOption = "float32",
-    mesh: MeshOption = None,
-    stack: Annotated[
-        str | None, typer.Option(help="decoder or encoder of a T5; by default its decoder.")
-    ] = None,
-    chunk_mb: Annotated[
-        float, typer.Option(help="Memory for what is read at once, roughly; changes no number.")
-    ] = 256,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with train, validation, test rows of the task.")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Read the feed-forward neurons that each prompt activates, in one compiled call.
-
-    Example: jpt neurons --prompts study/prompts --out study/neurons.npz
-    """
-    # Every option goes on under its own name, which is that of the Python API.
-    options = {
-        name: value for name, value in locals().items() if name not in _NEURONS_NOT_PASSED_ON
-    }
-    from jpt.neurons.probe import activated_neurons, describe_activations
-    from jpt.neurons.selection import describe_redundancy
-
-    found = activated_neurons(prompts, out, progress=probe == "text", **options)
-    record, text = describe_activations(found)
-    record["redundancy"], shares = describe_redundancy(found)
-    print_result({"out": str(out), **record}, f"{text}{shares}\nwritten: {out}", json)
-
-
-# --- The command that says which source prompt to start from
-
-_RECOMMEND_NOT_PASSED_ON = ("task", "prompts", "out", "json")
-
-
-@with_processes
-def recommend(
-    task: TaskOption,
-    prompts: SeedPromptsOption,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for recommend.json and the probe's run.")
-    ] = None,
-    labels: Annotated[
-        int | None,
-        typer.Option(help="Train rows with labels; 64 or all if fewer; 0: none has any."),
-    ] = None,
-    probe_steps: Annotated[int, typer.Option(help="Steps of the probe prompt.")] = 60,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Of the probe; the backbone's choice.")
-    ] = None,
-    known: Annotated[
-        Path | None,
-        typer.Option(help="transfer.csv of the same prompts, to judge the rankings on."),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(help="Ranking that chooses: zero_shot, neuron_overlap, cosine_average, ..."),
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Of neuron_overlap, from 0, as 9-11; the top three.")
-    ] = None,
-    backbone: StudyOtherBackboneOption = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of rows and probe; by default that of the sources.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
-    dtype: DtypeOption = "float32",
-    mesh: MeshOption = None,
-    data: DataOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Rank source prompts for a new task with few labels or none, before it is tuned for.
-
-    Example: jpt recommend --task builtin/imdb --prompts study/prompts --known study/transfer.csv
-    """
-    # Every option goes on under its own name, which is that of the Python API.
-    options = {
-        name: value for name, value in locals().items() if name not in _RECOMMEND_NOT_PASSED_ON
-    }
-    from jpt.recipes.recommend import recommend as run
-
-    result = run(task, prompts, out, progress=True, **options)
-    print_result(result.record, result.describe(), json)
-
-
-# --- The command that writes the page of a study
-
-
-def report(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder that jpt transfer and others wrote.")
-    ],
-    json: JsonOption = False,
-) -> None:
-    """Write DIR/report.html: figures, tables and findings of a study on one page.
-
-    Example: jpt report study
-    """
-    from jpt.report.report import summarize, write_report
-
-    path = write_report(folder)
-    findings = summarize(folder)
-    text = "\n".join([*findings, f"written: {path}"])
-    print_result({"report": str(path), "findings": findings}, text, json)
-
-
-# --- The command that runs many tunings from one file
-
-
-@with_processes
-def sweep(
-    grid: Annotated[
-        Path, typer.Argument(help="TOML file: [fixed], [grid], [[zip]], [search], [run].")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder; the same command goes on there.")],
-    shard: Annotated[
-        str | None, typer.Option(help="i/n: only this part of the work, for job arrays.")
-    ] = None,
-    on: Annotated[
-        str | None, typer.Option(help="ray: hand the work to a Ray cluster (extra cluster).")
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="With ray: HOST:PORT of the cluster; default the running one, or none."),
-    ] = None,
-    needs: Annotated[
-        str | None,
-        typer.Option(help="With ray: what a bank takes of a node, for instance GPU:1,CPU:4."),
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(help="With [search]: how many settings to try (extra search).")
-    ] = None,
-    mesh: MeshOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Tune a prompt for every combination in a file; a table of scores at the end.
-
-    The file has [fixed] (the same for all), [grid] (every combination of lists and ranges),
-    [[zip]] (lists that go together) and [run] (places: runs at once; memory_gb). Names are those
-    of the options of jpt tune: backbone, task, data, steps, seed, learning_rate, ... [search] has
-    ranges without a count: every trial takes values from them and runs the rest of the file.
-
-    On a Ray cluster paths must be the same on every node, and places, which default to what this
-    machine would take, are best set in [run].
-
-    Example: jpt sweep grid.toml --out sweeps/rates
-    """
-    from jpt.recipes.sweep import sweep as run
-
-    workers = _workers(on, address, needs)
-    result = run(grid, out, shard=shard, trials=trials, mesh=mesh, workers=workers, progress=True)
-    print_result(result.record, result.describe(), json)
-
-
-def _workers(on: str | None, address: str | None, needs: str | None) -> Any:
-    """Who trains; None is this process."""
-    if on is None:
-        if address or needs:
-            raise InputError("address and needs are for Ray; give --on ray as well")
-        return None
-    if on != "ray":
-        raise unknown_name("place to run on", on, ("ray",))
-    from jpt.recipes.sweep_ray import ray_workers
-
-    return ray_workers(address, needs)
-
-
-# --- Commands that tune and score prompts
-
-_TUNE_NOT_PASSED_ON = ("backbone", "task", "out", "seeds", "json")
-
-
-@with_processes
-def tune(
-    backbone: BackboneOption,
-    task: TaskOption,
-    out: Annotated[Path, typer.Option(help="Run folder; the same command goes on there.")],
-    init: InitOption = "random",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
-    tokens_per_batch: TokensPerBatchOption = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Constant rate of AdamW.")] = None,
-    clip_norm: ClipNormOption = None,
-    length: Annotated[int | None, typer.Option(help="Prompt rows.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest text in tokens, special tokens included.")
-    ] = None,
-    answer_tokens: AnswerTokensOption = None,
-    group_by_length: Annotated[
-        bool | None, typer.Option(help="Rows of like lengths in one batch, to pad less.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of initial prompt, row order and dropout.")] = 0,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between saves.")] = None,
-    checkpoint_minutes: CheckpointMinutesOption = None,
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
-    dtype: DtypeOption = "float32",
-    dropout: Annotated[str, typer.Option(help="off, or paper: on inside the layers.")] = "off",
-    objective: ObjectiveOption = None,
-    label_scoring: LabelScoringOption = "phrase",
-    remat: RematOption = "dots",
-    mesh: MeshOption = None,
-    data: DataOption = None,
-    predictions: Annotated[
-        bool, typer.Option(help="Write the answer to every test row: OUT/predictions.jsonl.")
-    ] = False,
-    log: LogOption = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option(help="S1,S2,...: a run each in OUT/seed-S, then mean and deviation."),
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Tune a soft prompt for a task; only the prompt learns.
-
-    Options left out take the backbone's own choice (built-in ones have one), else the paper's.
-
-    Example: jpt tune --backbone builtin/bert-small --task builtin/rotten_tomatoes --out runs/rt
-    """
-    # Every option goes on under its own name, which is that of the Python API.
-    options = {name: value for name, value in locals().items() if name not in _TUNE_NOT_PASSED_ON}
-    options["progress"] = True
-    if seeds is not None:
-        from jpt.tuning.tune import parse_seeds, tune_seeds
-
-        del options["seed"]
-        several = tune_seeds(backbone, task, parse_seeds(seeds), out, **options)
-        print_result(several.record, several.describe(), json)
-        return
-    from jpt.tuning.tune import tune as run
-
-    result = run(backbone, task, out, **options)
-    print_result(result.record, result.describe(), json)
-
-
-@with_processes
-def evaluate(
-    prompt: Annotated[Path, typer.Option(help="Prompt file, or the folder of its run.")],
-    task: TaskOption,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of the one that the prompt's card names.",
-            autocompletion=complete_backbone,
-        ),
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
-    answer_tokens: AnswerTokensOption = None,
-    label_scoring: LabelScoringOption = "phrase",
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
-    dtype: DtypeOption = "float32",
-    mesh: MeshOption = None,
-    data: DataOption = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="File for the answer to every row, as JSON lines.")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Score a prompt on a task, its own or another (zero-shot transfer).
-
-    Example: jpt evaluate --prompt runs/rt --task builtin/imdb
-    """
-    from jpt.tuning.evaluate import describe_score
-    from jpt.tuning.evaluate import evaluate as score_prompt
-
-    score = score_prompt(
-        prompt,
-        task,
-        split=split,
-        backbone=backbone,
-        max_tokens=max_tokens,
-        answer_tokens=answer_tokens,
-        label_scoring=label_scoring,
-        eval_batch_size=eval_batch_size,
-        dtype=dtype,
-        mesh=mesh,
-        data=data,
-        predictions=predictions,
-    )
-    record = {"prompt": str(prompt), "task": task, "split": split, **score.summary()}
-    print_result(record, describe_score(score, task, split), json)
-
-
 def check(
     backbone: Annotated[
         str | None,
@@ -821,28 +737,30 @@ def check(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Task to try on it.", autocompletion=complete_task)
+        str | None,
+        typer.Option(help="Task for a trial run.", autocompletion=complete_task),
     ] = None,
-    length: Annotated[int | None, typer.Option(help="Prompt rows.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    length: LengthOption = None,
+    max_tokens: MaxTokensOption = None,
     dtype: DtypeOption = "float32",
     data: DataOption = None,
     mesh: Annotated[
-        str | None, typer.Option(help="Dry run: devices by axis, for instance data:8,model:8.")
+        str | None,
+        typer.Option(help="Dry run: devices per mesh axis, for instance data:8,model:8."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Dry run: rows a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Dry run: rows per step.")] = None,
     remat: Annotated[
-        str | None, typer.Option(help="Dry run: what layers keep: dots, full or none.")
+        str | None, typer.Option(help="Dry run: rematerialisation: dots, full or none.")
     ] = None,
     device_memory: Annotated[
-        float | None, typer.Option(help="Dry run: size in GB that a device must not exceed.")
+        float | None, typer.Option(help="Dry run: memory limit per device in GB.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what is wrong before an hour is lost: versions, devices, lengths, label words, 20 steps.
+    """Check the setup: versions, devices, sequence lengths, label words, and a 20-step trial run.
 
-    With a config.json alone, a dry run: what a step of that model would need on a mesh of devices,
-    compiled without weights.
+    With a config.json as --backbone, estimate the per-device memory of a training step on a mesh
+    of devices (dry run: compiled without weights).
 
     Example: jpt check --backbone builtin/bert-small --task builtin/rotten_tomatoes
 
@@ -859,14 +777,14 @@ def check(
     if backbone is not None and backbone.endswith(".json"):
         from jpt.recipes.dry_run import dry_run, use_virtual_devices
 
-        _refuse(rows, "a dry run reads no rows; leave {} out")
+        _refuse(rows, "a dry run reads no rows; leave out {}")
         use_virtual_devices(mesh)
         given = {name: value for name, value in planned.items() if value is not None}
         record, text = dry_run(backbone, **sizes, **given)
     else:
         from jpt.recipes.check import run_check
 
-        _refuse(planned, "{} is of a dry run, which takes a config.json as --backbone")
+        _refuse(planned, "{} is for a dry run only; give a config.json as --backbone")
         record, text = run_check(backbone, **sizes, **rows)
     print_result(record, text, json)
     if not record["ok"]:
@@ -874,24 +792,21 @@ def check(
 
 
 def _refuse(options: dict[str, object], message: str) -> None:
-    """Refuses options that are set but mean nothing here."""
+    """Raise InputError if one of the options is set."""
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
     if given:
         raise InputError(message.format(" and ".join(given)))
 
 
-# --- What ``jpt --version`` says: the versions of the programs, the machine, the devices
-
-
 def version_text() -> str:
-    """Tells versions, machine and devices; for the devices jax is loaded."""
+    """Return versions, machine and devices for ``jpt --version``; loads jax."""
     from jpt.results.provenance import environment_info
 
-    told = environment_info()
-    versions = dict(told["versions"])
+    found = environment_info()
+    versions = dict(found["versions"])
     first = f"jpt {versions.pop('jpt')}"
     rest = " · ".join(f"{name} {version}" for name, version in versions.items())
-    return "\n".join([first, f"{rest} · {told['machine']}", f"devices: {_devices()}"])
+    return "\n".join([first, f"{rest} · {found['machine']}", f"devices: {_devices()}"])
 
 
 def _devices() -> str:
@@ -904,98 +819,3 @@ def _devices() -> str:
         reason = " ".join(str(error).split()) or "jax finds no such platform"
         return f"none (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {reason}"
     return ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
-
-
-# --- The command that compares starts of training
-
-SourcesOption = Annotated[
-    str, typer.Option(help="FILE,...: prompts to start from; prompt files or run folders.")
-]
-WarmStartOutOption = Annotated[
-    Path, typer.Option(help="Folder of the study; the same command goes on there.")
-]
-WarmStartOtherBackboneOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Instead of the one that the sources' cards name.", autocompletion=complete_backbone
-    ),
-]
-SeedsOption = Annotated[
-    str, typer.Option(help="S1,S2,...: of row order, and of the vanilla start.")
-]
-CopyMomentsOption = Annotated[
-    bool,
-    typer.Option(
-        "--copy-moments",
-        help="Copy Adam's moments too, as the authors' script does; sources are run folders.",
-    ),
-]
-ToleranceOption = Annotated[
-    float, typer.Option(help="Converged: so far below the run's own best at most.")
-]
-WarmTokensPerBatchOption = Annotated[
-    int | None, typer.Option(help="Instead: tokens a step; short rows in large batches.")
-]
-MaxTokensOption = Annotated[
-    int | None, typer.Option(help="Longest text in tokens, special tokens included.")
-]
-EvalEveryOption = Annotated[
-    int | None, typer.Option(help="Steps between validations; by default a twentieth of all.")
-]
-
-_WARM_START_NOT_PASSED_ON = ("task", "sources", "out", "seeds", "json")
-
-
-@with_processes
-def warm_start(
-    task: TaskOption,
-    sources: SourcesOption,
-    out: WarmStartOutOption,
-    backbone: WarmStartOtherBackboneOption = None,
-    seeds: SeedsOption = "0,1,2",
-    copy_moments: CopyMomentsOption = False,
-    tolerance: ToleranceOption = 0.01,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
-    tokens_per_batch: WarmTokensPerBatchOption = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Constant rate of AdamW.")] = None,
-    length: Annotated[int | None, typer.Option(help="Prompt rows; those of the sources.")] = None,
-    max_tokens: MaxTokensOption = None,
-    answer_tokens: AnswerTokensOption = None,
-    group_by_length: Annotated[
-        bool | None, typer.Option(help="Rows of like lengths in one batch, to pad less.")
-    ] = None,
-    eval_every: EvalEveryOption = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between saves.")] = None,
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
-    dtype: DtypeOption = "float32",
-    dropout: Annotated[str, typer.Option(help="off, or paper: on inside the layers.")] = "off",
-    objective: ObjectiveOption = None,
-    label_scoring: LabelScoringOption = "phrase",
-    remat: RematOption = "dots",
-    mesh: MeshOption = None,
-    data: DataOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Tune a task from a random start and from given prompts: how much training do they save?
-
-    Writes OUT/warm_start.json with both speed-ups, curves.csv and warm_start.svg.
-
-    Example: jpt warm-start --task builtin/imdb_negation --sources runs/first_person,runs/imdb
-    --out runs/warm
-    """
-    # Every option goes on under its own name, which is that of the Python API.
-    options = {
-        name: value for name, value in locals().items() if name not in _WARM_START_NOT_PASSED_ON
-    }
-    from jpt.transfer.warm_start import warm_start as run
-    from jpt.tuning.tune import parse_seeds
-
-    files = split_names(sources) or []
-    result = run(task, files, out, seeds=parse_seeds(seeds), progress=True, **options)
-    from jpt.report.figures import warm_start_figure
-
-    figure = on_first(lambda: str(warm_start_figure(out)))
-    print_result(
-        result.record, f"{result.describe()}\nwritten: {out}/warm_start.json, {figure}", json
-    )

@@ -7,46 +7,66 @@ from typing import Annotated, Any
 
 import typer
 
-from jpt.cli.commands import SeedPromptsOption, StudyOtherBackboneOption, split_names
 from jpt.cli.options import (
     AnswerTokensOption,
+    BackboneOption,
+    BatchSizeOption,
+    CardBackboneOption,
+    CheckpointEveryOption,
     DataOption,
     DtypeOption,
+    EvalBatchSizeOption,
+    EvalEveryOption,
     JsonOption,
     LabelScoringOption,
+    MaxTokensOption,
     MeshOption,
+    PromptArgument,
     RematOption,
+    RunOutOption,
+    SeedPromptsOption,
+    SplitOption,
+    StepsOption,
     TaskOption,
+    TasksDataOption,
+    TasksOption,
     complete_backbone,
-    complete_tasks,
+    omit,
     print_result,
+    split_names,
     with_processes,
 )
+from jpt.errors import InputError
 
-# --- Commands that carry a prompt to PEFT and back
 
-export_app = typer.Typer(
-    help="Write prompts in the form of other software.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+def _group(help: str) -> typer.Typer:
+    names = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(help=help, no_args_is_help=True, context_settings=names)
+
+
+# --- PEFT
+
+export_app = _group("Export prompts to other software.")
 
 
 @export_app.callback()
-def root() -> None:
-    """Keeps ``peft`` a command of its own: typer folds a group of one command into it."""
+def _root() -> None:
+    """Keep ``peft`` a subcommand: typer folds a group of one command into it."""
 
 
 @export_app.command("peft")
 def export_peft(
-    file: Annotated[Path, typer.Argument(help="Prompt file, or folder of a run.")],
+    file: PromptArgument,
     out: Annotated[Path, typer.Option(help="Adapter folder, new or empty.")],
     backbone: Annotated[
-        str | None, typer.Option(help="What PEFT shall call the model; by default as the card.")
+        str | None,
+        typer.Option(
+            help="Base model name to write into the adapter config (default: from the card)."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a prompt of a decoder or T5 as an adapter folder that PEFT loads.
+    """Export a prompt of a decoder or T5 as an adapter folder for PEFT.
 
     Example: jpt export peft study/prompts/imdb --out adapters/imdb
     """
@@ -57,17 +77,17 @@ def export_peft(
 
 
 def import_peft(
-    source: Annotated[str, typer.Argument(help="Adapter folder of prompt tuning, or its hub id.")],
-    out: Annotated[Path, typer.Option(help="File for the prompt: NAME.safetensors.")],
+    source: Annotated[str, typer.Argument(help="Prompt-tuning adapter folder or its hub id.")],
+    out: Annotated[Path, typer.Option(help="Output file NAME.safetensors.")],
     backbone: Annotated[
-        str | None, typer.Option(help="Instead of the base model that the adapter names.")
+        str | None, typer.Option(help="Backbone; defaults to the adapter's base model.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="What it was tuned for; else the card, or 'unknown'.")
+        str | None, typer.Option(help="Task; defaults to the one in the card, or 'unknown'.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Import a prompt that PEFT has trained.
+    """Import a prompt trained by PEFT.
 
     Example: jpt import peft adapters/imdb --out study/prompts/imdb.safetensors
     """
@@ -77,32 +97,28 @@ def import_peft(
     print_result(result.record, result.describe(), json)
 
 
-# --- Commands that make one prompt, or one answer, of several prompts
+# --- Combinations of prompts
 
-mix_app = typer.Typer(
-    help="Make one prompt, or one answer, of several prompts.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+mix_app = _group("Combine several prompts into one prompt or one prediction.")
 
 NamesOption = Annotated[
-    str | None, typer.Option(help="Only these prompts of the folder: A,B,...; default all.")
+    str | None, typer.Option(help="Names of prompts in the folder: A,B,...; default all.")
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(help="A=2,B=1,...: shares, divided by their sum; by default all alike."),
+    typer.Option(help="Weights A=2,B=1,..., divided by their sum; equal by default."),
 ]
 
 
 @mix_app.command()
 def average(
     prompts: SeedPromptsOption,
-    out: Annotated[Path, typer.Option(help="File to write, for instance mean.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Output file, for instance mean.safetensors.")],
     names: NamesOption = None,
     weights: WeightsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Average several prompts into one, a start for a new task.
+    """Average several prompts into one initial prompt for a new task.
 
     Example: jpt mix average --prompts study/prompts --names imdb,sst2 --out mean.safetensors
     """
@@ -123,51 +139,37 @@ def average(
 def learn(
     prompts: SeedPromptsOption,
     task: TaskOption,
-    out: Annotated[Path, typer.Option(help="Run folder; the same command goes on there.")],
+    out: RunOutOption,
     names: NamesOption = None,
-    backbone: StudyOtherBackboneOption = None,
+    backbone: CardBackboneOption = None,
     per_row: Annotated[
-        bool, typer.Option(help="Weights for each row of the prompt, not one a prompt.")
+        bool, typer.Option(help="Weights per prompt token instead of per prompt.")
     ] = False,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
-    learning_rate: Annotated[float, typer.Option(help="Of the weights' logits.")] = 0.1,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the row order.")] = 0,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between saves.")] = None,
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
+    learning_rate: Annotated[
+        float, typer.Option(help="Learning rate of the weights' logits.")
+    ] = 0.1,
+    batch_size: BatchSizeOption = None,
+    max_tokens: MaxTokensOption = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the data order.")] = 0,
+    eval_every: EvalEveryOption = None,
+    checkpoint_every: CheckpointEveryOption = None,
+    eval_batch_size: EvalBatchSizeOption = 64,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
     data: DataOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Learn on a task how much of each prompt goes into a start for it; the prompts stay frozen.
+    """Learn weights for an average of frozen prompts on a task.
 
     Example: jpt mix learn --prompts study/prompts --task builtin/imdb --out runs/imdb-mixture
     """
+    options = omit(locals(), "prompts", "task", "out", "names", "backbone", "json")
     from jpt.prompts.arithmetic import choose_parts
     from jpt.transfer.mixture import learn_mixture
 
-    result = learn_mixture(
-        backbone,
-        task,
-        choose_parts(prompts, split_names(names)),
-        out,
-        per_row=per_row,
-        steps=steps,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        seed=seed,
-        eval_every=eval_every,
-        checkpoint_every=checkpoint_every,
-        eval_batch_size=eval_batch_size,
-        dtype=dtype,
-        mesh=mesh,
-        data=data,
-        progress=True,
-    )
+    parts = choose_parts(prompts, split_names(names))
+    result = learn_mixture(backbone, task, parts, out, progress=True, **options)
     print_result(result.record, result.describe(), json)
 
 
@@ -179,156 +181,133 @@ def ensemble(
     names: NamesOption = None,
     weights: WeightsOption = None,
     combine: Annotated[
-        str, typer.Option(help="log_probs or probs: what is averaged over the prompts.")
+        str, typer.Option(help="Averaged quantity: log_probs or probs.")
     ] = "log_probs",
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    backbone: StudyOtherBackboneOption = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    split: SplitOption = "test",
+    backbone: CardBackboneOption = None,
+    max_tokens: MaxTokensOption = None,
     label_scoring: LabelScoringOption = "phrase",
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
+    eval_batch_size: EvalBatchSizeOption = 64,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
     data: DataOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Score several prompts together on a task: each reads every row, the answers are averaged.
+    """Score an ensemble of prompts on a task, averaging their predictions per row.
 
     Example: jpt mix ensemble --prompts study/prompts --task builtin/imdb
     """
+    options = omit(locals(), "prompts", "task", "names", "weights", "json")
     from jpt.prompts.arithmetic import choose_parts, parse_weights
     from jpt.transfer.mixture import score_ensemble
 
-    found = score_ensemble(
-        choose_parts(prompts, split_names(names)),
-        task,
-        weights=None if weights is None else parse_weights(weights),
-        combine=combine,
-        split=split,
-        backbone=backbone,
-        max_tokens=max_tokens,
-        label_scoring=label_scoring,
-        eval_batch_size=eval_batch_size,
-        dtype=dtype,
-        mesh=mesh,
-        data=data,
-    )
+    options["weights"] = None if weights is None else parse_weights(weights)
+    found = score_ensemble(choose_parts(prompts, split_names(names)), task, **options)
     record = {"prompts": str(prompts), "task": task, "split": split, **found.record}
     print_result(record, found.describe(task, split), json)
 
 
-# --- Commands of the cross-model projector: train, apply, evaluate
+# --- Cross-model projector
 
 SourcesOption = Annotated[
-    Path, typer.Option(help="The source model's prompts: NAME.safetensors files or runs NAME/.")
+    Path, typer.Option(help="Source prompts: folder of NAME.safetensors files or runs NAME/.")
 ]
 TargetsOption = Annotated[
-    Path | None, typer.Option(help="The target model's own prompts of the same tasks.")
+    Path | None, typer.Option(help="Folder of the target backbone's prompts for the same tasks.")
 ]
 TargetOption = Annotated[
     str | None,
     typer.Option(
-        help="Target; by default what the projector's card names.", autocompletion=complete_backbone
-    ),
-]
-NewTargetOption = Annotated[
-    str,
-    typer.Option(
-        help="The frozen target: built-in name, folder of weights, or hub id.",
+        help="Target backbone; defaults to the one in the projector's card.",
         autocompletion=complete_backbone,
-    ),
-]
-TasksOption = Annotated[
-    str | None,
-    typer.Option(
-        help="T1,T2,...; by default those that the cards name.", autocompletion=complete_tasks
     ),
 ]
 SourceBackboneOption = Annotated[
     str | None,
     typer.Option(
-        help="Where the source's words are read; default: what cards name.",
+        help="Source backbone; defaults to the one in the prompt card.",
         autocompletion=complete_backbone,
     ),
 ]
-RowsOption = Annotated[
-    Path | None, typer.Option(help="Folder with one folder of rows for each catalog task.")
+AnchorsOption = Annotated[
+    int, typer.Option(help="Number of anchor tokens for the 'relative' method.")
 ]
-AnchorsOption = Annotated[int, typer.Option(help="Words that 'relative' holds rows against.")]
-
-_NOT_OPTIONS = ("sources", "target_backbone", "objective", "tasks", "json")
+TargetLengthOption = Annotated[
+    int | None, typer.Option(help="Number of prompt tokens of the target.")
+]
 
 
 @with_processes
 def train(
     sources: SourcesOption,
-    target_backbone: NewTargetOption,
-    out: Annotated[Path, typer.Option(help="Run folder; the same command goes on there.")],
+    target_backbone: BackboneOption,
+    out: RunOutOption,
     objective: Annotated[
-        str, typer.Option(help="task: the tasks' loss; distance: to the target's own prompts.")
+        str, typer.Option(help="task (loss on the tasks) or distance (to the in-task prompts).")
     ] = "task",
     tasks: TasksOption = None,
     targets: TargetsOption = None,
-    bottleneck: Annotated[int, typer.Option(help="Neurons between the two maps.")] = 768,
-    activation: Annotated[str, typer.Option(help="leaky_relu or tanh.")] = "leaky_relu",
+    bottleneck: Annotated[int, typer.Option(help="Width between the two linear maps.")] = 768,
+    activation: Annotated[str, typer.Option(help="Activation: leaky_relu or tanh.")] = "leaky_relu",
     layer_norm: Annotated[
-        bool | None, typer.Option(help="Normalise each row; default yes, not per token.")
+        bool | None, typer.Option(help="Layer norm on prompt tokens; default unless --per-token.")
     ] = None,
     rescale: Annotated[
-        bool, typer.Option(help="Bring rows to the mean norm of the target's words.")
+        bool, typer.Option(help="Rescale to the mean norm of the target's word embeddings.")
     ] = False,
     per_token: Annotated[
-        bool, typer.Option(help="One linear map, row by row, in place of the whole prompt.")
+        bool, typer.Option(help="One linear map per prompt token instead of per prompt.")
     ] = False,
-    length: Annotated[int | None, typer.Option(help="The target's prompt rows.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows (distance: tasks) a step.")] = 16,
+    length: TargetLengthOption = None,
+    steps: StepsOption = None,
+    batch_size: Annotated[int, typer.Option(help="Rows per step; tasks for distance.")] = 16,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Constant; the target's choice, else 5e-3, distance 1e-4.")
+        float | None,
+        typer.Option(
+            help="Constant learning rate; defaults to the target's, else 5e-3 (distance: 1e-4)."
+        ),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
+    max_tokens: MaxTokensOption = None,
     answer_tokens: AnswerTokensOption = None,
     label_scoring: LabelScoringOption = "phrase",
-    seed: Annotated[int, typer.Option(help="Of first weights, order of tasks and rows.")] = 0,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between saves.")] = None,
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
+    seed: Annotated[int, typer.Option(help="Random seed (weights, order of tasks and rows).")] = 0,
+    eval_every: EvalEveryOption = None,
+    checkpoint_every: CheckpointEveryOption = None,
+    eval_batch_size: EvalBatchSizeOption = 64,
     dtype: DtypeOption = "float32",
     remat: RematOption = "dots",
     mesh: MeshOption = None,
-    data: RowsOption = None,
+    data: TasksDataOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a projector that turns prompts of one model into prompts of another.
+    """Train a projector from prompts of one backbone to prompts of another.
 
     Example: jpt project train --sources study/prompts --target-backbone builtin/bert-medium
     --tasks builtin/imdb,builtin/rotten_tomatoes --out projector
     """
-    # Every option goes on under its own name, which is that of the Python API.
-    options = {name: value for name, value in locals().items() if name not in _NOT_OPTIONS}
+    options = omit(locals(), "sources", "target_backbone", "objective", "json")
     from jpt.transfer.projector import train_projector
 
-    names = split_names(tasks)
-    result = train_projector(
-        sources, target_backbone, objective, tasks=names, progress=True, **options
-    )
+    options["tasks"] = split_names(tasks)
+    result = train_projector(sources, target_backbone, objective, progress=True, **options)
     print_result(result.record, result.describe(), json)
 
 
 def apply(
-    prompts: Annotated[Path, typer.Option(help="Prompts of the source model: folder or file.")],
+    prompts: Annotated[Path, typer.Option(help="Source prompts: folder or file.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.safetensors files.")],
     projector: Annotated[
         str,
-        typer.Option(help="File or run; or untrained, least_squares, relative: no training."),
+        typer.Option(help="Projector file or run, or untrained, least_squares or relative."),
     ],
     target_backbone: TargetOption = None,
     source_backbone: SourceBackboneOption = None,
-    length: Annotated[int | None, typer.Option(help="Of 'untrained': the target's rows.")] = None,
+    length: TargetLengthOption = None,
     anchors: AnchorsOption = 512,
-    seed: Annotated[int, typer.Option(help="Of 'untrained'.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of 'untrained'.")] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Project prompts into ordinary prompt files of the target model.
+    """Project prompts into prompt files for the target backbone.
 
     Example: jpt project apply --projector projector --prompts study/prompts --out projected
     """
@@ -365,7 +344,7 @@ def apply(
 def evaluate(
     sources: SourcesOption,
     projector: Annotated[
-        str | None, typer.Option(help="Files or runs with commas between, each a column.")
+        str | None, typer.Option(help="Comma-separated projector files or runs.")
     ] = None,
     tasks: TasksOption = None,
     out: Annotated[
@@ -376,80 +355,66 @@ def evaluate(
     source_backbone: SourceBackboneOption = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Of untrained, least_squares, relative; default all that fit."),
+        typer.Option(help="Untrained methods: untrained,least_squares,relative; default all."),
     ] = None,
     anchors: AnchorsOption = 512,
-    length: Annotated[int | None, typer.Option(help="The target's rows, if open.")] = None,
-    random: Annotated[bool, typer.Option(help="Score a random start as a baseline.")] = True,
+    length: TargetLengthOption = None,
+    random: Annotated[bool, typer.Option(help="Score an untrained random prompt, too.")] = True,
     warm_start: Annotated[
-        str | None, typer.Option(help="Column to tune on from, beside a random start.")
+        str | None, typer.Option(help="Method to tune from, compared with a random start.")
     ] = None,
-    warm_steps: Annotated[int, typer.Option(help="Steps of those two tunings.")] = 50,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    seed: Annotated[int, typer.Option(help="Of random prompt, 'untrained', tuning.")] = 0,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest text in tokens.")] = None,
-    eval_batch_size: Annotated[int, typer.Option(help="Most rows scored at once.")] = 64,
+    warm_steps: Annotated[int, typer.Option(help="Optimizer steps of these two runs.")] = 50,
+    split: SplitOption = "test",
+    seed: Annotated[
+        int, typer.Option(help="Random seed (random prompt, 'untrained', tuning).")
+    ] = 0,
+    max_tokens: MaxTokensOption = None,
+    eval_batch_size: EvalBatchSizeOption = 64,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
-    data: RowsOption = None,
+    data: TasksDataOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Table projected prompts beside the target's own, a random one and untrained ways.
+    """Compare projected prompts with in-task, random and untrained baselines.
 
     Example: jpt project evaluate --projector projector --sources study/prompts --out table
     """
-    given = dict(locals())
+    options = omit(locals(), "sources", "projector", "tasks", "out", "json")
     from jpt.transfer.projection import evaluate_projector
 
-    listed = ("sources", "projector", "tasks", "methods", "out", "json")
-    options = {name: value for name, value in given.items() if name not in listed}
-    ways = None if methods is None else tuple(split_names(methods) or ())
-    result = evaluate_projector(
-        split_names(projector) or [],
-        sources,
-        split_names(tasks),
-        out,
-        methods=ways,
-        progress=True,
-        **options,
-    )
+    options["methods"] = None if methods is None else tuple(split_names(methods) or ())
+    files = split_names(projector) or []
+    names = split_names(tasks)
+    result = evaluate_projector(files, sources, names, out, progress=True, **options)
     text = result.describe() + ("" if out is None else f"\nwritten: {out}/projection.csv")
     print_result({**result.record, "scores": result.scores}, text, json)
 
 
-project_app = typer.Typer(
-    help="Turn prompts of one model into prompts of another.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+project_app = _group("Convert prompts of one backbone into prompts of another.")
 for _command in (train, apply, evaluate):
     project_app.command()(_command)
 
 
-# --- Commands for prompts: one of them in words, a whole folder, a library of them on a hub
+# --- Prompt folders and libraries
 
-prompts_app = typer.Typer(
-    help="Look at prompts, in words or a whole folder; share them on a hub.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+prompts_app = _group("Inspect prompts and folders of prompts, and share them on a hub.")
 
 FolderArgument = Annotated[
     Path, typer.Argument(help="Folder of NAME.safetensors, runs NAME/, or seeds NAME/seed-S/.")
 ]
 RepoArgument = Annotated[
-    str, typer.Argument(help="OWNER/NAME on the hub of HF_ENDPOINT, else huggingface.co.")
+    str, typer.Argument(help="OWNER/NAME on the hub (HF_ENDPOINT, default huggingface.co).")
 ]
 
 
 @prompts_app.command()
 def show(
-    prompt: Annotated[Path, typer.Argument(help="Prompt file, or folder of a run.")],
-    backbone: StudyOtherBackboneOption = None,
-    top: Annotated[int, typer.Option(help="Nearest pieces of a row.")] = 3,
+    prompt: PromptArgument,
+    backbone: CardBackboneOption = None,
+    top: Annotated[int, typer.Option(help="Nearest vocabulary tokens per prompt token.")] = 3,
     json: JsonOption = False,
 ) -> None:
-    """Show the vocabulary nearest to each row, the norms, and how far the rows have moved.
+    """Show the vocabulary nearest to each prompt token, the norms, and the drift from the start.
 
     Example: jpt prompts show study/prompts/imdb.safetensors
     """
@@ -474,14 +439,13 @@ def ls(folder: FolderArgument, json: JsonOption = False) -> None:
 @prompts_app.command()
 def verify(
     folder: FolderArgument,
-    backbone: StudyOtherBackboneOption = None,
+    backbone: CardBackboneOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check that every prompt can be read, is finite, has a whole card and fits its backbone.
+    """Check that every prompt is readable, finite, has a complete card and fits its backbone.
 
     Example: jpt prompts verify study/prompts
     """
-    from jpt.errors import InputError
     from jpt.recipes.library import describe_entries, read_entries, verify_entries
 
     entries = verify_entries(read_entries(folder), backbone)
@@ -504,19 +468,19 @@ def push(
         bool,
         typer.Option(
             "--private",
-            help="Create it private; else public, unless its organization's default is private.",
+            help="Create a private repository; otherwise the owner's default applies (public).",
         ),
     ] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, default main; a missing one is created.")
+        str | None, typer.Option(help="Branch, default main; created if missing.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Upload the prompts of a folder to a Hugging Face hub, in one commit.
 
-    All are verified first. Prompts, an index (prompts.json) and a model card are sent, nothing
-    else; a missing repository is created; prompts there that the folder lacks stay.
+    Verifies all prompts first. Uploads prompts, an index (prompts.json) and a model card only;
+    creates the repository if missing; keeps prompts there that the folder lacks.
 
     Example: jpt prompts push study/prompts me/prompts --private
     """
@@ -533,15 +497,15 @@ def pull(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit; default main.")
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Names of prompts: NAME,NAME.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only these prompts: NAME,NAME.")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files here that differ.")
+        bool, typer.Option("--overwrite", help="Replace local files that differ.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Download the prompts of a repository on a Hugging Face hub, and no other file of it.
+    """Download the prompts of a repository on a Hugging Face hub, and no other files.
 
-    All are read before the first is written; hub.json says which commit they came from.
+    Reads all prompts before writing any; hub.json records the commit.
 
     Example: jpt prompts pull me/prompts --out study/prompts
     """

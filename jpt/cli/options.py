@@ -1,4 +1,4 @@
-"""Options that several commands share, shell completion, and the start of processes."""
+"""Options that several commands share, shell completion, and distributed start."""
 
 from __future__ import annotations
 
@@ -6,130 +6,35 @@ import functools
 import inspect
 import json as json_format
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from jpt.parallel import quiet_others, start_processes
+from jpt.distributed import quiet_others, start_processes
 
-# --- The option that every command that computes has: not to keep compiled programs
-
-CompileCacheOption = Annotated[
-    bool,
-    typer.Option(
-        "--no-compile-cache",
-        help="Compile anew; else programs are kept for the next run: ~/.cache/jpt/compiled.",
-    ),
-]
-
-
-def with_cache_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds ``--no-compile-cache`` to a command.
-
-    Args:
-        command: a function that typer reads its options off.
-
-    Returns:
-        The command with one option more, which it need not know.
-
-    Example:
-        >>> def greet(name: str) -> None:
-        ...     print(name)
-        >>> list(inspect.signature(with_cache_option(greet)).parameters)
-        ['name', 'no_compile_cache']
-    """
-
-    @wraps(command)
-    def run(*, no_compile_cache: bool = False, **options: Any) -> None:
-        if no_compile_cache:
-            from jpt.io.compile_cache import turn_off
-
-            turn_off()
-        command(**options)
-
-    signature = inspect.signature(command, eval_str=True)
-    more = inspect.Parameter(
-        "no_compile_cache",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=CompileCacheOption,
-    )
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), more])
-    run.__annotations__ = {
-        name: each.annotation for name, each in run.__signature__.parameters.items()
-    }
-    return run
-
-
-def add_cache_option(group: typer.Typer) -> typer.Typer:
-    """Adds ``--no-compile-cache`` to every command of a group.
-
-    Args:
-        group: with its commands.
-
-    Returns:
-        The group.
-
-    Example:
-        >>> group = add_cache_option(typer.Typer())
-    """
-    for info in group.registered_commands:
-        if info.callback is not None:
-            info.callback = with_cache_option(info.callback)
-    return group
-
-
-# --- What a shell completes after --backbone and --task: the names that come with jpt
+# --- Shell completion
 
 _BUILTIN = Path(__file__).parent.parent / "backbones" / "builtin"
 
 
 def complete_backbone(incomplete: str) -> list[str]:
-    """Lists the built-in backbones that begin so; their folders are looked at, jax is not loaded.
-
-    Args:
-        incomplete: what is typed so far.
-
-    Returns:
-        The names; none where a path or a hub id is meant, so that the shell completes files.
-
-    Example:
-        >>> complete_backbone("builtin/bert-s")
-        ['builtin/bert-small']
-    """
+    """Complete a built-in backbone; nothing for a path or hub id, so that the shell lists files."""
+    # From the folders alone: completion must not wait for jax.
     names = sorted(f"builtin/{config.parent.name}" for config in _BUILTIN.glob("*/config.json"))
     return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_task(incomplete: str) -> list[str]:
-    """Lists the tasks with a name that begin so.
-
-    Args:
-        incomplete: what is typed so far.
-
-    Returns:
-        The names.
-
-    Example:
-        >>> complete_task("movie")
-        ['movie_rationales']
-    """
+    """Complete the name of a catalog or built-in task."""
     from jpt.tasks.catalog import task_names
 
     return [name for name in task_names() if name.startswith(incomplete)]
 
 
 def complete_tasks(incomplete: str) -> list[str]:
-    """Completes the last of several names with commas between them.
-
-    Args:
-        incomplete: what is typed so far.
-
-    Returns:
-        The whole of what is typed with each name that fits its end and does not yet stand in it.
+    """Complete the last of several comma-separated tasks.
 
     Example:
         >>> complete_tasks("imdb,movie")
@@ -140,68 +45,7 @@ def complete_tasks(incomplete: str) -> list[str]:
     return [",".join([*before, name]) for name in fitting]
 
 
-# --- Commands that several processes run together: on a TPU pod, under SLURM, or started by hand
-
-_OPTIONS = {
-    "coordinator": Annotated[
-        str | None,
-        typer.Option(
-            envvar="JPT_COORDINATOR",
-            help="Several processes: HOST:PORT of process 0, or auto on a TPU pod (SLURM is"
-            " noticed); none: this one alone.",
-        ),
-    ],
-    "processes": Annotated[
-        int | None,
-        typer.Option(envvar="JPT_PROCESSES", help="With HOST:PORT: how many there are."),
-    ],
-    "process": Annotated[
-        int | None,
-        typer.Option(envvar="JPT_PROCESS", help="With HOST:PORT: which one this is, from 0."),
-    ],
-}
-
-
-def with_processes(command: Callable[..., None]) -> Callable[..., None]:
-    """Lets a command be run by several processes; all compute, the first one writes and prints.
-
-    Args:
-        command: with options alone.
-
-    Returns:
-        The command with three options more.
-
-    Example:
-        >>> @with_processes
-        ... def shout(word: str = "prompt") -> None:
-        ...     print(word.upper())
-        >>> list(inspect.signature(shout).parameters)
-        ['word', 'coordinator', 'processes', 'process']
-        >>> shout(word="tune")
-        TUNE
-    """
-    hints = get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-    ]
-
-    @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        start_processes(**{name: options.pop(name, None) for name in _OPTIONS})
-        with quiet_others():
-            command(*arguments, **options)
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    more = [
-        inspect.Parameter(name, kind, default=None, annotation=a) for name, a in _OPTIONS.items()
-    ]
-    run.__signature__ = inspect.Signature([*own, *more], return_annotation=None)
-    run.__annotations__ = {**hints, **_OPTIONS}
-    return run
-
-
-# --- What the commands share: options that several of them take, and how a result is printed
+# --- Backbones, tasks and prompts
 
 BackboneOption = Annotated[
     str,
@@ -210,68 +54,221 @@ BackboneOption = Annotated[
         autocompletion=complete_backbone,
     ),
 ]
+CardBackboneOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Backbone; defaults to the one in the prompt card.", autocompletion=complete_backbone
+    ),
+]
 TaskOption = Annotated[
     str,
     typer.Option(
-        help="Name (see 'jpt tasks') or folder: with task.toml, or named like one.",
+        help="Task name (see 'jpt tasks'), or folder with a task.toml or named like a task.",
         autocompletion=complete_task,
+    ),
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Target tasks T1,T2,...; defaults to those in the prompt cards.",
+        autocompletion=complete_tasks,
     ),
 ]
 DataOption = Annotated[
     Path | None,
     typer.Option(help="Folder with train, validation, test rows: .jsonl, .csv, .parquet."),
 ]
-DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16.")]
-InitOption = Annotated[str, typer.Option(help="random, vocab, labels, text:WORDS or prompt:FILE.")]
-ObjectiveOption = Annotated[
-    str | None, typer.Option(help="labels or vocabulary: which words the loss is over.")
+TasksDataOption = Annotated[
+    Path | None, typer.Option(help="Folder with one folder of rows per catalog task.")
 ]
-LabelScoringOption = Annotated[
+SplitOption = Annotated[str, typer.Option(help="Scored split: train, validation or test.")]
+TestSplitOption = Annotated[
+    str, typer.Option(help="Scored split; validation for tasks that lack it.")
+]
+PromptOption = Annotated[Path, typer.Option(help="Prompt file or run folder.")]
+PromptArgument = Annotated[Path, typer.Argument(help="Prompt file or run folder.")]
+SeedPromptsOption = Annotated[
+    Path,
+    typer.Option(help="Folder of NAME.safetensors, run folders NAME/, or seeds NAME/seed-S/."),
+]
+
+# --- Training
+
+StudyOutOption = Annotated[Path, typer.Option(help="Output folder; re-run to resume.")]
+RunOutOption = Annotated[Path, typer.Option(help="Run folder; re-run to resume.")]
+InitOption = Annotated[
     str,
-    typer.Option(help="T5 and decoders: phrase (all pieces of a label word) or first_piece."),
+    typer.Option(help="Prompt initialisation: random, vocab, labels, text:WORDS or prompt:FILE."),
+]
+StepsOption = Annotated[int | None, typer.Option(help="Optimizer steps.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Rows per step.")]
+TokensPerBatchOption = Annotated[
+    int | None, typer.Option(help="Token budget per batch, in place of --batch-size.")
+]
+LearningRateOption = Annotated[float | None, typer.Option(help="Constant AdamW learning rate.")]
+ClipNormOption = Annotated[
+    float | None, typer.Option(help="Maximum gradient norm; no clipping by default.")
+]
+LengthOption = Annotated[int | None, typer.Option(help="Number of prompt tokens.")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option(help="Maximum text length in tokens, special tokens included.")
 ]
 AnswerTokensOption = Annotated[
-    int | None, typer.Option(help="Longest written answer in tokens; default the task's.")
+    int | None,
+    typer.Option(help="Maximum generated answer length in tokens; defaults to the task's."),
 ]
-TokensPerBatchOption = Annotated[
-    int | None, typer.Option(help="Instead: tokens a step; short rows in large batches.")
+GroupByLengthOption = Annotated[
+    bool | None, typer.Option(help="Batches of rows of similar length, to reduce padding.")
 ]
-ClipNormOption = Annotated[
-    float | None, typer.Option(help="Shorten a gradient of a larger norm to it; default never.")
-]
+EvalEveryOption = Annotated[int | None, typer.Option(help="Steps between validations.")]
+CheckpointEveryOption = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 CheckpointMinutesOption = Annotated[
-    float | None, typer.Option(help="Save too when the last save is so old.")
+    float | None, typer.Option(help="Also checkpoint every so many minutes.")
 ]
-LogOption = Annotated[
-    str | None, typer.Option(help="Show the log in these too: tensorboard,wandb.")
+DropoutOption = Annotated[
+    str, typer.Option(help="Dropout: off, or paper (the model's rates, inside its layers).")
 ]
+ObjectiveOption = Annotated[
+    str | None, typer.Option(help="Classes of the cross-entropy: labels or vocabulary.")
+]
+LogOption = Annotated[str | None, typer.Option(help="Additional log sinks: tensorboard,wandb.")]
+
+# --- Models and scoring
+
+LabelScoringOption = Annotated[
+    str,
+    typer.Option(help="T5 and decoders: phrase (all tokens of a label word) or first_token."),
+]
+EvalBatchSizeOption = Annotated[int, typer.Option(help="Maximum number of rows scored at once.")]
+DtypeOption = Annotated[str, typer.Option(help="Weights and products: float32 or bfloat16.")]
 RematOption = Annotated[
-    str, typer.Option(help="What layers keep for the way back: dots, full (least) or none.")
+    str,
+    typer.Option(help="Rematerialisation in the backward pass: dots, full (least memory), none."),
+]
+StackOption = Annotated[str | None, typer.Option(help="T5 stack: decoder (default) or encoder.")]
+TopLayersOption = Annotated[
+    str | None,
+    typer.Option(help="Layers of neuron_overlap, from 0, as 9-11; defaults to the top three."),
 ]
 MeshOption = Annotated[
     str | None,
-    typer.Option(help="Devices by axis: prompt:2,data:4,model:1; default all on data."),
+    typer.Option(help="Devices per mesh axis: prompt:2,data:4,model:1; default all on data."),
 ]
+
+# --- Output
+
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
 ]
 
 
 def print_result(record: dict[str, Any], text: str, json: bool) -> None:
-    """Prints a result: text for people, or one JSON object on stdout and the text on stderr.
-
-    Args:
-        record: the result as JSON.
-        text: the same for people.
-        json: whether a machine reads stdout.
-
-    Example:
-        >>> print_result({"score": 0.5}, "score 0.5", json=False)
-        score 0.5
-    """
+    """Print the text, or with `json` the record on stdout and the text on stderr."""
     stream = sys.stderr if json else sys.stdout
-    # Blocks and accents that a terminal of an old kind cannot show are no reason to fail.
+    # Terminals with a legacy encoding show "?" instead of failing.
     encoding = getattr(stream, "encoding", None) or "utf-8"
     typer.echo(text.encode(encoding, "replace").decode(encoding), err=json)
     if json:
         typer.echo(json_format.dumps(record))
+
+
+# --- Option values
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Split comma-separated names.
+
+    Example:
+        >>> split_names("builtin/imdb, sst2")
+        ['builtin/imdb', 'sst2']
+    """
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def omit(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return the values without some names: what a command passes on to the Python API."""
+    return {name: value for name, value in values.items() if name not in names}
+
+
+# --- Options that decorators add
+
+_NO_COMPILE_CACHE = {
+    "no_compile_cache": Annotated[
+        bool,
+        typer.Option(
+            "--no-compile-cache",
+            help="Compile without the persistent cache (~/.cache/jpt/compiled).",
+        ),
+    ]
+}
+_PROCESSES = {
+    "coordinator": Annotated[
+        str | None,
+        typer.Option(
+            envvar="JPT_COORDINATOR",
+            help="Distributed start: HOST:PORT of process 0, or auto on a TPU pod (SLURM is"
+            " detected).",
+        ),
+    ],
+    "processes": Annotated[
+        int | None,
+        typer.Option(envvar="JPT_PROCESSES", help="Number of processes, with HOST:PORT."),
+    ],
+    "process": Annotated[
+        int | None,
+        typer.Option(envvar="JPT_PROCESS", help="Index of this process from 0, with HOST:PORT."),
+    ],
+}
+
+
+def _add_options(
+    run: Callable[..., None], command: Callable[..., None], options: Mapping[str, Any], default: Any
+) -> Callable[..., None]:
+    """Set the signature that typer reads: the command's own options, then more."""
+    hints = get_type_hints(command, include_extras=True)
+    kept = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+    ]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    more = [
+        inspect.Parameter(name, kind, default=default, annotation=each)
+        for name, each in options.items()
+    ]
+    run.__signature__ = inspect.Signature([*kept, *more], return_annotation=None)
+    run.__annotations__ = {**hints, **options}
+    return run
+
+
+def with_cache_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--no-compile-cache`` to a command."""
+
+    @functools.wraps(command)
+    def run(*, no_compile_cache: bool = False, **options: Any) -> None:
+        if no_compile_cache:
+            from jpt.io.compile_cache import turn_off
+
+            turn_off()
+        command(**options)
+
+    return _add_options(run, command, _NO_COMPILE_CACHE, False)
+
+
+def add_cache_option(group: typer.Typer) -> typer.Typer:
+    """Add ``--no-compile-cache`` to every command of a group."""
+    for info in group.registered_commands:
+        if info.callback is not None:
+            info.callback = with_cache_option(info.callback)
+    return group
+
+
+def with_processes(command: Callable[..., None]) -> Callable[..., None]:
+    """Let several processes run a command: all compute, the first one writes and prints."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        start_processes(**{name: options.pop(name, None) for name in _PROCESSES})
+        with quiet_others():
+            command(*arguments, **options)
+
+    return _add_options(run, command, _PROCESSES, None)
