@@ -296,7 +296,7 @@ def free_port() -> int:
 def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
     address = f"localhost:{free_port()}"
     with ThreadPoolExecutor() as pool:
-        packed_index = [ProcessInfo(address, 3, number) for number in (1, 2, 0)]
+        places = [ProcessInfo(address, 3, number) for number in (1, 2, 0)]
         list(pool.map(lambda place: distributed._meet(place, 20), places))
     port = int(address.partition(":")[2])
     with socket.create_server(("", port)) as server:  # fails where the port is still held
