@@ -1,13 +1,16 @@
-"""The error that users see, and the wording that several rooms share."""
+"""Errors that users see, and wording that several rooms share."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+RENAMED = {"first_piece": "first_token", "own": "in_task", "sureness": "mutual_information"}
+"""Option values of earlier versions and their names today."""
+
 
 class InputError(ValueError):
-    """Says in one line what came, what was expected, and the cure.
+    """Invalid input: one line with what was expected, what came, and how to fix it.
 
     The command line prints the message to stderr and exits with code 2; in Python it is a
     ``ValueError`` like any other.
@@ -21,35 +24,43 @@ class InputError(ValueError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Builds the error for a name that nothing has, with the nearest names that exist.
+    """Return the error for an unknown name, with the nearest known ones.
 
     Args:
-        kind: what the name should have named, for instance ``"task"``.
-        name: what came.
-        known: the names that exist.
+        kind: What the name should have named, for instance ``"task"``.
+        name: The unknown name.
+        known: The known names.
 
     Returns:
-        The error, to be raised by the caller.
+        The error, for the caller to raise.
 
     Example:
         >>> unknown_name("task", "sst", ["sst2", "imdb"]).args[0]
         "unknown task 'sst'; did you mean sst2? (known: imdb, sst2)"
     """
     known = sorted(known)
+    hint = renamed_to(name, known)
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+    if nearest and not hint:
+        hint = f"; did you mean {' or '.join(nearest)}?"
     return InputError(f"unknown {kind} '{name}'{hint} (known: {', '.join(known)})")
 
 
+def renamed_to(value: object, known: Iterable[str]) -> str:
+    """Return a hint at the name that replaced an option value, or nothing."""
+    new = RENAMED.get(value) if isinstance(value, str) else None
+    return f", which is now called {new}" if new in known else ""
+
+
 class DivergedError(RuntimeError):
-    """Says that a loss became infinite or not a number, between which steps, and what to try."""
+    """Non-finite loss; the message names the steps between which it occurred and what to try."""
 
 
 class StoppedError(RuntimeError):
-    """Says that a signal ended a run early; its state is saved and the same command goes on.
+    """Run stopped early by a signal; its state is saved, and the same command resumes it.
 
     Args:
-        message: one line for the user.
+        message: One line for the user.
         exit_code: 75 after SIGTERM (try again later), 130 after Ctrl-C.
     """
 

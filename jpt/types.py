@@ -1,10 +1,9 @@
-"""Notation, array aliases and the small records that travel between the rooms; no logic.
+"""Notation, array aliases and the records that several rooms share.
 
-The same letters stand everywhere for the same axes:
-
-B rows of a batch, T text tokens, P prompt rows, S = P + T positions (one more in encoders, whose
-first position is the mask), D width, H heads, L layers, F neurons of one feed-forward layer,
-V vocabulary, C labels, W words that stand for them, A tokens of an answer, K prompts in a bank."""
+Axes: B rows of a batch, T text tokens, P prompt tokens, S = P + T positions (one more in encoders,
+whose first position is the mask), D width, H heads, L layers, F neurons of a feed-forward layer,
+V vocabulary, C labels, W label words, A tokens of an answer, K prompts in a bank.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +16,21 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Int32
 
 Parameters = dict[str, Any]
-"""A nested dictionary of arrays: the frozen weights of a backbone."""
+"""Nested dictionary of arrays: the frozen weights of a backbone."""
 
 
 class Batch(NamedTuple):
     """Rows of text ready for a model, padded on the right to one length.
 
     Attributes:
-        tokens: ids of the text's pieces, special pieces included.
-        lengths: how many of a row's tokens are text.
-        labels: the row's class, an index into the task's labels; 0 where the answer is written.
+        tokens: Token ids of the text, special tokens included.
+        lengths: Number of text tokens in each row.
+        labels: Class of each row, an index into the task's labels; 0 in generative tasks.
         weights: 1 for a real row, 0 for a row that only fills the batch.
-        answers: ids of the answers to be written, padded on the right; None where there are labels.
-        answer_lengths: how many of a row's answer tokens are answer.
-        places: of a packed batch, the positions of the real tokens, counted through the rows of
-            each of G groups; one past the last where nothing stands. None computes padding too.
+        answers: Token ids of the answers to generate, padded on the right; None with labels.
+        answer_lengths: Number of answer tokens in each row.
+        packed_index: In a packed batch, the positions of the real tokens in the flattened rows of
+            each of G groups; unused entries are one past the end. None computes padding too.
     """
 
     tokens: Int32[np.ndarray, "B T"]
@@ -45,22 +44,22 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptCard:
-    """Where a prompt comes from: written into its file, read by every later step.
+    """Origin of a prompt, stored in its file.
 
     Attributes:
-        backbone: name of the model it was tuned on.
-        task: name of the task it was tuned for, with ``builtin/`` where it has that.
-        task_type: the type of that task, for instance ``"sentiment"``.
-        layout: where its rows stand; ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``.
-        init: how it started, for instance ``"random"``.
-        seed: the seed of its run.
-        steps: after how many steps these values were taken.
-        score: its score on validation, between 0 and 1.
-        metric: the name of that score.
-        source: where it came from when it was not tuned here.
-        jpt_version: the version that wrote it.
-        first_position: the position of the text's first token where it is not the model's own
-            (imported BERT prompts: 1).
+        backbone: Name of the model it was tuned on.
+        task: Name of the task it was tuned for, with any ``builtin/`` prefix.
+        task_type: Type of that task, for instance ``"sentiment"``.
+        layout: Where it stands in the input: ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``.
+        init: Initialisation, for instance ``"random"``.
+        seed: Random seed of its run.
+        steps: Step at which these values were saved.
+        score: Validation score, between 0 and 1.
+        metric: Name of that score.
+        source: Origin of a prompt that was not tuned here.
+        jpt_version: Version that wrote it.
+        first_position: Position of the first text token if it is not the model's own (imported
+            BERT prompts: 1).
     """
 
     backbone: str
@@ -79,12 +78,12 @@ class PromptCard:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A soft prompt: trained vectors in front of the input of a frozen language model.
+    """Soft prompt: trained vectors in front of the input of a frozen language model.
 
     Attributes:
-        values: one row per virtual token.
-        card: where it comes from.
-        unused_row: the row 0 of an imported encoder prompt, which its model never read.
+        values: One row per virtual token.
+        card: Origin of the prompt.
+        unused_row: Row 0 of an imported encoder prompt, which its model never read.
     """
 
     values: Float32[np.ndarray, "P D"]
@@ -94,13 +93,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class TransferMatrix:
-    """What every prompt scored on every task, zero-shot.
+    """Zero-shot scores of every prompt on every task.
 
     Attributes:
-        targets: names of the tasks, without ``builtin/``; the rows.
-        prompts: names of the prompts; the columns.
-        values: the scores; NaN where a pair was not measured.
-        metrics: the measure of each target.
+        targets: Names of the tasks, without ``builtin/``; the rows.
+        prompts: Names of the prompts; the columns.
+        values: Scores; NaN for pairs that were not scored.
+        metrics: Metric of each target.
     """
 
     targets: tuple[str, ...]
@@ -111,15 +110,16 @@ class TransferMatrix:
 
 @dataclass(frozen=True)
 class Activations:
-    """What the neurons of every feed-forward layer answer to each prompt.
+    """Activations of the feed-forward neurons of every layer for each prompt.
 
     Attributes:
-        names: names of the prompts.
-        values: activations after the non-linearity, at the answer position; of a probe on text
+        names: Names of the prompts.
+        values: Activations after the non-linearity, at the answer position; for a probe on text,
             their means over its rows.
-        rates: of a probe on text, the share of its rows in which a neuron is above 0.
-        cka: of a probe on text, how alike the rows look behind each two prompts, in each layer.
-        probe: what was read: ``{"kind": "start"}`` for the prompt and the start token alone,
+        rates: For a probe on text, the share of its rows in which a neuron is above 0.
+        cka: For a probe on text, the similarity (CKA) of its rows under each pair of
+            prompts, by layer.
+        probe: Input of the probe: ``{"kind": "start"}`` for prompt and start token alone,
             ``{"kind": "text", "task": ..., "rows": ..., ...}`` for text of a task.
     """
 
@@ -132,20 +132,20 @@ class Activations:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a prompt does on one split.
+    """Score of a prompt on one split.
 
     Attributes:
-        metric: name of the measure that decides.
-        value: the measure, between 0 and 1 (Matthews: -1 and 1).
-        loss: mean cross-entropy over the labels; of written answers, of a token.
-        rows: how many rows were scored.
-        majority: share of the most frequent class, what a constant answer would reach; None where
-            the answer is written.
-        counts: how often each label was answered.
-        predictions: the answered class of each row, in the split's order, or the written text.
-        measures: every measure that fits the task.
-        log_probs: logarithm of each label's share, by row.
-        written: what was written and what should have been, by row.
+        metric: Name of the task's main metric.
+        value: Its value, between 0 and 1 (Matthews: -1 and 1).
+        loss: Mean cross-entropy over the labels; per token in generative tasks.
+        rows: Number of scored rows.
+        majority: Share of the most frequent class, the score of a constant prediction; None in
+            generative tasks.
+        counts: Number of predictions of each label.
+        predictions: Predicted class, or generated text, of each row in the split's order.
+        measures: Values of all metrics that apply to the task.
+        log_probs: Log-probability of each label, by row.
+        generated: Generated and reference answers, by row.
     """
 
     metric: str
@@ -157,11 +157,11 @@ class Score:
     predictions: Int[np.ndarray, "N"] | tuple[str, ...]
     measures: dict[str, float] = field(default_factory=dict)
     log_probs: Float[np.ndarray, "N C"] | None = field(default=None, repr=False)
-    written: tuple[Generation, ...] | None = field(default=None, repr=False)
+    generated: tuple[Generation, ...] | None = field(default=None, repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """Gives the score without the predictions, ready for JSON."""
-        by_class = {} if self.written else {"majority": self.majority, "counts": self.counts}
+        """Return the score without the predictions, ready for JSON."""
+        by_class = {} if self.generated else {"majority": self.majority, "counts": self.counts}
         return {
             self.metric: self.value,
             "loss": self.loss,
@@ -172,23 +172,22 @@ class Score:
 
     @property
     def warning(self) -> str | None:
-        """Says so when every row was answered alike, the commonest way of not learning."""
-        if self.written is not None:
-            answered = sorted(set(self.predictions))
-            alike = len(answered) == 1 and self.rows > 1
+        """A warning if all rows get the same prediction."""
+        if self.generated is not None:
+            answers, choices = sorted(set(self.predictions)), self.rows
         else:
-            answered = [label for label, count in self.counts.items() if count]
-            alike = len(answered) == 1 and len(self.counts) > 1
-        if not alike:
+            answers = [label for label, count in self.counts.items() if count]
+            choices = len(self.counts)
+        if len(answers) != 1 or choices < 2:
             return None
-        return f"all {self.rows} rows were answered '{answered[0]}': nothing is learnt yet"
+        return f"all {self.rows} rows get the prediction '{answers[0]}': nothing learned yet"
 
 
 class Generation(NamedTuple):
-    """What a model wrote for one row and what it should have written."""
+    """Generated answer of one row and its references, as text and as tokens for BLEU.
 
-    # The pieces are ids of the model's vocabulary without special ones, cut to the answer's length;
-    # only BLEU reads them, and only BLEU does not read the texts.
+    The tokens are without special tokens and cut to the task's answer length.
+    """
 
     prediction: str
     references: tuple[str, ...]
@@ -197,4 +196,4 @@ class Generation(NamedTuple):
 
 
 Data = str | Path | Mapping[str, Iterable[Mapping[str, Any]]]
-"""Where the rows of a task are: a folder, or the rows themselves by split."""
+"""Rows of a task: a folder of files, or the rows themselves by split."""

@@ -30,7 +30,7 @@ import runpy
 
 import jpt.parallel
 
-jpt.parallel.HEARTBEAT_S = 15
+jpt.distributed.HEARTBEAT_S = 15
 runpy.run_module("jpt.cli", run_name="__main__")
 """
 """A jpt that waits less long for a sign of life."""
@@ -256,7 +256,7 @@ def test_an_error_is_told_once_by_each_and_both_end(task: Path, tmp_path: Path) 
     given = {"backbone": "builtin/bert-small", "task": task, "out": tmp_path / "run"}
     said = finish(start("tune", *words_of({**given, **SHORT, "mesh": "data:1"})), code=2)
     for number, (out, err) in enumerate(said):
-        assert out == "" and err.count("\n") == 1 and "would have no part" in err
+        assert out == "" and err.count("\n") == 1 and "which belong to 1 of 2 processes" in err
         assert err.startswith("jpt: " if number == 0 else "jpt (process 1): ")
     assert not (tmp_path / "run").exists()
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jpt.backbones.answers import order_study, score_tokens
+from jpt.backbones.answers import branch_answers, score_tokens
 from jpt.backbones.attention import KeyBlock, attend
 from jpt.backbones.layers import (
     ACTIVATIONS,
@@ -46,7 +46,7 @@ from jpt.backbones.loading import (
 from jpt.backbones.packing import Packing, at_position, collect, pack_layout, spread
 from jpt.errors import InputError
 
-# --- The shape of a GPT-2, Llama or Qwen2 model, read from its Hugging Face config
+# --- Configuration
 
 GPT2_TYPES = ("gpt2",)
 LLAMA_TYPES = ("llama", "qwen2")
@@ -54,61 +54,56 @@ LLAMA_TYPES = ("llama", "qwen2")
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What shapes a decoder."""
+    """Hyperparameters of a GPT-2, Llama or Qwen2 decoder."""
 
     model_type: str  # ``"gpt2"``, ``"llama"`` or ``"qwen2"``
-    vocabulary: int  # V, rows of the word table
+    vocabulary: int  # V
     width: int  # D
     layers: int  # L
-    heads: int  # H, of queries
-    key_heads: int  # G, of keys and values; a divisor of H
-    head_width: int  # K of one head; H times K need not be D
+    heads: int  # H, query heads
+    key_heads: int  # G, key and value heads; a divisor of H
+    head_width: int  # K; H * K may differ from D
     neurons: int  # F of one feed-forward layer
-    positions: int  # how many positions prompt and text may fill
-    activation: str  # name of the non-linearity of the feed-forward layers
+    positions: int  # maximum number of prompt and text tokens
+    activation: str
     epsilon: float  # of every norm
-    tied_head: bool  # whether the head multiplies by the word table or has a table of its own
-    rotary: Rotary | None  # how positions turn queries and keys; None where positions have a table
-    attention_scale: float  # multiplies the products of queries and keys
-    attention_in_bias: bool  # whether queries, keys and values have a bias
-    attention_out_bias: bool  # whether the map after the attention has one
-    feed_forward_bias: bool  # whether the maps of the feed-forward layers have one
-    # rate the model was trained with, used only when dropout is asked for
-    dropout_rate: float = 0.0
+    tied_head: bool  # whether the head uses the input embeddings
+    rotary: Rotary | None  # None for learned position embeddings
+    attention_scale: float
+    attention_in_bias: bool  # of queries, keys and values
+    attention_out_bias: bool
+    feed_forward_bias: bool
+    dropout_rate: float = 0.0  # of pretraining; used only if dropout is requested
 
     @property
     def is_gpt2(self) -> bool:
-        """Whether norms, positions and feed-forward layers are GPT-2's rather than Llama's."""
+        """True for the GPT-2 architecture, False for Llama's."""
         return self.model_type == "gpt2"
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any]) -> DecoderConfig:
-        """Reads a ``config.json`` that transformers wrote, of any age."""
+        """Parse a ``config.json`` of transformers, of any version."""
         model_type = config.get("model_type")
         if model_type in GPT2_TYPES:
             return _read_gpt2(config)
         if model_type in LLAMA_TYPES:
             return _read_llama(config)
         known = ", ".join((*GPT2_TYPES, *LLAMA_TYPES))
-        raise InputError(f"config.json has model_type {model_type!r}; this family loads {known}")
+        raise InputError(f"config.json: expected model_type {known}, got {model_type!r}")
 
 
 def _read_gpt2(config: Mapping[str, Any]) -> DecoderConfig:
-    # `reorder_and_upcast_attn` is fine: scores and softmax are in float32 here in any case.
+    # reorder_and_upcast_attn needs no support: scores and softmax are always in float32.
     for field in ("add_cross_attention", "scale_attn_by_inverse_layer_idx"):
         if read_flag(config, field, False):
             raise InputError(
-                f"config.json has {field} true, which is not computed here; "
-                "use a GPT-2 model without it"
+                f"config.json: expected {field} false, got true; use a GPT-2 model without it"
             )
     width, heads = read_whole(config, "n_embd"), read_whole(config, "n_head")
     if width % heads:
-        raise InputError(
-            f"config.json has n_embd {width}, which n_head {heads} does not divide; "
-            "the heads must share the width evenly"
-        )
+        raise InputError(f"config.json: expected n_embd divisible by n_head {heads}, got {width}")
     is_scaled = read_flag(config, "scale_attn_weights", True)
-    has_own_size = config.get("n_inner") is not None
+    has_inner = config.get("n_inner") is not None
     return DecoderConfig(
         model_type="gpt2",
         vocabulary=read_whole(config, "vocab_size"),
@@ -117,7 +112,7 @@ def _read_gpt2(config: Mapping[str, Any]) -> DecoderConfig:
         heads=heads,
         key_heads=heads,
         head_width=width // heads,
-        neurons=read_whole(config, "n_inner") if has_own_size else 4 * width,
+        neurons=read_whole(config, "n_inner") if has_inner else 4 * width,
         positions=read_whole(config, "n_positions"),
         activation=read_choice(config, "activation_function", ACTIVATIONS, "gelu_new"),
         epsilon=read_number(config, "layer_norm_epsilon", 1e-5),
@@ -152,7 +147,7 @@ def _read_llama(config: Mapping[str, Any]) -> DecoderConfig:
         tied_head=read_flag(config, "tie_word_embeddings", False),
         rotary=_read_rotary(config),
         attention_scale=head_width**-0.5,
-        # Qwen2 has biases where its config names none.
+        # Qwen2 has biases that its config does not mention.
         attention_in_bias=is_qwen2 or attention_bias,
         attention_out_bias=attention_bias,
         feed_forward_bias=not is_qwen2 and read_flag(config, "mlp_bias", False),
@@ -161,14 +156,14 @@ def _read_llama(config: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _head_sizes(config: Mapping[str, Any], heads: int) -> tuple[int, int]:
-    """Reads G and K, which old files leave out or write as null."""
+    """Return G and K, which older configs omit or set to null."""
     key_heads = heads
     if config.get("num_key_value_heads") is not None or config["model_type"] == "qwen2":
         key_heads = read_whole(config, "num_key_value_heads")
     if heads % key_heads:
         raise InputError(
-            f"config.json has num_attention_heads {heads}, which num_key_value_heads {key_heads} "
-            "does not divide; each key head must serve equally many query heads"
+            f"config.json: expected num_attention_heads divisible by num_key_value_heads "
+            f"{key_heads}, got {heads}"
         )
     if config.get("head_dim") is not None:
         head_width, named = read_whole(config, "head_dim"), "head_dim"
@@ -176,60 +171,58 @@ def _head_sizes(config: Mapping[str, Any], heads: int) -> tuple[int, int]:
         width, named = read_whole(config, "hidden_size"), "hidden_size / num_attention_heads"
         if width % heads:
             raise InputError(
-                f"config.json has hidden_size {width}, which num_attention_heads {heads} does not "
-                "divide; give the width of a head as head_dim"
+                f"config.json: expected hidden_size divisible by num_attention_heads {heads}, got "
+                f"{width}; set head_dim"
             )
         head_width = width // heads
     if head_width % 2:
         raise InputError(
-            f"config.json: {named} is {head_width}; rotary positions turn pairs, so an even "
-            "number is expected"
+            f"config.json: expected {named} to be even (rotary positions rotate pairs), got "
+            f"{head_width}"
         )
     return key_heads, head_width
 
 
 def _refuse_windows(config: Mapping[str, Any]) -> None:
-    """Raises where some layers look at the nearest tokens only."""
+    """Raise InputError if any layer uses sliding-window attention."""
     kinds = config.get("layer_types")
     if kinds is None and read_flag(config, "use_sliding_window", False):
         window = config.get("sliding_window", 4096)
         first = read_whole(config, "max_window_layers", 28, least=0)
         if window is not None and first < read_whole(config, "num_hidden_layers"):
             raise InputError(
-                f"config.json has use_sliding_window true (sliding_window {window} from layer "
-                f"{first} on), which is not computed here; set use_sliding_window to false where "
-                "texts are shorter than the window"
+                f"config.json: expected use_sliding_window false, got true (sliding_window "
+                f"{window} from layer {first} on); set it to false if all texts are shorter than "
+                "the window"
             )
     if kinds is not None and kinds != ["full_attention"] * len(kinds):
         other = next(kind for kind in kinds if kind != "full_attention")
         raise InputError(
-            f"config.json: layer_types has {other!r}, which is not computed here; every layer "
-            "must be 'full_attention'"
+            f"config.json: expected layer_types to be 'full_attention' in every layer, got {other!r}"
         )
 
 
 def _read_rotary(config: Mapping[str, Any]) -> Rotary:
-    """Reads rotary positions as files have them since transformers 5, or as before."""
+    """Parse ``rope_parameters`` (transformers 5) or ``rope_scaling`` (older)."""
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     fields = config.get(name) or {}
     if not isinstance(fields, Mapping):
-        raise InputError(f"config.json: {name} is {fields!r}; an object of fields is expected")
+        raise InputError(f"config.json: expected {name} to be an object, got {fields!r}")
     nested = [key for key, value in fields.items() if isinstance(value, Mapping)]
     if nested:
         raise InputError(
-            f"config.json: {name} has a table for {nested[0]!r}; one for all layers is expected"
+            f"config.json: expected one {name} for all layers, got one for {nested[0]!r}"
         )
     kind = fields.get("rope_type", fields.get("type", "default"))
     if kind not in ROTARY_KINDS:
         raise InputError(
-            f"config.json: {name} has rope_type {kind!r}, which is not computed here; known are "
-            f"{', '.join(ROTARY_KINDS)}"
+            f"config.json: expected rope_type {', '.join(ROTARY_KINDS)} in {name}, got {kind!r}"
         )
-    for place in (config, fields):
-        if place.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+    for table in (config, fields):
+        if table.get("partial_rotary_factor", 1.0) not in (None, 1.0):
             raise InputError(
-                f"config.json: partial_rotary_factor is {place['partial_rotary_factor']!r}; only "
-                "whole heads are turned here, so 1.0 is expected"
+                "config.json: expected partial_rotary_factor 1.0, got "
+                f"{table['partial_rotary_factor']!r}"
             )
     base = read_number(fields if "rope_theta" in fields else config, "rope_theta", 10_000.0)
     if kind == "default":
@@ -246,26 +239,24 @@ def _read_llama3(
     low, high = (read_number(fields, f"{end}_freq_factor") for end in ("low", "high"))
     if low >= high:
         raise InputError(
-            f"config.json: low_freq_factor is {low} and high_freq_factor is {high}; "
-            "the first must be the smaller"
+            f"config.json: expected low_freq_factor below high_freq_factor {high}, got {low}"
         )
-    # As in transformers: the field beside the table counts before the one in it.
+    # As in transformers, the top-level field overrides the one in the table.
     field = "original_max_position_embeddings"
-    place = next((place for place in (config, fields) if field in place), None)
-    original = read_whole(place or config, field if place else "max_position_embeddings")
+    table = next((table for table in (config, fields) if field in table), None)
+    original = read_whole(table or config, field if table else "max_position_embeddings")
     return Rotary(base, "llama3", factor, low, high, original)
 
 
-# --- The tables of a decoder: words, and in GPT-2 positions
+# --- Embeddings
 
 
 class DecoderEmbeddings(nn.Module):
-    """The word table, and in GPT-2 the table of positions."""
+    """Word embeddings, and in GPT-2 position embeddings."""
 
-    config: DecoderConfig  # shape of the model
+    config: DecoderConfig
 
     def setup(self) -> None:
-        """Declares the tables."""
         config, normal = self.config, nn.initializers.normal(0.02)
         self.word = self.param("word", normal, (config.vocabulary, config.width))
         if config.is_gpt2:
@@ -274,54 +265,50 @@ class DecoderEmbeddings(nn.Module):
     def words(
         self, tokens: Int[Array, "B S"], positions: Int[Array, "R S"]
     ) -> Float[Array, "B S D"]:
-        """Embeds tokens at their positions; R is 1 where all rows have the same positions."""
-        return self.place(self.word[tokens], positions)
+        """Embed tokens at their positions; R is 1 if all rows share their positions."""
+        return self.add_positions(self.word[tokens], positions)
 
-    def place(
+    def add_positions(
         self, states: Float[Array, "B S D"], positions: Int[Array, "R S"]
     ) -> Float[Array, "B S D"]:
-        """Adds the position table to embedded tokens, or to a prompt, in float32."""
+        """Add position embeddings to embedded tokens or to a prompt, in float32."""
         states = states.astype(jnp.float32)
         if not self.config.is_gpt2:
             return states
-        # Padding may reach beyond the table; nothing looks at it.
+        # Padding may exceed the table, but is never attended to.
         inside = jnp.minimum(positions, self.config.positions - 1)
         return states + self.position[inside].astype(jnp.float32)
 
 
-# --- One layer of GPT-2 or Llama: over a prompt and a text behind it, or over one generated token
+# --- Layers
 
 
 class Keys(NamedTuple):
-    """What a layer lets others look at."""
+    """Keys (after rotation) and values of one layer."""
 
-    key: Float[Array, "*N S G K"]  # keys, turned by their positions
-    value: Float[Array, "*N S G K"]  # values
+    key: Float[Array, "*N S G K"]
+    value: Float[Array, "*N S G K"]
 
 
 class Segment(NamedTuple):
-    """Where the tokens of a prompt, a text or a line of answers stand."""
+    """Positions and attention masks of a prompt, a text or answers behind the text."""
 
-    angles: Angles | None  # of rotary positions; None in GPT-2
-    allowed: Bool[Array, "R S S"]  # which of its own tokens each of them may look at
-    # which tokens of the text before it, where it is a line of answers
-    text_allowed: Bool[Array, "B 1 T"] | None = None
-    # where they stand in their rows, where the states are of real tokens alone
-    packing: Packing | None = None
+    angles: Angles | None  # None in GPT-2
+    allowed: Bool[Array, "R S S"]  # mask within the segment
+    text_allowed: Bool[Array, "B 1 T"] | None = None  # answers only: mask over the text
+    packing: Packing | None = None  # if the states are packed
 
 
 class States(NamedTuple):
-    """The states of what a decoder reads."""
+    """Hidden states of the segments."""
 
-    # of the prompt, computed once where all rows have the same one; or None
-    prompt: Float[Array, "R P D"] | None
-    # of the text, by row, or of its real tokens alone
-    text: Float[Array, "B T D"] | Float[Array, "G M D"]
-    answers: Float[Array, "B N D"] | None = None  # of a line of answers behind the text; or None
+    prompt: Float[Array, "R P D"] | None  # R is 1 if all rows share the prompt
+    text: Float[Array, "B T D"] | Float[Array, "G M D"]  # padded or packed
+    answers: Float[Array, "B N D"] | None = None
 
 
 class Segments(NamedTuple):
-    """Where the tokens of `States` stand, in the same order."""
+    """Segments of `States`, in the same order."""
 
     prompt: Segment | None
     text: Segment
@@ -329,31 +316,30 @@ class Segments(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What one generated token looks at besides itself, in one layer."""
+    """Cached keys and values that a generated token attends to, in one layer."""
 
-    shared: Keys | None  # of a prompt that all rows have, without an axis of rows, or None
-    prompt: Keys | None  # of a prompt a row, or None
-    text: Keys  # of each row's text
-    generated: Keys  # of the tokens generated before
+    shared: Keys | None  # prompt of all rows, without a row axis
+    prompt: Keys | None  # one prompt a row
+    text: Keys
+    generated: Keys
 
 
 class GenerationStep(NamedTuple):
-    """Where the generated token of each row stands, and what it may look at."""
+    """Position and attention masks of one generated token a row."""
 
-    angles: Angles | None  # of rotary positions; None in GPT-2
+    angles: Angles | None  # None in GPT-2
     text_allowed: Bool[Array, "B 1 T"]  # False for padding
-    generated_allowed: Bool[Array, "1 1 N"]  # False for slots that are still empty
+    generated_allowed: Bool[Array, "1 1 N"]  # False for empty slots
 
 
 class DecoderLayer(nn.Module):
-    """One transformer layer with the norms before the maps."""
+    """Pre-norm transformer layer."""
 
-    config: DecoderConfig  # shape of the model
-    dtype: jnp.dtype  # dtype of states and matrix products
-    dropout_rate: float = 0.0  # 0 leaves dropout out
+    config: DecoderConfig
+    dtype: jnp.dtype  # of states and matrix products
+    dropout_rate: float = 0.0
 
     def setup(self) -> None:
-        """Declares norms and maps."""
         config = self.config
         norm = LayerNorm if config.is_gpt2 else RMSNorm
         query_width = config.heads * config.head_width
@@ -376,7 +362,7 @@ class DecoderLayer(nn.Module):
         angles: Angles | None,
         packing: Packing | None = None,
     ) -> tuple[Float[Array, "R S D"], Keys]:
-        """Gives the normalised states, and by row the keys and values that others may look at."""
+        """Return the normalised states, and the unpacked keys and values."""
         normed = self.attention_norm(states).astype(self.dtype)
         key = rotate(self._heads(self.key(normed)), angles)
         value = self._heads(self.value(normed))
@@ -391,7 +377,7 @@ class DecoderLayer(nn.Module):
         neuron_mask: Float[Array, "F"] | None,
         packing: Packing | None = None,
     ) -> tuple[Float[Array, "R Q D"], Float[Array, "R Q F"]]:
-        """Adds to states what their queries find and what the feed-forward layer says to it."""
+        """Apply attention over ``blocks`` and the feed-forward layer; also return the neurons."""
         query = spread(rotate(self._heads(self.query(normed)), angles), packing)
         drop = self.dropout if self.dropout_rate else None
         gathered = attend(query, blocks, self.config.attention_scale, drop)
@@ -407,22 +393,22 @@ class DecoderLayer(nn.Module):
             kept = kept * self.feed_forward_up(normed)
         return states + self._drop(self.feed_forward_out(kept)), neurons
 
-    def write(
-        self, states: Float[Array, "B 1 D"], place: GenerationStep, memory: Memory
+    def decode(
+        self, states: Float[Array, "B 1 D"], step: GenerationStep, memory: Memory
     ) -> tuple[Float[Array, "B 1 D"], Keys]:
-        """Updates one token of each row that looks back; gives its own keys and values too."""
-        normed, own = self.look(states, place.angles)
+        """Update one token of each row; also return its keys and values."""
+        normed, keys = self.look(states, step.angles)
         blocks = [
-            KeyBlock(*memory.text, place.text_allowed),
-            KeyBlock(*memory.generated, place.generated_allowed),
-            KeyBlock(*own),
+            KeyBlock(*memory.text, step.text_allowed),
+            KeyBlock(*memory.generated, step.generated_allowed),
+            KeyBlock(*keys),
         ]
         if memory.shared is not None:
             blocks.append(KeyBlock(memory.shared.key[None], memory.shared.value[None]))
         if memory.prompt is not None:
             blocks.append(KeyBlock(*memory.prompt))
-        states, _ = self.update(states, normed, place.angles, blocks, None)
-        return states, own
+        states, _ = self.update(states, normed, step.angles, blocks, None)
+        return states, keys
 
     def follow(
         self,
@@ -432,10 +418,10 @@ class DecoderLayer(nn.Module):
         text_keys: Keys,
         neuron_mask: Float[Array, "F"] | None,
     ) -> Float[Array, "B N D"]:
-        """Updates a line of answers, which look at prompt, text and their own tokens."""
-        normed, own = self.look(states, segment.angles)
+        """Update the answers, which attend to prompt, text and themselves."""
+        normed, keys = self.look(states, segment.angles)
         text = KeyBlock(*text_keys, segment.text_allowed)
-        blocks = [*prompt_blocks, text, KeyBlock(*own, segment.allowed)]
+        blocks = [*prompt_blocks, text, KeyBlock(*keys, segment.allowed)]
         return self.update(states, normed, segment.angles, blocks, neuron_mask)[0]
 
     def _linear(self, features: int, use_bias: bool) -> nn.Dense:
@@ -445,18 +431,17 @@ class DecoderLayer(nn.Module):
         return projected.reshape(*projected.shape[:2], -1, self.config.head_width)
 
     def _drop(self, update: Float[Array, "R Q D"]) -> Float[Array, "R Q D"]:
-        """Drops what is added to the states, which Llama does not."""
+        # Llama has no dropout on the residual branches.
         return self.dropout(update) if self.config.is_gpt2 else update
 
 
 class ReadingLayer(DecoderLayer):
-    """A layer over a prompt and a text behind it, in the form that ``nn.scan`` repeats."""
+    """Decoder layer over prompt, text and answers, for ``nn.scan``."""
 
-    # The prompt looks at itself only, so where all rows have one prompt it is computed once. A line
-    # of answers looks at both; neither looks at it.
+    # The prompt attends to itself only, so a prompt shared by all rows is computed once.
 
-    capture: str | None = None  # which neurons are returned: ``None``, ``"answer"`` or ``"all"``
-    keep: bool = False  # whether keys and values are returned
+    capture: str | None = None  # neurons to return: ``None``, ``"answer"`` or ``"all"``
+    keep: bool = False  # whether to return keys and values
 
     def __call__(
         self,
@@ -465,18 +450,17 @@ class ReadingLayer(DecoderLayer):
         answer: Int[Array, "B"],
         neuron_mask: Float[Array, "F"] | None,
     ) -> tuple[States, tuple[Float[Array, "B *T F"] | None, tuple[Keys | None, Keys] | None]]:
-        """Updates the states of prompt, text and answers."""
         prompt, text, answers = states
         front, body, behind = segments
         blocks, prompt_keys = [], None
         if prompt is not None:
             normed, prompt_keys = self.look(prompt, front.angles)
-            own = [KeyBlock(*prompt_keys, front.allowed)]
-            prompt, _ = self.update(prompt, normed, front.angles, own, neuron_mask)
+            causal = [KeyBlock(*prompt_keys, front.allowed)]
+            prompt, _ = self.update(prompt, normed, front.angles, causal, neuron_mask)
             blocks = [KeyBlock(*prompt_keys)]
         normed, text_keys = self.look(text, body.angles, body.packing)
-        seen = [*blocks, KeyBlock(*text_keys, body.allowed)]
-        text, neurons = self.update(text, normed, body.angles, seen, neuron_mask, body.packing)
+        past = [*blocks, KeyBlock(*text_keys, body.allowed)]
+        text, neurons = self.update(text, normed, body.angles, past, neuron_mask, body.packing)
         if answers is not None:
             answers = self.follow(answers, behind, blocks, text_keys, neuron_mask)
         if self.capture != "all":
@@ -485,24 +469,23 @@ class ReadingLayer(DecoderLayer):
         return States(prompt, text, answers), (neurons, kept)
 
 
-class WritingLayer(DecoderLayer):
-    """A layer over one token of each row, in the form that ``nn.scan`` repeats."""
+class GeneratingLayer(DecoderLayer):
+    """Decoder layer over one generated token a row, for ``nn.scan``."""
 
     def __call__(
         self,
         states: Float[Array, "B 1 D"],
-        place: GenerationStep,
+        step: GenerationStep,
         memory: Memory,
     ) -> tuple[Float[Array, "B 1 D"], Keys]:
-        """Updates the states and returns the token's own keys and values."""
-        return self.write(states, place, memory)
+        return self.decode(states, step, memory)
 
 
-# --- What the checkpoints of all decoders have in common: the head, and how a model is split
+# --- Checkpoints: head and partition table of all decoders
 
 HEAD = "lm_head.weight"
 
-# The first matrices are split by column, those that follow by row; tables are split over D.
+# Megatron-style: input matrices are split by column, output matrices by row.
 _PARTITION = (
     *split_layers(
         (
@@ -522,7 +505,7 @@ _PARTITION = (
 def decoder_weights(
     rules: Callable[[DecoderConfig], list[TensorRule]], ignored: tuple[str, ...]
 ) -> Weights:
-    """Describes the checkpoints of a decoder by what they call its tensors."""
+    """Build the checkpoint format of a decoder from its rules without the head."""
 
     def with_head(config: DecoderConfig) -> list[TensorRule]:
         head = TensorRule("head/words", HEAD, (config.vocabulary, config.width))
@@ -535,31 +518,30 @@ def decoder_weights(
             return dataclasses.replace(config, tied_head=False)
         return config
 
-    def passed_over(config: DecoderConfig) -> tuple[str, ...]:
+    def unused(config: DecoderConfig) -> tuple[str, ...]:
         return (*ignored, re.escape(HEAD)) if config.tied_head else ignored
 
-    return Weights(with_head, passed_over, resolve, _PARTITION)
+    return Weights(with_head, unused, resolve, _PARTITION)
 
 
-# --- The names that GPT-2 checkpoints give their tensors
+# --- Checkpoints: GPT-2
 
-# Files saved from the model without its head lack this prefix.
+# Absent from checkpoints of the model without its head.
 ROOT = "transformer."
 GPT2_LAYER = "h.{layer}"
 
-# Causal masks kept as tensors by older versions.
+# Causal masks that older versions saved as tensors.
 _GPT2_IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)
 
 
 def gpt2_rules(config: DecoderConfig) -> list[TensorRule]:
-    """Names the tensor of every parameter but the head of a GPT-2."""
+    """Return the loading rules of GPT-2 without the head."""
     width, neurons, layers = config.width, config.neurons, config.layers
     rules = [
         _rule("embeddings/word", "wte.weight", (config.vocabulary, width)),
         _rule("embeddings/position", "wpe.weight", (config.positions, width)),
     ]
     for number, name in enumerate(("query", "key", "value")):
-        # One tensor holds all three, side by side.
         rules += _gpt2_map(name, "attn.c_attn", width, 3 * width, layers, part=(number, 3))
     rules += [
         *_gpt2_map("attention_out", "attn.c_proj", width, width, layers),
@@ -580,7 +562,7 @@ def _gpt2_map(
     layers: int,
     part: tuple[int, int] | None = None,
 ) -> list[TensorRule]:
-    """A linear map of a layer; GPT-2's files have them as [in, out], as we do."""
+    # GPT-2 stores kernels as [in, out], as jpt does.
     shapes = {"kernel": (inputs, outputs), "bias": (outputs,)}
     names = {"kernel": "weight", "bias": "bias"}
     return [
@@ -607,19 +589,19 @@ def _rule(
 
 
 GPT2_WEIGHTS = decoder_weights(gpt2_rules, _GPT2_IGNORED)
-"""GPT-2's checkpoints."""
+"""Checkpoint format of GPT-2."""
 
 
-# --- The names that Llama and Qwen2 checkpoints give their tensors
+# --- Checkpoints: Llama and Qwen2
 
 LLAMA_LAYER = "model.layers.{layer}"
 
-# Frequencies that older versions kept as tensors.
+# Rotary frequencies that older versions saved as tensors.
 _LLAMA_IGNORED = (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)
 
 
 def llama_rules(config: DecoderConfig) -> list[TensorRule]:
-    """Names the tensor of every parameter but the head of a Llama or Qwen2."""
+    """Return the loading rules of Llama and Qwen2 without the head."""
     width, neurons = config.width, config.neurons
     queries = config.heads * config.head_width
     keys = config.key_heads * config.head_width
@@ -643,7 +625,6 @@ def llama_rules(config: DecoderConfig) -> list[TensorRule]:
 def _llama_map(
     config: DecoderConfig, ours: str, theirs: str, shape: tuple[int, int], has_bias: bool
 ) -> list[TensorRule]:
-    """A linear map of a layer; the files have them as [out, in]."""
     path, name, layers = f"layer/{ours}", f"{LLAMA_LAYER}.{theirs}", config.layers
     kernel = TensorRule(f"{path}/kernel", f"{name}.weight", shape, transpose=True, layers=layers)
     bias = TensorRule(f"{path}/bias", f"{name}.bias", shape[:1], layers=layers)
@@ -656,30 +637,26 @@ def _llama_norm(config: DecoderConfig, ours: str, theirs: str) -> TensorRule:
 
 
 LLAMA_WEIGHTS = decoder_weights(llama_rules, _LLAMA_IGNORED)
-"""Llama's and Qwen2's checkpoints."""
+"""Checkpoint format of Llama and Qwen2."""
 
 
-# --- GPT-2, Llama and Qwen2 as one frozen Linen module that takes a soft prompt
-# The input is ``p1 .. pP text``, the prompt at positions 0 to P - 1 (the layout of PEFT), and the
-# answer is read at the last text token. What a prompt's rows become does not depend on the text, so
-# one prompt for all rows is computed once, and every row looks at the same keys and values.
+# --- Module
+# The input is ``p1 .. pP text`` with the prompt at positions 0 to P - 1 (as in PEFT), and the
+# answer is read at the last text token. The prompt does not attend to the text, so a prompt shared
+# by all rows is computed once and all rows attend to the same keys and values.
 
 Prompt = Float[Array, "P D"] | Float[Array, "B P D"] | None
 
 
 class Decoder(nn.Module):
-    """A causal language model that reads text behind a soft prompt, and writes on."""
+    """Frozen causal language model with a soft prompt."""
 
-    config: DecoderConfig  # shape of the model
-    dtype: jnp.dtype = jnp.float32  # dtype of states and matrix products, float32 or bfloat16
-    # 0 (default) leaves dropout out. With one prompt for all rows, its layers draw once for all of
-    # them
-    dropout_rate: float = 0.0
-    # what the layers keep for the way back: ``"dots"``, ``"full"`` or ``"none"``
-    remat: str = "dots"
+    config: DecoderConfig
+    dtype: jnp.dtype = jnp.float32  # of states and matrix products
+    dropout_rate: float = 0.0  # a prompt shared by all rows shares its dropout masks
+    remat: str = "dots"  # see rematerialised()
 
     def setup(self) -> None:
-        """Declares tables, the last layer, the last norm and the head."""
         self.embeddings = DecoderEmbeddings(self.config)
         self.last_layer = DecoderLayer(self.config, self.dtype, self.dropout_rate)
         norm = LayerNorm if self.config.is_gpt2 else RMSNorm
@@ -698,7 +675,7 @@ class Decoder(nn.Module):
         every_position: bool = False,
         packed_index: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
-        """Reads a batch behind a prompt and scores the word after the last text token."""
+        """Read texts behind a prompt and score the token after the last text token."""
         capture = ("all" if every_position else "answer") if capture_neurons else None
         options = {"neuron_mask": neuron_mask, "every_position": every_position}
         options["packed_index"] = None if every_position else packed_index
@@ -717,16 +694,16 @@ class Decoder(nn.Module):
         neuron_mask: Float[Array, "L F"] | None = None,
         packed_index: Int[Array, "G N"] | None = None,
     ) -> AnswerScores:
-        """Scores every token of several answers to each row, all of them in one pass."""
-        given = {"neuron_mask": neuron_mask, "answers": answers, "packed_index": packed_index}
-        hidden, _, _ = self._read(tokens, lengths, prompt, **given)
+        """Score every token of several answers to each row in one pass."""
+        options = {"neuron_mask": neuron_mask, "answers": answers, "packed_index": packed_index}
+        hidden, _, _ = self._read(tokens, lengths, prompt, **options)
         logits = self._score(hidden, None)
         return score_tokens(logits[:, 0], logits[:, 1:], answers)
 
     def start(
         self, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], prompt: Prompt, max_new: int
     ) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads a batch behind a prompt and keeps what is needed to write on."""
+        """Return the logits of the first new token and the cache (prefill)."""
         hidden, _, kept = self._read(tokens, lengths, prompt, keep=True)
         is_shared = prompt is not None and prompt.ndim == 2
         shared, context, generated = {}, {}, {}
@@ -743,7 +720,7 @@ class Decoder(nn.Module):
         return self._score(hidden[:, 0], None), cache
 
     def advance(self, last: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads one more token of each row; its cost does not grow with what was written."""
+        """Append one token to each row and return the logits of the next one."""
         memories = {
             folder: Memory(
                 None if cache.shared is None else cache.shared[folder],
@@ -757,25 +734,25 @@ class Decoder(nn.Module):
         front = memory.prompt if memory.shared is None else memory.shared
         rows = 0 if front is None else front.key.shape[-3]
         positions = (rows + cache.lengths + cache.steps)[:, None]
-        place = GenerationStep(
+        step = GenerationStep(
             self._angles(positions),
             jnp.arange(memory.text.key.shape[2])[None, None] < cache.lengths[:, None, None],
             jnp.arange(memory.generated.key.shape[2])[None, None] < cache.steps,
         )
         states = self.embeddings.words(last[:, None], positions).astype(self.dtype)
-        own = {}
+        keys = {}
         if "layers" in memories:
-            states, own["layers"] = self._scan(
-                WritingLayer, {}, (nn.broadcast, 0), states, place, memories["layers"]
+            states, keys["layers"] = self._scan(
+                GeneratingLayer, {}, (nn.broadcast, 0), states, step, memories["layers"]
             )
         memory = jax.tree.map(lambda leaf: leaf[0], memory)
-        states, new = self.last_layer.write(states, place, memory)
-        own["last_layer"] = jax.tree.map(lambda leaf: leaf[None], new)
+        states, new = self.last_layer.decode(states, step, memory)
+        keys["last_layer"] = jax.tree.map(lambda leaf: leaf[None], new)
 
         def fill(slots: Float[Array, "L B N G K"], new: Float[Array, "L B 1 G K"]) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(slots, new, cache.steps, axis=2)
 
-        generated = jax.tree.map(fill, cache.generated, own)
+        generated = jax.tree.map(fill, cache.generated, keys)
         hidden = self.final_norm(states[:, 0]).astype(self.dtype)
         cache = cache.replace(generated=generated, steps=cache.steps + 1)
         return self._score(hidden, None), cache
@@ -792,15 +769,14 @@ class Decoder(nn.Module):
         answers: Int[Array, "R W A"] | None = None,
         packed_index: Int[Array, "G N"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "L B *T F"] | None, dict[str, Any]]:
-        """Gives the last states at the answer or everywhere, the neurons, and what is kept."""
-        # With answers, their line's last states stand behind that of the text's last token.
+        """Return last hidden states (answer position, answers, or all), neurons, and keys."""
         packing = pack_layout(packed_index, lengths, tokens.shape[1])
-        prompt, segments = self._lay_out(prompt, tokens.shape[1], packing)
+        prompt, segments = self._embed_prompt(prompt, tokens.shape[1], packing)
         text = self.embeddings.words(tokens, self._positions(prompt, tokens.shape[1]))
         states = States(prompt, collect(text.astype(self.dtype), packing))
         if answers is not None and answers.shape[2] > 1:
             states, segments = self._add_answers(states, segments, lengths, answers)
-        # A row that only fills the batch may have no text at all.
+        # Filler rows of a batch may have no text.
         answer = jnp.maximum(lengths - 1, 0)
         neurons, kept = [], {}
         if self.config.layers > 1:
@@ -826,19 +802,19 @@ class Decoder(nn.Module):
         lengths: Int[Array, "B"],
         answers: Int[Array, "R W A"],
     ) -> tuple[States, Segments]:
-        """Puts a line of answers behind the text: each stands where it would alone."""
+        """Append the answers, each at the positions right behind the text."""
         branches, start = (
-            order_study(answers),
+            branch_answers(answers),
             0 if states.prompt is None else states.prompt.shape[1],
         )
         rows, length = lengths.shape[0], segments.text.allowed.shape[-1]
-        line = jnp.broadcast_to(branches.tokens, (rows, len(branches.steps)))
+        tokens = jnp.broadcast_to(branches.tokens, (rows, len(branches.steps)))
         positions = start + lengths[:, None] + jnp.asarray(branches.steps)[None]
         is_text = jnp.arange(length)[None, None] < lengths[:, None, None]
         allowed = jnp.asarray(branches.allowed)[None]
-        words = self.embeddings.words(line, positions).astype(self.dtype)
+        embedded = self.embeddings.words(tokens, positions).astype(self.dtype)
         segment = Segment(self._angles(positions), allowed, is_text)
-        return states._replace(answers=words), segments._replace(answers=segment)
+        return states._replace(answers=embedded), segments._replace(answers=segment)
 
     def _read_last(
         self,
@@ -847,7 +823,7 @@ class Decoder(nn.Module):
         answer: Int[Array, "B"] | None,
         neuron_mask: Float[Array, "F"] | None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B Q F"], tuple[Keys | None, Keys]]:
-        """Runs the last layer: keys of all, queries of the answer alone where it is given."""
+        """Run the last layer, with the query of the answer position only if it is given."""
         (prompt, text, answers), (front, body, behind) = states, segments
         prompt_keys = None if prompt is None else self.last_layer.look(prompt, front.angles)[1]
         normed, text_keys = self.last_layer.look(text, body.angles, body.packing)
@@ -856,30 +832,29 @@ class Decoder(nn.Module):
             text, normed = (at_position(each, answer, body.packing) for each in (text, normed))
             start = 0 if prompt is None else prompt.shape[1]
             angles = self._angles(start + answer[:, None])
-            # [B, 1, T]: the answer looks at the text up to itself.
             allowed = jnp.arange(body.allowed.shape[-1])[None, None] <= answer[:, None, None]
         front_blocks = [] if prompt_keys is None else [KeyBlock(*prompt_keys)]
         blocks = [*front_blocks, KeyBlock(*text_keys, allowed)]
         hidden, neurons = self.last_layer.update(text, normed, angles, blocks, neuron_mask)
         if answers is not None:
-            line = self.last_layer.follow(answers, behind, front_blocks, text_keys, neuron_mask)
-            hidden = jnp.concatenate([hidden, line], axis=1)
+            last = self.last_layer.follow(answers, behind, front_blocks, text_keys, neuron_mask)
+            hidden = jnp.concatenate([hidden, last], axis=1)
         return self.final_norm(hidden).astype(self.dtype), neurons, (prompt_keys, text_keys)
 
-    def _lay_out(
+    def _embed_prompt(
         self, prompt: Prompt, text: int, packing: Packing | None
     ) -> tuple[Float[Array, "R P D"] | None, Segments]:
-        """Embeds the prompt, and says where it and the text stand and what they may look at."""
+        """Return the embedded prompt and the segments of prompt and text."""
         if prompt is not None and prompt.ndim == 2:
             prompt = prompt[None]
         if prompt is None or not prompt.shape[1]:
             return None, Segments(None, self._segment(0, text, packing))
         rows = prompt.shape[1]
-        prompt = self.embeddings.place(prompt, jnp.arange(rows)[None]).astype(self.dtype)
+        prompt = self.embeddings.add_positions(prompt, jnp.arange(rows)[None]).astype(self.dtype)
         return prompt, Segments(self._segment(0, rows), self._segment(rows, text, packing))
 
     def _segment(self, start: int, length: int, packing: Packing | None = None) -> Segment:
-        """Some tokens from a position on, each of which looks back to the first of them."""
+        """Return a causal segment of ``length`` tokens."""
         allowed: Bool[Array, "S S"] = jnp.tril(jnp.ones((length, length), bool))
         steps = jnp.arange(length)[None] if packing is None else packing.position % length
         return Segment(self._angles(start + steps), allowed[None], packing=packing)
@@ -907,7 +882,7 @@ class Decoder(nn.Module):
         states: Any,
         *inputs: Any,
     ) -> tuple[Any, Any]:
-        """Runs all layers but the last as one scan: compile time does not grow with depth."""
+        """Scan over all layers but the last, so that compile time does not grow with depth."""
         scanned = nn.scan(
             rematerialised(layer, self.remat),
             variable_axes={"params": 0},

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from jpt.backbones.answers import order_study, score_tokens
+from jpt.backbones.answers import branch_answers, score_tokens
 from jpt.backbones.attention import KeyBlock, attend
 from jpt.backbones.layers import (
     ACTIVATIONS,
@@ -628,7 +628,7 @@ class T5(nn.Module):
         masks: dict[str, Array | None] = {**dict.fromkeys(STACKS), neuron_stack: neuron_mask}
         read = (masks["encoder"], None, packed_index)
         encoded, is_read, packing, _ = self._encode(tokens, lengths, prompt, *read)
-        branches = order_study(answers)
+        branches = branch_answers(answers)
         rows, count = tokens.shape[0], len(branches.steps)
         line = jnp.broadcast_to(branches.tokens, (rows, count))
         read = jnp.concatenate([self._start_tokens(rows), line], axis=1)

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jpt.distributed import is_first
 from jpt.errors import InputError
-from jpt.parallel import is_first
 
 # --- Writes that are whole or not there: a temporary name beside the target, then a rename
 # Whatever interrupts a write (an error, a signal, a full disk), the target keeps its old content

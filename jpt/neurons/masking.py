@@ -29,13 +29,14 @@ from jpt.config import (
     check_ratio,
 )
 from jpt.data.encode import EncodedSplit, encode_cached
+from jpt.distributed import on_first
 from jpt.errors import InputError, unknown_name
 from jpt.indicators.indicators import parse_layers
 from jpt.indicators.pairs import is_random
 from jpt.io.files import make_folder, read_json, write_json, write_table
 from jpt.neurons.probe import activated_neurons
 from jpt.neurons.selection import OF_SEVERAL, NeuronChoice, choose_neurons
-from jpt.parallel import batch_sharding, make_mesh, on_first
+from jpt.parallel import batch_sharding, make_mesh
 from jpt.prompts.store import PROMPT_FILE, check_prompt, load_prompt, load_prompts
 from jpt.results.prompt_table import (
     match_in_task_prompts,
@@ -790,9 +791,9 @@ class _Worker:
         """Scores one run."""
         if run.task not in self._tasks:
             self._tasks[run.task] = self._prepare(run.task)
-        prepared, rows = self._tasks[run.task]
+        bound, rows = self._tasks[run.task]
         mask = None if choice is None else NeuronMask(choice.mask, self._plan.options.stack)
-        return prepared.score([self._plan.bank[run.prompt].values], rows, self._mesh, mask)[0]
+        return bound.score([self._plan.bank[run.prompt].values], rows, self._mesh, mask)[0]
 
     def _check_window(self) -> tuple[int, int]:
         """The layers, refused before anything is compiled where they or the ratio are wrong."""
@@ -825,11 +826,11 @@ class _Worker:
         task, first = matrix.tasks[name], matrix.first.card.first_position or 0
         rows = len(matrix.first.values)
         tokens = resolve_max_tokens(options.max_tokens, model, task, rows, first)
-        prepared = bind_task(
+        bound = bind_task(
             task, model, tokens, options.eval_batch_size, first, options.label_scoring
         )
-        reading = (task, model.tokenizer, tokens, model.layout, prepared.answer_tokens)
-        return prepared, encode_cached(matrix.rows[name], *reading)
+        reading = (task, model.tokenizer, tokens, model.layout, bound.answer_tokens)
+        return bound, encode_cached(matrix.rows[name], *reading)
 
 
 def _measure(

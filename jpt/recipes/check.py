@@ -99,9 +99,9 @@ def _model(
     ]
     if definition is None:
         return lines
-    prepared = bind_task(definition, model, options.max_tokens, options.eval_batch_size)
-    record["label_ids"] = prepared.words.token_ids
-    lines.append(f"  {definition.name}: {prepared.describe_label_words()}")
+    bound = bind_task(definition, model, options.max_tokens, options.eval_batch_size)
+    record["label_ids"] = bound.label_words.token_ids
+    lines.append(f"  {definition.name}: {bound.describe_label_words()}")
     return lines + _trial(record, model, definition, options)
 
 

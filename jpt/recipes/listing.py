@@ -138,9 +138,9 @@ def _describe_on(
     model = load_backbone(backbone)
     prompt_rows = {**PAPER_CHOICES, **model.defaults}["length"]
     limit = resolve_max_tokens(max_tokens, model, task, prompt_rows)
-    prepared = bind_task(task, model, limit, 1)
+    bound = bind_task(task, model, limit, 1)
     rows = read_rows(task, "train")
-    split = prepared.split("train")
+    split = bound.split("train")
     lengths, template = split.lengths, task.template(model.layout)
     record = {
         "backbone": model.name,
@@ -153,18 +153,18 @@ def _describe_on(
     }
     lines = [
         f"  template  {' | '.join(template)}",
-        f"  answer    {prepared.describe_label_words()}",
-        f"  train     {_balance(record, rows, prepared, split)}",
+        f"  answer    {bound.describe_label_words()}",
+        f"  train     {_balance(record, rows, bound, split)}",
         f"  tokens    mean {record['mean_tokens']}, longest {record['longest_tokens']}, "
         f"{split.cut_rows} rows cut to {limit}",
     ]
-    return record, lines + _examples(rows, prepared, split)
+    return record, lines + _examples(rows, bound, split)
 
 
 def _balance(
     record: dict[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    prepared: BoundTask,
+    bound: BoundTask,
     split: EncodedSplit,
 ) -> str:
     """How the labels are spread over the rows, or how long the answers are."""
@@ -173,10 +173,10 @@ def _balance(
         record |= {"mean_answer_tokens": round(mean, 1), "cut_answers": split.answers.cut_rows}
         return (
             f"{len(rows)} rows, answers of {mean:.1f} tokens on average, {split.answers.cut_rows} "
-            f"cut to {prepared.answer_tokens}"
+            f"cut to {bound.answer_tokens}"
         )
-    words, counts = prepared.words, Counter(row["label"] for row in rows)
-    labels = prepared.task.labels
+    words, counts = bound.label_words, Counter(row["label"] for row in rows)
+    labels = bound.task.labels
     record |= {
         "label_words": dict(zip(labels, words.words, strict=True)),
         "label_ids": words.token_ids,
@@ -186,13 +186,13 @@ def _balance(
 
 
 def _examples(
-    rows: Sequence[Mapping[str, Any]], prepared: BoundTask, split: EncodedSplit
+    rows: Sequence[Mapping[str, Any]], bound: BoundTask, split: EncodedSplit
 ) -> list[str]:
     """The first rows as they are, as the model reads them, and what it should answer."""
-    model, lines = prepared.backbone, []
+    model, lines = bound.backbone, []
     for number, row in enumerate(rows[:SHOWN_ROWS]):
         ids = split.tokens[split.offsets[number] : split.offsets[number + 1]]
-        segments = render(prepared.task, row, model.layout)
+        segments = render(bound.task, row, model.layout)
         text = " | ".join(text.strip() for text in segments)[:SHOWN_LETTERS]
         text_tokens = " ".join(model.tokenizer.token_text(token) for token in ids)[:SHOWN_LETTERS]
         answer = row["answers"][0] if split.answers is not None else row["label"]

@@ -14,12 +14,13 @@ from typing import Any
 from jpt.backbones.registry import Backbone, load_backbone
 from jpt.config import MASK_COMMON, MASK_IN_TASK
 from jpt.config import MASK_RANDOM as DRAWN
+from jpt.distributed import on_first
 from jpt.errors import InputError
 from jpt.indicators.correlation import study_indicators
 from jpt.neurons.masking import RECORD as MASKS
 from jpt.neurons.masking import mask_neurons
 from jpt.neurons.probe import activated_neurons
-from jpt.parallel import make_mesh, on_first
+from jpt.parallel import make_mesh
 from jpt.report.report import PAGE, summarize, write_report
 from jpt.results.prompt_table import short_task
 from jpt.tasks.catalog import load_task

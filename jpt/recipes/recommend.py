@@ -131,7 +131,7 @@ class RecommendInputs:
     mesh: Mesh  # its devices
     prompts: dict[str, Prompt]  # all that were given, without rows that no model reads
     sources: dict[str, Prompt]  # those that are a choice
-    prepared: BoundTask  # the task as the backbone reads it
+    bound: BoundTask  # the task as the backbone reads it
     options: RecommendOptions  # as they were given, the seed settled
     notes: list[str]  # what was left out, and why
 
@@ -176,8 +176,8 @@ def prepare_recommendation(
     parse_layers(options.layers, model.config.layers)  # refuses those that are not there
     position = first.card.first_position or 0
     tokens = resolve_max_tokens(options.max_tokens, model, known, len(first.values), position)
-    prepared = bind_task(known, model, tokens, size, position)
-    return RecommendInputs(known, model, devices, loaded, sources, prepared, options, notes)
+    bound = bind_task(known, model, tokens, size, position)
+    return RecommendInputs(known, model, devices, loaded, sources, bound, options, notes)
 
 
 def known_matrix(
@@ -328,7 +328,7 @@ def _cautions(
     untrained, majority = scores[START].value, 0.0
     if case.task.metric == "accuracy":
         of_sources = {name: scores[name] for name in case.sources}
-        truth = case.prepared.split("train").labels
+        truth = case.bound.split("train").labels
         near = not_distinguished(best, of_sources, truth)
         majority = scores[START].majority
         if near:
@@ -605,7 +605,7 @@ def _score(case: RecommendInputs) -> dict[str, Score]:
     """Scores all sources and an untrained start in one pass over the rows."""
     values = {name: prompt.values for name, prompt in case.sources.items()}
     values[START] = _untrained(case)
-    found = case.prepared.score(list(values.values()), case.prepared.split("train"), case.mesh)
+    found = case.bound.score(list(values.values()), case.bound.split("train"), case.mesh)
     return dict(zip(values, found, strict=True))
 
 
@@ -626,7 +626,7 @@ def _tune_probe(case: RecommendInputs, out: str | Path | None) -> Prompt:
         steps=options.probe_steps,
         learning_rate=options.learning_rate,
         length=len(first.values),
-        max_tokens=case.prepared.batching.max_tokens,
+        max_tokens=case.bound.batching.max_tokens,
         seed=options.seed,
         # Validation is the same few rows: scored once, so that nothing is chosen on them.
         eval_every=options.probe_steps,

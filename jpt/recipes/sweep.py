@@ -28,9 +28,10 @@ from tqdm import tqdm
 from jpt.backbones.registry import Backbone
 from jpt.config import AMOUNTS, COUNTS, TuneOptions, check_amount, check_counts
 from jpt.data.encode import EncodedSplit
+from jpt.distributed import is_first, on_first
 from jpt.errors import InputError, unknown_name
 from jpt.io.files import make_folder, read_bytes, read_json, write_json, write_table
-from jpt.parallel import is_first, make_mesh, on_first
+from jpt.parallel import make_mesh
 from jpt.results.prompt_table import short_task
 from jpt.results.provenance import environment_info
 from jpt.tuning.bound_task import resolve_backbone, resolve_options, resolve_task
@@ -278,7 +279,7 @@ def run_bytes(parts: PreparedRun) -> tuple[int, int]:
     batch = _longest(parts)
     state = stack_trees([init_state(parts.initial, prompt_optimizer(1.0))])
     step = multi_run_train_step(backbone.module, options.objective, None, options.clip_norm)
-    given = (batch, stack_answers([parts.prepared.answer]))
+    given = (batch, stack_answers([parts.bound.answer]))
     numbers = (np.ones(1, np.float32), np.zeros(1, np.uint32))
     analysis = step.lower(backbone.params, state, *given, *numbers).compile().memory_analysis()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(backbone.params))
@@ -289,7 +290,7 @@ def run_bytes(parts: PreparedRun) -> tuple[int, int]:
 def _longest(parts: PreparedRun) -> Any:
     """A batch of this run, its texts as long as any can be."""
     options = parts.options
-    batch = parts.feed.batch_at(0)
+    batch = parts.batches.batch_at(0)
     room = options.max_tokens - batch.tokens.shape[1]
     tokens = np.pad(batch.tokens, ((0, 0), (0, max(0, room))))
     return stack_batches([batch._replace(tokens=tokens)], 0)
@@ -458,7 +459,7 @@ class SweepProgress:
         listed = ", ".join(runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
         self.say(f"running, {slots} at once: {listed}")
 
-    def turned(self, steps: int, rows_per_s: float) -> None:
+    def stepped(self, steps: int, rows_per_s: float) -> None:
         """So many runs did a step."""
         best = "" if self._best is None else f"{self._best[1]:.3f} ({self._best[0]})"
         shown = {"done": f"{self._done}/{self._runs}", "rows/s": f"{rows_per_s:.0f}", "best": best}

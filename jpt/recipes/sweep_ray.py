@@ -349,7 +349,7 @@ class _Driver:
                 said = str(error)
             else:
                 self._report(name, files)
-        self.shown.turned(bank.steps, self.rows / (time.monotonic() - self.started_s))
+        self.shown.stepped(bank.steps, self.rows / (time.monotonic() - self.started_s))
         if said is None:
             remove_group(bank, self.folder)
         else:

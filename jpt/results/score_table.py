@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from jpt.distributed import is_first, on_first
 from jpt.errors import InputError
 from jpt.io.files import read_bytes, write_error
-from jpt.parallel import is_first, on_first
 from jpt.types import Score
 
 CELLS = "cells.jsonl"

@@ -65,21 +65,20 @@ from jpt.tuning.tune import TrainBatches, make_train_batches
 from jpt.types import Batch, Data, Parameters, Prompt, Score
 from jpt.version import __version__
 
-# --- Several prompts on one task at once: each reads every row, and their answers are averaged
+# --- Ensembles: average the predictions of several prompts
 
 COMBINE = ("log_probs", "probs")
-"""What is averaged: logarithms of the labels' probabilities, or the probabilities."""
 
 
 @dataclass(frozen=True)
 class EnsembleScore:
-    """An ensemble and its parts.
+    """Score of an ensemble and of its members.
 
     Attributes:
-        score: of the ensemble.
-        members: the score of each prompt alone.
-        weights: the share of each prompt.
-        combine: what was averaged.
+        score: Score of the ensemble.
+        members: Score of each prompt alone.
+        weights: Weight of each prompt; they sum to 1.
+        combine: Averaged quantity: ``log_probs`` or ``probs``.
     """
 
     score: Score
@@ -89,38 +88,41 @@ class EnsembleScore:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The result as JSON."""
+        """JSON form of the result."""
         members = {name: score.summary() for name, score in self.members.items()}
-        told = {"combine": self.combine, "weights": self.weights, "members": members}
-        return {**self.score.summary(), **told}
+        parts = {"combine": self.combine, "weights": self.weights, "members": members}
+        return {**self.score.summary(), **parts}
 
     def describe(self, task: str, split: str) -> str:
-        """Says the ensemble in a line, and each prompt in one below."""
+        """Return one line for the ensemble and one for each member."""
         lines = [describe_score(self.score, f"{task}, {len(self.members)} prompts,", split)]
         ordered = sorted(self.members.items(), key=lambda item: (-item[1].value, item[0]))
         for name, score in ordered:
-            share = f"{self.weights[name]:.3f} of it"
-            lines.append(f"  {name}: {score.metric} {score.value:.3f} alone, {share}")
+            lines.append(
+                f"  {name}: {score.metric} {score.value:.3f} alone, weight {self.weights[name]:.3f}"
+            )
         return "\n".join(lines)
 
 
 def evaluate_ensemble(
     prompts: Mapping[str, Prompt] | str | Path, task: Task | str | Path, **options: Any
 ) -> Score:
-    """Scores several prompts together over every row of a split, as they are.
+    """Score an ensemble of prompts on a split, without training.
+
+    Every prompt predicts every row; the label probabilities are averaged.
 
     Args:
-        prompts: a folder, or prompts by name; all of one backbone and length. One is allowed, and
-            then its own score comes out.
-        task: a task with labels, its name, or its folder.
-        **options: as for :func:`score_ensemble`: weights, combine, split, backbone and others.
+        prompts: Folder of prompts, or prompts by name; all of one backbone and length.
+        task: Classification task, its name, or its folder.
+        **options: Arguments of :func:`score_ensemble`: weights, combine, split, backbone and
+            others.
 
     Returns:
-        The score of the ensemble.
+        The :class:`jpt.types.Score` of the ensemble.
 
     Raises:
-        InputError: prompts that do not belong together, a task whose answers are written, wrong
-            weights, or broken data.
+        InputError: If the prompts are incompatible, the task is generative, or weights or data
+            are invalid.
 
     Example:
         >>> from jpt.types import PromptCard
@@ -149,7 +151,7 @@ def score_ensemble(
     mesh: str | None = None,
     data: Data | None = None,
 ) -> EnsembleScore:
-    """Scores several prompts together and each alone, in one pass over the rows."""
+    """Score an ensemble and each of its members in one pass over the rows."""
     check_choice("combine", combine, COMBINE)
     check_choice("label_scoring", label_scoring, LABEL_SCORING)
     check_counts(max_tokens=max_tokens, eval_batch_size=eval_batch_size)
@@ -164,55 +166,51 @@ def score_ensemble(
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
     position = first.card.first_position or 0
     tokens = resolve_max_tokens(max_tokens, model, definition, len(first.values), position)
-    prepared = bind_task(definition, model, tokens, eval_batch_size, position, label_scoring)
-    return _score(
-        prepared, loaded, {name: shares[name] for name in loaded}, combine, split, devices
-    )
+    bound = bind_task(definition, model, tokens, eval_batch_size, position, label_scoring)
+    return _score(bound, loaded, {name: shares[name] for name in loaded}, combine, split, devices)
 
 
 def _refuse_generative(task: Task) -> None:
     if task.is_generative:
         raise InputError(
-            f"the answers of task {task.name} are written, and texts of several prompts have no"
-            " mean; average the prompts themselves (jpt mix average), or take a task with labels"
+            f"task {task.name}: expected a classification task, got a generative one, whose answers"
+            " cannot be averaged; average the prompts themselves (jpt mix average)"
         )
 
 
 def _score(
-    prepared: BoundTask,
+    bound: BoundTask,
     prompts: Mapping[str, Prompt],
     shares: dict[str, float],
     combine: str,
     split: str,
     mesh: Mesh,
 ) -> EnsembleScore:
-    """Reads the rows once for all prompts."""
-    task, model, rows = prepared.task, prepared.backbone, prepared.split(split)
+    task, model, rows = bound.task, bound.backbone, bound.split(split)
     module = model.module.clone(dropout_rate=0.0)
     values = [prompt.values for prompt in prompts.values()]
-    settings = (prepared.answer, prepared.batching, mesh)
-    logits = bank_logits(module, model.params, values, rows, *settings)
-    facts = (rows.labels, task.labels, task.metric)
+    logits = bank_logits(module, model.params, values, rows, bound.answer, bound.batching, mesh)
+    truth = (rows.labels, task.labels, task.metric)
     mean = combine_logits(logits, np.array(list(shares.values())), combine)
-    members = {name: score_logits(each, *facts) for name, each in zip(prompts, logits, strict=True)}
-    return EnsembleScore(score_logits(mean, *facts), members, shares, combine)
+    members = {name: score_logits(each, *truth) for name, each in zip(prompts, logits, strict=True)}
+    return EnsembleScore(score_logits(mean, *truth), members, shares, combine)
 
 
 def combine_logits(
     logits: Float[np.ndarray, "K N C"], weights: Float64[np.ndarray, "K"], combine: str
 ) -> Float64[np.ndarray, "N C"]:
-    """Averages what several prompts say of the labels of each row."""
+    """Average the label predictions of several prompts for each row."""
     log_probs = log_softmax(logits.astype(np.float64), axis=-1)
     if combine == "probs":
         return logsumexp(log_probs, axis=0, b=weights[:, None, None])
     return np.einsum("k,knc->nc", weights, log_probs)
 
 
-# --- One step of learning a softmax mixture of frozen prompts: a pure function, compiled once
+# --- Training step of a softmax mixture
 
 
 def mix(bank: Float[Array, "K P D"], logits: Float[Array, "K R"]) -> Float[Array, "P D"]:
-    """Mixes the prompts of a bank by the softmax of logits."""
+    """Mix the prompts of a bank by the softmax of the logits."""
     return (jax.nn.softmax(logits, axis=0)[:, :, None] * bank).sum(0)
 
 
@@ -225,7 +223,7 @@ def mixture_loss(
     answer: Answer,
     objective: str = "labels",
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gives the loss of a batch behind the mixture, and the share of right answers."""
+    """Return loss and accuracy of a batch behind the mixed prompt."""
     return answer_loss(module, params, mix(bank, logits), batch, answer, objective)
 
 
@@ -237,7 +235,7 @@ def mixture_step(
     mesh: Mesh | None = None,
     clip_norm: float | None = None,
 ) -> TrainStep:
-    """Gives the compiled step; what is trained is the logits, in the place of a prompt."""
+    """Return the compiled step, which trains the logits in place of a prompt."""
     optimizer = prompt_optimizer(learning_rate, clip_norm)
 
     def loss_of(
@@ -263,29 +261,28 @@ def mixture_step(
     return jax.jit(step, donate_argnums=1, **shardings)
 
 
-# --- A softmax mixture of frozen source prompts, its weights learnt on a task
-# Only K numbers (or K for each row of the prompt) are trained, through the frozen model and on the
-# same batches that a prompt would be tuned on; the result is an ordinary prompt to start from. Not
-# part of the paper, which moves one prompt at a time.
+# --- Learning a mixture
+# Not in the paper, which transfers one prompt at a time. Only K numbers (or K per prompt token) are
+# trained, on the batches that prompt tuning would use; the result is an ordinary prompt.
 
+# AdamW moves a logit by about the learning rate each step: 100 steps suffice to select one source.
 STEPS, LEARNING_RATE = 100, 0.1
-"""AdamW moves a logit by about the rate each step: 100 steps can choose one source alone."""
 
 _SET_HERE = ("length", "init", "dropout")
-_PLACE_KEYS = ("step", "split")
+_POSITION_KEYS = ("step", "split")
 
 
 @dataclass(frozen=True)
 class MixtureResult:
-    """What learning a mixture gives.
+    """Result of `learn_mixture`.
 
     Attributes:
-        prompt: the mixed prompt, best on validation.
-        weights: the share of each source, of the rows' weights the mean.
-        row_weights: the shares [K, 1], or [K, P] where each row has its own; sources by name.
-        record: scores and weights, as in ``result.json``.
-        history: the logged lines.
-        folder: where the run lies, where it was written.
+        prompt: Mixed prompt with the best validation score.
+        weights: Weight of each source; with ``per_row`` the mean over prompt tokens.
+        row_weights: Weights [K, 1], or [K, P] with ``per_row``, in the order of ``weights``.
+        record: Scores and weights, as in ``result.json``.
+        history: Logged lines.
+        folder: Run folder; None if the run was kept in memory.
     """
 
     prompt: Prompt
@@ -296,7 +293,7 @@ class MixtureResult:
     folder: Path | None
 
     def describe(self) -> str:
-        """Says in a few lines what came out."""
+        """Return weights and scores as text."""
         record, metric = self.record, self.record["metric"]
         lines = [
             f"{record['task']} on {record['backbone']}: mixture of {len(self.weights)} prompts"
@@ -319,42 +316,40 @@ class MixtureResult:
 
 @dataclass(frozen=True)
 class _Study:
-    """Everything a run is made of, before its first step."""
+    """Loaded and checked inputs of a run."""
 
     backbone: Backbone
-    prepared: BoundTask
+    bound: BoundTask
     parts: dict[str, Prompt]
     bank: Float32[np.ndarray, "K P D"]
     per_row: bool
     options: TuneOptions
     splits: dict[str, EncodedSplit]
     mesh: Mesh
-    feed: TrainBatches
+    batches: TrainBatches
 
     def config(self) -> dict[str, Any]:
-        """Defines the run: another config is another run."""
+        """Return all that defines the run; a run with another config does not resume it."""
         return {
             "jpt_version": __version__,
             "study": MIXTURE,
             "backbone": self.backbone.name,
             "fingerprint": self.backbone.fingerprint,
-            "task": self.prepared.task.name,
+            "task": self.bound.task.name,
             "sources": {name: _checksum(prompt) for name, prompt in self.parts.items()},
             "per_row": self.per_row,
-            "label_ids": self.prepared.words.token_ids,
+            "label_ids": self.bound.label_words.token_ids,
             "data": data_record(self.splits),
             **dataclasses.asdict(self.options),
             "init": MIXTURE,
         }
 
     def batch_at(self, step: int) -> Batch:
-        """Gives the batch of a step, on the devices."""
-        return self.feed.batch(step, self.mesh)
+        return self.batches.batch(step, self.mesh)
 
     def score(self, logits: Float[Array, "K R"], split: str) -> Score:
-        """Scores the mixture of some logits over a whole split."""
         mixed = mix_bank(self.bank, softmax_weights(np.asarray(logits)))
-        return self.prepared.score([mixed], self.splits[split], self.mesh)[0]
+        return self.bound.score([mixed], self.splits[split], self.mesh)[0]
 
 
 def learn_mixture(
@@ -370,32 +365,31 @@ def learn_mixture(
     progress: bool = False,
     **options: Any,
 ) -> MixtureResult:
-    """Learns on a task how much of each source prompt goes into a start for it.
+    """Learn the weights of a softmax mixture of source prompts on a task.
 
-    The start is the plain average (all logits 0). The weights are kept that do best on validation,
-    the average among them; of equal ones the first, so that a score which the average reaches
-    already leaves it as it is.
+    Training starts from the plain average (all logits 0). The weights with the best validation
+    score are kept, the average included; of equal scores the first one counts.
 
     Args:
-        backbone: that the task is learnt on; None for the one that the prompts' cards name.
-        task: a task, its name, or its folder; answers may be labels or written.
-        prompts: the sources: a folder, or prompts by name; two or more of one backbone and length.
-        out: run folder, as for :func:`jpt.tune`.
-        per_row: whether each row of the prompt has weights of its own.
-        steps: of the optimizer.
-        learning_rate: of the logits.
-        data: folder of the task's rows, or the rows by split.
-        progress: whether to show a bar on stderr.
-        **options: fields of :class:`jpt.config.TuneOptions` but length, init and dropout, which
-            the sources decide or which is off.
+        backbone: Frozen model; None for the one named by the prompts' cards.
+        task: Task, its name, or its folder.
+        prompts: Source prompts: a folder, or prompts by name; two or more of one backbone and
+            length.
+        out: Run folder, as for :func:`jpt.tune`.
+        per_row: Learn separate weights for each prompt token.
+        steps: Number of optimizer steps.
+        learning_rate: Learning rate of the logits.
+        data: Folder of the task's rows, or the rows by split.
+        progress: Show a progress bar on stderr.
+        **options: Fields of :class:`jpt.config.TuneOptions` except length, init and dropout.
 
     Returns:
-        Weights and mixed prompt, with scores and the log.
+        The :class:`MixtureResult`: weights, mixed prompt, scores and log.
 
     Raises:
-        InputError: prompts that do not belong together or to the backbone, and as `jpt.tune`.
-        DivergedError: for a loss that is no finite number.
-        StoppedError: after SIGTERM or Ctrl-C; the state is saved.
+        InputError: If the prompts do not fit each other or the backbone, and as `jpt.tune`.
+        DivergedError: If the loss is not finite.
+        StoppedError: After SIGTERM or Ctrl-C; the state is saved.
 
     Example:
         >>> from jpt.types import PromptCard
@@ -420,12 +414,11 @@ def learn_mixture(
 
 
 def _options(**options: Any) -> TuneOptions:
-    """The options of a run, without what the sources decide."""
     fixed = [name for name in _SET_HERE if name in options]
     if fixed:
         raise InputError(
-            f"{fixed[0]} is given, but a mixture has the length of its sources, starts as their"
-            " average and learns without dropout; leave it out"
+            f"{fixed[0]}: not an option of a mixture, which has the length of its sources, starts"
+            " at their average and uses no dropout; leave it out"
         )
     return TuneOptions(**options)
 
@@ -438,7 +431,7 @@ def _prepare(
     data: Data | None,
     options: TuneOptions,
 ) -> _Study:
-    """Loads and checks everything, cheap things first, before anything is compiled."""
+    """Load and check all inputs, cheap checks first, before anything compiles."""
     mesh = make_mesh(options.mesh)
     definition = resolve_task(task, data)
     first = next(iter(parts.values()))
@@ -450,7 +443,7 @@ def _prepare(
     options = resolve_options(dataclasses.replace(options, length=rows), model, definition)
     tokens = resolve_max_tokens(asked, model, definition, rows, position, options.answer_tokens)
     options = dataclasses.replace(options, max_tokens=tokens)
-    prepared = bind_task(
+    bound = bind_task(
         definition,
         model,
         tokens,
@@ -461,12 +454,12 @@ def _prepare(
     )
     for size in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, size)
-    splits = prepared.splits()
-    feed = make_train_batches(
-        splits["train"], options, prepared.batching, model.layout, mesh.shape["data"]
+    splits = bound.splits()
+    batches = make_train_batches(
+        splits["train"], options, bound.batching, model.layout, mesh.shape["data"]
     )
     bank = stack_prompts(parts)
-    return _Study(model, prepared, parts, bank, per_row, options, splits, mesh, feed)
+    return _Study(model, bound, parts, bank, per_row, options, splits, mesh, batches)
 
 
 def _run(
@@ -481,7 +474,7 @@ def _run(
     bank = place(jnp.asarray(study.bank), replicated(study.mesh))
     run = Run(
         params={"backbone": backbone.params, "bank": bank},
-        answer=study.prepared.answer,
+        answer=study.bound.answer,
         step=mixture_step(
             module, options.learning_rate, options.objective, study.mesh, options.clip_norm
         ),
@@ -512,17 +505,16 @@ def _run(
 
 
 def _start(study: _Study, run: Run) -> LoopState:
-    """The average, or where a broken run stopped."""
     shape = (len(study.bank), study.bank.shape[1] if study.per_row else 1)
     logits = init_state(jnp.zeros(shape), prompt_optimizer(study.options.learning_rate))
     return resume(run, init_state_of(place(logits, replicated(study.mesh))))
 
 
 def _mixed(study: _Study, weights: Float64[np.ndarray, "K R"], step: int, score: float) -> Prompt:
-    task = study.prepared.task
+    task = study.bound.task
     card = mixed_card(study.parts, _shares(study, weights), MIXTURE, task.name, task.type)
-    told = {"seed": study.options.seed, "steps": step, "score": score, "metric": task.metric}
-    return Prompt(mix_bank(study.bank, weights), dataclasses.replace(card, **told))
+    run = {"seed": study.options.seed, "steps": step, "score": score, "metric": task.metric}
+    return Prompt(mix_bank(study.bank, weights), dataclasses.replace(card, **run))
 
 
 def _shares(study: _Study, weights: Float64[np.ndarray, "K R"]) -> dict[str, float]:
@@ -538,16 +530,16 @@ def _record(
 ) -> dict[str, Any]:
     validations = {line["step"]: line for line in history if line["split"] == "validation"}
     scores = {
-        name: {key: value for key, value in validations[step].items() if key not in _PLACE_KEYS}
+        name: {key: value for key, value in validations[step].items() if key not in _POSITION_KEYS}
         for name, step in (("validation", prompt.card.steps), ("average", 0))
     }
     if "test" in study.splits:
         rows = study.splits["test"]
-        scores["test"] = study.prepared.score([prompt.values], rows, study.mesh)[0].summary()
+        scores["test"] = study.bound.score([prompt.values], rows, study.mesh)[0].summary()
     return {
         "backbone": study.backbone.name,
-        "task": study.prepared.task.name,
-        "metric": study.prepared.task.metric,
+        "task": study.bound.task.name,
+        "metric": study.bound.task.metric,
         "steps": study.options.steps,
         "best_step": prompt.card.steps,
         "weights": _shares(study, weights),

@@ -24,9 +24,10 @@ from jpt.config import (
     check_counts,
 )
 from jpt.data.rows import has_split
+from jpt.distributed import on_first
 from jpt.errors import InputError, unknown_name
 from jpt.io.files import make_folder, write_json
-from jpt.parallel import batch_sharding, describe_devices, fetch, make_mesh, on_first
+from jpt.parallel import batch_sharding, describe_devices, fetch, make_mesh
 from jpt.prompts.initialisers import initial_generator, random_values, sampled_ids
 from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import (
@@ -58,72 +59,66 @@ from jpt.tuning.tune import WarmStart, tune
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from jpt.version import __version__
 
-# --- Pieces of text that two vocabularies share, however each of them writes them
+# --- Tokens shared by two vocabularies
 
-_WORD_STARTS = ("\u2581", "\u0120")
-"""What stands before a piece that starts a word: SentencePiece's mark, and byte-level BPE's."""
-_CONTINUES = "##"
-"""What stands before a piece that does not, in WordPiece."""
+_WORD_STARTS = ("\u2581", "\u0120")  # word-start marks of SentencePiece and byte-level BPE
+_CONTINUES = "##"  # WordPiece's mark of a token that continues a word
 
 
 def shared_tokens(
     source: Backbone, target: Backbone
 ) -> tuple[Int64[np.ndarray, "N"], Int64[np.ndarray, "N"]]:
-    """Finds the pieces of text that stand in both vocabularies."""
-    # Pieces are the same where they have the same text and both begin a word or both go on with
-    # one: ``film`` of WordPiece is SentencePiece's and byte-level BPE's with their mark of a word's
-    # start. Special pieces and pieces that were never trained are left out.
-    first, second = _pieces_of(source), _pieces_of(target)
-    pairs = [(token, second[piece]) for piece, token in first.items() if piece in second]
+    """Return the ids, in both vocabularies, of the tokens that both have."""
+    # Special and untrained tokens are left out. The others match if texts are equal and both start a word or both continue one: WordPiece's
+    # ``film`` is SentencePiece's with a word-start mark. Special and untrained tokens do not count.
+    first, second = _token_ids(source), _token_ids(target)
+    pairs = [(token, second[key]) for key, token in first.items() if key in second]
     if not pairs:
         raise InputError(
-            f"{source.name} ({len(first)} pieces) and {target.name} ({len(second)} pieces) share no"
-            " piece of text, and this method needs some; train a projector with jpt project train"
+            f"{source.name} ({len(first)} tokens) and {target.name} ({len(second)} tokens):"
+            " expected shared tokens, got none; train a projector with jpt project train"
         )
     found = np.array(sorted(pairs), np.int64)
     return found[:, 0], found[:, 1]
 
 
 def token_embeddings(backbone: Backbone, ids: Int64[np.ndarray, "N"]) -> Float64[np.ndarray, "N D"]:
-    """Looks up the embeddings of pieces."""
+    """Return the embeddings of tokens."""
     rows = backbone.params["embeddings"]["word"][ids.astype(np.int32)]
     return fetch(rows).astype(np.float64)
 
 
-def _pieces_of(backbone: Backbone) -> dict[tuple[bool, str], int]:
-    """Ids of the pieces that stand for text, by (starts a word, text)."""
+def _token_ids(backbone: Backbone) -> dict[tuple[bool, str], int]:
+    """Map (starts a word, text) to the id of each ordinary token."""
     tokenizer = backbone.tokenizer
     count = min(backbone.config.vocabulary, tokenizer.vocabulary_size)
-    written = [tokenizer.token_text(token) for token in range(count)]
+    texts = [tokenizer.token_text(token) for token in range(count)]
     special = {token for token in tokenizer.ids if token is not None}
-    mark = next((m for m in _WORD_STARTS if any(p.startswith(m) for p in written)), None)
-    kept = sampled_ids(written, special).tolist()
-    return {plain: token for token in reversed(kept) if (plain := _plain(written[token], mark))[1]}
+    mark = next((m for m in _WORD_STARTS if any(t.startswith(m) for t in texts)), None)
+    kept = sampled_ids(texts, special).tolist()
+    return {plain: token for token in reversed(kept) if (plain := _plain(texts[token], mark))[1]}
 
 
-def _plain(piece: str, mark: str | None) -> tuple[bool, str]:
-    """Whether a piece starts a word, and its text without the vocabulary's marks."""
+def _plain(token: str, mark: str | None) -> tuple[bool, str]:
+    """Return whether a token starts a word, and its text without marks."""
     if mark is not None:
-        return piece.startswith(mark), piece.removeprefix(mark)
-    return not piece.startswith(_CONTINUES), piece.removeprefix(_CONTINUES)
+        return token.startswith(mark), token.removeprefix(mark)
+    return not token.startswith(_CONTINUES), token.removeprefix(_CONTINUES)
 
 
 def choose_anchors(count: int, wanted: int) -> Sequence[int]:
-    """Chooses anchors evenly over a list of shared pieces, the same each time."""
-    # A vocabulary begins with digits, signs and single letters, so that its head alone would say
-    # little.
+    """Return evenly spaced indices into a list of shared tokens."""
+    # Not its head: a vocabulary begins with digits, punctuation and single letters.
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int)).tolist()
 
 
-# --- Ways to another model without training: what a trained projector has to beat
-# ``untrained``: a projector as it is drawn. ``least_squares``: one matrix, fitted to the embeddings
-# of the words that both models know. ``relative``: each row keeps its similarities to those words.
+# --- Untrained projection methods (baselines)
 
+# Singular values below this share of the largest are rounding of the float32 embeddings.
 ROUNDING = 1e-6
-"""Directions weaker than this share of the strongest are the rounding of float32 tables."""
 
 Method = Callable[[Prompt], Float32[np.ndarray, "P D"]]
-"""Turns a prompt of the source into the values of one of the target."""
+"""Maps a source prompt to the values of a target prompt."""
 
 
 def untrained_projector(
@@ -132,7 +127,7 @@ def untrained_projector(
     options: ProjectorOptions,
     like: ProjectorCard | None = None,
 ) -> TrainedProjector:
-    """Draws a projector and leaves it as it is. Paper: the random baseline."""
+    """Return a randomly initialised projector (the paper's random baseline)."""
     card = make_card(prompts, target, "untrained", (), options)
     if like is not None:
         new = {"objective": "untrained", "tasks": (), "seed": options.seed}
@@ -143,8 +138,7 @@ def untrained_projector(
 
 
 def least_squares_projector(source: Backbone, target: Backbone, length: int) -> TrainedProjector:
-    """Fits one matrix W to the words that both models know: least ||E_source W - E_target||."""
-    # It is applied to a prompt row by row.
+    """Fit W, applied token by token, minimising ||E_source W - E_target|| over shared tokens."""
     ids, same = shared_tokens(source, target)
     first, second = token_embeddings(source, ids), token_embeddings(target, same)
     matrix = np.linalg.lstsq(first, second, rcond=ROUNDING)[0]
@@ -170,12 +164,11 @@ def least_squares_projector(source: Backbone, target: Backbone, length: int) -> 
 
 
 def relative_method(source: Backbone, target: Backbone, anchors: int = ANCHORS) -> Method:
-    """Keeps each row's similarities to words that both models know (relative representation)."""
-    # A row's code is its cosine to each of the anchors in the source model. The row of the target
-    # is the one whose products with the target's anchors, each of length 1, come nearest to the
-    # code (least squares), as long as the target's words are on average. PTfer, whose idea this is,
-    # looks for it in gradient steps from random words and chooses the step on validation rows; this
-    # form has one solution and sees no rows.
+    """Return a method that keeps the similarities of prompt tokens to shared anchor tokens."""
+    # The code of a prompt token is its cosine to each anchor in the source model. The target token
+    # is the least-squares solution for that code on unit-norm target anchors, scaled to their mean
+    # norm. PTfer, whose idea this is, searches by gradient steps from random words and selects the
+    # step on validation rows; this closed form needs no rows.
     check_counts(anchors=anchors)
     ids, same = shared_tokens(source, target)
     chosen = choose_anchors(len(ids), anchors)
@@ -192,7 +185,7 @@ def relative_method(source: Backbone, target: Backbone, anchors: int = ANCHORS) 
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1; a row of zeros stays."""
+    """Scale rows to norm 1; rows of zeros stay."""
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
@@ -205,7 +198,7 @@ def baseline(
     anchors: int = ANCHORS,
     like: ProjectorCard | None = None,
 ) -> Method:
-    """Builds a baseline by its name."""
+    """Return a baseline by its name."""
     if name not in PROJECTOR_BASELINES:
         raise unknown_name("method", name, PROJECTOR_BASELINES)
     if name == "untrained":
@@ -213,8 +206,8 @@ def baseline(
     rows = length_of(prompts)
     if options.length != rows:
         raise InputError(
-            f"{name} keeps the rows of a prompt, but the source's have {rows} and the target's "
-            f"shall have {options.length}; leave length out, or leave the method out"
+            f"length: expected {rows}, the source's, which {name} keeps, got {options.length};"
+            " leave out length or the method"
         )
     if name == "relative":
         return relative_method(source(), target, anchors)
@@ -222,13 +215,13 @@ def baseline(
 
 
 def checked_method(projector: TrainedProjector, prompts: Mapping[str, Prompt]) -> Method:
-    """Gives a projector as a method after a check of every prompt that it shall read."""
+    """Return a projector as a method after checking that it accepts the prompts."""
     for name, prompt in prompts.items():
         check_source(projector.card, prompt, f"prompt {name}")
     return partial(TrainedProjector.__call__, projector)
 
 
-# --- Projecting prompts: ordinary prompt files of the target model come out
+# --- Applying projectors
 
 
 def apply_projector(
@@ -242,24 +235,24 @@ def apply_projector(
     anchors: int = ANCHORS,
     seed: int = 0,
 ) -> dict[str, Prompt]:
-    """Projects prompts of the source model into ordinary prompts of the target model.
+    """Project prompts of the source model to ordinary prompts of the target model.
 
     Args:
-        projector: a trained one, its file or its run; or one of ``untrained``, ``least_squares``
-            and ``relative``, which need no training.
-        prompts: of the source model: a folder, a file, or by name.
-        out: folder for ``NAME.safetensors`` files; each card's ``source`` says what it came from.
-        target_backbone: the target, where no trained projector names it.
-        source_backbone: where the words of the source are read, in place of what the cards name.
-        length: P of an untrained projector's target; by default the source's.
-        anchors: words that ``relative`` holds rows against.
-        seed: of an untrained projector.
+        projector: Trained projector, its file or its run folder; or an untrained method:
+            ``untrained``, ``least_squares`` or ``relative``.
+        prompts: Prompts of the source model: a folder, a file, or by name.
+        out: Folder for ``NAME.safetensors`` files; ``source`` in each card records the origin.
+        target_backbone: Target model; required for untrained methods.
+        source_backbone: Source model, for its embeddings; defaults to the one in the cards.
+        length: Number of target prompt tokens of ``untrained``; defaults to the source's.
+        anchors: Number of anchor tokens of ``relative``.
+        seed: Seed of ``untrained``.
 
     Returns:
-        The projected prompts by the names of the source's.
+        The projected prompts, by name of the source prompt.
 
     Raises:
-        InputError: a prompt of another backbone, length or width than the projector's.
+        InputError: If backbone, length or width of a prompt differ from the projector's.
 
     Example:
         >>> card = PromptCard("builtin/bert-small", "builtin/imdb")
@@ -271,7 +264,9 @@ def apply_projector(
     given = read_prompts(prompts)
     if str(projector) in PROJECTOR_BASELINES:
         if target_backbone is None:
-            raise InputError(f"{projector} is no file that names its target; give target_backbone")
+            raise InputError(
+                f"{projector}: an untrained method has no target of its own; give target_backbone"
+            )
         refuse_same_backbone(given, target_backbone)
         target = resolve_backbone(target_backbone)
         options = ProjectorOptions(seed=seed, length=length or length_of(given)).resolve("task")
@@ -295,7 +290,7 @@ def apply_projector(
 def projected(
     prompt: Prompt, values: Float32[np.ndarray, "P D"], backbone: str, layout: str, origin: str
 ) -> Prompt:
-    """Puts projected values into a prompt of the target."""
+    """Return projected values as a prompt of the target."""
     card = PromptCard(
         backbone=backbone,
         task=prompt.card.task,
@@ -309,34 +304,34 @@ def projected(
 
 
 def describe_origin(projector: TrainedProjector) -> str:
-    """Says what a projector is, for the cards of what it makes."""
+    """Return name, objective and training tasks, for cards of projected prompts."""
     card = projector.card
     tasks = f" on {', '.join(card.tasks)}" if card.tasks else ""
     return f"{projector.name} ({card.objective}{tasks})"
 
 
 def as_projector(projector: TrainedProjector | str | Path) -> TrainedProjector:
-    """Loads a projector unless it is one."""
+    """Load a projector unless it is one already."""
     return projector if isinstance(projector, TrainedProjector) else load_projector(projector)
 
 
 def source_of(
     prompts: Mapping[str, Prompt], backbone: Backbone | str | Path | None = None
 ) -> Backbone:
-    """Loads the model that prompts were tuned on."""
+    """Load the model that the prompts were tuned on."""
     first = next(iter(prompts.values()))
     model = resolve_backbone(backbone if backbone is not None else first.card.backbone)
     if model.config.width != first.values.shape[1]:
         raise InputError(
-            f"the source prompts are {first.values.shape[1]} wide, and {model.name} is "
-            f"{model.config.width} wide; name the model that they were tuned on"
+            f"source backbone {model.name}: expected width {first.values.shape[1]}, as the source"
+            f" prompts have, got {model.config.width}; give the model that they were tuned on"
         )
     return model
 
 
-# --- The columns of the table of cross-model transfer: which prompt stands for which way
+# --- Methods (columns) of the cross-model table
 
-OWN, RANDOM, WARM, VANILLA = "in_task", "random", "warm", "vanilla"
+IN_TASK, RANDOM, WARM, VANILLA = "in_task", "random", "warm", "vanilla"
 
 Projectors = (
     Mapping[str, TrainedProjector | str | Path]
@@ -345,30 +340,30 @@ Projectors = (
     | str
     | Path
 )
-"""Trained projectors by the name that their column gets, or several, or one."""
+"""Trained projectors by column name, or several, or one."""
 
 
 @dataclass(frozen=True)
-class MethodScores:
-    """What is scored, task by task."""
+class MethodPrompts:
+    """Prompts to score: by method, by task."""
 
     backbone: Backbone  # the target
     tasks: dict[str, Task]  # by short name
     length: int  # P of the target
-    in_task: dict[str, Prompt]  # the target's own prompt of each task that has one
-    random: Prompt | None  # the start of tuning, the same for all tasks; None leaves it out
+    in_task: dict[str, Prompt]  # in-task prompts of the target model, by task
+    random: Prompt | None  # random initial prompt, the same for all tasks; None to leave it out
     projected: dict[str, dict[str, Prompt]]  # prompts by method and task
-    record: dict[str, Any]  # what is known of source, target and projectors
+    record: dict[str, Any]  # source, target and projectors
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The columns, in their order."""
-        first = [OWN] * bool(self.in_task) + [RANDOM] * (self.random is not None)
+        """Column names, in order."""
+        first = [IN_TASK] * bool(self.in_task) + [RANDOM] * (self.random is not None)
         return (*first, *self.projected)
 
     def of_task(self, task: str) -> dict[str, Prompt]:
-        """Gives the prompts of one task by column."""
-        found = {OWN: self.in_task[task]} if task in self.in_task else {}
+        """Return the prompts of a task by column."""
+        found = {IN_TASK: self.in_task[task]} if task in self.in_task else {}
         if self.random is not None:
             found[RANDOM] = self.random
         return found | {name: prompts[task] for name, prompts in self.projected.items()}
@@ -384,8 +379,8 @@ def build_columns(
     data: str | Path | None,
     options: EvaluationOptions,
     mesh: Mesh,
-) -> MethodScores:
-    """Loads, checks and projects everything that will be scored."""
+) -> MethodPrompts:
+    """Load, check and project all prompts to score."""
     given, trained = read_prompts(sources), name_columns(projectors)
     target = _target_of(trained, target)
     refuse_same_backbone(given, target)
@@ -404,7 +399,7 @@ def build_columns(
     methods |= _baselines(given, trained, backbone, source, length, options)
     if options.warm_start is not None and options.warm_start not in methods:
         raise InputError(
-            f"warm_start is {options.warm_start!r}; expected one of {', '.join(methods)}"
+            f"warm_start: expected one of {', '.join(methods)}, got {options.warm_start!r}"
         )
     found = _project_all(
         methods, trained, {task: (n, given[n]) for task, n in of.items()}, backbone
@@ -412,10 +407,10 @@ def build_columns(
     in_task, _ = match_in_task_prompts(
         definitions, {name: prompt.card for name, prompt in wanted.items()}
     )
-    mine = {task: wanted[name] for task, name in in_task.items()}
+    tuned = {task: wanted[name] for task, name in in_task.items()}
     start = _random_prompt(backbone, length, options.seed) if options.random else None
     record = _record(given, trained, backbone, length)
-    return MethodScores(backbone, definitions, length, mine, start, found, record)
+    return MethodPrompts(backbone, definitions, length, tuned, start, found, record)
 
 
 def _project_all(
@@ -424,25 +419,19 @@ def _project_all(
     sources: Mapping[str, tuple[str, Prompt]],
     backbone: Backbone,
 ) -> dict[str, dict[str, Prompt]]:
-    """Projects the source prompt of every task in every way."""
     found: dict[str, dict[str, Prompt]] = {}
     for method, project in methods.items():
         what = describe_origin(trained[method]) if method in trained else method
+        target = (backbone.name, backbone.layout)
         found[method] = {
-            task: projected(
-                prompt,
-                project(prompt),
-                backbone.name,
-                backbone.layout,
-                f"{what} from prompt {name}",
-            )
+            task: projected(prompt, project(prompt), *target, f"{what} from prompt {name}")
             for task, (name, prompt) in sources.items()
         }
     return found
 
 
 def name_columns(projectors: Projectors) -> dict[str, TrainedProjector]:
-    """Loads projectors by the names of their columns."""
+    """Load projectors, by column name."""
     if isinstance(projectors, Mapping):
         found = {name: as_projector(projector) for name, projector in projectors.items()}
     else:
@@ -452,13 +441,12 @@ def name_columns(projectors: Projectors) -> dict[str, TrainedProjector]:
         refuse_twice(names, "projectors")
         found = dict(zip(names, loaded, strict=True))
     for name in found:
-        if name in (OWN, RANDOM, WARM, VANILLA, *PROJECTOR_BASELINES):
-            raise InputError(f"a projector is called {name}, as another column is; rename it")
+        if name in (IN_TASK, RANDOM, WARM, VANILLA, *PROJECTOR_BASELINES):
+            raise InputError(f"projector {name}: the name of another column; rename the file")
     return found
 
 
 def _column(projector: TrainedProjector) -> str:
-    """The name of the run or of the file."""
     path = Path(projector.name)
     return path.parent.name if path.name == PROJECTOR_FILE and path.parent.name else path.stem
 
@@ -473,10 +461,10 @@ def _target_of(
         return names[0]
     if names:
         raise InputError(
-            f"the projectors have the targets {', '.join(names)}; a table has one: evaluate those "
-            "of one target at a time"
+            f"projectors: expected 1 target backbone, got {len(names)} ({', '.join(names)});"
+            " evaluate them one target at a time"
         )
-    raise InputError("no projector was given that names a target; give target_backbone")
+    raise InputError("target_backbone: required without a trained projector; give it")
 
 
 def _check_projectors(
@@ -487,9 +475,9 @@ def _check_projectors(
         size, wanted = (card.target_length, card.target_width), (length, backbone.config.width)
         if size != wanted or card.target_backbone != backbone.name:
             raise InputError(
-                f"projector {name} writes {size[0]} rows of {size[1]} (of {card.target_backbone}), "
-                f"but {wanted[0]} rows of {wanted[1]} (of {backbone.name}) are compared; give "
-                "projectors and own prompts of one target and length"
+                f"projector {name}: expected output {list(wanted)} (of {backbone.name}), got"
+                f" {list(size)} (of {card.target_backbone}); give projectors and in-task prompts of"
+                " one target and length"
             )
 
 
@@ -499,7 +487,7 @@ def _length(
     length: int | None,
     source: int,
 ) -> int:
-    """P of the target, as the first that knows says."""
+    """Return P of the target: of the projectors, the option, the in-task prompts or the source."""
     if trained:
         return next(iter(trained.values())).card.target_length
     return length or (length_of(wanted) if wanted else source)
@@ -550,11 +538,11 @@ def _record(
     }
 
 
-# --- The table of cross-model transfer as text
+# --- The cross-model table as text
 
 
 def describe_table(matrix: TransferMatrix, record: Mapping[str, Any]) -> str:
-    """Lays the table out for reading."""
+    """Return the table as text."""
     trained_on = record["trained_on"]
     lines = [["", "majority", *matrix.prompts]]
     majorities = [record["targets"][target]["majority"] for target in matrix.targets]
@@ -569,20 +557,20 @@ def describe_table(matrix: TransferMatrix, record: Mapping[str, Any]) -> str:
     lines.append(["mean", _cell(_mean(known)), *means])
     lines.append(["unseen", "-", *_unseen(matrix, trained_on)])
     notes = ["* the projector was trained on this task"] if any(trained_on.values()) else []
-    for target, told in record["targets"].items():
-        if told.get("split") != record.get("split"):
+    for target, each in record["targets"].items():
+        if each.get("split") != record.get("split"):
             notes.append(
-                f"note: {target} has no {record['split']} split: scored on {told['split']}"
+                f"note: {target} has no {record['split']} split: scored on {each['split']}"
             )
     return "\n".join([*align_columns(lines, least=9), *notes])
 
 
 def _unseen(matrix: TransferMatrix, trained_on: Mapping[str, Sequence[str]]) -> list[str]:
-    """Means over the tasks that a projector was not trained on."""
+    """Return the mean of each projector over the tasks that it was not trained on."""
     cells = []
-    for place, name in enumerate(matrix.prompts):
+    for column, name in enumerate(matrix.prompts):
         new = [target not in trained_on.get(name, ()) for target in matrix.targets]
-        cells.append(_cell(_mean(matrix.values[new, place])) if name in trained_on else "-")
+        cells.append(_cell(_mean(matrix.values[new, column])) if name in trained_on else "-")
     return cells
 
 
@@ -597,25 +585,25 @@ def _cell(value: float | None, is_marked: bool = False) -> str:
     return f"{value:.3f}{'*' if is_marked else ''}"
 
 
-# --- Tuning on the target from projected prompts, beside a random start of as many steps
+# --- Tuning from projected prompts and from a random start
 
 
 def warm_columns(
-    columns: MethodScores,
+    columns: MethodPrompts,
     matrix: TransferMatrix,
     options: EvaluationOptions,
     folder: Path | None,
     progress: bool,
 ) -> TransferMatrix:
-    """Tunes every task from its projected prompt and from a random one, in as many steps."""
+    """Tune every task from its projected prompt and from a random one, and append both scores."""
     values = np.full((len(columns.tasks), 2), np.nan)
     starts = columns.projected[options.warm_start]
     for row, task in enumerate(columns.tasks):
-        begun: dict[str, Any] = {"start": WarmStart(task, starts[task])}
-        if folder is not None:  # a run is told by its start, so that has to stay where it is
+        init: dict[str, Any] = {"start": WarmStart(task, starts[task])}
+        if folder is not None:  # the run's config names the file, so that it can be resumed
             kept = folder / "projected" / options.warm_start / f"{task}.safetensors"
-            begun = {"init": f"prompt:{kept}"}
-        for column, (name, given) in enumerate({WARM: begun, VANILLA: {}}.items()):
+            init = {"init": f"prompt:{kept}"}
+        for column, (name, given) in enumerate({WARM: init, VANILLA: {}}.items()):
             out = None if folder is None else make_folder(folder / name) / task
             values[row, column] = _tuned(columns, task, given, options, out, progress)
     names = (*matrix.prompts, WARM, VANILLA)
@@ -623,7 +611,7 @@ def warm_columns(
 
 
 def _tuned(
-    columns: MethodScores,
+    columns: MethodPrompts,
     task: str,
     given: dict[str, Any],
     options: EvaluationOptions,
@@ -648,22 +636,22 @@ def _tuned(
     return record.get(options.split, record["validation"])[record["metric"]]
 
 
-# --- The paper's table of cross-model transfer: every way to a prompt of the target, task by task
+# --- The cross-model table (paper, section 4)
 
 TABLE, RECORD, PROJECTED = "projection.csv", "projection.json", "projected"
-_TOLD = ("split", "seed", "warm_start", "warm_steps")
+_RECORDED = ("split", "seed", "warm_start", "warm_steps")
 
 
 @dataclass(frozen=True)
 class ProjectionResult:
-    """What `evaluate_projector` measured.
+    """Result of `evaluate_projector`.
 
     Attributes:
-        matrix: the scores: targets down; across ``own``, ``random``, every projector and method,
-            and with a warm start ``warm`` and ``vanilla``.
-        record: majority shares, rows, what each projector was trained on, as in
+        matrix: Scores by target (rows) and method (columns): ``in_task``, ``random``, every
+            projector and untrained method, and with a warm start ``warm`` and ``vanilla``.
+        record: Majority baselines, row counts and training tasks of the projectors, as in
             ``projection.json``.
-        prompts: the projected prompts by method and task.
+        prompts: Projected prompts by method and task.
     """
 
     matrix: TransferMatrix
@@ -672,7 +660,7 @@ class ProjectionResult:
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
-        """Gives the scores by target and column, without pairs that were not measured."""
+        """Scores by target and method; pairs that were not measured are left out."""
         matrix = self.matrix
         return {
             target: {
@@ -682,7 +670,7 @@ class ProjectionResult:
         }
 
     def describe(self) -> str:
-        """Lays the table out for reading; a star marks what a projector was trained on."""
+        """Return the table as text; a star marks the training tasks of a projector."""
         return describe_table(self.matrix, self.record)
 
 
@@ -699,26 +687,26 @@ def evaluate_projector(
     progress: bool = False,
     **options: Any,
 ) -> ProjectionResult:
-    """Scores projected prompts beside the target's own, a random one, and ways without training.
+    """Compare projected prompts with in-task, random and untrained baselines.
 
     Args:
-        projectors: trained ones by the name of their column; several, which are named by their
-            files; one; or none, ``[]``, where only methods without training shall be measured.
-        sources: the source model's prompts.
-        tasks: to score; by default those that the sources' cards name.
-        out: folder for ``projection.csv``, ``projection.json`` and the projected prompts.
-        targets: the target model's own prompts, for the column ``own``.
-        target_backbone: the target; by default what the projectors' cards name.
-        source_backbone: where the words of the source are read.
-        data: a folder that holds a folder of rows for each catalog task.
-        progress: whether to show a bar for each tuning.
-        **options: fields of :class:`jpt.config.EvaluationOptions`.
+        projectors: Trained projectors by column name, a list of them (named by their files), one,
+            or ``[]`` for the untrained methods alone.
+        sources: Prompts of the source model.
+        tasks: Tasks to score; defaults to those named by the source prompts' cards.
+        out: Folder for ``projection.csv``, ``projection.json`` and the projected prompts.
+        targets: In-task prompts of the target model, for the column ``in_task``.
+        target_backbone: Target model; defaults to the one in the projectors' cards.
+        source_backbone: Source model, for its embeddings; defaults to the one in the cards.
+        data: Folder with a subfolder of rows for each catalog task.
+        progress: Show a progress bar for each tuning run.
+        **options: Fields of :class:`jpt.config.EvaluationOptions`.
 
     Returns:
-        The table.
+        The :class:`ProjectionResult`.
 
     Raises:
-        InputError: projectors of another source or target, sizes that do not fit, broken data.
+        InputError: If source, target or sizes of the projectors do not match, or data is invalid.
 
     Example:
         >>> from jpt.types import PromptCard
@@ -739,7 +727,7 @@ def evaluate_projector(
         _write_prompts(make_folder(folder / PROJECTED), columns.projected)
     if chosen.warm_start is not None:
         matrix = warm_columns(columns, matrix, chosen, folder, progress)
-    record |= columns.record | {name: getattr(chosen, name) for name in _TOLD}
+    record |= columns.record | {name: getattr(chosen, name) for name in _RECORDED}
     record |= {**environment_info(), "device": describe_devices(devices)}
     record["elapsed_s"] = round(time.monotonic() - started_s, 2)
     if folder is not None:
@@ -749,36 +737,36 @@ def evaluate_projector(
 
 
 def _score_all(
-    columns: MethodScores, options: EvaluationOptions, mesh: Mesh
+    columns: MethodPrompts, options: EvaluationOptions, mesh: Mesh
 ) -> tuple[TransferMatrix, dict[str, Any]]:
-    """Scores every prompt of every task; all rows are read before anything is compiled."""
-    prepared, rows, used = {}, {}, {}
+    """Score every prompt of every task; read all rows before anything compiles."""
+    bound, rows, used = {}, {}, {}
     for name, task in columns.tasks.items():
         tokens = resolve_max_tokens(options.max_tokens, columns.backbone, task, columns.length)
-        prepared[name] = bind_task(task, columns.backbone, tokens, options.eval_batch_size)
+        bound[name] = bind_task(task, columns.backbone, tokens, options.eval_batch_size)
         used[name] = options.split if has_split(task, options.split) else "validation"
-        rows[name] = prepared[name].split(used[name])
+        rows[name] = bound[name].split(used[name])
     names = columns.names
     values = np.full((len(rows), len(names)), np.nan)
-    told = {}
-    for place, (name, split) in enumerate(rows.items()):
+    targets = {}
+    for row, (name, split) in enumerate(rows.items()):
         prompts = columns.of_task(name)
-        scores = prepared[name].score([p.values for p in prompts.values()], split, mesh)
+        scores = bound[name].score([p.values for p in prompts.values()], split, mesh)
         for column, score in zip(prompts, scores, strict=True):
-            values[place, names.index(column)] = score.value
-        told[name] = {
+            values[row, names.index(column)] = score.value
+        targets[name] = {
             "metric": columns.tasks[name].metric,
             "majority": scores[0].majority,
             "rows": scores[0].rows,
             "split": used[name],
         }
     metrics = tuple(task.metric for task in columns.tasks.values())
-    return TransferMatrix(tuple(rows), names, values, metrics), {"targets": told}
+    return TransferMatrix(tuple(rows), names, values, metrics), {"targets": targets}
 
 
 def _write_prompts(folder: Path, prompts: Mapping[str, Mapping[str, Prompt]]) -> None:
     for method, by_task in prompts.items():
-        place = make_folder(folder / method)
+        method_folder = make_folder(folder / method)
         for task, prompt in by_task.items():
-            save_prompt(place / f"{task}.safetensors", prompt)
-    on_first(lambda: None)  # all processes read them, where they are tuned on
+            save_prompt(method_folder / f"{task}.safetensors", prompt)
+    on_first(lambda: None)  # a barrier: every process reads them to tune from them

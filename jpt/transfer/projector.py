@@ -57,15 +57,9 @@ from jpt.tuning.tune import TrainBatches, make_train_batches
 from jpt.types import Batch, Parameters, Prompt
 from jpt.version import __version__
 
-# --- How a projector is built, trained and measured: every option, its default and its check
+# --- The projector module (paper, section 4)
 
-
-# --- The projector: a small network that turns a prompt of one model into a prompt of another
-# Paper: section 4. The whole prompt is flattened, goes through a bottleneck, and comes out as the
-# rows of the other model's prompt, each of them normalised.
-
-EPSILON = 1e-5
-"""Of the norm over each row, as in the paper's code."""
+EPSILON = 1e-5  # of the LayerNorm, as in the paper's code
 
 ACTIVATIONS = {
     "leaky_relu": partial(jax.nn.leaky_relu, negative_slope=0.01),
@@ -75,27 +69,26 @@ ACTIVATIONS = {
 
 
 class Projector(nn.Module):
-    """Maps prompts of one model to prompts of another; in float32 throughout."""
+    """Map of prompts of one model to prompts of another, in float32."""
 
     # Paper's code: flatten, a linear map to a bottleneck, an activation (LeakyReLU; Tanh towards
-    # roberta-large), a linear map, LayerNorm over each row. Its per-token form is one linear map,
-    # row by row, and LeakyReLU, without a norm.
+    # roberta-large), a linear map, LayerNorm over each token. Its per-token form is one linear map
+    # for every token and LeakyReLU, without LayerNorm.
 
     length: int  # P of the target
     width: int  # D of the target
     bottleneck: int = 768  # neurons between the two maps; the per-token form has none
     activation: str = "leaky_relu"  # ``leaky_relu`` (slope 0.01), ``tanh`` or ``none``
-    layer_norm: bool = True  # whether each row is normalised, with a learned scale and shift
-    # multiplies what leaves the norm so that a fresh projector's rows have this Euclidean norm, in
-    # place of the square root of the width. Where a model normalises its input at once, as BERT
-    # does, this changes no answer and hardly a step of training; in T5, RoBERTa and decoders it
-    # decides how much a prompt row weighs beside a word
+    layer_norm: bool = True  # with a learned scale and shift
+    # Euclidean norm of the prompt tokens of a fresh projector; None leaves sqrt(width). It changes
+    # no answer of models that normalise their input, such as BERT; in T5, RoBERTa and decoders it
+    # sets the weight of a prompt token relative to a word
     rescale_to: float | None = None
-    per_token: bool = False  # whether rows are mapped one by one, all by the same map
+    per_token: bool = False  # map tokens one by one, with shared weights
 
     @nn.compact
     def __call__(self, prompts: Float[Array, "*K Ps Ds"]) -> Float[Array, "*K P D"]:
-        """Projects one prompt, or several at once."""
+        """Project one prompt or several."""
         activation = ACTIVATIONS[self.activation]
         prompts = prompts.astype(jnp.float32)
         if self.per_token:
@@ -115,39 +108,39 @@ class Projector(nn.Module):
 
 
 def _linear(features: int, fan_in: int, name: str) -> nn.Dense:
-    """A linear map that starts as torch's: weights and bias even within 1 / sqrt(fan_in)."""
+    """Return a linear map with torch's initialisation: uniform within 1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
 
-    def even(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     precision = matmul_precision(jnp.float32)
-    return nn.Dense(features, kernel_init=even, bias_init=even, precision=precision, name=name)
+    initialisers = {"kernel_init": uniform, "bias_init": uniform}
+    return nn.Dense(features, **initialisers, precision=precision, name=name)
 
 
 def initial_parameters(projector: Projector, length: int, width: int, seed: int = 0) -> Parameters:
-    """Draws the weights of a fresh projector."""
-    # Paper's code: torch's own start of a linear map towards RoBERTa, which is taken here for every
-    # target; it has N(0, 1) towards BERT and T5.
-    source = jax.ShapeDtypeStruct((length, width), jnp.float32)
+    """Initialise the weights of a projector."""
+    # Paper's code: torch's default initialisation for RoBERTa targets, used here for every target;
+    # N(0, 1) for BERT and T5.
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    # Compiled, so that no work is done for an output that nobody looks at.
-    draw = jax.jit(lambda key: projector.init(key, jnp.zeros(source.shape, source.dtype))["params"])
-    return draw(key)
+    # Compiled, so that the unused output is not computed.
+    init = jax.jit(lambda key: projector.init(key, jnp.zeros((length, width), jnp.float32)))
+    return init(key)["params"]
 
 
 @partial(jax.jit, static_argnums=0)
 def project_on_device(
     projector: Projector, params: Parameters, prompts: Float[Array, "*K Ps Ds"]
 ) -> Float[Array, "*K P D"]:
-    """Projects prompts and leaves the result on the devices."""
+    """Project prompts; the result stays on the devices."""
     return projector.apply({"params": params}, prompts)
 
 
 def project(
     projector: Projector, params: Parameters, prompts: Float32[np.ndarray, "*K Ps Ds"]
 ) -> Float32[np.ndarray, "*K P D"]:
-    """Projects prompts; equal prompts give equal rows, bit for bit."""
+    """Project prompts."""
     return np.asarray(project_on_device(projector, params, jnp.asarray(prompts, jnp.float32)))
 
 
@@ -157,26 +150,26 @@ def distance_loss(
     sources: Float[Array, "K Ps Ds"],
     targets: Float[Array, "K P D"],
 ) -> Float[Array, ""]:
-    """Gives the mean squared difference between projected prompts and the target's own."""
+    """Return the mean squared error between projected and in-task prompts."""
     return jnp.square(projector.apply({"params": params}, sources) - targets).mean()
 
 
-# --- One step of a projector's training, for both objectives: pure, compiled, its state donated
+# --- Training steps
 
 
 class TaskBatch(NamedTuple):
-    """Rows of one task with that task's own source prompt."""
+    """Batch of one task with the source prompt of that task."""
 
-    rows: Batch  # the batch; all of one task
-    source: Float[Array, "Ps Ds"]  # the source model's prompt of that task
-    answer: Answer  # the label words of that task
+    rows: Batch
+    source: Float[Array, "Ps Ds"]
+    answer: Answer
 
 
 class Pairs(NamedTuple):
-    """Prompts of the same tasks on both models, in one order of the tasks."""
+    """Prompts of both models, paired by task."""
 
-    sources: Float[Array, "K Ps Ds"]  # prompts of the source model
-    targets: Float[Array, "K P D"]  # the target model's own prompts
+    sources: Float[Array, "K Ps Ds"]
+    targets: Float[Array, "K P D"]
 
 
 ProjectorStep = Callable[[Any, TuneState, Any, None], tuple[TuneState, StepMetrics]]
@@ -184,14 +177,14 @@ ProjectorStep = Callable[[Any, TuneState, Any, None], tuple[TuneState, StepMetri
 
 
 def start(params: Parameters, optimizer: optax.GradientTransformation) -> TuneState:
-    """Builds the state before the first step."""
+    """Return the state before the first step."""
     return TuneState(jnp.int32(0), params, optimizer.init(params))
 
 
 def projector_optimizer(objective: str, learning_rate: float) -> optax.GradientTransformation:
-    """Gives the optimizer of an objective."""
-    # Paper's code: AdamW with eps 1e-6 and no decay for tasks, Adam for the distance, both at a
-    # constant rate. (There the rate of the config is ignored and 5e-3 built in; here it is used.)
+    """Return the optimizer of an objective."""
+    # Paper's code: AdamW with eps 1e-6 and no decay (task) and Adam (distance), at a constant
+    # learning rate; it ignores the configured rate and uses 5e-3.
     if objective == "task":
         return prompt_optimizer(learning_rate)
     return optax.adam(learning_rate)
@@ -205,11 +198,10 @@ def task_step(
     answer_objective: str = "labels",
     mesh: Mesh | None = None,
 ) -> ProjectorStep:
-    """Gives the compiled step of the task objective."""
-    # The projected prompt stands before the rows in the frozen target, and what the task's loss
-    # says of it goes back into the projector alone. (In the paper's code for T5 it gets lost on the
-    # way.)
+    """Return the compiled step of the task objective."""
 
+    # The task loss is propagated through the frozen target into the projector. (In the paper's code
+    # for T5 the gradient does not reach it.)
     def loss_of(params: Parameters, frozen: Parameters, batch: TaskBatch) -> tuple[Array, Array]:
         prompt = projector.apply({"params": params}, batch.source)
         return answer_loss(module, frozen, prompt, batch.rows, batch.answer, answer_objective)
@@ -221,7 +213,7 @@ def task_step(
 def distance_step(
     projector: Projector, learning_rate: float, mesh: Mesh | None = None
 ) -> ProjectorStep:
-    """Gives the compiled step of the distance objective."""
+    """Return the compiled step of the distance objective."""
 
     def loss_of(params: Parameters, pairs: Pairs, tasks: Int[Array, "B"]) -> tuple[Array, Array]:
         sources, targets = pairs.sources[tasks], pairs.targets[tasks]
@@ -238,7 +230,7 @@ def _compiled(
     def step(
         frozen: Any, state: TuneState, batch: Any, answer: None = None
     ) -> tuple[TuneState, StepMetrics]:
-        del answer  # the batch has its own
+        del answer  # in the batch
         (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(
             state.prompt, frozen, batch
         )
@@ -253,18 +245,18 @@ def _compiled(
     return jax.jit(step, donate_argnums=1, **shardings)
 
 
-# --- What a projector learns from: prompts of both models paired by task, tasks with their rows
+# --- Training data
 
 Prompts = Mapping[str, Prompt] | Prompt | str | Path
 """Prompts by name, a folder of them, or one prompt, its file or its run folder."""
 
-TASK_TURNS = zlib.crc32(b"projector/task_turns")
+TASK_ORDER = zlib.crc32(b"projector/task_turns")
 PAIR_STREAM = zlib.crc32(b"projector/pair_draws")
 MORE_SAMPLES = zlib.crc32(b"projector/pair_draws/more")
 
 
 def read_prompts(prompts: Prompts) -> dict[str, Prompt]:
-    """Loads prompts of one backbone and length by name."""
+    """Load prompts of one backbone and length, by name."""
     if isinstance(prompts, Prompt):
         return {short_task(prompts.card.task): prompts}
     if isinstance(prompts, (str, Path)):
@@ -276,7 +268,7 @@ def read_prompts(prompts: Prompts) -> dict[str, Prompt]:
 
 
 def short_names(tasks: Iterable[Task | str | Path]) -> list[str]:
-    """Gives the names of tasks as tables have them."""
+    """Return the short names of tasks."""
     names = [t.short_name if isinstance(t, Task) else short_task(str(t)) for t in tasks]
     refuse_twice(names, "tasks")
     return names
@@ -287,28 +279,26 @@ def read_tasks(
     prompts: Mapping[str, Prompt],
     data: str | Path | None,
 ) -> dict[str, Task]:
-    """Loads the tasks that were asked for, or those that the prompts' cards name."""
+    """Load the given tasks, or those named by the prompts' cards."""
     if tasks is not None:
         asked = list(tasks)
         if not asked:
-            raise InputError("no tasks were given; name at least one, for instance builtin/imdb")
+            raise InputError(
+                "tasks: expected at least one, got none; give for instance builtin/imdb"
+            )
         loaded = [task if isinstance(task, Task) else _load(task, data) for task in asked]
     else:
-        loaded = [_named_by(*item, data) for item in _first_of_each_task(prompts).items()]
+        first = {prompt.card.task: name for name, prompt in reversed(list(prompts.items()))}
+        loaded = [_load_named(*item, data) for item in first.items()]
     refuse_twice([task.short_name for task in loaded], "tasks")
     return {task.short_name: task for task in loaded}
 
 
-def _first_of_each_task(prompts: Mapping[str, Prompt]) -> dict[str, str]:
-    """The first prompt of each task that the cards name."""
-    return {prompt.card.task: name for name, prompt in reversed(list(prompts.items()))}
-
-
-def _named_by(task: str, prompt: str, data: str | Path | None) -> Task:
+def _load_named(task: str, prompt: str, data: str | Path | None) -> Task:
     try:
         return _load(task, data)
     except InputError as error:
-        raise InputError(f"the card of prompt {prompt} names its task: {error}") from None
+        raise InputError(f"task of prompt {prompt}'s card: {error}") from None
 
 
 def _load(task: str | Path, data: str | Path | None) -> Task:
@@ -320,7 +310,7 @@ def _load(task: str | Path, data: str | Path | None) -> Task:
 def prompts_of_tasks(
     prompts: Mapping[str, Prompt], tasks: Iterable[str], what: str
 ) -> dict[str, str]:
-    """Finds the prompt of each task by what the cards say, never by an order of files."""
+    """Return the prompt of each task, matched by the cards."""
     tasks = list(tasks)
     in_task, _ = match_in_task_prompts(
         tasks, {name: prompt.card for name, prompt in prompts.items()}
@@ -331,15 +321,15 @@ def prompts_of_tasks(
             several = [name for name, of in named.items() if of == task]
             found = f"{len(several)} prompts ({', '.join(several)})" if several else "no prompt"
             raise InputError(
-                f"task {task} has {found} among the {what}, whose cards name "
-                f"{', '.join(sorted(set(named.values())))}; one expected: tune it, or leave the "
-                "task out"
+                f"task {task}: expected 1 prompt among the {what} (of"
+                f" {', '.join(sorted(set(named.values())))}), got {found}; tune one, or leave the"
+                " task out"
             )
     return in_task
 
 
 def prompt_record(prompts: Mapping[str, Prompt], of: Mapping[str, str]) -> dict[str, Any]:
-    """Records which prompt stands for which task, so that a resumed run can tell a change."""
+    """Return name and checksum of the prompt of each task; a resumed run compares them."""
     return {
         task: {
             "prompt": name,
@@ -351,73 +341,72 @@ def prompt_record(prompts: Mapping[str, Prompt], of: Mapping[str, str]) -> dict[
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """One task that a projector is trained on."""
+    """A training task of a projector."""
 
-    prepared: BoundTask  # the task as the target reads it
-    feed: TrainBatches  # its training batches
-    validation: EncodedSplit  # encoded rows
-    source: Float[Array, "Ps Ds"]  # the source model's prompt of this task, on the devices
+    bound: BoundTask
+    batches: TrainBatches
+    validation: EncodedSplit
+    source: Float[Array, "Ps Ds"]  # source prompt of this task, on the devices
 
 
 @dataclass(frozen=True)
 class TaskBatches:
-    """Batches of several tasks, one task a step, each with its own source prompt."""
+    """Batches of several tasks, one task per step."""
 
-    # Every task has its turn once before any has its next, in an order of the seed, so all weigh
-    # the same, whatever their number of rows. (Paper's code: rows of all tasks in one batch, the
-    # larger tasks cut to the smallest, and with more than one task the rows get another task's
-    # prompt.)
+    # Each round visits every task once in random order, so that all tasks have the same weight.
+    # (Paper's code: rows of all tasks in one batch, larger tasks cut to the smallest; with more than
+    # one task, rows get the prompt of another task.)
 
     tasks: Mapping[str, TrainingTask]  # by short name
-    seed: int  # of the order of tasks; that of rows is in their feeds
-    mesh: Mesh = field(repr=False)  # the devices
+    seed: int  # of the order of tasks
+    mesh: Mesh = field(repr=False)
 
     def task_at(self, step: int) -> str:
-        """Gives the task of a step, counted from 0."""
-        turn, place = divmod(step, len(self.tasks))
-        return list(self.tasks)[shuffled(self.seed, TASK_TURNS, turn, len(self.tasks))[place]]
+        """Return the task of a step, counted from 0."""
+        round_, index = divmod(step, len(self.tasks))
+        return list(self.tasks)[shuffled(self.seed, TASK_ORDER, round_, len(self.tasks))[index]]
 
     def batch_at(self, step: int) -> TaskBatch:
-        """Gives the batch of a step, on the devices."""
+        """Return the batch of a step, on the devices."""
         task = self.tasks[self.task_at(step)]
-        rows = task.feed.batch(step // len(self.tasks), self.mesh)
-        return TaskBatch(rows, task.source, task.prepared.answer)
+        rows = task.batches.batch(step // len(self.tasks), self.mesh)
+        return TaskBatch(rows, task.source, task.bound.answer)
 
 
 def training_task(
     task: Task, source: Prompt, backbone: Backbone, options: ProjectorOptions, mesh: Mesh
 ) -> tuple[TrainingTask, str]:
-    """Reads what is needed of one task."""
-    chosen = resolve_options(options.feeding(), backbone, task)
-    prepared = bind(task, backbone, chosen)
-    feed = make_train_batches(
-        prepared.split("train"), chosen, prepared.batching, backbone.layout, mesh.shape["data"]
+    """Bind a task to the target; return it with the resolved objective."""
+    chosen = resolve_options(options.tune_options(), backbone, task)
+    bound = bind(task, backbone, chosen)
+    batches = make_train_batches(
+        bound.split("train"), chosen, bound.batching, backbone.layout, mesh.shape["data"]
     )
     rows = place(jnp.asarray(source.values), replicated(mesh))
-    return TrainingTask(prepared, feed, prepared.split("validation"), rows), chosen.objective
+    return TrainingTask(bound, batches, bound.split("validation"), rows), chosen.objective
 
 
 def sample_pairs(seed: int, step: int, batch_size: int, count: int) -> Int64[np.ndarray, "B"]:
-    """Chooses the tasks of one step of the distance objective."""
-    # Paper's code: names drawn without replacement, and topped up with replacement where there are
-    # fewer than the batch has places.
+    """Sample the tasks of one step of the distance objective."""
+    # Paper's code: without replacement; with fewer tasks than the batch size, the rest with
+    # replacement.
     first = shuffled(seed, PAIR_STREAM, step, count)[:batch_size]
     key = np.array([seed, MORE_SAMPLES << 32 | step], dtype=np.uint64)
     more = np.random.Philox(key=key).random_raw(max(0, batch_size - count)) % np.uint64(count)
     return np.concatenate([first, more.astype(np.int64)])
 
 
-# --- How well a projector does while it is trained, by task
+# --- Validation scores
 
 
 def score_tasks(
     module: Projector, params: Parameters, tasks: Mapping[str, TrainingTask], mesh: Mesh
 ) -> ProjectorScore:
-    """Scores the projected prompt of every task on its validation rows."""
+    """Score the projected prompt of every task on its validation rows."""
     values, warnings = {}, []
     for name, task in tasks.items():
         prompt = project_on_device(module, params, task.source)
-        score = task.prepared.score([prompt], task.validation, mesh)[0]
+        score = task.bound.score([prompt], task.validation, mesh)[0]
         values[name] = score.value
         warnings += [f"{name}: {score.warning}"] if score.warning else []
     mean = float(np.mean(list(values.values())))
@@ -427,7 +416,7 @@ def score_tasks(
 def score_pairs(
     module: Projector, params: Parameters, pairs: Pairs, names: list[str], count: int
 ) -> ProjectorScore:
-    """Measures the distance of every projected prompt from the target's own."""
+    """Return the error of every projected prompt against the target's in-task prompt."""
     found = project_on_device(module, params, pairs.sources)
     errors = fetch(jnp.square(found - pairs.targets).mean(axis=(1, 2)))
     values = dict(zip(names, map(float, errors), strict=True))
@@ -436,13 +425,11 @@ def score_pairs(
     return ProjectorScore("error", -float(np.mean(list(learnt.values()))), learnt, unseen)
 
 
-# --- Projectors on disk: ``projector.safetensors``, weights and a card that says what they are
-# The card, JSON under ``card`` in the metadata, names the activation and all sizes, so that no
-# projector is ever run as another one than was trained (the paper's code loads one trained with
-# Tanh as LeakyReLU: the two have equal names of weights).
+# --- Projector files
+# The card (JSON in the metadata) has the activation and all sizes; from the weights alone a Tanh
+# projector cannot be distinguished from a LeakyReLU one (the paper's code loads one as the other).
 
 PROJECTOR_FILE = "projector.safetensors"
-"""The name of the projector in the folder of its run."""
 
 _STORE_COUNTS = ("source_length", "source_width", "target_length", "target_width", "bottleneck")
 _FLAGS = ("layer_norm", "per_token")
@@ -450,27 +437,27 @@ _FLAGS = ("layer_norm", "per_token")
 
 @dataclass(frozen=True)
 class ProjectorCard:
-    """What a projector is: written into its file, read by every later step.
+    """Metadata of a projector, stored in its file.
 
     Attributes:
-        source_backbone: name of the model whose prompts it reads.
-        target_backbone: name of the model whose prompts it writes.
-        target_layout: where the target's family has its prompts.
+        source_backbone: Name of the source model.
+        target_backbone: Name of the target model.
+        target_layout: Prompt layout of the target model.
         objective: ``task``, ``distance``, ``least_squares``, or ``untrained``.
-        tasks: it was trained on.
+        tasks: Training tasks.
         source_length: P of the source.
         source_width: D of the source.
         target_length: P of the target.
         target_width: D of the target.
-        bottleneck: neurons between the two maps.
+        bottleneck: Neurons between the two linear maps.
         activation: ``leaky_relu``, ``tanh`` or ``none``.
-        layer_norm: whether each row is normalised.
-        rescale_to: norm that normalised rows are brought to.
-        per_token: whether rows are mapped one by one.
-        seed: of its run.
-        steps: after how many steps these weights were taken.
-        score: their mean score on validation (task), or mean squared error (distance).
-        jpt_version: the version that wrote it.
+        layer_norm: LayerNorm over each prompt token.
+        rescale_to: Norm of the prompt tokens after LayerNorm.
+        per_token: Tokens are mapped one by one, with shared weights.
+        seed: Seed of the training run.
+        steps: Training steps of these weights.
+        score: Mean validation score (task), or mean squared error (distance).
+        jpt_version: Version that wrote the file.
     """
 
     source_backbone: str
@@ -493,26 +480,20 @@ class ProjectorCard:
     jpt_version: str | None = None
 
     def module(self) -> Projector:
-        """Builds the module that this card describes."""
-        return Projector(
-            self.target_length,
-            self.target_width,
-            self.bottleneck,
-            self.activation,
-            self.layer_norm,
-            self.rescale_to,
-            self.per_token,
-        )
+        """Return the module that this card describes."""
+        names = ("bottleneck", "activation", "layer_norm", "rescale_to", "per_token")
+        options = {name: getattr(self, name) for name in names}
+        return Projector(self.target_length, self.target_width, **options)
 
 
 @dataclass(frozen=True)
 class TrainedProjector:
-    """A projector ready for use.
+    """A projector, callable on prompts of the source model.
 
     Attributes:
-        card: what it is.
-        params: its weights.
-        name: of its file, for messages and for the cards of what it makes.
+        card: Metadata.
+        params: Weights.
+        name: File name, for messages and the cards of projected prompts.
     """
 
     card: ProjectorCard
@@ -520,36 +501,36 @@ class TrainedProjector:
     name: str = "projector"
 
     def __call__(self, prompt: Prompt) -> Float32[np.ndarray, "P D"]:
-        """Projects a prompt after a check that it is one of the source model."""
+        """Project a prompt of the source model."""
         check_source(self.card, prompt)
         return project(self.card.module(), self.params, prompt.values)
 
 
 def check_source(card: ProjectorCard, prompt: Prompt, name: str = "the prompt") -> None:
-    """Refuses a prompt that a projector was not made for."""
-    rows, columns = prompt.values.shape
-    if (rows, columns) != (card.source_length, card.source_width):
+    """Raise InputError if shape or backbone of a prompt differ from the projector's source."""
+    expected = (card.source_length, card.source_width)
+    if prompt.values.shape != expected:
         raise InputError(
-            f"{name} has {rows} rows of {columns} (tuned on {prompt.card.backbone}), but the "
-            f"projector reads {card.source_length} rows of {card.source_width} (of "
-            f"{card.source_backbone}); give prompts of those sizes or train another projector"
+            f"{name}: expected shape {list(expected)} ({card.source_backbone}), as the projector"
+            f" reads, got {list(prompt.values.shape)} ({prompt.card.backbone}); give prompts of"
+            " that shape or train another projector"
         )
     if prompt.card.backbone != card.source_backbone:
         raise InputError(
-            f"{name} was tuned on {prompt.card.backbone}, but the projector reads prompts of "
-            f"{card.source_backbone}; give prompts of that model or train another projector"
+            f"{name}: expected a prompt of {card.source_backbone}, as the projector reads, got one"
+            f" of {prompt.card.backbone}; give prompts of that model or train another projector"
         )
 
 
 def save_projector(path: str | Path, projector: TrainedProjector) -> None:
-    """Writes a projector in one step.
+    """Write a projector file atomically.
 
     Args:
-        path: the file, by custom ``projector.safetensors``; its folder must exist.
-        projector: what to write.
+        path: File, usually ``projector.safetensors``; its folder must exist.
+        projector: Projector to write.
 
     Raises:
-        InputError: a weight is not finite, or the file cannot be written.
+        InputError: If a weight is not finite, or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -566,25 +547,26 @@ def save_projector(path: str | Path, projector: TrainedProjector) -> None:
     for name, values in tensors.items():
         if not np.isfinite(values).all():
             raise InputError(
-                f"cannot write {path}: {name} holds NaN or infinity; train again with a lower rate"
+                f"cannot write {path}: {name} holds NaN or infinity; train again with a lower"
+                " learning rate"
             )
     card = dataclasses.replace(projector.card, jpt_version=__version__)
-    told = {k: v for k, v in dataclasses.asdict(card).items() if v is not None}
-    write_safetensors(path, tensors, {"card": json.dumps(told, allow_nan=False)})
+    values = {k: v for k, v in dataclasses.asdict(card).items() if v is not None}
+    write_safetensors(path, tensors, {"card": json.dumps(values, allow_nan=False)})
 
 
 def load_projector(path: str | Path) -> TrainedProjector:
-    """Reads a projector.
+    """Load a projector.
 
     Args:
-        path: its file, or the folder of its run.
+        path: Projector file or run folder.
 
     Returns:
         The projector.
 
     Raises:
-        InputError: the file is missing, broken, no projector, or its weights have not the sizes
-            that its card names.
+        InputError: If the file is missing, broken or not a projector, or if its weights do not
+            match its card.
 
     Example:
         See `save_projector`.
@@ -593,8 +575,8 @@ def load_projector(path: str | Path) -> TrainedProjector:
     if file.is_dir():
         if not (file / PROJECTOR_FILE).is_file():
             raise InputError(
-                f"{file} is a folder without {PROJECTOR_FILE}: an unfinished run, or no run; give "
-                "a projector file or a finished run"
+                f"{file}: expected a finished run, got a folder without {PROJECTOR_FILE}; give a"
+                " projector file or a finished run"
             )
         file = file / PROJECTOR_FILE
     tensors, metadata = read_header(file)
@@ -609,7 +591,6 @@ def load_projector(path: str | Path) -> TrainedProjector:
 
 
 def _expected_shapes(card: ProjectorCard) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight of a projector, by its name in the file."""
     source = jnp.zeros((card.source_length, card.source_width), jnp.float32)
     shapes = jax.eval_shape(card.module().init, jax.random.key(0), source)["params"]
     return {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
@@ -620,48 +601,52 @@ def _check_shapes(
     found: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Names the first weight that is missing, left over or of another size."""
+    """Raise InputError for the first missing, unexpected or misshapen weight."""
+    cure = "the card is of another projector: train it again"
     for name in expected:
         if name not in found:
-            held = ", ".join(list(found)[:6]) or "nothing"
-            raise InputError(
-                f"{file} has no weights '{name}' (it holds {held}); its card and its weights are "
-                "of two projectors"
-            )
+            names = ", ".join(list(found)[:6]) or "none"
+            raise InputError(f"{file}: expected weights '{name}', got {names}; {cure}")
         if found[name] != expected[name]:
             raise InputError(
-                f"{file}: '{name}' has the shape {list(found[name])}, and by the card it should "
-                f"have {list(expected[name])}; card and weights are of two projectors"
+                f"{file}: expected shape {list(expected[name])} of '{name}', got"
+                f" {list(found[name])}; {cure}"
             )
     left = [name for name in found if name not in expected]
     if left:
-        raise InputError(f"{file} holds '{left[0]}', which a projector of its card has not")
+        raise InputError(f"{file}: unexpected weights '{left[0]}'; {cure}")
 
 
 def _parse_card(file: Path, metadata: Mapping[str, str]) -> ProjectorCard:
-    """The card, checked value by value; what a later version adds to it is left out."""
+    """Return the card with every value checked; fields of later versions are ignored."""
     if "card" not in metadata:
-        raise InputError(f"{file} has no card and is no projector; make one with jpt project train")
+        raise InputError(
+            f"{file}: expected a projector, got a file without a card; make one with jpt project"
+            " train"
+        )
     table = parse_json(metadata["card"].encode(), f"the card of {file}")
     fields = dataclasses.fields(ProjectorCard)
     if not isinstance(table, dict) or "source_backbone" not in table:
         raise InputError(
-            f"{file} is no projector (its card names no source_backbone); give the file of jpt "
-            "project train"
+            f"{file}: expected a projector, got a card without source_backbone; make one with jpt"
+            " project train"
         )
     known = {each.name: table[each.name] for each in fields if table.get(each.name) is not None}
     for each in fields:
         if each.default is dataclasses.MISSING and each.name not in known:
-            raise InputError(f"the card of {file} names no {each.name}; train the projector again")
+            raise InputError(f"card of {file}: {each.name} is missing; train the projector again")
     for name, value in known.items():
         expected = _expected(name, value)
         if expected:
-            raise InputError(f"the card of {file} has {name} = {value!r}; {expected} expected")
+            raise InputError(
+                f"card of {file}: expected {expected} for {name}, got {value!r}; train the"
+                " projector again"
+            )
     return ProjectorCard(**{**known, "tasks": tuple(known["tasks"])})
 
 
 def _expected(name: str, value: Any) -> str | None:
-    """What a value of the card should have been, or None where it is right."""
+    """Return what was expected of a card value, or None if it is valid."""
     if name in _STORE_COUNTS:
         return None if type(value) is int and value > 0 else "a whole number above 0"
     if name in ("seed", "steps"):
@@ -677,19 +662,19 @@ def _expected(name: str, value: Any) -> str | None:
     choices = {"activation": tuple(ACTIVATIONS), "target_layout": LAYOUTS}.get(name)
     if choices is not None:
         return None if value in choices else f"one of {', '.join(choices)}"
-    return None if isinstance(value, str) else "a text"
+    return None if isinstance(value, str) else "a string"
 
 
-# --- How large a projector is: what the prompts of both models say, checked against each other
+# --- Sizes and their checks
 
 
 def refuse_same_backbone(prompts: Mapping[str, Prompt], target: Backbone | str | Path) -> None:
-    """Refuses a projector from a model to itself."""
+    """Raise InputError if source and target are the same model."""
     name = target.name if isinstance(target, Backbone) else str(target)
     if next(iter(prompts.values())).card.backbone == name:
         raise InputError(
-            f"source and target are the same backbone, {name}; a projector goes between two: on "
-            "one model a prompt is used as it is, with jpt transfer or jpt warm-start"
+            f"target backbone: expected another model than the source, got {name} for both; on one"
+            " model use the prompts directly, with jpt transfer or jpt warm-start"
         )
 
 
@@ -700,7 +685,7 @@ def make_card(
     tasks: tuple[str, ...],
     options: ProjectorOptions,
 ) -> ProjectorCard:
-    """Describes a projector that is not trained yet."""
+    """Return the card of a projector before training."""
     first = next(iter(prompts.values()))
     return ProjectorCard(
         source_backbone=first.card.backbone,
@@ -722,7 +707,7 @@ def make_card(
 
 
 def mean_norm(backbone: Backbone) -> float:
-    """Gives the mean Euclidean norm of a model's word embeddings."""
+    """Return the mean Euclidean norm of a model's word embeddings."""
     words = backbone.params["embeddings"]["word"].astype(jnp.float32)
     return float(jnp.linalg.norm(words, axis=-1).mean())
 
@@ -735,53 +720,53 @@ def with_backbone(
     length: int | None,
     mesh: Mesh,
 ) -> tuple[ProjectorOptions, Backbone]:
-    """Settles length and learning rate, and loads the target."""
+    """Resolve length and learning rate, and load the target."""
     rows = length_of(prompts)
     options = dataclasses.replace(options, length=length or rows)
     if options.per_token and options.length != rows:
         raise InputError(
-            f"a per-token projector maps row by row, but the source's prompts have {rows} rows and "
-            f"the target's shall have {options.length}; leave per_token out"
+            f"length: expected {rows}, the source's, which a per-token projector keeps, got"
+            f" {options.length}; leave per_token out"
         )
     backbone = resolve_backbone(target, options.dtype, mesh=mesh, remat=options.remat)
     check_lengths(backbone, options.length, 1)
-    return options.with_rate(objective, backbone.defaults), backbone
+    return options.with_learning_rate(objective, backbone.defaults), backbone
 
 
 def check_targets(targets: Mapping[str, Prompt], backbone: Backbone) -> None:
-    """Refuses own prompts that are of another model."""
+    """Raise InputError if in-task prompts are of another model than the target."""
     first = next(iter(targets.values()))
     if first.card.backbone != backbone.name or first.values.shape[1] != backbone.config.width:
         raise InputError(
-            f"the target's own prompts were tuned on {first.card.backbone} (width "
-            f"{first.values.shape[1]}), and the target is {backbone.name} (width "
-            f"{backbone.config.width}); give prompts tuned on the target"
+            f"targets: expected prompts of {backbone.name} (width {backbone.config.width}), got"
+            f" prompts of {first.card.backbone} (width {first.values.shape[1]}); give prompts tuned"
+            " on the target"
         )
 
 
 def length_of(prompts: Mapping[str, Prompt]) -> int:
-    """Gives the number of rows that all of some prompts have."""
+    """Return the common number of prompt tokens."""
     return len(next(iter(prompts.values())).values)
 
 
-# --- Everything a projector's training is made of, loaded and checked before its first step
+# --- Loaded and checked inputs of a training run
 
 
 @dataclass(frozen=True)
 class ProjectorPlan:
-    """What is trained on what."""
+    """Everything a training run needs."""
 
-    card: ProjectorCard  # of the projector to come
-    options: ProjectorOptions  # with every choice made
-    mesh: Mesh  # the devices
-    frozen: Any  # the weights that every step reads: the target's, or the pairs of prompts
-    step: ProjectorStep  # the compiled step
-    batch_at: Callable[[int], Any]  # gives the batch of a step, counted from 0
-    score: Callable[[Parameters], ProjectorScore]  # scores the projector's weights
-    about: Callable[[int], dict[str, Any]]  # what the log says of a step, counted from 0
-    metric: str  # name of the score
-    measured_on: str  # what it is measured on
-    config: dict[str, Any]  # what defines the run
+    card: ProjectorCard  # before training
+    options: ProjectorOptions  # resolved
+    mesh: Mesh
+    frozen: Any  # read by every step: the target's weights, or the pairs of prompts
+    step: ProjectorStep  # compiled
+    batch_at: Callable[[int], Any]  # batch of a step, counted from 0
+    score: Callable[[Parameters], ProjectorScore]
+    log_fields: Callable[[int], dict[str, Any]]  # added to the log line of a step, from 0
+    metric: str
+    measured_on: str
+    config: dict[str, Any]  # all that defines the run
 
 
 def plan_projector(
@@ -793,7 +778,7 @@ def plan_projector(
     data: str | Path | None,
     options: ProjectorOptions,
 ) -> ProjectorPlan:
-    """Loads and checks everything, cheap things first, before anything is compiled."""
+    """Load and check all inputs, cheap checks first, before anything compiles."""
     check_choice("objective", objective, PROJECTOR_OBJECTIVES)
     given, options = read_prompts(sources), options.resolve(objective)
     refuse_same_backbone(given, target)
@@ -813,7 +798,8 @@ def plan_projector(
     learnt = {name: task for name, (task, _) in found.items()}
     answer_objective = next(iter(found.values()))[1]
     card = make_card(given, backbone, objective, tuple(definitions), options)
-    feed, module = TaskBatches(learnt, options.seed, mesh), backbone.module.clone(dropout_rate=0.0)
+    batches = TaskBatches(learnt, options.seed, mesh)
+    module = backbone.module.clone(dropout_rate=0.0)
     record = {"sources": prompt_record(given, in_task), "data": _data_record(learnt)}
     return ProjectorPlan(
         card=card,
@@ -821,9 +807,9 @@ def plan_projector(
         mesh=mesh,
         frozen=backbone.params,
         step=task_step(module, card.module(), options.learning_rate, answer_objective, mesh),
-        batch_at=feed.batch_at,
+        batch_at=batches.batch_at,
         score=lambda params: score_tasks(card.module(), params, learnt, mesh),
-        about=lambda step: {"task": feed.task_at(step)},
+        log_fields=lambda step: {"task": batches.task_at(step)},
         metric="mean_score",
         measured_on="validation",
         config=_config(card, options, backbone, record),
@@ -840,24 +826,24 @@ def _plan_distance(
 ) -> ProjectorPlan:
     if targets is None:
         raise InputError(
-            "the distance objective needs the target model's own prompts; give targets, a folder "
-            "of prompts tuned on it, or take the objective task"
+            "targets: the distance objective needs prompts tuned on the target, got none; give"
+            " them, or use the task objective"
         )
     wanted = read_prompts(targets)
     common = _common_tasks(given, wanted)
     learnt = common if tasks is None else short_names(tasks)
     if not learnt:
         raise InputError(
-            f"the source prompts are of the tasks {_tasks_of(given)} and the target's own of "
-            f"{_tasks_of(wanted)}; tune at least one task on both models"
+            f"tasks: expected one with prompts of both models, got {_tasks_of(given)} (source) and"
+            f" {_tasks_of(wanted)} (target); tune at least one task on both models"
         )
     names = [*learnt, *(name for name in common if name not in learnt)]
     in_task = prompts_of_tasks(given, names, "source prompts")
-    goals = prompts_of_tasks(wanted, names, "target's own prompts")
+    goals = prompts_of_tasks(wanted, names, "target's prompts")
     if options.length not in (None, length_of(wanted)):
         raise InputError(
-            f"length is {options.length}, and the target's own prompts have {length_of(wanted)} "
-            "rows; leave length out"
+            f"length: expected {length_of(wanted)}, as the target's prompts have, got"
+            f" {options.length}; leave length out"
         )
     options, backbone = with_backbone(given, target, options, "distance", length_of(wanted), mesh)
     check_targets(wanted, backbone)
@@ -870,8 +856,8 @@ def _plan_distance(
     record = {"sources": prompt_record(given, in_task), "targets": prompt_record(wanted, goals)}
 
     def batch_at(step: int) -> Array:
-        drawn = sample_pairs(options.seed, step, options.batch_size, count)
-        return place(drawn.astype(np.int32), replicated(mesh))
+        tasks = sample_pairs(options.seed, step, options.batch_size, count)
+        return place(tasks.astype(np.int32), replicated(mesh))
 
     return ProjectorPlan(
         card=card,
@@ -881,7 +867,7 @@ def _plan_distance(
         step=distance_step(module, options.learning_rate, mesh),
         batch_at=batch_at,
         score=lambda params: score_pairs(module, params, pairs, names, count),
-        about=lambda step: {},
+        log_fields=lambda step: {},
         metric="error",
         measured_on="its own tasks",
         config=_config(card, options, backbone, record),
@@ -889,9 +875,8 @@ def _plan_distance(
 
 
 def _data_record(tasks: Mapping[str, TrainingTask]) -> dict[str, Any]:
-    """What was read of every task."""
     return {
-        name: data_record({"train": task.feed.split, "validation": task.validation})
+        name: data_record({"train": task.batches.split, "validation": task.validation})
         for name, task in tasks.items()
     }
 
@@ -899,7 +884,7 @@ def _data_record(tasks: Mapping[str, TrainingTask]) -> dict[str, Any]:
 def _config(
     card: ProjectorCard, options: ProjectorOptions, backbone: Backbone, record: dict[str, Any]
 ) -> dict[str, Any]:
-    """Defines the run: another config is another run."""
+    """Return all that defines the run; only a run with the same config is resumed."""
     return {
         "jpt_version": __version__,
         "objective": card.objective,
@@ -918,7 +903,7 @@ def _tasks_of(prompts: Mapping[str, Prompt]) -> str:
 
 
 def _common_tasks(sources: Mapping[str, Prompt], targets: Mapping[str, Prompt]) -> list[str]:
-    """Tasks that both models have prompts of, by short name."""
+    """Return the short names of tasks with prompts of both models."""
     first, second = (
         set(short_names({prompt.card.task for prompt in prompts.values()}))
         for prompts in (sources, targets)
@@ -926,18 +911,18 @@ def _common_tasks(sources: Mapping[str, Prompt], targets: Mapping[str, Prompt]) 
     return sorted(first & second)
 
 
-# --- Training a projector between two models, on tasks or on the distance to the target's prompts
+# --- Training
 
 
 @dataclass(frozen=True)
 class ProjectorResult:
-    """What a finished training gives.
+    """Result of `train_projector`.
 
     Attributes:
-        projector: the best one on validation.
-        record: scores and settings, as in ``result.json``.
-        history: the logged lines.
-        folder: where the run lies, where it was written.
+        projector: Projector with the best validation score.
+        record: Scores and settings, as in ``result.json``.
+        history: Logged lines.
+        folder: Run folder; None if the run was kept in memory.
     """
 
     projector: TrainedProjector
@@ -946,7 +931,7 @@ class ProjectorResult:
     folder: Path | None
 
     def describe(self) -> str:
-        """Says in a few lines what came out."""
+        """Return scores and settings as text."""
         record = self.record
         found = record["validation"]
         value = found[record["metric"]]
@@ -965,15 +950,14 @@ class ProjectorResult:
 
 @dataclass
 class _ProjectorRun(Run):
-    """A run whose log says of each training step what it was about."""
+    """A run with the task of each training step in its log."""
 
-    about: Callable[[int], dict[str, Any]] = lambda step: {}  # what is added to the line of a step
+    log_fields: Callable[[int], dict[str, Any]] = lambda step: {}
 
     def log(self, line: dict[str, Any]) -> None:
-        """Keeps one line of the log."""
         if line["split"] == "train":
-            more = self.about(line["step"] - 1)
-            if not more:  # the distance knows no right answers
+            more = self.log_fields(line["step"] - 1)
+            if not more:  # the distance objective has no accuracy
                 line = {name: value for name, value in line.items() if name != "accuracy"}
             line = {**line, **more}
         super().log(line)
@@ -991,33 +975,34 @@ def train_projector(
     progress: bool = False,
     **options: Any,
 ) -> ProjectorResult:
-    """Trains a projector that turns prompts of one model into prompts of another.
+    """Train a projector from prompts of one model to prompts of another (paper, section 4).
 
-    Paper: section 4. With the objective ``task`` the projected prompt of a task stands before its
-    rows in the frozen target, and its loss trains the projector alone; several tasks take turns,
-    each with its own prompt. With ``distance`` the projector learns to give the target model's own
-    prompts of the same tasks, tuned before; no rows are needed.
+    The ``task`` objective trains the projector with the task loss of the projected prompt on the
+    frozen target; several tasks alternate, one per step. The ``distance`` objective fits the
+    target model's in-task prompts of the same tasks and needs no rows.
 
     Args:
-        sources: the source model's prompts: a folder, or prompts by name; cards name their tasks.
-        target_backbone: the frozen target: a loaded one, a name, a folder or a hub id.
+        sources: Prompts of the source model: a folder, or prompts by name; cards name their tasks.
+        target_backbone: Frozen target model: loaded, a name, a folder or a hub id.
         objective: ``task`` or ``distance``.
-        tasks: to train on; by default those of the sources' cards (distance: those of both).
-        out: run folder. A finished run there returns at once, a broken one goes on and ends bit
-            for bit as if it had never stopped. None keeps the run in memory.
-        targets: the target's own prompts, for the distance; tasks of both that are not trained on
-            are measured and change nothing.
-        data: a folder that holds a folder of rows for each catalog task.
-        progress: whether to show a bar on stderr.
-        **options: fields of :class:`jpt.config.ProjectorOptions`.
+        tasks: Training tasks; defaults to those in the sources' cards (distance: with prompts of
+            both models).
+        out: Run folder. A finished run is returned at once, a stopped one is resumed,
+            bit-identical to an uninterrupted one. None keeps the run in memory.
+        targets: In-task prompts of the target model, for ``distance``; those of tasks that are not
+            trained on are only evaluated.
+        data: Folder with a subfolder of rows for each catalog task.
+        progress: Show a progress bar on stderr.
+        **options: Fields of :class:`jpt.config.ProjectorOptions`.
 
     Returns:
-        The best projector by mean score on validation, or by distance on its tasks; and the log.
+        The :class:`ProjectorResult`: the projector with the best validation score (distance: the
+        smallest error on the training tasks), and the log.
 
     Raises:
-        InputError: for anything that cannot work, before anything is compiled.
-        DivergedError: for a loss that is no finite number.
-        StoppedError: after SIGTERM or Ctrl-C; the state is saved.
+        InputError: If an input is invalid, before anything compiles.
+        DivergedError: If the loss is not finite.
+        StoppedError: After SIGTERM or Ctrl-C; the state is saved.
 
     Example:
         >>> from jpt.types import Prompt, PromptCard
@@ -1028,8 +1013,8 @@ def train_projector(
         (4, 128)
     """
     started_s = time.monotonic()
-    material = (sources, target_backbone, objective, tasks, targets, data)
-    plan = plan_projector(*material, ProjectorOptions(**options))
+    inputs = (sources, target_backbone, objective, tasks, targets, data)
+    plan = plan_projector(*inputs, ProjectorOptions(**options))
     folder = None if out is None else RunFolder(Path(out), plan.config)
     if folder is not None and folder.result is not None:
         projector = load_projector(folder.path)
@@ -1059,7 +1044,7 @@ def _run(
         ),
         folder=folder,
         checkpoints=checkpoints,
-        about=plan.about,
+        log_fields=plan.log_fields,
     )
     state = resume(run, _initial_state(plan))
     with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
@@ -1088,7 +1073,7 @@ def _initial_state(plan: ProjectorPlan) -> LoopState:
 def _record(
     plan: ProjectorPlan, history: list[dict[str, Any]], best_step: int, started_s: float
 ) -> dict[str, Any]:
-    """Puts the result together, with the scores as they were when the projector was kept."""
+    """Return the result, with the validation scores of the kept projector."""
     kept = next(
         line for line in history if line["split"] == "validation" and line["step"] == best_step
     )

@@ -491,28 +491,28 @@ class _Scorer:
         check_prompt(plan.first, model.name, model.config.width, model.layout, chosen.is_named)
         self._values = {run.name: _values(plan, run, model) for run in plan.runs}
         rows, first = len(plan.first.values), plan.first.card.first_position or 0
-        self._prepared: dict[str, BoundTask] = {}
+        self._bound: dict[str, BoundTask] = {}
         for name, task in plan.tasks.items():
             tokens = resolve_max_tokens(settings.max_tokens, model, task, rows, first)
-            self._prepared[name] = bind_task(
+            self._bound[name] = bind_task(
                 task, model, tokens, settings.eval_batch_size, first, settings.label_scoring
             )
         self._splits = {
             name: encode_cached(
                 plan.rows[name],
-                prepared.task,
+                bound.task,
                 model.tokenizer,
-                prepared.batching.max_tokens,
+                bound.batching.max_tokens,
                 model.layout,
-                prepared.answer_tokens,
+                bound.answer_tokens,
             )
-            for name, prepared in self._prepared.items()
+            for name, bound in self._bound.items()
         }
 
     def score(self, target: str, runs: list[str]) -> list[Score]:
         """Scores runs on one target."""
         values = [self._values[run] for run in runs]
-        return self._prepared[target].score(values, self._splits[target], self._mesh)
+        return self._bound[target].score(values, self._splits[target], self._mesh)
 
 
 def _values(plan: MatrixPlan, run: MatrixRun, model: Backbone) -> Float[Array, "P D"] | None:

@@ -25,17 +25,10 @@ from jpt.config import PAPER_CHOICES, TuneOptions
 from jpt.data.batches import bucket_length, evaluation_batches
 from jpt.data.encode import EncodedSplit, encode_cached
 from jpt.data.rows import attach_data, has_split, read_rows
+from jpt.distributed import process_count
 from jpt.errors import InputError
 from jpt.io.tokenizer import TextTokenizer
-from jpt.parallel import (
-    fetch,
-    local_rows,
-    place,
-    place_batch,
-    process_count,
-    prompt_sharding,
-    replicated,
-)
+from jpt.parallel import fetch, local_rows, place, place_batch, prompt_sharding, replicated
 from jpt.tasks.catalog import load_task
 from jpt.tasks.metrics import TEXT_METRICS, compute_measures, score_texts
 from jpt.tasks.task import Task
@@ -50,46 +43,39 @@ from jpt.tuning.losses import (
 )
 from jpt.types import Batch, Data, Generation, Parameters, Score
 
-# --- How rows and prompts are put together where they are scored; changes speed, never a number
+# --- Batching of rows and prompts: affects speed, never a number
 
-BANK_MB = 1024
-"""Memory of a device for what passes through the layers of a bank's prompts, roughly."""
-
-CPU_ROWS = 16
-"""Rows whose states pass a CPU's layers in its cache, where each row has a prompt's states too."""
-
-AT_ONCE = 64
-"""Prompts that are worth handing in together, on each part of the axis ``prompt``."""
+BANK_MB = 1024  # approximate activation memory per device for a prompt bank
+CPU_ROWS = 16  # rows whose activations, prompt included, fit into a CPU's cache
+AT_ONCE = 64  # prompts worth scoring together, per shard of the mesh axis `prompt`
 
 
 class Batching(NamedTuple):
     """How rows are put into batches."""
 
-    batch_size: int  # rows of a batch
-    max_tokens: int  # the length the rows were encoded with, which is the longest bucket
-    pad: int  # id of the padding piece
-    # the most rows of a batch on each device that is a CPU; None for batch_size
-    cpu_rows: int | None = None
+    batch_size: int  # rows per batch
+    max_tokens: int  # encoded text length, which is the longest bucket
+    pad: int  # padding token id
+    cpu_rows: int | None = None  # limit per CPU device; None for batch_size
 
     def rows_at_once(self, mesh: Mesh | None) -> int:
-        """Says how many rows are scored at once."""
+        """Return the number of rows scored in one call."""
         if self.cpu_rows is None or _platform(mesh) != "cpu":
             return self.batch_size
         return min(self.batch_size, self.cpu_rows * (1 if mesh is None else mesh.shape["data"]))
 
 
 class Chunk(NamedTuple):
-    """Prompts that go through one program at once."""
+    """Prompts scored in one call."""
 
-    numbers: tuple[int, ...]  # their places among all prompts
-    # one prompt, None for the untouched model, or a bank, filled up to divide over the axis
-    # ``prompt``
+    indices: tuple[int, ...]  # into the list of all prompts
+    # one prompt, None for the bare model, or a bank padded to a multiple of the axis `prompt`
     values: Float[Array, "K P D"] | Float[Array, "P D"] | None
 
 
 def prompts_at_once(mesh: Mesh | None) -> int:
-    """Says how many prompts are best scored in one call."""
-    # On a CPU one after the other was measured to be faster than all at once.
+    """Return how many prompts to score in one call."""
+    # On a CPU one prompt at a time was measured to be faster than a bank.
     if mesh is None or (mesh.shape["prompt"] == 1 and _platform(mesh) == "cpu"):
         return 1
     return AT_ONCE * mesh.shape["prompt"]
@@ -107,53 +93,52 @@ def plan_chunks(
     n_words: int,
     mesh: Mesh | None,
 ) -> list[Chunk]:
-    """Decides which prompts go through the model together, and puts them on the devices."""
-    alone = [number for number, prompt in enumerate(prompts) if prompt is None]
-    by_length: dict[int, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        if prompt is not None:
-            by_length.setdefault(len(prompt), []).append(number)
+    """Group prompts of one length into chunks and place them on the devices."""
     if prompts_at_once(mesh) == 1:
-        return [Chunk((number,), _alone(prompt, mesh)) for number, prompt in enumerate(prompts)]
-    pieces = [Chunk((number,), None) for number in alone]
-    for rows, numbers in by_length.items():
-        size = _fitting(config, rows, split, batching, n_words, mesh)
-        for some in np.array_split(numbers, math.ceil(len(numbers) / size)):
-            pieces.append(_piece(prompts, tuple(some.tolist()), mesh))
-    return pieces
+        return [Chunk((index,), _replicate(prompt, mesh)) for index, prompt in enumerate(prompts)]
+    chunks, by_length = [], {}
+    for index, prompt in enumerate(prompts):
+        if prompt is None:
+            chunks.append(Chunk((index,), None))
+        else:
+            by_length.setdefault(len(prompt), []).append(index)
+    for length, indices in by_length.items():
+        size = _chunk_size(config, length, split, batching, n_words, mesh)
+        for part in np.array_split(indices, math.ceil(len(indices) / size)):
+            chunks.append(_make_chunk(prompts, tuple(part.tolist()), mesh))
+    return chunks
 
 
-def _fitting(
-    config: Any, rows: int, split: EncodedSplit, batching: Batching, n_words: int, mesh: Mesh
+def _chunk_size(
+    config: Any, length: int, split: EncodedSplit, batching: Batching, n_words: int, mesh: Mesh
 ) -> int:
-    """How many prompts of a length fit into the budget: a multiple of the axis ``prompt``."""
-    longest = bucket_length(int(split.lengths.max()), batching.max_tokens)
-    places = rows + longest + 1
-    # One layer's states, neurons and attention at a time, in float32, rounded up.
-    passing = places * (6 * config.width + config.neurons) + config.heads * places**2
-    passing += n_words * config.vocabulary
-    share = math.ceil(batching.rows_at_once(mesh) / mesh.shape["data"])
-    return mesh.shape["prompt"] * max(1, int(BANK_MB * 2**20 / (4 * passing * share)))
+    """Return how many prompts fit into BANK_MB, a multiple of the axis `prompt`."""
+    tokens = length + bucket_length(int(split.lengths.max()), batching.max_tokens) + 1
+    # One layer at a time, in float32, rounded up: states, neurons and attention.
+    activations = tokens * (6 * config.width + config.neurons) + config.heads * tokens**2
+    activations += n_words * config.vocabulary
+    rows = math.ceil(batching.rows_at_once(mesh) / mesh.shape["data"])
+    return mesh.shape["prompt"] * max(1, int(BANK_MB * 2**20 / (4 * activations * rows)))
 
 
-def _alone(prompt: Float[Array, "P D"] | None, mesh: Mesh | None) -> Float[Array, "P D"] | None:
-    """Puts one prompt where training has it: from elsewhere, its program would be another one."""
+def _replicate(prompt: Float[Array, "P D"] | None, mesh: Mesh | None) -> Float[Array, "P D"] | None:
+    # With the sharding that training uses, else scoring would compile another program.
     return prompt if prompt is None or mesh is None else place(prompt, replicated(mesh))
 
 
-def _piece(
-    prompts: Sequence[Float[Array, "P D"] | None], numbers: tuple[int, ...], mesh: Mesh
+def _make_chunk(
+    prompts: Sequence[Float[Array, "P D"] | None], indices: tuple[int, ...], mesh: Mesh
 ) -> Chunk:
-    """Puts some prompts into one array; the last one is repeated until the axis divides them."""
-    if len(numbers) == 1:
-        return Chunk(numbers, _alone(prompts[numbers[0]], mesh))
-    missing = -len(numbers) % mesh.shape["prompt"]
-    chosen = [*numbers, *[numbers[-1]] * missing]
-    bank = np.stack([np.asarray(fetch(prompts[number]), np.float32) for number in chosen])
-    return Chunk(numbers, place(bank, prompt_sharding(mesh)))
+    """Stack prompts, repeating the last one until the axis `prompt` divides their number."""
+    if len(indices) == 1:
+        return Chunk(indices, _replicate(prompts[indices[0]], mesh))
+    missing = -len(indices) % mesh.shape["prompt"]
+    padded = [*indices, *[indices[-1]] * missing]
+    bank = np.stack([np.asarray(fetch(prompts[index]), np.float32) for index in padded])
+    return Chunk(indices, place(bank, prompt_sharding(mesh)))
 
 
-# --- Scoring a prompt over every row of a split, whatever the batch size
+# --- Scoring of labels
 
 
 def bank_logits(
@@ -166,36 +151,34 @@ def bank_logits(
     mesh: Mesh | None = None,
     neuron_mask: NeuronMask | None = None,
 ) -> Float[np.ndarray, "K N C"]:
-    """Scores the labels of every row of a split behind each of several prompts."""
-    # Rows travel to the device once, and prompts of one length share a compiled program. Where the
-    # mesh has an axis ``prompt``, or the devices are no CPU, many prompts go through it at once, as
-    # many as a memory budget holds.
+    """Score the labels of every row of a split with each of several prompts."""
+    # Rows are transferred to the device once; prompts of one length share a compiled program.
     n_labels = answer.n_labels or len(answer.label_ids)
     logits = np.zeros((len(prompts), split.n_rows, n_labels), np.float32)
     n_words = 0 if answer.label_tokens is None else answer.label_tokens.size
-    pieces = plan_chunks(module.config, prompts, split, batching, n_words, mesh)
-    whole = mesh if process_count() > 1 else None
+    chunks = plan_chunks(module.config, prompts, split, batching, n_words, mesh)
+    gather = mesh if process_count() > 1 else None
     pending: tuple[np.ndarray, list[Array]] | None = None
     for rows, batch in sharded_batches(split, batching, mesh):
-        given = (batch, answer, neuron_mask, whole)
-        scores = [_score_step(module, params, piece.values, *given) for piece in pieces]
+        given = (batch, answer, neuron_mask, gather)
+        scores = [_score_step(module, params, chunk.values, *given) for chunk in chunks]
         # One batch behind, so that the device computes while the host copies.
-        _collect(logits, pieces, pending)
+        _collect(logits, chunks, pending)
         pending = (rows, scores)
-    _collect(logits, pieces, pending)
+    _collect(logits, chunks, pending)
     return logits
 
 
 def _collect(
     logits: Float[np.ndarray, "K N C"],
-    pieces: Sequence[Chunk],
+    chunks: Sequence[Chunk],
     pending: tuple[np.ndarray, list[Array]] | None,
 ) -> None:
     if pending is not None:
         rows, scores = pending
-        for piece, found in zip(pieces, scores, strict=True):
+        for chunk, found in zip(chunks, scores, strict=True):
             values = np.asarray(found).reshape(-1, *found.shape[-2:])
-            logits[np.ix_(piece.numbers, rows)] = values[: len(piece.numbers), : len(rows)]
+            logits[np.ix_(chunk.indices, rows)] = values[: len(chunk.indices), : len(rows)]
 
 
 @partial(jax.jit, static_argnums=(0, 6))
@@ -208,7 +191,7 @@ def _score_step(
     neuron_mask: NeuronMask | None,
     mesh: Mesh | None,
 ) -> Float[Array, "*K B C"]:
-    """Scores behind one prompt or a bank; with a mesh, every process gets all of them."""
+    """Score labels with one prompt or a bank; with a mesh, replicate the scores."""
 
     def score(prompt: Float[Array, "P D"] | None) -> Float[Array, "B C"]:
         return label_scores(module, params, prompt, batch, answer, neuron_mask=neuron_mask)
@@ -221,7 +204,7 @@ def _score_step(
 def sharded_batches(
     split: EncodedSplit, batching: Batching, mesh: Mesh | None
 ) -> Iterator[tuple[Int[np.ndarray, "N"], Batch]]:
-    """Goes through all rows of a split once; a process reads the rows of its own part."""
+    """Yield all rows of a split once; each process reads its own shard."""
     size = batching.rows_at_once(mesh)
     local = None if mesh is None else local_rows(mesh, size)
     shape = (size, batching.max_tokens, batching.pad)
@@ -235,7 +218,7 @@ def score_logits(
     label_names: Sequence[str],
     metric: str,
 ) -> Score:
-    """Turns the scores of labels into a score of the split."""
+    """Return the score of a split from the logits of its labels."""
     predictions = logits.argmax(axis=-1)
     log_probs = log_softmax(logits.astype(np.float64), axis=-1)
     answered = np.bincount(predictions, minlength=len(label_names))
@@ -253,7 +236,7 @@ def score_logits(
     )
 
 
-# --- Scoring answers that are written: greedy text against the references, and the loss
+# --- Scoring of generated answers
 
 
 @partial(jax.jit, static_argnums=0)
@@ -274,14 +257,14 @@ def score_generated(
     batching: Batching,
     mesh: Mesh | None = None,
 ) -> Score:
-    """Lets a model write the answer of every row of a split and compares it with the references."""
+    """Generate an answer to every row of a split and compare it with the references."""
     rows: list[Generation | None] = [None] * split.n_rows
     loss = tokens = 0.0
     for numbers, batch in sharded_batches(split, batching, mesh):
         found, total = fetch(_loss_step(module, params, prompt, batch))
         loss, tokens = loss + float(found), tokens + float(total)
-        written = write_answers(module, params, prompt, batch, tokenizer, split.answers.width)
-        for number, ids in zip(numbers, written, strict=False):  # filling rows are left over
+        generated = generate_answers(module, params, prompt, batch, tokenizer, split.answers.width)
+        for number, ids in zip(numbers, generated, strict=False):  # padding rows are left over
             rows[number] = _compare(split, int(number), ids, tokenizer)
     measures = score_texts(tuple(TEXT_METRICS), rows)
     return Score(
@@ -293,11 +276,11 @@ def score_generated(
         counts={},
         predictions=tuple(row.prediction for row in rows),
         measures=measures,
-        written=tuple(rows),
+        generated=tuple(rows),
     )
 
 
-def write_answers(
+def generate_answers(
     module: nn.Module,
     params: Parameters,
     prompt: Float[Array, "P D"] | None,
@@ -305,9 +288,9 @@ def write_answers(
     tokenizer: TextTokenizer,
     width: int,
 ) -> list[list[int]]:
-    """Writes an answer to each row of a batch, the most probable token each time."""
-    most = width - (tokenizer.ids.eos is not None)
-    inputs = (module, params, batch.tokens, batch.lengths, prompt, most, tokenizer.end_ids)
+    """Generate an answer to each row of a batch by greedy decoding."""
+    new_tokens = width - (tokenizer.ids.eos is not None)
+    inputs = (module, params, batch.tokens, batch.lengths, prompt, new_tokens, tokenizer.end_ids)
     return without_ends(fetch(greedy(*inputs)), tokenizer.end_ids)
 
 
@@ -315,29 +298,29 @@ def _compare(
     split: EncodedSplit, number: int, ids: Sequence[int], tokenizer: TextTokenizer
 ) -> Generation:
     answers = split.answers
-    # A decoder's answer begins with the space behind its cue.
+    # A decoder's answer starts with the space after its cue.
     text = tokenizer.decode(ids).strip()
     return Generation(
         text, answers.references[number], tuple(ids), answers.reference_tokens[number]
     )
 
 
-# --- A task as one backbone reads it: label words found, rows tokenised, answers scored
+# --- Tasks bound to a backbone
 
 
 @dataclass(frozen=True)
 class BoundTask:
-    """One task on one backbone."""
+    """A task with the label token ids and the batching of one backbone."""
 
-    task: Task  # what is asked
-    backbone: Backbone  # who is asked
-    words: LabelWords  # label words with their pieces in this vocabulary
-    answer: Answer  # which words are scored, on the device
-    batching: Batching  # how rows are put together
-    answer_tokens: int | None  # the most tokens of a written answer
+    task: Task
+    backbone: Backbone
+    label_words: LabelWords  # with their token ids in this vocabulary
+    answer: Answer  # the same ids, on the device
+    batching: Batching
+    answer_tokens: int | None  # longest generated answer
 
     def split(self, name: str) -> EncodedSplit:
-        """Reads and tokenises a split."""
+        """Read and tokenise a split."""
         return encode_cached(
             read_rows(self.task, name),
             self.task,
@@ -348,7 +331,7 @@ class BoundTask:
         )
 
     def splits(self) -> dict[str, EncodedSplit]:
-        """Reads what a run needs: train, validation, and test where the task has one."""
+        """Read train, validation, and test if the task has one."""
         names = ["train", "validation"]
         if has_split(self.task, "test"):
             names.append("test")
@@ -361,7 +344,7 @@ class BoundTask:
         mesh: Mesh | None = None,
         neuron_mask: NeuronMask | None = None,
     ) -> list[Score]:
-        """Scores prompts over a whole split, without dropout."""
+        """Score prompts over a whole split, without dropout."""
         task, backbone = self.task, self.backbone
         if neuron_mask is not None:
             check_neuron_mask(neuron_mask, backbone, task)
@@ -375,25 +358,26 @@ class BoundTask:
         return [score_logits(each, split.labels, task.labels, task.metric) for each in found]
 
     def describe_label_words(self) -> str:
-        """Lists label words with their ids, for the first line of a log."""
+        """Return the label words with their ids, as one line of a log."""
         if self.task.is_generative:
-            return f"the answer is written, in {self.answer_tokens} tokens at most"
-        by_label = zip(self.task.labels, self.words.words, self.words.token_ids, strict=True)
+            return f"generated answers of at most {self.answer_tokens} tokens"
+        found = self.label_words
+        by_label = zip(self.task.labels, found.words, found.token_ids, strict=True)
         return ", ".join(
-            f"{label} = {' or '.join(map(self._describe_word, words, pieces))}"
-            for label, words, pieces in by_label
+            f"{label} = {' or '.join(map(self._describe_word, words, token_ids))}"
+            for label, words, token_ids in by_label
         )
 
-    def _describe_word(self, word: str, pieces: tuple[int, ...]) -> str:
-        """A word with its ids, and its pieces where they show more, such as a leading space."""
+    def _describe_word(self, word: str, token_ids: tuple[int, ...]) -> str:
         tokenizer, is_whole = self.backbone.tokenizer, self.answer.label_tokens is not None
-        shown = pieces if is_whole else pieces[:1]
+        shown = token_ids if is_whole else token_ids[:1]
+        # A token's text is shown where it differs from the word, e.g. by a leading space.
         names = [tokenizer.token_text(token) for token in shown]
         ids = " ".join(
             str(token) if [name] == [word] else f"{name} {token}"
             for name, token in zip(names, shown, strict=True)
         )
-        return f"'{word}' ({ids}{', first piece' if len(shown) < len(pieces) else ''})"
+        return f"'{word}' ({ids}{', first token' if len(shown) < len(token_ids) else ''})"
 
 
 def bind_task(
@@ -405,17 +389,16 @@ def bind_task(
     label_scoring: str = "phrase",
     answer_tokens: int | None = None,
 ) -> BoundTask:
-    """Finds a task's label words in a backbone's vocabulary."""
+    """Bind a task to a backbone; raise InputError if the backbone cannot answer it."""
     if task.is_generative and backbone.layout == "encoder":
         raise InputError(
-            f"the answers of task {task.name} are written, but {backbone.name} has the layout "
-            "encoder, which fills gaps and writes no text; take a T5 or a decoder, for instance "
-            "builtin/t5-mini"
+            f"task {task.name} is generative, but {backbone.name} has the layout encoder, which "
+            "generates no text; use a T5 or a decoder, e.g. builtin/t5-mini"
         )
     if answer_tokens is not None and not task.is_generative:
         raise InputError(
             f"answer_tokens is {answer_tokens}, but task {task.name} has labels "
-            f"({', '.join(task.labels)}) and no answer to be written; leave it out"
+            f"({', '.join(task.labels)}) and no generated answer; omit it"
         )
     is_decoder = backbone.layout == "decoder"
     words = label_words(
@@ -426,14 +409,14 @@ def bind_task(
         backbone,
         words,
         _answer(words, label_scoring, first_position),
-        # A decoder computes the prompt once a batch, whatever the rows.
+        # A decoder computes its prompt once per batch, not per row.
         Batching(batch_size, max_tokens, backbone.pad_id, None if is_decoder else CPU_ROWS),
         answer_tokens or task.answer_tokens,
     )
 
 
 def bind(task: Task, backbone: Backbone, options: TuneOptions) -> BoundTask:
-    """Prepares a task as the options of a run say."""
+    """Bind a task with the options of a run."""
     return bind_task(
         task,
         backbone,
@@ -445,17 +428,16 @@ def bind(task: Task, backbone: Backbone, options: TuneOptions) -> BoundTask:
 
 
 def _answer(words: LabelWords, label_scoring: str, first_position: int) -> Answer:
-    """Puts the words of all labels into arrays."""
-    flat = [pieces for of in words.token_ids for pieces in of]
-    owners = [number for number, of in enumerate(words.token_ids) for _ in of]
+    flat = [token_ids for label in words.token_ids for token_ids in label]
+    owners = [number for number, label in enumerate(words.token_ids) for _ in label]
     longest = max(map(len, flat), default=1)
     table = None
     if label_scoring == "phrase" and longest > 1:
-        padded = [[*pieces, *[NO_TOKEN] * (longest - len(pieces))] for pieces in flat]
+        padded = [[*token_ids, *[NO_TOKEN] * (longest - len(token_ids))] for token_ids in flat]
         table = jnp.asarray(padded, jnp.int32)
     several = len(flat) > len(words.token_ids)
     return Answer(
-        jnp.asarray([pieces[0] for pieces in flat], jnp.int32),
+        jnp.asarray([token_ids[0] for token_ids in flat], jnp.int32),
         table,
         jnp.asarray(owners, jnp.int32) if several else None,
         len(words.token_ids) if several else 0,
@@ -464,7 +446,7 @@ def _answer(words: LabelWords, label_scoring: str, first_position: int) -> Answe
 
 
 def resolve_task(task: Task | str | Path, data: Data | None) -> Task:
-    """Loads a task unless it is one."""
+    """Return the task, loading it by name or folder if needed."""
     if isinstance(task, Task):
         return task if data is None else attach_data(task, data)
     if data is None or isinstance(data, str | Path):
@@ -479,14 +461,14 @@ def resolve_backbone(
     mesh: Mesh | None = None,
     remat: str = "dots",
 ) -> Backbone:
-    """Loads a backbone unless it is one."""
+    """Return the backbone on the mesh, loading it by name or folder if needed."""
     if isinstance(backbone, Backbone):
         return backbone if mesh is None else backbone.on_mesh(mesh)
     return load_backbone(backbone, dtype=dtype, dropout=dropout, mesh=mesh, remat=remat)
 
 
 def data_record(splits: dict[str, EncodedSplit]) -> dict[str, Any]:
-    """Records what was read, so that a resumed run can tell whether it changed."""
+    """Return row counts and checksums of splits, by which a resumed run detects changed data."""
     return {
         name: {
             "rows": split.n_rows,
@@ -509,16 +491,16 @@ def _checksum(split: EncodedSplit) -> str:
     return digest.hexdigest()[:16]
 
 
-# --- Choices that were left open, made for a backbone and a task; lengths held against positions
+# --- Defaults of a backbone and a task
 
 
 def resolve_options(options: TuneOptions, backbone: Backbone, task: Task) -> TuneOptions:
-    """Makes every choice that was left open: the backbone's, then the task's, then the paper's."""
+    """Fill in omitted options: from the backbone, else the task, else the paper."""
     chosen = options.resolve({**_choices(task), **backbone.defaults})
     answer = chosen.answer_tokens or task.answer_tokens or 0
     if options.max_tokens is None:
-        most = longest_text(backbone, chosen.length, answer_tokens=answer)
-        chosen = dataclasses.replace(chosen, max_tokens=max(1, min(chosen.max_tokens, most)))
+        limit = longest_text(backbone, chosen.length, answer_tokens=answer)
+        chosen = dataclasses.replace(chosen, max_tokens=max(1, min(chosen.max_tokens, limit)))
     check_lengths(backbone, chosen.length, chosen.max_tokens, answer_tokens=answer)
     return chosen
 
@@ -531,12 +513,12 @@ def resolve_max_tokens(
     first_position: int = 0,
     answer_tokens: int | None = None,
 ) -> int:
-    """Chooses how long a text may be where a prompt is used, as `resolve_options` does."""
+    """Return the longest text in tokens for a given prompt, as `resolve_options` does."""
     answer = answer_tokens or task.answer_tokens or 0
     if max_tokens is None:
         choice = {**PAPER_CHOICES, **_choices(task), **backbone.defaults}["max_tokens"]
-        most = longest_text(backbone, prompt_rows, first_position, answer)
-        max_tokens = max(1, min(choice, most))
+        limit = longest_text(backbone, prompt_rows, first_position, answer)
+        max_tokens = max(1, min(choice, limit))
     check_lengths(backbone, prompt_rows, max_tokens, first_position, answer)
     return max_tokens
 

@@ -19,12 +19,10 @@ from jpt.tasks.task import Task
 from jpt.tuning.bound_task import bind_task, resolve_backbone, resolve_max_tokens, resolve_task
 from jpt.types import Data, Prompt, Score
 
-# --- What was answered to every row of a split, as JSON lines
-
 
 def prediction_lines(score: Score, split: EncodedSplit, task: Task) -> list[dict[str, Any]]:
-    """Says for every row what was answered and what would have been right."""
-    if score.written is not None:
+    """Return the prediction and the reference of every row, ready for JSON."""
+    if score.generated is not None:
         return [
             {
                 "row": number,
@@ -32,7 +30,7 @@ def prediction_lines(score: Score, split: EncodedSplit, task: Task) -> list[dict
                 "answers": list(row.references),
                 **row_scores(tuple(TEXT_METRICS), row),
             }
-            for number, row in enumerate(score.written)
+            for number, row in enumerate(score.generated)
         ]
     return [
         {
@@ -48,12 +46,9 @@ def prediction_lines(score: Score, split: EncodedSplit, task: Task) -> list[dict
 
 
 def write_predictions(path: str | Path, score: Score, split: EncodedSplit, task: Task) -> None:
-    """Writes the lines of `prediction_lines` to a file."""
+    """Write `prediction_lines` as JSON lines."""
     lines = prediction_lines(score, split, task)
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-# --- Scoring a prompt file on a task, its own or another
 
 
 def evaluate(
@@ -71,27 +66,27 @@ def evaluate(
     data: Data | None = None,
     predictions: str | Path | None = None,
 ) -> Score:
-    """Scores a prompt over every row of a split.
+    """Score a prompt on a split of a task.
 
     Args:
-        prompt: a prompt, its file, or the folder of its run.
-        task: a task, its name, or its folder; any task whose label words the backbone has.
+        prompt: prompt, prompt file or run folder.
+        task: task, task name or task folder; its label words must be in the vocabulary.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        backbone: instead of the one that the prompt's card names; the width is checked.
-        max_tokens: longest text in tokens; by default the backbone's own choice.
-        answer_tokens: longest written answer in tokens; by default the task's choice.
-        label_scoring: ``"phrase"`` or ``"first_token"``: how a label word of several pieces counts.
-        eval_batch_size: rows at once; changes speed, never a number.
-        dtype: of weights and matrix products.
-        mesh: devices by axis.
-        data: folder of the task's rows, or the rows by split.
-        predictions: file for the answer to every row, as JSON lines.
+        backbone: overrides the backbone of the prompt card; must have the same width.
+        max_tokens: longest text in tokens; defaults to the backbone's setting.
+        answer_tokens: longest generated answer in tokens; defaults to the task's setting.
+        label_scoring: ``"phrase"`` scores all tokens of a label word, ``"first_token"`` the first.
+        eval_batch_size: rows per batch; affects speed, never a number.
+        dtype: dtype of weights and matrix products.
+        mesh: device mesh, such as ``"data:4,model:2"``.
+        data: folder with the task's rows, or rows by split.
+        predictions: output file for the prediction of every row, as JSON lines.
 
     Returns:
-        The score with its predictions.
+        A `Score` with the predictions.
 
     Raises:
-        InputError: for a prompt that does not fit the backbone, or broken data.
+        InputError: The prompt does not fit the backbone, or the data are invalid.
 
     Example:
         >>> import jpt, numpy as np
@@ -110,11 +105,11 @@ def evaluate(
     tokens = resolve_max_tokens(
         max_tokens, model, definition, len(loaded.values), first, answer_tokens
     )
-    prepared = bind_task(
+    bound = bind_task(
         definition, model, tokens, eval_batch_size, first, label_scoring, answer_tokens
     )
-    rows = prepared.split(split)
-    score = prepared.score([loaded.values], rows, devices)[0]
+    rows = bound.split(split)
+    score = bound.score([loaded.values], rows, devices)[0]
     if predictions is not None:
         write_predictions(predictions, score, rows, definition)
     return score
@@ -123,7 +118,7 @@ def evaluate(
 def _backbone_of(
     prompt: Prompt, backbone: Backbone | str | Path | None, dtype: str, mesh: Mesh
 ) -> Backbone:
-    """Loads what the prompt was tuned on, or what is asked for in its place."""
+    """Load the backbone of the prompt card, or the given one after checking that it fits."""
     name = backbone if backbone is not None else prompt.card.backbone
     model = resolve_backbone(name, dtype, mesh=mesh)
     check_prompt(prompt, model.name, model.config.width, model.layout, backbone is not None)
@@ -131,11 +126,11 @@ def _backbone_of(
 
 
 def describe_score(score: Score, task: str, split: str) -> str:
-    """Says a score in one line, and warns when only one class was answered."""
+    """Return a score as one line, and a warning if all rows have the same prediction."""
     line = f"{task} {split}: {score.metric} {score.value:.3f} over {score.rows} rows"
-    if score.written is None:
+    if score.generated is None:
         counts = ", ".join(f"{label} {count}" for label, count in score.counts.items())
-        line += f" (majority class {score.majority:.3f}; answered {counts})"
+        line += f" (majority class {score.majority:.3f}; predicted {counts})"
     else:
         others = [f"{n} {v:.3f}" for n, v in score.measures.items() if n != score.metric]
         line += f" ({', '.join(others)})"

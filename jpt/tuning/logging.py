@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jpt.distributed import is_first
 from jpt.errors import InputError, unknown_name
 from jpt.io.files import make_folder, write_text
-from jpt.parallel import is_first
 from jpt.types import Score
 
 # --- Which programs are compiled while a run goes on, how long that takes, and why

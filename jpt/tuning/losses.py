@@ -18,78 +18,71 @@ from jpt.errors import InputError
 from jpt.tasks.task import Task
 from jpt.types import Batch, Parameters
 
-# --- Neurons that are made silent while a prompt is scored
+# --- Neuron masks
 
 STACKS = ("decoder", "encoder")
 
 
 @struct.dataclass
 class NeuronMask:
-    """What multiplies the neurons before they enter the second matrix of their layer."""
+    """Factors of the neurons, applied before the second matrix of their layer."""
 
-    values: Float[Array, "L F"]  # 0 where a neuron is silent, 1 elsewhere
-    # ``"decoder"`` or ``"encoder"`` of a T5; its decoder by default
-    stack: str | None = struct.field(pytree_node=False, default=None)
+    values: Float[Array, "L F"]  # 0 for a masked neuron, 1 otherwise
+    stack: str | None = struct.field(pytree_node=False, default=None)  # of a T5; default: decoder
 
 
 def mask_options(mask: NeuronMask | None) -> dict[str, Any]:
-    """Gives the arguments of a forward pass that stand for a mask."""
+    """Return the mask as keyword arguments of a forward pass."""
     if mask is None:
         return {}
     return {"neuron_mask": mask.values, **({"neuron_stack": mask.stack} if mask.stack else {})}
 
 
 def neuron_shape(backbone: Backbone, stack: str | None = None) -> tuple[int, int]:
-    """Says how many neurons a backbone has."""
+    """Return the number of layers and of neurons per layer."""
     if stack is not None:
         check_choice("stack", stack, STACKS)
         if backbone.layout != "encoder_decoder":
-            raise InputError(f"stack is '{stack}', but {backbone.name} has one stack; leave it out")
+            raise InputError(f"stack is '{stack}', but {backbone.name} has one stack; omit it")
     config = backbone.config
     return config.encoder_layers if stack == "encoder" else config.layers, config.neurons
 
 
 def check_neuron_mask(mask: NeuronMask, backbone: Backbone, task: Task) -> None:
-    """Refuses a mask that a backbone or a task has no use for."""
+    """Raise InputError if a mask does not fit the backbone, or the task is generative."""
     expected = neuron_shape(backbone, mask.stack)
     if tuple(mask.values.shape) != expected:
         shape = " x ".join(map(str, mask.values.shape))
         raise InputError(
-            f"the neuron mask is {shape}, but {backbone.name} has {expected[0]} layers of"
-            f" {expected[1]} neurons; make it from activations of this backbone (and stack)"
+            f"neuron mask: expected {expected[0]} layers x {expected[1]} neurons"
+            f" ({backbone.name}), got {shape}; make it from activations of this backbone and stack"
         )
     if task.is_generative:
         raise InputError(
-            f"the answers of task {task.name} are written, and neurons are masked only where"
-            " labels are scored so far; leave this task out"
+            f"task {task.name} is generative, but masking supports classification tasks only;"
+            " omit this task"
         )
 
 
-# --- What a prompt is tuned to do: score the right label above the others, or write the answer
+# --- Training objectives
 
-NO_TOKEN = -1
-"""What stands behind the last piece of a word."""
+NO_TOKEN = -1  # padding after the last token of a label word
 
 Prompts = Float[Array, "P D"] | Float[Array, "B P D"] | None
 
 
 @struct.dataclass
 class Answer:
-    """Which words stand for the labels; arrays, so that tasks share a compiled program."""
+    """Token ids of the label words, as arrays: tasks share a compiled program."""
 
-    # vocabulary id of each word's first piece; where nothing else is said, one word a label, in the
-    # order of the classes. Empty where the answer is written
-    label_ids: Int[Array, "W"]
-    # all pieces of each word, `NO_TOKEN` behind the last one; None where the first piece tells a
-    # word
+    label_ids: Int[Array, "W"]  # first token of each label word; empty for a generative task
+    # all tokens of each label word, padded with NO_TOKEN; None if the first token is scored alone
     label_tokens: Int[Array, "W A"] | None = None
-    # the class that each word stands for; None where each class has one word
-    owners: Int[Array, "W"] | None = None
-    n_labels: int = struct.field(pytree_node=False, default=0)  # C, where there are owners
+    owners: Int[Array, "W"] | None = None  # class of each label word; None if words and classes match
+    n_labels: int = struct.field(pytree_node=False, default=0)  # C; set with `owners` only
     # position of the text's first token (imported BERT prompts: 1)
     first_position: int = struct.field(pytree_node=False, default=0)
-    # how many of the words are the task's own, where others only fill a bank of tasks up
-    n_valid: Int[Array, ""] | None = None
+    n_valid: Int[Array, ""] | None = None  # label words that are no padding, in a multi-run group
 
 
 def answer_loss(
@@ -101,7 +94,7 @@ def answer_loss(
     objective: str = "labels",
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gives the loss of a batch and the share of right answers."""
+    """Return the loss of a batch and its accuracy."""
     inputs = (module, params, prompt, batch)
     if batch.answers is not None:
         return generation_loss(*inputs, dropout_key)
@@ -110,11 +103,11 @@ def answer_loss(
         return label_loss(scores, batch.labels, batch.weights)
     if answer.label_tokens is None:
         logits = label_logits(*inputs, answer, dropout_key, all_words=True)
-        words = answer.label_ids[_first_words(answer)]
-        loss = vocabulary_loss(logits, words, batch.labels, batch.weights)
+        label_ids = answer.label_ids[_first_words(answer)]
+        loss = vocabulary_loss(logits, label_ids, batch.labels, batch.weights)
         scores = _by_label(logits[:, answer.label_ids], answer)
     else:
-        log_probs, is_token = _piece_scores(*inputs, answer, dropout_key)
+        log_probs, is_token = _token_scores(*inputs, answer, dropout_key)
         right = _first_words(answer)[batch.labels]  # [B]
         rows = jnp.arange(right.shape[0])
         weights = is_token[right].astype(jnp.float32) * batch.weights[:, None]
@@ -132,16 +125,16 @@ def label_scores(
     dropout_key: Array | None = None,
     neuron_mask: NeuronMask | None = None,
 ) -> Float[Array, "B C"]:
-    """Scores the labels of every row of a batch."""
-    # A word of several pieces has the logarithm of the probability of all its pieces, each given
-    # those before it; a label of several words that of any of them.
+    """Score the labels of every row of a batch."""
+    # A label word of several tokens has the log-probability of all its tokens, each given those
+    # before it; a label of several words that of any of them.
     inputs = (module, params, prompt, batch, answer, dropout_key)
     if answer.label_tokens is None:
         return _by_label(label_logits(*inputs, neuron_mask=neuron_mask), answer)
-    return _by_label(_piece_scores(*inputs, neuron_mask)[0].sum(-1), answer)
+    return _by_label(_token_scores(*inputs, neuron_mask)[0].sum(-1), answer)
 
 
-def _piece_scores(
+def _token_scores(
     module: nn.Module,
     params: Parameters,
     prompt: Prompts,
@@ -150,7 +143,7 @@ def _piece_scores(
     dropout_key: Array | None,
     neuron_mask: NeuronMask | None = None,
 ) -> tuple[Float[Array, "B W A"], Bool[Array, "W A"]]:
-    """The logarithm of each piece's probability, 0 where no piece is; and where pieces are."""
+    """Return the log-probability of each token of the label words (0 for padding), and a mask."""
     is_token = answer.label_tokens != NO_TOKEN
     label_tokens = jnp.where(is_token, answer.label_tokens, 0)[None]
     found = _apply(module, params, prompt, batch, label_tokens, dropout_key, neuron_mask)
@@ -174,7 +167,7 @@ def _apply(
 
 
 def _by_label(scores: Float[Array, "B W"], answer: Answer) -> Float[Array, "B C"]:
-    """Puts the words of one label together."""
+    """Combine the scores of the words of each label."""
     if answer.owners is None:
         if answer.n_valid is None:
             return scores
@@ -185,7 +178,7 @@ def _by_label(scores: Float[Array, "B W"], answer: Answer) -> Float[Array, "B C"
 
 
 def _first_words(answer: Answer) -> Int[Array, "C"]:
-    """The number of each label's first word, which is the one that is trained to be written."""
+    """Return the index of each label's first word, the target of the objective `vocabulary`."""
     if answer.owners is None:
         return jnp.arange(answer.label_ids.shape[0])
     belongs = answer.owners[None] == jnp.arange(answer.n_labels)[:, None]
@@ -199,7 +192,7 @@ def generation_loss(
     batch: Batch,
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gives the loss of answers to be written, and the share of tokens that would be written."""
+    """Return the mean loss over answer tokens, and the share that greedy decoding gets right."""
     loss, right, total = generation_totals(module, params, prompt, batch, dropout_key)
     return loss / total, right / total
 
@@ -211,10 +204,10 @@ def generation_totals(
     batch: Batch,
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Adds up over the answer tokens of the weighted rows of a batch."""
+    """Return summed loss, correct tokens and tokens over the weighted answers of a batch."""
     found = _apply(module, params, prompt, batch, batch.answers[:, None], dropout_key)
-    packed_index = jnp.arange(batch.answers.shape[1])[None]
-    is_answer = (packed_index < batch.answer_lengths[:, None]).astype(jnp.float32)
+    position = jnp.arange(batch.answers.shape[1])[None]
+    is_answer = (position < batch.answer_lengths[:, None]).astype(jnp.float32)
     weights = is_answer * batch.weights[:, None]
     right = found.is_best[:, 0].astype(jnp.float32)
     return -(found.log_probs[:, 0] * weights).sum(), (right * weights).sum(), weights.sum()
@@ -230,8 +223,8 @@ def label_logits(
     all_words: bool = False,
     neuron_mask: NeuronMask | None = None,
 ) -> Float[Array, "B W"]:
-    """Scores the first pieces of the label words of every row of a batch."""
-    # Only encoders number their text apart from the prompt.
+    """Return the logits of the first tokens of the label words."""
+    # Only encoders count text positions without the prompt.
     start = {"first_position": answer.first_position} if answer.first_position else {}
     return module.apply(
         {"params": params},
@@ -248,21 +241,19 @@ def label_logits(
 
 def vocabulary_loss(
     logits: Float[Array, "B V"],
-    words: Int[Array, "C"],
+    label_ids: Int[Array, "C"],
     labels: Int[Array, "B"],
     weights: Float[Array, "B"],
 ) -> Float[Array, ""]:
-    """Gives cross-entropy of the right label word over all words."""
-    # Paper 1.0: what T5 is trained on.
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, words[labels])
+    """Return the cross-entropy of the right label word over the vocabulary (paper: T5)."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label_ids[labels])
     return (losses * weights).sum() / weights.sum()
 
 
 def label_loss(
     logits: Float[Array, "B C"], labels: Int[Array, "B"], weights: Float[Array, "B"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Gives cross-entropy over the label words and the share of right answers."""
-    # Paper 1.0: softmax over the label words' logits only, not over the vocabulary.
+    """Return the cross-entropy over the label words only (paper: encoders), and the accuracy."""
     total = weights.sum()
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
@@ -270,5 +261,5 @@ def label_loss(
 
 
 def step_key(seed: int, step: Int[Array, ""]) -> Array:
-    """Gives the key of one step's dropout: a function of seed and step, so nothing is stored."""
+    """Return the dropout key of a step, a function of seed and step: nothing is stored."""
     return jax.random.fold_in(jax.random.key(seed), step)

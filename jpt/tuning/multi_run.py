@@ -22,9 +22,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, UInt32
 
 from jpt.data.batches import pack_indices
+from jpt.distributed import Vote
 from jpt.errors import InputError, StoppedError
 from jpt.io.files import write_json
-from jpt.parallel import Vote, fetch, place, replicated
+from jpt.parallel import fetch, place, replicated
 from jpt.prompts.store import save_prompt
 from jpt.tuning.logging import CompileLog
 from jpt.tuning.losses import NO_TOKEN, Answer

@@ -22,15 +22,14 @@ from typing import Any
 
 import jax
 
+from jpt.distributed import check_shared, is_first, on_first
 from jpt.errors import InputError
 from jpt.io.files import make_folder, write_error, write_json, write_text
-from jpt.parallel import check_shared, is_first, on_first
 
-# --- Checkpoints of a run: the one place that knows orbax
-# A checkpoint holds what a run needs to go on (prompt, optimizer state, best prompt so far) and of
-# the backbone its hash alone. It is written in the background, under a temporary name, while
-# training goes on; only when the checksum of every file stands beside them does it get its own
-# name.
+# --- Checkpoints
+# A checkpoint holds prompt, optimizer state and best prompt so far, and the hash of the backbone.
+# It is written in the background under a temporary name, and renamed once the checksums of all its
+# files are written.
 
 KEPT = 2
 SUMS = "checksums.json"
@@ -40,11 +39,11 @@ _READ_BYTES = 1 << 20
 
 
 class Checkpoints:
-    """The last checkpoints of one run."""
+    """The latest checkpoints of a run, written with orbax."""
 
     def __init__(self, folder: Path, backbone: str | None = None) -> None:
-        # orbax speaks of every file at level INFO, of CPU placement at WARNING, and of a full disk
-        # in a thousand lines at ERROR, before it raises what is turned into one line here.
+        # orbax logs every file at INFO, CPU placement at WARNING, and a full disk in a thousand
+        # lines at ERROR before it raises; that error becomes one line here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         from orbax.checkpoint import v1 as orbax
 
@@ -65,18 +64,18 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._join()  # alone: an error of this process is not one of the others
+            self._join()  # not `wait`: the other processes may not have failed
         except InputError:
             if error is None:
                 raise
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint, or None."""
+        """Step of the newest complete checkpoint, or None."""
         return on_first(self._latest)
 
     def save(self, step: int, state: Any) -> None:
-        """Begins to save a state; returns as soon as it is copied off the device."""
+        """Start saving a state; return once it is copied off the device."""
         self.wait()
         if not on_first(lambda: self._make_room(step)):
             return
@@ -86,42 +85,40 @@ class Checkpoints:
             )
         except (OSError, ValueError) as error:
             raise self._write_error(step, error) from None
-        # Not a daemon: the process waits for a checkpoint that is nearly there.
+        # Not a daemon thread: the process waits for an unfinished checkpoint.
         self._thread = threading.Thread(target=self._finish, args=(step, response))
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the last save is whole on disk."""
+        """Wait until the last save is complete on disk."""
         on_first(self._join)
         self._join()
 
     def load(self, like: Any, cure: str = "remove the folder to start anew") -> Any:
-        """Loads the newest checkpoint that is whole onto this run's devices."""
-        # The bytes of every file are compared with their checksums first. A damaged checkpoint is
-        # passed over with a line on stderr, and removed when the next one is saved.
-        return self._load(on_first(lambda: self._find_whole(cure)), like, cure)
+        """Load the newest checkpoint with valid checksums onto this run's devices."""
+        return self._load(on_first(lambda: self._find_valid(cure)), like, cure)
 
-    def _find_whole(self, cure: str) -> int:
-        """The step of the newest checkpoint that is as it was written."""
+    def _find_valid(self, cure: str) -> int:
+        """Return the newest undamaged step; report damaged ones, which the next save removes."""
         step, faults = self._choose()
         self._damaged = {number for number, _ in faults}
-        told = [f"the checkpoint of step {number} is damaged ({fault})" for number, fault in faults]
+        notes = [f"the checkpoint of step {number} is damaged ({fault})" for number, fault in faults]
         if step is None:
-            found = "; ".join(told) or "there is none"
-            raise InputError(f"no checkpoint in {self.folder} can be read: {found}; {cure}")
-        if told:
-            print(f"{'; '.join(told)}: going on from step {step}", file=sys.stderr)
+            reason = "; ".join(notes) or "there is none"
+            raise InputError(f"{self.folder}: no readable checkpoint ({reason}); {cure}")
+        if notes:
+            print(f"{'; '.join(notes)}; resuming from step {step}", file=sys.stderr)
         return step
 
     def remove_leftovers(self) -> None:
-        """Removes what a killed run left half written."""
+        """Remove checkpoints that a killed run left incomplete."""
         if is_first() and self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.is_dir() and not path.name.isdecimal() and "tmp" in path.name:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _make_room(self, step: int) -> bool:
-        """Whether a checkpoint is still to be written; then there is a place for it."""
+        """Prepare the folder for a checkpoint; return False if the step is already saved."""
         if step in self._steps():
             return False
         make_folder(self.folder)
@@ -129,7 +126,7 @@ class Checkpoints:
         return True
 
     def _join(self) -> None:
-        """Waits for this process's part of the last save."""
+        """Wait for this process's part of the last save."""
         if self._thread is not None:
             self._thread.join()
         error, self._thread, self._error = self._error, None, None
@@ -140,7 +137,7 @@ class Checkpoints:
         return max(self._steps(), default=None)
 
     def _choose(self) -> tuple[int | None, list[tuple[int, str]]]:
-        """The newest whole checkpoint, and what is wrong with those after it."""
+        """Return the newest valid checkpoint, and the faults of the later ones."""
         faults = []
         for step in sorted(self._steps(), reverse=True):
             fault = _fault(self.folder / str(step))
@@ -157,13 +154,12 @@ class Checkpoints:
         return self.folder / f"{step}{_TEMPORARY}"
 
     def _load(self, step: int, like: Any, cure: str) -> Any:
-        """Loads one whole checkpoint; what is raised means that it does not fit."""
         folder = self.folder / str(step)
-        environment_info = self._backbone_of(folder)
-        if self.backbone is not None and environment_info not in (None, self.backbone):
+        backbone = self._backbone_of(folder)
+        if self.backbone is not None and backbone not in (None, self.backbone):
             raise InputError(
-                f"the checkpoint of step {step} in {self.folder} was made with other weights "
-                f"(hash {environment_info}, now {self.backbone}); {cure}"
+                f"{self.folder}: the checkpoint of step {step} was made with other weights "
+                f"(hash {backbone}, now {self.backbone}); {cure}"
             )
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
@@ -173,31 +169,32 @@ class Checkpoints:
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).split("\n")[0]
             raise InputError(
-                f"the checkpoint of step {step} in {self.folder} does not fit this run "
+                f"{self.folder}: the checkpoint of step {step} does not fit this run "
                 f"({reason}); {cure}"
             ) from None
 
     def _backbone_of(self, folder: Path) -> str | None:
-        """The hash that stands in a checkpoint; None in those of versions that wrote none."""
+        """Return the backbone hash of a checkpoint; None if an older version wrote none."""
         if not (folder / SUMS).exists():
             return None
         return dict(self._orbax.checkpointables_metadata(folder).custom_metadata).get("backbone")
 
     def _finish(self, step: int, response: Any) -> None:
-        """Waits for orbax in the background; then checksums, the name, and older ones go."""
+        """Wait for orbax in the background, then finalise the checkpoint."""
         before = sys.unraisablehook
-        sys.unraisablehook = _without_late_answers(before)
+        sys.unraisablehook = _ignore_closed_loop(before)
         try:
             response.result()
             sys.unraisablehook = before
             if is_first():
-                self._name(step)
+                self._finalise(step)
         except (OSError, ValueError) as error:
             self._error = self._write_error(step, error)
-        except BaseException as error:  # raised by wait() in the thread of the run
+        except BaseException as error:  # re-raised by wait() in the main thread
             self._error = error
 
-    def _name(self, step: int) -> None:
+    def _finalise(self, step: int) -> None:
+        """Write checksums, rename the folder, and remove old checkpoints."""
         folder, target = self._temporary(step), self.folder / str(step)
         write_json(folder / SUMS, _checksums(folder))
         for old in self._damaged:
@@ -208,34 +205,34 @@ class Checkpoints:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def _write_error(self, step: int, error: Exception) -> Exception:
-        """One line with the cure; an error that is not the disk's stays what it is."""
+        """Return a disk error as one line; any other error unchanged."""
         if isinstance(error, InputError):
-            told = error
+            message = error
         elif isinstance(error, OSError) and error.errno is not None:
-            told = write_error(self.folder, error)
+            message = write_error(self.folder, error)
         elif found := _OS_ERROR.search(str(error)):
             code = int(found[1])
-            told = write_error(self.folder, OSError(code, os.strerror(code)))
+            message = write_error(self.folder, OSError(code, os.strerror(code)))
         elif "RESOURCE_EXHAUSTED" in str(error):
-            told = write_error(self.folder, OSError(errno.ENOSPC, ""))
+            message = write_error(self.folder, OSError(errno.ENOSPC, ""))
         else:
             return error
-        self.remove_leftovers()  # they would take the space that is missing
-        # What orbax had begun on the other arrays is dropped, of which Python warns.
+        self.remove_leftovers()  # to free disk space
+        # orbax drops its pending writes of the other arrays, about which Python warns.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        return InputError(f"{told}; the state of step {self._latest() or 0} is kept")
+        return InputError(f"{message}; the state of step {self._latest() or 0} is kept")
 
 
-def _without_late_answers(
+def _ignore_closed_loop(
     hook: Callable[[sys.UnraisableHookArgs], Any],
 ) -> Callable[[sys.UnraisableHookArgs], Any]:
-    """Keeps quiet about writes that answer when orbax has given up over the first that failed."""
+    """Ignore writes that end after orbax has given up on the first failed one."""
 
-    def told(args: sys.UnraisableHookArgs) -> None:
+    def filtered(args: sys.UnraisableHookArgs) -> None:
         if str(args.exc_value) != "Event loop is closed":
             hook(args)
 
-    return told
+    return filtered
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -252,8 +249,8 @@ def _checksum(path: Path) -> str:
 
 
 def _fault(folder: Path) -> str | None:
-    """The first file that is not what was written, or None."""
-    if not (folder / SUMS).exists():  # of a version that wrote none
+    """Describe the first missing or changed file, or return None."""
+    if not (folder / SUMS).exists():  # written by an older version
         return None
     try:
         expected = json.loads((folder / SUMS).read_text(encoding="utf-8"))
@@ -269,21 +266,21 @@ def _fault(folder: Path) -> str | None:
     return None
 
 
-# --- The folder of one run: its config, its log, its prompts, its result, and whose it is just now
+# --- Run folder
 
 CONFIG, LOG, RESULT = "config.json", "metrics.jsonl", "result.json"
 BEST, LAST, CHECKPOINTS = "prompt.safetensors", "last.safetensors", "checkpoints"
 PREDICTIONS = "predictions.jsonl"
 LOCK = ".lock"
 
+# What may change when a run is resumed.
 MAY_DIFFER = ("jpt_version", "checkpoint_every", "checkpoint_minutes", "mesh")
-"""What a run may go on with differently: other moments to save at, other devices."""
 
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 class RunFolder:
-    """A run on disk. Opening it again with the same config goes on where it stopped."""
+    """A run on disk; opened again with the same config, it resumes."""
 
     # With several processes all open it; the first one reads and writes for all.
 
@@ -294,12 +291,11 @@ class RunFolder:
 
     @property
     def config_path(self) -> Path:
-        """Where the config is."""
         return self.path / CONFIG
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None."""
+        """Result of a finished run, or None."""
         path = self.path / RESULT
         return on_first(
             lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -307,7 +303,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for one run, however that ends; removes what a killed one left."""
+        """Lock the folder for one run, and remove the leftovers of a killed one."""
         held: list[int] = []
         on_first(lambda: held.extend(self._take()))
         try:
@@ -321,19 +317,19 @@ class RunFolder:
                 os.close(descriptor)
 
     def tidy(self) -> None:
-        """Removes what a process left that was killed when its run had ended."""
+        """Remove the leftovers of a process killed after its run had finished."""
         names = on_first(lambda: [path.name for path in self.path.iterdir()])
         if any(name == LOCK or _is_leftover(name) for name in names):
             with contextlib.suppress(InputError), self.lock():
                 pass
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes the result, which marks the run as finished."""
+        """Write the result, which marks the run as finished."""
         if is_first():
             write_json(self.path / RESULT, result)
 
     def log(self, line: dict[str, Any]) -> None:
-        """Appends one object to the log."""
+        """Append an object to the log."""
         if not is_first():
             return
         text = json.dumps(line, allow_nan=False) + "\n"
@@ -344,11 +340,10 @@ class RunFolder:
             raise write_error(self.path / LOG, error) from None
 
     def history(self) -> list[dict[str, Any]]:
-        """Reads the log."""
         return on_first(self._history)
 
     def rewind(self, step: int) -> None:
-        """Removes what was logged after a checkpoint."""
+        """Remove log lines after a step."""
         if is_first() and (self.path / LOG).exists():
             kept = [line for line in self._history() if line["step"] <= step]
             write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in kept))
@@ -372,13 +367,13 @@ class RunFolder:
                 if number == len(lines):
                     break
                 raise InputError(
-                    f"{path} is damaged: line {number} is no JSON; remove that line, or the folder "
-                    "to start anew"
+                    f"{path} is damaged: line {number} is not JSON; remove that line, or the "
+                    "folder to start anew"
                 ) from None
         return found
 
     def _take(self) -> list[int]:
-        """Locks the folder until the file is closed; the kernel does that for a killed process."""
+        """Lock the folder until the file is closed, as the kernel does for a killed process."""
         path = self.path / LOCK
         while True:
             try:
@@ -391,8 +386,8 @@ class RunFolder:
                 holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
                 os.close(descriptor)
                 raise InputError(
-                    f"another run is at work in {self.path} ({holder or 'unknown process'}); wait "
-                    "for it, stop it, or give another folder"
+                    f"{self.path}: in use by another run ({holder or 'unknown process'}); wait for "
+                    "it, stop it, or use another folder"
                 ) from None
             except OSError as error:
                 os.close(descriptor)
@@ -400,14 +395,14 @@ class RunFolder:
                 if error.errno not in _NO_LOCKS:
                     raise write_error(path, error) from None
                 print(
-                    f"{self.path} lies on a disk without locks: do not start this run twice",
+                    f"{self.path}: file system without locks; do not start this run twice",
                     file=sys.stderr,
                 )
                 return []
             if _is_at(descriptor, path):
                 break
-            os.close(descriptor)  # its holder has just ended and removed it
-        with contextlib.suppress(OSError):  # a full disk is no reason not to start
+            os.close(descriptor)  # its holder has just finished and removed the file
+        with contextlib.suppress(OSError):  # a full disk must not prevent the start
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         return [descriptor]
@@ -423,28 +418,28 @@ class RunFolder:
         if not self.path.exists():
             return
         if not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; give a folder for the run")
+            raise InputError(f"{self.path}: expected a run folder, got a file")
         if not self.config_path.exists():
             names = [path.name for path in self.path.iterdir()]
             if any(name != LOCK and not _is_leftover(name) for name in names):
                 raise InputError(
-                    f"{self.path} is not empty and holds no run (no {CONFIG}); give a new folder"
+                    f"{self.path} is not empty and holds no run (no {CONFIG}); use a new folder"
                 )
             return
         try:
             stored = json.loads(self.config_path.read_text(encoding="utf-8"))
         except ValueError:
-            raise InputError(f"{self.config_path} is no JSON; give a new folder") from None
+            raise InputError(f"{self.config_path} is not JSON; use a new folder") from None
         differences = _differences(stored, json.loads(json.dumps(config)))
         if differences:
             raise InputError(
-                f"{self.path} holds another run: {'; '.join(differences)}; give another folder, "
+                f"{self.path} holds another run: {'; '.join(differences)}; use another folder, "
                 "or remove this one"
             )
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has its name."""
+    """Return whether an open file still has its name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
@@ -456,7 +451,7 @@ def _is_leftover(name: str) -> bool:
 
 
 def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
-    """Lists the fields in which two configs differ, but for those that may."""
+    """List the differences of two configs, except in MAY_DIFFER."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         names = [key for key in {**stored, **wanted} if name or key not in MAY_DIFFER]
         return [

@@ -21,19 +21,31 @@ from jpt.types import Batch, Parameters
 
 
 class TuneState(NamedTuple):
-    """All that a step changes; a few hundred kilobytes."""
+    """Everything that a train step updates.
 
-    step: Int[Array, ""]  # how many steps were done
-    prompt: Float[Array, "P D"]  # the trainable rows, in float32
-    optimizer: Any  # the optimizer's state of the prompt
+    Attributes:
+        step: number of finished steps.
+        prompt: trainable rows [P, D], float32.
+        optimizer: optax state of the prompt.
+    """
+
+    step: Int[Array, ""]
+    prompt: Float[Array, "P D"]
+    optimizer: Any
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports, left on the device until somebody reads it."""
+    """Metrics of a train step, left on the device.
 
-    loss: Float[Array, ""]  # mean cross-entropy
-    accuracy: Float[Array, ""]  # share of right answers; of written ones, of right tokens
-    gradient_norm: Float[Array, ""]  # of the prompt, before it is clipped
+    Attributes:
+        loss: mean cross-entropy.
+        accuracy: share of correct labels; of correct tokens for a generative task.
+        gradient_norm: norm of the prompt's gradient before clipping.
+    """
+
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
 
 
 TrainStep = Callable[[Parameters, TuneState, Batch, Answer], tuple[TuneState, StepMetrics]]
@@ -42,7 +54,7 @@ TrainStep = Callable[[Parameters, TuneState, Batch, Answer], tuple[TuneState, St
 def prompt_optimizer(
     learning_rate: float | Float[Array, ""], clip_norm: float | None = None
 ) -> optax.GradientTransformation:
-    """Builds the paper's optimizer: AdamW, eps 1e-6, no decay, a constant rate, no clipping."""
+    """Return the paper's optimizer: AdamW, eps 1e-6, no decay, a constant learning rate."""
     adam = optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0)
     if clip_norm is None:
         return adam
@@ -56,7 +68,7 @@ def prompt_optimizer(
 
 
 def init_state(prompt: Float[Array, "P D"], optimizer: optax.GradientTransformation) -> TuneState:
-    """Builds the state before the first step."""
+    """Return the state before the first step."""
     prompt = jnp.asarray(prompt, jnp.float32)
     return TuneState(jnp.int32(0), prompt, optimizer.init(prompt))
 
@@ -68,7 +80,7 @@ def build_train_step(
     objective: str = "labels",
     mesh: Mesh | None = None,
 ) -> TrainStep:
-    """Builds the compiled step: weights are an argument, the state is donated."""
+    """Return the compiled step; weights are an argument, the state is donated."""
     run = _plain_step(module, objective)
 
     def step(
@@ -85,7 +97,7 @@ def _compiled(step: Callable[..., Any], mesh: Mesh | None) -> Any:
 
 
 def _plain_step(module: nn.Module, objective: str) -> Callable[..., tuple[TuneState, StepMetrics]]:
-    """The step before it is compiled, with optimizer and seed as two arguments more."""
+    """Return the step before `jit`, with optimizer and seed as arguments."""
     has_dropout = bool(getattr(module, "dropout_rate", 0.0))
 
     def loss_of(
@@ -117,27 +129,26 @@ def _plain_step(module: nn.Module, objective: str) -> Callable[..., tuple[TuneSt
 
 @dataclass(frozen=True)
 class BoundStep:
-    """A compiled step with the rate and the seed of one run, which are arguments of the program."""
+    """A compiled step with the learning rate and the seed of one run."""
 
-    program: Any  # the compiled step, shared by runs of every rate and seed
-    rate: np.float32  # the learning rate
+    program: Any  # compiled step, shared by runs: learning rate and seed are its arguments
+    learning_rate: np.float32
     seed: np.uint32  # of dropout
 
     def __call__(
         self, params: Parameters, state: TuneState, batch: Batch, answer: Answer
     ) -> tuple[TuneState, StepMetrics]:
-        """Does one step."""
-        return self.program(params, state, batch, answer, self.rate, self.seed)
+        return self.program(params, state, batch, answer, self.learning_rate, self.seed)
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
-        """Traces the step for arguments or their shapes."""
-        return self.program.lower(*arguments, self.rate, self.seed)
+        """Lower the step for arguments or their shapes."""
+        return self.program.lower(*arguments, self.learning_rate, self.seed)
 
 
 def paper_step(
     module: nn.Module, objective: str, clip_norm: float | None
 ) -> Callable[..., tuple[TuneState, StepMetrics]]:
-    """Builds the step of the paper's optimizer before it is compiled, for one run."""
+    """Return the step of one run with the paper's optimizer, before `jit`."""
     run = _plain_step(module, objective)
 
     def step(
@@ -145,10 +156,10 @@ def paper_step(
         state: TuneState,
         batch: Batch,
         answer: Answer,
-        rate: Float[Array, ""],
+        learning_rate: Float[Array, ""],
         seed: UInt32[Array, ""],
     ) -> tuple[TuneState, StepMetrics]:
-        return run(params, state, batch, answer, prompt_optimizer(rate, clip_norm), seed)
+        return run(params, state, batch, answer, prompt_optimizer(learning_rate, clip_norm), seed)
 
     return step
 
@@ -168,6 +179,6 @@ def paper_train_step(
     mesh: Mesh | None = None,
     clip_norm: float | None = None,
 ) -> BoundStep:
-    """Gives the compiled step of the paper's optimizer; runs of every rate and seed share it."""
+    """Return the compiled step of the paper's optimizer, shared by all learning rates and seeds."""
     program = _paper_program(module, objective, mesh, clip_norm)
     return BoundStep(program, np.float32(learning_rate), np.uint32(seed))

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jpt.distributed import Vote, is_first
 from jpt.errors import DivergedError, StoppedError
-from jpt.parallel import Vote, is_first, place
+from jpt.parallel import place
 from jpt.tuning.logging import CompileLog, LogSinks, Progress
 from jpt.tuning.losses import Answer
 from jpt.tuning.run_dir import BEST, Checkpoints, RunFolder
@@ -27,61 +28,56 @@ from jpt.types import Batch, Parameters, Score
 
 LOG_EVERY = 10
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
-SAVE = 1
-"""What a process votes for whose last save is old: the number of no signal that is caught."""
+SAVE = 1  # vote of a process for a save by the clock; not a signal that is handled
 
 
 class LoopState(NamedTuple):
-    """What a checkpoint holds: the state of the step, and the best prompt so far."""
+    """Content of a checkpoint: state of the step, and best prompt so far."""
 
-    tune: TuneState  # step number, prompt and optimizer state
-    best_prompt: Float[Array, "P D"]  # the prompt with the highest score on validation
-    best_score: Float[Array, ""]  # that score; minus infinity before the first scoring
-    best_step: Int[Array, ""]  # when it was reached
+    tune: TuneState
+    best_prompt: Float[Array, "P D"]  # highest score on validation
+    best_score: Float[Array, ""]  # -inf before the first evaluation
+    best_step: Int[Array, ""]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When what is done, counted in steps unless said otherwise."""
+    """Intervals of a run, in steps unless the name has another unit."""
 
-    steps: int  # of the whole run
-    eval_every: int  # between two scorings of validation; the last step is always scored
-    checkpoint_every: int  # between two checkpoints; the last step is always saved
-    batch_size: int  # rows a step, for the speed that is shown
-    # whether the start is scored too, as step 0, and may be the best prompt
-    score_start: bool = False
-    checkpoint_minutes: float | None = None  # a checkpoint too when the last one is so old
+    steps: int
+    eval_every: int  # the last step is always evaluated
+    checkpoint_every: int  # the last step is always saved
+    batch_size: int  # rows per step, for the speed that is shown
+    score_start: bool = False  # evaluate the initial prompt as step 0; it may be the best
+    checkpoint_minutes: float | None = None  # also save after this time
 
     def is_due(self, step: int, every: int) -> bool:
-        """Whether something that is done every so many steps is due after this one."""
         return step % every == 0 or step == self.steps
 
-    def is_late(self, saved_s: float) -> bool:
-        """Whether the last save, at this time, is too long ago."""
+    def is_save_late(self, saved_s: float) -> bool:
+        """Return whether the last save is older than `checkpoint_minutes`."""
         minutes = self.checkpoint_minutes
         return minutes is not None and time.monotonic() - saved_s > 60 * minutes
 
 
 @dataclass
 class Run:
-    """The parts of a run that the loop puts together."""
+    """The parts of a training loop."""
 
-    params: Parameters  # the frozen weights
-    answer: Answer  # which words are scored
-    step: TrainStep  # the compiled step
-    batch_at: Callable[[int], Batch]  # gives the batch of a step, a pure function of its number
-    score: Callable[[Float[Array, "P D"]], Score]  # scores a prompt on validation
-    schedule: Schedule  # when what is done
-    folder: RunFolder | None = None  # where the run is written; None keeps it in memory
-    checkpoints: Checkpoints | None = None  # of the folder
-    history: list[dict[str, Any]] = field(default_factory=list)  # logged lines of a run in memory
-    # writes the best prompt of a state, whenever there is a better one than before
-    keep_best: Callable[[LoopState], None] | None = None
-    finite: tuple[int, float] | None = None  # the last step whose loss was a number, and that loss
-    sinks: LogSinks | None = None  # where the log is shown too
+    params: Parameters  # frozen weights
+    answer: Answer
+    step: TrainStep
+    batch_at: Callable[[int], Batch]  # a pure function of the step
+    score: Callable[[Float[Array, "P D"]], Score]  # on validation
+    schedule: Schedule
+    folder: RunFolder | None = None  # None keeps the run in memory
+    checkpoints: Checkpoints | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)  # log lines
+    keep_best: Callable[[LoopState], None] | None = None  # writes a new best prompt
+    finite: tuple[int, float] | None = None  # last step with a finite loss, and that loss
+    sinks: LogSinks | None = None
 
     def log(self, line: dict[str, Any]) -> None:
-        """Keeps one line of the log, on disk where there is a folder."""
         self.history.append(line)
         if self.folder is not None:
             self.folder.log(line)
@@ -90,7 +86,7 @@ class Run:
 
 
 class _Clock:
-    """Measures the time spent on steps; scoring validation does not count."""
+    """Time spent on steps, evaluation excluded."""
 
     def __init__(self, first: int) -> None:
         self.first = first
@@ -107,30 +103,30 @@ class _Clock:
 
 
 def init_state_of(tune: TuneState) -> LoopState:
-    """Builds the state before the first step."""
+    """Return the state before the first step."""
     # A copy: the step donates its prompt, and the best one has to outlive it.
     best = jax.tree.map(jnp.copy, tune.prompt)  # one array, or the weights of a projector
-    return LoopState(tune, best, *_beside(tune, -math.inf, 0))
+    return LoopState(tune, best, *_place_score(tune, -math.inf, 0))
 
 
-def _beside(tune: TuneState, score: float, step: int) -> tuple[Array, Array]:
-    """A score and its step, on the devices that hold the state."""
-    where = tune.step.sharding
-    return place(jnp.float32(score), where), place(jnp.int32(step), where)
+def _place_score(tune: TuneState, score: float, step: int) -> tuple[Array, Array]:
+    """Place a score and its step on the devices of the state."""
+    sharding = tune.step.sharding
+    return place(jnp.float32(score), sharding), place(jnp.int32(step), sharding)
 
 
 def resume(run: Run, state: LoopState) -> LoopState:
-    """Goes back to the newest checkpoint and forgets what was logged after it."""
+    """Return the newest checkpoint, and drop the log lines after it."""
     if run.folder is None or run.checkpoints is None:
         return state
-    # Without a checkpoint nothing is kept, not even the score of the start, which comes again.
+    # Without a checkpoint all lines are dropped, also the score of step 0, which is logged again.
     run.checkpoints.remove_leftovers()
     reached = run.checkpoints.latest_step
     if reached is not None:
         state = run.checkpoints.load(state)
     run.folder.rewind(-1 if reached is None else int(state.tune.step))
     run.history = run.folder.history()
-    if run.keep_best is not None:  # a later one may have been written after the checkpoint
+    if run.keep_best is not None:  # the file may be newer than the checkpoint
         if any(line["split"] == "validation" for line in run.history):
             run.keep_best(state)
         elif is_first():
@@ -139,8 +135,8 @@ def resume(run: Run, state: LoopState) -> LoopState:
 
 
 def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
-    """Runs the steps that are left."""
-    # The device never waits for the log: the numbers of a step are read while the next one runs.
+    """Run the remaining steps."""
+    # The device never waits for the log: metrics of a step are read while the next one runs.
     schedule, first = run.schedule, int(state.tune.step)
     clock, pending, vote = _Clock(first), None, Vote()
     saved_s = time.monotonic()
@@ -161,8 +157,8 @@ def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
                 pending = None
                 with clock.paused():
                     state = _score(run, state, step, progress, log)
-            # One signal stops all processes at one step.
-            asked = vote(stop[0] if stop else SAVE * schedule.is_late(saved_s))
+            # A signal to one process stops all of them at the same step.
+            asked = vote(stop[0] if stop else SAVE * schedule.is_save_late(saved_s))
             if schedule.is_due(step, schedule.checkpoint_every) or asked:
                 _report(run, progress, pending, clock)
                 pending = None
@@ -179,7 +175,7 @@ def _score(run: Run, state: LoopState, step: int, progress: Progress, log: Compi
     log.take()
     score = run.score(state.tune.prompt)
     log.scored()
-    loss = getattr(score, "loss", 0.0)  # a projector has none
+    loss = getattr(score, "loss", 0.0)  # projectors have no loss
     if not (math.isfinite(score.value) and math.isfinite(loss)):
         raise _diverged(run, step, f"validation loss {loss}, score {score.value}")
     run.log({"step": step, "split": "validation", **score.summary()})
@@ -187,7 +183,7 @@ def _score(run: Run, state: LoopState, step: int, progress: Progress, log: Compi
     if score.value <= float(state.best_score):
         return state
     best = jax.tree.map(jnp.copy, state.tune.prompt)
-    state = LoopState(state.tune, best, *_beside(state.tune, score.value, step))
+    state = LoopState(state.tune, best, *_place_score(state.tune, score.value, step))
     if run.keep_best is not None:
         run.keep_best(state)
     return state
@@ -199,7 +195,7 @@ def _report(
     pending: tuple[int, StepMetrics] | None,
     clock: _Clock,
 ) -> None:
-    """Reads the numbers of a step: shows them, logs every tenth, stops at a loss that is none."""
+    """Show the metrics of a step, log every LOG_EVERY-th, raise if the loss is not finite."""
     if pending is None:
         return
     step, metrics = pending
@@ -225,23 +221,21 @@ def _report(
 
 
 def _diverged(run: Run, step: int, what: str) -> DivergedError:
-    """Says between which steps it went wrong and what there is to go on from."""
-    since, kept = "", "nothing is kept, the run was in memory"
+    last, kept = "", "no state is kept, the run was in memory"
     if run.finite is not None:
-        since = f" after step {run.finite[0]}, whose loss was {run.finite[1]:.4g}"
+        last = f" (last finite: {run.finite[1]:.4g} at step {run.finite[0]})"
     if run.checkpoints is not None:
         run.checkpoints.wait()
         saved = run.checkpoints.latest_step
         kept = f"the state of step {saved} is kept" if saved is not None else "no state was saved"
     return DivergedError(
-        f"step {step} gives no finite numbers{since}: {what}; {kept}; try a lower learning_rate "
-        "or a clip_norm"
+        f"non-finite loss at step {step}{last}: {what}; {kept}; lower learning_rate or set clip_norm"
     )
 
 
 def _save(run: Run, step: int, state: LoopState) -> None:
     if run.checkpoints is not None:
-        # A copy, because the next step donates these arrays while they are being written.
+        # A copy: the next step donates these arrays while they are written.
         run.checkpoints.save(step, jax.tree.map(jnp.copy, state))
 
 
@@ -250,20 +244,20 @@ def _stop(run: Run, signal_number: int, step: int) -> None:
     if run.checkpoints is None:
         raise StoppedError(f"{name}: stopped after step {step}", EXIT_CODES[signal_number])
     run.checkpoints.wait()
-    message = f"{name}: saved after step {step}; the same command goes on from there"
+    message = f"{name}: saved after step {step}; re-run the command to resume"
     raise StoppedError(message, EXIT_CODES[signal_number])
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C, so that a step ends and its state is saved first."""
+    """Collect SIGTERM and Ctrl-C, so that the current step finishes and is saved."""
     requests: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield requests
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if requests:  # asked twice: do not wait for the step
+        if requests:  # the second signal: do not wait for the step
             raise KeyboardInterrupt
         requests.append(number)
 
@@ -276,5 +270,5 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def best_prompt(state: LoopState) -> tuple[Float[np.ndarray, "P D"], float, int]:
-    """Gives the best prompt of a run with its score and step."""
+    """Return the best prompt of a run with its score and step."""
     return np.asarray(state.best_prompt), float(state.best_score), int(state.best_step)

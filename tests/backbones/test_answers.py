@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from jpt.backbones.answers import order_study
+from jpt.backbones.answers import branch_answers
 from jpt.backbones.layers import AnswerScores
 from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from tests.helpers.golden import DECODERS, FAST_COMPILE, T5S, difference, load_golden, read
@@ -142,7 +142,7 @@ def test_the_best_tokens_are_those_that_are_written(name: str) -> None:
 
 
 def test_one_token_answers_need_no_line() -> None:
-    branches = order_study(jnp.array([[[5], [6]]]))
+    branches = branch_answers(jnp.array([[[5], [6]]]))
     assert branches.tokens.shape == (1, 0) and branches.allowed.shape == (0, 0)
     for name in ("t5_gated", "gpt2_tied"):
         golden = load_golden(name)

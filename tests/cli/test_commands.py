@@ -115,8 +115,8 @@ def test_start_is_the_paper_s_and_says_so(neurons_run, place: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--task", "mood"), "task chooses what text is read, but the probe is start"),
-        (("--probe", "text"), "probe is text, but no task says whose"),
+        (("--task", "mood"), "task applies to text, but probe is start"),
+        (("--probe", "text"), "probe is text, but task is not set"),
         (("--probe", "text", "--task", "MOOD", "--rows", "99"), "has 42 rows; ask for 42"),
         (("--probe", "text", "--task", "MOOD", "--positions", "40"), "positions is 40, but"),
         (("--stack", "encoder"), "has one stack; leave it out"),

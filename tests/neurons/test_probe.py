@@ -368,9 +368,9 @@ def test_pieces_on_a_mesh_are_what_its_axes_divide(backbone: Backbone, task: Pat
 
 WRONG = [
     ({"probe": "words"}, "probe is 'words'; expected one of start, text"),
-    ({"probe": "text"}, "probe is text, but no task says whose"),
-    ({"task": "sst2", "rows": 3}, "task and rows choose what text is read, but the probe is start"),
-    ({"positions": "0"}, "positions chooses what text is read"),
+    ({"probe": "text"}, "probe is text, but task is not set"),
+    ({"task": "sst2", "rows": 3}, "task and rows apply to text, but probe is start"),
+    ({"positions": "0"}, "positions applies to text"),
     ({"chunk_mb": 0}, "chunk_mb is 0; give a number of megabytes above 0"),
     ({"chunk_mb": float("nan")}, "chunk_mb is nan"),
     ({"probe": "text", "task": "x", "rows": 0}, "rows is 0; give a whole number"),

@@ -317,7 +317,7 @@ def test_what_does_not_fit_is_told_with_a_cure_and_exit_code_1(run, folder: Path
         ("strange.json", (), ("strange.json", "model_type 'bird'", "roberta")),
         ("field.json", (), ("field.json", "hidden_size")),
         ("huge.json", (), ("huge.json", "sizes")),
-        ("bert.json", ("--batch-size", "5"), ("5 rows", "axis data of 2")),
+        ("bert.json", ("--batch-size", "5"), ("5 rows", "mesh axis 'data' (2)")),
         ("bert.json", ("--length", "41"), ("41 rows", "40 positions")),
         ("gpt2.json", ("--length", "34"), ("34 + text 7 = 41", "40 positions")),
         ("bert.json", ("--mesh", "rows:2"), ("mesh axis 'rows'",)),

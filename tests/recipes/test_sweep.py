@@ -546,7 +546,7 @@ def test_optuna_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 # --- sweep tidy
 
-LEFT = ("runs/a/.lock", "runs/a/.jpt-0.tmp", "banks/one/runs.json", "banks/one/checkpoints/5/d")
+LEFT = ("runs/a/.lock", "runs/a/.jpt-0.tmp", "groups/one/runs.json", "groups/one/checkpoints/5/d")
 
 
 def write_ended(folder: Path) -> list[str]:
@@ -556,7 +556,7 @@ def write_ended(folder: Path) -> list[str]:
     for name in LEFT:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    write_json(folder / "banks/one/runs.json", ["a", "b"])
+    write_json(folder / "groups/one/runs.json", ["a", "b"])
     return ["a", "b"]
 
 

@@ -24,9 +24,9 @@ from jpt.report.figures import (
     HeatMap,
     contrast,
     heat_map,
-    stick_rows,
     plot_curves,
     prompt_map,
+    stick_rows,
     strips,
     to_svg,
 )

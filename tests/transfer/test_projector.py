@@ -288,7 +288,7 @@ def test_every_row_has_its_own_tasks_prompt_and_label_words(case) -> None:
     sources = {short_task(p.card.task): p.values for p in source_prompts().values()}
     seen = []
     for step in range(12):
-        batch, task = made.batch_at(step), made.about(step)["task"]
+        batch, task = made.batch_at(step), made.log_fields(step)["task"]
         np.testing.assert_array_equal(batch.source, sources[task])
         ids = [backbone.tokenizer.find(word) for word in words[task]]
         assert batch.answer.label_ids.tolist() == ids
@@ -433,7 +433,7 @@ def test_the_learning_rate_counts(case) -> None:
 def test_a_mesh_of_devices_gives_the_same_losses(case) -> None:
     one, two = (losses_of(plan(case, mesh=mesh), 4) for mesh in ("data:1", "data:2"))
     np.testing.assert_allclose(one, two, rtol=1e-5)
-    with pytest.raises(jpt.InputError, match="batch of 6 rows does not divide"):
+    with pytest.raises(jpt.InputError, match="batch of 6 rows is not divisible"):
         plan(case, mesh="data:4")
 
 
