@@ -69,8 +69,8 @@ def shared_tokens(
     source: Backbone, target: Backbone
 ) -> tuple[Int64[np.ndarray, "N"], Int64[np.ndarray, "N"]]:
     """Return the ids, in both vocabularies, of the tokens that both have."""
-    # Special and untrained tokens are left out. The others match if texts are equal and both start a word or both continue one: WordPiece's
-    # ``film`` is SentencePiece's with a word-start mark. Special and untrained tokens do not count.
+    # Tokens match if their texts are equal and both start a word or both continue one (``film`` of
+    # WordPiece is SentencePiece's with a word-start mark). Special, untrained tokens are left out.
     first, second = _token_ids(source), _token_ids(target)
     pairs = [(token, second[key]) for key, token in first.items() if key in second]
     if not pairs:

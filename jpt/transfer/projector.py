@@ -354,8 +354,8 @@ class TaskBatches:
     """Batches of several tasks, one task per step."""
 
     # Each round visits every task once in random order, so that all tasks have the same weight.
-    # (Paper's code: rows of all tasks in one batch, larger tasks cut to the smallest; with more than
-    # one task, rows get the prompt of another task.)
+    # (Paper's code: rows of all tasks in one batch, larger tasks cut to the smallest; with several
+    # tasks, rows get the prompt of another task.)
 
     tasks: Mapping[str, TrainingTask]  # by short name
     seed: int  # of the order of tasks

@@ -30,27 +30,23 @@ from jpt.tuning.bound_task import resolve_backbone, resolve_options, resolve_tas
 from jpt.tuning.tune import TuneResult, WarmStart, read_start, tune
 from jpt.types import Data, Prompt
 
-# --- How much training a warm start saves: the two speed-ups, defined, and what several seeds say
-# The paper names both speed-ups; its code computes neither, so the definitions are ours and stand
-# in `DEFINITIONS`, which every result carries.
+# --- Speed-ups
+# The paper names both speed-ups, but its code computes neither: the definitions below are ours.
 
-TOLERANCE = 0.01
-"""How far below its best a run counts as converged: one point of a score between 0 and 1."""
-
+TOLERANCE = 0.01  # a run has converged within this of its best score
 CONFIDENCE = 0.95
-_ROUNDING = 1e-9
-"""What decimal fractions lose in binary: 0.71 - 0.01 is a little more than 0.70."""
+_ROUNDING = 1e-9  # 0.71 - 0.01 is a little more than 0.70 in binary
 
 DEFINITIONS = {
     "best": "highest plain (not smoothed) validation score of a run, step 0 included; "
     "its step is the first one that has it",
     "convergence": "first scored step whose validation score is within the tolerance of the "
-    "run's own best",
+    "run's best",
     "convergence_speed_up": "convergence step of the vanilla run / that of the warm run; a run "
-    "that learns nothing converges at once, so read it beside the best values",
+    "that learns nothing converges at once, so compare the best values too",
     "comparable_speed_up": "step of the vanilla run's best / first scored step at which the warm "
-    "run has that value; none where it never has it",
-    "step_0": "what is reached at step 0 counts as reached at the first scored step of training",
+    "run reaches that value; none if it never does",
+    "step_0": "a value reached at step 0 counts as reached at the first scored step of training",
     "gain": "final metric of the warm run's kept prompt minus that of the vanilla run's",
     "over_seeds": "speed-ups: geometric mean and t interval of the logarithms; gains: mean and t "
     "interval; runs are paired by seed, seeds without a value are left out and counted",
@@ -58,41 +54,41 @@ DEFINITIONS = {
 
 
 class ScoreCurve(NamedTuple):
-    """How the validation score of a run went."""
+    """Validation scores of a run."""
 
-    steps: Int64[np.ndarray, "N"]  # rising, from 0
-    values: Float64[np.ndarray, "N"]  # the score at each of them
+    steps: Int64[np.ndarray, "N"]  # increasing, from 0
+    values: Float64[np.ndarray, "N"]
 
     def first_at(self, value: float) -> int | None:
-        """Finds the first step with a score of at least some value."""
+        """Return the first step that reaches a score."""
         reached = np.flatnonzero(self.values >= value - _ROUNDING)
         return int(self.steps[reached[0]]) if reached.size else None
 
     @property
     def best(self) -> float:
-        """The highest score."""
+        """Highest score."""
         return float(self.values.max())
 
     @property
     def best_step(self) -> int:
-        """The first step that has it."""
+        """First step with the highest score."""
         return int(self.steps[self.values.argmax()])
 
     def convergence_step(self, tolerance: float = TOLERANCE) -> int:
-        """Finds the first step whose score is within a tolerance of the best."""
+        """Return the first step within a tolerance of the best score."""
         step = self.first_at(self.best - tolerance)
         assert step is not None
         return step
 
     def counted(self, step: int) -> int:
-        """Counts what is reached before any training as reached at the first scoring after it."""
+        """Return the step; step 0 counts as the first scored step after it."""
         return step if step > 0 else int(self.steps[self.steps > 0][0])
 
 
 def compare_curves(
     vanilla: ScoreCurve, warm: ScoreCurve, tolerance: float = TOLERANCE
 ) -> Comparison:
-    """Computes both speed-ups of one seed (see `DEFINITIONS`)."""
+    """Return both speed-ups of one seed (see `DEFINITIONS`)."""
     converged, reached = warm.convergence_step(tolerance), warm.first_at(vanilla.best)
     vanilla_converged = vanilla.counted(vanilla.convergence_step(tolerance))
     comparable = None
@@ -104,16 +100,15 @@ def compare_curves(
 
 
 def geometric_mean(ratios: Sequence[float | None]) -> dict[str, Any]:
-    """Averages ratios over seeds: half and double make one."""
-    logs = [None if ratio is None else math.log(ratio) for ratio in ratios]
-    found = arithmetic_mean(logs)
+    """Return the geometric mean of ratios over seeds, with its t interval."""
+    found = arithmetic_mean([None if ratio is None else math.log(ratio) for ratio in ratios])
     ends = ("mean", "low", "high")
-    turned = {name: None if found[name] is None else math.exp(found[name]) for name in ends}
-    return {**found, **turned, "values": list(ratios)}
+    ratio_of = {name: None if found[name] is None else math.exp(found[name]) for name in ends}
+    return {**found, **ratio_of, "values": list(ratios)}
 
 
 def arithmetic_mean(values: Sequence[float | None]) -> dict[str, Any]:
-    """Averages values over seeds, with the t interval of their mean."""
+    """Return the mean of values over seeds, with its t interval."""
     known = np.array([value for value in values if value is not None], np.float64)
     mean = float(known.mean()) if known.size else None
     low = high = None
@@ -129,19 +124,19 @@ def arithmetic_mean(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-# --- The prompts that warm runs start from: named, read, and refused where they do not fit
+# --- Source prompts
 
 VANILLA = "vanilla"
-"""The run from a random start, which the others are held against."""
+"""The run from a random initial prompt, the baseline."""
 
 Sources = Mapping[str, Prompt | str | Path] | Iterable[str | Path] | str | Path
 """Prompts by name, or prompt files and run folders, or one of these."""
 
 
 def read_sources(sources: Sources, copy_moments: bool = False) -> dict[str, WarmStart]:
-    """Reads the sources of a warm-start study."""
+    """Load the sources of a warm-start study."""
     starts = {name: _read(name, source, copy_moments) for name, source in _by_name(sources).items()}
-    load_prompts({name: start.prompt for name, start in starts.items()})  # they belong together
+    load_prompts({name: start.prompt for name, start in starts.items()})  # checks that they match
     return starts
 
 
@@ -152,23 +147,25 @@ def _by_name(sources: Sources) -> dict[str, Prompt | str | Path]:
         files = [sources] if isinstance(sources, str | Path) else list(sources)
         named = [(source_name(file), file) for file in files]
     if not named:
-        raise InputError("no sources were given; give prompt files or run folders to start from")
+        raise InputError(
+            "sources: expected at least one, got none; give prompt files or run folders"
+        )
     found: dict[str, Prompt | str | Path] = {}
     for name, source in named:
         if name == VANILLA:
             raise InputError(
-                f"a source is named {VANILLA}, like the run from a random start; rename its file"
+                f"source {VANILLA}: the name of the run from a random prompt; rename the file"
             )
         if name in found:
-            raise InputError(f"two sources are named {name}; rename a file, or give them by name")
+            raise InputError(f"source {name}: given twice; rename a file, or give sources by name")
         if not name or name in (".", "..") or {"/", "\\", "\0"} & set(name):
-            raise InputError(f"{name!r} is no name for a source: it shall name a folder too")
+            raise InputError(f"source {name!r}: expected a name that can be a folder; rename it")
         found[name] = source
     return found
 
 
 def source_name(source: str | Path) -> str:
-    """Names a source like its file or its run."""
+    """Return the name of the prompt file or run folder."""
     path = Path(source)
     if path.name == PROMPT_FILE:
         path = path.parent
@@ -182,14 +179,14 @@ def _read(name: str, source: Prompt | str | Path, copy_moments: bool) -> WarmSta
         return WarmStart(name, source if isinstance(source, Prompt) else load_prompt(source))
     if isinstance(source, Prompt):
         raise InputError(
-            f"source {name} is a prompt without a run, and a prompt has no moments; give the "
-            "folder of its run, or leave copy_moments out"
+            f"source {name}: copy_moments needs a run folder, got a prompt; give the folder of its"
+            " run, or leave copy_moments out"
         )
     return read_start(name, source)
 
 
 def check_sources(starts: Mapping[str, WarmStart], backbone: Backbone, other: bool) -> None:
-    """Refuses sources that a backbone cannot read."""
+    """Raise InputError if a source does not fit the backbone."""
     for name, start in starts.items():
         try:
             check_prompt(start.prompt, backbone.name, backbone.config.width, backbone.layout, other)
@@ -197,7 +194,7 @@ def check_sources(starts: Mapping[str, WarmStart], backbone: Backbone, other: bo
             raise InputError(f"source {name}: {error}") from None
 
 
-# --- A warm-start study as JSON and as text for the terminal
+# --- Record and text of a study
 
 Runs = Mapping[tuple[int, str], TuneResult]
 Curves = Mapping[tuple[int, str], ScoreCurve]
@@ -211,9 +208,9 @@ def warm_start_record(
     runs: Runs,
     curves: Curves,
     tolerance: float,
-    facts: dict[str, Any],
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Puts together what a study measured."""
+    """Return the content of ``warm_start.json``."""
     seeds = list(dict.fromkeys(seed for seed, _ in runs))
     sources = {name: start for name, start in starts.items() if start is not None}
     split = "test" if "test" in next(iter(runs.values())).record else "validation"
@@ -236,7 +233,7 @@ def warm_start_record(
         "tolerance": tolerance,
         "confidence": CONFIDENCE,
         "definitions": DEFINITIONS,
-        **facts,
+        **settings,
         "sources": {name: _source(start) for name, start in sources.items()},
         "runs": [_run(key, runs[key], curves[key], finals[key], tolerance) for key in runs],
         "comparisons": comparisons,
@@ -286,35 +283,37 @@ def _notes(
     seeds: list[int],
     tolerance: float,
 ) -> list[str]:
-    """What a reader of the ratios has to know."""
+    """Return the caveats about the speed-ups."""
     notes, of = [], f"of {len(seeds)} seeds"
     unlearnt = sum(curves[s, VANILLA].best_step == 0 for s in seeds)
     if unlearnt:
-        notes.append(f"vanilla was never better than its start in {unlearnt} {of}")
+        notes.append(f"vanilla never improved on step 0 in {unlearnt} {of}")
     for name, found in compared.items():
         if sources[name].prompt.card.first_position:
             position = sources[name].prompt.card.first_position
-            notes.append(f"{name} was tuned with text from position {position}, here from 0")
+            notes.append(f"{name} was tuned with text positions from {position}, here from 0")
         missed = sum(one.comparable is None for one in found)
         if missed:
             notes.append(f"{name} did not reach the vanilla run's best in {missed} {of}")
         early = sum(one.reached_at_start for one in found)
         if early:
-            notes.append(f"{name} had the vanilla run's best at step 0 in {early} {of}")
+            notes.append(f"{name} reached the vanilla run's best at step 0 in {early} {of}")
         at_once = sum(one.converged_at_start for one in found)
         if at_once:
             notes.append(f"{name} converged at step 0 in {at_once} {of}")
-        # Runs that end at different heights do not converge to the same thing.
+        # Convergence steps of runs with different best scores are not comparable.
         gains = [curves[s, name].best - curves[s, VANILLA].best for s in seeds]
-        for word, sign in (("less", -1), ("more", 1)):
+        for word, sign in (("lower", -1), ("higher", 1)):
             count = sum(sign * gain > tolerance + 1e-9 for gain in gains)
             if count:
-                notes.append(f"{name} converged to {word} than the vanilla run in {count} {of}")
+                notes.append(
+                    f"{name} converged to a {word} score than the vanilla run in {count} {of}"
+                )
     return notes
 
 
 def describe_record(record: Mapping[str, Any]) -> str:
-    """Lays scores and speed-ups out for reading."""
+    """Return scores and speed-ups as text."""
     seeds, metric = record["seeds"], record["metric"]
     count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     lines = [
@@ -324,12 +323,12 @@ def describe_record(record: Mapping[str, Any]) -> str:
         _cells("run", "step 0", "best", record["final_split"], "gain in points"),
     ]
     lines += [_scores(record, name) for name in (VANILLA, *record["sources"])]
-    lines += ["", _cells("speed-up against vanilla", "", "", "convergence", "comparable result")]
+    lines += ["", _cells("speed-up over vanilla", "", "", "convergence", "comparable result")]
     lines += [_speed_ups(record, name) for name in record["sources"]]
     if len(seeds) > 1:
         lines.append(f"[ ]: {100 * record['confidence']:.0f} % t interval over seeds")
     lines += [f"note: {note}" for note in record["notes"]]
-    # Tables fit; names in the other lines may be long.
+    # Tables fit; other lines may have long names.
     return "\n".join(textwrap.fill(line.rstrip(), WIDTH, drop_whitespace=False) for line in lines)
 
 
@@ -375,25 +374,23 @@ def _interval(found: Mapping[str, Any], form: str, times: float = 1) -> str:
     )
 
 
-# --- Warm start: does training from another task's prompt save steps, and does it end higher?
-# Paper: section 3, initialising from a trained prompt ("TPT" on one model).
+# --- The study (paper, section 3: transfer with prompt tuning, "TPT")
 
 RECORD, CURVES = "warm_start.json", "curves.csv"
-SCORINGS = 20
-"""How often validation is scored in a run, where nothing else is asked for."""
+SCORINGS = 20  # validation scores per run by default
 
 _COMPARED = ("seed", "init", "start", "score_start", "predictions")
 
 
 @dataclass(frozen=True)
 class WarmStartResult:
-    """What `warm_start` gives.
+    """Result of `warm_start`.
 
     Attributes:
-        runs: every run by seed and name, ``vanilla`` first.
-        curves: the validation scores of each, from step 0.
-        record: definitions, settings, runs, speed-ups, as in ``warm_start.json``.
-        folder: where the study lies, where it was written.
+        runs: Runs by seed and name, ``vanilla`` first.
+        curves: Validation scores of each run, from step 0.
+        record: Definitions, settings, runs and speed-ups, as in ``warm_start.json``.
+        folder: Study folder; None if the study was kept in memory.
     """
 
     runs: dict[tuple[int, str], TuneResult]
@@ -402,13 +399,13 @@ class WarmStartResult:
     folder: Path | None
 
     def describe(self) -> str:
-        """Lays scores and speed-ups out for reading, at most 80 columns wide."""
+        """Return scores and speed-ups as text of at most 80 columns."""
         return describe_record(self.record)
 
 
 @dataclass(frozen=True)
 class _Study:
-    """Everything that the runs share, before anything is compiled."""
+    """Loaded and checked inputs that all runs share."""
 
     task: Task
     backbone: Backbone
@@ -416,7 +413,7 @@ class _Study:
     starts: dict[str, WarmStart | None]
 
     def shared(self) -> dict[str, Any]:
-        """The options of every run: with the seed they fix order and number of the rows."""
+        """Return the options of every run; with the seed they fix row order and number of rows."""
         options = dataclasses.asdict(self.options)
         return {name: value for name, value in options.items() if name not in _COMPARED}
 
@@ -434,34 +431,35 @@ def warm_start(
     progress: bool = False,
     **options: Any,
 ) -> WarmStartResult:
-    """Tunes a task from a random start and from given prompts, and compares how fast they learn.
+    """Tune a task from a random prompt and from source prompts, and compare convergence.
 
-    A seed has one vanilla run and one run per source, with the same rows in the same order, scored
-    on validation at step 0 and every ``eval_every`` steps. *Convergence speed-up*: the vanilla
-    run's convergence step over the warm run's; a run converges at the first step within
-    ``tolerance`` of its own best plain score. *Comparable-result speed-up*: the step of the vanilla
-    run's best over the warm run's first step with that value. The paper's code has neither.
+    Each seed has one vanilla run and one run per source, with the same rows in the same order,
+    scored on validation at step 0 and every ``eval_every`` steps. *Convergence speed-up*: the
+    vanilla run's convergence step divided by the warm run's, where a run converges at the first
+    step within ``tolerance`` of its best score. *Comparable-result speed-up*: the step of the
+    vanilla run's best divided by the first step at which the warm run reaches that value. Paper:
+    section 3.
 
     Args:
-        task: the target: a task, its name, or its folder.
-        sources: prompt files or run folders, or prompts by name; all of one backbone and size.
-        out: folder for a run folder ``seed-S/NAME`` each, ``warm_start.json`` and ``curves.csv``;
-            the same call goes on there. None keeps all in memory.
-        backbone: instead of the one that the cards name; the width is checked.
-        seeds: of row order and vanilla start. Intervals need two or more.
-        copy_moments: whether Adam's moments come along, its count of steps set to 0 (the authors'
-            script). Sources are run folders then, and give prompt and moments of the last step.
-        tolerance: of convergence, in the unit of the score (0.01: one point of accuracy).
-        data: folder of the task's rows, or the rows by split.
-        progress: whether to show facts and a bar for each run on stderr.
-        **options: of :class:`jpt.config.TuneOptions`, without ``seed`` and ``init``.
+        task: Target task, its name, or its folder.
+        sources: Prompt files or run folders, or prompts by name; all of one backbone and shape.
+        out: Folder for the run folders ``seed-S/NAME``, ``warm_start.json`` and ``curves.csv``;
+            repeat the call to resume. None keeps the study in memory.
+        backbone: Backbone to use instead of the one in the cards; the width is checked.
+        seeds: Seeds of row order and vanilla prompt. Intervals need two or more.
+        copy_moments: Copy Adam's moments, with its step count reset to 0 (as the authors' script).
+            Sources must be run folders; prompt and moments are those of the last step.
+        tolerance: Tolerance of convergence, in the unit of the score (0.01: one point of accuracy).
+        data: Folder of the task's rows, or the rows by split.
+        progress: Show a progress bar for each run on stderr.
+        **options: Fields of :class:`jpt.config.TuneOptions` except ``seed`` and ``init``.
 
     Returns:
-        Runs, curves, and speed-ups with 95 % intervals over the seeds.
+        The :class:`WarmStartResult`: runs, curves, and speed-ups with 95 % intervals over seeds.
 
     Raises:
-        InputError: for what cannot work, before anything is compiled.
-        StoppedError: after SIGTERM or Ctrl-C; the state is saved.
+        InputError: If an input is invalid, before anything compiles.
+        StoppedError: After SIGTERM or Ctrl-C; the state is saved.
 
     Example:
         >>> from jpt.types import Prompt, PromptCard
@@ -486,14 +484,16 @@ def warm_start(
 def _check(seeds: Sequence[int], tolerance: float, options: dict[str, Any]) -> list[int]:
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds are {seeds}; give one or more different ones, for instance 0,1,2")
+        raise InputError(
+            f"seeds: expected one or more distinct seeds, got {seeds}; give e.g. 0,1,2"
+        )
     for seed in seeds:
         TuneOptions(seed=seed)
     if not 0 <= tolerance < 1:
-        raise InputError(f"tolerance is {tolerance}; give a number from 0 to below 1, such as 0.01")
+        raise InputError(f"tolerance: expected 0 <= tolerance < 1, got {tolerance}; give e.g. 0.01")
     for name in _COMPARED:
         if name in options:
-            raise InputError(f"{name} is set by warm_start itself, from run to run; leave it out")
+            raise InputError(f"{name}: set by warm_start for each run; leave it out")
     return seeds
 
 
@@ -505,29 +505,30 @@ def _prepare(
     data: Data | None,
     options: dict[str, Any],
 ) -> _Study:
-    """Reads and checks what the runs share; each run checks rows and lengths before its start."""
+    """Load and check what the runs share; each run checks rows and lengths itself."""
     given = TuneOptions(**options)
     starts = read_sources(sources, copy_moments)
     name, start = next(iter(starts.items()))
     rows = len(start.prompt.values)
     if given.length not in (None, rows):
         raise InputError(
-            f"length is {given.length}, but source {name} has {rows} rows; leave length out"
+            f"length: expected {rows}, as source {name} has, got {given.length}; leave length out"
         )
     definition = resolve_task(task, data)
     asked = start.prompt.card.backbone if backbone is None else backbone
     dropout, mesh = given.dropout == "paper", make_mesh(given.mesh)
     model = resolve_backbone(asked, given.dtype, dropout, mesh, given.remat)
     check_sources(starts, model, backbone is not None)
-    settled = resolve_options(dataclasses.replace(given, length=rows), model, definition)
-    every = given.eval_every or max(1, settled.steps // SCORINGS)
-    if every > settled.steps:
+    resolved = resolve_options(dataclasses.replace(given, length=rows), model, definition)
+    default = max(1, resolved.steps // SCORINGS)
+    every = given.eval_every or default
+    if every > resolved.steps:
         raise InputError(
-            f"eval_every is {every}, but a run has {settled.steps} steps; a curve needs scorings "
-            f"on the way: set eval_every to {max(1, settled.steps // SCORINGS)}"
+            f"eval_every: expected at most {resolved.steps}, the number of steps, got {every};"
+            f" give e.g. {default}"
         )
-    settled = dataclasses.replace(settled, eval_every=every)
-    return _Study(definition, model, settled, {VANILLA: None, **starts})
+    resolved = dataclasses.replace(resolved, eval_every=every)
+    return _Study(definition, model, resolved, {VANILLA: None, **starts})
 
 
 def _run_all(
@@ -564,9 +565,9 @@ def _record(
     tolerance: float,
     copy_moments: bool,
 ) -> dict[str, Any]:
-    facts = {"copy_moments": copy_moments, "settings": study.shared()}
+    settings = {"copy_moments": copy_moments, "settings": study.shared()}
     measured = (study.starts, runs, curves, tolerance)
-    return warm_start_record(study.task, study.backbone, *measured, facts)
+    return warm_start_record(study.task, study.backbone, *measured, settings)
 
 
 def _write(folder: Path, record: dict[str, Any], curves: dict[tuple[int, str], ScoreCurve]) -> None:

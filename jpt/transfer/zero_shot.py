@@ -53,45 +53,43 @@ from jpt.tuning.bound_task import (
 from jpt.types import Prompt, PromptCard, Score, TransferMatrix
 from jpt.version import __version__
 
-# --- What a transfer matrix is made of, before a model is loaded: runs, tasks, and their rows
+# --- Plan of a transfer matrix
 
-# Of a task, these say where rows come from; what the rows are is told by their checksum.
-_PLACES = ("name", "type", "hub", "folder", "files", "rows", "label_field")
+# Task fields about where rows come from; the rows themselves have a checksum.
+_SOURCE_FIELDS = ("name", "type", "hub", "folder", "files", "rows", "label_field")
 
 
 class MatrixRun(NamedTuple):
-    """One prompt that is scored: a column of the matrix, or one of the seeds behind a column."""
+    """A scored prompt: a column of the matrix, or one seed of a column."""
 
-    column: str  # name of the column
-    seed: int | None  # of this run, where the column is the mean of several
-    # what is scored; None for the baselines, which are made once the model is loaded
-    prompt: Prompt | None
+    column: str
+    seed: int | None  # None if the column has one run
+    prompt: Prompt | None  # None for the baselines, which need the model
 
     @property
     def name(self) -> str:
-        """Its name in records, for instance ``imdb/seed-0``."""
+        """Name in records, for instance ``imdb/seed-0``."""
         return run_name(self.column, self.seed)
 
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """Runs and targets of a matrix; nothing in it needs a model."""
+    """Runs and targets of a matrix, known before a model is loaded."""
 
-    # the prompts, baselines last; the seeds of a column follow each other
-    runs: tuple[MatrixRun, ...]
-    tasks: dict[str, Task]  # the targets by short name
-    splits: dict[str, str]  # which split of each target is scored
-    rows: dict[str, list[Row]]  # the rows of that split
-    seed: int  # of the random start
+    runs: tuple[MatrixRun, ...]  # baselines last; seeds of a column are adjacent
+    tasks: dict[str, Task]  # targets by short name
+    splits: dict[str, str]  # scored split of each target
+    rows: dict[str, list[Row]]  # rows of that split
+    seed: int  # of the random prompt
 
     @property
     def first(self) -> Prompt:
-        """A prompt that stands for all: they have one backbone, layout, length and width."""
+        """First prompt; all have its backbone, layout, length and width."""
         return next(run.prompt for run in self.runs if run.prompt is not None)
 
     @property
     def columns(self) -> dict[str, list[MatrixRun]]:
-        """The runs behind each column."""
+        """Runs of each column."""
         found: dict[str, list[MatrixRun]] = {}
         for run in self.runs:
             found.setdefault(run.column, []).append(run)
@@ -99,12 +97,12 @@ class MatrixPlan:
 
     @property
     def cards(self) -> dict[str, PromptCard]:
-        """The card of each column that is no baseline."""
+        """Card of each column except baselines."""
         named = ((name, runs[0].prompt) for name, runs in self.columns.items())
         return {name: prompt.card for name, prompt in named if prompt and name != RANDOM}
 
     def contents(self) -> dict[str, dict[str, Any]]:
-        """Gives what a target's scores depend on: the question and the rows."""
+        """Return what the scores of each target depend on: task and rows."""
         return {
             name: {
                 "task": _task_checksum(task),
@@ -115,14 +113,14 @@ class MatrixPlan:
         }
 
     def identity(self, run: MatrixRun) -> dict[str, Any]:
-        """Gives what a run's scores depend on."""
+        """Return what the scores of a run depend on."""
         card, shape = self.first.card, list(self.first.values.shape)
-        told = {"shape": shape, "first_position": card.first_position or 0}
+        common = {"shape": shape, "first_position": card.first_position or 0}
         if run.prompt is not None:
             values = np.ascontiguousarray(run.prompt.values, np.float32)
-            return {"prompt": hashlib.sha256(values.tobytes()).hexdigest()[:16], **told}
+            return {"prompt": hashlib.sha256(values.tobytes()).hexdigest()[:16], **common}
         seed = {"seed": self.seed} if run.column == RANDOM else {}
-        return {"prompt": run.column, **seed, **told}
+        return {"prompt": run.column, **seed, **common}
 
 
 def plan_matrix(
@@ -134,12 +132,11 @@ def plan_matrix(
     untouched: bool,
     seed: int,
 ) -> MatrixPlan:
-    """Loads and checks prompts, tasks and rows."""
+    """Load and check prompts, tasks and rows."""
     loaded = load_seed_prompts(prompts)
     if UNTOUCHED in loaded:
         raise InputError(
-            f"a prompt is called {UNTOUCHED}, which stands for the model without a prompt in every"
-            " table; rename it"
+            f"prompt {UNTOUCHED}: this name is reserved for the model without a prompt; rename it"
         )
     named = _tasks(tasks, [prompt for of in loaded.values() for prompt in of.values()], data)
     runs = [MatrixRun(name, s, prompt) for name, of in loaded.items() for s, prompt in of.items()]
@@ -152,7 +149,7 @@ def plan_matrix(
     splits = {
         name: split if has_split(task, split) else "validation" for name, task in named.items()
     }
-    # All rows are read before anything is loaded or compiled: broken data shows at once.
+    # Read all rows before a model is loaded, so that broken data is reported at once.
     rows = {name: read_rows(task, splits[name]) for name, task in named.items()}
     return MatrixPlan(tuple(runs), named, splits, rows, seed)
 
@@ -162,13 +159,13 @@ def _tasks(
     prompts: Iterable[Prompt],
     data: str | Path | None,
 ) -> dict[str, Task]:
-    """The targets by short name."""
+    """Return the targets by short name."""
     if tasks is None:
         asked = sorted({prompt.card.task for prompt in prompts})
     else:
         asked = list(tasks)
     if not asked:
-        raise InputError("no tasks were given; name at least one, for instance builtin/imdb")
+        raise InputError("tasks: expected at least one, got none; give for instance builtin/imdb")
     loaded = [task if isinstance(task, Task) else _load(task, data) for task in asked]
     refuse_twice([task.short_name for task in loaded], "tasks")
     return {task.short_name: task for task in loaded}
@@ -181,23 +178,23 @@ def _load(task: str | Path, data: str | Path | None) -> Task:
 
 
 def _task_checksum(task: Task) -> str:
-    told: Mapping[str, Any] = {
+    values: Mapping[str, Any] = {
         each.name: getattr(task, each.name)
         for each in dataclasses.fields(task)
-        if each.name not in _PLACES
+        if each.name not in _SOURCE_FIELDS
     }
-    text = json.dumps(told, sort_keys=True, default=dict)
+    text = json.dumps(values, sort_keys=True, default=dict)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-# --- From the cells of a transfer matrix to what is written and told of it
+# --- Matrix and record from scored cells
 
 Cells = Mapping[tuple[str, str], Cell]
 """Cells by target and run."""
 
 
 def make_matrix(plan: MatrixPlan, cells: Cells) -> TransferMatrix:
-    """Puts cells into a matrix; a column of several seeds has their mean."""
+    """Return the matrix of the cells, averaged over seeds."""
     values = [
         [np.mean(_record_values(cells, task, runs)) for runs in plan.columns.values()]
         for task in plan.tasks
@@ -207,9 +204,9 @@ def make_matrix(plan: MatrixPlan, cells: Cells) -> TransferMatrix:
 
 
 def make_record(
-    plan: MatrixPlan, cells: Cells, matrix: TransferMatrix, split: str, facts: Mapping[str, Any]
+    plan: MatrixPlan, cells: Cells, matrix: TransferMatrix, split: str, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Says what a matrix is made of and what it shows."""
+    """Return the content of ``transfer.json``."""
     in_task, notes = match_in_task_prompts(matrix.targets, plan.cards)
     notes += [
         f"{name} has no {split} split: scored on {used}"
@@ -223,17 +220,17 @@ def make_record(
     kinds = {name: each["type"] for name, each in prompts.items()}
     target_types = {name: task.type for name, task in plan.tasks.items()}
     return {
-        "backbone": facts["backbone"],
+        "backbone": run["backbone"],
         "targets": _targets(plan, cells, in_task),
         "prompts": prompts,
         **_seeds(plan, cells),
         **summarize_transfer(matrix, in_task, target_types, kinds),
         **environment_info(),
-        "device": facts["device"],
+        "device": run["device"],
         "split": split,
         "random": _random(plan),
         "untouched": {"name": UNTOUCHED} if UNTOUCHED in plan.columns else None,
-        "command": facts["command"],
+        "command": run["command"],
         "elapsed_s": round(sum(cell.elapsed_s for cell in cells.values()), 2),
         "notes": notes,
     }
@@ -260,7 +257,7 @@ def _targets(plan: MatrixPlan, cells: Cells, in_task: Mapping[str, str]) -> dict
 
 
 def _seeds(plan: MatrixPlan, cells: Cells) -> dict[str, Any]:
-    """Of columns with seeds: every value, mean and sample standard deviation, by target."""
+    """Return values, mean and sample standard deviation by target of columns with seeds."""
     several = {name: runs for name, runs in plan.columns.items() if runs[0].seed is not None}
     found = {}
     for name, runs in several.items():
@@ -274,7 +271,7 @@ def _seeds(plan: MatrixPlan, cells: Cells) -> dict[str, Any]:
 
 
 def _random(plan: MatrixPlan) -> dict[str, Any] | None:
-    """How the untrained prompt was made: drawn here, or one of the prompts that were given."""
+    """Return the origin of the random prompt: sampled here, or one of the given prompts."""
     runs = plan.columns.get(RANDOM)
     if runs is None:
         return None
@@ -283,25 +280,25 @@ def _random(plan: MatrixPlan) -> dict[str, Any] | None:
     return {"name": RANDOM, "seed": plan.seed, "init": RANDOM}
 
 
-# --- Zero-shot transfer: what every prompt does on every task, its own and the others
-# Paper: section 3; there the prompts of a table are used as they are, without any training.
+# --- Zero-shot transfer (paper, section 3)
 
 TRANSFER, RELATIVE, RECORD = "transfer.csv", "relative.csv", "transfer.json"
 
 
 @dataclass(frozen=True)
 class TransferResult:
-    """What `transfer_matrix` measured.
+    """Result of `transfer_matrix`.
 
     Attributes:
-        matrix: the scores, of several seeds their mean; the column ``random``, where there is one,
-            is the untrained start, and ``none`` the model without a prompt.
-        relative: each score over that of the target's own prompt; NaN where there is none.
-        own: the own prompt of each target that has one.
-        record: types, means by type, majority shares, seeds, versions, as in ``transfer.json``.
-        cells: value, loss and rows by target and run; a seed's run is called ``NAME/seed-S``.
-        scores: the scores with their predictions, likewise; only those that this call measured
-            and did not find in ``cells.jsonl``.
+        matrix: Scores, averaged over seeds; column ``random`` is an untrained prompt, ``none`` the
+            model without a prompt.
+        relative: Scores divided by that of the target's in-task prompt; NaN without one.
+        in_task: In-task prompt of each target that has one.
+        record: Task types, means by type, majority baselines, seeds and versions, as in
+            ``transfer.json``.
+        cells: Value, loss and number of rows by target and run; runs of seeds are ``NAME/seed-S``.
+        scores: Scores with predictions, likewise; only those measured by this call, not those
+            found in ``cells.jsonl``.
     """
 
     matrix: TransferMatrix
@@ -312,7 +309,7 @@ class TransferResult:
     scores: dict[tuple[str, str], Score]
 
     def describe(self) -> str:
-        """Lays the matrix out for reading: targets down, prompts across, own prompts marked."""
+        """Return the matrix as text: targets down, prompts across, in-task prompts marked."""
         deviations = {
             (target, prompt): each["std"]
             for prompt, of in self.record.get("seeds", {}).items()
@@ -325,7 +322,7 @@ class TransferResult:
 
 
 class _Model(NamedTuple):
-    """The model that is to be measured, loaded or not."""
+    """The model to score, loaded or not."""
 
     backbone: Backbone | str | Path
     is_named: bool
@@ -346,29 +343,29 @@ def transfer_matrix(
     progress: bool = False,
     **options: Any,
 ) -> TransferResult:
-    """Scores every prompt on every task, as it is.
+    """Score every prompt on every task, without training (paper, section 3).
 
     A prompt may have several seeds: a folder ``NAME/`` of run folders ``seed-S/``, or
-    ``{"NAME": {0: prompt, 1: prompt}}``. Its column ``NAME`` is the mean over the seeds, also in
-    ``transfer.csv``; each value and the standard deviation stand in the record.
+    ``{"NAME": {0: prompt, 1: prompt}}``. Its column is the mean over the seeds; the values and
+    their standard deviation are in the record.
 
     Args:
-        prompts: a folder, or prompts by name; all of one backbone and length.
-        tasks: the targets; by default the tasks that the prompts' cards name.
-        out: folder for ``transfer.csv``, ``relative.csv``, ``transfer.json`` and ``cells.jsonl``,
-            which gets a line as soon as a prompt is scored on a task. The same call goes on from
-            there; a finished matrix comes back without loading the model.
-        backbone: instead of the one that the cards name; the width is checked.
-        data: a folder that holds a folder of rows for each catalog task.
-        progress: whether to show a bar on stderr.
-        **options: fields of :class:`TransferOptions`.
+        prompts: Folder of prompts, or prompts by name; all of one backbone and length.
+        tasks: Target tasks; defaults to those named by the prompts' cards.
+        out: Folder for ``transfer.csv``, ``relative.csv``, ``transfer.json`` and ``cells.jsonl``,
+            which gets a line for each score as soon as it is measured. Repeat the call to resume;
+            a finished matrix is returned without loading the model.
+        backbone: Backbone to use instead of the one in the cards; the width is checked.
+        data: Folder with a subfolder of rows for each catalog task.
+        progress: Show a progress bar on stderr.
+        **options: Fields of :class:`jpt.config.TransferOptions`.
 
     Returns:
-        Absolute and relative performance.
+        The :class:`TransferResult`, with absolute and relative performance.
 
     Raises:
-        InputError: prompts that do not belong together, seeds of two tasks, two targets of one
-            name, broken data, a broken line of ``cells.jsonl``.
+        InputError: If prompts are incompatible, seeds of a prompt are of two tasks, two targets
+            have one name, or rows or ``cells.jsonl`` are broken.
 
     Example:
         >>> import numpy as np
@@ -403,17 +400,12 @@ def _result(
     command: str | None,
 ) -> TransferResult:
     matrix = make_matrix(plan, cells)
-    facts = {
-        "backbone": model.name,
-        "device": describe_devices(model.mesh),
-        "command": command,
-    }
-    record = make_record(plan, cells, matrix, settings.split, facts)
-    told = record["targets"].items()
-    in_task = {target: each["in_task_prompt"] for target, each in told if each["in_task_prompt"]}
-    return TransferResult(
-        matrix, relative_performance(matrix, in_task), in_task, record, cells, scores
-    )
+    run = {"backbone": model.name, "device": describe_devices(model.mesh), "command": command}
+    record = make_record(plan, cells, matrix, settings.split, run)
+    prompts = {target: each["in_task_prompt"] for target, each in record["targets"].items()}
+    in_task = {target: prompt for target, prompt in prompts.items() if prompt}
+    relative = relative_performance(matrix, in_task)
+    return TransferResult(matrix, relative, in_task, record, cells, scores)
 
 
 def _measure(
@@ -423,7 +415,7 @@ def _measure(
     folder: Path | None,
     progress: bool,
 ) -> tuple[dict[tuple[str, str], Cell], dict[tuple[str, str], Score]]:
-    """Takes what is there and scores the rest, as many prompts at once as suits the devices."""
+    """Return cached cells and score the missing ones, several prompts at once."""
     file = CellFile(None if folder is None else folder / CELLS)
     of = _dependencies(plan, model, settings)
     missing = {pair: depends for pair, depends in of.items() if file.find(depends) is None}
@@ -434,7 +426,7 @@ def _measure(
             make_folder(folder)
         with tqdm(total=len(of), disable=not progress, unit="pair", dynamic_ncols=True) as bar:
             bar.update(len(of) - len(missing))
-            for target, names in _together(missing, prompts_at_once(model.mesh)):
+            for target, names in _groups(missing, prompts_at_once(model.mesh)):
                 started_s = time.monotonic()
                 bar.set_postfix_str(target, refresh=False)
                 found = scorer.score(target, names)
@@ -448,8 +440,8 @@ def _measure(
     return {pair: cell for pair, cell in cells.items() if cell is not None}, scores
 
 
-def _together(pairs: Iterable[tuple[str, str]], count: int) -> Iterator[tuple[str, list[str]]]:
-    """Runs of one target, so many at a time."""
+def _groups(pairs: Iterable[tuple[str, str]], count: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield the runs of each target in groups of `count`."""
     for target, of in groupby(pairs, key=lambda pair: pair[0]):
         names = [name for _, name in of]
         for start in range(0, len(names), count):
@@ -459,7 +451,7 @@ def _together(pairs: Iterable[tuple[str, str]], count: int) -> Iterator[tuple[st
 def _dependencies(
     plan: MatrixPlan, model: _Model, settings: TransferOptions
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """All that each score depends on, by target and run; known before weights are read."""
+    """Return all that each score depends on, without reading weights."""
     backbone, dtype = model.backbone, settings.dtype
     if isinstance(backbone, Backbone):
         fingerprint, dtype = backbone.fingerprint, str(jax.tree.leaves(backbone.params)[0].dtype)
@@ -483,7 +475,7 @@ def _dependencies(
 
 
 class _Scorer:
-    """A loaded model and the tasks as it reads them."""
+    """A loaded model with the tasks bound to it."""
 
     def __init__(self, plan: MatrixPlan, chosen: _Model, settings: TransferOptions) -> None:
         self._mesh = chosen.mesh
@@ -510,13 +502,12 @@ class _Scorer:
         }
 
     def score(self, target: str, runs: list[str]) -> list[Score]:
-        """Scores runs on one target."""
         values = [self._values[run] for run in runs]
         return self._bound[target].score(values, self._splits[target], self._mesh)
 
 
 def _values(plan: MatrixPlan, run: MatrixRun, model: Backbone) -> Float[Array, "P D"] | None:
-    """The rows in front of the text; None for the untouched model."""
+    """Return the prompt values of a run; None for the model without a prompt."""
     if run.prompt is not None:
         return run.prompt.values
     if run.column == UNTOUCHED:
@@ -526,7 +517,7 @@ def _values(plan: MatrixPlan, run: MatrixRun, model: Backbone) -> Float[Array, "
 
 
 def _command(prompts: Prompts, plan: MatrixPlan, out: str | Path | None) -> str | None:
-    """The command that gives this matrix again, where the prompts lie in a folder."""
+    """Return the command that reproduces this matrix, if the prompts are in a folder."""
     if not isinstance(prompts, (str, Path)) or out is None:
         return None
     names = ",".join(str(task.folder or task.name) for task in plan.tasks.values())
