@@ -1,4 +1,4 @@
-"""Progress lines, log sinks, loss curves and the compile log."""
+"""Compile log, log sinks, loss curves and progress bars."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ from jpt.errors import InputError, unknown_name
 from jpt.io.files import make_folder, write_text
 from jpt.types import Score
 
-# --- Which programs are compiled while a run goes on, how long that takes, and why
+# --- Compile log
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 FOUND = "/jax/compilation_cache/cache_hits"
-WORTH_TELLING_S = 0.05
-"""Quicker programs copy and convert; they are many and nobody waits for them."""
+MIN_LOGGED_S = 0.05  # many small programs that copy and convert take less
 
 
 class Program(NamedTuple):
-    """A program that was compiled, or read from the compile cache."""
+    """A program that was compiled, or loaded from the compile cache."""
 
     name: str  # of the function
-    elapsed_s: float  # how long that took
-    is_cached: bool  # whether it was read
+    elapsed_s: float
+    is_cached: bool
 
 
 class CompileLog:
-    """Hears of every program that jax compiles while it is open, and says so in a line."""
+    """Records what jax compiles while it is open, and prints a line for slow programs."""
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say or (lambda line: None)
@@ -50,8 +49,8 @@ class CompileLog:
         self._scored = False
 
     def __enter__(self) -> CompileLog:
-        jax.monitoring.register_event_duration_secs_listener(self._took)
-        jax.monitoring.register_event_listener(self._found)
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+        jax.monitoring.register_event_listener(self._on_event)
         return self
 
     def __exit__(
@@ -60,36 +59,36 @@ class CompileLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._took)
-        jax.monitoring.unregister_event_listener(self._found)
+        jax.monitoring.unregister_event_duration_listener(self._on_duration)
+        jax.monitoring.unregister_event_listener(self._on_event)
 
     def take(self) -> list[Program]:
-        """Gives what was compiled since the last call."""
+        """Return the programs compiled since the last call."""
         taken, self._programs = self._programs, []
         return taken
 
     def stepped(self, batch: Any) -> None:
-        """Says that a train step was compiled, if it was since the last call, and why."""
+        """Print whether the train step was compiled since the last call, and why."""
         sizes = _sizes(batch)
         if programs := self._slow():
             name = _name(sizes)
             what = f"the train step for {name}" if name else "the train step"
-            self._tell(what, programs, self._why(sizes))
+            self._print(what, programs, self._why(sizes))
         self._steps.add(sizes)
 
     def scored(self) -> None:
-        """Says how many programs scoring has compiled since the last call, if any."""
+        """Print how many programs scoring has compiled since the last call, if any."""
         if programs := self._slow():
             count = f"{len(programs)} program{'s' if len(programs) > 1 else ''}"
             why = "new sizes" if self._scored else "first scoring"
-            self._tell(f"{count} to score validation", programs, why)
+            self._print(f"{count} to score validation", programs, why)
         self._scored = True
 
     def _why(self, sizes: tuple[int, ...]) -> str:
         if not self._steps:
             return "first step"
         if sizes in self._steps:
-            return "sizes as before: arrays lie elsewhere"
+            return "same shapes, different sharding"
         known = zip(*self._steps, strict=True)
         new = [
             name
@@ -99,20 +98,20 @@ class CompileLog:
         return " and ".join(new) or "new pair of sizes"
 
     def _slow(self) -> list[Program]:
-        return [program for program in self.take() if program.elapsed_s > WORTH_TELLING_S]
+        return [program for program in self.take() if program.elapsed_s > MIN_LOGGED_S]
 
-    def _tell(self, what: str, programs: list[Program], why: str) -> None:
+    def _print(self, what: str, programs: list[Program], why: str) -> None:
         elapsed_s = sum(program.elapsed_s for program in programs)
         if all(program.is_cached for program in programs):
-            self._say(f"read {what} from the compile cache in {elapsed_s:.1f} s ({why})")
+            self._say(f"loaded {what} from the compile cache in {elapsed_s:.1f} s ({why})")
         else:
             self._say(f"compiled {what} in {elapsed_s:.1f} s ({why})")
 
-    def _found(self, event: str, **more: Any) -> None:
+    def _on_event(self, event: str, **more: Any) -> None:
         if event == FOUND:
             self._is_cached = True
 
-    def _took(self, event: str, elapsed_s: float, **more: Any) -> None:
+    def _on_duration(self, event: str, elapsed_s: float, **more: Any) -> None:
         if event == COMPILED:
             self._programs.append(
                 Program(str(more.get("fun_name", "")), elapsed_s, self._is_cached)
@@ -121,7 +120,7 @@ class CompileLog:
 
 
 _UNITS = ("rows", "tokens", "answer tokens")
-_NEW = ("new number of rows", "new length", "new answer length", "new amount of text")
+_NEW = ("new number of rows", "new length", "new answer length", "new packed length")
 
 
 def _name(sizes: tuple[int, ...]) -> str:
@@ -131,17 +130,16 @@ def _name(sizes: tuple[int, ...]) -> str:
 
 
 def _sizes(batch: Any) -> tuple[int, ...]:
-    """Rows, tokens, answer tokens and packed places of a batch, where it is one of text."""
-    batch = getattr(batch, "rows", batch)  # of a projector: the rows with their prompt
+    """Return rows, tokens, answer tokens and packed length of a batch of text, else ()."""
+    batch = getattr(batch, "rows", batch)  # a projector's batch has rows and a source prompt
     sizes = tuple(getattr(getattr(batch, "tokens", None), "shape", ()))
     answers, packed_index = getattr(batch, "answers", None), getattr(batch, "packed_index", None)
     wide = 0 if answers is None else answers.shape[1]
     return (*sizes, wide, 0 if packed_index is None else packed_index.shape[-1]) if sizes else ()
 
 
-# --- The log of a run in TensorBoard and Weights & Biases too, beside ``metrics.jsonl``
-# Both packages are optional, loaded when they are asked for. A sink shows what the log says; where
-# it fails on the way, the run goes on without it.
+# --- Log sinks: TensorBoard and Weights & Biases, in addition to `metrics.jsonl`
+# Both packages are optional. A sink that fails during a run is closed; the run continues.
 
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 _RUN_ID = "jpt_run_id.txt"
@@ -156,17 +154,17 @@ _MODULES = {
 
 
 class LogSink(Protocol):
-    """Where lines of a log are shown."""
+    """A destination of log lines."""
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Shows the numbers of a step."""
+        """Log the numbers of a step."""
 
     def close(self, is_finished: bool) -> None:
-        """Writes what is still on its way."""
+        """Write pending lines and close."""
 
 
 def parse_sinks(log: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Reads which sinks are asked for, and looks whether their packages are there."""
+    """Parse the option `log`; raise InputError for an unknown sink or a missing package."""
     names = [] if log is None else log.split(",") if isinstance(log, str) else list(log)
     wanted = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
     for name in wanted:
@@ -183,7 +181,7 @@ def parse_sinks(log: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 class LogSinks:
-    """The sinks of one run, which may have none; of several processes only the first shows."""
+    """The log sinks of a run, maybe none; of several processes only the first one logs."""
 
     def __init__(
         self,
@@ -215,23 +213,23 @@ class LogSinks:
             self._try(name, lambda sink=sink: sink.close(kind is None))
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Shows one line of the log."""
+        """Log the numbers of a line."""
         numbers = _numbers(line)
         for name, sink in list(self._open.items()) if numbers else ():
             self._try(name, lambda sink=sink: sink.log(int(line["step"]), numbers))
 
-    def _try(self, name: str, show: Callable[[], None]) -> None:
-        """A run of hours does not end because a disk of the log is full or a server is away."""
+    def _try(self, name: str, call: Callable[[], None]) -> None:
+        # A full disk or an unreachable server must not end a run of hours.
         try:
-            show()
+            call()
         except Exception as error:
             del self._open[name]
             reason = " ".join(str(error).split())[:200]
-            self._say(f"note: {name} stopped ({reason}); the run goes on, its log is metrics.jsonl")
+            self._say(f"note: {name} failed ({reason}); the run continues, see metrics.jsonl")
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line, as ``train/loss``."""
+    """Return the finite numbers of a line under names such as `train/loss`."""
     return {
         f"{line['split']}/{name}": float(value)
         for name, value in line.items()
@@ -240,23 +238,21 @@ def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _TensorBoard:
-    """Event files in the folder of the run, written by the tensorboard package."""
-
     def __init__(
         self, folder: Path | None, history: Iterable[Mapping[str, Any]], say: Callable[[str], None]
     ) -> None:
         if folder is None:
-            raise InputError("log 'tensorboard' writes into the folder of the run; give out")
+            raise InputError("log 'tensorboard' writes into the run folder; set out")
         writer, self._events, self._summaries = map(importlib.import_module, _MODULES[TENSORBOARD])
-        place = make_folder(folder / TENSORBOARD)
-        self._writer = writer.EventFileWriter(str(place))
-        # A run that goes on has forgotten what came after its checkpoint: TensorBoard drops what
-        # older files say from this step on, and reads the log anew.
+        event_folder = make_folder(folder / TENSORBOARD)
+        self._writer = writer.EventFileWriter(str(event_folder))
+        # A resumed run has lost the steps after its checkpoint. SessionLog.START makes TensorBoard
+        # drop older events from this step on; the whole log is written again.
         start = self._events.SessionLog(status=self._events.SessionLog.START)
         self._writer.add_event(self._events.Event(wall_time=time.time(), step=0, session_log=start))
         for line in history:
             self.log(int(line["step"]), _numbers(line))
-        say(f"tensorboard --logdir {place}")
+        say(f"tensorboard --logdir {event_folder}")
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         values = [
@@ -274,8 +270,6 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A run of Weights & Biases; where it goes (and whether it is offline) its own settings say."""
-
     def __init__(
         self,
         folder: Path | None,
@@ -292,16 +286,15 @@ class _WeightsAndBiases:
                 config=dict(config),
                 id=_run_id(folder),
                 resume="allow",
-                # Its own lines would stand between those of jpt.
+                # Its own output would mix with jpt's.
                 settings={"silent": True, "console": "off"},
             )
-        except Exception as error:  # not logged in, no network, a project that is not one's own
+        except Exception as error:  # not logged in, no network, no access to the project
             reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"wandb cannot start ({reason}); log in with 'wandb login', or set"
-                " WANDB_MODE=offline"
+                f"wandb cannot start ({reason}); run 'wandb login', or set WANDB_MODE=offline"
             ) from None
-        # Steps of the run are told as a number of their own: one that goes on repeats some.
+        # The step is a metric of its own, because a resumed run repeats some steps.
         self._run.define_metric("*", step_metric="step")
         if not self._run.resumed:
             for line in history:
@@ -316,7 +309,7 @@ class _WeightsAndBiases:
 
 
 def _run_id(folder: Path | None) -> str:
-    """The id under which a run goes on, kept in its folder."""
+    """Return the id under which a run is resumed, stored in its folder."""
     new = secrets.token_hex(8)
     if folder is None:
         return new
@@ -326,17 +319,17 @@ def _run_id(folder: Path | None) -> str:
     return file.read_text(encoding="utf-8").strip()
 
 
-# --- The loss of a run as one line of a terminal
+# --- Loss curve in the terminal
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLUMNS = 80
-_FEWEST = 3  # two points are no curve
+_MIN_POINTS = 3
 
 
 def plot_loss(history: Iterable[Mapping[str, Any]]) -> str | None:
-    """Draws the training loss with its first, lowest and last value."""
+    """Return the training loss as a sparkline with its first, last and lowest value."""
     lines = [line for line in history if line.get("split") == "train" and "loss" in line]
-    if len(lines) < _FEWEST:
+    if len(lines) < _MIN_POINTS:
         return None
     losses = np.array([line["loss"] for line in lines], np.float64)
     lowest = int(np.argmin(losses))
@@ -348,7 +341,7 @@ def plot_loss(history: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def sparkline(values: np.ndarray, columns: int) -> str:
-    """Draws numbers as blocks of eight heights."""
+    """Return numbers as blocks of eight heights."""
     parts = np.array_split(values, min(columns, len(values)))
     means = np.array([part.mean() for part in parts])
     spread = means.max() - means.min()
@@ -357,15 +350,14 @@ def sparkline(values: np.ndarray, columns: int) -> str:
 
 
 def _short(loss: float) -> str:
-    """A loss in three digits that count."""
     return f"{loss:.3f}" if 0.001 <= abs(loss) < 1000 or loss == 0 else f"{loss:.2e}"
 
 
-# --- What a person sees of a run: one line of facts, one bar; both on stderr
+# --- Progress bar
 
 
 class Progress:
-    """A progress bar with loss, score on validation, speed and time left."""
+    """A progress bar on stderr with loss, validation score, speed and remaining time."""
 
     def __init__(self, steps: int, first: int = 0, shown: bool = True) -> None:
         self._fields: dict[str, str] = {}
@@ -392,29 +384,29 @@ class Progress:
         self._bar.close()
 
     def stepped(self, loss: float, rows_per_s: float) -> None:
-        """Shows that a step is done."""
+        """Show a finished step."""
         self._fields |= {"loss": f"{loss:.3f}", "rows/s": f"{rows_per_s:.0f}"}
         self._bar.set_postfix(self._fields, refresh=False)
         self._bar.update()
 
     def scored(self, score: Score) -> None:
-        """Shows a score on validation, and says so when only one class was answered."""
+        """Show a validation score, and its warning unless it is the last one again."""
         self._fields[score.metric] = f"{score.value:.3f}"
         if score.warning and score.warning != self._last_warning:
             self.say(f"warning: {score.warning}")
         self._last_warning = score.warning
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar."""
+        """Print a line above the bar."""
         if not self._bar.disable:
             self._bar.write(line, file=sys.stderr)
 
 
 def peak_memory_mb() -> int:
-    """Reads how much memory this process has held at most."""
+    """Return the peak memory of this process in MB."""
     status = Path("/proc/self/status")
     if status.exists():
-        # What the kernel says of resource usage also counts the process that started this one.
+        # ru_maxrss also counts the parent process before exec.
         lines = status.read_text(encoding="utf-8").splitlines()
         return round(
             next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

@@ -78,7 +78,9 @@ class Answer:
     label_ids: Int[Array, "W"]  # first token of each label word; empty for a generative task
     # all tokens of each label word, padded with NO_TOKEN; None if the first token is scored alone
     label_tokens: Int[Array, "W A"] | None = None
-    owners: Int[Array, "W"] | None = None  # class of each label word; None if words and classes match
+    owners: Int[Array, "W"] | None = (
+        None  # class of each label word; None if words and classes match
+    )
     n_labels: int = struct.field(pytree_node=False, default=0)  # C; set with `owners` only
     # position of the text's first token (imported BERT prompts: 1)
     first_position: int = struct.field(pytree_node=False, default=0)

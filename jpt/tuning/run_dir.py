@@ -102,7 +102,9 @@ class Checkpoints:
         """Return the newest undamaged step; report damaged ones, which the next save removes."""
         step, faults = self._choose()
         self._damaged = {number for number, _ in faults}
-        notes = [f"the checkpoint of step {number} is damaged ({fault})" for number, fault in faults]
+        notes = [
+            f"the checkpoint of step {number} is damaged ({fault})" for number, fault in faults
+        ]
         if step is None:
             reason = "; ".join(notes) or "there is none"
             raise InputError(f"{self.folder}: no readable checkpoint ({reason}); {cure}")
@@ -291,6 +293,7 @@ class RunFolder:
 
     @property
     def config_path(self) -> Path:
+        """Path of the config file."""
         return self.path / CONFIG
 
     @property
@@ -340,6 +343,7 @@ class RunFolder:
             raise write_error(self.path / LOG, error) from None
 
     def history(self) -> list[dict[str, Any]]:
+        """Return the lines of the log."""
         return on_first(self._history)
 
     def rewind(self, step: int) -> None:

@@ -138,6 +138,7 @@ class BoundStep:
     def __call__(
         self, params: Parameters, state: TuneState, batch: Batch, answer: Answer
     ) -> tuple[TuneState, StepMetrics]:
+        """Run the step."""
         return self.program(params, state, batch, answer, self.learning_rate, self.seed)
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:

@@ -52,6 +52,7 @@ class Schedule:
     checkpoint_minutes: float | None = None  # also save after this time
 
     def is_due(self, step: int, every: int) -> bool:
+        """Return whether an action with this interval is due after a step."""
         return step % every == 0 or step == self.steps
 
     def is_save_late(self, saved_s: float) -> bool:
@@ -78,6 +79,7 @@ class Run:
     sinks: LogSinks | None = None
 
     def log(self, line: dict[str, Any]) -> None:
+        """Append a line to the log and the sinks."""
         self.history.append(line)
         if self.folder is not None:
             self.folder.log(line)
@@ -229,7 +231,8 @@ def _diverged(run: Run, step: int, what: str) -> DivergedError:
         saved = run.checkpoints.latest_step
         kept = f"the state of step {saved} is kept" if saved is not None else "no state was saved"
     return DivergedError(
-        f"non-finite loss at step {step}{last}: {what}; {kept}; lower learning_rate or set clip_norm"
+        f"non-finite loss at step {step}{last}: {what}; {kept}; lower learning_rate or set "
+        "clip_norm"
     )
 
 

@@ -69,32 +69,32 @@ from jpt.tuning.trainer import (
 from jpt.types import Batch, Data, Parameters, Prompt, PromptCard, Score
 from jpt.version import __version__
 
-# --- The batches that a run is trained on, each a function of seed and step
+# --- Training batches
 
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Rows of a split as training batches."""
+    """The training batches of a split, each a function of seed and step."""
 
-    split: EncodedSplit  # the encoded rows
-    options: TuneOptions  # with every choice made; seed, sizes and order count
-    batching: Batching  # longest text and padding
-    budget: TokenBudget | None = None  # tokens of a batch, where they and not the rows are counted
-    shares: int = 1  # the rows of a batch are divided by this number of devices
+    split: EncodedSplit
+    options: TuneOptions  # resolved
+    batching: Batching
+    budget: TokenBudget | None = None  # tokens per batch, instead of rows
+    shares: int = 1  # number of devices that share the rows of a batch
 
     @property
     def is_packed(self) -> bool:
-        """Whether real tokens are computed alone; rows of like lengths have little padding."""
+        """Whether padding is skipped; rows of similar lengths have too little of it."""
         return not self.options.group_by_length
 
     def batch_at(self, step: int) -> Batch:
-        """Gives the batch of a step."""
+        """Return the batch of a step in numpy."""
         rows, size = self._rows_at(step)
         batch = make_batch(self.split, rows, size, self.batching.max_tokens, self.batching.pad)
         return batch._replace(packed_index=self._pack(rows, size, batch.tokens.shape[1]))
 
     def batch(self, step: int, mesh: Mesh) -> Batch:
-        """Gives the batch of a step on the devices; a process reads the rows of its own part."""
+        """Return the batch of a step on the devices; each process reads its own rows."""
         rows, size = self._rows_at(step)
         shape = (size, self.batching.max_tokens, self.batching.pad)
         batch = make_batch(self.split, rows, *shape, local_rows(mesh, size))
@@ -111,7 +111,7 @@ class TrainBatches:
         return pack_indices(self.split.lengths[fill_up(rows, size)], text, self.shares)
 
     def _rows_at(self, step: int) -> tuple[Int64[np.ndarray, "N"], int]:
-        """The numbers of a step's rows, and the places of its batch."""
+        """Return the row indices of a step, and the padded number of rows."""
         options, size = self.options, self.options.batch_size
         if self.budget is not None:
             return self.budget.training_rows(options.seed, step)
@@ -122,12 +122,13 @@ class TrainBatches:
 def make_train_batches(
     split: EncodedSplit, options: TuneOptions, batching: Batching, layout: str, shares: int = 1
 ) -> TrainBatches:
-    """Decides how rows are put into batches."""
+    """Return the training batches of a split."""
     budget = None
     if options.tokens_per_batch is not None:
-        beside = {"encoder": options.length + 1, "encoder_decoder": options.length}.get(layout, 0)
+        # Tokens per row besides its text; a decoder computes its prompt once per batch.
+        extra = {"encoder": options.length + 1, "encoder_decoder": options.length}.get(layout, 0)
         tokens = options.tokens_per_batch
-        budget = TokenBudget(split.lengths, options.max_tokens, tokens, beside, shares)
+        budget = TokenBudget(split.lengths, options.max_tokens, tokens, extra, shares)
     return TrainBatches(split, options, batching, budget, shares)
 
 
@@ -138,19 +139,19 @@ def training_batches(
     data: Data | None = None,
     **options: Any,
 ) -> Iterator[Batch]:
-    """Gives the very batches that `jpt.tune` trains on, for a loop of one's own.
+    """Yield the batches that `jpt.tune` trains on, for a custom training loop.
 
     Args:
-        backbone: whose vocabulary and choices count: a loaded one, a name, a folder or a hub id.
-        task: a task, its name, or its folder.
-        data: folder of the task's rows, or the rows by split.
+        backbone: loaded backbone, built-in name, folder of weights or hub id.
+        task: task, task name or task folder.
+        data: folder with the task's rows, or rows by split.
         **options: fields of :class:`jpt.config.TuneOptions`.
 
     Yields:
-        One batch a step, in numpy, for as many steps as the options say.
+        One numpy `Batch` per step.
 
     Raises:
-        InputError: for broken data, or options that do not fit.
+        InputError: Data or options are invalid.
 
     Example:
         >>> batches = training_batches("builtin/bert-small", "builtin/imdb_number", batch_size=4)
@@ -159,34 +160,31 @@ def training_batches(
     """
     model, definition = resolve_backbone(backbone), resolve_task(task, data)
     chosen = resolve_options(TuneOptions(**options), model, definition)
-    prepared = bind(definition, model, chosen)
+    bound = bind(definition, model, chosen)
     shares = make_mesh(chosen.mesh).shape["data"]
-    feed = make_train_batches(
-        prepared.split("train"), chosen, prepared.batching, model.layout, shares
-    )
-    return (feed.batch_at(step) for step in range(chosen.steps))
+    batches = make_train_batches(bound.split("train"), chosen, bound.batching, model.layout, shares)
+    return (batches.batch_at(step) for step in range(chosen.steps))
 
 
-# --- The prompt that a run starts from: the same for all tasks of a study, as in the paper
+# --- Initial prompts: the same for all tasks of a study, as in the paper
 
 
 def initial_prompt(
-    backbone: Backbone, prepared: BoundTask, options: TuneOptions
+    backbone: Backbone, bound: BoundTask, options: TuneOptions
 ) -> Float32[np.ndarray, "P D"]:
-    """Builds the initial rows of a run."""
-    return initial_rows(
-        backbone, options.init, options.seed, options.length, prepared.words.all_ids
-    )
+    """Return the initial prompt of a run."""
+    label_ids = bound.label_words.all_ids
+    return initial_rows(backbone, options.init, options.seed, options.length, label_ids)
 
 
 def initial_rows(
     backbone: Backbone, init: str, seed: int, length: int, label_ids: Sequence[int] = ()
 ) -> Float32[np.ndarray, "P D"]:
-    """Builds the rows that a start stands for."""
+    """Return the prompt rows of an initialiser."""
     tokenizer = backbone.tokenizer
-    # The table may have rows that the tokenizer does not name (padding to a round number).
+    # The embedding table may be padded beyond the tokenizer's vocabulary.
     count = min(backbone.config.vocabulary, tokenizer.vocabulary_size)
-    pieces = [tokenizer.token_text(token) for token in range(count)]
+    tokens = [tokenizer.token_text(token) for token in range(count)]
     special = {token for token in tokenizer.ids if token is not None}
     return initial_values(
         parse_init(init),
@@ -194,35 +192,43 @@ def initial_rows(
         backbone=backbone.name,
         length=length,
         embedding=backbone.params["embeddings"]["word"],
-        ids=sampled_ids(pieces, special),
+        ids=sampled_ids(tokens, special),
         label_ids=label_ids,
         encode=lambda text: tokenizer.encode([text])[0],
         std=backbone.init_std(),
     )
 
 
-# --- The compiled train step with all that it needs, for a loop of one's own
+# --- Train step for a custom training loop
 
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A compiled step on one backbone and one task."""
+    """A compiled train step of one backbone and one task.
 
-    run: BoundStep  # the compiled step; runs of every rate and seed share its program
-    params: Parameters  # the frozen weights
-    answer: Answer  # which words stand for the labels
+    Call it as ``state, metrics = step(state, batch)``; the input state is donated.
+
+    Attributes:
+        run: the compiled step, shared by all learning rates and seeds.
+        params: frozen weights.
+        answer: token ids of the label words.
+    """
+
+    run: BoundStep
+    params: Parameters
+    answer: Answer
 
     def __call__(self, state: TuneState, batch: Batch) -> tuple[TuneState, StepMetrics]:
-        """Does one step; the state that is given is used up."""
+        """Run the step; the input state is donated."""
         return self.run(self.params, state, batch, self.answer)
 
     def compile(self, state: TuneState, batch: Batch) -> jax.stages.Compiled:
-        """Compiles the step for a batch's shape without doing it."""
+        """Compile the step for the shapes of a batch without running it."""
         return self.run.lower(self.params, state, batch, self.answer).compile()
 
 
 def step_of(model: Backbone, options: TuneOptions, mesh: Mesh) -> BoundStep:
-    """Gives the compiled step that the options of a run ask for."""
+    """Return the compiled step for the options of a run."""
     return paper_train_step(
         model.module,
         options.learning_rate,
@@ -240,21 +246,22 @@ def train_step(
     data: Data | None = None,
     **options: Any,
 ) -> tuple[CompiledStep, TuneState]:
-    """Gives the very step that `jpt.tune` does, and the state before the first one.
+    """Return the train step of `jpt.tune` and its initial state, for a custom training loop.
 
-    With the same options `jpt.training_batches` gives the batches.
+    `jpt.training_batches` with the same options yields the batches.
 
     Args:
-        backbone: a loaded backbone, a built-in name, a folder of weights or a hub id.
-        task: a task, its name, or its folder.
-        data: folder of the task's rows, or the rows by split.
+        backbone: loaded backbone, built-in name, folder of weights or hub id.
+        task: task, task name or task folder.
+        data: folder with the task's rows, or rows by split.
         **options: fields of :class:`jpt.config.TuneOptions`.
 
     Returns:
-        ``step(state, batch) -> state, metrics`` and the first state, on the mesh.
+        A `CompiledStep`, called as ``step(state, batch) -> state, metrics``, and the initial
+        `TuneState`, both on the mesh. The input state is donated; use the returned one.
 
     Raises:
-        InputError: for options that do not fit.
+        InputError: Options are invalid.
 
     Example:
         >>> from jpt.tuning.tune import training_batches
@@ -270,20 +277,20 @@ def train_step(
     mesh, definition = make_mesh(given.mesh), resolve_task(task, data)
     model = resolve_backbone(backbone, given.dtype, given.dropout == "paper", mesh, given.remat)
     chosen = resolve_options(given, model, definition)
-    prepared = bind(definition, model, chosen)
-    values = initial_prompt(model, prepared, chosen)
+    bound = bind(definition, model, chosen)
+    values = initial_prompt(model, bound, chosen)
     state = init_state(values, prompt_optimizer(chosen.learning_rate))
     run = step_of(model, chosen, mesh)
-    step = CompiledStep(run, model.params, prepared.answer)
+    step = CompiledStep(run, model.params, bound.answer)
     return step, place(state, replicated(mesh))
 
 
-# --- A run that starts from a prompt that is there already, with or without Adam's memory of it
+# --- Warm starts
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What Adam remembers of the gradients of a prompt."""
+    """Adam's moments of a prompt."""
 
     mean: Float32[np.ndarray, "P D"]  # running mean of the gradient
     square: Float32[np.ndarray, "P D"]  # running mean of its square
@@ -291,25 +298,25 @@ class Moments:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Where a run starts in place of an initialiser."""
+    """A prompt to start from, instead of an initialiser."""
 
-    name: str  # what it is called in cards and records
-    prompt: Prompt  # the values
-    moments: Moments | None = None  # copied into the optimizer; None lets it start afresh
+    name: str  # in cards and records
+    prompt: Prompt
+    moments: Moments | None = None  # copied into the optimizer state
 
     def values(self, length: int, width: int) -> Float32[np.ndarray, "P D"]:
-        """Gives the initial rows."""
+        """Return the initial rows."""
         return copied_values(self.prompt, length, width, f"prompt {self.name}")
 
     def put_moments(self, state: TuneState) -> TuneState:
-        """Puts the moments, if there are any, into the state before the first step."""
+        """Copy the moments, if any, into the state before the first step."""
         if self.moments is None:
             return state
         mean, square = jnp.asarray(self.moments.mean), jnp.asarray(self.moments.square)
         return state._replace(optimizer=optax.tree.set(state.optimizer, mu=mean, nu=square))
 
     def record(self) -> dict[str, Any]:
-        """Tells this start from every other, wherever its files lie."""
+        """Return name and checksum, which identify the start whatever its path."""
         arrays = [self.prompt.values]
         if self.moments is not None:
             arrays += [self.moments.mean, self.moments.square]
@@ -321,12 +328,12 @@ class WarmStart:
 
 
 def read_start(name: str, run: str | Path) -> WarmStart:
-    """Reads the newest checkpoint of a finished run: its last prompt with Adam's moments."""
-    # The last prompt and not the best one, because the moments belong to it.
+    """Return the last prompt of a finished run with Adam's moments, from its checkpoint."""
+    # Not the best prompt: the moments belong to the last one.
     folder = Path(run)
     need = "to copy moments, give the folder of a finished run of jpt tune with its checkpoints"
     if not folder.is_dir():
-        raise InputError(f"source {name}: {run} is no run folder; {need}")
+        raise InputError(f"source {name}: {run} is not a run folder; {need}")
     for part in (RESULT, BEST, CHECKPOINTS):
         if not (folder / part).exists():
             raise InputError(f"source {name}: {run} holds no {part}; {need}")
@@ -335,7 +342,7 @@ def read_start(name: str, run: str | Path) -> WarmStart:
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step is None:
             raise InputError(f"source {name}: {run}/{CHECKPOINTS} holds no checkpoint; {need}")
-        state = checkpoints.load(like, "give a source of this version's optimizer").tune
+        state = checkpoints.load(like, "use a source tuned with this version's optimizer").tune
     moments = Moments(
         *(np.asarray(optax.tree.get(state.optimizer, part), np.float32) for part in ("mu", "nu"))
     )
@@ -343,19 +350,19 @@ def read_start(name: str, run: str | Path) -> WarmStart:
     return WarmStart(name, Prompt(np.asarray(state.prompt, np.float32), card), moments)
 
 
-# --- Tuning a prompt from start to end: the main path of jpt
+# --- Tuning
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a finished run gives.
+    """Result of `jpt.tune`.
 
     Attributes:
-        prompt: the best prompt on validation.
-        last: the prompt after the last step.
+        prompt: best prompt on validation.
+        last: prompt after the last step.
         record: scores and settings, as in ``result.json``.
-        history: the logged lines.
-        folder: where the run lies, where it was written.
+        history: log lines, as in ``metrics.jsonl``.
+        folder: run folder, if there is one.
     """
 
     prompt: Prompt
@@ -365,7 +372,7 @@ class TuneResult:
     folder: Path | None
 
     def describe(self) -> str:
-        """Says in a few lines what came out, the curve of the loss among them."""
+        """Return scores, loss curve and prompt file in a few lines."""
         record, metric = self.record, self.record["metric"]
         scored = [
             f"{name} {metric} {record[name][metric]:.3f}{_majority(record[name])}"
@@ -388,60 +395,60 @@ def _majority(score: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Everything a run is made of, before its first step."""
+    """A run before its first step: everything loaded and checked."""
 
     backbone: Backbone
-    prepared: BoundTask
-    options: TuneOptions
+    bound: BoundTask
+    options: TuneOptions  # resolved
     splits: dict[str, EncodedSplit]
     initial: Float[np.ndarray, "P D"]
     mesh: Mesh
-    feed: TrainBatches
+    batches: TrainBatches
     start: WarmStart | None = None
     score_start: bool = False
 
     def config(self) -> dict[str, Any]:
-        """Defines the run: another config is another run."""
-        task = self.prepared.task
-        # Only where they are asked for, so that folders of ordinary runs stay what they were.
-        asked = {"start": self.start.record()} if self.start else {}
-        asked |= {"score_start": True} if self.score_start else {}
+        """Return the config that identifies the run."""
+        task = self.bound.task
+        # Only where set, so that the configs of older run folders still match.
+        extra = {"start": self.start.record()} if self.start else {}
+        extra |= {"score_start": True} if self.score_start else {}
         shares = self.mesh.shape["data"]
         if self.options.tokens_per_batch is not None and shares > 1:
-            asked["shares"] = shares  # how many rows a batch has depends on them
+            extra["shares"] = shares  # the number of rows per batch depends on it
         return {
             "jpt_version": __version__,
             "backbone": self.backbone.name,
             "fingerprint": self.backbone.fingerprint,
             "task": task.name,
             "template": list(task.template(self.backbone.layout)),
-            "label_words": dict(zip(task.labels, self.prepared.words.words, strict=True)),
-            "label_ids": self.prepared.words.token_ids,
+            "label_words": dict(zip(task.labels, self.bound.label_words.words, strict=True)),
+            "label_ids": self.bound.label_words.token_ids,
             "data": data_record(self.splits),
             **dataclasses.asdict(self.options),
-            **asked,
+            **extra,
         }
 
     def batch_at(self, step: int) -> Batch:
-        """Gives the batch of a step, on the devices."""
-        return self.feed.batch(step, self.mesh)
+        """Return the batch of a step on the devices."""
+        return self.batches.batch(step, self.mesh)
 
     def score(self, prompt: Float[Array, "P D"], split: str) -> Score:
-        """Scores a prompt over a whole split, without dropout."""
-        return self.prepared.score([prompt], self.splits[split], self.mesh)[0]
+        """Score a prompt on a split."""
+        return self.bound.score([prompt], self.splits[split], self.mesh)[0]
 
     def prompt(self, values: Float[np.ndarray, "P D"], step: int, score: float | None) -> Prompt:
-        """Adds the card to trained values."""
+        """Return trained values with a prompt card."""
         card = PromptCard(
             backbone=self.backbone.name,
-            task=self.prepared.task.name,
-            task_type=self.prepared.task.type,
+            task=self.bound.task.name,
+            task_type=self.bound.task.type,
             layout=self.backbone.layout,
             init=self.options.init,
             seed=self.options.seed,
             steps=step,
             score=score,
-            metric=self.prepared.task.metric,
+            metric=self.bound.task.metric,
             jpt_version=__version__,
         )
         return Prompt(np.asarray(values, np.float32), card)
@@ -460,29 +467,28 @@ def tune(
     progress: bool = False,
     **options: Any,
 ) -> TuneResult:
-    """Tunes a soft prompt for a task on a frozen backbone.
+    """Tune a soft prompt for a task on a frozen backbone.
 
     Args:
-        backbone: a loaded backbone, a built-in name, a folder of weights or a hub id.
-        task: a task, its name, or its folder.
-        out: run folder. A finished run there returns at once, a broken one goes on and ends bit
-            for bit as if it had never stopped. None keeps the run in memory.
-        data: folder of the task's rows, or the rows by split.
-        start: a prompt to start from in place of ``init``, as `jpt.warm_start` does.
-        score_start: whether the start is scored on validation too, as step 0, and kept where
-            nothing later is better.
-        predictions: whether the answer to every scored row is written too, as JSON lines.
-        log: where the log is shown too: ``"tensorboard"``, ``"wandb"``, or both.
-        progress: whether to show facts and a bar on stderr.
+        backbone: loaded backbone, built-in name, folder of weights or hub id.
+        task: task, task name or task folder.
+        out: run folder. A finished run returns at once; a stopped one resumes, and its result is
+            bit-identical to an uninterrupted run. None keeps the run in memory.
+        data: folder with the task's rows, or rows by split.
+        start: prompt to start from instead of ``init``, as in `jpt.warm_start`.
+        score_start: also score the initial prompt on validation, as step 0; it may be the best.
+        predictions: write the prediction of every test row as JSON lines.
+        log: additional log sinks: ``"tensorboard"``, ``"wandb"``, or both.
+        progress: show the setup and a progress bar on stderr.
         **options: fields of :class:`jpt.config.TuneOptions`.
 
     Returns:
-        Best and last prompt, scores on validation and test, and the log.
+        A `TuneResult` with best and last prompt, scores on validation and test, and the log.
 
     Raises:
-        InputError: for anything that cannot work, before anything is compiled.
-        DivergedError: for a loss that is no finite number.
-        StoppedError: after SIGTERM or Ctrl-C; the state is saved.
+        InputError: The input is invalid; raised before anything is compiled.
+        DivergedError: The loss is not finite.
+        StoppedError: After SIGTERM or Ctrl-C, once the state is saved.
 
     Example:
         >>> result = tune("builtin/bert-small", "builtin/rotten_tomatoes", steps=1, max_tokens=16)
@@ -490,18 +496,18 @@ def tune(
         (20, 128)
     """
     started_s, sinks = time.monotonic(), parse_sinks(log)
-    study = prepare_run(backbone, task, data, TuneOptions(**options), start, score_start)
-    folder = None if out is None else RunFolder(Path(out), study.config())
+    prepared = prepare_run(backbone, task, data, TuneOptions(**options), start, score_start)
+    folder = None if out is None else RunFolder(Path(out), prepared.config())
     if folder is not None and folder.result is not None:
         folder.tidy()
         return _finished(folder)
     if progress:
-        _describe_environment(study)
+        _describe_run(prepared)
     if folder is None:
-        return _run(study, None, None, progress, started_s, sinks=sinks)
-    where, weights = folder.path / CHECKPOINTS, study.backbone.fingerprint
-    with folder.lock(), Checkpoints(where, weights) as checkpoints:
-        return _run(study, folder, checkpoints, progress, started_s, predictions, sinks)
+        return _run(prepared, None, None, progress, started_s, sinks=sinks)
+    path, weights = folder.path / CHECKPOINTS, prepared.backbone.fingerprint
+    with folder.lock(), Checkpoints(path, weights) as checkpoints:
+        return _run(prepared, folder, checkpoints, progress, started_s, predictions, sinks)
 
 
 def prepare_run(
@@ -513,30 +519,30 @@ def prepare_run(
     score_start: bool = False,
     splits: dict[str, EncodedSplit] | None = None,
 ) -> PreparedRun:
-    """Loads and checks everything, cheap things first, before anything is compiled."""
+    """Load and check everything before anything is compiled, cheap things first."""
     mesh = make_mesh(options.mesh)
     definition = resolve_task(task, data)
     model = resolve_backbone(
         backbone, options.dtype, options.dropout == "paper", mesh, options.remat
     )
     options = resolve_options(options, model, definition)
-    prepared = bind(definition, model, options)
+    bound = bind(definition, model, options)
     if start is None:
-        initial = initial_prompt(model, prepared, options)
+        initial = initial_prompt(model, bound, options)
     else:
         initial = start.values(options.length, model.config.width)
         options = dataclasses.replace(options, init=f"prompt:{start.name}")
     for rows in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, rows)
-    splits = prepared.splits() if splits is None else splits
-    feed = make_train_batches(
-        splits["train"], options, prepared.batching, model.layout, mesh.shape["data"]
+    splits = bound.splits() if splits is None else splits
+    batches = make_train_batches(
+        splits["train"], options, bound.batching, model.layout, mesh.shape["data"]
     )
-    return PreparedRun(model, prepared, options, splits, initial, mesh, feed, start, score_start)
+    return PreparedRun(model, bound, options, splits, initial, mesh, batches, start, score_start)
 
 
 def _run(
-    study: PreparedRun,
+    prepared: PreparedRun,
     folder: RunFolder | None,
     checkpoints: Checkpoints | None,
     progress: bool,
@@ -544,39 +550,39 @@ def _run(
     predictions: bool = False,
     sinks: Sequence[str] = (),
 ) -> TuneResult:
-    options = study.options
+    options = prepared.options
 
     def keep_best(state: LoopState) -> None:
         values, score, step = best_prompt(state)
-        save_prompt(folder.path / BEST, study.prompt(values, step, score))
+        save_prompt(folder.path / BEST, prepared.prompt(values, step, score))
 
     run = Run(
-        params=study.backbone.params,
-        answer=study.prepared.answer,
-        step=step_of(study.backbone, options, study.mesh),
-        batch_at=study.batch_at,
-        score=lambda prompt: study.score(prompt, "validation"),
+        params=prepared.backbone.params,
+        answer=prepared.bound.answer,
+        step=step_of(prepared.backbone, options, prepared.mesh),
+        batch_at=prepared.batch_at,
+        score=lambda prompt: prepared.score(prompt, "validation"),
         schedule=Schedule(
             options.steps,
             options.eval_every,
             options.checkpoint_every,
             options.batch_size,
-            study.score_start,
+            prepared.score_start,
             options.checkpoint_minutes,
         ),
         folder=folder,
         checkpoints=checkpoints,
         keep_best=None if folder is None else keep_best,
     )
-    state = resume(run, init_state_of(_initial_state(study)))
-    with LogSinks(sinks, folder and folder.path, study.config(), run.history) as run.sinks:
+    state = resume(run, init_state_of(_initial_state(prepared)))
+    with LogSinks(sinks, folder and folder.path, prepared.config(), run.history) as run.sinks:
         with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
             state = run_loop(run, state, bar)
         values, score, step = best_prompt(state)
-        best = study.prompt(values, step, score)
-        last = study.prompt(np.asarray(state.tune.prompt), options.steps, None)
+        best = prepared.prompt(values, step, score)
+        last = prepared.prompt(np.asarray(state.tune.prompt), options.steps, None)
         path = folder.path / PREDICTIONS if folder is not None and predictions else None
-        record = result_record(study, best, run.history, started_s, path)
+        record = result_record(prepared, best, run.history, started_s, path)
         run.sinks.log({**record.get("test", {}), "step": options.steps, "split": "test"})
     if folder is not None:
         save_prompt(folder.path / BEST, best)
@@ -585,38 +591,38 @@ def _run(
     return TuneResult(best, last, record, run.history, folder.path if folder else None)
 
 
-def _initial_state(study: PreparedRun) -> TuneState:
-    state = init_state(study.initial, prompt_optimizer(study.options.learning_rate))
-    if study.start is not None:
-        state = study.start.put_moments(state)
-    return place(state, replicated(study.mesh))
+def _initial_state(prepared: PreparedRun) -> TuneState:
+    state = init_state(prepared.initial, prompt_optimizer(prepared.options.learning_rate))
+    if prepared.start is not None:
+        state = prepared.start.put_moments(state)
+    return place(state, replicated(prepared.mesh))
 
 
 def result_record(
-    study: PreparedRun,
+    prepared: PreparedRun,
     best: Prompt,
     history: list[dict[str, Any]],
     started_s: float,
     predictions: Path | None,
 ) -> dict[str, Any]:
-    """Puts the result together: validation as it was scored when the prompt was kept, and test."""
+    """Return the content of `result.json`: logged validation score of the best prompt, and test."""
     kept = next(
         line
         for line in history
         if line["split"] == "validation" and line["step"] == best.card.steps
     )
     scores = {"validation": {name: kept[name] for name in kept if name not in ("step", "split")}}
-    last = "test" if "test" in study.splits else "validation"
+    last = "test" if "test" in prepared.splits else "validation"
     if last == "test" or predictions is not None:
-        score = study.score(best.values, last)
+        score = prepared.score(best.values, last)
         scores[last] = score.summary()
         if predictions is not None:
-            write_predictions(predictions, score, study.splits[last], study.prepared.task)
+            write_predictions(predictions, score, prepared.splits[last], prepared.bound.task)
     return {
-        "backbone": study.backbone.name,
-        "task": study.prepared.task.name,
-        "metric": study.prepared.task.metric,
-        "steps": study.options.steps,
+        "backbone": prepared.backbone.name,
+        "task": prepared.bound.task.name,
+        "metric": prepared.bound.task.metric,
+        "steps": prepared.options.steps,
         "best_step": best.card.steps,
         **scores,
         "elapsed_s": round(time.monotonic() - started_s, 2),
@@ -636,39 +642,39 @@ def _finished(folder: RunFolder) -> TuneResult:
     )
 
 
-def _describe_environment(study: PreparedRun, say: Callable[[str], None] | None = None) -> None:
-    """Prints what runs where: devices, mesh, counts, label words with ids, rows."""
+def _describe_run(prepared: PreparedRun, say: Callable[[str], None] | None = None) -> None:
+    """Print devices, mesh, parameter counts, label words and rows."""
     say = say or (lambda line: print(line, file=sys.stderr))
-    backbone, options, mesh = study.backbone, study.options, study.mesh
+    backbone, options, mesh = prepared.backbone, prepared.options, prepared.mesh
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    rows = ", ".join(f"{split.n_rows} {name}" for name, split in study.splits.items())
-    cut = sum(split.cut_rows for split in study.splits.values())
-    answers = [split.answers.cut_rows for split in study.splits.values() if split.answers]
-    width = study.prepared.answer_tokens
-    more = f"; {sum(answers)} answers cut to {width}" if answers else ""
+    rows = ", ".join(f"{split.n_rows} {name}" for name, split in prepared.splits.items())
+    truncated = sum(split.cut_rows for split in prepared.splits.values())
+    answers = [split.answers.cut_rows for split in prepared.splits.values() if split.answers]
+    width = prepared.bound.answer_tokens
+    more = f"; {sum(answers)} answers truncated to {width}" if answers else ""
     say(
         f"{describe_devices(mesh)} ({axes}) · "
-        f"{backbone.name}: {backbone.frozen_count:,} weights frozen · prompt {options.length} x "
+        f"{backbone.name}: {backbone.frozen_count:,} frozen weights · prompt {options.length} x "
         f"{backbone.config.width} = {options.length * backbone.config.width:,} trainable"
     )
-    say(f"{study.prepared.task.name}: {study.prepared.describe_label_words()}")
-    say(f"rows: {rows}; {cut} cut to {options.max_tokens} tokens{more}")
+    say(f"{prepared.bound.task.name}: {prepared.bound.describe_label_words()}")
+    say(f"rows: {rows}; {truncated} truncated to {options.max_tokens} tokens{more}")
     for note in backbone.notes:
         say(note)
 
 
-# --- One prompt tuned from several seeds, and how much the seed matters
+# --- Several seeds
 
 SEEDS = "seeds.json"
 
 
 @dataclass(frozen=True)
 class SeedsResult:
-    """What `tune_seeds` gives.
+    """Result of `jpt.tune_seeds`.
 
     Attributes:
-        results: of each seed's run.
-        record: mean, standard deviation and every value, as in ``seeds.json``.
+        results: `TuneResult` by seed.
+        record: mean, standard deviation and values by split, as in ``seeds.json``.
     """
 
     results: dict[int, TuneResult]
@@ -676,12 +682,12 @@ class SeedsResult:
 
     @property
     def best(self) -> TuneResult:
-        """The run with the highest score on validation."""
+        """Run with the highest validation score."""
         metric = self.record["metric"]
         return max(self.results.values(), key=lambda result: result.record["validation"][metric])
 
     def describe(self) -> str:
-        """Says a line for each split: mean, standard deviation, and the values."""
+        """Return mean, standard deviation and values, one line per split."""
         record = self.record
         lines = [
             f"{record['task']} on {record['backbone']}, {len(self.results)} seeds "
@@ -699,12 +705,10 @@ class SeedsResult:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Reads seeds from text."""
+    """Parse comma-separated seeds."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdecimal() for part in parts):
-        raise InputError(
-            f"seeds is {text!r}; give whole numbers with commas between, such as 0,1,2"
-        )
+        raise InputError(f"seeds is {text!r}; give comma-separated whole numbers, such as 0,1,2")
     return [int(part) for part in parts]
 
 
@@ -715,23 +719,24 @@ def tune_seeds(
     out: str | Path | None = None,
     **options: Any,
 ) -> SeedsResult:
-    """Tunes a prompt from each of several seeds.
+    """Tune a prompt from each of several seeds.
 
-    The seed sets initial prompt, order of the rows and dropout. The backbone is loaded once,
-    and all runs share their compiled programs where dropout is off.
+    The seed sets initial prompt, row order and dropout. The backbone is loaded once; with dropout
+    off, all runs share their compiled programs.
 
     Args:
-        backbone: a loaded backbone, a built-in name, a folder of weights or a hub id.
-        task: a task, its name, or its folder.
-        seeds: two or more different ones.
-        out: folder for a run folder ``seed-S`` each and ``seeds.json``; None keeps all in memory.
+        backbone: loaded backbone, built-in name, folder of weights or hub id.
+        task: task, task name or task folder.
+        seeds: two or more different seeds.
+        out: folder for ``seeds.json`` and a run folder ``seed-S`` per seed; None keeps the runs in
+            memory.
         **options: as for :func:`jpt.tune`, without ``seed``.
 
     Returns:
-        Every run, with mean and sample standard deviation.
+        A `SeedsResult` with every run, mean and sample standard deviation.
 
     Raises:
-        InputError: for fewer than two seeds, or one that comes twice; and as `jpt.tune`.
+        InputError: Fewer than two seeds or a repeated one; also as for `jpt.tune`.
 
     Example:
         >>> rows = [{"text": "Fine.", "label": "positive"}, {"text": "Dull.", "label": "negative"}]
@@ -742,7 +747,7 @@ def tune_seeds(
     """
     seeds = list(seeds)
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds are {seeds}; give two or more different ones, for instance 0,1,2")
+        raise InputError(f"seeds are {seeds}; give two or more different ones, such as 0,1,2")
     if not isinstance(backbone, Backbone):
         choices = {"dtype": options.get("dtype", "float32"), "remat": options.get("remat", "dots")}
         choices |= {"dropout": options.get("dropout") == "paper"}

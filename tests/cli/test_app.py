@@ -63,7 +63,7 @@ def test_tune_writes_a_whole_run_and_returns_at_once_when_repeated(run, tmp_path
     assert code == 0, stderr
     record = json.loads(stdout.splitlines()[-1])
     assert record["steps"] == 2 and 0 <= record["test"]["accuracy"] <= 1
-    assert "weights frozen" in stderr and "'good'" in stderr
+    assert "frozen weights" in stderr and "'good'" in stderr
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "metrics.jsonl", "prompt.safetensors", "last.safetensors"} <= names
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}

@@ -267,8 +267,8 @@ def test_a_whole_study(warm_start_run, warm_start_place: Path) -> None:
         ("one,one", (), "two sources are named one"),
         ("one,thre", (), "thre.safetensors"),
         ("one", ("--eval-every", "3"), "eval_every is 3, but a run has 2 steps"),
-        ("one", ("--seeds", "0,x"), "give whole numbers with commas between"),
-        ("one", ("--copy-moments",), "is no run folder; to copy moments"),
+        ("one", ("--seeds", "0,x"), "give comma-separated whole numbers"),
+        ("one", ("--copy-moments",), "is not a run folder; to copy moments"),
         ("one", ("--length", "5"), "length is 5, but source one has 4 rows"),
     ],
 )

@@ -259,7 +259,7 @@ def test_wrong_sources(assert_refused, backbone, sources, tmp_path: Path) -> Non
 def test_moments_need_runs(assert_refused, backbone, sources) -> None:
     good = make_prompt(backbone, np.ones((4, 32), np.float32))
     assert_refused("source a is a prompt without a run", sources={"a": good}, copy_moments=True)
-    assert_refused("drawn.safetensors is no run folder", copy_moments=True)
+    assert_refused("drawn.safetensors is not a run folder", copy_moments=True)
 
 
 def test_wrong_options(assert_refused) -> None:
