@@ -1,4 +1,4 @@
-"""DOC"""
+"""README, docs and notebook: commands and names exist, Python and outputs work, links resolve."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ from jpt.cli.app import app
 from jpt.data import builtin
 from tests.conftest import ROOT
 
-# --- readme
-
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
 ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -51,7 +49,7 @@ def prose(page: Path) -> str:
 
 
 def spans(page: Path) -> list[str]:
-    """Inline code, which a line may end in."""
+    # A span may continue on the next line.
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
 
 
@@ -65,19 +63,17 @@ def test_the_first_two_blocks_install_and_run_and_test() -> None:
     assert second == "pip install -e '.[dev]' && pytest\n"
 
 
-# ----------------------------------------------------------------------------- Python
+# --- Python
 
 
-class Typed(NamedTuple):
-    """What a reader has who typed the README's Python: a folder, names, and what was printed."""
-
+class Session(NamedTuple):
     folder: Path
     names: dict[str, Any]
     printed: list[str]
 
 
-def type_in(page: Path, names: dict[str, Any]) -> list[str]:
-    """Runs the Python of a page, block by block; gives what each printed."""
+def run_python(page: Path, names: dict[str, Any]) -> list[str]:
+    """Execute the Python blocks of a page; return the output of each."""
     printed = []
     for block in blocks(page, "python"):
         out = io.StringIO()
@@ -88,8 +84,8 @@ def type_in(page: Path, names: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def typed(tmp_path_factory: pytest.TempPathFactory, plain_programs: None) -> Iterator[Typed]:
-    """The README's Python, run on a third of the rows; pages of docs/ go on in its folder."""
+def session(tmp_path_factory: pytest.TempPathFactory, plain_programs: None) -> Iterator[Session]:
+    # The README's Python on a third of the rows; the pages of docs/ run in its folder.
     folder = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:
         builtin._make_split.cache_clear()
@@ -97,27 +93,26 @@ def typed(tmp_path_factory: pytest.TempPathFactory, plain_programs: None) -> Ite
             patch.setitem(builtin.SIZES, split, size // 3)
         patch.chdir(folder)
         names: dict[str, Any] = {}
-        yield Typed(folder, names, type_in(ROOT / "README.md", names))
+        yield Session(folder, names, run_python(ROOT / "README.md", names))
     builtin._make_split.cache_clear()
 
 
-def test_python_of_the_readme(typed: Typed) -> None:
-    first, second = typed.printed
+def test_python_of_the_readme(session: Session) -> None:
+    first, second = session.printed
     assert "majority class" in first and "accuracy" in first
-    assert (typed.folder / "rotten_tomatoes.safetensors").exists()
-    overlap = float(re.search("overlap of neurons: (.*)", second)[1])
-    assert 0 < overlap < 1
+    assert (session.folder / "rotten_tomatoes.safetensors").exists()
+    assert 0 < float(re.search("neuron overlap: (.*)", second)[1]) < 1
     assert -1 <= float(re.search("Spearman with transfer: (.*)", second)[1]) <= 1
-    page = (typed.folder / "study" / "report.html").read_text()
+    page = (session.folder / "study" / "report.html").read_text()
     assert "imdb_first_person" in page
 
 
 WITH_PYTHON = [page for page in DOCS if blocks(page, "python")]
-# What a page prints, besides running.
-SAID = {
+# Part of the output of each page.
+PRINTED = {
     "tune.md": "builtin/imdb_first_person on builtin/bert-small",
     "transfer.md": "* the target's own prompt",
-    "neurons.md": "on behind every prompt, by layer: [",
+    "neurons.md": "active for every prompt, by layer: [",
     "sweep.md": "['done', 'done']",
     "own-task.md": "mood on builtin/bert-small: validation accuracy",
     "own-backbone.md": "virtual device",
@@ -126,32 +121,31 @@ SAID = {
 
 
 @named(WITH_PYTHON)
-def test_python_of_a_page(page: Path, typed: Typed) -> None:
-    """With the prompts of the README in ``study/prompts``, as the commands of the pages make."""
-    prompts = typed.folder / "study" / "prompts"
+def test_python_of_a_page(page: Path, session: Session) -> None:
+    prompts = session.folder / "study" / "prompts"
     prompts.mkdir(exist_ok=True)
-    for name, prompt in typed.names["prompts"].items():
+    for name, prompt in session.names["prompts"].items():
         jpt.save_prompt(prompts / f"{name}.safetensors", prompt)
-    printed = "".join(type_in(page, {}))
-    assert SAID[page.name] in printed
+    printed = "".join(run_python(page, {}))
+    assert PRINTED[page.name] in printed
 
 
-def test_the_figure_is_one_that_jpt_draws(typed: Typed) -> None:
+def test_the_figure_comes_from_a_report(session: Session) -> None:
     script = runpy.run_path(str(ROOT / "docs" / "figures" / "from_report.py"))
-    page = (typed.folder / "study" / "report.html").read_text()
-    drawn, kept = script["first_figure"](page), FIGURE.read_text()
+    page = (session.folder / "study" / "report.html").read_text()
+    plotted, kept = script["first_figure"](page), FIGURE.read_text()
     assert len(kept) < 150_000
-    for svg in (drawn, kept):
+    for svg in (plotted, kept):
         root = ElementTree.fromstring(svg)
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "Heat map of" in root.get("aria-label") and "var(" not in svg
     assert f"({FIGURE.relative_to(ROOT)})" in (ROOT / "README.md").read_text()
 
 
-# ----------------------------------------------------------------------------- files shown
+# --- Files shown
 
 
-def test_the_task_of_ones_own_loads(tmp_path: Path) -> None:
+def test_the_custom_task_loads(tmp_path: Path) -> None:
     page = ROOT / "docs" / "own-task.md"
     (tmp_path / "task.toml").write_text(next(b for b in blocks(page, "toml") if "label_words" in b))
     task = jpt.load_task(tmp_path)
@@ -174,18 +168,17 @@ def test_the_sweep_files_load(tmp_path: Path) -> None:
     assert list(read_sweep(tmp_path / "search.toml").ranges) == ["learning_rate"]
 
 
-def test_every_key_of_a_task_file_is_told() -> None:
+def test_every_key_of_a_task_file_is_documented() -> None:
     from jpt.tasks.user import KEYS
 
     text = (ROOT / "docs" / "own-task.md").read_text()
     assert [key for key in KEYS if f"`{key}`" not in text and f"`[{key}]`" not in text] == []
 
 
-# ----------------------------------------------------------------------------- commands
+# --- Commands
 
 
 def leaves() -> dict[str, Any]:
-    """Every command by the words that call it."""
     found = {}
     for name, command in get_command(app).commands.items():
         if isinstance(command, TyperGroup):
@@ -205,18 +198,12 @@ def options_of(command: Any) -> set[str]:
 
 
 OPTIONS = {"--version"}.union(*map(options_of, LEAVES.values()))
-# Options of the authors' code, in the table of names.
-THEIRS = {
-    "--activate_neuron",
-    "--gpu",
-    "--local_rank",
-    "--model_prompt",
-    "--replacing_prompt",
-}
+# Options of the authors' code, in from-the-paper.md.
+THEIRS = {"--activate_neuron", "--gpu", "--local_rank", "--model_prompt", "--replacing_prompt"}
 
 
 def command_lines(page: Path) -> Iterator[str]:
-    """What begins with ``jpt``, in blocks and in the text, also behind a pipe or in quotes."""
+    """Command lines in blocks and in the text, also after a pipe or in quotes."""
     for text in (*(line for block in blocks(page, "") for line in lines(block)), *spans(page)):
         for part in re.split(r"\s*(?:&&|\||;)\s*", text):
             found = re.search(r'(?:^|[\s="])(jpt [a-z].*?)"?$', part)
@@ -225,13 +212,13 @@ def command_lines(page: Path) -> Iterator[str]:
 
 
 def lines(block: str) -> list[str]:
-    """Without the files that a block writes."""
+    # Without the files that a block writes.
     block = re.sub(r"<<'(\w+)'\n.*?^\1$", "", block, flags=re.DOTALL | re.MULTILINE)
     return block.replace("\\\n", " ").splitlines()
 
 
 def assert_command(line: str) -> str | None:
-    """The command that a line calls; fails where there is no such command or option."""
+    """Return the command of a line; fail if the command or an option does not exist."""
     words = [word for word in shlex.split(line)[1:] if word != "..."]
     name = " ".join(words[:2]) if words[0] in GROUPS else words[0]
     if name in GROUPS:
@@ -275,7 +262,7 @@ def test_the_readme_shows_every_command_and_no_other() -> None:
 
 
 def test_every_command_has_a_page() -> None:
-    """And the index of docs/ names it beside that page, which shows it."""
+    # The index of docs/ names the command and a page that shows it.
     index = (ROOT / "docs" / "README.md").read_text()
     rows = [line for line in index.splitlines() if line.startswith("| `jpt")]
     for name in LEAVES:
@@ -286,16 +273,13 @@ def test_every_command_has_a_page() -> None:
         assert any(f"jpt {name}" in text for text in texts), (name, targets)
 
 
-# ----------------------------------------------------------------------------- links
+# --- Links
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub calls the headings of a page."""
-    found = set()
-    for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
-        plain = re.sub(r"[^\w\s-]", "", heading.lower())
-        found.add(plain.strip().replace(" ", "-"))
-    return found
+    """Return the anchors that GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose(page).lower(), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading).strip().replace(" ", "-") for heading in headings}
 
 
 @named(ALL_PAGES)
@@ -311,13 +295,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 @named(ALL_PAGES)
-def test_no_placeholder_and_no_place_of_ours_is_left(page: Path) -> None:
+def test_no_placeholder_and_no_local_path_is_left(page: Path) -> None:
     text = page.read_text()
     for word in ("PLACEHOLDER", "TODO", "/work", "/tmp", "/root"):
         assert word not in text
 
 
-# ----------------------------------------------------------------------------- beside the README
+# --- Citation and changelog
 
 
 def test_the_citation_is_valid_and_of_this_version() -> None:
@@ -335,16 +319,15 @@ def test_the_changelog_has_this_version() -> None:
     assert re.search(rf"^## \[{re.escape(jpt.__version__)}\]", text, re.MULTILINE)
 
 
-# --- notebook
+# --- Notebook
 
 FILE = ROOT / "docs" / "notebooks" / "prompt_transfer.ipynb"
 TUNED = ("imdb_first_person", "imdb_number", "rotten_tomatoes", "imdb_ending")
 MAJORITY = 0.5
 
 
-class OwnKernel(AsyncKernelManager):
-    """Runs cells with the Python of the tests, whatever kernels the machine knows."""
-
+class KernelOfTests(AsyncKernelManager):
+    # Runs cells with the Python of the tests, whichever kernels are installed.
     @property
     def kernel_spec(self) -> KernelSpec:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -355,8 +338,8 @@ def read_notebook() -> nbformat.NotebookNode:
     return nbformat.read(FILE, as_version=4)
 
 
-def assert_told(notebook: nbformat.NotebookNode) -> None:
-    """Asserts that every cell ran and that the outputs say what the text around them claims."""
+def assert_outputs(notebook: nbformat.NotebookNode) -> None:
+    """Assert that every cell ran and that the outputs match the text around them."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
@@ -368,77 +351,70 @@ def assert_told(notebook: nbformat.NotebookNode) -> None:
     for name in TUNED:
         found = re.search(rf"builtin/{name} on builtin/bert-small: test accuracy (\S+)", text)
         assert float(found[1]) > MAJORITY + 0.05, name
-        assert re.search(rf"^{name} .*\d\*", text, re.MULTILINE), "its own prompt is not marked"
-    # A prompt's neurons are its own, and those of another overlap with them in part.
+        assert re.search(rf"^{name} .*\d\*", text, re.MULTILINE), "the in-task prompt has no star"
+    # Overlap is 1 with itself and partial with other prompts.
     overlaps = re.findall(rf"^({'|'.join(TUNED)}) +((?:\d\.\d{{3}} ?){{4}})$", text, re.MULTILINE)
     for row, (_, values) in enumerate(overlaps[-4:]):
         numbers = [float(value) for value in values.split()]
         assert numbers.pop(row) == 1 and all(0 < number < 1 for number in numbers)
-    shares = [float(x) for x in re.findall(r"type: (\S+) of the own prompt's score", text)]
+    shares = [float(x) for x in re.findall(r"type: (\S+) of the in-task prompt's score", text)]
     assert len(shares) == 2 and all(0.4 < share < 1.2 for share in shares)
-    ranks = re.findall(r"Spearman, own prompts left out: (\S+)", text)
+    ranks = re.findall(r"Spearman without in-task prompts: (\S+)", text)
     assert len(ranks) == 3 and all(-1 <= float(rank) <= 1 for rank in ranks)
     projected, untrained = map(float, re.findall(r"^\w.*: (\S+) on test", text, re.MULTILINE))
     assert projected > untrained and projected > MAJORITY + 0.05
 
 
-def test_what_is_saved_is_whole() -> None:
+def test_the_saved_notebook_is_complete() -> None:
     notebook = read_notebook()
     nbformat.validate(notebook)
-    assert_told(notebook)
+    assert_outputs(notebook)
     assert not re.search(r"/(tmp|home|root|work)/", FILE.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
-def test_it_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline, in an empty folder, with a kernel that knows nothing yet."""
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     notebook = read_notebook()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    place = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, km=OwnKernel(), timeout=1200, resources=place).execute()
-    assert_told(notebook)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, km=KernelOfTests(), timeout=1200, resources=resources).execute()
+    assert_outputs(notebook)
     assert list(tmp_path.iterdir()) == []
 
 
-# --- newcomer
+# --- Getting started
 
 PAGE = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+BLOCKS = _BLOCK.findall(PAGE)
 TYPED = [text for language, text in BLOCKS if not language and not text.startswith("pip ")]
 
 
-def type_block(block: str, folder: Path) -> str:
-    """Runs a block as a shell does, offline, with this environment's jpt; gives what it prints."""
+def run_block(block: str, folder: Path) -> str:
+    """Run a block in a shell, offline, with this environment's jpt; return its output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    # An address where nothing answers: whoever asks for the network fails at once.
+    # An address where nothing answers, so that any use of the network fails at once.
     offline = {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "PATH": path}
-    run = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block],
-        cwd=folder,
-        env={**os.environ, **offline},
-        capture_output=True,
-        text=True,
-    )
+    shell, env = ["bash", "-euo", "pipefail", "-c", block], {**os.environ, **offline}
+    run = subprocess.run(shell, cwd=folder, env=env, capture_output=True, text=True)
     assert run.returncode == 0, f"{block}\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}"
     return run.stdout
 
 
-def test_the_page_is_read_whole() -> None:
-    """Every command of the page is in a block that is typed; outputs are none."""
+def test_every_command_of_the_page_is_run() -> None:
     commands = re.findall(r"^jpt \S+", "".join(TYPED), re.MULTILINE)
     assert len(commands) == len(re.findall(r"^jpt \S+", PAGE, re.MULTILINE)) > 10
     assert all(language == "text" for language, text in BLOCKS if text not in TYPED and language)
 
 
 @pytest.mark.slow
-def test_every_command_works_in_an_empty_folder(tmp_path: Path) -> None:
+def test_getting_started_works_in_an_empty_folder(tmp_path: Path) -> None:
     if shutil.which("bash") is None:
         pytest.skip("no bash here")
-    printed = "".join(type_block(block, tmp_path) for block in TYPED)
+    printed = "".join(run_block(block, tmp_path) for block in TYPED)
 
     assert "all is well" in printed and "absent = 'without' (386)" in printed
     study = tmp_path / "study"
