@@ -52,11 +52,20 @@ from jpt.tuning.step import init_state, prompt_optimizer
 from jpt.tuning.tune import PreparedRun, prepare_run
 from jpt.types import Score
 
-# --- The file that says which runs a sweep has: what is fixed, what varies, what varies together
-# [fixed] backbone = "builtin/bert-small" steps = 60 [grid] # every combination task =
-# ["builtin/imdb_number", "builtin/imdb_negation"] seed = [0, 1, 2] learning_rate = { from = 1e-3,
-# to = 1e-2, count = 3 } # in equal ratios [[zip]] # values that go together length = [10, 20]
-# batch_size = [32, 16] [run] # how, not what places = 4 memory_gb = 8
+# --- Sweep files
+#
+#     [fixed]                  # constant values
+#     backbone = "builtin/bert-small"
+#     steps = 60
+#     [grid]                   # every combination
+#     task = ["builtin/imdb_number", "builtin/imdb_negation"]
+#     learning_rate = { from = 1e-3, to = 1e-2, count = 3 }  # geometric
+#     [[zip]]                  # lists that vary together
+#     length = [10, 20]
+#     batch_size = [32, 16]
+#     [run]                    # how to train, not what
+#     slots = 4
+#     memory_gb = 8
 
 OPTIONS = tuple(each.name for each in dataclasses.fields(TuneOptions))
 FIELDS = ("backbone", "task", "data", *OPTIONS)
@@ -69,34 +78,34 @@ WHOLE = {*COUNTS, "seed"}
 class SweepRun:
     """One run of a sweep."""
 
-    name: str  # its folder below ``runs``; unique. Seeds are folders of one setting
-    setting: str  # what it shares with the runs that differ from it in their seed alone
-    values: Mapping[str, Any]  # every field that the file sets, by name
+    name: str  # unique; its folder below ``runs``, with seeds as folders of one setting
+    setting: str  # shared by the runs that differ in the seed only
+    values: Mapping[str, Any]  # every field set by the file
 
     @property
     def options(self) -> TuneOptions:
-        """The options of its tuning; everything left open is still None."""
+        """Tuning options; None where the file sets nothing."""
         return TuneOptions(**{name: self.values[name] for name in OPTIONS if name in self.values})
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file says."""
+    """Parsed sweep file."""
 
-    runs: tuple[SweepRun, ...]  # all of them, in the order of the file
-    varied: tuple[str, ...]  # the fields that differ between runs
-    # fields of `[search]`: name to the lowest and the highest value and the scale
-    ranges: Mapping[str, tuple[float, float, str]] = dataclasses.field(default_factory=dict)
-    slots: int | None = None  # how many runs are trained at once; None leaves it to the machine
-    memory_gb: float | None = None  # what the places may take; None leaves it to the machine
+    runs: tuple[SweepRun, ...]  # in the order of the file
+    varied: tuple[str, ...]  # fields that differ between runs
+    # fields of `[search]`: lowest value, highest value and scale
+    ranges: Mapping[str, tuple[float, float, str]] = field(default_factory=dict)
+    slots: int | None = None  # runs trained at once; None: chosen for the machine
+    memory_gb: float | None = None  # memory limit for all slots; None: that of the device
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """Reads a sweep file."""
+    """Read a sweep file."""
     try:
         content = tomllib.loads(read_bytes(path).decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} is no TOML: {error}") from None
+        raise InputError(f"{path}: not valid TOML: {error}") from None
     try:
         return parse_sweep(content)
     except InputError as error:
@@ -104,9 +113,11 @@ def read_sweep(path: str | Path) -> Sweep:
 
 
 def parse_sweep(content: Mapping[str, Any]) -> Sweep:
-    """Reads a sweep from the tables of its file."""
+    """Parse the tables of a sweep file."""
     _known("table", content, TABLES)
     fixed, run = _table(content, "fixed"), _table(content, "run")
+    if "places" in run:
+        raise InputError("[run] has places, which is now called slots; rename it")
     _known("field of [run]", run, RUN_FIELDS)
     check_counts(slots=run.get("slots"))
     check_amount("memory_gb", run.get("memory_gb"), "8")
@@ -122,14 +133,14 @@ def parse_sweep(content: Mapping[str, Any]) -> Sweep:
 
 
 def on_mesh(sweep: Sweep, mesh: str) -> Sweep:
-    """Puts all runs on a mesh of devices."""
+    """Return the sweep with all runs on a mesh of devices."""
     named = {run.values["mesh"] for run in sweep.runs if "mesh" in run.values}
     if named:
-        raise InputError(f"mesh is {mesh}, and the file has {', '.join(named)}; leave one out")
-    runs = tuple(
-        dataclasses.replace(run, values={**run.values, "mesh": mesh}) for run in sweep.runs
-    )
-    return dataclasses.replace(sweep, runs=runs)
+        raise InputError(
+            f"mesh is {mesh}, but the sweep file has {', '.join(named)}; leave one of them out"
+        )
+    runs = tuple(replace(run, values={**run.values, "mesh": mesh}) for run in sweep.runs)
+    return replace(sweep, runs=runs)
 
 
 def _combine(
@@ -143,7 +154,7 @@ def _combine(
 def _table(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     table = content.get(name, {})
     if not isinstance(table, dict):
-        raise InputError(f"[{name}] is no table of names and values")
+        raise InputError(f"[{name}] is {table!r}; expected a table of names and values")
     if name != "run":
         _known(f"field of [{name}]", table, FIELDS)
     return table
@@ -158,39 +169,39 @@ def _known(what: str, names: Iterable[str], choices: Sequence[str]) -> None:
 def _once(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{name} stands in two places; one run has one {name}")
+            raise InputError(f"{name} is set in two tables; leave it in one of them")
 
 
 def _values(name: str, given: Any) -> list[Any]:
-    """The values of one field: a list as it is, or a range."""
+    """Return the values of a field: a list as it is, or the values of a range."""
     if isinstance(given, dict):
         low, high, scale = _range(name, given)
         count = given.get("count")
         check_counts(count=count)
         if count is None:
-            raise InputError(f"the range of {name} has no count; say how many values it has")
+            raise InputError(f"the range of {name} has no count; add the number of values")
         space = np.geomspace if scale == "log" else np.linspace
-        # Six digits: the values go into names and tables, and differ enough.
+        # Rounded to six digits, because the values are part of folder names.
         found = [float(f"{value:.6g}") for value in space(low, high, count)]
         values = [round(value) for value in found] if name in WHOLE else found
     else:
         values = given
     if not isinstance(values, list) or not values:
-        raise InputError(f"{name} is {given!r}; give a list of values, or a range")
+        raise InputError(f"{name} is {given!r}; give a list of values or a range")
     if len(set(map(str, values))) < len(values):
-        raise InputError(f"{name} has a value twice: {values}")
+        raise InputError(f"{name} has duplicate values: {values}")
     return values
 
 
 def _range(name: str, given: Any) -> tuple[float, float, str]:
     example = "{ from = 1e-3, to = 1e-1, count = 3 }"
     if not isinstance(given, dict) or not {"from", "to"} <= set(given):
-        raise InputError(f"{name} is {given!r}; a range is written {example}")
-    _known(f"word in the range of {name}", given, ("from", "to", "count", "scale"))
+        raise InputError(f"{name} is {given!r}; expected a range such as {example}")
+    _known(f"key in the range of {name}", given, ("from", "to", "count", "scale"))
     low, high, scale = given["from"], given["to"], given.get("scale", "log")
     numbers = all(isinstance(value, int | float) for value in (low, high))
     if scale not in ("log", "linear") or not numbers or not low < high:
-        raise InputError(f"the range of {name} is {given}; expected for instance {example}")
+        raise InputError(f"the range of {name} is {given}; expected a range such as {example}")
     if scale == "log" and low <= 0:
         raise InputError(f'the range of {name} starts at {low}; write scale = "linear"')
     return low, high, scale
@@ -198,7 +209,7 @@ def _range(name: str, given: Any) -> tuple[float, float, str]:
 
 def _zipped(table: Any) -> list[dict[str, Any]]:
     if not isinstance(table, dict) or not table:
-        raise InputError("[[zip]] is no table of lists")
+        raise InputError(f"[[zip]] is {table!r}; expected a table of lists")
     _known("field of [[zip]]", table, FIELDS)
     values = {name: _zip_list(name, given) for name, given in table.items()}
     counts = {name: len(given) for name, given in values.items()}
@@ -219,7 +230,7 @@ def _named(combined: Sequence[dict[str, Any]], varied: Sequence[str]) -> Iterato
     for values in combined:
         for name in ("backbone", "task"):
             if not isinstance(values.get(name), str):
-                raise InputError(f"no {name} is named; write it into [fixed] or [grid]")
+                raise InputError(f"the sweep has no {name}; add it to [fixed] or [grid]")
     shorts = {values["task"]: short_task(Path(values["task"]).name) for values in combined}
     clash = len(set(shorts.values())) < len(shorts)
     for values in combined:
@@ -231,7 +242,7 @@ def _named(combined: Sequence[dict[str, Any]], varied: Sequence[str]) -> Iterato
 
 
 def _grid_short(value: Any) -> str:
-    """A value as part of a folder's name."""
+    """Format a value for a folder name."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
     parts = [part for part in text.split("/") if part]
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in parts[-1] if c)
@@ -240,23 +251,22 @@ def _grid_short(value: Any) -> str:
 def _grid_check(runs: Sequence[SweepRun]) -> None:
     seen: dict[str, SweepRun] = {}
     for run in runs:
-        run.options  # noqa: B018 (building them checks every value)
+        run.options  # noqa: B018 (validates every value)
         if run.name in seen:
-            raise InputError(f"two runs are called {run.name}; give values whose names differ")
+            raise InputError(f"two runs are named {run.name}; give values whose names differ")
         seen[run.name] = run
 
 
-# --- How many runs a machine can train at once
+# --- Number of slots
 
-MOST_SLOTS = 8
-"""Where nothing else is said, on an accelerator: more runs at once make its products no faster."""
+MOST_SLOTS = 8  # default on an accelerator; more runs do not speed up its matrix products
 GB = 1e9
 
 
 def choose_slots(parts: PreparedRun, runs: int, asked: int | None, memory_gb: float | None) -> int:
-    """Chooses how many runs of one kind are trained at once."""
-    # On a CPU one after the other: its cores are busy with one run, and runs side by side pad their
-    # texts to the longest among them. On an accelerator as many as fit, up to `MOST_SLOTS`.
+    """Return the number of runs of one kind to train at once."""
+    # One on a CPU: a single run keeps its cores busy, and runs in slots pad their texts to the
+    # longest among them. As many as fit on an accelerator, up to `MOST_SLOTS`.
     limit = memory_gb * GB if memory_gb else _device_bytes()
     on_cpu = jax.devices()[0].platform == "cpu"
     wanted = min(runs, asked or (1 if on_cpu and memory_gb is None else MOST_SLOTS))
@@ -267,14 +277,15 @@ def choose_slots(parts: PreparedRun, runs: int, asked: int | None, memory_gb: fl
     if fit < (wanted if asked else 1):
         raise InputError(
             f"{wanted if asked else 1} runs at once need {(weights + each * wanted) / GB:.2f} GB "
-            f"({weights / GB:.2f} of weights, {each / GB:.2f} a run), but {limit / GB:.2f} are "
-            "allowed; give fewer places, a smaller batch_size or max_tokens, or more memory_gb"
+            f"({weights / GB:.2f} for weights, {each / GB:.2f} per run), but the limit is "
+            f"{limit / GB:.2f} GB; use fewer slots, a smaller batch_size or max_tokens, or a larger"
+            " memory_gb"
         )
     return min(wanted, fit)
 
 
 def run_bytes(parts: PreparedRun) -> tuple[int, int]:
-    """Says what the compiled step of one run takes at its longest texts."""
+    """Return the bytes of the weights and of one run in the compiled step, at maximum length."""
     options, backbone = parts.options, parts.backbone
     batch = _longest(parts)
     state = stack_trees([init_state(parts.initial, prompt_optimizer(1.0))])
@@ -288,7 +299,7 @@ def run_bytes(parts: PreparedRun) -> tuple[int, int]:
 
 
 def _longest(parts: PreparedRun) -> Any:
-    """A batch of this run, its texts as long as any can be."""
+    """Return a batch padded to ``max_tokens``."""
     options = parts.options
     batch = parts.batches.batch_at(0)
     room = options.max_tokens - batch.tokens.shape[1]
@@ -297,50 +308,48 @@ def _longest(parts: PreparedRun) -> Any:
 
 
 def _device_bytes() -> int | None:
-    """What the device can hold, where it tells; a CPU does not."""
+    """Return the device's memory limit; None on a CPU, which reports none."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")
 
 
-# --- Makes a sweep's runs ready and packs those that share a program into banks
+# --- Groups of runs that share a compiled step
 
-RUNS, BANKS = "runs", "groups"
+RUNS, GROUPS = "runs", "groups"
 
 
 @dataclass(frozen=True)
 class RunGroup:
     """Runs that are trained together."""
 
-    slot_schedule: SlotSchedule  # which of them is in which place when
+    slot_schedule: SlotSchedule
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """Names of its runs."""
-        return tuple(run for place in self.slot_schedule.slots for run in place)
+        """Run names."""
+        return tuple(run for slot in self.slot_schedule.slots for run in slot)
 
     @property
     def name(self) -> str:
-        """Its folder below ``groups``: a checksum of what is in it."""
+        """Folder below ``groups``: a checksum of the schedule."""
         text = repr((self.slot_schedule.slots, sorted(self.slot_schedule.steps.items())))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def steps(self) -> int:
-        """Steps of all its runs."""
+        """Total steps of all runs."""
         return sum(self.slot_schedule.steps[run] for run in self.runs)
 
 
 @dataclass
 class RunLoader:
-    """Makes runs ready; backbones and rows that several of them need are read once."""
+    """Cache of loaded backbones and encoded splits."""
 
-    # those that were loaded
     backbones: dict[tuple[Any, ...], Backbone] = field(default_factory=dict)
-    # the encoded rows of tasks
     splits: dict[tuple[Any, ...], dict[str, EncodedSplit]] = field(default_factory=dict)
 
     def prepare(self, run: SweepRun) -> PreparedRun:
-        """Loads and checks everything that a run needs, before anything is compiled."""
+        """Load and check everything that a run needs, without compiling."""
         try:
             return self._prepare(run)
         except InputError as error:
@@ -356,8 +365,8 @@ class RunLoader:
             self.backbones[key] = resolve_backbone(values["backbone"], *choices)
         backbone = self.backbones[key]
         task = resolve_task(values["task"], values.get("data"))
-        settled = resolve_options(options, backbone, task)
-        texts = (settled.max_tokens, settled.answer_tokens, settled.label_scoring)
+        resolved = resolve_options(options, backbone, task)
+        texts = (resolved.max_tokens, resolved.answer_tokens, resolved.label_scoring)
         rows = (key, values["task"], values.get("data"), *texts)
         parts = prepare_run(backbone, task, None, options, splits=self.splits.get(rows))
         self.splits[rows] = parts.splits
@@ -365,66 +374,62 @@ class RunLoader:
 
 
 def pack(parts: Mapping[str, PreparedRun], slots: Mapping[Any, int]) -> list[RunGroup]:
-    """Packs runs into banks, the same ones for the same sweep wherever it is planned."""
-    banks = []
+    """Pack runs into groups; the same sweep gives the same groups on every machine."""
+    groups = []
     for key, names in group_runs(parts).items():
         steps = {name: parts[name].options.steps for name in names}
-        banks += [
-            RunGroup(_in_task(slot_schedule)) for slot_schedule in pack_runs(steps, slots[key])
-        ]
-    return banks
-
-
-def _in_task(slot_schedule: SlotSchedule) -> SlotSchedule:
-    """Leaves out the steps of other banks' runs, so that its name does not hang on them."""
-    names = {run for place in slot_schedule.slots for run in place}
-    return dataclasses.replace(
-        slot_schedule,
-        steps={name: slot_schedule.steps[name] for name in slot_schedule.steps if name in names},
-    )
-
-
-def group_runs(parts: Mapping[str, PreparedRun]) -> dict[Any, list[str]]:
-    """Puts runs together that can share a bank."""
-    groups: dict[Any, list[str]] = {}
-    for name, each in parts.items():
-        groups.setdefault(multi_run_key(each), []).append(name)
+        groups += [RunGroup(_of_its_runs(schedule)) for schedule in pack_runs(steps, slots[key])]
     return groups
 
 
-def still_to_do(banks: Iterable[RunGroup], out: Path, finished: Sequence[str]) -> list[RunGroup]:
-    """Leaves out what is done: whole banks, and finished runs of banks that never began."""
+def _of_its_runs(schedule: SlotSchedule) -> SlotSchedule:
+    """Drop the steps of other groups' runs, on which a group's name must not depend."""
+    names = {run for slot in schedule.slots for run in slot}
+    steps = {name: count for name, count in schedule.steps.items() if name in names}
+    return replace(schedule, steps=steps)
+
+
+def group_runs(parts: Mapping[str, PreparedRun]) -> dict[Any, list[str]]:
+    """Return the names of the runs that can share a compiled step, by its key."""
+    names: dict[Any, list[str]] = {}
+    for name, each in parts.items():
+        names.setdefault(multi_run_key(each), []).append(name)
+    return names
+
+
+def still_to_do(groups: Iterable[RunGroup], out: Path, finished: Sequence[str]) -> list[RunGroup]:
+    """Drop finished groups, and finished runs of groups that have not started."""
     left = []
-    for bank in banks:
-        waiting = [run for run in bank.runs if run not in finished]
-        begun = (out / BANKS / bank.name / CHECKPOINTS).exists()
-        if waiting and (begun or len(waiting) == len(bank.runs)):
-            left.append(bank)
+    for group in groups:
+        waiting = [run for run in group.runs if run not in finished]
+        started = (out / GROUPS / group.name / CHECKPOINTS).exists()
+        if waiting and (started or len(waiting) == len(group.runs)):
+            left.append(group)
         elif waiting:
-            steps = {run: bank.slot_schedule.steps[run] for run in waiting}
-            packed = pack_runs(steps, len(bank.slot_schedule.slots))
-            left += [RunGroup(_in_task(slot_schedule)) for slot_schedule in packed]
+            steps = {run: group.slot_schedule.steps[run] for run in waiting}
+            packed = pack_runs(steps, len(group.slot_schedule.slots))
+            left += [RunGroup(_of_its_runs(schedule)) for schedule in packed]
     return left
 
 
-def banked_runs(bank: RunGroup, parts: Mapping[str, PreparedRun], out: Path) -> dict[str, SlotRun]:
-    """Opens the folders of a bank's runs."""
+def open_runs(group: RunGroup, parts: Mapping[str, PreparedRun], out: Path) -> dict[str, SlotRun]:
+    """Open the run folders of a group."""
     return {
         name: SlotRun(parts[name], RunFolder(out / RUNS / name, parts[name].config()))
-        for name in bank.runs
+        for name in group.runs
     }
 
 
 def is_finished(out: Path, name: str) -> bool:
-    """Whether a run has its result."""
+    """Return whether a run has its result."""
     return (out / RUNS / name / RESULT).exists()
 
 
-# --- What a person sees of a sweep: runs done and running, the best so far, the time left
+# --- Progress
 
 
 class SweepProgress:
-    """A bar over the steps of all runs, and a line for every run that ends."""
+    """Progress bar over the steps of all runs, with a line for every finished run."""
 
     def __init__(self, runs: int, done: int, shown: bool = True) -> None:
         self._runs, self._done, self._shown = runs, done, shown
@@ -442,8 +447,8 @@ class SweepProgress:
     ) -> None:
         self._bar.close()
 
-    def planned(self, steps: int, banks: int) -> None:
-        """Says what is left to do."""
+    def planned(self, steps: int, groups: int) -> None:
+        """Start the bar over the remaining steps."""
         self._bar = tqdm(
             total=steps,
             disable=not self._shown,
@@ -452,41 +457,44 @@ class SweepProgress:
             dynamic_ncols=True,
             mininterval=0.5,
         )
-        self.say(f"{self._done} of {self._runs} done before; {steps} steps in {banks} banks left")
+        self.say(
+            f"{self._done} of {self._runs} runs done; {steps} steps left in {groups}"
+            f" group{'' if groups == 1 else 's'} of runs"
+        )
 
-    def bank(self, runs: Sequence[str], slots: int) -> None:
-        """A bank begins, or goes on."""
+    def group(self, runs: Sequence[str], slots: int) -> None:
+        """Report that a group starts or resumes."""
         listed = ", ".join(runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
-        self.say(f"running, {slots} at once: {listed}")
+        self.say(f"running in {slots} slot{'' if slots == 1 else 's'}: {listed}")
 
     def stepped(self, steps: int, rows_per_s: float) -> None:
-        """So many runs did a step."""
+        """Count steps."""
         best = "" if self._best is None else f"{self._best[1]:.3f} ({self._best[0]})"
         shown = {"done": f"{self._done}/{self._runs}", "rows/s": f"{rows_per_s:.0f}", "best": best}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(steps)
 
     def scored(self, run: str, score: Score) -> None:
-        """A run was scored on validation."""
+        """Report a validation score."""
         if self._best is None or score.value > self._best[1]:
             self._best = (run, score.value)
 
     def ended(self, run: str, record: Mapping[str, Any]) -> None:
-        """A run is finished, or has diverged."""
+        """Report that a run finished or diverged."""
         self._done += 1
-        said = record.get("diverged")
-        if said is None:
+        outcome = record.get("diverged")
+        if outcome is None:
             found = record["validation"][record["metric"]]
-            said = f"validation {record['metric']} {found:.3f} at step {record['best_step']}"
-        self.say(f"[{self._done}/{self._runs}] {run}: {said}")
+            outcome = f"validation {record['metric']} {found:.3f} at step {record['best_step']}"
+        self.say(f"[{self._done}/{self._runs}] {run}: {outcome}")
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar."""
+        """Print a line above the bar."""
         if self._shown:
             self._bar.write(line, file=sys.stderr)
 
 
-# --- What a sweep found: its runs, its settings over their seeds, the best setting of each task
+# --- Tables of runs and settings
 
 RUN_TABLE, SETTING_TABLE = "runs.csv", "settings.csv"
 DONE, DIVERGED, WAITING = "done", "diverged", "waiting"
@@ -494,7 +502,7 @@ SPLITS = ("validation", "test")
 
 
 def run_row(run: SweepRun, result: Mapping[str, Any] | None, diverged: bool) -> dict[str, Any]:
-    """Puts together what is known of a run."""
+    """Return the row of a run."""
     row = {
         "run": run.name,
         "setting": run.setting,
@@ -511,7 +519,7 @@ def run_row(run: SweepRun, result: Mapping[str, Any] | None, diverged: bool) -> 
 
 
 def setting_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Puts the seeds of each setting together, and marks the best setting of each task."""
+    """Aggregate the seeds of each setting and mark the best setting of each task."""
     together: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["state"] == DONE:
@@ -544,7 +552,7 @@ def _setting(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write_tables(folder: Path, sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes both tables."""
+    """Write ``runs.csv`` and ``settings.csv``."""
     varied = [name for name in sweep.varied if name not in ("task", "backbone", "seed")]
     head = ["run", "setting", "state", "task", "backbone", "seed", *varied]
     tail = ["metric", *SPLITS, "best_step", "steps", "elapsed_s"]
@@ -561,7 +569,7 @@ def write_tables(folder: Path, sweep: Sweep, rows: Sequence[Mapping[str, Any]]) 
 
 
 def describe_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Says what came out: the best setting of each task first, then what is not done."""
+    """Describe the settings, the best of each task first, and the runs without a result."""
     settings = setting_rows(rows)
     order = sorted(settings, key=lambda row: (row["task"], row["backbone"], -row["validation"]))
     lines = _aligned(order)
@@ -587,8 +595,8 @@ def _aligned(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         for line in table
     ]
     seeds = max(row["seeds"] for row in settings)
-    told = f" over {seeds} seeds (± one standard deviation)" if seeds > 1 else ""
-    return [*lines, f"* the best setting of its task, by the mean on validation{told}"]
+    over = f" over {seeds} seeds (± standard deviation)" if seeds > 1 else ""
+    return [*lines, f"* best setting of its task by mean validation score{over}"]
 
 
 def _score(row: Mapping[str, Any], split: str) -> str:
@@ -598,11 +606,11 @@ def _score(row: Mapping[str, Any], split: str) -> str:
     return f"{row[split]:.3f}{deviation}"
 
 
-# --- Adaptive search: which settings a sweep tries next, given how those before have done
-# Optuna's sampler proposes values for the fields of `[search]`; a trial runs every combination of
-# the rest of the file with them, and its value is their mean score on validation. No database: a
-# search that goes on asks the same questions again and finds the answers in the folders of its
-# runs, whose names hold the values.
+# --- Adaptive search
+# Optuna's sampler proposes values for the fields of `[search]`. A trial runs every combination of
+# the rest of the file with them; its value is their mean validation score. There is no database: a
+# resumed search asks the same questions again and finds the answers in the run folders, whose names
+# contain the values.
 
 SEARCH_RECORD = "search.json"
 SEED = 0
@@ -613,24 +621,23 @@ Value = int | float
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that is tried."""
+    """One setting of the searched fields."""
 
     number: int  # from 1
-    values: Mapping[str, Value]  # of the searched fields
-    runs: tuple[SweepRun, ...]  # every combination of the rest of the file with them
-    asked: Any  # Optuna's own record of it
-    # mean score of the runs; None before they have ended, or where one diverged
-    validation: float | None = None
+    values: Mapping[str, Value]
+    runs: tuple[SweepRun, ...]  # every combination of the rest of the file
+    asked: Any  # Optuna's trial
+    validation: float | None = None  # mean of the runs; None before they end or if one diverged
 
     def describe(self) -> str:
-        """Says what was tried and what came out."""
+        """Describe values and score in one line."""
         shown = ", ".join(f"{name} {_search_short(value)}" for name, value in self.values.items())
         found = "diverged" if self.validation is None else f"validation {self.validation:.3f}"
         return f"trial {self.number}: {shown}: {found}"
 
 
 class Search:
-    """Asks for settings in rounds and is told how they did."""
+    """Proposes settings in rounds and learns from their scores."""
 
     def __init__(self, plan: Sweep, trials: int | None) -> None:
         _search_check(plan, trials)
@@ -642,23 +649,23 @@ class Search:
 
     @property
     def whole(self) -> Sweep:
-        """All runs so far; a setting that was asked for twice is run once."""
+        """All runs so far; a setting proposed twice is run once."""
         return self._sweep([*self.tried, *self._round])
 
     @property
     def lowest(self) -> SweepRun:
-        """A run at the lowest values."""
+        """Run with the lowest values."""
         values = {name: _plain(name, low) for name, (low, _, _) in self.plan.ranges.items()}
         return with_values(self.plan, values)[0]
 
     def ask(self, count: int) -> Sweep | None:
-        """Asks for the next settings."""
+        """Return the runs of the next settings, or None after the last trial."""
         left = min(count, self.trials - len(self.tried))
         self._round = [self._ask(len(self.tried) + number) for number in range(1, left + 1)]
         return self._sweep(self._round) if self._round else None
 
     def tell(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Tells how the settings did that were asked for last."""
+        """Record the scores of the last settings; return a line per trial."""
         by_name = {row["run"]: row for row in rows}
         ended = [self._tell(trial, by_name) for trial in self._round]
         self.tried += ended
@@ -666,14 +673,14 @@ class Search:
         return [trial.describe() for trial in ended]
 
     def record(self) -> dict[str, Any]:
-        """Gives what was tried and the best of it, as JSON."""
+        """Return the trials and the best one as JSON."""
         found = [trial for trial in self.tried if trial.validation is not None]
         best = max(found, key=lambda trial: trial.validation, default=None)
         tried = [_record(trial) for trial in self.tried]
         return {"best": None if best is None else _record(best), "trials": tried}
 
     def finish_round(self, folder: Path, choose: Callable[[], int]) -> int:
-        """Settles how many trials are asked for at once, and that the folder is of this search."""
+        """Return the trials per round, fixed for the folder; raise if it is of another search."""
         path = folder / SEARCH_RECORD
         ranges = {name: list(given) for name, given in self.plan.ranges.items()}
         if not path.exists():
@@ -691,12 +698,12 @@ class Search:
         return Trial(number, values, with_values(self.plan, values), asked)
 
     def _tell(self, trial: Trial, rows: Mapping[str, Mapping[str, Any]]) -> Trial:
-        in_task = [rows[run.name] for run in trial.runs]
-        if any(row["state"] != DONE for row in in_task):
-            # Pruned, not failed: the sampler then counts the setting among the worst.
+        ended = [rows[run.name] for run in trial.runs]
+        if any(row["state"] != DONE for row in ended):
+            # Pruned, not failed: the sampler counts the setting among the worst.
             self._study.tell(trial.asked, state=self._optuna.trial.TrialState.PRUNED)
             return trial
-        value = statistics.fmean(row["validation"] for row in in_task)
+        value = statistics.fmean(row["validation"] for row in ended)
         self._study.tell(trial.asked, value)
         return replace(trial, validation=value)
 
@@ -711,12 +718,12 @@ class Search:
 
 
 def with_values(plan: Sweep, values: Mapping[str, Value]) -> tuple[SweepRun, ...]:
-    """Repeats the runs of a sweep with more fields set."""
-    told = "".join(f"+{name}={_search_short(value)}" for name, value in values.items())
+    """Return the runs of a sweep with more fields set."""
+    suffix = "".join(f"+{name}={_search_short(value)}" for name, value in values.items())
     return tuple(
         SweepRun(
-            f"{run.setting}{told}{run.name.removeprefix(run.setting)}",
-            f"{run.setting}{told}",
+            f"{run.setting}{suffix}{run.name.removeprefix(run.setting)}",
+            f"{run.setting}{suffix}",
             {**run.values, **values},
         )
         for run in plan.runs
@@ -724,7 +731,7 @@ def with_values(plan: Sweep, values: Mapping[str, Value]) -> tuple[SweepRun, ...
 
 
 def describe_search(record: Mapping[str, Any]) -> str:
-    """Says in one line what a search has found."""
+    """Describe the best trial in one line."""
     count, best = len(record["trials"]), record["best"]
     if best is None:
         return f"all {count} trials diverged; search lower learning rates"
@@ -741,7 +748,7 @@ def _record(trial: Trial) -> dict[str, Any]:
 
 
 def _suggest(asked: Any, name: str, given: tuple[float, float, str]) -> Value:
-    """A value as it stands in the name of a run: a whole number, or six digits."""
+    """Suggest a value, rounded as in the run's name: an integer, or six digits."""
     low, high, log = _plain(name, given[0]), _plain(name, given[1]), given[2] == "log"
     if name in WHOLE:
         return asked.suggest_int(name, low, high, log=log)
@@ -759,21 +766,21 @@ def _search_short(value: Value) -> str:
 def _search_check(plan: Sweep, trials: int | None) -> None:
     if not plan.ranges:
         raise InputError(
-            "a number of trials is given, but no [search]; write it into the file, for instance "
+            "got a number of trials, but the sweep has no [search]; add it, for instance "
             "[search] learning_rate = { from = 1e-3, to = 1e-1 }"
         )
     if trials is None:
         raise InputError(
-            "the file has [search]; say how many settings to try, for instance --trials 20, or "
-            "move its ranges to [grid], with count"
+            "the sweep has [search] but no number of trials; give one, for instance --trials 20, "
+            "or move the ranges to [grid], with count"
         )
     check_counts(trials=trials)
     for name, (low, high, _) in plan.ranges.items():
         if name not in NUMBERS:
-            raise InputError(f"[search] has {name}, but searches numbers: {', '.join(NUMBERS)}")
+            raise InputError(f"[search] has {name}; expected one of {', '.join(NUMBERS)}")
         for value in (low, high):
             for run in with_values(plan, {name: _plain(name, value)}):
-                run.options  # noqa: B018 (building them checks every value)
+                run.options  # noqa: B018 (validates every value)
 
 
 def _require_optuna() -> ModuleType:
@@ -781,7 +788,7 @@ def _require_optuna() -> ModuleType:
         import optuna
     except ImportError:
         raise InputError(
-            "an adaptive search needs the optuna package; run `pip install 'jpt[search]'`"
+            "adaptive search needs the optuna package; run `pip install 'jpt[search]'`"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
@@ -789,54 +796,53 @@ def _require_optuna() -> ModuleType:
 
 def _new_study(optuna: ModuleType) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # both options were experimental once
-        # A running trial counts as bad, so that those of one round differ.
+        warnings.simplefilter("ignore")  # both options are experimental in older versions
+        # constant_liar: running trials count as bad, so that those of one round differ.
         sampler = optuna.samplers.TPESampler(seed=SEED, multivariate=True, constant_liar=True)
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
-# --- What a killed process leaves in the folder of a sweep when its runs had ended already
-# Runs and banks that are not done clear up when they go on. Those that are done are not opened
-# again, so their locks, temporary files and checkpoints are looked for here.
+# --- Cleanup after killed processes
+# Unfinished runs and groups clean up when they resume. Finished ones are not opened again, so their
+# locks, temporary files and checkpoints are removed here.
 
-GROUP_RUNS = "runs.json"
-"""In the folder of a bank: the names of its runs."""
+GROUP_RUNS = "runs.json"  # in the folder of a group: its run names
 
 
 def tidy_ended(folder: Path, ended: Sequence[str]) -> None:
-    """Removes what was left of runs that have ended, and of banks that have no others."""
-    # What another process is at work on stays.
+    """Remove leftovers of finished runs and groups, unless another process holds their locks."""
     for name in on_first(lambda: [each for each in ended if _has_hidden(folder / RUNS / each)]):
         with suppress(InputError), _open(folder, name).lock():
             pass
-    for bank, names in on_first(lambda: _ended_groups(folder)):
+    for group, names in on_first(lambda: _ended_groups(folder)):
         with suppress(InputError), ExitStack() as held:
             for name in names:
                 held.enter_context(_open(folder, name).lock())
-            remove_multi_run_folder(folder / BANKS / bank)
+            remove_group_folder(folder / GROUPS / group)
     if is_first():
-        with suppress(OSError):  # there is none, or banks are under way
-            (folder / BANKS).rmdir()
+        with suppress(OSError):  # missing, or other groups are running
+            (folder / GROUPS).rmdir()
 
 
-def remove_multi_run_folder(path: Path) -> None:
-    """Removes the checkpoints of a bank, and with the last one the folder of all banks."""
+def remove_group_folder(path: Path) -> None:
+    """Remove the folder of a group, and with the last one the folder of all groups."""
     if is_first():
-        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)  # first: its runs are named beside it
+        # Checkpoints first: a leftover folder is recognised by the run names next to them.
+        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
         shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):  # other banks are under way
+        with suppress(OSError):  # other groups are running
             path.parent.rmdir()
 
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Lets one job at a time write the tables; the temporary files of one that was killed go."""
+    """Lock the folder while a job writes the tables; remove temporary files of killed jobs."""
     if not is_first():
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a disk without locks: a leftover stays
+        with suppress(OSError):  # file system without locks: leftovers stay
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             for path in folder.glob(".jpt-*.tmp"):
                 path.unlink()
@@ -855,10 +861,10 @@ def _open(folder: Path, name: str) -> RunFolder:
 
 
 def _ended_groups(folder: Path) -> list[tuple[str, list[str]]]:
-    banks = [
-        (path.parent.name, read_json(path)) for path in (folder / BANKS).glob(f"*/{GROUP_RUNS}")
+    groups = [
+        (path.parent.name, read_json(path)) for path in (folder / GROUPS).glob(f"*/{GROUP_RUNS}")
     ]
-    return [(bank, names) for bank, names in banks if all(_ended(folder, name) for name in names)]
+    return [(group, names) for group, names in groups if all(_ended(folder, n) for n in names)]
 
 
 def _ended(folder: Path, name: str) -> bool:
@@ -866,9 +872,9 @@ def _ended(folder: Path, name: str) -> bool:
     return (path / RESULT).exists() or read_diverged(path) is not None
 
 
-# --- Many runs from one file: packed into banks, resumable, ending in one table
-# The folder is the only truth. Each run is an ordinary run folder below ``runs``; a bank that is
-# under way has its checkpoints below ``groups``; the tables are read from the results, never kept.
+# --- Sweeps
+# All state is in the folder: each run is an ordinary run folder below ``runs``, an unfinished group
+# has its checkpoints below ``groups``, and the tables are derived from the results.
 
 RECORD = "sweep.json"
 
@@ -877,12 +883,12 @@ Workers = Callable[[Sequence[RunGroup], Sequence[SweepRun], Path, SweepProgress]
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What `sweep` gives.
+    """Result of `sweep`.
 
     Attributes:
-        folder: of the sweep; ``runs`` below it is a folder of prompts.
-        rows: a row for each run, as in ``runs.csv``.
-        record: counts by state, the rows, and what a search has found.
+        folder: Folder of the sweep; ``runs`` below it is a folder of prompts.
+        rows: One row per run, as in ``runs.csv``.
+        record: Counts by state, the rows, and the result of a search.
     """
 
     folder: Path
@@ -890,7 +896,7 @@ class SweepResult:
     record: dict[str, Any]
 
     def describe(self) -> str:
-        """Says what came out, the best setting of each task first."""
+        """Describe the settings, the best of each task first."""
         counts = ", ".join(f"{count} {state}" for state, count in self.record["states"].items())
         search = self.record.get("search")
         found = f"{describe_search(search)}\n" if search else ""
@@ -907,23 +913,25 @@ def sweep(
     workers: Workers | None = None,
     progress: bool = False,
 ) -> SweepResult:
-    """Tunes a prompt for every run of a grid, and puts their scores into one table.
+    """Tune a prompt for every run of a grid and collect the scores in one table.
 
     Args:
-        grid: the TOML file, or its tables as a dictionary.
-        out: folder of the sweep; the same call goes on there, and a larger grid adds to it.
-        shard: ``"i/n"``: only every n-th bank from the i-th on, for job arrays on one folder.
-        trials: how many settings are tried of a grid with ``[search]``; needs optuna.
-        mesh: devices by axis, where the file names none; runs of a bank lie over ``prompt``.
-        workers: who trains the banks; by default this process, one bank after the other.
-        progress: whether to show on stderr how far it is.
+        grid: TOML file, or its tables as a dictionary.
+        out: Folder of the sweep; re-run to resume. A larger grid adds runs to it.
+        shard: Share ``"i/n"`` of the groups of runs, for job arrays on one folder.
+        trials: Number of settings to try, for a grid with ``[search]``; needs optuna.
+        mesh: Devices per mesh axis, if the grid sets none; runs of a group are sharded over
+            ``prompt``.
+        workers: Function that trains the groups (see `jpt.ray_workers`); trained one after the
+            other in this process by default.
+        progress: Show progress on stderr.
 
     Returns:
-        A row a run. With a shard, other jobs' runs may still be waiting.
+        A `SweepResult` with one row per run. With a shard, runs of other jobs may be waiting.
 
     Raises:
-        InputError: a grid that cannot work, before anything is compiled.
-        StoppedError: after SIGTERM or Ctrl-C; the same call goes on.
+        InputError: The grid is invalid; raised before anything is compiled.
+        StoppedError: SIGTERM or Ctrl-C was received; re-run to resume.
 
     Example:
         >>> fixed = {"backbone": "builtin/bert-small", "task": "builtin/imdb_number", "steps": 9}
@@ -937,43 +945,43 @@ def sweep(
     if not plan.ranges and trials is None:
         return run_sweep(plan, make_folder(out), share, workers, progress)
     if shard is not None:
-        raise InputError("a search asks for its next settings in one place; leave out shard")
+        raise InputError("a search cannot be sharded; leave out shard")
     return _search(plan, trials, Path(out), workers, progress)
 
 
 def run_sweep(
     plan: Sweep, folder: Path, share: tuple[int, int], workers: Workers | None, progress: bool
 ) -> SweepResult:
-    """Carries out what a sweep file says."""
-    preparer = RunLoader()
-    chosen = workers or partial(train_here, preparer=preparer)  # what was read is read once
+    """Train the runs of a sweep and collect the results."""
+    loader = RunLoader()
+    chosen = workers or partial(train_here, loader=loader)  # shares the loader's cache
 
     def work(*given: Any) -> None:
         try:
             chosen(*given)
-        except InputError:  # of one bank; the others may have ended
+        except InputError:  # of one group; others may have finished
             _collect(plan, folder)
             raise
 
-    _carry_out(plan, folder, share, work, progress, preparer)
+    _carry_out(plan, folder, share, work, progress, loader)
     return _collect(plan, folder)
 
 
 def _search(
     plan: Sweep, trials: int | None, out: Path, workers: Workers | None, progress: bool
 ) -> SweepResult:
-    """Lets a search choose the runs, round after round."""
-    search, preparer = Search(plan, trials), RunLoader()
-    workers = workers or partial(train_here, preparer=preparer)
+    """Train the runs that a search proposes, round by round."""
+    search, loader = Search(plan, trials), RunLoader()
+    workers = workers or partial(train_here, loader=loader)
 
     def slots() -> int:
-        parts, most = preparer.prepare(search.lowest), plan.slots or MOST_SLOTS
+        parts, most = loader.prepare(search.lowest), plan.slots or MOST_SLOTS
         return choose_slots(parts, most, plan.slots, plan.memory_gb)
 
     folder = make_folder(out)
     at_once = search.finish_round(folder, slots)
     while (part := search.ask(at_once)) is not None:
-        _carry_out(part, folder, (1, 1), workers, progress, preparer)
+        _carry_out(part, folder, (1, 1), workers, progress, loader)
         for line in search.tell(_rows(part, folder)):
             if progress:
                 print(line, file=sys.stderr)
@@ -987,29 +995,31 @@ def _carry_out(
     share: tuple[int, int],
     workers: Workers,
     progress: bool,
-    preparer: RunLoader,
+    loader: RunLoader,
 ) -> None:
-    """Trains what is left of a sweep."""
+    """Train the unfinished runs of a sweep."""
     names = on_first(lambda: _done(plan, folder))
     done = [run for run in plan.runs if run.name in names]
     for run in done:
         _refuse_changed(folder, run)
     tidy_ended(folder, [run.name for run in done])
-    with SweepProgress(len(plan.runs), len(done), progress) as shown:
+    with SweepProgress(len(plan.runs), len(done), progress) as reporter:
         if len(done) < len(plan.runs):
-            banks = _banks(plan, folder, shown, preparer)[share[0] - 1 :: share[1]]
-            left = still_to_do(banks, folder, [run.name for run in done])
-            shown.planned(sum(bank.steps for bank in left), len(left))
-            workers(left, plan.runs, folder, shown)
+            groups = _groups(plan, folder, reporter, loader)[share[0] - 1 :: share[1]]
+            left = still_to_do(groups, folder, [run.name for run in done])
+            reporter.planned(sum(group.steps for group in left), len(left))
+            workers(left, plan.runs, folder, reporter)
 
 
-def _banks(plan: Sweep, folder: Path, shown: SweepProgress, preparer: RunLoader) -> list[RunGroup]:
-    """Makes every run ready once, which finds what cannot work, and packs them."""
+def _groups(
+    plan: Sweep, folder: Path, reporter: SweepProgress, loader: RunLoader
+) -> list[RunGroup]:
+    """Prepare every run once, which validates it, and pack the runs into groups."""
     parts = {}
     for run in plan.runs:
-        parts[run.name] = preparer.prepare(run)
+        parts[run.name] = loader.prepare(run)
         RunFolder(folder / RUNS / run.name, parts[run.name].config())
-    shown.say(f"{len(parts)} runs, {len(preparer.splits)} tasks read")
+    reporter.say(f"{len(parts)} runs, {len(loader.splits)} tasks loaded")
     slots = {
         key: choose_slots(parts[names[0]], len(names), plan.slots, plan.memory_gb)
         for key, names in group_runs(parts).items()
@@ -1018,39 +1028,34 @@ def _banks(plan: Sweep, folder: Path, shown: SweepProgress, preparer: RunLoader)
 
 
 def train_here(
-    banks: Sequence[RunGroup],
+    groups: Sequence[RunGroup],
     runs: Sequence[SweepRun],
     folder: Path,
-    shown: SweepProgress,
-    preparer: RunLoader | None = None,
+    reporter: SweepProgress,
+    loader: RunLoader | None = None,
 ) -> None:
-    """Trains banks in this process, one after the other."""
-    preparer = preparer or RunLoader()
-    for bank in banks:
-        train_group(bank, runs, folder, shown, preparer)
+    """Train groups in this process, one after the other."""
+    loader = loader or RunLoader()
+    for group in groups:
+        train_group(group, runs, folder, reporter, loader)
 
 
 def train_group(
-    bank: RunGroup,
+    group: RunGroup,
     runs: Sequence[SweepRun],
     folder: Path,
-    shown: SweepProgress,
-    preparer: RunLoader | None = None,
+    reporter: SweepProgress,
+    loader: RunLoader | None = None,
 ) -> None:
-    """Trains one bank to its end."""
-    preparer = preparer or RunLoader()
+    """Train one group to its end."""
+    loader = loader or RunLoader()
     by_name = {run.name: run for run in runs}
-    parts: dict[str, PreparedRun] = {name: preparer.prepare(by_name[name]) for name in bank.runs}
-    place = folder / BANKS / bank.name
-    write_json(make_folder(place) / GROUP_RUNS, list(bank.runs))
-    shown.bank(bank.runs, len(bank.slot_schedule.slots))
-    fit_runs(banked_runs(bank, parts, folder), bank.slot_schedule, place / CHECKPOINTS, shown)
-    remove_group(bank, folder)
-
-
-def remove_group(bank: RunGroup, folder: Path) -> None:
-    """Removes the checkpoints of a bank whose runs have all ended."""
-    remove_multi_run_folder(folder / BANKS / bank.name)
+    parts = {name: loader.prepare(by_name[name]) for name in group.runs}
+    path = folder / GROUPS / group.name
+    write_json(make_folder(path) / GROUP_RUNS, list(group.runs))
+    reporter.group(group.runs, len(group.slot_schedule.slots))
+    fit_runs(open_runs(group, parts, folder), group.slot_schedule, path / CHECKPOINTS, reporter)
+    remove_group_folder(path)
 
 
 def _done(plan: Sweep, folder: Path) -> list[str]:
@@ -1060,7 +1065,7 @@ def _done(plan: Sweep, folder: Path) -> list[str]:
 
 
 def _refuse_changed(folder: Path, run: SweepRun) -> None:
-    """A finished run is not made ready again: what the file sets is held against its config."""
+    """Raise InputError if the sweep sets other options than a finished run's config."""
     path = folder / RUNS / run.name / CONFIG
     stored = read_json(path)
     changed = [
@@ -1102,5 +1107,5 @@ def _shard(text: str | None) -> tuple[int, int]:
         return 1, 1
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise InputError(f"shard is {text!r}; give i/n, for instance 1/4 to 4/4")
+        raise InputError(f"shard is {text!r}; expected i/n with 1 <= i <= n, for instance 1/4")
     return int(number), int(count)
