@@ -30,6 +30,7 @@ import jpt
 from jpt.cli.app import app
 from jpt.data import builtin
 from tests.conftest import ROOT
+from tests.helpers.running import plain_programs
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
@@ -84,17 +85,19 @@ def run_python(page: Path, names: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory, plain_programs: None) -> Iterator[Session]:
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     # The README's Python on a third of the rows; the pages of docs/ run in its folder.
     folder = tmp_path_factory.mktemp("reader")
-    with pytest.MonkeyPatch.context() as patch:
-        builtin._make_split.cache_clear()
-        for split, size in builtin.SIZES.items():
-            patch.setitem(builtin.SIZES, split, size // 3)
-        patch.chdir(folder)
-        names: dict[str, Any] = {}
-        yield Session(folder, names, run_python(ROOT / "README.md", names))
     builtin._make_split.cache_clear()
+    try:
+        with pytest.MonkeyPatch.context() as patch, plain_programs():
+            for split, size in builtin.SIZES.items():
+                patch.setitem(builtin.SIZES, split, size // 3)
+            patch.chdir(folder)
+            names: dict[str, Any] = {}
+            yield Session(folder, names, run_python(ROOT / "README.md", names))
+    finally:
+        builtin._make_split.cache_clear()
 
 
 def test_python_of_the_readme(session: Session) -> None:
@@ -111,7 +114,7 @@ WITH_PYTHON = [page for page in DOCS if blocks(page, "python")]
 # Part of the output of each page.
 PRINTED = {
     "tune.md": "builtin/imdb_first_person on builtin/bert-small",
-    "transfer.md": "* the target's own prompt",
+    "transfer.md": "* in-task prompt",
     "neurons.md": "active for every prompt, by layer: [",
     "sweep.md": "['done', 'done']",
     "own-task.md": "mood on builtin/bert-small: validation accuracy",
