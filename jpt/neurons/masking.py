@@ -59,10 +59,9 @@ from jpt.tuning.bound_task import (
 from jpt.tuning.losses import NeuronMask, neuron_shape
 from jpt.types import Activations, Data, Prompt, Score
 
-# --- What a masking study scores, known before a model is loaded: prompts, tasks and masks
+# --- Plan of a masking study
 
-NONE = "none"
-"""The run without a mask."""
+NONE = "none"  # kind of the run without a mask
 
 Prompts = Prompt | Mapping[str, Prompt] | str | Path
 Tasks = Task | str | Path | Iterable[Task | str | Path] | None
@@ -72,14 +71,14 @@ class MaskedRun(NamedTuple):
     """One score of the study."""
 
     task: str  # short name of the task
-    prompt: str  # its own prompt
-    kind: str  # `NONE`, or what is masked
-    source: str | None = None  # the other prompt whose neurons are masked
-    draw: int | None = None  # number of a random choice
+    prompt: str  # its in-task prompt
+    kind: str  # `NONE`, or one of `MASK_KINDS`
+    source: str | None = None  # prompt whose neurons are masked
+    draw: int | None = None  # number of the random sample
 
     @property
     def name(self) -> str:
-        """Its name in ``cells.jsonl``, for instance ``random/2``."""
+        """Name in ``mask_cells.jsonl``, for instance ``random/2``."""
         part = self.source if self.draw is None else str(self.draw)
         return self.kind if part is None else f"{self.kind}/{part}"
 
@@ -88,26 +87,25 @@ class MaskedRun(NamedTuple):
 class MaskPlan:
     """Prompts and tasks of a study."""
 
-    options: MaskOptions  # how it is carried out
+    options: MaskOptions
     matrix: MatrixPlan  # prompts, tasks and rows
-    in_task: dict[str, str]  # the prompt of each task
-    # activations that were given; None where they are read from the model
-    neurons: Activations | None
+    in_task: dict[str, str]  # prompt of each task
+    neurons: Activations | None  # given activations; None to probe the model
     notes: tuple[str, ...]  # what was left out
 
     @property
     def bank(self) -> dict[str, Prompt]:
-        """The prompts by name."""
+        """Prompts by name."""
         named = ((run.column, run.prompt) for run in self.matrix.runs)
         return {name: prompt for name, prompt in named if prompt is not None}
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The prompts whose neurons can be masked."""
+        """Names of the prompts whose neurons can be masked."""
         return self.neurons.names if self.neurons is not None else tuple(self.bank)
 
     def runs(self) -> list[MaskedRun]:
-        """Lists all scores, by task the one without a mask first."""
+        """Return all runs, by task, the one without a mask first."""
         kinds = self.options.kinds or (
             MASK_KINDS if len(self.sources) > 1 else (MASK_IN_TASK, MASK_RANDOM)
         )
@@ -129,14 +127,14 @@ class MaskPlan:
         return found
 
     def depends(self, run: MaskedRun) -> dict[str, Any]:
-        """Gives what a score depends on, but for the model."""
+        """Return what a score depends on, except the model."""
         identities = {each.column: self.matrix.identity(each) for each in self.matrix.runs}
         content = {**self.matrix.contents()[run.task], **identities[run.prompt]}
         if run.kind == NONE:
             return {**content, "mask": None}
         options = ("ratio", "layers", "per_layer", "stack", "seed")
-        told = {name: getattr(self.options, name) for name in options}
-        told["layers"] = None if told["layers"] is None else str(told["layers"])
+        chosen = {name: getattr(self.options, name) for name in options}
+        chosen["layers"] = None if chosen["layers"] is None else str(chosen["layers"])
         read_from = {
             MASK_OTHER: [run.source],
             MASK_COMMON: self.sources,
@@ -147,7 +145,7 @@ class MaskPlan:
             chosen_by = [identities[name]["prompt"] for name in names]
         else:
             chosen_by = [_checksum(self.neurons), *names]
-        return {**content, "mask": {"kind": run.kind, "draw": run.draw, **told, "of": chosen_by}}
+        return {**content, "mask": {"kind": run.kind, "draw": run.draw, **chosen, "of": chosen_by}}
 
 
 def plan_masks(
@@ -157,7 +155,7 @@ def plan_masks(
     data: Data | None,
     options: MaskOptions,
 ) -> MaskPlan:
-    """Loads and checks prompts, tasks and rows."""
+    """Load and check prompts, tasks and rows."""
     if neurons is not None and not isinstance(neurons, Activations):
         neurons = read_activations(neurons)
     if _is_one(prompts):
@@ -171,8 +169,8 @@ def plan_masks(
     asked = [kind for kind in options.kinds or () if kind in OF_SEVERAL]
     if asked and len(plan.sources) < 2:
         raise InputError(
-            f"kinds names {', '.join(asked)}, which compare prompts, but there is 1"
-            f" ({plan.sources[0]}); give the prompts of two tasks or more"
+            f"kinds: {', '.join(asked)} needs prompts of 2 or more tasks, got 1"
+            f" ({plan.sources[0]}); give more prompts"
         )
     return plan
 
@@ -187,12 +185,12 @@ def _is_one(prompts: Prompts) -> bool:
 def _plan_one(
     prompt: Prompt | str | Path, tasks: Tasks, data: Data | None, options: MaskOptions
 ) -> tuple[MatrixPlan, dict[str, str], list[str]]:
-    """One prompt on one task, its own or another."""
+    """Plan one prompt on one task."""
     loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
     if tasks is None:
         tasks = loaded.card.task
     if not isinstance(tasks, (Task, str, Path)):
-        raise InputError("one prompt is scored on one task; give one task, or several prompts")
+        raise InputError("tasks: expected one task for one prompt, got several; give one")
     task = resolve_task(tasks, data)
     _refuse_generative(task)
     name = short_task(loaded.card.task)
@@ -209,17 +207,17 @@ def _plan_several(
     data: Data | None,
     options: MaskOptions,
 ) -> tuple[MatrixPlan, dict[str, str], list[str]]:
-    """Every prompt on its own task."""
+    """Plan every prompt on its in-task target."""
     loaded = load_prompts(prompts)
     trained = {name: p for name, p in loaded.items() if not is_random(name, p.card)}
-    notes = [f"{name} is an untrained prompt: left out" for name in loaded if name not in trained]
+    notes = [f"{name}: not trained, left out" for name in loaded if name not in trained]
     if len(trained) < 2:
         raise InputError(
-            f"{len(trained)} of {len(loaded)} prompts is tuned for a task, but masks of other tasks"
-            " need 2 or more; add prompts, or give one prompt and its task"
+            f"prompts: expected 2 or more trained prompts, got {len(trained)} of {len(loaded)}; add"
+            " prompts, or give one prompt and its task"
         )
     if isinstance(data, Mapping):
-        raise InputError("data is rows by split, but there are several tasks; give a folder")
+        raise InputError("data: expected a folder for several tasks, got rows by split; give one")
     is_asked = tasks is not None
     given = [tasks] if isinstance(tasks, (Task, str, Path)) else tasks
     named = list(given) if is_asked else sorted({p.card.task for p in trained.values()})
@@ -235,12 +233,12 @@ def _plan_several(
         if matrix.tasks[name].is_generative:
             if is_asked:
                 _refuse_generative(matrix.tasks[name])
-            notes.append(f"{name}: its answers are written, left out")
+            notes.append(f"{name}: a generative task, left out")
             del in_task[name]
     if not in_task:
         raise InputError(
-            f"no task can be masked ({'; '.join(notes[-3:])}); give one prompt of each task, whose"
-            " card names it"
+            f"tasks: expected at least one with an in-task prompt, got none"
+            f" ({'; '.join(notes[-3:])}); give one prompt of each task"
         )
     return matrix, in_task, notes
 
@@ -248,8 +246,8 @@ def _plan_several(
 def _refuse_generative(task: Task) -> None:
     if task.is_generative:
         raise InputError(
-            f"the answers of task {task.name} are written, and neurons are masked only where labels"
-            " are scored so far; leave this task out"
+            f"task {task.name}: masking supports classification tasks only, got a generative one;"
+            " leave it out"
         )
 
 
@@ -258,14 +256,14 @@ def _checksum(activations: Activations) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
 
-# --- From masked scores to what is written: by task, by kind of mask, and by type of task
+# --- Record of a study
 
 Cells = Mapping[MaskedRun, Cell]
-_NO_LEAD = "no better than the commonest answer without a mask, so masks show nothing there"
-_PROMISES = {
-    MASK_IN_TASK: "above 0 behind the prompt",
-    MASK_COMMON: "above 0 behind every prompt",
-    MASK_SPECIFIC: "above 0 behind this prompt and no other",
+_NO_LEAD = "unmasked score not above the majority baseline, so masking is not informative"
+_CRITERIA = {
+    MASK_IN_TASK: "activated by the prompt",
+    MASK_COMMON: "activated by every prompt",
+    MASK_SPECIFIC: "activated by this prompt only",
 }
 
 
@@ -274,9 +272,9 @@ def make_record(
     cells: Cells,
     choices: Mapping[MaskedRun, NeuronChoice],
     window: tuple[int, int],
-    facts: Mapping[str, Any],
+    study: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Says what was masked and what that cost."""
+    """Return the content of ``mask.json``."""
     targets = {task: _target(plan, task, cells, choices) for task in plan.in_task}
     options = plan.options
     split = options.split
@@ -290,25 +288,25 @@ def make_record(
         *(f"{name}: {_NO_LEAD}" for name, each in targets.items() if not _leads(each)),
         *_unmet(choices),
     ]
-    silent = next(iter(choices.values())).summary()["neurons"]
-    layers, width = next(iter(choices.values())).mask.shape
+    choice = next(iter(choices.values()))
+    layers, width = choice.mask.shape
     return {
-        "backbone": facts["backbone"],
+        "backbone": study["backbone"],
         "ratio": options.ratio,
         "layers": list(window),
         "per_layer": options.per_layer,
         "stack": options.stack,
         "seed": options.seed,
         "split": split,
-        "masked_neurons": silent,
+        "masked_neurons": choice.summary()["neurons"],
         "neurons": (window[1] - window[0] + 1) * width,
         "neurons_of_model": layers * width,
         "sources": list(plan.sources),
         "targets": targets,
         **_summary(plan, targets),
         **environment_info(),
-        "command": facts["command"],
-        "key": facts["key"],
+        "command": study["command"],
+        "key": study["key"],
         "elapsed_s": round(sum(cell.elapsed_s for cell in cells.values()), 2),
         "notes": notes,
     }
@@ -317,13 +315,13 @@ def make_record(
 def _target(
     plan: MaskPlan, task: str, cells: Cells, choices: Mapping[MaskedRun, NeuronChoice]
 ) -> dict[str, Any]:
-    """One task: its score without a mask, and under each."""
-    in_task = {run: cell for run, cell in cells.items() if run.task == task}
-    plain = next(cell for run, cell in in_task.items() if run.kind == NONE)
+    """Return the scores of a task without a mask and with each."""
+    of_task = {run: cell for run, cell in cells.items() if run.task == task}
+    plain = next(cell for run, cell in of_task.items() if run.kind == NONE)
     masks: dict[str, Any] = {}
-    for kind in dict.fromkeys(run.kind for run in in_task if run.kind != NONE):
-        runs = [run for run in in_task if run.kind == kind]
-        values = np.array([in_task[run].value for run in runs])
+    for kind in dict.fromkeys(run.kind for run in of_task if run.kind != NONE):
+        runs = [run for run in of_task if run.kind == kind]
+        values = np.array([of_task[run].value for run in runs])
         mean = float(values.mean())
         masks[kind] = {
             "value": mean,
@@ -333,8 +331,8 @@ def _target(
                 {
                     "source": choices[run].source,
                     "draw": run.draw,
-                    "value": in_task[run].value,
-                    "loss": in_task[run].loss,
+                    "value": of_task[run].value,
+                    "loss": of_task[run].loss,
                     **choices[run].summary(),
                 }
                 for run in runs
@@ -354,7 +352,7 @@ def _target(
 
 
 def _summary(plan: MaskPlan, targets: Mapping[str, Any]) -> dict[str, Any]:
-    """Means over tasks: by kind, by type of task and kind, and by type of both tasks."""
+    """Return means over tasks: by kind, by task type, and by the types of both tasks."""
     kinds = list(next(iter(targets.values()))["masks"])
     types = list(dict.fromkeys(each["type"] for each in targets.values() if each["type"]))
     record: dict[str, Any] = {
@@ -390,14 +388,14 @@ def _summary(plan: MaskPlan, targets: Mapping[str, Any]) -> dict[str, Any]:
 def _relative_by_source(
     targets: Mapping[str, Any], sources: tuple[str, ...]
 ) -> Float64[np.ndarray, "N K"]:
-    """What is left of each score under the mask of each prompt."""
+    """Return each task's score under the mask of each prompt, relative to the unmasked score."""
     table = np.full((len(targets), len(sources)), np.nan)
     for row, target in enumerate(targets.values()):
         for kind in (MASK_IN_TASK, MASK_OTHER):
             for run in target["masks"].get(kind, {"runs": []})["runs"]:
                 if target["unmasked"] > 0:
-                    place = sources.index(run["source"])
-                    table[row, place] = run["value"] / target["unmasked"]
+                    column = sources.index(run["source"])
+                    table[row, column] = run["value"] / target["unmasked"]
     return table
 
 
@@ -406,14 +404,14 @@ def _of_type(targets: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _mean(targets: Mapping[str, Any], kind: str) -> float | None:
-    """Mean of what is left, over the tasks where that is defined."""
+    """Return the mean relative score over the tasks where it is defined."""
     found = [each["masks"].get(kind, {}).get("relative") for each in targets.values()]
     known = [value for value in found if value is not None]
     return float(np.mean(known)) if known else None
 
 
 def _below_random(targets: Mapping[str, Any]) -> dict[str, int] | None:
-    """On how many tasks the own neurons cost more than every draw of random ones."""
+    """Count tasks on which in-task neurons cost more than every sample of random ones."""
     pairs = [each["masks"] for each in targets.values()]
     if not all(MASK_IN_TASK in masks and MASK_RANDOM in masks for masks in pairs):
         return None
@@ -425,27 +423,27 @@ def _below_random(targets: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def _leads(target: Mapping[str, Any]) -> bool:
-    """Whether there is something to lose: more than the commonest answer alone would score."""
+    """Return whether the unmasked score beats the majority baseline."""
     return target["metric"] != "accuracy" or target["unmasked"] > (target["majority"] or 0)
 
 
 def _unmet(choices: Mapping[MaskedRun, NeuronChoice]) -> list[str]:
-    """Says so where there are too few neurons of a kind, and what stood in for them."""
+    """Return a note if fewer neurons than masked meet the criterion of a kind."""
     counts = []
-    for kind, promise in _PROMISES.items():
+    for kind, criterion in _CRITERIA.items():
         of = [choice for run, choice in choices.items() if run.kind == kind]
-        silent = of[0].summary()["neurons"] if of else 0
-        fewest = min((choice.fitting for choice in of), default=silent)
-        if fewest < silent:
+        masked = of[0].summary()["neurons"] if of else 0
+        fewest = min((choice.fitting for choice in of), default=masked)
+        if fewest < masked:
             least = "at least " if len(of) > 1 else ""
-            counts.append(f"{kind}: {least}{fewest} of {silent} masked neurons are {promise}")
+            counts.append(f"{kind}: {least}{fewest} of {masked} masked neurons are {criterion}")
     if not counts:
         return []
-    return [f"{'; '.join(counts)}; the next best fill a mask up, a smaller ratio needs fewer"]
+    return [f"{'; '.join(counts)}; the next ones in rank fill the mask, a lower ratio avoids this"]
 
 
 def table_rows(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Lists every score as a line of ``mask.csv``."""
+    """Return every score as a row of ``mask.csv``."""
     first, last = record["layers"]
     found = []
     for task, each in record["targets"].items():
@@ -454,8 +452,8 @@ def table_rows(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         for kind, mask in each["masks"].items():
             for run in mask["runs"]:
                 draw = "" if run["draw"] is None else run["draw"]
-                told = (task, kind, run["source"] or "", record["ratio"], layers, draw)
-                found.append((*told, metric, run["value"]))
+                masked = (task, kind, run["source"] or "", record["ratio"], layers, draw)
+                found.append((*masked, metric, run["value"]))
     return found
 
 
@@ -466,7 +464,7 @@ def study_command(
     data: Any,
     out: str | Path | None,
 ) -> str | None:
-    """Writes the command that gives a study again."""
+    """Return the command that reproduces a study, if its inputs are files."""
     files = (prompts, out, *(each for each in (neurons, data) if each is not None))
     if not all(isinstance(each, (str, Path)) for each in files):
         return None
@@ -496,31 +494,30 @@ def _option(name: str, value: Any) -> list[str]:
     return [flag, str(value)]
 
 
-# --- A masking study as text, at most 80 columns wide
+# --- Text of a study
 
 WIDTH = 80
-_NAME = 18
-_TYPE = 13
+_NAME_WIDTH = 18
+_TYPE_WIDTH = 13
 
 MEANINGS = {
-    MASK_IN_TASK: "largest values behind the task's own prompt",
-    MASK_RANDOM: "drawn by lot, as many in each layer as own",
-    "other": "largest values behind other tasks' prompts",
-    "common": "activated by the most prompts",
-    "specific": "activated by this prompt and the fewest others",
+    MASK_IN_TASK: "largest values with the in-task prompt",
+    MASK_RANDOM: "sampled at random, as many per layer as in_task",
+    MASK_OTHER: "largest values with the prompts of other tasks",
+    MASK_COMMON: "activated by the most prompts",
+    MASK_SPECIFIC: "activated by this prompt and the fewest others",
 }
 
 
 def describe_masks(record: Mapping[str, Any]) -> str:
-    """Lays a study out: scores by task and kind of mask, then what is left by type of task."""
+    """Return a study as text: scores by task and kind of mask, then means by task type."""
     lines = [*textwrap.wrap(_head(record), WIDTH), *_scores(record), *_meanings(record)]
     lines += _by_type(record) + _by_both(record)
     below = record["in_task_below_random"]
     if below is not None:
-        count = f"on {below['tasks']} of {below['of']} tasks" if below["of"] > 1 else None
-        verdict = count or ("here" if below["tasks"] else "not here:")
         lines += _wrapped(
-            f"The own neurons cost more than every draw of random ones {verdict}".rstrip(":") + "."
+            "Masking the in-task neurons costs more than every random sample on"
+            f" {below['tasks']} of {below['of']} task{'s' if below['of'] > 1 else ''}."
         )
     for note in record["notes"]:
         lines += _wrapped(f"note: {note}")
@@ -531,22 +528,22 @@ def _head(record: Mapping[str, Any]) -> str:
     first, last = record["layers"]
     layers = f"layers {first}-{last}" if last > first else f"layer {first}"
     stack = f" of the {record['stack']}" if record["stack"] else ""
-    each = ", the same share of each layer" if record["per_layer"] else ""
+    share = ", the same share in each layer" if record["per_layer"] else ""
     return (
         f"Scores on {record['split']} with {record['masked_neurons']} of {record['neurons']}"
-        f" neurons of {layers}{stack} masked{each} ({record['backbone']})"
+        f" neurons of {layers}{stack} masked{share} ({record['backbone']})"
     )
 
 
 def _scores(record: Mapping[str, Any]) -> list[str]:
     kinds = list(record["relative_by_kind"])
     metrics = list(dict.fromkeys(each["metric"] for each in record["targets"].values()))
-    lines = [["", "none", *kinds, "commonest"]]
+    lines = [["", "none", *kinds, "majority"]]
     for task, each in record["targets"].items():
         cells = [_score(each["masks"].get(kind)) for kind in kinds]
         lines.append([_cut(task), f"{each['unmasked']:.3f}", *cells, _figure(each["majority"])])
-    told = f"metric: {', '.join(metrics)}; commonest: what the commonest answer alone would score"
-    return [*_aligned(lines), *_wrapped(told)]
+    caption = f"metric: {', '.join(metrics)}; majority: score of always the commonest class"
+    return [*_aligned(lines), *_wrapped(caption)]
 
 
 def _score(mask: Mapping[str, Any] | None) -> str:
@@ -560,30 +557,30 @@ def _meanings(record: Mapping[str, Any]) -> list[str]:
 
 
 def _by_type(record: Mapping[str, Any]) -> list[str]:
-    """What is left under each kind of mask."""
+    """Return mean relative scores by task type and kind."""
     if len(record["targets"]) < 2:
         return []
     kinds = list(record["relative_by_kind"])
     lines = [["", *kinds]]
     for name, means in record["relative_by_type"].items():
-        lines.append([_cut(name, _TYPE), *(_percent(means[kind]) for kind in kinds)])
+        lines.append([_cut(name, _TYPE_WIDTH), *(_percent(means[kind]) for kind in kinds)])
     lines.append(["all", *(_percent(mean) for mean in record["relative_by_kind"].values())])
-    return ["Share of the unmasked score that is left, mean by type of task:", *_aligned(lines)]
+    return ["Mean score relative to the unmasked score, by task type:", *_aligned(lines)]
 
 
 def _by_both(record: Mapping[str, Any]) -> list[str]:
-    """What is left by type of the task that is scored and of the task whose neurons are masked."""
+    """Return mean relative scores by the types of the scored and of the masked task."""
     table = record["other_by_type"]
     if not table:
         return []
     sources = list(next(iter(table.values())))
     head = (
-        "Share left when neurons of other tasks' prompts are masked, by type of the task that is"
-        " scored (rows) and of the other task:"
+        "Mean relative score with the neurons of other tasks' prompts masked, by type of the scored"
+        " task (rows) and of the other task (columns):"
     )
-    lines = [["", *(_cut(name, _TYPE) for name in sources)]]
+    lines = [["", *(_cut(name, _TYPE_WIDTH) for name in sources)]]
     for name, means in table.items():
-        lines.append([_cut(name, _TYPE), *(_percent(means[source]) for source in sources)])
+        lines.append([_cut(name, _TYPE_WIDTH), *(_percent(means[source]) for source in sources)])
     return [*textwrap.wrap(head, WIDTH), *_aligned(lines)]
 
 
@@ -595,7 +592,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _cut(name: str, longest: int = _NAME) -> str:
+def _cut(name: str, longest: int = _NAME_WIDTH) -> str:
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
@@ -604,16 +601,16 @@ def _wrapped(line: str) -> list[str]:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Puts columns under each other; where they are too many, the last ones come below."""
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    """Return an aligned table; columns that do not fit follow in a second one."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     count, used = 1, widths[0]
     while count < len(widths) and used + 2 + widths[count] <= WIDTH:
         used += 2 + widths[count]
         count += 1
     shown = [
         "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line[:count], widths, strict=False))
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line[:count], widths, strict=False))
         ).rstrip()
         for line in lines
     ]
@@ -622,10 +619,9 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return [*shown, *_aligned([[line[0], *line[count:]] for line in lines])]
 
 
-# --- Performance without chosen neurons: do a prompt's neurons matter for its task?
-# The paper zeroes the 20 % of neurons with the largest values and scores again. Here that is held
-# against as many random neurons, those of other tasks' prompts, those that all prompts share, and
-# those that only this prompt activates.
+# --- The study
+# The paper masks the 20 % of neurons with the largest values. Here that is compared with equally
+# many random neurons, other prompts' neurons, and those that all prompts or only this one activate.
 
 RECORD, TABLE, CELLS = "mask.json", "mask.csv", "mask_cells.jsonl"
 COLUMNS = ("task", "kind", "source_of_mask", "ratio", "layers", "draw", "metric", "value")
@@ -633,21 +629,21 @@ COLUMNS = ("task", "kind", "source_of_mask", "ratio", "layers", "draw", "metric"
 
 @dataclass(frozen=True)
 class MaskStudy:
-    """What `mask_neurons` measured.
+    """Result of `mask_neurons`.
 
     Attributes:
-        record: scores by task and kind of mask, means by type, and what was masked, as in
+        record: Scores by task and kind of mask, means by task type, and masked neurons, as in
             ``mask.json``.
     """
 
     record: dict[str, Any]
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """Gives every score as ``mask.csv`` has it: a line for each mask of each task."""
+        """Return the rows of ``mask.csv``: one for each mask of each task."""
         return table_rows(self.record)
 
     def describe(self) -> str:
-        """Lays the study out for reading, in at most 80 columns."""
+        """Return the study as text of at most 80 columns."""
         return describe_masks(self.record)
 
 
@@ -661,30 +657,31 @@ def mask_neurons(
     progress: bool = False,
     **options: Any,
 ) -> MaskStudy:
-    """Scores prompts on their own tasks while chosen neurons are silent.
+    """Score prompts on their tasks while selected neurons are masked (set to 0).
 
-    Scores are those of `jpt.evaluate`; a mask multiplies the neurons of the whole input, at every
-    position. Neurons are chosen by the paper's probe (see `jpt.activated_neurons`).
+    Scores are those of `jpt.evaluate`; the mask holds at every input position. Neurons are selected
+    by the paper's probe (see `jpt.activated_neurons`).
 
     Args:
-        prompts: one prompt or its file, a folder of prompts, or prompts by name.
-        tasks: what is scored; of one prompt by default its own task, of several the tasks that
-            their cards name, each with its own prompt.
-        out: folder for ``mask.json``, ``mask.csv`` and ``mask_cells.jsonl``, which gets a line as
-            soon as something is scored. The same call goes on from there.
-        neurons: activations to choose by, or their file; then one prompt has others beside it.
-        data: rows of the one task; of several prompts a folder that holds a folder for each.
-        progress: whether to show a bar on stderr.
-        **options: fields of :class:`jpt.config.MaskOptions`: ratio, layers, kinds,
+        prompts: One prompt or its file, a folder of prompts, or prompts by name.
+        tasks: Tasks to score, each with its in-task prompt; defaults to those named by the cards.
+            One prompt is scored on one task.
+        out: Folder for ``mask.json``, ``mask.csv`` and ``mask_cells.jsonl``, which gets a line for
+            each score as soon as it is measured. Repeat the call to resume.
+        neurons: Activations to select neurons by, or their file; with one prompt it can have those
+            of other prompts too. By default the model is probed.
+        data: Rows of the task, or a folder of them; for several prompts a folder with a subfolder
+            for each task.
+        progress: Show a progress bar on stderr.
+        **options: Fields of :class:`jpt.config.MaskOptions`: ratio, layers, kinds,
             random_draws, per_layer, stack, split and others.
 
     Returns:
-        The study.
+        The :class:`MaskStudy`.
 
     Raises:
-        InputError: a ratio outside (0, 1), layers that are not there, neurons of another backbone,
-            a task without a prompt of its own or with written answers, one prompt where masks of
-            other tasks are asked for.
+        InputError: If ratio or layers are out of range, activations are of another backbone, a
+            task is generative or has no in-task prompt, or a kind needs more prompts.
 
     Example:
         >>> import numpy as np
@@ -700,13 +697,11 @@ def mask_neurons(
     batch_sharding(make_mesh(settings.mesh), settings.eval_batch_size)
     plan = plan_masks(prompts, tasks, neurons, data, settings)
     command = study_command(plan, prompts, neurons, data, out)
-    return _carry_out(plan, None if out is None else Path(out), command, progress)
+    return _run(plan, None if out is None else Path(out), command, progress)
 
 
-def _carry_out(
-    plan: MaskPlan, folder: Path | None, command: str | None, progress: bool
-) -> MaskStudy:
-    """Gives the study that is there, or makes and writes it."""
+def _run(plan: MaskPlan, folder: Path | None, command: str | None, progress: bool) -> MaskStudy:
+    """Return the finished study of the folder, or run and write it."""
     of = _dependencies(plan)
     key = hashlib.sha256(json.dumps(list(of.values())).encode()).hexdigest()[:16]
     finished = _find_finished(folder, key, plan)
@@ -715,8 +710,8 @@ def _carry_out(
     worker = _Worker(plan)
     choices = {run: worker.choose(run) for run in of if run.kind != NONE}
     cells = _measure(of, worker, choices, folder, progress)
-    facts = {"key": key, "backbone": worker.model.name, "command": command}
-    study = MaskStudy(make_record(plan, cells, choices, worker.window, facts))
+    made = {"key": key, "backbone": worker.model.name, "command": command}
+    study = MaskStudy(make_record(plan, cells, choices, worker.window, made))
     if folder is not None:
         write_table(make_folder(folder) / TABLE, COLUMNS, study.rows())
         write_json(folder / RECORD, study.record)
@@ -724,7 +719,7 @@ def _carry_out(
 
 
 def _find_finished(folder: Path | None, key: str, plan: MaskPlan) -> MaskStudy | None:
-    """The study that is there, where it is this one; names are no part of the key."""
+    """Return the folder's study if it is the planned one; the key does not cover names."""
     record = None if folder is None else on_first(lambda: _read_finished(folder))
     if not isinstance(record, dict) or record.get("key") != key:
         return None
@@ -734,13 +729,12 @@ def _find_finished(folder: Path | None, key: str, plan: MaskPlan) -> MaskStudy |
 
 
 def _read_finished(folder: Path) -> Any:
-    """What stands in a folder with both files of a study."""
     is_whole = (folder / RECORD).is_file() and (folder / TABLE).is_file()
     return read_json(folder / RECORD) if is_whole else None
 
 
 def _dependencies(plan: MaskPlan) -> dict[MaskedRun, dict[str, Any]]:
-    """All that each score depends on; known before weights are read."""
+    """Return all that each score depends on, without reading weights."""
     options = plan.options
     name = _backbone_name(plan)
     common = {
@@ -758,7 +752,7 @@ def _backbone_name(plan: MaskPlan) -> Backbone | str | Path:
 
 
 class _Worker:
-    """A loaded model, its neurons, and the tasks as it reads them."""
+    """A loaded model with its neurons and the tasks bound to it."""
 
     def __init__(self, plan: MaskPlan) -> None:
         self._plan, options, first = plan, plan.options, plan.matrix.first
@@ -773,7 +767,6 @@ class _Worker:
         self._neurons = self._activations()
 
     def choose(self, run: MaskedRun) -> NeuronChoice:
-        """Chooses the neurons of one run."""
         options = self._plan.options
         return choose_neurons(
             self._neurons,
@@ -788,15 +781,14 @@ class _Worker:
         )
 
     def score(self, run: MaskedRun, choice: NeuronChoice | None) -> Score:
-        """Scores one run."""
         if run.task not in self._tasks:
-            self._tasks[run.task] = self._prepare(run.task)
+            self._tasks[run.task] = self._bind(run.task)
         bound, rows = self._tasks[run.task]
         mask = None if choice is None else NeuronMask(choice.mask, self._plan.options.stack)
         return bound.score([self._plan.bank[run.prompt].values], rows, self._mesh, mask)[0]
 
     def _check_window(self) -> tuple[int, int]:
-        """The layers, refused before anything is compiled where they or the ratio are wrong."""
+        """Return the window of layers; check it and the ratio before anything compiles."""
         options = self._plan.options
         layers, width = neuron_shape(self.model, options.stack)
         window = (0, layers - 1)
@@ -816,12 +808,12 @@ class _Worker:
         if given.values.shape[1:] != expected:
             layers, width = given.values.shape[1:]
             raise InputError(
-                f"the activations have {layers} layers of {width} neurons, but {self.model.name}"
-                f" has {expected[0]} of {expected[1]}; make them with this backbone (and stack)"
+                f"neurons: expected {expected[0]} layers of {expected[1]} neurons, as"
+                f" {self.model.name} has, got {layers} of {width}; probe this backbone and stack"
             )
         return given
 
-    def _prepare(self, name: str) -> tuple[BoundTask, EncodedSplit]:
+    def _bind(self, name: str) -> tuple[BoundTask, EncodedSplit]:
         options, matrix, model = self._plan.options, self._plan.matrix, self.model
         task, first = matrix.tasks[name], matrix.first.card.first_position or 0
         rows = len(matrix.first.values)
@@ -840,7 +832,7 @@ def _measure(
     folder: Path | None,
     progress: bool,
 ) -> dict[MaskedRun, Cell]:
-    """Takes what is there and scores the rest, one run after the other."""
+    """Return cached cells and score the missing ones."""
     file = CellFile(None if folder is None else make_folder(folder) / CELLS)
     for run, depends in tqdm(of.items(), disable=not progress, unit="mask", dynamic_ncols=True):
         if file.find(depends) is None:
