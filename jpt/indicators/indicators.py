@@ -15,7 +15,7 @@ from tqdm import tqdm
 from jpt.errors import InputError, unknown_name
 from jpt.io.files import make_folder, read_number, read_table, write_table
 from jpt.prompts.store import Prompts, load_runs, stack_prompts
-from jpt.results.prompt_table import read_activations, refuse_twice
+from jpt.results.prompt_table import read_activations, check_unique
 from jpt.types import Activations, Prompt, PromptCard
 
 # --- What the neurons of prompts have in common, layer by layer and in windows of layers
@@ -601,7 +601,7 @@ def read_indicators(path: str | Path, prompts: Prompts | None = None) -> Indicat
     names = tuple(dict.fromkeys(row["prompt_a"] for row in rows))
     places = {name: place for place, name in enumerate(names)}
     pairs = [(row["prompt_a"], row["prompt_b"]) for row in rows]
-    refuse_twice([f"the pair {a}, {b}" for a, b in pairs], str(path))
+    check_unique([f"the pair {a}, {b}" for a, b in pairs], str(path))
     if len(pairs) != len(names) ** 2 or not all(b in places for _, b in pairs):
         raise InputError(
             f"{path} has {len(pairs)} pairs of {len(names)} prompts; each of the"
@@ -668,7 +668,7 @@ def _of_prompts(
     if not isinstance(activations, Activations):
         where = str(activations)
         activations = read_activations(activations)
-    refuse_twice(activations.names, where)
+    check_unique(activations.names, where)
     _check_activations(activations, where)
     difference = name_difference(where, set(activations.names), "the prompts", set(prompts))
     if difference:

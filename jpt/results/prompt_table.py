@@ -19,17 +19,17 @@ from jpt.io.files import atomic_file, read_bytes, read_number, read_table, write
 from jpt.tasks.catalog import task_type
 from jpt.types import Activations, PromptCard, TransferMatrix
 
-# --- The results that one command writes and another reads: transfer matrices and activations
+# --- Transfer matrices and activations
 
 TRANSFER_COLUMNS = ("target_task", "source_prompt", "metric", "value")
 
+# Columns of a matrix that are no sources: an untrained prompt, and the model without a prompt.
 RANDOM, UNTOUCHED = "random", "none"
 BASELINES = (RANDOM, UNTOUCHED)
-"""Columns of a matrix that are no sources: an untrained prompt, and the model without a prompt."""
 
 
 def write_transfer(path: str | Path, matrix: TransferMatrix) -> None:
-    """Writes a transfer matrix as ``target_task,source_prompt,metric,value``."""
+    """Write a transfer matrix as ``target_task,source_prompt,metric,value``; NaN is left out."""
     rows = [
         (target, prompt, metric, value)
         for target, metric, line in zip(matrix.targets, matrix.metrics, matrix.values, strict=True)
@@ -40,17 +40,17 @@ def write_transfer(path: str | Path, matrix: TransferMatrix) -> None:
 
 
 def read_transfer(path: str | Path) -> TransferMatrix:
-    """Reads a transfer matrix; targets and prompts stand in the order in which they first come.
+    """Read a transfer matrix, with targets and prompts in the order of the file.
 
     Args:
-        path: a table with the columns of `write_transfer`.
+        path: CSV file with the columns ``target_task,source_prompt,metric,value``.
 
     Returns:
-        The matrix; NaN where the table has no line for a pair.
+        A `TransferMatrix`; NaN for pairs that the file does not contain.
 
     Raises:
-        InputError: a column is missing, a value is no number, a pair stands twice, a target has
-            two metrics, or there is no line at all.
+        InputError: A column is missing, a value is not a number, a pair is repeated, a target has
+            two metrics, or the file has no rows.
 
     Example:
         >>> import tempfile
@@ -63,17 +63,17 @@ def read_transfer(path: str | Path) -> TransferMatrix:
     """
     rows = read_table(path, TRANSFER_COLUMNS)
     if not rows:
-        raise InputError(f"{path} has a header and no line; run jpt transfer again")
+        raise InputError(f"{path} has a header and no rows; run jpt transfer again")
     metrics: dict[str, str] = {}
     values: dict[tuple[str, str], float] = {}
     for number, row in enumerate(rows, 2):
         pair = (row["target_task"], row["source_prompt"])
         if pair in values:
-            raise InputError(f"{path}, line {number}: {pair[1]} on {pair[0]} stands there twice")
+            raise InputError(f"{path}, line {number}: {pair[1]} on {pair[0]} is repeated")
         if metrics.setdefault(pair[0], row["metric"]) != row["metric"]:
             raise InputError(
-                f"{path}, line {number}: {pair[0]} is measured by {row['metric']} here and by"
-                f" {metrics[pair[0]]} above; one metric a target expected"
+                f"{path}, line {number}: expected one metric per target, got {row['metric']} and"
+                f" {metrics[pair[0]]} for {pair[0]}"
             )
         values[pair] = read_number(path, number, row, "value")
     prompts = tuple(dict.fromkeys(prompt for _, prompt in values))
@@ -82,7 +82,7 @@ def read_transfer(path: str | Path) -> TransferMatrix:
 
 
 def write_activations(path: str | Path, activations: Activations) -> None:
-    """Writes activations as ``names`` [K], ``activations`` [K, L, F] and ``probe``."""
+    """Write activations as ``names`` [K], ``activations`` [K, L, F] and ``probe``."""
     arrays = {
         "names": np.array(activations.names),
         "activations": activations.values.astype(np.float32),
@@ -97,7 +97,7 @@ def write_activations(path: str | Path, activations: Activations) -> None:
 
 
 def read_activations(path: str | Path) -> Activations:
-    """Reads activations."""
+    """Read activations; raise InputError if the file is invalid."""
     data = read_bytes(path)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -106,19 +106,19 @@ def read_activations(path: str | Path) -> Activations:
             probe = json.loads(str(arrays["probe"])) if "probe" in arrays else {"kind": "start"}
     except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
         raise InputError(
-            f"{path} is no file of activations (names [K] and activations [K, L, F]); make it with"
-            " jpt neurons"
+            f"{path}: expected an activations file (names [K], activations [K, L, F]); make it"
+            " with jpt neurons"
         ) from None
     if values.ndim != 3 or names.shape != values.shape[:1] or values.dtype.kind != "f":
         raise InputError(
-            f"{path}: names {list(names.shape)} and activations {list(values.shape)}"
-            f" ({values.dtype}); [K] and [K, L, F] of floats expected"
+            f"{path}: expected names [K] and activations [K, L, F] of floats, got"
+            f" {list(names.shape)} and {list(values.shape)} ({values.dtype})"
         )
     if not np.isfinite(values).all():
-        raise InputError(f"{path}: an activation is NaN or infinite; make it again")
+        raise InputError(f"{path}: an activation is NaN or infinite; run jpt neurons again")
     _check_extra(path, values.shape, extra, probe)
     listed = tuple(str(name) for name in names)
-    refuse_twice(listed, str(path))
+    check_unique(listed, str(path))
     rates, cka = extra.get("rates"), extra.get("cka")
     return Activations(
         listed,
@@ -135,38 +135,38 @@ def _check_extra(
     arrays: dict[str, Float[np.ndarray, "..."]],
     probe: Any,
 ) -> None:
-    """Refuses what a probe on text adds where it is not of these prompts and layers."""
+    """Raise InputError if the arrays of a text probe have the wrong shape or range."""
     prompts, layers, neurons = shape
     expected = {"rates": (prompts, layers, neurons), "cka": (layers, prompts, prompts)}
     for name, values in arrays.items():
         if values.shape != expected[name] or values.dtype.kind != "f":
             raise InputError(
-                f"{path}: {name} is {list(values.shape)} ({values.dtype}); {list(expected[name])}"
-                " of floats expected: make it again with jpt neurons --probe text"
+                f"{path}: expected {name} {list(expected[name])} of floats, got"
+                f" {list(values.shape)} ({values.dtype}); run jpt neurons --probe text again"
             )
     if "rates" in arrays and not ((arrays["rates"] >= 0) & (arrays["rates"] <= 1)).all():
-        raise InputError(f"{path}: a rate is outside 0 to 1; make it again with jpt neurons")
+        raise InputError(f"{path}: a rate is outside 0 to 1; run jpt neurons again")
     if not isinstance(probe, dict) or probe.get("kind") not in ("start", "text"):
-        raise InputError(f"{path}: probe is {probe!r}; an object with kind start or text expected")
+        raise InputError(f"{path}: expected a probe of kind start or text, got {probe!r}")
 
 
-def refuse_twice(names: Sequence[str], where: str) -> None:
-    """Refuses names that do not tell things apart."""
+def check_unique(names: Sequence[str], where: str) -> None:
+    """Raise InputError if a name is repeated."""
     name, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
-        raise InputError(f"{where} names {name} {count} times; give each prompt its own name")
+        raise InputError(f"{where}: expected unique names, got {name} {count} times")
 
 
-# --- Which prompt is a task's own, and what type of task a prompt is for
+# --- In-task prompts
 
 
 def match_in_task_prompts(
     targets: Iterable[str], cards: Mapping[str, PromptCard]
 ) -> tuple[dict[str, str], list[str]]:
-    """Finds the prompt that was tuned for each target."""
-    # The own prompt is the one whose card names the target; where none does, the one that is called
-    # like the target (imported prompts: the authors' file names); where several do, the one of them
-    # that is called like it. Anything else is not guessed.
+    """Return the in-task prompt of each target, and notes on targets without one."""
+    # The in-task prompt is the one whose card names the target. If no card does, it is the prompt
+    # with the target's name (imported prompts have the authors' file names); if several do, the one
+    # of them with that name.
     in_task: dict[str, str] = {}
     notes: list[str] = []
     for target in targets:
@@ -177,20 +177,20 @@ def match_in_task_prompts(
             in_task[target] = found[0]
         elif found:
             notes.append(
-                f"{target} has {len(found)} prompts of its own ({', '.join(found[:3])}) and none is"
-                " called like it: relative performance is not defined"
+                f"{target} has {len(found)} in-task prompts ({', '.join(found[:3])}), none with its"
+                " name: relative performance is not defined"
             )
         else:
-            notes.append(f"{target} has no prompt of its own: relative performance is not defined")
+            notes.append(f"{target} has no in-task prompt: relative performance is not defined")
     return in_task, notes
 
 
 def short_task(name: str) -> str:
-    """Gives the name of a task in tables."""
+    """Return the name of a task in tables."""
     return name.rstrip("/").rsplit("/", 1)[-1]
 
 
-# --- Relative performance by type of task, and which sources do best: what a matrix says in short
+# --- Means by task type and rankings
 
 
 def summarize_relative(
@@ -202,8 +202,8 @@ def summarize_relative(
     source_types: Mapping[str, str | None],
     baselines: Mapping[str, Float64[np.ndarray, "N"] | None],
 ) -> dict[str, Any]:
-    """Computes means by type of target and of source, and the best source of each target."""
-    # A target's own prompt is left out of all of them, and so is what has no type or no value.
+    """Compute means by task type of target and source, and the best source of each target."""
+    # In-task prompts, tasks without a type and missing values are left out.
     rows = [row for row, name in enumerate(targets) if target_types.get(name)]
     columns = [column for column, name in enumerate(sources) if source_types.get(name)]
     targets, sources = [targets[row] for row in rows], [sources[column] for column in columns]
@@ -238,7 +238,7 @@ def rank_sources(
     sources: Sequence[str],
     in_task: Mapping[str, str],
 ) -> dict[str, list[str]]:
-    """Sorts the sources of each target from best to worst; equal ones by name."""
+    """Rank the sources of each target, best first; ties by name."""
     used = others(targets, sources, in_task) & ~np.isnan(relative)
     return {
         target: [
@@ -256,7 +256,7 @@ def rank_sources(
 def others(
     targets: Sequence[str], sources: Sequence[str], in_task: Mapping[str, str]
 ) -> Bool[np.ndarray, "N K"]:
-    """Marks the pairs of a target and a prompt that is not its own."""
+    """Return a mask of the pairs whose prompt is not the in-task prompt of the target."""
     marks = np.array(
         [[in_task.get(target) != name for name in sources] for target in targets], bool
     )
@@ -268,14 +268,14 @@ def compare_types(
     used: Bool[np.ndarray, "N K"],
     same: Bool[np.ndarray, "N K"],
 ) -> dict[str, Any]:
-    """Computes the mean over pairs of one type and over pairs of two types."""
+    """Compute the mean over pairs of the same task type and over pairs of different types."""
     used = used & ~np.isnan(values)
-    alike, unlike = values[used & same], values[used & ~same]
+    within, across = values[used & same], values[used & ~same]
     return {
-        "same_type_mean": _mean(alike),
-        "different_type_mean": _mean(unlike),
-        "n_same": len(alike),
-        "n_diff": len(unlike),
+        "same_type_mean": _mean(within),
+        "different_type_mean": _mean(across),
+        "n_same": len(within),
+        "n_diff": len(across),
     }
 
 
@@ -293,25 +293,23 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if values.size else None
 
 
-# --- A transfer matrix against the targets' own prompts: ratios, means by type, and as text
+# --- Relative performance
 
-WIDTH = 80
-"""Columns of a terminal."""
+WIDTH = 80  # of a terminal
 
 
 def relative_performance(
     matrix: TransferMatrix, in_task: Mapping[str, str] | None = None
 ) -> TransferMatrix:
-    """Divides every score by that of the target's own prompt.
-
-    The paper's code has no such step; this is the ratio its text speaks of.
+    """Divide every score by that of the target's in-task prompt (relative performance, paper 4.1).
 
     Args:
-        matrix: the scores.
-        own: the own prompt of each target; by default the prompt that is called like it.
+        matrix: scores.
+        in_task: in-task prompt of each target; defaults to the prompt with the target's name.
 
     Returns:
-        The ratios; NaN for a target without an own prompt, or whose own score is not above 0.
+        A `TransferMatrix` of ratios; NaN for a target without an in-task prompt, or whose in-task
+        score is not above 0.
 
     Example:
         >>> values = np.array([[0.4, 0.8]])
@@ -335,23 +333,23 @@ def summarize_transfer(
     target_types: Mapping[str, str | None] | None = None,
     prompt_types: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """Says a matrix in short: means by type of task, and the ranking of each target's sources.
+    """Summarise a matrix: means by task type, and the ranking of each target's sources.
 
-    A target's own prompt, the untrained prompt and the model without a prompt are no sources.
+    In-task prompts, the untrained prompt and the model without a prompt are not ranked.
 
     Args:
-        matrix: the scores, or the file that holds them.
-        own: the own prompt of each target; by default the prompt that is called like it.
-        target_types: type of each target; by default as built-in, catalog or released tasks have
-            it.
-        prompt_types: type of the task that each prompt is for; by default likewise, by its name.
+        matrix: scores, or the CSV file with them.
+        in_task: in-task prompt of each target; defaults to the prompt with the target's name.
+        target_types: task type of each target; defaults to those of built-in, catalog and
+            released tasks.
+        prompt_types: task type of each prompt; defaults to that of the task with its name.
 
     Returns:
-        ``relative_transfer`` and ``relative_by_type`` as ``types.json`` has them, and ``ranking``:
-        the sources of each target from best to worst.
+        ``relative_transfer`` and ``relative_by_type`` as in ``types.json``, and ``ranking``: the
+        sources of each target, best first.
 
     Raises:
-        InputError: the file is no transfer matrix.
+        InputError: The file is not a transfer matrix.
 
     Example:
         >>> values, names = np.array([[0.8, 0.6, 0.4]]), ("imdb", "sst2", "mnli")
@@ -396,7 +394,7 @@ def describe_matrix(
     notes: Sequence[str],
     deviations: Mapping[tuple[str, str], float] | None = None,
 ) -> str:
-    """Lays a matrix out for reading."""
+    """Return a matrix as a table, with its notes."""
     deviations = deviations or {}
     lines = [["", *matrix.prompts]]
     for target, row in zip(matrix.targets, matrix.values, strict=True):
@@ -406,36 +404,36 @@ def describe_matrix(
             mark = "*" if in_task.get(target) == prompt else ""
             cells.append(f"{value:.3f}{'' if spread is None else f'±{spread:.3f}'}{mark}")
         lines.append([target, *cells])
-    marked = ["* the target's own prompt"] if in_task else []
-    told = [line for note in notes for line in textwrap.wrap(f"note: {note}", WIDTH)]
-    return "\n".join([*align_columns(lines), *marked, *told])
+    legend = ["* in-task prompt"] if in_task else []
+    wrapped = [line for note in notes for line in textwrap.wrap(f"note: {note}", WIDTH)]
+    return "\n".join([*align_columns(lines), *legend, *wrapped])
 
 
 def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Lays means by type of task out for reading."""
+    """Return means by task type as a table."""
     if not by_type:
         return ""
     sources = list(next(iter(by_type.values())))
     lines = [["", *sources]]
     for kind, means in by_type.items():
         lines.append([kind, *("-" if (m := means[s]) is None else f"{m:.3f}" for s in sources)])
-    head = "mean relative performance by type of target (rows) and source, without own ones"
+    head = "mean relative performance by task type (rows: targets; in-task excluded)"
     return "\n".join([head, *align_columns(lines)])
 
 
 def align_columns(lines: Sequence[Sequence[str]], least: int = 0) -> list[str]:
-    """Sets a table in 80 columns: what has no room in a line follows in a table below."""
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    """Align a table to 80 columns; further columns follow in blocks below."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     widths[0] = max(widths[0], least)
     blocks: list[list[int]] = [[]]
-    for place in range(1, len(widths)):
+    for column in range(1, len(widths)):
         used = widths[0] + sum(2 + widths[other] for other in blocks[-1])
-        if blocks[-1] and used + 2 + widths[place] > WIDTH:
+        if blocks[-1] and used + 2 + widths[column] > WIDTH:
             blocks.append([])
-        blocks[-1].append(place)
+        blocks[-1].append(column)
     return [
         "  ".join(
-            [line[0].ljust(widths[0]), *(line[place].rjust(widths[place]) for place in block)]
+            [line[0].ljust(widths[0]), *(line[column].rjust(widths[column]) for column in block)]
         ).rstrip()
         for block in blocks
         for line in lines

@@ -13,7 +13,7 @@ PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
 def environment_info() -> dict[str, Any]:
-    """Names versions and machine, for the record of a study; jax is not loaded for it."""
+    """Return versions and machine, without importing jax."""
     versions = {"jpt": __version__, "python": platform.python_version()}
     return {
         "versions": versions | {name: version(name) for name in PACKAGES},

@@ -19,26 +19,38 @@ CELLS = "cells.jsonl"
 
 @dataclass(frozen=True)
 class Cell:
-    """What one prompt scored on one task."""
+    """Score of one prompt on one task.
 
-    target_task: str  # name of the target
-    source_prompt: str  # name of the prompt; of several seeds the run's, ``NAME/seed-S``
-    metric: str  # the measure that decides
-    value: float  # that measure; NaN where it is not finite
-    loss: float  # mean cross-entropy; NaN where it is not finite
-    rows: int  # how many rows were scored
-    majority: float | None  # share of the commonest class; None where the answer is written
-    elapsed_s: float  # how long scoring took, compiling included
-    of: dict[str, Any]  # all that the score depends on
+    Attributes:
+        target_task: name of the target.
+        source_prompt: name of the prompt; of several seeds the run's, ``NAME/seed-S``.
+        metric: metric of the task.
+        value: value of the metric; NaN if not finite.
+        loss: mean cross-entropy; NaN if not finite.
+        rows: number of scored rows.
+        majority: share of the most frequent class; None for a generative task.
+        elapsed_s: time of scoring, including compilation.
+        of: everything that the score depends on.
+    """
+
+    target_task: str
+    source_prompt: str
+    metric: str
+    value: float
+    loss: float
+    rows: int
+    majority: float | None
+    elapsed_s: float
+    of: dict[str, Any]
 
     @property
     def key(self) -> str:
-        """What the score depends on, as text."""
+        """Cache key."""
         return _key(self.of)
 
 
 def make_cell(target: str, prompt: str, score: Score, elapsed_s: float, of: dict[str, Any]) -> Cell:
-    """Makes a cell of a score."""
+    """Return the cell of a score."""
     return Cell(
         target,
         prompt,
@@ -53,7 +65,7 @@ def make_cell(target: str, prompt: str, score: Score, elapsed_s: float, of: dict
 
 
 class CellFile:
-    """The cells that were scored so far."""
+    """The cache of scored cells, a file of JSON lines."""
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._torn_at = path, None
@@ -64,12 +76,12 @@ class CellFile:
             self._cells = {cell.key: cell for cell in cells}
 
     def find(self, of: dict[str, Any]) -> Cell | None:
-        """Looks a cell up."""
+        """Return the cached cell, or None."""
         return self._cells.get(_key(of))
 
     def add(self, cell: Cell) -> None:
-        """Keeps a cell; its line is on the disk when this returns."""
-        # Of several processes the first one alone writes.
+        """Add a cell; its line is on disk when this returns."""
+        # Of several processes only the first one writes.
         self._cells[cell.key] = cell
         if self._path is None or not is_first():
             return
@@ -77,7 +89,7 @@ class CellFile:
         data = line.encode("utf-8")
         try:
             with self._path.open("ab") as file:
-                if self._torn_at is not None:  # what a kill left of a last line
+                if self._torn_at is not None:  # a last line cut short by a kill
                     file.truncate(self._torn_at)
                 file.write(data)
                 file.flush()
@@ -108,7 +120,7 @@ def _from_json(record: dict[str, Any]) -> Cell:
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int | None]:
-    """The cells of a file as JSON, and where a line begins that a kill cut short."""
+    """Return the cells of a file as JSON, and the offset of an incomplete last line."""
     if not path.exists():
         return [], None
     data = read_bytes(path)
@@ -122,6 +134,6 @@ def _parse(line: bytes, path: Path, number: int) -> Cell:
         return _from_json(json.loads(line))
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{path}, line {number}: no cell of a transfer matrix ({line[:60]!r}); remove this"
-            " line, or the file to score all cells anew"
+            f"{path}, line {number}: not a cell of a transfer matrix ({line[:60]!r}); remove this"
+            " line, or the file to score all cells again"
         ) from None

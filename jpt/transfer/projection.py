@@ -33,7 +33,7 @@ from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import (
     align_columns,
     match_in_task_prompts,
-    refuse_twice,
+    check_unique,
     write_transfer,
 )
 from jpt.results.provenance import environment_info
@@ -438,7 +438,7 @@ def name_columns(projectors: Projectors) -> dict[str, TrainedProjector]:
         is_one = isinstance(projectors, (TrainedProjector, str, Path))
         loaded = [as_projector(p) for p in ([projectors] if is_one else projectors)]
         names = [_column(projector) for projector in loaded]
-        refuse_twice(names, "projectors")
+        check_unique(names, "projectors")
         found = dict(zip(names, loaded, strict=True))
     for name in found:
         if name in (IN_TASK, RANDOM, WARM, VANILLA, *PROJECTOR_BASELINES):

@@ -37,7 +37,7 @@ from jpt.io.files import parse_json
 from jpt.io.tensors import read_header, write_safetensors
 from jpt.parallel import batch_sharding, fetch, make_mesh, place, replicated
 from jpt.prompts.store import LAYOUTS, PROMPT_FILE, load_prompt, load_prompts
-from jpt.results.prompt_table import match_in_task_prompts, refuse_twice, short_task
+from jpt.results.prompt_table import match_in_task_prompts, check_unique, short_task
 from jpt.results.records import ProjectorScore
 from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
@@ -270,7 +270,7 @@ def read_prompts(prompts: Prompts) -> dict[str, Prompt]:
 def short_names(tasks: Iterable[Task | str | Path]) -> list[str]:
     """Return the short names of tasks."""
     names = [t.short_name if isinstance(t, Task) else short_task(str(t)) for t in tasks]
-    refuse_twice(names, "tasks")
+    check_unique(names, "tasks")
     return names
 
 
@@ -290,7 +290,7 @@ def read_tasks(
     else:
         first = {prompt.card.task: name for name, prompt in reversed(list(prompts.items()))}
         loaded = [_load_named(*item, data) for item in first.items()]
-    refuse_twice([task.short_name for task in loaded], "tasks")
+    check_unique([task.short_name for task in loaded], "tasks")
     return {task.short_name: task for task in loaded}
 
 

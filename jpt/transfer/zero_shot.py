@@ -34,7 +34,7 @@ from jpt.results.prompt_table import (
     describe_matrix,
     describe_types,
     match_in_task_prompts,
-    refuse_twice,
+    check_unique,
     relative_performance,
     summarize_transfer,
     write_transfer,
@@ -167,7 +167,7 @@ def _tasks(
     if not asked:
         raise InputError("tasks: expected at least one, got none; give for instance builtin/imdb")
     loaded = [task if isinstance(task, Task) else _load(task, data) for task in asked]
-    refuse_twice([task.short_name for task in loaded], "tasks")
+    check_unique([task.short_name for task in loaded], "tasks")
     return {task.short_name: task for task in loaded}
 
 

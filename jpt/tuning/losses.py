@@ -59,7 +59,7 @@ def check_neuron_mask(mask: NeuronMask, backbone: Backbone, task: Task) -> None:
         )
     if task.is_generative:
         raise InputError(
-            f"task {task.name} is generative, but masking supports classification tasks only;"
+            f"task {task.name}: masking supports classification tasks only, got a generative one;"
             " omit this task"
         )
 

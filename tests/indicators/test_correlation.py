@@ -185,7 +185,7 @@ def test_target_without_a_prompt_of_its_own() -> None:
     found = Indicators(names, FOUND.columns, {**cards, "other": PromptCard("bert", "imdb")})
     result = correlate(found, with_scores(SCORES, names))
     assert list(result.including_in_task["cosine_concat"].per_target) == list(NAMES[:5])
-    assert "sst2 has no prompt of its own: relative performance is not defined" in result.notes
+    assert "sst2 has no in-task prompt: relative performance is not defined" in result.notes
     strangers = TransferMatrix(("squad",), NAMES, SCORES[:1], ("accuracy",))
     with pytest.raises(InputError, match=r"none of the 1 targets \(squad\) has a prompt of its"):
         correlate(FOUND, strangers)

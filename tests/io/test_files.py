@@ -60,10 +60,10 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, error: type[BaseExc
 
 CAUSES = [
     (errno.ENOSPC, "no space is left on the disk; free some"),
-    (errno.EDQUOT, "quota is used up"),
-    (errno.EACCES, "no permission to write there"),
+    (errno.EDQUOT, "quota exceeded"),
+    (errno.EACCES, "no write permission"),
     (errno.EROFS, "read-only"),
-    (errno.ENOENT, "takes no new files in this folder"),
+    (errno.ENOENT, "accepts no new files"),
     (errno.EIO, "Input/output error"),
 ]
 
@@ -103,7 +103,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_targets_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder .*nowhere does not exist; create it"):
         write_text(tmp_path / "nowhere" / "a.txt", "")
-    with pytest.raises(InputError, match="this is a folder"):
+    with pytest.raises(InputError, match="it is a folder"):
         write_text(tmp_path, "")
     with pytest.raises(InputError, match="not a regular file"):
         write_text("/dev/null", "")
@@ -204,13 +204,13 @@ def test_a_matrix_with_holes_comes_back(tmp_path: Path) -> None:
     [
         ("", r"lacks target_task"),
         ("target_task,metric,value\n", "lacks source_prompt"),
-        (HEADER, "has a header and no line"),
-        (HEADER + "a,b,accuracy\n", "line 2: 3 values for 4 columns"),
-        (HEADER + "a,b,accuracy,high\n", "line 2: value is 'high'; a number expected"),
+        (HEADER, "has a header and no rows"),
+        (HEADER + "a,b,accuracy\n", "line 2: expected 4 values, got 3"),
+        (HEADER + "a,b,accuracy,high\n", "line 2: value is 'high'; expected a number"),
         (HEADER + "a,b,accuracy,inf\n", "line 2: value is 'inf'"),
-        (HEADER + "a,b,accuracy,1\na,b,accuracy,1\n", "line 3: b on a stands there twice"),
-        (HEADER + "a,b,accuracy,1\na,c,f1,1\n", "line 3: a is measured by f1 here and by accuracy"),
-        (HEADER + 'a,"b,accuracy,1\n', "no CSV table"),
+        (HEADER + "a,b,accuracy,1\na,b,accuracy,1\n", "line 3: b on a is repeated"),
+        (HEADER + "a,b,accuracy,1\na,c,f1,1\n", "line 3: .*got f1 and accuracy for a"),
+        (HEADER + 'a,"b,accuracy,1\n', "not a CSV table"),
         ("value,value\n", "names a column twice|lacks"),
     ],
 )
@@ -223,7 +223,7 @@ def test_broken_tables(tmp_path: Path, text: str, message: str) -> None:
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "transfer.csv").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(jpt.InputError, match="no CSV table"):
+    with pytest.raises(jpt.InputError, match="not a CSV table"):
         read_transfer(tmp_path / "transfer.csv")
 
 

@@ -255,7 +255,7 @@ def assert_refused(place: Path, message: str, *arguments: object, **options: obj
         ({"kinds": ("in_task", "mine")}, "kinds is 'mine'; expected one of in_task, random"),
         ({"kinds": ()}, "kinds is empty"),
         ({"random_draws": 0}, "random_draws is 0"),
-        ({"stack": "encoder"}, "has one stack; leave it out"),
+        ({"stack": "encoder"}, "has one stack; omit it"),
         ({"split": "dev"}, "unknown split 'dev'"),
         ({"data": {"test": []}}, "there are several tasks; give a folder"),
     ],
@@ -278,7 +278,7 @@ def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -
     assert_refused(place, "unknown prompt of the activations 'glad'", neurons=fewer)
     task = write_task(tmp_path / "mood")
     assert_refused(
-        place, r"mood has no prompt of its own \(prompts: calm, glad, true\)", prompts, [task]
+        place, r"mood has no in-task prompt \(prompts: calm, glad, true\)", prompts, [task]
     )
     one = {"calm": jpt.load_prompt(prompts / "calm.safetensors")}
     assert_refused(
@@ -291,14 +291,17 @@ def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -
         kinds=("other",),
     )
     assert_refused(
-        place, "answers of task samsum are written", prompts / "calm.safetensors", "samsum"
+        place,
+        "task samsum: masking .* got a generative one",
+        prompts / "calm.safetensors",
+        "samsum",
     )
     assert_refused(
         place, "one prompt is scored on one task", prompts / "calm.safetensors", [task, task]
     )
     assert_refused(place, "did you mean calm", prompts / "clam.safetensors")
     twins = dict.fromkeys(("seed-0", "seed-1"), one["calm"])
-    assert_refused(place, r"calm has 2 prompts of its own \(seed-0, seed-1\)", twins)
+    assert_refused(place, r"calm has 2 in-task prompts \(seed-0, seed-1\)", twins)
 
 
 @pytest.fixture
@@ -461,11 +464,14 @@ def test_shape_of_each_stack(backbones) -> None:
 
 def test_wrong_masks_are_refused(backbones) -> None:
     bert, task = backbones["bert-small"], jpt.load_task("builtin/imdb")
-    with pytest.raises(InputError, match="mask is 12 x 3072, but builtin/bert-small has 4 layers"):
+    with pytest.raises(
+        InputError,
+        match="mask: expected 4 layers x 512 neurons .builtin/bert-small., got 12 x 3072",
+    ):
         check_neuron_mask(NeuronMask(np.ones((12, 3072), np.float32)), bert, task)
     with pytest.raises(InputError, match="stack is 'encoder', but builtin/bert-small has one"):
         check_neuron_mask(NeuronMask(np.ones((4, 512), np.float32), "encoder"), bert, task)
     t5 = backbones["t5-mini"]
     mask = NeuronMask(np.ones(neuron_shape(t5), np.float32))
-    with pytest.raises(InputError, match="answers of task samsum are written"):
+    with pytest.raises(InputError, match="task samsum: masking .* got a generative one"):
         check_neuron_mask(mask, t5, jpt.load_task("samsum"))

@@ -126,16 +126,28 @@ WHOLE = {"names": np.array(["a"]), "activations": np.ones((1, 3, 4))}
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"names": np.array(["a"])}, "no file of activations"),
-        ({"names": np.array(["a"]), "activations": np.ones((2, 3, 4))}, r"\[1\] and activations"),
+        ({"names": np.array(["a"])}, "expected an activations file"),
+        (
+            {"names": np.array(["a"]), "activations": np.ones((2, 3, 4))},
+            r"got \[1\] and \[2, 3, 4\]",
+        ),
         ({"names": np.array(["a"]), "activations": np.full((1, 3, 4), np.nan)}, "NaN"),
-        ({"names": np.array(["a", "a"]), "activations": np.ones((2, 3, 4))}, "names a 2 times"),
-        ({"names": np.array(["a"], object), "activations": np.ones((1, 3, 4))}, "no file of"),
-        ({**WHOLE, "rates": np.ones((1, 3, 3))}, r"rates is \[1, 3, 3\] .*; \[1, 3, 4\] of floats"),
+        ({"names": np.array(["a", "a"]), "activations": np.ones((2, 3, 4))}, "got a 2 times"),
+        (
+            {"names": np.array(["a"], object), "activations": np.ones((1, 3, 4))},
+            "expected an activ",
+        ),
+        (
+            {**WHOLE, "rates": np.ones((1, 3, 3))},
+            r"expected rates \[1, 3, 4\] of floats, got \[1, 3, 3\]",
+        ),
         ({**WHOLE, "rates": np.full((1, 3, 4), 1.1)}, "a rate is outside 0 to 1"),
-        ({**WHOLE, "cka": np.ones((1, 3, 3))}, r"cka is \[1, 3, 3\] .*; \[3, 1, 1\] of floats"),
-        ({**WHOLE, "probe": np.array("{")}, "no file of activations"),
-        ({**WHOLE, "probe": np.array('"text"')}, "probe is 'text'; an object with kind"),
+        (
+            {**WHOLE, "cka": np.ones((1, 3, 3))},
+            r"expected cka \[3, 1, 1\] of floats, got \[1, 3, 3\]",
+        ),
+        ({**WHOLE, "probe": np.array("{")}, "expected an activations file"),
+        ({**WHOLE, "probe": np.array('"text"')}, "expected a probe of kind .*got .text."),
     ],
 )
 def test_files_that_are_none(tmp_path: Path, arrays: dict, message: str) -> None:
@@ -149,7 +161,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "neurons.npz"
     write_activations(file, Activations(("a",), np.ones((1, 200, 300), np.float32)))
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(jpt.InputError, match="neurons.npz is no file of activations"):
+    with pytest.raises(jpt.InputError, match="neurons.npz: expected an activations file"):
         read_activations(file)
 
 

@@ -218,7 +218,7 @@ def test_truncated_file(tmp_path: Path, kept: int) -> None:
     save_prompt(tmp_path / "a.safetensors", Prompt(VALUES, CARD))
     data = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "a.safetensors").write_bytes(data[:kept])
-    with pytest.raises(InputError, match="a.safetensors is not a whole safetensors file"):
+    with pytest.raises(InputError, match="a.safetensors is not a complete safetensors file"):
         load_prompt(tmp_path / "a.safetensors")
 
 
@@ -318,10 +318,10 @@ def test_of_several_the_one_of_that_name() -> None:
     assert own == {"imdb": "imdb"} and notes == []
     own, notes = match_in_task_prompts(["imdb"], cards(imdb_seed_0="imdb", imdb_seed_1="imdb"))
     assert own == {}
-    assert "imdb has 2 prompts of its own (imdb_seed_0, imdb_seed_1)" in notes[0]
+    assert "imdb has 2 in-task prompts (imdb_seed_0, imdb_seed_1)" in notes[0]
 
 
 def test_none_is_said() -> None:
     own, notes = match_in_task_prompts(["imdb", "mnli"], cards(a="imdb"))
     assert own == {"imdb": "a"}
-    assert notes == ["mnli has no prompt of its own: relative performance is not defined"]
+    assert notes == ["mnli has no in-task prompt: relative performance is not defined"]

@@ -334,7 +334,7 @@ def test_target_without_own_prompt_is_said(tmp_path: Path) -> None:
     write_transfer_facts(tmp_path, targets={**targets, "sst2": {"task": "sst2"}})
     study = read_study(tmp_path)
     assert "without own prompt: sst2." in " ".join(notes(study, order_study(study)))
-    write_transfer_facts(tmp_path, targets=targets, notes=["sst2 has no prompt of its own: so"])
+    write_transfer_facts(tmp_path, targets=targets, notes=["sst2 has no in-task prompt: so"])
     study = read_study(tmp_path)
     assert len([line for line in notes(study, order_study(study)) if "sst2" in line]) == 1
 
@@ -894,7 +894,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "indicators.csv",
         lambda f: f.write_text("prompt_a,prompt_b,x\na,b,much\n"),
-        "line 2: x is 'much'; a number expected",
+        "line 2: x is 'much'; expected a number",
     ),
     ("prompts/imdb/result.json", lambda f: f.write_text("nothing"), "is not JSON"),
     ("prompts/imdb/metrics.jsonl", lambda f: f.write_text('{"loss": 1}\n'), "names no step"),

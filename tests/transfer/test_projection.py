@@ -300,7 +300,7 @@ def test_wrong_input(case, prompts: Path, tmp_path: Path) -> None:
         (lambda: evaluate(run, prompts, tasks, target_backbone="builtin/t5-mini"), "writes 3 rows"),
         (lambda: evaluate([], prompts, tasks), "give target_backbone"),
         (lambda: evaluate({"in_task": run}, prompts, tasks), "is called in_task"),
-        (lambda: evaluate([run, run], prompts, tasks), "projectors names run 2 times"),
+        (lambda: evaluate([run, run], prompts, tasks), "projectors: .* got run 2 times"),
         (lambda: evaluate(run, prompts, tasks, methods=("best",), **target), "unknown method"),
         (
             lambda: evaluate(run, prompts, tasks, methods=(), warm_start="other", **target),

@@ -111,11 +111,11 @@ def test_relative_performance_is_left_out_where_a_target_has_no_own_prompt(resul
     absolute = result.matrix.values
     np.testing.assert_array_equal(result.relative.values[0], absolute[0] / absolute[0, 0])
     assert np.isnan(result.relative.values[1]).all()
-    assert any("taste has no prompt of its own" in note for note in result.record["notes"])
+    assert any("taste has no in-task prompt" in note for note in result.record["notes"])
 
 
 def test_means_by_type_are_in_the_record(result) -> None:
-    mood = result.matrix.values[0]  # taste has no prompt of its own, so no ratio
+    mood = result.matrix.values[0]  # taste has no in-task prompt, so no ratio
     record = json.loads(json.dumps(result.record, allow_nan=False))
     assert record["relative_by_type"] == {"sentiment": {"sentiment": mood[1] / mood[0]}}
     told = record["relative_transfer"]
@@ -191,7 +191,7 @@ def test_prompts_that_do_not_belong_together(prompts, tasks, tmp_path, change, m
 
 
 def test_wrong_targets_and_folders(prompts, tasks, tmp_path) -> None:
-    with pytest.raises(jpt.InputError, match="tasks names mood 2 times"):
+    with pytest.raises(jpt.InputError, match="tasks: .* got mood 2 times"):
         transfer_matrix(prompts, [tasks[0], tasks[0]])
     with pytest.raises(jpt.InputError, match="no tasks were given"):
         transfer_matrix(prompts, [])
