@@ -41,20 +41,18 @@ from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
 from jpt.types import Activations, Data, Parameters, Prompt
 
-# --- Linear CKA: how alike two prompts make a model see the same rows of text, in each layer
-# With X_a [rows, F] the activations of a layer behind prompt a, each column minus its mean, and the
-# kernel K_a = X_a X_a', CKA(a, b) = <K_a, K_b> / (|K_a| |K_b|), as Kornblith et al. (2019) define
-# it for linear kernels. Kernels are rows x rows however many neurons a layer has, so that neither
-# the activations of all prompts nor F x F products are ever held: K x L x rows^2 numbers are.
+# --- Linear CKA (Kornblith et al., 2019)
+# X_a [rows, F]: centred activations of a layer with prompt a; K_a = X_a X_a'; CKA(a, b) =
+# <K_a, K_b> / (|K_a| |K_b|). Kernels are rows x rows, so that memory is K x L x rows^2 whatever F.
 
-# Activations are float32: variation below this share of their squares is rounding.
+# Variation of float32 activations below this share of their squares is rounding.
 _ROUNDING = 1e-11
 
 
 def row_kernels(
     neurons: Float32[np.ndarray, "K L N F"],
 ) -> Float64[np.ndarray, "L K N*N"]:
-    """Multiplies the centred activations of every row with those of every other."""
+    """Return the kernels of centred activations."""
     prompts, layers, rows, _ = neurons.shape
     kernels = np.zeros((layers, prompts, rows * rows))
     for prompt in range(prompts):
@@ -68,41 +66,36 @@ def row_kernels(
 
 
 def align_kernels(kernels: Float64[np.ndarray, "L K N*N"]) -> Float64[np.ndarray, "L K K"]:
-    """Computes the CKA of every two prompts."""
+    """Return the CKA of every pair of prompts."""
     products = np.einsum("kif,kjf->kij", kernels, kernels, optimize=True)
     products = np.triu(products) + np.triu(products, 1).transpose(0, 2, 1)
     squares = np.einsum("kii->ki", products)
     norms = np.sqrt(squares[:, :, None] * squares[:, None])
     found = np.where(norms > 0, products / np.where(norms > 0, norms, 1), np.nan)
-    token_positions = np.arange(found.shape[1])
-    found[:, token_positions, token_positions] = np.where(squares > 0, 1.0, np.nan)
+    diagonal = np.arange(found.shape[1])
+    found[:, diagonal, diagonal] = np.where(squares > 0, 1.0, np.nan)
     return found
 
 
-# --- What a probe reads behind each prompt, and where
+# --- Probe inputs
 
-
-# --- Which rows of a task a probe on text reads, and at which of their tokens
-
-ROWS = 64
-"""Rows of a probe on text, where nothing else is said."""
-
+ROWS = 64  # default number of rows of a text probe
 STREAM = crc32(b"probe/rows")
 
 
 @dataclass(frozen=True)
 class ProbeInput:
-    """What every prompt of a bank is put in front of."""
+    """Input that is read with every prompt."""
 
-    split: EncodedSplit  # the encoded rows
-    max_tokens: int  # the length they were encoded with
-    positions: Positions  # ``"answer"``, ``"text"`` or numbers of tokens
-    record: dict[str, Any]  # what was read, for the file of activations
+    split: EncodedSplit
+    max_tokens: int
+    positions: Positions  # ``"answer"``, ``"text"`` or token numbers
+    record: dict[str, Any]  # for the file of activations
     first_position: int = 0  # position of the text's first token
 
 
 def start_token_input(backbone: Backbone, first_position: int = 0) -> ProbeInput:
-    """Gives the paper's probe: the start token alone."""
+    """Return the input of the paper's probe: the start token."""
     tokens, offsets = join_rows([[backbone.start_id]])
     split = EncodedSplit(tokens, offsets, np.zeros(1, np.int32), 0)
     return ProbeInput(split, 1, AT_ANSWER, {"kind": PROBE_START}, first_position)
@@ -111,10 +104,10 @@ def start_token_input(backbone: Backbone, first_position: int = 0) -> ProbeInput
 def text_input(
     backbone: Backbone, options: ProbeOptions, prompt_rows: int, first_position: int = 0
 ) -> ProbeInput:
-    """Encodes some rows of a task; their labels are not looked at."""
-    task, token_positions = _as_task(options.task, options.data), options.token_positions
+    """Encode a sample of rows of a task; labels are not used."""
+    task, token_positions = _load_task(options.task, options.data), options.token_positions
     tokens = _text_tokens(options.max_tokens, backbone, task, prompt_rows, first_position)
-    rows = _some(_read(task, options.split), options, f"{task.name} {options.split}")
+    rows = _sample(_read(task, options.split), options, f"{task.name} {options.split}")
     encoded = encode_split(rows, task, backbone.tokenizer, tokens, backbone.layout)
     encoded = _with_positions(encoded, token_positions)
     record = {
@@ -132,7 +125,7 @@ def text_input(
 def position_weights(
     positions: Positions, lengths: Int[np.ndarray, "B"], width: int
 ) -> Float32[np.ndarray, "B T"]:
-    """Says how much each token of a batch counts."""
+    """Return the weight of each token of a batch in the mean over positions."""
     token_positions, lengths = np.arange(width), np.asarray(lengths)[:, None]
     is_text = token_positions < lengths
     chosen = is_text
@@ -144,15 +137,16 @@ def position_weights(
 
 
 def _with_positions(split: EncodedSplit, positions: Positions) -> EncodedSplit:
-    """The rows that have at least one of the tokens."""
+    """Return the rows that have at least one of the positions."""
     if positions in (AT_ANSWER, OVER_TEXT):
         return split
     lengths = split.lengths
     has = position_weights(positions, lengths, int(lengths.max())).any(axis=1)
     if not has.any():
         raise InputError(
-            f"positions is {','.join(map(str, positions))}, but the longest of {split.n_rows} rows"
-            f" has {lengths.max()} tokens; choose from 0 to {lengths.max() - 1}, or from the end"
+            f"positions: expected one within {lengths.max()} tokens, the longest of {split.n_rows}"
+            f" rows, got {','.join(map(str, positions))}; give 0 to {lengths.max() - 1}, or"
+            " negative numbers from the end"
         )
     ids = [split.tokens[a:b] for a, b in zip(split.offsets[:-1], split.offsets[1:], strict=True)]
     tokens, offsets = join_rows([row for row, keep in zip(ids, has, strict=True) if keep])
@@ -161,7 +155,7 @@ def _with_positions(split: EncodedSplit, positions: Positions) -> EncodedSplit:
     )
 
 
-def _as_task(task: Task | str | Path, data: Data | None) -> Task:
+def _load_task(task: Task | str | Path, data: Data | None) -> Task:
     if isinstance(task, Task):
         return task if data is None else attach_data(task, data)
     if data is None or isinstance(data, str | Path):
@@ -173,12 +167,11 @@ def _read(task: Task, split: str) -> list[Row]:
     return read_rows(task, split) if task.is_generative else read_texts(task, split)
 
 
-def _some(rows: Sequence[Row], options: ProbeOptions, where: str) -> list[Row]:
-    """Rows by chance, in the order in which they stood."""
+def _sample(rows: Sequence[Row], options: ProbeOptions, where: str) -> list[Row]:
+    """Return a random sample of rows, in their original order."""
     if options.rows is not None and options.rows > len(rows):
         raise InputError(
-            f"rows is {options.rows}, but {where} has {len(rows)} rows; ask for {len(rows)} or"
-            " fewer"
+            f"rows: expected at most {len(rows)}, as {where} has, got {options.rows}; give fewer"
         )
     chosen = shuffled(options.seed, STREAM, 0, len(rows))[: options.rows or ROWS]
     return [rows[number] for number in sorted(chosen.tolist())]
@@ -187,7 +180,7 @@ def _some(rows: Sequence[Row], options: ProbeOptions, where: str) -> list[Row]:
 def _text_tokens(
     max_tokens: int | None, backbone: Backbone, task: Task, prompt_rows: int, first_position: int
 ) -> int:
-    """The longest text that a run of this task on this backbone would read."""
+    """Return the maximal text length of a run of this task on this backbone."""
     answer = task.answer_tokens or 0
     if max_tokens is None:
         local = {} if task.max_tokens is None else {"max_tokens": task.max_tokens}
@@ -198,27 +191,24 @@ def _text_tokens(
     return max_tokens
 
 
-# --- The neurons of rows of text behind each prompt of a bank: compiled once, read in pieces
-# A piece is some prompts times some rows, as many as a memory budget holds; pieces change speed and
-# memory, never a number (beyond the rounding of float32).
+# --- Probing a bank of prompts in chunks
+# A chunk is a number of prompts times a number of rows that fits the memory budget. Its size
+# changes no result beyond float32 rounding.
 
-CKA_ROWS = 128
-"""The most rows for which CKA is computed: it keeps rows x rows numbers a prompt and layer."""
+CKA_ROWS = 128  # limit of CKA, which keeps rows x rows numbers per prompt and layer
 
 
 @dataclass(frozen=True)
 class NeuronMeans:
-    """What is kept of the neurons of all rows."""
+    """Means of neurons over rows."""
 
-    values: Float32[np.ndarray, "K L F"]  # means over the rows
-    rates: Float32[np.ndarray, "K L F"]  # shares of the rows in which a neuron is above 0
-    # how alike the rows look behind each two prompts, in each layer; None where it was not asked
-    # for, or there are too few or too many rows
-    cka: Float64[np.ndarray, "L K K"] | None
+    values: Float32[np.ndarray, "K L F"]  # mean activation
+    rates: Float32[np.ndarray, "K L F"]  # share of rows in which a neuron is above 0
+    cka: Float64[np.ndarray, "L K K"] | None  # None without a text probe of 2 to `CKA_ROWS` rows
 
 
 class Chunk(NamedTuple):
-    """How many prompts and rows are read at once."""
+    """Numbers of prompts and rows read at once."""
 
     prompts: int
     rows: int
@@ -233,7 +223,7 @@ def probe_rows(
     mesh: Mesh | None = None,
     progress: bool = False,
 ) -> NeuronMeans:
-    """Reads all rows behind all prompts."""
+    """Read the neurons of all rows with all prompts."""
     rows, count = given.split.n_rows, len(bank)
     chunk = plan_chunk(backbone, bank.shape[:2], given, options, mesh)
     with_cka = options.probe != PROBE_START and 2 <= rows <= CKA_ROWS
@@ -241,17 +231,17 @@ def probe_rows(
     kernels = np.zeros((values.shape[1], count, rows**2 if with_cka else 0))
     with tqdm(total=count * rows, desc="rows", disable=not progress) as bar:
         for start in range(0, count, chunk.prompts):
-            some, held = slice(start, min(start + chunk.prompts, count)), []
-            prompts = _filled(bank[some], chunk.prompts)
+            some, kept = slice(start, min(start + chunk.prompts, count)), []
+            prompts = _pad(bank[some], chunk.prompts)
             reading = (prompts, given, chunk.rows, options.stack, mesh)
             for neurons, active in _read_rows(backbone, *reading):
                 neurons, active = neurons[: some.stop - start], active[: some.stop - start]
                 values[some] += neurons.sum(2, dtype=np.float64)
                 rates[some] += active.sum(2, dtype=np.float64)
-                held += [neurons] if with_cka else []
+                kept += [neurons] if with_cka else []
                 bar.update(len(neurons) * neurons.shape[2])
             if with_cka:
-                kernels[:, some] = row_kernels(np.concatenate(held, axis=2))
+                kernels[:, some] = row_kernels(np.concatenate(kept, axis=2))
     means = [(sums / rows).astype(np.float32) for sums in (values, rates)]
     return NeuronMeans(*means, align_kernels(kernels) if with_cka else None)
 
@@ -264,7 +254,7 @@ def _read_rows(
     stack: str | None,
     mesh: Mesh | None,
 ) -> Iterator[tuple[Float32[np.ndarray, "K L B F"], Float[np.ndarray, "K L B F"]]]:
-    """Values and shares of activated tokens of the rows, some rows at a time."""
+    """Yield activations and shares of activated tokens, a batch of rows at a time."""
     module = backbone.module.clone(dropout_rate=0.0)
     prompts = jnp.asarray(bank) if mesh is None else place(bank, prompt_sharding(mesh))
     options = {"first_position": given.first_position, "stack": stack}
@@ -293,8 +283,8 @@ def probe_bank(
     first_position: int = 0,
     stack: str | None = None,
 ) -> tuple[Float[Array, "K L B F"], Float[Array, "K L B F"] | None]:
-    """Reads a batch behind every prompt of a bank."""
-    # Only encoders number their text apart from the prompt, only T5 has two stacks.
+    """Read the neurons of a batch with every prompt of a bank."""
+    # Only encoders have text positions independent of the prompt; only T5 has two stacks.
     options: dict[str, Any] = {"first_position": first_position} if first_position else {}
     options |= {"neuron_stack": stack} if stack else {}
 
@@ -324,7 +314,7 @@ def _weighted(
 
 
 def neuron_shape(backbone: Backbone, stack: str | None) -> tuple[int, int]:
-    """Says how many layers and neurons are read."""
+    """Return the numbers of layers and of neurons per layer."""
     config = backbone.config
     return config.encoder_layers if stack == "encoder" else config.layers, config.neurons
 
@@ -336,7 +326,7 @@ def plan_chunk(
     options: ProbeOptions,
     mesh: Mesh | None = None,
 ) -> Chunk:
-    """Chooses how many prompts and rows are read at once."""
+    """Return the largest chunk that fits `chunk_mb`."""
     parts, shares = (1, 1) if mesh is None else (mesh.shape["prompt"], mesh.shape["data"])
     (prompts, prompt_rows), rows = shape, math.ceil(given.split.n_rows / shares)
     config, (layers, neurons) = backbone.config, neuron_shape(backbone, options.stack)
@@ -347,18 +337,18 @@ def plan_chunk(
     fitting = max(1, int(options.chunk_mb * 2**20 / (4 * (kept + passing))))
     if fitting < rows:
         return Chunk(parts, fitting * shares)
-    # Pieces of like size: the last one is filled up.
-    turns = math.ceil(prompts / parts)
-    count = min(turns, fitting // rows)
-    return Chunk(parts * math.ceil(turns / math.ceil(turns / count)), rows * shares)
+    # Chunks of equal size, so that the last one needs little padding.
+    steps = math.ceil(prompts / parts)
+    count = min(steps, fitting // rows)
+    return Chunk(parts * math.ceil(steps / math.ceil(steps / count)), rows * shares)
 
 
-def _filled(bank: Float32[np.ndarray, "k P D"], count: int) -> Float32[np.ndarray, "K P D"]:
-    """Repeats the last prompt, so that all pieces have one shape and are compiled once."""
+def _pad(bank: Float32[np.ndarray, "k P D"], count: int) -> Float32[np.ndarray, "K P D"]:
+    """Repeat the last prompt, so that all chunks have one shape and compile once."""
     return np.concatenate([bank, np.repeat(bank[-1:], count - len(bank), axis=0)])
 
 
-# --- The neurons of the feed-forward layers that a prompt activates, for many prompts at once
+# --- Activated neurons (paper, section 5)
 
 STACKS = ("decoder", "encoder")
 
@@ -373,33 +363,34 @@ def activated_neurons(
     progress: bool = False,
     **options: Any,
 ) -> Activations:
-    """Reads the feed-forward neurons of all layers behind each prompt, in one compiled call.
+    """Read the feed-forward neurons of all layers with each prompt, in one compiled call.
 
-    The paper's probe, ``probe="start"``: the input is the prompt and the start token, without any
-    text, and the neurons are read where the answer stands, after the non-linearity. In T5 the
-    decoder is read at its first step, as in the paper, or the encoder at the start token.
+    The paper's probe, ``probe="start"``: the input is the prompt and the start token, without
+    text; neurons are read at the answer position, after the non-linearity. In T5 that is the first
+    step of the decoder, as in the paper, or the start token of the encoder.
 
-    ``probe="text"`` reads rows of a task behind each prompt: ``rates`` is the share of the rows in
-    which a neuron is above 0, ``values`` the mean, and ``cka`` (for 2 to 128 rows) how alike the
-    rows' activations are between prompts. The encoder of a T5 is read at the text's first token.
+    ``probe="text"`` reads rows of a task with each prompt: ``rates`` is the share of rows in which
+    a neuron is above 0, ``values`` the mean activation, and ``cka`` (for 2 to 128 rows) the linear
+    CKA between prompts. T5's encoder is read at the first token of the text.
 
     Args:
-        prompts: a folder, or prompts by name; of one backbone and length. Runs are ``NAME/seed-S``.
-        out: file to write, by custom ``neurons.npz``.
-        backbone: instead of the one that the cards name; the width is checked.
-        dtype: of weights and matrix products.
-        mesh: devices by axis: prompts go over ``prompt``, rows over ``data``; by default, of a
-            loaded backbone those that it lies on.
-        progress: whether to show a bar on stderr.
-        **options: fields of :class:`jpt.config.ProbeOptions`: ``probe``, ``task``,
+        prompts: Folder of prompts, or prompts by name; all of one backbone and length. Seeds are
+            named ``NAME/seed-S``.
+        out: File to write, usually ``neurons.npz``.
+        backbone: Backbone to use instead of the one in the cards; the width is checked.
+        dtype: Type of weights and matrix products.
+        mesh: Devices by axis: prompts are split over ``prompt``, rows over ``data``; defaults to
+            the devices of a loaded backbone.
+        progress: Show a progress bar on stderr.
+        **options: Fields of :class:`jpt.config.ProbeOptions`: ``probe``, ``task``,
             ``split``, ``rows``, ``data``, ``positions``, ``stack``, ``chunk_mb`` and others.
 
     Returns:
-        Activations [K, L, F], the prompts sorted by name.
+        The :class:`jpt.types.Activations` [K, L, F], prompts sorted by name.
 
     Raises:
-        InputError: prompts that do not belong together or to the backbone, broken data, more rows
-            than there are, or positions that no row has.
+        InputError: If prompts do not fit each other or the backbone, data is broken, or ``rows``
+            or ``positions`` exceed the data.
 
     Example:
         >>> import numpy as np
@@ -414,7 +405,7 @@ def activated_neurons(
     name = backbone if backbone is not None else first.card.backbone
     model, devices = _on_mesh(name, dtype, mesh)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
-    given = _input(model, first, chosen)
+    given = build_probe_input(model, first, chosen)
     bank = stack_prompts(loaded)
     means = probe_rows(model, bank, given, chosen, mesh=devices, progress=progress)
     record = given.record | ({"stack": chosen.stack} if chosen.stack else {})
@@ -426,7 +417,7 @@ def activated_neurons(
 
 
 def describe_activations(found: Activations) -> tuple[dict[str, Any], str]:
-    """Says what was read."""
+    """Return a summary of activations as JSON and as text."""
     active = found.values > 0 if found.rates is None else found.rates
     count, layers, width = found.values.shape
     record = {
@@ -438,19 +429,19 @@ def describe_activations(found: Activations) -> tuple[dict[str, Any], str]:
     }
     text = (
         f"{count} prompt{'' if count == 1 else 's'}, {layers} layers of {width} neurons,"
-        f" {100 * active.mean():.1f} % of them above 0"
+        f" {100 * active.mean():.1f} % activated (above 0)"
     )
     if found.rates is not None:
         probe = found.probe
         text += f"\nmeans over {probe['rows']} rows of {probe['task']} {probe['split']}"
-        text += "" if found.cka is not None else " (no CKA: it needs 2 to 128 rows)"
+        text += "" if found.cka is not None else f" (no CKA: needs 2 to {CKA_ROWS} rows)"
     return record, text
 
 
 def _on_mesh(
     backbone: Backbone | str | Path, dtype: str, mesh: str | None
 ) -> tuple[Backbone, Mesh | None]:
-    """The model on the devices that are asked for; without a mesh a loaded one stays."""
+    """Return the model on the mesh; a loaded model without a mesh stays where it is."""
     if isinstance(backbone, Backbone):
         devices = None if mesh is None else make_mesh(mesh)
         return (backbone if devices is None else backbone.on_mesh(devices)), devices
@@ -458,8 +449,8 @@ def _on_mesh(
     return load_backbone(backbone, dtype=dtype, mesh=devices), devices
 
 
-def _input(model: Backbone, prompt: Prompt, options: ProbeOptions) -> ProbeInput:
-    """What is read behind the prompts, checked against the model."""
+def build_probe_input(model: Backbone, prompt: Prompt, options: ProbeOptions) -> ProbeInput:
+    """Return the input of a probe, checked against the model."""
     first_position, stack = prompt.card.first_position or 0, options.stack
     check_lengths(model, len(prompt.values), 1, first_position)
     if stack is not None:
@@ -468,14 +459,13 @@ def _input(model: Backbone, prompt: Prompt, options: ProbeOptions) -> ProbeInput
         return start_token_input(model, first_position)
     if options.positions != AT_ANSWER and model.layout == "encoder_decoder" and stack != "encoder":
         raise InputError(
-            f"positions is {options.positions!r}, but the decoder of {model.name} stands at no"
-            " token of the text; set stack to encoder, or positions to answer"
+            f"positions: expected {AT_ANSWER} for the decoder of {model.name}, which has no text"
+            f" tokens, got {options.positions!r}; set stack to encoder, or positions to {AT_ANSWER}"
         )
     return text_input(model, options, len(prompt.values), first_position)
 
 
 def _check_stack(model: Backbone, stack: str) -> None:
-    """Refuses a stack that is not there."""
     check_choice("stack", stack, STACKS)
     if model.layout != "encoder_decoder":
-        raise InputError(f"stack is '{stack}', but {model.name} has one stack; leave it out")
+        raise InputError(f"stack: {model.name} has one stack, got {stack!r}; leave it out")

@@ -23,28 +23,27 @@ from jpt.indicators.indicators import parse_layers
 from jpt.results.records import Redundancy
 from jpt.types import Activations
 
-# --- Which neurons are made silent: a prompt's most activated ones, and others to hold against them
+# --- Selection
 # Paper's code (2.0, ``mask_activated_neuron``): the top 20 % of neurons by value over all layers.
-# Every choice here has the same number of neurons, so that what they cost can be compared.
+# Every kind selects the same number of neurons, so that their effects can be compared.
 
-OF_SEVERAL = (MASK_OTHER, MASK_COMMON, MASK_SPECIFIC)
-"""Choices that need the prompts of two tasks or more."""
+OF_SEVERAL = (MASK_OTHER, MASK_COMMON, MASK_SPECIFIC)  # kinds that need prompts of 2 or more tasks
 
+# Sort keys of neurons, the first one most significant, the largest values first.
 Keys = tuple[Float[np.ndarray, "L F"] | Int[np.ndarray, "L F"] | Bool[np.ndarray, "L F"], ...]
-"""What neurons are sorted by: the largest first, by the first key, then the second and so on."""
 
 
 @dataclass(frozen=True)
 class NeuronChoice:
-    """Neurons that are silent in one run.
+    """Neurons to mask.
 
     Attributes:
-        kind: one of `MASK_KINDS`.
-        mask: 0 where a neuron is silent, 1 elsewhere.
-        source: the prompt whose neurons they are; None where they are nobody's.
-        draw: number of a random choice.
-        fitting: how many of them are what the kind promises, where there are too few: activated by
-            the prompt; by every prompt (common); by this one and no other (specific).
+        kind: One of `MASK_KINDS`.
+        mask: 0 for masked neurons, 1 elsewhere.
+        source: Prompt that the neurons were selected by; None for ``random`` and ``common``.
+        draw: Number of the random sample.
+        fitting: Number of masked neurons that meet the criterion of the kind: activated by the
+            prompt, by every prompt (common), or by this prompt only (specific).
     """
 
     kind: str
@@ -54,11 +53,11 @@ class NeuronChoice:
     fitting: int
 
     def summary(self) -> dict[str, Any]:
-        """Gives the choice without the mask, ready for JSON."""
-        silent = (self.mask == 0).sum(axis=1)
+        """Return the numbers of masked neurons as JSON."""
+        masked = (self.mask == 0).sum(axis=1)
         return {
-            "neurons": int(silent.sum()),
-            "by_layer": silent.tolist(),
+            "neurons": int(masked.sum()),
+            "by_layer": masked.tolist(),
             "fitting": self.fitting,
         }
 
@@ -75,29 +74,30 @@ def choose_neurons(
     draw: int = 0,
     seed: int = 0,
 ) -> NeuronChoice:
-    """Chooses neurons by what prompts activate.
+    """Select neurons to mask by the activations of prompts.
 
-    ``own``: those with the prompt's largest values. ``random``: as many in each layer as ``own``
-    has there. ``other``: those with another prompt's largest values. ``common``: activated by the
-    most prompts (all of them, where there are enough), the largest mean value first. ``specific``:
-    activated by this prompt and by the fewest others, the largest value first.
+    ``in_task``: largest values with the prompt. ``random``: as many per layer as ``in_task``, at
+    random. ``other``: largest values with another prompt. ``common``: activated by the most
+    prompts, of equal ones the largest mean first. ``specific``: activated by this prompt and the
+    fewest others, of equal ones the largest value first.
 
     Args:
-        activations: of the prompts.
-        prompt: whose task is scored.
-        kind: one of `MASK_KINDS`.
-        ratio: share of the neurons of the layers.
-        layers: first and last layer, from 0, both included, as ``"9-11"``; by default all.
-        per_layer: take the share from each layer, instead of from all of them together.
-        other: the other prompt of ``other``.
-        draw: number of the random choice.
-        seed: of random choices, and of which comes first among neurons of equal values.
+        activations: Activations of the prompts.
+        prompt: Prompt whose task is scored.
+        kind: One of `MASK_KINDS`.
+        ratio: Share of neurons to mask, in (0, 1).
+        layers: First and last layer, counted from 0, both included, as ``"9-11"``; defaults to
+            all.
+        per_layer: Apply the ratio to each layer instead of to all of them together.
+        other: The other prompt, for the kind ``other``.
+        draw: Number of the random sample.
+        seed: Seed of random samples and of the order of neurons with equal values.
 
     Returns:
-        The choice; ``round(ratio x neurons)`` of them, whatever the kind.
+        The :class:`NeuronChoice` of ``round(ratio x neurons)`` neurons.
 
     Raises:
-        InputError: a ratio outside (0, 1), layers or prompts that are not there.
+        InputError: If the ratio is outside (0, 1), or layers or prompts are unknown.
 
     Example:
         >>> values = np.array([[[3.0, -1.0, 2.0, 1.0]], [[-1.0, 4.0, 2.0, 1.0]]], np.float32)
@@ -112,16 +112,16 @@ def choose_neurons(
     shape = activations.values.shape[1:]
     window = parse_layers(layers, shape[0]) if layers is not None else (0, shape[0] - 1)
     count = check_ratio(ratio, shape[1] if per_layer else (window[1] - window[0] + 1) * shape[1])
-    place = activations.names.index(other if kind == MASK_OTHER else prompt)
-    keys, is_fitting = _keys(activations, place, kind)
-    silent = _silence(keys, window, count, per_layer, seed)
-    silent = _redraw(silent, [seed, 1, draw]) if kind == MASK_RANDOM else silent
+    index = activations.names.index(other if kind == MASK_OTHER else prompt)
+    keys, is_fitting = _keys(activations, index, kind)
+    masked = _select(keys, window, count, per_layer, seed)
+    masked = _resample(masked, [seed, 1, draw]) if kind == MASK_RANDOM else masked
     return NeuronChoice(
         kind,
-        np.where(silent, np.float32(0), np.float32(1)),
+        np.where(masked, np.float32(0), np.float32(1)),
         {MASK_IN_TASK: prompt, MASK_OTHER: other, MASK_SPECIFIC: prompt}.get(kind),
         draw if kind == MASK_RANDOM else None,
-        int((silent & is_fitting).sum()),
+        int((masked & is_fitting).sum()),
     )
 
 
@@ -132,73 +132,70 @@ def _check_names(activations: Activations, prompt: str, kind: str, other: str | 
             raise unknown_name("prompt of the activations", name, names)
     if kind in OF_SEVERAL and len(names) < 2:
         raise InputError(
-            f"kind is {kind}, which compares prompts, but there is {len(names)} ({names[0]}); give"
-            " the prompts of two tasks or more"
+            f"kind: {kind} needs prompts of 2 or more tasks, got {len(names)} ({names[0]}); give"
+            " more prompts"
         )
     if kind == MASK_OTHER and other in (None, prompt):
-        raise InputError(
-            f"kind is {MASK_OTHER}, and the other prompt is {other}; name one that is not {prompt}"
-        )
+        raise InputError(f"other: expected a prompt other than {prompt}, got {other}; give one")
 
 
-def _keys(activations: Activations, place: int, kind: str) -> tuple[Keys, Bool[np.ndarray, "L F"]]:
-    """What decides, and which neurons are what the kind promises."""
-    values, rates = activations.values[place], activations.rates
-    # Of a probe on text: activated in half of the rows or more.
+def _keys(activations: Activations, index: int, kind: str) -> tuple[Keys, Bool[np.ndarray, "L F"]]:
+    """Return the sort keys, and which neurons meet the criterion of the kind."""
+    values, rates = activations.values[index], activations.rates
+    # Text probe: activated in at least half of the rows.
     active = activations.values > 0 if rates is None else rates >= 0.5
     if kind == MASK_COMMON:
         shared = active.sum(axis=0)
         mean = activations.values.mean(axis=0, dtype=np.float64)
         return (shared, mean), shared == len(active)
     if kind == MASK_SPECIFIC:
-        others = active.sum(axis=0) - active[place]
-        return (active[place], -others, values), active[place] & (others == 0)
-    return (values,), (np.ones_like(active[0]) if kind == MASK_RANDOM else active[place])
+        others = active.sum(axis=0) - active[index]
+        return (active[index], -others, values), active[index] & (others == 0)
+    return (values,), (np.ones_like(active[0]) if kind == MASK_RANDOM else active[index])
 
 
-def _silence(
+def _select(
     keys: Keys, window: tuple[int, int], count: int, per_layer: bool, seed: int
 ) -> Bool[np.ndarray, "L F"]:
-    """Marks so many neurons with the largest keys; equal ones come in an order drawn by lot."""
+    """Return the `count` neurons with the largest keys; ties are broken at random."""
     layers, width = keys[0].shape
     first, last = window
-    # Without the lot, the zeros of a ReLU would be taken from the first layers first.
-    lots = np.random.default_rng([seed, 0]).permutation(layers * width).reshape(layers, width)
-    silent = np.zeros((layers, width), bool)
+    # Without random tie-breaking, the zeros of a ReLU would come from the first layers.
+    ties = np.random.default_rng([seed, 0]).permutation(layers * width).reshape(layers, width)
+    masked = np.zeros((layers, width), bool)
     groups = [[layer] for layer in range(first, last + 1)]
     for rows in groups if per_layer else [list(range(first, last + 1))]:
         ranked = [-key[rows].astype(np.float64).ravel() for key in keys]
-        order = np.lexsort([lots[rows].ravel(), *reversed(ranked)])
+        order = np.lexsort([ties[rows].ravel(), *reversed(ranked)])
         chosen = np.zeros(len(rows) * width, bool)
         chosen[order[:count]] = True
-        silent[rows] = chosen.reshape(len(rows), width)
-    return silent
+        masked[rows] = chosen.reshape(len(rows), width)
+    return masked
 
 
-def _redraw(silent: Bool[np.ndarray, "L F"], seed: list[int]) -> Bool[np.ndarray, "L F"]:
-    """Draws as many neurons of each layer as are marked there."""
+def _resample(masked: Bool[np.ndarray, "L F"], seed: list[int]) -> Bool[np.ndarray, "L F"]:
+    """Sample as many neurons of each layer as are masked there."""
     generator = np.random.default_rng(seed)
-    drawn = np.zeros_like(silent)
-    for layer, count in enumerate(silent.sum(axis=1)):
-        drawn[layer, generator.choice(silent.shape[1], int(count), replace=False)] = True
-    return drawn
+    sampled = np.zeros_like(masked)
+    for layer, count in enumerate(masked.sum(axis=1)):
+        sampled[layer, generator.choice(masked.shape[1], int(count), replace=False)] = True
+    return sampled
 
 
-# --- Redundancy: neurons that every prompt activates, and neurons that none does, layer by layer
+# --- Redundancy
 
 
 def redundancy(activations: Activations) -> Redundancy:
-    """Counts the neurons that all prompts activate and those that none does.
+    """Count the neurons that all prompts activate and those that none does, by layer.
 
-    A neuron is activated where its value is above 0; of a probe on text, always on is what every
-    prompt activates in every row, and never on what none does in any. With more prompts both
-    shares can only fall, so compare models on prompts for the same tasks.
+    A neuron is activated if its value is above 0; with a text probe, in every row or in none.
+    Both shares decrease with the number of prompts, so compare models on the same tasks.
 
     Args:
-        activations: of the prompts.
+        activations: Activations of the prompts.
 
     Returns:
-        The shares by layer.
+        The :class:`jpt.results.records.Redundancy` shares by layer.
 
     Example:
         >>> values = np.array([[[1, 1, -1, 0]], [[2, -1, 3, 0]]], np.float32)
@@ -221,6 +218,6 @@ def redundancy(activations: Activations) -> Redundancy:
 
 
 def describe_redundancy(activations: Activations) -> tuple[dict[str, Any], str]:
-    """Says the redundancy of a bank below what else is said of it."""
+    """Return the redundancy of a bank as JSON, and as text for two or more prompts."""
     found = redundancy(activations)
     return found.summary(), f"\n{found.describe()}" if found.prompts > 1 else ""
