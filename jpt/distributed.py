@@ -299,6 +299,7 @@ class Vote:
         self._pending: Any = None
 
     def __call__(self, number: int) -> int:
+        """Return the largest number of the previous call."""
         if self._count == 1:
             return number
         before, self._pending = self._pending, _largest(number)

@@ -1,4 +1,4 @@
-"""The persistent cache of compiled programs."""
+"""Persistent cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import jax
 from jpt.io.files import make_room, user_cache
 
 LEAST_S = 0.3
-"""What compiles faster is not kept."""
+"""Programs that compile faster are not cached."""
 MOST_BYTES = 2 << 30
 
 
 def use_compile_cache() -> Path | None:
-    """Turns the cache on, unless jax has been told about one already."""
+    """Enable the cache, unless the user has configured one; return its folder."""
     config = jax.config
     if not config.jax_enable_compilation_cache:
         return None
@@ -36,7 +36,7 @@ def use_compile_cache() -> Path | None:
         make_room(folder.glob("*-cache"), MOST_BYTES)
     except OSError:
         return None
-    # An entry that cannot be read or written is compiled instead, which is all there is to say.
+    # An entry that cannot be read or written is compiled again; a warning would not help.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     config.update("jax_compilation_cache_dir", str(folder))
     config.update("jax_persistent_cache_min_compile_time_secs", LEAST_S)
@@ -44,14 +44,14 @@ def use_compile_cache() -> Path | None:
 
 
 def turn_off() -> None:
-    """Keeps and reads no programs in this process."""
+    """Disable the cache in this process."""
     jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _machine() -> str:
-    """Tells processors apart: programs for one may not run on another that shares the folder."""
-    told = [platform.machine(), platform.processor()]
-    with contextlib.suppress(OSError, StopIteration):
+    """Return a hash of the processor: its programs may not run on others that share the folder."""
+    traits = [platform.machine(), platform.processor()]
+    with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        told.append(next(line for line in lines if line.lower().startswith(("flags", "features"))))
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+        traits += [line for line in lines if line.lower().startswith(("flags", "features"))][:1]
+    return hashlib.sha256("\n".join(traits).encode()).hexdigest()[:12]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 
-# --- Takes the values of a GGUF header from a file, one after the other, and believes no count
+# --- Header values
 
 # A Llama 3 header has 8 MB and 410,000 texts, the longest a chat template of some kB.
 _LARGEST_HEADER_BYTES = 2**28
@@ -31,7 +31,7 @@ _GGUF_LARGEST_COUNT = 2**20
 
 
 class HeaderReader:
-    """Takes values from the front of a file, never more than the file has."""
+    """Read the values of a header one after the other; no count in the file is trusted."""
 
     def __init__(self, file: Path, stream: BinaryIO, size_bytes: int) -> None:
         self.file = file
@@ -41,64 +41,64 @@ class HeaderReader:
         self._left_bytes = self._limit_bytes
 
     @property
-    def place_bytes(self) -> int:
-        """How much was taken."""
+    def position_bytes(self) -> int:
+        """Number of bytes read so far."""
         return self._limit_bytes - self._left_bytes
 
     def take(self, length_bytes: int) -> bytes:
-        """Takes the next bytes."""
+        """Read the next bytes."""
         if length_bytes > self._left_bytes:
             raise self.broken(f"it ends within its header, after {self._limit_bytes} bytes")
         self._left_bytes -= length_bytes
         data = self._stream.read(length_bytes)
         if len(data) < length_bytes:
-            raise self.broken("it has become shorter while it was read")
+            raise self.broken("it was truncated while being read")
         return data
 
     def whole(self, code: str) -> int:
-        """Takes the next whole number."""
+        """Read the next whole number."""
         return int.from_bytes(self.take(4 if code == "I" else 8), "little")
 
     def text(self, what: str) -> str:
-        """Takes the next text: its length, then UTF-8."""
+        """Read the next text: its length, then UTF-8."""
         length_bytes = self.whole("Q")
         if length_bytes > _LARGEST_TEXT_BYTES:
-            raise self.broken(f"{what} should have {length_bytes} bytes")
+            raise self.broken(f"{what} has a length of {length_bytes} bytes")
         try:
             return self.take(length_bytes).decode("utf-8")
         except UnicodeDecodeError:
             raise self.broken(f"{what} is not UTF-8") from None
 
     def count(self, what: str, least_bytes: int) -> int:
-        """Takes the next count."""
+        """Read the next count; its items must fit in the rest of the file."""
         count = self.whole("Q")
         if count > min(_GGUF_LARGEST_COUNT, self._left_bytes // least_bytes):
             raise self.broken(f"{count} {what} do not fit in {self.size_bytes} bytes")
         return count
 
     def broken(self, reason: str) -> InputError:
-        """Says what is wrong with the file, and the cure."""
+        """Return the InputError for a broken file."""
         return InputError(
-            f"{self.file} is not a whole GGUF file: {reason[:200]}; download or copy it again"
+            f"{self.file} is not a complete GGUF file: {reason[:200]}; download or copy it again"
         )
 
 
-# --- Tensors of GGUF files: plain ones, and quantised ones that are turned into float32 when read
+# --- Tensors: plain ones, and quantised ones that become float32 when read
 
-_PIECE_VALUES = 2**18  # turned into numbers at a time, so that no tensor is in memory twice
+_CHUNK_VALUES = 2**18  # decoded at a time, so that no tensor is in memory twice
 
 
 class Kind(NamedTuple):
-    """How a GGUF file stores values."""
+    """Storage type of a GGUF tensor."""
 
     number: int  # of the type in the file
-    block: int  # values that are stored together
-    block_bytes: int  # what a block takes
+    block: int  # values per block
+    block_bytes: int
     dtype: np.dtype = np.dtype(np.float32)  # of the values when read
 
     @property
     def is_quantised(self) -> bool:
-        """Whether values are stored in blocks with scales of their own."""
+        """Whether values are stored in scaled blocks."""
         return self.block > 1
 
 
@@ -119,38 +119,37 @@ KINDS = {
     "IQ4_NL": Kind(20, 32, 18),
     "IQ4_XS": Kind(23, 256, 136),
 }
-"""The types that are read, by the names that llama.cpp gives them."""
+"""Supported types by llama.cpp's names."""
 
 
 @dataclass(frozen=True)
 class GgufTensor(LazyTensor):
-    """Where in a GGUF file a tensor lies, and how."""
+    """Location and storage type of a tensor in a GGUF file."""
 
-    kind: str = "F32"  # one of `MASK_KINDS`
-    # heads whose rows the file holds in pairs (see `unpaired`); None for rows as they are
-    pairs: int | None = None
+    kind: str = "F32"  # one of `KINDS`
+    pairs: int | None = None  # number of heads whose rows are interleaved (see `unpaired`)
 
     @property
     def extent_bytes(self) -> int:
-        """The size of the piece of the file that holds it."""
+        """Size of the file region that holds it."""
         kind = KINDS[self.kind]
         return math.prod(self.shape) // kind.block * kind.block_bytes
 
     def unpaired(self, heads: int) -> GgufTensor:
-        """Gives the tensor with its rows in the order of Hugging Face."""
-        # llama.cpp rotates neighbouring rows of a head, Hugging Face a row of the first half with
-        # one of the second; so the converter to GGUF interleaves the halves of every head.
+        """Return the tensor with its rows in Hugging Face's order."""
+        # llama.cpp rotates neighbouring rows of a head, Hugging Face rotates a row of the first
+        # half with one of the second, so the converter interleaves the halves of every head.
         return replace(self, pairs=heads)
 
     def read(self) -> np.ndarray:
-        """Reads the values into a new array: quantised ones as float32, others in their type."""
+        """Read the values into a new array, quantised ones as float32."""
         kind = KINDS[self.kind]
         rows, width = math.prod(self.shape[:-1]), self.shape[-1]
         row_bytes = width // kind.block * kind.block_bytes
         values = np.empty((rows, width), kind.dtype)
-        step = max(1, _PIECE_VALUES // width)
+        step = max(1, _CHUNK_VALUES // width)
         try:
-            # Plain reads, no memory map: a map of a file that is later cut short kills the process.
+            # No memory map: the process would crash if the file were truncated later.
             with open(self.path, "rb") as file:
                 file.seek(self.offset_bytes)
                 for first in range(0, rows, step):
@@ -161,14 +160,13 @@ class GgufTensor(LazyTensor):
                             f"{self.path} ends within a tensor of {self.extent_bytes} bytes; the"
                             " file has changed since it was opened: copy it again"
                         )
-                    piece = _decode(raw.reshape(last - first, row_bytes), self.kind)
-                    values[first:last] = piece
+                    values[first:last] = _decode(raw.reshape(-1, row_bytes), self.kind)
         except OSError as error:
             raise read_error(self.path, error) from None
         return self._ordered(values.reshape(self.shape))
 
     def _ordered(self, values: np.ndarray) -> np.ndarray:
-        """Rows of neighbours -> rows of halves, head by head."""
+        """Undo the interleaving of each head's halves."""
         if self.pairs is None:
             return values
         neighbours = values.reshape(self.pairs, -1, 2, *self.shape[1:])
@@ -176,33 +174,32 @@ class GgufTensor(LazyTensor):
 
 
 def require_gguf(path: object) -> None:
-    """Checks that the package that knows the quantised types is there."""
+    """Raise InputError if the package that decodes quantised types is missing."""
     try:
         import gguf.quants  # noqa: F401
     except ImportError:
         raise InputError(
-            f"{path} holds quantised weights, which need the gguf package; run"
+            f"{path} has quantised weights, which need the gguf package; run"
             " `pip install 'jpt[gguf]'`"
         ) from None
 
 
 def _decode(raw: np.ndarray, kind: str) -> np.ndarray:
-    """Bytes of whole rows -> values."""
+    """Decode the bytes of whole rows."""
     if not KINDS[kind].is_quantised:
         return raw.view(KINDS[kind].dtype)
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    # Scales of a damaged file may be infinite; it is the numbers' business, not a warning's.
+    # Scales of a damaged file may be infinite: no warning, the values show it.
     with np.errstate(all="ignore"):
         return dequantize(raw, GGMLQuantizationType[kind])
 
 
-# --- The GGUF container: magic, counts, metadata of typed values, the table of tensors, the values
-# Read here and not by the gguf package, whose reader believes every count of the file: a damaged
-# one makes it loop for hours, raise whatever NumPy raises, or hand out tensors that lie over each
-# other. The checks are those of the format: all counts within the file, every tensor as long as its
-# shape says, aligned, one after the other, nothing behind the last.
+# --- Container: magic, counts, typed metadata, tensor table, values
+# Not read with the gguf package, whose reader trusts every count: a damaged file makes it loop for
+# hours, raise NumPy errors, or return overlapping tensors. Checked here: all counts within the
+# file; tensors as long as their shape, aligned, contiguous, and ending with the file.
 
 MAGIC = b"GGUF"
 
@@ -210,7 +207,7 @@ _USUAL_ALIGNMENT = 32
 _LARGEST_ALIGNMENT = 2**16
 _LARGEST_AXES = 4  # of the format's own library
 _LEAST_FIELD_BYTES = 13  # a key's length, the type, the smallest value
-_LEAST_TENSOR_BYTES = 32  # a name's length, the number of axes, one axis, the type, the place
+_LEAST_TENSOR_BYTES = 32  # a name's length, the number of axes, one axis, type, offset
 _TEXT, _LIST, _FLAG = 8, 9, 7
 _NUMBERS = {
     number: np.dtype(code)
@@ -220,28 +217,27 @@ _NUMBERS = {
     }.items()
 }  # fmt: skip
 _OTHER_FILES = {
-    b"PK\x03\x04": "it is a zip archive or a file of torch.save",
-    b"\x80": "it is a pickle or a file of torch.save",
+    b"PK\x03\x04": "it is a zip archive or a torch.save file",
+    b"\x80": "it is a pickle or a torch.save file",
     b"version ": "it is a Git LFS pointer; run `git lfs pull`",
-    b"ggml": "it is of GGML, which came before GGUF; convert it with llama.cpp",
-    b"ggjt": "it is of GGJT, which came before GGUF; convert it with llama.cpp",
-    b"lmgg": "it is of GGML, which came before GGUF; convert it with llama.cpp",
-    b"tjgg": "it is of GGJT, which came before GGUF; convert it with llama.cpp",
+    b"ggml": "it is GGML, the predecessor of GGUF; convert it with llama.cpp",
+    b"ggjt": "it is GGJT, a predecessor of GGUF; convert it with llama.cpp",
+    b"lmgg": "it is GGML, the predecessor of GGUF; convert it with llama.cpp",
+    b"tjgg": "it is GGJT, a predecessor of GGUF; convert it with llama.cpp",
 }
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file holds, without its tensors' values."""
+    """Content of a GGUF file, without its tensors' values."""
 
-    path: Path  # the file
-    # numbers, flags, texts, lists of texts and arrays of numbers by key
-    metadata: Mapping[str, Any]
-    tensors: Mapping[str, GgufTensor]  # the tensors by the names that the file gives them
+    path: Path
+    metadata: Mapping[str, Any]  # numbers, flags, texts, lists of texts, arrays of numbers
+    tensors: Mapping[str, GgufTensor]  # by llama.cpp's names
 
 
 def read_gguf_header(path: str | Path) -> GgufHeader:
-    """Reads metadata and table of tensors of a GGUF file of version 2 or 3."""
+    """Read metadata and tensor table of a GGUF file of version 2 or 3."""
     file = Path(path)
     size_bytes = file_size_bytes(file)
     try:
@@ -252,24 +248,21 @@ def read_gguf_header(path: str | Path) -> GgufHeader:
 
 
 def _read(reader: HeaderReader) -> GgufHeader:
-    """The parts of the header, one after the other."""
     _check_version(reader)
     tensor_count = reader.count("tensors", _LEAST_TENSOR_BYTES)
     metadata: dict[str, Any] = {}
     for _ in range(reader.count("fields", _LEAST_FIELD_BYTES)):
         key = reader.text("the name of a field")
         if not key or key in metadata:
-            raise reader.broken(
-                f"the field {key!r} is there twice" if key else "a field has no name"
-            )
+            raise reader.broken(f"field {key!r} occurs twice" if key else "a field has no name")
         metadata[key] = _value(reader, key)
     lines = [_tensor_line(reader) for _ in range(tensor_count)]
     alignment = _alignment(reader, metadata)
-    start = -(-reader.place_bytes // alignment) * alignment
+    start = -(-reader.position_bytes // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}
     for name, shape, kind, offset in lines:
         if name in tensors:
-            raise reader.broken(f"tensor {name!r} is there twice")
+            raise reader.broken(f"tensor {name!r} occurs twice")
         tensors[name] = GgufTensor(
             path=reader.file,
             offset_bytes=start + offset,
@@ -277,12 +270,12 @@ def _read(reader: HeaderReader) -> GgufHeader:
             dtype=KINDS[kind].dtype,
             kind=kind,
         )
-    _check_places(reader, tensors, start, alignment)
+    _check_extents(reader, tensors, start, alignment)
     return GgufHeader(reader.file, metadata, tensors)
 
 
 def _check_version(reader: HeaderReader) -> None:
-    """Magic, byte order and version."""
+    """Raise InputError for another magic, byte order or version."""
     if reader.size_bytes < 24:
         raise reader.broken(f"it has only {reader.size_bytes} bytes")
     start = reader.take(8)
@@ -291,34 +284,33 @@ def _check_version(reader: HeaderReader) -> None:
             if start.startswith(other):
                 raise InputError(f"{reader.file} is not a GGUF file: {kind}")
         raise InputError(
-            f"{reader.file} begins with {start[:4]!r}, not with {MAGIC!r}: give a GGUF file"
+            f"{reader.file}: expected {MAGIC!r} at the start, got {start[:4]!r}; give a GGUF file"
         )
     version = int.from_bytes(start[4:], "little")
     if version in (2, 3):
         return
     if version == 1:
         raise InputError(
-            f"{reader.file} is of version 1 of GGUF, read are 2 and 3; convert the model again"
+            f"{reader.file}: expected GGUF version 2 or 3, got 1; convert the model again"
         )
     if int.from_bytes(start[4:], "big") in (1, 2, 3):
         raise InputError(
-            f"{reader.file} is big-endian; turn it around with"
+            f"{reader.file} is big-endian; convert it with"
             f" `gguf-convert-endian {reader.file.name} little`"
         )
     raise InputError(
-        f"{reader.file} is of version {version} of GGUF, read are 2 and 3; convert the model again"
+        f"{reader.file}: expected GGUF version 2 or 3, got {version}; convert the model again"
     )
 
 
 def _value(reader: HeaderReader, key: str) -> Any:
-    """One value of the metadata."""
     kind = reader.whole("I")
     if kind == _TEXT:
-        return reader.text(f"the field {key!r}")
+        return reader.text(f"field {key!r}")
     if kind in _NUMBERS:
         return _numbers(reader, kind, 1).item()
     if kind != _LIST:
-        raise reader.broken(f"the field {key!r} is of the unknown type {kind}")
+        raise reader.broken(f"field {key!r} has the unknown type {kind}")
     kind = reader.whole("I")
     if kind == _TEXT:
         what = f"an entry of {key!r}"
@@ -326,17 +318,17 @@ def _value(reader: HeaderReader, key: str) -> Any:
     if kind in _NUMBERS:
         count = reader.count(f"entries of {key!r}", _NUMBERS[kind].itemsize)
         return _numbers(reader, kind, count)
-    raise reader.broken(f"the field {key!r} lists values of the unknown type {kind}")
+    raise reader.broken(f"field {key!r} is a list of the unknown type {kind}")
 
 
 def _numbers(reader: HeaderReader, kind: int, count: int) -> np.ndarray:
     data = np.frombuffer(reader.take(count * _NUMBERS[kind].itemsize), np.uint8)
-    # A flag that is neither 0 nor 1 would be a bool that equals neither False nor True.
+    # A byte other than 0 and 1 would become a bool that equals neither False nor True.
     return data != 0 if kind == _FLAG else data.view(_NUMBERS[kind])
 
 
 def _tensor_line(reader: HeaderReader) -> tuple[str, tuple[int, ...], str, int]:
-    """One line of the table: name, shape with the longest steps first, type, place."""
+    """Read one entry of the tensor table: name, shape (slowest axis first), type, offset."""
     name = reader.text("the name of a tensor")
     axes = reader.whole("I")
     if not name or not 1 <= axes <= _LARGEST_AXES:
@@ -346,12 +338,12 @@ def _tensor_line(reader: HeaderReader) -> tuple[str, tuple[int, ...], str, int]:
     kind = next((name for name, kind in KINDS.items() if kind.number == number), None)
     if kind is None:
         raise InputError(
-            f"{reader.file}: tensor {name[:80]!r} has the type number {number}, known are"
-            f" {', '.join(KINDS)}; quantise the model to one of them"
+            f"{reader.file}: tensor {name[:80]!r} has the unsupported type number {number};"
+            f" quantise the model to one of {', '.join(KINDS)}"
         )
     block = KINDS[kind].block
     if not all(0 < length < 2**40 for length in shape) or shape[-1] % block:
-        raise reader.broken(f"tensor {name!r} {list(shape)} is not made of blocks of {block}")
+        raise reader.broken(f"tensor {name!r} {list(shape)} does not consist of blocks of {block}")
     return name, shape, kind, offset
 
 
@@ -359,29 +351,29 @@ def _alignment(reader: HeaderReader, metadata: Mapping[str, Any]) -> int:
     alignment = metadata.get("general.alignment", _USUAL_ALIGNMENT)
     whole = type(alignment) is int and 0 < alignment <= _LARGEST_ALIGNMENT
     if not whole or alignment & (alignment - 1):
-        raise reader.broken(f"general.alignment is {alignment!r}; a power of two was expected")
+        raise reader.broken(f"general.alignment is {alignment!r}; expected a power of two")
     return alignment
 
 
-def _check_places(
+def _check_extents(
     reader: HeaderReader, tensors: Mapping[str, GgufTensor], start: int, alignment: int
 ) -> None:
-    """Holds the tensors to lying one after the other, aligned, up to the end of the file."""
+    """Raise InputError unless the tensors are contiguous, aligned, and end with the file."""
     end = start
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset_bytes):
         if tensor.offset_bytes != -(-end // alignment) * alignment:
-            raise reader.broken(f"tensor {name!r} leaves a gap or lies over another one")
+            raise reader.broken(f"tensor {name!r} leaves a gap or overlaps another one")
         end = tensor.offset_bytes + tensor.extent_bytes
     if end > reader.size_bytes:
         raise reader.broken(f"it ends after {reader.size_bytes} of {end} bytes")
     if tensors and reader.size_bytes > -(-end // alignment) * alignment:
-        raise reader.broken(f"it should end after {end} bytes and has {reader.size_bytes}")
+        raise reader.broken(f"expected {end} bytes, got {reader.size_bytes}")
 
 
-# --- Llama 3's scaling of rotary positions, recovered from the factors that GGUF files have of it
-# The converter evaluates the config's four numbers to one factor a frequency. Only three of them
-# can be told apart: the factor of the slowest frequencies and the two wavelengths between which it
-# sets in, so the first context length is taken as 8,192, Llama 3's own.
+# --- Rotary scaling of Llama 3
+# The converter turns the config's four numbers into one factor per frequency. Only three of them
+# can be recovered: the factor of the slowest frequencies and the two wavelengths between which it
+# sets in. The fourth, the first context length, is taken as 8,192, that of Llama 3.
 
 FIRST_CONTEXT = 8192
 _LARGEST_ERROR = 2e-6  # relative; the factors are float32, computed in a few steps of float32
@@ -390,14 +382,14 @@ _LARGEST_ERROR = 2e-6  # relative; the factors are float32, computed in a few st
 def rope_factors(
     theta: float, count: int, factor: float, low_factor: float, high_factor: float
 ) -> np.ndarray:
-    """What each frequency of a head is divided by under Llama 3's scaling."""
-    turns = _turns(theta, count)
-    between = np.clip((turns - low_factor) / (high_factor - low_factor), 0, 1)
+    """Return the divisor of each frequency of a head under Llama 3's scaling."""
+    rotations = _rotations(theta, count)
+    between = np.clip((rotations - low_factor) / (high_factor - low_factor), 0, 1)
     return 1 / ((1 - between) / factor + between)
 
 
 def recover_rope_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:
-    """Finds the scaling that gives the factors of a file."""
+    """Return the rope_scaling that yields a file's factors, or None if there is none."""
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         return None
     if (factors == 1).all():
@@ -420,18 +412,18 @@ def recover_rope_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | 
     return None
 
 
-def _turns(theta: float, count: int) -> np.ndarray:
-    """How often each frequency turns within the first context."""
+def _rotations(theta: float, count: int) -> np.ndarray:
+    """Return the number of rotations of each frequency within the first context."""
     return FIRST_CONTEXT / (2 * np.pi) * theta ** -(np.arange(count) / count)
 
 
 def _fits(factors: np.ndarray, theta: float, factor: float) -> list[tuple[float, float]]:
-    """Bounds that fit the factors between 1 and the largest: rounded, then as computed."""
+    """Return bounds fitted to the factors between 1 and the largest: rounded, then exact."""
     between = (1 / factors - 1 / factor) / (1 - 1 / factor)
     inner = (between > 1e-4) & (between < 1 - 1e-4)
     if inner.sum() < 2:
         return []
-    slope, start = np.polyfit(_turns(theta, factors.size)[inner], between[inner], 1)
+    slope, start = np.polyfit(_rotations(theta, factors.size)[inner], between[inner], 1)
     if slope <= 0:
         return []
     low, high = -start / slope, (1 - start) / slope
@@ -440,12 +432,11 @@ def _fits(factors: np.ndarray, theta: float, factor: float) -> list[tuple[float,
     return [(round(low, 3), round(high, 3)), (float(low), float(high))]
 
 
-# --- The shape of a model, from the metadata of a GGUF file to the config of Hugging Face
-# What llama.cpp reads of a file decides: a field that changes what it computes is either translated
-# or refused, one that it ignores is ignored.
+# --- Config: from metadata to Hugging Face's fields
+# A field that changes what llama.cpp computes is translated or refused; others are ignored.
 
 ARCHITECTURES = ("llama", "qwen2")
-"""What general.architecture may say; Hugging Face's model_type is the same word."""
+"""Supported values of general.architecture; Hugging Face's model_type has the same names."""
 
 WORD_TABLE = "token_embd.weight"
 HEAD = "output.weight"
@@ -454,7 +445,7 @@ _GGUF_CONFIG_LARGEST_COUNT = 2**31 - 1
 
 
 def read_gguf_config(header: GgufHeader) -> dict[str, Any]:
-    """Translates the metadata."""
+    """Return the fields of a Hugging Face config."""
     fields = _Fields(header)
     _refuse_variants(fields)
     width, heads = fields.whole("embedding_length"), fields.whole("attention.head_count")
@@ -488,16 +479,15 @@ def read_gguf_config(header: GgufHeader) -> dict[str, Any]:
 
 
 class _Fields:
-    """The fields that the metadata has for the file's architecture, checked when asked for."""
+    """Metadata fields of the file's architecture, checked on access."""
 
     def __init__(self, header: GgufHeader) -> None:
         self.header = header
         self.architecture = header.metadata.get("general.architecture")
         if self.architecture not in ARCHITECTURES:
             raise InputError(
-                f"{header.path} holds a model of the architecture {_shown(self.architecture)}; GGUF"
-                f" files of {' and '.join(ARCHITECTURES)} are loaded: give the model's safetensors"
-                " folder"
+                f"{header.path}: expected the architecture {' or '.join(ARCHITECTURES)}, got"
+                f" {_shown(self.architecture)}; use the model's safetensors folder"
             )
 
     def key(self, name: str) -> str:
@@ -506,25 +496,24 @@ class _Fields:
     def error(self, name: str, value: Any, expected: str) -> InputError:
         return InputError(
             f"{self.header.path}: {self.key(name)} is {_shown(value)}; expected {expected}:"
-            " download the file again or take the model's safetensors folder"
+            " download the file again or use the model's safetensors folder"
         )
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A field as it is; one value for all layers where the file lists the same for each."""
+        """Return a field; a list of equal values per layer becomes one value."""
         value = self.header.metadata.get(self.key(name), default)
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             return value[0].item()
         return value
 
     def whole(self, name: str, default: int | None = None) -> int:
-        """A field that counts something."""
         value = self.get(name, default)
         if type(value) is not int or not 1 <= value <= _GGUF_CONFIG_LARGEST_COUNT:
             raise self.error(name, value, "a whole number of at least 1, one for all layers")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A field above 0; of the float32 in the file the shortest decimals, as 1e-05."""
+        """Return a positive field, rounded to the shortest decimals of its float32."""
         value = self.get(name, default)
         if type(value) not in (int, float) or not 0 < value < 1e30:
             raise self.error(name, value, "a number above 0")
@@ -532,59 +521,56 @@ class _Fields:
 
 
 def _shown(value: Any) -> str:
-    """A value of a file in a few words."""
     return repr(" ".join(str(value).split())[:60]) if not isinstance(value, int) else str(value)
 
 
 def _refuse_variants(fields: _Fields) -> None:
-    """Raises for what llama.cpp would compute otherwise than the Llama family is computed here."""
+    """Raise InputError for model variants that are not implemented."""
     metadata, path = fields.header.metadata, fields.header.path
     kind = metadata.get("general.type", "model")
     if kind != "model":
-        raise InputError(f"{path} holds no model but {_shown(kind)}; give the model's own file")
+        raise InputError(f"{path} is of type {_shown(kind)}, not a model; give the model's file")
     parts = metadata.get("split.count", 0)
     if parts not in (0, 1):
         raise InputError(
             f"{path} is one of {_shown(parts)} parts of a model; join them with"
-            " `llama-gguf-split --merge FIRST_PART WHOLE` and give the whole"
+            " `llama-gguf-split --merge FIRST_PART WHOLE` and give the merged file"
         )
     for name, usual in {"expert_count": 0, "attention.causal": True}.items():
         if (value := fields.get(name, usual)) != usual:
-            raise fields.error(name, value, f"{usual}, other models are not computed")
+            raise fields.error(name, value, f"{usual}, other values are not supported")
 
 
 def _check_head_width(fields: _Fields, head_width: int) -> None:
-    """All of a head is rotated, and values are as wide as keys."""
+    """Raise InputError unless whole heads are rotated and values are as wide as keys."""
     for name in ("attention.value_length", "rope.dimension_count"):
         value = fields.whole(name, head_width)
         if value != head_width or value % 2:
-            raise fields.error(name, value, f"the even width of a head, here {head_width}")
+            raise fields.error(name, value, f"an even head width, here {head_width}")
 
 
 def _vocabulary(fields: _Fields) -> int:
-    """Rows of the word table, which the list of tokens must fit."""
+    """Return the number of token embeddings, which must match the list of tokens."""
     header = fields.header
     table = header.tensors.get(WORD_TABLE)
     if table is None or len(table.shape) != 2:
-        raise InputError(
-            f"{header.path} has no tensor {WORD_TABLE} of rows of words; download it again"
-        )
+        raise InputError(f"{header.path} has no token embeddings {WORD_TABLE}; download it again")
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) != table.shape[0]:
         raise InputError(
-            f"{header.path} lists {len(tokens)} tokens and has {table.shape[0]} rows of them;"
-            " the parts of two models are mixed: convert the model again"
+            f"{header.path} lists {len(tokens)} tokens but has {table.shape[0]} embeddings;"
+            " parts of two models are mixed: convert the model again"
         )
     return table.shape[0]
 
 
 def _rope_scaling(fields: _Fields, head_width: int) -> dict[str, Any] | None:
-    """How positions are scaled: by the metadata, or by a tensor of factors (Llama 3.1)."""
+    """Return the rope_scaling, from the metadata or a tensor of factors (Llama 3.1)."""
     kind = fields.get("rope.scaling.type", "linear")
     factor = fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0.0))
     if type(factor) not in (int, float) or not 0 <= factor < 1e6:
         raise fields.error("rope.scaling.factor", factor, "a number above 0")
-    # 0 is how llama.cpp writes that nothing is scaled.
+    # llama.cpp writes 0 for no scaling.
     factor = 1.0 if kind == "none" or factor == 0 else float(str(np.float32(factor)))
     if kind not in ("none", "linear"):
         raise fields.error("rope.scaling.type", kind, "none, linear or Llama 3's factors")
@@ -601,15 +587,12 @@ def _rope_scaling(fields: _Fields, head_width: int) -> dict[str, Any] | None:
     if found is None:
         raise InputError(
             f"{fields.header.path}: the factors of {ROPE_FACTORS} are not those of Llama 3's"
-            " scaling, and no other is computed; take the model's safetensors folder"
+            " scaling, the only one supported; use the model's safetensors folder"
         )
     return found or None
 
 
-# --- GGUF files of the Llama family: weights under Hugging Face's names, and the config of the
-# model
-# llama.cpp's files hold everything in one: weights, often quantised, shape and tokenizer. Weights
-# are turned into floats when they are read, one tensor at a time.
+# --- Models: weights under Hugging Face's names
 
 _NAMES = {
     WORD_TABLE: "model.embed_tokens.weight",
@@ -630,22 +613,22 @@ _LAYER_NAMES = {
 _LAYER_TENSOR = re.compile(
     rf"blk\.(0|[1-9][0-9]{{0,5}})\.({'|'.join(_LAYER_NAMES)})\.(weight|bias)"
 )
-# llama.cpp rotates neighbouring rows in these architectures, so their files hold them so.
+# Architectures whose files interleave the rows of queries and keys (see `GgufTensor.unpaired`).
 _PAIRED = ("llama",)
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A model in a GGUF file."""
+    """Model in a GGUF file."""
 
-    path: Path  # the file
-    config: dict[str, Any]  # the fields of a ``config.json`` of Hugging Face
+    path: Path
+    config: dict[str, Any]  # the fields of Hugging Face's ``config.json``
     source: TensorSource  # the weights under Hugging Face's names
-    metadata: Mapping[str, Any]  # what else the file says, its tokenizer above all
+    metadata: Mapping[str, Any]  # everything else, such as the tokenizer
 
 
 def open_gguf(path: str | Path) -> GgufFile:
-    """Opens a GGUF file without reading its weights."""
+    """Open a GGUF file without reading its weights."""
     header = read_gguf_header(path)
     config = read_gguf_config(header)
     if any(KINDS[tensor.kind].is_quantised for tensor in header.tensors.values()):
@@ -655,17 +638,17 @@ def open_gguf(path: str | Path) -> GgufFile:
 
 
 def _rename(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, GgufTensor]:
-    """Each weight under its name in Hugging Face's checkpoints, rows in their order."""
+    """Return the weights under Hugging Face's names, their rows in its order."""
     tensors: dict[str, GgufTensor] = {}
     layers: set[str] = set()
     for name, tensor in header.tensors.items():
         if name == ROPE_FACTORS and config["model_type"] == "llama":
-            continue  # part of the config
+            continue  # translated to the config
         found = _LAYER_TENSOR.fullmatch(name)
         if found is None and name not in _NAMES:
             raise InputError(
-                f"{header.path}: a {config['model_type']} model that is computed here has no tensor"
-                f" {name[:80]!r}; take the model's safetensors folder"
+                f"{header.path}: unexpected tensor {name[:80]!r} in a {config['model_type']} model;"
+                " use the model's safetensors folder"
             )
         if found is None:
             tensors[_NAMES[name]] = tensor
@@ -677,7 +660,7 @@ def _rename(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, GgufTens
         )
     if len(layers) != config["num_hidden_layers"]:
         raise InputError(
-            f"{header.path} says {config['num_hidden_layers']} layers and has weights of"
+            f"{header.path}: expected weights of {config['num_hidden_layers']} layers, got"
             f" {len(layers)}; download or copy it again"
         )
     return tensors
@@ -690,17 +673,16 @@ def _unpair(
     rows = heads * config["head_dim"]
     if tensor.shape[0] != rows:
         raise InputError(
-            f"{header.path}: {name} has {tensor.shape[0]} rows, but {heads} heads of"
-            f" {config['head_dim']} have {rows}; download or copy it again"
+            f"{header.path}: {name} has {tensor.shape[0]} rows; expected {rows} ({heads} heads of"
+            f" {config['head_dim']}): download or copy it again"
         )
     return tensor.unpaired(heads) if config["model_type"] in _PAIRED else tensor
 
 
-# --- How the byte-level vocabularies of GGUF files split text before merging, by the files' own
-# names
-# A file names the kind of its splitter (``tokenizer.ggml.pre``) and does not describe it. The kinds
-# below are those of models of the Llama family; the expressions are those of the models' own
-# tokenizers, which llama.cpp's equal apart from spelling.
+# --- Pre-tokenizers of byte-level vocabularies
+# A file names its pre-tokenizer (``tokenizer.ggml.pre``) but does not describe it. Below are those
+# of the Llama family, with the expressions of the models' own tokenizers; llama.cpp's are
+# equivalent.
 
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -715,21 +697,20 @@ _TEKKEN = (
 )
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _DIGITS_ALONE = (r"\p{N}", _GPT2)
-# No model's own: what llama.cpp does for files that say "default".
+# llama.cpp's fallback, not that of any model.
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
 
 
 class Split(NamedTuple):
-    """One kind of splitter, with what else goes without saying for its vocabularies."""
+    """Pre-tokenizer, with the defaults of its vocabularies."""
 
-    # expressions; each splits what those before it left, matches and rests alike
-    patterns: tuple[str, ...]
+    patterns: tuple[str, ...]  # each splits the matches and the rest of those before it
     whole_words: bool = False  # whether a word that is a token is taken without merging
-    add_bos: bool = False  # whether the model reads bos before a text where the file does not say
-    normalizes: bool = False  # whether text is brought to Unicode's composed form (NFC) first
+    add_bos: bool = False  # default of add_bos_token
+    normalizes: bool = False  # whether text is normalised to NFC first
 
     def build(self) -> PreTokenizer:
-        """Builds the splitter; what it gives is spelled in the byte alphabet."""
+        """Build the pre-tokenizer; its words are spelled in the byte alphabet."""
         from tokenizers import Regex
         from tokenizers.pre_tokenizers import ByteLevel, Sequence
         from tokenizers.pre_tokenizers import Split as SplitBy
@@ -754,62 +735,62 @@ SPLITS = {
     "falcon3": _LLAMA3,
     "smaug-bpe": Split(_THREE_DIGITS),
     "tekken": Split(_TEKKEN, whole_words=True, add_bos=True),
-    # Qwen's own tokenizers compose; llama.cpp does not. Other models of this kind do not either.
+    # Qwen's tokenizers normalise; llama.cpp and the other models below do not.
     "qwen2": Split(_ONE_DIGIT, normalizes=True),
     "deepseek-r1-qwen": Split(_ONE_DIGIT),
     "megrez": Split(_ONE_DIGIT),
 }
-"""The kinds that are known."""
+"""Supported values of tokenizer.ggml.pre."""
 
 
-# --- Tokenizers from the metadata of GGUF files: byte-level pairs (GPT-2's kind), or
-# SentencePiece's
-# The library's own algorithm merges in both. A SentencePiece file lists no merges: a pair of pieces
-# merges where its whole is a piece, the best score first, so the merges are written out from that.
+# --- Tokenizers: byte-level BPE (GPT-2), or SentencePiece
+# A SentencePiece file lists no merges: two tokens merge if their concatenation is a token, best
+# score first. The merges of a BPE model are derived from that.
 
 MODELS = ("gpt2", "llama")
-"""What tokenizer.ggml.model may say: byte-level pairs, or SentencePiece's."""
+"""Supported values of tokenizer.ggml.model: byte-level BPE, and SentencePiece."""
 
-_NORMAL, _UNKNOWN, _CONTROL, _WRITTEN = 1, 2, 3, 4  # of tokenizer.ggml.token_type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # of tokenizer.ggml.token_type
 _LONGEST_TOKEN = 1024  # characters; real ones have up to 256
 _SPACE = "▁"  # SentencePiece's spelling of a space
-# What llama.cpp takes where a SentencePiece file does not say: Llama's own.
+# llama.cpp's defaults for SentencePiece files: Llama's ids.
 _LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0, "pad": None}
 _ID_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 def read_gguf_tokenizer(file: GgufFile, required: tuple[str, ...] = ("eos",)) -> TextTokenizer:
-    """Builds the tokenizer that a GGUF file describes."""
+    """Build the tokenizer of a GGUF file."""
     tokens = _Tokens(file.path, file.metadata)
     backend, add_bos = _byte_level(tokens) if tokens.model == "gpt2" else _sentencepiece(tokens)
     ids = tokens.special_ids()
     _add_special(backend, tokens, ids)
     add_bos = tokens.flag("add_bos_token", add_bos)
     if add_bos and ids["bos"] is None:
-        raise tokens.error("bos_token_id", "missing; it should stand before every text")
+        raise tokens.error("bos_token_id", "missing, but every text must start with it")
     for name in required:
         if ids.get(name) is None:
             key = _ID_KEYS.get(name, name)
-            raise tokens.error(f"{key}_token_id", "missing, which this family of models needs")
+            raise tokens.error(f"{key}_token_id", "missing, but this model family needs it")
     return TextTokenizer(backend, SpecialIds(cls=None, sep=None, mask=None, **ids), add_bos)
 
 
 class _Tokens:
-    """The fields of the tokenizer, checked when asked for."""
+    """Tokenizer fields, checked on access."""
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         self._path, self._metadata = path, metadata
         self.model = self.get("model")
         if self.model not in MODELS:
-            raise self.error("model", f"{str(self.model)[:40]!r}; known are {', '.join(MODELS)}")
+            expected = ", ".join(MODELS)
+            raise self.error("model", f"{str(self.model)[:40]!r}; expected one of {expected}")
         listed = self.texts("tokens")
-        # llama.cpp calls an empty one so.
-        self.pieces = [piece or f"[EMPTY_{token}]" for token, piece in enumerate(listed)]
-        self.ids = {piece: token for token, piece in enumerate(self.pieces)}
+        # llama.cpp's name of an empty token.
+        self.texts_by_id = [text or f"[EMPTY_{token}]" for token, text in enumerate(listed)]
+        self.ids = {text: token for token, text in enumerate(self.texts_by_id)}
         if not listed or len(self.ids) != len(listed):
-            raise self.error("tokens", f"{len(listed)} tokens, {len(self.ids)} of them different")
+            raise self.error("tokens", f"{len(listed)} tokens, {len(self.ids)} of them distinct")
         if max(map(len, listed)) > _LONGEST_TOKEN:
-            raise self.error("tokens", f"of up to {max(map(len, listed))} characters")
+            raise self.error("tokens", f"a list with a token of {max(map(len, listed))} characters")
         self.types = self.numbers("token_type", _NORMAL).tolist()
         self.typed = self.get("token_type") is not None
 
@@ -818,57 +799,55 @@ class _Tokens:
 
     def error(self, name: str, reason: str) -> InputError:
         return InputError(
-            f"{self._path}: tokenizer.ggml.{name} is {reason}; take a file that a newer llama.cpp"
+            f"{self._path}: tokenizer.ggml.{name} is {reason}; use a file that a newer llama.cpp"
             " made, or the model's safetensors folder"
         )
 
     def texts(self, name: str) -> list[str]:
-        """A list of texts."""
         value = self.get(name)
         if not isinstance(value, list):
-            raise self.error(name, "no list of texts" if value is not None else "missing")
+            raise self.error(name, "not a list of texts" if value is not None else "missing")
         return value
 
     def numbers(self, name: str, default: float) -> np.ndarray:
-        """One number a token."""
+        """Return one number per token."""
         value = self.get(name)
         if value is None:
-            return np.full(len(self.pieces), default)
-        if not isinstance(value, np.ndarray) or len(value) != len(self.pieces):
-            raise self.error(name, f"no list of {len(self.pieces)} numbers, one a token")
+            return np.full(len(self.texts_by_id), default)
+        if not isinstance(value, np.ndarray) or len(value) != len(self.texts_by_id):
+            raise self.error(name, f"not a list of {len(self.texts_by_id)} numbers, one per token")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
-        """A flag that may be left out."""
         value = self.get(name)
         if not isinstance(value, bool | None):
-            raise self.error(name, f"{str(value)[:40]!r}, neither true nor false")
+            raise self.error(name, f"{str(value)[:40]!r}; expected true or false")
         return default if value is None else value
 
     def special_ids(self) -> dict[str, int | None]:
-        """Ids of the special pieces."""
+        """Return the ids of the special tokens."""
         usual = _LLAMA_IDS if self.model == "llama" else dict.fromkeys(_ID_KEYS)
         ids: dict[str, int | None] = {}
         for name, key in _ID_KEYS.items():
-            token = self.get(f"{key}_token_id")
+            token, size = self.get(f"{key}_token_id"), len(self.texts_by_id)
             ids[name] = usual[name] if token is None else token
-            if token is None and ids[name] is not None and ids[name] >= len(self.pieces):
+            if token is None and ids[name] is not None and ids[name] >= size:
                 ids[name] = None
-            if token is not None and not (type(token) is int and 0 <= token < len(self.pieces)):
-                reason = f"{str(token)[:40]}, but there are {len(self.pieces)} tokens"
+            if token is not None and not (type(token) is int and 0 <= token < size):
+                reason = f"{str(token)[:40]}, but there are {size} tokens"
                 raise self.error(f"{key}_token_id", reason)
         return ids
 
 
 def _byte_level(tokens: _Tokens) -> tuple[Tokenizer, bool]:
-    """Pairs of bytes, merged in the order of the file."""
+    """Build a byte-level BPE tokenizer; return its add_bos_token default, too."""
     from tokenizers import decoders, normalizers
 
     kind = tokens.get("pre")
     if kind is None:
-        raise tokens.error("pre", f"missing, so how text is split is unknown: {', '.join(SPLITS)}")
+        raise tokens.error("pre", f"missing; expected one of {', '.join(SPLITS)}")
     if kind not in SPLITS:
-        raise tokens.error("pre", f"{str(kind)[:40]!r}; known are {', '.join(SPLITS)}")
+        raise tokens.error("pre", f"{str(kind)[:40]!r}; expected one of {', '.join(SPLITS)}")
     split = SPLITS[kind]
     merges = [_pair(tokens, merge) for merge in tokens.texts("merges")]
     backend = _build(tokens, merges, ignore_merges=split.whole_words)
@@ -880,34 +859,34 @@ def _byte_level(tokens: _Tokens) -> tuple[Tokenizer, bool]:
 
 
 def _pair(tokens: _Tokens, merge: str) -> tuple[str, str]:
-    """The two pieces of a merge; the first may itself begin with a space."""
+    """Split a merge into its two tokens; the first may itself begin with a space."""
     at = merge.find(" ", 1)
     left, right = merge[:at], merge[at + 1 :]
     if at < 0 or left not in tokens.ids or right not in tokens.ids:
-        raise tokens.error("merges", f"with {merge[:40]!r}, which is no pair of tokens")
+        raise tokens.error("merges", f"a list with {merge[:40]!r}, which is not a pair of tokens")
     if left + right not in tokens.ids:
-        raise tokens.error("merges", f"with {merge[:40]!r}, whose whole is no token")
+        raise tokens.error("merges", f"a list with {merge[:40]!r}, which does not form a token")
     return left, right
 
 
 def _sentencepiece(tokens: _Tokens) -> tuple[Tokenizer, bool]:
-    """Pieces of characters, merged by score; characters outside the vocabulary become bytes."""
+    """Build a SentencePiece tokenizer; unknown characters become bytes."""
     from tokenizers import decoders, normalizers
 
     if tokens.flag("remove_extra_whitespaces", False):
-        raise tokens.error("remove_extra_whitespaces", "true, which is not computed")
+        raise tokens.error("remove_extra_whitespaces", "true, which is not supported")
     unknown = tokens.special_ids()["unk"]
     backend = _build(
         tokens,
         _scored_merges(tokens),
-        unk_token=None if unknown is None else tokens.pieces[unknown],
+        unk_token=None if unknown is None else tokens.texts_by_id[unknown],
         fuse_unk=True,
         byte_fallback=True,
     )
     steps = [normalizers.Replace(" ", _SPACE)]
     ends = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if tokens.flag("add_space_prefix", True):
-        # One more space even before a space, as SentencePiece has it; Metaspace would not.
+        # A further space even before a space, as in SentencePiece; Metaspace would not add it.
         steps.insert(0, normalizers.Prepend(_SPACE))
         ends.append(decoders.Strip(" ", 1, 0))
     backend.normalizer = normalizers.Sequence(steps)
@@ -916,12 +895,12 @@ def _sentencepiece(tokens: _Tokens) -> tuple[Tokenizer, bool]:
 
 
 def _scored_merges(tokens: _Tokens) -> list[tuple[str, str]]:
-    """All pairs of pieces whose whole is a piece, the best score of the whole first."""
+    """Return all pairs of tokens that form a token, by the score of that token."""
     scores = tokens.numbers("scores", math.nan).astype(np.float64).tolist()
     if not all(map(math.isfinite, scores)):
         raise tokens.error("scores", "missing or not finite")
     mergeable = {
-        piece: token for piece, token in tokens.ids.items() if tokens.types[token] == _NORMAL
+        text: token for text, token in tokens.ids.items() if tokens.types[token] == _NORMAL
     }
     pairs = [
         (-scores[token], token, mergeable[whole[:at]], mergeable[whole[at:]], at, whole)
@@ -929,7 +908,7 @@ def _scored_merges(tokens: _Tokens) -> list[tuple[str, str]]:
         for at in range(1, len(whole))
         if whole[:at] in mergeable and whole[at:] in mergeable
     ]
-    # Equal scores by ids: the order of the tokenizer.json files that model makers publish.
+    # Ties by ids, as in the published tokenizer.json files.
     return [(whole[:at], whole[at:]) for *_, at, whole in sorted(pairs)]
 
 
@@ -944,21 +923,21 @@ def _build(tokens: _Tokens, merges: list[tuple[str, str]], **options: Any) -> To
 
 
 def _add_special(backend: Tokenizer, tokens: _Tokens, ids: Mapping[str, int | None]) -> None:
-    """Takes control pieces and written ones out of the text before anything else is done to it."""
+    """Register control and user-defined tokens, which are matched before anything else."""
     from tokenizers import AddedToken
 
-    # Where the file gives types, a normal piece stays one, even if rows are filled up with it.
+    # If the file has types, a normal token stays one, even if it serves as padding.
     named = set() if tokens.typed else set(ids.values())
-    pieces = list(enumerate(zip(tokens.pieces, tokens.types, strict=True)))
+    typed = list(enumerate(zip(tokens.texts_by_id, tokens.types, strict=True)))
     special = [
-        AddedToken(piece, normalized=False, special=True)
-        for token, (piece, kind) in pieces
+        AddedToken(text, normalized=False, special=True)
+        for token, (text, kind) in typed
         if token in named or kind in (_UNKNOWN, _CONTROL)
     ]
-    written = [
-        AddedToken(piece, normalized=False, special=False)
-        for _, (piece, kind) in pieces
-        if kind == _WRITTEN
+    user_defined = [
+        AddedToken(text, normalized=False, special=False)
+        for _, (text, kind) in typed
+        if kind == _USER_DEFINED
     ]
     backend.add_special_tokens(special)
-    backend.add_tokens(written)
+    backend.add_tokens(user_defined)

@@ -1,4 +1,4 @@
-"""Read and write Hugging Face hub repositories, with errors that name the cure."""
+"""Read and write Hugging Face hub repositories."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from typing import Any
 from jpt.errors import InputError
 from jpt.version import __version__
 
-# --- What a Hugging Face hub refuses, in one line with the cure
+# --- Errors
 
 
 @dataclass(frozen=True)
 class HubRefusal:
-    """What was asked of a hub."""
+    """Request that a hub refused."""
 
-    repository: str  # its name
+    repository: str
     endpoint: str  # address of the hub
     doing: str  # for instance ``"write to me/prompts"``
-    revision: str | None = None  # what was asked for, where something was
+    revision: str | None = None
 
 
 def hub_error(error: Exception, refusal: HubRefusal) -> InputError:
-    """Words an error of the hub's library."""
+    """Return the InputError for an error of the hub's library."""
     from huggingface_hub import errors
 
     start = f"cannot {refusal.doing}"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return InputError(f"{start}: HF_HUB_OFFLINE is set, so no hub is asked; unset it")
+        return InputError(f"{start}: HF_HUB_OFFLINE is set; unset it")
     if isinstance(error, errors.GatedRepoError):
         page = f"{refusal.endpoint}/{refusal.repository}"
-        return InputError(f"{start}: its owner grants access one by one; ask for it on {page}")
+        return InputError(f"{start}: access is restricted; request it on {page}")
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(
-            f"{start}: it has no revision '{refusal.revision}'; give a branch, tag or commit of it"
+            f"{start}: it has no revision '{refusal.revision}'; give a branch, tag or commit"
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
         return InputError(f"{start}: {_refused(error, status, refusal)}")
     if status in (409, 412):
         return InputError(
-            f"{start}: it was changed by someone else at the same time, or exists and is hidden"
-            f" from you ({_reason(error)}); look at {refusal.endpoint}/{refusal.repository} and run"
-            " the command again"
+            f"{start}: it was changed at the same time, or exists and is hidden from you"
+            f" ({_reason(error)}); check {refusal.endpoint}/{refusal.repository} and run the"
+            " command again"
         )
     if status is not None:
         return InputError(f"{start}: {refusal.endpoint} answered {status} ({_reason(error)})")
-    if isinstance(error, OSError) and error.filename is not None:  # a file here, not the hub
-        return InputError(f"{start}: {error.filename}: {error.strerror}; free or permit it")
+    if isinstance(error, OSError) and error.filename is not None:  # a local file
+        return InputError(f"{start}: {error.filename}: {error.strerror}; check space and rights")
     return InputError(
-        f"{start}: {refusal.endpoint} gives no answer of a hub ({_reason(error)}); look at the"
-        " network, and at HF_ENDPOINT if it is set"
+        f"{start}: {refusal.endpoint} does not answer as a hub ({_reason(error)}); check the"
+        " network, and HF_ENDPOINT if it is set"
     )
 
 
 def _refused(error: Exception, status: int | None, refusal: HubRefusal) -> str:
-    """Not there, not to be seen, or not allowed: a hub does not always tell which."""
+    """Describe a refusal; hubs do not always tell missing, hidden and forbidden apart."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if status == 404 or isinstance(error, RepositoryNotFoundError):
         what = f"{refusal.endpoint} has no such repository, or hides it from you"
     else:
-        said = getattr(error, "server_message", None)
-        what = f"{refusal.endpoint} refuses ({status}{f': {_one_line(said)}' if said else ''})"
+        reply = getattr(error, "server_message", None)
+        what = f"{refusal.endpoint} refuses ({status}{f': {_one_line(reply)}' if reply else ''})"
     return f"{what}; {_token_cure()}"
 
 
@@ -78,122 +78,121 @@ def _token_cure() -> str:
     from huggingface_hub import get_token
 
     token = None
-    with contextlib.suppress(Exception):  # a login that has run out
+    with contextlib.suppress(Exception):  # an expired login
         token = get_token()
     if token is None:
-        return "no token is set here: set HF_TOKEN, or run 'hf auth login'"
-    return "check the name, and whether the token here (HF_TOKEN or 'hf auth login') may do that"
+        return "no token is set: set HF_TOKEN, or run 'hf auth login'"
+    return "check the name, and the rights of the token (HF_TOKEN or 'hf auth login')"
 
 
 def _reason(error: Exception) -> str:
-    said = getattr(error, "server_message", None)
-    return _one_line(said) if said else f"{type(error).__name__}: {_one_line(str(error))}"
+    reply = getattr(error, "server_message", None)
+    return _one_line(reply) if reply else f"{type(error).__name__}: {_one_line(str(error))}"
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:160]
 
 
-# --- A model repository on a Hugging Face hub: what it holds, files out of it, one commit into it
-# The hub is the one that ``HF_ENDPOINT`` names, huggingface.co otherwise; the token is that of
-# ``HF_TOKEN`` or of ``hf auth login``. Nothing here touches the network before a method is called.
+# --- Model repositories
+# The hub is ``HF_ENDPOINT``, by default huggingface.co; the token is ``HF_TOKEN`` or that of
+# ``hf auth login``.
 
 BRANCH = "main"
-"""The branch of a repository where nothing else is said."""
+"""Default branch of a repository."""
 
 _TIMEOUT_S = 10
-_AT_ONCE = 8  # files
+_PARALLEL_DOWNLOADS = 8
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository, known by its content."""
+    """File of a repository, with the digest of its content."""
 
-    path: str  # in the repository
-    size_bytes: int  # of the content
-    # of the content as git names it; None where the content lies outside of git
-    git_sha1: str | None
-    sha256: str | None  # of the content; None where it lies in git
+    path: str
+    size_bytes: int
+    git_sha1: str | None  # git's blob id; None for LFS files
+    sha256: str | None  # None for files in git
 
     def holds(self, data: bytes) -> bool:
-        """Tells whether this is the content, byte for byte."""
+        """Return whether the file has this content."""
         if len(data) != self.size_bytes:
             return False
         if self.sha256 is not None:
             return hashlib.sha256(data).hexdigest() == self.sha256
-        named = b"blob %d\0" % len(data) + data
-        return hashlib.sha1(named, usedforsecurity=False).hexdigest() == self.git_sha1
+        blob = b"blob %d\0" % len(data) + data
+        return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == self.git_sha1
 
 
 @dataclass(frozen=True)
 class HubState:
-    """A repository at one commit."""
+    """State of a repository at one commit."""
 
-    commit: str | None  # its full name; None where the repository has none yet
-    private: bool  # whether others cannot see it
+    commit: str | None  # None if the repository is empty
+    private: bool
     files: Mapping[str, HubFile] = field(default_factory=dict)  # by path, sorted
 
     def holds(self, path: str, data: bytes) -> bool:
-        """Tells whether a file is there with this content."""
+        """Return whether a file exists with this content."""
         return path in self.files and self.files[path].holds(data)
 
 
 class HubRepository:
-    """A model repository on the hub."""
+    """Model repository on the hub; the network is used only by its methods."""
 
     def __init__(self, name: str) -> None:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
         self.name = name
-        # The library reads the variable when it is imported, which may have been before it was set.
+        # The library reads the variable at import, which may be before it is set.
         self.endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         try:
             validate_repo_id(name)
         except HFValidationError:
             raise InputError(
-                f"'{name}' names no repository of a hub; give OWNER/NAME: letters, digits, '-',"
-                " '_', '.', at most 96"
+                f"'{name}' is not the name of a hub repository; give OWNER/NAME of at most 96"
+                " letters, digits, '-', '_', '.'"
             ) from None
         if "/" not in name:
-            raise InputError(f"'{name}' names no owner; give OWNER/NAME, for instance me/{name}")
+            raise InputError(f"'{name}' has no owner; give OWNER/NAME, for instance me/{name}")
         self._api = HfApi(endpoint=self.endpoint, library_name="jpt", library_version=__version__)
 
     @property
     def url(self) -> str:
-        """Its page."""
+        """Address of its page."""
         return f"{self.endpoint}/{self.name}"
 
     def state(self, revision: str | None = None) -> HubState:
-        """Looks at what the repository holds."""
-        with self._told(f"read {self.name}", revision):
+        """Return the state of the repository."""
+        with self._translated(f"read {self.name}", revision):
             return self._state(revision)
 
     def open_branch(self, branch: str, private: bool) -> HubState:
-        """Makes sure that repository and branch are there to be written to."""
+        """Create the repository and branch if they do not exist; return the branch's state."""
         from huggingface_hub.errors import (
             GatedRepoError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
 
-        with self._told(f"write to {self.name}", branch):
+        with self._translated(f"write to {self.name}", branch):
             try:
                 found = self._state(None)
             except GatedRepoError:
                 raise
             except RepositoryNotFoundError:
-                # None leaves it to the owner's default, which is public but for some organizations.
+                # None is the owner's default, which is public except for some organizations.
                 self._api.create_repo(self.name, private=private or None)
                 found = self._state(None)
         if private and not found.private:
             raise InputError(
-                f"{self.url} is public, and private was asked for; nothing was sent: make it"
+                f"{self.url} is public, but private was requested; nothing was sent: make it"
                 " private in its settings, or choose another repository"
             )
         if branch == BRANCH:
             return found
-        with self._told(f"write to {self.name}", branch):
+        with self._translated(f"write to {self.name}", branch):
             try:
                 return self._state(branch)
             except RevisionNotFoundError:
@@ -201,32 +200,38 @@ class HubRepository:
                 return self._state(branch)
 
     def read(self, state: HubState, paths: Sequence[str]) -> dict[str, bytes]:
-        """Fetches files; what came is held against the digests of the listing."""
-        with self._told(f"read {self.name}", None), _no_bars(), tempfile.TemporaryDirectory() as at:
+        """Download files and check their digests."""
+        with (
+            self._translated(f"read {self.name}", None),
+            _no_bars(),
+            tempfile.TemporaryDirectory() as at,
+        ):
 
             def fetch(path: str) -> bytes:
-                # A folder of its own: the user's cache would keep a second copy of every prompt.
-                place = self._api.hf_hub_download(
+                # Not the user's cache, which would keep a second copy of every prompt.
+                file = self._api.hf_hub_download(
                     self.name, path, revision=state.commit, cache_dir=at
                 )
-                return Path(place).read_bytes()
+                return Path(file).read_bytes()
 
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
+            with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
                 found = dict(zip(paths, pool.map(fetch, paths), strict=True))
         for path, data in found.items():
             if not state.holds(path, data):
-                raise InputError(f"{path} of {self.name} came damaged: {len(data)} bytes that are"
-                                 " not what the hub lists; try again")  # fmt: skip
+                raise InputError(
+                    f"{path} of {self.name} is corrupted: its {len(data)} bytes do not match the"
+                    " hub's digest; try again"
+                )
         return found
 
     def commit(
         self, state: HubState, branch: str, files: Mapping[str, bytes], message: str
     ) -> HubState:
-        """Writes files in one commit, and sees to it that they are there."""
+        """Write files in one commit; raise InputError if the hub left one out."""
         from huggingface_hub import CommitOperationAdd
 
         added = [CommitOperationAdd(path, data) for path, data in files.items()]
-        with self._told(f"write to {self.name}", branch), _no_bars():
+        with self._translated(f"write to {self.name}", branch), _no_bars():
             done = self._api.create_commit(
                 self.name,
                 added,
@@ -238,8 +243,8 @@ class HubRepository:
         missing = [path for path, data in files.items() if not after.holds(path, data)]
         if missing:
             raise InputError(
-                f"the hub took the commit {done.oid[:7]} of {self.name} without {missing[0]}: look"
-                " at .gitignore there"
+                f"commit {done.oid[:7]} of {self.name} lacks {missing[0]}: check the repository's"
+                " .gitignore"
             )
         return after
 
@@ -254,13 +259,13 @@ class HubRepository:
         return HubState(found.sha, bool(found.private), dict(sorted(files.items())))
 
     @contextmanager
-    def _told(self, doing: str, revision: str | None) -> Iterator[None]:
-        """Turns whatever the library raises into one line."""
+    def _translated(self, doing: str, revision: str | None) -> Iterator[None]:
+        """Raise the library's errors as InputError."""
         try:
             yield
         except InputError:
             raise
-        except Exception as error:  # no network, no right, no hub: the library raises many kinds
+        except Exception as error:  # the library raises many types
             refusal = HubRefusal(self.name, self.endpoint, doing, revision)
             raise hub_error(error, refusal) from None
 
@@ -273,7 +278,7 @@ def _file(entry: Any) -> HubFile:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """A bar for each of many small files is only noise."""
+    """Hide the library's progress bars: one per small file is noise."""
     from huggingface_hub import utils
 
     if utils.are_progress_bars_disabled():

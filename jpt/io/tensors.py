@@ -26,17 +26,16 @@ from jpt.io.files import (
 )
 from jpt.io.torch_pickle import PICKLE_START, ZIP_START, read_torch_tensors
 
-# --- The safetensors container: a JSON header with names, types and places, then the bytes
-# Read here and not by the safetensors package for two reasons: its NumPy reader hands bfloat16 out
-# differently from version to version, and it maps the file, so that a file cut short later kills
-# the process. The checks are those of the format's description: the header within the file, every
-# tensor as long as its shape says, one after the other, nothing behind the last.
+# --- Safetensors: a JSON header with names, types and offsets, then the bytes
+# Not read with the safetensors package: its NumPy reader returns bfloat16 differently from version
+# to version, and it maps the file, so that a truncation later crashes the process. Checked as the
+# format demands: tensors as long as their shape, contiguous, and ending with the file.
 
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
-_LENGTH_BYTES = 8  # the header's length stands before it
+_LENGTH_BYTES = 8  # of the header's length, which precedes it
 _OTHER_FILES = {
-    b"PK\x03\x04": "it is a zip archive or a file of torch.save",
-    b"\x80": "it is a pickle or a file of torch.save",
+    b"PK\x03\x04": "it is a zip archive or a torch.save file",
+    b"\x80": "it is a pickle or a torch.save file",
     b"\x93NUMPY": "it is a NumPy array",
     b"version ": "it is a Git LFS pointer; run `git lfs pull`",
 }
@@ -60,15 +59,15 @@ _DTYPES = {
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file in one step (see `jpt.io.files`)."""
-    # The package stores an array's memory as it lies, so a transposed one would come out wrong.
+    """Write a safetensors file atomically."""
+    # The package stores an array's memory as it is; a transposed one would be wrong.
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     data = save(arrays, metadata=dict(metadata) if metadata else None)
     write_bytes(path, _in_order(data) if metadata and len(metadata) > 1 else data)
 
 
 def _in_order(data: bytes) -> bytes:
-    """Sorts the texts, which the package leaves in any order: equal content gives equal bytes."""
+    """Sort the metadata, which the package does not, so that equal content gives equal bytes."""
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     header = json.loads(data[_LENGTH_BYTES:start])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -78,20 +77,20 @@ def _in_order(data: bytes) -> bytes:
 
 
 def read_header(path: str | Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """Reads what a safetensors file holds, without its values."""
+    """Return the tensors of a safetensors file, without their values, and its metadata."""
     file = Path(path)
     size_bytes = file_size_bytes(file)
     header, data_start = _parse_header(file, size_bytes)
     metadata = header.pop("__metadata__", {})
     if not _is_text_table(metadata):
-        raise _broken(file, "its metadata is no table of texts")
+        raise _broken(file, "its metadata is not a table of texts")
     tensors = {name: _tensor(file, name, entry, data_start) for name, entry in header.items()}
-    _check_places(file, tensors, data_start, size_bytes)
+    _check_extents(file, tensors, data_start, size_bytes)
     return tensors, metadata
 
 
 def _parse_header(file: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
-    """The header, and where the values begin."""
+    """Return the header, and the offset of the values."""
     start = read_bytes(file, size_bytes=_LENGTH_BYTES)
     length = int.from_bytes(start, "little")
     limit = size_bytes - _LENGTH_BYTES
@@ -101,51 +100,51 @@ def _parse_header(file: Path, size_bytes: int) -> tuple[dict[str, Any], int]:
         for other, kind in _OTHER_FILES.items():
             if start.startswith(other):
                 raise InputError(f"{file} is not a safetensors file: {kind}")
-        raise _broken(file, f"its header should have {length} bytes, the file has {size_bytes}")
+        raise _broken(file, f"expected a header of {length} bytes, the file has {size_bytes}")
     data = read_bytes(file, _LENGTH_BYTES, length)
     try:
         header = parse_json(data, file)
     except InputError:
         raise _broken(file, "its header is not JSON") from None
     if not isinstance(header, dict):
-        raise _broken(file, "its header is no table")
+        raise _broken(file, "its header is not a table")
     return header, _LENGTH_BYTES + length
 
 
 def _tensor(file: Path, name: str, entry: Any, data_start: int) -> LazyTensor:
-    """One line of the header, checked on its own."""
+    """Check one entry of the header."""
     entry = entry if isinstance(entry, dict) else {}
-    shape, places = entry.get("shape"), entry.get("data_offsets")
-    if not (_are_sizes(shape) and _are_sizes(places) and len(places) == 2):
-        raise _broken(file, f"tensor {name!r} has no proper shape and place")
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+        raise _broken(file, f"tensor {name!r} has no valid shape and offsets")
     dtype = _DTYPES.get(str(entry.get("dtype")))
     if dtype is None:
         raise InputError(
-            f"{file}: tensor {name!r} has the type {entry.get('dtype')!r}, known are"
-            f" {', '.join(_DTYPES)}; convert the file to one of them"
+            f"{file}: tensor {name!r} has the unsupported type {entry.get('dtype')!r}; convert"
+            f" the file to one of {', '.join(_DTYPES)}"
         )
     size_bytes = math.prod(shape) * dtype.itemsize
-    if places[1] - places[0] != size_bytes:
+    if offsets[1] - offsets[0] != size_bytes:
         raise _broken(
             file,
-            f"tensor {name!r} {shape} needs {size_bytes} bytes and has {places[1]}-{places[0]}",
+            f"tensor {name!r} {shape} needs {size_bytes} bytes, got {offsets[1]}-{offsets[0]}",
         )
-    return LazyTensor(file, data_start + places[0], tuple(shape), dtype)
+    return LazyTensor(file, data_start + offsets[0], tuple(shape), dtype)
 
 
-def _check_places(
+def _check_extents(
     file: Path, tensors: Mapping[str, LazyTensor], data_start: int, size_bytes: int
 ) -> None:
-    """Holds the tensors to lying one after the other up to the end of the file."""
+    """Raise InputError unless the tensors are contiguous and end with the file."""
     end = data_start
     for name, tensor in sorted(tensors.items(), key=lambda item: _span(item[1])):
         if tensor.offset_bytes != end:
-            raise _broken(file, f"tensor {name!r} leaves a gap or lies over another one")
+            raise _broken(file, f"tensor {name!r} leaves a gap or overlaps another one")
         end += tensor.size_bytes
     if end > size_bytes:
         raise _broken(file, f"it ends after {size_bytes} of {end} bytes")
     if end < size_bytes:
-        raise _broken(file, f"it should end after {end} bytes and has {size_bytes}")
+        raise _broken(file, f"expected {end} bytes, got {size_bytes}")
 
 
 def _span(tensor: LazyTensor) -> tuple[int, int]:
@@ -153,7 +152,7 @@ def _span(tensor: LazyTensor) -> tuple[int, int]:
 
 
 def _are_sizes(value: Any) -> bool:
-    """Whether a value of the header is a short list of numbers from 0 on."""
+    """Return whether a value is a short list of non-negative numbers."""
     return (
         isinstance(value, list)
         and len(value) <= 32
@@ -167,13 +166,11 @@ def _is_text_table(value: Any) -> bool:
 
 def _broken(file: Path, reason: str) -> InputError:
     return InputError(
-        f"{file} is not a whole safetensors file: {reason[:200]}; download or copy it again"
+        f"{file} is not a complete safetensors file: {reason[:200]}; download or copy it again"
     )
 
 
-# --- Folders and files of weights, whatever their container: shapes first, then tensor by tensor
-# A folder of Hugging Face's kind holds ``model.safetensors``, or shards of it with an index, or the
-# older ``pytorch_model.bin``, whole or in shards. Where there are several, safetensors is taken.
+# --- Weights in a file or a Hugging Face folder, whole or in shards
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -181,29 +178,29 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""The names looked for in a folder, the first that is there is read."""
+"""File names in a folder; the first that exists is read."""
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """The tensors of a file or of all shards of a folder."""
+    """Tensors of a file or of all shards of a folder."""
 
-    path: Path  # what was opened: the file, or the index of the shards
-    tensors: Mapping[str, LazyTensor]  # where each tensor lies
-    metadata: Mapping[str, str]  # the texts of a single safetensors file; empty for the others
+    path: Path  # the file, or the index of the shards
+    tensors: Mapping[str, LazyTensor]
+    metadata: Mapping[str, str]  # of a single safetensors file, else empty
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor, known without reading its values."""
+        """Shape of each tensor."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     @property
     def dtypes(self) -> dict[str, np.dtype]:
-        """The stored type of each tensor."""
+        """Stored type of each tensor."""
         return {name: tensor.dtype for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor into a new array of its stored type."""
+        """Read one tensor into a new array of its stored type."""
         if name not in self.tensors:
             nearest = difflib.get_close_matches(name, self.tensors, n=3) or list(self.tensors)[:3]
             raise InputError(
@@ -213,33 +210,32 @@ class TensorSource:
         return self.tensors[name].read()
 
     def origin(self, name: str) -> str:
-        """Where a tensor comes from, for messages."""
+        """Return the file and name of a tensor, for messages."""
         tensor = self.tensors.get(name)
         return f"{tensor.path if tensor else self.path}: {name}"
 
 
 def open_tensors(path: str | Path) -> TensorSource:
-    """Opens weights without reading their values."""
-    place = Path(path)
+    """Open weights without reading their values."""
+    file = Path(path)
     try:
-        place = _weight_file(place) if place.is_dir() else place
+        file = _weight_file(file) if file.is_dir() else file
     except OSError as error:
         raise read_error(path, error) from None
-    if place.name.endswith(".index.json"):
-        return _open_shards(place)
-    tensors, metadata = _open_file(place)
-    return TensorSource(place, tensors, metadata)
+    if file.name.endswith(".index.json"):
+        return _open_shards(file)
+    tensors, metadata = _open_file(file)
+    return TensorSource(file, tensors, metadata)
 
 
 def _weight_file(folder: Path) -> Path:
-    """The first of the known names in a folder."""
     for name in WEIGHT_FILES:
         if (folder / name).exists():
             return folder / name
     found = sorted(entry.name for entry in folder.iterdir())
     shown = f"{', '.join(found[:8])}{', ...' if len(found) > 8 else ''}" if found else "nothing"
     raise InputError(
-        f"{folder} holds no weights: looked for {', '.join(WEIGHT_FILES)}, found {shown};"
+        f"{folder} has no weights: expected one of {', '.join(WEIGHT_FILES)}, found {shown};"
         " download the safetensors files of the model"
     )
 
@@ -249,7 +245,7 @@ def _open_file(file: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     start = read_bytes(file, size_bytes=16)
     if start.startswith(b"version https://"):
         raise InputError(
-            f"{file} is a Git LFS pointer of {size_bytes} bytes, not the weights themselves;"
+            f"{file} is a Git LFS pointer of {size_bytes} bytes, not the weights;"
             " run `git lfs pull`"
         )
     if start.startswith((ZIP_START, PICKLE_START)) and start[8:9] != b"{":
@@ -257,12 +253,12 @@ def _open_file(file: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     if start[8:9] == b"{" or file.suffix == ".safetensors":
         return read_header(file)
     raise InputError(
-        f"{file} begins with {start[:8]!r}: neither safetensors nor a file of torch.save; give one"
+        f"{file}: expected a safetensors or torch.save file, got one that starts with {start[:8]!r}"
     )
 
 
 def _open_shards(index: Path) -> TensorSource:
-    """Opens the shards that an index names, each tensor from the shard it is said to be in."""
+    """Open the shards of an index."""
     files = _weight_map(index)
     shards = sorted(set(files.values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
@@ -271,23 +267,23 @@ def _open_shards(index: Path) -> TensorSource:
             f"{len(missing)} of the {len(shards)} shards of {index} are missing, the first is"
             f" {missing[0]}; download them"
         )
-    held = {name: _open_file(index.parent / name)[0] for name in shards}
+    opened = {name: _open_file(index.parent / name)[0] for name in shards}
     for tensor, file in files.items():
-        if tensor not in held[file]:
+        if tensor not in opened[file]:
             raise InputError(
-                f"{index} says that {tensor!r} is in {file}, which holds {len(held[file])} other"
-                " tensors; index and shards are of different downloads: download them again"
+                f"{index}: expected {tensor!r} in {file}, got {len(opened[file])} other tensors; "
+                "index and shards do not match: download them again"
             )
-    return TensorSource(index, {name: held[file][name] for name, file in files.items()}, {})
+    return TensorSource(index, {name: opened[file][name] for name, file in files.items()}, {})
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor, checked to lie beside the index."""
+    """Return the file of each tensor; it must be in the folder of the index."""
     content: Any = read_json(index)
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files:
         raise InputError(f"{index} has no 'weight_map' of tensors to files; download it again")
     for file in files.values():
         if not isinstance(file, str) or not file or Path(file).name != file:
-            raise InputError(f"{index} names the shard {file!r}; a file beside it was expected")
+            raise InputError(f"{index}: expected a shard in the same folder, got {file!r}")
     return files

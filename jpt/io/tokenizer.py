@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 
-# Where the folder does not name its special pieces: those of well-known vocabularies.
+# Special tokens of well-known vocabularies, for folders that do not name theirs.
 USUAL_SPECIAL_TOKENS = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
@@ -30,7 +30,7 @@ USUAL_SPECIAL_TOKENS = {
 
 
 class SpecialIds(NamedTuple):
-    """Ids of the special pieces; None where the vocabulary has no such piece."""
+    """Ids of the special tokens; None where the vocabulary has no such token."""
 
     cls: int | None
     sep: int | None
@@ -42,10 +42,7 @@ class SpecialIds(NamedTuple):
 
 
 class TextTokenizer:
-    """Turns text into the ids of a vocabulary."""
-
-    # Text is tokenised as it stands: no special pieces are added, no leading space, nothing is cut
-    # or padded.
+    """Tokenizer that adds nothing: no special tokens, leading space, truncation or padding."""
 
     def __init__(
         self,
@@ -57,64 +54,64 @@ class TextTokenizer:
         self._backend = backend
         self.ids = ids
         self.add_bos = add_bos
-        own = () if ids.eos is None else (ids.eos,)
-        self.end_ids = tuple(dict.fromkeys((*own, *end_ids)))
+        eos = () if ids.eos is None else (ids.eos,)
+        self.end_ids = tuple(dict.fromkeys((*eos, *end_ids)))
         self.vocabulary_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Tokenises texts, all at once."""
+        """Tokenise a batch of texts."""
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Short hash of all that decides how a text is tokenised."""
+        """Short hash of everything that affects tokenisation."""
         kind = [self._backend.to_str(), self.ids, self.add_bos]
         return hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
 
     def word_tokens(self, word: str) -> list[int]:
-        """Gives the ids of the pieces of one word as it stands at the start of a text."""
+        """Return the token ids of a word at the start of a text."""
         return self._backend.encode(word, add_special_tokens=False).ids
 
     def word_after(self, text: str, word: str) -> list[int]:
-        """Gives the ids of the pieces of a word as it goes on after a text and a space."""
+        """Return the token ids of a word that follows a text and a space."""
         return self.encode_after(text, [word])[0]
 
     def encode_after(self, text: str, continuations: list[str]) -> list[list[int]]:
-        """Tokenises texts as they go on after another text and a space."""
+        """Tokenise texts that follow another text and a space."""
         before = self.word_tokens(text)
         wholes = self.encode([f"{text} {after}" for after in continuations])
-        # Pieces never reach over a space, but a vocabulary may merge the end of the text anew.
+        # Tokens never cross a space, but the end of the text may be tokenised differently.
         return [
             whole[len(before) :] if whole[: len(before)] == before else self.word_tokens(after)
             for whole, after in zip(wholes, continuations, strict=True)
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Turns ids back into text, special pieces left out."""
+        """Decode ids, without special tokens."""
         return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
 
     def find(self, token_text: str) -> int | None:
-        """Gives the id of a piece, None where the vocabulary has no such piece."""
+        """Return the id of a token, or None if the vocabulary does not have it."""
         return self._backend.token_to_id(token_text)
 
     def token_text(self, token: int) -> str:
-        """Gives the text of one piece, as the vocabulary writes it."""
+        """Return the text of a token as in the vocabulary."""
         return self._backend.id_to_token(int(token)) or f"<{int(token)}>"
 
     @property
     def unknown(self) -> int | None:
-        """The id that stands for text outside the vocabulary, where there is one."""
+        """Id of the unknown token, if there is one."""
         return self.ids.unk
 
 
 def load_tokenizer(
     folder: str | Path, required: tuple[str, ...] = ("cls", "sep", "mask", "pad")
 ) -> TextTokenizer:
-    """Reads the tokenizer of a Hugging Face folder; no code in it is run, nothing is fetched."""
+    """Load the tokenizer of a Hugging Face folder, without running its code or downloading."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"tokenizer folder {folder} does not exist; give a folder with one")
+        raise InputError(f"tokenizer folder {folder} does not exist; check the path")
     fast = (folder / TOKENIZER_FILE).exists()
     backend = _read_file(folder / TOKENIZER_FILE) if fast else _ask_transformers(folder)
     backend.no_padding()
@@ -123,19 +120,19 @@ def load_tokenizer(
     for name in required:
         if getattr(ids, name) is None:
             raise InputError(
-                f"the tokenizer in {folder} has no {name} piece, which this family of models "
-                f'needs; name it in tokenizer_config.json as "{name}_token"'
+                f"the tokenizer in {folder} has no {name} token, which this model family needs; "
+                f'name it in tokenizer_config.json as "{name}_token"'
             )
-    return TextTokenizer(backend, ids, _adds_bos(backend, ids), _more_ends(folder))
+    return TextTokenizer(backend, ids, _adds_bos(backend, ids), _further_end_ids(folder))
 
 
 def _adds_bos(backend: Tokenizer, ids: SpecialIds) -> bool:
-    """Whether the tokenizer itself puts its bos piece in front of a text."""
+    """Return whether the tokenizer itself prepends its bos token."""
     return ids.bos is not None and backend.encode("a").ids[:1] == [ids.bos]
 
 
-def _more_ends(folder: Path) -> tuple[int, ...]:
-    """Ids that end a text besides the eos piece; instruction-tuned models name several."""
+def _further_end_ids(folder: Path) -> tuple[int, ...]:
+    """Return further ids that end a text: instruction-tuned models have several."""
     named = _read_json(folder / "generation_config.json").get("eos_token_id")
     ids = named if isinstance(named, list) else [named]
     return tuple(token for token in ids if type(token) is int)
@@ -159,13 +156,13 @@ def _ask_transformers(folder: Path) -> Tokenizer:
         )
     except Exception as error:  # whatever the folder's files make it raise
         raise InputError(
-            f"folder {folder} holds no {TOKENIZER_FILE} and transformers finds no tokenizer in "
-            f"it ({_one_line(error)}); put the tokenizer's files there"
+            f"folder {folder} has no {TOKENIZER_FILE} and transformers finds no tokenizer in "
+            f"it ({_one_line(error)}); add the tokenizer's files"
         ) from None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
-            f"the tokenizer in {folder} ({type(tokenizer).__name__}) has no fast form; "
+            f"the tokenizer in {folder} ({type(tokenizer).__name__}) has no fast version; "
             f"convert it and save its {TOKENIZER_FILE}"
         )
     return backend
@@ -196,5 +193,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise InputError(f"cannot read {file}: {_one_line(error)}") from None
     if not isinstance(content, dict):
-        raise InputError(f"cannot read {file}: it holds no JSON object")
+        raise InputError(f"cannot read {file}: expected a JSON object, got another value")
     return content

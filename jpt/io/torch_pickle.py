@@ -18,30 +18,28 @@ import numpy as np
 from jpt.errors import InputError
 from jpt.io.files import LazyTensor, file_size_bytes, read_bytes
 
-# --- A reader of pickles that cannot run code: it knows data, and of calls only those it is given
-# A pickle is a program for a small stack machine; what makes it dangerous are the instructions that
-# import a name and call it. This machine is our own, not a subclass of Python's: it has no
-# instruction that makes an object of a class, every imported name is looked up in a table that the
-# caller gives, and only what stands in that table can be called. It is also held to limits that
-# Python's machine does not have (a table of 2**32 notes, dictionary keys nested a million deep).
+# --- Pickle machine
+# Not a subclass of Python's unpickler: this machine has no instruction that creates objects of a
+# class, looks every imported name up in the caller's table, and calls only functions in it. It also
+# bounds what Python's does not (memo indices up to 2**32, keys nested a million deep).
 
-_MOST_INSTRUCTIONS = 1_000_000  # a tensor takes about 35; bounds the time that a bad file can cost
+_MOST_INSTRUCTIONS = 1_000_000  # a tensor takes about 35; bounds the time of a malicious file
 _MARK = object()
 
 
 class BrokenPickle(ValueError):
-    """The bytes are no pickle of plain data; the message says what is wrong with them."""
+    """Bytes that are not a pickle of plain data."""
 
 
 class ForbiddenName(ValueError):
-    """The pickle asks for a name outside the table; the message is that name."""
+    """Name outside the table; the message is that name."""
 
 
 @dataclass(frozen=True)
 class Callee:
-    """A function that a pickle may call."""
+    """Function that a pickle may call."""
 
-    function: Callable[..., Any]  # what is called with the arguments that the pickle gives
+    function: Callable[..., Any]
 
 
 @dataclass
@@ -49,7 +47,7 @@ class _Machine:
     names: Mapping[tuple[str, str], Any]
     load_persistent: Callable[[Any], Any]
     stack: list[Any] = field(default_factory=list)
-    notes: dict[int, Any] = field(default_factory=dict)
+    memo: dict[int, Any] = field(default_factory=dict)
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -76,14 +74,14 @@ class _Machine:
 
     def find(self, module: Any, name: Any) -> Any:
         if (module, name) not in self.names:
-            # Escaped and cut: the name comes from the file and goes into a line of a terminal.
+            # Escaped and shortened, because the name is printed on a terminal.
             raise ForbiddenName(f"{module}.{name}"[:100].encode("unicode_escape").decode())
         return self.names[module, name]
 
     def recall(self, index: int) -> Any:
-        if index not in self.notes:
-            raise BrokenPickle(f"note {index} is not there")
-        return self.notes[index]
+        if index not in self.memo:
+            raise BrokenPickle(f"memo entry {index} is missing")
+        return self.memo[index]
 
 
 def read_pickle(
@@ -91,13 +89,13 @@ def read_pickle(
     names: Mapping[tuple[str, str], Any],
     load_persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Reads one pickle of plain data and leaves the stream behind it."""
+    """Read one pickle of plain data from a stream."""
     machine = _Machine(names, load_persistent or _no_persistent)
     for count, (name, argument) in enumerate(_instructions(stream)):
         if name == "STOP":
             return machine.pop()
         if name not in _INSTRUCTIONS:
-            raise BrokenPickle(f"instruction {name} does not belong into plain data")
+            raise BrokenPickle(f"instruction {name} is not allowed in plain data")
         if count >= _MOST_INSTRUCTIONS:
             raise BrokenPickle(f"it has more than {_MOST_INSTRUCTIONS} instructions")
         _INSTRUCTIONS[name](machine, argument)
@@ -105,16 +103,16 @@ def read_pickle(
 
 
 def plain_key(key: Any) -> Hashable:
-    """Holds the key of a dictionary to text, bytes and numbers of ordinary size."""
-    # Keys are hashed: a tuple nested a million deep would overflow the stack of the process, and
-    # huge numbers can be chosen so that all of them collide.
+    """Return a dictionary key if it is text, bytes or a number of ordinary size."""
+    # Hashing a tuple nested a million deep would overflow the process's stack, and huge numbers
+    # can be chosen to collide.
     if isinstance(key, str | bytes) or (isinstance(key, int) and abs(key) < 2**60):
         return key
     raise BrokenPickle(f"a dictionary has a key of type {type(key).__name__}")
 
 
 def _instructions(stream: BytesIO) -> Any:
-    """The instructions with their arguments; the standard library knows how they are written."""
+    """Yield the instructions and their arguments."""
     try:
         for instruction, argument, _ in pickletools.genops(stream):
             yield instruction.name, argument
@@ -123,7 +121,7 @@ def _instructions(stream: BytesIO) -> Any:
 
 
 def _no_persistent(_: Any) -> Any:
-    raise BrokenPickle("it refers to something outside itself")
+    raise BrokenPickle("it has an external reference")
 
 
 def _push_argument(machine: _Machine, argument: Any) -> None:
@@ -174,32 +172,32 @@ def _extend(machine: _Machine, _: Any) -> None:
 def _find_on_stack(machine: _Machine, _: Any) -> None:
     name, module = machine.pop(), machine.pop()
     if not (isinstance(name, str) and isinstance(module, str)):
-        raise BrokenPickle("a name is no text")
+        raise BrokenPickle("a name is not text")
     machine.push(machine.find(module, name))
 
 
 def _call(machine: _Machine, _: Any) -> None:
     arguments, callee = machine.pop(), machine.pop()
     if not (isinstance(callee, Callee) and isinstance(arguments, tuple)):
-        raise BrokenPickle("it calls something that is no function")
+        raise BrokenPickle("it calls something that is not a function")
     try:
         machine.push(callee.function(*arguments))
-    except TypeError:  # our functions check their values; what is left is their number
+    except TypeError:  # the callees check the values; only their number is left
         raise BrokenPickle("it calls a function with the wrong arguments") from None
 
 
 def _skip_attributes(machine: _Machine, _: Any) -> None:
-    """Leaves out the attributes of a dictionary: torch's ``_metadata`` of a state_dict."""
+    """Skip the attributes of a dictionary: torch's ``_metadata`` of a state_dict."""
     machine.pop()
     machine.top(dict)
 
 
-def _note(machine: _Machine, index: Any) -> None:
+def _memoize(machine: _Machine, index: Any) -> None:
     if index is None:
-        index = len(machine.notes)
+        index = len(machine.memo)
     if not 0 <= index < 2**32:
-        raise BrokenPickle(f"it makes note {index}")
-    machine.notes[index] = machine.top(object)
+        raise BrokenPickle(f"it has memo index {index}")
+    machine.memo[index] = machine.top(object)
 
 
 _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
@@ -208,7 +206,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(["BINFLOAT", "FLOAT", "BINSTRING", "SHORT_BINSTRING"], _push_argument),
     **dict.fromkeys(["BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"], _push_argument),
     **dict.fromkeys(["BINBYTES", "SHORT_BINBYTES", "BINBYTES8"], _push_argument),
-    **dict.fromkeys(["PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"], _note),
+    **dict.fromkeys(["PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"], _memoize),
     **dict.fromkeys(
         ["GET", "BINGET", "LONG_BINGET"], lambda machine, index: machine.push(machine.recall(index))
     ),
@@ -239,31 +237,30 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-# --- What the pickle of a torch file may hold: storages and the tensors that are views of them
-# Everything is checked when it is built: sizes are small numbers from 0 on, a tensor lies within
-# its storage. Nothing here reads a value.
+# --- Storages and tensors
+# Checked when built: sizes are non-negative and small, a tensor lies within its storage.
 
 _MOST_AXES = 32
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A row of elements that tensors are views of."""
+    """Elements that tensors are views of."""
 
-    key: str  # its name within the file
-    dtype: np.dtype  # the type of its elements
-    count: int  # how many elements the file holds of it
-    first: int = 0  # where in it this view begins; in files since torch 1.6 always 0
+    key: str  # name within the file
+    dtype: np.dtype
+    count: int  # of elements in the file
+    first: int = 0  # first element of this view; 0 in files since torch 1.6
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the pickle, before it is known where in the file its storage lies."""
+    """Tensor of the pickle, before its storage is located in the file."""
 
-    storage: Storage  # what it is a view of
-    first: int  # its first element, counted from the storage's beginning
-    shape: tuple[int, ...]  # its axes
-    strides: tuple[int, ...]  # the steps along them, in elements
+    storage: Storage
+    first: int  # first element within the storage
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
 
 
 _STORAGE_DTYPES = {
@@ -281,27 +278,27 @@ _STORAGE_DTYPES = {
 
 
 def read_storage(reference: Any) -> Storage:
-    """Reads a pickle's reference to a storage."""
+    """Return the storage of a persistent reference."""
     if not (isinstance(reference, tuple) and len(reference) in (5, 6)):
-        raise BrokenPickle("it refers to something that is no storage")
+        raise BrokenPickle("it refers to something other than a storage")
     kind, dtype, key, _, count = reference[:5]
     if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
-        raise BrokenPickle("it refers to something that is no storage")
+        raise BrokenPickle("it refers to something other than a storage")
     if len(reference) == 5 or reference[5] is None:
         return Storage(key, dtype, *_sizes((count,)))
     if not (isinstance(reference[5], tuple) and len(reference[5]) == 3):
-        raise BrokenPickle("it refers to something that is no storage")
+        raise BrokenPickle("it refers to something other than a storage")
     count, first, length = _sizes((count, *reference[5][1:]))
     if first + length > count:
-        raise BrokenPickle(f"a view goes beyond storage {key!r}")
+        raise BrokenPickle(f"a view exceeds storage {key!r}")
     return Storage(key, dtype, count, first)
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
     if not (isinstance(values, tuple) and len(values) <= _MOST_AXES):
-        raise BrokenPickle("a shape is no short tuple")
+        raise BrokenPickle("a shape is not a short tuple")
     if not all(type(value) is int and 0 <= value < 2**60 for value in values):
-        raise BrokenPickle("a shape has a value that is no size")
+        raise BrokenPickle("a shape has a value that is not a size")
     return values
 
 
@@ -309,20 +306,20 @@ def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, *_: Any)
     shape, strides = _sizes(shape), _sizes(strides)
     (first,) = _sizes((first,))
     if not isinstance(storage, Storage) or len(shape) != len(strides):
-        raise BrokenPickle("a tensor is none")
+        raise BrokenPickle("a tensor is invalid")
     last = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     if 0 not in shape and storage.first + first + last >= storage.count:
-        raise BrokenPickle(f"a tensor of shape {shape} goes beyond storage {storage.key!r}")
+        raise BrokenPickle(f"a tensor of shape {shape} exceeds storage {storage.key!r}")
     return Tensor(storage, storage.first + first, shape, strides)
 
 
 def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
-    """A parameter is its tensor; whether it wants a gradient and its hooks are left out."""
+    """Return the tensor of a parameter, without requires_grad and hooks."""
     return tensor
 
 
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
-    """An OrderedDict: empty in files of today, with a list of pairs in those of Python 2."""
+    """Return an OrderedDict's content: empty, or a list of pairs in files from Python 2."""
     if not isinstance(pairs, tuple | list):
         raise BrokenPickle("a dictionary has no pairs")
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
@@ -332,7 +329,7 @@ def _ordered(pairs: Any = ()) -> dict[Any, Any]:
 
 def _device(kind: Any, index: Any = None) -> str:
     if not isinstance(kind, str) or not (index is None or type(index) is int):
-        raise BrokenPickle("a device is none")
+        raise BrokenPickle("a device is invalid")
     return kind if index is None else f"{kind}:{_sizes((index,))[0]}"
 
 
@@ -350,27 +347,27 @@ NAMES: dict[tuple[str, str], Any] = {
     **{("torch.cuda", name): dtype for name, dtype in _STORAGE_DTYPES.items()},
     **{("torch", name): f"torch.{name}" for name in (*_TYPES, "bool")},
 }
-"""All that a file of tensors may ask for, by module and name. Nothing in it runs code of a file."""
+"""Every name that a torch file may import; none of them runs code of the file."""
 
 
-# --- Files of torch.save, read without torch and without running code
-# Two forms. Since torch 1.6 a zip archive, nothing in it compressed: NAME/data.pkl holds the object
-# with references to storages, NAME/data/KEY the bytes of each. Before 1.6 a stream: three pickles
-# (magic number, version, machine), the object, a pickle with the keys of the storages, and each
-# storage as its number of elements (8 bytes) and its bytes. In both a tensor is a call of
+# --- Files of torch.save
+# Since torch 1.6 an uncompressed zip archive: NAME/data.pkl holds the object with references to
+# storages, NAME/data/KEY the bytes of each. Before 1.6 a stream: three pickles (magic number,
+# version, machine), the object, a pickle with the keys of the storages, and each storage as its
+# number of elements (8 bytes) and its bytes. In both a tensor is a call of
 # ``torch._utils._rebuild_tensor_v2`` with a storage, an offset, a shape and strides.
 
 ZIP_START = b"PK\x03\x04"
 PICKLE_START = b"\x80"
 _MAGIC = 0x1950A86A20F9469CFC6C
-_LARGEST_PICKLE_BYTES = 64 * 2**20  # the pickle has no values in it: 20,000 tensors take 6 MB
+_LARGEST_PICKLE_BYTES = 64 * 2**20  # without values; 20,000 tensors take 6 MB
 _MOST_ENTRIES = 1_000_000
 _DEEPEST_NESTING = 32
-_LARGEST_COPIES = 16  # how often all tensors together may hold the bytes of the file
+_LARGEST_COPIES = 16  # limit of the tensors' total size, in sizes of the file
 
 
 def read_torch_tensors(path: str | Path) -> dict[str, LazyTensor]:
-    """Reads which tensors a torch file holds, without their values."""
+    """Return the named tensors of a torch file, without their values."""
     content = _read_content(Path(path))
     if isinstance(content, dict):
         for wrapper in ("state_dict", "model", "module"):
@@ -380,19 +377,19 @@ def read_torch_tensors(path: str | Path) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
     _flatten(Path(path), content, "", tensors, [0])
     if not tensors:
-        raise InputError(f"{path} holds no named tensors; give the file of a state_dict")
+        raise InputError(f"{path} has no named tensors; give the file of a state_dict")
     return tensors
 
 
 def read_torch_object(path: str | Path) -> Any:
-    """Reads the object of a torch file with its values."""
+    """Return the object of a torch file, with values."""
     file = Path(path)
     budget_bytes = _LARGEST_COPIES * file_size_bytes(file)
     return _with_values(file, _read_content(file), budget_bytes)
 
 
 def _read_content(file: Path) -> Any:
-    """The object of the file with a `LazyTensor` for each tensor."""
+    """Return the object of a file with a `LazyTensor` for each tensor."""
     file_size_bytes(file)
     start = read_bytes(file, size_bytes=len(ZIP_START))
     try:
@@ -402,20 +399,20 @@ def _read_content(file: Path) -> Any:
             return _read_stream(file)
     except ForbiddenName as error:
         raise InputError(
-            f"{file} is refused: it asks for '{error}', and only plain tensors are read; nothing"
-            " of it was run. Save its tensors again as a state_dict or as safetensors"
+            f"{file} is refused: it imports '{error}', but only plain tensors are read (no code of"
+            " it was run); save its tensors again as a state_dict or safetensors"
         ) from None
     except (BrokenPickle, zipfile.BadZipFile, struct.error) as error:
         raise _broken(file, str(error)) from None
-    raise _broken(file, f"it begins with {start!r}")
+    raise _broken(file, f"it starts with {start!r}")
 
 
 def _read_zip(file: Path) -> Any:
-    """The form since torch 1.6."""
+    """Read the format since torch 1.6."""
     records = _zip_records(file)
     folders = [name.removesuffix("data.pkl") for name in records if name.endswith("/data.pkl")]
     if not folders:
-        raise InputError(f"{file} is a zip archive without data.pkl: not a file of torch.save")
+        raise InputError(f"{file} is a zip archive without data.pkl; give a torch.save file")
     folder = min(folders, key=len)
     if folder + "constants.pkl" in records:
         raise InputError(f"{file} is a TorchScript program; save the state_dict of its model")
@@ -424,7 +421,7 @@ def _read_zip(file: Path) -> Any:
         if read_bytes(file, offset_bytes, min(size_bytes, 16)) != b"little":
             raise InputError(f"{file} was written on a big-endian machine; save it on another")
 
-    def place(storage: Storage) -> int:
+    def locate(storage: Storage) -> int:
         offset_bytes, size_bytes = records.get(f"{folder}data/{storage.key}", (0, -1))
         if storage.count * storage.dtype.itemsize > size_bytes:
             raise BrokenPickle(f"storage {storage.key!r} has {size_bytes} bytes")
@@ -434,11 +431,11 @@ def _read_zip(file: Path) -> Any:
     if size_bytes > _LARGEST_PICKLE_BYTES:
         raise BrokenPickle(f"its pickle has {size_bytes} bytes")
     stream = BytesIO(read_bytes(file, offset_bytes, size_bytes))
-    return _placed(file, _read_object(stream), place)
+    return _with_lazy_tensors(file, _read_object(stream), locate)
 
 
 def _zip_records(file: Path) -> dict[str, tuple[int, int]]:
-    """Where the content of each entry of the archive lies: offset and size in bytes."""
+    """Return the offset and size in bytes of each entry's content."""
     size_bytes = file.stat().st_size
     records = {}
     try:
@@ -449,27 +446,27 @@ def _zip_records(file: Path) -> dict[str, tuple[int, int]]:
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise BrokenPickle(f"entry {entry.filename!r} is compressed or encrypted")
-        # The name and the extra field before the content are longer than the directory says:
-        # torch fills them up so that the content begins at a multiple of 64 bytes.
+        # The local header is longer than the directory says: torch pads it so that the content
+        # starts at a multiple of 64 bytes.
         start = read_bytes(file, entry.header_offset, 30)
         if len(start) < 30 or not start.startswith(ZIP_START):
-            raise BrokenPickle(f"entry {entry.filename!r} is not where it should be")
+            raise BrokenPickle(f"entry {entry.filename!r} has no local header")
         offset_bytes = entry.header_offset + 30 + sum(struct.unpack("<HH", start[26:30]))
         if offset_bytes + entry.file_size > size_bytes:
-            raise BrokenPickle(f"entry {entry.filename!r} goes beyond its end")
+            raise BrokenPickle(f"entry {entry.filename!r} exceeds the file")
         records[entry.filename] = (offset_bytes, entry.file_size)
     return records
 
 
 def _read_stream(file: Path) -> Any:
-    """The form before torch 1.6."""
+    """Read the format before torch 1.6."""
     size_bytes = min(file.stat().st_size, _LARGEST_PICKLE_BYTES)
     head = BytesIO(read_bytes(file, size_bytes=size_bytes))
     if read_pickle(head, NAMES) != _MAGIC:
         raise InputError(
-            f"{file} is a pickle, but not one of torch.save; save it with torch.save or safetensors"
+            f"{file} is a pickle, but not of torch.save; save it with torch.save or safetensors"
         )
-    read_pickle(head, {})  # the version of the form, 1001 in all files
+    read_pickle(head, {})  # the format's version, always 1001
     machine = read_pickle(head, {})
     if not (isinstance(machine, dict) and machine.get("little_endian", True)):
         raise InputError(f"{file} was written on a big-endian machine; save it on another")
@@ -477,37 +474,37 @@ def _read_stream(file: Path) -> Any:
     content = _read_object(head, storages)
     keys = read_pickle(head, {})
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-        raise BrokenPickle("the list of its storages is none")
-    places = _stream_places(file, head.tell(), keys, storages)
+        raise BrokenPickle("its list of storages is invalid")
+    offsets = _stream_offsets(file, head.tell(), keys, storages)
 
-    def place(storage: Storage) -> int:
-        if storage.key not in places:
+    def locate(storage: Storage) -> int:
+        if storage.key not in offsets:
             raise BrokenPickle(f"storage {storage.key!r} is missing")
-        return places[storage.key]
+        return offsets[storage.key]
 
-    return _placed(file, content, place)
+    return _with_lazy_tensors(file, content, locate)
 
 
-def _stream_places(
+def _stream_offsets(
     file: Path, offset_bytes: int, keys: list[str], storages: Mapping[str, Storage]
 ) -> dict[str, int]:
-    """Walks over the storages behind the pickles: where the bytes of each begin."""
+    """Return the offset of each storage behind the pickles."""
     size_bytes = file.stat().st_size
-    places = {}
+    offsets = {}
     for key in keys:
         count = int.from_bytes(read_bytes(file, offset_bytes, 8), "little")
         storage = storages.get(key)
-        if storage is None or storage.count != count or key in places:
-            raise BrokenPickle(f"storage {key!r} has {count} elements, which nothing asks for")
-        places[key] = offset_bytes + 8
+        if storage is None or storage.count != count or key in offsets:
+            raise BrokenPickle(f"storage {key!r} of {count} elements is not referenced")
+        offsets[key] = offset_bytes + 8
         offset_bytes += 8 + count * storage.dtype.itemsize
         if offset_bytes > size_bytes:
             raise BrokenPickle(f"it ends within storage {key!r}")
-    return places
+    return offsets
 
 
 def _read_object(stream: BytesIO, storages: dict[str, Storage] | None = None) -> Any:
-    """The pickle of the object; notes the storages that it asks for."""
+    """Read the pickle of the object; collect the storages that it references."""
 
     def load_storage(reference: Any) -> Storage:
         storage = read_storage(reference)
@@ -520,17 +517,17 @@ def _read_object(stream: BytesIO, storages: dict[str, Storage] | None = None) ->
     return read_pickle(stream, NAMES, load_storage)
 
 
-def _placed(file: Path, content: Any, place: Callable[[Storage], int]) -> Any:
-    """Puts a `LazyTensor` in the place of each tensor, in dictionaries and lists as well."""
+def _with_lazy_tensors(file: Path, content: Any, locate: Callable[[Storage], int]) -> Any:
+    """Replace each tensor by a `LazyTensor`, also within dictionaries and lists."""
     size_bytes = file.stat().st_size
     done: dict[int, tuple[Any, int]] = {}
 
     def visit(value: Any, depth: int) -> tuple[Any, int]:
-        """The value and how deep it is nested; what stands in two places is visited once."""
+        """Return the converted value and its depth; shared values are converted once."""
         if depth <= _DEEPEST_NESTING and id(value) not in done:
             done[id(value)] = convert(value, depth + 1)
         if depth + done.get(id(value), (None, 0))[1] > _DEEPEST_NESTING:
-            raise BrokenPickle(f"it is nested more than {_DEEPEST_NESTING} deep")
+            raise BrokenPickle(f"it is nested more than {_DEEPEST_NESTING} levels deep")
         return done[id(value)]
 
     def convert(value: Any, depth: int) -> tuple[Any, int]:
@@ -548,15 +545,15 @@ def _placed(file: Path, content: Any, place: Callable[[Storage], int]) -> Any:
         dtype = tensor.storage.dtype
         if math.prod(tensor.shape) * dtype.itemsize > size_bytes:
             raise BrokenPickle(f"a tensor of shape {tensor.shape} is larger than the file")
-        offset_bytes = place(tensor.storage) + tensor.first * dtype.itemsize
-        strides = None if _is_plain(tensor) else tensor.strides
+        offset_bytes = locate(tensor.storage) + tensor.first * dtype.itemsize
+        strides = None if _is_contiguous(tensor) else tensor.strides
         return LazyTensor(file, offset_bytes, tensor.shape, dtype, strides)
 
     return visit(content, 0)[0]
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether the elements lie one after the other; axes of length 1 may have any stride."""
+def _is_contiguous(tensor: Tensor) -> bool:
+    """Return whether the elements are contiguous; axes of length 1 may have any stride."""
     expected = 1
     for length, stride in zip(tensor.shape[::-1], tensor.strides[::-1], strict=True):
         if length != 1 and stride != expected:
@@ -568,7 +565,7 @@ def _is_plain(tensor: Tensor) -> bool:
 def _flatten(
     file: Path, value: Any, name: str, tensors: dict[str, LazyTensor], visited: list[int]
 ) -> None:
-    """Collects the tensors of nested dictionaries and lists; leaves out what is no tensor."""
+    """Collect the tensors of nested dictionaries and lists under dotted names."""
     visited[0] += 1
     if visited[0] > _MOST_ENTRIES:
         raise _broken(file, f"it has more than {_MOST_ENTRIES} entries")
@@ -583,7 +580,7 @@ def _flatten(
 
 
 def _with_values(file: Path, content: Any, budget_bytes: int) -> Any:
-    """Reads the tensors of the object, one that stands in two places once."""
+    """Read the tensors of the object; shared ones are read once."""
     done: dict[int, Any] = {}
 
     def visit(value: Any) -> Any:
@@ -609,6 +606,6 @@ def _with_values(file: Path, content: Any, budget_bytes: int) -> Any:
 
 def _broken(file: Path, reason: str) -> InputError:
     return InputError(
-        f"{file} is not a whole torch file ({reason[:200]}); download or copy it again, or save"
+        f"{file} is not a complete torch file ({reason[:200]}); download or copy it again, or save"
         " its tensors as safetensors"
     )

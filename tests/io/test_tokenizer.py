@@ -71,7 +71,7 @@ def test_ids_that_the_vocabulary_leaves_out_have_a_name_too(reference_folder: Pa
 
 def test_a_decoder_vocabulary_has_no_mask(reference_folder: Path) -> None:
     folder = reference_folder / "tokenizers" / "gpt2"
-    with pytest.raises(InputError, match="has no cls piece"):
+    with pytest.raises(InputError, match="has no cls token"):
         load_tokenizer(folder)
     assert load_tokenizer(folder, required=()).ids.mask is None
 
@@ -120,14 +120,14 @@ def test_a_mask_that_is_missing_is_named(
     tmp_path: Path, write_tokenizer: Callable[..., Path]
 ) -> None:
     folder = write_tokenizer(tmp_path, {"mask_token": "<blank>"})
-    with pytest.raises(InputError, match='has no mask piece.*"mask_token"'):
+    with pytest.raises(InputError, match='has no mask token.*"mask_token"'):
         load_tokenizer(folder)
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no tokenizer.json and transformers finds no tokenizer"),
+        ({}, "has no tokenizer.json and transformers finds no tokenizer"),
         ({"tokenizer.json": "{"}, "cannot read .*tokenizer.json"),
         ({"tokenizer.json": '{"model": 1}'}, "cannot read .*tokenizer.json"),
     ],

@@ -191,10 +191,10 @@ def test_a_repository_with_other_things(hub: FakeHub, folder: Path, tmp_path: Pa
     hub.put(REPO, other)
     pushed = jpt.push_prompts(folder, REPO)
     assert hub.files(REPO)["README.md"] == b"# Mine" and pushed.kept == ()
-    assert len(pushed.notes) == 2 and "weights.safetensors is not a whole" in pushed.notes[0]
+    assert len(pushed.notes) == 2 and "weights.safetensors is not a complete" in pushed.notes[0]
     assert len(json.loads(hub.files(REPO)["prompts.json"])["prompts"]) == 4
     hub.asked.clear()
-    with pytest.raises(jpt.InputError, match=r"weights.safetensors is not a whole .*--only"):
+    with pytest.raises(jpt.InputError, match=r"weights.safetensors is not a complete .*--only"):
         jpt.pull_prompts(REPO, tmp_path / "out")
     assert fetched(hub) == {*FILES, "weights.safetensors"} and not (tmp_path / "out").exists()
     pulled = jpt.pull_prompts(REPO, tmp_path / "out", only=["news", "mood"])
@@ -252,7 +252,7 @@ def test_commits_of_others_meanwhile(hub: FakeHub, folder: Path) -> None:
     jpt.push_prompts(folder, REPO)
     write(folder / "mood.safetensors", 66)
     hub.before_commit = lambda: hub.put(REPO, {"other.txt": b"first"})
-    with pytest.raises(jpt.InputError, match="changed by someone else at the same time"):
+    with pytest.raises(jpt.InputError, match="changed at the same time"):
         jpt.push_prompts(folder, REPO)
     assert hub.files(REPO)["mood.safetensors"] != local(folder)["mood.safetensors"]
 
@@ -260,7 +260,7 @@ def test_commits_of_others_meanwhile(hub: FakeHub, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_what_the_hub_leaves_out_is_told(hub: FakeHub, folder: Path) -> None:
     hub.ignored = {"mood.safetensors"}
-    with pytest.raises(jpt.InputError, match=r"without mood.safetensors: look at .gitignore"):
+    with pytest.raises(jpt.InputError, match=r"lacks mood.safetensors: check the repository's .gitignore"):
         jpt.push_prompts(folder, REPO)
 
 
@@ -313,25 +313,25 @@ def test_names_that_clash_with_those_there(hub: FakeHub, folder: Path, tmp_path:
 WRONG = [
     (("push", "FOLDER", "you/prompts"), {}, "refuses (403: You don't have the rights"),
     (("push", "FOLDER", REPO), {"HF_TOKEN": READER}, "refuses (403: You don't have the rights"),
-    (("push", "FOLDER", REPO), {"HF_TOKEN": ""}, "no token is set here"),
+    (("push", "FOLDER", REPO), {"HF_TOKEN": ""}, "no token is set: set"),
     (("push", "FOLDER", REPO), {"HF_TOKEN": "old"}, "refuses (401: Invalid credentials"),
-    (("push", "FOLDER", "me/open", "--private"), {}, "is public, and private was asked for"),
-    (("push", "FOLDER", "prompts"), {}, "'prompts' names no owner; give OWNER/NAME"),
+    (("push", "FOLDER", "me/open", "--private"), {}, "is public, but private was requested"),
+    (("push", "FOLDER", "prompts"), {}, "'prompts' has no owner; give OWNER/NAME"),
     (("push", "FOLDER", REPO, "--message", " "), {}, "the message is empty"),
     (("push", "nowhere", REPO), {}, "cannot read nowhere"),
     (("push", "EMPTY", REPO), {}, "holds no prompts"),
     (("pull", "me/nothing", "--out", "OUT"), {}, "no such repository, or hides it from you"),
     (("pull", "me/hidden", "--out", "OUT"), {"HF_TOKEN": READER}, "no such repository"),
-    (("pull", "me/hidden", "--out", "OUT"), {"HF_TOKEN": ""}, "no token is set here"),
+    (("pull", "me/hidden", "--out", "OUT"), {"HF_TOKEN": ""}, "no token is set: set"),
     (("pull", "me/open", "--out", "OUT"), {"HF_TOKEN": "old"}, "refuses (401: Invalid"),
     (("pull", "me/open", "--out", "OUT", "--revision", "x"), {}, "it has no revision 'x'"),
     (("pull", "me/open", "--out", "OUT"), {}, "me/open holds no prompts"),
-    (("pull", "me/o pen", "--out", "OUT"), {}, "'me/o pen' names no repository of a hub"),
-    (("pull", "a/b/c", "--out", "OUT"), {}, "'a/b/c' names no repository of a hub"),
+    (("pull", "me/o pen", "--out", "OUT"), {}, "'me/o pen' is not the name of a hub repository"),
+    (("pull", "a/b/c", "--out", "OUT"), {}, "'a/b/c' is not the name of a hub repository"),
     (("pull", "me/full", "--out", "OUT", "--only", "moood"), {}, "did you mean mood?"),
     (("pull", "me/full", "--out", "OUT", "--only", ","), {}, "only names no prompt"),
-    (("pull", REPO, "--out", "OUT"), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "no answer of a hub"),
-    (("pull", REPO, "--out", "OUT"), {"HF_ENDPOINT": "nonsense"}, "look at the network, and at"),
+    (("pull", REPO, "--out", "OUT"), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "does not answer as a hub"),
+    (("pull", REPO, "--out", "OUT"), {"HF_ENDPOINT": "nonsense"}, "check the network, and HF_ENDPOINT"),
 ]
 
 
