@@ -1,4 +1,4 @@
-"""The records of result files: what a study writes and its report reads."""
+"""Record classes of the result files: what a study writes and its report reads."""
 
 from __future__ import annotations
 
@@ -13,15 +13,273 @@ from jaxtyping import Float64
 
 from jpt.types import PromptCard
 
+# --- Run folders: config.json, metrics.jsonl, result.json
 
-class SourceChoice(NamedTuple):
-    """What the source that a ranking puts first is worth on one target.
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Training and validation curves of a run."""
+
+    train_steps: Float64[np.ndarray, "M"]  # steps with a logged training loss
+    train_loss: Float64[np.ndarray, "M"]  # of one batch each
+    steps: Float64[np.ndarray, "N"]  # steps with a validation score
+    loss: Float64[np.ndarray, "N"]  # on validation
+    score: Float64[np.ndarray, "N"]  # on validation
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """A prompt of a study."""
+
+    name: str
+    card: PromptCard | None  # None for a run without a prompt so far
+    finished: bool  # a finished run, or a prompt file
+    settings: Mapping[str, Any]  # config of its run; empty for a prompt file
+    metric: str | None
+    score: float  # on validation; NaN if unknown
+    majority: float  # share of the most frequent class of validation; NaN if unknown
+    steps: int | None  # of the whole run
+    best_step: int | None
+    elapsed_s: float  # of its run; NaN if unknown
+    curve: LossCurve | None  # None without a log
+
+
+# --- transfer.json
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """A target task."""
+
+    task: str  # full name
+    type: str | None  # task type, if known
+    majority: float  # share of the most frequent class; NaN for a generative task
+    rows: int | None  # number of scored rows
+    split: str | None
+    in_task_prompt: str | None
+
+
+@dataclass(frozen=True)
+class TransferRecord:
+    """Provenance of a transfer matrix."""
+
+    backbone: str | None
+    split: str | None
+    targets: Mapping[str, TargetRecord]  # by name
+    prompt_types: Mapping[str, str | None]  # task type of each prompt
+    random: str | None  # column of the untrained prompt
+    random_start: Mapping[str, str]  # its initialiser, such as {"seed": "0", "init": "random"}
+    untouched: str | None  # column of the model without a prompt
+    notes: tuple[str, ...]
+    elapsed_s: float  # NaN if unknown
+    versions: Mapping[str, str]  # of jpt, Python and packages
+    device: str | None
+    command: str | None
+    machine: str | None = None
+
+
+# --- types.json
+
+
+@dataclass(frozen=True)
+class TaskTypeMeans:
+    """Means over pairs of prompts with the same task type and with different types."""
+
+    same: float  # NaN without such pairs
+    different: float
+    n_same: int | None = None  # number of pairs, if known
+    n_different: int | None = None
+    seeds: float = math.nan  # mean over pairs of two seeds of a prompt; NaN without such pairs
+
+
+@dataclass(frozen=True)
+class TaskTypeRecord:
+    """Means by task type."""
+
+    similarity: Mapping[str, TaskTypeMeans]  # by indicator
+    transfer: TaskTypeMeans | None  # of relative performance; None without a matrix
+    random: float  # mean relative performance of the untrained prompt; NaN if not measured
+    best_other: Mapping[str, str]  # best source of each target, in-task prompt excluded
+    best_same_fraction: float  # share of targets whose best other source has their type
+    by_type: Mapping[str, Mapping[str, float]]  # relative performance by type of target and source
+    notes: tuple[str, ...] = field(default=())
+
+
+# --- indicators.csv and neurons.npz
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Similarity of the prompts by every indicator."""
+
+    names: tuple[str, ...]
+    values: Mapping[str, Float64[np.ndarray, "K K"]]  # by indicator; NaN for pairs not in the table
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """Shares of the neurons of each layer over several prompts.
 
     Attributes:
-        hit: 1 where it is the best source, 0 where not; a share where several are first.
-        rank: its place among the measured scores, 1 the best; equal scores share a mean place.
-        regret: the best score less its score.
-        sources: how many there were to choose from.
+        prompts: number of prompts.
+        activated: mean share that a prompt activates.
+        always: share that every prompt activates.
+        never: share that no prompt activates.
+        always_at_random: expected ``always`` if each prompt activated as many neurons of the layer
+            at random.
+        never_at_random: expected ``never``, likewise.
+    """
+
+    prompts: int
+    activated: Float64[np.ndarray, "L"]
+    always: Float64[np.ndarray, "L"]
+    never: Float64[np.ndarray, "L"]
+    always_at_random: Float64[np.ndarray, "L"]
+    never_at_random: Float64[np.ndarray, "L"]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the shares over all layers and by layer, ready for JSON."""
+        names = ("activated", "always", "never", "always_at_random", "never_at_random")
+        shares = {name: getattr(self, name) for name in names}
+        return {
+            "prompts": self.prompts,
+            **{name: float(values.mean()) for name, values in shares.items()},
+            "by_layer": {name: values.tolist() for name, values in shares.items()},
+        }
+
+    def describe(self) -> str:
+        """Return the shares over all layers and by layer as a table of 80 columns."""
+        always, never = 100 * self.always.mean(), 100 * self.never.mean()
+        at_random = 100 * self.always_at_random.mean(), 100 * self.never_at_random.mean()
+        lines = [
+            f"always on (all {self.prompts} prompts): {always:.1f} % of the neurons (at random:"
+            f" {at_random[0]:.1f} %)",
+            f"never on: {never:.1f} % (at random: {at_random[1]:.1f} %)",
+            "layer  activated  always on  never on",
+        ]
+        by_layer = zip(self.activated, self.always, self.never, strict=True)
+        for layer, (activated, always, never) in enumerate(by_layer):
+            shares = f"{100 * activated:7.1f} %  {100 * always:7.1f} %  {100 * never:6.1f} %"
+            lines.append(f"{layer:>5}  {shares}")
+        return "\n".join(lines)
+
+
+# --- correlation.json
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation of an indicator with zero-shot transfer, as computed.
+
+    Attributes:
+        mean_over_targets: mean of the defined ``per_target`` values; None if there are none.
+        pooled_relative: over all pairs of target and source, with relative performance.
+        pooled_raw: over all pairs, with scores.
+        n_targets: number of targets with a defined correlation.
+        per_target: over the sources of each target; None where undefined.
+        interval: confidence interval of the mean (`jpt.results.statistics`); None for fewer than
+            two targets.
+    """
+
+    mean_over_targets: float | None
+    pooled_relative: float | None
+    pooled_raw: float | None
+    n_targets: int
+    per_target: dict[str, float | None]
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Lead:
+    """Mean difference of two indicators' rank correlations over the same targets."""
+
+    mean: float | None  # None if no target has both
+    interval: tuple[float, float] | None  # of the mean; None for fewer than two targets
+    n_targets: int  # number of targets with both
+
+
+@dataclass(frozen=True)
+class OverlapLead:
+    """Lead of neuron overlap (ON) over the paper's embedding indicators."""
+
+    best: str | None  # the one with the highest mean over targets; None if none is defined
+    over: dict[str, Lead]  # by indicator
+
+
+@dataclass(frozen=True)
+class CorrelationRecord:
+    """Spearman's rank correlation of an indicator with zero-shot transfer, as read back."""
+
+    mean_over_targets: float  # NaN if undefined
+    pooled_relative: float  # over all pairs, with relative performance
+    pooled_raw: float  # over all pairs, with scores
+    n_targets: int  # number of targets with a defined correlation
+    per_target: Mapping[str, float]  # over the sources of each target; NaN where undefined
+
+
+@dataclass(frozen=True)
+class CorrelationRecords:
+    """Rank correlations by indicator."""
+
+    excluding_in_task: Mapping[str, CorrelationRecord]  # in-task prompts are no sources
+    including_in_task: Mapping[str, CorrelationRecord]
+    notes: tuple[str, ...] = ()
+
+
+# --- choice.json
+
+
+class SourceRange(NamedTuple):
+    """Scores of the sources of a target."""
+
+    best: tuple[str, ...]  # best source; several if tied
+    best_score: float
+    mean_score: float  # expected score of a source chosen at random
+    sources: int  # number of sources
+
+
+@dataclass(frozen=True)
+class ChosenSource:
+    """Source that an indicator ranks first on a target."""
+
+    sources: tuple[str, ...]  # several if tied
+    score: float  # mean if tied
+    regret: float  # best score minus this score
+
+
+@dataclass(frozen=True)
+class SelectionMeans:
+    """Value of source selection by one indicator, over targets."""
+
+    targets: int  # number of targets that it ranks sources for
+    hits: float  # share of targets on which its first source is the best one
+    regret: float  # mean of best score minus score of its first source
+    regret_interval: tuple[float, float]  # NaN if undefined
+    chance_hits: float  # share of targets on which a random source is the best one
+    chance_regret: float  # mean regret of a random source
+    gain: float  # `chance_regret` minus `regret`
+    gain_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SelectionRecord:
+    """Source selection on every target."""
+
+    ranges: Mapping[str, SourceRange]  # by target
+    means: Mapping[str, SelectionMeans]  # by indicator
+    # by indicator and target; None if the indicator is undefined there
+    chosen: Mapping[str, Mapping[str, ChosenSource | None]]
+    notes: tuple[str, ...] = ()
+
+
+class SourceChoice(NamedTuple):
+    """Value of the source that a ranking puts first on one target.
+
+    Attributes:
+        hit: 1 if it is the best source, else 0; a share if several are first.
+        rank: its rank among the scores, 1 the best; the mean rank if tied.
+        regret: best score minus its score.
+        sources: number of sources.
     """
 
     hit: float
@@ -32,14 +290,14 @@ class SourceChoice(NamedTuple):
 
 @dataclass(frozen=True)
 class RankingRecord:
-    """How often a ranking was right.
+    """Means of a ranking's `SourceChoice` over targets.
 
     Attributes:
-        targets: on how many targets it says anything.
-        hits: share of these on which its first source was the best one.
-        mean_rank: mean place of its first source among the measured scores.
-        regret: mean of the best score less the score of its first source.
-        chance_hits: the same for a source chosen by chance, on the same targets.
+        targets: number of targets that it ranks sources for.
+        hits: share of them on which its first source is the best one.
+        mean_rank: mean rank of its first source.
+        regret: mean of best score minus score of its first source.
+        chance_hits: ``hits`` of a random source on the same targets.
         chance_rank: likewise.
         chance_regret: likewise.
     """
@@ -53,35 +311,18 @@ class RankingRecord:
     chance_regret: float
 
 
-class SourceRange(NamedTuple):
-    """What there was to choose from on one target.
-
-    Attributes:
-        best: the best source; several where they score the same.
-        best_score: its score.
-        mean_score: the mean score of all sources, which a choice by chance has on average.
-        sources: how many there were.
-    """
-
-    best: tuple[str, ...]
-    best_score: float
-    mean_score: float
-    sources: int
-
-
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """How often each ranking was right on a known matrix.
+    """Source selection on a known matrix, each target in turn left out.
 
     Attributes:
-        rankings: the record of each ranking by its name; one that says nothing anywhere is left
-            out.
-        per_target: the choice of each ranking on each target; None where it says nothing.
-        targets: that were looked at.
+        rankings: `RankingRecord` by ranking; rankings undefined on every target are left out.
+        per_target: `SourceChoice` by ranking and target; None where undefined.
+        targets: names of the targets.
         notes: what was left out, and why.
-        chosen: the source that each ranking puts first on each target, several where they are
-            alike to it, none where it says nothing; without ``zero_shot``, which is simulated.
-        ranges: what there was to choose from on each target.
+        chosen: first source by ranking and target; several if tied, none where undefined. Without
+            ``zero_shot``, which is simulated.
+        ranges: `SourceRange` by target.
     """
 
     rankings: dict[str, RankingRecord]
@@ -93,7 +334,7 @@ class LeaveOneOut:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The result as JSON."""
+        """Result, ready for JSON."""
         return {
             "targets": list(self.targets),
             "rankings": {name: asdict(found) for name, found in self.rankings.items()},
@@ -105,304 +346,22 @@ class LeaveOneOut:
         }
 
 
-@dataclass(frozen=True)
-class Lead:
-    """How far one indicator's mean rank correlation is above another's, over the same targets."""
-
-    mean: float | None  # the mean difference; None where no target has both
-    interval: tuple[float, float] | None  # of that mean; None for fewer than two targets
-    n_targets: int  # how many have both
-
-
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Spearman's rank correlation of one indicator with zero-shot transfer.
-
-    Attributes:
-        mean_over_targets: the mean of ``per_target`` where that is defined; None where nowhere.
-        pooled_relative: over all pairs of target and source, with relative performance.
-        pooled_raw: over all pairs, with the scores as they are.
-        n_targets: how many targets have a defined correlation.
-        per_target: over the sources of each target; None where it is not defined.
-        interval: of the mean over targets (`jpt.results.statistics`); None for fewer
-            than two targets.
-    """
-
-    mean_over_targets: float | None
-    pooled_relative: float | None
-    pooled_raw: float | None
-    n_targets: int
-    per_target: dict[str, float | None]
-    interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class OverlapLead:
-    """How far ON leads the paper's indicators of vectors, target by target.
-
-    Attributes:
-        best: the one of these with the highest mean over targets; None where none is defined.
-        over: the lead over each.
-    """
-
-    best: str | None
-    over: dict[str, Lead]
-
-
-@dataclass(frozen=True)
-class ChosenSource:
-    """What an indicator puts first on one target."""
-
-    sources: tuple[str, ...]  # the source; several where they are alike to it
-    score: float  # its score, a mean where there are several
-    regret: float  # the best score less its score
-
-
-@dataclass(frozen=True)
-class SelectionMeans:
-    """Means over targets of what choosing by one indicator is worth."""
-
-    targets: int  # on how many it says anything
-    hits: float  # share of these on which its first source is the best
-    regret: float  # mean of the best score less the score of its first source
-    regret_interval: tuple[float, float]  # of that mean over targets; NaN where there is none
-    chance_hits: float  # share of these on which a source chosen by chance would be the best
-    chance_regret: float  # mean regret of a choice by chance
-    gain: float  # how much less its choice costs than one by chance
-    gain_interval: tuple[float, float]  # of that mean
-
-
-@dataclass(frozen=True)
-class SelectionRecord:
-    """The choices of a study."""
-
-    ranges: Mapping[str, SourceRange]  # what there was to choose from, by target
-    means: Mapping[str, SelectionMeans]  # by indicator
-    # by indicator and target; None where it says nothing
-    chosen: Mapping[str, Mapping[str, ChosenSource | None]]
-    notes: tuple[str, ...] = ()  # what was left out, and why
-
-
-@dataclass(frozen=True)
-class MaskedTaskRecord:
-    """One task, scored by its own prompt."""
-
-    type: str | None  # of the task, where one is known
-    metric: str  # of its scores
-    majority: float  # share of its commonest class; NaN where not told
-    unmasked: float  # the score with all neurons
-    scores: Mapping[str, float]  # by kind of mask, the mean over its draws and sources
-    # by kind of mask, the same over the score with all neurons; NaN where undefined
-    relative: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class MaskRecord:
-    """A masking study."""
-
-    ratio: float  # share of the neurons that is silent; NaN where not told
-    silent: int  # how many that are
-    neurons: int  # among how many
-    layers: tuple[int, int]  # first and last layer
-    split: str | None  # which rows were scored
-    tasks: Mapping[str, MaskedTaskRecord]  # by name
-    # what is left of the scores, by type of task and kind of mask
-    by_type: Mapping[str, Mapping[str, float]]
-    # what the neurons of prompts of the task's type leave; NaN if not measured
-    other_same_type: float
-    other_different_type: float  # what those of other types leave
-    notes: tuple[str, ...] = ()  # what was left out, and why
-
-    @property
-    def kinds(self) -> list[str]:
-        """The kinds of masks, in the order of the file."""
-        return list(dict.fromkeys(kind for task in self.tasks.values() for kind in task.scores))
-
-
-@dataclass(frozen=True)
-class LossCurve:
-    """How a run went."""
-
-    train_steps: Float64[np.ndarray, "M"]  # steps whose loss was logged
-    train_loss: Float64[np.ndarray, "M"]  # the loss of those steps, each of one batch
-    steps: Float64[np.ndarray, "N"]  # steps at which validation was scored
-    loss: Float64[np.ndarray, "N"]  # loss on validation
-    score: Float64[np.ndarray, "N"]  # score on validation
-
-
-@dataclass(frozen=True)
-class PromptRecord:
-    """A prompt of the study."""
-
-    name: str  # its name in every table
-    card: PromptCard | None  # where it comes from; None for a run that has no prompt yet
-    finished: bool  # whether it is usable: a finished run, or a prompt file
-    settings: Mapping[str, Any]  # the config of its run; empty for a prompt file
-    metric: str | None  # name of its score
-    score: float  # its score on validation; NaN where not known
-    majority: float  # share of the commonest class of validation; NaN where not known
-    steps: int | None  # of the whole run
-    best_step: int | None  # after how many steps the prompt was taken
-    elapsed_s: float  # how long its run took; NaN where not known
-    curve: LossCurve | None  # how its run went; None without a log
-
-
-@dataclass(frozen=True)
-class TargetRecord:
-    """A target task as ``transfer.json`` has it."""
-
-    task: str  # its full name
-    type: str | None  # its type, where one is known
-    majority: float  # share of its commonest class; NaN where it has no classes
-    rows: int | None  # how many rows were scored
-    split: str | None  # which rows were scored
-    in_task_prompt: str | None  # name of the prompt that was tuned for it
-
-
-@dataclass(frozen=True)
-class TransferRecord:
-    """How a matrix was made, as ``transfer.json`` has it."""
-
-    backbone: str | None  # name of the model
-    split: str | None  # which rows were scored
-    targets: Mapping[str, TargetRecord]  # the tasks by name
-    prompt_types: Mapping[str, str | None]  # the type of each prompt's task
-    random: str | None  # name of the column of the untrained prompt, where there is one
-    # how that prompt was made, for instance ``{"seed": "0", "init": "random"}``
-    random_start: Mapping[str, str]
-    untouched: str | None  # name of the column of the model without a prompt, where there is one
-    notes: tuple[str, ...]  # what the command had to say
-    elapsed_s: float  # how long it took; NaN where not told
-    versions: Mapping[str, str]  # of the programs
-    device: str | None  # what it ran on
-    command: str | None  # the line that was typed
-    machine: str | None = None  # the kind of machine around it, where told
-
-
-@dataclass(frozen=True)
-class CorrelationRecord:
-    """Spearman's rank correlation of one indicator with zero-shot performance."""
-
-    # of the correlations of each target over its sources; NaN if undefined
-    mean_over_targets: float
-    pooled_relative: float  # over all pairs, with relative performance
-    pooled_raw: float  # over all pairs, with scores as they are
-    n_targets: int  # how many targets have a defined correlation
-    per_target: Mapping[str, float]  # the correlation of each; NaN where a side is constant
-
-
-@dataclass(frozen=True)
-class CorrelationRecords:
-    """The correlations of every indicator, as ``correlation.json`` has them."""
-
-    # by indicator, the target's own prompt left out of the sources
-    excluding_in_task: Mapping[str, CorrelationRecord]
-    including_in_task: Mapping[
-        str, CorrelationRecord
-    ]  # by indicator, the target's own prompt among the sources
-    notes: tuple[str, ...] = ()  # what is undefined or left out, and why
-
-
-@dataclass(frozen=True)
-class TaskTypeMeans:
-    """Means over pairs of prompts for tasks of one type and of two types."""
-
-    same: float  # mean over pairs of one type; NaN where there is none
-    different: float  # mean over pairs of two types
-    n_same: int | None = None  # how many pairs, where told
-    n_different: int | None = None  # how many pairs, where told
-    seeds: float = math.nan  # mean over pairs of two seeds of a prompt; NaN where there is none
-
-
-@dataclass(frozen=True)
-class TaskTypeRecord:
-    """Means by type of task, as ``types.json`` has them."""
-
-    similarity: Mapping[str, TaskTypeMeans]  # of each indicator
-    transfer: TaskTypeMeans | None  # of relative performance, where there was a matrix
-    random: float  # mean relative performance of the untrained prompt; NaN where not measured
-    best_other: Mapping[str, str]  # the best source of each target, its own prompt left out
-    best_same_fraction: float  # share of targets whose best other source has their type
-    # mean relative performance by type of target, then of source
-    by_type: Mapping[str, Mapping[str, float]]
-    notes: tuple[str, ...] = field(default=())  # what the command had to say
-
-
-@dataclass(frozen=True)
-class Similarities:
-    """How alike the prompts are, by every indicator."""
-
-    names: tuple[str, ...]  # of the prompts
-    # one matrix an indicator; NaN where the table has no line for a pair
-    values: Mapping[str, Float64[np.ndarray, "K K"]]
-
-
-@dataclass(frozen=True)
-class Redundancy:
-    """Shares of the neurons of each layer, over several prompts.
-
-    Attributes:
-        prompts: how many prompts there are.
-        activated: share that a prompt activates, on average.
-        always: share that every prompt activates.
-        never: share that no prompt activates.
-        always_by_chance: what ``always`` would be if each prompt activated as many neurons of the
-            layer as it does, but drawn by lot.
-        never_by_chance: likewise.
-    """
-
-    prompts: int
-    activated: Float64[np.ndarray, "L"]
-    always: Float64[np.ndarray, "L"]
-    never: Float64[np.ndarray, "L"]
-    always_at_random: Float64[np.ndarray, "L"]
-    never_at_random: Float64[np.ndarray, "L"]
-
-    def summary(self) -> dict[str, Any]:
-        """Gives the shares over all layers and by layer, ready for JSON."""
-        names = ("activated", "always", "never", "always_at_random", "never_at_random")
-        shares = {name: getattr(self, name) for name in names}
-        return {
-            "prompts": self.prompts,
-            **{name: float(values.mean()) for name, values in shares.items()},
-            "by_layer": {name: values.tolist() for name, values in shares.items()},
-        }
-
-    def describe(self) -> str:
-        """Says the shares over all layers, and by layer, in lines of at most 80 columns.
-
-        Returns:
-            The text.
-        """
-        always, never = 100 * self.always.mean(), 100 * self.never.mean()
-        by_lot = 100 * self.always_at_random.mean(), 100 * self.never_at_random.mean()
-        lines = [
-            f"always on (all {self.prompts} prompts): {always:.1f} % of the neurons (by chance"
-            f" {by_lot[0]:.1f} %)",
-            f"never on: {never:.1f} % (by chance {by_lot[1]:.1f} %)",
-            "layer  activated  always on  never on",
-        ]
-        by_layer = zip(self.activated, self.always, self.never, strict=True)
-        for layer, (activated, always, never) in enumerate(by_layer):
-            shares = f"{100 * activated:7.1f} %  {100 * always:7.1f} %  {100 * never:6.1f} %"
-            lines.append(f"{layer:>5}  {shares}")
-        return "\n".join(lines)
+# --- recommend.json
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """One way to put the sources in order."""
+    """Sources ranked by one criterion."""
 
-    # what it says of each source, more is better; NaN where it says nothing
-    values: Mapping[str, float]
-    ties: Mapping[str, float]  # what decides between equal values
+    values: Mapping[str, float]  # by source, larger is better; NaN if undefined
+    ties: Mapping[str, float]  # tie breaker, larger is better
 
     def ordered(self) -> list[str]:
-        """The sources, best first; those of which nothing is said last; equal ones by name."""
+        """Return the sources, best first: undefined ones last, ties by name."""
         return sorted(self.values, key=lambda name: (*self._key(name), name))
 
     def ranks(self) -> dict[str, int | None]:
-        """The place of each source, 1 the best; equal ones share the first of their places."""
+        """Return the rank of each source, 1 the best; tied sources share the first rank."""
         keys = {name: self._key(name) for name in self.values}
         return {
             name: None if math.isnan(self.values[name]) else 1 + sum(k < key for k in keys.values())
@@ -414,29 +373,69 @@ class Ranking:
         return (True, 0.0, 0.0) if math.isnan(value) else (False, -value, -tie)
 
 
+# --- mask.json
+
+
+@dataclass(frozen=True)
+class MaskedTaskRecord:
+    """Scores of a task's in-task prompt under neuron masks."""
+
+    type: str | None  # task type, if known
+    metric: str
+    majority: float  # share of the most frequent class; NaN if unknown
+    unmasked: float  # score with all neurons
+    scores: Mapping[str, float]  # by kind of mask, mean over samples and sources
+    relative: Mapping[str, float]  # the same over `unmasked`; NaN if undefined
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """A masking study."""
+
+    ratio: float  # share of masked neurons; NaN if unknown
+    masked: int  # number of masked neurons
+    neurons: int  # number of all neurons
+    layers: tuple[int, int]  # first and last layer
+    split: str | None
+    tasks: Mapping[str, MaskedTaskRecord]  # by name
+    by_type: Mapping[str, Mapping[str, float]]  # relative score by task type and kind of mask
+    other_same_type: float  # with neurons of other prompts of the task's type; NaN if not measured
+    other_different_type: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of masks, in the order of the file."""
+        return list(dict.fromkeys(kind for task in self.tasks.values() for kind in task.scores))
+
+
+# --- projector runs: metrics.jsonl, result.json
+
+
 @dataclass(frozen=True)
 class ProjectorScore:
-    """How well a projector does, in the form that the training loop reads."""
+    """Validation score of a projector, as the training loop reads it."""
 
-    metric: str  # ``mean_score``, or ``error`` (mean squared)
-    value: float  # larger is better: the mean score, or the error below 0
-    by_task: dict[str, float]  # score or error of each task
-    # error of tasks that were not trained on
-    unseen: dict[str, float] = dataclasses.field(default_factory=dict)
-    warning: str | None = None  # a task that was answered with one label throughout
+    metric: str  # `mean_score`, or `error` (mean squared)
+    value: float  # larger is better: mean score, or minus the error
+    by_task: dict[str, float]  # score or error
+    unseen: dict[str, float] = dataclasses.field(default_factory=dict)  # error of held-out tasks
+    warning: str | None = None  # a task with the same prediction for all rows
 
     def summary(self) -> dict[str, Any]:
-        """Gives the score ready for JSON."""
+        """Return the score, ready for JSON."""
         more = {"unseen": self.unseen} if self.unseen else {}
         return {self.metric: abs(self.value), "by_task": self.by_task, **more}
 
 
+# --- warm_start.json
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """A warm run against the vanilla run of its seed."""
+    """Speed-ups of a warm-started run over the vanilla run of its seed."""
 
     convergence: float  # convergence speed-up
-    # comparable-result speed-up; None where the vanilla run's best is not reached
-    comparable: float | None
-    converged_at_start: bool  # whether the warm run converged at step 0
-    reached_at_start: bool  # whether it had the vanilla run's best at step 0
+    comparable: float | None  # comparable-result speed-up; None if the result is not reached
+    converged_at_start: bool  # at step 0
+    reached_at_start: bool  # the vanilla run's best, at step 0
