@@ -1,4 +1,4 @@
-"""Takes the first figure of a report as an SVG file of its own, for the README.
+"""Extract the first figure of a report as an SVG file for the README.
 
 python docs/figures/from_report.py jpt-quickstart/report.html docs/figures/quickstart-transfer.svg
 """
@@ -14,13 +14,13 @@ FIGURE = re.compile(r'<svg[^>]*? (role="img"[^>]*)>(.*?)</svg>', re.DOTALL)
 
 
 def first_figure(page: str) -> str:
-    """Cuts out the first figure, and sets what it would have from the page.
+    """Return the first figure with the page's colors and font inlined.
 
     Args:
-        page: the HTML of ``jpt report``.
+        page: HTML of ``jpt report``.
 
     Returns:
-        An SVG document on white ground.
+        SVG document on a white background.
 
     Example:
         >>> page = '<p><svg role="img"><a style="fill: var(--ink, #1b1f24)"/></svg></p>'
@@ -32,8 +32,8 @@ def first_figure(page: str) -> str:
         raise ValueError("the page has no figure")
     attributes, body = found.groups()
     body = re.sub(r"var\(--[\w-]+, *([^()]+)\)", r"\1", body).replace("var(--font)", FONT)
-    ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {attributes}>{ground}{body}</svg>\n'
+    background = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {attributes}>{background}{body}</svg>\n'
 
 
 if __name__ == "__main__":

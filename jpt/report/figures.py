@@ -1,4 +1,4 @@
-"""Figures of the report, as SVG."""
+"""Figures of the report, as matplotlib figures and SVG."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ from jpt.report.findings import percent as percent_text
 from jpt.report.study import Fields
 from jpt.results.records import LossCurve
 
-# --- Figures of a study as matplotlib figures, and as SVG that follows the colors of a page
-# Figures are built from objects, never through pyplot, so nothing global is touched. One unit is
-# one pixel of a page: what is drawn at 11 is read at 11 pixels.
+# --- Style
+# Figures never go through pyplot, so no global state changes. One unit is one pixel of the page.
 
-# Colors of text, lines and ground. In a page they become variables, which a dark page sets
-# otherwise; the odd last digits tell them from colors that stay as they are.
+# Colors of text, lines and background. In the page they become CSS variables, which differ in dark
+# mode; their odd last digits distinguish them from fixed colors.
 INK, MUTED, LINE, PAPER = "#1b1f24", "#5f6975", "#d4d9df", "#fefefe"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--card"}
-# The hues of Okabe and Ito, moved in lightness until every kind of color vision tells all seven
-# apart, on a light page and (report.css) on a dark one; a test simulates them.
+# The hues of Okabe and Ito, with a lightness at which all seven stay distinct under every kind of
+# color vision, in light and (report.css) dark mode; a test simulates this.
 BLUE, ORANGE, GRAY = "#4c5d95", "#c87d10", "#7b8591"
 GREEN, PURPLE, SKY, RED = "#107d5a", "#7e3360", "#3299d3", "#b23a12"
 COLORS = {
@@ -50,7 +49,7 @@ SMALL = 11
 
 
 def new_figure(width_px: float, height_px: float) -> tuple[Figure, Axes]:
-    """Makes an empty figure with one set of axes in the style of the page."""
+    """Return an empty figure and its axes in the style of the page."""
     figure = Figure(figsize=(width_px / 72, height_px / 72), dpi=72)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.patch.set_visible(False)
@@ -63,17 +62,17 @@ def new_figure(width_px: float, height_px: float) -> tuple[Figure, Axes]:
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Draws a figure as an SVG element for a page."""
+    """Render a figure as an SVG element for the page."""
     style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": ["DejaVu Sans"]}
     text = io.StringIO()
-    with mpl.rc_context(style), _any_sign():
+    with mpl.rc_context(style), _any_glyph():
         figure.savefig(
             text, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=2 / 72
         )
     svg = text.getvalue()
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
-    # Several figures stand in one page, so their ids must differ.
+    # Ids must be unique among all figures of a page.
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'xlink:href="#', f'href="#{name}-', body).replace("xlink:href", "href")
     body = body.replace("url(#", f"url(#{name}-")
@@ -93,21 +92,21 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
 
 
 @contextmanager
-def _any_sign() -> Iterator[None]:
-    """Text is drawn by the reader's browser, which has more signs than matplotlib's font."""
+def _any_glyph() -> Iterator[None]:
+    """Silence warnings on glyphs missing in matplotlib's font: the browser renders the text."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Glyph.*missing")
         yield
 
 
 def widest(texts: Iterable[Text]) -> float:
-    """Measures texts of a figure."""
-    with _any_sign():
+    """Return the width of the widest text in pixels."""
+    with _any_glyph():
         return max((float(text.get_window_extent().width) for text in texts), default=0.0)
 
 
 def plain(name: str, longest: int = 26) -> str:
-    """Makes a name fit for a figure: one line, not too long."""
+    """Shorten a name to one line for a figure."""
     name = "".join(char if char.isprintable() else " " for char in name)
     if len(name) <= longest:
         return name
@@ -115,27 +114,20 @@ def plain(name: str, longest: int = 26) -> str:
 
 
 def strips(groups: Mapping[str, Sequence[float]], y_label: str, x_label: str = "") -> Figure:
-    """Draws groups of numbers side by side: every number a point, their mean a line."""
+    """Plot groups of values as strips of points with a line at the mean."""
     figure, axes = new_figure(272, 210)
     _percent_axis(axes)
     axes.axhline(1, color=LINE, linewidth=1, zorder=0)
     shown = {name: np.array(values) for name, values in groups.items() if len(values)}
     looks = ((BLUE, "o"), (ORANGE, "^"), (GRAY, "s"))
-    for place, (values, (color, shape)) in enumerate(zip(shown.values(), looks, strict=False)):
-        # Spread by a golden ratio, not by chance: the same points stand at the same places.
+    for x, (values, (color, shape)) in enumerate(zip(shown.values(), looks, strict=False)):
+        # Golden-ratio jitter, not random: equal data give equal figures.
         spread = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.5
-        axes.scatter(
-            place + spread,
-            np.sort(values),
-            s=16,
-            color=color,
-            marker=shape,
-            alpha=0.7,
-            linewidths=0,
-        )
+        style = {"s": 16, "color": color, "marker": shape, "alpha": 0.7, "linewidths": 0}
+        axes.scatter(x + spread, np.sort(values), **style)
         mean = float(values.mean())
-        axes.plot([place - 0.33, place + 0.33], [mean, mean], color=INK, linewidth=2)
-        axes.text(place + 0.36, mean, f"{100 * mean:.0f}", color=INK, fontsize=FONT, va="center")
+        axes.plot([x - 0.33, x + 0.33], [mean, mean], color=INK, linewidth=2)
+        axes.text(x + 0.36, mean, f"{100 * mean:.0f}", color=INK, fontsize=FONT, va="center")
     axes.set_xlim(-0.5, max(len(shown), 1) - 0.3)
     axes.set_xticks(range(len(shown)), list(shown))
     axes.tick_params(axis="x", length=0, labelcolor=INK, labelsize=FONT)
@@ -152,13 +144,13 @@ def _label_axes(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label, color=MUTED, fontsize=FONT, parse_math=False)
 
 
-# --- Figures with a course: how runs learned, and how a correlation changes with depth
+# --- Learning curves and correlation by layer
 
 _WIDTH_PX = 200
 
 
 def learning_curve(curve: LossCurve, metric: str, majority: float, best_step: int | None) -> Figure:
-    """Draws score and loss of one run, one above the other."""
+    """Plot score and loss of one run."""
     figure, top = new_figure(_WIDTH_PX, 190)
     top.set_position((0, 0.52, 1, 0.48))
     bottom = figure.add_axes((0, 0, 1, 0.36), sharex=top)
@@ -166,7 +158,7 @@ def learning_curve(curve: LossCurve, metric: str, majority: float, best_step: in
     top.plot(curve.steps, curve.score, color=BLUE, linewidth=1.8, solid_capstyle="round")
     if np.isfinite(majority):
         top.axhline(majority, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
-    _mark_best(top, curve, best_step)
+    _mark_best_step(top, curve, best_step)
     bottom.plot(curve.train_steps, curve.train_loss, color=GRAY, linewidth=0.8)
     bottom.plot(curve.steps, curve.loss, color=ORANGE, linewidth=1.8, solid_capstyle="round")
     top.tick_params(labelbottom=False)
@@ -185,21 +177,21 @@ def window_curve(
     lines: Mapping[str, Sequence[float]],
     band: Sequence[tuple[float, float]] = (),
 ) -> Figure:
-    """Draws a correlation by the layers whose neurons are compared."""
+    """Plot the correlation of ON with transfer by layer window."""
     figure, axes = new_figure(272, 190)
     axes.axhline(0, color=LINE, linewidth=1, zorder=0)
-    places = range(len(windows))
+    positions = range(len(windows))
     if len(band) == len(windows):
         low, high = np.array(band).T
-        axes.fill_between(places, low, high, color=BLUE, alpha=0.16, linewidth=0, zorder=0.5)
+        axes.fill_between(positions, low, high, color=BLUE, alpha=0.16, linewidth=0, zorder=0.5)
     for (name, values), color, shape in zip(lines.items(), (BLUE, GRAY), ("o", "s"), strict=False):
         axes.plot(
-            places, values, color=color, linewidth=1.8, marker=shape, markersize=4.5, label=name
+            positions, values, color=color, linewidth=1.8, marker=shape, markersize=4.5, label=name
         )
     every = -(-len(windows) // 6)
-    shown = [place for place in places if (len(windows) - 1 - place) % every == 0]
-    axes.set_xticks(shown, [f"{windows[p][0]}–{windows[p][1]}" for p in shown])
-    axes.set_xlabel("layers (0 is next to the input)", color=MUTED, fontsize=FONT)
+    shown = [x for x in positions if (len(windows) - 1 - x) % every == 0]
+    axes.set_xticks(shown, [f"{windows[x][0]}–{windows[x][1]}" for x in shown])
+    axes.set_xlabel("layers (layer 0 is next to the input)", color=MUTED, fontsize=FONT)
     axes.set_ylabel("Spearman's rho, mean over tasks", color=MUTED, fontsize=FONT)
     axes.legend(
         loc="lower left",
@@ -215,8 +207,7 @@ def window_curve(
     return figure
 
 
-def _mark_best(axes: Axes, curve: LossCurve, best_step: int | None) -> None:
-    """A dot on the scoring that the prompt was taken from, its score beside it."""
+def _mark_best_step(axes: Axes, curve: LossCurve, best_step: int | None) -> None:
     at = np.flatnonzero(curve.steps == best_step) if best_step is not None else np.array([], int)
     if not at.size or not np.isfinite(curve.score[at[0]]):
         return
@@ -241,7 +232,7 @@ def _copy_style(source: Axes, other: Axes) -> None:
         spine.set_color(LINE)
 
 
-# --- Small figures of indicators: what each says of a move, and what it costs to choose by it
+# --- Indicators
 
 _INDICATOR_LOOKS = ((BLUE, "o"), (ORANGE, "^"), (GRAY, "s"))
 _ROW_PX = 26
@@ -252,7 +243,7 @@ def indicator_panel(
     x_label: str,
     y_limits: tuple[float, float],
 ) -> Figure:
-    """Draws what an indicator says of each move against what came of it."""
+    """Plot the relative score of each pair by the value of an indicator."""
     figure, axes = new_figure(196, 150)
     axes.axhline(1, color=LINE, linewidth=1, zorder=0)
     n_points = sum(len(x) for x, _ in groups.values())
@@ -266,13 +257,13 @@ def indicator_panel(
             color=color,
             linewidths=0,
             label=name,
-            rasterized=n_points > 1000,  # so many shapes would make the page slow
+            rasterized=n_points > 1000,  # this many shapes slow down the page
         )
     axes.set_ylim(*y_limits)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     axes.locator_params(nbins=4)
     axes.set_xlabel(x_label, color=MUTED, fontsize=FONT, parse_math=False)
-    axes.set_ylabel("score relative to own", color=MUTED, fontsize=SMALL)
+    axes.set_ylabel("relative score", color=MUTED, fontsize=SMALL)
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.04, 1),
@@ -288,41 +279,38 @@ def indicator_panel(
     return figure
 
 
-def cost_figure(
+def regret_figure(
     names: Sequence[str],
-    costs: Sequence[float],
+    regrets: Sequence[float],
     bounds: Sequence[tuple[float, float]],
     chance: float,
 ) -> Figure:
-    """Draws what choosing by each indicator costs, with intervals, beside a choice by chance."""
+    """Plot the regret of each indicator with its interval, and that of a random source."""
     figure, axes = new_figure(200, _ROW_PX * max(len(names), 2))
-    places = np.arange(len(names))
-    for place, (low, high) in zip(places, bounds, strict=True):
-        axes.plot([100 * low, 100 * high], [place, place], color=GRAY, linewidth=2, zorder=1)
+    rows = np.arange(len(names))
+    for y, (low, high) in zip(rows, bounds, strict=True):
+        axes.plot([100 * low, 100 * high], [y, y], color=GRAY, linewidth=2, zorder=1)
     axes.scatter(
-        100 * np.array(costs), places, s=34, color=BLUE, linewidths=0, zorder=2, clip_on=False
+        100 * np.array(regrets), rows, s=34, color=BLUE, linewidths=0, zorder=2, clip_on=False
     )
     axes.axvline(100 * chance, color=ORANGE, linewidth=1.4, linestyle=(0, (4, 3)), zorder=0)
-    axes.text(
-        100 * chance, -0.75, "by chance", color=MUTED, fontsize=SMALL, ha="center", va="bottom"
-    )
+    axes.text(100 * chance, -0.75, "random", color=MUTED, fontsize=SMALL, ha="center", va="bottom")
     axes.set_ylim(len(names) - 0.5, -0.6)
     axes.set_xlim(left=0)
-    axes.set_yticks(places, [plain(name) for name in names])
+    axes.set_yticks(rows, [plain(name) for name in names])
     axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=FONT)
     axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel("mean cost against the best, points", color=MUTED, fontsize=FONT)
-    axes.set_ylabel("source taken by", color=MUTED, fontsize=FONT)
+    axes.set_xlabel("mean regret, points", color=MUTED, fontsize=FONT)
+    axes.set_ylabel("source selected by", color=MUTED, fontsize=FONT)
     return figure
 
 
-# --- A map of the prompts: points in a plane, as far apart as the prompts are unlike
+# --- Map of prompts
 
 _MAP_LOOKS = tuple(
     zip((BLUE, ORANGE, GREEN, PURPLE, SKY, RED), ("o", "^", "s", "D", "v", "P"), strict=True)
 )
-_REST = (GRAY, "X")
-"""Of types after the sixth, and of prompts without one."""
+_REST = (GRAY, "X")  # types after the sixth, and prompts without a type
 _MAP_LETTER_PX, _LINE_PX, _CLEAR_PX = 6.2, 13.0, 7.0
 _SMALL_UP_TO = 10
 
@@ -330,7 +318,7 @@ _SMALL_UP_TO = 10
 def scale_to_plane(
     distances: Float64[np.ndarray, "K K"],
 ) -> tuple[Float64[np.ndarray, "K 2"], float]:
-    """Places things in a plane by their distances (classical multidimensional scaling)."""
+    """Return points and explained share of classical multidimensional scaling to the plane."""
     count = len(distances)
     center = np.eye(count) - 1 / count
     inner = -0.5 * center @ (distances**2) @ center
@@ -340,7 +328,7 @@ def scale_to_plane(
     kept = min(2, count)
     lengths[:kept] = values[::-1][:kept].clip(0)
     directions[:, :kept] = vectors[:, ::-1][:, :kept]
-    # The sign of a direction is free: the point that lies farthest out is put on the right, on top.
+    # Directions have no sign: put the farthest point on the right and on top.
     for column in directions.T:
         farthest = int(np.argmax(np.abs(column).round(9)))
         column *= -1 if column[farthest] < 0 else 1
@@ -356,7 +344,7 @@ def prompt_map(
     unknown: Sequence[str] = (),
     axis_label: str = "",
 ) -> Figure:
-    """Draws prompts as points with their names, each type by its own color and shape."""
+    """Plot prompts as named points, with a color and marker per type."""
     small = len(names) <= _SMALL_UP_TO
     width, height = (290, 250) if small else (600, 400)
     figure, axes = new_figure(width, height)
@@ -364,9 +352,9 @@ def prompt_map(
     looks = iter(_MAP_LOOKS)
     for kind in dict.fromkeys(types):
         color, shape = _REST if kind in unknown else next(looks, _REST)
-        in_task = points[[each == kind for each in types]]
+        group = points[[each == kind for each in types]]
         axes.scatter(
-            *in_task.T, s=46, color=color, marker=shape, linewidths=0, label=plain(kind), zorder=2
+            *group.T, s=46, color=color, marker=shape, linewidths=0, label=plain(kind), zorder=2
         )
     _name_points(axes, points, names, (width, height))
     axes.set_xlabel(f"first direction{axis_label}", color=MUTED, fontsize=FONT, parse_math=False)
@@ -387,7 +375,7 @@ def prompt_map(
 
 
 def _set_limits(axes: Axes, points: Float64[np.ndarray, "K 2"], ratio: float) -> None:
-    """Room around all points, and one scale for both directions."""
+    """Set limits with a margin and equal scales."""
     low, high = points.min(0), points.max(0)
     middle = (low + high) / 2
     half = max((high[0] - low[0]) / 2, (high[1] - low[1]) / 2 * ratio, 1e-9) * 1.22
@@ -401,15 +389,15 @@ def _name_points(
     names: Sequence[str],
     size: tuple[float, float],
 ) -> None:
-    """Writes each name beside its point, where it hides no point and no other name."""
+    """Label each point where the label hides the least."""
     low = np.array([axes.get_xlim()[0], axes.get_ylim()[0]])
     high = np.array([axes.get_xlim()[1], axes.get_ylim()[1]])
     pixels = (points - low) / (high - low) * np.array(size)
     taken = [np.array([*(at - 5), *(at + 5)]) for at in pixels]
     for at, name in zip(pixels, names, strict=True):
         text = plain(name, 20)
-        boxes = list(_places(at, _MAP_LETTER_PX * len(text)))
-        costs = [_hidden(box, taken, size) for box, _, _ in boxes]
+        boxes = list(_label_boxes(at, _MAP_LETTER_PX * len(text)))
+        costs = [_hidden_area(box, taken, size) for box, _, _ in boxes]
         box, anchor, side = boxes[int(np.argmin(costs))]
         taken.append(box)
         axes.text(
@@ -424,10 +412,10 @@ def _name_points(
         )
 
 
-def _places(
+def _label_boxes(
     at: Float64[np.ndarray, "2"], length: float
 ) -> Iterator[tuple[Float64[np.ndarray, "4"], Float64[np.ndarray, "2"], str]]:
-    """Where a name can stand: its box, the point it hangs on, and on which side."""
+    """Yield candidate boxes of a label with anchor and alignment."""
     for distance in (1.0, 1.9, 2.8):
         step_x, step_y = _CLEAR_PX + 1, _LINE_PX * distance
         for x, y, side in (
@@ -446,12 +434,12 @@ def _places(
             yield np.array([left, bottom, left + length, bottom + _LINE_PX]), anchor, side
 
 
-def _hidden(
+def _hidden_area(
     box: Float64[np.ndarray, "4"],
     taken: Sequence[Float64[np.ndarray, "4"]],
     size: tuple[float, float],
 ) -> float:
-    """How much of other things a box would hide, in square pixels, or stick out of the figure."""
+    """Area of other items that a box hides, plus a penalty for leaving the figure."""
     others = np.array(taken)
     wide = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
     tall = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
@@ -460,24 +448,24 @@ def _hidden(
     return float((wide.clip(0) * tall.clip(0)).sum()) + _LINE_PX * out
 
 
-# --- Names of a heat map's rows that stay in sight while its columns are scrolled
+# --- Sticky row names of a heat map
 
-GROUND = "row-ground"
+BACKGROUND = "row-background"
 NAME = "row-name"
 
 
 def stick_rows(svg: str, name: str) -> str:
-    """Lays a copy of the row names over a heat map, which sticks to the edge of what scrolls."""
-    # The copy holds references to the names in the figure itself, so the figure stays whole.
-    ground = re.search(rf'<g id="{name}-{GROUND}">\s*<path d="([^"]+)"', svg)
+    """Overlay a heat map with a copy of its row names that stays visible when it scrolls."""
+    # The copy references the names in the figure, which itself does not change.
+    background = re.search(rf'<g id="{name}-{BACKGROUND}">\s*<path d="([^"]+)"', svg)
     height = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)
-    if ground is None or height is None:
+    if background is None or height is None:
         return svg
-    edge = max(float(x) for x in re.findall(r"[ML] ([\d.]+)", ground[1]))
+    edge = max(float(x) for x in re.findall(r"[ML] ([\d.]+)", background[1]))
     names = re.findall(rf'<g id="({name}-{NAME}-\w+)">', svg)
-    # The ground once more, moved to the left: the figure has a little margin there.
-    copies = f'<use href="#{name}-{GROUND}" transform="translate(-9 0)"/>'
-    copies += "".join(f'<use href="#{each}"/>' for each in (f"{name}-{GROUND}", *names))
+    # A second background, shifted left, covers the margin of the figure.
+    copies = f'<use href="#{name}-{BACKGROUND}" transform="translate(-9 0)"/>'
+    copies += "".join(f'<use href="#{each}"/>' for each in (f"{name}-{BACKGROUND}", *names))
     copy = (
         f'<svg class="sticky" aria-hidden="true" viewBox="0 0 {edge:.2f} {height[1]}"'
         f' width="{edge:.2f}" height="{float(height[1]):.0f}">{copies}</svg>'
@@ -486,41 +474,40 @@ def stick_rows(svg: str, name: str) -> str:
     return f'<div class="map">{copy}{figure}</div>'
 
 
-# --- Heat maps of tasks and prompts in groups by type, drawn pixel by pixel of the page
+# --- Heat maps
 
-# Light to dark in one sweep of lightness, so that it reads in gray and in every color vision; the
-# ends are cut so that a cell never melts into a white or a black page.
+# Monotonic in lightness, so that it reads in gray and with every color vision; the ends are cut so
+# that cells stay distinct from a white or black page.
 COLOR_MAP = ListedColormap(mpl.colormaps["YlGnBu"](np.linspace(0.06, 0.97, 256)))
-_HEAT_MAP_LETTER_PX = 6.8  # mean width of a letter at 12 pixels
-_NUMBERS_UP_TO = 26  # with more columns the cells are too small for numbers
-_SHAPES_UP_TO = 4000  # with more cells the page would be slow; they become a picture
+_HEAT_MAP_LETTER_PX = 6.8  # mean letter width at 12 pixels
+_NUMBERS_UP_TO = 26  # columns; beyond that, cells are too small for numbers
+_SHAPES_UP_TO = 4000  # cells; beyond that, they are rasterized
 _SCALE_STEPS = 48
 _BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What a heat map shows."""
+    """Contents of a heat map."""
 
     rows: Sequence[str]  # labels from top to bottom
     columns: Sequence[str]  # labels from left to right
-    row_types: Sequence[str]  # the group of each row; equal neighbors are one group
-    column_types: Sequence[str]  # the group of each column
-    values: Float64[np.ndarray, "N K"]  # what the colors tell; NaN leaves a cell gray
-    texts: Sequence[Sequence[str]]  # what stands in the cells; shown where cells are large enough
-    scale_label: str  # what the color tells, beside its scale
-    outlined: frozenset[tuple[int, int]] = frozenset()  # cells with a frame
-    side_label: Sequence[str] = ()  # what stands in the columns on the right, one label each
-    side_texts: Sequence[Sequence[str]] = ()  # the texts of each of them
-    # the colors of each of them; NaN for text alone
-    side_values: Float64[np.ndarray, "M N"] | None = None
-    width_px: float = 1090  # what the whole may take up
-    row_axis: str = ""  # what the rows are
-    column_axis: str = ""  # what the columns are
+    row_types: Sequence[str]  # equal neighbors form a group
+    column_types: Sequence[str]
+    values: Float64[np.ndarray, "N K"]  # colors; NaN leaves a cell gray
+    texts: Sequence[Sequence[str]]  # shown if cells are large enough
+    scale_label: str
+    outlined: frozenset[tuple[int, int]] = frozenset()  # framed cells
+    side_label: Sequence[str] = ()  # labels of the columns on the right
+    side_texts: Sequence[Sequence[str]] = ()
+    side_values: Float64[np.ndarray, "M N"] | None = None  # colors; NaN for text alone
+    width_px: float = 1090
+    row_axis: str = ""
+    column_axis: str = ""
 
 
 def heat_map(table: HeatMap, percent: bool) -> Figure:
-    """Draws a heat map."""
+    """Plot a heat map."""
     cell_x, cell_y = _cell_size(table)
     side_px = max(cell_x, 46) if table.side_label else 0
     norm = _scale(table.values, table.side_values)
@@ -533,22 +520,22 @@ def heat_map(table: HeatMap, percent: bool) -> Figure:
     numbers = len(table.columns) <= _NUMBERS_UP_TO and _fits(table.texts, cell_x)
     _plot_cells(axes, table.values, (0, 0), (cell_x, cell_y), norm)
     if numbers:
-        _write(axes, table.values, table.texts, (0, 0), (cell_x, cell_y), norm)
-    _separate(axes, table, cell_x, cell_y)
+        _write_texts(axes, table.values, table.texts, (0, 0), (cell_x, cell_y), norm)
+    _separate_types(axes, table, cell_x, cell_y)
     _outline(axes, table, cell_x, cell_y, norm)
     _label_rows(axes, table, cell_y, width - 4)
     top = _label_columns(axes, table, cell_x, height)
-    _name_columns(axes, table, cell_x, height)
+    _label_column_axis(axes, table, cell_x, height)
     left = len(table.columns) * cell_x + 12
     for index, label in enumerate(table.side_label):
-        at = left + index * (side_px + 2)
+        x = left + index * (side_px + 2)
         colors = table.side_values[index] if table.side_values is not None else None
         column = np.full(len(table.rows), np.nan) if colors is None else colors
         if np.isfinite(column).any():
-            _plot_cells(axes, column[:, None], (at, 0), (side_px, cell_y), norm)
+            _plot_cells(axes, column[:, None], (x, 0), (side_px, cell_y), norm)
         texts = [[text] for text in table.side_texts[index]]
-        _write(axes, column[:, None], texts, (at, 0), (side_px, cell_y), norm)
-        _slanted(axes, at + side_px / 2, height + 6, label, MUTED, side_px)
+        _write_texts(axes, column[:, None], texts, (x, 0), (side_px, cell_y), norm)
+        _slanted(axes, x + side_px / 2, height + 6, label, MUTED, side_px)
     _plot_scale(axes, norm, top - 22, table.scale_label, percent)
     return figure
 
@@ -568,7 +555,7 @@ def _fits(texts: Sequence[Sequence[str]], cell_x: float) -> bool:
 
 
 def _scale(values: Float64[np.ndarray, "N K"], side: np.ndarray | None) -> Normalize:
-    """From the smallest to the largest value; two equal ends are moved apart."""
+    """Normalize from the smallest to the largest value."""
     every = values if side is None else np.concatenate([values.ravel(), side.ravel()])
     every = every[np.isfinite(every)]
     low, high = (float(every.min()), float(every.max())) if every.size else (0.0, 1.0)
@@ -601,7 +588,7 @@ def _plot_cells(
     axes.hlines(y + np.arange(n_rows + 1) * cell_y, x, right, **style)
 
 
-def _write(
+def _write_texts(
     axes: Axes,
     values: Float64[np.ndarray, "N K"],
     texts: Sequence[Sequence[str]],
@@ -613,17 +600,17 @@ def _write(
     for i, line in enumerate(texts):
         for j, text in enumerate(line):
             x, y = origin[0] + (j + 0.5) * cell[0], origin[1] + (i + 0.5) * cell[1]
-            color = readable_on(COLOR_MAP(norm(values[i, j]))) if _told(values[i, j]) else INK
+            color = readable_on(COLOR_MAP(norm(values[i, j]))) if np.isfinite(values[i, j]) else INK
             axes.text(x, y, text, color=color, fontsize=size, ha="center", va="center", zorder=4)
 
 
 def readable_on(color: Sequence[float]) -> tuple[float, float, float]:
-    """Chooses black or white, whichever is easier to read on a color."""
+    """Return black or white, whichever has more contrast."""
     return max((_BLACK, _WHITE), key=lambda text: contrast(text, color))
 
 
 def contrast(one: Sequence[float], other: Sequence[float]) -> float:
-    """Computes the contrast of two colors as WCAG 2 defines it."""
+    """Return the WCAG 2 contrast ratio of two colors."""
     light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
@@ -633,21 +620,16 @@ def _luminance(color: Sequence[float]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _told(value: float) -> bool:
-    return bool(np.isfinite(value))
-
-
 def _groups(types: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """Name, first and last place + 1 of each run of equal types."""
+    """Yield name, start and end of each run of equal types."""
     start = 0
-    for place in range(1, len(types) + 1):
-        if place == len(types) or types[place] != types[start]:
-            yield types[start], start, place
-            start = place
+    for end in range(1, len(types) + 1):
+        if end == len(types) or types[end] != types[start]:
+            yield types[start], start, end
+            start = end
 
 
-def _separate(axes: Axes, table: HeatMap, cell_x: float, cell_y: float) -> None:
-    """Broad gaps between types."""
+def _separate_types(axes: Axes, table: HeatMap, cell_x: float, cell_y: float) -> None:
     width, height = len(table.columns) * cell_x, len(table.rows) * cell_y
     style = {"colors": PAPER, "linewidth": 4, "zorder": 3}
     for _, start, _ in list(_groups(table.column_types))[1:]:
@@ -665,7 +647,7 @@ def _outline(axes: Axes, table: HeatMap, cell_x: float, cell_y: float, norm: Nor
             cell_x - 2 * inset,
             cell_y - 2 * inset,
             fill=False,
-            edgecolor=readable_on(COLOR_MAP(norm(value))) if _told(value) else INK,
+            edgecolor=readable_on(COLOR_MAP(norm(value))) if np.isfinite(value) else INK,
             linewidth=1.2,
             zorder=5,
         )
@@ -673,8 +655,8 @@ def _outline(axes: Axes, table: HeatMap, cell_x: float, cell_y: float, norm: Nor
 
 
 def _label_rows(axes: Axes, table: HeatMap, cell_y: float, right: float) -> None:
-    """Labels on the left; types on the right, so that a phone shows more of the cells."""
-    # They have names by which a page finds them, and a ground of their own: see pinned.py.
+    """Label rows on the left and types on the right, so that a phone shows more of the cells."""
+    # The group ids and the background are for stick_rows.
     left = {"ha": "right", "clip_on": False, "parse_math": False}
     texts = [
         axes.text(
@@ -693,7 +675,7 @@ def _label_rows(axes: Axes, table: HeatMap, cell_y: float, right: float) -> None
     wide = widest(texts) + 12
     top = -24 if table.row_axis else 0
     box = Rectangle((-wide, top), wide - 1, len(table.rows) * cell_y - top, color=PAPER)
-    box.set(linewidth=0, zorder=0, clip_on=False, gid=GROUND)
+    box.set(linewidth=0, zorder=0, clip_on=False, gid=BACKGROUND)
     axes.add_patch(box)
     for name, start, end in _groups(table.row_types):
         axes.vlines(
@@ -704,11 +686,11 @@ def _label_rows(axes: Axes, table: HeatMap, cell_y: float, right: float) -> None
 
 
 def _label_columns(axes: Axes, table: HeatMap, cell_x: float, height: float) -> float:
-    """Labels below, types above; gives the y above which nothing stands yet."""
+    """Label columns below and types above; return the top y in use."""
     for j, name in enumerate(table.columns):
         _slanted(axes, (j + 0.5) * cell_x, height + 6, plain(name), INK, cell_x)
     groups = list(_groups(table.column_types))
-    room = all(
+    fits = all(
         len(name) * _HEAT_MAP_LETTER_PX * SMALL / FONT <= (end - start) * cell_x - 4
         for name, start, end in groups
     )
@@ -717,16 +699,15 @@ def _label_columns(axes: Axes, table: HeatMap, cell_x: float, height: float) -> 
             -6, start * cell_x + 3, end * cell_x - 3, colors=MUTED, linewidth=1, clip_on=False
         )
         middle = (start + end) / 2 * cell_x
-        if room:
+        if fits:
             _text(axes, middle, -11, name, MUTED, SMALL, ha="center", va="bottom")
         else:
             _text(axes, middle - 3, -10, name, MUTED, SMALL, ha="left", va="bottom", rotation=35)
     longest = max((len(name) for name, _, _ in groups), default=0) * _HEAT_MAP_LETTER_PX
-    return -26.0 if room else -22 - 0.6 * longest
+    return -26.0 if fits else -22 - 0.6 * longest
 
 
-def _name_columns(axes: Axes, table: HeatMap, cell_x: float, height: float) -> None:
-    """What the columns are, below the longest of their labels."""
+def _label_column_axis(axes: Axes, table: HeatMap, cell_x: float, height: float) -> None:
     if not table.column_axis:
         return
     longest = max((len(plain(name)) for name in table.columns), default=0) * _HEAT_MAP_LETTER_PX
@@ -736,29 +717,29 @@ def _name_columns(axes: Axes, table: HeatMap, cell_x: float, height: float) -> N
 
 
 def _slanted(axes: Axes, x: float, y: float, label: str, color: str, pitch: float) -> None:
-    """A label below a column: slanted, or upright where columns are narrow."""
+    """Label a column: slanted, or vertical where columns are narrow."""
     narrow = pitch < 18
     size = min(FONT, pitch)
-    turn = {"rotation": 90, "ha": "center"} if narrow else {"rotation": 45, "ha": "right"}
+    style = {"rotation": 90, "ha": "center"} if narrow else {"rotation": 45, "ha": "right"}
     shift = 0 if narrow else 4
-    _text(axes, x + shift, y, label, color, size, va="top", rotation_mode=None, **turn)
+    _text(axes, x + shift, y, label, color, size, va="top", rotation_mode=None, **style)
 
 
 def _plot_scale(axes: Axes, norm: Normalize, y: float, label: str, percent: bool) -> None:
-    """A bar of all colors above the figure, its ends and middle told."""
+    """Plot the color scale above the figure, with labels at its ends and middle."""
     width, thick = 170, 9
-    # Each step of the ramp reaches to its end, and the next lies on it: no seams show between them.
+    # Each step extends to the end of the scale and the next covers it: no visible seams.
     starts = np.linspace(0, width, _SCALE_STEPS, endpoint=False)
     boxes = [[(x, y), (width, y), (width, y + thick), (x, y + thick)] for x in starts]
     ramp = PolyCollection(boxes, array=np.linspace(norm.vmin, norm.vmax, _SCALE_STEPS))
     ramp.set(cmap=COLOR_MAP, norm=norm, linewidth=0, clip_on=False)
     axes.add_collection(ramp, autolim=False)
-    places = np.linspace(norm.vmin, norm.vmax, 3)
-    digits = 2 if places[2] - places[0] >= 0.1 else 3
+    ticks = np.linspace(norm.vmin, norm.vmax, 3)
+    digits = 2 if ticks[2] - ticks[0] >= 0.1 else 3
     sides = ("left", "center", "right")
-    for place, value, side in zip((0, width / 2, width), places, sides, strict=True):
-        told = percent_text(value) if percent else decimal(value, digits)
-        _text(axes, place, y - 3, told, MUTED, SMALL, ha=side, va="bottom")
+    for x, value, side in zip((0, width / 2, width), ticks, sides, strict=True):
+        text = percent_text(value) if percent else decimal(value, digits)
+        _text(axes, x, y - 3, text, MUTED, SMALL, ha=side, va="bottom")
     _text(axes, width + 10, y + thick / 2, label, INK, FONT, ha="left", va="center")
 
 
@@ -768,64 +749,64 @@ def _text(
     axes.text(x, y, text, color=color, fontsize=size, clip_on=False, parse_math=False, **style)
 
 
-# --- The figure of a masking study: what is left of the score under each kind of mask
+# --- Figure of a masking study
 
 MASK_RECORD, MASK_FIGURE = "mask.json", "mask.svg"
-_MASK_CURE = "jpt mask"
-_LABELS = {
+_MASK_COMMAND = "jpt mask"
+_MASK_LABELS = {
     "in_task": "in-task",
     "random": "random",
     "other": "other\ntasks'",
     "common": "common\nto all",
-    "specific": "specific\nto this",
+    "specific": "task-\nspecific",
 }
-_KINDS = ("svg", "png", "pdf")
 
 
 @dataclass(frozen=True)
 class MaskedShares:
-    """What a masking study found, as shares of the scores without a mask."""
+    """Results of a masking study, relative to the scores without a mask."""
 
-    # by kind of mask, one number a task: its mean over draws and sources
+    # kind of mask -> relative score of each task, mean over samples and sources
     kinds: Mapping[str, Sequence[float]]
-    spread: Mapping[str, Sequence[float]]  # by kind of mask, every single score of every task
-    # what answering with the commonest class would leave, mean over the tasks; NaN where it is not
-    # known
-    commonest: float
-    title: str  # what was masked
+    spread: Mapping[str, Sequence[float]]  # kind of mask -> single scores of all tasks
+    majority: float  # of the majority class, mean over tasks; NaN if unknown
+    title: str
 
 
 def mask_figure(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Draws what is left of the scores under each kind of mask: means as bars, scores as points.
+    """Plot the scores under each kind of mask: means as bars, single scores as points.
 
     Args:
-        folder: of the study, with its ``mask.json``.
-        out: the file, its ending says the format; by default ``mask.svg`` in the folder.
+        folder: Folder with ``mask.json``.
+        out: Output file, .svg, .png or .pdf. Default: ``mask.svg`` in the folder.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        InputError: there is no study, it is broken, or the file cannot be written.
+        InputError: ``mask.json`` is missing or invalid, or the file cannot be written.
 
     Example:
         >>> import tempfile
         >>> from jpt.io.files import write_json
         >>> study = Path(tempfile.mkdtemp())
-        >>> own = {"relative": 0.75, "runs": [{"value": 0.6}]}
-        >>> target = {"unmasked": 0.8, "majority": 0.5, "masks": {"in_task": own}}
-        >>> write_json(study / RECORD, {"masked_neurons": 4, "neurons": 20, "layers": [0, 1],
+        >>> in_task = {"relative": 0.75, "runs": [{"value": 0.6}]}
+        >>> target = {"unmasked": 0.8, "majority": 0.5, "masks": {"in_task": in_task}}
+        >>> write_json(study / MASK_RECORD, {"masked_neurons": 4, "neurons": 20, "layers": [0, 1],
         ...     "targets": {"mood": target}})
         >>> mask_figure(study).name
         'mask.svg'
     """
     shares = read_shares(Path(folder) / MASK_RECORD)
     target = Path(folder) / MASK_FIGURE if out is None else Path(out)
+    return _save(plot_shares(shares), target, "mask")
+
+
+def _save(figure: Figure, target: Path, salt: str) -> Path:
     kind = target.suffix.lstrip(".").lower()
-    if kind not in _KINDS:
-        raise InputError(f"the figure's file is {target}; give it the ending .svg, .png or .pdf")
-    figure = plot_shares(shares)
-    with mpl.rc_context({"svg.hashsalt": "mask", "svg.fonttype": "none"}):
+    if kind not in ("svg", "png", "pdf"):
+        raise InputError(f"{target}: expected a figure file ending in .svg, .png or .pdf")
+    with mpl.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
         with atomic_file(target) as file:
             figure.savefig(
                 file,
@@ -840,63 +821,62 @@ def mask_figure(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def read_shares(path: str | Path) -> MaskedShares:
-    """Reads what a figure of masks shows."""
-    fields = Fields(read_json(path), path, _MASK_CURE)
+    """Load the relative scores of ``mask.json``."""
+    fields = Fields(read_json(path), path, _MASK_COMMAND)
     kinds: dict[str, list[float]] = {}
     spread: dict[str, list[float]] = {}
-    commonest = []
+    majority = []
     for _, target in fields.fields("targets").each():
-        whole = target.number("unmasked")
-        if not whole > 0:
+        unmasked = target.number("unmasked")
+        if not unmasked > 0:
             continue
-        commonest.append(target.number("majority") / whole)
+        majority.append(target.number("majority") / unmasked)
         for kind, mask in target.fields("masks").each():
             share = mask.number("relative")
             if math.isnan(share):
                 raise InputError(
-                    f"{path}: {mask.place} has no relative; make it again with {_MASK_CURE}"
+                    f"{path}: {mask.key} has no relative; regenerate it with {_MASK_COMMAND}"
                 )
             kinds.setdefault(kind, []).append(share)
             runs = mask.value.get("runs") or []
-            values = [Fields(run, path, _MASK_CURE, mask.place).number("value") for run in runs]
-            spread.setdefault(kind, []).extend(value / whole for value in values)
+            values = [Fields(run, path, _MASK_COMMAND, mask.key).number("value") for run in runs]
+            spread.setdefault(kind, []).extend(value / unmasked for value in values)
     if not kinds:
-        raise InputError(f"{path} holds no scores above 0; make it again with {_MASK_CURE}")
-    known = [value for value in commonest if not math.isnan(value)]
+        raise InputError(f"{path} has no score above 0; regenerate it with {_MASK_COMMAND}")
+    known = [value for value in majority if not math.isnan(value)]
     return MaskedShares(kinds, spread, float(np.mean(known or [math.nan])), _title(fields))
 
 
 def _title(fields: Fields) -> str:
     layers = fields.value.get("layers") or []
-    told = "-".join(str(layer) for layer in dict.fromkeys(layers))
-    silent, of = fields.count("masked_neurons"), fields.count("neurons")
+    layer_text = "-".join(str(layer) for layer in dict.fromkeys(layers))
+    masked, total = fields.count("masked_neurons"), fields.count("neurons")
     backbone = plain(fields.text("backbone") or "", 40)
-    return f"{silent} of {of} neurons silent (layers {told}){f', {backbone}' if backbone else ''}"
+    text = f"{masked} of {total} neurons masked (layers {layer_text})"
+    return text + (f", {backbone}" if backbone else "")
 
 
 def plot_shares(shares: MaskedShares) -> Figure:
-    """Draws bars of means with a point for every score."""
+    """Plot means as bars and single scores as points."""
     figure, axes = new_figure(80 + 84 * len(shares.kinds), 240)
     axes.axhline(1, color=LINE, linewidth=1, zorder=0)
-    for place, (kind, values) in enumerate(shares.kinds.items()):
+    for x, (kind, values) in enumerate(shares.kinds.items()):
         mean = float(np.mean(values))
         color = BLUE if kind == "in_task" else GRAY
-        axes.bar(place, mean, width=0.62, color=color, alpha=0.55, linewidth=0, zorder=1)
+        axes.bar(x, mean, width=0.62, color=color, alpha=0.55, linewidth=0, zorder=1)
         points = np.sort(np.asarray(shares.spread[kind], float))
-        # Spread by a golden ratio, not by chance: the same points stand at the same places.
+        # Golden-ratio jitter, not random: equal data give equal figures.
         sideways = (np.arange(len(points)) * 0.618034 % 1 - 0.5) * 0.4
-        axes.scatter(place + sideways, points, s=13, color=INK, alpha=0.5, linewidths=0, zorder=3)
+        axes.scatter(x + sideways, points, s=13, color=INK, alpha=0.5, linewidths=0, zorder=3)
         # At the foot of the bar, where no point hides it.
-        axes.text(
-            place, 0.02, f"{100 * mean:.0f}%", color=INK, fontsize=FONT, ha="center", zorder=4
-        )
+        axes.text(x, 0.02, f"{100 * mean:.0f}%", color=INK, fontsize=FONT, ha="center", zorder=4)
     right = len(shares.kinds) - 0.5
-    if not math.isnan(shares.commonest):
-        axes.axhline(shares.commonest, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
+    if not math.isnan(shares.majority):
+        axes.axhline(shares.majority, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
         axes.text(
             right + 0.04,
-            shares.commonest,
-            "commonest\nanswer alone",
+            shares.majority,
+            "majority\nclass",
             color=MUTED,
             fontsize=SMALL,
             va="center",
@@ -904,114 +884,100 @@ def plot_shares(shares: MaskedShares) -> Figure:
     axes.text(right + 0.04, 1, "no mask", color=MUTED, fontsize=SMALL, va="center")
     axes.set_xlim(-0.5, right)
     axes.set_ylim(bottom=min(0.0, *(min(points) for points in shares.spread.values())))
-    labels = [_LABELS.get(kind, plain(kind)) for kind in shares.kinds]
+    labels = [_MASK_LABELS.get(kind, plain(kind)) for kind in shares.kinds]
     axes.set_xticks(range(len(labels)), labels)
     axes.tick_params(axis="x", length=0, labelcolor=INK, labelsize=FONT)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-    axes.set_ylabel("score, share of that without a mask", color=MUTED, fontsize=FONT)
-    axes.set_xlabel("which neurons are silent", color=MUTED, fontsize=FONT)
+    axes.set_ylabel("score relative to no mask", color=MUTED, fontsize=FONT)
+    axes.set_xlabel("masked neurons", color=MUTED, fontsize=FONT)
     axes.set_title(shares.title, loc="left", color=INK, fontsize=FONT, parse_math=False, pad=12)
     return figure
 
 
-# --- The figure of a warm-start study: how fast each start learns
+# --- Figure of a warm-start study
 
 WARM_START_RECORD, WARM_START_FIGURE = "warm_start.json", "warm_start.svg"
-_WARM_START_CURE = "jpt warm-start"
-# The vanilla run is gray; each of the others has a color and a sign of its own.
+_WARM_START_COMMAND = "jpt warm-start"
+# The vanilla run is gray; the others differ in color and marker.
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
-_SIGNS = ("^", "s", "D", "v", "P", "X")
+_MARKERS = ("^", "s", "D", "v", "P", "X")
 _DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)))
 
+# run name -> steps, scores by seed
 Curves = dict[str, tuple[Float64[np.ndarray, "N"], Float64[np.ndarray, "S N"]]]
-"""Steps, and scores by seed, by the name of the run."""
 
 
 def warm_start_figure(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Draws the validation score of each start over training: mean of the seeds, and their range.
+    """Plot the validation score of each start over training: mean and range over seeds.
 
     Args:
-        folder: of the study, with its ``warm_start.json``.
-        out: the file, its ending says the format; by default ``warm_start.svg`` in the folder.
+        folder: Folder with ``warm_start.json``.
+        out: Output file, .svg, .png or .pdf. Default: ``warm_start.svg`` in the folder.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        InputError: there is no study, it is broken, or the file cannot be written.
+        InputError: ``warm_start.json`` is missing or invalid, or the file cannot be written.
 
     Example:
         >>> import tempfile
         >>> from jpt.io.files import write_json
         >>> study = Path(tempfile.mkdtemp())
         >>> run = {"run": "vanilla", "curve": {"steps": [0, 5], "values": [0.5, 0.6]}}
-        >>> write_json(study / RECORD, {"runs": [run]})
+        >>> write_json(study / WARM_START_RECORD, {"runs": [run]})
         >>> warm_start_figure(study).name
         'warm_start.svg'
     """
     path = Path(folder) / WARM_START_RECORD
-    fields = Fields(read_json(path), path, _WARM_START_CURE)
+    fields = Fields(read_json(path), path, _WARM_START_COMMAND)
     curves = read_curves(fields, path)
     labels = [fields.text(name) for name in ("task", "metric", "backbone")]
     figure = plot_curves(curves, *(label or "" for label in labels))
     target = Path(folder) / WARM_START_FIGURE if out is None else Path(out)
-    kind = target.suffix.lstrip(".").lower()
-    if kind not in ("svg", "png", "pdf"):
-        raise InputError(f"the figure's file is {target}; give it the ending .svg, .png or .pdf")
-    with mpl.rc_context({"svg.hashsalt": "warm start", "svg.fonttype": "none"}):
-        with atomic_file(target) as file:
-            figure.savefig(
-                file,
-                format=kind,
-                dpi=72 if kind != "png" else 144,
-                bbox_inches="tight",
-                pad_inches=0.12,
-                facecolor="white",
-                metadata={"Date": None} if kind == "svg" else None,
-            )
-    return target
+    return _save(figure, target, "warm start")
 
 
 def read_curves(fields: Fields, path: Path) -> Curves:
-    """Takes the curves of a record, the seeds of a run together."""
+    """Group the curves of ``warm_start.json`` by run."""
     runs: dict[str, list[tuple[list[float], list[float]]]] = {}
     for run in fields.value.get("runs") or []:
-        curve = Fields(run, path, _WARM_START_CURE, "a run").value.get("curve")
-        pair = Fields(curve, path, _WARM_START_CURE, "the curve of a run").value
+        curve = Fields(run, path, _WARM_START_COMMAND, "a run").value.get("curve")
+        pair = Fields(curve, path, _WARM_START_COMMAND, "the curve of a run").value
         steps, values = pair.get("steps") or [], pair.get("values") or []
         runs.setdefault(str(run.get("run")), []).append((steps, values))
     if not runs:
-        raise InputError(f"{path} holds no runs; make it again with {_WARM_START_CURE}")
+        raise InputError(f"{path} has no runs; regenerate it with {_WARM_START_COMMAND}")
     found: Curves = {}
     for name, seeds in runs.items():
         steps = seeds[0][0]
         if not steps or any(one != steps or len(values) != len(steps) for one, values in seeds):
             raise InputError(
-                f"{path}: the seeds of {name} are not scored at the same steps; make it again with"
-                f" {_WARM_START_CURE}"
+                f"{path}: the seeds of {name} were evaluated at different steps; regenerate it with"
+                f" {_WARM_START_COMMAND}"
             )
         found[name] = np.array(steps, float), np.array([values for _, values in seeds], float)
     return found
 
 
 def plot_curves(curves: Curves, task: str, metric: str, backbone: str) -> Figure:
-    """Draws curves with a band from the lowest to the highest seed."""
+    """Plot mean curves with a band from the lowest to the highest seed."""
     figure, axes = new_figure(420, 260)
     for number, (name, (steps, values)) in enumerate(curves.items()):
         color = GRAY if number == 0 else _COLORS[(number - 1) % len(_COLORS)]
-        sign = _SIGNS[(number - 1) % len(_SIGNS)] if number else "o"
+        marker = _MARKERS[(number - 1) % len(_MARKERS)] if number else "o"
         dashes = _DASHES[(number - 1) // len(_COLORS) % len(_DASHES)] if number else "-"
         if len(values) > 1:
             axes.fill_between(
                 steps, values.min(0), values.max(0), color=color, alpha=0.16, linewidth=0
             )
         line = axes.plot(steps, values.mean(0), color=color, linewidth=2, linestyle=dashes)[0]
-        line.set(label=plain(name), marker=sign, markersize=5, markevery=-(-len(steps) // 12))
+        line.set(label=plain(name), marker=marker, markersize=5, markevery=-(-len(steps) // 12))
     axes.set_xlim(left=0)
     axes.set_xlabel("training step", color=MUTED, fontsize=FONT)
-    axes.set_ylabel(f"{metric} on validation", color=MUTED, fontsize=FONT, parse_math=False)
+    axes.set_ylabel(f"validation {metric}", color=MUTED, fontsize=FONT, parse_math=False)
     seeds = max(len(values) for _, values in curves.values())
-    band = f", mean and range of {seeds} seeds" if seeds > 1 else ""
+    band = f", mean and range over {seeds} seeds" if seeds > 1 else ""
     title = f"{plain(task, 40)} on {plain(backbone, 40)}{band}"
     axes.set_title(title, loc="left", color=INK, fontsize=FONT, parse_math=False)
     _legend(axes)

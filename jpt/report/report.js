@@ -1,5 +1,5 @@
-// Tables sort by a click on a header, or Enter on it: upwards, downwards, and back to the first
-// order. Numbers sort as numbers; what is not known stays last. Without scripts they are plain.
+// A click (or Enter) on a table header sorts ascending, descending, then in the original order.
+// Numbers sort numerically, unknown values last.
 (() => {
   const unknown = (text) => text === "" || text === "–";
   const number = (text) => {
@@ -7,19 +7,19 @@
       .match(/^[±\s]*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)/i);
     return found ? Number(found[1]) : NaN;
   };
-  const told = (row, column) => {
+  const textAt = (row, column) => {
     const cell = row.cells[column];
     return cell.dataset.sort ?? cell.textContent.trim();
   };
 
   const order = (rows, column, numeric, sign) => {
-    const known = rows.filter((row) => !unknown(told(row, column)));
-    const asNumbers = numeric && known.every((row) => !Number.isNaN(number(told(row, column))));
+    const known = rows.filter((row) => !unknown(textAt(row, column)));
+    const asNumbers = numeric && known.every((row) => !Number.isNaN(number(textAt(row, column))));
     const compare = asNumbers
       ? (a, b) => number(a) - number(b)
       : (a, b) => a.localeCompare(b, "en", { numeric: true });
-    known.sort((a, b) => sign * compare(told(a, column), told(b, column)));
-    return [...known, ...rows.filter((row) => unknown(told(row, column)))];
+    known.sort((a, b) => sign * compare(textAt(a, column), textAt(b, column)));
+    return [...known, ...rows.filter((row) => unknown(textAt(row, column)))];
   };
 
   for (const table of document.querySelectorAll("table")) {

@@ -41,7 +41,6 @@ from jpt.report.figures import (
     WARM_START_RECORD,
     Curves,
     HeatMap,
-    cost_figure,
     heat_map,
     indicator_panel,
     learning_curve,
@@ -52,6 +51,7 @@ from jpt.report.figures import (
     prompt_map,
     read_curves,
     read_shares,
+    regret_figure,
     scale_to_plane,
     stick_rows,
     strips,
@@ -106,33 +106,33 @@ from jpt.tasks.catalog import task_type
 from jpt.types import TransferMatrix
 from jpt.version import __version__
 
-# --- Pieces of an HTML page; text is escaped wherever it enters, markup is made here alone
+# --- HTML elements
 
 
 class Markup(str):
-    """Text that is HTML already and is not escaped again."""
+    """HTML; all other text is escaped when it enters an element."""
 
 
 Child = str | Markup | None
 _CHIPS = {
     AGREES: "agrees with the paper",
-    CONTRADICTS: "speaks against the paper",
-    UNCLEAR: "not clear",
+    CONTRADICTS: "contradicts the paper",
+    UNCLEAR: "inconclusive",
 }
 
 
 def element(tag: str, *children: Child, **attributes: str | None) -> Markup:
-    """Makes an element."""
-    told = "".join(
+    """Return an HTML element; attribute names may end in ``_``."""
+    attributes_text = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"'
         for name, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{tag}{told}>{join(children)}</{tag}>")
+    return Markup(f"<{tag}{attributes_text}>{join(children)}</{tag}>")
 
 
 def join(parts: Iterable[Child]) -> Markup:
-    """Puts pieces in a row."""
+    """Concatenate HTML."""
     return Markup("".join(_escaped(part) for part in parts))
 
 
@@ -150,7 +150,7 @@ def table(
     over: Sequence[tuple[str, int]] = (),
     source: Sequence[str] = (),
 ) -> Markup:
-    """Makes a table that scrolls sideways where the screen is narrow, and sorts by its header."""
+    """Return a scrollable table that sorts by its header."""
     lines = []
     if over:
         cells = [element("th", text, colspan=str(n), scope="colgroup") for text, n in over]
@@ -172,26 +172,26 @@ def table(
         )
         for row in rows
     ]
-    whole = element(
+    content = element(
         "table",
         element("caption", element("span", caption)),
         element("thead", *lines),
         element("tbody", *body),
     )
-    return element("div", scrolling(whole, caption), sources(source, "p"), class_="table")
+    return element("div", scrolling(content, caption), sources(source, "p"), class_="table")
 
 
 def sources(paths: Sequence[str], tag: str = "span") -> Markup | None:
-    """Says which files the numbers stand in, with links to them."""
+    """Link the files that numbers come from."""
     if not paths:
         return None
     links = [element("a", path, href=quote(path)) for path in dict.fromkeys(paths)]
     parts = [part for link in links for part in (", ", link)][1:]
-    return element(tag, "Numbers: ", *parts, class_="source")
+    return element(tag, "Data: ", *parts, class_="source")
 
 
 def value_cell(text: str, value: float) -> Markup:
-    """Makes a cell whose text does not sort as its number does, such as a duration."""
+    """Return a cell that sorts by value, not by text (a duration)."""
     return element("td", text, class_="number", data_sort=f"{value}" if value == value else None)
 
 
@@ -202,53 +202,53 @@ def _cell(cell: Child, number: bool) -> Markup:
 
 
 def bar_cell(text: str, share: float, strong: bool = False) -> Markup:
-    """Makes a cell of a table with a bar behind its number."""
+    """Return a cell with a bar behind its number."""
     kind = "number bar" + (" negative" if share < 0 else "") + (" best" if strong else "")
     return element("td", text, class_=kind, style=f"--share:{100 * min(abs(share), 1):.0f}%")
 
 
 def scrolling(content: Markup, label: str) -> Markup:
-    """Wraps what may be wider than the screen, so that it scrolls and the page does not."""
+    """Wrap wide content so that it scrolls, not the page."""
     return element("div", content, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 
 def figure(svg: str, label: str, caption: Child, source: Sequence[str] = ()) -> Markup:
-    """Makes a figure with its caption."""
-    told = element("figcaption", caption, " " if source else None, sources(source))
-    return element("figure", scrolling(Markup(svg), label), told)
+    """Return a figure with its caption."""
+    below = element("figcaption", caption, " " if source else None, sources(source))
+    return element("figure", scrolling(Markup(svg), label), below)
 
 
 def details(summary: str, *content: Child) -> Markup:
-    """Makes something that is folded away."""
+    """Return collapsed content."""
     return element("details", element("summary", summary), *content)
 
 
 def section(name: str, title: str, *content: Child) -> Markup:
-    """Makes a part of the page."""
+    """Return a section of the page."""
     return element("section", element("h2", title), *content, id=name)
 
 
 def missing(what: str, command: str) -> Markup:
-    """Says what the study does not hold, and how to make it."""
-    return element("p", f"{what}. To make it: ", element("code", command), class_="missing")
+    """Name a missing part and the command that creates it."""
+    return element("p", f"{what}. Create it with: ", element("code", command), class_="missing")
 
 
-def finding_item(finding: Finding, place: str | None = None) -> Markup:
-    """Shows a finding with what it means for the paper."""
+def finding_item(finding: Finding, anchor: str | None = None) -> Markup:
+    """Return a finding with its verdict."""
     chip = None
     if finding.verdict is not None:
         chip = element("span", _CHIPS[finding.verdict], class_=f"chip {finding.verdict}")
-    link = element("a", "numbers", href=f"#{place}", class_="where") if place else None
+    link = element("a", "details", href=f"#{anchor}", class_="where") if anchor else None
     return element("li", finding.text, " " if chip else None, chip, " " if link else None, link)
 
 
 def whole_page(title: str, *content: Child) -> str:
-    """Puts the page together: nothing in it is loaded from anywhere."""
+    """Return a self-contained page, which loads nothing."""
     style, script = (
         files("jpt.report").joinpath(name).read_text(encoding="utf-8")
         for name in ("report.css", "report.js")
     )
-    # The browser is told to load nothing and to run this one script, whatever a name might say.
+    # Names in the page are user input: the policy lets the browser run this one script only.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none';"
     policy += f" form-action 'none'; script-src 'sha256-{digest}'"
@@ -265,27 +265,27 @@ def whole_page(title: str, *content: Child) -> str:
     return f'<!doctype html>\n<html lang="en">{head}\n{body}</html>\n'
 
 
-# --- The part of the report on choosing: which source each indicator takes, and what that costs
+# --- Source selection
 
 _CHOICE_FILES = ("choice.json",)
 
 
 def choice_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -> Markup:
-    """Shows which source each indicator would have chosen, and what that would have cost."""
-    title = "What it costs to choose by an indicator"
+    """Return the section on source selection by indicators."""
+    title = "Source selection by indicators"
     if study.choices is None:
-        note = missing("There is no choice.json", commands(study.folder)["indicators"])
+        note = missing("choice.json is missing", commands(study.folder)["indicators"])
         return section("choice", title, note)
     if not study.choices.ranges:
-        reason = element("p", *(study.choices.notes or ("No choice can be judged.",)))
+        reason = element("p", *(study.choices.notes or ("Source selection cannot be evaluated.",)))
         return section("choice", title, reason)
     items = [finding_item(each) for each in found if each.topic == "choice"]
     lead = element(
         "p",
-        "Each task stands for a new one: an indicator compares its prompt with those of the other"
-        " tasks, the most similar one is taken, and its measured score is held against the best"
-        " one's. A point is 1% of the full score; costs are means over tasks. Where an indicator"
-        " puts several sources first, each counts by the same share.",
+        "Leave-one-out evaluation: for each task the prompt that an indicator ranks as most similar"
+        " to the in-task prompt is selected, and its score is compared with that of the best"
+        " source. Regret is the difference in points (1 point = 1% of the full score), averaged"
+        " over tasks. Sources tied for first place are averaged.",
     )
     names = shown_rankings(study.choices.means)
     return section(
@@ -295,78 +295,80 @@ def choice_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -
         lead,
         element(
             "div",
-            _cost_figure(study.choices, names),
-            _choice_means(study.choices, names),
+            _regret_figure(study.choices, names),
+            _selection_means(study.choices, names),
             class_="columns",
         ),
         _by_target(study.choices, names, ordering),
         _row0(study.choices),
-        element("p", *_notes(study.choices), class_="meta"),
+        element("p", *_selection_notes(study.choices), class_="meta"),
     )
 
 
 def ranking_label(name: str) -> str:
-    """Gives a ranking's name for people."""
+    """Return the display name of a ranking."""
     return "same type" if name == SAME_TYPE else indicator_label(name)
 
 
 def points(value: float, sign: bool = False) -> str:
-    """Writes a share of the full score in points."""
+    """Format a score difference in points."""
     return decimal(100 * value, 1, sign=sign)
 
 
 def bounds(interval: tuple[float, float], sign: bool = False) -> str:
-    """Writes an interval in points."""
+    """Format an interval in points."""
     if not np.isfinite(interval).all():
         return UNKNOWN
     return " to ".join(points(end, sign) for end in interval)
 
 
-def _cost_figure(choices: SelectionRecord, names: Sequence[str]) -> Markup:
+def _regret_figure(choices: SelectionRecord, names: Sequence[str]) -> Markup:
     means = choices.means
     ordered = sorted(names, key=lambda name: means[name].regret)
     chance = _chance(choices, names)
-    plot = cost_figure(
+    plot = regret_figure(
         [ranking_label(name) for name in ordered],
         [means[name].regret for name in ordered],
         [means[name].regret_interval for name in ordered],
         chance.chance_regret,
     )
-    label = "Mean cost of taking the source that each indicator puts first: " + "; ".join(
+    label = "Mean regret of the source that each indicator selects: " + "; ".join(
         f"{ranking_label(name)} {points(means[name].regret)}" for name in ordered
     )
-    told = (
-        f"Means over {counted(chance.targets, 'task')} (points) and their 95% intervals (lines);"
-        " dashed: a source taken by chance. Further left is better."
+    caption = (
+        f"Mean regret over {counted(chance.targets, 'task')} (dots) with 95% CI (lines); dashed: a"
+        " random source. Lower is better."
     )
-    return figure(to_svg(plot, "choice-costs", label), label, told, _CHOICE_FILES)
+    return figure(to_svg(plot, "choice-costs", label), label, caption, _CHOICE_FILES)
 
 
 def _chance(choices: SelectionRecord, names: Sequence[str]) -> SelectionMeans:
-    """The ranking that speaks of the most targets; chance is told on these."""
+    """The ranking defined on the most targets, whose chance level is shown."""
     return max((choices.means[name] for name in names), key=lambda of: of.targets)
 
 
-def _choice_means(choices: SelectionRecord, names: Sequence[str]) -> Markup:
-    whole = _chance(choices, names)
+def _selection_means(choices: SelectionRecord, names: Sequence[str]) -> Markup:
+    chance = _chance(choices, names)
     least = min(choices.means[name].regret for name in names)
     rows: list[list[Child]] = [
         [
             ranking_label(name),
             str(of.targets),
             percent(of.hits),
-            bar_cell(points(of.regret), of.regret / (whole.chance_regret or 1), of.regret == least),
+            bar_cell(
+                points(of.regret), of.regret / (chance.chance_regret or 1), of.regret == least
+            ),
             points(of.gain, sign=True),
             bounds(of.gain_interval, sign=True),
         ]
         for name in names
         for of in [choices.means[name]]
     ]
-    chance = [percent(whole.chance_hits), points(whole.chance_regret), UNKNOWN, UNKNOWN]
-    rows.append(["by chance", str(whole.targets), *chance])
-    head = ["taken by", "n tasks", "is the best", "cost", "saved against chance", "95% interval"]
-    told = "What the first source of each ranking is worth; costs in points"
-    return table(head, rows, told, source=_CHOICE_FILES)
+    cells = [percent(chance.chance_hits), points(chance.chance_regret), UNKNOWN, UNKNOWN]
+    rows.append(["random", str(chance.targets), *cells])
+    head = ["ranking", "n tasks", "finds the best", "regret", "gain over random", "95% CI"]
+    caption = "Top-ranked source of each ranking; regret and gain in points"
+    return table(head, rows, caption, source=_CHOICE_FILES)
 
 
 def _by_target(choices: SelectionRecord, names: Sequence[str], ordering: Ordering) -> Markup:
@@ -378,10 +380,10 @@ def _by_target(choices: SelectionRecord, names: Sequence[str], ordering: Orderin
         cells = [_chosen(choices.chosen[name].get(target), of.best) for name in names]
         best = f"{', '.join(of.best)} ({points(of.best_score)})"
         rows.append([target, best, *cells, f"−{points(of.best_score - of.mean_score)}"])
-    head = ["task", "best source (score)", *map(ranking_label, names), "by chance"]
-    caption = "The source that each ranking takes, and how many points below the best it scores"
-    whole = table(head, rows, caption, numbers_from=99, source=_CHOICE_FILES)
-    return details("Every choice, task by task", whole)
+    head = ["task", "best source (score)", *map(ranking_label, names), "random"]
+    caption = "Source that each ranking selects, and its regret in points"
+    content = table(head, rows, caption, numbers_from=99, source=_CHOICE_FILES)
+    return details("Selected source by task", content)
 
 
 def _chosen(found: ChosenSource | None, best: Sequence[str]) -> Child:
@@ -389,61 +391,61 @@ def _chosen(found: ChosenSource | None, best: Sequence[str]) -> Child:
         return UNKNOWN
     names = ", ".join(found.sources)
     if len(found.sources) > 3:
-        names = f"{len(found.sources)} alike"
+        names = f"{len(found.sources)} tied"
     hit = set(found.sources) <= set(best)
     text = f"{names} ✓" if hit else f"{names} −{points(found.regret)}"
     return element("td", text, class_="best" if hit else None)
 
 
 def _row0(choices: SelectionRecord) -> Markup | None:
-    """The same with the row that no model reads, where prompts have one."""
+    """Compare with indicators that include row 0, which the paper's RoBERTa prompts have."""
     pairs = [(name.removesuffix(WITH_ROW0), name) for name in choices.means]
     pairs = [(plain, name) for plain, name in pairs if plain != name and plain in choices.means]
     if not pairs:
         return None
     rows = [
         [ranking_label(plain)]
-        + [percent(choices.means[name].hits) for name in (plain, whole)]
-        + [points(choices.means[name].regret) for name in (plain, whole)]
-        for plain, whole in pairs
+        + [percent(choices.means[name].hits) for name in (plain, with_row0)]
+        + [points(choices.means[name].regret) for name in (plain, with_row0)]
+        for plain, with_row0 in pairs
     ]
-    over = [("", 1), ("is the best", 2), ("cost, points", 2)]
-    head = ["taken by", *["without row 0", "with row 0"] * 2]
+    over = [("", 1), ("finds the best", 2), ("regret, points", 2)]
+    head = ["ranking", *["without row 0", "with row 0"] * 2]
     caption = "Row 0 of these prompts is trained but never read by their model"
-    whole = table(head, rows, caption, over=over, source=_CHOICE_FILES)
-    return details("With row 0 and without", whole)
+    content = table(head, rows, caption, over=over, source=_CHOICE_FILES)
+    return details("With and without row 0", content)
 
 
-def _notes(choices: SelectionRecord) -> list[str]:
+def _selection_notes(choices: SelectionRecord) -> list[str]:
     tasks = max(of.targets for of in choices.means.values())
-    told = [
-        "Same type: any source whose task has the type of the target, all alike; it needs neither"
-        " prompts nor labels."
+    lines = [
+        "Same type: all sources of the target's task type, tied; needs no prompt and no label."
     ]
     if tasks < 20:
-        told.append(f" With {counted(tasks, 'task')} a single one moves these means a lot.")
-    return told
+        lines.append(f" With {counted(tasks, 'task')}, a single task changes these means a lot.")
+    return lines
 
 
-# --- The part of the report on whether alike prompts move better: correlations, and their scatter
+# --- Correlation of indicators with transfer
 
 _CORRELATION_FILES = ("correlation.json",)
+_EXCLUDING, _INCLUDING = "excluding in-task prompts", "including in-task prompts"
 _CORRELATION_NUMBERS = ("mean_over_targets", "pooled_relative", "pooled_raw")
 
 
 def correlation_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -> Markup:
-    """Holds the indicators against what the moves did."""
-    title = "Do similar prompts move better?"
+    """Return the section on the correlation of indicators with transfer."""
+    title = "Do similar prompts transfer better?"
     if study.correlations is None:
-        note = missing("There is no correlation.json", commands(study.folder)["indicators"])
+        note = missing("correlation.json is missing", commands(study.folder)["indicators"])
         return section("correlation", title, note, _scatter_figures(study, ordering))
     items = [finding_item(each) for each in found if each.topic in ("correlation", "caution")]
     lead = element(
         "p",
-        "Spearman's rank correlation of each indicator with zero-shot performance: +1 where the"
-        " more similar prompt is always the better source, 0 where similarity says nothing. A"
-        " prompt is most similar to itself and best on its own task, so own pairs flatter every"
-        " indicator; the fair columns are those without them.",
+        "Spearman's rank correlation of each indicator with zero-shot transfer: +1 if the more"
+        " similar prompt is always the better source, 0 if similarity predicts nothing. A prompt is"
+        " most similar to itself and usually best on its own task, so including in-task pairs"
+        " favors every indicator; compare the columns that exclude them.",
     )
     return section(
         "correlation",
@@ -469,7 +471,7 @@ def correlation_section(study: Study, ordering: Ordering, found: Sequence[Findin
 
 
 def _shown(table_: Mapping[str, CorrelationRecord]) -> list[str]:
-    """The embedding indicators, ON, its best window, and all layers."""
+    """Select the embedding indicators, ON, its best window, and ON over all layers."""
     best = _best_window(table_)
     wanted = [*EMBEDDING, OVERLAP, best, OVERLAP_ALL]
     return [name for name in wanted if name is not None and name in table_]
@@ -481,9 +483,9 @@ def _best_window(table_: Mapping[str, CorrelationRecord]) -> str | None:
 
 
 def _correlation_table(found: CorrelationRecords) -> Markup:
-    out, whole = found.excluding_in_task, found.including_in_task
-    parts = [part for part in (out, whole) if part]
-    names = _shown(out or whole)
+    without, including = found.excluding_in_task, found.including_in_task
+    parts = [part for part in (without, including) if part]
+    names = _shown(without or including)
     best = [
         max((getattr(part[n], number) for n in names if n in part), key=_rank)
         for part in parts
@@ -497,18 +499,18 @@ def _correlation_table(found: CorrelationRecords) -> Markup:
             for n in _CORRELATION_NUMBERS
         ]
         cells = [_rho_cell(v, v == top) for v, top in zip(numbers, best, strict=True)]
-        first = (out or whole)[name]
+        first = (without or including)[name]
         known = [v for v in first.per_target.values() if np.isfinite(v)]
-        sure = [f"±{decimal(standard_error(known), 2)}", _correlation_bounds(known)]
-        label = _row_label(name, out or whole)
-        rows.append([label, str(first.n_targets), cells[0], *sure, *cells[1:]])
+        error = [f"±{decimal(standard_error(known), 2)}", _correlation_bounds(known)]
+        label = _row_label(name, without or including)
+        rows.append([label, str(first.n_targets), cells[0], *error, *cells[1:]])
     over = [("", 2)]
-    over += [("own prompts left out", 5)] if out else []
-    over += [("own prompts included", 3 if out else 5)] if whole else []
+    over += [(_EXCLUDING, 5)] if without else []
+    over += [(_INCLUDING, 3 if without else 5)] if including else []
     columns = ["mean over targets", "pooled, relative", "pooled, raw"] * len(parts)
-    head = ["indicator", "n targets", columns[0], "standard error", "95% interval", *columns[1:]]
-    told = "Spearman's rho; the highest of each column is bold"
-    return table(head, rows, told, over=over, source=_CORRELATION_FILES)
+    head = ["indicator", "n targets", columns[0], "standard error", "95% CI", *columns[1:]]
+    caption = "Spearman's rho; the highest value of each column is bold"
+    return table(head, rows, caption, over=over, source=_CORRELATION_FILES)
 
 
 def _rank(value: float) -> float:
@@ -533,10 +535,9 @@ def _best_window_note(found: CorrelationRecords) -> Markup | None:
         return None
     return element(
         "p",
-        "The best window was chosen by the very numbers that it is judged by, so it looks better"
-        " than it would on new tasks; the default layers were fixed before. Mean over targets:"
-        " sources are ranked for each task on its own. Pooled: all pairs in one ranking, by"
-        " relative or by raw score.",
+        "The best window is selected on the same tasks that it is evaluated on, so its correlation"
+        " is optimistic; the default layers were fixed in advance. Mean over targets: sources are"
+        " ranked within each task. Pooled: all pairs in one ranking, by relative or raw score.",
         class_="meta",
     )
 
@@ -546,7 +547,7 @@ def _per_target_table(found: CorrelationRecords) -> Markup | None:
     targets = list(dict.fromkeys(t for each in part.values() for t in each.per_target))
     if not targets:
         return None
-    which = "own prompts left out" if found.excluding_in_task else "own prompts included"
+    which = _EXCLUDING if found.excluding_in_task else _INCLUDING
     rows = [
         [
             indicator_label(name),
@@ -556,9 +557,9 @@ def _per_target_table(found: CorrelationRecords) -> Markup | None:
         for name, each in part.items()
     ]
     head = ["indicator", *targets, "mean", "pooled, relative", "pooled, raw"]
-    caption = f"Spearman's rho of every indicator and task, {which}"
-    whole = table(head, rows, caption, source=_CORRELATION_FILES)
-    return details("Every indicator, task by task", whole)
+    caption = f"Spearman's rho by indicator and task, {which}"
+    content = table(head, rows, caption, source=_CORRELATION_FILES)
+    return details("All indicators by task", content)
 
 
 def _correlation_bounds(values: Sequence[float]) -> str:
@@ -567,24 +568,23 @@ def _correlation_bounds(values: Sequence[float]) -> str:
 
 
 def _interval_note(found: CorrelationRecords) -> Markup:
-    """What the intervals are, and how few tasks they come from."""
     count = max(
         (of.n_targets for of in (found.excluding_in_task or found.including_in_task).values()),
         default=0,
     )
-    few = " With so few tasks they are rough: take them for no more than a warning."
+    few = " With so few tasks they are approximate."
     return element(
         "p",
-        f"95% intervals of the means: percentile bootstrap over {counted(count, 'task')}, widened"
-        " for small numbers of tasks. Two indicators are compared by the interval of their"
-        " difference, task by task, which can be much narrower." + (few if count < 20 else ""),
+        f"95% CIs of the means: percentile bootstrap over {counted(count, 'task')}, widened for few"
+        " tasks. Two indicators are compared by the CI of their per-task difference, which can be"
+        " much narrower." + (few if count < 20 else ""),
         class_="meta",
     )
 
 
 def _row0_table(found: CorrelationRecords) -> Markup | None:
-    """With the row that no model reads, where prompts have one, and without."""
-    parts = {"left out": found.excluding_in_task, "included": found.including_in_task}
+    """Compare with indicators that include row 0, which the paper's RoBERTa prompts have."""
+    parts = {_EXCLUDING: found.excluding_in_task, _INCLUDING: found.including_in_task}
     parts = {which: part for which, part in parts.items() if part}
     first = next(iter(parts.values()))
     names = [name for name in first if f"{name}{WITH_ROW0}" in first]
@@ -599,22 +599,22 @@ def _row0_table(found: CorrelationRecords) -> Markup | None:
         ]
         for name in names
     ]
-    over = [("", 1), *((f"own prompts {which}", 2) for which in parts)]
+    over = [("", 1), *((which, 2) for which in parts)]
     head = ["indicator", *["without row 0", "with row 0"] * len(parts)]
     caption = (
         "Mean rho over targets. Row 0 of these prompts is trained but never read by their model"
     )
-    whole = table(head, rows, caption, over=over, source=_CORRELATION_FILES)
-    return details("With row 0 and without", whole)
+    content = table(head, rows, caption, over=over, source=_CORRELATION_FILES)
+    return details("With and without row 0", content)
 
 
 def _scatter_figures(study: Study, ordering: Ordering) -> Markup | None:
-    """One small figure an indicator: the paper's open, the others folded away."""
+    """One scatter plot per indicator; those beyond the paper's are collapsed."""
     columns = study.similarities.values if study.similarities else {}
-    moved = transfer_pairs(study, ordering)
+    pairs = transfer_pairs(study, ordering)
     names = [n for n in (OVERLAP, *EMBEDDING) if n in columns]
     names += [n for n in shown_rankings(columns) if n not in names and n in MEANINGS]
-    points = {name: _correlation_points(study, ordering, moved, name) for name in names}
+    points = {name: _correlation_points(study, ordering, pairs, name) for name in names}
     points = {name: groups for name, groups in points.items() if groups}
     if not points:
         return None
@@ -624,19 +624,17 @@ def _scatter_figures(study: Study, ordering: Ordering) -> Markup | None:
     }
     first = [panels[name] for name in panels if name in (OVERLAP, *EMBEDDING)]
     more = [panels[name] for name in panels if name not in (OVERLAP, *EMBEDDING)]
-    told = (
-        "One point a task and another task's prompt: what the indicator says of that prompt and the"
-        " task's own (across), and the score relative to the own prompt's (upwards). Own pairs are"
-        " left out. rho: mean over tasks of the rank correlation, own prompts left out."
+    caption = (
+        "Each point is a pair of a task and another task's prompt: similarity of that prompt and"
+        " the in-task prompt (x), and zero-shot score relative to the in-task prompt (y). rho: rank"
+        " correlation, mean over tasks; in-task pairs are excluded."
     )
     return join(
         [
-            element("h3", "Indicator against score, every move"),
-            element("p", told, class_="meta"),
+            element("h3", "Indicators and transfer by pair"),
+            element("p", caption, class_="meta"),
             element("div", *first, class_="panels"),
-            details("The other indicators", element("div", *more, class_="panels"))
-            if more
-            else None,
+            details("Other indicators", element("div", *more, class_="panels")) if more else None,
         ]
     )
 
@@ -652,109 +650,106 @@ def _correlation_panel(
     label = f"{indicator_label(name)} and relative score of {counted(n_pairs, 'pair')}"
     plot = indicator_panel(groups, indicator_label(name), limits)
     meaning = MEANINGS.get(name, "")
-    told = f"{meaning[:1].upper()}{meaning[1:]}; {counted(n_pairs, 'pair')}"
+    caption = f"{meaning[:1].upper()}{meaning[1:]}; {counted(n_pairs, 'pair')}"
     if found:
-        told += f", rho {decimal(found.mean_over_targets, 2, sign=True)}"
+        caption += f", rho {decimal(found.mean_over_targets, 2, sign=True)}"
     files = ["indicators.csv", *([study.relative_file] if study.relative_file else [])]
     svg = to_svg(plot, f"scatter-{name.replace('_', '-')}", label)
     return element(
         "div",
         element("h3", indicator_label(name)),
-        figure(svg, label, f"{told}.", [*files, *(_CORRELATION_FILES if found else ())]),
+        figure(svg, label, f"{caption}.", [*files, *(_CORRELATION_FILES if found else ())]),
     )
 
 
 def _limits(scores: Float64[np.ndarray, "M"]) -> tuple[float, float]:
-    """The same heights in all panels, with a little room."""
+    """Shared y limits of all panels, with a margin."""
     low, high = float(min(scores.min(), 0.95)), float(max(scores.max(), 1.05))
-    room = 0.06 * (high - low)
-    return low - room, high + room
+    margin = 0.06 * (high - low)
+    return low - margin, high + margin
 
 
 def _correlation_points(
-    study: Study, ordering: Ordering, moved: Sequence[TransferPair], name: str
+    study: Study, ordering: Ordering, pairs: Sequence[TransferPair], name: str
 ) -> dict[str, tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]]:
-    """Indicator and relative score of the moves, by whether both tasks have one type."""
+    """Indicator and relative score of all pairs, grouped by same or other type."""
     assert study.similarities is not None
-    place = {prompt: index for index, prompt in enumerate(study.similarities.names)}
+    index = {prompt: i for i, prompt in enumerate(study.similarities.names)}
     values = study.similarities.values[name]
-    kinds = {True: "same type", False: "other type", None: "type not known"}
+    kinds = {True: "same type", False: "other type", None: "unknown type"}
     groups: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds.values()}
-    for move in moved:
-        in_task = ordering.in_task.get(move.target, "")
-        if in_task in place and move.source in place:
-            value = float(values[place[in_task], place[move.source]])
+    for pair in pairs:
+        in_task = ordering.in_task.get(pair.target, "")
+        if in_task in index and pair.source in index:
+            value = float(values[index[in_task], index[pair.source]])
             if np.isfinite(value):
-                groups[kinds[move.same_type]].append((value, move.relative))
-    found = {kind: np.array(pairs).T for kind, pairs in groups.items() if pairs}
+                groups[kinds[pair.same_type]].append((value, pair.relative))
+    found = {kind: np.array(points).T for kind, points in groups.items() if points}
     return {kind: (x, y) for kind, (x, y) in found.items()}
 
 
 def _window_figure(found: CorrelationRecords) -> Markup | None:
-    out, whole = found.excluding_in_task, found.including_in_task
-    layers = windows(out or whole)
+    without, including = found.excluding_in_task, found.including_in_task
+    layers = windows(without or including)
     if len(layers) < 2:
         return None
     lines = {
         label: [part[n].mean_over_targets if n in part else np.nan for n in layers]
-        for label, part in (("own prompts left out", out), ("included", whole))
+        for label, part in ((_EXCLUDING, without), ("including", including))
         if part
     }
-    label = "Rank correlation of neuron overlap by the layers it is taken over"
-    first = out or whole
+    label = "Rank correlation of neuron overlap with transfer by layer window"
+    first = without or including
     known = [[v for v in first[n].per_target.values() if np.isfinite(v)] for n in layers]
     bands = [mean_interval(values) or (np.nan, np.nan) for values in known]
-    told = (
-        "ON's rank correlation, mean over tasks, for every window of three consecutive layers; the"
-        " pale ground is the 95% interval" + (" with own prompts left out." if out else ".")
-    )
+    caption = "Rank correlation of ON with transfer, mean over tasks, for each window of three"
+    caption += f" consecutive layers; band: 95% CI{f', {_EXCLUDING}' if without else ''}."
     plot = window_curve(list(layers.values()), lines, bands)
-    return figure(to_svg(plot, "window-curve", label), label, told, _CORRELATION_FILES)
+    return figure(to_svg(plot, "window-curve", label), label, caption, _CORRELATION_FILES)
 
 
-# --- The parts of the report on how alike prompts are: by their neurons, and by their vectors
+# --- Similarity of prompts
 
 _INDICATORS_FILES = ("indicators.csv",)
-_WHOLE_COSINE = "cosine_concat"
-"""Of the paper's indicators of vectors the one that can be mapped: a prompt is 1 to itself."""
+_WHOLE_COSINE = "cosine_concat"  # the embedding indicator with self-similarity 1: can be mapped
 
 
 def overlap_section(study: Study, ordering: Ordering) -> Markup:
-    """Shows the overlap of activated neurons of all pairs of prompts."""
-    title = "Which prompts activate the same neurons"
+    """Return the section on the overlap of activated neurons."""
+    title = "Overlap of activated neurons"
     make = commands(study.folder)
     parts: list[Markup | None] = [
         element(
             "p",
-            "A prompt alone, without any text, makes some neurons of the feed-forward layers"
-            " active (above 0). ON is the cosine of two such patterns of zeros and ones: 1 for the"
-            " same neurons, 0 for none in common.",
+            "A prompt without any text activates some neurons of the feed-forward layers (value"
+            " above 0). ON is the cosine similarity of two binary activation patterns: 1 for"
+            " identical patterns, 0 for no neuron in common.",
         )
     ]
     if study.neurons is None:
-        parts.append(missing("There is no neurons.npz", make["neurons"]))
+        parts.append(missing("neurons.npz is missing", make["neurons"]))
     if study.similarities is None:
-        parts.append(missing("There is no indicators.csv", make["indicators"]))
+        parts.append(missing("indicators.csv is missing", make["indicators"]))
     elif OVERLAP not in study.similarities.values:
-        parts.append(missing("indicators.csv has no neuron_overlap", make["indicators"]))
+        parts.append(missing("indicators.csv has no column neuron_overlap", make["indicators"]))
     else:
-        parts.append(_similarity_map(study, ordering, OVERLAP, 900, _layers_told(study)))
+        parts.append(_similarity_map(study, ordering, OVERLAP, 900, _layer_caption(study)))
         parts.append(_similarity_table(study, ordering, OVERLAP))
         parts.append(_plane(study, ordering, OVERLAP))
     return section("overlap", title, *parts)
 
 
 def embedding_section(study: Study, ordering: Ordering) -> Markup:
-    """Shows the four indicators that compare the vectors of prompts."""
-    title = "Which prompts have similar vectors"
+    """Return the section on the embedding indicators."""
+    title = "Similarity of prompt embeddings"
     lead = element(
         "p",
-        "Four indicators compare the vectors of two prompts themselves. Pairs of a prompt with"
-        " itself are gray and have no part in the colors.",
+        "The paper's four embedding indicators compare the vectors of two prompts. Pairs of a"
+        " prompt with itself are gray and not part of the color scale.",
     )
     if study.similarities is None:
         make = commands(study.folder)["indicators"]
-        return section("embeddings", title, lead, missing("There is no indicators.csv", make))
+        return section("embeddings", title, lead, missing("indicators.csv is missing", make))
     shown = [name for name in EMBEDDING if name in study.similarities.values]
     maps = [
         element(
@@ -767,19 +762,19 @@ def embedding_section(study: Study, ordering: Ordering) -> Markup:
     ]
     plane = None
     if OVERLAP not in study.similarities.values and _WHOLE_COSINE in shown:
-        plane = _plane(study, ordering, _WHOLE_COSINE)  # for want of neurons
+        plane = _plane(study, ordering, _WHOLE_COSINE)
     return section("embeddings", title, lead, element("div", *maps, class_="pair"), plane)
 
 
-def _layers_told(study: Study) -> str:
-    """Which layers ON is of: the window whose values are the same."""
+def _layer_caption(study: Study) -> str:
+    """Name the layers of ON: those of the window with equal values."""
     assert study.similarities is not None
     values = study.similarities.values
     for name, (first, last) in windows(values).items():
         if np.array_equal(values[name], values[OVERLAP], equal_nan=True):
             total = f" of {study.neurons[1]}" if study.neurons else ""
-            return f"ON over layers {first} to {last}{total} (0 is next to the input)."
-    return "ON over the layers that jpt indicators was given."
+            return f"ON over layers {first} to {last}{total} (layer 0 is next to the input)."
+    return "ON over the layers passed to jpt indicators."
 
 
 def _similarity_map(
@@ -796,7 +791,7 @@ def _similarity_map(
             row_types=types,
             column_types=types,
             values=values,
-            texts=[[_indicators_short(value, digits) for value in line] for line in values],
+            texts=[[_similarity_text(value, digits) for value in line] for line in values],
             scale_label=indicator_label(name),
             width_px=width_px,
             row_axis="prompt",
@@ -805,13 +800,16 @@ def _similarity_map(
         percent=False,
     )
     count = counted(len(ordering.prompts), "prompt")
-    label = f"Heat map of {indicator_label(name)} for all pairs of {count}; the numbers are below."
-    place = f"map-{name.replace('_', '-')}"
-    return figure(stick_rows(to_svg(plot, place, label), place), label, caption, _INDICATORS_FILES)
+    label = (
+        f"Heat map of {indicator_label(name)} for all pairs of {count}; values in the table below."
+    )
+    anchor = f"map-{name.replace('_', '-')}"
+    svg = stick_rows(to_svg(plot, anchor, label), anchor)
+    return figure(svg, label, caption, _INDICATORS_FILES)
 
 
-def _indicators_short(value: float, digits: int) -> str:
-    """Without the zero before the point, which all of them have; nothing for a gray cell."""
+def _similarity_text(value: float, digits: int) -> str:
+    """Format without the leading zero; empty for a gray cell."""
     if not np.isfinite(value):
         return ""
     return decimal(value, digits).replace("0.", ".", 1) if abs(value) < 1 else decimal(value, 1)
@@ -831,63 +829,62 @@ def _similarity_table(study: Study, ordering: Ordering, name: str) -> Markup:
     ]
     label = indicator_label(name)
     caption = f"{label} of all pairs of prompts"
-    whole = table(["prompt", *ordering.prompts], rows, caption, source=_INDICATORS_FILES)
-    return details(f"{label} as a table", whole)
+    content = table(["prompt", *ordering.prompts], rows, caption, source=_INDICATORS_FILES)
+    return details(f"{label} as a table", content)
 
 
 def _plane(study: Study, ordering: Ordering, name: str) -> Markup | None:
-    """The prompts as points, as far apart as they are unlike."""
-    alike = _ordered(study, ordering, name)
-    # A prompt that activates no neuron is like none, and an untrained one is for no task.
+    """Map the prompts to points in the plane by classical multidimensional scaling."""
+    similarity = _ordered(study, ordering, name)
+    # Drops untrained prompts and those that activate no neuron, whose similarity is undefined.
     trained = [ordering.prompt_types[prompt] != BASELINE for prompt in ordering.prompts]
-    kept = np.isfinite(np.diag(alike)) & np.array(trained, bool)
-    alike = alike[np.ix_(kept, kept)]
-    if len(alike) < 3 or not np.isfinite(alike).all():
+    kept = np.isfinite(np.diag(similarity)) & np.array(trained, bool)
+    similarity = similarity[np.ix_(kept, kept)]
+    if len(similarity) < 3 or not np.isfinite(similarity).all():
         return None
-    distances = 1 - (alike + alike.T) / 2
+    distances = 1 - (similarity + similarity.T) / 2
     np.fill_diagonal(distances, 0)
     points, share = scale_to_plane(distances)
     names = [prompt for prompt, is_kept in zip(ordering.prompts, kept, strict=True) if is_kept]
     types = [ordering.prompt_types[prompt] for prompt in names]
-    said = indicator_label(name)
-    plot = prompt_map(points, names, types, (NO_TYPE,), f" (distance: 1 − {said})")
-    label = f"Map of {counted(len(names), 'prompt')} by 1 − {said}; the table has the numbers."
-    told = (
-        f"A map of the prompts: the farther apart, the smaller {said} (classical multidimensional"
-        f" scaling of 1 − {said}; the directions themselves mean nothing). The plane holds"
-        f" {percent(share)} of all squared distances"
-        + ("." if share > 0.7 else ", so what lies side by side need not be alike.")
+    indicator = indicator_label(name)
+    plot = prompt_map(points, names, types, (NO_TYPE,), f" (distance: 1 − {indicator})")
+    label = f"Map of {counted(len(names), 'prompt')} by 1 − {indicator}; values in the table above."
+    caption = (
+        f"Classical multidimensional scaling of 1 − {indicator}; the axes have no meaning of their"
+        f" own. The plane explains {percent(share)} of the squared distances"
+        + ("." if share > 0.7 else ", so neighbors are not necessarily similar.")
     )
-    return figure(to_svg(plot, "prompt-map", label), label, told, _INDICATORS_FILES)
+    return figure(to_svg(plot, "prompt-map", label), label, caption, _INDICATORS_FILES)
 
 
-# --- The part of the report on masks: what tasks lose when chosen neurons are silent
+# --- Neuron masking
 
-_HEADS = {
+_MASK_HEADS = {
     "in_task": "in-task",
     "random": "random",
     "other": "other tasks'",
     "common": "common to all",
-    "specific": "specific to it",
+    "specific": "task-specific",
 }
-_MEANINGS = {
-    "in_task": "those with the largest values behind the task's own prompt",
-    "random": "as many in each layer, drawn by lot",
-    "other": "those with the largest values behind the prompts of other tasks",
-    "common": "those that the most prompts activate",
-    "specific": "those that this prompt activates and the fewest others do",
+_MASK_MEANINGS = {
+    "in_task": "most active under the in-task prompt",
+    "random": "as many per layer, at random",
+    "other": "most active under the prompts of other tasks",
+    "common": "activated by the most prompts",
+    "specific": "activated by the in-task prompt and by the fewest others",
 }
 
 
 def mask_section(study: Study, found: Sequence[Finding]) -> Markup:
-    """Shows what is left of the scores when chosen neurons are silent."""
-    title = "Do tasks need the neurons that their prompts activate?"
+    """Return the section on neuron masking."""
+    title = "Neuron masking"
     masks = study.masks
     if masks is None or not masks.tasks:
-        what = "There is no mask.json: no neuron was made silent"
+        what = "mask.json is missing: no neurons were masked"
         return section("masks", title, missing(what, commands(study.folder)["mask"]))
     items = [finding_item(each) for each in found if each.topic == "masks"]
-    lead = element("p", _lead(masks))
+    lead = element("p", _mask_lead(masks))
     return section(
         "masks",
         title,
@@ -900,18 +897,20 @@ def mask_section(study: Study, found: Sequence[Finding]) -> Markup:
 
 
 def kind_label(kind: str) -> str:
-    """Gives a kind of mask's name for people."""
-    return _HEADS.get(kind, kind)
+    """Return the display name of a kind of mask."""
+    return _MASK_HEADS.get(kind, kind)
 
 
-def _lead(masks: MaskRecord) -> str:
+def _mask_lead(masks: MaskRecord) -> str:
     first, last = masks.layers
     layers = f"layer {first}" if first == last else f"layers {first} to {last}"
-    told = "; ".join(f"{kind_label(kind)}: {_MEANINGS.get(kind, kind)}" for kind in masks.kinds)
+    split = f" on {masks.split}" if masks.split else ""
+    kinds = "; ".join(
+        f"{kind_label(kind)}: {_MASK_MEANINGS.get(kind, kind)}" for kind in masks.kinds
+    )
     return (
-        f"{masks.masked:,} of the {masks.neurons:,} neurons of {layers} are silent while each"
-        f" task is scored with its own prompt{f' on {masks.split}' if masks.split else ''}."
-        f" Which ones differs: {told}."
+        f"{masks.masked:,} of the {masks.neurons:,} neurons in {layers} are masked (set to 0) while"
+        f" each task is evaluated with its in-task prompt{split}. Kinds of masks: {kinds}."
     )
 
 
@@ -924,14 +923,14 @@ def _masks_figure(study: Study, masks: MaskRecord) -> Markup | None:
         for kind in masks.kinds
         if all(kind in t.relative for t in known)
     )
-    label = f"Share of the score that is left under each kind of mask: {means}."
-    told = (
-        f"Bars: means over {counted(len(known), 'task')}; points: every single score. Dashed: what"
-        " is left by always answering the commonest class."
+    label = f"Score relative to no mask, by kind of mask: {means}."
+    caption = (
+        f"Bars: means over {counted(len(known), 'task')}; points: single scores; dashed: majority"
+        " class."
     )
     plot = plot_shares(read_shares(study.folder / MASK_RECORD))
     plot.axes[0].set_title("", loc="left")
-    return figure(to_svg(plot, "mask-shares", label), label, told, [MASK_RECORD])
+    return figure(to_svg(plot, "mask-shares", label), label, caption, [MASK_RECORD])
 
 
 def _type_parts(masks: MaskRecord) -> list[Markup]:
@@ -942,15 +941,15 @@ def _type_parts(masks: MaskRecord) -> list[Markup]:
             [name, *(percent(means.get(kind, np.nan)) for kind in kinds)]
             for name, means in masks.by_type.items()
         ]
-        caption = "What is left of the scores, by type of task and kind of mask"
+        caption = "Score relative to no mask, by task type and kind of mask"
         parts.append(table(["type", *map(kind_label, kinds)], rows, caption, source=[MASK_RECORD]))
     same, other = masks.other_same_type, masks.other_different_type
     if np.isfinite([same, other]).all():
         parts.append(
             element(
                 "p",
-                f"Neurons of other tasks' prompts leave {percent(same)} of the score where that"
-                f" task has the same type and {percent(other)} where not.",
+                f"Masking the neurons of another task's prompt leaves {percent(same)} of the score"
+                f" if that task has the same type and {percent(other)} if not.",
                 class_="meta",
             )
         )
@@ -969,13 +968,18 @@ def _mask_score_table(masks: MaskRecord) -> Markup:
         ]
         for name, task in masks.tasks.items()
     ]
-    head = ["task", "type", "no mask", *map(kind_label, kinds), "commonest"]
+    head = ["task", "type", "no mask", *map(kind_label, kinds), "majority"]
     metrics = ", ".join(dict.fromkeys(task.metric for task in masks.tasks.values()))
-    told = f"Scores ({metrics}) under each kind of mask"
-    return table(head, rows, told, numbers_from=2, source=[MASK_RECORD])
+    caption = f"Score ({metrics}) by kind of mask"
+    return table(head, rows, caption, numbers_from=2, source=[MASK_RECORD])
 
 
-# --- The part of the report on how the numbers came about: methods, versions, machine, dates
+# --- Methods and provenance
+
+_TRAINING_METHOD = (
+    "The model is frozen; only the prompt is trained. The checkpoint with the best validation score"
+    " is used."
+)
 
 STUDY_FILES = (
     "transfer.csv",
@@ -989,35 +993,35 @@ STUDY_FILES = (
     "mask.json",
 )
 
-# Facts of a config that are told elsewhere, or that differ by task as a matter of course.
-_TOLD = ("task", "template", "label_words", "label_ids", "data", "fingerprint")
+# Config fields that are shown elsewhere or that always differ between tasks.
+_HIDDEN = ("task", "template", "label_words", "label_ids", "data", "fingerprint")
 
 
 def methods_text(study: Study) -> list[str]:
-    """Says how each part of a study is computed; only of the parts that it holds."""
-    told = {
-        "The weights of the model are frozen; a prompt's rows are all that is trained. Of each run"
-        " the prompt that scores best on validation is kept.": study.prompts,
-        "Zero-shot transfer: a prompt is put before the rows of another task unchanged. A relative"
-        " score is the score over that of the task's own prompt.": study.transfer,
-        "A neuron is a unit of a feed-forward layer, read after its non-linearity behind the prompt"
-        " alone; it is active above 0. ON is the cosine of two patterns of active neurons; E and C"
-        " are the nearness, 1 / (1 + distance), and the cosine of the prompts' vectors, as one"
-        " vector each (concat) or over all pairs of rows (average).": study.similarities,
-        "Correlations are Spearman's rho, for each task over its sources, then the mean over tasks;"
-        " intervals are percentile bootstraps over tasks, widened for small numbers.": (
-            study.correlations
+    """Describe how each part that the study has was computed."""
+    texts = {
+        _TRAINING_METHOD: study.prompts,
+        "Zero-shot transfer: a prompt is used on another task without further training. A relative"
+        " score is the score divided by that of the in-task prompt.": study.transfer,
+        "A neuron is a unit of a feed-forward layer; its activation is read after the non-linearity"
+        " with only the prompt as input, and it is active above 0. ON is the cosine similarity of"
+        " two binary activation patterns; E is 1 / (1 + Euclidean distance) and C the cosine"
+        " similarity of two prompts, flattened (concat) or averaged over all pairs of prompt"
+        " tokens (average).": study.similarities,
+        "Correlations are Spearman's rho over the sources of each task, averaged over tasks; CIs"
+        " are percentile bootstraps over tasks, widened for few tasks.": study.correlations,
+        "Source selection is evaluated by leaving one task out at a time and comparing the source"
+        " that an indicator ranks first with the best one.": (
+            study.choices and study.choices.ranges
         ),
-        "Choices are judged by leaving one task out at a time: the source that an indicator puts"
-        " first against the best one.": study.choices and study.choices.ranges,
-        "Masks set the values of chosen neurons to 0 in the forward pass, while the task is scored"
-        " with its own prompt.": study.masks,
+        "Masking sets the activations of the selected neurons to 0 in the forward pass, with the"
+        " in-task prompt.": study.masks,
     }
-    return [text for text, part in told.items() if part]
+    return [text for text, part in texts.items() if part]
 
 
 def methods_list(texts: Iterable[str]) -> Markup | None:
-    """Lists sentences on methods, with what they go back to."""
+    """List the methods, with the paper they follow."""
     items = [element("li", text) for text in texts]
     if not items:
         return None
@@ -1026,105 +1030,102 @@ def methods_list(texts: Iterable[str]) -> Markup | None:
     return element("ul", *items, class_="notes")
 
 
-def definition_list(facts: Iterable[tuple[str, Child]]) -> Markup:
-    """Lists facts by name; those that are not known are left out."""
-    pairs = [(element("dt", name), element("dd", text)) for name, text in facts if text]
+def definition_list(entries: Iterable[tuple[str, Child]]) -> Markup:
+    """Return a definition list without its empty entries."""
+    pairs = [(element("dt", name), element("dd", text)) for name, text in entries if text]
     return element("dl", *(part for pair in pairs for part in pair))
 
 
 def version_items(
     versions: Mapping[str, str], machine: str | None, device: str | None, files: Iterable[Path]
 ) -> list[tuple[str, Child]]:
-    """Names versions, machine, devices and dates."""
+    """Return versions, machine, devices and dates."""
     return [
         ("versions", ", ".join(f"{name} {value}" for name, value in versions.items())),
         ("machine", machine),
         ("devices", device),
         ("results written", written_between(files)),
-        ("page made by", f"jpt {__version__}, jpt report"),
+        ("page created by", f"jpt report, jpt {__version__}"),
     ]
 
 
 def written_between(files: Iterable[Path]) -> str | None:
-    """Says when files were written, by the dates they carry."""
+    """Return the range of the files' modification times."""
     times = sorted(file.stat().st_mtime for file in files if file.exists())
     if not times:
         return None
-    told = [f"{datetime.fromtimestamp(t, UTC):%Y-%m-%d %H:%M}" for t in (times[0], times[-1])]
-    return " to ".join(dict.fromkeys(told)) + " UTC"
+    ends = [f"{datetime.fromtimestamp(t, UTC):%Y-%m-%d %H:%M}" for t in (times[0], times[-1])]
+    return " to ".join(dict.fromkeys(ends)) + " UTC"
 
 
 def shared_settings(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Child]]:
-    """Tells the settings that all runs have in common, and those that differ between them."""
+    """Return the settings that all runs share, and those that differ."""
     shared, differing = [], []
-    for name in dict.fromkeys(name for run in configs for name in run if name not in _TOLD):
-        values = {_plain(run.get(name)) for run in configs}
+    for name in dict.fromkeys(name for run in configs for name in run if name not in _HIDDEN):
+        values = {_setting_text(run.get(name)) for run in configs}
         if len(values) == 1:
             shared.append(f"{name} {values.pop()}")
         else:
             differing.append(f"{name} ({', '.join(sorted(values)[:6])})")
-    told = (
-        ("settings of all runs", ", ".join(shared)),
-        ("settings that differ", ", ".join(differing)),
-    )
-    return [*told]
+    return [
+        ("shared settings", ", ".join(shared)),
+        ("differing settings", ", ".join(differing)),
+    ]
 
 
-def _plain(value: object) -> str:
+def _setting_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-# --- The page of a table of projected prompts: what each way of carrying prompts over is worth
+# --- Page of projected prompts
 
 PROJECTION_TABLE, PROJECTION_RECORD = "projection.csv", "projection.json"
-_PROJECTION_CURE = "jpt project evaluate"
-# Columns that are no projection, as the command names them.
-OWN, TUNED = "in_task", ("warm", "vanilla")
+_PROJECTION_COMMAND = "jpt project evaluate"
+# Baseline columns of the table, as the command names them.
+IN_TASK, TUNED = "in_task", ("warm", "vanilla")
 _PROJECTION_METHODS = (
-    "A projector turns a whole prompt of the source model into one of the target model; the weights"
-    " of both models are frozen. Its prompts are scored on the target as they are.",
-    "own: the prompt that was tuned on the target for the task. random: a prompt as it is drawn."
-    " untrained: through a projector as it is drawn. least_squares: by one matrix that fits the"
-    " words which both models know. relative: each row keeps its similarities to such words.",
+    "A projector maps a prompt of the source model to one of the target model; both models are"
+    " frozen. Projected prompts are evaluated on the target model without further training.",
+    "in_task: the prompt tuned for the task on the target model. random: a randomly initialized"
+    " prompt. untrained: projected by a randomly initialized projector. least_squares: projected by"
+    " the matrix that best maps the embeddings of the tokens both models share. relative: each"
+    " prompt token keeps its similarities to such tokens.",
 )
 
 
 def is_projection(folder: Path) -> bool:
-    """Whether a folder holds a table of projected prompts, and no matrix of its own."""
-    is_whole = (folder / PROJECTION_RECORD).exists() and (folder / PROJECTION_TABLE).exists()
-    return is_whole and not (folder / "transfer.csv").exists()
+    """Return whether a folder holds projection results and no transfer matrix."""
+    complete = (folder / PROJECTION_RECORD).exists() and (folder / PROJECTION_TABLE).exists()
+    return complete and not (folder / "transfer.csv").exists()
 
 
 def projection_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
-    """Builds what the page of projected prompts shows."""
+    """Build title, findings and sections of the page of projected prompts."""
     path = folder / PROJECTION_RECORD
-    record, matrix = (
-        Fields(read_json(path), path, _PROJECTION_CURE),
-        read_transfer(folder / PROJECTION_TABLE),
-    )
-    told = record.fields("targets").value
-    lacking = [target for target in matrix.targets if target not in told]
-    if lacking:
+    record = Fields(read_json(path), path, _PROJECTION_COMMAND)
+    matrix = read_transfer(folder / PROJECTION_TABLE)
+    missing_targets = [t for t in matrix.targets if t not in record.fields("targets").value]
+    if missing_targets:
         raise InputError(
-            f"{path} does not tell {lacking[0]} of {PROJECTION_TABLE}; make it again: "
-            f"{_PROJECTION_CURE}"
+            f"{path}: no entry for target {missing_targets[0]} of {PROJECTION_TABLE}; regenerate it"
+            f" with {_PROJECTION_COMMAND}"
         )
-    learnt = _learnt(record, matrix)
+    trained = _trained_on(record, matrix)
     names = [record.text(f"{side}_backbone") or UNKNOWN for side in ("source", "target")]
     parts = [
-        section("scores", "What projected prompts score", _map(record, matrix, learnt)),
-        section("means", "What each way is worth", _projection_means(matrix, learnt)),
+        section("scores", "Scores of projected prompts", _projection_map(record, matrix, trained)),
+        section("means", "Mean scores by method", _projection_means(matrix, trained)),
         _projection_methods(folder, record),
     ]
     return (
-        f"Prompts of {names[0]} on {names[1]}",
-        _projection_findings(record, matrix, learnt),
+        f"Prompts of {names[0]} projected to {names[1]}",
+        _projection_findings(record, matrix, trained),
         parts,
     )
 
 
-def _learnt(record: Fields, matrix: TransferMatrix) -> dict[str, Bool[np.ndarray, "N"]]:
-    """By trained projector, which of the tasks it was trained on."""
+def _trained_on(record: Fields, matrix: TransferMatrix) -> dict[str, Bool[np.ndarray, "N"]]:
+    """Return the mask of its training tasks for each trained projector."""
     trained = record.fields("trained_on")
     return {
         name: np.array([target in trained.texts(name) for target in matrix.targets])
@@ -1134,7 +1135,7 @@ def _learnt(record: Fields, matrix: TransferMatrix) -> dict[str, Bool[np.ndarray
 
 
 def _mean(matrix: TransferMatrix, name: str, rows: Bool[np.ndarray, "N"]) -> float:
-    """Mean score of a column over some tasks; NaN where there is none."""
+    """Return the mean score of a column over the selected tasks, or NaN."""
     if name not in matrix.prompts:
         return np.nan
     values = matrix.values[rows, matrix.prompts.index(name)]
@@ -1143,30 +1144,31 @@ def _mean(matrix: TransferMatrix, name: str, rows: Bool[np.ndarray, "N"]) -> flo
 
 
 def _projection_findings(
-    record: Fields, matrix: TransferMatrix, learnt: dict[str, Bool[np.ndarray, "N"]]
+    record: Fields, matrix: TransferMatrix, trained: dict[str, Bool[np.ndarray, "N"]]
 ) -> list[str]:
     found = []
-    for name, rows in learnt.items():
+    for name, rows in trained.items():
         parts = []
-        for chosen, where in ((rows, "it was trained on"), (~rows, "it was not trained on")):
+        for chosen, which in ((rows, "training"), (~rows, "unseen")):
             count = int(chosen.sum())
             if count:
                 score = percent(_mean(matrix, name, chosen), 1)
-                tasks = "task" if count == 1 else f"{count} tasks"
-                parts.append(f"{score} on the {tasks} {where}{_beside(matrix, chosen)}")
-        found.append(f"Prompts of the projector “{name}” score {', and '.join(parts)}.")
+                tasks = counted(count, f"{which} task")
+                parts.append(f"{score} on {tasks}{_baseline_text(matrix, chosen)}")
+        found.append(f"Prompts projected by “{name}” reach {' and '.join(parts)}.")
     start, steps, every = record.text("warm_start"), record.count("warm_steps"), _all(matrix)
     if start and all(name in matrix.prompts for name in TUNED):
         ends = [percent(_mean(matrix, name, every), 1) for name in TUNED]
         found.append(
-            f"{steps} steps of tuning end at {ends[0]} from the prompts of “{start}” and at"
-            f" {ends[1]} from a random start, mean over {counted(len(every), 'task')}."
+            f"After {steps} training steps the score is {ends[0]} from prompts projected by"
+            f" “{start}” and {ends[1]} from random initialization (mean over"
+            f" {counted(len(every), 'task')})."
         )
     return found
 
 
-def _beside(matrix: TransferMatrix, rows: Bool[np.ndarray, "N"]) -> str:
-    means = {"in_task": _mean(matrix, OWN, rows), "random": _mean(matrix, RANDOM, rows)}
+def _baseline_text(matrix: TransferMatrix, rows: Bool[np.ndarray, "N"]) -> str:
+    means = {"in-task": _mean(matrix, IN_TASK, rows), "random": _mean(matrix, RANDOM, rows)}
     known = [f"{name} {percent(mean, 1)}" for name, mean in means.items() if np.isfinite(mean)]
     return f" ({', '.join(known)})" if known else ""
 
@@ -1175,23 +1177,23 @@ def _all(matrix: TransferMatrix) -> Bool[np.ndarray, "N"]:
     return np.ones(len(matrix.targets), bool)
 
 
-def _kind(name: str, learnt: dict[str, Bool[np.ndarray, "N"]]) -> str:
-    if name in learnt:
-        return "projectors"
+def _method_group(name: str, trained: dict[str, Bool[np.ndarray, "N"]]) -> str:
+    if name in trained:
+        return "projected"
     if name in TUNED:
-        return "tuned on"
-    return "target's" if name in (OWN, RANDOM) else "not trained"
+        return "tuned"
+    return "target model" if name in (IN_TASK, RANDOM) else "no training"
 
 
-def _map(
-    record: Fields, matrix: TransferMatrix, learnt: dict[str, Bool[np.ndarray, "N"]]
+def _projection_map(
+    record: Fields, matrix: TransferMatrix, trained: dict[str, Bool[np.ndarray, "N"]]
 ) -> Markup:
     majority = np.array(
         [record.fields("targets").fields(target).number("majority") for target in matrix.targets]
     )
     framed = {
         (row, matrix.prompts.index(name))
-        for name, rows in learnt.items()
+        for name, rows in trained.items()
         for row in np.flatnonzero(rows).tolist()
     }
     has_majority = np.isfinite(majority).any()
@@ -1200,7 +1202,7 @@ def _map(
             rows=matrix.targets,
             columns=matrix.prompts,
             row_types=[task_type(target) or "" for target in matrix.targets],
-            column_types=[_kind(name, learnt) for name in matrix.prompts],
+            column_types=[_method_group(name, trained) for name in matrix.prompts],
             values=matrix.values,
             texts=[[decimal(100 * value, 1) for value in row] for row in matrix.values],
             scale_label="score",
@@ -1213,45 +1215,47 @@ def _map(
         percent=True,
     )
     sizes = (counted(len(matrix.targets), "task"), counted(len(matrix.prompts), "column"))
-    label = f"Heat map of scores, {sizes[0]} by {sizes[1]}; means are in the table below."
+    label = f"Heat map of scores, {sizes[0]} by {sizes[1]}; means in the table below."
     metrics = ", ".join(dict.fromkeys(matrix.metrics))
-    told = f"Scores in percent ({metrics}). Framed: tasks that the projector was trained on."
+    caption = f"Scores in percent ({metrics}). Framed: tasks that the projector was trained on."
     if set(TUNED) & set(matrix.prompts):
         steps, start = record.count("warm_steps"), record.text("warm_start")
-        told += f" warm: {steps} steps of tuning from the prompts of “{start}”; vanilla: from"
-        told += " a random start."
+        caption += f" warm: {steps} training steps from prompts projected by “{start}”; vanilla:"
+        caption += " from random initialization."
     svg = stick_rows(to_svg(plot, "projection-map", label), "projection-map")
-    return figure(svg, label, told, [PROJECTION_TABLE, PROJECTION_RECORD])
+    return figure(svg, label, caption, [PROJECTION_TABLE, PROJECTION_RECORD])
 
 
-def _projection_means(matrix: TransferMatrix, learnt: dict[str, Bool[np.ndarray, "N"]]) -> Markup:
+def _projection_means(matrix: TransferMatrix, trained: dict[str, Bool[np.ndarray, "N"]]) -> Markup:
     rows: list[list[Child]] = []
     every = _all(matrix)
     for name in matrix.prompts:
-        parts = (learnt[name], ~learnt[name]) if name in learnt else (~every, ~every)
+        parts = (trained[name], ~trained[name]) if name in trained else (~every, ~every)
         means = [_mean(matrix, name, part) for part in (every, *parts)]
         rows.append([name, *(value_cell(percent(mean, 1), mean) for mean in means)])
-    head = ["prompt", "all tasks", "trained on", "not trained on"]
+    head = ["prompt", "all tasks", "training tasks", "unseen tasks"]
     return table(head, rows, "Mean score over tasks", source=[PROJECTION_TABLE, PROJECTION_RECORD])
 
 
 def _projection_methods(folder: Path, record: Fields) -> Markup:
     versions = {name: str(value) for name, value in record.fields("versions").value.items()}
     projectors = record.fields("projectors").value
-    facts: list[tuple[str, Child]] = [
+    entries: list[tuple[str, Child]] = [
         ("source", record.text("source_backbone")),
         ("target", record.text("target_backbone")),
-        ("rows of a prompt", str(record.count("length") or "")),
-        ("scored rows", _scored(record)),
-        *((f"projector {name}", str(told)) for name, told in projectors.items()),
+        ("prompt tokens", str(record.count("length") or "")),
+        ("scored rows", _scored_rows(record)),
+        *((f"projector {name}", str(of)) for name, of in projectors.items()),
         ("seed", str(record.count("seed"))),
     ]
     files = [folder / PROJECTION_RECORD, folder / PROJECTION_TABLE]
-    facts += version_items(versions, record.text("machine"), record.text("device"), files)
+    entries += version_items(versions, record.text("machine"), record.text("device"), files)
     listed: Sequence[Markup | None] = (
-        element("p", "One seed of each projector: differences of a few points mean little."),
+        element(
+            "p", "Each projector has one seed; differences of a few points are not conclusive."
+        ),
         methods_list(_PROJECTION_METHODS),
-        definition_list(facts),
+        definition_list(entries),
         sources(
             [PROJECTION_RECORD, *(["projected/"] if (folder / "projected").is_dir() else [])], "p"
         ),
@@ -1259,27 +1263,25 @@ def _projection_methods(folder: Path, record: Fields) -> Markup:
     return section("provenance", "Methods and versions", *listed)
 
 
-def _scored(record: Fields) -> str:
-    told = [
+def _scored_rows(record: Fields) -> str:
+    rows = [
         f"{name} {each.count('rows')} of {each.text('split')}"
         for name, each in record.fields("targets").each()
     ]
-    return ", ".join(told)
+    return ", ".join(rows)
 
 
-# --- The parts of the report on how it was made: training, prompts, versions, commands, notes
+# --- Training runs, provenance and notes of a study
 
-_MOST_PANELS = 40
+_MAX_PANELS = 40
 
 
 def training_section(study: Study, ordering: Ordering) -> Markup:
-    """Shows how the runs learned, and lists the prompts."""
-    title = "How the prompts were trained"
+    """Return the section with learning curves and the list of prompts."""
+    title = "Training of the prompts"
     records = ordered_prompts(study, ordering)
     if not records:
-        note = missing(
-            "There is no folder prompts/ with runs or prompts", commands(study.folder)["tune"]
-        )
+        note = missing("prompts/ is missing or empty", commands(study.folder)["tune"])
         return section("training", title, note)
     logged = [record for record in records if record.curve is not None]
     parts: list[Markup | None] = []
@@ -1287,57 +1289,54 @@ def training_section(study: Study, ordering: Ordering) -> Markup:
         parts.append(
             element(
                 "p",
-                "Above: score on validation (blue), majority class (dashed), the prompt that was"
-                " kept (dot). Below: loss on validation (thick, orange) and on training batches"
-                " (thin, gray).",
+                "Top: validation score (blue), majority class (dashed) and the selected checkpoint"
+                " (dot). Bottom: validation loss (orange) and training loss (gray).",
             )
         )
         panels = [
-            _runs_panel(index, record, ordering.prompt_types[record.name])
-            for index, record in enumerate(logged[:_MOST_PANELS])
+            _run_panel(index, record, ordering.prompt_types[record.name])
+            for index, record in enumerate(logged[:_MAX_PANELS])
         ]
         parts.append(element("div", *panels, class_="panels"))
-        if len(logged) > _MOST_PANELS:
-            rest = counted(len(logged) - _MOST_PANELS, "run")
-            parts.append(element("p", f"{rest} more have no figure here.", class_="meta"))
+        if len(logged) > _MAX_PANELS:
+            rest = counted(len(logged) - _MAX_PANELS, "run")
+            parts.append(element("p", f"{rest} more without a figure here.", class_="meta"))
     else:
-        parts.append(
-            element("p", "There are no logs (metrics.jsonl) of the runs, so there are no curves.")
-        )
+        parts.append(element("p", "No learning curves: the runs have no metrics.jsonl."))
     return section("training", title, *parts, _prompt_table(records, ordering))
 
 
 def ordered_prompts(study: Study, ordering: Ordering) -> list[PromptRecord]:
-    """Lists the prompts of the folder in the order of the page."""
+    """Return the prompts in the order of the page."""
     return [study.prompts[name] for name in ordering.every if name in study.prompts]
 
 
 def provenance_section(study: Study, ordering: Ordering) -> Markup:
-    """Says how it was computed, what was run, on what, with which settings."""
-    facts = study.record
+    """Return the section on methods, settings and versions."""
+    record = study.record
     written = [study.folder / name for name in STUDY_FILES]
     written += [study.folder / "prompts" / name / "result.json" for name in study.prompts]
-    told: list[tuple[str, Child]] = []
-    if facts is not None:
-        random = ", ".join(f"{name} {value}" for name, value in facts.random_start.items())
-        told += [
-            ("backbone", facts.backbone),
-            ("scored rows", _rows_told(study)),
+    entries: list[tuple[str, Child]] = []
+    if record is not None:
+        random = ", ".join(f"{name} {value}" for name, value in record.random_start.items())
+        entries += [
+            ("backbone", record.backbone),
+            ("scored rows", _row_counts(study)),
             ("untrained prompt", random or None),
-            ("time for the matrix", duration(facts.elapsed_s)),
-            ("command", element("code", facts.command) if facts.command else None),
+            ("time for the matrix", duration(record.elapsed_s)),
+            ("command", element("code", record.command) if record.command else None),
         ]
     if study.neurons is not None:
         n_prompts, n_layers, n_neurons = study.neurons
         sizes = (counted(n_prompts, "prompt"), counted(n_layers, "layer"))
-        told.append(("neurons", f"{', '.join(sizes)} of {counted(n_neurons, 'neuron')}"))
-    told += _run_settings(list(study.prompts.values()))
-    versions = (facts.versions, facts.machine, facts.device) if facts else ({}, None, None)
-    told += version_items(*versions, written)
+        entries.append(("neurons", f"{', '.join(sizes)} of {counted(n_neurons, 'neuron')}"))
+    entries += _run_settings(list(study.prompts.values()))
+    versions = (record.versions, record.machine, record.device) if record else ({}, None, None)
+    entries += version_items(*versions, written)
     note = None
-    if facts is None:
+    if record is None:
         note = missing(
-            "There is no transfer.json, so versions and device are not known",
+            "transfer.json is missing: versions and device are unknown",
             commands(study.folder)["transfer"],
         )
     files = [name for name in ("transfer.json", "prompts/") if (study.folder / name).exists()]
@@ -1346,93 +1345,98 @@ def provenance_section(study: Study, ordering: Ordering) -> Markup:
         "Methods and versions",
         methods_list(methods_text(study)),
         note,
-        definition_list(told),
+        definition_list(entries),
         sources(files, "p"),
         _row_table(study, ordering),
     )
 
 
 def note_section(study: Study, ordering: Ordering) -> Markup:
-    """Lists what is undefined, missing or worth knowing."""
+    """Return the section with notes."""
     lines = notes(study, ordering)
     if not lines:
-        return section("notes", "Notes", element("p", "Nothing is missing or undefined."))
+        return section("notes", "Notes", element("p", "No notes: nothing is missing or undefined."))
     items = [element("li", line) for line in lines]
     return section("notes", "Notes", element("ul", *items, class_="notes"))
 
 
 def notes(study: Study, ordering: Ordering) -> list[str]:
-    """Collects what is undefined, missing or worth knowing."""
+    """Collect what is missing or undefined, and the notes of the commands."""
     lines = list(study.record.notes if study.record else ())
     lines += study.types.notes if study.types else ()
-    lines += _own_notes(study, ordering, "\n".join(lines))
+    lines += _matrix_notes(study, ordering, lines)
     if study.correlations is not None:
-        # The command says why; without its notes the gaps themselves are told.
+        # Without the notes of the command, which give reasons, list the gaps themselves.
         lines += study.correlations.notes or _undefined_notes(study.correlations)
     for part in (study.choices, study.masks):
         lines += part.notes if part else ()
     compared = set(study.similarities.names if study.similarities else ())
-    moved = set(ordering.sources)
-    if compared and moved:
-        lines += _unlike("indicators.csv", moved - compared, "transfer.csv")
-        lines += _unlike("transfer.csv", compared - moved - {study.random}, "indicators.csv")
+    transferred = set(ordering.sources)
+    if compared and transferred:
+        extra = compared - transferred - {study.random}
+        lines += _mismatch("indicators.csv", transferred - compared, "transfer.csv")
+        lines += _mismatch("transfer.csv", extra, "indicators.csv")
     unfinished = [record.name for record in study.prompts.values() if not record.finished]
     if unfinished:
-        lines.append(f"Not finished, so not used elsewhere: {_names(unfinished)}.")
-    without = [n for n, t in {**ordering.target_types, **ordering.prompt_types}.items() if t == NO_TYPE]
+        lines.append(f"Unfinished runs, not used elsewhere: {_names(unfinished)}.")
+    without = [
+        n for n, t in {**ordering.target_types, **ordering.prompt_types}.items() if t == NO_TYPE
+    ]
     if without and not (study.types and study.types.notes):
-        lines.append(f"No type is known for {_names(without)}; left out of means by type.")
+        lines.append(f"Unknown task type, excluded from means by type: {_names(without)}.")
     return list(dict.fromkeys(lines))
 
 
-def _own_notes(study: Study, ordering: Ordering, told: str) -> list[str]:
-    """Gaps of the matrix; what the command has told already is not told twice."""
+def _matrix_notes(study: Study, ordering: Ordering, noted: Sequence[str]) -> list[str]:
+    """List gaps of the matrix, except those in the notes of the command."""
     lines = []
-    without = [t for t in ordering.targets if t not in ordering.in_task and f"{t} has" not in told]
+    noted = [line for line in noted if "prompt" in line]
+    lacking = [t for t in ordering.targets if t not in ordering.in_task]
+    without = [t for t in lacking if not any(t in line for line in noted)]
     if without:
-        lines.append(f"Relative performance is undefined without own prompt: {_names(without)}.")
+        lines.append(f"No in-task prompt, relative scores undefined: {_names(without)}.")
     if study.transfer is not None:
         gaps = int(np.isnan(study.transfer.values).sum())
         if gaps:
-            lines.append(f"{counted(gaps, 'pair')} of task and prompt were not measured.")
+            lines.append(f"Not measured: {counted(gaps, 'pair')} of task and prompt.")
     return lines
 
 
 def _undefined_notes(found: CorrelationRecords) -> list[str]:
-    """Correlations that do not exist because one side is the same for all sources."""
+    """List undefined correlations."""
     lines = []
     for part, which in (
-        (found.excluding_in_task, "excluding_in_task"),
-        (found.including_in_task, "including_in_task"),
+        (found.excluding_in_task, _EXCLUDING),
+        (found.including_in_task, _INCLUDING),
     ):
         for name, each in part.items():
             undefined = [target for target, v in each.per_target.items() if np.isnan(v)]
             if undefined:
                 lines.append(
-                    f"The correlation of {name} ({which}) is undefined for {_names(undefined)}:"
-                    " fewer than three sources, or a constant column (values or scores are equal)."
+                    f"Undefined correlation of {name} ({which}) for {_names(undefined)}: fewer than"
+                    " three sources, or constant values or scores."
                 )
     return lines
 
 
-def _unlike(lacks: str, names: set[str], has: str) -> list[str]:
+def _mismatch(lacks: str, names: set[str], has: str) -> list[str]:
     if not names:
         return []
-    return [f"{has} has prompts that {lacks} has not: {_names(sorted(names))}; make both anew."]
+    return [f"Prompts of {has} missing in {lacks}: {_names(sorted(names))}; regenerate both files."]
 
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _runs_panel(index: int, record: PromptRecord, kind: str) -> Markup:
+def _run_panel(index: int, record: PromptRecord, kind: str) -> Markup:
     assert record.curve is not None
     task = record.card.task if record.card else UNKNOWN
-    told = kind if task == record.name else f"{task} · {kind}"
-    plot = learning_curve(record.curve, record.metric or "score", record.majority, record.best_step)
-    score = decimal(record.score, 3)
-    label = f"Training of {record.name}: {record.metric or 'score'} on validation {score}"
-    caption = f"{told}: {record.metric or 'score'} {score} on validation, step {_steps(record)}."
+    about = kind if task == record.name else f"{task} · {kind}"
+    metric, score = record.metric or "score", decimal(record.score, 3)
+    plot = learning_curve(record.curve, metric, record.majority, record.best_step)
+    label = f"Training of {record.name}: validation {metric} {score}"
+    caption = f"{about}: validation {metric} {score} at step {_steps(record)}."
     files = [f"prompts/{record.name}/metrics.jsonl"]
     svg = to_svg(plot, f"curve-{index}", label)
     return element("div", element("h3", record.name), figure(svg, label, caption, files))
@@ -1452,8 +1456,8 @@ def _prompt_table(records: Sequence[PromptRecord], ordering: Ordering) -> Markup
         ]
         for record in records
     ]
-    head = ["prompt", "task", "type", "metric", "score", "majority", "step kept / all", "time"]
-    caption = "The prompts; scores are on validation"
+    head = ["prompt", "task", "type", "metric", "score", "majority", "best step / all", "time"]
+    caption = "Prompts; scores on validation"
     return table(head, rows, caption, numbers_from=4, source=["prompts/"])
 
 
@@ -1462,7 +1466,7 @@ def _steps(record: PromptRecord) -> str:
     return kept if record.steps is None else f"{kept} / {record.steps:,}"
 
 
-def _rows_told(study: Study) -> str | None:
+def _row_counts(study: Study) -> str | None:
     assert study.record is not None
     rows = [target.rows for target in study.record.targets.values() if target.rows is not None]
     split = f" of {study.record.split}" if study.record.split else ""
@@ -1472,44 +1476,43 @@ def _rows_told(study: Study) -> str | None:
 def _row_table(study: Study, ordering: Ordering) -> Markup | None:
     if study.record is None or not study.record.targets:
         return None
-    told = study.record.targets
+    records = study.record.targets
     rows = [
         [
             name,
-            told[name].task,
+            records[name].task,
             ordering.target_types[name],
-            told[name].split or study.record.split or UNKNOWN,
-            told[name].in_task_prompt or UNKNOWN,
-            UNKNOWN if told[name].rows is None else f"{told[name].rows:,}",
-            decimal(told[name].majority, 4),
+            records[name].split or study.record.split or UNKNOWN,
+            records[name].in_task_prompt or UNKNOWN,
+            UNKNOWN if records[name].rows is None else f"{records[name].rows:,}",
+            decimal(records[name].majority, 4),
         ]
         for name in ordering.targets
-        if name in told
+        if name in records
     ]
-    head = ["target", "task", "type", "split", "own prompt", "rows", "majority"]
-    caption = "The target tasks and the rows that were scored"
-    whole = table(head, rows, caption, numbers_from=5, source=["transfer.json"])
-    return details("Rows by task", whole)
+    head = ["target", "task", "type", "split", "in-task prompt", "rows", "majority"]
+    caption = "Target tasks and scored rows"
+    content = table(head, rows, caption, numbers_from=5, source=["transfer.json"])
+    return details("Scored rows by task", content)
 
 
 def _run_settings(records: Sequence[PromptRecord]) -> list[tuple[str, Child]]:
-    """How many runs there are, and what they have in common."""
+    """Return the number of runs and their settings."""
     runs = [record for record in records if record.settings]
     if not runs:
         return []
     seconds = [record.elapsed_s for record in runs if np.isfinite(record.elapsed_s)]
-    told = f"{len(runs)}, together {duration(sum(seconds))}"
-    return [("training runs", told), *shared_settings([record.settings for record in runs])]
+    total = f"{len(runs)}, {duration(sum(seconds))} in total"
+    return [("training runs", total), *shared_settings([record.settings for record in runs])]
 
 
-# --- The page of a sweep: the best setting of each task, every setting over its seeds, every run
+# --- Page of a sweep
 
 RUNS, SETTINGS, SWEEP_RECORD = "runs.csv", "settings.csv", "sweep.json"
 _SWEEP_METHODS = (
-    "The weights of the model are frozen; a prompt's rows are all that is trained. Of each run the"
-    " prompt that scores best on validation is kept.",
-    "A setting is all runs that differ by their seed alone: mean and standard deviation (n - 1) are"
-    " over its seeds. The best setting of a task is chosen on validation; test has no part in it.",
+    _TRAINING_METHOD,
+    "A setting groups the runs that differ only in their seed; mean and standard deviation (n - 1)"
+    " are over its seeds. The best setting of a task is selected on validation, not on test.",
 )
 _RUN_COLUMNS = ("run", "setting", "state", "task", "backbone", "seed")
 _COLUMNS = ("setting", "task", "backbone", "metric", "seeds", "best", "validation")
@@ -1519,49 +1522,43 @@ Row = Mapping[str, str]
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds the tables of a sweep."""
+    """Return whether a folder holds the tables of a sweep."""
     return (folder / RUNS).exists() and (folder / SETTINGS).exists()
 
 
 def sweep_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
-    """Builds what the page of a sweep shows."""
+    """Build title, findings and sections of the page of a sweep."""
     runs = read_table(folder / RUNS, _RUN_COLUMNS)
     settings = read_table(folder / SETTINGS, _COLUMNS)
     for line, row in enumerate(settings, 2):
         for column in _SWEEP_NUMBERS:
             if row.get(column):
                 read_number(folder / SETTINGS, line, row, column)
-    places: dict[tuple[str, str], list[Row]] = {}
+    by_task: dict[tuple[str, str], list[Row]] = {}
     for row in settings:
-        places.setdefault((row["task"], row["backbone"]), []).append(row)
+        by_task.setdefault((row["task"], row["backbone"]), []).append(row)
     title = f"Sweep of {len(runs)} runs"
     parts = [
-        section(f"task-{number}", f"{task} on {backbone}", *_task_part(number, task, rows))
-        for number, ((task, backbone), rows) in enumerate(places.items())
+        section(f"task-{number}", f"{task} on {backbone}", *_settings_parts(number, task, rows))
+        for number, ((task, backbone), rows) in enumerate(by_task.items())
     ]
-    return (
-        title,
-        _sweep_findings(runs, places),
-        [*parts, _runs_part(runs), _methods_part(folder, runs)],
-    )
+    parts += [_runs_section(runs), _sweep_methods(folder, runs)]
+    return title, _sweep_findings(runs, by_task), parts
 
 
 def _sweep_findings(
-    runs: Sequence[Row], places: Mapping[tuple[str, str], Sequence[Row]]
+    runs: Sequence[Row], by_task: Mapping[tuple[str, str], Sequence[Row]]
 ) -> list[str]:
     found = []
-    for (task, backbone), rows in places.items():
+    for (task, backbone), rows in by_task.items():
         best = next(row for row in rows if row["best"] == "True")
-        told = f"{task} on {backbone}: {best['setting']} is best, validation {best['metric']} "
-        told += _spread(best, "validation")
-        if best.get("test"):
-            told += f", test {_spread(best, 'test')}"
-        rest = len(rows) - 1
-        found.append(told + (f"; {rest} other setting{'s' * (rest > 1)}" if rest else "") + ".")
+        text = f"{task} on {backbone}: validation {best['metric']} {_spread(best, 'validation')}"
+        text += f" (test {_spread(best, 'test')})" if best.get("test") else ""
+        found.append(f"{text} with {best['setting']}, the best of {counted(len(rows), 'setting')}.")
     waiting = [row for row in runs if row["state"] != "done"]
     if waiting:
         states = sorted({row["state"] for row in waiting})
-        found.append(f"{len(waiting)} of {len(runs)} runs are not in it ({', '.join(states)}).")
+        found.append(f"{len(waiting)} of {len(runs)} runs are not included ({', '.join(states)}).")
     return found
 
 
@@ -1575,12 +1572,12 @@ def _number(row: Row, name: str) -> float:
     return float(text) if text else math.nan
 
 
-def _task_part(number: int, task: str, rows: Sequence[Row]) -> list[Markup]:
+def _settings_parts(number: int, task: str, rows: Sequence[Row]) -> list[Markup]:
     ordered = sorted(rows, key=lambda row: -_number(row, "validation"))
-    label = f"Score on validation of every setting for {task}"
+    label = f"Validation score by setting for {task}"
     svg = to_svg(plot_settings(ordered), f"sweep-{number}", label)
-    caption = "Mean on validation, the best setting in blue on top; the bar is one standard"
-    caption += " deviation over seeds, to both sides."
+    caption = "Mean validation score, best setting first (blue); bars: plus or minus one standard"
+    caption += " deviation over seeds."
     cells: list[list[Child]] = [
         [
             row["setting"],
@@ -1591,19 +1588,19 @@ def _task_part(number: int, task: str, rows: Sequence[Row]) -> list[Markup]:
         for row in ordered
     ]
     head = ["setting", "seeds", f"validation {rows[0]['metric']}", "test"]
-    whole = table(head, cells, f"Settings for {task}", source=[SETTINGS])
-    return [figure(svg, label, caption, [SETTINGS]), whole]
+    content = table(head, cells, f"Settings for {task}", source=[SETTINGS])
+    return [figure(svg, label, caption, [SETTINGS]), content]
 
 
 def plot_settings(rows: Sequence[Row]) -> Figure:
-    """Draws the mean of every setting with its deviation over seeds, the best one on top."""
-    pictured, axes = new_figure(560, 46 + 26 * len(rows))
-    for place, row in enumerate(rows):
+    """Plot the mean of each setting with its standard deviation over seeds."""
+    plot, axes = new_figure(560, 46 + 26 * len(rows))
+    for y, row in enumerate(rows):
         mean, deviation = _number(row, "validation"), _number(row, "validation_std")
-        color = BLUE if place == 0 else GRAY
+        color = BLUE if y == 0 else GRAY
         if not math.isnan(deviation):
-            axes.hlines(place, mean - deviation, mean + deviation, color=color, linewidth=2)
-        axes.scatter([mean], [place], s=40, color=color, zorder=3)
+            axes.hlines(y, mean - deviation, mean + deviation, color=color, linewidth=2)
+        axes.scatter([mean], [y], s=40, color=color, zorder=3)
     names = [plain(row["setting"].partition("+")[2] or row["setting"], 40) for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -1611,19 +1608,19 @@ def plot_settings(rows: Sequence[Row]) -> Figure:
     axes.grid(axis="x", color=LINE, linewidth=1)
     axes.set_axisbelow(True)
     metric = plain(rows[0].get("metric") or "score")
-    axes.set_xlabel(f"{metric} on validation", color=MUTED, fontsize=FONT, parse_math=False)
+    axes.set_xlabel(f"validation {metric}", color=MUTED, fontsize=FONT, parse_math=False)
     axes.set_ylabel("setting", color=MUTED, fontsize=FONT)
-    return pictured
+    return plot
 
 
-def _runs_part(runs: Sequence[Row]) -> Markup:
+def _runs_section(runs: Sequence[Row]) -> Markup:
     columns = [name for name in runs[0] if name not in ("setting", "backbone")]
-    rows = [[_sweep_short(row[name]) for name in columns] for row in runs]
-    whole = table(columns, rows, "Every run", source=[RUNS])
-    return section("runs", "Every run", details(f"{len(runs)} runs", whole))
+    rows = [[_short(row[name]) for name in columns] for row in runs]
+    content = table(columns, rows, "All runs", source=[RUNS])
+    return section("runs", "All runs", details(counted(len(runs), "run"), content))
 
 
-def _methods_part(folder: Path, runs: Sequence[Row]) -> Markup:
+def _sweep_methods(folder: Path, runs: Sequence[Row]) -> Markup:
     record = read_fields(folder / SWEEP_RECORD, "jpt sweep") or Fields(
         {}, folder / SWEEP_RECORD, "jpt sweep"
     )
@@ -1631,15 +1628,15 @@ def _methods_part(folder: Path, runs: Sequence[Row]) -> Markup:
     read = [read_fields(folder / config, "jpt sweep") for config in configs]
     versions = {name: str(v) for name, v in record.fields("versions").value.items()}
     files = [folder / name for name in (RUNS, SETTINGS)]
-    facts = shared_settings([config.value for config in read if config is not None])
-    facts += version_items(versions, record.text("machine"), record.text("device"), files)
+    entries = shared_settings([config.value for config in read if config is not None])
+    entries += version_items(versions, record.text("machine"), record.text("device"), files)
     named = [name for name in (SWEEP_RECORD, "runs/") if (folder / name).exists()]
-    parts = (methods_list(_SWEEP_METHODS), definition_list(facts), sources(named, "p"))
+    parts = (methods_list(_SWEEP_METHODS), definition_list(entries), sources(named, "p"))
     return section("provenance", "Methods and versions", *parts)
 
 
-def _sweep_short(text: str) -> str:
-    """Three digits behind the point are enough to read; the file has them all."""
+def _short(text: str) -> str:
+    """Round numbers to three decimals."""
     try:
         value = float(text)
     except ValueError:
@@ -1648,39 +1645,37 @@ def _sweep_short(text: str) -> str:
 
 
 def sweep_header(title: str, findings: Sequence[str]) -> Markup:
-    """Makes the top of the page."""
+    """Return the header with title and findings."""
     items = [element("li", text) for text in findings]
     return element("header", element("h1", title), element("ul", *items, class_="findings"))
 
 
-# --- The parts of the report on what prompts do on other tasks: the matrix, and means by type
+# --- Zero-shot transfer and task types
 
 
 def transfer_section(study: Study, ordering: Ordering) -> Markup:
-    """Shows the zero-shot matrix."""
-    title = "What every prompt does on every task"
+    """Return the section with the zero-shot matrix."""
+    title = "Zero-shot transfer"
     if study.transfer is None:
         note = missing(
-            "There is no transfer.csv: no prompt was tried on another task",
+            "transfer.csv is missing: no prompt was evaluated on another task",
             commands(study.folder)["transfer"],
         )
         return section("transfer", title, note)
     lead = element(
         "p",
-        "Each prompt is put in front of every task as it is, without any further training"
-        " (zero-shot transfer). Numbers are scores in percent",
+        "Each prompt is evaluated on each task without further training. Numbers are scores in"
+        " percent",
         _metrics(study),
-        "; colors tell the score relative to the prompt that was tuned for the task."
-        if study.relative
-        else ".",
+        "; colors show the score relative to the task's in-task prompt." if study.relative else ".",
     )
     parts: list[Markup] = [lead]
     if study.relative is None or study.computed_relative:
-        what = "relative scores are computed from transfer.csv"
+        what = "relative scores were computed from transfer.csv"
         if study.relative is None:
-            what = "no target has an own prompt, so colors tell the scores themselves"
+            what = "no target has an in-task prompt, so colors show the scores"
         make = commands(study.folder)["transfer"]
-        parts.append(missing(f"There is no relative.csv; {what}", make))
+        parts.append(missing(f"relative.csv is missing; {what}", make))
     parts.append(_matrix_figure(study, ordering))
     parts.append(_transfer_score_table(study, ordering))
     if study.relative is not None:
@@ -1689,39 +1684,39 @@ def transfer_section(study: Study, ordering: Ordering) -> Markup:
 
 
 def type_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -> Markup:
-    """Shows means over pairs of one type and of two types."""
+    """Return the section on means within and across task types."""
     items = [finding_item(each) for each in found if each.topic in ("types", "overlap")]
     parts: list[Markup | None] = [element("ul", *items, class_="findings") if items else None]
-    picture = _strip_figure(study, ordering)
+    strip = _strip_figure(study, ordering)
     tables: list[Markup] = []
     if study.types is not None:
         tables = _type_tables(study.types, _type_order(ordering))
     else:
         parts.append(
             missing(
-                "There is no types.json: similarities are not compared by type",
+                "types.json is missing: no means by task type",
                 commands(study.folder)["indicators"],
             )
         )
-    parts.append(element("div", picture, element("div", *tables), class_="columns"))
-    return section("types", "Tasks of the same type and of others", *parts)
+    parts.append(element("div", strip, element("div", *tables), class_="columns"))
+    return section("types", "Transfer and similarity by task type", *parts)
 
 
 def side_scores(study: Study, ordering: Ordering) -> dict[str, Float64[np.ndarray, "N"]]:
-    """Collects what stands beside the matrix."""
-    told = study.record.targets if study.record else {}
+    """Return the columns shown next to the matrix."""
+    records = study.record.targets if study.record else {}
     nan = float("nan")
     in_task = np.array([in_task_score(study, ordering, target) for target in ordering.targets])
-    majority = np.array([told[t].majority if t in told else nan for t in ordering.targets])
+    majority = np.array([records[t].majority if t in records else nan for t in ordering.targets])
     baselines = {
         label: values_at(study.transfer, ordering.targets, [name])[:, 0]
         for label, name in _baselines(study).items()
     }
-    return {**baselines, "own prompt": in_task, "majority": majority}
+    return {**baselines, "in-task prompt": in_task, "majority": majority}
 
 
 def _baselines(study: Study) -> dict[str, str]:
-    """What a reader is told a baseline is, and its column; one without a prompt where it is."""
+    """Map the label of each baseline to its column."""
     found = {BASELINE: study.random}
     if study.transfer is not None and study.untouched in study.transfer.prompts:
         found[NO_PROMPT] = study.untouched
@@ -1749,11 +1744,11 @@ def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
             row_types=[ordering.target_types[name] for name in ordering.targets],
             column_types=[ordering.prompt_types[name] for name in ordering.sources],
             values=colors,
-            texts=[[_transfer_cell(value) for value in line] for line in scores],
-            scale_label="score relative to the task's own prompt" if study.relative else "score",
+            texts=[[_score_text(value) for value in line] for line in scores],
+            scale_label="score relative to the in-task prompt" if study.relative else "score",
             outlined=_in_task_cells(ordering),
             side_label=list(sides),
-            side_texts=[[_transfer_cell(value) for value in column] for column in sides.values()],
+            side_texts=[[_score_text(value) for value in column] for column in sides.values()],
             side_values=side_colors if sides else None,
             row_axis="target task",
             column_axis="source prompt",
@@ -1762,20 +1757,20 @@ def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
     )
     label = (
         f"Heat map of {counted(len(ordering.targets), 'target task')} by"
-        f" {counted(len(ordering.sources), 'source prompt')}; the numbers are in the table below."
+        f" {counted(len(ordering.sources), 'source prompt')}; values in the table below."
     )
-    told = "Rows: target tasks. Columns: source prompts, both in groups by type of task."
-    told += " Framed: the task's own prompt." if ordering.in_task else ""
+    caption = "Rows: target tasks; columns: source prompts; both grouped by task type."
+    caption += " Framed: in-task prompts." if ordering.in_task else ""
     for name, meaning in (
-        (BASELINE, "the prompt before any training"),
-        (NO_PROMPT, "the untouched model"),
-        ("own prompt", "the score that relative numbers are divided by"),
-        ("majority", "the score of always answering the commonest class"),
+        (BASELINE, "a prompt before training"),
+        (NO_PROMPT, "the model without a prompt"),
+        ("in-task prompt", "the reference of relative scores"),
+        ("majority", "the score of always predicting the most frequent class"),
     ):
-        told += f" {name.capitalize()}: {meaning}." if name in sides else ""
-    told += " Gray: not measured, or without own prompt." if np.isnan(colors).any() else ""
+        caption += f" {name.capitalize()}: {meaning}." if name in sides else ""
+    caption += " Gray: not measured, or no in-task prompt." if np.isnan(colors).any() else ""
     svg = stick_rows(to_svg(plot, "transfer-map", label), "transfer-map")
-    return figure(svg, label, told, _matrix_files(study))
+    return figure(svg, label, caption, _matrix_files(study))
 
 
 def _matrix_files(study: Study) -> list[str]:
@@ -1784,12 +1779,12 @@ def _matrix_files(study: Study) -> list[str]:
 
 
 def _in_task_cells(ordering: Ordering) -> frozenset[tuple[int, int]]:
-    place = {name: index for index, name in enumerate(ordering.sources)}
+    column = {name: index for index, name in enumerate(ordering.sources)}
     pairs = ((i, ordering.in_task.get(target)) for i, target in enumerate(ordering.targets))
-    return frozenset((i, place[in_task]) for i, in_task in pairs if in_task in place)
+    return frozenset((i, column[in_task]) for i, in_task in pairs if in_task in column)
 
 
-def _transfer_cell(value: float) -> str:
+def _score_text(value: float) -> str:
     return decimal(100 * value, 1)
 
 
@@ -1806,8 +1801,9 @@ def _transfer_score_table(study: Study, ordering: Ordering) -> Markup:
     names = [study.random if label == BASELINE else label for label in sides]
     head = ["target", "type", "metric", *ordering.sources, *names]
     files = ("transfer.csv", *(["transfer.json"] if study.record else []))
-    told = "Score of each prompt on each task"
-    return details("Scores as a table", table(head, rows, told, numbers_from=3, source=files))
+    caption = "Score of each prompt on each task"
+    content = table(head, rows, caption, numbers_from=3, source=files)
+    return details("Scores as a table", content)
 
 
 def _relative_table(study: Study, ordering: Ordering) -> Markup:
@@ -1819,17 +1815,17 @@ def _relative_table(study: Study, ordering: Ordering) -> Markup:
         [target, *(decimal(value, 4) for value in values[i])]
         for i, target in enumerate(ordering.targets)
     ]
-    caption = "Score of each prompt over the score of the task's own prompt"
+    caption = "Score of each prompt relative to the in-task prompt"
     files = [study.relative_file or "transfer.csv"]
-    whole = table(["target", *heads], rows, caption, source=files)
-    return details("Relative scores as a table", whole)
+    content = table(["target", *heads], rows, caption, source=files)
+    return details("Relative scores as a table", content)
 
 
 def _strip_figure(study: Study, ordering: Ordering) -> Markup | None:
-    found = transfer_pairs(study, ordering)
+    pairs = transfer_pairs(study, ordering)
     groups = {
-        "same type": [move.relative for move in found if move.same_type],
-        "other type": [move.relative for move in found if move.same_type is False],
+        "same type": [pair.relative for pair in pairs if pair.same_type],
+        "other type": [pair.relative for pair in pairs if pair.same_type is False],
         BASELINE: list(random_values(study, ordering).values()),
     }
     if not groups["same type"] and not groups["other type"]:
@@ -1839,12 +1835,13 @@ def _strip_figure(study: Study, ordering: Ordering) -> Markup | None:
         for name, values in groups.items()
         if values
     )
-    label = f"Relative scores of all moves, by type. Means: {means}."
-    told = "One point a pair of task and prompt, own pairs left out; lines are means: "
-    told += f"{means}."
-    plot = strips(groups, "score relative to own prompt", "type of the source's task")
+    label = f"Relative scores of all pairs, by type. Means: {means}."
+    caption = (
+        f"Each point is a pair of task and prompt, without in-task pairs; lines: means ({means})."
+    )
+    plot = strips(groups, "score relative to in-task prompt", "type of the source task")
     files = [study.relative_file or "transfer.csv"]
-    return figure(to_svg(plot, "type-strips", label), label, told, files)
+    return figure(to_svg(plot, "type-strips", label), label, caption, files)
 
 
 def _type_order(ordering: Ordering) -> list[str]:
@@ -1855,14 +1852,14 @@ def _type_order(ordering: Ordering) -> list[str]:
 def _type_tables(types: TaskTypeRecord, order: Sequence[str]) -> list[Markup]:
     parts = []
     if types.by_type:
-        told = {name for line in types.by_type.values() for name in line}
-        sources = [name for name in order if name in told]
+        known = {name for line in types.by_type.values() for name in line}
+        sources = [name for name in order if name in known]
         rows = [
             [target, *(percent(types.by_type[target].get(s, np.nan)) for s in sources)]
             for target in order
             if target in types.by_type
         ]
-        caption = "Mean relative score by type of target (rows) and of source, own pairs left out"
+        caption = "Mean relative score by target type (rows) and source type, without in-task pairs"
         parts.append(table(["target", *sources], rows, caption, source=["types.json"]))
     if types.similarity:
         seeds = any(np.isfinite(means.seeds) for means in types.similarity.values())
@@ -1878,40 +1875,39 @@ def _type_tables(types: TaskTypeRecord, order: Sequence[str]) -> list[Markup]:
             for name, means in types.similarity.items()
         ]
         head = ["indicator", *(["other seed"] if seeds else []), "same type", "different types"]
-        head += ["pairs, same", "pairs, different"]
+        head += ["n same", "n different"]
         files = ["types.json"]
-        told = "Mean similarity of pairs of prompts, by every indicator"
-        every = table(head, rows, told, source=files)
+        every = table(head, rows, "Mean similarity of prompt pairs, all indicators", source=files)
         shown = [row for row in rows if "layers" not in row[0] and "row 0" not in row[0]]
-        parts.append(element("h3", "How alike prompts are"))
-        told = "Mean similarity of pairs of prompts, by type of task"
-        parts.append(table(head, shown, told, source=files))
+        parts.append(element("h3", "Similarity of prompts"))
+        caption = "Mean similarity of prompt pairs by task type"
+        parts.append(table(head, shown, caption, source=files))
         if len(shown) < len(rows):
             parts.append(details("All indicators", every))
     return [join(parts)]
 
 
-# --- The page of a warm-start study: how fast each start learns, and what it ends at
+# --- Page of a warm-start study
 
 WARM_START_TABLE = "curves.csv"
-_WARM_START_CURE = "jpt warm-start"
+_WARM_START_COMMAND = "jpt warm-start"
 _SPEEDS = ("convergence_speed_up", "comparable_speed_up")
 
 
 def is_warm_start(folder: Path) -> bool:
-    """Whether a folder holds a warm-start study, and no matrix that a page would be about."""
+    """Return whether a folder holds a warm-start study and no transfer matrix."""
     return (folder / WARM_START_RECORD).exists() and not (folder / "transfer.csv").exists()
 
 
 def warm_start_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
-    """Builds what the page of a warm-start study shows."""
+    """Build title, findings and sections of the page of a warm-start study."""
     path = folder / WARM_START_RECORD
-    record = Fields(read_json(path), path, _WARM_START_CURE)
+    record = Fields(read_json(path), path, _WARM_START_COMMAND)
     curves = read_curves(record, path)
     title = f"Warm start of {record.text('task')} on {record.text('backbone')}"
     parts = [
-        section("curves", "How fast each start learns", _warm_start_figure(record, curves)),
-        section("speed", "What a start saves and gains", _scores(record), _speeds(record)),
+        section("curves", "Learning curves", _warm_start_figure(record, curves)),
+        section("speed", "Speed-up and gain", _scores(record), _speeds(record)),
         _warm_start_methods(folder, record),
     ]
     return title, _warm_start_findings(record), parts
@@ -1921,30 +1917,20 @@ def _warm_start_findings(record: Fields) -> list[str]:
     found = []
     for name, compared in record.fields("comparisons").each():
         speeds = [compared.fields(kind).number("mean") for kind in _SPEEDS]
-        told = f"Started from {name}, training"
-        if _told(speeds[0]):
-            told += f" converges in {_times(speeds[0])} a random start takes and"
-        if _told(speeds[1]):
-            told += f" reaches that start's best score in {_times(speeds[1])} it took"
+        gain = points(compared.fields("gain").number("mean"), sign=True)
+        text = f"{gain} points {record.text('metric')} from a warm start with {name}, which"
+        if math.isfinite(speeds[0]):
+            text += f" converges in {_times(speeds[0])} of random initialization and"
+        if math.isfinite(speeds[1]):
+            text += f" reaches the best score of random initialization in {_times(speeds[1])}"
         else:
-            told += " never reaches a random start's best score"
-        gain = compared.fields("gain").number("mean")
-        found.append(
-            f"{told}; {record.text('metric')} changes by {_warm_start_points(gain)} points."
-        )
+            text += " never reaches the best score of random initialization"
+        found.append(f"{text}.")
     return found
 
 
 def _times(speed_up: float) -> str:
-    return f"{percent(1 / speed_up)} of the steps" if speed_up > 0 else "unknown steps"
-
-
-def _told(value: float) -> bool:
-    return math.isfinite(value)
-
-
-def _warm_start_points(share: float) -> str:
-    return decimal(100 * share, 1, sign=True)
+    return f"{percent(1 / speed_up)} of the steps" if speed_up > 0 else "an unknown number of steps"
 
 
 def _warm_start_figure(record: Fields, curves: Curves) -> Markup:
@@ -1953,45 +1939,40 @@ def _warm_start_figure(record: Fields, curves: Curves) -> Markup:
     plot.axes[0].set_title("", loc="left")
     seeds = max(len(values) for _, values in curves.values())
     ends = "; ".join(f"{name} {float(v.mean(0).max()):.3f}" for name, (_, v) in curves.items())
-    label = f"{metric} on validation over training; best means: {ends}."
-    told = f"The random start is gray, with round signs. Lines are means over {_seeds(seeds)}"
-    told += ", pale bands go from the lowest to the highest seed." if seeds > 1 else "."
-    return figure(
-        to_svg(plot, "warm-start", label), label, told, [WARM_START_RECORD, WARM_START_TABLE]
-    )
-
-
-def _seeds(count: int) -> str:
-    return counted(count, "seed")
+    label = f"Validation {metric} over training; best means: {ends}."
+    caption = f"Random initialization: gray circles. Lines: means over {counted(seeds, 'seed')}"
+    caption += "; bands: minimum to maximum over seeds." if seeds > 1 else "."
+    files = [WARM_START_RECORD, WARM_START_TABLE]
+    return figure(to_svg(plot, "warm-start", label), label, caption, files)
 
 
 def _scores(record: Fields) -> Markup:
     runs = [
-        Fields(run, record.path, _WARM_START_CURE, "a run")
+        Fields(run, record.path, _WARM_START_COMMAND, "a run")
         for run in record.value.get("runs") or []
     ]
     names = dict.fromkeys(run.text("run") or UNKNOWN for run in runs)
     rows: list[list[Child]] = []
     for name in names:
-        in_task = [run for run in runs if run.text("run") == name]
+        of_name = [run for run in runs if run.text("run") == name]
         means = [
-            np.mean([run.number(of) for run in in_task]) for of in ("at_start", "best", "final")
+            np.mean([run.number(of) for run in of_name]) for of in ("at_start", "best", "final")
         ]
         gain = record.fields("comparisons").fields(name).fields("gain")
         cells = [decimal(float(mean), 3) for mean in means]
         rows.append(
             [
                 name,
-                str(len(in_task)),
+                str(len(of_name)),
                 *cells,
-                _warm_start_points(gain.number("mean")),
+                points(gain.number("mean"), sign=True),
                 _warm_start_bounds(gain, 100),
             ]
         )
     split = record.text("final_split") or "the end"
-    head = ["start", "seeds", "at step 0", "best", split, "gain, points", "95% interval"]
-    told = f"Mean {record.text('metric')}; at step 0 and best on validation"
-    return table(head, rows, told, source=[WARM_START_RECORD])
+    head = ["start", "seeds", "at step 0", "best", split, "gain, points", "95% CI"]
+    caption = f"Mean {record.text('metric')}; step 0 and best on validation"
+    return table(head, rows, caption, source=[WARM_START_RECORD])
 
 
 def _speeds(record: Fields) -> Markup:
@@ -2001,18 +1982,18 @@ def _speeds(record: Fields) -> Markup:
         for kind in _SPEEDS:
             found = compared.fields(kind)
             mean = found.number("mean")
-            text = f"{mean:.2f} times" if _told(mean) else "not reached"
+            text = f"{mean:.2f}x" if math.isfinite(mean) else "not reached"
             cells += [value_cell(text, mean), _warm_start_bounds(found, 1)]
         rows.append([name, *cells])
-    head = ["start", "convergence", "95% interval", "comparable result", "95% interval"]
-    return table(head, rows, "Speed-ups against the random start", source=[WARM_START_RECORD])
+    head = ["start", "convergence", "95% CI", "comparable result", "95% CI"]
+    return table(head, rows, "Speed-up over random initialization", source=[WARM_START_RECORD])
 
 
-def _warm_start_bounds(found: Fields, times: float) -> str:
-    ends = [times * found.number(end) for end in ("low", "high")]
-    if not all(map(_told, ends)):
+def _warm_start_bounds(found: Fields, scale: float) -> str:
+    ends = [scale * found.number(end) for end in ("low", "high")]
+    if not all(map(math.isfinite, ends)):
         return UNKNOWN
-    return " to ".join(decimal(end, 2 if times == 1 else 1, sign=times != 1) for end in ends)
+    return " to ".join(decimal(end, 2 if scale == 1 else 1, sign=scale != 1) for end in ends)
 
 
 def _warm_start_methods(folder: Path, record: Fields) -> Markup:
@@ -2021,7 +2002,7 @@ def _warm_start_methods(folder: Path, record: Fields) -> Markup:
         for name, text in record.fields("definitions").value.items()
     ]
     versions = {name: str(v) for name, v in record.fields("versions").value.items()}
-    facts: list[tuple[str, Child]] = [
+    entries: list[tuple[str, Child]] = [
         ("task", record.text("task")),
         ("backbone", record.text("backbone")),
         ("sources", ", ".join(record.fields("sources").value)),
@@ -2029,11 +2010,11 @@ def _warm_start_methods(folder: Path, record: Fields) -> Markup:
         *shared_settings([record.fields("settings").value]),
     ]
     files = [folder / WARM_START_RECORD, folder / WARM_START_TABLE]
-    facts += version_items(versions, record.text("machine"), record.text("device"), files)
+    entries += version_items(versions, record.text("machine"), record.text("device"), files)
     notes = [element("li", note) for note in record.texts("notes")]
     listed: Sequence[Markup | None] = (
         methods_list(texts),
-        definition_list(facts),
+        definition_list(entries),
         element("h3", "Notes") if notes else None,
         element("ul", *notes, class_="notes") if notes else None,
         sources([WARM_START_RECORD], "p"),
@@ -2041,21 +2022,21 @@ def _warm_start_methods(folder: Path, record: Fields) -> Markup:
     return section("provenance", "Methods and versions", *listed)
 
 
-# --- The report of a study: one HTML page that needs nothing else
+# --- The page of a study
 
 PAGE = "report.html"
-# The sentences at the top; what else was found stands in its own part of the page.
+# Topics of the findings at the top; others are shown in their section only.
 _SUMMARY = ("training", "types", "best_source", "correlation", "choice", "masks", "caution")
-# Where the numbers of these sentences stand; the other topics are named as their part.
-_PLACES = {"best_source": "transfer", "caution": "correlation"}
-_PARTS = (
+# Sections of these topics; the other topics are named as their section.
+_ANCHORS = {"best_source": "transfer", "caution": "correlation"}
+_SECTIONS = (
     ("transfer", "transfer"),
     ("overlap", "neurons"),
-    ("embeddings", "vectors"),
+    ("embeddings", "embeddings"),
     ("correlation", "correlation"),
-    ("choice", "choosing"),
+    ("choice", "source selection"),
     ("masks", "masks"),
-    ("types", "types"),
+    ("types", "task types"),
     ("training", "training"),
     ("provenance", "methods"),
     ("notes", "notes"),
@@ -2063,29 +2044,29 @@ _PARTS = (
 
 
 def write_report(folder: str | Path) -> Path:
-    """Writes the report of a study: figures, tables, and sentences that say what was found.
+    """Write the report of a study as one self-contained HTML page.
 
-    The page holds everything in itself and is written anew each time; equal files give equal
-    bytes. It needs no backbone: it reads what the commands before have written.
+    The page has figures, tables and findings. It reads the result files only, without a backbone;
+    equal files give equal bytes.
 
     Args:
-        folder: of the study, as ``jpt transfer --out`` and ``jpt indicators --out`` filled it, or
-            of a sweep, of a warm start, or of ``jpt project evaluate``. What is missing is said in
-            the page, with the command that makes it.
+        folder: Output folder of ``jpt transfer`` and ``jpt indicators``, of ``jpt sweep``, of
+            ``jpt warm-start`` or of ``jpt project evaluate``. The page names missing parts with
+            the command that creates them.
 
     Returns:
-        The path of ``report.html`` in that folder.
+        Path of ``report.html`` in the folder.
 
     Raises:
-        InputError: there is no such folder, it holds no part of a study, a file of it is broken,
-            or the page cannot be written.
+        InputError: The folder does not exist or holds no results, a file is invalid, or the page
+            cannot be written.
 
     Example:
         >>> import tempfile
         >>> study = Path(tempfile.mkdtemp())
         >>> text = "target_task,source_prompt,metric,value\\nimdb,imdb,accuracy,0.75\\n"
         >>> _ = (study / "transfer.csv").write_text(text)
-        >>> report(study).name
+        >>> write_report(study).name
         'report.html'
     """
     target = Path(folder) / PAGE
@@ -2100,7 +2081,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _other_study(folder: Path) -> Callable[[Path], tuple[str, list[str], list[Markup]]] | None:
-    """What builds the page of a folder that is no study of transfer."""
+    """Return the page builder of a sweep, projection or warm-start folder."""
     if is_sweep(folder):
         return sweep_parts
     if is_projection(folder):
@@ -2109,7 +2090,7 @@ def _other_study(folder: Path) -> Callable[[Path], tuple[str, list[str], list[Ma
 
 
 def summarize(folder: str | Path) -> list[str]:
-    """Says what a study found: the sentences at the top of its page."""
+    """Return the findings at the top of the page of a study."""
     parts_of = _other_study(Path(folder))
     if parts_of is not None:
         return parts_of(Path(folder))[1]
@@ -2118,14 +2099,14 @@ def summarize(folder: str | Path) -> list[str]:
 
 
 def prepare(folder: str | Path) -> tuple[Study, Ordering]:
-    """Reads a study and lays it out."""
+    """Load a study with its relative scores, and order its tasks and prompts."""
     study = read_study(folder)
     ordering = order_study(study)
     return with_relative(study, ordering), ordering
 
 
 def build_page(study: Study, ordering: Ordering, found: Sequence[Finding]) -> str:
-    """Builds the page of a study."""
+    """Return the HTML page of a study."""
     return whole_page(
         _title(study),
         _header(study, ordering, found),
@@ -2143,9 +2124,9 @@ def build_page(study: Study, ordering: Ordering, found: Sequence[Finding]) -> st
 
 
 def _backbones(study: Study) -> list[str]:
-    told = [study.record.backbone] if study.record else []
-    told += [record.card.backbone for record in study.prompts.values() if record.card]
-    return list(dict.fromkeys(name for name in told if name))
+    names = [study.record.backbone] if study.record else []
+    names += [record.card.backbone for record in study.prompts.values() if record.card]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def _title(study: Study) -> str:
@@ -2155,20 +2136,20 @@ def _title(study: Study) -> str:
 
 def _header(study: Study, ordering: Ordering, found: Sequence[Finding]) -> Markup:
     n_prompts = len(ordering.sources or ordering.prompts or study.prompts)
-    facts = [counted(n_prompts, "prompt")]
+    sizes = [counted(n_prompts, "prompt")]
     if ordering.targets:
-        facts.append(counted(len(ordering.targets), "target task"))
+        sizes.append(counted(len(ordering.targets), "target task"))
         kinds = dict.fromkeys(ordering.target_types[name] for name in ordering.targets)
-        facts.append(f"{counted(len(kinds), 'type')} ({', '.join(kinds)})")
+        sizes.append(f"{counted(len(kinds), 'task type')} ({', '.join(kinds)})")
     shown = [finding for finding in found if finding.topic in _SUMMARY]
-    items = [finding_item(each, _PLACES.get(each.topic, each.topic)) for each in shown]
+    items = [finding_item(each, _ANCHORS.get(each.topic, each.topic)) for each in shown]
     if not items:
-        items = [element("li", "Nothing can be concluded yet: parts of the study are missing.")]
-    links = [element("a", name, href=f"#{place}") for place, name in _PARTS]
+        items = [element("li", "No findings yet: parts of the study are missing.")]
+    links = [element("a", name, href=f"#{anchor}") for anchor, name in _SECTIONS]
     return element(
         "header",
         element("h1", _title(study)),
-        element("p", " · ".join(facts), class_="meta"),
+        element("p", " · ".join(sizes), class_="meta"),
         element("ul", *items, class_="findings"),
-        element("nav", join(links), aria_label="Parts of this page"),
+        element("nav", join(links), aria_label="Sections"),
     )

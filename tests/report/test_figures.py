@@ -21,7 +21,7 @@ from jpt.report.figures import (
     INK,
     HeatMap,
     contrast,
-    cost_figure,
+    regret_figure,
     heat_map,
     indicator_panel,
     learning_curve,
@@ -111,7 +111,7 @@ def test_panels_show_every_point_by_group() -> None:
 
 
 def test_costs_are_in_points_from_top_to_bottom() -> None:
-    figure = cost_figure(["ON", "C"], [0.02, 0.05], [(0.01, 0.03), (np.nan, np.nan)], 0.1)
+    figure = regret_figure(["ON", "C"], [0.02, 0.05], [(0.01, 0.03), (np.nan, np.nan)], 0.1)
     (dots,) = figure.axes[0].collections
     np.testing.assert_allclose(dots.get_offsets(), [[2, 0], [5, 1]])
     low, high = figure.axes[0].get_ylim()

@@ -466,7 +466,7 @@ def test_signs_and_text_stand_out_from_the_ground(theme: str) -> None:
     for text, ground in (("ink", "card"), ("muted", "card"), ("blue", "card"), ("ink", "tint")):
         assert contrast(rgb(told[text]), rgb(told[ground])) >= 4.5, (text, ground)
     for kind in ("good", "bad", "open"):
-        assert contrast(rgb(told[kind]), rgb(told[f"{kind}-ground"])) >= 4.5, kind
+        assert contrast(rgb(told[kind]), rgb(told[f"{kind}-bg"])) >= 4.5, kind
 
 
 def test_figures_alone_have_the_colors_of_the_light_page() -> None:
