@@ -1,4 +1,4 @@
-"""Toy twins of the real things, for tests and examples: offline, tiny, of odd sizes."""
+"""Tiny models and batches for tests and examples: offline, with odd sizes."""
 
 from __future__ import annotations
 
@@ -38,10 +38,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 
 def tiny_bert_config() -> dict[str, Any]:
-    """Gives the Hugging Face config of a BERT of two layers and width 32.
-
-    Returns:
-        The parsed ``config.json``.
+    """Return the Hugging Face config of a BERT with two layers and width 32.
 
     Example:
         >>> tiny_bert_config()["hidden_size"]
@@ -64,13 +61,13 @@ def tiny_bert_config() -> dict[str, Any]:
 
 
 def tiny_config(model_type: str) -> dict[str, Any]:
-    """Gives the Hugging Face config of a model of two layers and width 32.
+    """Return the Hugging Face config of a model with two layers and width 32.
 
     Args:
         model_type: ``"bert"``, ``"roberta"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
 
     Returns:
-        The parsed ``config.json``.
+        The fields of a ``config.json``.
 
     Example:
         >>> tiny_config("t5")["d_model"]
@@ -92,13 +89,13 @@ def tiny_config(model_type: str) -> dict[str, Any]:
 def tiny_model(
     model_type: str, seed: int = 0, mask_id: int = 2, **changes: Any
 ) -> tuple[nn.Module, Parameters]:
-    """Builds a model of any family with two layers and random weights.
+    """Build a model of any family with two layers and random weights.
 
     Args:
         model_type: ``"bert"``, ``"roberta"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
-        seed: of the weights.
-        mask_id: id of the mask token, where the family has one.
-        **changes: fields of the Hugging Face config to set otherwise.
+        seed: Random seed of the weights.
+        mask_id: Mask token id, for families that have one.
+        **changes: Fields of the Hugging Face config to override.
 
     Returns:
         The module and its parameters.
@@ -113,7 +110,7 @@ def tiny_model(
     ids = SpecialIds(cls=3, sep=4, mask=mask_id, pad=0, unk=1, eos=4)
     module = family.module(config, ids, jnp.dtype("float32"), 0.0, "dots")
     tokens, lengths = jnp.ones((1, 3), jnp.int32), jnp.array([3])
-    # Shapes only: running the model once to initialise it would compile it for seconds.
+    # Shapes only: initialising by running the model would compile for seconds.
     shapes = jax.eval_shape(module.init, jax.random.key(0), tokens, lengths)["params"]
     random = np.random.default_rng(seed)
 
@@ -125,34 +122,20 @@ def tiny_model(
 
 
 def tiny_encoder(seed: int = 0, mask_id: int = 2, **changes: Any) -> tuple[Encoder, Parameters]:
-    """Builds a BERT of two layers with random weights.
-
-    Args:
-        seed: of the weights.
-        mask_id: id of the mask token.
-        **changes: fields of the Hugging Face config to set otherwise.
-
-    Returns:
-        The module and its parameters.
-
-    Example:
-        >>> encoder, params = tiny_encoder(num_hidden_layers=3)
-        >>> params["layers"]["query"]["kernel"].shape
-        (2, 32, 32)
-    """
+    """Build a BERT with two layers and random weights; see `tiny_model`."""
     return tiny_model("bert", seed, mask_id, **changes)
 
 
 def write_tiny_backbone(folder: str | Path, model_type: str, **changes: Any) -> Path:
-    """Writes a tiny model as a Hugging Face folder: config, weights, and a tokenizer of words.
+    """Write a tiny model as a Hugging Face folder: config, weights and a word-level tokenizer.
 
     Args:
-        folder: is made.
+        folder: Created if missing.
         model_type: ``"bert"``, ``"roberta"``, ``"t5"``, ``"gpt2"`` or ``"llama"``.
-        **changes: fields of the Hugging Face config to set otherwise.
+        **changes: Fields of the Hugging Face config to override.
 
     Returns:
-        The folder, which `jpt.load_backbone` reads.
+        The folder, for `jpt.load_backbone`.
 
     Example:
         >>> import jpt, tempfile
@@ -161,27 +144,24 @@ def write_tiny_backbone(folder: str | Path, model_type: str, **changes: Any) -> 
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    place, config = Path(folder), {**tiny_config(model_type), **changes}
-    place.mkdir(parents=True, exist_ok=True)
+    path, config = Path(folder), {**tiny_config(model_type), **changes}
+    path.mkdir(parents=True, exist_ok=True)
     module, params = tiny_model(model_type, **changes)
-    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tensors = FAMILIES[model_type].weights.write(params, module.config)
-    write_safetensors(place / "model.safetensors", tensors)
-    ids = {piece: number for number, piece in enumerate(VOCABULARY)}
+    write_safetensors(path / "model.safetensors", tensors)
+    ids = {token: number for number, token in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.save(str(place / "tokenizer.json"))
+    tokenizer.save(str(path / "tokenizer.json"))
     named = {"cls_token": "[CLS]", "sep_token": "</s>", "eos_token": "</s>"}
-    (place / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
-    return place
+    (path / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    return path
 
 
 def tiny_batch() -> Batch:
-    """Gives two rows of the toy vocabulary, one of them padded.
-
-    Returns:
-        The batch.
+    """Return a batch of two rows, one of them padded.
 
     Example:
         >>> tiny_batch().tokens.shape

@@ -32,20 +32,22 @@ def run_check(
     dtype: str = "float32",
     data: str | Path | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Checks the installation, and with a backbone and a task that a prompt can be tuned."""
+    """Check the installation and, with a backbone and a task, that a prompt can be tuned."""
     if task is not None and backbone is None:
-        raise InputError("check got a task and no backbone; add --backbone to try it there")
+        raise InputError("check got a task but no backbone; add --backbone")
     record: dict[str, Any] = {"ok": True, "jpt": __version__}
     lines = [*_installation(record)]
     if backbone is not None:
         options = TuneOptions(length=length, max_tokens=max_tokens, dtype=dtype)
         lines += _model(record, backbone, task, options, data)
-    lines.append("all is well" if record["ok"] else "NOT well: see the lines marked with !")
+    lines.append(
+        "all checks passed" if record["ok"] else "checks FAILED: see the lines marked with !"
+    )
     return record, "\n".join(lines)
 
 
 def _installation(record: dict[str, Any]) -> list[str]:
-    """Looks at versions, devices, a writable disk, the built-in backbones and texts."""
+    """Check versions, devices, the temporary folder, and built-in texts and backbones."""
     versions = {name: metadata.version(name) for name in PACKAGES}
     devices = [device.device_kind for device in jax.devices()]
     record |= {"versions": versions, "devices": devices, "cores": os.cpu_count()}
@@ -62,7 +64,7 @@ def _installation(record: dict[str, Any]) -> list[str]:
         lines.append(f"! the temporary folder {tempfile.gettempdir()} is not writable: {error}")
     try:
         count = len(reviews("rotten_tomatoes", "train"))
-        lines.append(f"  texts of the built-in tasks: there ({count} training reviews)")
+        lines.append(f"  texts of the built-in tasks: found ({count} training reviews)")
     except InputError as error:
         record["ok"] = False
         lines.append(f"! texts of the built-in tasks: {error}")
@@ -78,7 +80,7 @@ def _model(
     options: TuneOptions,
     data: str | Path | None,
 ) -> list[str]:
-    """Loads a backbone, draws its input, and tries twenty steps on a task."""
+    """Load a backbone, describe its input, and run a short trial on a task."""
     model = resolve_backbone(backbone, options.dtype)
     definition = None if task is None else resolve_task(task, data)
     if definition is not None:
@@ -95,7 +97,7 @@ def _model(
             if model.layout != "encoder_decoder"
             else "relative positions"
         ),
-        *_drawing(model, options.length, options.max_tokens),
+        *_input_layout(model, options.length, options.max_tokens),
     ]
     if definition is None:
         return lines
@@ -105,8 +107,8 @@ def _model(
     return lines + _trial(record, model, definition, options)
 
 
-def _drawing(model: Backbone, length: int, max_tokens: int) -> list[str]:
-    """Draws what the model reads: which pieces stand where, and where the answer is read."""
+def _input_layout(model: Backbone, length: int, max_tokens: int) -> list[str]:
+    """Describe the input: tokens in order, positions, and where the answer is read."""
     rows, end = f"p1 .. p{length}", length + max_tokens
     if model.layout == "encoder":
         return [
@@ -130,7 +132,7 @@ def _drawing(model: Backbone, length: int, max_tokens: int) -> list[str]:
 
 
 def _trial(record: dict[str, Any], model: Any, task: Any, options: TuneOptions) -> list[str]:
-    """Tunes for twenty steps in memory and says whether the loss falls."""
+    """Tune for a few steps in memory; not ok if the loss grows."""
     started_s = time.monotonic()
     result = tune(
         model,

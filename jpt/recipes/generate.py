@@ -23,8 +23,7 @@ from jpt.prompts.store import check_prompt, load_prompt
 from jpt.tuning.bound_task import Batching, resolve_backbone, sharded_batches
 from jpt.types import Batch, Prompt
 
-WRITING = ("encoder_decoder", "decoder")
-"""The layouts of models that can write."""
+GENERATIVE = ("encoder_decoder", "decoder")  # layouts
 
 
 def generate(
@@ -39,29 +38,30 @@ def generate(
     mesh: str | None = None,
     progress: bool = False,
 ) -> list[str]:
-    """Lets a decoder continue texts, or T5 answer them.
+    """Continue texts with a decoder, or answer them with T5.
 
-    Texts are read as they stand and never cut: by T5 with its end piece behind, by a decoder with
-    its start piece in front where its tokenizer adds one; an empty one as that piece alone. A
-    continuation goes up to the end piece; a decoder's begins with the space that may come first.
+    Texts are not cut. T5 reads a text with its end token appended; a decoder reads it with its
+    start token prepended if its tokenizer adds one. An empty text is that token alone. A
+    continuation ends before the end token; a decoder's starts with its leading space, if any.
 
     Args:
-        prompt: a prompt, its file, the folder of its run, or None for the untouched model.
-        texts: any number of them.
-        backbone: instead of the one that the prompt's card names; the width is checked.
-        max_tokens: the most tokens that a continuation has.
-        beams: with 1 the most probable token is taken each time; else so many continuations are
-            written side by side, and that with the best mean log-probability is taken.
-        eval_batch_size: texts that are continued at once; changes speed, never a continuation.
-        dtype: of weights and matrix products.
-        mesh: devices by axis.
-        progress: whether to show a bar on stderr.
+        prompt: Prompt, prompt file or run folder; None for the backbone without a prompt.
+        texts: Texts to continue.
+        backbone: Backbone; defaults to the one in the prompt's card. Its width is checked.
+        max_tokens: Maximum number of new tokens per continuation.
+        beams: Beam width; 1 is greedy decoding. The beam with the best mean log-probability is
+            returned.
+        eval_batch_size: Texts continued at once; changes speed only.
+        dtype: Data type of weights and matrix products.
+        mesh: Devices per mesh axis.
+        progress: Show a progress bar on stderr.
 
     Returns:
         The continuations, in the order of the texts.
 
     Raises:
-        InputError: for an encoder, a prompt that does not fit, or more tokens than positions.
+        InputError: The backbone is an encoder, the prompt does not fit it, or prompt, text and
+            continuation exceed its positions.
 
     Example:
         >>> import tempfile
@@ -82,8 +82,8 @@ def generate(
     found = [""] * len(rows)
     with tqdm(total=len(rows), disable=not progress, unit="text", dynamic_ncols=True) as bar:
         for numbers, batch in _batches(rows, eval_batch_size, longest, model.pad_id, devices):
-            written = _write(model, values, batch, max_tokens, beams)
-            for number, new in zip(numbers, written, strict=False):  # filling rows are left over
+            generated = _generate(model, values, batch, max_tokens, beams)
+            for number, new in zip(numbers, generated, strict=False):  # padding rows come last
                 found[number] = _continuation(model, rows[number], new)
             bar.update(len(numbers))
     return found
@@ -91,7 +91,7 @@ def generate(
 
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InputError("texts is no list of texts; give one, for instance ['The film was']")
+        raise InputError("texts: expected a list of strings, for instance ['The film was']")
 
 
 def _load(
@@ -100,19 +100,19 @@ def _load(
     dtype: str,
     mesh: Mesh,
 ) -> tuple[Backbone, Float[np.ndarray, "P D"] | None]:
-    """Loads what writes, and checks that it can, behind this prompt."""
+    """Load the backbone and the prompt's values and check that they fit."""
     if prompt is None and backbone is None:
-        raise InputError("there is nothing to write with; give a prompt or a backbone")
+        raise InputError("expected a prompt or a backbone, got neither; give one of them")
     if prompt is not None and not isinstance(prompt, Prompt):
         prompt = load_prompt(prompt)
     model = resolve_backbone(
         prompt.card.backbone if backbone is None else backbone, dtype, mesh=mesh
     )
-    if model.layout not in WRITING:
-        able = ", ".join(kind for kind, of in FAMILIES.items() if of.layout in WRITING)
+    if model.layout not in GENERATIVE:
+        able = ", ".join(kind for kind, of in FAMILIES.items() if of.layout in GENERATIVE)
         raise InputError(
-            f"{model.name} has the layout {model.layout}, which fills gaps and writes no text; the "
-            f"layouts {' and '.join(WRITING)} can ({able})"
+            f"{model.name} has the layout {model.layout}, which cannot generate text; use one "
+            f"with the layout {' or '.join(GENERATIVE)} ({able})"
         )
     if prompt is None:
         return model, None
@@ -121,14 +121,14 @@ def _load(
 
 
 def _encode(texts: Sequence[str], model: Backbone) -> list[list[int]]:
-    """Tokenises every text as the model reads it."""
+    """Tokenise every text with the special tokens that the model expects."""
     encoded = model.tokenizer.encode(list(texts))
     rows = [frame([row], model.tokenizer, model.layout) or [model.start_id] for row in encoded]
     for number, row in enumerate(rows, 1):
         if max(row) >= model.config.vocabulary:
             raise InputError(
-                f"text {number} has the piece {max(row)}, but {model.name} has "
-                f"{model.config.vocabulary} words; tokenizer and weights are of two models"
+                f"text {number} has the token id {max(row)}, but {model.name} has a vocabulary of "
+                f"{model.config.vocabulary}; tokenizer and weights are of different models"
             )
     return rows
 
@@ -136,7 +136,7 @@ def _encode(texts: Sequence[str], model: Backbone) -> list[list[int]]:
 def _check_room(
     model: Backbone, prompt_rows: int, rows: Sequence[list[int]], max_tokens: int
 ) -> int:
-    """Refuses texts that the positions cannot serve; gives the longest text that they can."""
+    """Return the maximum text length in tokens; raise InputError if a text is longer."""
     lengths = [len(row) for row in rows]
     longest = max(lengths, default=1)
     if model.layout == "encoder_decoder":
@@ -146,10 +146,10 @@ def _check_room(
     wanted = prompt_rows + longest + max_tokens
     if wanted > positions:
         room = positions - prompt_rows - longest
-        cure = f"set max_tokens to {room} or less" if room > 0 else f"shorten text {number}"
+        fix = f"set max_tokens to {room} or less" if room > 0 else f"shorten text {number}"
         raise InputError(
             f"prompt {prompt_rows} + text {longest} (text {number}) + max_tokens {max_tokens} = "
-            f"{wanted} tokens, but {model.name} has {positions} positions; {cure}"
+            f"{wanted} tokens, but {model.name} has {positions} positions; {fix}"
         )
     return positions - prompt_rows - max_tokens
 
@@ -157,7 +157,7 @@ def _check_room(
 def _batches(
     rows: Sequence[list[int]], batch_size: int, longest: int, pad: int, mesh: Mesh
 ) -> Iterator[tuple[Int64[np.ndarray, "N"], Batch]]:
-    """Batches of one size, each padded to a bucket; the numbers of their real rows come first."""
+    """Yield batches of one size, padded to a bucket, with the numbers of their real rows."""
     if not rows:
         return
     split = EncodedSplit(
@@ -166,20 +166,20 @@ def _batches(
         labels=np.zeros(len(rows), np.int32),
         cut_rows=0,
     )
-    # A few texts need no large batch: as many rows as texts, and as the devices can share.
+    # No more rows than texts, rounded up to the devices on data.
     shares = mesh.shape["data"]
     batch_size = min(batch_size, -(-len(rows) // shares) * shares)
     yield from sharded_batches(split, Batching(batch_size, longest, pad), mesh)
 
 
-def _write(
+def _generate(
     model: Backbone,
     prompt: Float[np.ndarray, "P D"] | None,
     batch: Batch,
     max_tokens: int,
     beams: int,
 ) -> list[list[int]]:
-    """Gives the new tokens of each row, the end piece left out."""
+    """Return the new tokens of each row, without the end token."""
     module = model.module.clone(dropout_rate=0.0)
     ends = model.tokenizer.end_ids
     inputs = (module, model.params, batch.tokens, batch.lengths, prompt, max_tokens, ends)
@@ -188,10 +188,10 @@ def _write(
 
 
 def _continuation(model: Backbone, read: list[int], new: list[int]) -> str:
-    """Turns new tokens into text: what they add to the text that they continue."""
+    """Decode new tokens as what they add to the text that they continue."""
     decode = model.tokenizer.decode
     if model.layout == "encoder_decoder":
         return decode(new)
-    # Vocabularies that mark leading spaces lose the first one of what they decode.
+    # Tokenizers that mark leading spaces drop the first one on decoding.
     before, whole = decode(read), decode([*read, *new])
     return whole.removeprefix(before) if whole.startswith(before) else decode(new)

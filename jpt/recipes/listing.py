@@ -30,37 +30,37 @@ from jpt.tuning.bound_task import BoundTask, bind_task, resolve_max_tokens
 
 SHOWN_ROWS = 3
 SHOWN_LETTERS = 300
-_INDENT = 12  # of what is said of one task
+_INDENT = 12  # of the values of one task
 
 Listing = tuple[dict[str, Any], str]
 
 
 def list_tasks() -> Listing:
-    """Lists every task that has a name."""
+    """List all named tasks."""
     tasks = [*BUILTIN_TASKS.values(), *CATALOG.values()]
     rows = [(task.name, task.type, task.metric, _answers(task)) for task in tasks]
     record = {"tasks": [_task_record(task) for task in tasks]}
-    table = _table(("task", "type", "metric", "words of the answers"), rows)
+    table = _table(("task", "type", "metric", "label words"), rows)
     more = ", ".join(name.removeprefix("builtin/") for name in CANDIDATES)
     hints = [
-        "Rows of builtin/ tasks are in every installation, others come from --data DIR or the hub;"
-        " 'jpt tasks NAME' shows one in full.",
-        f"For larger backbones there are also, after builtin/: {more}",
+        "Rows of builtin/ tasks are included in the installation; others come from --data DIR or"
+        " the hub. 'jpt tasks NAME' shows a task in full.",
+        f"Additional builtin/ tasks for larger backbones: {more}",
     ]
     return record, "\n".join([table, *(line for hint in hints for line in wrap(hint))])
 
 
 def _answers(task: Task) -> str:
-    """The words that stand for the labels in BERT, or how long an answer may be."""
+    """Return BERT's label words, or the maximum answer length."""
     if task.is_generative:
-        return f"written, {task.answer_tokens} tokens at most"
+        return f"generated, at most {task.answer_tokens} tokens"
     return ", ".join("/".join(words) for words in task.words("bert").values())
 
 
 def _words(task: Task) -> str:
-    """The labels with the words that stand for them in BERT, or how long an answer may be."""
+    """Return the labels with BERT's label words, or the maximum answer length."""
     if task.is_generative:
-        return f"written, {task.answer_tokens} tokens at most"
+        return _answers(task)
     return ", ".join(
         label if (label,) == words else f"{label} " + "/".join(f"'{word}'" for word in words)
         for label, words in task.words("bert").items()
@@ -86,7 +86,7 @@ def _task_record(task: Task) -> dict[str, Any]:
 
 
 def list_backbones() -> Listing:
-    """Lists the built-in backbones."""
+    """List the built-in backbones."""
     records = []
     for name in backbone_names():
         folder = BUILTIN / name.removeprefix(PREFIX)
@@ -106,18 +106,18 @@ def list_backbones() -> Listing:
                 "size_mb": round(size / 1e6, 1),
             }
         )
-    shown = [key for key in records[0] if key != "model_type"]  # the name says it
+    shown = [key for key in records[0] if key != "model_type"]  # part of the name
     rows = [tuple(str(record[key]) for key in shown) for record in records]
     heads = ("backbone", "layout", "layers", "width", "vocabulary", "positions", "MB")
     kinds = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
-    hint = f"A folder of weights or a hub id works in their place; families: {kinds}."
+    hint = f"A folder of weights or a hub id works, too; families: {kinds}."
     return {"backbones": records}, "\n".join([_table(heads, rows), *wrap(hint)])
 
 
 def describe_task(
     name: str | Path, backbone: str | Path | None, max_tokens: int | None, data: Path | None
 ) -> Listing:
-    """Shows one task: template, label words, and with a backbone ids, lengths and rows."""
+    """Show one task: template and label words; with a backbone also token ids, lengths and rows."""
     task = load_task(name, data)
     record = _task_record(task)
     lines = [
@@ -134,7 +134,7 @@ def describe_task(
 def _describe_on(
     task: Task, backbone: str | Path, max_tokens: int | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Shows what a backbone makes of a task."""
+    """Return record and lines of a task as a backbone reads it."""
     model = load_backbone(backbone)
     prompt_rows = {**PAPER_CHOICES, **model.defaults}["length"]
     limit = resolve_max_tokens(max_tokens, model, task, prompt_rows)
@@ -167,13 +167,13 @@ def _balance(
     bound: BoundTask,
     split: EncodedSplit,
 ) -> str:
-    """How the labels are spread over the rows, or how long the answers are."""
+    """Describe the label balance, or the lengths of generated answers."""
     if split.answers is not None:
         mean = float(np.diff(split.answers.offsets).mean())
         record |= {"mean_answer_tokens": round(mean, 1), "cut_answers": split.answers.cut_rows}
         return (
-            f"{len(rows)} rows, answers of {mean:.1f} tokens on average, {split.answers.cut_rows} "
-            f"cut to {bound.answer_tokens}"
+            f"{len(rows)} rows, mean answer {mean:.1f} tokens, {split.answers.cut_rows} cut to "
+            f"{bound.answer_tokens}"
         )
     words, counts = bound.label_words, Counter(row["label"] for row in rows)
     labels = bound.task.labels
@@ -188,7 +188,7 @@ def _balance(
 def _examples(
     rows: Sequence[Mapping[str, Any]], bound: BoundTask, split: EncodedSplit
 ) -> list[str]:
-    """The first rows as they are, as the model reads them, and what it should answer."""
+    """Return the first rows: answer, text, and tokens as the model reads them."""
     model, lines = bound.backbone, []
     for number, row in enumerate(rows[:SHOWN_ROWS]):
         ids = split.tokens[split.offsets[number] : split.offsets[number + 1]]
@@ -204,7 +204,7 @@ def _examples(
 
 
 def _fitted(lines: Sequence[str]) -> str:
-    """Breaks lines that are too long, under the place where their text begins."""
+    """Wrap long lines, indented to the column of the values."""
     return "\n".join(
         part
         for line in lines
@@ -215,7 +215,7 @@ def _fitted(lines: Sequence[str]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out columns as wide as their longest cell; the last one breaks where it has no room."""
+    """Align columns; the last one wraps."""
     columns = list(zip(heads, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     front = sum(widths[:-1]) + 2 * len(widths[:-1])

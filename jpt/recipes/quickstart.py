@@ -1,4 +1,4 @@
-"""The whole study on the built-in tasks and a built-in model."""
+"""Run a whole study on built-in tasks and a built-in model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jpt.backbones.registry import Backbone, load_backbone
-from jpt.config import MASK_COMMON, MASK_IN_TASK
-from jpt.config import MASK_RANDOM as DRAWN
+from jpt.config import MASK_COMMON, MASK_IN_TASK, MASK_RANDOM
 from jpt.distributed import on_first
 from jpt.errors import InputError
 from jpt.indicators.correlation import study_indicators
@@ -39,38 +38,38 @@ TASKS = (
     "builtin/imdb_first_person",
     "builtin/imdb_number",
 )
-"""Three types with short texts; whole IMDB reviews would take as long as three of them."""
+"""Three task types with short texts; whole IMDB reviews would take three times as long."""
 
 PROMPTS, NEURONS = "prompts", "neurons.npz"
-MASKED = (MASK_IN_TASK, DRAWN, MASK_COMMON)
-"""Kinds of masks; those of every other task's neurons would take twice as long as the matrix."""
+# Without the kind "other", which would take twice as long as the matrix.
+MASKED = (MASK_IN_TASK, MASK_RANDOM, MASK_COMMON)
 
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """Where the study lies and what it found.
+    """Result of `quickstart`.
 
     Attributes:
-        folder: of the study: prompts, tables and the report.
-        report: the page.
-        record: seconds, memory and findings, as in ``result.json``.
+        folder: Folder of the study: prompts, tables and the report.
+        report: HTML page.
+        record: Findings, time and memory, as in ``result.json``.
     """
 
     folder: Path
-    write_report: Path
+    report: Path
     record: dict[str, Any]
 
     def describe(self) -> str:
-        """Says what was found, how long it took and where the page is."""
+        """Return findings, time, memory and the path of the page as text."""
         lines = list(self.record["findings"])
         elapsed_s, memory_mb = self.record["elapsed_s"], self.record["peak_memory_mb"]
-        lines.append(f"{elapsed_s:.0f} s, at most {memory_mb} MB of memory")
+        lines.append(f"{elapsed_s:.0f} s, peak memory {memory_mb} MB")
         lines.append(f"report: {self.report}")
         return "\n".join(lines)
 
 
 class _Steps:
-    """Says on stderr which step of how many runs, and how long the rest may take."""
+    """Progress lines on stderr with an estimate of the remaining time."""
 
     def __init__(self, costs: Sequence[float], shown: bool) -> None:
         self._costs, self._shown = list(costs), shown
@@ -79,7 +78,7 @@ class _Steps:
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        """Announces a step; when it returns its time counts for the estimate of the others."""
+        """Report a step, and count its time for the estimate of the others."""
         cost = self._costs[self._number]
         self._number += 1
         left = ""
@@ -87,16 +86,16 @@ class _Steps:
             rest_s = self._spent_s / self._done * sum(self._costs[self._number - 1 :])
             left = f" · about {_clock(rest_s)} left"
         if self._shown:
-            gone = _clock(time.monotonic() - self._started_s)
+            elapsed = _clock(time.monotonic() - self._started_s)
             print(
-                f"[{self._number}/{len(self._costs)}] {title} · {gone} gone{left}",
+                f"[{self._number}/{len(self._costs)}] {title} · {elapsed} elapsed{left}",
                 file=sys.stderr,
                 flush=True,
             )
         before_s = time.monotonic()
         yield
         spent_s = time.monotonic() - before_s
-        if spent_s > 1:  # a step that an earlier call had finished tells nothing
+        if spent_s > 1:  # else finished by an earlier call
             self._done += cost
             self._spent_s += spent_s
 
@@ -111,23 +110,24 @@ def quickstart(
     mesh: str | None = None,
     progress: bool = False,
 ) -> QuickstartResult:
-    """Carries the whole study out; a finished one returns at once, a broken one goes on.
+    """Run a whole study: tune prompts, transfer them, mask neurons, compare, write a report.
 
     Args:
-        out: folder of the study.
-        backbone: a built-in name, a folder of weights or a hub id.
-        tasks: names or folders of two tasks or more.
-        steps: of each prompt's tuning; by default the backbone's own choice.
-        seed: of the initial prompt and the order of the rows.
-        mesh: devices by axis.
-        progress: whether to say on stderr how far it is.
+        out: Folder of the study; re-run to resume. A finished study returns at once.
+        backbone: Built-in name, folder of weights or hub id.
+        tasks: Names or folders of at least two tasks.
+        steps: Optimizer steps per prompt; defaults to the backbone's own value.
+        seed: Random seed (prompt initialisation, data order).
+        mesh: Devices per mesh axis.
+        progress: Show progress on stderr.
 
     Returns:
-        Findings and the page.
+        A `QuickstartResult` with the findings and the page.
 
     Raises:
-        InputError: fewer than two tasks, two of one name, or a folder of another study.
-        StoppedError: after SIGTERM or Ctrl-C; the same call goes on.
+        InputError: There are fewer than two tasks or two of one name, or the folder is of another
+            study.
+        StoppedError: SIGTERM or Ctrl-C was received; re-run to resume.
 
     Example:
         >>> tasks = ["builtin/imdb_number", "builtin/imdb_negation"]
@@ -151,7 +151,7 @@ def quickstart(
     model = load_backbone(backbone, mesh=make_mesh(mesh))
     study = _Study(run.path, model, names, steps, seed, mesh, progress)
     with run.lock():
-        study.carry_out()
+        study.run()
     record = {
         "findings": on_first(lambda: summarize(run.path)),
         "elapsed_s": round(time.monotonic() - started_s, 1),
@@ -164,7 +164,7 @@ def quickstart(
 
 @dataclass(frozen=True)
 class _Study:
-    """The steps of the study; each leaves its result in the folder and is not done twice."""
+    """Steps of the study; each writes its result into the folder and is skipped if it is there."""
 
     folder: Path
     backbone: Backbone
@@ -174,27 +174,26 @@ class _Study:
     mesh: str | None
     progress: bool
 
-    def carry_out(self) -> None:
-        """Runs the steps one after the other."""
+    def run(self) -> None:
         planned = self._planned()
         clock = _Steps([cost for _, cost, _ in planned], self.progress)
         for title, _, work in planned:
             with clock.step(title):
                 work()
-                on_first(lambda: None)  # what the first process writes is read by all
+                on_first(lambda: None)  # barrier: all processes read what the first one writes
 
     def _planned(self) -> list[tuple[str, float, Callable[[], object]]]:
-        """Title, rough cost (that of tuning one prompt is 1) and work of each step."""
+        """Return title, rough cost (tuning one prompt: 1) and function of each step."""
         tunings = [
             (f"tune a prompt for {task}", 1.0, partial(self._tune, name, task))
             for name, task in self.names.items()
         ]
         return [
             *tunings,
-            ("use every prompt on every task", 0.3 * len(self.names), self._transfer),
-            ("read the neurons that they activate", 0.1, self._read_neurons),
-            ("silence chosen neurons", 0.16 * len(self.names), self._mask),
-            ("compare prompts and neurons with the transfers", 0.05, self._compare),
+            ("score every prompt on every task", 0.3 * len(self.names), self._transfer),
+            ("record activated neurons", 0.1, self._read_neurons),
+            ("mask neurons", 0.16 * len(self.names), self._mask),
+            ("correlate similarities with transfer", 0.05, self._compare),
             ("write the report", 0.1, lambda: on_first(lambda: str(write_report(self.folder)))),
         ]
 
@@ -208,7 +207,7 @@ class _Study:
         tune(self.backbone, task, self._prompts / name, **options)
 
     def _transfer(self) -> None:
-        if self._has(RECORD):  # written last: where it is, the matrix is whole
+        if self._has(RECORD):  # written last
             return
         targets = list(self.names.values())
         options = {"backbone": self.backbone, "seed": self.seed, "mesh": self.mesh}
@@ -220,7 +219,7 @@ class _Study:
         activated_neurons(self._prompts, self.folder / NEURONS, **options)
 
     def _mask(self) -> None:
-        # Written answers are not scored under masks.
+        # Masking supports classification tasks only.
         tasks = [task for task in self.names.values() if not load_task(task).is_generative]
         if not tasks or self._has(MASKS):  # written last
             return
@@ -235,21 +234,21 @@ class _Study:
         on_first(lambda: study_indicators(self._prompts, self.folder, **files) and None)
 
     def _has(self, name: str) -> bool:
-        """Whether the first process finds a file of the study."""
+        """Return whether the first process finds a file of the study."""
         return on_first((self.folder / name).exists)
 
 
 def _names(tasks: Sequence[str]) -> dict[str, str]:
-    """Short name to name of each task, checked before anything runs."""
+    """Return the tasks by short name."""
     if len(tasks) < 2:
         raise InputError(
-            f"a study of transfer needs two tasks or more; {len(tasks)} came: name another"
+            f"tasks: expected at least 2, got {len(tasks)}; add tasks, for instance builtin/imdb"
         )
     names: dict[str, str] = {}
     for task in tasks:
         short = short_task(load_task(task).name)
         if short in names:
-            raise InputError(f"two tasks are called {short}: {names[short]} and {task}")
+            raise InputError(f"two tasks are named {short}: {names[short]} and {task}; drop one")
         names[short] = str(task)
     return names
 
