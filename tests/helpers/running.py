@@ -1,4 +1,4 @@
-"""DOC"""
+"""Run commands and scripts, and compile tests quickly."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ import pytest
 from jpt.cli import app
 from tests.conftest import ROOT
 
-# --- typed
-
 
 def type_command(
-    words: Iterable[object],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: Iterable[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
-    """Runs ``jpt`` with these words; gives exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["jpt", *map(str, words)])
+    """Run ``jpt`` with these arguments; return exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["jpt", *map(str, arguments)])
     try:
         app.main()
         code = 0
@@ -33,26 +29,22 @@ def type_command(
     return code, *capsys.readouterr()
 
 
-# --- plain programs
+# --- Fast compilation
 
 try:
-    from jax._src import compiler  # jax offers these options for one jit, not for all of them
-except ImportError:  # another version keeps it elsewhere: tests take longer, nothing else
+    from jax._src import compiler  # jax offers these options per jit, not globally
+except ImportError:  # moved in another version: tests only take longer
     compiler = None
 
-# Where compiling is nearly all the work, plainer code takes a quarter of the time.
+# Two to four times faster to compile; the programs run somewhat slower.
 FAST_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11, 1):  # later compilers have it no more, and refuse the name
+if jax.__version_info__ < (0, 11, 1):  # later compilers reject the option
     FAST_COMPILE["xla_cpu_use_fusion_emitters"] = False
 
 
 @contextmanager
 def plain_programs() -> Iterator[None]:
-    """Lets whatever is compiled inside be compiled without the compiler's slowest passes.
-
-    The programs compute the same, run somewhat slower and take a half to a quarter of the time to
-    compile. An option that a jit names itself is left as it is.
-    """
+    """Compile without the slowest passes; compiler options of a jit take precedence."""
     whole = getattr(compiler, "get_compile_options", None)
     if whole is None:
         yield
@@ -70,7 +62,7 @@ def plain_programs() -> Iterator[None]:
 class PlainPrograms:
     """Compile doctests and tests marked ``plain_programs`` without the slow passes.
 
-    Not for tests that claim equal bits of two programs: that has to hold of the users' programs.
+    Not for tests that two programs are bit-identical: that must hold for the users' programs.
     """
 
     @pytest.hookimpl(wrapper=True)
@@ -83,11 +75,8 @@ class PlainPrograms:
             return (yield)
 
 
-# --- experiments scripts
-
-
 def load_script(path: str) -> ModuleType:
-    """Loads a script by its place below experiments/."""
+    """Load a script by its path below experiments/."""
     file = ROOT / "experiments" / path
     spec = spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None

@@ -1,10 +1,10 @@
-"""DOC"""
+"""Toy tasks, a toy tokenizer and prompts with a known answer."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,54 @@ from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.testing import VOCABULARY, write_tiny_backbone
 from jpt.types import Prompt, PromptCard
 
-# --- planted
+# --- Tasks
+
+MOOD_TOML = (
+    'name = "mood"\ntype = "sentiment"\nfields = ["text"]\nlabels = ["bad", "good"]\n'
+    'template = "{text}"\n[label_words]\nbad = "bad"\ngood = "good"\n'
+)
+
+
+def json_lines(rows: Iterable[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write_task(folder: Path, **changes: str) -> Path:
+    """Write the task "mood": 42 rows in two classes; `changes` replace a split or the toml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = {"good": ("fine", "great", "lovely"), "bad": ("poor", "awful", "boring")}
+    text = json_lines(
+        {"text": f"a {word} film, number {number}", "label": label}
+        for number in range(7)
+        for label in words
+        for word in words[label]
+    )
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text(changes.get(split, text))
+    (folder / "task.toml").write_text(changes.get("toml", MOOD_TOML))
+    return folder
+
+
+def write_easy(folder: Path) -> Path:
+    """Write a task whose rows contain their label word."""
+    text = json_lines(
+        {"text": f"a {word} film, number {number}", "label": word}
+        for number in range(7)
+        for word in ("good", "bad")
+    )
+    splits = dict.fromkeys(("train", "validation", "test"), text)
+    return write_task(folder, toml=MOOD_TOML.replace("mood", "easy"), **splits)
+
+
+# --- A planted prompt
 
 BACKBONE = "builtin/bert-small"
 LENGTH, WIDTH = 6, 128
 SHORT = {"max_tokens": 20, "batch_size": 8}
 
 
-def write_easy(folder: Path) -> Path:
-    """Writes fourteen rows in which the label word itself stands."""
-    rows = [
-        json.dumps({"text": f"a {word} film, number {number}", "label": word}) + "\n"
-        for number in range(7)
-        for word in ("good", "bad")
-    ]
-    text = "".join(rows)
-    toml = (
-        'name = "easy"\ntype = "sentiment"\nfields = ["text"]\nlabels = ["bad", "good"]\n'
-        'template = "{text}"\n[label_words]\nbad = "bad"\ngood = "good"\n'
-    )
-    return write_task(folder, train=text, validation=text, test=text, toml=toml)
-
-
 def planted(backbone: jpt.Backbone, task: Path) -> dict[str, Prompt]:
-    """Tunes one prompt for the task, signs it as another task's, and adds two of noise."""
+    """Tune one prompt for the task, under the name of another task, and add two of noise."""
     options = {"length": LENGTH, "learning_rate": 0.03, "eval_every": 40, **SHORT}
     tuned = jpt.tune(backbone, task, steps=40, **options)
     assert tuned.record["test"]["accuracy"] == 1.0
@@ -55,48 +79,20 @@ def planted(backbone: jpt.Backbone, task: Path) -> dict[str, Prompt]:
     return {**sources, "cherries": Prompt(tuned.prompt.values, card)}
 
 
-# --- toy task
-
-
-def write_task(folder: Path, **changes: str) -> Path:
-    """Writes a small task of one's own: forty rows in two classes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = {"good": ("fine", "great", "lovely"), "bad": ("poor", "awful", "boring")}
-    for split in ("train", "validation", "test"):
-        rows = [
-            {"text": f"a {word} film, number {number}", "label": label}
-            for number in range(7)
-            for label in words
-            for word in words[label]
-        ]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{split}.jsonl").write_text(changes.get(split, text))
-    toml = (
-        'name = "mood"\ntype = "sentiment"\nfields = ["text"]\nlabels = ["bad", "good"]\n'
-        'template = "{text}"\n[label_words]\nbad = "bad"\ngood = "good"\n'
-    )
-    (folder / "task.toml").write_text(changes.get("toml", toml))
-    return folder
-
-
-# --- toy tokenizer
+# --- Toy tokenizer
 
 WORDS = "a the film is was good bad dull bright not and it i saw old new one two three four".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-TOY_TOKENIZER_VOCABULARY = [
-    *SPECIAL,
-    *WORDS,
-    *(f"##{c}" for c in LETTERS),
-    *(c for c in LETTERS if c not in "ai"),
-]
+SUFFIXES = [f"##{letter}" for letter in LETTERS]
+TOY_VOCABULARY = [*SPECIAL, *WORDS, *SUFFIXES, *(c for c in LETTERS if c not in "ai")]
 
 
 def write_toy_tokenizer(folder: Path, config: dict | None = None) -> Path:
-    """Writes tokenizer.json (and a tokenizer_config.json, when given) into a folder."""
+    """Write tokenizer.json, and tokenizer_config.json if given."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    ids = {piece: token for token, piece in enumerate(TOY_TOKENIZER_VOCABULARY)}
+    ids = {token: number for number, token in enumerate(TOY_VOCABULARY)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -115,54 +111,50 @@ def write_toy_tokenizer(folder: Path, config: dict | None = None) -> Path:
 
 @pytest.fixture(scope="session")
 def write_tokenizer() -> Callable[..., Path]:
-    """Gives the function that writes the toy tokenizer."""
     return write_toy_tokenizer
 
 
 @pytest.fixture(scope="session")
 def toy_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
-    """Gives the toy tokenizer, read back from its folder."""
     return load_tokenizer(write_toy_tokenizer(tmp_path_factory.mktemp("toy_tokenizer")))
 
 
-# --- tiny sweep
-
-TINY_SWEEP_WORDS = [piece for piece in VOCABULARY if piece.isalpha()]
-TOML = (
-    'type = "sentiment"\nfields = ["text"]\nlabels = ["a", "b"]\ntemplate = "{text}"\n'
-    f'[label_words]\na = "{TINY_SWEEP_WORDS[0]}"\nb = "{TINY_SWEEP_WORDS[1]}"\n'
-)
+# --- Tiny sweeps
 
 
-def tiny_sweep_write_task(folder: Path) -> Path:
-    """Writes a task whose labels hang on one word."""
-    folder.mkdir(parents=True)
-    (folder / "task.toml").write_text(TOML)
-    rows = [
-        {"text": f"{TINY_SWEEP_WORDS[2 + number % 3]} {word}", "label": label}
+def write_sweep_task(folder: Path) -> Path:
+    """Write a task whose label is given by one word."""
+    words = [token for token in VOCABULARY if token.isalpha()]
+    toml = (
+        MOOD_TOML.partition("\n")[2]
+        .partition("[label_words]")[0]
+        .replace('"bad", "good"', '"a", "b"')
+    )
+    text = json_lines(
+        {"text": f"{words[2 + number % 3]} {word}", "label": label}
         for number in range(6)
-        for label, word in (("a", TINY_SWEEP_WORDS[5]), ("b", TINY_SWEEP_WORDS[6]))
-    ]
-    for split in ("train", "validation", "test"):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+        for label, word in (("a", words[5]), ("b", words[6]))
+    )
+    splits = dict.fromkeys(("train", "validation", "test"), text)
+    toml += f'[label_words]\na = "{words[0]}"\nb = "{words[1]}"\n'
+    return write_task(folder, toml=toml, **splits)
 
 
 def write_fixed(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Writes backbone and task; gives the table of what is fixed."""
-    task = tiny_sweep_write_task(folder / "first")
+    """Write backbone and task; return the table `fixed` of a sweep file."""
+    task = write_sweep_task(folder / "first")
     backbone = write_tiny_backbone(folder / "bert", "bert")
     fixed = {"backbone": str(backbone), "task": str(task), "steps": 6, "batch_size": 4}
     return {**fixed, "length": 3, "eval_every": 3, **changes}
 
 
 def read_prompts(folder: Path) -> dict[str, bytes]:
-    """All prompts of a sweep as bytes."""
+    """Read all prompts of a sweep as bytes."""
     runs = folder / "runs"
     return {str(path.relative_to(runs)): path.read_bytes() for path in runs.rglob("*.safetensors")}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """A table of a sweep but for what differs every time: how long it took."""
+    """Read a table of a sweep without its elapsed times."""
     with path.open() as file:
         return [{k: v for k, v in row.items() if k != "elapsed_s"} for row in csv.DictReader(file)]

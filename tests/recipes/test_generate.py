@@ -166,7 +166,7 @@ def test_only_models_that_write_are_taken() -> None:
         ({"beams": 2.5}, "beams is 2.5"),
         ({"eval_batch_size": -1}, "eval_batch_size is -1"),
         ({"mesh": "data:4", "eval_batch_size": 6}, "batch of 6 rows"),
-        ({"beams": 40}, "40 beams .* the model has 61 words; use 30 beams or less"),
+        ({"beams": 40}, "40 beams .* the model has 61 tokens; use 30 beams or fewer"),
         ({"texts": "the film"}, "texts is no list"),
         ({"texts": ["a", None]}, "texts is no list"),
     ],
@@ -189,7 +189,7 @@ def test_prompts_of_other_models_are_refused(
     with pytest.raises(jpt.InputError, match="layout encoder_decoder"):
         generate(prompt_for(backbones["t5"]), ["a"], backbone=backbone)
     long = prompt_for(backbones["t5"], rows=2049)
-    with pytest.raises(jpt.InputError, match="2049 rows is longer than the 2048"):
+    with pytest.raises(jpt.InputError, match="at most 2048 prompt tokens .*, got 2049"):
         generate(long, ["a"], backbone=backbones["t5"])
 
 

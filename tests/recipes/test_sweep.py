@@ -35,7 +35,7 @@ from jpt.recipes.sweep import (
 from jpt.tuning.bound_task import BoundTask
 from jpt.tuning.run_dir import RunFolder
 from tests.helpers.study import assert_page_is_sound
-from tests.helpers.toys import read_prompts, read_rows, tiny_sweep_write_task, write_fixed
+from tests.helpers.toys import read_prompts, read_rows, write_sweep_task, write_fixed
 
 # --- sweep
 
@@ -44,7 +44,7 @@ from tests.helpers.toys import read_prompts, read_rows, tiny_sweep_write_task, w
 def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("given")
     fixed = write_fixed(folder, eval_every=2)
-    tasks = [fixed.pop("task"), str(tiny_sweep_write_task(folder / "second"))]
+    tasks = [fixed.pop("task"), str(write_sweep_task(folder / "second"))]
     varied = {"task": tasks, "seed": [0, 1], "learning_rate": [0.01, 0.1]}
     return {"fixed": fixed, "grid": varied, "run": {"places": 3}}
 

@@ -34,7 +34,7 @@ from jpt.recipes.sweep_ray import (
     train_away,
 )
 from jpt.tuning.multi_run import SlotSchedule
-from tests.helpers.toys import read_prompts, read_rows, tiny_sweep_write_task, write_fixed
+from tests.helpers.toys import read_prompts, read_rows, write_sweep_task, write_fixed
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("runs.csv", "settings.csv")
@@ -383,7 +383,7 @@ def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) ->
 def test_bank_that_cannot_be_trained(cluster: Cluster, tmp_path: Path) -> None:
     """Data that is gone when a node comes that has what a bank takes; the other task is trained."""
     fixed = write_fixed(tmp_path / "given")
-    gone = tiny_sweep_write_task(tmp_path / "given" / "second")
+    gone = write_sweep_task(tmp_path / "given" / "second")
     tasks = [str(gone), fixed.pop("task")]
     lines = [f"{name} = {json.dumps(value)}" for name, value in fixed.items()]
     grid, out, log = tmp_path / "grid.toml", tmp_path / "out", tmp_path / "log"
