@@ -19,29 +19,17 @@ CELLS = "cells.jsonl"
 
 @dataclass(frozen=True)
 class Cell:
-    """Score of one prompt on one task.
-
-    Attributes:
-        target_task: name of the target.
-        source_prompt: name of the prompt; of several seeds the run's, ``NAME/seed-S``.
-        metric: metric of the task.
-        value: value of the metric; NaN if not finite.
-        loss: mean cross-entropy; NaN if not finite.
-        rows: number of scored rows.
-        majority: share of the most frequent class; None for a generative task.
-        elapsed_s: time of scoring, including compilation.
-        of: everything that the score depends on.
-    """
+    """Score of one prompt on one task."""
 
     target_task: str
-    source_prompt: str
+    source_prompt: str  # of several seeds the run's name, `NAME/seed-S`
     metric: str
-    value: float
-    loss: float
-    rows: int
-    majority: float | None
-    elapsed_s: float
-    of: dict[str, Any]
+    value: float  # NaN if not finite
+    loss: float  # mean cross-entropy; NaN if not finite
+    rows: int  # number of scored rows
+    majority: float | None  # share of the most frequent class; None for a generative task
+    elapsed_s: float  # including compilation
+    of: dict[str, Any]  # everything that the score depends on
 
     @property
     def key(self) -> str:

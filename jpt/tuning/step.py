@@ -21,31 +21,19 @@ from jpt.types import Batch, Parameters
 
 
 class TuneState(NamedTuple):
-    """Everything that a train step updates.
+    """Everything that a train step updates."""
 
-    Attributes:
-        step: number of finished steps.
-        prompt: trainable rows [P, D], float32.
-        optimizer: optax state of the prompt.
-    """
-
-    step: Int[Array, ""]
-    prompt: Float[Array, "P D"]
-    optimizer: Any
+    step: Int[Array, ""]  # number of finished steps
+    prompt: Float[Array, "P D"]  # float32
+    optimizer: Any  # optax state
 
 
 class StepMetrics(NamedTuple):
-    """Metrics of a train step, left on the device.
+    """Metrics of a train step, left on the device."""
 
-    Attributes:
-        loss: mean cross-entropy.
-        accuracy: share of correct labels; of correct tokens for a generative task.
-        gradient_norm: norm of the prompt's gradient before clipping.
-    """
-
-    loss: Float[Array, ""]
-    accuracy: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
+    loss: Float[Array, ""]  # mean cross-entropy
+    accuracy: Float[Array, ""]  # share of correct labels; of correct tokens if generative
+    gradient_norm: Float[Array, ""]  # before clipping
 
 
 TrainStep = Callable[[Parameters, TuneState, Batch, Answer], tuple[TuneState, StepMetrics]]

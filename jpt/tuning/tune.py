@@ -204,18 +204,10 @@ def initial_rows(
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A compiled train step of one backbone and one task.
-
-    Call it as ``state, metrics = step(state, batch)``; the input state is donated.
-
-    Attributes:
-        run: the compiled step, shared by all learning rates and seeds.
-        params: frozen weights.
-        answer: token ids of the label words.
-    """
+    """A compiled train step of one backbone and one task."""
 
     run: BoundStep
-    params: Parameters
+    params: Parameters  # frozen weights
     answer: Answer
 
     def __call__(self, state: TuneState, batch: Batch) -> tuple[TuneState, StepMetrics]:

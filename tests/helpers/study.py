@@ -1,4 +1,4 @@
-"""DOC"""
+"""A sample study of four prompts and four tasks, and readers of its page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,9 +18,7 @@ from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import write_activations, write_transfer
 from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
 
-# --- sample study
-
-# In no order of types, so that the order of the page is seen to be made.
+# Not ordered by type, so that the order of the page is seen to be computed.
 TYPES = {"mnli": "nli", "imdb": "sentiment", "qnli": "nli", "sst2": "sentiment"}
 TASKS = tuple(TYPES)
 ORDERED = ("imdb", "sst2", "mnli", "qnli")
@@ -39,17 +38,13 @@ INDICATORS = (
 
 
 def write_study(folder: Path, scores: np.ndarray = SCORES) -> Path:
-    """All parts of a study of four prompts and four tasks."""
     make_folder(folder)
     write_scores(folder, scores)
-    write_transfer_facts(folder)
+    write_transfer_record(folder)
     values = np.random.default_rng(0).normal(size=(4, 4, 6)).astype(np.float32)
     write_activations(folder / "neurons.npz", Activations(TASKS, values))
-    write_indicators(folder)
-    write_correlations(folder)
-    write_types(folder)
-    write_choices(folder)
-    write_masks(folder)
+    for write in (write_indicators, write_correlations, write_types, write_choices, write_masks):
+        write(folder)
     for name in TASKS:
         write_run(folder / "prompts" / name, name)
     return folder
@@ -60,36 +55,21 @@ def write_scores(folder: Path, scores: np.ndarray = SCORES) -> None:
     matrix = TransferMatrix(TASKS, (*TASKS, "random"), scores, metrics)
     relative = scores / np.diag(scores)[:, None]
     write_transfer(folder / "transfer.csv", matrix)
-    write_transfer(
-        folder / "relative.csv", TransferMatrix(TASKS, matrix.prompts, relative, metrics)
-    )
+    write_transfer(folder / "relative.csv", replace(matrix, values=relative))
 
 
-def write_transfer_facts(folder: Path, **changes: object) -> None:
-    targets = {
-        name: {
-            "task": f"builtin/{name}",
-            "type": kind,
-            "metric": "accuracy",
-            "majority": 0.5,
-            "rows": 1821,
-            "in_task_prompt": name,
-        }
-        for name, kind in TYPES.items()
-    }
-    facts = {
-        "backbone": "builtin/bert-small",
-        "split": "test",
-        "targets": targets,
-        "prompts": {n: {"task": f"builtin/{n}", "type": kind} for n, kind in TYPES.items()},
+def write_transfer_record(folder: Path, **changes: object) -> None:
+    prompts = {name: {"task": f"builtin/{name}", "type": kind} for name, kind in TYPES.items()}
+    scored = {"metric": "accuracy", "majority": 0.5, "rows": 1821}
+    record = {
+        **{"backbone": "builtin/bert-small", "split": "test", "prompts": prompts, "notes": []},
+        "targets": {n: {**of, **scored, "in_task_prompt": n} for n, of in prompts.items()},
         "random": {"name": "random", "seed": 7, "init": "random"},
-        "notes": [],
-        "elapsed_s": 74.21,
         "versions": {"jpt": "0.1.0", "jax": "0.10.2", "python": "3.11.2"},
-        "device": "1 x cpu",
+        **{"elapsed_s": 74.21, "device": "1 x cpu"},
         "command": "jpt transfer --prompts study/prompts --out study",
     }
-    write_json(folder / "transfer.json", {**facts, **changes})
+    write_json(folder / "transfer.json", {**record, **changes})
 
 
 def write_indicators(folder: Path, names: tuple[str, ...] = TASKS) -> None:
@@ -104,7 +84,7 @@ def write_indicators(folder: Path, names: tuple[str, ...] = TASKS) -> None:
 def write_correlations(
     folder: Path, overlap: float | None = 0.6, embedding: float | None = 0.2, scatter: float = 0.05
 ) -> None:
-    """ON's and the embedding indicators' mean rho; single targets lie `scatter` around it."""
+    """Mean rho of ON and of the embedding indicators; targets scatter around it."""
 
     def record(mean: float | None) -> dict[str, object]:
         steps = dict(zip(TASKS, (-3, -1, 1, 3), strict=True))
@@ -112,13 +92,8 @@ def write_correlations(
             name: None if mean is None else mean + scatter * step / 3 * (-1) ** (mean == overlap)
             for name, step in steps.items()
         }
-        return {
-            "mean_over_targets": mean,
-            "pooled_relative": mean,
-            "pooled_raw": mean,
-            "n_targets": 0 if mean is None else 4,
-            "per_target": per_target,
-        }
+        means = dict.fromkeys(("mean_over_targets", "pooled_relative", "pooled_raw"), mean)
+        return {**means, "n_targets": 0 if mean is None else 4, "per_target": per_target}
 
     part = {n: record(overlap if "overlap" in n else embedding) for n in INDICATORS}
     write_json(folder / "correlation.json", {"including_in_task": part, "excluding_in_task": part})
@@ -129,9 +104,7 @@ def write_types(folder: Path) -> None:
     record = {
         "similarity_by_type": dict.fromkeys(INDICATORS, means),
         "relative_transfer": {
-            "same_type_mean": 0.875,
-            "different_type_mean": 0.5,
-            "random_mean": 0.4,
+            **{"same_type_mean": 0.875, "different_type_mean": 0.5, "random_mean": 0.4},
             "best_other_source": {"imdb": "sst2"},
             "fraction_of_targets_whose_best_other_source_has_same_type": 1.0,
         },
@@ -141,7 +114,7 @@ def write_types(folder: Path) -> None:
 
 
 def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -> None:
-    """Each ranking's mean regret; ON's and the embedding indicators' first sources."""
+    """Choices with the mean regret of ON and of the embedding indicators."""
     best = {"mnli": "qnli", "imdb": "sst2", "qnli": "mnli", "sst2": "imdb"}
     spread = dict(zip(TASKS, (-0.004, 0.004, -0.002, 0.002), strict=True))
     targets = {
@@ -154,10 +127,8 @@ def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -
         chosen[name] = {
             t: {
                 "sources": [best[t]] if not each[t] else ["sst2", "mnli"],
-                "score": 0.8 - each[t],
-                "regret": each[t],
-                "hit": float(not each[t]),
-                "rank": 1.0,
+                **{"score": 0.8 - each[t], "regret": each[t]},
+                **{"hit": float(not each[t]), "rank": 1.0},
             }
             for t in TASKS
         }
@@ -171,13 +142,15 @@ def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -
     write_json(folder / "choice.json", record)
 
 
-def write_masks(folder: Path, own: float = 0.6, random: float = 0.9, scatter: float = 0.02) -> None:
-    """What is left under own and random masks; single tasks lie `scatter` around it."""
+def write_masks(
+    folder: Path, in_task: float = 0.6, random: float = 0.9, scatter: float = 0.02
+) -> None:
+    """Mean relative scores under in-task and random masks; tasks scatter around them."""
     steps = dict(zip(TASKS, (-1, -0.5, 0.5, 1), strict=True))
 
-    def mask(share: float, step: float, draws: int) -> dict[str, object]:
+    def mask(share: float, step: float, samples: int) -> dict[str, object]:
         value = 0.8 * (share + scatter * step)
-        runs = [{"source": None, "draw": draw, "value": value} for draw in range(draws)]
+        runs = [{"source": None, "draw": draw, "value": value} for draw in range(samples)]
         return {"value": value, "std": None, "relative": value / 0.8, "runs": runs}
 
     targets = {
@@ -185,13 +158,13 @@ def write_masks(folder: Path, own: float = 0.6, random: float = 0.9, scatter: fl
             **{"task": f"builtin/{name}", "type": kind, "prompt": name, "metric": "accuracy"},
             **{"split": "test", "rows": 300, "majority": 0.5, "unmasked": 0.8},
             "masks": {
-                "in_task": mask(own, steps[name], 1),
+                "in_task": mask(in_task, steps[name], 1),
                 "random": mask(random, -steps[name], 2),
             },
         }
         for name, kind in TYPES.items()
     }
-    kinds = {"in_task": own, "random": random}
+    kinds = {"in_task": in_task, "random": random}
     record = {
         **{"backbone": "builtin/bert-small", "ratio": 0.2, "layers": [0, 3], "split": "test"},
         **{"masked_neurons": 5, "neurons": 24, "targets": targets, "notes": []},
@@ -223,7 +196,7 @@ def write_run(folder: Path, name: str, finished: bool = True) -> None:
 
 
 class PageReader(HTMLParser):
-    """Tables by caption, and every tag with its attributes."""
+    """The tables of a page by caption, and all tags with their attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -256,15 +229,12 @@ class PageReader(HTMLParser):
             self._cell = None
 
 
-# --- page checks
-
-# Elements that have no end.
 VOID = {"meta", "br", "hr", "img", "input", "link", "area", "base", "col", "source", "wbr"}
 LOADING = {"link", "iframe", "img", "object", "embed", "audio", "video", "source", "base", "form"}
 
 
 class Outline(HTMLParser):
-    """What stands in a page, and what is wrong with how its tags nest."""
+    """The tags, ids, links and texts of a page, and its nesting faults."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -317,7 +287,7 @@ class Outline(HTMLParser):
 
 
 def assert_page_is_sound(page: str, folder: Path) -> Outline:
-    """Asserts that tags nest, ids are single, links lead somewhere, and nothing is loaded."""
+    """Assert valid nesting, unique ids, valid links, and that nothing is loaded."""
     outline = Outline(page)
     assert outline.faults == []
     assert len(set(outline.ids)) == len(outline.ids)
@@ -328,18 +298,16 @@ def assert_page_is_sound(page: str, folder: Path) -> Outline:
             assert ":" not in link and (folder / unquote(link)).exists(), link
     assert not {tag for tag, _ in outline.tags} & LOADING
     assert not re.search(r"https?:|@import|url\((?!#)|//[a-z]+\.", page)
-    assert_only_own_script_runs(page, outline)
+    assert_single_script(page, outline)
     return outline
 
 
-def assert_only_own_script_runs(page: str, outline: Outline) -> None:
-    """Asserts that the policy of the page names the one script that stands in it."""
-    (script,) = [tag for tag, _ in outline.tags if tag == "script"] and [
-        "".join(outline.texts["script"])
-    ]
+def assert_single_script(page: str, outline: Outline) -> None:
+    """Assert that the content security policy allows only the script of the page."""
+    script = "".join(outline.texts["script"])
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     (policy,) = [a["content"] for _, a in outline.tags if a.get("http-equiv")]
     assert policy is not None and policy.startswith("default-src 'none'")
     assert re.findall(r"script-src ([^;]+)", policy) == [f"'sha256-{digest}'"]
     assert not any(name.startswith("on") for _, a in outline.tags for name in a)
-    assert page.count("<script") == 1
+    assert page.count("<script") == [tag for tag, _ in outline.tags].count("script") == 1

@@ -126,9 +126,8 @@ def write_sweep_task(folder: Path) -> Path:
     """Write a task whose label is given by one word."""
     words = [token for token in VOCABULARY if token.isalpha()]
     toml = (
-        MOOD_TOML.partition("\n")[2]
-        .partition("[label_words]")[0]
-        .replace('"bad", "good"', '"a", "b"')
+        'type = "sentiment"\nfields = ["text"]\nlabels = ["a", "b"]\ntemplate = "{text}"\n'
+        f'[label_words]\na = "{words[0]}"\nb = "{words[1]}"\n'
     )
     text = json_lines(
         {"text": f"{words[2 + number % 3]} {word}", "label": label}
@@ -136,7 +135,6 @@ def write_sweep_task(folder: Path) -> Path:
         for label, word in (("a", words[5]), ("b", words[6]))
     )
     splits = dict.fromkeys(("train", "validation", "test"), text)
-    toml += f'[label_words]\na = "{words[0]}"\nb = "{words[1]}"\n'
     return write_task(folder, toml=toml, **splits)
 
 
