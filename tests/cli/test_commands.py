@@ -20,7 +20,7 @@ from jpt.testing import write_tiny_backbone
 from jpt.types import Prompt, PromptCard
 from tests.helpers.projector_case import source_prompts, write_case
 from tests.helpers.running import type_command
-from tests.helpers.study import write_scores, write_transfer_facts
+from tests.helpers.study import write_scores, write_transfer_record
 from tests.helpers.toys import write_task
 
 # --- export
@@ -119,7 +119,7 @@ def test_start_is_the_paper_s_and_says_so(neurons_run, place: Path) -> None:
         (("--probe", "text"), "probe is text, but task is not set"),
         (("--probe", "text", "--task", "MOOD", "--rows", "99"), "has 42 rows; ask for 42"),
         (("--probe", "text", "--task", "MOOD", "--positions", "40"), "positions is 40, but"),
-        (("--stack", "encoder"), "has one stack; leave it out"),
+        (("--stack", "encoder"), "has one stack; omit it"),
         (("--chunk-mb", "-1"), "chunk_mb is -1.0; give a number of megabytes above 0"),
     ],
 )
@@ -194,7 +194,7 @@ def test_report_prints_where_the_page_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_scores(tmp_path)
-    write_transfer_facts(tmp_path)
+    write_transfer_record(tmp_path)
     report(tmp_path, json=True)
     record = json.loads(capsys.readouterr().out)
     page = Path(record["report"])

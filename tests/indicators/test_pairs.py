@@ -23,7 +23,7 @@ from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.helpers.study import ORDERED, SCORES, TASKS, PageReader, write_study
-from tests.helpers.study import write_transfer_facts as write_facts
+from tests.helpers.study import write_transfer_record as write_facts
 
 # --- seed means
 

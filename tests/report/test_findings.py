@@ -1,3 +1,5 @@
+"""Sentences and verdicts of the findings."""
+
 from __future__ import annotations
 
 import json
@@ -15,7 +17,7 @@ from tests.helpers.study import (
     write_masks,
     write_scores,
     write_study,
-    write_transfer_facts,
+    write_transfer_record,
     write_types,
 )
 
@@ -25,194 +27,190 @@ def _found(folder: Path) -> dict[str, Finding]:
     return {finding.topic: finding for finding in find(study, order_study(study))}
 
 
-def _moves(same: list[float], other: list[float], target: str = "x") -> list[TransferPair]:
-    kinds = ((same, True), (other, False))
+def _pairs(same: list[float], other: list[float], target: str = "x") -> list[TransferPair]:
+    groups = ((same, True), (other, False))
     return [
-        TransferPair(target, f"{kind}{i}", value, kind)
-        for values, kind in kinds
+        TransferPair(target, f"{is_same}{i}", value, is_same)
+        for values, is_same in groups
         for i, value in enumerate(values)
     ]
 
 
-def test_sentences_tell_the_numbers(tmp_path: Path) -> None:
-    found = _found(write_study(tmp_path))
-    assert found["training"].text == (
-        "All 4 own prompts score above the majority class (mean score 87% against 50%)."
-    )
+def _edit_choices(folder: Path):
+    path = folder / "choice.json"
+    record = json.loads(path.read_text())
+    yield record
+    path.write_text(json.dumps(record))
+
+
+def test_sentences_hold_the_numbers(tmp_path: Path) -> None:
+    found = {topic: finding.text for topic, finding in _found(write_study(tmp_path)).items()}
     relative = SCORES / np.diag(SCORES)[:, None]
-    same = np.mean([relative[0, 2], relative[2, 0], relative[1, 3], relative[3, 1]])
-    other = np.mean([relative[i, j] for i in range(4) for j in range(4) if (i + j) % 2])
-    text = found["types"].text
-    assert f"reaches {100 * same:.0f}% of that task's own prompt where both" in text
-    assert f"{100 * other:.0f}% where not" in text
-    assert f"(an untrained prompt: {100 * relative[:, 4].mean():.0f}%)" in text
-    assert "on 4 of the 4 tasks" in text
-    assert found["best_source"].text.startswith("Of the 4 tasks") and (
-        "4 have their best source in their own type; a blind choice would give 1.3"
-        in found["best_source"].text
-    )
-    assert "0.75 on average, those of different types 0.25" in found["overlap"].text
-    assert "rank correlation of +0.60" in found["correlation"].text
-    assert "(E_concat +0.20)" in found["correlation"].text
-    assert "n = 4 tasks, each ranking 3 sources" in found["caution"].text
+    same = np.array([relative[0, 2], relative[1, 3], relative[2, 0], relative[3, 1]])
+    other = np.array([[relative[i, j] for j in range(4) if (i + j) % 2] for i in range(4)])
+    wanted = {
+        "training": "All 4 in-task prompts score above the majority class (mean score 87%,"
+        " majority class 50%).",
+        "types": f"Zero-shot transfer reaches {100 * same.mean():.0f}% of the in-task prompt within"
+        f" a task type and {100 * other.mean():.0f}% across types (untrained prompt:"
+        f" {100 * relative[:, 4].mean():.0f}%; 95% CI of the difference over tasks: [+28.8, +34.2]"
+        " points): sources of the same type are better on 4 of 4 tasks, as in the paper.",
+        "best_source": "The best source has the target's task type for 4 of 4 tasks (chance level:"
+        " 1.3).",
+        "overlap": "(ON) is 0.75 within a task type and 0.25 across types",
+        "correlation": "transfer is +0.60 (95% CI [+0.55, +0.65]), compared with +0.20 for the best"
+        " embedding indicator (E_concat): ON predicts transfer better (difference +0.40",
+        "caution": "With n = 4 tasks of 3 sources each",
+    }
+    for topic, text in wanted.items():
+        assert text in found[topic]
+    assert 0.288 < (same - other.mean(1)).mean() < 0.342
 
 
-def test_findings_agree_and_turn_with_the_numbers(tmp_path: Path) -> None:
+def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
     write_study(tmp_path)
     topics = ("types", "best_source", "overlap", "correlation")
     assert [_found(tmp_path)[topic].verdict for topic in topics] == ["agrees"] * 4
-    turned = SCORES[:, [1, 0, 3, 2, 4]]  # each prompt now does what one of another type did
-    turned[np.diag_indices(4)] = np.diag(SCORES)
-    write_scores(tmp_path, turned)
+    swapped = SCORES[:, [1, 0, 3, 2, 4]]  # each prompt scores as one of the other type did
+    swapped[np.diag_indices(4)] = np.diag(SCORES)
+    write_scores(tmp_path, swapped)
     write_correlations(tmp_path, overlap=0.1, embedding=0.5)
     path = tmp_path / "types.json"
     path.write_text(path.read_text().replace("0.75", "0.05"))
     found = _found(tmp_path)
     assert [found[topic].verdict for topic in topics] == ["contradicts"] * 4
-    assert all("against the paper" in found[topic].text for topic in topics if topic[0] != "b")
+    assert all("contrary to the paper" in found[t].text for t in topics if t != "best_source")
 
 
-def test_prompts_that_learned_nothing_are_named(tmp_path: Path) -> None:
+def test_prompts_below_the_majority_class_are_named(tmp_path: Path) -> None:
     scores = SCORES.copy()
     scores[1, 1] = 0.5
     write_scores(tmp_path, scores)
-    write_transfer_facts(tmp_path)
+    write_transfer_record(tmp_path)
     text = _found(tmp_path)["training"].text
-    assert text.startswith("1 of 4 own prompts score no better than the majority class (imdb)")
+    assert text.startswith("1 of 4 in-task prompts scores no better than the majority class (imdb;")
 
 
 @pytest.mark.parametrize(
-    ("same", "other", "random", "verdict", "said"),
+    ("same", "other", "random", "verdict", "text"),
     [
         ([0.9, 0.8], [0.5, 0.6], 0.5, "agrees", "as in the paper"),
-        ([0.5], [0.9], 0.5, "contradicts", "other types even do better"),
+        ([0.5], [0.9], 0.5, "contradicts", "sources of other types are better"),
         ([0.705], [0.7], 0.5, "contradicts", "makes no difference"),
-        ([0.6], [0.5], 0.8, "contradicts", "no better than no training at all"),
-        ([0.6], [], 0.8, "unclear", "all tasks have one type"),
+        ([0.6], [0.5], 0.8, "contradicts", "no better than an untrained prompt"),
+        ([0.6], [], 0.8, "unclear", "all tasks have the same type"),
         ([], [0.6], 0.8, "unclear", "no two tasks share a type"),
     ],
 )
-def test_verdict_on_types(
-    same: list[float], other: list[float], random: float, verdict: str, said: str
-) -> None:
-    found = type_finding(_moves(same, other), {"x": random})
-    assert found is not None and found.verdict == verdict and said in found.text
+def test_types(same, other, random: float, verdict: str, text: str) -> None:
+    found = type_finding(_pairs(same, other), {"x": random})
+    assert found is not None and found.verdict == verdict and text in found.text
 
 
-def test_mean_carried_by_one_task_is_not_clear() -> None:
-    pairs = _moves([1.0], [0.1], "a") + _moves([0.5], [0.6], "b") + _moves([0.5], [0.6], "c")
+def test_types_with_a_mean_that_one_task_dominates() -> None:
+    pairs = _pairs([1.0], [0.1], "a") + _pairs([0.5], [0.6], "b") + _pairs([0.5], [0.6], "c")
     found = type_finding(pairs, {})
     assert found is not None and found.verdict == "unclear"
-    assert "only on 1 of the 3 tasks" in found.text and "untrained" not in found.text
+    assert "only on 1 of 3 tasks" in found.text and "untrained" not in found.text
 
 
-def test_nothing_is_said_without_types_or_moves() -> None:
+def test_no_finding_without_types_or_pairs() -> None:
     unknown = [TransferPair("x", "y", 0.5, None)]
     assert type_finding(unknown, {}) is None and source_finding(unknown) is None
     assert type_finding([], {}) is None
 
 
-def test_best_source_that_ties_with_another_type_is_no_hit() -> None:
-    pairs = [*_moves([0.9], [0.9], "a"), *_moves([0.8], [0.9], "b")]
-    found = source_finding(pairs)
-    assert found is not None and "0 have their best" in found.text
-    assert found.verdict == "contradicts"
-
-
-def test_best_source_near_chance_is_not_clear() -> None:
-    found = source_finding([*_moves([0.9], [0.8], "a"), *_moves([0.8], [0.9], "b")])
-    assert found is not None and found.verdict == "unclear"
+@pytest.mark.parametrize(
+    ("a", "b", "hits", "verdict"),
+    [
+        (([0.9], [0.9]), ([0.8], [0.9]), 0, "contradicts"),  # a tie does not count
+        (([0.9], [0.8]), ([0.8], [0.9]), 1, "unclear"),
+    ],
+)
+def test_best_source(a, b, hits: int, verdict: str) -> None:
+    found = source_finding([*_pairs(*a, "a"), *_pairs(*b, "b")])
+    assert found is not None and f"for {hits} of 2 tasks" in found.text
+    assert found.verdict == verdict
 
 
 @pytest.mark.parametrize(
-    ("overlap", "embedding", "scatter", "verdict", "said"),
+    ("overlap", "embedding", "scatter", "verdict", "text"),
     [
-        (0.6, 0.2, 0.05, "agrees", "ON tells better"),
-        (0.6, 0.5, 0.5, "unclear", "ON leads as in the paper, but within the scatter"),
-        (0.5, 0.6, 0.5, "unclear", "ON does not lead, against the paper, but within"),
-        (0.2, 0.6, 0.05, "contradicts", "ON tells worse"),
-        (-0.1, -0.5, 0.05, "contradicts", "ON does not tell which source"),
-        (0.6, None, 0.05, "unclear", "no other indicator"),
-        (None, 0.5, 0.05, "unclear", "is not defined"),
+        (0.6, 0.2, 0.05, "agrees", "ON predicts transfer better"),
+        (0.6, 0.5, 0.5, "unclear", "ON is higher, as in the paper, but not significantly"),
+        (0.5, 0.6, 0.5, "unclear", "not predict transfer better than the prompt embeddings here"),
+        (0.2, 0.6, 0.05, "contradicts", "ON predicts transfer worse"),
+        (-0.1, -0.5, 0.05, "contradicts", "ON does not predict transfer, contrary"),
+        (0.6, None, 0.05, "unclear", "no embedding indicator to compare"),
+        (None, 0.5, 0.05, "unclear", "is undefined"),
     ],
 )
-def test_verdict_on_overlap(
-    tmp_path: Path,
-    overlap: float | None,
-    embedding: float | None,
-    scatter: float,
-    verdict: str,
-    said: str,
-) -> None:
+def test_correlation(tmp_path, overlap, embedding, scatter, verdict: str, text: str) -> None:
     write_correlations(tmp_path, overlap, embedding, scatter)
     found = _found(tmp_path)["correlation"]
-    assert found.verdict == verdict and said in found.text
+    assert found.verdict == verdict and text in found.text
 
 
-def test_standard_error_of_one_number_is_not_small() -> None:
+def test_standard_error() -> None:
     assert standard_error([0.5]) == np.inf
     assert standard_error([1.0, 3.0]) == pytest.approx(1.0)
 
 
-def test_types_without_a_matrix_speak_of_the_overlap_only(tmp_path: Path) -> None:
+def test_types_without_a_matrix(tmp_path: Path) -> None:
     write_types(tmp_path)
     assert list(_found(tmp_path)) == ["overlap"]
 
 
 @pytest.mark.parametrize(
-    ("overlap", "embedding", "verdict", "said"),
+    ("overlap", "embedding", "verdict", "text"),
     [
-        (0.01, 0.05, "agrees", "ON chooses better, as in the paper"),
-        (0.05, 0.01, "contradicts", "ON chooses worse, which speaks against the paper"),
-        (0.03, 0.03, "unclear", "the two choose alike"),
+        (0.01, 0.05, "agrees", "ON selects better, as in the paper"),
+        (0.05, 0.01, "contradicts", "ON selects worse, contrary to the paper"),
+        (0.03, 0.03, "unclear", "the two are equally good"),
     ],
 )
-def test_verdict_on_choices(
-    tmp_path: Path, overlap: float, embedding: float, verdict: str, said: str
-) -> None:
+def test_choices(tmp_path, overlap: float, embedding: float, verdict: str, text: str) -> None:
     write_choices(tmp_path, overlap, embedding)
     found = _found(tmp_path)["choice"]
-    assert found.verdict == verdict and said in found.text
-    assert f"costs {100 * overlap:.1f} point" in found.text
-    assert "one taken by chance 10.0 points; it beats chance" in found.text
-    assert f"(E_concat) costs {100 * embedding:.1f} point" in found.text
+    assert found.verdict == verdict and text in found.text
+    assert f"a mean regret of {100 * overlap:.1f} point" in found.text
+    assert "(random source: 10.0 points): better than random" in found.text
+    assert f"(E_concat) has {100 * embedding:.1f} point" in found.text
 
 
-def test_choices_that_scatter_are_not_clear(tmp_path: Path) -> None:
+def test_choices_without_a_significant_difference(tmp_path: Path) -> None:
     write_choices(tmp_path, 0.02, 0.03)
-    record = json.loads((tmp_path / "choice.json").read_text())
-    for place, chosen in enumerate(record["chosen"]["neuron_overlap"].values()):
-        chosen["regret"] = (0.0, 0.0, 0.0, 0.08)[place]
-    record["rankings"]["neuron_overlap"]["gain_interval"] = [-0.01, 0.1]
-    (tmp_path / "choice.json").write_text(json.dumps(record))
+    for record in _edit_choices(tmp_path):
+        for index, chosen in enumerate(record["chosen"]["neuron_overlap"].values()):
+            chosen["regret"] = (0.0, 0.0, 0.0, 0.08)[index]
+        record["rankings"]["neuron_overlap"]["gain_interval"] = [-0.01, 0.1]
     found = _found(tmp_path)["choice"]
-    assert found.verdict == "unclear" and "within the scatter over tasks" in found.text
-    assert "no sure gain (95% interval of the gain -1.0 to +10.0)" in found.text
+    assert found.verdict == "unclear" and "here, but not significantly" in found.text
+    ci = "95% CI of the gain: [-1.0, +10.0] points"
+    assert f"not significantly better than random ({ci})" in found.text
 
 
-def test_choices_without_neurons_name_the_best_of_the_vectors(tmp_path: Path) -> None:
+def test_choices_without_neurons(tmp_path: Path) -> None:
     write_choices(tmp_path)
-    record = json.loads((tmp_path / "choice.json").read_text())
-    del record["rankings"]["neuron_overlap"]
-    record["rankings"]["cosine_average"]["regret"] = 0.02
-    (tmp_path / "choice.json").write_text(json.dumps(record))
+    for record in _edit_choices(tmp_path):
+        del record["rankings"]["neuron_overlap"]
+        record["rankings"]["cosine_average"]["regret"] = 0.02
     found = _found(tmp_path)["choice"]
-    assert found.verdict is None and found.text.startswith("The source that C_average puts first")
+    assert found.verdict is None and found.text.startswith("Selecting the source by C_average")
 
 
 @pytest.mark.parametrize(
-    ("own", "random", "scatter", "verdict", "said"),
+    ("in_task", "random", "scatter", "verdict", "text"),
     [
-        (0.6, 0.9, 0.02, "agrees", "matter more than others (95% interval of the difference +"),
+        (0.6, 0.9, 0.02, "agrees", "matter more than others (95% CI of the difference: [+"),
         (0.9, 0.6, 0.02, "contradicts", "matter less than others"),
-        (0.75, 0.8, 0.5, "unclear", "cannot be told"),
+        (0.75, 0.8, 0.5, "unclear", "the difference is not significant"),
     ],
 )
-def test_verdict_on_masks(
-    tmp_path: Path, own: float, random: float, scatter: float, verdict: str, said: str
-) -> None:
-    write_masks(tmp_path, own, random, scatter)
+def test_masks(tmp_path, in_task, random, scatter, verdict: str, text: str) -> None:
+    write_masks(tmp_path, in_task, random, scatter)
     found = _found(tmp_path)["masks"]
-    assert found.verdict == verdict and said in found.text
-    assert f"{100 * own:.0f}% of its score is left on average over 4 tasks" in found.text
-    assert f"random ones {100 * random:.0f}%" in found.text and "With the 20% of" in found.text
+    assert found.verdict == verdict and text in found.text
+    assert f"leaves {100 * in_task:.0f}% of the score on average over 4 tasks" in found.text
+    assert f"random neurons leaves {100 * random:.0f}%" in found.text
+    assert "Masking the 20% of" in found.text

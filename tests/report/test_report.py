@@ -60,7 +60,7 @@ from tests.helpers.study import (
     write_run,
     write_scores,
     write_study,
-    write_transfer_facts,
+    write_transfer_record,
 )
 
 # --- report
@@ -263,7 +263,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     line = name.replace('"', '""')
     text = f'target_task,source_prompt,metric,value\nimdb,"{line}",<i>acc</i>,0.5\n'
     (tmp_path / "transfer.csv").write_text(text)
-    write_transfer_facts(tmp_path, notes=["<script>alert(1)</script>"], command="<u>jpt</u>")
+    write_transfer_record(tmp_path, notes=["<script>alert(1)</script>"], command="<u>jpt</u>")
     page = _build(tmp_path)
     tags = [tag for tag, _ in PageReader(page).tags]
     assert not set(tags) & {"b", "i", "u"} and tags.count("script") == 1
@@ -275,7 +275,7 @@ def test_pairs_that_were_not_measured(tmp_path: Path) -> None:
     scores = SCORES.copy()
     scores[1, 0] = np.nan
     write_scores(tmp_path, scores)
-    write_transfer_facts(tmp_path)
+    write_transfer_record(tmp_path)
     page = _build(tmp_path)
     assert PageReader(page).tables["Score of each prompt on each task"][1][5] == "–"
     assert "1 pair of task and prompt were not measured" in page.replace("was", "were")
@@ -289,7 +289,7 @@ def test_relative_scores_are_computed_where_the_file_is_missing(tmp_path: Path) 
     found = prepare(tmp_path)[0]
     assert found.computed_relative and wanted is not None and found.relative is not None
     np.testing.assert_array_equal(found.relative.values, wanted.values)
-    write_transfer_facts(tmp_path, targets={"imdb": {"task": "imdb", "in_task_prompt": None}})
+    write_transfer_record(tmp_path, targets={"imdb": {"task": "imdb", "in_task_prompt": None}})
     assert prepare(tmp_path)[0].relative is None
     assert "no target has an own prompt" in _build(tmp_path)
 
@@ -331,10 +331,10 @@ def test_notes_of_the_commands_are_shown(tmp_path: Path) -> None:
 def test_target_without_own_prompt_is_said(tmp_path: Path) -> None:
     write_scores(tmp_path)
     targets = {name: {"task": name, "in_task_prompt": name} for name in TASKS[:3]}
-    write_transfer_facts(tmp_path, targets={**targets, "sst2": {"task": "sst2"}})
+    write_transfer_record(tmp_path, targets={**targets, "sst2": {"task": "sst2"}})
     study = read_study(tmp_path)
     assert "without own prompt: sst2." in " ".join(notes(study, order_study(study)))
-    write_transfer_facts(tmp_path, targets=targets, notes=["sst2 has no in-task prompt: so"])
+    write_transfer_record(tmp_path, targets=targets, notes=["sst2 has no in-task prompt: so"])
     study = read_study(tmp_path)
     assert len([line for line in notes(study, order_study(study)) if "sst2" in line]) == 1
 
@@ -832,7 +832,7 @@ def test_without_transfer_json_names_tell_own_prompts_and_types(tmp_path: Path) 
 
 def test_own_prompt_follows_the_file_not_the_name(tmp_path: Path) -> None:
     write_scores(tmp_path)
-    write_transfer_facts(tmp_path, targets={"imdb": {"task": "imdb", "in_task_prompt": "sst2"}})
+    write_transfer_record(tmp_path, targets={"imdb": {"task": "imdb", "in_task_prompt": "sst2"}})
     assert order_study(read_study(tmp_path)).own == {"imdb": "sst2"}
 
 
