@@ -29,7 +29,7 @@ from jpt.tasks.catalog import REFERENCE_TASKS, task_type
 from jpt.types import Prompt, PromptCard
 from jpt.version import __version__
 
-# --- The authors' released prompts as prompts of jpt, with cards that say what they are for
+# --- Prompts released by the paper's authors
 
 REPOSITORY = "thunlp/Prompt-Transferability"
 RANDOM = "random"
@@ -37,14 +37,13 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class ReferenceBackbone:
-    """A backbone for which the authors released prompts, or could have."""
+    """Backbone of prompts in the authors' format."""
 
-    name: str  # its hub id
+    name: str  # hub id
     width: int  # D
-    layout: str  # where its prompts stand
-    code: str  # what the authors' files call it
-    # the position of the text's first token where it is not the model's own
-    first_position: int | None = None
+    layout: str
+    code: str  # name in the authors' files
+    first_position: int | None = None  # position of the first text token, if not the model's own
 
 
 REFERENCE_BACKBONES = {
@@ -56,31 +55,31 @@ REFERENCE_BACKBONES = {
     "t5-base": ReferenceBackbone("t5-base", 768, "encoder_decoder", "T5"),
     "t5-large": ReferenceBackbone("t5-large", 1024, "encoder_decoder", "T5Large"),
 }
-"""By the name of the folder; hub ids are those of the original T5, not of T5 1.1."""
+"""Backbones by folder name; the T5 models are the original ones, not T5 1.1."""
 
 
 def import_reference(
     source: str | Path, out: str | Path | None = None, backbone: str | None = None
 ) -> dict[str, Prompt]:
-    """Imports prompts that the paper's authors released.
+    """Import prompts that the paper's authors released.
 
     Names are kept; cards name the task as the catalog does. Row 0 of an encoder's prompt was
-    trained but never read (the authors' model puts the mask there): it is kept apart as
+    trained but never read, because the authors' model puts the mask there: it is returned as
     ``unused_row``.
 
     Args:
-        source: a folder of ``NAME.npy`` files or of folders with a ``task_prompt``, or one file.
-        out: folder for ``NAME.safetensors`` files; without it nothing is written. It may hold
-            the same prompts already, but no others of these names.
-        backbone: hub id, or folder whose last part is one; by default what the folder's name
-            says. Where folders say several, only those of this one are taken.
+        source: Folder of ``NAME.npy`` files or of folders with a ``task_prompt``, or one file.
+        out: Folder for ``NAME.safetensors`` files; nothing is written without it. It may already
+            contain the same prompts, but no others of these names.
+        backbone: Hub id, or folder whose last part is one; defaults to the one in the folder's
+            name. If the folders name several, only prompts of this backbone are imported.
 
     Returns:
         The prompts by name.
 
     Raises:
-        InputError: no prompts, an unknown backbone, a width that is not the backbone's, a broken
-            file, or another prompt in the way. Then nothing is written.
+        InputError: There are no prompts, the backbone is unknown or has another width, a file is
+            broken, or another prompt exists in ``out``. Nothing is written then.
 
     Example:
         >>> import tempfile
@@ -99,7 +98,7 @@ def import_reference(
 
 
 def reference_backbone(name: str) -> ReferenceBackbone | None:
-    """Looks a backbone up."""
+    """Return a backbone by folder name, hub id or the authors' name for it."""
     for folder, model in REFERENCE_BACKBONES.items():
         if name.split("__")[0] == folder or name == model.code:
             return model
@@ -111,35 +110,32 @@ def reference_backbone(name: str) -> ReferenceBackbone | None:
 def _choose(
     source: str | Path, files: list[ReferenceFile], backbone: str | None
 ) -> tuple[list[ReferenceFile], ReferenceBackbone]:
-    """The files that are imported, and their backbone."""
+    """Return the files to import and their backbone."""
     known = ", ".join(REFERENCE_BACKBONES)
-    said = {file.path: reference_backbone(file.backbone) for file in files}
-    counts = Counter(model.name for model in said.values() if model)
+    named = {file.path: reference_backbone(file.backbone) for file in files}
+    counts = Counter(model.name for model in named.values() if model)
     if backbone is None:
-        lacking = [file for file in files if said[file.path] is None]
+        lacking = [file for file in files if named[file.path] is None]
         if lacking:
             raise InputError(
-                f"{lacking[0].path}: its folder names no known backbone"
-                f" ({lacking[0].backbone or lacking[0].name}); name it with --backbone (known:"
-                f" {known})"
+                f"{lacking[0].path}: unknown backbone in the folder's name"
+                f" ({lacking[0].backbone or lacking[0].name}); give --backbone (known: {known})"
             )
         if len(counts) > 1:
-            told = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+            listed = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
             raise InputError(
-                f"{source} holds prompts of {len(counts)} backbones ({told}); choose one with"
-                " --backbone, a folder of prompts has one"
+                f"{source} has prompts of {len(counts)} backbones ({listed}); choose one with"
+                " --backbone"
             )
-        return files, next(model for model in said.values() if model)
+        return files, next(model for model in named.values() if model)
     model = reference_backbone(backbone)
     if model is None:
-        raise InputError(
-            f"the backbone {backbone} is none that the authors released prompts for; known: {known}"
-        )
+        raise InputError(f"no released prompts for backbone {backbone}; known: {known}")
     if len(counts) > 1:
         hub_id = model.name.rstrip("/").rsplit("/", 1)[-1]
-        files = [file for file in files if (each := said[file.path]) and each.name == hub_id]
+        files = [file for file in files if (each := named[file.path]) and each.name == hub_id]
         if not files:
-            raise InputError(f"{source} holds no prompt of {backbone}; it has {', '.join(counts)}")
+            raise InputError(f"{source} has no prompts of {backbone}, only of {', '.join(counts)}")
     return files, model
 
 
@@ -147,8 +143,8 @@ def _read(file: ReferenceFile, model: ReferenceBackbone) -> Prompt:
     rows = read_reference_values(file.path)
     if rows.shape[1] != model.width:
         raise InputError(
-            f"{file.path} is {rows.shape[1]} wide, but prompts of {model.name} are {model.width}"
-            " wide; name its backbone with --backbone"
+            f"{file.path}: expected width {model.width} for {model.name}, got {rows.shape[1]}; give"
+            " the backbone with --backbone"
         )
     task, kind = _task(file.task)
     card = PromptCard(
@@ -164,38 +160,38 @@ def _read(file: ReferenceFile, model: ReferenceBackbone) -> Prompt:
         return Prompt(rows, card)
     if len(rows) < 2:
         raise InputError(
-            f"{file.path} has 1 row, which {model.name} does not read; at least 2 expected"
+            f"{file.path}: expected at least 2 rows, got 1, which {model.name} does not read"
         )
     return Prompt(rows[1:], card, rows[:1])
 
 
-def _task(told: str) -> tuple[str, str | None]:
-    """The catalog's name and type of a task; of ``imdb_trained`` the longest part that is known."""
-    parts = told.split("_")
+def _task(text: str) -> tuple[str, str | None]:
+    """Return a task's name and type in the catalog; its longest known prefix (``imdb_trained``)."""
+    parts = text.split("_")
     for length in range(len(parts), 0, -1):
         name = "_".join(parts[:length])
         if name in REFERENCE_TASKS:
             return REFERENCE_TASKS[name]
         if name == RANDOM:
             return RANDOM, None
-    return told, task_type(told)
+    return text, task_type(text)
 
 
 def _write(prompts: dict[str, Prompt], out: Path) -> None:
-    """Writes what is not there yet, after a look at all that is."""
+    """Write missing prompts, after checking that existing ones are equal."""
     fresh = {}
     for name, prompt in prompts.items():
         file = out / f"{name}.safetensors"
         if (out / name / PROMPT_FILE).exists():
             raise InputError(
-                f"{out / name} is a run with a prompt of this name; choose another out"
+                f"{out / name} is a run folder with a prompt of this name; choose another out"
             )
         if not file.exists():
             fresh[file] = prompt
         elif not _same(load_prompt(file), prompt):
             raise InputError(
-                f"{file} is there and is another prompt than the imported {name}; choose another"
-                " out, or remove it"
+                f"{file} exists and differs from the imported prompt {name}; choose another out or"
+                " remove it"
             )
     make_folder(out)
     for file, prompt in fresh.items():
@@ -203,7 +199,7 @@ def _write(prompts: dict[str, Prompt], out: Path) -> None:
 
 
 def _same(old: Prompt, new: Prompt) -> bool:
-    """Whether two prompts are equal, whatever version and path wrote them."""
+    """Return whether two prompts are equal apart from the version and path that wrote them."""
     rows = [
         (prompt.values, np.zeros((0, 0)) if prompt.unused_row is None else prompt.unused_row)
         for prompt in (old, new)
@@ -215,7 +211,7 @@ def _same(old: Prompt, new: Prompt) -> bool:
 
 
 def describe_import(prompts: dict[str, Prompt], out: str | Path) -> tuple[dict[str, Any], str]:
-    """Says what was imported."""
+    """Return imported prompts as a record and text."""
     first = next(iter(prompts.values()))
     rows, width = first.values.shape
     cards = {name: prompt.card for name, prompt in prompts.items()}
@@ -230,32 +226,29 @@ def describe_import(prompts: dict[str, Prompt], out: str | Path) -> tuple[dict[s
         },
     }
     count = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
-    apart = "" if first.unused_row is None else ", row 0 kept apart"
+    apart = "" if first.unused_row is None else ", row 0 stored separately"
     lines = [
         f"{count} of {first.card.backbone}, {rows} rows x {width}{apart}: {', '.join(prompts)}"
     ]
     if untyped:
-        lines.append(
-            f"note: {', '.join(untyped)}: a task without a type, left out of means by type"
-        )
+        lines.append(f"note: {', '.join(untyped)}: unknown task type, excluded from means by type")
     return record, "\n".join([*lines, f"written: {out}"])
 
 
-# --- Prompts to PEFT and back: held against their backbone, with a card that says what they are
+# --- PEFT
 
 UNKNOWN_TASK = "unknown"
-"""The task of an imported prompt where nobody says one."""
 
 
 @dataclass(frozen=True)
 class PeftFile:
-    """A prompt that was carried to PEFT or from there.
+    """Result of `export_peft` and `import_peft`.
 
     Attributes:
-        prompt: the prompt.
-        path: the adapter folder or the prompt file; None where nothing was written.
-        base_model: what PEFT or the card calls the backbone.
-        notes: what else there is to know.
+        prompt: Prompt.
+        path: Adapter folder or prompt file; None if nothing was written.
+        base_model: Backbone name in the adapter config or the card.
+        notes: Notes for the user.
     """
 
     prompt: Prompt
@@ -265,7 +258,7 @@ class PeftFile:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was carried, as JSON."""
+        """The result as JSON."""
         rows, width = self.prompt.values.shape
         return {
             "out": None if self.path is None else str(self.path),
@@ -278,7 +271,7 @@ class PeftFile:
         }
 
     def describe(self) -> str:
-        """Says in a few lines what was carried."""
+        """Return the result as text."""
         (rows, width), card = self.prompt.values.shape, self.prompt.card
         lines = wrap(f"{card.task} on {self.base_model}: {rows} rows x {width}, {card.layout}")
         for note in self.notes:
@@ -289,19 +282,19 @@ class PeftFile:
 def export_peft(
     prompt: Prompt | str | Path, out: str | Path, backbone: str | None = None
 ) -> PeftFile:
-    """Writes a prompt as an adapter folder that PEFT loads, with the same logits there.
+    """Export a prompt as an adapter folder for PEFT, which computes the same logits.
 
     Args:
-        prompt: a prompt of a decoder or of T5, its file, or the folder of its run.
-        out: the adapter folder. It may hold the same prompt already, but nothing else.
-        backbone: what PEFT shall call the model; by default as the prompt's card names it.
+        prompt: Prompt of a decoder or T5, prompt file or run folder.
+        out: Adapter folder. It may already contain the same prompt, but nothing else.
+        backbone: Base model name in the adapter config; defaults to the one in the prompt's card.
 
     Returns:
-        What was written.
+        A `PeftFile`.
 
     Raises:
-        InputError: PEFT's layout cannot express the prompt's (encoders), the width is not the
-            backbone's, or something else is in the way.
+        InputError: PEFT cannot express the prompt's layout (encoders), the width is not the
+            backbone's, or ``out`` contains something else.
 
     Example:
         >>> import tempfile
@@ -314,19 +307,17 @@ def export_peft(
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
-    peft_task_type(loaded.card)  # tells what cannot be expressed, before all else
-    looked_at = loaded.card.backbone if backbone is None else backbone
-    shape, notes = _shape_of(looked_at, asked=backbone is not None)
+    peft_task_type(loaded.card)  # raises for layouts that PEFT cannot express
+    name = loaded.card.backbone if backbone is None else backbone
+    shape, notes = _shape_of(name, asked=backbone is not None)
     if shape is not None:
-        _check(shape, looked_at, loaded.values.shape, loaded.card.layout)
-    if looked_at.startswith(PREFIX):
-        notes.append(
-            f"transformers knows no {looked_at}; its weights lie in {find_folder(looked_at)}"
-        )
-    elif looked_at.endswith(GGUF_SUFFIX):
-        notes.append("PEFT reads no .gguf file; name the model that it was made of by --backbone")
-    _write_folder(Path(out), loaded, looked_at, shape)
-    return PeftFile(loaded, Path(out), looked_at, tuple(notes))
+        _check(shape, name, loaded.values.shape, loaded.card.layout)
+    if name.startswith(PREFIX):
+        notes.append(f"transformers does not know {name}; its weights are in {find_folder(name)}")
+    elif name.endswith(GGUF_SUFFIX):
+        notes.append("PEFT cannot read .gguf files; give the original model with --backbone")
+    _write_folder(Path(out), loaded, name, shape)
+    return PeftFile(loaded, Path(out), name, tuple(notes))
 
 
 def import_peft(
@@ -335,21 +326,21 @@ def import_peft(
     backbone: str | None = None,
     task: str | None = None,
 ) -> PeftFile:
-    """Imports a prompt that PEFT has trained; one that jpt exported comes back with its card.
+    """Import a prompt trained by PEFT; one exported by jpt keeps its card.
 
     Args:
-        source: an adapter folder of prompt tuning on a decoder or T5, or its hub id.
-        out: the file ``NAME.safetensors``; without it nothing is written. It may hold the same
-            prompt already, but no other.
-        backbone: for the card, in place of what the adapter names; the width is checked.
-        task: for the card, in place of what it says; ``"unknown"`` where nobody says it.
+        source: Prompt-tuning adapter folder of a decoder or T5, or its hub id.
+        out: File ``NAME.safetensors``; nothing is written without it. It may already contain the
+            same prompt, but no other.
+        backbone: Backbone for the card; defaults to the adapter's base model. Its width is checked.
+        task: Task for the card; defaults to the one in the adapter's card, or ``"unknown"``.
 
     Returns:
-        What was read.
+        A `PeftFile`.
 
     Raises:
-        InputError: there is no adapter, or one of another kind; sizes do not fit the backbone;
-            no backbone is named; another prompt is in the way.
+        InputError: There is no adapter, it is of another kind or does not fit the backbone, no
+            backbone is named, or another prompt exists in ``out``.
 
     Example:
         >>> import tempfile
@@ -371,16 +362,16 @@ def import_peft(
     if adapter.table_rows > rows:
         notes.insert(
             0,
-            f"the first {rows} of {adapter.table_rows} rows; PEFT reads no others"
+            f"imported the first {rows} of {adapter.table_rows} rows; PEFT reads no others"
             " (num_transformer_submodules is 2)",
         )
     card = dataclasses.replace(card, backbone=name)
     if task is not None:
         card = dataclasses.replace(card, task=task, task_type=task_type(task))
     if card.task == UNKNOWN_TASK:
-        notes.append("the adapter does not say its task; name it by --task")
+        notes.append("the adapter names no task; give one with --task")
     elif task is not None and card.task_type is None and not Path(task).is_dir():
-        notes.append(f"{task} is no task that jpt knows")
+        notes.append(f"unknown task {task}")
     prompt = Prompt(adapter.values, card)
     if out is not None:
         _write_file(Path(out), prompt)
@@ -388,7 +379,7 @@ def import_peft(
 
 
 class _Shape(NamedTuple):
-    """What a config says of a backbone."""
+    """Sizes of a backbone, from its config."""
 
     layout: str
     width: int
@@ -398,7 +389,7 @@ class _Shape(NamedTuple):
 
 
 def _shape_of(name: str, asked: bool) -> tuple[_Shape | None, list[str]]:
-    """The shape of a backbone; what is neither here nor asked for by its name is not fetched."""
+    """Return the shape of a backbone; a hub id is only fetched if the user asked for it."""
     path = Path(name).expanduser()
     if path.suffix == GGUF_SUFFIX and (asked or path.is_file()):
         fields, where = open_gguf(path).config, str(path)
@@ -408,9 +399,11 @@ def _shape_of(name: str, asked: bool) -> tuple[_Shape | None, list[str]]:
     elif asked and _is_hub_id(name):
         fields, where = _fetched_config(name), f"config.json of {name}"
     elif asked and "/" in name:
-        raise InputError(f"{name} is no folder here and no hub id; give one of these as backbone")
+        raise InputError(
+            f"backbone {name} is neither a local folder nor a hub id; give one of them"
+        )
     else:
-        return None, [f"width not held against {name}, which is no folder here"]
+        return None, [f"width not checked: {name} is not a local folder"]
     family = find_family(fields, where)
     config = family.config(fields)
     return _Shape(family.layout, config.width, config.positions, config.heads, config.layers), []
@@ -420,37 +413,37 @@ def _check(shape: _Shape, name: str, size: tuple[int, ...], layout: str) -> None
     rows, width = size
     if width != shape.width:
         raise InputError(
-            f"the prompt is {width} wide, but {name} is {shape.width} wide; name the model that it"
-            " was tuned on by --backbone"
+            f"the prompt has width {width}, but {name} has width {shape.width}; give the model that"
+            " it was tuned on with --backbone"
         )
     if layout != shape.layout:
         raise InputError(
-            f"the prompt has the layout {layout}, but {name} has {shape.layout}; name the model"
-            " that it was tuned on by --backbone"
+            f"the prompt has the layout {layout}, but {name} has {shape.layout}; give the model"
+            " that it was tuned on with --backbone"
         )
     if rows > shape.positions:
-        raise InputError(f"the prompt has {rows} rows, but {name} only {shape.positions} positions")
+        raise InputError(f"the prompt has {rows} rows, but {name} has {shape.positions} positions")
 
 
 def _new_card(source: str, adapter: PeftAdapter, backbone: str | None) -> PromptCard:
-    """The card of a prompt that jpt did not write."""
-    told = adapter.base_model
-    if backbone is None and (told is None or not _can_be_named(told)):
-        said = "names no base model" if told is None else f"names {told}, which is no folder here"
-        raise InputError(f"{source}: the adapter {said}; name its backbone by --backbone")
-    # The last part of a path, as a name: where the folder lay tells others nothing.
-    place = source if _is_hub_id(source) and not Path(source).exists() else Path(source).name
+    """Return a card for a prompt that jpt did not write."""
+    base = adapter.base_model
+    if backbone is None and (base is None or not _can_be_named(base)):
+        reason = "has no base model" if base is None else f"names {base}, which is not a folder"
+        raise InputError(f"{source}: the adapter {reason}; give its backbone with --backbone")
+    # Only the last part of a path: the parent folder means nothing to others.
+    origin = source if _is_hub_id(source) and not Path(source).exists() else Path(source).name
     return PromptCard(
-        backbone=backbone or told or "",
+        backbone=backbone or base or "",
         task=UNKNOWN_TASK,
         layout=adapter.layout,
         init=adapter.init,
-        source=f"peft:{place or Path(source).resolve().name}",
+        source=f"peft:{origin or Path(source).resolve().name}",
     )
 
 
 def _can_be_named(model: str) -> bool:
-    """Whether a base model means something here: a folder, a hub id, or a name without a path."""
+    """Return whether a base model is an existing folder, a hub id, or a name without a path."""
     return Path(model).expanduser().is_dir() or "/" not in model or _is_hub_id(model)
 
 
@@ -459,7 +452,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _fetched(source: str | Path) -> Path:
-    """The adapter's folder; the network is used for a hub id only."""
+    """Return the local folder of an adapter; a hub id is downloaded."""
     if Path(source).exists() or not _is_hub_id(str(source)):
         return Path(source)
     from huggingface_hub import snapshot_download
@@ -480,43 +473,45 @@ def _fetched_config(hub_id: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _not_fetched(hub_id, error) from None
     if not isinstance(fields, dict):
-        raise InputError(f"config.json of {hub_id} holds no table of fields; give another backbone")
+        raise InputError(f"config.json of {hub_id}: expected a JSON object; give another backbone")
     return fields
 
 
 def _not_fetched(hub_id: str, error: Exception) -> InputError:
     reason = str(error).strip().split("\n")[0][:200]
     return InputError(
-        f"'{hub_id}' is no folder here and could not be fetched from the hub ({reason}); give a"
-        " folder"
+        f"'{hub_id}' is not a local folder and could not be fetched from the hub ({reason}); give"
+        " a folder"
     )
 
 
 def _write_folder(out: Path, prompt: Prompt, base_model: str, shape: _Shape | None) -> None:
-    """Writes an adapter, unless it is there already."""
+    """Write an adapter unless the same one exists."""
     if out.is_dir() and any(out.iterdir()):
         try:
             old = read_adapter(out)
         except InputError:
-            old = None  # write_adapter says what is in the way
+            old = None  # write_adapter raises for the other files
         if old is not None:
-            there = (old.card, old.base_model)
-            if there == (_written_card(prompt), base_model) and _equal(old.values, prompt.values):
+            existing = (old.card, old.base_model)
+            if existing == (_written_card(prompt), base_model) and _equal(
+                old.values, prompt.values
+            ):
                 return
-            raise InputError(f"{out} is there and holds another adapter; choose another out")
+            raise InputError(f"{out} exists and has another adapter; choose another out")
     heads, layers = (None, None) if shape is None else (shape.heads, shape.layers)
     write_adapter(out, prompt, base_model, heads, layers)
 
 
 def _write_file(out: Path, prompt: Prompt) -> None:
-    """Writes a prompt, unless it is there already."""
+    """Write a prompt unless the same one exists."""
     if out.suffix != ".safetensors":
-        raise InputError(f"out is {out}; give the name of a file, for instance {out}.safetensors")
+        raise InputError(f"out is {out}; expected a file name, for instance {out}.safetensors")
     if out.exists():
         old = load_prompt(out)
         if old.card == _written_card(prompt) and _equal(old.values, prompt.values):
             return
-        raise InputError(f"{out} is there and is another prompt; choose another out, or remove it")
+        raise InputError(f"{out} exists and has another prompt; choose another out or remove it")
     make_folder(out.parent)
     save_prompt(out, prompt)
 

@@ -41,37 +41,35 @@ from jpt.tasks.verbalizers import label_words
 from jpt.tuning.tune import initial_rows
 from jpt.types import Prompt, PromptCard
 
-# --- Reading a prompt: the vocabulary nearest to each of its rows, their norms, how far they moved
+# --- Nearest vocabulary, norms and drift of a prompt
 
-TOP = 3
-"""Pieces shown for a row, where nothing else is said."""
-
-_TABLE_ROWS = 16384  # of the vocabulary at once: 256 MB at width 4096
+TOP = 3  # tokens shown per prompt token
+_TABLE_ROWS = 16384  # vocabulary rows at once: 256 MB at width 4096
 
 
 @dataclass(frozen=True)
 class NearestTokens:
-    """Pieces of a vocabulary near to the rows of a prompt, the nearest first."""
+    """Vocabulary tokens nearest to each prompt token, the nearest first."""
 
-    pieces: tuple[tuple[str, ...], ...]  # of each row
-    values: Float64[np.ndarray, "P N"]  # by what they were chosen
+    tokens: tuple[tuple[str, ...], ...]  # per prompt token
+    values: Float64[np.ndarray, "P N"]  # cosines or products
 
 
 @dataclass(frozen=True)
 class PromptReading:
-    """What can be read off a prompt.
+    """Statistics of a prompt.
 
     Attributes:
-        card: where it comes from.
-        first: number of the first row: 0 where the first is the row that no model reads.
-        norms: of the rows.
-        by_cosine: pieces by cosine with the row.
-        by_product: pieces by product with the row, as a tied head would choose them.
-        vocabulary: norm of the word table's rows: mean, smallest, largest.
-        pieces: how many pieces were looked at.
-        drift: distance of each row from where it started; NaN for a row that no start has.
-        start_cosines: cosine of each row with where it started.
-        notes: what is not known, and why.
+        card: Prompt card.
+        first: Number of the first row: 0 if it is the unused row, else 1.
+        norms: Norm of each row.
+        by_cosine: Nearest tokens by cosine.
+        by_product: Nearest tokens by product, as a tied head would choose them.
+        vocabulary: Norms of the word embeddings: mean, smallest, largest.
+        compared: Number of vocabulary tokens compared.
+        drift: Distance of each row from its initial value; NaN for the unused row.
+        start_cosines: Cosine of each row with its initial value.
+        notes: What is unknown, and why.
     """
 
     card: PromptCard
@@ -80,7 +78,7 @@ class PromptReading:
     by_cosine: NearestTokens
     by_product: NearestTokens
     vocabulary: tuple[float, float, float]
-    pieces: int
+    compared: int
     drift: Float64[np.ndarray, "P"] | None
     start_cosines: Float64[np.ndarray, "P"] | None
     notes: tuple[str, ...]
@@ -90,20 +88,20 @@ class PromptReading:
         """The reading as JSON."""
         rows = [
             {
-                "row": self.first + place,
+                "row": self.first + row,
                 "norm": float(norm),
-                "drift": _known(self.drift, place),
-                "cosine_with_start": _known(self.start_cosines, place),
-                "nearest_by_cosine": _prompts_listed(self.by_cosine, place),
-                "nearest_by_product": _prompts_listed(self.by_product, place),
+                "drift": _finite(self.drift, row),
+                "cosine_with_start": _finite(self.start_cosines, row),
+                "nearest_by_cosine": _nearest_record(self.by_cosine, row),
+                "nearest_by_product": _nearest_record(self.by_product, row),
             }
-            for place, norm in enumerate(self.norms)
+            for row, norm in enumerate(self.norms)
         ]
         mean, smallest, largest = self.vocabulary
         return {
             "card": {k: v for k, v in dataclasses.asdict(self.card).items() if v is not None},
             "vocabulary_norm": {"mean": mean, "min": smallest, "max": largest},
-            "pieces": self.pieces,
+            "pieces": self.compared,
             "rows": rows,
             "notes": list(self.notes),
         }
@@ -115,19 +113,19 @@ def show_prompt(
     backbone: Backbone | str | Path | None = None,
     top: int = TOP,
 ) -> PromptReading:
-    """Reads a prompt in the words of its backbone.
+    """Compare a prompt with the vocabulary of its backbone and with its initial values.
 
     Args:
-        prompt: a prompt, its file, or the folder of its run.
-        backbone: instead of the one that the card names; the width is checked.
-        top: how many pieces a row. Special pieces, and those that stand for no text
-            (``[unused7]``), are left out.
+        prompt: Prompt, prompt file or run folder.
+        backbone: Backbone; defaults to the one in the prompt's card. Its width is checked.
+        top: Number of nearest tokens per prompt token. Special tokens and placeholders
+            (``[unused7]``) are excluded.
 
     Returns:
-        The reading.
+        A `PromptReading`.
 
     Raises:
-        InputError: for a prompt that does not fit the backbone.
+        InputError: The prompt does not fit the backbone.
 
     Example:
         >>> prompt = Prompt(np.eye(2, 128, dtype=np.float32), PromptCard("builtin/bert-small", "t"))
@@ -147,7 +145,7 @@ def show_prompt(
     norms, by_cosine, by_product = _nearest(rows, table, ids, min(top, len(ids)), model.tokenizer)
     start, notes = _start(loaded, model)
     if has_unused:
-        notes.insert(0, "row 0 is read by no model: it came with the authors' file")
+        notes.insert(0, "row 0 is unused: part of the authors' file, but never read by a model")
         start = (
             None if start is None else np.concatenate([np.full((1, rows.shape[1]), np.nan), start])
         )
@@ -159,7 +157,7 @@ def show_prompt(
         by_cosine=by_cosine,
         by_product=by_product,
         vocabulary=(float(norms.mean()), float(norms.min()), float(norms.max())),
-        pieces=len(ids),
+        compared=len(ids),
         drift=None if start is None else np.linalg.norm(wide - start, axis=1),
         start_cosines=None if start is None else _row_cosines(wide, start.astype(np.float64)),
         notes=tuple(notes),
@@ -172,7 +170,7 @@ def _text_ids(model: Backbone) -> Int[np.ndarray, "N"]:
     special = {token for token in tokenizer.ids if token is not None}
     ids = sampled_ids([tokenizer.token_text(token) for token in range(count)], special)
     if not len(ids):
-        raise InputError(f"the vocabulary of {model.name} has no piece that stands for text")
+        raise InputError(f"the vocabulary of {model.name} has no text tokens; check its tokenizer")
     return ids
 
 
@@ -183,7 +181,7 @@ def _nearest(
     top: int,
     tokenizer: TextTokenizer,
 ) -> tuple[Float64[np.ndarray, "N"], NearestTokens, NearestTokens]:
-    """Norms of the pieces, and the nearest ones by cosine and by product; the table in parts."""
+    """Return token norms and the nearest tokens by cosine and product, in chunks of the table."""
     products = np.empty((len(rows), len(ids)), np.float32)
     norms = np.empty(len(ids))
     for start in range(0, len(ids), _TABLE_ROWS):
@@ -194,29 +192,29 @@ def _nearest(
     lengths = np.linalg.norm(rows, axis=1).astype(np.float64)
 
     def best(scores: Float64[np.ndarray, "P N"]) -> NearestTokens:
-        # By score, equal ones by id.
+        # by score, ties by id
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-        pieces = tuple(tuple(tokenizer.token_text(int(ids[n])) for n in line) for line in order)
-        return NearestTokens(pieces, np.take_along_axis(scores, order, axis=1).astype(np.float64))
+        tokens = tuple(tuple(tokenizer.token_text(int(ids[n])) for n in line) for line in order)
+        return NearestTokens(tokens, np.take_along_axis(scores, order, axis=1).astype(np.float64))
 
     scale = np.maximum(lengths[:, None] * norms[None], np.finfo(np.float32).tiny)
     return norms, best(products / scale), best(products.astype(np.float64))
 
 
 def _start(prompt: Prompt, model: Backbone) -> tuple[Float32[np.ndarray, "P D"] | None, list[str]]:
-    """The rows that the prompt started from, or why they are not known."""
+    """Return the initial values of a prompt, or a note on why they are unknown."""
     card = prompt.card
     if card.source is not None:
-        return None, [f"no drift: it was not tuned from a start known here ({card.source})"]
+        return None, [f"no drift: unknown initialisation ({card.source})"]
     if card.seed is None:
-        return None, ["no drift: the card says no seed, so its start cannot be made again"]
+        return None, ["no drift: the card has no seed to repeat the initialisation with"]
     try:
-        # The numbers follow from the name in the card, wherever the weights lie now.
+        # Random values depend on the backbone's name in the card, not on its current path.
         named = dataclasses.replace(model, name=card.backbone)
         labels = _label_ids(card, model) if card.init == "labels" else ()
         return initial_rows(named, card.init, card.seed, len(prompt.values), labels), []
     except InputError as error:
-        return None, [f"no drift: the start {card.init} cannot be made again ({error})"]
+        return None, [f"no drift: cannot repeat the initialisation {card.init} ({error})"]
 
 
 def _label_ids(card: PromptCard, model: Backbone) -> Sequence[int]:
@@ -231,50 +229,50 @@ def _row_cosines(
     return (rows * start).sum(1) / np.where(norms > 0, norms, np.nan)
 
 
-def _known(values: Float64[np.ndarray, "P"] | None, place: int) -> float | None:
-    """JSON has no NaN."""
-    return None if values is None or not np.isfinite(values[place]) else float(values[place])
+def _finite(values: Float64[np.ndarray, "P"] | None, row: int) -> float | None:
+    """Return a value for JSON, which has no NaN."""
+    return None if values is None or not np.isfinite(values[row]) else float(values[row])
 
 
-def _prompts_listed(near: NearestTokens, place: int) -> list[dict[str, Any]]:
-    pairs = zip(near.pieces[place], near.values[place].tolist(), strict=True)
-    return [{"piece": piece, "value": value} for piece, value in pairs]
+def _nearest_record(near: NearestTokens, row: int) -> list[dict[str, Any]]:
+    pairs = zip(near.tokens[row], near.values[row].tolist(), strict=True)
+    return [{"piece": token, "value": value} for token, value in pairs]
 
 
-# --- A prompt that was read, and folders of prompts, as text of at most 80 columns
+# --- Text, at most 80 columns wide
 
 COLUMNS = 80
-_NEAR = 29  # of the pieces by cosine, and of those by product
+_NEAR = 29  # width of a column of nearest tokens
 
 
 def describe_reading(found: PromptReading) -> str:
-    """Lays a reading out for a terminal."""
+    """Return the statistics of a prompt as text."""
     read = np.arange(len(found.norms)) + found.first > 0
     mean, smallest, largest = found.vocabulary
     lines = wrap(describe_card(found.card, len(found.norms[read])))
-    lines.append(f"norm of a row: mean {spread(found.norms[read])}")
+    lines.append(f"prompt token norm: mean {spread(found.norms[read])}")
     lines.append(
-        f"norm of a vocabulary row: mean {short(mean)} ({short(smallest)} to {short(largest)}) over"
-        f" {found.pieces} pieces"
+        f"vocabulary norm: mean {short(mean)} ({short(smallest)} to {short(largest)}) over"
+        f" {found.compared} tokens"
     )
     if found.drift is not None:
         assert found.start_cosines is not None
-        lines.append(f"drift of a row from its start: mean {spread(found.drift[read])}")
-        lines.append(f"cosine of a row with its start: mean {spread(found.start_cosines[read])}")
+        lines.append(f"drift from the initial values: mean {spread(found.drift[read])}")
+        lines.append(f"cosine with the initial values: mean {spread(found.start_cosines[read])}")
     for note in found.notes:
         lines += wrap(f"note: {note}")
     lines.append(f" row   norm  drift  {'nearest by cosine':<{_NEAR}}  nearest by product")
-    for place, norm in enumerate(found.norms):
-        drift = "-" if found.drift is None else short(found.drift[place])
+    for row, norm in enumerate(found.norms):
+        drift = "-" if found.drift is None else short(found.drift[row])
         lines.append(
-            f"{found.first + place:4} {short(norm):>6} {drift:>6}"
-            f"  {_pieces(found.by_cosine, place):<{_NEAR}}  {_pieces(found.by_product, place)}"
+            f"{found.first + row:4} {short(norm):>6} {drift:>6}"
+            f"  {_near_text(found.by_cosine, row):<{_NEAR}}  {_near_text(found.by_product, row)}"
         )
     return "\n".join(line.rstrip() for line in lines)
 
 
 def describe_card(card: PromptCard, rows: int) -> str:
-    """Says where a prompt comes from."""
+    """Return a prompt card as one line."""
     parts = [f"{card.task} on {card.backbone}: {rows} rows"]
     seed = "" if card.seed is None else f", seed {card.seed}"
     parts.append(f"init {card.init}{seed}")
@@ -288,12 +286,12 @@ def describe_card(card: PromptCard, rows: int) -> str:
 
 
 def wrap(text: str) -> list[str]:
-    """Breaks a text into lines of at most 80 columns."""
+    """Wrap a text at 80 columns."""
     return textwrap.wrap(text, COLUMNS, subsequent_indent="  ")
 
 
 def short(value: float) -> str:
-    """Writes a number in at most six letters."""
+    """Format a number with at most six characters."""
     if not np.isfinite(value):
         return "-"
     text = f"{value:.3g}"
@@ -301,29 +299,29 @@ def short(value: float) -> str:
 
 
 def spread(values: Float64[np.ndarray, "N"]) -> str:
-    """Writes mean, smallest and largest of some numbers."""
+    """Format mean, minimum and maximum."""
     return f"{short(values.mean())} ({short(values.min())} to {short(values.max())})"
 
 
 def visible(text: str, width: int) -> str:
-    """Makes a text safe for one place of a table: no control letters, cut to a width."""
+    """Return a text for a table cell: control characters escaped, cut to a width."""
     clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return clean if len(clean) <= width else clean[: width - 1] + "."
 
 
-def _pieces(near: NearestTokens, place: int) -> str:
-    """As many pieces as have room, each with its number."""
-    told = ""
-    for piece, value in zip(near.pieces[place], near.values[place].tolist(), strict=True):
-        one = f"{visible(piece, 12)} {short(value)}"
-        longer = f"{told}, {one}" if told else one
+def _near_text(near: NearestTokens, row: int) -> str:
+    """Return as many tokens with their values as fit the column."""
+    text = ""
+    for token, value in zip(near.tokens[row], near.values[row].tolist(), strict=True):
+        entry = f"{visible(token, 12)} {short(value)}"
+        longer = f"{text}, {entry}" if text else entry
         if len(longer) > _NEAR:
             break
-        told = longer
-    return told
+        text = longer
+    return text
 
 
-# --- A folder of prompts: what is in it, and whether each of them can be used
+# --- Folders of prompts
 
 _OF_A_RUN = ("seed", "steps", "score", "metric", "jpt_version")
 
@@ -332,11 +330,11 @@ _OF_A_RUN = ("seed", "steps", "score", "metric", "jpt_version")
 class PromptEntry:
     """One prompt of a folder."""
 
-    name: str  # of the prompt
-    path: Path  # its file
-    prompt: Prompt | None  # the prompt; None where it cannot be read
-    faults: tuple[str, ...] = ()  # what is wrong with it
-    notes: tuple[str, ...] = ()  # what could not be looked at
+    name: str
+    path: Path
+    prompt: Prompt | None  # None if it cannot be read
+    faults: tuple[str, ...] = ()  # errors
+    notes: tuple[str, ...] = ()  # what could not be checked
 
     @property
     def record(self) -> dict[str, Any]:
@@ -355,7 +353,7 @@ class PromptEntry:
 
 
 def read_entries(folder: str | Path) -> list[PromptEntry]:
-    """Reads every prompt of a folder; one that cannot be read says why."""
+    """Read every prompt of a folder; one that cannot be read has a fault."""
     entries = []
     for name, path in list_runs(folder).items():
         try:
@@ -366,9 +364,9 @@ def read_entries(folder: str | Path) -> list[PromptEntry]:
 
 
 def verify_entries(entries: list[PromptEntry], backbone: str | None = None) -> list[PromptEntry]:
-    """Looks whether prompts are whole: cards, and sizes against the config of their backbone."""
+    """Check cards, and sizes against the config of the backbone."""
     if backbone is not None:
-        _shape(backbone)  # told at once
+        _shape(backbone)  # raises for an unknown backbone
     return [each if each.prompt is None else _verify(each, backbone) for each in entries]
 
 
@@ -381,7 +379,7 @@ def _verify(entry: PromptEntry, backbone: str | None) -> PromptEntry:
         faults.append(f"its card lacks {', '.join(lacking)}")
     name = backbone or card.backbone
     if backbone is None and not name.startswith(PREFIX) and not Path(name).is_dir():
-        notes.append(f"sizes not held against {name}, which is no folder here")
+        notes.append(f"sizes not checked: {name} is not a local folder")
     else:
         try:
             faults += _size_faults(prompt, name)
@@ -394,9 +392,9 @@ def _size_faults(prompt: Prompt, name: str) -> list[str]:
     (rows, width), (layout, expected, positions) = prompt.values.shape, _shape(name)
     faults = []
     if width != expected:
-        faults.append(f"{width} wide, but {name} is {expected} wide")
+        faults.append(f"width {width}, but {name} has width {expected}")
     if prompt.card.layout != layout:
-        faults.append(f"of the layout {prompt.card.layout}, but {name} has {layout}")
+        faults.append(f"layout {prompt.card.layout}, but {name} has {layout}")
     if rows > positions:
         faults.append(f"{rows} rows, but {name} has {positions} positions")
     return faults
@@ -404,7 +402,7 @@ def _size_faults(prompt: Prompt, name: str) -> list[str]:
 
 @cache
 def _shape(name: str) -> tuple[str, int, int]:
-    """Layout, width and positions of a backbone, from its config alone."""
+    """Return layout, width and positions of a backbone from its config."""
     folder = find_folder(name)
     fields = read_config(folder)
     family = find_family(fields, f"{folder}/config.json")
@@ -413,7 +411,7 @@ def _shape(name: str) -> tuple[str, int, int]:
 
 
 def describe_entries(entries: list[PromptEntry], verified: bool = False) -> str:
-    """Lays a folder out for a terminal."""
+    """Return the prompts of a folder as a table."""
     lines = [f"{'name':<17} {'task':<16} {'backbone':<19} {'size':>10} {'score':>6} {'norm':>6}"]
     for entry in entries:
         lines.append(_line(entry))
@@ -424,7 +422,7 @@ def describe_entries(entries: list[PromptEntry], verified: bool = False) -> str:
     if verified:
         broken = sum(bool(entry.faults) for entry in entries)
         count = f"{len(entries)} prompt{'' if len(entries) == 1 else 's'}"
-        lines.append(f"{count}, {broken} broken" if broken else f"{count}, all whole")
+        lines.append(f"{count}, {broken} broken" if broken else f"{count}, all valid")
     return "\n".join(lines)
 
 
@@ -435,7 +433,7 @@ def _line(entry: PromptEntry) -> str:
     rows, width = prompt.values.shape
     score = "-" if prompt.card.score is None else f"{prompt.card.score:.3f}"
     norm = short(float(np.linalg.norm(prompt.values.astype(np.float64), axis=1).mean()))
-    # Of a path, the end tells more.
+    # the end of a path is more specific
     backbone = prompt.card.backbone
     backbone = visible(backbone if len(backbone) <= 19 else f".{backbone[-18:]}", 19)
     task, size = visible(prompt.card.task, 16), f"{rows} x {width}"
@@ -444,31 +442,28 @@ def _line(entry: PromptEntry) -> str:
     )
 
 
-# --- A library of prompts in a repository: which file is which prompt, and the index of them all
+# --- Libraries: repositories of prompts with an index
 # A prompt NAME is the file ``NAME.safetensors``, one run of several seeds ``NAME/seed-S`` the file
 # ``NAME/seed-S/prompt.safetensors``, so that a copy of the files is a folder of prompts.
 
 INDEX = "prompts.json"
-"""The index of a library, for machines."""
-
-LARGEST_BYTES = 256 * 1024**2
-"""A prompt of 2,048 rows at width 16,384 has half of it; what is larger is another thing."""
+LARGEST_BYTES = 256 * 1024**2  # twice a prompt of 2,048 rows at width 16,384
 
 _SUFFIX = ".safetensors"
-# No hidden names, no parts of paths, nothing that another system could read as one.
+# No hidden files, no path separators of any operating system.
 _PATH = re.compile(r"([^./\\:][^/\\:]*)\.safetensors|([^./\\:][^/\\:]*/seed-\d+)/" + PROMPT_FILE)
 
 
 @dataclass(frozen=True)
 class LibraryPrompt:
-    """What an index says of a prompt."""
+    """Entry of an index."""
 
-    name: str  # of the prompt
-    sha256: str  # of its file
-    card: PromptCard  # where it comes from
-    rows: int  # how many it has
-    width: int  # D of its model
-    norm: tuple[float, float, float]  # of its rows: mean, smallest, largest
+    name: str
+    sha256: str  # of the file
+    card: PromptCard
+    rows: int  # P
+    width: int  # D
+    norm: tuple[float, float, float]  # of the rows: mean, smallest, largest
 
     @property
     def record(self) -> dict[str, Any]:
@@ -486,18 +481,18 @@ class LibraryPrompt:
 
 
 def file_of(name: str) -> str:
-    """Gives the file of a prompt in a repository."""
+    """Return the file of a prompt in a repository."""
     return f"{name}/{PROMPT_FILE}" if "/" in name else f"{name}{_SUFFIX}"
 
 
 def name_of(path: str) -> str | None:
-    """Tells which prompt a file of a repository is."""
+    """Return the prompt name of a file in a repository; None for other files."""
     match = _PATH.fullmatch(path)
     return (match[1] or match[2]) if match and path.isprintable() else None
 
 
 def index_entry(name: str, data: bytes, prompt: Prompt) -> LibraryPrompt:
-    """Makes the entry of a prompt."""
+    """Return the index entry of a prompt."""
     norms = np.linalg.norm(prompt.values.astype(np.float64), axis=1)
     return LibraryPrompt(
         name,
@@ -509,13 +504,13 @@ def index_entry(name: str, data: bytes, prompt: Prompt) -> LibraryPrompt:
 
 
 def write_index(entries: Iterable[LibraryPrompt]) -> bytes:
-    """Writes an index; equal prompts give equal bytes."""
-    told = [entry.record for entry in sorted(entries, key=lambda entry: entry.name)]
-    return (json.dumps({"prompts": told}, indent=2, ensure_ascii=False) + "\n").encode()
+    """Return an index; equal prompts give equal bytes."""
+    records = [entry.record for entry in sorted(entries, key=lambda entry: entry.name)]
+    return (json.dumps({"prompts": records}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_index(data: bytes) -> dict[str, LibraryPrompt]:
-    """Reads an index that others may have written; what is not in order is left out."""
+    """Parse an index that others may have written, skipping invalid entries."""
     try:
         table = parse_json(data, INDEX)
     except InputError:
@@ -526,42 +521,42 @@ def read_index(data: bytes) -> dict[str, LibraryPrompt]:
 
 
 def check_names(names: Sequence[str], where: str) -> None:
-    """Refuses names that cannot lie beside each other in one library."""
-    seen: dict[str, str] = {}  # the first name for each file or folder
+    """Raise InputError for names that cannot be files in one library on every system."""
+    seen: dict[str, str] = {}  # first name per file or folder
     for name in names:
         if name_of(file_of(name)) != name:
             raise InputError(
-                f"the prompt name {name!r} cannot be a file everywhere; rename it with letters,"
+                f"the prompt name {name!r} is not a valid file name on every system; use letters,"
                 " digits, '-', '_', '.'"
             )
         other = seen.setdefault(name.split("/")[0].casefold(), name)
         if other == name or "/" in other and other.split("/")[0] == name.split("/")[0] != name:
             continue
         raise InputError(
-            f"{where} would have two prompts of one name, {other} and {name} (capitals do not count"
-            " on every disk); rename one"
+            f"{where} would have two prompts of one name, {other} and {name} (names are compared"
+            " without case); rename one"
         )
 
 
 def split_files(files: Iterable[HubFile]) -> tuple[dict[str, HubFile], list[str]]:
-    """Tells the prompts of a repository from its other files."""
+    """Return the prompts of a repository by name, and the files that are too large for one."""
     named = {name: file for file in files if (name := name_of(file.path)) is not None}
     large = [file.path for file in named.values() if file.size_bytes > LARGEST_BYTES]
     return {n: f for n, f in sorted(named.items()) if f.size_bytes <= LARGEST_BYTES}, large
 
 
 def read_prompts(files: Mapping[str, bytes]) -> tuple[dict[str, LibraryPrompt], list[str]]:
-    """Reads prompts that came from a repository, as strictly as files here."""
+    """Read downloaded prompts as strictly as local files; return the valid ones and errors."""
     found, refused = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for path, data in files.items():
-            place = Path(folder, path)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
+            file = Path(folder, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
             name = name_of(path)
-            assert name is not None, "only files of prompts come here"
+            assert name is not None, "not a prompt file"
             try:
-                found[name] = index_entry(name, data, load_prompt(place))
+                found[name] = index_entry(name, data, load_prompt(file))
             except InputError as error:
                 refused.append(str(error).replace(f"{folder}/", ""))
     return found, refused
@@ -584,7 +579,7 @@ def _entry(record: Any) -> LibraryPrompt | None:
 
 
 class HubResult:
-    """What a push or a pull has done, as a frozen dataclass of texts, numbers and tuples."""
+    """Base of the results of push and pull, which are frozen dataclasses."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -595,25 +590,24 @@ class HubResult:
         }
 
 
-# --- Prompts out of a repository on a Hugging Face hub into a folder
+# --- Pull
 
-ORIGINS = "hub.json"
-"""Says in a folder of prompts where those that were pulled came from."""
+ORIGINS = "hub.json"  # in a folder of prompts: the commits that they were pulled from
 
 
 @dataclass(frozen=True)
 class PulledPrompts(HubResult):
-    """What `pull_prompts` has done.
+    """Result of `pull_prompts`.
 
     Attributes:
-        repository: its name.
-        url: its page.
-        commit: which the files are of.
-        out: the folder.
-        new: names of prompts that were not there.
-        replaced: names of prompts that were there with other content.
-        unchanged: names of prompts that were there as they are.
-        notes: what was passed over.
+        repository: Name of the repository.
+        url: Its page.
+        commit: Commit of the files.
+        out: Output folder.
+        new: Names of new prompts.
+        replaced: Names of prompts that replaced others.
+        unchanged: Names of prompts that existed already.
+        notes: Files that were skipped.
     """
 
     repository: str
@@ -626,10 +620,7 @@ class PulledPrompts(HubResult):
     notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Says it in one line, and a line for each note.
-
-        Returns:
-            The text.
+        """Return the result as one line, and one line per note.
 
         Example:
             >>> print(PulledPrompts("a/b", "", "0" * 40, "out", ("c",), (), ()).describe())
@@ -637,10 +628,10 @@ class PulledPrompts(HubResult):
         """
         kinds = {"new": self.new, "replaced": self.replaced, "unchanged": self.unchanged}
         count = sum(map(len, kinds.values()))
-        told = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
         line = (
             f"{count} prompt{'' if count == 1 else 's'} of {self.repository} at {self.commit[:7]}"
-            f" in {self.out}: {told}"
+            f" in {self.out}: {counts}"
         )
         return "\n".join([line, *(f"note: {note}" for note in self.notes)])
 
@@ -653,27 +644,27 @@ def pull_prompts(
     only: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> PulledPrompts:
-    """Downloads the prompts of a repository on a Hugging Face hub; no other file of it.
+    """Download the prompts of a repository on a Hugging Face hub, and no other files.
 
-    Each file is held against the digest that the hub lists and read as strictly as any prompt
-    before the first one is written. The files are those of the repository, byte for byte;
-    ``hub.json`` beside them says which commit they came from.
+    Each file is checked against the digest that the hub lists and read as strictly as any prompt
+    before the first one is written. Files are copied byte for byte; ``hub.json`` records their
+    commit.
 
     Args:
-        repo: ``OWNER/NAME``, on the hub that ``HF_ENDPOINT`` names, huggingface.co otherwise.
-        out: folder for ``NAME.safetensors`` and, of several seeds,
+        repo: ``OWNER/NAME`` on the hub in ``HF_ENDPOINT``, or huggingface.co.
+        out: Folder for ``NAME.safetensors`` and, for prompts with several seeds,
             ``NAME/seed-S/prompt.safetensors``.
-        revision: branch, tag or commit; ``main`` by default.
-        only: names of prompts; of several seeds ``NAME`` for all, ``NAME/seed-S`` for one. All
+        revision: Branch, tag or commit; ``main`` by default.
+        only: Names of prompts; with several seeds ``NAME`` for all, ``NAME/seed-S`` for one. All
             prompts by default.
-        overwrite: replace files that differ.
+        overwrite: Replace local files that differ.
 
     Returns:
-        What came.
+        A `PulledPrompts`.
 
     Raises:
-        InputError: no such repository, revision or prompt; a file is no prompt; one here differs;
-            or the hub cannot be reached.
+        InputError: There is no such repository, revision or prompt, a file is not a prompt, a
+            local one differs, or the hub cannot be reached.
 
     Example:
         >>> pull_prompts("prompts", "out")
@@ -681,39 +672,39 @@ def pull_prompts(
         ...
         jpt.errors.InputError: 'prompts' names no owner; give OWNER/NAME, for instance me/prompts
     """
-    hub, place = HubRepository(repo), Path(out).expanduser()
+    hub, folder = HubRepository(repo), Path(out).expanduser()
     state = hub.state(revision)
     names, notes = _chosen(hub, state, only)
-    here = {name: _here(place, name) for name in names}
-    missing = [name for name, data in here.items() if data is None]
-    differing = [n for n, d in here.items() if d is not None and not state.holds(file_of(n), d)]
+    local = {name: _local(folder, name) for name in names}
+    missing = [name for name, data in local.items() if data is None]
+    differing = [n for n, d in local.items() if d is not None and not state.holds(file_of(n), d)]
     if differing and not overwrite:
         raise InputError(
-            f"{place} has {_pull_listed(differing)} with other content than {hub.url}; give "
-            "--overwrite to replace, --only to leave out, or another folder"
+            f"{folder} has {_pull_listed(differing)} with other content than {hub.url}; give "
+            "--overwrite to replace, --only to exclude, or another folder"
         )
-    came = sorted([*missing, *differing])
-    _write(place, hub, state, _fetched(hub, state, came))
+    needed = sorted([*missing, *differing])
+    _write(folder, hub, state, _fetched(hub, state, needed))
     return PulledPrompts(
         repository=repo,
         url=hub.url,
         commit=state.commit or "",
-        out=str(place),
+        out=str(folder),
         new=tuple(missing),
         replaced=tuple(differing),
-        unchanged=tuple(name for name in names if name not in came),
+        unchanged=tuple(name for name in names if name not in needed),
         notes=tuple(notes),
     )
 
 
 def _fetched(hub: HubRepository, state: HubState, names: Sequence[str]) -> dict[str, bytes]:
-    """Files of prompts by name, all of them read once."""
+    """Download and validate prompts; return their files by name."""
     paths = [file_of(name) for name in names]
     files = hub.read(state, paths) if paths else {}
     _, refused = read_prompts(files)
     if refused:
         raise InputError(
-            f"of {hub.url} {refused[0]}; nothing was written: give --only NAME,NAME with the others"
+            f"{hub.url}: {refused[0]}; nothing was written; give --only NAME,NAME without it"
         )
     return {name: files[path] for name, path in zip(names, paths, strict=True)}
 
@@ -721,56 +712,57 @@ def _fetched(hub: HubRepository, state: HubState, names: Sequence[str]) -> dict[
 def _chosen(
     hub: HubRepository, state: HubState, only: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """Names of the prompts to fetch, and what is passed over."""
+    """Return the names of the prompts to fetch, and notes on skipped files."""
     found, large = split_files(state.files.values())
-    notes = [f"{path} is too large for a prompt: passed over" for path in large]
+    notes = [f"{path} is too large for a prompt: skipped" for path in large]
     if not found:
         raise InputError(
-            f"{hub.url} holds no prompts: looked for NAME.safetensors and"
-            f" NAME/seed-S/{PROMPT_FILE} among {len(state.files)} files"
+            f"{hub.url} has no prompts: expected NAME.safetensors or"
+            f" NAME/seed-S/{PROMPT_FILE} among its {len(state.files)} files"
         )
     names = list(found)
     if only is not None:
         asked = [only] if isinstance(only, str) else only
         names = sorted({name for wanted in asked for name in _matching(hub.name, wanted, found)})
         if not names:
-            raise InputError("only names no prompt; give NAME,NAME or leave it out")
+            raise InputError("only is empty; give NAME,NAME or leave it out")
     check_names(names, hub.url)
     return names, notes
 
 
 def _matching(repo: str, wanted: str, known: Iterable[str]) -> list[str]:
-    """A name, or all seeds of it."""
+    """Return the prompts of a name: one, or all its seeds."""
     names = [name for name in known if wanted in (name, name.split("/")[0])]
     if not names:
         raise unknown_name(f"prompt in {repo}:", wanted, known)
     return names
 
 
-def _here(place: Path, name: str) -> bytes | None:
-    """What the folder has under that name; in another form it would be a second prompt of it."""
-    file, base = place / file_of(name), place / name.split("/")[0]
+def _local(folder: Path, name: str) -> bytes | None:
+    """Return the local file of a prompt; raise InputError if it exists in another form."""
+    file, base = folder / file_of(name), folder / name.split("/")[0]
     others = [base / PROMPT_FILE]
-    others += [place / file_of(base.name)] if "/" in name else base.glob(f"seed-*/{PROMPT_FILE}")
+    others += [folder / file_of(base.name)] if "/" in name else base.glob(f"seed-*/{PROMPT_FILE}")
     for other in others:
         if other.is_file():
             raise InputError(
-                f"{other} is a prompt named {base.name} too, in another form than the"
-                f" {file_of(name)} that would come; choose another folder"
+                f"{other} is a prompt of the same name as {file_of(name)} in {folder}, in another"
+                " form; choose another folder"
             )
     return read_bytes(file) if file.exists() else None
 
 
-def _write(place: Path, hub: HubRepository, state: HubState, files: Mapping[str, bytes]) -> None:
-    """Each file in one step, then where they came from."""
+def _write(folder: Path, hub: HubRepository, state: HubState, files: Mapping[str, bytes]) -> None:
+    """Write each file atomically, then their origins."""
     if not files:
         return
-    make_folder(place)
-    origins = read_json(place / ORIGINS) if (place / ORIGINS).exists() else {}
+    make_folder(folder)
+    path = folder / ORIGINS
+    origins = read_json(path) if path.exists() else {}
     if not isinstance(origins, dict):
-        raise InputError(f"{place / ORIGINS} is no table; remove it")
+        raise InputError(f"{path}: expected a JSON object; remove the file")
     for name, data in files.items():
-        file = place / file_of(name)
+        file = folder / file_of(name)
         make_folder(file.parent)
         write_bytes(file, data)
         origins[name] = {
@@ -779,7 +771,7 @@ def _write(place: Path, hub: HubRepository, state: HubState, files: Mapping[str,
             "commit": state.commit,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-    write_json(place / ORIGINS, dict(sorted(origins.items())))
+    write_json(path, dict(sorted(origins.items())))
 
 
 def _pull_listed(names: Sequence[str]) -> str:
@@ -787,18 +779,17 @@ def _pull_listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:5])}{more}"
 
 
-# --- The model card of a library of prompts: what it holds and how to use it, in a few lines
+# --- Model card of a library
 
 README = "README.md"
-
+# Marks a page written here, which may be rewritten.
 MARK = "<!-- Written by `jpt prompts push`. Without this line it leaves the page to you. -->"
-"""Stands in a page that was written here and may be written anew."""
 
 _TAGS = ("jpt", "soft-prompt", "prompt-tuning")
 
 
 def write_readme(repository: str, entries: Sequence[LibraryPrompt]) -> bytes:
-    """Writes the page; equal prompts give equal bytes."""
+    """Return the page; equal prompts give equal bytes."""
     first = min(entries, key=lambda entry: entry.name)
     count = f"{len(entries)} soft prompt{'' if len(entries) == 1 else 's'}"
     lines = [
@@ -807,8 +798,8 @@ def write_readme(repository: str, entries: Sequence[LibraryPrompt]) -> bytes:
         "",
         f"# {repository.split('/')[-1]}",
         "",
-        f"{count} for frozen language models, tuned with jpt. Each file holds the rows of one"
-        " prompt and a card that says how it was made; `prompts.json` lists them all.",
+        f"{count} for frozen language models, tuned with jpt. Each file contains a prompt"
+        " and a card that records how it was made; `prompts.json` lists them all.",
         "",
         "```",
         f"jpt prompts pull {repository} --out prompts",
@@ -825,12 +816,12 @@ def write_readme(repository: str, entries: Sequence[LibraryPrompt]) -> bytes:
 
 
 def may_rewrite(page: bytes) -> bool:
-    """Tells whether a page was written here and not by hand."""
+    """Return whether a page was written by `jpt prompts push`."""
     return MARK.encode() in page
 
 
 def _front_matter(entries: Sequence[LibraryPrompt]) -> list[str]:
-    """What a hub reads; a text of JSON is one of YAML too."""
+    """Return the YAML front matter; JSON strings are valid YAML."""
     models = sorted({entry.card.backbone for entry in entries if _is_hub_id(entry.card.backbone)})
     lines = ["---", "library_name: jpt", "tags:", *(f"- {tag}" for tag in _TAGS)]
     if models:
@@ -840,7 +831,7 @@ def _front_matter(entries: Sequence[LibraryPrompt]) -> list[str]:
 
 
 def _is_hub_id(backbone: str) -> bool:
-    """Built-in models and folders are no models of a hub."""
+    """Return whether a backbone is a hub model."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -851,7 +842,7 @@ def _is_hub_id(backbone: str) -> bool:
 
 
 def _task(entry: LibraryPrompt) -> str:
-    """A folder of its maker's is nothing to others; its name is."""
+    """Return the task without its folder, which means nothing to others."""
     task = entry.card.task
     return task if task.startswith(BUILTIN_PREFIX) else short_task(task)
 
@@ -865,10 +856,10 @@ def _row(entry: LibraryPrompt) -> str:
 
 
 def _cell(text: str) -> str:
-    """No letter of a name ends a cell, a line or opens a tag."""
-    clean = "".join(letter if letter.isprintable() else " " for letter in text)
-    for letter, told in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "&#96;")):
-        clean = clean.replace(letter, told)
+    """Escape a text for a cell of a Markdown table."""
+    clean = "".join(character if character.isprintable() else " " for character in text)
+    for character, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "&#96;")):
+        clean = clean.replace(character, escaped)
     return clean
 
 
@@ -876,23 +867,23 @@ def _quoted(text: str) -> str:
     return shlex.quote(" ".join(text.split()).replace("`", ""))
 
 
-# --- A folder of prompts into a repository on a Hugging Face hub, in one commit
+# --- Push
 
 
 @dataclass(frozen=True)
 class PushedPrompts(HubResult):
-    """What `push_prompts` has done.
+    """Result of `push_prompts`.
 
     Attributes:
-        repository: its name.
-        url: its page.
-        commit: the state of the branch now.
-        committed: whether this push made that commit; not where nothing had changed.
-        new: names of prompts that were not there.
-        replaced: names of prompts that were there with other content.
-        unchanged: names of prompts that were there as they are.
-        kept: names of prompts in the repository that the folder does not have.
-        notes: what to know.
+        repository: Name of the repository.
+        url: Its page.
+        commit: Head of the branch.
+        committed: Whether this push made that commit; False if nothing changed.
+        new: Names of new prompts.
+        replaced: Names of prompts that replaced others.
+        unchanged: Names of prompts that existed already.
+        kept: Names of prompts in the repository that the folder lacks.
+        notes: Notes for the user.
     """
 
     repository: str
@@ -906,10 +897,7 @@ class PushedPrompts(HubResult):
     notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Says it in one line, and a line for each note.
-
-        Returns:
-            The text.
+        """Return the result as one line, and one line per note.
 
         Example:
             >>> print(PushedPrompts("a/b", "", "0" * 40, False, (), (), ("c",), ("d",)).describe())
@@ -920,9 +908,9 @@ class PushedPrompts(HubResult):
         others = f"{len(self.kept)} other{'' if len(self.kept) == 1 else 's'}"
         if self.committed:
             kinds = {"new": self.new, "replaced": self.replaced, "unchanged": self.unchanged}
-            told = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
-            kept = f"; {others} there stay{'s' if len(self.kept) == 1 else ''}" if self.kept else ""
-            line = f"{prompts} in {self.url} at {self.commit[:7]}: {told}{kept}"
+            counts = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
+            kept = f"; {others} kept" if self.kept else ""
+            line = f"{prompts} in {self.url} at {self.commit[:7]}: {counts}{kept}"
         else:
             kept = f" (and {others})" if self.kept else ""
             this = "this" if count == 1 else "these"
@@ -941,27 +929,26 @@ def push_prompts(
     message: str | None = None,
     revision: str | None = None,
 ) -> PushedPrompts:
-    """Uploads a folder of prompts to a Hugging Face hub, with an index and a model card.
+    """Upload a folder of prompts to a Hugging Face hub, with an index and a model card.
 
-    Every prompt is verified first. Prompts there that the folder does not have stay; index and
-    card are of all. Where nothing changed there is no commit. A card written by hand stays.
+    All prompts are verified first. Prompts in the repository that the folder lacks are kept and
+    listed in index and card. Without changes there is no commit. A card written by hand is kept.
 
     Args:
-        prompts: folder of ``NAME.safetensors`` files, run folders ``NAME/``, or folders ``NAME/``
-            of several run folders ``seed-S/``. A run folder becomes ``NAME.safetensors``, a
-            seed's run ``NAME/seed-S/prompt.safetensors``; nothing else of a run is sent.
-        repo: ``OWNER/NAME``, on the hub that ``HF_ENDPOINT`` names, huggingface.co otherwise. It
-            is created where it is missing.
-        private: create it private, and refuse one that is public. Otherwise a new one is public,
-            unless the owner is an organization whose default is private.
-        message: of the commit.
-        revision: branch to write to, ``main`` by default; a missing one is created.
+        prompts: Folder of ``NAME.safetensors`` files, run folders ``NAME/``, or folders ``NAME/``
+            of run folders ``seed-S/``. A run folder becomes ``NAME.safetensors``, the run of a
+            seed ``NAME/seed-S/prompt.safetensors``; nothing else of a run is sent.
+        repo: ``OWNER/NAME`` on the hub in ``HF_ENDPOINT``, or huggingface.co. Created if missing.
+        private: Create a private repository, and refuse a public one. Otherwise a new one is
+            public, unless the owner is an organization whose default is private.
+        message: Commit message.
+        revision: Branch, ``main`` by default; created if missing.
 
     Returns:
-        What was sent.
+        A `PushedPrompts`.
 
     Raises:
-        InputError: a prompt is broken, names clash, the token may not write there, or the hub
+        InputError: A prompt is broken, names clash, the token lacks write access, or the hub
             cannot be reached.
 
     Example:
@@ -998,23 +985,23 @@ def push_prompts(
 def _pages(
     hub: HubRepository, state: HubState, entries: list[LibraryPrompt], notes: list[str]
 ) -> dict[str, bytes]:
-    """Index and model card; a card written by hand is not touched."""
+    """Return index and model card; a card written by hand is left out."""
     pages = {INDEX: write_index(entries), README: write_readme(hub.name, entries)}
     if README in state.files and not may_rewrite(hub.read(state, [README])[README]):
         del pages[README]
-        notes.append("README.md there was written by hand and stays as it is")
+        notes.append("README.md in the repository was written by hand: kept")
     return pages
 
 
 def _verified(folder: str | Path) -> tuple[dict[str, bytes], dict[str, LibraryPrompt]]:
-    """The files by path and the entries by name, all of them whole."""
+    """Return files by path and index entries by name; raise InputError if a prompt is broken."""
     entries = verify_entries(read_entries(folder))
     broken = [entry for entry in entries if entry.faults]
     if broken:
         first = broken[0]
         raise InputError(
             f"{len(broken)} of {len(entries)} prompts in {folder} are broken, nothing was sent:"
-            f" {first.name}: {first.faults[0]}; see jpt prompts verify {folder}"
+            f" {first.name}: {first.faults[0]}; run jpt prompts verify {folder}"
         )
     check_names([entry.name for entry in entries], str(folder))
     data = {entry.name: _bytes(entry) for entry in entries}
@@ -1027,12 +1014,14 @@ def _bytes(entry: PromptEntry) -> bytes:
 
 
 def _others(
-    hub: HubRepository, state: HubState, own: set[str]
+    hub: HubRepository, state: HubState, local: set[str]
 ) -> tuple[dict[str, LibraryPrompt], list[str]]:
-    """What the repository has besides: out of its index where that is right, else read anew."""
+    """Return the repository's other prompts, from its index if the digest agrees, and notes."""
     found, large = split_files(state.files.values())
-    others = {name: file for name, file in found.items() if name not in own}
-    notes = [f"{path} there is too large for a prompt: not in the index" for path in large]
+    others = {name: file for name, file in found.items() if name not in local}
+    notes = [
+        f"{path} in the repository is too large for a prompt: not in the index" for path in large
+    ]
     if not others:
         return {}, notes
     known = read_index(hub.read(state, [INDEX])[INDEX]) if INDEX in state.files else {}

@@ -57,23 +57,19 @@ from jpt.tuning.bound_task import (
 from jpt.tuning.tune import tune
 from jpt.types import Data, Prompt, Score, TransferMatrix
 
-# --- The rows that a recommendation may look at: a few of train, with their labels or without
+# --- Rows
 
-LABELS = 64
-"""Labelled rows, where nothing else is said."""
-
-TEXTS = 256
-"""Texts without labels, where there are no labels."""
-
+LABELS = 64  # default number of labelled rows
+TEXTS = 256  # number of texts without labels
 STREAM = crc32(b"recommend/rows")
 
 
 def labelled_task(task: Task, labels: int | None, seed: int) -> tuple[Task, list[str]]:
-    """Gives a task that knows a few labelled rows of train and nothing else."""
+    """Return the task restricted to a few labelled train rows, and notes."""
     if not has_split(task, "train"):
         raise InputError(
-            f"task {task.name} has no train rows, so there are no labels to score sources and to"
-            " tune a probe on; give some, or rank without labels: --labels 0"
+            f"task {task.name} has no train rows to score sources and tune a probe on; add some, or"
+            " rank without labels (--labels 0)"
         )
     rows = read_rows(task, "train")
     if labels is not None and labels > len(rows):
@@ -85,64 +81,62 @@ def labelled_task(task: Task, labels: int | None, seed: int) -> tuple[Task, list
     notes = []
     lacking = [label for label in task.labels if all(row["label"] != label for row in chosen)]
     if lacking:
-        notes.append(
-            f"no labelled row is {' or '.join(lacking)}: scores say nothing of telling that apart"
-        )
+        notes.append(f"no labelled row with label {' or '.join(lacking)}: scores do not cover it")
     return _with(task, chosen), notes
 
 
 def unlabelled_task(task: Task, seed: int) -> Task:
-    """Gives a task that knows some texts and no labels."""
+    """Return the task restricted to some texts without labels."""
     if task.is_generative:
         raise InputError(
-            f"the answers of task {task.name} are written: without labelled rows there is nothing"
-            " to rank sources by; give some rows with answers (--labels 16)"
+            f"task {task.name} is generative, so sources cannot be ranked without labelled rows;"
+            " give some rows with answers (--labels 16)"
         )
     if not has_split(task, "train"):
         raise InputError(
-            f"task {task.name} has no train rows, so there are no texts to ask sources about; give"
-            " some, labels are not needed"
+            f"task {task.name} has no train rows, so there are no texts to rank sources on; add"
+            " some, without labels"
         )
     return _with(task, _some(read_texts(task, "train"), TEXTS, seed))
 
 
 def _some(rows: Sequence[Row], count: int, seed: int) -> tuple[Row, ...]:
-    """Rows by chance, in the order in which they stood."""
+    """Return random rows in their original order."""
     chosen = shuffled(seed, STREAM, 0, len(rows))[:count]
     return tuple(rows[number] for number in sorted(chosen.tolist()))
 
 
 def _with(task: Task, rows: tuple[Row, ...]) -> Task:
-    """A task with these rows alone. Checked rows have their target under one name."""
+    """Return the task with these rows only; checked rows have their target under a fixed name."""
     target = {"answer_field": "answers"} if task.is_generative else {"label_field": "label"}
     splits = {"train": rows, "validation": rows}
     return replace(task, rows=splits, folder=None, files={}, **target)
 
 
-# --- A new task with its source prompts, loaded and checked before a recommendation is made
+# --- Inputs
 
 
 @dataclass(frozen=True)
 class RecommendInputs:
-    """The new task and the sources, before anything is compiled."""
+    """The new task and the source prompts, loaded and checked."""
 
-    task: Task  # with the rows alone that may be looked at
-    backbone: Backbone  # who reads them
-    mesh: Mesh  # its devices
-    prompts: dict[str, Prompt]  # all that were given, without rows that no model reads
-    sources: dict[str, Prompt]  # those that are a choice
-    bound: BoundTask  # the task as the backbone reads it
-    options: RecommendOptions  # as they were given, the seed settled
-    notes: list[str]  # what was left out, and why
+    task: Task  # with the rows to use only
+    backbone: Backbone
+    mesh: Mesh
+    prompts: dict[str, Prompt]  # all given prompts, without unused rows
+    sources: dict[str, Prompt]  # the candidates
+    bound: BoundTask
+    options: RecommendOptions  # with the seed resolved
+    notes: list[str]  # prompts that were excluded, and why
 
     @property
     def labelled(self) -> bool:
-        """Whether the labels of the rows are true."""
+        """Whether the rows have labels."""
         return self.options.labels != 0
 
     @property
     def first(self) -> Prompt:
-        """One of the prompts; all are of one kind."""
+        """First prompt; all have the same backbone and length."""
         return next(iter(self.prompts.values()))
 
 
@@ -152,8 +146,8 @@ def prepare_recommendation(
     data: Data | None,
     options: RecommendOptions,
 ) -> RecommendInputs:
-    """Loads and checks everything, cheap things first, before anything is compiled."""
-    loaded = {  # a row that no model reads has no part in this, and the probe has none
+    """Load and check everything, cheap checks first, without compiling."""
+    loaded = {  # the probe has no unused row to compare
         name: dataclasses.replace(prompt, unused_row=None)
         for name, prompt in load_runs(prompts).items()
     }
@@ -173,7 +167,7 @@ def prepare_recommendation(
     model = resolve_backbone(name, options.dtype, mesh=devices)
     other = options.backbone is not None
     check_prompt(first, model.name, model.config.width, model.layout, other)
-    parse_layers(options.layers, model.config.layers)  # refuses those that are not there
+    parse_layers(options.layers, model.config.layers)  # raises for layers out of range
     position = first.card.first_position or 0
     tokens = resolve_max_tokens(options.max_tokens, model, known, len(first.values), position)
     bound = bind_task(known, model, tokens, size, position)
@@ -183,37 +177,36 @@ def prepare_recommendation(
 def known_matrix(
     known: TransferMatrix | str | Path, prompts: Mapping[str, Prompt]
 ) -> TransferMatrix:
-    """Reads a known matrix, and refuses that of other prompts."""
+    """Return a known transfer matrix; raise InputError if it is of other prompts."""
     matrix = known if isinstance(known, TransferMatrix) else read_transfer(known)
     cards = {name: prompt.card for name, prompt in prompts.items()}
     here = over_seeds(Indicators(tuple(cards), {}, cards), matrix.prompts)
     missing = sorted(set(matrix.prompts) - set(here.names) - set(BASELINES))
     if missing:
         raise InputError(
-            f"the known matrix names {len(missing)} prompts that are not here"
-            f" ({shorten(missing)}; here are {shorten(here.names)}); give the folder of prompts"
-            " that it was made with"
+            f"the known matrix has {len(missing)} prompts that were not given"
+            f" ({shorten(missing)}; given: {shorten(here.names)}); give the folder of prompts that"
+            " it was computed with"
         )
-    leave_one_out(here, matrix)  # says so where nothing is judged
+    leave_one_out(here, matrix)  # raises if no ranking can be evaluated
     return matrix
 
 
 def _sources(task: Task, prompts: dict[str, Prompt]) -> tuple[dict[str, Prompt], list[str]]:
-    """The prompts that are a choice, and a line on those that are none."""
+    """Return the candidate prompts, and notes on the others."""
     in_task = [n for n, prompt in prompts.items() if serves(n, prompt.card, [task.short_name])]
     untrained = [n for n, p in prompts.items() if n not in in_task and is_random(n, p.card)]
     sources = {n: p for n, p in prompts.items() if n not in in_task and n not in untrained}
     if not sources:
         raise InputError(
-            f"none of the {len(prompts)} prompts ({shorten(list(prompts))}) is for another task"
-            f" than {task.short_name}: there is no source to choose; give a folder with prompts of"
-            " other tasks"
+            f"none of the {len(prompts)} prompts ({shorten(list(prompts))}) is for another task "
+            f"than {task.short_name}; give a folder with prompts of other tasks"
         )
     notes = []
     if in_task:
-        notes.append(f"{shorten(in_task)}: for {task.short_name} itself, left out of the ranking")
+        notes.append(f"{shorten(in_task)}: tuned for {task.short_name}, excluded")
     if untrained:
-        notes.append(f"{shorten(untrained)}: not trained, left out of the ranking")
+        notes.append(f"{shorten(untrained)}: untrained, excluded")
     return sources, notes
 
 
@@ -223,7 +216,7 @@ def _common_seed(sources: Mapping[str, Prompt]) -> int:
     return 0 if found is None else found
 
 
-# --- What each ranking says of each source, who is first, and who cannot be told from the first
+# --- Rankings
 
 MUTUAL_INFORMATION = "mutual_information"
 
@@ -231,7 +224,7 @@ _TWO_SIDED_95 = 1.96
 
 
 def score_rankings(scores: Mapping[str, Score], labelled: bool) -> dict[str, Ranking]:
-    """Ranks sources by what they do on the task's rows."""
+    """Rank sources by score, or without labels by mutual information, on the task's rows."""
     if not labelled:
         values = {name: mutual_information(score.log_probs) for name, score in scores.items()}
         return {MUTUAL_INFORMATION: Ranking(values, {})}
@@ -242,7 +235,7 @@ def score_rankings(scores: Mapping[str, Score], labelled: bool) -> dict[str, Ran
 def indicator_rankings(
     indicators: Indicators, probe: str, sources: Mapping[str, Prompt]
 ) -> dict[str, Ranking]:
-    """Ranks sources by how alike they are to a probe."""
+    """Rank sources by similarity to a probe."""
     names = [name for name in (OVERLAP, *EMBEDDING_INDICATORS) if name in indicators.columns]
     return {
         name: Ranking({source: indicators.value(name, probe, source) for source in sources}, {})
@@ -251,7 +244,7 @@ def indicator_rankings(
 
 
 def type_ranking(task: Task, sources: Mapping[str, Prompt]) -> dict[str, Ranking]:
-    """Puts sources for tasks of the task's type first."""
+    """Rank sources of the task's type first."""
     values = {}
     for name, prompt in sources.items():
         kind = type_of(prompt.card)
@@ -260,7 +253,7 @@ def type_ranking(task: Task, sources: Mapping[str, Prompt]) -> dict[str, Ranking
 
 
 def not_distinguished(best: str, scores: Mapping[str, Score], truth: np.ndarray) -> list[str]:
-    """Finds the sources that may be as good as the best one, for all that a few rows say."""
+    """Return the sources whose accuracy does not differ significantly from the best one's."""
     right = {name: (score.predictions == truth).astype(float) for name, score in scores.items()}
     found = []
     for name in scores:
@@ -271,10 +264,9 @@ def not_distinguished(best: str, scores: Mapping[str, Score], truth: np.ndarray)
     return found
 
 
-# --- A recommendation as JSON: what each ranking says of each source, and what a few rows hide
+# --- Record
 
-START = "random"
-"""The untrained start among the scores."""
+START = "random"  # the untrained prompt among the scores
 
 
 def recommendation_record(
@@ -284,7 +276,7 @@ def recommendation_record(
     scores: Mapping[str, Score],
     judged: LeaveOneOut | None,
 ) -> dict[str, Any]:
-    """Puts a recommendation together as JSON."""
+    """Return a recommendation as JSON."""
     ordered = rankings[by].ordered()
     ranks = {name: ranking.ranks() for name, ranking in rankings.items()}
     sources = {
@@ -292,7 +284,7 @@ def recommendation_record(
             "task": case.sources[name].card.task,
             **({"score": scores[name].value, "loss": scores[name].loss} if case.labelled else {}),
             "values": {r: _number(ranking.values[name]) for r, ranking in rankings.items()},
-            "ranks": {r: place[name] for r, place in ranks.items()},
+            "ranks": {r: ranks_of[name] for r, ranks_of in ranks.items()},
         }
         for name in ordered
     }
@@ -318,11 +310,11 @@ def recommendation_record(
 def _cautions(
     case: RecommendInputs, rankings: Mapping[str, Ranking], scores: Mapping[str, Score]
 ) -> list[str]:
-    """What the scores on a few rows do not show."""
+    """Return notes on what the scores do not show."""
     if not case.labelled:
         return [
-            "without labels nothing is measured: sureness (answers that are clear and differ from"
-            " text to text) is a heuristic, and a sure prompt may be wrong"
+            "without labels no score is measured: mutual information (confident predictions that"
+            " differ between texts) is a heuristic, and a confident prompt may be wrong"
         ]
     best, notes = next(iter(rankings.values())).ordered()[0], []
     untrained, majority = scores[START].value, 0.0
@@ -333,13 +325,13 @@ def _cautions(
         majority = scores[START].majority
         if near:
             notes.append(
-                f"{len(truth)} rows do not tell {best} from {shorten(near)} (95 % interval of the"
-                " difference)"
+                f"on {len(truth)} rows {best} is not significantly better than {shorten(near)}"
+                " (95 % confidence interval of the difference)"
             )
     if scores[best].value <= max(untrained, majority):
         notes.append(
-            f"no source scores above an untrained prompt ({untrained:.3f}) and the commonest"
-            f" answer ({majority:.3f}): the scores give no reason to start from one"
+            f"no source scores above both an untrained prompt ({untrained:.3f}) and the majority"
+            f" class ({majority:.3f}): the scores give no reason to start from one"
         )
     return notes
 
@@ -355,52 +347,52 @@ def start_command(
     case: RecommendInputs,
     source: str,
 ) -> str | None:
-    """Writes the command that starts from a source."""
+    """Return the command that tunes from a source; None for tasks and prompts in memory."""
     if isinstance(prompts, Mapping) or isinstance(data, Mapping):
         return None
     if isinstance(task, Task) and task.rows is not None:
         return None
     name = task.folder or task.name if isinstance(task, Task) else task
-    words = ["jpt", "tune", "--backbone", case.backbone.name, "--task", str(name)]
-    words += [] if data is None else ["--data", str(data)]
-    words += ["--length", str(len(case.first.values))]
-    words += ["--init", f"prompt:{list_runs(prompts)[source]}"]
-    place = f"runs/{case.task.short_name}-from-{source.replace('/', '-')}"
-    return shlex.join([*words, "--out", place])
+    parts = ["jpt", "tune", "--backbone", case.backbone.name, "--task", str(name)]
+    parts += [] if data is None else ["--data", str(data)]
+    parts += ["--length", str(len(case.first.values))]
+    parts += ["--init", f"prompt:{list_runs(prompts)[source]}"]
+    out = f"runs/{case.task.short_name}-from-{source.replace('/', '-')}"
+    return shlex.join([*parts, "--out", out])
 
 
-# --- A recommendation as text, at most 80 columns wide
+# --- Text, at most 80 columns wide
 
 WIDTH = 80
 _NAME = 22
 _LABELS = {
     ZERO_SHOT: "zero-shot",
     SAME_TYPE: "same type",
-    "mutual_information": "mutual_information",
+    MUTUAL_INFORMATION: "mutual information",
 }
 
 
 def describe_recommendation(record: dict[str, Any]) -> str:
-    # Lays a recommendation out: the sources in order, how often rankings were right, the command.
+    """Return a recommendation as text: sources in order, evaluation of rankings, command."""
     seen = f"{record['rows']} {'labelled rows' if record['labelled'] else 'texts, no labels'}"
-    head = f"Sources for {record['task']} on {record['backbone']}: place by each ranking, 1 the"
-    lines = [*textwrap.wrap(f"{head} best ({seen})", WIDTH), *_table(record)]
+    head = f"Sources for {record['task']} on {record['backbone']}: ranks, 1 is best ({seen})"
+    lines = [*textwrap.wrap(head, WIDTH), *_table(record)]
     if record["known"] is not None:
         lines += _known(record["known"])
     for note in record["notes"]:
         lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ")
-    chosen = f"start from: {record['source']} (first by {ranking_label(record['by'])})"
+    chosen = f"start from: {record['source']} (rank 1 by {ranking_label(record['by'])})"
     lines += textwrap.wrap(chosen, WIDTH)
     return "\n".join([*lines, *([record["command"]] if record["command"] else [])])
 
 
 def ranking_label(name: str) -> str:
-    """Gives the name of a ranking for people."""
+    """Return the display name of a ranking."""
     return _LABELS.get(name) or indicator_label(name)
 
 
 def _table(record: dict[str, Any]) -> list[str]:
-    """One line a source: what the first ranking says of it, then its places."""
+    """Return one line per source: value of the first ranking, then the ranks."""
     sources = record["sources"]
     rankings = list(next(iter(sources.values()))["ranks"])
     first, others = rankings[0], rankings[1:]
@@ -408,7 +400,7 @@ def _table(record: dict[str, Any]) -> list[str]:
     lines = [["", shown, "#", *map(_short_label, others)]]
     for name, found in sources.items():
         ranks = [found["ranks"][ranking] for ranking in rankings]
-        cells = ["-" if place is None else str(place) for place in ranks]
+        cells = ["-" if rank is None else str(rank) for rank in ranks]
         lines.append([_cut(name), _figure(found["values"][first]), *cells])
     if record["untrained"] is not None:
         score = record["untrained"][record["metric"]]
@@ -419,15 +411,13 @@ def _table(record: dict[str, Any]) -> list[str]:
 def _known(known: dict[str, Any]) -> list[str]:
     count = len(known["targets"])
     head = (
-        f"How often the first source was the best one, on {count} targets of the known matrix,"
-        " each with its own prompt as the probe (tuned to the end: a short one may do worse);"
-        " regret: best score less that of the first source:"
+        f"Share of the {count} targets of the known matrix for which rank 1 is the best source,"
+        " with the fully tuned in-task prompt as the probe (a short probe may do worse); regret:"
+        " best score minus that of rank 1:"
     )
-    lines = [["", "targets", "was best", "mean place", "regret", "by chance"]]
-    simulated = False
+    lines = [["", "targets", "best", "mean rank", "regret", "at random"]]
     for name in shown_rankings(known["rankings"]):
         found = known["rankings"][name]
-        simulated |= name == ZERO_SHOT
         lines.append(
             [
                 ranking_label(name) + (" (simulated)" if name == ZERO_SHOT else ""),
@@ -444,7 +434,7 @@ def _known(known: dict[str, Any]) -> list[str]:
 
 
 def _short_label(name: str) -> str:
-    """So that all fit: E_average as E_avg."""
+    """Return a short column head, for instance E_avg for E_average."""
     label = ranking_label(name)
     return label.replace("average", "avg").replace("concat", "cat").replace("same ", "")
 
@@ -454,7 +444,7 @@ def _figure(value: float | None) -> str:
 
 
 def _cut(name: str) -> str:
-    """Shortens a name in the middle: of runs of one prompt the end tells which it is."""
+    """Shorten a name in the middle, keeping the seed at its end."""
     if len(name) <= _NAME:
         return name
     tail = name[name.rindex("/") :] if "/" in name else ""
@@ -462,36 +452,36 @@ def _cut(name: str) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(max(width, 3))
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if column == 0 else cell.rjust(max(width, 3))
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     ]
 
 
-# --- Which source prompt to start from, for a task with few labels or none
-# The paper compares prompts that are both tuned to the end. Here the new task has no prompt yet: a
-# probe is tuned for a few steps on its few labelled rows and stands in for it.
+# --- Recommendation
+# The paper compares fully tuned prompts. Here the new task has no prompt yet: a probe, tuned for a
+# few steps on its few labelled rows, takes its place.
 
 RECORD, PROBE = "recommend.json", "probe"
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The sources in order, and what each ranking says of them.
+    """Result of `recommend`.
 
     Attributes:
-        source: the prompt to start from.
-        by: the ranking that chose it.
-        rankings: every ranking, by name.
-        scores: of each source, and of an untrained start under ``random``, on the task's rows;
-            empty of meaning where there are no labels.
-        probe: the prompt that was tuned shortly; None without labels.
-        known: how often rankings were right on a known matrix, where there is one.
-        record: the same as JSON.
+        source: Name of the prompt to start from.
+        by: Ranking that selected it.
+        rankings: All rankings, by name.
+        scores: Score of each source, and of an untrained prompt under ``random``, on the task's
+            rows; meaningless without labels.
+        probe: Probe prompt; None without labels.
+        known: Evaluation of the rankings on a known matrix, if one was given.
+        record: The recommendation as JSON.
     """
 
     source: str
@@ -503,7 +493,7 @@ class Recommendation:
     record: dict[str, Any]
 
     def describe(self) -> str:
-        """Lays the recommendation out for reading, in at most 80 columns."""
+        """Return the recommendation as text of at most 80 columns."""
         return describe_recommendation(self.record)
 
 
@@ -517,29 +507,29 @@ def recommend(
     progress: bool = False,
     **options: Any,
 ) -> Recommendation:
-    """Ranks source prompts for a new task, before it is tuned for.
+    """Rank source prompts for a new task before it is tuned.
 
-    With labelled rows: by the score of each source on them, as it is; and by overlap of neurons
-    (ON) and the embedding indicators between each source and a probe, a prompt that is tuned
-    shortly on these rows. Without labels: by how sure each source is on the task's texts, which is
-    a heuristic. Only train rows are looked at. Prompts of the task itself are no sources.
+    With labelled rows, sources are ranked by their zero-shot score on them, and by overlap of
+    neurons (ON) and the embedding indicators between each source and a probe: a prompt tuned for a
+    few steps on these rows. Without labels they are ranked by the mutual information of their
+    predictions, a heuristic. Only train rows are used. Prompts of the task itself are excluded.
 
     Args:
-        task: the new task, its name, or its folder.
-        prompts: the sources: a folder, or prompts by name; all of one backbone and length.
-        out: folder for ``recommend.json`` and the probe's run.
-        known: a zero-shot matrix of the same prompts, on which rankings are judged.
-        data: folder of the task's rows, or the rows by split.
-        progress: whether to say on stderr how far it is.
-        **options: fields of :class:`jpt.config.RecommendOptions`: labels,
-            probe_steps, by and others.
+        task: New task, its name or its folder.
+        prompts: Source prompts of one backbone and length: a folder, or prompts by name.
+        out: Folder for ``recommend.json`` and the probe's run.
+        known: Zero-shot matrix of the same prompts, to evaluate the rankings on.
+        data: Folder of the task's rows, or rows by split.
+        progress: Report progress on stderr.
+        **options: Fields of :class:`jpt.config.RecommendOptions`: labels, probe_steps, by and
+            others.
 
     Returns:
-        The recommendation.
+        A `Recommendation`.
 
     Raises:
-        InputError: prompts that do not belong together, no source for another task, no labelled
-            rows, a matrix of other prompts, or an unknown ranking.
+        InputError: The prompts do not belong together, none is for another task, there are no
+            labelled rows, the matrix is of other prompts, or the ranking is unknown.
 
     Example:
         >>> from jpt.types import PromptCard
@@ -548,7 +538,7 @@ def recommend(
         >>> sources = {name: Prompt(each, card) for name, each in zip("ab", random)}
         >>> texts = {"train": [{"text": "Fine."}, {"text": "Dull."}]}
         >>> found = recommend("sst2", sources, labels=0, data=texts, eval_batch_size=2)
-        >>> found.by, sorted(found.rankings["mutual_information"].places().values())
+        >>> found.by, sorted(found.rankings["mutual_information"].ranks().values())
         ('mutual_information', [1, 2])
     """
     started_s = time.monotonic()
@@ -566,7 +556,7 @@ def recommend(
 def _rank(
     case: RecommendInputs, matrix: TransferMatrix | None, out: str | Path | None, progress: bool
 ) -> Recommendation:
-    """Scores, probes, compares and judges, and puts it together."""
+    """Score the sources, tune the probe, compare, and evaluate the rankings."""
     kind = "labelled rows" if case.labelled else "texts"
     _say(progress, f"scoring {len(case.sources)} sources on {len(case.task.rows['train'])} {kind}")
     scores = _score(case)
@@ -576,7 +566,7 @@ def _rank(
         _say(progress, f"tuning a probe for {case.options.probe_steps} steps")
         probe = _tune_probe(case, out)
     if probe is not None or matrix is not None:
-        _say(progress, "comparing prompts and the neurons that they activate")
+        _say(progress, "comparing prompts and activated neurons")
         name, found = _compare(case, probe)
         if probe is not None:
             rankings |= indicator_rankings(found, name, case.sources)
@@ -591,18 +581,20 @@ def _rank(
 
 
 def _check_by(case: RecommendInputs) -> None:
-    """Refuses an unknown ranking before the work."""
+    """Raise InputError for an unknown ranking."""
     of_probe = (ZERO_SHOT, OVERLAP, *EMBEDDING_INDICATORS)
     names = [
         *(of_probe if case.labelled else (MUTUAL_INFORMATION,)),
         *type_ranking(case.task, case.sources),
     ]
+    if case.options.by == "sureness":
+        raise InputError("by is sureness, which is now called mutual_information; use that name")
     if case.options.by is not None and case.options.by not in names:
         raise unknown_name("ranking", case.options.by, names)
 
 
 def _score(case: RecommendInputs) -> dict[str, Score]:
-    """Scores all sources and an untrained start in one pass over the rows."""
+    """Score all sources and an untrained prompt in one pass over the rows."""
     values = {name: prompt.values for name, prompt in case.sources.items()}
     values[START] = _untrained(case)
     found = case.bound.score(list(values.values()), case.bound.split("train"), case.mesh)
@@ -610,14 +602,14 @@ def _score(case: RecommendInputs) -> dict[str, Score]:
 
 
 def _untrained(case: RecommendInputs) -> Float32[np.ndarray, "P D"]:
-    """Where the probe starts."""
+    """Return the values that the probe starts from."""
     model = case.backbone
     generator = initial_generator(case.options.seed, model.name, START)
     return random_values(generator, *case.first.values.shape, model.init_std())
 
 
 def _tune_probe(case: RecommendInputs, out: str | Path | None) -> Prompt:
-    """Tunes a prompt shortly; its card is made comparable with the sources'."""
+    """Tune the probe; its card is made comparable with the sources'."""
     options, first = case.options, case.first
     result = tune(
         case.backbone,
@@ -628,7 +620,7 @@ def _tune_probe(case: RecommendInputs, out: str | Path | None) -> Prompt:
         length=len(first.values),
         max_tokens=case.bound.batching.max_tokens,
         seed=options.seed,
-        # Validation is the same few rows: scored once, so that nothing is chosen on them.
+        # Validation has the same few rows: scored once, so that no step is selected on them.
         eval_every=options.probe_steps,
         checkpoint_every=options.probe_steps,
         eval_batch_size=options.eval_batch_size,
@@ -638,15 +630,15 @@ def _tune_probe(case: RecommendInputs, out: str | Path | None) -> Prompt:
     position = first.card.first_position
     if position:
         case.notes.append(
-            f"the sources read text from position {position}, the probe was tuned with text from"
+            f"the sources were tuned with text from position {position}, the probe with text from"
             " position 0"
         )
-    placed = {"backbone": first.card.backbone, "first_position": position}
-    return dataclasses.replace(result.last, card=dataclasses.replace(result.last.card, **placed))
+    shared = {"backbone": first.card.backbone, "first_position": position}
+    return dataclasses.replace(result.last, card=dataclasses.replace(result.last.card, **shared))
 
 
 def _compare(case: RecommendInputs, probe: Prompt | None) -> tuple[str, Indicators]:
-    """Computes the indicators of all prompts and the probe, which gets a name of its own."""
+    """Compute the indicators of all prompts and the probe; return the probe's name and them."""
     name = PROBE
     while name in case.prompts:
         name += "_"
@@ -658,12 +650,12 @@ def _compare(case: RecommendInputs, probe: Prompt | None) -> tuple[str, Indicato
 
 
 def _without(found: Indicators, name: str) -> Indicators:
-    """The indicators of the other prompts; each pair stands for itself."""
-    place = found.names.index(name)
+    """Return the indicators without one prompt."""
+    index = found.names.index(name)
     return Indicators(
         tuple(each for each in found.names if each != name),
         {
-            column: np.delete(np.delete(table, place, 0), place, 1)
+            column: np.delete(np.delete(table, index, 0), index, 1)
             for column, table in found.columns.items()
         },
         {each: card for each, card in found.cards.items() if each != name},
