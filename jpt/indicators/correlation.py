@@ -39,26 +39,23 @@ from jpt.results.records import OverlapLead, RankCorrelation
 from jpt.results.statistics import LEVEL, METHOD, RESAMPLES, SEED, lead, mean_interval
 from jpt.types import Activations, Prompt, TransferMatrix
 
-# --- What the indicators say, held against what the transfers did: Spearman's rank correlation
-# For each target, over the source prompts: the indicator between the target's own prompt and the
-# source, against the source's score on the target; then the mean over the targets. Beside it, all
-# pairs at once, with relative performance and with the scores as they are. The authors published no
-# code for this; what their paper says of it is the mean.
+# --- Spearman's rank correlation (paper, section 5)
+# Per target, over source prompts: similarity of in-task prompt and source with the source's score
+# on the target; then the mean over targets, which is all the paper reports (there is no published
+# code for it). Additionally all pairs pooled, with relative performance and with scores.
 
 CORRELATION, TYPES = "correlation.json", "types.json"
-
-FEWEST_SOURCES = 3
-"""With two sources a rank correlation can only be 1 or -1."""
+FEWEST_SOURCES = 3  # with two, a rank correlation is always 1 or -1
 
 
 @dataclass(frozen=True)
 class CorrelationResult:
-    """The correlations of every indicator.
+    """Result of `correlate`.
 
     Attributes:
-        own_in: by indicator, the target's own prompt among the sources.
-        own_out: the same without it.
-        notes: what is undefined or left out, and why.
+        including_in_task: Correlations by indicator, the target's in-task prompt among the sources.
+        excluding_in_task: The same without the in-task prompt.
+        notes: What is undefined or left out, and why.
     """
 
     including_in_task: dict[str, RankCorrelation]
@@ -66,32 +63,33 @@ class CorrelationResult:
     notes: tuple[str, ...] = ()
 
     @property
-    def leads(self) -> dict[str, OverlapLead]:
-        """ON's lead with own prompts and without; empty where there is no ON."""
-        parts = {
+    def _parts(self) -> dict[str, dict[str, RankCorrelation]]:
+        return {
             "including_in_task": self.including_in_task,
             "excluding_in_task": self.excluding_in_task,
         }
-        return {part: overlap_lead(table) for part, table in parts.items() if OVERLAP in table}
+
+    @property
+    def leads(self) -> dict[str, OverlapLead]:
+        """Lead of ON in both tables; empty without ON."""
+        return {
+            part: overlap_lead(table) for part, table in self._parts.items() if OVERLAP in table
+        }
 
     @property
     def record(self) -> dict[str, Any]:
-        """The result as ``correlation.json`` has it."""
-        parts = {
-            "including_in_task": self.including_in_task,
-            "excluding_in_task": self.excluding_in_task,
-        }
+        """Content of ``correlation.json``."""
         tables = {
             part: {name: _as_json(found) for name, found in table.items()}
-            for part, table in parts.items()
+            for part, table in self._parts.items()
         }
         leads = {part: _as_json(found) for part, found in self.leads.items()}
-        made = {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
-        return {**tables, "overlap_lead": leads, "intervals": made, "notes": list(self.notes)}
+        intervals = {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
+        return {**tables, "overlap_lead": leads, "intervals": intervals, "notes": list(self.notes)}
 
 
 def _as_json(found: RankCorrelation | OverlapLead) -> dict[str, Any]:
-    """The fields as JSON has them after reading: lists for tuples."""
+    """Return the fields with lists for tuples, as JSON has them after reading."""
     return dataclasses.asdict(
         found,
         dict_factory=lambda items: {
@@ -101,8 +99,8 @@ def _as_json(found: RankCorrelation | OverlapLead) -> dict[str, Any]:
 
 
 def overlap_lead(table: Mapping[str, RankCorrelation]) -> OverlapLead:
-    """Says how far ON leads the paper's indicators of vectors."""
-    # The best of them is found by looking at the same targets, which is to its advantage.
+    """Return the lead of ON over the paper's embedding indicators."""
+    # The best of them is selected on the same targets, which favours it.
     rivals = {name: table[name] for name in PAPER if name in table}
     means = {name: each.mean_over_targets for name, each in rivals.items()}
     known = {name: mean for name, mean in means.items() if mean is not None}
@@ -115,7 +113,7 @@ def overlap_lead(table: Mapping[str, RankCorrelation]) -> OverlapLead:
 
 @dataclass(frozen=True)
 class _Setting:
-    """One side of the comparison, the same for all indicators."""
+    """Pairs and scores, the same for all indicators."""
 
     pairs: TransferPairs
     in_task_rows: Int[np.ndarray, "N"]
@@ -130,24 +128,24 @@ def correlate(
     *,
     tasks: Iterable[str] | None = None,
 ) -> CorrelationResult:
-    """Holds every indicator against a zero-shot transfer matrix.
+    """Correlate every indicator with zero-shot transfer (Spearman; paper, section 5).
 
-    Sources are the prompts that are for one of the targets; the random prompt is none. Several
-    seeds of a prompt count as one (`jpt.indicators.pairs`). Ties take average ranks, as scipy's
-    spearmanr has it. Relative performance is a score over that of the target's own prompt.
+    Sources are prompts of the target tasks; random prompts are left out. Seeds of a prompt are
+    averaged. Ties get average ranks, as in scipy's spearmanr. Relative performance is the score
+    divided by that of the target's in-task prompt.
 
     Args:
-        indicators: of the prompts of the matrix; their cards say whose own they are.
-        transfer: the matrix, or its file.
-        out: folder for ``correlation.json`` and ``types.json``.
-        tasks: only these targets and only prompts for them; by default all.
+        indicators: Indicators of the matrix's prompts; their cards name the tasks.
+        transfer: Transfer matrix, or its file.
+        out: Folder for ``correlation.json`` and ``types.json``.
+        tasks: Restrict targets and prompts to these tasks; defaults to all.
 
     Returns:
-        The correlations, with the targets' own prompts among the sources and without.
+        The :class:`CorrelationResult`, including and excluding in-task prompts.
 
     Raises:
-        InputError: the matrix names prompts that the indicators do not, no target has a prompt of
-            its own, or a task is no target.
+        InputError: If the matrix has prompts without indicators, no target has an in-task prompt,
+            or a task is not a target.
 
     Example:
         >>> rank = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 1.0]])
@@ -164,9 +162,7 @@ def correlate(
     parts = {}
     for part, including_in_task in (("including_in_task", True), ("excluding_in_task", False)):
         setting = _setting(indicators, pairs, including_in_task)
-        faults = _Faults(
-            "own prompt among the sources" if including_in_task else "own prompt left out"
-        )
+        faults = _Faults(part.replace("_in_task", " in-task prompts"))
         parts[part] = {
             name: _correlate_one(name, column, setting, faults)
             for name, column in indicators.columns.items()
@@ -181,18 +177,18 @@ def correlate(
 
 
 def spearman(first: Float64[np.ndarray, "N"], second: Float64[np.ndarray, "N"]) -> float | None:
-    """Computes Spearman's rank correlation; ties take average ranks."""
+    """Return Spearman's rank correlation with average ranks for ties; None if undefined."""
     return None if _fault(first, second) else _rank_correlation(first, second)
 
 
 def _of_targets(indicators: Indicators, pairs: TransferPairs) -> tuple[TransferPairs, list[str]]:
-    """Leaves out targets without an own prompt, and prompts that are for none of the targets."""
+    """Drop targets without an in-task prompt, and prompts of other tasks."""
     kept = [row for row, target in enumerate(pairs.targets) if target in pairs.in_task]
     if not kept:
         raise InputError(
-            f"none of the {len(pairs.targets)} targets ({shorten(pairs.targets)}) has a prompt of"
-            f" its own among the {len(indicators.names)} prompts; transfer prompts that were tuned"
-            " for the targets"
+            f"targets: expected an in-task prompt among the {len(indicators.names)} prompts, got"
+            f" none for the {len(pairs.targets)} targets ({shorten(pairs.targets)}); transfer"
+            " prompts tuned on the targets"
         )
     cards = all_cards(indicators)
     columns, others = [], []
@@ -202,7 +198,7 @@ def _of_targets(indicators: Indicators, pairs: TransferPairs) -> tuple[TransferP
     notes = list(pairs.notes)
     if others:
         names = [pairs.sources[column] for column in others]
-        notes.append(f"{shorten(names)}: for none of the targets, left out of the correlations")
+        notes.append(f"{shorten(names)}: not of a target task, left out of the correlations")
     smaller = dataclasses.replace(
         pairs,
         targets=tuple(pairs.targets[row] for row in kept),
@@ -214,13 +210,13 @@ def _of_targets(indicators: Indicators, pairs: TransferPairs) -> tuple[TransferP
 
 
 def _setting(indicators: Indicators, pairs: TransferPairs, including_in_task: bool) -> _Setting:
-    places = {name: place for place, name in enumerate(indicators.names)}
-    owners = np.array([pairs.in_task[target] for target in pairs.targets], object)
-    in_task = owners[:, None] == np.array(pairs.sources, object)[None]  # [N, K]
+    index = {name: number for number, name in enumerate(indicators.names)}
+    prompts = np.array([pairs.in_task[target] for target in pairs.targets], object)
+    in_task = prompts[:, None] == np.array(pairs.sources, object)[None]  # [N, K]
     return _Setting(
         pairs,
-        np.array([places[owner] for owner in owners]),
-        np.array([places[source] for source in pairs.sources], int),
+        np.array([index[prompt] for prompt in prompts]),
+        np.array([index[source] for source in pairs.sources], int),
         ~np.isnan(pairs.values) & (including_in_task | ~in_task),
     )
 
@@ -251,12 +247,12 @@ def _correlate_one(
 
 
 def _fault(first: Float64[np.ndarray, "N"], second: Float64[np.ndarray, "N"]) -> str | None:
-    """Why there is no rank correlation of an indicator and scores, or None where there is."""
+    """Return why the correlation is undefined, or None if it is defined."""
     if len(second) < FEWEST_SOURCES:
         return f"fewer than {FEWEST_SOURCES} sources"
     if np.ptp(second) == 0:
-        return "all sources score the same"
-    return "it is the same for all sources" if np.ptp(first) == 0 else None
+        return "all sources have the same score"
+    return "the same value for all sources" if np.ptp(first) == 0 else None
 
 
 def _rank_correlation(first: Float64[np.ndarray, "N"], second: Float64[np.ndarray, "N"]) -> float:
@@ -268,13 +264,13 @@ def _rank_correlation(first: Float64[np.ndarray, "N"], second: Float64[np.ndarra
 
 
 def _ranks(values: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
-    """Ranks from 1 on; equal values share the mean of their ranks."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[places]
+    """Return ranks from 1, averaged over ties."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[inverse]
 
 
 class _Faults:
-    """Collects why correlations are undefined, and says it in few lines."""
+    """Reasons why correlations are undefined."""
 
     def __init__(self, part: str) -> None:
         self._part = part
@@ -282,44 +278,45 @@ class _Faults:
         self._undefined: dict[str, int] = {}
 
     def found(self, indicator: str, target: str, reason: str | None) -> None:
-        """Notes that a target has no correlation with an indicator."""
+        """Add a target without correlation with an indicator."""
         if reason:
             self._where.setdefault((reason, indicator), []).append(target)
 
     def undefined(self, indicator: str, count: int) -> None:
-        """Notes how many pairs have no value of an indicator."""
+        """Add the number of pairs without a value of an indicator."""
         if count:
             self._undefined[indicator] = count
 
     def notes(self, n_indicators: int) -> list[str]:
-        """Gives one line for each reason and group of targets."""
+        """Return one note per reason and group of targets."""
         groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for (reason, indicator), targets in self._where.items():
             groups.setdefault((reason, tuple(targets)), []).append(indicator)
         lines = []
         for (reason, targets), names in groups.items():
-            whose = "any indicator" if len(names) == n_indicators else shorten(names)
-            lines.append(f"{shorten(targets)} ({self._part}): no Spearman with {whose}: {reason}")
+            which = "any indicator" if len(names) == n_indicators else shorten(names)
+            lines.append(
+                f"{shorten(targets)} ({self._part}): no correlation with {which}: {reason}"
+            )
         for name, count in self._undefined.items():
-            lines.append(f"{name} ({self._part}): not defined for {count} pairs, left out")
+            lines.append(f"{name} ({self._part}): undefined for {count} pairs, left out")
         return lines
 
 
-# --- Intervals and choices as lines of text, below the table of ``jpt indicators``
+# --- Intervals and source selection as text
 
-FEW_TARGETS = 20
-"""Below so many targets a mean over them hangs on single tasks."""
+FEW_TARGETS = 20  # means over fewer targets depend on single tasks
 
 
 def interval_lines(correlation: CorrelationResult, names: Sequence[str]) -> list[str]:
-    """Says how sure the means over targets are."""
+    """Return the intervals of the means over targets as text."""
     counts = [of.n_targets for of in correlation.excluding_in_task.values() if of.interval]
     if not counts:
         return []
-    few = ": few, so these are rough" if max(counts) < FEW_TARGETS else ""
+    few = "; few, so intervals are wide" if max(counts) < FEW_TARGETS else ""
     head = f"{_level()} intervals of the means (bootstrap over {max(counts)} targets{few})"
     width = max(len(name) for name in names)
-    lines = [f"  {'':{width}}{'own in':>14}{'own out':>17}"]
+    lines = [f"  {'':{width}}{'with in-task':>14}{'without in-task':>17}"]
     for name in names:
         cells = [
             _range(part[name].interval)
@@ -330,21 +327,21 @@ def interval_lines(correlation: CorrelationResult, names: Sequence[str]) -> list
 
 
 def choice_lines(record: Mapping[str, Any]) -> list[str]:
-    """Says what it costs to choose by each indicator."""
+    """Return hit rate and regret of selecting a source by each indicator as text."""
     names = shown_rankings(record["rankings"])
     if not names:
         return []
     whole = max((record["rankings"][name] for name in names), key=lambda of: of["targets"])
     width = max(len(name) for name in names)
     head = (
-        f"Taking the first source for each of {whole['targets']} targets: how often it is the best,"
-        " and mean cost"
+        f"Selecting the top-ranked source for each of {whole['targets']} targets: share of targets"
+        " on which it"
     )
     below = (
-        f"against the best, both in points (100 x score); by chance"
+        "is the best, and mean regret in points (100 x score); at random"
         f" {100 * whole['chance_hits']:.0f} % and {100 * whole['chance_regret']:.1f}"
     )
-    lines = [f"  {'':{width}}  best  cost{_level():>15}  saved against chance{_level():>15}"]
+    lines = [f"  {'':{width}}  best  cost{_level():>15}     gain over random{_level():>15}"]
     for name in names:
         of = record["rankings"][name]
         cost = _range(of["regret_interval"], 100, sign="")
@@ -357,17 +354,17 @@ def choice_lines(record: Mapping[str, Any]) -> list[str]:
 
 
 def _lead_lines(found: OverlapLead | None) -> list[str]:
-    """How far ON leads the best of the paper's other indicators."""
+    """Compare ON with the best of the paper's other indicators."""
     if found is None or found.best is None:
         return []
-    against = found.over[found.best]
-    if against.mean is None or against.interval is None:
+    over = found.over[found.best]
+    if over.mean is None or over.interval is None:
         return []
-    low, high = against.interval
-    verdict = "it leads" if low > 0 else "it is behind" if high < 0 else "which leads is not told"
+    low, high = over.interval
+    verdict = "higher" if low > 0 else "lower" if high < 0 else "difference not significant"
     return [
-        f"  neuron_overlap less {found.best}, the best of the paper's others, own out:"
-        f" {against.mean:+.2f}, {_range(against.interval)}: {verdict}"
+        f"  neuron_overlap minus {found.best}, the best of the paper's others, without in-task:"
+        f" {over.mean:+.2f}, {_range(over.interval)}: {verdict}"
     ]
 
 
@@ -382,24 +379,24 @@ def _range(interval: Sequence[float] | None, scale: float = 1, sign: str = "+") 
     return "..".join(f"{scale * bound:{sign}.{digits}f}" for bound in interval)
 
 
-# --- From prompts, activations and a transfer matrix on disk to the tables of a study
+# --- The study of `jpt indicators`
 
 
 @dataclass(frozen=True)
 class IndicatorStudy:
-    """What `study_indicators` computed.
+    """Result of `study_indicators`.
 
     Attributes:
-        indicators: of all pairs of prompts.
-        types: means by type of task, as in ``types.json``.
-        correlation: with the transfer matrix, where there was one.
-        files: what was written.
-        subject: the prompts in a few words.
-        missing: what the study would have with other files.
-        choices: which source each indicator would have chosen, where there was a matrix.
+        indicators: Indicators of all pairs of prompts.
+        types: Means by task type, as in ``types.json``.
+        correlation: Correlation with the transfer matrix; None without one.
+        files: Written files.
+        subject: Short description of the prompts.
+        missing: Notes on missing inputs.
+        choices: Source selection by each indicator; None without a matrix.
     """
 
-    compute_indicators: Indicators
+    indicators: Indicators
     types: dict[str, Any]
     correlation: CorrelationResult | None
     files: tuple[Path, ...]
@@ -409,7 +406,7 @@ class IndicatorStudy:
 
     @property
     def notes(self) -> list[str]:
-        """What is undefined or left out, each said once."""
+        """What is undefined or left out, without repetitions."""
         found = [*self.missing, *self.indicators.notes, *self.types["notes"]]
         found += self.correlation.notes if self.correlation else ()
         found += self.choices["notes"] if self.choices else ()
@@ -417,7 +414,7 @@ class IndicatorStudy:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The study as JSON."""
+        """JSON form of the study."""
         correlation = self.correlation.record if self.correlation else {}
         return {
             "prompts": list(self.indicators.names),
@@ -431,7 +428,7 @@ class IndicatorStudy:
         }
 
     def describe(self) -> str:
-        """Lays the study out for reading."""
+        """Return the study as text."""
         lines = [self.subject, *_table(self), *(f"note: {note}" for note in self.notes)]
         return "\n".join([*lines, *(f"written: {file}" for file in self.files)])
 
@@ -446,10 +443,10 @@ def study_indicators(
     layers: str | tuple[int, int] | None = None,
     progress: bool = False,
 ) -> IndicatorStudy:
-    """Computes the indicators of all prompts, and holds them against a transfer matrix."""
+    """Compute the indicators of all prompts and correlate them with a transfer matrix."""
     loaded = load_runs(prompts)
     tasks = None if tasks is None else list(tasks)
-    # Read and matched before the long work, so that a wrong path or name is told at once.
+    # Read and match the matrix first, so that a wrong path or name is reported at once.
     matrix = read_transfer(transfer) if isinstance(transfer, (str, Path)) else transfer
     if matrix is not None:
         known = Indicators(tuple(loaded), {}, {n: prompt.card for n, prompt in loaded.items()})
@@ -484,29 +481,28 @@ def _subject(prompts: Mapping[str, Prompt]) -> str:
     first = next(iter(prompts.values()))
     rows, width = first.values.shape
     has_row0 = all(prompt.unused_row is not None for prompt in prompts.values())
-    more = ", and the row 0 that the model does not read" if has_row0 else ""
+    more = ", plus row 0, which the model does not read" if has_row0 else ""
     count = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
-    return f"{count} of {first.card.backbone}, {rows} rows x {width}{more}"
+    return f"{count} of {first.card.backbone}, {rows} tokens x {width}{more}"
 
 
 def _missing(prompts: Prompts, no_neurons: bool, out: str | Path | None) -> tuple[str, ...]:
-    """What to say of files that were not given."""
     notes = []
     if no_neurons:
-        place = prompts if isinstance(prompts, (str, Path)) else "DIR"
+        folder = prompts if isinstance(prompts, (str, Path)) else "DIR"
         notes.append(
-            "neuron overlap is left out, for want of activations: jpt neurons --prompts"
-            f" {place} --out FILE makes them, --neurons FILE reads them"
+            "neuron overlap left out, no activations given; make them with jpt neurons --prompts"
+            f" {folder} --out FILE and pass --neurons FILE"
         )
     if out is not None and (Path(out) / CORRELATION).exists():
         notes.append(
-            f"{Path(out) / CORRELATION} is of an earlier run: there was no transfer matrix now"
+            f"{Path(out) / CORRELATION} is from an earlier run; this one had no transfer matrix"
         )
     return tuple(notes)
 
 
 def _table(study: IndicatorStudy) -> list[str]:
-    """One line an indicator; of the windows of layers only the best, which is named."""
+    """Return a line per indicator; of the layer windows only the best."""
     names = [name for name in study.indicators.columns if not name.startswith(WINDOW_PREFIX)]
     windows = [name for name in study.indicators.columns if name.startswith(WINDOW_PREFIX)]
     best = _best_window(study.correlation, windows)
@@ -520,10 +516,10 @@ def _table(study: IndicatorStudy) -> list[str]:
     above: list[str] = []
     if correlation:
         above = [
-            "Spearman with zero-shot transfer: mean over targets, and all pairs with relative"
-            " performance; then mean similarity"
+            "Spearman with zero-shot transfer, with and without in-task prompts: mean over targets,"
+            " and all pairs with relative performance; then mean similarity"
         ]
-        head = ["", "own in: mean", "pooled", "own out: mean", "pooled", *head[1:]]
+        head = ["", "with: mean", "pooled", "without: mean", "pooled", *head[1:]]
     lines = [head]
     for name in names:
         means = study.types["similarity_by_type"][name]
@@ -535,8 +531,8 @@ def _table(study: IndicatorStudy) -> list[str]:
                 *cells,
             ]
         lines.append([name, *cells])
-    chosen = f"{best} is the best of {len(windows)} windows, found by looking" if best else ""
-    more = [chosen] if chosen else []
+    chosen = f"{best} is the best of {len(windows)} windows, selected on these targets"
+    more = [chosen] if best else []
     if correlation:
         more += interval_lines(correlation, names)
     if study.choices:
@@ -545,7 +541,7 @@ def _table(study: IndicatorStudy) -> list[str]:
 
 
 def _best_window(correlation: CorrelationResult | None, windows: list[str]) -> str | None:
-    """The window whose overlap goes best with transfer, own prompts left out."""
+    """Return the window with the highest mean correlation, excluding in-task prompts."""
     if correlation is None:
         return None
     means = {name: correlation.excluding_in_task[name].mean_over_targets for name in windows}

@@ -15,47 +15,44 @@ from tqdm import tqdm
 from jpt.errors import InputError, unknown_name
 from jpt.io.files import make_folder, read_number, read_table, write_table
 from jpt.prompts.store import Prompts, load_runs, stack_prompts
-from jpt.results.prompt_table import read_activations, check_unique
+from jpt.results.prompt_table import check_unique, read_activations
 from jpt.types import Activations, Prompt, PromptCard
 
-# --- What the neurons of prompts have in common, layer by layer and in windows of layers
+# --- Sums over neurons
 
-_PRODUCT_BYTES = 64 << 20  # some neurons of one layer of all prompts in float64, at most
+_PRODUCT_BYTES = 64 << 20  # limit of one float64 block
 
 
 @dataclass(frozen=True)
 class NeuronPairs:
-    """Sums over the neurons of some layers, for each two prompts: what indicators are made of."""
+    """Sums over the neurons of a window of layers, for each pair of prompts."""
 
-    # A neuron counts as activated where its value is above 0; of a probe on text it counts with the
-    # share of the rows in which it is.
+    # A neuron is activated if its value is above 0; with a text probe it counts with its rate, the
+    # share of rows in which it is activated.
 
-    # number of neurons that both activate; of a probe on text the product of the shares
-    shared: Float64[np.ndarray, "K K"]
-    # the same number; of a probe on text the smaller of the two shares
-    smaller: Float64[np.ndarray, "K K"]
-    products: Float64[np.ndarray, "K K"]  # products of the values themselves
-    # mean over the layers of how alike rows of text look; None where there was no text
-    cka: Float64[np.ndarray, "K K"] | None = None
+    shared: Float64[np.ndarray, "K K"]  # neurons activated by both; text probe: products of rates
+    smaller: Float64[np.ndarray, "K K"]  # the same; text probe: smaller of the two rates
+    products: Float64[np.ndarray, "K K"]  # products of activations
+    cka: Float64[np.ndarray, "K K"] | None = None  # mean over layers; text probe only
 
     @staticmethod
     def cosines(products: Float64[np.ndarray, "K K"]) -> Float64[np.ndarray, "K K"]:
-        """Divides products by the lengths, whose squares are the own products."""
+        """Return products normalised by their diagonal; NaN where that is 0."""
         squares = products.diagonal()
         lengths = np.sqrt(squares[:, None] * squares[None])
         found = np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1), np.nan)
         return np.clip(found, -1, 1)
 
     def jaccard(self) -> Float64[np.ndarray, "K K"]:
-        """Activated by both, divided by activated by either; NaN where neither activates any."""
-        own = self.smaller.diagonal()
-        either = own[:, None] + own[None] - self.smaller
-        silent = (own[:, None] == 0) | (own[None] == 0)
-        return np.where(silent, np.nan, self.smaller / np.where(silent, 1, either))
+        """Return intersection over union of activated neurons; NaN without activated neurons."""
+        active = self.smaller.diagonal()
+        either = active[:, None] + active[None] - self.smaller
+        inactive = (active[:, None] == 0) | (active[None] == 0)
+        return np.where(inactive, np.nan, self.smaller / np.where(inactive, 1, either))
 
 
 class LayerPairs:
-    """The sums of every single layer, from which those of any window follow."""
+    """Sums of single layers, to be added up over windows."""
 
     def __init__(self, activations: Activations) -> None:
         self._products = _products(activations.values)
@@ -67,24 +64,24 @@ class LayerPairs:
             self._smaller = _smaller(activations.rates)
 
     def window(self, first: int, last: int) -> NeuronPairs:
-        """Adds up the layers of a window."""
+        """Add up the layers of a window."""
         layers = slice(first, last + 1)
         sums = (each[layers].sum(0) for each in (self._shared, self._smaller, self._products))
         return NeuronPairs(*sums, None if self._cka is None else self._cka[layers].mean(0))
 
 
 def _shared(values: Float32[np.ndarray, "K L F"]) -> Int64[np.ndarray, "L K K"]:
-    """How many neurons both prompts of a pair activate: counts, so nothing is rounded."""
+    """Count the neurons that both prompts of a pair activate."""
     prompts, layers = values.shape[:2]
     active = np.packbits(values > 0, axis=-1)  # [K, L, F / 8]
     shared = np.zeros((layers, prompts, prompts), np.int64)
-    for place, own in enumerate(active):
-        shared[:, place] = np.bitwise_count(active & own).sum(-1, dtype=np.int64).T
+    for index, one in enumerate(active):
+        shared[:, index] = np.bitwise_count(active & one).sum(-1, dtype=np.int64).T
     return shared
 
 
 def _products(values: Float32[np.ndarray, "K L F"]) -> Float64[np.ndarray, "L K K"]:
-    """Products in float64, a layer and some neurons at a time."""
+    """Return products in float64, computed in blocks of neurons."""
     prompts, layers, neurons = values.shape
     products = np.zeros((layers, prompts, prompts))
     size = max(1, _PRODUCT_BYTES // (8 * prompts))
@@ -96,20 +93,20 @@ def _products(values: Float32[np.ndarray, "K L F"]) -> Float64[np.ndarray, "L K 
 
 
 def _smaller(rates: Float[np.ndarray, "K L F"]) -> Float64[np.ndarray, "L K K"]:
-    """The sum over the neurons of the smaller of two rates, once for each pair."""
+    """Sum the smaller of two rates over neurons."""
     prompts, layers = rates.shape[:2]
     smaller = np.zeros((layers, prompts, prompts))
-    for place, own in enumerate(rates):
-        sums = np.minimum(rates[place:], own).sum(-1, dtype=np.float64).T  # [L, K - place]
-        smaller[:, place, place:] = smaller[:, place:, place] = sums
+    for index, one in enumerate(rates):
+        sums = np.minimum(rates[index:], one).sum(-1, dtype=np.float64).T  # [L, K - index]
+        smaller[:, index, index:] = smaller[:, index:, index] = sums
     return smaller
 
 
-# --- What is known of some prompts against some others, row by row, in float64, in blocks
+# --- Comparison of prompt tokens ("rows"), in float64, in blocks
 
+# Floor of norms, so that the cosine of a zero row is 0, as in torch's cosine_similarity, which the
+# paper's code uses.
 SMALLEST_NORM = 1e-8
-"""A norm below it counts as this: the cosine of a row of zeros is 0 (torch's cosine_similarity,
-with which the paper's code computes)."""
 
 # Squared distances below this share of the squared norms lose too many digits in a gram matrix
 # (the error of a distance would be above 1e-11 of the norms); they are computed from differences.
@@ -122,16 +119,16 @@ Pairs = Float64[np.ndarray, "a b"]
 
 @dataclass(frozen=True)
 class RowPairs:
-    """Some prompts (a) against some others (b): what indicators of vectors are made of."""
+    """Products and distances of rows between prompts a and prompts b."""
 
-    a: Float64[np.ndarray, "a P D"]  # rows of the ones
-    b: Float64[np.ndarray, "b P D"]  # rows of the others
-    products: Float64[np.ndarray, "a b P"]  # of the rows at equal places
-    apart: Float64[np.ndarray, "a b P"]  # squared distances of the rows at equal places
-    distances: Float64[np.ndarray, "a P b P"]  # of every row and every row
+    a: Float64[np.ndarray, "a P D"]
+    b: Float64[np.ndarray, "b P D"]
+    products: Float64[np.ndarray, "a b P"]  # of rows at equal positions
+    apart: Float64[np.ndarray, "a b P"]  # squared distances of rows at equal positions
+    distances: Float64[np.ndarray, "a P b P"]  # of all pairs of rows
 
     def from_row(self, first: int) -> RowPairs:
-        """Leaves out the rows before one."""
+        """Return the pairs without the rows before `first`."""
         return RowPairs(
             self.a[:, first:],
             self.b[:, first:],
@@ -141,17 +138,18 @@ class RowPairs:
         )
 
     def whole_cosines(self) -> Pairs:
-        """Cosines of the prompts as one long vector each."""
+        """Return the cosines of flattened prompts."""
         norms = [floored_norms(side.reshape(len(side), -1)) for side in (self.a, self.b)]
         return np.clip(self.products.sum(-1) / norms[0][:, None] / norms[1][None], -1, 1)
 
     def row_cosines(self) -> Float64[np.ndarray, "a b P"]:
-        """Cosines of the rows at equal places."""
+        """Return the cosines of rows at equal positions."""
         norms = floored_norms(self.a)[:, None], floored_norms(self.b)[None]
         return np.clip(self.products / norms[0] / norms[1], -1, 1)
 
     def mean_cosines(self) -> Pairs:
-        """The mean over all cosines of unit rows is the product of the two means of unit rows."""
+        """Return the mean cosine of all pairs of rows."""
+        # It is the product of the two means of unit rows.
         means = [(side / floored_norms(side)[..., None]).mean(1) for side in (self.a, self.b)]
         return np.clip(means[0] @ means[1].T, -1, 1)
 
@@ -159,7 +157,7 @@ class RowPairs:
 def row_pairs(
     bank: Float32[np.ndarray, "K P D"], progress: bool = False
 ) -> Iterator[tuple[tuple[slice, slice], RowPairs]]:
-    """Goes through the upper triangle of all pairs, a block at a time."""
+    """Yield the upper triangle of all pairs in blocks."""
     size = max(1, _BLOCK_ROWS // bank.shape[1])
     slices = [slice(start, start + size) for start in range(0, len(bank), size)]
     total = len(slices) * (len(slices) + 1) // 2
@@ -172,7 +170,7 @@ def row_pairs(
 
 
 def compare_rows(a: Float64[np.ndarray, "a P D"], b: Float64[np.ndarray, "b P D"]) -> RowPairs:
-    """Compares every row of some prompts with every row of some others."""
+    """Compare every row of prompts a with every row of prompts b."""
     rows, width = np.arange(a.shape[1]), a.shape[2]
     gram = (a.reshape(-1, width) @ b.reshape(-1, width).T).reshape(
         *a.shape[:2], *b.shape[:2]
@@ -183,36 +181,36 @@ def compare_rows(a: Float64[np.ndarray, "a P D"], b: Float64[np.ndarray, "b P D"
     gram *= -2
     squared = np.maximum(gram + norms, 0)
     near = squared < _NEAR * norms
-    # Rows at equal places are the ones that are often near: prompts of a study start equal.
+    # Rows at equal positions are often near, since the prompts of a study start equal.
     near[:, rows, :, rows] = False
     squared[:, rows, :, rows] = np.moveaxis(apart, -1, 0)
-    _mend(squared, near, a, b)
+    _recompute(squared, near, a, b)
     return RowPairs(a, b, products, apart, np.sqrt(squared, out=squared))
 
 
 def floored_norms(rows: Float64[np.ndarray, "*N D"]) -> Float64[np.ndarray, "*N"]:
-    """Gives the norms of rows, at least `SMALLEST_NORM`."""
+    """Return the norms of rows, at least `SMALLEST_NORM`."""
     return np.maximum(np.sqrt(_squared(rows)), SMALLEST_NORM)
 
 
 def symmetric(pairs: Float[np.ndarray, "K K"]) -> Float64[np.ndarray, "K K"]:
-    """Puts the upper triangle on both sides; an own pair that is 1 but for its last digits is 1."""
+    """Mirror the upper triangle, and round a diagonal of 1 to exactly 1."""
     whole = np.triu(pairs) + np.triu(pairs, 1).T
-    own = whole.diagonal()
-    np.fill_diagonal(whole, np.where(np.abs(own - 1) < 1e-12, 1, own))
+    diagonal = whole.diagonal()
+    np.fill_diagonal(whole, np.where(np.abs(diagonal - 1) < 1e-12, 1, diagonal))
     return whole
 
 
-def _mend(
+def _recompute(
     squared: Float64[np.ndarray, "a P b P"],
     near: Bool[np.ndarray, "a P b P"],
     a: Float64[np.ndarray, "a P D"],
     b: Float64[np.ndarray, "b P D"],
 ) -> None:
-    """Computes the near ones among the squared distances from differences, in place."""
-    places: Int[np.ndarray, "4 N"] = np.array(np.nonzero(near))
-    for start in range(0, places.shape[1], _NEAR_ROWS):
-        some = places[:, start : start + _NEAR_ROWS]
+    """Compute near squared distances from differences, in place."""
+    indices: Int[np.ndarray, "4 N"] = np.array(np.nonzero(near))
+    for start in range(0, indices.shape[1], _NEAR_ROWS):
+        some = indices[:, start : start + _NEAR_ROWS]
         squared[tuple(some)] = _squared(a[some[0], some[1]] - b[some[2], some[3]])
 
 
@@ -220,25 +218,23 @@ def _squared(rows: Float64[np.ndarray, "*N D"]) -> Float64[np.ndarray, "*N"]:
     return np.einsum("...d,...d->...", rows, rows)
 
 
-# --- The table of indicators: what `jpt.compute_indicators` computes. A new one is one entry here
-# An indicator of vectors (`OF_ROWS`) makes a matrix [a, b] of a `RowPairs`, one of neurons
-# (`OF_NEURONS`) a matrix [K, K] of a `NeuronPairs`. Its column is computed, written, read,
-# correlated and shown like all others; only the upper triangle counts. Example: >>>
-# OF_ROWS["cosine_last"] = Indicator( ... "C_last", "cosine of the last rows", lambda pairs:
-# pairs.row_cosines()[..., -1] ... ) >>> del OF_ROWS["cosine_last"]
+# --- The table of indicators
+# A new indicator is one entry in `OF_ROWS` or `OF_NEURONS`, for instance
+# OF_ROWS["cosine_last"] = Indicator("C_last", "cosine of the last tokens",
+#                                    lambda pairs: pairs.row_cosines()[..., -1])
 
 
 @dataclass(frozen=True)
 class Indicator:
-    """One way to say how alike two prompts are."""
+    """A similarity of two prompts."""
 
-    label: str  # its name for people
-    meaning: str  # what it is, in a few words
-    # gives the matrix of a `RowPairs` or a `NeuronPairs`; None where that lacks what the indicator
-    # needs, which leaves the column out
+    label: str
+    meaning: str
+    # from a `RowPairs` (matrix [a, b]) or a `NeuronPairs` (matrix [K, K]), of which the upper
+    # triangle is used; returns None to leave the column out
     compute: Callable[[Any], Any]
-    windows: bool = False  # of neurons: whether every three consecutive layers have a column, too
-    undefined: str = "no neuron is activated"  # of neurons: of which prompts it is NaN
+    windows: bool = False  # neurons: add a column for every three consecutive layers
+    undefined: str = "no neuron is activated"  # neurons: why the value of a prompt can be NaN
 
 
 def _near(distances: Any) -> Any:
@@ -248,51 +244,51 @@ def _near(distances: Any) -> Any:
 OF_ROWS: dict[str, Indicator] = {
     "euclidean_concat": Indicator(
         "E_concat",
-        "nearness of the two whole prompts",
+        "Euclidean similarity of the flattened prompts",
         lambda pairs: _near(np.sqrt(pairs.apart.sum(-1))),
     ),
     "euclidean_average": Indicator(
         "E_average",
-        "mean nearness of all pairs of their rows",
+        "mean Euclidean similarity of all pairs of tokens",
         lambda pairs: _near(pairs.distances.mean((1, 3))),
     ),
     "cosine_concat": Indicator(
-        "C_concat", "cosine of the two whole prompts", RowPairs.whole_cosines
+        "C_concat", "cosine of the flattened prompts", RowPairs.whole_cosines
     ),
     "cosine_average": Indicator(
-        "C_average", "mean cosine of all pairs of their rows", RowPairs.mean_cosines
+        "C_average", "mean cosine of all pairs of tokens", RowPairs.mean_cosines
     ),
     "euclidean_rows": Indicator(
         "E_rows",
-        "mean nearness of their rows at equal places",
+        "mean Euclidean similarity of tokens at equal positions",
         lambda pairs: _near(np.sqrt(pairs.apart).mean(-1)),
     ),
     "cosine_rows": Indicator(
         "C_rows",
-        "mean cosine of their rows at equal places",
+        "mean cosine of tokens at equal positions",
         lambda pairs: pairs.row_cosines().mean(-1),
     ),
 }
-"""Indicators that compare the vectors of two prompts."""
+"""Indicators of prompt embeddings."""
 
 PAPER = ("euclidean_concat", "euclidean_average", "cosine_concat", "cosine_average")
-"""Those of the paper's section 5."""
+"""The paper's embedding indicators (section 5)."""
 
 OF_NEURONS: dict[str, Indicator] = {
     "neuron_overlap": Indicator(
         "ON",
-        "cosine of which neurons the prompts activate",
+        "cosine of the sets of activated neurons",
         lambda pairs: pairs.cosines(pairs.shared),
         windows=True,
     ),
     "neuron_jaccard": Indicator(
         "Jaccard",
-        "neurons that both activate, among those that either does",
+        "activated by both prompts, divided by activated by either",
         NeuronPairs.jaccard,
     ),
     "activation_cosine": Indicator(
         "C_activations",
-        "cosine of the activations themselves",
+        "cosine of the activations",
         lambda pairs: pairs.cosines(pairs.products),
         undefined="all activations are 0",
     ),
@@ -303,19 +299,17 @@ OF_NEURONS: dict[str, Indicator] = {
         undefined="the activations of a layer are the same for all rows",
     ),
 }
-"""Indicators that compare the neurons behind two prompts, in a window of layers."""
+"""Indicators of activated neurons in a window of layers."""
 
 
 def is_indicator(column: str) -> bool:
-    """Says whether a column of a table holds an indicator."""
+    """Return whether a column of a table is an indicator."""
     return column.startswith((*OF_ROWS, *OF_NEURONS))
 
 
-# --- What the columns of ``indicators.csv`` are called where people read
+# --- Labels of the columns of ``indicators.csv``
 
 EMBEDDING = {name: OF_ROWS[name].label for name in PAPER}
-"""The paper's four indicators that compare the vectors of two prompts (its section 5)."""
-
 MEANINGS = {name: indicator.meaning for name, indicator in {**OF_ROWS, **OF_NEURONS}.items()}
 
 _WINDOW = re.compile(r"neuron_overlap_layers_(\d+)_(\d+)")
@@ -323,7 +317,7 @@ _WITH_ROW, _ALL = "_with_row0", "_all"
 
 
 def indicator_label(name: str) -> str:
-    """Gives the name of an indicator for people."""
+    """Return the display name of an indicator."""
     window = window_of(name)
     if window is not None:
         return f"ON, layers {window[0]}–{window[1]}"
@@ -336,23 +330,22 @@ def indicator_label(name: str) -> str:
 
 
 def window_of(name: str) -> tuple[int, int] | None:
-    """Reads the layers off the name of a window."""
+    """Return the layers of a window column."""
     found = _WINDOW.fullmatch(name)
     return (int(found[1]), int(found[2])) if found else None
 
 
 def windows(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Finds the windows among the columns."""
+    """Return the window columns, by first layer."""
     found = {name: window for name in names if (window := window_of(name)) is not None}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-# --- How alike the neurons behind prompts are: every indicator of the table, window by window
-# ON, the paper's, is the cosine of two prompts' 0/1 vectors: shared / sqrt(activated by a x
-# activated by b). A neuron is activated where its value is above 0. Of a probe on text it is the
-# cosine of the shares of rows in which neurons are activated. The authors' code
-# (``caculate_metric_value_for_correlation.py``) takes windows of three layers from layers 0, 3, 6
-# and so on, and all layers; here every window of three is there, and the top three are the default.
+# --- Neuron indicators
+# ON, the paper's overlap of activated neurons, is the cosine of two 0/1 vectors:
+# shared / sqrt(activated by a x activated by b); with a text probe, of rates. The authors' code
+# (``caculate_metric_value_for_correlation.py``) has windows of layers 0-2, 3-5 and so on, and all
+# layers; here every window of three has a column, and the top three are the default.
 
 OVERLAP = "neuron_overlap"
 ALL = "_all"
@@ -366,7 +359,7 @@ _SHOWN_LAYERS = 5
 def neuron_similarities(
     activations: Activations, layers: str | tuple[int, int] | None = None
 ) -> tuple[dict[str, Float64[np.ndarray, "K K"]], list[str]]:
-    """Computes the indicators of neurons of every pair of prompts."""
+    """Return the neuron indicators of every pair of prompts, and notes."""
     count = activations.values.shape[1]
     chosen = parse_layers(layers, count)
     windows = [(start, start + WINDOW_LAYERS - 1) for start in range(count - WINDOW_LAYERS + 1)]
@@ -387,108 +380,101 @@ def neuron_similarities(
             if lacking:
                 key = (lacking, indicator.undefined, window)
                 undefined.setdefault(key, []).append(column)
-    return columns, [*_of_text(activations), *(_note(*item) for item in undefined.items())]
+    return columns, [*_probe_notes(activations), *(_note(*item) for item in undefined.items())]
 
 
 def parse_layers(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]:
-    """Reads which layers a window has."""
+    """Return first and last layer of a window, by default the top three."""
     if layers is None:
         return max(0, count - WINDOW_LAYERS), count - 1
     parts = layers.split("-") if isinstance(layers, str) else [str(layer) for layer in layers]
-    # isdecimal alone would take digits of other scripts.
+    # isdecimal alone would accept digits of other scripts.
     if len(parts) not in (1, 2) or not all(
         part.strip().isascii() and part.strip().isdecimal() for part in parts
     ):
         raise InputError(
-            f"layers is {layers!r}; first and last layer expected, for instance"
+            f"layers: expected first and last layer, got {layers!r}; give for instance"
             f" {max(0, count - WINDOW_LAYERS)}-{count - 1}"
         )
     first, last = int(parts[0]), int(parts[-1])
     if not first <= last < count:
         raise InputError(
-            f"layers {first}-{last} are no window of the {count} layers of the activations; they"
-            f" are numbered 0 to {count - 1}, the first named first"
+            f"layers: expected first <= last within 0 to {count - 1}, got {first}-{last}; the"
+            f" activations have {count} layers"
         )
     return first, last
 
 
 def _undefined(activations: Activations, column: Float64[np.ndarray, "K K"]) -> str:
-    """The prompts that have no value of their own."""
-    places = np.flatnonzero(np.isnan(column.diagonal()))
-    names = ", ".join(activations.names[place] for place in places[:_SHOWN_LAYERS])
-    return names + (
-        f" and {places.size - _SHOWN_LAYERS} more" if places.size > _SHOWN_LAYERS else ""
-    )
+    """Return the prompts whose value with themselves is undefined."""
+    indices = np.flatnonzero(np.isnan(column.diagonal()))
+    names = ", ".join(activations.names[index] for index in indices[:_SHOWN_LAYERS])
+    more = indices.size - _SHOWN_LAYERS
+    return names + (f" and {more} more" if more > 0 else "")
 
 
 def _note(key: tuple[str, str, tuple[int, int]], columns: list[str]) -> str:
     names, reason, (first, last) = key
-    told = f"{columns[0]} is" if len(columns) == 1 else f"{', '.join(columns)} are"
-    return f"{names}: {reason} in layers {first}-{last}, {told} not defined there"
+    which = f"{columns[0]} is" if len(columns) == 1 else f"{', '.join(columns)} are"
+    return f"{names}: {reason} in layers {first}-{last}, {which} undefined there"
 
 
-def _of_text(activations: Activations) -> list[str]:
-    """Says that neurons were read behind text, and what that makes of ON."""
+def _probe_notes(activations: Activations) -> list[str]:
     if activations.rates is None:
         return []
     probe = activations.probe
     rows = f"{probe.get('rows', 'some')} rows of {probe.get('task', 'text')}"
     return [
-        f"the neurons are of {rows}: neuron_overlap is the cosine of the shares of rows in which"
-        " neurons are activated, not of zeros and ones"
+        f"activations of {rows}: neuron_overlap is the cosine of activation rates, not of zeros and"
+        " ones"
     ]
 
 
-# --- How alike prompts are as vectors: every indicator of the table, in float64, in blocks
-# With prompts a and b of rows a_i and b_j, flattened A and B: euclidean_concat 1 / (1 + |A - B|)
-# euclidean_average 1 / (1 + mean over all i, j of |a_i - b_j|) cosine_concat cos(A, B)
-# cosine_average mean over all i, j of cos(a_i, b_j) euclidean_rows 1 / (1 + mean over i of |a_i -
-# b_i|) cosine_rows mean over i of cos(a_i, b_i) The first four are the paper's. Its averages
-# compare every row with every row, so a prompt's own averages are not 1; in the last two a prompt
-# is most like itself.
+# --- Embedding indicators
+# For prompts a and b with tokens a_i and b_j, flattened A and B:
+#   euclidean_concat   1 / (1 + |A - B|)                           paper
+#   euclidean_average  1 / (1 + mean over all i, j of |a_i - b_j|)  paper
+#   cosine_concat      cos(A, B)                                   paper
+#   cosine_average     mean over all i, j of cos(a_i, b_j)         paper
+#   euclidean_rows     1 / (1 + mean over i of |a_i - b_i|)
+#   cosine_rows        mean over i of cos(a_i, b_i)
+# The paper's averages of a prompt with itself are not 1, those of the last two are.
 
 EMBEDDING_INDICATORS = PAPER
-"""The paper's four."""
 
 
 def embedding_similarities(
     bank: Float32[np.ndarray, "K P D"], first_rows: Sequence[int] = (0,), *, progress: bool = False
 ) -> list[dict[str, Float64[np.ndarray, "K K"]]]:
-    """Computes the indicators of vectors of every pair of prompts."""
-    # Each unordered pair counts once, so the matrices are exactly symmetric. (The authors'
-    # ``caculate_metric_value_for_correlation.py`` goes through ordered pairs in float32.)
+    """Return the embedding indicators of every pair of prompts, from each of the first rows on."""
+    # Each unordered pair is computed once, so the matrices are exactly symmetric. (The authors'
+    # ``caculate_metric_value_for_correlation.py`` computes ordered pairs in float32.)
     found = [{name: np.zeros((len(bank), len(bank))) for name in OF_ROWS} for _ in first_rows]
-    for place, pairs in row_pairs(bank, progress):
+    for block, pairs in row_pairs(bank, progress):
         for columns, first in zip(found, first_rows, strict=True):
             some = pairs.from_row(first)
             for name, indicator in OF_ROWS.items():
-                columns[name][place] = indicator.compute(some)
+                columns[name][block] = indicator.compute(some)
     return [{name: symmetric(matrix) for name, matrix in columns.items()} for columns in found]
 
 
-# --- Indicators of transferability: what can be said of two prompts without any transfer
-# Some compare the prompts' vectors (`jpt.indicators.indicators`), the others the neurons that they
-# activate (`jpt.indicators.indicators`); all stand in one table (`jpt.indicators.indicators`).
+# --- All indicators of all pairs
 
-WITH_ROW0 = "_with_row0"
-"""What the names of indicators end in that include the row 0 no model reads."""
-
+INDICATORS = "indicators.csv"
+WITH_ROW0 = "_with_row0"  # suffix of indicators that include row 0, which no model reads
 _PAIR = ("prompt_a", "prompt_b")
 _SHOWN = 8
 
 
-INDICATORS = "indicators.csv"
-
-
 @dataclass(frozen=True)
 class Indicators:
-    """Every indicator of every pair of prompts.
+    """Indicators of every pair of prompts.
 
     Attributes:
-        names: of the prompts, sorted.
-        columns: the matrices by name of the indicator, exactly symmetric; NaN where undefined.
-        cards: of the prompts, by name; empty where they are not known.
-        notes: what is undefined or left out, and why.
+        names: Names of the prompts, sorted.
+        columns: Matrices [K, K] by indicator, exactly symmetric; NaN where undefined.
+        cards: Cards of the prompts, by name; empty if unknown.
+        notes: What is undefined or left out, and why.
     """
 
     names: tuple[str, ...]
@@ -497,24 +483,20 @@ class Indicators:
     notes: tuple[str, ...] = ()
 
     def __getitem__(self, indicator: str) -> Float64[np.ndarray, "K K"]:
-        """Gives one matrix by its name; an unknown name is told with the nearest ones."""
         if indicator not in self.columns:
             raise unknown_name("indicator", indicator, self.columns)
         return self.columns[indicator]
 
     def value(self, indicator: str, prompt_a: str, prompt_b: str) -> float:
-        """Looks up one pair.
+        """Return the value of a pair of prompts.
 
         Args:
-            indicator: name of the matrix.
-            prompt_a: name of a prompt.
-            prompt_b: name of a prompt.
-
-        Returns:
-            The value.
+            indicator: Name of the indicator.
+            prompt_a: Name of a prompt.
+            prompt_b: Name of a prompt.
 
         Raises:
-            InputError: there is no such indicator or prompt.
+            InputError: If the indicator or a prompt is unknown.
         """
         for name in (prompt_a, prompt_b):
             if name not in self.names:
@@ -530,48 +512,47 @@ def compute_indicators(
     layers: str | tuple[int, int] | None = None,
     progress: bool = False,
 ) -> Indicators:
-    """Compares every prompt with every other, by its vectors and by the neurons it activates.
+    """Compute the similarity of every pair of prompts from embeddings and activated neurons.
 
-    Prompts are taken in the order of their names, whatever order they come in, so the order
-    changes nothing.
+    Paper: section 5 (transferability indicators).
 
     Args:
-        prompts: a folder of prompts, or prompts by name; all of one backbone and length. Where
-            all have an unused row 0 (imported encoder prompts), each indicator is also there
-            with it, under a name that ends in ``_with_row0``. Of several seeds each run is
-            compared, as ``NAME/seed-S``.
-        activations: of the same prompts, or their file, of either probe; without them no neurons
-            are compared. CKA needs those of a probe on text.
-        out: folder for ``indicators.csv``.
-        layers: first and last layer of ``neuron_overlap`` and the like, counted from 0, as
-            ``"9-11"`` or ``(9, 11)``; by default the top three.
-        progress: whether to show a bar on stderr.
+        prompts: Folder of prompts, or prompts by name; all of one backbone and length. If all
+            have an unused row 0 (imported encoder prompts), every embedding indicator has a second
+            column with it, named ``..._with_row0``. Seeds are compared separately, as
+            ``NAME/seed-S``.
+        activations: Activations of the same prompts, or their file; without them there are no
+            neuron indicators. CKA needs a text probe.
+        out: Folder for ``indicators.csv``.
+        layers: First and last layer of the neuron indicators, counted from 0, as ``"9-11"`` or
+            ``(9, 11)``; defaults to the top three.
+        progress: Show a progress bar on stderr.
 
     Returns:
-        The indicators.
+        The :class:`Indicators`, prompts sorted by name.
 
     Raises:
-        InputError: prompts that do not belong together, activations of other prompts, layers
-            outside those of the activations, or values that are not finite.
+        InputError: If prompts are incompatible, activations are of other prompts, layers are out
+            of range, or values are not finite.
 
     Example:
         >>> card = PromptCard("bert", "sst2")
         >>> bank = {"a": Prompt(np.eye(2, 3, dtype=np.float32), card)}
         >>> bank["b"] = Prompt(2 * bank["a"].values, card)
-        >>> found = indicators(bank)
+        >>> found = compute_indicators(bank)
         >>> found.value("cosine_concat", "a", "a"), found.value("cosine_average", "a", "b")
         (1.0, 0.5)
     """
     loaded = load_runs(prompts)
     overlaps: dict[str, Float64[np.ndarray, "K K"]] = {}
     notes: list[str] = []
-    # Overlap first: a window that does not exist is told before the longer work.
+    # Overlap first: an invalid window is reported before the longer work.
     if activations is not None:
         overlaps, notes = neuron_similarities(_of_prompts(activations, loaded), layers)
     elif layers is not None:
         raise InputError(
-            f"layers is {layers}, but there are no activations whose layers it could choose; give"
-            " them as well (jpt neurons makes them)"
+            f"layers: needs activations, got {layers} without them; make them with jpt neurons and"
+            " give them too"
         )
     columns, row_notes = _embedding_columns(loaded, progress)
     cards = {name: prompt.card for name, prompt in loaded.items()}
@@ -582,7 +563,7 @@ def compute_indicators(
 
 
 def write_indicators(path: str | Path, found: Indicators) -> None:
-    """Writes a table with a line for every ordered pair, own pairs included."""
+    """Write a table with a row for every ordered pair, including each prompt with itself."""
     stacked = np.stack(list(found.columns.values()), axis=-1)
     rows = (
         (a, b, *values)
@@ -593,24 +574,24 @@ def write_indicators(path: str | Path, found: Indicators) -> None:
 
 
 def read_indicators(path: str | Path, prompts: Prompts | None = None) -> Indicators:
-    """Reads a table of `write_indicators`, or one of its form."""
+    """Read a table in the format of `write_indicators`."""
     rows = read_table(path, _PAIR)
     columns = [name for name in (rows[0] if rows else ()) if is_indicator(name)]
     if not columns:
-        raise InputError(f"{path} holds no indicators; make it with jpt indicators")
+        raise InputError(f"{path}: no indicator columns; make it with jpt indicators")
     names = tuple(dict.fromkeys(row["prompt_a"] for row in rows))
-    places = {name: place for place, name in enumerate(names)}
+    index = {name: number for number, name in enumerate(names)}
     pairs = [(row["prompt_a"], row["prompt_b"]) for row in rows]
     check_unique([f"the pair {a}, {b}" for a, b in pairs], str(path))
-    if len(pairs) != len(names) ** 2 or not all(b in places for _, b in pairs):
+    if len(pairs) != len(names) ** 2 or not all(b in index for _, b in pairs):
         raise InputError(
-            f"{path} has {len(pairs)} pairs of {len(names)} prompts; each of the"
-            f" {len(names) ** 2} ordered pairs expected once: make it again with jpt indicators"
+            f"{path}: expected the {len(names) ** 2} ordered pairs of {len(names)} prompts, got"
+            f" {len(pairs)}; make it again with jpt indicators"
         )
     values = np.empty((len(columns), len(names), len(names)))
     for number, row in enumerate(rows, 2):
-        place = places[row["prompt_a"]], places[row["prompt_b"]]
-        values[:, *place] = [read_number(path, number, row, column) for column in columns]
+        cell = index[row["prompt_a"]], index[row["prompt_b"]]
+        values[:, *cell] = [read_number(path, number, row, column) for column in columns]
     cards = {} if prompts is None else _cards_of(prompts, names, path)
     return Indicators(names, dict(zip(columns, values, strict=True)), cards)
 
@@ -618,19 +599,19 @@ def read_indicators(path: str | Path, prompts: Prompts | None = None) -> Indicat
 def name_difference(
     left: str, left_names: set[str], right: str, right_names: set[str]
 ) -> str | None:
-    """Says which prompts only one of two sides names."""
+    """Return the prompts that only one of two sides names, or None."""
     parts = []
-    for owner, only in ((left, left_names - right_names), (right, right_names - left_names)):
+    for side, only in ((left, left_names - right_names), (right, right_names - left_names)):
         if only:
             more = f" and {len(only) - _SHOWN} more" if len(only) > _SHOWN else ""
-            parts.append(f"only {owner}: {', '.join(sorted(only)[:_SHOWN])}{more}")
+            parts.append(f"only {side}: {', '.join(sorted(only)[:_SHOWN])}{more}")
     return "; ".join(parts) or None
 
 
 def _embedding_columns(
     prompts: Mapping[str, Prompt], progress: bool
 ) -> tuple[dict[str, Float64[np.ndarray, "K K"]], list[str]]:
-    """The embedding indicators, with row 0 as well where all prompts have one."""
+    """Return the embedding indicators, also with row 0 if all prompts have one, and notes."""
     bank = stack_prompts(prompts)  # [K, P, D]
     _check_finite(prompts, bank)
     unused = [prompt.unused_row for prompt in prompts.values()]
@@ -639,8 +620,8 @@ def _embedding_columns(
         notes = []
         if lacking < len(unused):
             notes.append(
-                f"{lacking} of {len(unused)} prompts have no unused row 0: the indicators with it"
-                " are left out"
+                f"{lacking} of {len(unused)} prompts have no unused row 0: indicators with it left"
+                " out"
             )
         return embedding_similarities(bank, progress=progress)[0], notes
     rows = np.stack([np.asarray(row, np.float32) for row in unused])
@@ -655,15 +636,15 @@ def _check_finite(prompts: Mapping[str, Prompt], bank: Float32[np.ndarray, "K P 
     if broken.size:
         name = list(prompts)[broken[0]]
         raise InputError(
-            f"prompt {name} holds NaN or infinity ({broken.size} of {len(bank)} prompts do); its"
-            " training diverged: tune it again with a lower rate"
+            f"prompt {name}: NaN or infinity ({broken.size} of {len(bank)} prompts), its training"
+            " diverged; tune it again with a lower learning rate"
         )
 
 
 def _of_prompts(
     activations: Activations | str | Path, prompts: Mapping[str, Prompt]
 ) -> Activations:
-    """The activations in the order of the prompts, after a check that they are theirs."""
+    """Return the activations in the order of the prompts; check that their names match."""
     where = "the activations"
     if not isinstance(activations, Activations):
         where = str(activations)
@@ -673,8 +654,8 @@ def _of_prompts(
     difference = name_difference(where, set(activations.names), "the prompts", set(prompts))
     if difference:
         raise InputError(
-            f"{where} and the prompts name different ones ({difference}); make the activations of"
-            " these prompts with jpt neurons"
+            f"{where}: expected the same names as the prompts, got {difference}; make activations"
+            " of these prompts with jpt neurons"
         )
     order = [activations.names.index(name) for name in prompts]
     rates, cka = activations.rates, activations.cka
@@ -688,20 +669,25 @@ def _of_prompts(
 
 
 def _check_activations(activations: Activations, where: str) -> None:
-    """Refuses arrays that do not fit their names or one another."""
+    """Raise InputError if the arrays do not match the names or each other."""
     values, rates, cka = activations.values, activations.rates, activations.cka
     count = len(activations.names)
     if values.ndim != 3 or len(values) != count:
         raise InputError(
-            f"{where} name {count} prompts and have the shape {list(values.shape)}; [K, L, F]"
-            " expected"
+            f"{where}: expected shape [{count}, L, F] for {count} prompts, got"
+            f" {list(values.shape)}; make them again with jpt neurons"
         )
     if not all(np.isfinite(each).all() for each in (values, rates) if each is not None):
-        raise InputError(f"{where}: an activation is NaN or infinite; make them again")
-    if rates is not None and rates.shape != values.shape:
-        raise InputError(f"{where}: rates {list(rates.shape)} of {list(values.shape)} activations")
-    if cka is not None and cka.shape != (values.shape[1], count, count):
-        raise InputError(f"{where}: cka {list(cka.shape)} of {list(values.shape)} activations")
+        raise InputError(f"{where}: NaN or infinite activation; make them again with jpt neurons")
+    for name, each, shape in (
+        ("rates", rates, values.shape),
+        ("cka", cka, (values.shape[1], count, count)),
+    ):
+        if each is not None and each.shape != shape:
+            raise InputError(
+                f"{where}: expected {name} of shape {list(shape)}, got {list(each.shape)}; make"
+                " them again with jpt neurons"
+            )
 
 
 def _cards_of(prompts: Prompts, names: tuple[str, ...], path: str | Path) -> dict[str, PromptCard]:
@@ -709,7 +695,7 @@ def _cards_of(prompts: Prompts, names: tuple[str, ...], path: str | Path) -> dic
     difference = name_difference(str(path), set(names), "the prompts", set(loaded))
     if difference:
         raise InputError(
-            f"{path} and the prompts name different ones ({difference}); make the table again with"
-            " jpt indicators"
+            f"{path}: expected the same names as the prompts, got {difference}; make the table"
+            " again with jpt indicators"
         )
     return {name: loaded[name].card for name in names}

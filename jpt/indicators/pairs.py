@@ -28,13 +28,13 @@ from jpt.results.prompt_table import (
 from jpt.tasks.catalog import REFERENCE_TASKS, task_type
 from jpt.types import PromptCard, TransferMatrix
 
-# --- Several seeds of a prompt count as one prompt: what is said of it is the mean over its runs
+# --- Means over seeds
 
 
 def over_seeds(indicators: Indicators, kept: Iterable[str] = ()) -> Indicators:
-    """Joins the runs of each prompt, as the columns of a zero-shot matrix do."""
-    # The value of two prompts is the mean over all pairs of their runs. That of a prompt with
-    # itself is the mean over pairs of two different seeds; of a prompt with one run it stays.
+    """Average indicators over the seeds of each prompt."""
+    # Two prompts: the mean over all pairs of their seeds. A prompt with itself: the mean over pairs
+    # of different seeds, or with one seed its value.
     owners = prompt_names(indicators.names, kept)
     if owners == list(indicators.names):
         return indicators
@@ -48,7 +48,7 @@ def over_seeds(indicators: Indicators, kept: Iterable[str] = ()) -> Indicators:
 
 
 def prompt_names(names: Iterable[str], kept: Iterable[str] = ()) -> list[str]:
-    """Says whose run each name is."""
+    """Return the prompt of each run name."""
     kept = set(kept)
     return [name if name in kept else split_run_name(name)[0] for name in names]
 
@@ -56,19 +56,20 @@ def prompt_names(names: Iterable[str], kept: Iterable[str] = ()) -> list[str]:
 def join_runs(
     owners: Sequence[str], columns: Mapping[str, Float64[np.ndarray, "R R"]]
 ) -> tuple[tuple[str, ...], dict[str, Float64[np.ndarray, "K K"]]]:
-    """Takes the means of matrices over the runs of each prompt."""
+    """Average matrices over the runs of each prompt."""
     names, groups = np.unique(owners, return_inverse=True)
     means = {name: _mean(column, groups) for name, column in columns.items()}
     return tuple(names.tolist()), means
 
 
 def is_seed_list(names: Iterable[str]) -> set[str]:
-    """Finds the prompts of two seeds or more."""
+    """Return the prompts with two or more seeds."""
     return {owner for owner, runs in Counter(prompt_names(names)).items() if runs > 1}
 
 
 def _mean(column: Float64[np.ndarray, "R R"], groups: Int[np.ndarray, "R"]) -> np.ndarray:
-    """Means over pairs of runs [K, K]; sums, not products, so that a NaN stays where it is."""
+    """Return the means [K, K] over pairs of runs."""
+    # Sums instead of a matrix product, so that a NaN does not spread.
     order, counts = np.argsort(groups, kind="stable"), np.bincount(groups)
     starts = np.cumsum(counts) - counts
     sums = np.add.reduceat(column[np.ix_(order, order)], starts, axis=0)
@@ -83,32 +84,30 @@ def _mean(column: Float64[np.ndarray, "R R"], groups: Int[np.ndarray, "R"]) -> n
     return means
 
 
-# --- Which targets and sources of a transfer matrix are looked at, and what counts as whose own
+# --- Pairs of target and source
 
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class TransferPairs:
-    """The part of a transfer matrix that is held against the indicators."""
+    """The part of a transfer matrix that is compared with the indicators."""
 
-    targets: tuple[str, ...]  # names of the tasks
-    sources: tuple[str, ...]  # names of the prompts; the random one is left out
-    in_task: dict[str, str]  # the own prompt of each target that has one
-    values: Float64[np.ndarray, "N K"]  # the scores; NaN where a pair was not measured
-    # each score over that of the target's own prompt; NaN where that is undefined
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]  # names of the prompts, without baselines
+    in_task: dict[str, str]  # in-task prompt of each target that has one
+    values: Float64[np.ndarray, "N K"]  # scores; NaN if not measured
+    # scores divided by that of the target's in-task prompt; NaN if undefined
     relative: Float64[np.ndarray, "N K"]
-    # the same of the random prompt; None where the matrix has none
-    random_relative: Float64[np.ndarray, "N"] | None
-    # the same of the model without a prompt; None where the matrix has none
-    untouched_relative: Float64[np.ndarray, "N"] | None
+    random_relative: Float64[np.ndarray, "N"] | None  # the same for the random prompt
+    untouched_relative: Float64[np.ndarray, "N"] | None  # the same for the model without a prompt
     notes: tuple[str, ...]  # what was left out, and why
 
 
 def select_pairs(
     indicators: Indicators, matrix: TransferMatrix, tasks: Iterable[str] | None = None
 ) -> TransferPairs:
-    """Picks targets and sources, finds the own prompts, and computes relative performance."""
+    """Select targets and sources, match in-task prompts, and compute relative performance."""
     cards = all_cards(indicators)
     _check_names(indicators, matrix)
     rows = [matrix.targets.index(target) for target in choose_targets(matrix.targets, tasks)]
@@ -131,7 +130,7 @@ def select_pairs(
     if missing:
         in_task_notes.append(
             f"{missing} of {values.size} pairs of target and source have no value in the transfer"
-            " matrix: they are left out"
+            " matrix, left out"
         )
     relative = values / in_task_values[:, None]
     baselines = _baselines(matrix, rows, in_task_values)
@@ -141,12 +140,12 @@ def select_pairs(
 
 
 def choose_targets(targets: Sequence[str], tasks: Iterable[str] | None) -> list[str]:
-    """Picks targets by the names of their tasks."""
+    """Return the targets of some tasks."""
     if tasks is None:
         return list(targets)
     wanted = list(tasks)
     if not wanted:
-        raise InputError("tasks is empty; name at least one, or leave it out for all")
+        raise InputError("tasks: expected at least one, got none; leave it out for all")
     known = {catalog_task(target) for target in targets}
     for task in wanted:
         if catalog_task(task) not in known:
@@ -156,34 +155,34 @@ def choose_targets(targets: Sequence[str], tasks: Iterable[str] | None) -> list[
 
 
 def catalog_task(name: str) -> str:
-    """Gives the one name under which tasks are compared."""
+    """Return the catalog name of a task, under which tasks are compared."""
     short = short_task(name)
     return REFERENCE_TASKS.get(short, (short, ""))[0]
 
 
 def serves(name: str, card: PromptCard, targets: Iterable[str]) -> bool:
-    """Says whether a prompt is for one of some targets."""
+    """Return whether a prompt is of one of the target tasks."""
     known = {catalog_task(target) for target in targets}
     return name in targets or catalog_task(card.task) in known
 
 
 def is_random(name: str, card: PromptCard) -> bool:
-    """Says whether a prompt is the untrained baseline."""
+    """Return whether a prompt is the untrained baseline."""
     return name == RANDOM or card.task == RANDOM
 
 
 def all_cards(indicators: Indicators) -> dict[str, PromptCard]:
-    """Gives every prompt a card; where none is known, its name counts as its task."""
+    """Return a card for every prompt; without one, its name counts as its task."""
     return {name: indicators.cards.get(name, PromptCard("", name)) for name in indicators.names}
 
 
 def type_of(card: PromptCard) -> str | None:
-    """Looks up the type of a prompt's task."""
+    """Return the task type of a prompt."""
     return card.task_type or task_type(card.task) or task_type(short_task(card.task))
 
 
 def shorten(names: Sequence[str]) -> str:
-    """Writes a list of names that may be long."""
+    """Join names, at most 8 of them."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -192,16 +191,15 @@ def _check_names(indicators: Indicators, matrix: TransferMatrix) -> None:
     missing = sorted(set(matrix.prompts) - set(indicators.names) - set(BASELINES))
     if missing:
         raise InputError(
-            f"{len(missing)} of the {len(matrix.prompts)} prompts of the transfer matrix have no"
-            f" indicators: {shorten(missing)}; compute the indicators of the prompts that were"
-            " transferred"
+            f"transfer matrix: expected indicators of its {len(matrix.prompts)} prompts, got none"
+            f" of {len(missing)} ({shorten(missing)}); compute them for the transferred prompts"
         )
 
 
 def _baselines(
     matrix: TransferMatrix, rows: Sequence[int], in_task_values: Float64[np.ndarray, "N"]
 ) -> tuple[Float64[np.ndarray, "N"] | None, ...]:
-    """Relative performance of what is no source; None where the matrix has no such column."""
+    """Return relative performance of the baselines; None for those not in the matrix."""
     columns = [matrix.prompts.index(name) if name in matrix.prompts else None for name in BASELINES]
     return tuple(None if c is None else matrix.values[rows, c] / in_task_values for c in columns)
 
@@ -209,26 +207,26 @@ def _baselines(
 def _in_task_values(
     matrix: TransferMatrix, rows: Sequence[int], in_task: Mapping[str, str]
 ) -> tuple[Float64[np.ndarray, "N"], list[str]]:
-    """The score of each target's own prompt, NaN where a ratio to it would mean nothing."""
+    """Return the score of each target's in-task prompt, NaN unless positive, and notes."""
     values, notes = np.full(len(rows), np.nan), []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         target = matrix.targets[row]
         prompt = in_task.get(target)
         if prompt is None:
-            continue  # `match_in_task_prompts` has said so
+            continue  # `match_in_task_prompts` has a note on it
         value = matrix.values[row, matrix.prompts.index(prompt)] if prompt in matrix.prompts else 0
         if value > 0:
-            values[place] = value
+            values[index] = value
         else:
             measured = f"scores {value:g}" if prompt in matrix.prompts else "has no column"
             notes.append(
-                f"{target}: its own prompt {prompt} {measured} in the transfer matrix: relative"
-                " performance is not defined"
+                f"{target}: in-task prompt {prompt} {measured} in the transfer matrix, relative"
+                " performance undefined"
             )
     return values, notes
 
 
-# --- Are prompts for tasks of one type more alike, and do they transfer better? Means by type
+# --- Means by task type
 
 
 def summarize_types(
@@ -236,23 +234,23 @@ def summarize_types(
     transfer: TransferMatrix | str | Path | None = None,
     tasks: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """Computes means over pairs of prompts for tasks of one type and of two types.
+    """Compare similarity and transfer within and across task types.
 
-    Similarity is taken over unordered pairs of different prompts, relative performance over pairs
-    of a target and a source that is not its own prompt. Prompts without a known type and the
-    random prompt are left out. Several seeds of a prompt count as one; ``same_task_mean`` is over
-    pairs of two of them.
+    Similarity is averaged over unordered pairs of different prompts, relative performance over
+    pairs of a target and a source other than its in-task prompt. Random prompts and prompts of
+    unknown task type are left out. Seeds of a prompt are averaged; ``same_task_mean`` is the mean
+    over pairs of seeds.
 
     Args:
-        indicators: of the prompts, with their cards.
-        transfer: the zero-shot matrix, or its file.
-        tasks: only prompts for these tasks; by default all.
+        indicators: Indicators of the prompts, with their cards.
+        transfer: Transfer matrix, or its file.
+        tasks: Restrict to prompts of these tasks; defaults to all.
 
     Returns:
-        The means as ``types.json`` has them; None where a mean has no pair.
+        The content of ``types.json``; None for means without pairs.
 
     Raises:
-        InputError: no prompt is for a task, or the matrix names other prompts.
+        InputError: If a task has no prompt, or the matrix has prompts without indicators.
 
     Example:
         >>> rank = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 1.0]])
@@ -266,7 +264,7 @@ def summarize_types(
     indicators = over_seeds(indicators, () if matrix is None else matrix.prompts)
     cards = all_cards(indicators)
     if matrix is None:
-        _check_tasks(tasks or [], cards)  # a matrix says itself which targets it has
+        _check_tasks(tasks or [], cards)  # with a matrix, `select_pairs` checks them
     types = {
         name: type_of(card)
         for name, card in cards.items()
@@ -274,7 +272,7 @@ def summarize_types(
     }
     unknown = [name for name, kind in types.items() if kind is None]
     types = {name: kind for name, kind in types.items() if kind is not None}
-    notes = [f"{shorten(unknown)}: type of task not known, left out"] if unknown else []
+    notes = [f"{shorten(unknown)}: unknown task type, left out"] if unknown else []
     record: dict[str, Any] = {"similarity_by_type": _similarities(indicators, types)}
     for name, mean in _between_seeds(indicators, seeds & set(types)).items():
         record["similarity_by_type"][name] |= mean
@@ -291,23 +289,23 @@ def _check_tasks(tasks: list[str], cards: Mapping[str, PromptCard]) -> None:
 
 
 def _similarities(indicators: Indicators, types: dict[str, str]) -> dict[str, dict[str, Any]]:
-    places = [place for place, name in enumerate(indicators.names) if name in types]
-    kinds = np.array([types[indicators.names[place]] for place in places])
-    upper = np.triu(np.ones((len(places), len(places)), bool), 1)
+    rows = [row for row, name in enumerate(indicators.names) if name in types]
+    kinds = np.array([types[indicators.names[row]] for row in rows])
+    upper = np.triu(np.ones((len(rows), len(rows)), bool), 1)
     same = kinds[:, None] == kinds[None]
     return {
-        name: compare_types(column[np.ix_(places, places)], upper, same)
+        name: compare_types(column[np.ix_(rows, rows)], upper, same)
         for name, column in indicators.columns.items()
     }
 
 
 def _between_seeds(indicators: Indicators, names: set[str]) -> dict[str, dict[str, Any]]:
-    """Mean similarity of two seeds of a prompt; nothing where all prompts have one."""
-    places = [place for place, name in enumerate(indicators.names) if name in names]
-    if not places:
+    """Return the mean similarity of two seeds of a prompt; empty without seeds."""
+    rows = [row for row, name in enumerate(indicators.names) if name in names]
+    if not rows:
         return {}
-    in_task = {name: np.diagonal(column)[places] for name, column in indicators.columns.items()}
-    known = {name: values[~np.isnan(values)] for name, values in in_task.items()}
+    of_seeds = {name: np.diagonal(column)[rows] for name, column in indicators.columns.items()}
+    known = {name: values[~np.isnan(values)] for name, values in of_seeds.items()}
     return {
         name: {
             "same_task_mean": float(values.mean()) if len(values) else None,
@@ -318,7 +316,6 @@ def _between_seeds(indicators: Indicators, names: set[str]) -> dict[str, dict[st
 
 
 def _transfers(pairs: TransferPairs, types: dict[str, str]) -> dict[str, Any]:
-    """Relative performance by type of target and source, and the best source of each target."""
     target_types = {
         target: types.get(pairs.in_task[target]) if target in pairs.in_task else task_type(target)
         for target in pairs.targets

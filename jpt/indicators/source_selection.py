@@ -1,4 +1,4 @@
-"""How good it is to choose a source prompt by an indicator: leave-one-out on a known matrix."""
+"""Evaluate source selection by indicators: leave one out on a measured transfer matrix."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from jpt.results.statistics import LEVEL, METHOD, RESAMPLES, SEED, mean_interval
 from jpt.tasks.catalog import task_type
 from jpt.types import TransferMatrix
 
-# --- How good it is to choose a source by a ranking: on a matrix where every choice was measured
-# Leave one out: each target of the matrix stands for a new task, its own prompt for the probe that
-# would be tuned for it, and a ranking chooses among the other sources. Where a ranking puts several
-# sources first, each of them counts by the same share. The paper ranks its indicators by Spearman's
-# correlation over all sources; what a user does with a ranking is to take the first one.
+# --- Leave one out
+# Each target of the matrix is treated as a new task, its in-task prompt as the probe tuned for it;
+# a ranking selects among the other sources. Ties share the first rank equally. The paper evaluates
+# indicators by Spearman's correlation over all sources, but a user takes the top-ranked one.
 
 ZERO_SHOT = "zero_shot"
 SAME_TYPE = "same_type"
+NO_CHOICE = "expected a target with an in-task prompt and two other measured sources"
 
 
 def judge_choice(
     guesses: Float64[np.ndarray, "K"], scores: Float64[np.ndarray, "K"]
 ) -> SourceChoice | None:
-    """Says what the first source of a ranking is worth."""
+    """Return hit, rank and regret of the top-ranked source."""
     measured = ~np.isnan(scores)
     guesses, scores = guesses[measured], scores[measured]
     if len(scores) < 2 or np.isnan(guesses).all():
@@ -57,16 +57,15 @@ def judge_choice(
 
 
 def judge_few_rows(
-    scores: Float64[np.ndarray, "K"], rows: int, draws: int = 500, seed: int = 0
+    scores: Float64[np.ndarray, "K"], rows: int, samples: int = 500, seed: int = 0
 ) -> SourceChoice | None:
-    """Says what choosing by the accuracy on a few rows is worth, simulated from the true ones."""
-    # A simulation, not a measurement: the rows that each source gets right are drawn for each
-    # source apart, while real sources often fail on the same rows, which makes them easier to tell
-    # apart.
+    """Simulate source selection by the accuracy on a few rows."""
+    # Correct rows are sampled independently for each source; real sources often fail on the same
+    # rows, which makes them easier to distinguish.
     measured = scores[~np.isnan(scores)]
     if len(measured) < 2:
         return None
-    counts = np.random.default_rng(seed).binomial(rows, measured, (draws, len(measured)))
+    counts = np.random.default_rng(seed).binomial(rows, measured, (samples, len(measured)))
     found = np.array([judge_choice(line.astype(np.float64), measured) for line in counts])
     return SourceChoice(*found[:, :3].mean(0).tolist(), len(measured))
 
@@ -74,14 +73,14 @@ def judge_few_rows(
 def judge_ranking(
     guesses: Float64[np.ndarray, "N K"], scores: Float64[np.ndarray, "N K"]
 ) -> RankingRecord | None:
-    """Says how often a ranking was right, and how often chance would have been."""
+    """Return mean hit rate, rank and regret of a ranking and of random selection."""
     return _summary([judge_choice(*lines) for lines in zip(guesses, scores, strict=True)], scores)
 
 
 def _summary(
     choices: Sequence[SourceChoice | None], scores: Float64[np.ndarray, "N K"]
 ) -> RankingRecord | None:
-    """Means over the targets on which there is a choice, and what chance would do on the same."""
+    """Return means over the targets with a choice, and those of random selection on them."""
     pairs = [
         (found[:3], judge_choice(np.zeros(len(line)), line)[:3])
         for found, line in zip(choices, scores, strict=True)
@@ -100,24 +99,23 @@ def leave_one_out(
     tasks: Iterable[str] | None = None,
     rows: int | None = None,
 ) -> LeaveOneOut:
-    """Says of every indicator how often it would have chosen the best source.
+    """Evaluate how well each indicator selects the best source prompt for a new task.
 
-    Beside the indicators stands ``same_type``, which needs neither prompts nor labels: sources for
-    tasks of the target's type first, all of them alike. And, where rows are named, ``zero_shot``:
-    the accuracy on so many rows, simulated (see `judge_few_rows`).
+    Additional rankings: ``same_type`` puts sources of the target's task type first, all with equal
+    rank; ``zero_shot``, if ``rows`` is given, simulates selection by the accuracy on so many rows.
 
     Args:
-        indicators: of the prompts of the matrix; their cards say whose own they are.
-        transfer: a zero-shot matrix, or its file.
-        tasks: only these targets, and only prompts for them; by default all.
-        rows: how many labelled rows there are to score sources on.
+        indicators: Indicators of the matrix's prompts; their cards name the tasks.
+        transfer: Transfer matrix, or its file.
+        tasks: Restrict targets and prompts to these tasks; defaults to all.
+        rows: Number of labelled rows available for scoring sources.
 
     Returns:
-        The records.
+        The :class:`jpt.results.records.LeaveOneOut` records.
 
     Raises:
-        InputError: the matrix names prompts that the indicators do not, or no target has a prompt
-            of its own and two measured sources beside it.
+        InputError: If the matrix has prompts without indicators, or no target has an in-task
+            prompt and two other measured sources.
 
     Example:
         >>> rank = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 1.0]])
@@ -160,67 +158,67 @@ def _first_sources(
     guesses: Float64[np.ndarray, "N K"],
     scores: Float64[np.ndarray, "N K"],
 ) -> dict[str, tuple[str, ...]]:
-    """The measured sources that a ranking puts first, of each target."""
+    """Return the measured sources ranked first, by target."""
     guesses = np.where(np.isnan(scores), -np.inf, np.nan_to_num(guesses, nan=-np.inf))
     first = (guesses == guesses.max(1, keepdims=True)) & (guesses > -np.inf)
     return {
-        target: tuple(sources[place] for place in np.flatnonzero(line))
+        target: tuple(sources[column] for column in np.flatnonzero(line))
         for target, line in zip(targets, first, strict=True)
     }
 
 
 def _range(sources: Sequence[str], scores: Float64[np.ndarray, "K"]) -> SourceRange:
     best = float(np.nanmax(scores))
-    names = tuple(sources[place] for place in np.flatnonzero(scores == best))
+    names = tuple(sources[column] for column in np.flatnonzero(scores == best))
     return SourceRange(names, best, float(np.nanmean(scores)), int((~np.isnan(scores)).sum()))
 
 
 def _judged_rows(pairs: TransferPairs, scores: Float64[np.ndarray, "N K"]) -> list[int]:
-    """The targets with an own prompt, to stand for the probe, and a choice between others."""
+    """Return the targets with an in-task prompt and at least two other sources."""
     enough = (~np.isnan(scores)).sum(1) >= 2
     kept = [
         row for row, target in enumerate(pairs.targets) if target in pairs.in_task and enough[row]
     ]
     if not kept:
         raise InputError(
-            f"none of the {len(pairs.targets)} targets ({shorten(pairs.targets)}) of the matrix has"
-            " a prompt of its own and two other measured sources, so no choice can be judged; give"
-            " the matrix of three prompts or more, of their own tasks"
+            f"transfer matrix: {NO_CHOICE}, got none of {len(pairs.targets)}"
+            f" ({shorten(pairs.targets)}); give a matrix of three or more prompts and their tasks"
         )
     return kept
 
 
 def _are_shares(metric: str, scores: Float64[np.ndarray, "K"]) -> bool:
-    """Whether scores are shares of right rows, which chance can be drawn for."""
+    """Return whether scores are shares of rows, as the simulation needs."""
     return metric == "accuracy" and bool(np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1)
 
 
 def shown_rankings(names: Iterable[str]) -> list[str]:
-    """Picks the rankings that are worth a line of their own."""
+    """Return the rankings to show: no windows and no variants with row 0."""
     return [n for n in names if not n.startswith(WINDOW_PREFIX) and not n.endswith(WITH_ROW0)]
 
 
 def _choices(indicators: Indicators, pairs: TransferPairs) -> Float64[np.ndarray, "N K"]:
-    """The scores with NaN for what is no choice: prompts of the target's own task."""
+    """Return the scores, NaN for prompts of the target task, which cannot be selected."""
     cards = all_cards(indicators)
-    in_task = [
-        [serves(name, cards[name], [target]) for name in pairs.sources] for target in pairs.targets
+    of_task = [
+        [
+            serves(name, cards[name], [target]) or pairs.in_task.get(target) == name
+            for name in pairs.sources
+        ]
+        for target in pairs.targets
     ]
-    owners = [
-        [pairs.in_task.get(target) == name for name in pairs.sources] for target in pairs.targets
-    ]
-    return np.where(np.array(in_task) | np.array(owners), np.nan, pairs.values)
+    return np.where(np.array(of_task), np.nan, pairs.values)
 
 
 def _guesses(indicators: Indicators, pairs: TransferPairs) -> dict[str, Float64[np.ndarray, "N K"]]:
-    places = {name: place for place, name in enumerate(indicators.names)}
-    columns = [places[source] for source in pairs.sources]
+    index = {name: number for number, name in enumerate(indicators.names)}
+    columns = [index[source] for source in pairs.sources]
     found = {}
     for name, table in indicators.columns.items():
         found[name] = np.full(pairs.values.shape, np.nan)
         for row, target in enumerate(pairs.targets):
             if target in pairs.in_task:
-                found[name][row] = table[places[pairs.in_task[target]], columns]
+                found[name][row] = table[index[pairs.in_task[target]], columns]
     cards = all_cards(indicators)
     kinds = {
         t: type_of(cards[pairs.in_task[t]]) if t in pairs.in_task else task_type(t)
@@ -240,11 +238,11 @@ def _notes(pairs: TransferPairs, targets: tuple[str, ...]) -> tuple[str, ...]:
     left = [target for target in pairs.targets if target not in targets]
     if not left:
         return pairs.notes
-    note = f"{shorten(left)}: no own prompt or fewer than two other sources, no choice to judge"
+    note = f"{shorten(left)}: no in-task prompt or fewer than two other sources, left out"
     return (*pairs.notes, note)
 
 
-# --- What a study says of choosing by its indicators, as ``choice.json`` has it
+# --- Record of source selection, ``choice.json``
 
 CHOICE = "choice.json"
 
@@ -254,19 +252,19 @@ def judge_indicators(
     transfer: TransferMatrix | str | Path,
     tasks: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """Says which source each indicator would have chosen for each target, and what that costs.
+    """Return the source that each indicator selects for each target, and its regret.
 
     Args:
-        indicators: of the prompts of the matrix.
-        transfer: a zero-shot matrix, or its file.
-        tasks: only these targets, and only prompts for them; by default all.
+        indicators: Indicators of the matrix's prompts.
+        transfer: Transfer matrix, or its file.
+        tasks: Restrict targets and prompts to these tasks; defaults to all.
 
     Returns:
-        The record of `choice_record`; without targets, and with the reason among its notes, where
-        no choice can be judged.
+        The content of ``choice.json``; without targets, and with the reason as a note, if no
+        target has a choice.
 
     Raises:
-        InputError: the matrix names prompts that the indicators do not.
+        InputError: If the matrix has prompts without indicators.
 
     Example:
         >>> import numpy as np
@@ -283,13 +281,13 @@ def judge_indicators(
     try:
         return choice_record(leave_one_out(indicators, transfer, tasks=tasks))
     except InputError as error:
-        if "no choice can be judged" not in str(error):
+        if NO_CHOICE not in str(error):
             raise
         return {"targets": {}, "rankings": {}, "chosen": {}, "notes": [str(error)]}
 
 
 def choice_record(found: LeaveOneOut) -> dict[str, Any]:
-    """Lays choices out as JSON."""
+    """Return the choices as JSON."""
     targets = {
         target: {**of._asdict(), "best": list(of.best)} for target, of in found.ranges.items()
     }
@@ -306,7 +304,7 @@ def choice_record(found: LeaveOneOut) -> dict[str, Any]:
 
 
 def _ranking(found: LeaveOneOut, name: str) -> dict[str, Any]:
-    """Means over targets, and how much less a choice costs than one by chance."""
+    """Return means over targets, and the gain over random selection."""
     of, choices = found.rankings[name], found.per_target[name]
     gains = [
         _score(found, target, choice) - found.ranges[target].mean_score
@@ -349,15 +347,14 @@ def _listed(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-# --- How sure a prompt is of its answers on texts without labels: a heuristic, nothing is measured
+# --- Selection without labels
 
 
 def mutual_information(log_probs: Float[np.ndarray, "N C"]) -> float:
-    # Computes how much the answer depends on the text: mutual information over its largest value.
-    # It is the entropy of the mean answer less the mean entropy of the answers: high where each
-    # text has a clear answer (sure) and the texts have different ones (balanced). A prompt that
-    # answers every text alike has 0, however sure it is. A high value does not say that answers are
-    # right: only labels do. (Choosing text prompts so: Sorensen and others, ACL 2022.)
+    """Return the mutual information of text and prediction, divided by its maximum log C."""
+    # Sorensen et al. (ACL 2022): the entropy of the mean prediction minus the mean entropy. High if
+    # predictions are confident and balanced; 0 if they do not depend on the text. It does not
+    # measure whether predictions are correct.
     probs = np.exp(log_probs.astype(np.float64))
     information = _entropy(probs.mean(0)) - _entropy(probs).mean()
     return float(np.clip(information / np.log(probs.shape[1]), 0, 1))

@@ -192,7 +192,7 @@ def _plan_one(
     if not isinstance(tasks, (Task, str, Path)):
         raise InputError("tasks: expected one task for one prompt, got several; give one")
     task = resolve_task(tasks, data)
-    _refuse_generative(task)
+    _check_classification(task)
     name = short_task(loaded.card.task)
     if not isinstance(prompt, Prompt):
         path = Path(prompt)
@@ -232,7 +232,7 @@ def _plan_several(
     for name in list(in_task):
         if matrix.tasks[name].is_generative:
             if is_asked:
-                _refuse_generative(matrix.tasks[name])
+                _check_classification(matrix.tasks[name])
             notes.append(f"{name}: a generative task, left out")
             del in_task[name]
     if not in_task:
@@ -243,7 +243,7 @@ def _plan_several(
     return matrix, in_task, notes
 
 
-def _refuse_generative(task: Task) -> None:
+def _check_classification(task: Task) -> None:
     if task.is_generative:
         raise InputError(
             f"task {task.name}: masking supports classification tasks only, got a generative one;"

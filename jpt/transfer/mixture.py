@@ -158,7 +158,7 @@ def score_ensemble(
     loaded = load_runs(prompts)
     shares = resolve_weights(list(prompts if isinstance(prompts, Mapping) else loaded), weights)
     devices, definition = make_mesh(mesh), resolve_task(task, data)
-    _refuse_generative(definition)
+    _check_classification(definition)
     batch_sharding(devices, eval_batch_size)
     first = next(iter(loaded.values()))
     name = first.card.backbone if backbone is None else backbone
@@ -170,7 +170,7 @@ def score_ensemble(
     return _score(bound, loaded, {name: shares[name] for name in loaded}, combine, split, devices)
 
 
-def _refuse_generative(task: Task) -> None:
+def _check_classification(task: Task) -> None:
     if task.is_generative:
         raise InputError(
             f"task {task.name}: expected a classification task, got a generative one, whose answers"

@@ -32,8 +32,8 @@ from jpt.prompts.initialisers import initial_generator, random_values, sampled_i
 from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import (
     align_columns,
-    match_in_task_prompts,
     check_unique,
+    match_in_task_prompts,
     write_transfer,
 )
 from jpt.results.provenance import environment_info
@@ -43,6 +43,7 @@ from jpt.transfer.projector import (
     ProjectorCard,
     Prompts,
     TrainedProjector,
+    check_different_backbones,
     check_source,
     check_targets,
     initial_parameters,
@@ -52,7 +53,6 @@ from jpt.transfer.projector import (
     prompts_of_tasks,
     read_prompts,
     read_tasks,
-    refuse_same_backbone,
 )
 from jpt.tuning.bound_task import bind_task, resolve_backbone, resolve_max_tokens
 from jpt.tuning.tune import WarmStart, tune
@@ -267,7 +267,7 @@ def apply_projector(
             raise InputError(
                 f"{projector}: an untrained method has no target of its own; give target_backbone"
             )
-        refuse_same_backbone(given, target_backbone)
+        check_different_backbones(given, target_backbone)
         target = resolve_backbone(target_backbone)
         options = ProjectorOptions(seed=seed, length=length or length_of(given)).resolve("task")
         name, layout, what = target.name, target.layout, str(projector)
@@ -383,7 +383,7 @@ def build_columns(
     """Load, check and project all prompts to score."""
     given, trained = read_prompts(sources), name_columns(projectors)
     target = _target_of(trained, target)
-    refuse_same_backbone(given, target)
+    check_different_backbones(given, target)
     methods: dict[str, Method] = {
         name: checked_method(projector, given) for name, projector in trained.items()
     }

@@ -37,7 +37,7 @@ from jpt.io.files import parse_json
 from jpt.io.tensors import read_header, write_safetensors
 from jpt.parallel import batch_sharding, fetch, make_mesh, place, replicated
 from jpt.prompts.store import LAYOUTS, PROMPT_FILE, load_prompt, load_prompts
-from jpt.results.prompt_table import match_in_task_prompts, check_unique, short_task
+from jpt.results.prompt_table import check_unique, match_in_task_prompts, short_task
 from jpt.results.records import ProjectorScore
 from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
@@ -668,7 +668,7 @@ def _expected(name: str, value: Any) -> str | None:
 # --- Sizes and their checks
 
 
-def refuse_same_backbone(prompts: Mapping[str, Prompt], target: Backbone | str | Path) -> None:
+def check_different_backbones(prompts: Mapping[str, Prompt], target: Backbone | str | Path) -> None:
     """Raise InputError if source and target are the same model."""
     name = target.name if isinstance(target, Backbone) else str(target)
     if next(iter(prompts.values())).card.backbone == name:
@@ -781,7 +781,7 @@ def plan_projector(
     """Load and check all inputs, cheap checks first, before anything compiles."""
     check_choice("objective", objective, PROJECTOR_OBJECTIVES)
     given, options = read_prompts(sources), options.resolve(objective)
-    refuse_same_backbone(given, target)
+    check_different_backbones(given, target)
     mesh = make_mesh(options.mesh)
     if objective == "distance":
         return _plan_distance(given, target, tasks, targets, options, mesh)

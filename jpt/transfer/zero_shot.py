@@ -31,10 +31,10 @@ from jpt.prompts.store import Prompts, check_prompt, load_seed_prompts, run_name
 from jpt.results.prompt_table import (
     RANDOM,
     UNTOUCHED,
+    check_unique,
     describe_matrix,
     describe_types,
     match_in_task_prompts,
-    check_unique,
     relative_performance,
     summarize_transfer,
     write_transfer,

@@ -181,7 +181,7 @@ def test_matrices_that_nothing_can_be_judged_on() -> None:
     with pytest.raises(jpt.InputError, match="have no indicators: other"):
         leave_one_out(found, strange)
     few = TransferMatrix(("imdb",), ("imdb", "mnli"), np.ones((1, 2)), ("accuracy",))
-    with pytest.raises(jpt.InputError, match="no choice can be judged"):
+    with pytest.raises(jpt.InputError, match="two other measured sources"):
         leave_one_out(found, few)
     with pytest.raises(jpt.InputError, match="unknown target 'qqp'"):
         leave_one_out(found, matrix, tasks=["qqp"])
@@ -328,7 +328,7 @@ def test_where_nothing_can_be_judged_the_reason_is_told() -> None:
     few = TransferMatrix(("imdb",), ("imdb", "mnli"), matrix.values[:1, :2], ("accuracy",))
     record = judge_indicators(found, few)
     assert record["targets"] == record["rankings"] == record["chosen"] == {}
-    assert "no choice can be judged" in record["notes"][0]
+    assert "two other measured sources" in record["notes"][0]
     with pytest.raises(InputError, match="unknown target"):
         judge_indicators(found, matrix, ["qqp"])
 
