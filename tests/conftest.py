@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,14 @@ def reference_folder() -> Path:
     if folder is None:
         pytest.skip("no reference data: set JPT_REFERENCE to the folder that holds it")
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Run ``jpt`` with these words in this process; return exit code, stdout and stderr."""
+    from tests.helpers.running import type_command
+
+    return lambda *words: type_command(words, monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -419,7 +419,7 @@ def test_getting_started_works_in_an_empty_folder(tmp_path: Path) -> None:
         pytest.skip("no bash here")
     printed = "".join(run_block(block, tmp_path) for block in TYPED)
 
-    assert "all is well" in printed and "absent = 'without' (386)" in printed
+    assert "all checks passed" in printed and "absent = 'without' (386)" in printed
     study = tmp_path / "study"
     for name in TUNED:
         test = json.loads((study / "prompts" / name / "result.json").read_text())["test"]

@@ -1,19 +1,19 @@
-"""Kills a tuning and a sweep at random moments; both must end as if nothing had happened.
+"""Kill a tuning run and a sweep at random moments; both must end as if uninterrupted.
 
 An uninterrupted run comes first. Then the same command runs in another folder, is killed by SIGKILL
-or SIGTERM, and is started again, until it ends: while it starts, between two saves, during a save
-(a temporary name appears among the checkpoints; the process is stopped, and killed if the name is
-still there), while results are written. When it ends before all kills are used, the next victim
-begins, with another seed and an uninterrupted run of its own. After every kill:
+or SIGTERM, and is restarted until it ends: during start-up, between two checkpoints, during a
+checkpoint (a temporary name appears among the checkpoints; the process is stopped, and killed if
+the name still exists), and while results are written. If it ends before all kills are used, the
+next victim begins, with another seed and its own uninterrupted run. After every kill:
 
-- SIGTERM ends with exit code 75 within the step, no traceback; any other code only while python
-  loads, or when all was written already;
-- the newest whole checkpoint is never older than before;
-- every line that was logged up to the newest whole checkpoint is still there, clock fields and
-  all, so these steps were not done again;
+- SIGTERM ends with exit code 75 within the step, without a traceback; other codes are allowed only
+  while python loads, or when everything was written already;
+- the newest complete checkpoint is never older than before;
+- every line logged up to the newest complete checkpoint is still there, including clock fields, so
+  these steps were not repeated;
 
-and at the end: both prompts of every run equal byte for byte; logs, results, tables equal but for
-times and memory; the same files, so no temporary name and no lock.
+and at the end: both prompts of every run are byte-identical; logs, results and tables are equal
+except times and memory; the files are the same, so no temporary name and no lock is left.
 
 Command:
     python experiments/reliability/torture.py --out DIR
@@ -54,7 +54,7 @@ KILLS_EACH = 17
 
 @dataclass
 class Tally:
-    """What was done to one kind, and what was wrong."""
+    """Kills of one kind of victim, and the failures found."""
 
     kills: list[tuple[Kill, Death]] = field(default_factory=list)
     starts: int = 0
@@ -65,7 +65,7 @@ class Tally:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Tortures both kinds, prints a table, and fails where anything is wrong."""
+    """Run both kinds, print a table, and exit with 1 on any failure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def torture(kind: Kind, work: Path, waiting: list[Kill], draw: random.Random) -> Tally:
-    """Uses up all kills on as many victims as it takes."""
+    """Apply all kills to as many victims as needed."""
     work.mkdir(parents=True)
     tally, count, started_s = Tally(), len(waiting), time.monotonic()
     while waiting:
@@ -118,7 +118,7 @@ def torture(kind: Kind, work: Path, waiting: list[Kill], draw: random.Random) ->
 
 
 def run_whole(kind: Kind, work: Path, out: Path, number: int, tally: Tally) -> float:
-    """Makes the uninterrupted run; gives the seconds until training had begun."""
+    """Make the uninterrupted run; gives the seconds until training had begun."""
     started = command(kind, work, out, number)
     death = Process(kind, started, out, work / "whole.txt", Banks(kind, out)).wait()
     if death.code or not is_finished(kind, out):
@@ -130,8 +130,8 @@ def run_whole(kind: Kind, work: Path, out: Path, number: int, tally: Tally) -> f
 
 
 def check_packing(kind: Kind, told: str) -> None:
-    """Stops where a sweep packs its runs otherwise than these checks take it."""
-    listed = [line.split(", ") for line in re.findall(r"running, \d+ at once: (.*)", told)]
+    """Stop where a sweep packs its runs otherwise than these checks take it."""
+    listed = [line.split(", ") for line in re.findall(r"running in \d+ slots?: (.*)", told)]
     for bank, names in enumerate(listed):
         runs = [run.folder.removeprefix("runs/") for run in kind.runs if run.bank == bank]
         if sorted(names) != sorted(runs):
@@ -148,7 +148,7 @@ def kill_again_and_again(
     tally: Tally,
     draw: random.Random,
 ) -> list[Kill]:
-    """Kills one victim until its kills are used or it ends; gives those that are left over."""
+    """Kill one victim until its kills are used or it ends; gives those that are left over."""
     banks, started = Banks(kind, out), command(kind, work, out, number)
     told = work / f"killed-{number}.txt"
     while True:
@@ -184,7 +184,7 @@ def find_losses(
     before: dict[int, float],
     kept: dict[str, list[dict[str, Any]]],
 ) -> list[str]:
-    """What a start has lost of that which stood before it at the newest whole checkpoint."""
+    """Return what a restart lost of the state at the newest complete checkpoint."""
     now = banks.reached()
     losses = [
         f"the checkpoint of bank {bank} went from {before[bank]} back to {now[bank]}"
@@ -199,7 +199,7 @@ def find_losses(
 
 
 def summary(tally: Tally) -> dict[str, Any]:
-    """Counts for the record."""
+    """Count for the record."""
     hit = Counter((kill.phase, kill.signal.name) for kill, _ in tally.kills)
     torn = Counter(kill.phase for kill, death in tally.kills if death.left)
     codes = Counter(death.code for kill, death in tally.kills if kill.signal.name == "SIGTERM")
@@ -216,7 +216,7 @@ def summary(tally: Tally) -> dict[str, Any]:
 
 
 def describe(name: str, tally: Tally) -> str:
-    """A table of kills and the rest in words."""
+    """Format a table of kills and a summary."""
     record = summary(tally)
     head = f"| {name}: killed during | " + " | ".join(each.name for each in SIGNALS)
     rows = [f"{head} | left temporary names |", "|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""What is killed, a tuning or a sweep of the same small runs, and what must be found afterwards."""
+"""The commands to kill, a tuning run and a sweep of small runs, and the checks afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = {"good": ("fine", "great", "lovely"), "bad": ("poor", "awful", "boring")
 
 @dataclass(frozen=True)
 class Run:
-    """One run: where it lies, how long it is, and in a sweep its bank and the turns before it."""
+    """One run: its folder, steps, and in a sweep its group and the steps before it in its slot."""
 
     folder: str
     steps: int
@@ -29,7 +29,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is run again and again; the seed makes one victim another than the next."""
+    """A command to kill repeatedly; the seed distinguishes one victim from the next."""
 
     name: str
     runs: tuple[Run, ...]
@@ -38,17 +38,16 @@ class Kind:
 
     @property
     def steps(self) -> int:
-        """Of all runs together."""
+        """Total number of steps of all runs."""
         return sum(run.steps for run in self.runs)
 
 
 def tuning(steps: int) -> Kind:
-    """One run."""
     return Kind("tune", (Run(".", steps),), 1)
 
 
 def sweep(steps: int) -> Kind:
-    """Six runs in two banks of two places; a place of the second one has a run after another."""
+    """Return six runs in two groups of two slots; in the second group a slot is reused."""
     # Long runs come first, each goes into the first place that has room for it.
     thirds = (3, 0, 0), (3, 0, 0), (2, 1, 0), (1.5, 1, 0), (1.5, 1, 1.5), (1, 1, 2)
     runs = []
@@ -60,7 +59,7 @@ def sweep(steps: int) -> Kind:
 
 
 def command(kind: Kind, work: Path, out: Path, seed: int) -> list[str]:
-    """What is started, and started again after every kill."""
+    """Return the command that is started, and restarted after every kill."""
     fixed = {"backbone": "builtin/bert-small", "task": str(write_task(work / "mood"))}
     sizes = {"batch_size": 4, "length": 5, "eval_every": 20, "checkpoint_every": CHECKPOINT_EVERY}
     start = [sys.executable, "-m", "jpt.cli", kind.name]
@@ -78,14 +77,13 @@ def command(kind: Kind, work: Path, out: Path, seed: int) -> list[str]:
 
 
 def toml_table(name: str, values: dict[str, Any]) -> str:
-    """A table of texts, numbers and lists."""
     listed = {key: list(each) if isinstance(each, range) else each for key, each in values.items()}
     lines = [f"{key} = {json.dumps(value)}" for key, value in listed.items()]
     return "\n".join([f"[{name}]", *lines, ""])
 
 
 def write_task(folder: Path) -> Path:
-    """Writes a task of 42 short rows, so that steps and scorings are quick."""
+    """Write a task of 42 short rows, so that steps and scorings are quick."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"text": f"a {word} film, number {number}", "label": label}
@@ -104,14 +102,14 @@ def write_task(folder: Path) -> Path:
 
 
 def lines(out: Path, run: Run) -> list[dict[str, Any]]:
-    """The whole lines of a log."""
+    """Return the complete lines of a log."""
     path = out / run.folder / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def last_step(out: Path, run: Run) -> int:
-    """The last step that stands in the log; reads only its end."""
+    """Return the last logged step, reading only the end of the file."""
     try:
         with (out / run.folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 2000))
@@ -122,33 +120,33 @@ def last_step(out: Path, run: Run) -> int:
 
 
 def position(kind: Kind, out: Path) -> int:
-    """Steps of all runs that stand in their logs."""
+    """Return the total number of logged steps of all runs."""
     return sum(last_step(out, run) for run in kind.runs)
 
 
 def is_finished(kind: Kind, out: Path) -> bool:
-    """Whether every run has its result, and the sweep its tables."""
+    """Return True if every run has its result, and the sweep its tables."""
     files = [f"{run.folder}/result.json" for run in kind.runs] + list(kind.tables)
     return all((out / name).exists() for name in files)
 
 
 class Banks:
-    """How far the checkpoints of a victim are; a sweep's are numbered in the order they come."""
+    """Progress of a victim's checkpoints; a sweep's groups are numbered as they appear."""
 
     def __init__(self, kind: Kind, out: Path) -> None:
         self.kind, self.out, self._seen = kind, out, []
 
     def folders(self) -> list[Path]:
-        """Folders of checkpoints; of banks that are done there is none any more."""
+        """Return the checkpoint folders; a finished group has none."""
         if self.kind.name == "tune":
             return [self.out / "checkpoints"]
-        place = self.out / "banks"
+        place = self.out / "groups"
         names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
         self._seen += [name for name in names if name not in self._seen]
         return [place / name / "checkpoints" for name in self._seen]
 
     def names(self) -> list[tuple[int, str]]:
-        """Number of the bank and name of everything in its folder of checkpoints."""
+        """Return group number and name of everything in the checkpoint folders."""
         found = []
         for bank, folder in enumerate(self.folders()):
             try:
@@ -158,7 +156,7 @@ class Banks:
         return found
 
     def reached(self) -> dict[int, float]:
-        """The newest whole checkpoint of each bank; infinity where its runs have all results."""
+        """Return the newest complete checkpoint of each group; infinity if its runs are finished."""
         newest: dict[int, float] = {run.bank: 0.0 for run in self.kind.runs}
         for bank, name in self.names():
             if name.isdecimal():
@@ -171,7 +169,7 @@ class Banks:
 
 
 def kept_lines(kind: Kind, out: Path, reached: dict[int, float]) -> dict[str, list[dict[str, Any]]]:
-    """Logged lines of each run that stand at or before its newest whole checkpoint."""
+    """Return the logged lines of each run up to its newest complete checkpoint."""
     return {
         run.folder: [
             line for line in lines(out, run) if run.before + line["step"] <= reached[run.bank]
@@ -181,7 +179,7 @@ def kept_lines(kind: Kind, out: Path, reached: dict[int, float]) -> dict[str, li
 
 
 def find_differences(kind: Kind, whole: Path, killed: Path) -> Iterator[str]:
-    """Says in what a victim ended otherwise than the uninterrupted run."""
+    """Yield the differences between a victim and the uninterrupted run."""
     names, others = file_names(whole), file_names(killed)
     for name in sorted(set(names) ^ set(others)):
         yield f"{name}: {'is missing' if name in names else 'should not be there'}"
@@ -203,7 +201,7 @@ def find_differences(kind: Kind, whole: Path, killed: Path) -> Iterator[str]:
 
 
 def read(path: Path) -> Any:
-    """A record or table without what the clock says."""
+    """Read a record or table without times."""
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             return [without_clock(row) for row in csv.DictReader(file)]
@@ -211,14 +209,14 @@ def read(path: Path) -> Any:
 
 
 def without_clock(value: Any) -> Any:
-    """Leaves out times and memory, wherever they stand."""
+    """Drop times and memory at any depth."""
     if isinstance(value, dict):
         return {name: without_clock(each) for name, each in value.items() if name not in CLOCK}
     return [without_clock(each) for each in value] if isinstance(value, list) else value
 
 
 def file_names(out: Path) -> list[str]:
-    """What is in a folder; names that orbax draws are left out, checkpoints go by their age."""
+    """List the files of a folder; without random names of orbax, checkpoints by age."""
     paths = [(path, "/" * path.is_dir()) for path in out.rglob("*")]
     found = [path.relative_to(out).as_posix() + ending for path, ending in paths]
     steps = {re.match(r"checkpoints/(\d+)/", name) for name in found}
@@ -234,6 +232,6 @@ def file_names(out: Path) -> list[str]:
 
 
 def leftovers(out: Path) -> list[str]:
-    """Temporary names that a killed process left, jpt's own and those of orbax."""
+    """Return temporary names that a killed process left, of jpt and of orbax."""
     names = [path.relative_to(out).as_posix() for path in out.rglob("*")]
     return sorted(name for name in names if "tmp" in name.rpartition("/")[2])

@@ -334,10 +334,10 @@ def test_the_command_writes_the_study_and_its_own_command_finds_it(run, place, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--prompt", "a", "--prompts", "b"), "both of --prompt and --prompts came"),
-        ((), "neither of --prompt and --prompts came"),
-        (("--prompts", "b", "--task", "t"), "--task came with --prompts"),
-        (("--prompt", "b", "--tasks", "t"), "--tasks came with --prompt"),
+        (("--prompt", "a", "--prompts", "b"), "expected one of --prompt and --prompts, got both"),
+        ((), "expected one of --prompt and --prompts, got neither"),
+        (("--prompts", "b", "--task", "t"), "got --task with --prompts"),
+        (("--prompt", "b", "--tasks", "t"), "got --tasks with --prompt"),
         (("--prompt", "none.safetensors", "--ratio", "1.5"), "ratio is 1.5"),
     ],
 )
