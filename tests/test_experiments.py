@@ -184,7 +184,7 @@ def test_published_figures_beside_ours(
         assert score.rows == ROWS
         assert ours[target, source] == pytest.approx(score.value, abs=5e-5)
     differences = [abs(float(cell[5]) - float(cell[3])) for cell in cells]
-    mean = float(told.split("over 30 pairs of one measure: ")[1])
+    mean = float(told.split("over 30 pairs with one metric: ")[1])
     assert mean == pytest.approx(np.mean(differences), abs=1e-4)
 
 
@@ -270,17 +270,17 @@ def test_lines_done_again_are_a_loss(script: ModuleType, tmp_path: Path) -> None
     kind, out = script.tuning(20), tmp_path / "run"
     write_run(out, checkpoints=(10,))
     (out / "result.json").unlink()
-    banks = script.Banks(kind, out)
-    before = banks.reached()
+    checkpoints = script.Checkpoints(kind, out)
+    before = checkpoints.reached()
     kept = script.kept_lines(kind, out, before)
     assert before == {0: 10.0} and [line["step"] for line in kept["."]] == [10]
     log = out / "metrics.jsonl"
     log.write_text(log.read_text().splitlines()[0] + '\n{"step": 20, "loss": 0.3}\n')
-    assert script.find_losses(kind, out, banks, before, kept) == []
+    assert script.find_losses(kind, out, checkpoints, before, kept) == []
     log.write_text(log.read_text().replace('"elapsed_s": 1.0', '"elapsed_s": 1.5'))
-    assert "lost lines" in script.find_losses(kind, out, banks, before, kept)[0]
+    assert "lost lines" in script.find_losses(kind, out, checkpoints, before, kept)[0]
     (out / "checkpoints" / "10").rename(out / "checkpoints" / "5")
-    assert "went from 10.0 back to 5.0" in script.find_losses(kind, out, banks, before, {})[0]
+    assert "went from 10.0 back to 5.0" in script.find_losses(kind, out, checkpoints, before, {})[0]
 
 
 def test_kills_have_their_shares_and_take_turns(script: ModuleType) -> None:
@@ -374,11 +374,11 @@ def test_figures_equal_the_stored_ones(
 def test_missing_folders_are_told(
     reference_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="has none of the folders"):
+    with pytest.raises(SystemExit, match="contains none of the folders"):
         indicator_script_run(capsys, "--reference", tmp_path)
     options = ("--reference", reference_folder / "reference", "--backbones", "t5-base")
     told = indicator_script_run(capsys, *options, "--weights", tmp_path)
-    assert f"t5-base: no folder {tmp_path / 't5-base'}, so no ON" in told
+    assert f"t5-base: no folder {tmp_path / 't5-base'}, ON skipped" in told
 
 
 @pytest.mark.slow
@@ -396,4 +396,7 @@ def test_weights_add_the_overlap(
     cells = parts(told)["roberta-base"]["neuron_overlap"]
     assert cells[2] == f"{found.excluding_in_task['neuron_overlap'].mean_over_targets:.3f}"
     lead = found.leads["excluding_in_task"]
-    assert f"neuron_overlap less {lead.best} (own_out): {lead.over[lead.best].mean:.3f}" in told
+    assert (
+        f"neuron_overlap minus {lead.best} (excluding_in_task): {lead.over[lead.best].mean:.3f}"
+        in told
+    )

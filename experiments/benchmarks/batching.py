@@ -1,7 +1,7 @@
-"""How fast rows become batches: tokenised once, kept on disk, then cut into padded arrays.
+"""Measure how fast rows become batches: tokenised once, cached on disk, cut into padded arrays.
 
 Writes 20,000 short rows, tokenises them with the vocabulary of a built-in backbone, reads them
-again from where they were kept, and makes batches of them, by rows and by tokens.
+again from the cache, and makes batches of them, by rows and by tokens.
 
 Command:
     python experiments/benchmarks/batching.py
@@ -27,7 +27,7 @@ WORDS = (
 
 
 def main() -> None:
-    """Measures and prints rows a second."""
+    """Measure and prints rows a second."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="builtin/bert-small")
     arguments = parser.parse_args()
@@ -37,7 +37,7 @@ def main() -> None:
 
         backbone = jpt.load_backbone(arguments.backbone)
         data = {"train": make_rows(ROWS), "validation": make_rows(4)}
-        for name in ("read and tokenised", "read, taken from the disk"):
+        for name in ("read and tokenised", "read from the cache"):
             started_s = time.perf_counter()
             next(batches(backbone, data, batch_size=16))
             print(f"{name}: {ROWS / (time.perf_counter() - started_s):,.0f} rows/s")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def batches(backbone: Any, data: Any, **options: Any) -> Iterator[Any]:
-    """Gives the batches of a run without end."""
+    """Return the endless stream of batches of a run."""
     import jpt
 
     settings = {"steps": 10**9, "length": 20, "max_tokens": 64, **options}
@@ -59,17 +59,17 @@ def batches(backbone: Any, data: Any, **options: Any) -> Iterator[Any]:
 
 
 def make_rows(count: int) -> list[dict[str, str]]:
-    """Draws short rows of 3 to 40 words."""
-    draw = random.Random(0)
+    """Sample short rows of 3 to 40 words."""
+    rng = random.Random(0)
     labels = ("negative", "positive")
     return [
-        {"text": " ".join(draw.choices(WORDS, k=draw.randint(3, 40))), "label": labels[n % 2]}
+        {"text": " ".join(rng.choices(WORDS, k=rng.randint(3, 40))), "label": labels[n % 2]}
         for n in range(count)
     ]
 
 
 def rate(stream: Iterator[Any]) -> float:
-    """Rows a second, the first epoch's order and reading left out."""
+    """Return rows per second, without the first epoch's shuffling and reading."""
     next(stream)
     rows, started_s = 0.0, time.perf_counter()
     for batch in itertools.islice(stream, 1500):

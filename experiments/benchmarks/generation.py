@@ -1,10 +1,10 @@
-"""What a generated token costs, and that it costs the same whatever was generated before it.
+"""Measure the cost of a generated token, and that it does not depend on how many came before.
 
-Writes a GPT-2 of a middling size with drawn weights as a Hugging Face folder, and lets it continue
-the same texts by more and more tokens, greedily and by beam search. Nothing ends a text here, so
-every row gets all its tokens. From each time that of one token is taken off, which is reading the
-texts, and what is left is shared out over the other tokens. Every token runs the same program over
-a memory of max_tokens places, whatever stands there: what its cost can grow with is that size.
+Writes a mid-sized GPT-2 with random weights as a Hugging Face folder, and lets it continue the same
+texts by more and more tokens, greedily and by beam search. No text ends early, so every row gets
+all its tokens. The time for one token, which is the time to read the texts, is subtracted, and the
+rest is divided by the number of other tokens. Every token runs the same program over a cache of
+max_tokens positions; its cost can grow only with that size.
 
 Command:
     python experiments/benchmarks/generation.py
@@ -33,14 +33,14 @@ TEXT = "the film is not a good film : it is a dull film , a lovely poor boring f
 
 
 def main() -> None:
-    """Writes the model and prints a table."""
+    """Write the model and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--repeats", type=int, default=2, help="the fastest counts")
+    parser.add_argument("--repeats", type=int, default=2, help="the fastest call is reported")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         width, positions = options.width, max(COUNTS) + 64
@@ -50,7 +50,7 @@ def main() -> None:
     tokenizer = backbone.tokenizer
     tokenizer.ids = tokenizer.ids._replace(eos=None)
     print(f"GPT-2, {backbone.frozen_count:,} weights, {options.rows} rows of {len(TEXT.split())}")
-    print(f"{'beams':>5} {'tokens':>7} {'ms':>9} {'ms a token':>11} {'to the first':>13}")
+    print(f"{'beams':>5} {'tokens':>7} {'ms':>9} {'ms/token':>11} {'relative':>13}")
     for beams in options.beams:
         reading_s = fastest_s(backbone, 1, beams, options.rows, options.repeats)
         first_ms = None
@@ -63,15 +63,15 @@ def main() -> None:
                 f"{beams:5} {count:7} {1e3 * elapsed_s:9.0f} {token_ms:11.2f} {ratio:13.2f}",
                 flush=True,
             )
-    print(f"{'already written':>15} {'ms a token':>11} {'to the first':>13}")
+    print(f"{'already generated':>17} {'ms/token':>11} {'relative':>13}")
     first_ms = None
     for filled, token_ms in advance_ms(backbone, options.rows, options.repeats).items():
         first_ms = first_ms or token_ms
-        print(f"{filled:15} {token_ms:11.2f} {token_ms / first_ms:13.2f}", flush=True)
+        print(f"{filled:17} {token_ms:11.2f} {token_ms / first_ms:13.2f}", flush=True)
 
 
 def advance_ms(backbone: jpt.Backbone, rows: int, repeats: int) -> dict[int, float]:
-    """Milliseconds of a token behind so many others, in a memory with room for all of them."""
+    """Return milliseconds per token after each number of tokens, with a cache for the largest."""
     variables, module = {"params": backbone.params}, backbone.module
     tokens = jnp.array(backbone.tokenizer.encode([TEXT] * rows))
     lengths, last = jnp.full((rows,), tokens.shape[1]), jnp.zeros((rows,), jnp.int32)
@@ -97,7 +97,7 @@ def advance_ms(backbone: jpt.Backbone, rows: int, repeats: int) -> dict[int, flo
 def fastest_s(
     backbone: jpt.Backbone, max_tokens: int, beams: int, rows: int, repeats: int
 ) -> float:
-    """Seconds of the fastest of several calls, the first of which compiles and does not count."""
+    """Return seconds of the fastest of several calls, not counting the first, which compiles."""
     elapsed_s = []
     for _ in range(repeats + 1):
         started_s = time.perf_counter()

@@ -1,19 +1,19 @@
-"""How the cost of a train step grows, against what its arithmetic says.
+"""Measure how the cost of a train step grows, compared with its arithmetic.
 
-One size at a time: prompt rows, text tokens, rows of a batch, layers, width; and for reading
-neurons, the number of prompts. Models of random weights, one of BERT's kind and one of Llama's. For
+One size at a time: prompt tokens, text tokens, rows per batch, layers, width; and for the neuron
+probe, the number of prompts. The models have random weights, one like BERT and one like Llama. For
 each size: seconds of a step (median), floating-point operations and bytes of the compiled program,
-the memory that it needs beside weights and batch, and the page faults of the process while it runs:
-memory that the operating system takes back after a step and hands out empty again. XLA counts a
-loop over layers once, so the counts are those of programs of one and two layers, put together. The
-exponent is that of the seconds less that of the operations, between the smallest and the largest
-size: above 0, time grows faster than the arithmetic.
+the memory that it needs in addition to weights and batch, and the page faults of the process while
+it runs: memory that the operating system reclaims after a step and returns empty. XLA counts a loop
+over layers once, so the counts are extrapolated from programs of one and two layers. The exponent
+is that of the seconds less that of the operations, between the smallest and the largest size: above
+0, time grows faster than the arithmetic.
 
 Command (about 5 minutes on two cores):
     python experiments/benchmarks/growth.py
 
-``GLIBC_TUNABLES=glibc.malloc.hugetlb=1`` before it asks for pages 512 times as large.
-Writes growth.json and growth.svg beside this script. Result: see docs/speed.md.
+``GLIBC_TUNABLES=glibc.malloc.hugetlb=1`` as a prefix uses pages 512 times as large.
+Writes growth.json and growth.svg to this folder. Result: see docs/speed.md.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ ROWS = [{"text": word, "label": word} for word in ("bad", "good")]
 
 
 def main() -> None:
-    """Measures every size, and writes numbers and picture."""
+    """Measure every size, and write numbers and figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--steps", type=int, default=5, help="of each size, after one to warm up")
+    parser.add_argument("--steps", type=int, default=5, help="steps per size, after one to warm up")
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
@@ -73,19 +73,21 @@ def main() -> None:
                     measure(kind, {**BASE, axis: size}, Path(folder), options.steps)
                     for size in sizes
                 ]
-                found[f"{kind}, {axis}"] = tell(kind, axis, sizes, points)
-        found["bert, prompts read"] = tell("bert", "prompts read", PROMPTS, read(Path(folder)))
+                found[f"{kind}, {axis}"] = print_table(kind, axis, sizes, points)
+        found["bert, prompts probed"] = print_table(
+            "bert", "prompts probed", PROMPTS, read(Path(folder))
+        )
     (options.out / "growth.json").write_text(json.dumps(found, indent=1) + "\n")
-    draw(found, options.out / "growth.svg")
+    plot(found, options.out / "growth.svg")
 
 
 def write_model(kind: str, sizes: dict[str, int], folder: Path) -> Path:
-    """A model of these sizes, written once."""
+    """Write a model of these sizes, once."""
     layers, width = sizes["layers"], sizes["width"]
-    place = folder / f"{kind}-{layers}-{width}"
-    if not place.exists():
+    path = folder / f"{kind}-{layers}-{width}"
+    if not path.exists():
         write_tiny_backbone(
-            place,
+            path,
             kind,
             hidden_size=width,
             num_hidden_layers=layers,
@@ -94,11 +96,11 @@ def write_model(kind: str, sizes: dict[str, int], folder: Path) -> Path:
             intermediate_size=4 * width,
             max_position_embeddings=1024,
         )
-    return place
+    return path
 
 
 def measure(kind: str, sizes: dict[str, int], folder: Path, steps: int) -> dict[str, float]:
-    """Seconds, operations, bytes and memory of a step."""
+    """Measure seconds, operations, bytes and memory of a step."""
     shallow = [build(kind, {**sizes, "layers": layers}, folder) for layers in (1, 2)]
     one, two = (costs(*built) for built in shallow)
     step, state, batch = build(kind, sizes, folder)
@@ -121,12 +123,11 @@ def measure(kind: str, sizes: dict[str, int], folder: Path, steps: int) -> dict[
 
 
 def page_faults() -> int:
-    """How many times this process has waited for a page of memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def build(kind: str, sizes: dict[str, int], folder: Path) -> tuple[Any, Any, Any]:
-    """A step, its first state and a batch of these sizes, all rows of full length."""
+    """Return a step, its initial state and a batch of these sizes with rows of full length."""
     length, rows = sizes["text"], sizes["batch"]
     options = {"length": sizes["prompt"], "max_tokens": length, "batch_size": rows, "steps": 1}
     data = {"train": ROWS, "validation": ROWS}
@@ -143,18 +144,18 @@ def build(kind: str, sizes: dict[str, int], folder: Path) -> tuple[Any, Any, Any
 
 
 def costs(step: Any, state: Any, batch: Any) -> dict[str, float]:
-    """What XLA counts in a program, in thousands of millions."""
+    """Return XLA's counts for a program, in units of 1e9."""
     counted = step.compile(state, batch).cost_analysis()
     return {"flops": counted["flops"] / 1e9, "bytes": counted["bytes accessed"] / 1e9}
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    """Seconds of reading the neurons of more and more prompts, compiling left out."""
+    """Measure seconds of probing increasing numbers of prompts, without compilation."""
     backbone = jpt.load_backbone(write_model("bert", BASE, folder))
     random, found = np.random.default_rng(0), []
     for count in PROMPTS:
         values = random.normal(0, 0.1, (count, BASE["prompt"], BASE["width"])).astype(np.float32)
-        card = jpt.PromptCard(backbone.name, "drawn")
+        card = jpt.PromptCard(backbone.name, "random")
         prompts = {f"p{number:03}": jpt.Prompt(rows, card) for number, rows in enumerate(values)}
         seconds = []
         for _ in range(4):
@@ -166,29 +167,29 @@ def read(folder: Path) -> list[dict[str, float]]:
     return found
 
 
-def tell(
+def print_table(
     kind: str, axis: str, sizes: tuple[int, ...], points: list[dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """Prints a table, and gives its rows."""
+    """Print a table and return its rows."""
     print(f"\n{kind}, {axis}: | size | s | GFLOP | GB | temporary MB | page faults | GFLOP/s |")
     for size, point in zip(sizes, points, strict=True):
         names = ("gbyte", "temporary_mb", "page_faults")
         rest = [f"{point[name]:.2f}" if name in point else "-" for name in names]
-        told = [str(size), f"{point['seconds']:.4f}", f"{point['gflop']:.2f}", *rest]
-        told.append(f"{point['gflop'] / point['seconds']:.0f}")
-        print(f"| {' | '.join(told)} |", flush=True)
+        cells = [str(size), f"{point['seconds']:.4f}", f"{point['gflop']:.2f}", *rest]
+        cells.append(f"{point['gflop'] / point['seconds']:.0f}")
+        print(f"| {' | '.join(cells)} |", flush=True)
     seconds, flops = (exponent(sizes, points, name) for name in ("seconds", "gflop"))
     print(f"exponent of seconds {seconds:.2f}, of operations {flops:.2f}: {seconds - flops:+.2f}")
     return [{"size": size, **point} for size, point in zip(sizes, points, strict=True)]
 
 
 def exponent(sizes: tuple[int, ...], points: list[dict[str, float]], name: str) -> float:
-    """How a number grows between the smallest and the largest size."""
+    """Return the growth exponent between the smallest and the largest size."""
     return math.log(points[-1][name] / points[0][name]) / math.log(sizes[-1] / sizes[0])
 
 
-def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Seconds by size beside what they would be if they grew as the operations do."""
+def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Plot seconds by size, and the seconds expected if they grew as the operations do."""
     matplotlib.use("svg")
     matplotlib.rcParams["svg.fonttype"] = "none"  # text as text: a smaller file
     from matplotlib import pyplot
@@ -205,12 +206,12 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
             sizes, [row["seconds"] for row in rows], "o-", color="#0072B2", label="measured"
         )
         expected = [row["gflop"] * scale for row in rows]
-        axis.loglog(sizes, expected, "s--", color="#D55E00", label="as the operations grow")
+        axis.loglog(sizes, expected, "s--", color="#D55E00", label="expected from operations")
         axis.minorticks_off()
         axis.set_xticks(sizes, [f"{size}" for size in sizes])
         axis.set_title(name, fontsize=9)
         axis.set_xlabel(name.split(", ")[1])
-        axis.set_ylabel("s a step")
+        axis.set_ylabel("s per step")
     axes.flat[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

@@ -1,8 +1,8 @@
-"""How long all indicators of 100 long prompts take, and how much memory.
+"""Measure time and memory of all indicators of 100 long prompts.
 
-100 prompts of 100 x 1024 (roberta-large's width) with drawn values, and activations of 24 layers of
-4096 neurons: every indicator of vectors, and of neurons in every window of layers. With --text as
-of a probe on 64 rows of text, which has rates and CKA as well.
+100 prompts of 100 x 1024 (roberta-large's width) with random values, and activations of 24 layers
+of 4096 neurons: every embedding indicator, and neuron overlap in every window of layers. --text
+simulates a probe on 64 rows of text, which adds rates and CKA.
 
 Command:
     python experiments/benchmarks/indicators.py [--text]
@@ -24,25 +24,27 @@ import jpt
 
 
 def main() -> None:
-    """Draws prompts and activations, and measures one call."""
+    """Sample prompts and activations, and measure one call."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--length", type=int, default=100)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--neurons", type=int, default=4096)
-    parser.add_argument("--text", action="store_true", help="rates and CKA, as of 64 rows")
+    parser.add_argument("--text", action="store_true", help="add rates and CKA, as for 64 rows")
     sizes = parser.parse_args()
     generator = np.random.default_rng(0)
     names = [f"prompt{number:03}" for number in range(sizes.prompts)]
     card = jpt.PromptCard("roberta-large", "sst2")
-    prompts = {name: jpt.Prompt(draw(generator, sizes.length, sizes.width), card) for name in names}
+    prompts = {
+        name: jpt.Prompt(sample(generator, sizes.length, sizes.width), card) for name in names
+    }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "neurons.npz"
-        values = np.stack([draw(generator, sizes.layers, sizes.neurons) for _ in names])
+        values = np.stack([sample(generator, sizes.layers, sizes.neurons) for _ in names])
         of_text = {}
         if sizes.text:
-            # Alike in part, as prompts of one start are.
+            # Partly similar, like prompts with one initialisation.
             shares = (values + values[:1] > 0) * generator.integers(1, 65, values.shape) / 64
             of_text["rates"] = shares.astype(np.float32)
             of_text["cka"] = np.full((sizes.layers, len(names), len(names)), 0.5)
@@ -56,18 +58,17 @@ def main() -> None:
     print(
         f"{sizes.prompts} prompts of {sizes.length} x {sizes.width}, {sizes.layers} layers of"
         f" {sizes.neurons} neurons: {len(found.columns)} indicators in {elapsed_s:.1f} s"
-        f" ({cpu_s:.1f} s of processor time), peak memory {peak_mb():.0f} MB"
+        f" ({cpu_s:.1f} s of CPU time), peak memory {peak_mb():.0f} MB"
         f" ({before_mb:.0f} MB before)"
     )
 
 
-def draw(generator: np.random.Generator, rows: int, width: int) -> np.ndarray:
-    """Draws normal values in float32."""
+def sample(generator: np.random.Generator, rows: int, width: int) -> np.ndarray:
+    """Sample normal values in float32."""
     return generator.standard_normal((rows, width), np.float32)
 
 
 def peak_mb() -> float:
-    """The most memory this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

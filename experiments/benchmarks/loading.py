@@ -1,8 +1,8 @@
-"""How much memory loading a checkpoint takes beyond the loaded parameters.
+"""Measure the memory that loading a checkpoint takes beyond the loaded parameters.
 
-Writes a BERT of roberta-large's size with drawn weights as a Hugging Face folder, loads it in a
-process of its own, and compares the peak of resident memory with the parameters and with the
-largest of them, which is a stack of all layers but one. Linux only.
+Writes a BERT of roberta-large's size with random weights as a Hugging Face folder, loads it in a
+separate process, and compares the peak of resident memory with the parameters and with the largest
+of them, which is a stack of all layers but one. Linux only.
 
 Command:
     python experiments/benchmarks/loading.py
@@ -24,7 +24,7 @@ from jpt.testing import write_tiny_backbone
 
 
 def main() -> None:
-    """Writes the checkpoint and loads it in another process."""
+    """Write the checkpoint, and load it in another process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=1024)
@@ -43,11 +43,11 @@ def main() -> None:
 
 
 def load(folder: str, dtype: str) -> None:
-    """Loads a folder and says what that took."""
+    """Load a folder and print time and memory."""
     import jax
 
-    jpt.load_backbone("builtin/bert-small")  # what the packages themselves take comes first
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    jpt.load_backbone("builtin/bert-small")  # loads the packages first
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before_mb, started_s = resident_mb("VmRSS"), time.perf_counter()
     backbone = jpt.load_backbone(folder, dtype=dtype)
     leaves = jax.block_until_ready(jax.tree.leaves(backbone.params))
@@ -63,7 +63,7 @@ def load(folder: str, dtype: str) -> None:
 
 
 def resident_mb(kind: str) -> float:
-    """Memory of this process now (VmRSS) or at its peak (VmHWM); Linux only."""
+    """Return this process's memory now (VmRSS) or at its peak (VmHWM); Linux only."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1e3
 

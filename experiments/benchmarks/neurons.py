@@ -1,10 +1,11 @@
-"""How long it takes to read the neurons of 100 prompts, against forward hooks in torch.
+"""Measure the time to record the neurons of 100 prompts, compared with forward hooks in torch.
 
-100 drawn prompts of 100 rows on an encoder of RoBERTa-base's shape with random weights, the paper's
-probe (mask, prompt and start token), all 12 layers of 3,072 neurons at the mask. Each side has a
-process of its own, one after the other: ours is one call of `jpt.activated_neurons`, compiling
-included; torch's reads batches of prompts without gradients, with a hook on every layer that keeps
-the mask's neurons alone. Loading the model is told apart. What both found is compared.
+100 random prompts of 100 tokens on an encoder of RoBERTa-base's shape with random weights, the
+paper's probe (mask, prompt and start token), all 12 layers of 3,072 neurons at the mask. Each side
+runs in its own process, one after the other: jpt's is one call of `jpt.activated_neurons`,
+including compilation; torch's runs batches of prompts without gradients, with a hook on every layer
+that keeps the mask's neurons only. Loading the model is reported separately. The results of both
+are compared.
 
 Command (extra ``parity``):
     python experiments/benchmarks/neurons.py
@@ -41,19 +42,21 @@ MASK, START = 2, 3  # ids of jpt.testing's vocabulary
 
 
 def main() -> None:
-    """Writes model and prompts, measures both sides, and compares what they found."""
+    """Write model and prompts, measure both sides, and compare the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--length", type=int, default=100)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--chunk-mb", type=float, default=256)
-    parser.add_argument("--batch", type=int, default=100, help="prompts at once in torch")
-    parser.add_argument("--json", action="store_true", help="the numbers as one line at the end")
+    parser.add_argument("--batch", type=int, default=100, help="prompts per batch in torch")
+    parser.add_argument(
+        "--json", action="store_true", help="print the numbers as JSON on the last line"
+    )
     parser.add_argument("--side", choices=("jpt", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps({"jpt": ask_jpt, "torch": ask_torch}[options.side](options)))
+        print(json.dumps({"jpt": probe_jpt, "torch": probe_torch}[options.side](options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -62,7 +65,7 @@ def main() -> None:
         values = {side: np.load(place / f"{side}.npy") for side in found}
     for side, each in found.items():
         print(
-            f"{side}: {each['read_s']:.1f} s to read, {each['cpu_s']:.1f} s of CPU time"
+            f"{side}: {each['read_s']:.1f} s to probe, {each['cpu_s']:.1f} s of CPU time"
             f" (loading {each['load_s']:.1f} s), peak memory {each['peak_mb']:.0f} MB"
             f" ({each['loaded_mb']:.0f} MB once loaded)"
         )
@@ -80,7 +83,7 @@ def main() -> None:
 
 
 def write_model(place: Path, options: argparse.Namespace) -> None:
-    """Writes a model of random weights, and the prompts; in a process that then ends."""
+    """Write a model with random weights and the prompts, in a process that then ends."""
     code = f"""
 import numpy as np, jpt
 from jpt.testing import write_tiny_backbone
@@ -93,14 +96,14 @@ np.save({str(place / "prompts.npy")!r}, (0.1 * values).astype(np.float32))
 
 
 def run_side(side: str, place: Path) -> dict[str, float]:
-    """Runs one side in a process of its own."""
+    """Run one side in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(place)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(load: Callable[[], Any], read: Callable[[Any], np.ndarray], out: Path) -> dict:
-    """Times loading and reading, and keeps what was read."""
+    """Time loading and probing, and save the activations."""
     start_s = time.perf_counter()
     loaded = load()
     load_s, loaded_mb = time.perf_counter() - start_s, peak_mb()
@@ -113,16 +116,15 @@ def measure(load: Callable[[], Any], read: Callable[[Any], np.ndarray], out: Pat
 
 
 def peak_mb() -> float:
-    """The most memory this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def ask_jpt(options: argparse.Namespace) -> dict[str, float]:
-    """Reads all prompts in one call."""
+def probe_jpt(options: argparse.Namespace) -> dict[str, float]:
+    """Probe all prompts in one call."""
     import jpt
 
     name = str(options.folder / "model")
-    card = jpt.PromptCard(name, "drawn")
+    card = jpt.PromptCard(name, "random")
     bank = np.load(options.folder / "prompts.npy")
     prompts = {f"p{number:04}": jpt.Prompt(rows, card) for number, rows in enumerate(bank)}
 
@@ -133,8 +135,8 @@ def ask_jpt(options: argparse.Namespace) -> dict[str, float]:
     return measure(lambda: jpt.load_backbone(name), read, options.folder / "jpt.npy")
 
 
-def ask_torch(options: argparse.Namespace) -> dict[str, float]:
-    """Reads batches of prompts with a hook on every layer."""
+def probe_torch(options: argparse.Namespace) -> dict[str, float]:
+    """Probe batches of prompts with a hook on every layer."""
     import torch
     from transformers import RobertaForMaskedLM
 
@@ -162,7 +164,7 @@ def ask_torch(options: argparse.Namespace) -> dict[str, float]:
 
 
 def embed(model: Any, prompts: Any) -> Any:
-    """``[MASK] p1 .. pP [CLS]``: mask and prompt rows get no position, the start token its own."""
+    """Embed ``[MASK] p1 .. pP [CLS]``: mask and prompt get no position, the start token its own."""
     import torch
 
     tables = model.roberta.embeddings

@@ -1,9 +1,9 @@
-"""How much memory a step of a large projector takes beyond what it has to hold.
+"""Measure the memory of a train step of a large projector beyond what it has to hold.
 
 A projector from 100 x 768 to 100 x 1024 with a bottleneck of 768 (138 million weights) in front of
-a frozen BERT of roberta-large's width with drawn weights. What has to be there: the backbone once;
-the projector, its two moments, its best copy and its gradient. Measured in a process of its own,
-with everything that the packages take left out. Linux only.
+a frozen BERT of roberta-large's width with random weights. Required: the backbone once; the
+projector, its two moments, its best copy and its gradient. Measured in a separate process, without
+the memory of the packages. Linux only.
 
 Command:
     python experiments/benchmarks/projector.py
@@ -29,7 +29,7 @@ ROWS, SOURCE, LABELS = 100, 768, ("bad", "good")
 
 
 def main() -> None:
-    """Writes the target and trains in another process."""
+    """Write the target model, and train in another process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=1024)
@@ -49,14 +49,14 @@ def main() -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Trains a few steps and says what that held."""
+    """Train a few steps and print the memory."""
     import jax
 
     before_mb = resident_mb("VmRSS")
     backbone = jpt.load_backbone(options.train)
     jax.block_until_ready(backbone.params)
     backbone_mb = sum(leaf.nbytes for leaf in jax.tree.leaves(backbone.params)) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     values = np.random.default_rng(0).standard_normal((ROWS, SOURCE), np.float32)
     source = jpt.Prompt(values, jpt.PromptCard("some/roberta-base", "mood"))
     with tempfile.TemporaryDirectory() as folder:
@@ -79,13 +79,13 @@ def train(options: argparse.Namespace) -> None:
         f"backbone {backbone.frozen_count:,} weights, {backbone_mb:,.0f} MB; projector "
         f"{weights:,} weights, {projector_mb:,.0f} MB, with two moments, best copy and "
         f"gradient {5 * projector_mb:,.0f} MB; {options.steps} steps of {options.batch_size} rows "
-        f"with two scorings in {elapsed_s:.0f} s; peak {peak_mb:,.0f} MB beyond the packages = the "
-        f"backbone once and {rest_mb / projector_mb:.2f} projectors"
+        f"with two evaluations in {elapsed_s:.0f} s; peak {peak_mb:,.0f} MB above the packages: "
+        f"the backbone and {rest_mb / projector_mb:.2f} projectors"
     )
 
 
 def write_task(folder: Path) -> Path:
-    """Writes a small task whose words the toy tokenizer knows."""
+    """Write a small task whose words the toy tokenizer knows."""
     folder.mkdir(parents=True)
     rows = [f'{{"text": "the film is {word}", "label": "{word}"}}\n' for word in LABELS]
     for split in ("train", "validation", "test"):
@@ -100,7 +100,7 @@ def write_task(folder: Path) -> Path:
 
 
 def resident_mb(kind: str) -> float:
-    """Memory of this process now (VmRSS) or at its peak (VmHWM); Linux only."""
+    """Return this process's memory now (VmRSS) or at its peak (VmHWM); Linux only."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024 / 1e6
 

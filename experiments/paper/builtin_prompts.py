@@ -1,7 +1,7 @@
-"""Tunes a prompt for every built-in task on every built-in backbone and tables what came out.
+"""Tune a prompt for every built-in task on every built-in backbone, and print a table of scores.
 
 Nothing is downloaded. Each run is an ordinary run folder, so a second call only prints the table,
-and a call that was stopped goes on.
+and an interrupted call resumes.
 
 Command:
     python experiments/paper/builtin_prompts.py --out runs/builtin
@@ -21,7 +21,7 @@ MARGIN = 0.08
 
 
 def main() -> None:
-    """Runs all pairs and prints a Markdown table."""
+    """Run all pairs and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/builtin"))
     parser.add_argument("--backbones", nargs="*", default=jpt.backbone_names())
@@ -41,12 +41,12 @@ def main() -> None:
 
 
 def built_in_tasks() -> list[str]:
-    """Lists the tasks that every installation has."""
+    """List the tasks that every installation has."""
     return [name for name in jpt.task_names() if name.startswith("builtin/")]
 
 
 def table(records: list[dict]) -> str:
-    """Lays the results out as Markdown, one line a run."""
+    """Format the results as Markdown, one row per run."""
     lines = [
         "| backbone | task | majority | prompt, test | gain | steps | seconds |",
         "|---|---|---|---|---|---|---|",

@@ -1,7 +1,7 @@
-"""Tunes a prompt for each of the paper's 17 tasks on built-in backbones and tables what came out.
+"""Tune a prompt for each of the paper's 17 tasks on built-in backbones, and print a table.
 
 Encoders take the 13 tasks with labels, T5 and decoders all 17. Each run is an ordinary run folder
-with its predictions, so a second call only prints the table, and a call that was stopped goes on.
+with its predictions, so a second call only prints the table, and an interrupted call resumes.
 
 Command:
     python experiments/paper/catalog_tasks.py --data DIR --out runs/catalog
@@ -23,7 +23,7 @@ import jpt
 
 
 def main() -> None:
-    """Runs all pairs and prints a Markdown table."""
+    """Run all pairs and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/catalog"))
@@ -53,19 +53,18 @@ def main() -> None:
 
 
 def catalog_tasks() -> list[str]:
-    """Lists the paper's tasks."""
+    """List the paper's tasks."""
     return [name for name in jpt.task_names() if not name.startswith("builtin/")]
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Lays the results out as Markdown, one line a run."""
-    heads = ("backbone", "task", "type", "test rows", "measure", "majority", "prompt", "seconds")
+    """Format the results as Markdown, one row per run."""
+    heads = ("backbone", "task", "type", "test rows", "metric", "majority", "prompt", "seconds")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     return "\n".join([*lines, *map(row, records)])
 
 
 def row(record: dict[str, Any]) -> str:
-    """One line of the table."""
     test, metric = record["test"], record["metric"]
     majority = f"{test['majority']:.3f}" if "majority" in test else ""
     cells = (

@@ -1,14 +1,14 @@
-"""Says how often the embedding indicators choose the best source for the authors' prompts.
+"""Measure how often the embedding indicators choose the best source for the authors' prompts.
 
-Leave one out on the authors' zero-shot scores: each target's own prompt is compared with all other
-prompts, the most similar one is chosen, and its score is held against the best one's. Beside the
-indicators: a source of the target's type, and the accuracy on 64 rows (simulated from the scores).
+Leave-one-out on the authors' zero-shot scores: each target's in-task prompt is compared with all
+other prompts, the most similar one is chosen, and its score is compared with the best one's. Two
+baselines: a source of the target's type, and the accuracy on 64 rows (simulated from the scores).
 
 Command:
-    python experiments/paper/choose_source.py --reference ../shared/reference
+    python experiments/paper/choose_source.py --reference DIR
 
-Time: 1 s a backbone on two cores. Result (share of targets on which the first source is the best
-one; mean of the best score less that of the first source, by chance in the last line of each):
+Time: 1 s per backbone on two cores. Result (share of targets whose first source is the best one;
+mean regret, the best score less that of the first source; a random choice in the last line):
 
     roberta-base, 14 targets    best   regret
     E_concat                    14 %   0.210
@@ -29,7 +29,7 @@ one; mean of the best score less that of the first source, by chance in the last
     chance                       6 %   0.158
 
 With t5-base, accuracy on 64 rows is for the 13 targets with labels, where chance has a regret of
-0.188; written answers have none.
+0.188; it is not simulated for generative tasks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LINES = {
 
 
 def main() -> None:
-    """Prints a table for each backbone."""
+    """Print a table for each backbone."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--backbones", nargs="*", default=["roberta-base", "t5-base"])
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def table(backbone: str, found: LeaveOneOut) -> list[str]:
-    """Lays one backbone out, one line a ranking."""
+    """Format the results of one backbone, one line per ranking."""
     lines = [f"{f'{backbone}, {len(found.targets)} targets':<28}best   regret"]
     for name, label in LINES.items():
         record = found.rankings[name]

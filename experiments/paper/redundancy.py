@@ -1,27 +1,27 @@
-"""Redundant neurons against model size: always on, never on, and overlap within and between types.
+"""Measure redundant neurons against model size: always active, never active, and overlap by type.
 
-Prompts for the same tasks are tuned on each backbone (or read from DIR/BACKBONE/, where they are),
-and the paper's probe reads the neurons that each of them activates. Always on: activated by every
-prompt. Never on: by none. By chance: if each prompt activated as many neurons of a layer as it
-does, but drawn by lot. ON: overlap of activated neurons over all layers, between prompts for tasks
-of one type and of two types.
+Prompts for the same tasks are tuned on each backbone (or read from DIR/BACKBONE/, if present), and
+the paper's probe records the neurons that each of them activates. Always on: activated by every
+prompt. Never on: by none. At random: the share expected if each prompt activated as many neurons of
+a layer, chosen at random. ON: overlap of activated neurons over all layers, between prompts for
+tasks of one type and of two types.
 
 Command:
     python experiments/paper/redundancy.py --out runs/redundancy --steps 60
 
-Result, 24 prompts of 60 steps (226 s of CPU time, 24 minutes on two cores kept busy by others):
+Result, 24 prompts of 60 steps (226 s of CPU time, 24 minutes on two busy cores):
 
-| backbone | size | neurons | on | always on | by chance | never on | by chance | one type | two |
+| backbone | size | neurons | on | always on | at random | never on | at random | one type | two |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | builtin/bert-medium | 3.9 M | 5 x 768 | 9.1 % | 0.9 % | 0.0 % | 73.6 % | 58.1 % | 0.459 | 0.387 |
 | builtin/bert-small | 1.9 M | 4 x 512 | 11.3 % | 2.7 % | 0.0 % | 75.0 % | 53.4 % | 0.745 | 0.512 |
 | builtin/gpt2-mini | 1.9 M | 4 x 512 | 31.1 % | 17.0 % | 0.2 % | 53.1 % | 12.2 % | 0.890 | 0.739 |
 | builtin/t5-mini | 2.9 M | 4 x 512 | 38.2 % | 19.7 % | 0.3 % | 39.1 % | 5.7 % | 0.916 | 0.692 |
 
-Far more neurons are always or never on than chance would leave, and prompts for tasks of one type
+Far more neurons are always or never on than expected at random, and prompts for tasks of one type
 share more of them in every model. The larger of the two encoders has fewer that are always on and a
-lower ON, also between types; but two sizes are no curve, 3 pairs of prompts (12 of two types) are
-few, and how far prompts of 60 steps are from their common start was not looked at.
+lower ON, also across types; but two sizes show no trend, 3 pairs of prompts (12 of two types) are
+few, and the distance of the prompts from their common initialisation was not measured.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ COLUMNS = (
     "neurons",
     "on",
     "always on",
-    "by chance",
+    "at random",
     "never on",
-    "by chance",
+    "at random",
     "ON one type",
     "ON two types",
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a line for each backbone as soon as it is there, and one for each layer below."""
+    """Print a row per backbone as soon as it is available, then the values by layer."""
     options = read_options(arguments)
     print(table_line(COLUMNS))
     print(table_line(["---", *["---:"] * (len(COLUMNS) - 1)]))
@@ -80,20 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", nargs="+", default=jpt.backbone_names())
     parser.add_argument("--tasks", nargs="+", default=TASKS)
-    parser.add_argument("--steps", type=int, default=60, help="of tuning each prompt")
+    parser.add_argument("--steps", type=int, default=60, help="tuning steps per prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/redundancy"))
     return parser.parse_args(arguments)
 
 
 def tune_missing(backbone: str, tasks: Sequence[str], folder: Path, steps: int, seed: int) -> None:
-    """Tunes a prompt for each task; a finished run is left as it is."""
+    """Tune a prompt for each task that has no finished run."""
     if folder.is_dir() and not any(folder.glob("*/config.json")):
-        return  # prompts that were given
+        return  # the folder holds given prompts
     for task in map(jpt.load_task, tasks):
         out = folder / task.short_name
         if not (out / "result.json").is_file():
@@ -101,7 +101,7 @@ def tune_missing(backbone: str, tasks: Sequence[str], folder: Path, steps: int, 
 
 
 def measure(name: str, folder: Path, activations: Activations, found: Redundancy) -> list[str]:
-    """One line of the table."""
+    """Return one row of the table."""
     overlap = jpt.compute_indicators(folder, activations)
     tasks = {each: jpt.load_task(card.task) for each, card in overlap.cards.items()}
     backbone = jpt.load_backbone(name)
@@ -122,7 +122,6 @@ def measure(name: str, folder: Path, activations: Activations, found: Redundancy
 
 
 def table_line(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,24 +1,22 @@
-"""Runs the authors' released prompts on the real weights: their published figure beside ours.
+"""Evaluate the authors' released prompts on the real weights, and compare with published scores.
 
-The released prompts and matrices lie in DIR (`prompts/BACKBONE/TASK.npy`, `transfer/BACKBONE.csv`),
+The released prompts and matrices are in DIR (`prompts/BACKBONE/TASK.npy`, `transfer/BACKBONE.csv`),
 the weights in WEIGHTS (`roberta-base/`, `roberta-large/`, `t5-base/`, `t5-small/` as Hugging Face
-folders), the rows in DATA (a folder for each task, named like it). Every score is kept as soon as
-it is there (`OUT/BACKBONE/cells.jsonl`): a run that was stopped goes on, a second one prints the
-tables.
+folders), the rows in DATA (a folder for each task, named like it). Every score is saved when it is
+available (`OUT/BACKBONE/cells.jsonl`): an interrupted run resumes, a second one prints the tables.
 
 Command:
     python experiments/paper/transfer.py --reference DIR --weights WEIGHTS --data DATA --out OUT
 
-What the authors did and this script does too: texts of 128 pieces; RoBERTa's ethics prompts read
-with " la" (id 897) in place of "un" (`--ethics-word un` reads what was meant); a T5 label told by
-its first piece; the random prompt uniform from 0 to 1 (released for roberta-base; elsewhere drawn
-here, so its column is another draw). What differs: they left out each set's last rows beyond a
-multiple of 64, and scored written answers by a BLEU of their own on pieces; here the task's
-measure stands in the table. Rows decide too: give the sets that they scored (the validation files,
-for the ethics tasks and SemEval the test files).
+Same as the authors: texts of 128 tokens; RoBERTa's ethics prompts use " la" (id 897) instead of
+"un" (`--ethics-word un` uses the intended word); a T5 label is scored by its first token; the
+random prompt is uniform from 0 to 1 (released for roberta-base; elsewhere sampled here, so its
+column differs). Different: they dropped each set's last rows beyond a multiple of 64, and scored
+generated answers by their own BLEU on tokens; the table names the metric used here. Use the sets
+that they scored (validation; test for the ethics tasks and SemEval).
 
-Time and result: the real weights were not to be had where this was written. Tested on a model of
-roberta-base's shape with random weights (tests/test_experiments.py).
+Time and result: the real weights were not available here. Tested on a model of roberta-base's shape
+with random weights (tests/test_experiments.py).
 """
 
 from __future__ import annotations
@@ -35,17 +33,17 @@ from jpt.types import TransferMatrix
 
 BACKBONES = ("roberta-base", "roberta-large", "t5-base", "t5-small")
 ETHICS = ("deontology", "justice")
-TEXT_PIECES = 128
-"""Theirs; of an encoder's single text, its two special pieces come on top."""
+TEXT_TOKENS = 128
+"""The authors' limit; an encoder adds two special tokens to a single text."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table for each backbone that is there."""
+    """Print a table for each available backbone."""
     options = read_options(arguments)
     for backbone in options.backbones:
         weights, prompts = options.weights / backbone, options.reference / "prompts" / backbone
         if not weights.is_dir() and options.backbones == BACKBONES:
-            print(f"{backbone}: no folder {weights}, left out")
+            print(f"{backbone}: no folder {weights}, skipped")
             continue
         published = jpt.read_transfer(options.reference / "transfer" / f"{backbone}.csv")
         given = with_random(jpt.import_reference(prompts), published)
@@ -62,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             backbone=weights,
             random=False,
             untouched=False,
-            max_tokens=TEXT_PIECES + 2 if is_encoder else None,
+            max_tokens=TEXT_TOKENS + 2 if is_encoder else None,
             label_scoring="phrase" if is_encoder else "first_token",
             eval_batch_size=options.eval_batch_size,
             progress=True,
@@ -71,16 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/released"))
     parser.add_argument("--backbones", nargs="*", default=BACKBONES)
-    parser.add_argument("--tasks", nargs="*", help="targets, as the catalog calls them")
+    parser.add_argument("--tasks", nargs="*", help="targets, by catalog name")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--ethics-word", default=" la", help="of class 0 in RoBERTa")
+    parser.add_argument("--ethics-word", default=" la", help="label word of class 0 in RoBERTa")
     parser.add_argument("--eval-batch-size", type=int, default=64)
     return parser.parse_args(arguments)
 
@@ -88,7 +86,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def with_random(
     prompts: Mapping[str, jpt.Prompt], published: TransferMatrix
 ) -> dict[str, jpt.Prompt]:
-    """Adds a random prompt where one was scored but not released."""
+    """Add a random prompt if one was scored but not released."""
     if "random" in prompts or "random" not in published.prompts:
         return dict(prompts)
     first = next(iter(prompts.values()))
@@ -103,7 +101,7 @@ def find_targets(
     data: Path,
     asked: Sequence[str] | None,
 ) -> dict[str, str]:
-    """The catalog's task for each published target that has rows here."""
+    """Return the catalog task of each published target that has rows here."""
     tasks = {name: prompts[name].card.task for name in published.targets if name in prompts}
     known = {name: task for name, task in tasks.items() if task in jpt.task_names()}
     found = {
@@ -117,7 +115,7 @@ def find_targets(
 
 
 def task_as_released(name: str, data: Path, ethics_word: str) -> jpt.Task:
-    """A task with its rows, its labels read by the words that the prompts were trained with."""
+    """Return a task with its rows and the label words that the prompts were trained with."""
     task = jpt.load_task(name, data / name)
     if name not in ETHICS:
         return task
@@ -126,9 +124,9 @@ def task_as_released(name: str, data: Path, ethics_word: str) -> jpt.Task:
 
 
 def table(published: TransferMatrix, ours: TransferMatrix, targets: Mapping[str, str]) -> str:
-    """Lays their figures and ours out as Markdown, a line a target and source."""
+    """Format published and measured scores as Markdown, one row per target and source."""
     lines = [
-        "| target | source | their measure | published | our measure | ours | difference |",
+        "| target | source | published metric | published | metric | measured | difference |",
         "|---|---|---|---|---|---|---|",
     ]
     differences = []
@@ -147,8 +145,8 @@ def table(published: TransferMatrix, ours: TransferMatrix, targets: Mapping[str,
                 f"{value:.4f} | {value - theirs:+.4f} |"
             )
     mean = f"{np.mean(differences):.4f}" if differences else "-"
-    told = f"mean absolute difference over {len(differences)} pairs of one measure: {mean}"
-    return "\n".join([*lines, "", told])
+    text = f"mean absolute difference over {len(differences)} pairs with one metric: {mean}"
+    return "\n".join([*lines, "", text])
 
 
 if __name__ == "__main__":

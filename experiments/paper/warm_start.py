@@ -1,16 +1,16 @@
-"""Warm start on built-in tasks: three targets, each from a prompt of its own type and of another.
+"""Warm start on built-in tasks: three targets, each from a source of its type and of another.
 
 Nothing is downloaded. Tunes the source prompts, then each target from a random start and from two
-sources, with 3 seeds each and the same rows in the same order, and tables both speed-ups of the
+sources, with 3 seeds each and the same rows in the same order, and prints both speed-ups of the
 paper's section 3 (definitions: `jpt.warm_start`). Every run is an ordinary run folder, so a second
-call only prints the table, and a call that was stopped goes on.
+call only prints the table, and an interrupted call resumes.
 
 Command:
     python experiments/paper/warm_start.py --out runs/warm-start
 
-Time and result: 13 min 40 s beside other work, 6 min 54 s of processor time (27 runs of 300 steps
-and four sources on builtin/gpt2-mini). Test accuracy, gain in points, both speed-ups, 95 % t
-intervals over three seeds; the first source of a target is of its type, the second is not:
+Time and result: 13 min 40 s with other jobs running, 6 min 54 s of CPU time (27 runs of 300 steps
+and four sources on builtin/gpt2-mini). Test accuracy, gain in points, both speed-ups, 95% t
+intervals over three seeds; the first source of a target has its type, the second another:
 
     imdb_opening       0.679
     imdb_closing       0.693  +1.4 [-1.7, +4.5]  1.36 [0.39, 4.71]  1.65 [0.49, 5.54]
@@ -22,13 +22,14 @@ intervals over three seeds; the first source of a target is of its type, the sec
     imdb               0.691  +2.5 [-1.5, +6.6]  1.00 [0.61, 1.65]  1.69 [0.91, 3.14]
     imdb_first_person  0.599  -6.7 [-8.0, -5.3]  0.77 [0.41, 1.45]  not reached
 
-In two of three targets the source of the type gains and reaches the vanilla run's best in about 1.7
-times fewer steps, in every seed, but with intervals that include 1. In the third it does harm, more
-than the other source. The surest effect is a harm: a prompt of another type on rotten_tomatoes.
+For two of three targets the source of the same type gains and reaches the vanilla run's best score
+in about 1.7 times fewer steps, in every seed, but with intervals that include 1. For the third it
+loses more than the other source. The clearest effect is negative: a prompt of another type on
+rotten_tomatoes.
 
 With --copy-moments imdb_negation from imdb_first_person ends at 0.575 instead of 0.939.
 
-With --backbone builtin/bert-small --steps 200 (two targets, 14 min 51 s beside other work):
+With --backbone builtin/bert-small --steps 200 (two targets, 14 min 51 s with other jobs running):
 
     rotten_tomatoes    0.633
     imdb               0.655  +2.2 [-6.8, +11.2]    1.43 [0.32, 6.41]  2.18 (2 of 3 seeds)
@@ -37,9 +38,9 @@ With --backbone builtin/bert-small --steps 200 (two targets, 14 min 51 s beside 
     imdb_first_person  0.938  +42.6 [+38.0, +47.2]  0.22 [0.01, 9.06]  8.81 [2.33, 33.29]
     imdb               0.562  +5.0 [-9.1, +19.2]    0.23 [0.01, 8.28]  2.31 (2 of 3 seeds)
 
-There a random start does not learn imdb_negation in 200 steps, and a prompt of its type does:
-the paper's claim at its strongest. Its convergence speed-up of 0.22 says nothing: the vanilla run
-"converges" at once, to chance.
+There a random start does not learn imdb_negation in 200 steps, and a prompt of the same type does:
+the paper's claim at its strongest. The convergence speed-up of 0.22 is meaningless: the vanilla run
+"converges" at once, to chance level.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ TARGETS = {
     "builtin/imdb_negation": ("builtin/imdb_first_person", "builtin/imdb"),
     "builtin/rotten_tomatoes": ("builtin/imdb", "builtin/imdb_first_person"),
 }
-"""Each target with a source of its type and one of another."""
+"""Each target with a source of its type and one of another type."""
 
 
 def main() -> None:
-    """Runs the study and prints a Markdown table."""
+    """Run the study and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/warm-start"))
     parser.add_argument("--backbone", default="builtin/gpt2-mini")
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def study(arguments: argparse.Namespace, backbone: jpt.Backbone, target: str) -> WarmStartResult:
-    """Tunes the sources of one target where they are not there yet, then compares the starts."""
+    """Tune the missing sources of one target, then compare the starts."""
     sources = []
     for task in TARGETS[target]:
         run = arguments.out / "sources" / Path(task).name
@@ -98,7 +99,7 @@ def study(arguments: argparse.Namespace, backbone: jpt.Backbone, target: str) ->
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Lays the studies out as Markdown, one line a pair of target and source."""
+    """Format the studies as Markdown, one row per target and source."""
     heads = (
         "target",
         "start",
@@ -117,7 +118,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def row(record: dict[str, Any], name: str) -> str:
-    """One line of the table: means over seeds."""
+    """Return one row of the table: means over seeds."""
     runs = [run for run in record["runs"] if run["run"] == name]
     means = [sum(run[of] for run in runs) / len(runs) for of in ("at_start", "best", "final")]
     cells = [record["task"], name, "", *(f"{mean:.3f}" for mean in means), "", "", ""]
@@ -132,7 +133,7 @@ def row(record: dict[str, Any], name: str) -> str:
 
 
 def interval(found: dict[str, Any], form: str, times: float = 1) -> str:
-    """A mean with its 95 % interval, and how many seeds have no value."""
+    """Format a mean with its 95% interval and the number of seeds without a value."""
     without = found["seeds_without"]
     missing = f" (not reached by {without} seed{'s' * (without > 1)})" if without else ""
     if found["mean"] is None:

@@ -1,6 +1,6 @@
-"""What one step reads: plain texts with the teacher's states, and texts behind front pieces.
+"""Batches for pretraining the encoders: plain texts, and texts with front tokens.
 
-A batch is a function of (seed, step) alone. No label of any review is read here: every question is
+A batch is a function of (seed, step) only. No label of any review is read here: every question is
 made from the text itself.
 """
 
@@ -18,25 +18,25 @@ FRONT_TOKENS = 48
 PAIR_TOKENS = FRONT_TOKENS - 3
 MASKED = 9
 TAUGHT_ROWS = 24064
-# (answer when not, answer when so): several wordings, so that no question has one word only.
+# (answer if false, answer if true): several wordings, so that no question has one word only.
 ORDER = (("random", "natural"), ("scrambled", "natural"), ("shuffled", "normal"), ("no", "yes"))
 NEXT = (("other", "next"), ("no", "yes"), ("random", "next"), ("false", "true"))
 SAME = (("different", "same"), ("other", "same"), ("unrelated", "related"), ("no", "yes"))
-# The questions, by the word that names them.
+# The questions, by name.
 QUESTIONS = ("order", "next", "same", "half", "copy", "word")
 WORDINGS = (ORDER, NEXT, SAME, SAME, SAME, ())
 
 
 class PlainBatch(NamedTuple):
-    """Texts for the masked-LM loss and the regression onto the teacher.
+    """Texts for the masked-LM loss and the regression to the teacher.
 
     Attributes:
-        rows: [B] which of the taught texts these are.
-        tokens: [B, T] pieces, some hidden.
+        rows: [B] indices of the taught texts.
+        tokens: [B, T] tokens, some masked.
         lengths: [B] tokens of each text.
-        places: [B, M] hidden positions.
-        targets: [B, M] the hidden pieces.
-        weights: [B, M] 1 where `places` is a hidden position, 0 where it only fills.
+        places: [B, M] masked positions.
+        targets: [B, M] the masked tokens.
+        weights: [B, M] 1 where `places` is a masked position, 0 for padding.
     """
 
     rows: np.ndarray
@@ -48,16 +48,16 @@ class PlainBatch(NamedTuple):
 
 
 class FrontBatch(NamedTuple):
-    """Texts behind `[MASK] p1 .. pP`, with the answer at the mask.
+    """Texts after `[MASK] p1 .. pP`, with the answer at the mask.
 
     Attributes:
-        front: [B, 1 + P] pieces without positions.
-        tokens: [B, T] pieces of the text.
+        front: [B, 1 + P] tokens without positions.
+        tokens: [B, T] tokens of the text.
         lengths: [B] tokens of each text.
-        answers: [B] the piece that stands behind the mask.
+        answers: [B] the token at the mask.
         order: [B] 1 natural, 0 scrambled, -1 not asked.
         relation: [B] 1 both texts are of one review, 0 of two, -1 no pair.
-        kinds: [B] which question, an index into `QUESTIONS`.
+        kinds: [B] index into `QUESTIONS`.
     """
 
     front: np.ndarray
@@ -70,24 +70,24 @@ class FrontBatch(NamedTuple):
 
 
 def taught_rows(corpus: Corpus) -> np.ndarray:
-    """Chooses the texts that the teacher reads: all of Rotten Tomatoes, some of IMDB."""
+    """Choose the texts that the teacher reads: all of Rotten Tomatoes, some of IMDB."""
     first = int((corpus.row_review < corpus.rotten_tomatoes).sum())
     rest = np.random.default_rng(0).permutation(np.arange(first, len(corpus.rows)))
     return np.concatenate([np.arange(first), np.sort(rest[: TAUGHT_ROWS - first])])
 
 
 class Sampler:
-    """Makes the batches of a run from the train split.
+    """Make the batches of a run from the train split.
 
     Args:
-        corpus: the train split.
-        pieces: the vocabulary.
-        seed: the run's seed.
-        rows_of: how many rows of a front batch are asked each of `QUESTIONS`.
+        corpus: The train split.
+        pieces: The vocabulary.
+        seed: The run's seed.
+        rows_of: Rows of a front batch for each of `QUESTIONS`.
     """
 
     def __init__(self, corpus: Corpus, pieces: list[str], seed: int, rows_of: tuple[int, ...]):
-        """Sorts sentences and pieces into the groups that questions need."""
+        """Group sentences and tokens as the questions need them."""
         self.corpus, self.seed, self.rows_of = corpus, seed, rows_of
         taught = taught_rows(corpus)
         self.rows = corpus.rows[taught].astype(np.int32)
@@ -115,7 +115,7 @@ class Sampler:
         self.content_shares = np.cumsum(shares / shares.sum())
 
     def plain(self, step: int) -> PlainBatch:
-        """Every fifth batch is of Rotten Tomatoes (48 tokens), the others of both (64)."""
+        """Return a batch; every fifth is Rotten Tomatoes (48 tokens), the others are both (64)."""
         random = np.random.default_rng([self.seed, step, 1])
         if step % 5 == 0:
             chosen = random.integers(0, self.short, PLAIN_ROWS)
@@ -131,9 +131,9 @@ class Sampler:
         wanted = np.maximum(1, np.round(0.15 * lengths)).astype(int)
         weights = np.arange(MASKED) < np.minimum(wanted, maskable.sum(1))[:, None]
         targets = np.take_along_axis(tokens, places, 1)
-        draw = random.random(places.shape)
+        uniform = random.random(places.shape)
         other = random.integers(MASK + 1, len(self.places), places.shape)
-        hidden = np.where(draw < 0.8, MASK, np.where(draw < 0.9, other, targets))
+        hidden = np.where(uniform < 0.8, MASK, np.where(uniform < 0.9, other, targets))
         np.put_along_axis(tokens, places, np.where(weights, hidden, targets), 1)
         return PlainBatch(
             chosen.astype(np.int32),
@@ -145,7 +145,7 @@ class Sampler:
         )
 
     def front(self, step: int) -> FrontBatch:
-        """Asks every question in a fixed number of rows."""
+        """Ask every question in a fixed number of rows."""
         random = np.random.default_rng([self.seed, step, 2])
         kinds = np.repeat(np.arange(len(self.rows_of)), self.rows_of)
         made = [self._ask(random, QUESTIONS[kind]) for kind in kinds]
@@ -170,12 +170,12 @@ class Sampler:
         return self.content[found].tolist()
 
     def _front(self, random: np.random.Generator, named: list[int]) -> list[int]:
-        """`[MASK]`, the named pieces and random ones, in any order: attention has no positions."""
+        """Return `[MASK]`, the named tokens and random ones, in any order."""
         rest = self._content_pieces(random, FRONT - 1 - len(named))
         return [MASK, *random.permutation([*named, *rest]).tolist()]
 
     def _ask(self, random: np.random.Generator, question: str):
-        """Text, front, answer, whether the order is natural, whether a pair is of one review."""
+        """Return text, front, answer, and whether order is natural or the pair is of one review."""
         if question == "word":
             return self._which_word(random)
         so = int(random.integers(2))
@@ -200,7 +200,7 @@ class Sampler:
     def _pair(self, random: np.random.Generator, question: str, so: int) -> list[int]:
         number = int(random.choice(self.starts))
         first, second = self._sentence(number), self._sentence(number + 1)
-        # Another sentence as long as the true one, so that lengths tell nothing.
+        # Another sentence as long as the true one, so that lengths carry no information.
         other = self._sentence(int(random.choice(self.of_size[len(second)])))
         if question == "half":
             middle = len(second) // 2
@@ -215,14 +215,15 @@ class Sampler:
         return [*first, SEP, *second]
 
     def _of_review(self, random: np.random.Generator, first: int, second: np.ndarray) -> np.ndarray:
-        """Another sentence of the review of the first, not longer than the second."""
+        """Return another sentence of the same review, not longer than the second."""
         review = self.corpus.review[first]
-        own = np.arange(*self.review_start[review : review + 2])
-        own = own[(self.sizes[own] >= 5) & (self.sizes[own] <= len(second)) & (own != first)]
-        return self._sentence(int(random.choice(own)))
+        local = np.arange(*self.review_start[review : review + 2])
+        sizes = self.sizes[local]
+        local = local[(sizes >= 5) & (sizes <= len(second)) & (local != first)]
+        return self._sentence(int(random.choice(local)))
 
     def _which_word(self, random: np.random.Generator):
-        """One of the front's words stands in the text, is hidden in it, or in its neighbor."""
+        """Ask for the front word that is in the text, hidden in it, or in the next sentence."""
         number = int(random.choice(self.starts if random.random() < 0.75 else self.rt_single))
         text = self._sentence(number)
         form = random.integers(3)
@@ -239,7 +240,7 @@ class Sampler:
     def _move_words(
         self, random: np.random.Generator, tokens: np.ndarray, words: np.ndarray
     ) -> np.ndarray:
-        """Moves the words of a sentence, by chance or turned round; marks mostly stay in place."""
+        """Move the words of a sentence, at random or reversed; punctuation mostly stays."""
         marks = self.is_mark[tokens] & (random.random() < 0.8)
         runs = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(words)) + 1)
         groups: list[np.ndarray] = []

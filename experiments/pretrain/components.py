@@ -1,6 +1,6 @@
-"""A student's start from principal components of the teacher's tables, the rest by chance.
+"""Initialise a student from principal components of the teacher's tables, the rest at random.
 
-The other start, `narrowing.py`, follows the teacher's layers as well.
+The alternative, `narrowing.py`, also follows the teacher's layers.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ Arrays = dict[str, np.ndarray]
 def start_from_components(
     teacher: Arrays, ids: np.ndarray, *, width: int, depth: int, seed: int
 ) -> Arrays:
-    """Makes a student's parameters, the map onto the teacher's states included.
+    """Make a student's parameters, including the map to the teacher's states.
 
     Args:
-        teacher: its parameters under Hugging Face names.
-        ids: the teacher's id of each piece.
+        teacher: Its parameters under Hugging Face names.
+        ids: The teacher's id of each token.
         width: D; the student gets 4 D neurons.
         depth: L.
-        seed: of the random numbers.
+        seed: Seed of the random numbers.
 
     Returns:
-        Parameters under Hugging Face names, without the masked-LM head's bias; the map onto the
+        Parameters under Hugging Face names, without the masked-LM head's bias; the map to the
         teacher's states under "extra.teacher".
     """
     words = teacher["bert.embeddings.word_embeddings.weight"][ids]
     places = teacher["bert.embeddings.position_embeddings.weight"]
-    # Of the positions that are trained: the slow drift over all would drown near neighbors.
-    # The strongest components of both tables shall not fall on the same columns: reversed.
+    # Only of the trained positions: the slow drift over all would hide near neighbors.
+    # Reversed, so that the strongest components of both tables are in different columns.
     places = principal_components(places, slice(1, TEXT_TOKENS), width)[:, ::-1].copy()
-    # Position 0 is far from all others in BERT; it starts as near as they are.
+    # Position 0 is far from all others in BERT; scale it to their norm.
     places[0] *= np.linalg.norm(places[1:TEXT_TOKENS], axis=1).mean() / np.linalg.norm(places[0])
     random = np.random.default_rng(seed)
     tensors = {
@@ -43,12 +43,12 @@ def start_from_components(
         "extra.teacher.bias": np.zeros(words.shape[1]),
     }
     tensors |= _random_maps(random, width, depth)
-    _start_alike(tensors, random)
+    _start_similar(tensors, random)
     return tensors
 
 
 def principal_components(table: np.ndarray, main: slice, width: int) -> np.ndarray:
-    """Principal components of the main rows, applied to all and scaled by the main rows."""
+    """Project all rows on the principal components of the main rows, scaled by the main rows."""
     center = table[main].mean(0)
     _, _, directions = np.linalg.svd(table[main] - center, full_matrices=True)
     kept = (table - center) @ directions[:width].T
@@ -67,7 +67,7 @@ def _random_maps(random: np.random.Generator, width: int, depth: int) -> Arrays:
         norms += [f"{root}.attention.output.LayerNorm", f"{root}.output.LayerNorm"]
     made: Arrays = {}
     for name, (rows, columns) in linears.items():
-        # What is added to the stream starts smaller: at full size a run ended in constant states.
+        # Residual additions start smaller: at full size a run ended in constant states.
         size = 0.3 if name.endswith(("output.dense", "transform.dense")) else 1.0
         matrix = random.normal(0, size * (2 / (rows + columns)) ** 0.5, (rows, columns))
         made |= {f"{name}.weight": matrix, f"{name}.bias": np.zeros(rows)}
@@ -76,8 +76,8 @@ def _random_maps(random: np.random.Generator, width: int, depth: int) -> Arrays:
     return made
 
 
-def _start_alike(tensors: Arrays, random: np.random.Generator) -> None:
-    """Starts the maps so that tokens look for their like and pass on what they are.
+def _start_similar(tensors: Arrays, random: np.random.Generator) -> None:
+    """Initialise the maps so that tokens attend to similar tokens and pass on their identity.
 
     Trained attention often ends near this (half of the heads have query = key), and a state that is
     a token's vector answers with that token.
@@ -86,6 +86,6 @@ def _start_alike(tensors: Arrays, random: np.random.Generator) -> None:
     tensors["cls.predictions.transform.dense.weight"] += np.eye(width)
     for name in [name for name in tensors if name.endswith("self.key.weight")]:
         tensors[name][: width // 2] = tensors[name.replace("key", "query")][: width // 2]
-        turn, _ = np.linalg.qr(random.normal(size=(width, width)))
-        tensors[name.replace("key", "value")] = turn
-        tensors[name.replace("self.key", "output.dense")] = 0.4 * turn.T
+        rotation, _ = np.linalg.qr(random.normal(size=(width, width)))
+        tensors[name.replace("key", "value")] = rotation
+        tensors[name.replace("self.key", "output.dense")] = 0.4 * rotation.T

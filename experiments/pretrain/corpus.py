@@ -1,4 +1,4 @@
-"""The train text as arrays of pieces: sentences with their words, and texts of 64 tokens."""
+"""The train text as arrays of tokens: sentences with their words, and texts of 64 tokens."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CLS, SEP, MASK = (SPECIAL.index(name) for name in ("[CLS]", "[SEP]", "[MASK]"))
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sentences of one split of both sources, in the order of the text.
+    """Sentences of one split of both sources, in text order.
 
     Attributes:
-        tokens: the pieces of all sentences, one after another.
+        tokens: The tokens of all sentences, concatenated.
         words: for each token, which white-space separated word of its sentence it belongs to.
         offsets: where each sentence starts in `tokens`, and the end.
         review: for each sentence, the number of its review.
-        rows: [N, 64] texts `[CLS] pieces [SEP]`, padded with 0; those of Rotten Tomatoes first.
+        rows: [N, 64] texts `[CLS] tokens [SEP]`, padded with 0; those of Rotten Tomatoes first.
         row_lengths: how many tokens of each row are text.
         row_review: for each row, the number of its review.
         rotten_tomatoes: how many reviews, the first ones, are of Rotten Tomatoes.
@@ -42,13 +42,13 @@ class Corpus:
 
 
 def read_sentences(split: Split) -> list[list[str]]:
-    """Every review of a split as its sentences, Rotten Tomatoes first."""
+    """Return every review of a split as sentences, Rotten Tomatoes first."""
     sources = ("rotten_tomatoes", "imdb")
     return [cut_sentences(row.text) for source in sources for row in reviews(source, split)]
 
 
 def load_pieces(teacher: Path, cache: Path) -> list[str]:
-    """Chooses the vocabulary on the train split, once; later calls read the cached list."""
+    """Choose the vocabulary on the train split, once; later calls read the cached list."""
     path = cache / "pieces.txt"
     if not path.exists():
         tokenizer = tokenizers.Tokenizer.from_file(str(teacher / "tokenizer.json"))
@@ -64,7 +64,7 @@ def load_pieces(teacher: Path, cache: Path) -> list[str]:
 
 
 def load_corpus(split: Split, pieces: list[str], cache: Path) -> Corpus:
-    """Cuts a split into pieces, once; later calls read the cached arrays."""
+    """Tokenise a split, once; later calls read the cached arrays."""
     path = cache / f"corpus-{split}.npz"
     if not path.exists():
         with path.with_suffix(".tmp").open("wb") as file:
@@ -75,7 +75,7 @@ def load_corpus(split: Split, pieces: list[str], cache: Path) -> Corpus:
 
 
 def encode_corpus(texts: list[list[str]], tokenizer: tokenizers.Tokenizer) -> dict[str, np.ndarray]:
-    """Gives the arrays of a `Corpus` for reviews that are cut into sentences."""
+    """Return the arrays of a `Corpus` for reviews split into sentences."""
     tokens, words, lengths, review, rows, row_review = [], [], [], [], [], []
     for number, text in enumerate(texts):
         split = [sentence.split() for sentence in text]
@@ -100,7 +100,7 @@ def encode_corpus(texts: list[list[str]], tokenizer: tokenizers.Tokenizer) -> di
 
 
 def fill_rows(ids: list[np.ndarray]) -> list[np.ndarray]:
-    """Cuts a review into texts of at most 62 pieces; a short rest of a longer review is left."""
+    """Cut a review into texts of at most 62 tokens; drop a short rest of a longer review."""
     room = TEXT_TOKENS - 2
     text = np.concatenate(ids)
     starts = [start for start in range(0, len(text), room) if not 0 < len(text) - start < 24]

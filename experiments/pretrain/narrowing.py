@@ -1,8 +1,8 @@
-"""A student's start from the teacher: fewer columns, heads, neurons and layers, fitted in turn.
+"""Initialise a student from the teacher: fewer columns, heads, neurons and layers, fitted in turn.
 
-The student keeps a part of the teacher's columns, so that its layer norms mean the same. Going up
-layer by layer, each of its maps is the least-squares fit, on train text, from what the student has
-at that point to what the teacher has there. No step of training is needed for this.
+The student keeps a part of the teacher's columns, so that its layer norms mean the same. Layer by
+layer, each of its maps is the least-squares fit, on train text, from the student's states at that
+point to the teacher's. This takes no training step.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ EPSILON = 1e-12
 def narrow(
     teacher: Arrays, tokens: np.ndarray, lengths: np.ndarray, *, width: int, layers: list[int]
 ) -> Arrays:
-    """Fits a narrow student to the teacher, up to a masked-LM head that answers each token.
+    """Fit a narrow student to the teacher, up to a masked-LM head that answers each token.
 
     Args:
         teacher: its parameters under Hugging Face names.
         tokens: [N, T] texts in the teacher's ids, to fit on.
         lengths: [N] tokens of each.
         width: D of the student; it gets D / 32 heads and 4 D neurons.
-        layers: which of the teacher's layers it follows.
+        layers: The teacher layers to follow.
 
     Returns:
         The student's parameters and under "extra." the map from its last states to the teacher's.
@@ -35,7 +35,7 @@ def narrow(
     """
     words = teacher["bert.embeddings.word_embeddings.weight"]
     places = teacher["bert.embeddings.position_embeddings.weight"]
-    # What is common to all text goes to the tokens: front pieces have neither place nor type.
+    # Shared offsets go to the tokens: front tokens have neither position nor type.
     common = places[1 : tokens.shape[1]].mean(0)
     kind = teacher["bert.embeddings.token_type_embeddings.weight"][0]
     real = np.arange(tokens.shape[1]) < lengths[:, None]
@@ -51,16 +51,18 @@ def narrow(
         "bert.embeddings.position_embeddings.weight": (places - common)[:, kept],
         "bert.embeddings.token_type_embeddings.weight": np.zeros((2, width), np.float32),
     }
-    own = _fit_norm(made, "bert.embeddings.LayerNorm", summed[..., kept], states[..., kept], real)
-    for place, layer in enumerate(layers):
-        own = _fit_layer(made, place, teacher, layer, traces[layer], own, kept, bias, real)
-        error = np.square(own[real] - traces[layer]["second"][..., kept][real]).mean()
+    student = _fit_norm(
+        made, "bert.embeddings.LayerNorm", summed[..., kept], states[..., kept], real
+    )
+    for index, layer in enumerate(layers):
+        student = _fit_layer(made, index, teacher, layer, traces[layer], student, kept, bias, real)
+        error = np.square(student[real] - traces[layer]["second"][..., kept][real]).mean()
         spread = traces[layer]["second"][..., kept][real].var(0).mean()
-        print(f"layer {place} follows {layer}: {1 - error / spread:.2f} explained", flush=True)
-    _fit(made, "extra.teacher", own, traces[-1]["second"], real)
+        print(f"layer {index} follows {layer}: {1 - error / spread:.2f} explained", flush=True)
+    _fit(made, "extra.teacher", student, traces[-1]["second"], real)
     vectors = made["bert.embeddings.word_embeddings.weight"][tokens]
     vectors = _plain_norm(vectors - vectors[real].mean(0))
-    _fit(made, "cls.predictions.transform.dense", own, vectors, real)
+    _fit(made, "cls.predictions.transform.dense", student, vectors, real)
     ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
     made["cls.predictions.transform.LayerNorm.weight"] = ones
     made["cls.predictions.transform.LayerNorm.bias"] = zeros
@@ -68,7 +70,7 @@ def narrow(
 
 
 def _trace(teacher: Arrays, layer: int, states: np.ndarray, bias: np.ndarray) -> Arrays:
-    """What a layer of the teacher computes on the way."""
+    """Return the intermediate values of a teacher layer."""
     root = f"bert.encoder.layer.{layer}"
     parts = {
         name: _map(teacher, f"{root}.attention.self.{name}", states)
@@ -90,45 +92,45 @@ def _trace(teacher: Arrays, layer: int, states: np.ndarray, bias: np.ndarray) ->
     }
 
 
-def _fit_layer(made, place, teacher, layer, trace, own, kept, bias, real) -> np.ndarray:
-    """Fits one layer of the student and gives its output."""
-    new, old = f"bert.encoder.layer.{place}", f"bert.encoder.layer.{layer}"
+def _fit_layer(made, index, teacher, layer, trace, student, kept, bias, real) -> np.ndarray:
+    """Fit one layer of the student; return its output."""
+    new, old = f"bert.encoder.layer.{index}", f"bert.encoder.layer.{layer}"
     heads = _choose_heads(trace["mixed"][real], teacher[f"{old}.attention.output.dense.weight"])
     heads = heads[: len(kept) // HEAD]
     columns = (heads[:, None] * HEAD + np.arange(HEAD)).ravel()
     parts = {
-        name: _fit(made, f"{new}.attention.self.{name}", own, trace[name][..., columns], real)
+        name: _fit(made, f"{new}.attention.self.{name}", student, trace[name][..., columns], real)
         for name in ("query", "key", "value")
     }
     mixed = _mix(parts, bias)
-    wanted = trace["first_sum"][..., kept] - own
-    total = own + _fit(made, f"{new}.attention.output.dense", mixed, wanted, real)
+    wanted = trace["first_sum"][..., kept] - student
+    total = student + _fit(made, f"{new}.attention.output.dense", mixed, wanted, real)
     name = f"{new}.attention.output.LayerNorm"
-    own = _fit_norm(made, name, total, trace["first"][..., kept], real)
+    student = _fit_norm(made, name, total, trace["first"][..., kept], real)
     strength = np.square(teacher[f"{old}.output.dense.weight"]).sum(0)
     neurons = np.argsort(-_gelu(trace["inner"][real]).var(0) * strength)[: 4 * len(kept)]
-    inner = _fit(made, f"{new}.intermediate.dense", own, trace["inner"][..., neurons], real)
-    wanted = trace["second_sum"][..., kept] - own
-    total = own + _fit(made, f"{new}.output.dense", _gelu(inner), wanted, real)
+    inner = _fit(made, f"{new}.intermediate.dense", student, trace["inner"][..., neurons], real)
+    wanted = trace["second_sum"][..., kept] - student
+    total = student + _fit(made, f"{new}.output.dense", _gelu(inner), wanted, real)
     return _fit_norm(made, f"{new}.output.LayerNorm", total, trace["second"][..., kept], real)
 
 
 def _choose_columns(states: list[np.ndarray], width: int) -> np.ndarray:
-    """The columns from which the others can best be told, by a pivoted factorization."""
+    """Choose the columns that best predict the others, by pivoted QR."""
     centered = np.concatenate([(one - one.mean(0))[::4] for one in states])
     _, _, order = scipy.linalg.qr(centered.T @ centered, pivoting=True)
     return np.sort(order[:width])
 
 
 def _choose_heads(mixed: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The heads by how much they add to the stream, strongest first."""
+    """Sort the heads by the variance that they add to the residual stream."""
     count = mixed.shape[1] // HEAD
     parts = [slice(head * HEAD, (head + 1) * HEAD) for head in range(count)]
     return np.argsort([-(mixed[:, part] @ weight[:, part].T).var(0).sum() for part in parts])
 
 
 def _fit(made: Arrays, name: str, given: np.ndarray, wanted: np.ndarray, real: np.ndarray):
-    """Stores the least-squares map from given to wanted and gives what it computes."""
+    """Store the least-squares map from given to wanted; return its output."""
     rows = np.concatenate([given[real], np.ones((int(real.sum()), 1), np.float32)], axis=1)
     square = (rows.T @ rows).astype(np.float64)
     square += 1e-3 * np.trace(square) / len(square) * np.eye(len(square))
@@ -138,7 +140,7 @@ def _fit(made: Arrays, name: str, given: np.ndarray, wanted: np.ndarray, real: n
 
 
 def _fit_norm(made: Arrays, name: str, given: np.ndarray, wanted: np.ndarray, real: np.ndarray):
-    """Stores a layer norm's scale and shift, column by column, and gives what it computes."""
+    """Store a layer norm's scale and shift, column by column; return its output."""
     plain = _plain_norm(given)
     rows, aims = plain[real], wanted[real]
     covered = ((rows - rows.mean(0)) * (aims - aims.mean(0))).mean(0)

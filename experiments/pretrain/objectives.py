@@ -1,4 +1,4 @@
-"""What students are trained for: hidden pieces, the teacher's states, questions at the front."""
+"""Pretraining objectives: masked tokens, the teacher's states, questions at the front."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXTRA_WEIGHT = 0.3
 
 
 def start_heads(width: int, seed: int) -> Tensors:
-    """Makes the heads at `[CLS]`, which do not ship."""
+    """Make the heads at `[CLS]`, which do not ship."""
     random = np.random.default_rng([seed, 7])
     return {
         f"extra.{name}": jnp.asarray(random.normal(0, 0.3 * width**-0.5, (width, 2)), jnp.float32)
@@ -23,7 +23,7 @@ def start_heads(width: int, seed: int) -> Tensors:
 def plain_loss(
     tensors: Tensors, batch: PlainBatch, states: jax.Array, *, heads: int, teacher_weight: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Masked-LM loss and squared error of a linear map onto the teacher's states [B, T, 384]."""
+    """Return masked-LM loss and squared error of a linear map to the teacher's states."""
     hidden = encode(tensors, batch.tokens, batch.lengths, heads=heads)
     picked = jnp.take_along_axis(hidden, batch.places[..., None], axis=1)
     losses = _cross_entropy(vocabulary_logits(tensors, picked), batch.targets)
@@ -38,7 +38,7 @@ def plain_loss(
 def front_loss(
     tensors: Tensors, batch: FrontBatch, *, heads: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of the answers behind the front mask, and of two linear heads at `[CLS]`."""
+    """Return the loss of the answers at the front mask and of two linear heads at `[CLS]`."""
     hidden = encode(tensors, batch.tokens, batch.lengths, batch.front, heads=heads)
     logits = vocabulary_logits(tensors, hidden[:, 0])
     answered = _cross_entropy(logits, batch.answers)

@@ -1,7 +1,7 @@
-"""Pretrains a built-in encoder: `python pretrain_encoder.py --size small --teacher DIR ...`.
+"""Pretrain a built-in encoder: `python pretrain_encoder.py --size small --teacher DIR ...`.
 
-The README beside this file has the whole command, what it needs and what came out. A killed run
-goes on from its last checkpoint when the same command is given again.
+The README in this folder has the full command, requirements and results. Re-run to resume from the
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from teacher import load_states, load_teacher, piece_ids
 from vocabulary import save_tokenizer
 
 POSITIONS = 256
-LATE = 3.0  # in the second half of the steps the teacher weighs so many times more
-FIT_EVERY = 60  # the start is fitted on 201 of the taught texts
+LATE = 3.0  # factor of the teacher's weight in the second half of the steps
+FIT_EVERY = 60  # the start is fitted on every 60th of the taught texts
 SIZES = {
     "small": {"width": 128, "depth": 4, "heads": 4, "follows": [0, 1, 3, 5]},
     "medium": {
@@ -40,7 +40,7 @@ SIZES = {
 
 
 def main() -> None:
-    """Runs until `--steps`, writing the folder at each checkpoint."""
+    """Run until `--steps`, writing the folder at each checkpoint."""
     options = read_options()
     options.cache.mkdir(parents=True, exist_ok=True)
     pieces = load_pieces(options.teacher, options.cache)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def load_start(options, teacher, ids, rows, lengths, counts) -> Tensors:
-    """Makes the student's start, once; later calls read the cached arrays."""
+    """Make the student's start, once; later calls read the cached arrays."""
     size, seed = SIZES[options.size], options.seed
     path = options.cache / f"start-{options.size}.npz"
     if not path.exists():
@@ -83,7 +83,7 @@ def load_start(options, teacher, ids, rows, lengths, counts) -> Tensors:
 
 
 def read_options() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, required=True)
     add_options(parser, teacher_weight=20.0, every_s=600)
@@ -93,7 +93,7 @@ def read_options() -> argparse.Namespace:
 
 
 def make_loss(heads: int):
-    """Builds the loss of a plain and a front batch."""
+    """Build the loss of a plain and a front batch."""
 
     def loss(tensors: Tensors, plain, states, front, teacher_weight):
         first, plain_metrics = plain_loss(
@@ -106,17 +106,17 @@ def make_loss(heads: int):
 
 
 def make_optimizer(rate: float, steps: int) -> optax.GradientTransformation:
-    """AdamW that decays matrices only, with rates of their own for tables and head."""
+    """Return AdamW with weight decay for matrices only, and separate rates for tables and head."""
     schedule = rise_and_fall(rate, steps)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=0.01, mask=_is_matrix),
-        optax.stateless(_own_rates),
+        optax.stateless(_scale_rates),
     )
 
 
-def _own_rates(updates: Tensors, _: Tensors | None) -> Tensors:
-    """Slows the tables down, whose numbers are small, and speeds up the head, which starts new."""
+def _scale_rates(updates: Tensors, _: Tensors | None) -> Tensors:
+    """Lower the rate of the tables, whose values are small, and raise that of the new head."""
     rates = {
         "bert.embeddings.word_embeddings.weight": 0.5,
         "bert.embeddings.position_embeddings.weight": 0.3,
@@ -134,7 +134,7 @@ def _is_matrix(tensors: Tensors) -> dict[str, bool]:
 
 
 def train(options, pieces, tensors, states, sampler: Sampler, held_out: Sampler) -> None:
-    """Runs all steps, with a look at validation text at each checkpoint."""
+    """Run all steps, evaluating on validation text at each checkpoint."""
     size = SIZES[options.size]
     optimizer = make_optimizer(options.learning_rate, options.steps)
     score = jax.jit(lambda tensors, batch: front_loss(tensors, batch, heads=size["heads"])[1])
@@ -160,7 +160,7 @@ def train(options, pieces, tensors, states, sampler: Sampler, held_out: Sampler)
 
 
 def save_model(folder: Path, tensors: Tensors, pieces: list[str], size: dict) -> None:
-    """Writes an ordinary Hugging Face folder in bfloat16."""
+    """Write an ordinary Hugging Face folder in bfloat16."""
     save_tokenizer(pieces, folder, POSITIONS)
     config = {
         "architectures": ["BertForMaskedLM"],

@@ -1,7 +1,7 @@
-"""Pretrains a built-in T5 or GPT-2: `python pretrain_writer.py --family t5 --teacher DIR ...`.
+"""Pretrain a built-in T5 or GPT-2: `python pretrain_writer.py --family t5 --teacher DIR ...`.
 
-The README beside this file has the whole command, what it needs and what came out. A killed run
-goes on from its last checkpoint when the same command is given again.
+The README in this folder has the full command, requirements and results. Re-run to resume from the
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **ENDS,
     },
 }
-# Of the word table: T5 divides its scores by the root of the width, GPT-2 does not.
+# Of the word table: T5 divides its logits by the square root of the width, GPT-2 does not.
 TABLE_STD = {"t5": 1.0, "gpt2": 0.1}
 Parameters = dict[str, Any]
 
 
 def main() -> None:
-    """Runs until `--steps`, writing the folder at each checkpoint."""
+    """Run until `--steps`, writing the folder at each checkpoint."""
     options = read_options()
     options.cache.mkdir(parents=True, exist_ok=True)
     pieces = load_pieces(options.teacher, options.cache)
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", choices=CONFIGS, required=True)
     add_options(parser, teacher_weight=30.0, every_s=300)
@@ -88,12 +88,11 @@ def read_options() -> argparse.Namespace:
 
 
 def config_of(family: str, pieces: int) -> dict[str, Any]:
-    """Gives the Hugging Face config."""
     return {**CONFIGS[family], "vocab_size": pieces + (SENTINELS if family == "t5" else 0)}
 
 
 def start_model(family: str, table: np.ndarray, seed: int) -> tuple[nn.Module, Parameters]:
-    """Makes the module and its start: words from the teacher's table, the rest by chance."""
+    """Make the module and its start: words from the teacher's table, the rest at random."""
     kind = FAMILIES[family]
     config = kind.config(config_of(family, len(table)))
     ids = SpecialIds(cls=2, sep=3, mask=4, pad=0, unk=1)
@@ -129,7 +128,7 @@ def start_model(family: str, table: np.ndarray, seed: int) -> tuple[nn.Module, P
 
 
 def make_loss(module: nn.Module, family: str, teacher_weight: float, pooled_weight: float):
-    """Builds the loss: the family's own, and two squared errors onto the teacher's states."""
+    """Build the loss: the family's own, and two squared errors to the teacher's states."""
 
     def loss(params: Parameters, texts: Texts, states: jax.Array) -> tuple[jax.Array, Any]:
         read = _read_t5 if family == "t5" else _read_gpt2
@@ -159,7 +158,7 @@ def _prompt(params: Parameters, texts: Texts) -> jax.Array | None:
 
 
 def _read_t5(module: nn.Module, params: Parameters, texts: Texts):
-    """Scores of the decoder, states of the encoder's text, and the decoder's first state."""
+    """Return logits of the decoder, states of the encoder's text, and the decoder's first state."""
     output, kept = module.apply(
         {"params": params},
         texts.tokens,
@@ -174,7 +173,7 @@ def _read_t5(module: nn.Module, params: Parameters, texts: Texts):
 
 
 def _read_gpt2(module: nn.Module, params: Parameters, texts: Texts):
-    """Scores at the places that are asked, states everywhere, and the state of the last token."""
+    """Return logits at the scored positions, all states, and the state of the last token."""
     output = module.apply(
         {"params": params},
         texts.tokens,
@@ -184,7 +183,7 @@ def _read_gpt2(module: nn.Module, params: Parameters, texts: Texts):
     )
     last = jnp.take_along_axis(output.hidden, texts.lengths[:, None, None] - 1, axis=1)[:, 0]
     asked = jnp.take_along_axis(output.hidden, texts.decoded[..., None], axis=1)
-    # The scores of all places are never read, so they are never computed.
+    # Logits at other positions are never read, so they are not computed.
     return asked @ params["embeddings"]["word"].T, output.hidden, last
 
 
@@ -196,7 +195,7 @@ def train(
     states: np.ndarray,
     writer: Writer,
 ) -> None:
-    """Runs all steps."""
+    """Run all steps."""
     schedule = rise_and_fall(options.learning_rate, options.steps)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=0.01)
@@ -204,7 +203,7 @@ def train(
     loss = make_loss(module, options.family, options.teacher_weight, options.pooled_weight)
 
     def batch_at(number: int) -> tuple[Texts, np.ndarray]:
-        texts = writer.draw(number, options.family)
+        texts = writer.batch(number, options.family)
         return texts, states[texts.rows]
 
     def finish(number: int, elapsed_s: float, params: Parameters) -> None:
@@ -219,7 +218,7 @@ def train(
 def save_model(
     folder: Path, family: str, params: Parameters, shape: Any, pieces: list[str]
 ) -> None:
-    """Writes an ordinary Hugging Face folder in bfloat16."""
+    """Write an ordinary Hugging Face folder in bfloat16."""
     save_writer_tokenizer(pieces, folder, family, SENTINELS)
     config = {**config_of(family, len(pieces)), "dtype": "bfloat16"}
     halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)

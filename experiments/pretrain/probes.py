@@ -1,4 +1,4 @@
-"""How good a student is: a linear probe for sentiment, and its questions on validation text."""
+"""Evaluate a student: a linear probe for sentiment, and its questions on validation text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jpt.data.builtin import Split, reviews
 
 @cache
 def _probe_rows(split: Split, count: int, pieces: Path) -> tuple[np.ndarray, ...]:
-    """Tokens [N, 48], lengths [N] and labels [N] of Rotten Tomatoes."""
+    """Return tokens [N, 48], lengths [N] and labels [N] of Rotten Tomatoes."""
     rows = reviews("rotten_tomatoes", split)
     chosen = np.random.default_rng(3).permutation(len(rows))[:count]
     tokenizer = build_tokenizer(pieces.read_text(encoding="utf-8").split("\n"))
@@ -27,13 +27,13 @@ def _probe_rows(split: Split, count: int, pieces: Path) -> tuple[np.ndarray, ...
 
 
 def probe_sentiment(states: Callable[..., jax.Array], pieces: Path) -> float:
-    """Accuracy on validation of a ridge regression on frozen mean states of train rows.
+    """Return the validation accuracy of a ridge regression on frozen mean states of train rows.
 
-    The labels are read here for the figure in the log only; no training sees them.
+    The labels are used for the value in the log only, never for training.
 
     Args:
         states: `states(tokens, lengths) -> [B, T, D]`.
-        pieces: the file of the vocabulary.
+        pieces: Vocabulary file.
     """
     train, wanted = _features(states, "train", 2048, pieces)
     held_out, labels = _features(states, "validation", 896, pieces)
@@ -59,6 +59,6 @@ def _features(states: Callable[..., jax.Array], split: Split, count: int, pieces
 def ask_questions(
     score: Callable[[FrontBatch], dict[str, jax.Array]], held_out: Sampler, batches: int
 ) -> dict[str, float]:
-    """Averages the questions' accuracies over batches of validation text."""
+    """Average the questions' accuracies over batches of validation text."""
     scores = [score(held_out.front(step)) for step in range(batches)]
     return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}

@@ -1,6 +1,6 @@
-"""Tunes a soft prompt on a pretrained student for each kind of task, to see that prompts learn.
+"""Tune a soft prompt on a pretrained student for each kind of task, to check that prompts learn.
 
-A quick check on the students' own code while they train; the figures that count come from
+A quick check on the students' sentences code during pretraining; the reported results come from
 `jpt tune`. Labels of reviews are read here, for the prompt only.
 """
 
@@ -33,7 +33,7 @@ ANSWERS = {
 
 
 def make_rows(task: str, split: Split, count: int) -> tuple[list[tuple[str, ...]], np.ndarray]:
-    """Makes texts and balanced labels of one task."""
+    """Make texts and balanced labels of one task."""
     random = np.random.default_rng([len(task), {"train": 0, "validation": 1, "test": 2}[split]])
     source = "rotten_tomatoes" if task.startswith("rotten") else "imdb"
     rows = reviews(source, split)
@@ -46,37 +46,37 @@ def make_rows(task: str, split: Split, count: int) -> tuple[list[tuple[str, ...]
     cut = [one for one in cut if len(one) >= (1 if task.endswith("order") else 3)][:count]
     labels = np.arange(len(cut)) % 2
     made: list[tuple[str, ...]] = []
-    for place, (label, own) in enumerate(zip(labels, cut, strict=True)):
+    for index, (label, sentences) in enumerate(zip(labels, cut, strict=True)):
         if task.endswith("order"):
-            words = own[int(random.integers(len(own)))].split()
+            words = sentences[int(random.integers(len(sentences)))].split()
             made.append((" ".join(words if label else random.permutation(words)),))
             continue
-        first = int(random.integers(len(own) - 1))
-        other = cut[place - 1]
+        first = int(random.integers(len(sentences) - 1))
+        other = cut[index - 1]
         if label:
-            far = [n for n in range(len(own)) if n != first]
-            second = own[first + 1 if task == "next_sentence" else int(random.choice(far))]
+            far = [n for n in range(len(sentences)) if n != first]
+            second = sentences[first + 1 if task == "next_sentence" else int(random.choice(far))]
         else:
             second = other[int(random.integers(len(other)))]
-        made.append((own[first], second))
+        made.append((sentences[first], second))
     return made, labels
 
 
 def encode_rows(rows: list[tuple[str, ...]], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [N, 64] and lengths [N] of `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
+    """Return tokens [N, 64] and lengths [N] of `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
     cls, sep = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
     tokens, lengths = np.zeros((len(rows), TEXT), np.int32), np.zeros(len(rows), np.int32)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         ids = [cls]
         for text in row:
             ids += [*tokenizer.encode(text, add_special_tokens=False).ids, sep]
         ids = ids if len(ids) <= TEXT else [*ids[: TEXT - 1], sep]
-        tokens[place, : len(ids)], lengths[place] = ids, len(ids)
+        tokens[index, : len(ids)], lengths[index] = ids, len(ids)
     return tokens, lengths
 
 
 def answer_logits(tensors, prompt, tokens, lengths, answers, *, heads: int, mask: int):
-    """Logits [B, C] of the label words at the front mask, behind it the prompt [P, D]."""
+    """Return logits [B, C] of the label words at the mask in front of the prompt [P, D]."""
     words = tensors["bert.embeddings.word_embeddings.weight"]
     text = words[tokens] + tensors["bert.embeddings.position_embeddings.weight"][None, :TEXT]
     text = text + tensors["bert.embeddings.token_type_embeddings.weight"][0][None, None]
@@ -94,7 +94,7 @@ def answer_logits(tensors, prompt, tokens, lengths, answers, *, heads: int, mask
 
 
 def check(folder: Path, task: str, heads: int, steps: int, rate: float, length: int) -> None:
-    """Tunes a prompt and prints its accuracy on validation and test."""
+    """Tune a prompt and print its accuracy on validation and test."""
     tensors = {
         name: t.astype(jnp.float32) for name, t in load_file(folder / "model.safetensors").items()
     }

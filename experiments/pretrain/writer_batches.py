@@ -1,7 +1,7 @@
-"""What the two writing models read in a step: texts to restore or to go on with.
+"""Batches for pretraining the two generative models: texts to restore or to continue.
 
-A batch is a function of (seed, step) alone. Half of the batches have words in front where jpt puts
-a prompt: some stand in the text, so that looking there pays, and some do not.
+A batch is a function of (seed, step) only. Half of the batches have words in front where jpt puts a
+prompt: some are from the text, so that attending to them helps, and some are not.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from corpus import CLS, SEP, TEXT_TOKENS, Corpus
 
 ROWS = 48
 FRONT = 20
-HINTS = 8  # of the words in front, so many stand in the text
+HINTS = 8  # number of front words from the text
 SENTINELS = 32
 DECODED = 24
-NOISE, SPAN = 0.15, 3  # T5's own: 15 % of the pieces, in runs of three on average
-CONTINUED = 1 / 3  # share of T5's rows that are to be gone on with instead
+NOISE, SPAN = 0.15, 3  # as in T5: 15% of the tokens, in spans of three on average
+CONTINUED = 1 / 3  # share of T5's rows to continue instead
 CUE = ("answer", ":")
 IMDB_EVERY = 3  # of the taught texts of IMDB
 
 
 class Texts(NamedTuple):
-    """One step's texts.
+    """The texts of one step.
 
     Attributes:
-        rows: [B] which of the taught texts these are.
-        tokens: [B, T] what the encoder, or the decoder of GPT-2, reads.
+        rows: [B] indices of the taught texts.
+        tokens: [B, T] input of the encoder, or of GPT-2's decoder.
         lengths: [B] how many of them are text.
-        places: [B, T] the position in the taught text that a token stands at; -1 for none.
+        places: [B, T] position of each token in the taught text; -1 for none.
         front: [B, P] words in front of the text; P is 0 in half of the batches.
-        decoded: [B, A] what T5's decoder reads, its start piece first; of GPT-2's text the places
-            that are asked, because scoring all 8,192 pieces everywhere is most of the work.
-        targets: [B, A] the piece that follows each of those; -1 where none is asked for.
+        decoded: [B, A] T5's decoder input, its start token first; for GPT-2 the scored positions,
+            because logits of all 8,192 tokens at every position are most of the work.
+        targets: [B, A] the token that follows each of those; -1 for none.
     """
 
     rows: np.ndarray
@@ -47,9 +47,9 @@ class Texts(NamedTuple):
 
 
 def chosen_texts(corpus: Corpus) -> np.ndarray:
-    """Chooses the texts: all of Rotten Tomatoes, every third of the taught ones of IMDB.
+    """Choose the texts: all of Rotten Tomatoes, every third of the taught ones of IMDB.
 
-    The first ones of IMDB would not do: the package lists all negative reviews before the positive.
+    Not the first ones of IMDB: the package lists all negative reviews before the positive ones.
     """
     taught = taught_rows(corpus)
     first = int((corpus.row_review < corpus.rotten_tomatoes).sum())
@@ -57,24 +57,24 @@ def chosen_texts(corpus: Corpus) -> np.ndarray:
 
 
 class Writer:
-    """Makes the batches of a run from the train split.
+    """Make the batches of a run from the train split.
 
     Args:
-        corpus: the split.
-        pieces: the vocabulary of the encoders; T5's sentinels follow on it.
-        seed: of the run.
+        corpus: The split.
+        pieces: The encoders' vocabulary; T5's sentinels come after it.
+        seed: Seed of the run.
     """
 
     def __init__(self, corpus: Corpus, pieces: list[str], seed: int):
-        """Chooses the texts that have states of the teacher."""
+        """Choose the texts that have states of the teacher."""
         taught = chosen_texts(corpus)
         self.texts, self.lengths = corpus.rows[taught].astype(np.int32), corpus.row_lengths[taught]
         self.short = int((corpus.row_review < corpus.rotten_tomatoes).sum())
         self.pieces, self.seed = len(pieces), seed
         self.cue = [pieces.index(piece) for piece in CUE]
 
-    def draw(self, step: int, family: str) -> Texts:
-        """Gives the batch of a step: one row in three of Rotten Tomatoes, the others of IMDB."""
+    def batch(self, step: int, family: str) -> Texts:
+        """Return the batch of a step: one third Rotten Tomatoes, two thirds IMDB."""
         random = np.random.default_rng([self.seed, step, 11])
         first = random.integers(0, self.short, ROWS // 3)
         rows = np.concatenate([first, random.integers(self.short, len(self.texts), ROWS * 2 // 3)])
@@ -93,14 +93,14 @@ class Writer:
         )
 
     def _front(self, random: np.random.Generator, tokens: list[list[int]]) -> np.ndarray:
-        """Words in front: some of the text, the others of no text, in any order."""
+        """Return front words, some from the text and some not, in any order."""
         front = random.integers(SEP + 2, self.pieces, (ROWS, FRONT))
         for row, text in zip(front, tokens, strict=True):
             row[:HINTS] = random.choice(text, HINTS)
         return random.permuted(front, axis=1).astype(np.int32)
 
     def _restored(self, random: np.random.Generator, row: np.ndarray, number: int):
-        """T5: text with runs taken out and the runs as the answer, or a beginning and its end."""
+        """T5: the text without random spans, and the spans as answer; or a text and its end."""
         text = row[1:-1].tolist()
         if number % round(1 / CONTINUED) == 0:
             middle = int(random.integers(len(text) // 3, len(text)))
@@ -119,7 +119,7 @@ class Writer:
         return [*kept, SEP], [*places, -1], [0, *answer[:-1]], answer
 
     def _runs(self, random: np.random.Generator, length: int) -> list[tuple[int, int, int]]:
-        """Where runs begin and end, and where the one before ended."""
+        """Return where spans begin and end, and where the previous one ended."""
         count = max(1, round(NOISE * length / SPAN))
         edges = np.sort(random.choice(max(length - SPAN, count), count, replace=False))
         runs, until = [], 0
@@ -132,7 +132,7 @@ class Writer:
         return runs
 
     def _followed(self, random: np.random.Generator, row: np.ndarray, number: int):
-        """GPT-2: the text itself, every other one with the cue that an answer follows."""
+        """GPT-2: the text itself, every other one with the cue before an answer."""
         text = [CLS, *row[1:-1].tolist(), SEP]
         if number % 2 == 0:
             text = [*text[:-1], *self.cue]

@@ -1,4 +1,4 @@
-"""Starts a process, watches what it writes, and kills it at a chosen moment."""
+"""Start a process, watch what it writes, and kill it at a chosen moment."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from victims import Banks, Kind, is_finished, leftovers, position
+from victims import Checkpoints, Kind, is_finished, leftovers, position
 
 POLL_S = 0.002
 PATIENCE_S = 600
 SHARES = {"start": 1, "steps": 4, "save": 3, "results": 2}
-"""Of ten kills: while it starts, between two saves, during a save, while results are written."""
+"""Of ten kills: during start-up, between checkpoints, during one, while results are written."""
 MARKS = ("temporary", "last.safetensors", "result.json", "end")
-"""At what a kill during the results strikes: any of these that is new."""
+"""A kill during the results waits for one of these to be new."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When and with which signal a process is killed."""
+    """When a process is killed, and with which signal."""
 
     phase: str
     signal: signal.Signals
@@ -35,14 +35,14 @@ class Death:
     """How a process ended.
 
     Attributes:
-        code: its exit code; a signal's is negative.
-        killed: whether the signal came before it had ended by itself.
-        began: whether training had begun, as seen by a new checkpoint.
-        begun_s: seconds until then; None without.
-        elapsed_s: seconds in all.
-        ignored_steps: steps that were logged after the signal.
-        left: temporary names that are still there.
-        told: what it wrote on stderr.
+        code: Exit code; negative for a signal.
+        killed: Whether the signal came before the process ended by itself.
+        began: Whether training had begun, judged by a new checkpoint.
+        begun_s: Seconds until training began, or None.
+        elapsed_s: Total seconds.
+        ignored_steps: Steps logged after the signal.
+        left: Temporary names left behind.
+        stderr: Output on stderr.
     """
 
     code: int
@@ -52,62 +52,64 @@ class Death:
     elapsed_s: float
     ignored_steps: int
     left: list[str]
-    told: str
+    stderr: str
 
 
-def plan_kills(count: int, draw: random.Random, wanted: Sequence[str] = ()) -> list[Kill]:
-    """Draws the phases, all or those wanted, in their shares; in each the signals take turns."""
+def plan_kills(count: int, rng: random.Random, wanted: Sequence[str] = ()) -> list[Kill]:
+    """Sample the phases, all or those wanted, by their shares; signals alternate in each phase."""
     shares = {phase: SHARES[phase] for phase in wanted or SHARES}
     phases = [phase for phase, share in shares.items() for _ in range(share)]
-    chosen = phases * (count // len(phases)) + draw.sample(phases, count % len(phases))
-    first = {phase: draw.randrange(2) for phase in SHARES}
+    chosen = phases * (count // len(phases)) + rng.sample(phases, count % len(phases))
+    first = {phase: rng.randrange(2) for phase in SHARES}
     kills = []
     for phase in chosen:
         kills.append(Kill(phase, SIGNALS[first[phase] % 2]))
         first[phase] += 1
-    draw.shuffle(kills)
+    rng.shuffle(kills)
     return kills
 
 
 class Process:
-    """A process that is watched.
+    """A monitored process.
 
     Args:
-        kind: what runs.
-        command: how it is started.
-        out: its folder.
-        told: file for its stderr.
-        banks: its checkpoints.
+        kind: The victim.
+        command: Its command line.
+        out: Its folder.
+        log: File for its stderr.
+        checkpoints: Its checkpoints.
     """
 
-    def __init__(self, kind: Kind, command: list[str], out: Path, told: Path, banks: Banks) -> None:
-        self.kind, self.out, self.banks, self._told = kind, out, banks, told
-        self._before = banks.reached()
-        turns = {run.bank: run.before + run.steps for run in kind.runs}
+    def __init__(
+        self, kind: Kind, command: list[str], out: Path, log: Path, checkpoints: Checkpoints
+    ) -> None:
+        self.kind, self.out, self.checkpoints, self._log = kind, out, checkpoints, log
+        self._before = checkpoints.reached()
+        ends = {run.group: run.before + run.steps for run in kind.runs}
         for run in kind.runs:
-            turns[run.bank] = max(turns[run.bank], run.before + run.steps)
-        self._only_ends = all(self._before[bank] >= turns[bank] for bank in turns)
+            ends[run.group] = max(ends[run.group], run.before + run.steps)
+        self._only_ends = all(self._before[group] >= ends[group] for group in ends)
         self._results = result_files(kind, out)
         self._started_s = time.monotonic()
         self._begun_s: float | None = None
-        environment = {**os.environ, "JPT_CACHE": str(told.parent / "cache")}
-        with told.open("w") as file:
+        environment = {**os.environ, "JPT_CACHE": str(log.parent / "cache")}
+        with log.open("w") as file:
             self._process = subprocess.Popen(
                 command, stderr=file, stdout=subprocess.DEVNULL, env=environment
             )
 
     def wait(self) -> Death:
-        """Lets it run to its end."""
+        """Wait until the process ends."""
         self._until(self._has_begun)
         return self._end(None, self._process.wait(PATIENCE_S))
 
-    def kill(self, kill: Kill, target: int, start_s: float, draw: random.Random) -> Death:
-        """Kills it in a phase, once its runs have so many steps behind them."""
+    def kill(self, kill: Kill, target: int, start_s: float, rng: random.Random) -> Death:
+        """Kill the process in a phase, once its runs have logged `target` steps."""
         if kill.phase == "start":
-            time.sleep(draw.uniform(0.1, 1) * start_s)
+            time.sleep(rng.uniform(0.1, 1) * start_s)
             self._has_begun()
         elif self._until(self._has_begun):
-            mark, shortly_s = draw.choice(MARKS), draw.choice([0, 0.005, 0.02])
+            mark, shortly_s = rng.choice(MARKS), rng.choice([0, 0.005, 0.02])
             there = {
                 "steps": lambda: True,
                 "save": lambda: self._catch(self._saves, shortly_s),
@@ -115,7 +117,7 @@ class Process:
             }[kill.phase]
             self._until(lambda: position(self.kind, self.out) >= target)
             if self._until(there) and kill.phase == "steps":
-                time.sleep(draw.uniform(0, 0.3))
+                time.sleep(rng.uniform(0, 0.3))
         reached = position(self.kind, self.out)
         ended = self._process.poll()
         if ended is not None:
@@ -125,18 +127,18 @@ class Process:
         return self._end(reached, self._process.wait(PATIENCE_S))
 
     def _until(self, condition: Callable[[], bool]) -> bool:
-        """Waits for something; whether it came before the process ended."""
+        """Wait for a condition; return False if the process ends first."""
         while self._process.poll() is None:
             if condition():
                 return True
             if time.monotonic() - self._started_s > PATIENCE_S:
                 self._process.kill()
-                raise SystemExit(f"{self.out} did not get on within {PATIENCE_S} s")
+                raise SystemExit(f"{self.out} made no progress within {PATIENCE_S} s")
             time.sleep(POLL_S)
         return False
 
     def _catch(self, condition: Callable[[], bool], after_s: float) -> bool:
-        """Stops the process where something is so, and lets it go on where it is so no more."""
+        """Stop the process if a condition holds; let it continue if it no longer does."""
         if not condition():
             return False
         time.sleep(after_s)
@@ -148,23 +150,25 @@ class Process:
         return False
 
     def _has_begun(self) -> bool:
-        """Whether there is a newer checkpoint, whole or not, or a newer result than before."""
+        """Return True if there is a newer checkpoint, complete or not, or a newer result."""
         if self._begun_s is None:
-            steps = [(bank, name.split(".")[0]) for bank, name in self.banks.names()]
-            newer = any(step.isdecimal() and int(step) > self._before[bank] for bank, step in steps)
+            steps = [(group, name.split(".")[0]) for group, name in self.checkpoints.names()]
+            newer = any(
+                step.isdecimal() and int(step) > self._before[group] for group, step in steps
+            )
             mark = "temporary" if self._only_ends else "last.safetensors"
             if newer or self._writes_results(mark):
                 self._begun_s = time.monotonic() - self._started_s
         return self._begun_s is not None
 
     def _saves(self) -> bool:
-        return any(not name.isdecimal() for _, name in self.banks.names())
+        return any(not name.isdecimal() for _, name in self.checkpoints.names())
 
     def _writes_results(self, mark: str) -> bool:
         new = {path.name for path, _ in result_files(self.kind, self.out) - self._results}
         if mark == "end":
             last = max(run.steps for run in self.kind.runs)
-            final = any(name == str(last) for _, name in self.banks.names())
+            final = any(name == str(last) for _, name in self.checkpoints.names())
             return final if self.kind.name == "tune" else bool(new & set(self.kind.tables))
         return any(name == mark or (mark, name[-4:]) == ("temporary", ".tmp") for name in new)
 
@@ -178,12 +182,12 @@ class Process:
             elapsed_s=elapsed_s,
             ignored_steps=0 if reached is None else position(self.kind, self.out) - reached,
             left=leftovers(self.out),
-            told=self._told.read_text(errors="replace"),
+            stderr=self._log.read_text(errors="replace"),
         )
 
 
 def result_files(kind: Kind, out: Path) -> set[tuple[Path, int]]:
-    """Results and temporary files with what tells a new one from an old one of the same name."""
+    """Return result and temporary files with their inodes, which identify new files."""
     wanted = {"last.safetensors", "result.json", *kind.tables}
     found = set()
     for folder in {out, *(out / run.folder for run in kind.runs)}:
@@ -199,15 +203,15 @@ def result_files(kind: Kind, out: Path) -> set[tuple[Path, int]]:
 
 
 def judge(kill: Kill, death: Death, kind: Kind, out: Path) -> str | None:
-    """What is wrong with the way a killed process ended."""
-    if "Traceback" in death.told:
-        return f"a traceback: {death.told[-2000:]}"
+    """Return what is wrong with the way a killed process ended."""
+    if "Traceback" in death.stderr:
+        return f"a traceback: {death.stderr[-2000:]}"
     if kill.signal == signal.SIGKILL:
         return None if death.code == -signal.SIGKILL else f"exit code {death.code} after SIGKILL"
-    if death.ignored_steps > 20 * kind.places:  # lines come every ten steps
-        return f"went on for {death.ignored_steps} steps after SIGTERM"
+    if death.ignored_steps > 20 * kind.slots:  # a line is logged every ten steps
+        return f"continued for {death.ignored_steps} steps after SIGTERM"
     if death.code == 75 or (death.code in (0, -signal.SIGTERM) and is_finished(kind, out)):
-        return None  # all was written, and the process about to leave
+        return None  # everything was written
     if death.code == -signal.SIGTERM and not death.began:  # while python loads
         return None
-    return f"exit code {death.code} after SIGTERM in phase {kill.phase}: {death.told[-500:]}"
+    return f"exit code {death.code} after SIGTERM in phase {kill.phase}: {death.stderr[-500:]}"

@@ -38,7 +38,7 @@ from typing import Any
 
 from killing import SHARES, SIGNALS, Death, Kill, Process, judge, plan_kills
 from victims import (
-    Banks,
+    Checkpoints,
     Kind,
     command,
     find_differences,
@@ -69,42 +69,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=50, help="of each kind")
-    parser.add_argument("--steps", type=int, default=240, help="of the tuning; a multiple of 60")
+    parser.add_argument("--kills", type=int, default=50, help="kills per kind")
+    parser.add_argument("--steps", type=int, default=240, help="tuning steps, a multiple of 60")
     parser.add_argument("--kinds", default="tune,sweep")
-    parser.add_argument("--phases", default=",".join(SHARES), help="when they are killed")
+    parser.add_argument("--phases", default=",".join(SHARES), help="phases in which to kill")
     options = parser.parse_args(arguments)
     known = {"tune": tuning(options.steps), "sweep": sweep(options.steps)}
     tallies = {}
     for name in options.kinds.split(","):
-        draw = random.Random(f"{options.seed} {name}")
+        rng = random.Random(f"{options.seed} {name}")
         work = (options.out / name).absolute()
-        kills = plan_kills(options.kills, draw, options.phases.split(","))
-        tallies[name] = torture(known[name], work, kills, draw)
+        kills = plan_kills(options.kills, rng, options.phases.split(","))
+        tallies[name] = torture(known[name], work, kills, rng)
     record = {name: summary(tally) for name, tally in tallies.items()}
-    told = "\n".join(describe(name, tally) for name, tally in tallies.items())
+    text = "\n".join(describe(name, tally) for name, tally in tallies.items())
     (options.out / "torture.json").write_text(json.dumps(record, indent=2) + "\n")
-    (options.out / "torture.md").write_text(told)
-    print(told)
+    (options.out / "torture.md").write_text(text)
+    print(text)
     if any(tally.wrong for tally in tallies.values()):
         raise SystemExit(1)
 
 
-def torture(kind: Kind, work: Path, waiting: list[Kill], draw: random.Random) -> Tally:
+def torture(kind: Kind, work: Path, waiting: list[Kill], rng: random.Random) -> Tally:
     """Apply all kills to as many victims as needed."""
     work.mkdir(parents=True)
     tally, count, started_s = Tally(), len(waiting), time.monotonic()
     while waiting:
         number = tally.victims
         if number > 2 * count:
-            raise SystemExit(f"{kind.name}: {len(waiting)} kills never met their moment")
+            raise SystemExit(f"{kind.name}: {len(waiting)} kills could not be applied")
         tally.victims += 1
         whole, killed = work / f"whole-{number}", work / f"killed-{number}"
         start_s = run_whole(kind, work, whole, number, tally)
         batch, waiting = waiting[:KILLS_EACH], waiting[KILLS_EACH:]
-        if kind.name == "tune":  # its results come once, at the end
+        if kind.name == "tune":  # results are written once, at the end
             batch.sort(key=lambda kill: kill.phase == "results")
-        waiting += kill_again_and_again(kind, work, killed, number, batch, start_s, tally, draw)
+        waiting += kill_repeatedly(kind, work, killed, number, batch, start_s, tally, rng)
         found = [f"killed-{number}: {each}" for each in find_differences(kind, whole, killed)]
         tally.wrong += found
         print(
@@ -118,27 +118,27 @@ def torture(kind: Kind, work: Path, waiting: list[Kill], draw: random.Random) ->
 
 
 def run_whole(kind: Kind, work: Path, out: Path, number: int, tally: Tally) -> float:
-    """Make the uninterrupted run; gives the seconds until training had begun."""
+    """Run uninterrupted; return the seconds until training began."""
     started = command(kind, work, out, number)
-    death = Process(kind, started, out, work / "whole.txt", Banks(kind, out)).wait()
+    death = Process(kind, started, out, work / "whole.txt", Checkpoints(kind, out)).wait()
     if death.code or not is_finished(kind, out):
-        raise SystemExit(f"the uninterrupted {kind.name} ended with {death.code}: {death.told}")
+        raise SystemExit(f"the uninterrupted {kind.name} ended with {death.code}: {death.stderr}")
     tally.whole_s.append(death.elapsed_s)
     if kind.name == "sweep":
-        check_packing(kind, death.told)
+        check_packing(kind, death.stderr)
     return death.begun_s or death.elapsed_s
 
 
-def check_packing(kind: Kind, told: str) -> None:
-    """Stop where a sweep packs its runs otherwise than these checks take it."""
-    listed = [line.split(", ") for line in re.findall(r"running in \d+ slots?: (.*)", told)]
-    for bank, names in enumerate(listed):
-        runs = [run.folder.removeprefix("runs/") for run in kind.runs if run.bank == bank]
+def check_packing(kind: Kind, stderr: str) -> None:
+    """Stop if a sweep groups its runs differently from victims.sweep."""
+    listed = [line.split(", ") for line in re.findall(r"running in \d+ slots?: (.*)", stderr)]
+    for group, names in enumerate(listed):
+        runs = [run.folder.removeprefix("runs/") for run in kind.runs if run.group == group]
         if sorted(names) != sorted(runs):
-            raise SystemExit(f"bank {bank} holds {names}, not {runs}; mend victims.sweep")
+            raise SystemExit(f"group {group}: expected {runs}, got {names}; fix victims.sweep")
 
 
-def kill_again_and_again(
+def kill_repeatedly(
     kind: Kind,
     work: Path,
     out: Path,
@@ -146,25 +146,25 @@ def kill_again_and_again(
     batch: list[Kill],
     start_s: float,
     tally: Tally,
-    draw: random.Random,
+    rng: random.Random,
 ) -> list[Kill]:
-    """Kill one victim until its kills are used or it ends; gives those that are left over."""
-    banks, started = Banks(kind, out), command(kind, work, out, number)
-    told = work / f"killed-{number}.txt"
+    """Kill one victim until its kills are used or it ends; return the unused ones."""
+    checkpoints, started = Checkpoints(kind, out), command(kind, work, out, number)
+    log = work / f"killed-{number}.txt"
     while True:
         kill = batch[0] if batch else None
-        before = banks.reached()
+        before = checkpoints.reached()
         kept = kept_lines(kind, out, before)
-        process = Process(kind, started, out, told, banks)
+        process = Process(kind, started, out, log, checkpoints)
         tally.starts += 1
         if kill is None:
             death = process.wait()
         else:
             at = position(kind, out)
-            target = at + draw.uniform(0, 2 * (kind.steps - at) / (len(batch) + 1))
-            death = process.kill(kill, round(target), start_s, draw)
+            target = at + rng.uniform(0, 2 * (kind.steps - at) / (len(batch) + 1))
+            death = process.kill(kill, round(target), start_s, rng)
         wrong = [] if not death.killed else [judge(kill, death, kind, out)]
-        wrong += find_losses(kind, out, banks, before, kept)
+        wrong += find_losses(kind, out, checkpoints, before, kept)
         where = f"killed-{number}, start {tally.starts} ({kill}, {death.code})"
         tally.wrong += [f"{where}: {each}" for each in wrong if each]
         if death.killed:
@@ -173,28 +173,28 @@ def kill_again_and_again(
         elif death.code == 0:
             return batch
         else:
-            tally.wrong.append(f"{where} did not resume: {death.told[-2000:]}")
+            tally.wrong.append(f"{where} did not resume: {death.stderr[-2000:]}")
             return batch
 
 
 def find_losses(
     kind: Kind,
     out: Path,
-    banks: Banks,
+    checkpoints: Checkpoints,
     before: dict[int, float],
     kept: dict[str, list[dict[str, Any]]],
 ) -> list[str]:
     """Return what a restart lost of the state at the newest complete checkpoint."""
-    now = banks.reached()
+    now = checkpoints.reached()
     losses = [
-        f"the checkpoint of bank {bank} went from {before[bank]} back to {now[bank]}"
-        for bank in before
-        if now[bank] < before[bank]
+        f"checkpoint of group {group} went from {before[group]} back to {now[group]}"
+        for group in before
+        if now[group] < before[group]
     ]
     current = kept_lines(kind, out, dict.fromkeys(before, float("inf")))
     for folder, wanted in kept.items():
         if current[folder][: len(wanted)] != wanted:
-            losses.append(f"{folder}/metrics.jsonl lost lines of before its newest checkpoint")
+            losses.append(f"{folder}/metrics.jsonl lost lines up to its newest checkpoint")
     return losses
 
 
@@ -219,7 +219,7 @@ def describe(name: str, tally: Tally) -> str:
     """Format a table of kills and a summary."""
     record = summary(tally)
     head = f"| {name}: killed during | " + " | ".join(each.name for each in SIGNALS)
-    rows = [f"{head} | left temporary names |", "|---|---|---|---|"]
+    rows = [f"{head} | temporary names left |", "|---|---|---|---|"]
     for phase in SHARES:
         counts = [record["kills"].get(f"{phase} {each.name}", 0) for each in SIGNALS]
         cells = [phase, *counts, record["left_temporary_names"].get(phase, 0)]
@@ -228,7 +228,7 @@ def describe(name: str, tally: Tally) -> str:
     whole_s = sum(tally.whole_s) / len(tally.whole_s)
     rows.append(
         f"\n{len(tally.kills)} kills of {tally.victims} victims in {tally.starts} starts and "
-        f"{tally.elapsed_s:.0f} s (an uninterrupted one: {whole_s:.0f} s); exit codes after "
+        f"{tally.elapsed_s:.0f} s (uninterrupted: {whole_s:.0f} s); exit codes after "
         f"SIGTERM: {codes}; wrong: {len(tally.wrong)}.\n"
     )
     return "\n".join([*rows, *(f"- {each}" for each in tally.wrong)]) + "\n"

@@ -23,7 +23,7 @@ class Run:
 
     folder: str
     steps: int
-    bank: int = 0
+    group: int = 0
     before: int = 0
 
 
@@ -33,7 +33,7 @@ class Kind:
 
     name: str
     runs: tuple[Run, ...]
-    places: int
+    slots: int
     tables: tuple[str, ...] = ()
 
     @property
@@ -48,13 +48,13 @@ def tuning(steps: int) -> Kind:
 
 def sweep(steps: int) -> Kind:
     """Return six runs in two groups of two slots; in the second group a slot is reused."""
-    # Long runs come first, each goes into the first place that has room for it.
+    # Long runs come first; each goes into the first slot that has room for it.
     thirds = (3, 0, 0), (3, 0, 0), (2, 1, 0), (1.5, 1, 0), (1.5, 1, 1.5), (1, 1, 2)
     runs = []
-    for seed, (length, bank, before) in enumerate(thirds):
+    for seed, (length, group, before) in enumerate(thirds):
         third = steps // 3
         folder = f"runs/mood+steps={round(length * third)}/seed-{seed}"
-        runs.append(Run(folder, round(length * third), bank, round(before * third)))
+        runs.append(Run(folder, round(length * third), group, round(before * third)))
     return Kind("sweep", tuple(runs), 2, ("runs.csv", "settings.csv", "sweep.json"))
 
 
@@ -69,9 +69,9 @@ def command(kind: Kind, work: Path, out: Path, seed: int) -> list[str]:
         return [*start, "--out", str(out), *named]
     grid = work / f"grid-{seed}.toml"
     varied = {"seed": range(len(kind.runs)), "steps": [run.steps for run in kind.runs]}
-    # The victim's own seed changes the rate, so that the runs keep their names.
+    # The victim's seed changes the learning rate, so that the runs keep their names.
     fixed |= sizes | {"learning_rate": round(1e-2 * 0.9**seed, 6)}
-    tables = {"fixed": fixed, "[zip]": varied, "run": {"places": kind.places}}
+    tables = {"fixed": fixed, "[zip]": varied, "run": {"slots": kind.slots}}
     grid.write_text("\n".join(toml_table(name, values) for name, values in tables.items()))
     return [*start, str(grid), "--out", str(out)]
 
@@ -83,7 +83,7 @@ def toml_table(name: str, values: dict[str, Any]) -> str:
 
 
 def write_task(folder: Path) -> Path:
-    """Write a task of 42 short rows, so that steps and scorings are quick."""
+    """Write a task of 42 short rows, so that steps and evaluations are quick."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"text": f"a {word} film, number {number}", "label": label}
@@ -130,7 +130,7 @@ def is_finished(kind: Kind, out: Path) -> bool:
     return all((out / name).exists() for name in files)
 
 
-class Banks:
+class Checkpoints:
     """Progress of a victim's checkpoints; a sweep's groups are numbered as they appear."""
 
     def __init__(self, kind: Kind, out: Path) -> None:
@@ -140,31 +140,31 @@ class Banks:
         """Return the checkpoint folders; a finished group has none."""
         if self.kind.name == "tune":
             return [self.out / "checkpoints"]
-        place = self.out / "groups"
-        names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+        root = self.out / "groups"
+        names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
         self._seen += [name for name in names if name not in self._seen]
-        return [place / name / "checkpoints" for name in self._seen]
+        return [root / name / "checkpoints" for name in self._seen]
 
     def names(self) -> list[tuple[int, str]]:
         """Return group number and name of everything in the checkpoint folders."""
         found = []
-        for bank, folder in enumerate(self.folders()):
+        for group, folder in enumerate(self.folders()):
             try:
-                found += [(bank, path.name) for path in folder.iterdir()]
+                found += [(group, path.name) for path in folder.iterdir()]
             except FileNotFoundError:
                 continue
         return found
 
     def reached(self) -> dict[int, float]:
-        """Return the newest complete checkpoint of each group; infinity if its runs are finished."""
-        newest: dict[int, float] = {run.bank: 0.0 for run in self.kind.runs}
-        for bank, name in self.names():
+        """Return the newest complete checkpoint of each group; infinity if it is finished."""
+        newest: dict[int, float] = {run.group: 0.0 for run in self.kind.runs}
+        for group, name in self.names():
             if name.isdecimal():
-                newest[bank] = max(newest[bank], float(name))
-        for bank in newest:
-            runs = [run for run in self.kind.runs if run.bank == bank]
+                newest[group] = max(newest[group], float(name))
+        for group in newest:
+            runs = [run for run in self.kind.runs if run.group == group]
             if all((self.out / run.folder / "result.json").exists() for run in runs):
-                newest[bank] = math.inf
+                newest[group] = math.inf
         return newest
 
 
@@ -172,7 +172,7 @@ def kept_lines(kind: Kind, out: Path, reached: dict[int, float]) -> dict[str, li
     """Return the logged lines of each run up to its newest complete checkpoint."""
     return {
         run.folder: [
-            line for line in lines(out, run) if run.before + line["step"] <= reached[run.bank]
+            line for line in lines(out, run) if run.before + line["step"] <= reached[run.group]
         ]
         for run in kind.runs
     }
@@ -226,7 +226,7 @@ def file_names(out: Path) -> list[str]:
     for name in found:
         head = next((head for head in ages if name.startswith(head)), "")
         renamed.append(
-            re.sub(r"/d/[0-9a-f]{32}$", "/d/DRAWN", ages.get(head, "") + name[len(head) :])
+            re.sub(r"/d/[0-9a-f]{32}$", "/d/RANDOM", ages.get(head, "") + name[len(head) :])
         )
     return sorted(renamed)
 

@@ -1,4 +1,4 @@
-"""The cases of train steps: (a), (b), (c), and the same for a GPU."""
+"""The train-step cases (a), (b), (c), and the same for a GPU."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WORDS = {"objective": "vocabulary", "label_scoring": "first_token"}
-"""The loss is over the whole vocabulary, as PEFT's is, at one piece of the label's word."""
+"""Loss over the whole vocabulary, as in PEFT, at one token of the label word."""
 
 
 @dataclass(frozen=True)
-class RecommendInputs:
-    """A model, a task, and who does its train steps.
+class StepCase:
+    """A train-step benchmark: a model, a task, and the sides that run it.
 
     Attributes:
-        name: in the table.
-        model: of ``models.py``.
-        task: catalog name.
-        batch_size: rows a step.
-        expected: how many times as fast as each torch side jpt should be.
-        turns: how often the sides take turns.
-        steps: of a turn.
-        options: further options of jpt.
+        name: Name in the table.
+        model: Name in ``models.py``.
+        task: Catalog name.
+        batch_size: Rows per step.
+        expected: Target speed-up against each torch side.
+        turns: Number of rounds.
+        steps: Steps per round.
+        options: Further options of jpt.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -36,33 +36,27 @@ class RecommendInputs:
     device: str = "cpu"
 
 
-def _on_gpu(
-    name: str, model: str, task: str, side: str, rows: int, **options: Any
-) -> RecommendInputs:
+def _on_gpu(name: str, model: str, task: str, side: str, rows: int, **options: Any) -> StepCase:
     given = {"dtype": "bfloat16", **options}
-    return RecommendInputs(
+    return StepCase(
         f"(GPU) {name}, batch {rows}", model, task, rows, {side: 1}, 5, 20, given, "cuda"
     )
 
 
 ENCODER = {"plain": 2, "tuned": 1}
-# From words of the vocabulary: a random start of a decoder is so far from all text that gradients
-# are tiny and AdamW's first steps follow rounding, which parts any two programs.
+# A random initialisation of a decoder is so far from all text that gradients are tiny and AdamW's
+# first steps follow rounding errors, which differ between any two programs.
 DECODER = {**WORDS, "init": "vocab"}
 CASES = {
-    "a8": RecommendInputs(
-        "(a) SmolLM2-135M, batch 8", "smollm2", "sst2", 8, {"peft": 6}, 5, 3, DECODER
-    ),
-    "a32": RecommendInputs(
+    "a8": StepCase("(a) SmolLM2-135M, batch 8", "smollm2", "sst2", 8, {"peft": 6}, 5, 3, DECODER),
+    "a32": StepCase(
         "(a) SmolLM2-135M, batch 32", "smollm2", "sst2", 32, {"peft": 6}, 3, 2, DECODER
     ),
-    "b-roberta": RecommendInputs(
+    "b-roberta": StepCase(
         "(b) RoBERTa-base shape, batch 8", "roberta-base", "qnli", 8, ENCODER, 5, 2
     ),
-    "b-minilm": RecommendInputs("(b) MiniLM shape, batch 16", "minilm", "qnli", 16, ENCODER, 5, 4),
-    "c": RecommendInputs(
-        "(c) T5-base shape, batch 8", "t5-base", "sst2", 8, {"peft": 1.5}, 5, 3, WORDS
-    ),
+    "b-minilm": StepCase("(b) MiniLM shape, batch 16", "minilm", "qnli", 16, ENCODER, 5, 4),
+    "c": StepCase("(c) T5-base shape, batch 8", "t5-base", "sst2", 8, {"peft": 1.5}, 5, 3, WORDS),
 }
 GPU_CASES = {
     f"gpu-{model}-{rows}": _on_gpu(name, model, task, side, rows, **options)

@@ -1,4 +1,4 @@
-"""Case (d): writes prompts and rows of a 13 x 13 matrix, and measures it as a torch user would.
+"""Case (d): write prompts and rows of a 13 x 13 matrix, and measure it as a torch user would.
 
 Started by ``studies.py``: ``matrix.py prepare WORK MODEL DATA``, ``matrix.py SIDE WORK MODEL``.
 """
@@ -22,7 +22,7 @@ BATCH = 32
 
 
 def prepare(work: Path, model: str, data: Path) -> None:
-    """Cuts the test splits, draws a prompt for each task, tokenises for the torch side."""
+    """Cut the test splits, sample a prompt for each task, tokenise for the torch side."""
     import jpt
 
     backbone = jpt.load_backbone(model)
@@ -49,12 +49,12 @@ def prepare(work: Path, model: str, data: Path) -> None:
 
 
 def find_folder(model: str) -> Path:
-    """Where the weights of a built-in backbone lie, in the form that transformers reads."""
+    """Return the weights folder of a built-in backbone, which transformers reads too."""
     return Path(str(files("jpt"))) / "backbones" / model
 
 
 def encode(work: Path, backbone: Any, task: str, folder: Path, count: int) -> None:
-    """Every row once, in batches."""
+    """Write every row once, in batches."""
     import jpt
 
     given = {"backbone": backbone, "task": task, "data": folder}
@@ -73,7 +73,7 @@ def encode(work: Path, backbone: Any, task: str, folder: Path, count: int) -> No
 
 
 def measure(side: str, work: Path) -> None:
-    """Scores every prompt on every task in torch."""
+    """Score every prompt on every task in torch."""
     import torch
     import torch_models
     from safetensors.numpy import load_file

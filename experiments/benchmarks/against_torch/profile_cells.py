@@ -1,7 +1,7 @@
-"""Where the time of case (d) goes on an encoder: a profile of one prompt's thirteen cells.
+"""Profile case (d) on an encoder: where the time of one prompt's thirteen cells goes.
 
-How long the cells take, how much of that is spent in the compiled programs, and which kinds of
-operations they spend it on (as jax's profiler times them). A product has what XLA fuses into it.
+The total time, how much of it is spent in the compiled programs, and in which kinds of operations
+(as timed by jax's profiler). A product includes what XLA fuses into it.
 
 Command, after ``run.py --cases d`` has made prompts and rows:
     python experiments/benchmarks/against_torch/profile_cells.py
@@ -22,11 +22,11 @@ from studies import MATRIX, TASKS
 import jpt
 
 FUSED = "ynn_fusion"
-"""What XLA calls products and what is fused into them, on a CPU."""
+"""XLA's name for products and what is fused into them, on a CPU."""
 
 
 def main() -> None:
-    """Scores the cells twice, the second time under the profiler."""
+    """Score the cells twice, the second time under the profiler."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="builtin/bert-small")
     parser.add_argument("--work", type=Path, default=Path("against-torch"))

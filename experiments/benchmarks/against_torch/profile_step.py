@@ -1,7 +1,7 @@
-"""Where the time of a train step goes in jpt: a profile of a case of ``cases.py``.
+"""Profile a train step of jpt: where the time of a case of ``cases.py`` goes.
 
-Shares by kind of operation as jax's profiler times them (which makes a step some per cent slower),
-the rate of the matrix products, and how many of the text's places hold text, padded and packed.
+Shares by kind of operation as timed by jax's profiler (which slows a step by a few per cent), the
+rate of the matrix products, and which share of the text positions holds text, padded and packed.
 
 Command, after ``run.py`` has made the case's model:
     python experiments/benchmarks/against_torch/profile_step.py --case a8 --data DIR
@@ -30,7 +30,7 @@ STEPS = 4
 
 
 def main() -> None:
-    """Profiles some steps of the commonest length, and prints shares."""
+    """Profile some steps of the most frequent length, and print shares."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=sorted(CASES), default="a8")
     parser.add_argument("--data", type=Path, required=True)
@@ -62,9 +62,10 @@ def main() -> None:
     filled = np.concatenate([batch.lengths for batch in batches]).sum()
     padded = sum(batch.tokens.size for batch in batches)
     computed = sum(
-        batch.tokens.size if batch.places is None else batch.places.size for batch in batches
+        batch.tokens.size if batch.packed_index is None else batch.packed_index.size
+        for batch in batches
     )
-    print(f"{filled / padded:.0%} of the places of padded rows hold text, over all batches;")
+    print(f"{filled / padded:.0%} of the positions of padded rows are text, over all batches;")
     print(f"{filled / computed:.0%} of those that the layers compute")
 
 
@@ -72,7 +73,7 @@ PRODUCTS = "matrix products"
 
 
 def kinds(program: str) -> dict[str, str]:
-    """What each operation of a program is: a product, or what XLA calls it."""
+    """Map each operation of a program to its kind: a product, or XLA's name for it."""
     inside: dict[str, bool] = {}
     name = ""
     for line in program.splitlines():
@@ -87,7 +88,7 @@ def kinds(program: str) -> dict[str, str]:
 
 
 def read_trace(folder: str, kind_of: dict[str, str]) -> Counter[str]:
-    """Seconds by kind."""
+    """Return seconds by kind of operation."""
     path = sorted(glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True))[-1]
     with gzip.open(path) as file:
         events = json.load(file)["traceEvents"]

@@ -1,7 +1,7 @@
-"""The rate of matrix products here, in thousands of millions of operations a second.
+"""Measure the matrix-product rate of this machine in GFLOP/s.
 
-The better of torch and XLA, each in float32 on a processor, in bfloat16 on a GPU: on AMD processors
-torch's library leaves the widest instructions unused.
+The better of torch and XLA, in float32 on a CPU, in bfloat16 on a GPU: on AMD processors torch's
+library does not use the widest instructions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 
 def main() -> None:
-    """Prints the best of eight of each, and the better one's rate by itself."""
+    """Print the best of eight calls of each to stderr, and the higher rate to stdout."""
     is_gpu = "--gpu" in sys.argv
     size, dtype = (8192, "bfloat16") if is_gpu else (2048, "float32")
     place = {"device": "cuda" if is_gpu else "cpu", "dtype": getattr(torch, dtype)}
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def time_of(multiply: Callable[[], Any]) -> float:
-    """The shortest of eight calls, in seconds, after one to warm up."""
+    """Return the shortest of eight calls in seconds, after one to warm up."""
     multiply()
     found = []
     for _ in range(8):

@@ -1,4 +1,4 @@
-"""Rows as jpt tokenises them, written down without padding for the other sides."""
+"""Write rows as tokenised by jpt, without padding, for the other sides."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def write_rows(path: Path, batches: Mapping[str, Any], **arrays: Any) -> None:
-    """Writes batches by name.
+    """Write batches by name.
 
     Args:
-        path: the file, ``.npz``.
-        batches: as `jpt.training_batches` gives them.
-        **arrays: what goes with them.
+        path: The ``.npz`` file.
+        batches: Batches as returned by `jpt.training_batches`.
+        **arrays: Further arrays.
     """
     found = dict(arrays)
     for name, batch in batches.items():
@@ -33,7 +33,7 @@ def write_task(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> None:
-    """Writes what a torch side needs to know of a task on a model."""
+    """Write the ids and settings that a torch side needs."""
     task = {
         "layout": backbone.layout,
         "words": np.asarray(label_ids).tolist(),

@@ -1,23 +1,22 @@
-"""jpt against torch: the same work on the same machine in the same run.
+"""Compare jpt with torch: the same work on the same machine in the same run.
 
-(a) SmolLM2-135M with its real weights, 100 prompt rows, SST-2; (b) encoders of the shapes of
-RoBERTa-base and MiniLM, rows of QNLI as they come; (c) T5-base's shape; (d) a 13 x 13 transfer
-matrix; (e) the neurons of 100 prompts; (f) a sweep of 12 runs; (g) import and first step. In (a),
-(c) and (f) the other side is Hugging Face PEFT; encoders, for which it has no masked-LM task, are
-measured against prompts put in front by hand: ``plain`` with the model's own head, ``tuned`` with
-the answer's position and the label words alone. See the top of each script beside this one for what
-is measured and how. Sides take turns; the table has medians of turns and of their ratios, with the
-smallest and the largest. The number of floating-point operations is that of all matrix products in
-each side's own program; the machine's rate is the better of torch's and XLA's products.
+(a) SmolLM2-135M with its real weights, 100 prompt tokens, SST-2; (b) encoders of the shapes of
+RoBERTa-base and MiniLM, rows of QNLI unsorted; (c) T5-base's shape; (d) a 13 x 13 transfer matrix;
+(e) the neurons of 100 prompts; (f) a sweep of 12 runs; (g) import and first step. In (a), (c) and
+(f) the other side is Hugging Face PEFT. Encoders, for which it has no masked-LM task, are compared
+with hand-written torch: ``plain`` with the model's own head, ``tuned`` with logits of the label
+words at the answer only. The top of each script in this folder describes what is measured. Sides
+alternate; the table has medians of rounds and of their ratios, with the smallest and the largest.
+Floating-point operations are those of all matrix products in each side's own program; the machine's
+rate is the better of torch's and XLA's products.
 
 Command (extra ``parity``, and accelerate and gguf for SmolLM2's file; about 40 minutes):
     python experiments/benchmarks/against_torch/run.py --data DIR
 
-On a GPU ``--gpu`` takes larger models in bfloat16, and a sweep by bank against single runs.
+On a GPU ``--gpu`` runs larger models in bfloat16, and multi-run training against single runs.
 
-DIR has a folder of rows for each catalog task; --tokenizers DIR takes tokenizers from there and not
-from the hub. Writes results.json and RESULTS.md beside this script; with --cases only those are
-measured anew.
+DIR has a folder of rows for each catalog task; --tokenizers DIR reads tokenizers from there instead
+of the hub. Writes results.json and RESULTS.md to this folder; --cases measures only those again.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ PACKAGES = ("jpt", "jax", "flax", "torch", "transformers", "peft", "numpy")
 
 
 def cases(options: argparse.Namespace) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    """What can be measured, by name."""
+    """Return the available cases by name."""
 
     def step(key: str) -> Callable[[], list[dict[str, Any]]]:
         return lambda: steps.measure(key, options, matrix_rate(options.gpu))
@@ -63,21 +62,25 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[[], list[dict[str, 
 
 
 def main() -> None:
-    """Measures, writes the numbers as they come, and the table at the end."""
+    """Measure the cases; write the results as they arrive, then the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder of rows a task")
-    parser.add_argument("--tokenizers", type=Path, help="a folder a tokenizer, in place of the hub")
-    parser.add_argument("--work", type=Path, default=Path("against-torch"), help="models and logs")
-    parser.add_argument("--cases", help="names with commas between; all by default")
-    parser.add_argument("--gpu", action="store_true", help="the cases for a GPU, in bfloat16")
-    parser.add_argument("--turns", type=int, default=3, help="of (d) to (g)")
-    parser.add_argument("--out", type=Path, default=HERE, help="where results go")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with a folder of rows per task"
+    )
+    parser.add_argument("--tokenizers", type=Path, help="folder of tokenizers, instead of the hub")
+    parser.add_argument(
+        "--work", type=Path, default=Path("against-torch"), help="folder of models and logs"
+    )
+    parser.add_argument("--cases", help="comma-separated names; default: all")
+    parser.add_argument("--gpu", action="store_true", help="run the GPU cases, in bfloat16")
+    parser.add_argument("--turns", type=int, default=3, help="number of rounds of (d) to (g)")
+    parser.add_argument("--out", type=Path, default=HERE, help="output folder")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     known = cases(options)
     chosen = options.cases.split(",") if options.cases else list(known)
     if unknown := sorted(set(chosen) - set(known)):
-        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(known)}")
+        parser.error(f"unknown case {', '.join(unknown)}; expected one of {', '.join(known)}")
     for name in chosen:
         lines = known[name]()
         keep(options.out, name, lines)
@@ -85,7 +88,7 @@ def main() -> None:
 
 
 def keep(out: Path, name: str, lines: list[dict[str, Any]]) -> None:
-    """Puts the lines of a case in the place of its older ones, and writes the table."""
+    """Replace the lines of a case in results.json, and rewrite the table."""
     path = out / "results.json"
     found = json.loads(path.read_text()) if path.exists() else {"cases": {}}
     stamp = {"measured": time.strftime("%Y-%m-%d"), "machine": machine(name)}
@@ -95,16 +98,16 @@ def keep(out: Path, name: str, lines: list[dict[str, Any]]) -> None:
 
 
 def machine(case: str) -> dict[str, Any]:
-    """What kind of machine this is, with versions and how busy it was."""
+    """Return the kind of machine, versions and current load."""
     gpu = {}
     if case in (*GPU_CASES, "bank"):
         import torch
 
         gpu = {"gpu": torch.cuda.get_device_name()}
-    told = Path("/proc/cpuinfo")
+    cpu_info = Path("/proc/cpuinfo")
     name = platform.processor()
-    if told.exists():
-        names = [row for row in told.read_text().splitlines() if row.startswith("model name")]
+    if cpu_info.exists():
+        names = [row for row in cpu_info.read_text().splitlines() if row.startswith("model name")]
         name = names[0].split(": ")[1] if names else name
     return {
         "cpu": name,
@@ -117,7 +120,7 @@ def machine(case: str) -> dict[str, Any]:
 
 
 def matrix_rate(gpu: bool) -> float:
-    """Billions of floating-point operations a second, in a process of its own."""
+    """Return the matrix-product rate in GFLOP/s, measured in a separate process."""
     command = [sys.executable, str(HERE / "rate.py"), *(["--gpu"] if gpu else [])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)

@@ -1,4 +1,4 @@
-"""Train steps of both sides in turns: cases (a), (b) and (c)."""
+"""Run train steps of both sides in alternation: cases (a), (b) and (c)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import CASES, GPU_CASES, RecommendInputs
+from cases import CASES, GPU_CASES, StepCase
 from models import write_model
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -21,12 +21,12 @@ SAME_LOSS = 1e-3
 
 
 def measure(key: str, options: Any, rate_gflops: float) -> list[dict[str, Any]]:
-    """Measures a case; a line of the table for each torch side.
+    """Measure a case; return a line of the table for each torch side.
 
     Args:
-        key: of the case.
-        options: of the command.
-        rate_gflops: of the machine's matrix products.
+        key: Name of the case.
+        options: Options of the command.
+        rate_gflops: Matrix-product rate of the machine.
     """
     case = {**CASES, **GPU_CASES}[key]
     folder = options.work / key
@@ -44,8 +44,8 @@ def measure(key: str, options: Any, rate_gflops: float) -> list[dict[str, Any]]:
     return [compare(key, case, side, numbers) for side in sides[1:]]
 
 
-def describe(case: RecommendInputs, folder: Path, options: Any) -> dict[str, Any]:
-    """What the workers are told."""
+def describe(case: StepCase, folder: Path, options: Any) -> dict[str, Any]:
+    """Return the case as sent to the workers."""
     return {
         "model": str(write_model(case.model, options.work, options.tokenizers)),
         "task": case.task,
@@ -64,7 +64,7 @@ def describe(case: RecommendInputs, folder: Path, options: Any) -> dict[str, Any
 
 
 class Worker:
-    """A side's process, loaded and warm."""
+    """The process of one side, loaded and warm."""
 
     def __init__(self, side: str, case: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
@@ -77,25 +77,23 @@ class Worker:
         self.ready = self.ask({**case, "side": side})
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Sends a line and waits for the answer."""
+        """Send a line and waits for the answer."""
         assert self.process.stdin and self.process.stdout
         print(json.dumps(question), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            _, told = self.process.communicate()
-            raise SystemExit(f"a side ended: {told}")
+            _, stderr = self.process.communicate()
+            raise SystemExit(f"a worker process ended: {stderr}")
         return json.loads(line)
 
     def end(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self.process.kill()
         self.process.wait()
 
 
-def in_turns(
-    case: RecommendInputs, workers: dict[str, Worker]
-) -> dict[str, tuple[list[dict], Worker]]:
-    """Lets the sides do the same steps one after the other, turn by turn."""
+def in_turns(case: StepCase, workers: dict[str, Worker]) -> dict[str, tuple[list[dict], Worker]]:
+    """Run the same steps on the sides in alternation."""
     turns: dict[str, list[dict]] = {side: [] for side in workers}
     for turn in range(case.turns):
         steps = list(range(turn * case.steps, (turn + 1) * case.steps))
@@ -107,8 +105,8 @@ def in_turns(
     return {side: (turns[side], workers[side]) for side in workers}
 
 
-def count_rows(folder: Path, case: RecommendInputs) -> dict[str, float]:
-    """Rows and tokens of a step, on average; the prompt's rows count once a row."""
+def count_rows(folder: Path, case: StepCase) -> dict[str, float]:
+    """Return mean rows and tokens per step; the prompt counts once per row."""
     found = np.load(folder / "rows.npz")
     lengths = np.concatenate([found[f"{n}.lengths"] for n in range(case.turns * case.steps)])
     tokens = float(lengths.mean() + LENGTH) * case.batch_size
@@ -117,13 +115,12 @@ def count_rows(folder: Path, case: RecommendInputs) -> dict[str, float]:
 
 
 def summary(
-    case: RecommendInputs,
+    case: StepCase,
     turns: list[dict],
     worker: Worker,
     rows: dict[str, float],
     rate_gflops: float,
 ) -> dict[str, Any]:
-    """The numbers of one side."""
     seconds = [turn["wall_s"] / case.steps for turn in turns]
     step_s = statistics.median(seconds)
     flops = turns[0]["flops"] / case.steps
@@ -146,8 +143,8 @@ def summary(
     }
 
 
-def compare(key: str, case: RecommendInputs, side: str, numbers: dict[str, Any]) -> dict[str, Any]:
-    """A line of the table: jpt against one torch side."""
+def compare(key: str, case: StepCase, side: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of the table: jpt against one torch side."""
     ours, theirs = numbers["jpt"], numbers[side]
     pairs = zip(theirs["turns_s"], ours["turns_s"], strict=True)
     ratios = sorted(their / our for their, our in pairs)

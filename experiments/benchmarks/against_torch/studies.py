@@ -1,9 +1,9 @@
-"""Whole commands of jpt against a torch user's script: cases (d), (e), (f) and (g).
+"""Compare whole jpt commands with a torch user's script: cases (d), (e), (f) and (g).
 
-Every measurement is a process of its own, timed from outside: starting, loading, compiling and all.
-Both sides take turns. jpt starts with an empty cache folder: its first turn compiles, the later
-ones find programs and tokens there, as on a user's second day; the table has the later ones, the
-first stands beside them. The torch scripts are given rows that are tokenised already.
+Every measurement is a separate process, timed from outside, including start-up, loading and
+compilation. The sides alternate. jpt starts with an empty cache folder: its first round compiles,
+the later ones find programs and tokens there, as on a user's second day; the table has the later
+rounds, and the first one separately. The torch scripts get rows that are tokenised already.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ START = ("--steps", "1", "--batch-size", "16", "--length", "20", "--max-tokens",
 
 
 class Spent(NamedTuple):
-    """What a process took."""
+    """Resources used by a process."""
 
     wall_s: float
     cpu_s: float
@@ -61,7 +61,7 @@ class Spent(NamedTuple):
 
 
 def run(command: list[str], work: Path, **more: str) -> Spent:
-    """Runs a process and asks the operating system what it took."""
+    """Run a process; return the resources reported by the operating system."""
     log = work / "log.txt"
     environment = {**os.environ, **more}
     started_s = time.perf_counter()
@@ -77,12 +77,11 @@ def run(command: list[str], work: Path, **more: str) -> Spent:
 
 
 def jpt_command(*arguments: str) -> list[str]:
-    """A command of jpt."""
     return [sys.executable, "-m", "jpt.cli", *arguments]
 
 
 def script(name: str, *arguments: Any) -> list[str]:
-    """A script beside this one."""
+    """Return the command that runs another script of this folder."""
     return [sys.executable, str(HERE / name), *map(str, arguments)]
 
 
@@ -90,7 +89,7 @@ Sides = Mapping[str, Callable[[int], Spent]]
 
 
 def in_turns(sides: Sides, turns: int) -> dict[str, list[Spent]]:
-    """Runs the sides one after the other, several times."""
+    """Run the sides one after the other, several times."""
     found: dict[str, list[Spent]] = {side: [] for side in sides}
     for turn in range(turns):
         for side, once in sides.items():
@@ -101,7 +100,7 @@ def in_turns(sides: Sides, turns: int) -> dict[str, list[Spent]]:
 def line(
     case: str, name: str, found: dict[str, list[Spent]], side: str, expected: float, **more: Any
 ) -> dict[str, Any]:
-    """A line of the table: jpt's later turns against one torch side."""
+    """Return a line of the table: jpt's later rounds against one torch side."""
     ours, theirs = found["jpt"][1:] or found["jpt"], found[side][1:] or found[side]
     pairs = zip(theirs, ours, strict=True)
     ratios = sorted(their.wall_s / our.wall_s for their, our in pairs)
@@ -132,12 +131,12 @@ def line(
 
 
 def matrix(options: Any, model: str, torch_sides: Mapping[str, float]) -> list[dict[str, Any]]:
-    """(d): 13 prompts on 13 tasks.
+    """Measure case (d): 13 prompts on 13 tasks.
 
     Args:
-        options: of the command.
-        model: a built-in backbone.
-        torch_sides: who measures the same in torch, and what is expected against each.
+        options: Options of the command.
+        model: A built-in backbone.
+        torch_sides: The torch sides and the target speed-up against each.
     """
     work = fresh(options.work / f"d-{model}")
     subprocess.run(script("matrix.py", "prepare", work, model, options.data), check=True)
@@ -163,7 +162,7 @@ def matrix(options: Any, model: str, torch_sides: Mapping[str, float]) -> list[d
 
 
 def count_same(ours: Path, theirs: Path) -> str:
-    """How many cells of two tables are the same."""
+    """Report how many cells of two tables are equal."""
     tables = []
     for path in (ours, theirs):
         with path.open(newline="") as file:
@@ -176,7 +175,7 @@ def count_same(ours: Path, theirs: Path) -> str:
 
 
 def sweep(options: Any) -> list[dict[str, Any]]:
-    """(f): 12 runs, 3 tasks x 2 seeds x 2 rates, each scored on validation and test at its end."""
+    """Measure case (f): 12 runs (3 tasks x 2 seeds x 2 learning rates), scored at their end."""
     work = fresh(options.work / "f")
     subprocess.run(script("sweeps.py", "prepare", work), check=True)
 
@@ -195,21 +194,19 @@ def sweep(options: Any) -> list[dict[str, Any]]:
 
 
 def bank(options: Any) -> list[dict[str, Any]]:
-    """On a GPU: 16 runs of batch 8 as one bank, against the same runs one after the other."""
+    """Measure 16 runs of batch 8 on a GPU, trained together and one after the other."""
     work = fresh(options.work / "bank")
     fixed = {**SWEEP, "backbone": "builtin/bert-medium", "batch_size": 8, "steps": 400}
     grid = {"task": ["builtin/imdb_number"], "seed": list(range(16))}
 
-    def once(places: int) -> Callable[[int], Spent]:
-        text = toml(
-            {"fixed": {**fixed, "eval_every": 400}, "grid": grid, "run": {"places": places}}
-        )
-        (work / f"{places}.toml").write_text(text)
+    def once(slots: int) -> Callable[[int], Spent]:
+        text = toml({"fixed": {**fixed, "eval_every": 400}, "grid": grid, "run": {"slots": slots}})
+        (work / f"{slots}.toml").write_text(text)
 
         def timed(turn: int) -> Spent:
-            command = jpt_command("sweep", str(work / f"{places}.toml"))
-            command += ["--out", str(work / f"{places}-{turn}")]
-            return run(command, work, JPT_CACHE=str(work / f"cache-{places}"))
+            command = jpt_command("sweep", str(work / f"{slots}.toml"))
+            command += ["--out", str(work / f"{slots}-{turn}")]
+            return run(command, work, JPT_CACHE=str(work / f"cache-{slots}"))
 
         return timed
 
@@ -218,7 +215,7 @@ def bank(options: Any) -> list[dict[str, Any]]:
 
 
 def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tables of numbers, texts and lists of them as TOML."""
+    """Format tables of numbers, texts and lists as TOML."""
     lines = []
     for name, values in tables.items():
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
@@ -226,7 +223,7 @@ def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def start(options: Any) -> list[dict[str, Any]]:
-    """(g): import; a run of one step from the shell, with 50 rows scored twice."""
+    """Measure case (g): import, and a one-step run from the shell with 50 rows scored twice."""
     work = fresh(options.work / "g")
     lines = [_imports(options, work)]
     subprocess.run(script("sweeps.py", "start", work), check=True)
@@ -243,7 +240,7 @@ def start(options: Any) -> list[dict[str, Any]]:
 
 
 def _imports(options: Any, work: Path) -> dict[str, Any]:
-    """What an import takes beyond python itself."""
+    """Measure import times beyond that of python itself."""
     code = {"python": "pass", "jpt": "import jpt", "peft": "import torch, transformers, peft"}
 
     def once(text: str) -> Callable[[int], Spent]:
@@ -259,7 +256,7 @@ def _imports(options: Any, work: Path) -> dict[str, Any]:
 
 
 def neurons(options: Any) -> list[dict[str, Any]]:
-    """(e): the script of its own, several times."""
+    """Measure case (e): run benchmarks/neurons.py several times."""
     command = [sys.executable, str(HERE.parent / "neurons.py"), "--json"]
     found = []
     for _ in range(options.turns):
@@ -275,7 +272,7 @@ def neurons(options: Any) -> list[dict[str, Any]]:
 
 
 def fresh(folder: Path) -> Path:
-    """An empty folder."""
+    """Return an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -29,11 +29,11 @@ absent = "bad"
 number = "good"
 """
 SCORED = 50
-"""Rows at once where nothing is trained."""
+"""Evaluation batch size."""
 
 
 def prepare(work: Path) -> None:
-    """Writes the grid for jpt, and for torch the rows and the start of every run."""
+    """Write the grid for jpt, and for torch the rows and the initial prompt of every run."""
     import jpt
 
     fixed = {"backbone": MODEL, **SWEEP}
@@ -49,7 +49,7 @@ def prepare(work: Path) -> None:
 
 
 def write_run(work: Path, backbone: Any, task: Any, seed: int) -> None:
-    """The batches and the start of a task and a seed; the rates share them."""
+    """Write batches and initial prompt of a task and seed; the learning rates share them."""
     import jpt
 
     options, name = {**SWEEP, "seed": seed}, task.name.removeprefix("builtin/")
@@ -61,7 +61,7 @@ def write_run(work: Path, backbone: Any, task: Any, seed: int) -> None:
 
 
 def write_scored(work: Path, backbone: Any, task: Any) -> None:
-    """Every row of validation and test once."""
+    """Write every row of validation and test once."""
     import jpt
 
     for split in ("validation", "test"):
@@ -76,14 +76,16 @@ def write_scored(work: Path, backbone: Any, task: Any) -> None:
 
 
 def in_torch(work: Path) -> None:
-    """The loop that a user of PEFT would write: the model is loaded once."""
+    """Run the loop that a PEFT user would write; the model is loaded once."""
     import torch
     import torch_models
 
     place, found = Path((work / "model.txt").read_text()), {}
     asked: dict[str, Any] = {}
     for name in SWEEP_TASKS:
-        asked |= json.loads((work / f"{name}.json").read_text())  # the loss looks for words there
+        asked |= json.loads(
+            (work / f"{name}.json").read_text()
+        )  # the loss reads the label words from it
         if name == SWEEP_TASKS[0]:
             model = torch_models.build("peft", place, SWEEP["length"], asked)
         words = torch.tensor(asked["words"])
@@ -99,7 +101,6 @@ def in_torch(work: Path) -> None:
 
 
 def read_all(path: Path) -> list[Any]:
-    """All batches of a split."""
     import torch_models
 
     found = np.load(path)
@@ -107,7 +108,7 @@ def read_all(path: Path) -> list[Any]:
 
 
 def compare(work: Path) -> None:
-    """Prints how far the scores of both sides are apart."""
+    """Print the differences between the scores of both sides."""
     theirs = json.loads((work / "peft.json").read_text())
     with (work / "jpt-0" / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -119,7 +120,7 @@ def compare(work: Path) -> None:
 
 
 def start(work: Path) -> None:
-    """A small task in files for jpt, and its rows for the torch side of (g)."""
+    """Write a small task in files for jpt, and its rows for the torch side of (g)."""
     import jpt
 
     task = jpt.load_task(f"builtin/{SWEEP_TASKS[0]}")
@@ -129,14 +130,14 @@ def start(work: Path) -> None:
         text = "\n".join(json.dumps(row) for row in rows)
         (work / FIRST / f"{split}.jsonl").write_text(f"{text}\n")
     (work / FIRST / "task.toml").write_text(TOML)
-    backbone, own = jpt.load_backbone(MODEL), jpt.load_task(work / FIRST)
+    backbone, task_in_files = jpt.load_backbone(MODEL), jpt.load_task(work / FIRST)
     (work / "model.txt").write_text(str(find_folder(MODEL)))
-    write_run(work, backbone, own, 0)
-    write_scored(work, backbone, own)
+    write_run(work, backbone, task_in_files, 0)
+    write_scored(work, backbone, task_in_files)
 
 
 def first(work: Path) -> None:
-    """Loads, does one step, scores validation and test, as ``jpt tune --steps 1`` does."""
+    """Load, take one step, score validation and test, as ``jpt tune --steps 1`` does."""
     import torch
     import torch_models
 

@@ -1,4 +1,4 @@
-"""The results as Markdown."""
+"""Format the results as Markdown."""
 
 from __future__ import annotations
 
@@ -7,39 +7,37 @@ from typing import Any
 
 from cases import GPU_CASES
 
-BANK = "(GPU) 16 runs of batch 8 as one bank, against one by one"
+BANK = "(GPU) 16 runs of batch 8 trained together, against one by one"
 VERSIONS = ("python", "jpt", "jax", "torch", "transformers", "peft")
 COMMAND = "python experiments/benchmarks/against_torch/run.py --data DIR"
 
 
 def describe(lines: Sequence[Mapping[str, Any]]) -> str:
-    """A line of text for each comparison."""
+    """Return a line of text for each comparison."""
     return "\n".join(
         f"{line['name']}: jpt {line['jpt']} {line['unit']}, torch {line['torch']}, "
-        f"{line['ratio']} times as fast ({line['spread'][0]} to {line['spread'][1]}); "
-        f"expected {expected(line)}{told(line)}"
+        f"{line['ratio']} x speed-up ({line['spread'][0]} to {line['spread'][1]}); "
+        f"target {expected(line)}{difference(line)}"
         for line in lines
     )
 
 
 def expected(line: Mapping[str, Any]) -> str:
-    """What was expected of a line."""
     return f"under {line['limit_s']} s" if "limit_s" in line else f"{line['expected']}"
 
 
-def told(line: Mapping[str, Any]) -> str:
-    """Whether both sides found the same."""
+def difference(line: Mapping[str, Any]) -> str:
+    """Report how far the results of both sides differ."""
     if "loss_apart" in line:
-        return f"; losses at most {line['loss_apart']:.0e} apart"
+        return f"; losses differ by at most {line['loss_apart']:.0e}"
     if "same_cells" in line:
-        return f"; same cells: {line['same_cells']}"
-    return f"; scores apart: {line['scores_apart']}" if "scores_apart" in line else ""
+        return f"; equal cells: {line['same_cells']}"
+    return f"; scores differ by {line['scores_apart']}" if "scores_apart" in line else ""
 
 
 def page(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The whole page."""
     lines = [line for name in sorted(cases) for line in cases[name]]
-    parts = [HEAD, summary(lines), "## Inside\n", head(STEP_NAMES), *map(step_row, steps(lines))]
+    parts = [HEAD, summary(lines), "## Details\n", head(STEP_NAMES), *map(step_row, steps(lines))]
     whole = [line for line in lines if "turns_s" not in first(line)]
     parts += ["", head(RUN_NAMES), *(row for line in whole for row in run_rows(line))]
     parts += ["", machines(lines)]
@@ -47,19 +45,17 @@ def page(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def head(names: Sequence[str]) -> str:
-    """The head of a table."""
     return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
 
 
 def summary(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The short table."""
     rows = [
-        "| case | jpt | torch | times as fast | smallest to largest | expected | same result |",
+        "| case | jpt | torch | speed-up | smallest to largest | target | difference in results |",
         "|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         low, high = line["spread"]
-        same = told(line).removeprefix("; ") or "-"
+        same = difference(line).removeprefix("; ") or "-"
         rows.append(
             f"| {line['name']} | {line['jpt']} {line['unit']} | {line['torch']} {line['unit']} | "
             f"**{line['ratio']}** | {low} to {high} | {expected(line)} | {same} |"
@@ -75,7 +71,7 @@ def summary(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def steps(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Case, side and numbers of every side of train steps, each once."""
+    """Return case, side and numbers of every train-step side, each once."""
     found = {}
     for line in lines:
         for side, numbers in line["sides"].items():
@@ -85,7 +81,6 @@ def steps(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Mapping[st
 
 
 def step_row(entry: tuple[str, str, Mapping[str, Any]]) -> str:
-    """A row of the table of train steps."""
     name, side, numbers = entry
     text = numbers["text_tokens"]
     return (
@@ -97,7 +92,6 @@ def step_row(entry: tuple[str, str, Mapping[str, Any]]) -> str:
 
 
 def run_rows(line: Mapping[str, Any]) -> list[str]:
-    """Rows of a case of whole processes."""
     return [
         f"| {line['name']} | {side} | {', '.join(map(str, numbers['wall_s']))} | "
         f"{', '.join(map(str, numbers['cpu_s']))} | {numbers['peak_mb']:,} |"
@@ -106,12 +100,12 @@ def run_rows(line: Mapping[str, Any]) -> list[str]:
 
 
 def first(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The numbers of a line's first side."""
+    """Return the numbers of a line's first side."""
     return next(iter(line["sides"].values()))
 
 
 def machines(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Where and when each case was measured."""
+    """Return where and when each case was measured."""
     found: dict[str, list[str]] = {}
     for line in lines:
         of = line["machine"]
@@ -120,32 +114,32 @@ def machines(lines: Sequence[Mapping[str, Any]]) -> str:
         where = f"{line['measured']}: {of['cores']} cores of {of['cpu']}, {device}"
         found.setdefault(f"{where}; {versions}; load {of['load']}", []).append(line["case"])
     return "\n".join(
-        f"- {', '.join(sorted(set(names)))}: {told_of}." for told_of, names in found.items()
+        f"- {', '.join(sorted(set(names)))}: {machine}." for machine, names in found.items()
     )
 
 
 HEAD = f"""# jpt against torch
 
-Written by `{COMMAND}`; a case alone by `--cases NAME`.
-What is measured, and how, stands at the top of `run.py` and of the scripts beside it. All numbers
-with their turns: `results.json`. Numbers are medians. On a GPU: the same command with `--gpu`,
-where the share of the rate of products is the utilisation; written without a GPU at hand.
+Written by `{COMMAND}`; `--cases NAME` measures a single case.
+The top of `run.py` and of the other scripts in this folder describes what is measured. Numbers are
+medians; `results.json` has every round. On a GPU: the same command with `--gpu`, where the share of
+the matrix-product rate is the utilisation. No GPU was available.
 """
 STEP_NAMES = (
     "train steps",
     "side",
-    "s a step (smallest to largest turn)",
+    "s per step (smallest to largest round)",
     "rows/s",
     "tokens/s",
-    "GFLOP a step",
-    "share of the rate of matrix products",
+    "GFLOP per step",
+    "share of the matrix-product rate",
     "peak MB",
-    "tokens of a row: least / mean / most",
+    "tokens per row: min / mean / max",
 )
 RUN_NAMES = (
     "whole processes",
     "side",
-    "wall s, turn by turn (jpt: the first without a cache)",
-    "processor s",
+    "wall s, by round (jpt: the first without a cache)",
+    "CPU s",
     "peak MB",
 )

@@ -1,10 +1,10 @@
-"""What a torch user would write for a train step of a soft prompt: PEFT, or by hand for encoders.
+"""A torch user's train step of a soft prompt: PEFT, or hand-written for encoders.
 
-Each side pads to the longest row of its batch, has gradients for the prompt alone, and the fused
-attention that transformers chooses. Encoders have no prompt tuning with a masked-LM head in PEFT:
-there the prompt's rows are put in front of the embedded text, in the layout of jpt, and the answer
-is read at the mask; ``plain`` asks the head for every word at every position, as the model's own
-class does, ``tuned`` for the label words at the mask alone.
+Each side pads to the longest row of its batch, computes gradients for the prompt only, and uses the
+fused attention that transformers selects. PEFT has no prompt tuning with a masked-LM head: for
+encoders the prompt is prepended to the embedded text, in the layout of jpt, and the answer is read
+at the mask; ``plain`` computes logits of every word at every position, as the model's own class
+does, ``tuned`` those of the label words at the mask.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ ADAM = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0}
 
 
 class Rows(NamedTuple):
-    """A batch as it is tokenised: one array of ids a row, and the number of its label."""
+    """A tokenised batch: one array of ids per row, and the label numbers."""
 
     texts: list[np.ndarray]
     labels: np.ndarray
 
 
 class Model:
-    """A frozen model behind a trainable prompt.
+    """A frozen model with a trainable prompt.
 
     Args:
-        prompt: the trainable rows.
-        scores_of: gives a batch's scores of words at the answer.
-        loss_of: gives the loss of a batch.
+        prompt: The trainable prompt.
+        scores_of: Returns a batch's logits of words at the answer.
+        loss_of: Returns the loss of a batch.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Model:
         self.prompt, self.scores_of, self.loss_of = prompt, scores_of, loss_of
 
     def start(self, values: np.ndarray, rate: float) -> None:
-        """Puts a prompt in, with a new optimizer."""
+        """Set the prompt and create a new optimizer."""
         with torch.no_grad():
             self.prompt.copy_(torch.from_numpy(values))
         self.optimizer = torch.optim.AdamW([self.prompt], lr=rate, **ADAM)
 
     def step(self, rows: Rows) -> torch.Tensor:
-        """Does one step and gives its loss, on the device."""
+        """Take one step and return its loss, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss_of(rows)
         loss.backward()
@@ -67,7 +67,7 @@ class Model:
 
     @torch.inference_mode()
     def accuracy(self, batches: list[Rows], words: torch.Tensor) -> float:
-        """The share of rows whose right label word scores best."""
+        """Return the share of rows whose correct label word has the highest score."""
         right = 0
         for rows in batches:
             best = self.scores_of(rows, words).argmax(1).cpu().numpy()
@@ -76,13 +76,13 @@ class Model:
 
 
 def build(side: str, model: Path, length: int, task: dict[str, Any]) -> Model:
-    """Loads a model with room for a prompt.
+    """Load a model with a prompt.
 
     Args:
         side: ``peft``, or for encoders ``plain`` or ``tuned``.
-        model: a folder, or the GGUF file of a decoder.
-        length: rows of the prompt.
-        task: ids of the label words and of special tokens; device and dtype.
+        model: A folder, or the GGUF file of a decoder.
+        length: Number of prompt tokens.
+        task: Ids of the label words and special tokens; device and dtype.
     """
     if side != "peft":
         return _encoder(model, length, task, is_tuned=side == "tuned")
@@ -99,27 +99,27 @@ def build(side: str, model: Path, length: int, task: dict[str, Any]) -> Model:
         num_virtual_tokens=length,
         num_transformer_submodules=1,
     )
-    # eval: dropout is off on both sides; to: PEFT leaves the prompt on the processor.
+    # eval: dropout is off on both sides; to: PEFT leaves the prompt on the CPU.
     tuned = get_peft_model(base, config).eval().to(task["device"])
     return (_decoder if is_decoder else _t5)(tuned, length, task)
 
 
 def _decoder(tuned: Any, length: int, task: dict[str, Any]) -> Model:
-    """The answer is the token behind the text; the loss is that of the model's own class."""
+    """The answer is the token after the text; the loss is that of the model's own class."""
 
     def scores_of(rows: Rows, words: torch.Tensor) -> torch.Tensor:
         ids, mask = pad(rows.texts, task["pad"], task["device"])
-        places = torch.tensor([length + len(text) - 1 for text in rows.texts])
+        positions = torch.tensor([length + len(text) - 1 for text in rows.texts])
         logits = tuned(input_ids=ids, attention_mask=mask).logits
-        return logits[torch.arange(len(ids)), places][:, words]
+        return logits[torch.arange(len(ids)), positions][:, words]
 
     def loss_of(rows: Rows) -> torch.Tensor:
         pairs = zip(rows.texts, rows.labels, strict=True)
         whole = [np.append(text, task["words"][label]) for text, label in pairs]
         ids, mask = pad(whole, task["pad"], task["device"])
         labels, each = torch.full_like(ids, NOT_SCORED), torch.arange(len(whole))
-        places = torch.tensor([len(text) - 1 for text in whole])
-        labels[each, places] = ids[each, places]
+        positions = torch.tensor([len(text) - 1 for text in whole])
+        labels[each, positions] = ids[each, positions]
         return tuned(input_ids=ids, attention_mask=mask, labels=labels).loss
 
     return Model(tuned.prompt_encoder["default"].embedding.weight, scores_of, loss_of)
@@ -156,7 +156,7 @@ def _encoder(model: Path, length: int, task: dict[str, Any], is_tuned: bool) -> 
         front = _front(body.embeddings, prompt, task["mask"], is_bert)
         states = torch.cat([front.expand(len(ids), -1, -1), body.embeddings(ids)], 1)
         seen = torch.cat([mask.new_ones(len(ids), front.shape[1]), mask], 1)
-        # For each position which are allowed: what scaled_dot_product_attention takes.
+        # Allowed positions for each position, as scaled_dot_product_attention expects.
         seen = seen[:, None, None, :].bool().expand(-1, -1, states.shape[1], -1)
         hidden = body.encoder(states, attention_mask=seen)[0]
         if is_tuned:
@@ -172,7 +172,7 @@ def _encoder(model: Path, length: int, task: dict[str, Any], is_tuned: bool) -> 
 
 
 def _front(embeddings: Any, prompt: torch.Tensor, mask: int, is_bert: bool) -> torch.Tensor:
-    """``[MASK] p1 .. pP``, normalised: no positions, in RoBERTa the one token type."""
+    """Embed ``[MASK] p1 .. pP``, normalised: no positions, in RoBERTa the one token type."""
     words = embeddings.word_embeddings.weight
     rows = torch.cat([words[mask][None], prompt.to(words.dtype)])
     if not is_bert:
@@ -181,7 +181,7 @@ def _front(embeddings: Any, prompt: torch.Tensor, mask: int, is_bert: bool) -> t
 
 
 def _label_scores(masked: Any, hidden: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """The masked-LM head for the label words alone."""
+    """Apply the masked-LM head to the label words only."""
     if masked.config.model_type == "bert":
         head = masked.cls.predictions
         transformed = head.transform(hidden)
@@ -192,14 +192,14 @@ def _label_scores(masked: Any, hidden: torch.Tensor, words: torch.Tensor) -> tor
 
 
 def read_rows(found: Any, name: str) -> Rows:
-    """Reads a batch that ``rows.py`` wrote."""
+    """Read a batch that ``rows.py`` wrote."""
     cuts = np.cumsum(found[f"{name}.lengths"])[:-1]
     texts = np.split(found[f"{name}.texts"], cuts)
     return Rows(texts, found[f"{name}.labels"].astype(np.int64))
 
 
 def pad(texts: list[np.ndarray], filler: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads rows on the right to the longest of them."""
+    """Pad rows on the right to the longest of them."""
     longest = max(map(len, texts))
     ids = np.full((len(texts), longest), filler, np.int64)
     for row, text in zip(ids, texts, strict=True):

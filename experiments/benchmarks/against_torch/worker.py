@@ -1,7 +1,7 @@
-"""One side of a comparison as a process: waits for a line, does some steps, says how long.
+"""Run one side of a comparison as a process: wait for a line, run steps, report the time.
 
-Started by ``steps.py``. The first line it is given is the case; each later one asks for steps. Both
-sides live at the same time and work in turns, so that what the machine does besides meets both.
+Started by ``steps.py``. The first line is the case; each later one requests steps. Both sides are
+alive at the same time and alternate, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rows import write_rows, write_task
 
 
 class Side(NamedTuple):
-    """What a side can do."""
+    """The operations of a side."""
 
     step: Callable[[int], Any]
     reset: Callable[[], None]
@@ -28,13 +28,13 @@ class Side(NamedTuple):
 
 
 def main() -> None:
-    """Answers each line on stdin with one on stdout."""
+    """Answer each line on stdin with one on stdout."""
     case = json.loads(sys.stdin.readline())
     answers, sys.stdout = sys.stdout, sys.stderr
     started_s = time.perf_counter()
     side = jpt_side(case) if case["side"] == "jpt" else torch_side(case)
     loaded_s, loaded_mb = time.perf_counter() - started_s, peak_mb()
-    # Every shape once, which compiles it; then from the start again.
+    # Compile every shape, then start again.
     first: dict[tuple[int, ...], float] = {}
     for number, shape in enumerate(side.shapes):
         if shape not in first:
@@ -49,9 +49,9 @@ def main() -> None:
 
 
 def do(side: Side, asked: dict[str, Any]) -> dict[str, Any]:
-    """Does the steps that are asked for."""
+    """Run the requested steps."""
     started_s, cpu_s = time.perf_counter(), time.process_time()
-    # Read at the end alone, so that no step waits for the one before.
+    # Read at the end only, so that no step waits for the one before.
     losses = [float(loss) for loss in [side.step(number) for number in asked["steps"]]]
     spent = {"wall_s": time.perf_counter() - started_s, "cpu_s": time.process_time() - cpu_s}
     flops = sum(side.flops(number) for number in asked["steps"]) if asked.get("flops") else None
@@ -59,13 +59,13 @@ def do(side: Side, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """The most memory this process has had."""
+    """Return the peak memory of this process."""
     unit = 1e6 if sys.platform == "darwin" else 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def jpt_side(case: dict[str, Any]) -> Side:
-    """The step of `jpt.tune` on the batches of `jpt.tune`."""
+    """Build the step and batches of `jpt.tune`."""
     import jax
 
     import jpt
@@ -75,8 +75,8 @@ def jpt_side(case: dict[str, Any]) -> Side:
     given = {"backbone": backbone, "task": case["task"], "data": case["data"]}
     step, first = jpt.train_step(**given, **case["options"])
     batches = list(jpt.training_batches(**given, **case["options"]))
-    if step.answer.pieces is not None:
-        raise SystemExit(f"{case['task']}: the label words have several pieces")
+    if step.answer.label_tokens is not None:
+        raise SystemExit(f"{case['task']}: the label words have several tokens")
     folder = Path(case["folder"])
     where = {"device": case["device"], "dtype": dtype}
     write_task(folder / "task.json", backbone, step.answer.label_ids, **where)
@@ -99,12 +99,12 @@ def jpt_side(case: dict[str, Any]) -> Side:
 
 
 def shape_of(batch: Any) -> tuple[int, ...]:
-    """Rows, tokens and packed places: what a step is compiled for."""
-    return (*batch.tokens.shape, *(() if batch.places is None else batch.places.shape))
+    """Return rows, tokens and packed size, which a step is compiled for."""
+    return (*batch.tokens.shape, *(() if batch.packed_index is None else batch.packed_index.shape))
 
 
 def torch_side(case: dict[str, Any]) -> Side:
-    """The step of a torch user on the same rows."""
+    """Build a torch user's step on the same rows."""
     import torch_models
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -131,18 +131,18 @@ def torch_side(case: dict[str, Any]) -> Side:
 
 
 def count_flops(jaxpr: Any) -> float:
-    """Floating-point operations of all matrix products, those of a loop once a turn."""
+    """Count operations of all matrix products, those in a loop once per iteration."""
     total = 0.0
     for equation in jaxpr.eqns:
-        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         if equation.primitive.name == "dot_general":
             total += dot_flops(equation)
-        total += turns * sum(count_flops(inner) for inner in inner_programs(equation.params))
+        total += repeats * sum(count_flops(inner) for inner in inner_programs(equation.params))
     return total
 
 
 def inner_programs(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs that an operation runs: the body of a loop, a call."""
+    """Yield the programs that an operation runs: the body of a loop, a call."""
     for name, value in params.items():
         if name in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"):
             continue
@@ -152,7 +152,6 @@ def inner_programs(params: dict[str, Any]) -> Iterator[Any]:
 
 
 def dot_flops(equation: Any) -> float:
-    """Two for each product of two numbers."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     depth = int(np.prod([left[axis] for axis in contracted]))
