@@ -198,7 +198,7 @@ def _refuse_windows(config: Mapping[str, Any]) -> None:
     if kinds is not None and kinds != ["full_attention"] * len(kinds):
         other = next(kind for kind in kinds if kind != "full_attention")
         raise InputError(
-            f"config.json: expected layer_types to be 'full_attention' in every layer, got {other!r}"
+            f"config.json: expected layer_types 'full_attention' in every layer, got {other!r}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Read configurations and load checkpoint tensors into the parameter tree, sharded."""
+"""Read configuration fields and load checkpoint tensors into sharded parameter trees."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from jpt.errors import InputError
 from jpt.parallel import PartitionTable
 from jpt.types import Parameters
 
-# --- Reads single fields of a Hugging Face config, and says in one line what is wrong with one
+# --- Fields of config.json
 
 Fields = Mapping[str, Any]
 
 
 def read_whole(fields: Fields, name: str, default: int | None = None, least: int = 1) -> int:
-    """Reads a field that counts something."""
+    """Return an integer field."""
     value = _value(fields, name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(
-            f"config.json: {name} is {value!r}; a whole number of at least {least} is expected"
+            f"config.json: expected {name} to be an integer of at least {least}, got {value!r}"
         )
     return value
 
@@ -34,28 +34,28 @@ def read_whole(fields: Fields, name: str, default: int | None = None, least: int
 def read_number(
     fields: Fields, name: str, default: float | None = None, *, allow_zero: bool = False
 ) -> float:
-    """Reads a field that measures something, such as a rate or a factor."""
+    """Return a numeric field as float."""
     value = _value(fields, name, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not (0 < value < float("inf") or (allow_zero and value == 0)):
         least = "a number of at least 0" if allow_zero else "a number above 0"
-        raise InputError(f"config.json: {name} is {value!r}; {least} is expected")
+        raise InputError(f"config.json: expected {name} to be {least}, got {value!r}")
     return float(value)
 
 
 def read_flag(fields: Fields, name: str, default: bool) -> bool:
-    """Reads a field that is true or false."""
+    """Return a boolean field."""
     value = fields.get(name, default)
     if not isinstance(value, bool):
-        raise InputError(f"config.json: {name} is {value!r}; true or false is expected")
+        raise InputError(f"config.json: expected {name} to be true or false, got {value!r}")
     return value
 
 
 def read_choice(fields: Fields, name: str, known: Iterable[str], default: str) -> str:
-    """Reads a field that names one of several things."""
+    """Return a field that names one of ``known``."""
     value = fields.get(name, default)
     if value not in list(known):
-        raise InputError(f"config.json: {name} is {value!r}; known are {', '.join(known)}")
+        raise InputError(f"config.json: expected {name} {', '.join(known)}, got {value!r}")
     return value
 
 
@@ -65,44 +65,41 @@ def _value(fields: Fields, name: str, default: Any) -> Any:
     return fields.get(name, default)
 
 
-# --- From named tensors in files to a parameter tree: strict, tensor by tensor, in one dtype
+# --- Tensors to parameters
 
 LAYER = "{layer}"
 SHOWN = 4
 
 Placer = Callable[[str, np.ndarray], jax.Array]
-"""Puts a parameter on its devices, given its path and its values."""
+"""Function of path and values that puts a parameter on its devices."""
 
 
 class TensorSource(Protocol):
-    """Named tensors whose shapes are known before their data is read."""
+    """Named tensors with shapes known before any data is read."""
 
     shapes: Mapping[str, tuple[int, ...]]
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor in its stored dtype."""
+        """Return one tensor in its stored dtype."""
         ...
 
 
 @dataclass(frozen=True)
 class TensorRule:
-    """Where one parameter comes from."""
+    """Mapping from the tensors of a checkpoint to one parameter."""
 
-    # the parameter. What has a folder ``layer``, for instance ``"layer/query/kernel"``, is read
-    # once a layer and kept as ``layers`` [L-1, ...] and ``last_layer``; what has a folder
-    # ``layers`` is kept as one stack [L, ...]
+    # Path of the parameter. ``layer/...`` is read for every layer and stored as ``layers/...``
+    # [L-1, ...] and ``last_layer/...``; ``layers/...`` is stored as one stack [L, ...].
     path: str
-    name: str  # the tensor in the file, ``{layer}`` standing for the layer's number
-    shape: tuple[int, ...]  # the tensor's shape in the file
-    transpose: bool = False  # whether the file has it as [out, in] while we multiply by [in, out]
-    aliases: tuple[str, ...] = ()  # other names that real files use for it
-    layers: int = 0  # how many layers it stands for; 0 for what stands once
-    # which of how many equal parts along the last axis, as we multiply by it, of a tensor that
-    # holds several parameters
-    part: tuple[int, int] | None = None
+    name: str  # of the tensor; may contain ``{layer}``
+    shape: tuple[int, ...]  # of the tensor
+    transpose: bool = False  # [out, in] in the file, [in, out] in the parameter
+    aliases: tuple[str, ...] = ()  # alternative tensor names
+    layers: int = 0  # number of layers; 0 for parameters outside the layers
+    part: tuple[int, int] | None = None  # index and number of equal parts of a fused tensor
 
     def find(self, layer: int | None, known: Container[str]) -> str | None:
-        """Gives the first of the rule's names that the file has."""
+        """Return the first of the rule's names that is in ``known``."""
         for name in (self.name, *self.aliases):
             name = name.replace(LAYER, str(layer))
             if name in known:
@@ -111,12 +108,12 @@ class TensorRule:
 
     @property
     def numbers(self) -> Sequence[int | None]:
-        """The layers that it is read for; one None for what stands once."""
+        """Layer numbers, or [None] outside the layers."""
         return range(self.layers) if self.layers else [None]
 
     @property
     def is_split(self) -> bool:
-        """Whether the last layer is kept apart from the others."""
+        """Whether the last layer is stored apart from the stack."""
         return "layer" in self.path.split("/")
 
 
@@ -128,25 +125,24 @@ def load_parameters(
     where: str = "the checkpoint",
     place: Placer | None = None,
 ) -> Parameters:
-    """Reads every parameter that the rules name, and insists that the file holds nothing else."""
-    # Tensors are read one by one into the stack of their parameter, and a finished parameter goes
-    # to its devices at once: never more than one parameter is held twice.
+    """Load the parameters of all rules; raise InputError for missing or unexpected tensors."""
+    # One parameter at a time goes to its devices, so peak host memory is one extra parameter.
     rules = list(rules)
     _check(source, rules, ignored, where)
-    # Not jnp.asarray: that copies twice on its way.
+    # jnp.asarray would copy twice.
     place = place or (lambda path, values: jax.device_put(values))
     params: Parameters = {}
     for rule in rules:
         for path, numbers in _parameters(rule):
             values = _read(source, rule, numbers, np.dtype(dtype))
-            # Waiting lets the copy on the host go before the next one is made.
+            # Blocking frees the host copy before the next one is made.
             _store(params, path, jax.block_until_ready(place(path, values)))
             del values
     return params
 
 
 def write_parameters(params: Parameters, rules: Iterable[TensorRule]) -> dict[str, np.ndarray]:
-    """Turns a parameter tree back into the named tensors of a file."""
+    """Return the checkpoint tensors of a parameter tree; the inverse of `load_parameters`."""
     flat = {
         "/".join(key.key for key in path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -155,59 +151,58 @@ def write_parameters(params: Parameters, rules: Iterable[TensorRule]) -> dict[st
     for rule in rules:
         for path, numbers in _parameters(rule):
             is_stack = isinstance(numbers, range)
-            for place, layer in enumerate(numbers if is_stack else [numbers]):
-                tensor = flat[path][place] if is_stack else flat[path]
+            for index, layer in enumerate(numbers if is_stack else [numbers]):
+                tensor = flat[path][index] if is_stack else flat[path]
                 name = rule.name.replace(LAYER, str(layer))
                 number = rule.part[0] if rule.part else 0
-                parts.setdefault(name, {})[number] = _turn(tensor, rule)
-    # What a file holds as one tensor is put together along the axis it was cut.
+                parts.setdefault(name, {})[number] = _transpose(tensor, rule)
     return {
-        name: np.concatenate([held[number] for number in sorted(held)], axis=-1)
-        if len(held) > 1
-        else held[0]
-        for name, held in parts.items()
+        name: np.concatenate([fused[number] for number in sorted(fused)], axis=-1)
+        if len(fused) > 1
+        else fused[0]
+        for name, fused in parts.items()
     }
 
 
 def _parameters(rule: TensorRule) -> list[tuple[str, range | int | None]]:
-    """The parameters of a rule: the path of each, and the layers (or the layer) it holds."""
+    """Return the path of each parameter of a rule and the layers (or the layer) it contains."""
     if not rule.layers:
         return [(rule.path, None)]
     if not rule.is_split:
         return [(rule.path, range(rule.layers))]
     folders, last = rule.path.split("/"), rule.layers - 1
-    place = folders.index("layer")
+    index = folders.index("layer")
 
     def path(folder: str) -> str:
-        return "/".join([*folders[:place], folder, *folders[place + 1 :]])
+        return "/".join([*folders[:index], folder, *folders[index + 1 :]])
 
     lower = [(path("layers"), range(last))] if last else []
     return [*lower, (path("last_layer"), last)]
 
 
-def _turn(tensor: np.ndarray, rule: TensorRule) -> np.ndarray:
+def _transpose(tensor: np.ndarray, rule: TensorRule) -> np.ndarray:
     return np.ascontiguousarray(tensor.T) if rule.transpose else tensor
 
 
 def _read(
     source: TensorSource, rule: TensorRule, numbers: range | int | None, dtype: np.dtype
 ) -> np.ndarray:
-    """Reads one parameter: a tensor, or those of several layers into one stack."""
+    """Read one parameter; the tensors of several layers are stacked."""
     if not isinstance(numbers, range):
         return np.ascontiguousarray(_read_one(source, rule, numbers), dtype)
     stack: np.ndarray | None = None
-    for place, layer in enumerate(numbers):
+    for index, layer in enumerate(numbers):
         tensor = _read_one(source, rule, layer)
         if stack is None:
             stack = np.empty((len(numbers), *tensor.shape), dtype)
-        stack[place] = tensor
-    assert stack is not None, "a stack has a layer"
+        stack[index] = tensor
+    assert stack is not None, "rules have at least one layer"
     return stack
 
 
 def _read_one(source: TensorSource, rule: TensorRule, layer: int | None) -> np.ndarray:
     name = rule.find(layer, source.shapes)
-    assert name is not None, "checked before"
+    assert name is not None, "_check found it"
     tensor = source.read(name)
     tensor = tensor.T if rule.transpose else tensor
     if rule.part is None:
@@ -227,7 +222,7 @@ def _store(params: Parameters, path: str, value: jax.Array) -> None:
 def _check(
     source: TensorSource, rules: list[TensorRule], ignored: Iterable[str], where: str
 ) -> None:
-    """Raises for missing, misshaped and unexpected tensors before any data is read."""
+    """Raise InputError for missing, misshaped and unexpected tensors before any data is read."""
     used, missing, misshaped = set(), {}, {}
     shapes = source.shapes
     for rule in rules:
@@ -238,8 +233,8 @@ def _check(
                 continue
             used.add(name)
             if tuple(shapes[name]) != rule.shape:
-                came, expected = list(shapes[name]), list(rule.shape)
-                misshaped[f"{name} is {came}, expected {expected}"] = None
+                found, expected = list(shapes[name]), list(rule.shape)
+                misshaped[f"{name} is {found}, expected {expected}"] = None
     pattern = re.compile("|".join(ignored) or r"(?!)")
     unexpected = [n for n in shapes if n not in used and not pattern.fullmatch(n)]
     problems = [
@@ -252,7 +247,7 @@ def _check(
         if names
     ]
     if problems:
-        raise InputError(f"{where} does not fit its config.json; {'; '.join(problems)}")
+        raise InputError(f"{where} does not match its config.json; {'; '.join(problems)}")
 
 
 def _shown(names: list[str]) -> str:
@@ -260,28 +255,25 @@ def _shown(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-# --- The checkpoints of a family: what their tensors are called, what is extra, how all is split
+# --- Checkpoint formats of model families
 
 Split = tuple[tuple[str, tuple[str | None, ...]], ...]
 
 
-def _nothing_more(source: TensorSource, where: str) -> None:
-    """What a family without a further check of its files has."""
+def _no_check(source: TensorSource, where: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How a family's parameters stand in files and lie on a mesh."""
+    """Checkpoint format and partition table of a model family."""
 
-    rules: Callable[[Any], list[TensorRule]]  # names the tensor of every parameter of a shape
-    # regular expressions of names that real files of a shape have and nobody needs
-    ignored: Callable[[Any], tuple[str, ...]]
-    # finishes a shape by what the file holds, such as a head of its own: ``settle(source, config,
-    # where)``
+    rules: Callable[[Any], list[TensorRule]]  # loading rules of a config
+    ignored: Callable[[Any], tuple[str, ...]]  # regular expressions of unused tensor names
+    # ``resolve(source, config, where)``: the config after a look at the file, e.g. an untied head
     resolve: Callable[[TensorSource, Any, str], Any]
-    partition: PartitionTable  # from parameter path to axes of the mesh
-    # raises for what the rules cannot see, once every tensor is known to be there
-    check: Callable[[TensorSource, str], None] = _nothing_more
+    partition: PartitionTable  # mesh axes of each parameter path
+    check: Callable[[TensorSource, str], None] = _no_check  # further check of the loaded file
 
     def load(
         self,
@@ -291,7 +283,7 @@ class Weights:
         where: str,
         place: Placer | None = None,
     ) -> tuple[Any, Parameters]:
-        """Reads a model's parameters from a checkpoint."""
+        """Return the resolved config and the parameters of a checkpoint."""
         config = self.resolve(source, config, where)
         rules, ignored = self.rules(config), self.ignored(config)
         params = load_parameters(source, rules, ignored, dtype, where, place)
@@ -299,20 +291,20 @@ class Weights:
         return config, params
 
     def write(self, params: Parameters, config: Any) -> dict[str, np.ndarray]:
-        """Names a model's parameters as a Hugging Face checkpoint does."""
+        """Return the tensors of a Hugging Face checkpoint."""
         return write_parameters(params, self.rules(config))
 
 
 def split_layers(split: Split) -> tuple[tuple[str, PartitionSpec], ...]:
-    """Says how a layer is split, alone and in the stack, which has one axis more in front."""
+    """Return partition rules of the last layer and of the stack, which has a leading layer axis."""
     return (
         *((rf"last_layer/{path}", PartitionSpec(*axes)) for path, axes in split),
         *((rf"layers/{path}", PartitionSpec(None, *axes)) for path, axes in split),
     )
 
 
-def differs(source: TensorSource, copy: str, own: str | None) -> bool:
-    """Tells whether a file holds a tensor that is no copy of another one it holds."""
-    if copy not in source.shapes or own not in source.shapes:
+def differs(source: TensorSource, copy: str, original: str | None) -> bool:
+    """Return whether a file has both tensors with different values."""
+    if copy not in source.shapes or original not in source.shapes:
         return False
-    return not np.array_equal(source.read(copy), source.read(own))
+    return not np.array_equal(source.read(copy), source.read(original))

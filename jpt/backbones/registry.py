@@ -1,4 +1,4 @@
-"""Find a backbone by name, hub id, folder or GGUF file, and load it."""
+"""Find and load a backbone by name, hub id, folder or GGUF file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from jpt.io.tokenizer import SpecialIds, TextTokenizer, load_tokenizer
 from jpt.parallel import parameter_sharding, parameter_shardings, place
 from jpt.types import Parameters
 
-# --- The families of language models: what the registry has to know of each
+# --- Model families
 
 LARGE_LAYERS = 24
 LAYOUTS = ("encoder", "encoder_decoder", "decoder")
@@ -39,20 +39,18 @@ LAYOUTS = ("encoder", "encoder_decoder", "decoder")
 
 @dataclass(frozen=True)
 class Family:
-    """One family of models."""
+    """Everything that differs between model families."""
 
-    name: str  # what it is called in messages
-    layout: str  # where the prompt stands and the answer is read; one of `LAYOUTS`
-    model_types: tuple[str, ...]  # what ``config.json`` calls its models
-    special_tokens: tuple[str, ...]  # special pieces that it cannot do without
-    # reads the shape from a Hugging Face config: ``config(dict)``
-    config: Callable[[Mapping[str, Any]], Any]
-    # builds the Linen module: ``module(config, ids, dtype, dropout_rate, remat)``
+    name: str  # for messages
+    layout: str  # of prompt and answer in the input; one of `LAYOUTS`
+    model_types: tuple[str, ...]  # ``model_type`` values in config.json
+    special_tokens: tuple[str, ...]  # special tokens that the tokenizer must have
+    config: Callable[[Mapping[str, Any]], Any]  # parser of config.json
+    # ``module(config, ids, dtype, dropout_rate, remat)``: the Linen module
     module: Callable[[Any, SpecialIds, jnp.dtype, float, str], nn.Module]
-    weights: Weights  # how its parameters stand in files and lie on a mesh
-    # tuning options that suit a shape, where they are not the encoders': ``choices( config)``
-    choices: Callable[[Any], dict[str, Any]]
-    init_std: float | None  # spread of a random prompt; None takes that of the word table
+    weights: Weights  # checkpoint format and partition table
+    choices: Callable[[Any], dict[str, Any]]  # default tuning options of a config
+    init_std: float | None  # of a random prompt; None: that of the input embeddings
 
 
 def _encoder(
@@ -81,13 +79,12 @@ ENCODERS = Family(
 
 
 def _t5(config: T5Config, ids: SpecialIds, dtype: jnp.dtype, dropout_rate: float, remat: str) -> T5:
-    del ids  # its start token stands in the config
+    del ids  # the start token is in the config
     return T5(config, dtype, dropout_rate, remat)
 
 
 def _t5_choices(config: T5Config) -> dict[str, Any]:
-    # Paper 1.0 configs: 5e-3 on t5-small and t5-base, 1e-3 on t5-large; one rate for all sizes from
-    # there on.
+    # Paper 1.0 configs: 5e-3 on t5-small and t5-base, 1e-3 on t5-large; extended to larger models.
     rate = 1e-3 if config.layers >= LARGE_LAYERS else 5e-3
     return {"learning_rate": rate, "objective": "vocabulary"}
 
@@ -100,7 +97,7 @@ def _decoder(
 
 
 def _decoder_choices(config: DecoderConfig) -> dict[str, Any]:
-    # The paper has no decoders.
+    # Not in the paper.
     del config
     return {"learning_rate": 5e-3, "objective": "vocabulary"}
 
@@ -114,7 +111,7 @@ T5S = Family(
     module=_t5,
     weights=T5_WEIGHTS,
     choices=_t5_choices,
-    # Paper's code: N(0, 1), what torch gives an embedding that nobody initialises.
+    # Paper's code: N(0, 1), the default of torch.nn.Embedding.
     init_std=1.0,
 )
 
@@ -142,18 +139,18 @@ FAMILIES: dict[str, Family] = {
     for family in (ENCODERS, T5S, GPT2S, LLAMAS)
     for model_type in family.model_types
 }
-"""The family of each model type."""
+"""Families by model type."""
 
 
 def find_family(config: Mapping[str, Any], where: str) -> Family:
-    """Finds the family of a model."""
+    """Return the family of a config; raise InputError if its model type is not supported."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{where}: {unknown_name('model_type', str(model_type), FAMILIES)}")
     return FAMILIES[model_type]
 
 
-# --- Backbones by name: built-in ones, folders of weights, and hub ids when one is asked for
+# --- Backbones
 
 BUILTIN = Path(__file__).parent / "builtin"
 PREFIX = "builtin/"
@@ -167,7 +164,7 @@ FIRST_IDS = {
     }.items()
     for name in names
 }
-"""Hub ids of the first models, which the paper and old prompts name without an owner."""
+"""Hub ids of models that the paper and old prompt cards name without an owner."""
 HUB_PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.model"]
 GGUF_SUFFIX = ".gguf"
 SAMPLE_BYTES = 1 << 20
@@ -175,18 +172,18 @@ SAMPLE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen language model, ready to read text behind a prompt.
+    """A frozen language model with its tokenizer, as returned by `load_backbone`.
 
     Attributes:
-        name: what it was asked for by; prompts name it in their cards.
-        family: what is common to models of its kind.
-        config: shape of the model.
-        module: the Linen module.
-        params: the weights; an argument of every step, never part of a compiled program.
-        tokenizer: the model's own.
-        fingerprint: short hash of the files the weights came from.
-        defaults: tuning options that suit this model, by option name.
-        notes: what to know of where the weights lie, for the first lines of a log.
+        name: Name, folder, file or hub id that it was loaded by; stored in prompt cards.
+        family: Model family.
+        config: Hyperparameters.
+        module: Linen module.
+        params: Weights; passed to every step, never a constant of a compiled program.
+        tokenizer: Tokenizer.
+        fingerprint: Short hash of the weight files.
+        defaults: Recommended tuning options, by option name.
+        notes: Remarks on the sharding of the weights, for the log.
     """
 
     name: str
@@ -201,31 +198,31 @@ class Backbone:
 
     @property
     def layout(self) -> str:
-        """Where the prompt stands: ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``."""
+        """Input layout: ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``."""
         return self.family.layout
 
     @property
     def model_type(self) -> str:
-        """What its ``config.json`` calls it, for instance ``"bert"``."""
+        """``model_type`` of its config, for instance ``"bert"``."""
         return self.config.model_type
 
     @property
     def frozen_count(self) -> int:
-        """Number of weights, all of them frozen."""
+        """Number of (frozen) weights."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
     @property
     def pad_id(self) -> int:
-        """Id that fills rows up; nothing looks at it."""
+        """Id of the padding token."""
         ids = self.tokenizer.ids
         return next((token for token in (ids.pad, ids.eos) if token is not None), 0)
 
     @property
     def start_id(self) -> int:
-        """Id of the one token that the neurons of a prompt are probed with.
+        """Id of the token behind the prompt when its neurons are probed.
 
-        Paper's code: the start of a text in encoders, ``<extra_id_0>`` in T5. In decoders, which
-        the paper does not have, the piece that stands before a text.
+        Paper's code: ``[CLS]`` (``<s>``) in encoders, ``<extra_id_0>`` in T5. Decoders, which are
+        not in the paper, use the begin-of-text token.
         """
         ids = self.tokenizer.ids
         sentinel = self.tokenizer.find("<extra_id_0>")
@@ -233,29 +230,29 @@ class Backbone:
         return next((t for t in (first[self.layout], ids.eos, ids.cls) if t is not None), 0)
 
     def init_std(self) -> float:
-        """Spread of a random prompt: the family's, or that of the word table."""
+        """Return the standard deviation of a random prompt."""
         if self.family.init_std is not None:
             return self.family.init_std
         return float(jnp.std(self.params["embeddings"]["word"].astype(jnp.float32)))
 
     def on_mesh(self, mesh: Mesh) -> Backbone:
-        """Puts the weights where the family's table says; what lies there already stays.
+        """Shard the weights over a mesh by the family's partition table.
 
         Args:
-            mesh: the devices.
+            mesh: Device mesh.
 
         Returns:
-            The backbone on the mesh.
+            The backbone with sharded weights. Weights that are in place are not copied.
         """
         shardings, notes = parameter_shardings(self.params, self.family.weights.partition, mesh)
         return dataclasses.replace(self, params=place(self.params, shardings), notes=tuple(notes))
 
 
 def backbone_names() -> list[str]:
-    """Lists the built-in backbones.
+    """List the built-in backbones.
 
     Returns:
-        Their names, sorted.
+        Sorted names.
 
     Example:
         >>> all(name.startswith("builtin/") for name in backbone_names())
@@ -271,21 +268,22 @@ def load_backbone(
     mesh: Mesh | None = None,
     remat: str = "dots",
 ) -> Backbone:
-    """Loads a frozen language model.
+    """Load a frozen language model.
 
     Args:
-        name: a built-in name, a folder with ``config.json``, weights and tokenizer, a ``.gguf``
-            file, or a hub id.
-        dtype: ``"float32"`` or ``"bfloat16"``, for weights and matrix products.
-        dropout: whether the model's own dropout is on inside its layers while tuning.
-        mesh: devices that the weights go to, tensor by tensor; the default device otherwise.
-        remat: what layers keep for the way back: ``"dots"``, ``"full"`` or ``"none"``.
+        name: Built-in name, folder with ``config.json``, weights and tokenizer, ``.gguf`` file or
+            hub id.
+        dtype: ``"float32"`` or ``"bfloat16"``, of weights and matrix products.
+        dropout: Whether to apply the model's dropout inside its layers during tuning.
+        mesh: Mesh to shard the weights over; the default device if omitted.
+        remat: Activations saved for the backward pass: ``"dots"`` (results of matrix products),
+            ``"full"`` (recompute all) or ``"none"`` (no rematerialisation).
 
     Returns:
-        The backbone.
+        The `Backbone`.
 
     Raises:
-        InputError: for an unknown name, an unsupported model, or files that do not fit.
+        InputError: If the name is unknown, the model is not supported, or its files do not match.
 
     Example:
         >>> load_backbone("builtin/bert-small").config.width
@@ -293,14 +291,14 @@ def load_backbone(
     """
     check_choice("dtype", dtype, DTYPES)
     check_choice("remat", remat, REMAT)
-    use_compile_cache()  # whatever computes has a backbone
+    use_compile_cache()  # here, since every computation needs a backbone
     files = _open(name)
     family, compute, notes = files.family, jnp.dtype(dtype), []
     placer = None if mesh is None else _placer(family, mesh, notes)
     shape, params = family.weights.load(
-        files.source, family.config(files.config), compute, str(files.place), placer
+        files.source, family.config(files.config), compute, str(files.path), placer
     )
-    _check_special_tokens(family, files.tokenizer, shape.vocabulary, files.place)
+    _check_special_tokens(family, files.tokenizer, shape.vocabulary, files.path)
     rate = shape.dropout_rate if dropout else 0.0
     return Backbone(
         name=str(name),
@@ -309,16 +307,16 @@ def load_backbone(
         module=family.module(shape, files.tokenizer.ids, compute, rate, remat),
         params=params,
         tokenizer=files.tokenizer,
-        fingerprint=_fingerprint(files.place),
-        defaults={**family.choices(shape), **_own_choices(files.place)},
+        fingerprint=_fingerprint(files.path),
+        defaults={**family.choices(shape), **_bundled_choices(files.path)},
         notes=tuple(notes),
     )
 
 
 class _Files(NamedTuple):
-    """What a model is made of: opened, checked to belong to a family, its weights not yet read."""
+    """Opened files of a model; the weights are not read yet."""
 
-    place: Path
+    path: Path
     config: dict[str, Any]
     family: Family
     source: TensorSource
@@ -326,7 +324,6 @@ class _Files(NamedTuple):
 
 
 def _open(name: str | Path) -> _Files:
-    """Opens a folder, or the one file that holds all."""
     path = Path(name).expanduser()
     if path.suffix == GGUF_SUFFIX:
         file = open_gguf(path)
@@ -342,8 +339,6 @@ def _open(name: str | Path) -> _Files:
 
 
 def _placer(family: Family, mesh: Mesh, notes: list[str]) -> Placer:
-    """Puts each parameter on its devices as soon as it is read."""
-
     def put(path: str, values: np.ndarray) -> jax.Array:
         sharding = parameter_sharding(path, values.shape, family.weights.partition, mesh, notes)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
@@ -354,18 +349,18 @@ def _placer(family: Family, mesh: Mesh, notes: list[str]) -> Placer:
 def _check_special_tokens(
     family: Family, tokenizer: TextTokenizer, vocabulary: int, folder: Path
 ) -> None:
-    """Refuses a tokenizer whose special pieces the model has no rows for."""
+    """Raise InputError if a special token is outside the model's vocabulary."""
     for name in family.special_tokens:
         token = getattr(tokenizer.ids, name)
         if token >= vocabulary:
             raise InputError(
-                f"{folder}: the tokenizer's {name} token has id {token}, but the model has "
-                f"{vocabulary} words; tokenizer and weights are of two models"
+                f"{folder}: expected the tokenizer's {name} id to be below the model's vocabulary "
+                f"size {vocabulary}, got {token}; use tokenizer and weights of one model"
             )
 
 
 def find_folder(name: str | Path) -> Path:
-    """Finds the folder of a backbone; the network is used for a hub id only."""
+    """Return the folder of a backbone; downloads only hub ids."""
     text = str(name)
     if text.startswith(PREFIX):
         if text not in backbone_names():
@@ -384,23 +379,23 @@ def find_folder(name: str | Path) -> Path:
 
 
 def weights_fingerprint(name: str | Path) -> str:
-    """Gives the fingerprint that a loaded backbone has, without loading it."""
+    """Return the fingerprint of a backbone without loading it."""
     path = Path(name).expanduser()
     if path.suffix != GGUF_SUFFIX:
         return _fingerprint(find_folder(name))
-    file_size_bytes(path)  # is there, and is a file
+    file_size_bytes(path)  # raises InputError if it is no regular file
     return _fingerprint(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads a folder's ``config.json``."""
+    """Return the fields of a folder's ``config.json``."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path} holds {type(config).__name__}; expected an object of fields")
+        raise InputError(f"{path}: expected a JSON object, got {type(config).__name__}")
     return config
 
 
@@ -417,22 +412,22 @@ def _download(hub_id: str) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(
-            f"'{hub_id}' is no built-in backbone and no folder here, and could not be fetched "
-            f"from the hub ({reason}); built in are {', '.join(backbone_names())}"
+            f"'{hub_id}' is neither a built-in backbone ({', '.join(backbone_names())}) nor a "
+            f"folder, and could not be fetched from the hub ({reason})"
         ) from None
 
 
-def _own_choices(place: Path) -> dict[str, Any]:
-    """Reads the tuning options that a built-in backbone brings."""
-    path = place / "tuning.json"
+def _bundled_choices(folder: Path) -> dict[str, Any]:
+    """Return the tuning options in a model's ``tuning.json``, if any."""
+    path = folder / "tuning.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _fingerprint(place: Path) -> str:
-    """Hashes size, beginning and end of each weight file: enough to tell two models apart."""
-    digest, files = hashlib.sha256(), [place]
-    if place.is_dir():
-        files = sorted([*place.glob("*.safetensors"), *place.glob("pytorch_model*.bin")])
+def _fingerprint(weights: Path) -> str:
+    """Return a hash of name, size, first and last MiB of each weight file."""
+    digest, files = hashlib.sha256(), [weights]
+    if weights.is_dir():
+        files = sorted([*weights.glob("*.safetensors"), *weights.glob("pytorch_model*.bin")])
     for path in files:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -443,13 +438,13 @@ def _fingerprint(place: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-# --- How long prompts and texts may be: what a model has positions for
+# --- Length limits
 
 
 def longest_text(
     backbone: Backbone, prompt_rows: int, first_position: int = 0, answer_tokens: int = 0
 ) -> int:
-    """Says how long a text a model has positions for."""
+    """Return the maximum number of text tokens."""
     positions = backbone.config.positions
     if backbone.layout == "decoder":
         return positions - prompt_rows - answer_tokens
@@ -463,7 +458,7 @@ def check_lengths(
     first_position: int = 0,
     answer_tokens: int = 0,
 ) -> None:
-    """Refuses texts and prompts that the model's positions cannot serve."""
+    """Raise InputError if prompt, text and answer exceed the model's positions."""
     positions = backbone.config.positions
     most = longest_text(backbone, prompt_rows, first_position, answer_tokens)
     if max_tokens > most:
@@ -475,14 +470,13 @@ def check_lengths(
         }
         named = [f"{name} {count}" for name, count in parts.items() if count]
         sum_ = f"{' + '.join(named)} =" if len(named) > 1 else "a text of"
-        cure = f"set max_tokens to {most} or less" if most > 0 else "take a shorter prompt"
+        cure = f"set max_tokens to {most} or less" if most > 0 else "use a shorter prompt"
         raise InputError(
             f"{sum_} {sum(parts.values())} tokens, but {backbone.name} has {positions} "
             f"positions; {cure}"
         )
     if prompt_rows > positions:
-        # T5 has no positions; there the most rows are a rule of ours.
         raise InputError(
-            f"a prompt of {prompt_rows} rows is longer than the {positions} positions of "
-            f"{backbone.name}; set length to {positions} or less"
+            f"expected at most {positions} prompt tokens ({backbone.name}), got {prompt_rows}; set "
+            f"length to {positions} or less"
         )

@@ -41,47 +41,44 @@ from jpt.backbones.loading import (
 from jpt.backbones.packing import Packing, at_position, collect, pack_layout, spread
 from jpt.errors import InputError
 
-# --- The shape of a T5 model, read from its Hugging Face config
+# --- Configuration
 
-# T5 has no table of positions; this bounds the prompt, and text has the same room.
+# T5 has no position table; this limit on the prompt is jpt's.
 LONGEST_PROMPT = 2048
 
 
 @dataclass(frozen=True)
 class T5Config:
-    """What shapes a T5 model, version 1.0 or 1.1."""
+    """Hyperparameters of T5 1.0 or 1.1."""
 
     model_type: str  # ``"t5"``
-    vocabulary: int  # V, rows of the word table
+    vocabulary: int  # V
     width: int  # D
-    encoder_layers: int  # layers of the encoder
-    layers: int  # L, layers of the decoder, whose neurons are read by default
+    encoder_layers: int
+    layers: int  # L, of the decoder, whose neurons are captured by default
     heads: int  # H
-    head_width: int  # K, width of one attention head; not D / H in general
+    head_width: int  # K; H * K may differ from D
     neurons: int  # F of one feed-forward layer
-    buckets: int = 32  # how many kinds of relative position there are
-    max_distance: int = 128  # from here on all distances are of one kind
-    activation: str = "relu"  # name of the non-linearity of the feed-forward layers
-    # whether a second matrix, without a non-linearity, is multiplied with the first
-    gated: bool = False
-    start_id: int = 0  # the token that the decoder reads first
-    scaled_head: bool = True  # whether scores are multiplied by D ** -0.5
-    # whether the head multiplies by the word table or has a table of its own
-    tied_head: bool = True
+    buckets: int = 32  # relative position buckets
+    max_distance: int = 128  # distances from here on share a bucket
+    activation: str = "relu"
+    gated: bool = False  # gated feed-forward layers (T5 1.1)
+    start_id: int = 0  # decoder start token
+    scaled_head: bool = True  # whether logits are multiplied by D ** -0.5
+    tied_head: bool = True  # whether the head uses the input embeddings
     epsilon: float = 1e-6  # of every norm
-    # rate the model was trained with, used only when dropout is asked for
-    dropout_rate: float = 0.1
-    positions: int = LONGEST_PROMPT  # the longest prompt
+    dropout_rate: float = 0.1  # of pretraining; used only if dropout is requested
+    positions: int = LONGEST_PROMPT  # maximum prompt length
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any]) -> T5Config:
-        """Reads a ``config.json`` that transformers wrote."""
+        """Parse a ``config.json`` of transformers."""
         _refuse_variants(config)
         activation, gated = _read_activation(config)
         encoder_layers = read_whole(config, "num_layers")
         layers = config.get("num_decoder_layers")
-        # Files of transformers 5 say tied of every model and name the scaling apart; older ones
-        # say by the tying which version a model is, and version 1.0 alone scales.
+        # transformers 5 sets tie_word_embeddings for every model and stores the scaling separately;
+        # in older configs it tells T5 1.0 (tied, scaled) from 1.1.
         tied_head = read_flag(config, "tie_word_embeddings", True)
         return cls(
             model_type="t5",
@@ -104,34 +101,32 @@ class T5Config:
 
 
 def _read_activation(config: Mapping[str, Any]) -> tuple[str, bool]:
-    """Gives the name of the non-linearity and whether the layers are gated."""
+    """Return the activation and whether the feed-forward layers are gated."""
     kind = config.get("feed_forward_proj", "relu")
     *gate, activation = kind.split("-") if isinstance(kind, str) else ("",)
     if gate not in ([], ["gated"]) or activation not in ACTIVATIONS:
         known = ", ".join((*ACTIVATIONS, *(f"gated-{name}" for name in ACTIVATIONS)))
-        raise InputError(f"config.json has feed_forward_proj {kind!r}; known are {known}")
+        raise InputError(f"config.json: expected feed_forward_proj {known}, got {kind!r}")
     if kind == "gated-gelu":
-        activation = "gelu_new"  # T5 1.1 was trained with the approximation by tanh
-    # As in transformers, what a file says of the two parts overrides the name.
+        activation = "gelu_new"  # T5 1.1 was trained with the tanh approximation
+    # As in transformers, the explicit fields override feed_forward_proj.
     activation = read_choice(config, "dense_act_fn", ACTIVATIONS, activation)
     return activation, read_flag(config, "is_gated_act", bool(gate))
 
 
 def _read_relative(config: Mapping[str, Any]) -> dict[str, int]:
-    """Reads how relative positions are sorted into buckets."""
-    # With fewer than 4 buckets, the encoder has no distance of its own for each direction.
+    # Fewer than 4 buckets would leave the encoder no exact distance in each direction.
     buckets = read_whole(config, "relative_attention_num_buckets", 32, least=4)
     distance = read_whole(config, "relative_attention_max_distance", 128)
     if distance <= buckets // 2:
         raise InputError(
-            f"config.json has relative_attention_max_distance {distance}; with {buckets} "
-            f"relative_attention_num_buckets more than {buckets // 2} is expected"
+            f"config.json: expected relative_attention_max_distance above {buckets // 2} (half of "
+            f"relative_attention_num_buckets {buckets}), got {distance}"
         )
     return {"buckets": buckets, "max_distance": distance}
 
 
 def _read_start(config: Mapping[str, Any]) -> int:
-    """Reads the token that the decoder starts from; T5 starts from padding."""
     field = "decoder_start_token_id"
     if config.get(field) is None:
         field = "pad_token_id"
@@ -139,8 +134,7 @@ def _read_start(config: Mapping[str, Any]) -> int:
     vocabulary = read_whole(config, "vocab_size")
     if start >= vocabulary:
         raise InputError(
-            f"config.json: {field} is {start}, but the vocabulary (vocab_size) has "
-            f"{vocabulary} words; a number below that is expected"
+            f"config.json: expected {field} below vocab_size {vocabulary}, got {start}"
         )
     return start
 
@@ -148,29 +142,29 @@ def _read_start(config: Mapping[str, Any]) -> int:
 def _read_dropout(config: Mapping[str, Any]) -> float:
     rate = read_number(config, "dropout_rate", 0.1, allow_zero=True)
     if rate >= 1:
-        raise InputError(f"config.json: dropout_rate is {rate!r}; a number below 1 is expected")
+        raise InputError(f"config.json: expected dropout_rate below 1, got {rate!r}")
     return rate
 
 
 def _refuse_variants(config: Mapping[str, Any]) -> None:
-    """Raises for what the T5 family does not compute, naming the field."""
+    """Raise InputError for variants that are not supported."""
     model_type = config.get("model_type")
     if model_type != "t5":
-        raise InputError(f"config.json has model_type {model_type!r}; this family loads t5")
+        raise InputError(f"config.json: expected model_type t5, got {model_type!r}")
     if not read_flag(config, "is_encoder_decoder", True) or read_flag(config, "is_decoder", False):
         raise InputError(
-            "config.json describes one stack alone (is_encoder_decoder, is_decoder); "
-            "a T5 with encoder, decoder and head is needed"
+            "config.json: expected a T5 with encoder, decoder and head, got one stack alone "
+            "(is_encoder_decoder false or is_decoder true)"
         )
 
 
-# --- Relative positions as T5 has them: distances sorted into buckets, a learnt bias for each
+# --- Relative positions
 
 
 def relative_buckets(
     distances: Int[np.ndarray, "N"], bidirectional: bool, buckets: int, max_distance: int
 ) -> Int32[np.ndarray, "N"]:
-    """Sorts relative positions into buckets: near ones by themselves, far ones by magnitude."""
+    """Return the bucket of each relative position: exact if near, logarithmic if far."""
     first: int | np.ndarray = 0
     if bidirectional:
         buckets //= 2
@@ -178,7 +172,7 @@ def relative_buckets(
     else:
         far = np.maximum(-distances, 0)
     exact = buckets // 2
-    # Rounded to float32 step by step, as torch computes it: whole powers lie on the boundaries.
+    # Rounded to float32 at each step as in torch, since exact powers lie on bucket boundaries.
     logarithms = np.log(np.maximum(far, 1) / exact).astype(np.float32)
     scaled = logarithms / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
     magnitude = np.minimum(exact + scaled.astype(np.int64), buckets - 1)
@@ -186,110 +180,107 @@ def relative_buckets(
 
 
 class RelativeBias(nn.Module):
-    """The table of what each head adds to its scores by relative position."""
+    """Learned attention bias by relative position."""
 
-    config: T5Config  # shape of the model
-    bidirectional: bool  # whether the stack looks both ways
+    config: T5Config
+    bidirectional: bool
 
     @nn.compact
     def __call__(self, reach: int) -> Float[Array, "H 2*reach-1"]:
-        """Gives the bias of distances from 1 - reach up to reach - 1, key minus query."""
+        """Return the bias of distances 1 - reach to reach - 1, key minus query."""
         config = self.config
         shape = (config.buckets, config.heads)
         table = self.param("table", nn.initializers.normal(0.02), shape)
-        kinds = relative_buckets(
+        buckets = relative_buckets(
             np.arange(1 - reach, reach), self.bidirectional, config.buckets, config.max_distance
         )
-        return table[kinds].astype(jnp.float32).T
+        return table[buckets].astype(jnp.float32).T
 
 
 def spread_bias(
-    by_distance: Float[Array, "H 2*R-1"], packed_index: Int[np.ndarray, "S"]
+    by_distance: Float[Array, "H 2*R-1"], positions: Int[np.ndarray, "S"]
 ) -> Float[Array, "H S S"]:
-    """Lays the bias of each distance out over all pairs of a query and a key."""
+    """Return the bias of all pairs of a query and a key."""
     reach = (by_distance.shape[1] + 1) // 2
-    packed_index = jnp.asarray(packed_index)  # so that no table of S x S is stored in the program
-    return by_distance[:, packed_index[None] - packed_index[:, None] + (reach - 1)]
+    positions = jnp.asarray(positions)  # so that no S x S constant is stored in the program
+    return by_distance[:, positions[None] - positions[:, None] + (reach - 1)]
 
 
-# --- The layer that both stacks of T5 repeat, and the stacks
+# --- Layers and stacks
 
 
 class KeysValues(NamedTuple):
-    """What a layer computed of some tokens for queries to look at."""
+    """Keys and values of one attention."""
 
     key: Float[Array, "B S H K"]
     value: Float[Array, "B S H K"]
 
 
 class AttentionView(NamedTuple):
-    """Which keys the queries of all layers of a stack may look at, and the bias by position."""
+    """Attention mask and relative bias, shared by all layers of a stack."""
 
     allowed: Bool[Array, "B Q S"] | None
     bias: Float[Array, "H Q S"]
 
 
 class StackContext(NamedTuple):
-    """What all layers of a stack share."""
+    """Inputs that all layers of a stack share."""
 
-    own: AttentionView  # view of the states' own tokens
-    past: AttentionView | None = None  # view of the tokens whose keys are given
-    # the encoder's states, where keys of them are to be computed
-    encoded: Float[Array, "B S D"] | Float[Array, "G M D"] | None = None
-    is_read: Bool[Array, "B 1 S"] | None = None  # which of the encoder's positions are no padding
-    # where the states stand in their rows, where they are of real tokens alone
-    packing: Packing | None = None
-    encoded_packing: Packing | None = None  # where the encoder's stand
+    current: AttentionView  # of the tokens of the states
+    past: AttentionView | None = None  # of cached tokens
+    encoded: Float[Array, "B S D"] | Float[Array, "G M D"] | None = None  # None if cached
+    is_read: Bool[Array, "B 1 S"] | None = None  # encoder mask, False for padding
+    packing: Packing | None = None  # of the states
+    encoded_packing: Packing | None = None  # of the encoder states
 
 
 class LayerInput(NamedTuple):
-    """What each layer gets for itself; in a scan every array has an axis of layers in front."""
+    """Inputs of one layer; with a leading layer axis in a scan."""
 
-    # multiplies the activations before the last matrix
     neuron_mask: Float[Array, "F"] | None = None
-    past: KeysValues | None = None  # keys and values of tokens before the states'
-    cross: KeysValues | None = None  # keys and values of the encoder's states, computed before
+    past: KeysValues | None = None  # cached keys and values of earlier tokens
+    cross: KeysValues | None = None  # cached keys and values of the encoder states
 
 
 class LayerOutput(NamedTuple):
-    """What each layer gives beside the states, where it is asked for."""
+    """Optional outputs of one layer; with a leading layer axis in a scan."""
 
     neurons: Float[Array, "B *S F"] | None
-    own: KeysValues | None
+    current: KeysValues | None
     cross: KeysValues | None
 
 
 class T5Layer(nn.Module):
-    """One layer with the norms before the maps: own tokens, the encoder's states, feed forward."""
+    """Pre-norm layer of self-attention, cross-attention (decoder only) and feed-forward."""
 
-    config: T5Config  # shape of the model
-    dtype: jnp.dtype  # dtype of states and matrix products
-    dropout_rate: float = 0.0  # 0 leaves dropout out
-    capture: int | str | None = None  # neurons at which position are returned, ``"all"``, or none
-    keeps_keys: bool = False  # whether keys and values are returned
+    config: T5Config
+    dtype: jnp.dtype  # of states and matrix products
+    dropout_rate: float = 0.0
+    capture: int | str | None = None  # position of the neurons to return, or ``"all"``
+    keeps_keys: bool = False  # whether to return keys and values
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B Q D"], given: LayerInput, sight: StackContext
+        self, states: Float[Array, "B Q D"], inputs: LayerInput, context: StackContext
     ) -> tuple[Float[Array, "B Q D"], LayerOutput]:
-        """Updates the states from their own tokens, earlier ones and what the encoder read."""
         rows = self._norm("attention_norm", states)
-        own = self._keys_values(rows, sight.packing, "key", "value")
-        blocks = [KeyBlock(*own, *sight.own)]
-        if given.past is not None and sight.past is not None:
-            blocks.append(KeyBlock(*given.past, *sight.past))
-        states = states + self._gather(rows, blocks, "query", "attention_out", sight.packing)
-        cross, computed = given.cross, None
-        if sight.encoded is not None:
+        current = self._keys_values(rows, context.packing, "key", "value")
+        blocks = [KeyBlock(*current, *context.current)]
+        if inputs.past is not None and context.past is not None:
+            blocks.append(KeyBlock(*inputs.past, *context.past))
+        states = states + self._gather(rows, blocks, "query", "attention_out", context.packing)
+        cross, computed = inputs.cross, None
+        if context.encoded is not None:
             names = ("cross_key", "cross_value")
-            cross = computed = self._keys_values(sight.encoded, sight.encoded_packing, *names)
+            cross = computed = self._keys_values(context.encoded, context.encoded_packing, *names)
         if cross is not None:
             rows = self._norm("cross_norm", states)
-            block = KeyBlock(*cross, sight.is_read)
-            states = states + self._gather(rows, [block], "cross_query", "cross_out", sight.packing)
-        update, neurons = self._feed_forward(states, given.neuron_mask)
-        kept = (own, computed) if self.keeps_keys else (None, None)
-        return states + update, LayerOutput(self._captured(neurons, sight), *kept)
+            block = KeyBlock(*cross, context.is_read)
+            names = ("cross_query", "cross_out")
+            states = states + self._gather(rows, [block], *names, context.packing)
+        update, neurons = self._feed_forward(states, inputs.neuron_mask)
+        kept = (current, computed) if self.keeps_keys else (None, None)
+        return states + update, LayerOutput(self._captured(neurons, context), *kept)
 
     def _keys_values(
         self, rows: Float[Array, "B S D"], packing: Packing | None, *names: str
@@ -299,7 +290,6 @@ class T5Layer(nn.Module):
     def _project(
         self, name: str, rows: Float[Array, "B S D"], packing: Packing | None
     ) -> Float[Array, "B S H K"]:
-        """Maps states, and puts what comes out by row."""
         heads, width = self.config.heads, self.config.head_width
         projected = linear(heads * width, self.dtype, name, use_bias=False)(rows)
         # [B, S, H*K] -> [B, S, H, K]
@@ -314,8 +304,8 @@ class T5Layer(nn.Module):
         out: str,
         packing: Packing | None = None,
     ) -> Float[Array, "B Q D"]:
-        """Collects what the queries look for; T5 leaves their products with keys unscaled."""
         drop = self._drop if self.dropout_rate else None
+        # T5 does not scale the attention scores.
         gathered = attend(self._project(query, rows, packing), blocks, scale=1.0, drop=drop)
         # [B, Q, H, K] -> [B, Q, H*K]
         gathered = collect(gathered.reshape(*gathered.shape[:2], -1), packing)
@@ -339,14 +329,14 @@ class T5Layer(nn.Module):
         return self._drop(out(self._drop(kept))), neurons
 
     def _captured(
-        self, neurons: Float[Array, "B S F"], sight: StackContext
+        self, neurons: Float[Array, "B S F"], context: StackContext
     ) -> Float[Array, "B *S F"] | None:
         if self.capture is None or isinstance(self.capture, str):
             return neurons if self.capture else None
-        if sight.packing is None:
+        if context.packing is None:
             return neurons[:, self.capture]
-        position = jnp.full(sight.packing.place.shape[0], self.capture)
-        return at_position(neurons, position, sight.packing)[:, 0]
+        position = jnp.full(context.packing.slot.shape[0], self.capture)
+        return at_position(neurons, position, context.packing)[:, 0]
 
     def _norm(self, name: str, rows: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         return RMSNorm(self.config.epsilon, name=name)(rows).astype(self.dtype)
@@ -358,17 +348,16 @@ class T5Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The layers of the encoder or of the decoder as one scan, and the norm after them."""
+    """Encoder or decoder stack: a scan over layers, then a norm."""
 
-    config: T5Config  # shape of the model
-    depth: int  # number of layers
-    bidirectional: bool  # whether every token may look at every other; else at earlier ones
-    dtype: jnp.dtype  # dtype of states and matrix products
-    dropout_rate: float  # 0 leaves dropout out
-    remat: str  # what is kept for the way back
+    config: T5Config
+    depth: int
+    bidirectional: bool
+    dtype: jnp.dtype  # of states and matrix products
+    dropout_rate: float
+    remat: str
 
     def setup(self) -> None:
-        """Declares the table of relative positions and the norm."""
         self.relative = RelativeBias(self.config, self.bidirectional)
         self.norm = RMSNorm(self.config.epsilon)
 
@@ -376,12 +365,11 @@ class Stack(nn.Module):
     def __call__(
         self,
         states: Float[Array, "B Q D"],
-        given: LayerInput,
-        sight: StackContext,
+        inputs: LayerInput,
+        context: StackContext,
         capture: int | str | None = None,
         keeps_keys: bool = False,
     ) -> tuple[Float[Array, "B Q D"], LayerOutput]:
-        """Runs all layers: compile time does not grow with depth."""
         scanned = nn.scan(
             rematerialised(T5Layer, self.remat),
             variable_axes={"params": 0},
@@ -389,11 +377,11 @@ class Stack(nn.Module):
             in_axes=(0, nn.broadcast),
             length=self.depth,
         )(self.config, self.dtype, self.dropout_rate, capture, keeps_keys, name="layers")
-        states, kept = scanned(self._drop(states.astype(self.dtype)), given, sight)
+        states, kept = scanned(self._drop(states.astype(self.dtype)), inputs, context)
         return self._drop(self.norm(states).astype(self.dtype)), kept
 
     def bias(self, reach: int) -> Float[Array, "H 2*reach-1"]:
-        """Gives the bias of distances from 1 - reach up to reach - 1, key minus query."""
+        """Return the bias of distances 1 - reach to reach - 1, key minus query."""
         return self.relative(reach)
 
     def _drop(self, rows: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
@@ -402,19 +390,18 @@ class Stack(nn.Module):
         return nn.Dropout(self.dropout_rate, deterministic=False)(rows)
 
 
-# --- The names that T5 checkpoints give their tensors, and how they are split
+# --- Checkpoint names and partition table
 
 _WORDS, _HEAD = "shared.weight", "lm_head.weight"
-# Real files hold the word table once more for each stack, some of them only so.
+# Published checkpoints repeat the input embeddings for each stack, or have only these copies.
 _COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# A table of relative positions between the stacks, which no T5 ever read.
+# A relative bias of the cross-attention that no T5 uses.
 _IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "attention_out": "o"}
 _CROSS = {"cross_query": "q", "cross_key": "k", "cross_value": "v", "cross_out": "o"}
 
-# One table for the family: what leads into heads and neurons is split by column, what leads out of
-# them by row; vocabulary tables are split over D, norms stay whole.
+# Megatron-style: input matrices are split by column, output matrices by row.
 _SPLIT = (
     (r"(query|key|value|cross_query|cross_key|cross_value)/kernel", (None, "model")),
     (r"(feed_forward_in|feed_forward_gate)/kernel", (None, "model")),
@@ -424,7 +411,7 @@ _SPLIT = (
 
 
 def t5_rules(config: T5Config) -> list[TensorRule]:
-    """Names the tensor of every parameter of a T5 model."""
+    """Return the loading rule of every parameter."""
     table = (config.vocabulary, config.width)
     rules = [TensorRule("embeddings/word", _WORDS, table, aliases=_COPIES)]
     if not config.tied_head:
@@ -433,7 +420,6 @@ def t5_rules(config: T5Config) -> list[TensorRule]:
 
 
 def _stack_rules(stack: str, config: T5Config) -> list[TensorRule]:
-    """The encoder's or the decoder's: tables, norms and the matrices of each layer."""
     is_decoder = stack == "decoder"
     depth = config.layers if is_decoder else config.encoder_layers
     block, feed_forward = f"{stack}.block.{{layer}}.layer", 2 if is_decoder else 1
@@ -465,12 +451,12 @@ def _stack_rules(stack: str, config: T5Config) -> list[TensorRule]:
 
 
 def _attention(
-    stack: str, names: dict[str, str], place: str, heads: int, width: int, depth: int
+    stack: str, names: dict[str, str], module: str, heads: int, width: int, depth: int
 ) -> list[TensorRule]:
     return [
         _matrix(
             f"{stack}/layers/{ours}",
-            f"{place}.{theirs}.weight",
+            f"{module}.{theirs}.weight",
             (width, heads) if theirs == "o" else (heads, width),
             depth,
         )
@@ -487,12 +473,11 @@ def _norm(path: str, name: str, config: T5Config, depth: int = 0) -> TensorRule:
 
 
 def _find_words(source: TensorSource) -> list[str]:
-    """The names under which the file holds the word table."""
     return [name for name in (_WORDS, *_COPIES) if name in source.shapes]
 
 
 def _resolve(source: TensorSource, config: T5Config, where: str) -> T5Config:
-    """Unties the head where the file has one that is no copy of its word table."""
+    """Untie the head if the checkpoint has one that differs from the input embeddings."""
     del where
     words = next(iter(_find_words(source)), None)
     if config.tied_head and differs(source, _HEAD, words):
@@ -506,13 +491,13 @@ def _ignored(config: T5Config) -> tuple[str, ...]:
 
 
 def _check_copies(source: TensorSource, where: str) -> None:
-    """Raises where a stack has words of its own, which T5 does not have."""
+    """Raise InputError if the stacks have different input embeddings."""
     first, *others = _find_words(source)
     for name in others:
         if differs(source, name, first):
             raise InputError(
-                f"{where}: {name} differs from {first}, but both stacks of a T5 model read one "
-                "word table; use a checkpoint in which they are equal"
+                f"{where}: expected {name} to equal {first}, since both stacks of a T5 share the "
+                "input embeddings, but they differ"
             )
 
 
@@ -532,41 +517,36 @@ T5_WEIGHTS = Weights(
     ),
     check=_check_copies,
 )
-"""T5's checkpoints."""
+"""Checkpoint format of T5."""
 
 
-# --- T5 as a frozen Linen module that takes a soft prompt
-# The prompt's rows stand before the encoder's text and take part in the relative positions like
-# ordinary tokens. The answer is read at the decoder's first step, from the start token; more tokens
-# are scored all at once when they are given, or generated one by one with :meth:`T5.start` and
-# :meth:`T5.advance`.
+# --- Module
+# The prompt precedes the encoder's text and has relative positions like ordinary tokens. The answer
+# is read at the decoder's first step; given answers are scored at once, others are generated with
+# T5.start and T5.advance.
 
 STACKS = ("decoder", "encoder")
 
 
 class WordTable(nn.Module):
-    """The word table, which both stacks read and a tied head scores with."""
+    """Input embeddings of both stacks."""
 
-    config: T5Config  # shape of the model
+    config: T5Config
 
     def setup(self) -> None:
-        """Declares the table."""
         shape = (self.config.vocabulary, self.config.width)
         self.word = self.param("word", nn.initializers.normal(1.0), shape)
 
 
 class T5(nn.Module):
-    """An encoder-decoder that reads text behind a soft prompt."""
+    """Frozen encoder-decoder with a soft prompt."""
 
-    config: T5Config  # shape of the model
-    dtype: jnp.dtype = jnp.float32  # dtype of states and matrix products, float32 or bfloat16
-    # 0 (default) leaves dropout out. Paper: on during tuning, where T5 has it
-    dropout_rate: float = 0.0
-    # what is kept for the way back; see :func:`jpt.backbones.layers.rematerialised`
-    remat: str = "dots"
+    config: T5Config
+    dtype: jnp.dtype = jnp.float32  # of states and matrix products
+    dropout_rate: float = 0.0  # the paper tunes with T5's dropout
+    remat: str = "dots"  # see rematerialised()
 
     def setup(self) -> None:
-        """Declares the word table, the two stacks and the head."""
         config, shared = self.config, (self.dtype, self.dropout_rate, self.remat)
         self.embeddings = WordTable(config)
         self.encoder = Stack(config, config.encoder_layers, True, *shared)
@@ -587,27 +567,27 @@ class T5(nn.Module):
         every_position: bool = False,
         packed_index: Int[Array, "G N"] | None = None,
     ) -> ModelOutput:
-        """Reads a batch behind a prompt and scores the first token of the answer."""
+        """Read texts behind a prompt and score the first answer token, or ``decoder_tokens``."""
         if neuron_stack not in STACKS:
-            raise ValueError(f"neuron_stack is {neuron_stack!r}; expected one of {STACKS}")
+            raise ValueError(f"expected neuron_stack {' or '.join(STACKS)}, got {neuron_stack!r}")
         keeps_axis = every_position or decoder_tokens is not None
         masks: dict[str, Array | None] = dict.fromkeys(STACKS)
         masks[neuron_stack] = neuron_mask
-        wanted: dict[str, int | str | None] = dict.fromkeys(STACKS)
+        capture: dict[str, int | str | None] = dict.fromkeys(STACKS)
         if capture_neurons:
             is_all = keeps_axis if neuron_stack == "decoder" else every_position
             first = {"decoder": 0, "encoder": _prompt_rows(prompt)}[neuron_stack]
-            wanted[neuron_stack] = "all" if is_all else first
+            capture[neuron_stack] = "all" if is_all else first
         packed_index = None if every_position else packed_index
-        read = (masks["encoder"], wanted["encoder"], packed_index)
-        encoded, is_read, packing, encoder_neurons = self._encode(tokens, lengths, prompt, *read)
+        options = (masks["encoder"], capture["encoder"], packed_index)
+        encoded, is_read, packing, encoder_neurons = self._encode(tokens, lengths, prompt, *options)
         if decoder_tokens is None:
             decoder_tokens = self._start_tokens(tokens.shape[0])
         view = self._view(np.arange(decoder_tokens.shape[1]))
-        sight = StackContext(view, None, encoded, is_read, None, packing)
+        context = StackContext(view, None, encoded, is_read, None, packing)
         states = self.embeddings.word[decoder_tokens]
-        given = LayerInput(masks["decoder"])
-        hidden, kept = self.decoder(states, given, sight, wanted["decoder"])
+        inputs = LayerInput(masks["decoder"])
+        hidden, kept = self.decoder(states, inputs, context, capture["decoder"])
         if not keeps_axis:
             hidden = hidden[:, 0]
         neurons = kept.neurons if neuron_stack == "decoder" else encoder_neurons
@@ -624,20 +604,21 @@ class T5(nn.Module):
         neuron_stack: str = "decoder",
         packed_index: Int[Array, "G N"] | None = None,
     ) -> AnswerScores:
-        """Scores every token of several answers to each row, all of them in one pass."""
+        """Score every token of several answers to each row in one pass."""
         masks: dict[str, Array | None] = {**dict.fromkeys(STACKS), neuron_stack: neuron_mask}
-        read = (masks["encoder"], None, packed_index)
-        encoded, is_read, packing, _ = self._encode(tokens, lengths, prompt, *read)
+        options = (masks["encoder"], None, packed_index)
+        encoded, is_read, packing, _ = self._encode(tokens, lengths, prompt, *options)
         branches = branch_answers(answers)
         rows, count = tokens.shape[0], len(branches.steps)
-        line = jnp.broadcast_to(branches.tokens, (rows, count))
-        read = jnp.concatenate([self._start_tokens(rows), line], axis=1)
-        # The start token stands before every answer.
+        branched = jnp.broadcast_to(branches.tokens, (rows, count))
+        branched = jnp.concatenate([self._start_tokens(rows), branched], axis=1)
+        # All answers share the start token.
         allowed = np.pad(branches.allowed, ((1, 0), (1, 0)))
         allowed[:, 0] = True
         view = self._view(np.concatenate([[0], branches.steps + 1]), allowed)
-        sight = StackContext(view, None, encoded, is_read, None, packing)
-        hidden, _ = self.decoder(self.embeddings.word[read], LayerInput(masks["decoder"]), sight)
+        context = StackContext(view, None, encoded, is_read, None, packing)
+        inputs = LayerInput(masks["decoder"])
+        hidden, _ = self.decoder(self.embeddings.word[branched], inputs, context)
         logits = self.vocabulary_logits(hidden)
         return score_tokens(logits[:, 0], logits[:, 1:], answers)
 
@@ -647,13 +628,13 @@ class T5(nn.Module):
         lengths: Int[Array, "B"],
         prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None = None,
     ) -> Float[Array, "B S D"]:
-        """Reads prompt and text with the encoder; what stands at padding means nothing."""
+        """Return the encoder states of prompt and text; they are undefined at padding."""
         return self._encode(tokens, lengths, prompt, None, None)[0]
 
     def vocabulary_logits(
         self, hidden: Float[Array, "... D"], label_ids: Int[Array, "C"] | None = None
     ) -> Float[Array, "... C"]:
-        """Scores words by the head."""
+        """Return the logits of decoder states."""
         logits = self.head(hidden, self.embeddings.word, label_ids)
         return logits * jnp.float32(self.config.width**-0.5 if self.config.scaled_head else 1)
 
@@ -664,38 +645,39 @@ class T5(nn.Module):
         prompt: Float[Array, "P D"] | Float[Array, "B P D"] | None,
         max_new: int,
     ) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads the input and scores the first token to be generated."""
+        """Return the logits of the first new token and the cache (prefill)."""
         encoded, is_read, _, _ = self._encode(tokens, lengths, prompt, None, None)
-        sight = StackContext(self._view(np.arange(1)), None, encoded, is_read)
+        context = StackContext(self._view(np.arange(1)), None, encoded, is_read)
         states = self.embeddings.word[self._start_tokens(tokens.shape[0])]
-        hidden, kept = self.decoder(states, LayerInput(), sight, None, True)
-        # The start token's keys stand in the first slot, so N slots serve N new tokens.
-        room = ((0, 0), (0, 0), (0, max_new - 1), (0, 0), (0, 0))
-        generated = jax.tree.map(lambda leaf: jnp.pad(leaf, room), kept.own)
+        hidden, kept = self.decoder(states, LayerInput(), context, None, True)
+        # N slots suffice: the first has the start token, and the last new token is never read.
+        padding = ((0, 0), (0, 0), (0, max_new - 1), (0, 0), (0, 0))
+        generated = jax.tree.map(lambda leaf: jnp.pad(leaf, padding), kept.current)
         lengths = lengths + _prompt_rows(prompt)
         cache = Cache(None, kept.cross, lengths, generated, jnp.zeros((), jnp.int32))
         return self.vocabulary_logits(hidden[:, 0]), cache
 
     def advance(self, last: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads the newest token of each row and scores the next one."""
-        place, slots = cache.steps + 1, cache.generated.key.shape[2]
+        """Append one token to each row and return the logits of the next one."""
+        step, slots = cache.steps + 1, cache.generated.key.shape[2]
         is_read = jnp.arange(cache.context.key.shape[2])[None] < cache.lengths[:, None]
         bias = self.decoder.bias(slots)
-        # Distances of slot 0, 1, ... from the new token are one piece of the table.
-        past_bias = jax.lax.dynamic_slice_in_dim(bias, slots - 1 - place, slots, axis=1)
-        is_past = jnp.arange(slots) < place
+        # The distances of slots 0, 1, ... to the new token are a contiguous slice of the table.
+        past_bias = jax.lax.dynamic_slice_in_dim(bias, slots - 1 - step, slots, axis=1)
+        is_past = jnp.arange(slots) < step
         past = AttentionView(is_past[None, None], past_bias[:, None])
-        sight = StackContext(
+        context = StackContext(
             AttentionView(None, bias[:, None, slots - 1 : slots]), past, None, is_read[:, None]
         )
-        given = LayerInput(None, cache.generated, cache.context)
-        hidden, kept = self.decoder(self.embeddings.word[last][:, None], given, sight, None, True)
+        inputs = LayerInput(None, cache.generated, cache.context)
+        states = self.embeddings.word[last][:, None]
+        hidden, kept = self.decoder(states, inputs, context, None, True)
 
         def store(slots: Float[Array, "L B N H K"], new: Float[Array, "L B 1 H K"]) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(slots, new, place, axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(slots, new, step, axis=2)
 
-        generated = jax.tree.map(store, cache.generated, kept.own)
-        return self.vocabulary_logits(hidden[:, 0]), cache.replace(generated=generated, steps=place)
+        generated = jax.tree.map(store, cache.generated, kept.current)
+        return self.vocabulary_logits(hidden[:, 0]), cache.replace(generated=generated, steps=step)
 
     def _encode(
         self,
@@ -711,7 +693,7 @@ class T5(nn.Module):
         Packing | None,
         Float[Array, "L B *S F"] | None,
     ]:
-        """Gives the encoder's states, which positions are no padding, packing, and neurons."""
+        """Return the encoder states, their padding mask and packing, and the neurons."""
         states, front = self.embeddings.word[tokens].astype(self.dtype), _prompt_rows(prompt)
         if prompt is not None:
             rows = (prompt[None] if prompt.ndim == 2 else prompt).astype(self.dtype)
@@ -723,21 +705,21 @@ class T5(nn.Module):
         view = AttentionView(
             is_read[:, None], spread_bias(self.encoder.bias(len(positions)), positions)
         )
-        sight = StackContext(view, packing=packing)
-        states, kept = self.encoder(states, LayerInput(neuron_mask), sight, capture)
+        context = StackContext(view, packing=packing)
+        states, kept = self.encoder(states, LayerInput(neuron_mask), context, capture)
         return states, is_read[:, None], packing, kept.neurons
 
     def _start_tokens(self, rows: int) -> Int[Array, "B 1"]:
         return jnp.full((rows, 1), self.config.start_id, jnp.int32)
 
     def _view(
-        self, packed_index: Int[np.ndarray, "S"], allowed: Bool[np.ndarray, "S S"] | None = None
+        self, positions: Int[np.ndarray, "S"], allowed: Bool[np.ndarray, "S S"] | None = None
     ) -> AttentionView:
-        """Every token of the decoder looks at itself and at those before it, or as is allowed."""
+        """Return the decoder's self-attention view, causal by default."""
         if allowed is None:
-            allowed = packed_index[None] <= packed_index[:, None]
-        by_distance = self.decoder.bias(int(packed_index.max()) + 1)
-        return AttentionView(jnp.asarray(allowed)[None], spread_bias(by_distance, packed_index))
+            allowed = positions[None] <= positions[:, None]
+        by_distance = self.decoder.bias(int(positions.max()) + 1)
+        return AttentionView(jnp.asarray(allowed)[None], spread_bias(by_distance, positions))
 
 
 def _prompt_rows(prompt: Float[Array, "... P D"] | None) -> int:

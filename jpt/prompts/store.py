@@ -1,4 +1,4 @@
-"""Save and load prompts, list folders of prompts and seeds, and stack prompts into a bank."""
+"""Save, load, list and stack prompts, with one or several seeds."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from jpt.io.tensors import read_header, write_safetensors
 from jpt.types import Prompt, PromptCard
 from jpt.version import __version__
 
-# --- Several prompts of one length and width as one array, and back
+# --- Prompt banks
 
 
 def stack_prompts(prompts: Mapping[str, Prompt]) -> Float32[np.ndarray, "K P D"]:
-    """Stacks prompts in the order in which they come."""
+    """Stack prompts of one length and width, in order."""
     if not prompts:
-        raise InputError("a bank of prompts needs at least one; none was given")
+        raise InputError("expected at least 1 prompt to stack, got 0")
     first, shape = next((name, prompt.values.shape) for name, prompt in prompts.items())
     for name, prompt in prompts.items():
         if prompt.values.shape != shape:
             raise InputError(
-                f"prompt {name} is {_size(prompt.values.shape)} and prompt {first} {_size(shape)};"
-                " a bank holds prompts of one length and width"
+                f"prompt {name}: expected shape {_size(shape)}, that of prompt {first}, got"
+                f" {_size(prompt.values.shape)}"
             )
     return np.stack([np.asarray(prompt.values, np.float32) for prompt in prompts.values()])
 
@@ -39,11 +39,11 @@ def stack_prompts(prompts: Mapping[str, Prompt]) -> Float32[np.ndarray, "K P D"]
 def unstack_prompts(
     bank: Float32[np.ndarray, "K P D"], cards: Sequence[PromptCard]
 ) -> tuple[Prompt, ...]:
-    """Takes a bank apart."""
+    """Split a bank into prompts, one for each card."""
     if bank.ndim != 3:
-        raise InputError(f"a bank has the axes [K, P, D]; this one is {_size(bank.shape)}")
+        raise InputError(f"expected a prompt bank [K, P, D], got shape {_size(bank.shape)}")
     if len(cards) != len(bank):
-        raise InputError(f"{len(cards)} cards for {len(bank)} prompts; give one for each")
+        raise InputError(f"expected {len(bank)} cards, one per prompt, got {len(cards)}")
     pairs = zip(np.asarray(bank), cards, strict=True)
     return tuple(Prompt(np.array(values, np.float32), card) for values, card in pairs)
 
@@ -52,12 +52,12 @@ def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(str(length) for length in shape)
 
 
-# --- Prompts on disk: one small safetensors file that says itself where it comes from
-# ``NAME.safetensors`` holds the tensor ``prompt`` [P, D], in imported encoder prompts also
-# ``unused_row`` [1, D], and under ``card`` in its metadata the `PromptCard` as JSON.
+# --- Prompt files
+# ``NAME.safetensors`` has the tensor ``prompt`` [P, D], in imported encoder prompts also
+# ``unused_row`` [1, D], and the `PromptCard` as JSON in the metadata entry ``card``.
 
 PROMPT_FILE = "prompt.safetensors"
-"""The name of the prompt in the folder of its run."""
+"""Name of the prompt file in a run folder."""
 
 LAYOUTS = ("encoder", "encoder_decoder", "decoder")
 _READABLE = (np.float32, np.float16, ml_dtypes.bfloat16)
@@ -66,14 +66,14 @@ _REQUIRED = ("backbone", "task")
 
 
 def save_prompt(path: str | Path, prompt: Prompt) -> None:
-    """Writes a prompt in one step; equal prompts give equal bytes.
+    """Write a prompt file atomically; equal prompts give identical files.
 
     Args:
-        path: the file, by custom ``NAME.safetensors``; its folder must exist.
-        prompt: what to write. A card without a version gets this one's.
+        path: File to write, usually ``NAME.safetensors``; its folder must exist.
+        prompt: Prompt to write. A missing ``jpt_version`` is added to its card.
 
     Raises:
-        InputError: values are not finite or of a wrong shape, or the file cannot be written.
+        InputError: If values are not finite, a shape is wrong, or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -88,7 +88,7 @@ def save_prompt(path: str | Path, prompt: Prompt) -> None:
 
 
 def checked_tensors(path: str | Path, prompt: Prompt) -> dict[str, Float32[np.ndarray, "P D"]]:
-    """Gives the rows of a prompt as they go into a file."""
+    """Return the tensors of a prompt file; raise InputError if they are invalid."""
     tensors = {"prompt": np.asarray(prompt.values, np.float32)}
     if prompt.unused_row is not None:
         tensors["unused_row"] = np.asarray(prompt.unused_row, np.float32)
@@ -99,27 +99,27 @@ def checked_tensors(path: str | Path, prompt: Prompt) -> dict[str, Float32[np.nd
 
 
 def card_text(path: str | Path, card: PromptCard) -> str:
-    """Writes a card as JSON."""
-    written = dataclasses.replace(card, jpt_version=card.jpt_version or __version__)
-    told = {name: value for name, value in dataclasses.asdict(written).items() if value is not None}
+    """Return a card as JSON, without empty fields."""
+    card = dataclasses.replace(card, jpt_version=card.jpt_version or __version__)
+    fields = {name: value for name, value in dataclasses.asdict(card).items() if value is not None}
     try:
-        return json.dumps(told, ensure_ascii=False, allow_nan=False, default=_plain_number)
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_plain_number)
     except ValueError:
-        raise InputError(f"cannot write {path}: the score {card.score} is no number") from None
+        raise InputError(f"{path}: expected a finite score in the card, got {card.score}") from None
 
 
 def load_prompt(path: str | Path) -> Prompt:
-    """Reads a prompt.
+    """Load a prompt.
 
     Args:
-        path: its file, or the folder of its run.
+        path: Prompt file or run folder.
 
     Returns:
-        The prompt; float16 and bfloat16 are read as float32.
+        The `Prompt`; float16 and bfloat16 are converted to float32.
 
     Raises:
-        InputError: the file is missing, truncated, not safetensors, holds no prompt, has no card,
-            or a row is NaN or infinite.
+        InputError: If the file is missing, truncated, not safetensors or without a prompt or card,
+            or a row has NaN or infinite values.
 
     Example:
         See `save_prompt`.
@@ -127,28 +127,25 @@ def load_prompt(path: str | Path) -> Prompt:
     file = _prompt_file(Path(path))
     tensors, metadata = read_header(file)
     if "prompt" not in tensors:
-        held = ", ".join(list(tensors)[:5]) or "nothing"
+        found = ", ".join(list(tensors)[:5]) or "nothing"
         cure = "give a prompt file"
         if "prompt_embeddings" in tensors:
-            cure = f"it is an adapter of PEFT: jpt import peft {file.parent} --out FILE"
-        raise InputError(f"{file} has no tensor 'prompt' (it holds {held}); {cure}")
+            cure = f"import this PEFT adapter with jpt import peft {file.parent} --out FILE"
+        raise InputError(f"{file}: expected a tensor 'prompt', got {found}; {cure}")
     tensors = {name: tensors[name] for name in ("prompt", "unused_row") if name in tensors}
     _check_shapes(file, {name: tensor.shape for name, tensor in tensors.items()})
     if "card" not in metadata:
-        raise InputError(
-            f"{file} has no card that says its backbone and task; save it with jpt.save_prompt"
-        )
+        raise InputError(f"{file} has no prompt card; save the prompt with jpt.save_prompt")
     card = read_card(file, metadata["card"])
     values = {name: read_rows(file, name, tensor) for name, tensor in tensors.items()}
     return Prompt(values["prompt"], card, values.get("unused_row"))
 
 
 def read_rows(file: Path, name: str, tensor: LazyTensor) -> Float32[np.ndarray, "P D"]:
-    """Reads the rows of a prompt from a file that is open."""
+    """Return the finite float32 values of a prompt tensor."""
     if tensor.dtype.type not in _READABLE:
         raise InputError(
-            f"{file}: tensor '{name}' has the type {tensor.dtype}; float32, float16 or bfloat16"
-            " expected: convert it"
+            f"{file}: expected float32, float16 or bfloat16 in tensor '{name}', got {tensor.dtype}"
         )
     values = tensor.read().astype(np.float32)
     _check_finite(file, name, values)
@@ -156,24 +153,29 @@ def read_rows(file: Path, name: str, tensor: LazyTensor) -> Float32[np.ndarray, 
 
 
 def read_card(file: str | Path, text: str) -> PromptCard:
-    """Reads a card, checked value by value; what a later version adds to it is left out."""
+    """Parse and check a card; ignore fields of later versions."""
     table = parse_json(text.encode(), f"the card of {file}")
     if not isinstance(table, dict):
-        raise InputError(f"the card of {file} is no table; save it again with jpt.save_prompt")
+        raise InputError(
+            f"the card of {file}: expected a JSON object, got {type(table).__name__}; save the"
+            " prompt with jpt.save_prompt"
+        )
     fields = [field.name for field in dataclasses.fields(PromptCard)]
     known = {name: table[name] for name in fields if table.get(name) is not None}
     for name in _REQUIRED:
         if not known.get(name):
-            raise InputError(f"the card of {file} names no {name}; save it with jpt.save_prompt")
+            raise InputError(
+                f"the card of {file} has no {name}; save the prompt with jpt.save_prompt"
+            )
     for name, value in known.items():
         expected = _expected(name, value)
         if expected:
-            raise InputError(f"the card of {file} has {name} = {value!r}; {expected} expected")
+            raise InputError(f"the card of {file}: expected {name} to be {expected}, got {value!r}")
     return PromptCard(**known)
 
 
 def list_prompts(folder: str | Path) -> dict[str, Path]:
-    """Finds the prompts of a folder."""
+    """Return the prompt files of a folder by name: NAME.safetensors and NAME/prompt.safetensors."""
     place = Path(folder)
     try:
         entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
@@ -183,7 +185,7 @@ def list_prompts(folder: str | Path) -> dict[str, Path]:
         raise read_error(folder, error) from None
     if (place / PROMPT_FILE).is_file() and (place / "config.json").is_file():
         raise InputError(
-            f"{folder} is the folder of one run; give {place.parent}, or a folder of prompts"
+            f"{folder}: expected a folder of prompts, got a run folder; give {place.parent}"
         )
     found: dict[str, Path] = {}
     for entry in entries:
@@ -198,11 +200,11 @@ def list_prompts(folder: str | Path) -> dict[str, Path]:
         of_seeds = next((each for each in entries if any(each.glob(f"seed-*/{PROMPT_FILE}"))), None)
         if of_seeds is not None:
             raise InputError(
-                f"{folder} holds runs of several seeds ({of_seeds.name}/seed-S), where one prompt a"
-                f" name is asked for; give {of_seeds}, or a folder with one run of each"
+                f"{folder}: expected one prompt per name, got runs of several seeds"
+                f" ({of_seeds.name}/seed-S); give {of_seeds}, or a folder with one run of each"
             )
         raise InputError(
-            f"{folder} holds no prompts: looked for NAME.safetensors and NAME/{PROMPT_FILE} among"
+            f"{folder} holds no prompts: expected NAME.safetensors or NAME/{PROMPT_FILE} among"
             f" {len(entries)} entries"
         )
     return dict(sorted(found.items()))
@@ -211,34 +213,34 @@ def list_prompts(folder: str | Path) -> dict[str, Path]:
 def check_prompt(
     prompt: Prompt, backbone: str, width: int, layout: str, other_backbone: bool = False
 ) -> None:
-    """Refuses a prompt that a backbone cannot read."""
+    """Raise InputError if the prompt does not fit the backbone."""
     card, columns = prompt.card, prompt.values.shape[1]
     if columns != width:
         raise InputError(
-            f"the prompt is {columns} wide (tuned on {card.backbone}), but {backbone} is {width}"
-            " wide; use a prompt of that model, or project this one"
+            f"expected a prompt of width {width} for {backbone}, got width {columns} (tuned on"
+            f" {card.backbone}); use a prompt of that model, or project this one"
         )
     if card.layout != layout:
         raise InputError(
-            f"the prompt was tuned on {card.backbone} for the layout {card.layout}, but {backbone}"
-            f" has the layout {layout}; use a prompt of that family"
+            f"expected a prompt with layout {layout} for {backbone}, got layout {card.layout}"
+            f" (tuned on {card.backbone}); use a prompt of that model family"
         )
     if card.backbone != backbone and not other_backbone:
         raise InputError(
-            f"the prompt was tuned on {card.backbone}, not on {backbone}; use a prompt of that"
-            " model, or name the backbone yourself to use it all the same"
+            f"expected a prompt tuned on {backbone}, got one tuned on {card.backbone}; to use it"
+            " anyway, name the backbone explicitly"
         )
 
 
 def _prompt_file(path: Path) -> Path:
-    """The file of a prompt; what is missing is told with the nearest names."""
+    """Return the prompt file of a run folder or file; suggest similar names if it is missing."""
     try:
         if path.is_dir():
             if (path / PROMPT_FILE).is_file():
                 return path / PROMPT_FILE
             raise InputError(
-                f"{path} is a folder without {PROMPT_FILE}: an unfinished run, or no run; give a"
-                " prompt file or a finished run"
+                f"{path} has no {PROMPT_FILE} (an unfinished run?); give a prompt file or a"
+                " finished run"
             )
         if not path.exists() and path.parent.is_dir():
             names = [entry.name for entry in path.parent.iterdir() if _may_be_prompt(entry)]
@@ -256,11 +258,11 @@ def _may_be_prompt(entry: Path) -> bool:
 def _check_shapes(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     shape = shapes["prompt"]
     if len(shape) != 2 or 0 in shape:
-        raise InputError(f"{path}: the prompt has the shape {list(shape)}; rows x width expected")
+        raise InputError(f"{path}: expected a prompt of shape [P, D], got {list(shape)}")
     unused = shapes.get("unused_row")
     if unused is not None and unused != (1, shape[1]):
         raise InputError(
-            f"{path}: unused_row has the shape {list(unused)}; {[1, shape[1]]} expected"
+            f"{path}: expected unused_row of shape {[1, shape[1]]}, got {list(unused)}"
         )
 
 
@@ -268,37 +270,37 @@ def _check_finite(path: str | Path, name: str, values: Float32[np.ndarray, "P D"
     broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if broken.size:
         raise InputError(
-            f"{path}: row {broken[0]} of '{name}' holds NaN or infinity ({broken.size} of"
-            f" {len(values)} rows do); its training diverged: tune it again with a lower rate"
+            f"{path}: expected finite values in '{name}', got NaN or infinity in {broken.size} of"
+            f" {len(values)} rows (first: row {broken[0]}); tune again with a lower learning rate"
         )
 
 
 def _expected(name: str, value: Any) -> str | None:
-    """What a value of the card should have been, or None where it is right."""
+    """Return what the card field should be, or None if the value is valid."""
     if name == "layout":
         return None if value in LAYOUTS else f"one of {', '.join(LAYOUTS)}"
     if name in _COUNTS:
-        return None if type(value) is int and value >= 0 else "a whole number from 0 on"
+        return None if type(value) is int and value >= 0 else "an integer of at least 0"
     if name == "score":
         return None if type(value) in (int, float) else "a number"
-    return None if isinstance(value, str) else "a text"
+    return None if isinstance(value, str) else "a string"
 
 
 def _plain_number(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} does not belong into a card")
+    raise TypeError(f"{type(value).__name__} cannot be stored in a card")
 
 
-# --- Several prompts that are compared: loaded by name, and refused when they cannot be compared
+# --- Several prompts
 
 
 def load_prompts(prompts: Mapping[str, Prompt] | str | Path) -> dict[str, Prompt]:
-    """Loads the prompts of a folder, and sees to it that they belong together."""
+    """Load prompts by name; raise InputError unless backbone, layout, length and width agree."""
     if isinstance(prompts, (str, Path)):
         prompts = {name: load_prompt(path) for name, path in list_prompts(prompts).items()}
     if not prompts:
-        raise InputError("no prompts were given; give a folder of prompts, or prompts by name")
+        raise InputError("expected at least 1 prompt, got 0; give a folder or prompts by name")
     loaded = dict(sorted(prompts.items()))
     first = next(iter(loaded))
     expected = _kind(loaded[first])
@@ -306,56 +308,56 @@ def load_prompts(prompts: Mapping[str, Prompt] | str | Path) -> dict[str, Prompt
         for what, value in _kind(prompt).items():
             if value != expected[what]:
                 raise InputError(
-                    f"prompt {name} has {what} {value} and prompt {first} {expected[what]}; only"
-                    " prompts of one backbone, length and width can be compared: put them into"
-                    " folders of their own"
+                    f"prompt {name}: expected {what} {expected[what]}, that of prompt {first}, got"
+                    f" {value}; put prompts that differ in backbone, layout, length or width into"
+                    " separate folders"
                 )
     return loaded
 
 
 def _kind(prompt: Prompt) -> dict[str, str | int]:
     return {
-        "the backbone": prompt.card.backbone,
-        "the layout": prompt.card.layout,
-        "the length": len(prompt.values),
-        "the width": prompt.values.shape[1],
-        "the first position": prompt.card.first_position or 0,
+        "backbone": prompt.card.backbone,
+        "layout": prompt.card.layout,
+        "length": len(prompt.values),
+        "width": prompt.values.shape[1],
+        "first position": prompt.card.first_position or 0,
     }
 
 
-# --- Prompts of several seeds: the runs of one task that differ in their seed alone
+# --- Several seeds
 
 Prompts = Mapping[str, Prompt | Mapping[int, Prompt]] | str | Path
-"""A folder of prompts, or prompts by name; of several seeds by name and seed."""
+"""Folder of prompts, prompts by name, or prompts by name and seed."""
 
 _SEED = re.compile(r"seed-(\d+)")
 
 
 def load_seed_prompts(prompts: Prompts) -> dict[str, dict[int | None, Prompt]]:
-    """Loads prompts of one or of several seeds each, and sees to it that they belong together."""
+    """Load prompts by name and seed (None for a single run); raise InputError if they differ."""
     if isinstance(prompts, (str, Path)):
         prompts = _read_folder(Path(prompts))
-    given = {name: _by_seed(name, of) for name, of in prompts.items()}
-    load_prompts(_runs_of(given))  # refuses prompts that cannot be compared
-    for name, of in given.items():
+    loaded = {name: _by_seed(name, of) for name, of in prompts.items()}
+    load_prompts(_runs_of(loaded))  # checks that they can be compared
+    for name, of in loaded.items():
         _check_tasks(name, of)
-    return {name: given[name] for name in sorted(given)}
+    return {name: loaded[name] for name in sorted(loaded)}
 
 
 def run_name(name: str, seed: int | None) -> str:
-    """Names one run of a prompt."""
+    """Return NAME, or NAME/seed-S."""
     return name if seed is None else f"{name}/seed-{seed}"
 
 
 def split_run_name(name: str) -> tuple[str, int | None]:
-    """Takes the name of a run apart."""
-    owner, _, last = name.rpartition("/")
-    match = _SEED.fullmatch(last) if owner else None
-    return (owner, int(match[1])) if match else (name, None)
+    """Return name and seed; the inverse of `run_name`."""
+    prefix, _, last = name.rpartition("/")
+    match = _SEED.fullmatch(last) if prefix else None
+    return (prefix, int(match[1])) if match else (name, None)
 
 
 def load_runs(prompts: Prompts) -> dict[str, Prompt]:
-    """Loads every run of every prompt under a name of its own."""
+    """Load every run of every prompt by its run name."""
     return dict(sorted(_runs_of(load_seed_prompts(prompts)).items()))
 
 
@@ -364,7 +366,7 @@ def _runs_of(prompts: Mapping[str, Mapping[int | None, Prompt]]) -> dict[str, Pr
 
 
 def list_seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
-    """Finds the runs of several seeds in a folder of prompts."""
+    """Return the finished runs of several seeds; raise InputError if one is unfinished."""
     found = seed_runs(folder)
     for name, runs in found.items():
         _check_runs(Path(folder) / name, runs)
@@ -372,10 +374,10 @@ def list_seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
 
 
 def seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
-    """Finds the runs of several seeds in a folder of prompts, finished or not."""
+    """Return the runs of several seeds by name and seed, finished or not."""
     place, found = Path(folder), {}
     if not place.is_dir():
-        return found  # `list_prompts` says what is wrong
+        return found  # list_prompts raises the error
     for entry in sorted(place.iterdir()):
         if entry.name.startswith(".") or not entry.is_dir() or _SEED.fullmatch(entry.name):
             continue
@@ -387,7 +389,7 @@ def seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
 
 
 def list_runs(folder: str | Path) -> dict[str, Path]:
-    """Finds every prompt of a folder, each run of several seeds under a name of its own."""
+    """Return every run of a folder by its run name."""
     several = seed_runs(folder)
     found = dict(_single_prompts(Path(folder), several))
     for name, runs in several.items():
@@ -407,7 +409,7 @@ def _read_folder(folder: Path) -> dict[str, Prompt | dict[int, Prompt]]:
 
 
 def _single_prompts(folder: Path, several: Iterable[str]) -> dict[str, Path]:
-    """Those beside the names of several seeds, which may be all there is."""
+    """Return the prompts without seeds; there may be none if others have seeds."""
     several = list(several)
     if several and not any(_is_prompt(entry) for entry in folder.iterdir()):
         return {}
@@ -425,11 +427,11 @@ def _is_prompt(entry: Path) -> bool:
 
 
 def _check_runs(entry: Path, runs: Mapping[int, Path]) -> None:
-    """A mean over the seeds that happen to be finished would be another number tomorrow."""
+    # Skipping unfinished seeds would change the mean once they are finished.
     if (entry / PROMPT_FILE).is_file():
         raise InputError(
-            f"{entry} is a run and holds runs of seeds ({', '.join(r.name for r in runs.values())})"
-            "; move them apart"
+            f"{entry}: expected a run or runs of seeds, got both"
+            f" ({', '.join(r.name for r in runs.values())}); move one of them away"
         )
     for run in runs.values():
         if not (run / PROMPT_FILE).is_file():
@@ -443,7 +445,7 @@ def _by_seed(name: str, prompts: Prompt | Mapping[int, Prompt]) -> dict[int | No
     if isinstance(prompts, Prompt):
         return {None: prompts}
     if not prompts:
-        raise InputError(f"prompt {name} has no seed; give at least one prompt")
+        raise InputError(f"prompt {name}: expected at least 1 seed, got 0")
     return dict(sorted(prompts.items()))
 
 
@@ -453,7 +455,6 @@ def _check_tasks(name: str, prompts: Mapping[int | None, Prompt]) -> None:
     for seed, task in tasks.items():
         if task != tasks[first]:
             raise InputError(
-                f"prompt {name} has seed {first} for the task {tasks[first]} and seed {seed} for"
-                f" {task}; the seeds of a prompt are runs of one task: put them into folders of"
-                " their own"
+                f"prompt {name}: expected runs of one task, got {tasks[first]} (seed {first}) and"
+                f" {task} (seed {seed}); put them into separate folders"
             )
