@@ -1,4 +1,4 @@
-"""Tokenise the rows of a task into compact arrays, and cache them."""
+"""Tokenise the rows of a task into compact arrays, with a cache on disk."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from jpt.io.tokenizer import TextTokenizer
 from jpt.tasks.task import Task, render, template_fields
 from jpt.tasks.verbalizers import answer_cue
 
-# --- Rows of text to ids: tokenised once for a whole run, cut to length by a fixed rule
-# An encoder reads ``[CLS] text [SEP]`` or ``[CLS] first [SEP] second [SEP]``: one separator between
-# the two, in RoBERTa too, as in the paper's code. T5 reads all segments and its end piece behind
-# them (paper: in some tasks only; T5 was pretrained with it), a decoder all segments behind its
-# start piece, if it has one.
+# --- Encoding
+# Encoders read ``[CLS] text [SEP]`` or ``[CLS] first [SEP] second [SEP]``: one separator between
+# the two, in RoBERTa too, as in the paper's code. T5 reads all segments and an end token (paper: in
+# some tasks only; T5 was pretrained with it), decoders a start token, if they have one, and all
+# segments.
 
-# Letters read for one piece that is kept, before a long text is tokenised: text beyond them is
-# looked at only when they gave too few pieces. English has 4 to 5 letters a piece.
-LETTERS_PER_TOKEN = 10
+# Characters that are tokenised per token that is kept; the rest of a long text is tokenised only if
+# they yield too few tokens. English has 4 to 5 characters per token.
+CHARACTERS_PER_TOKEN = 10
 
 
 @dataclass(frozen=True)
 class EncodedAnswers:
-    """The answers to be written of a split's rows, as ids one after the other.
+    """Concatenated answers of a split of a generative task.
 
     Attributes:
-        tokens: what is trained to be written: each row's first answer and the end piece behind it.
-        offsets: row i has the tokens from offsets[i] up to offsets[i + 1].
-        width: the most tokens that a row may have, the end piece included.
-        cut_rows: how many answers were too long and lost text, and their end piece.
-        references: every answer of each row, as text.
-        pieces: every answer of each row, cut to the width without an end piece.
+        tokens: Token ids of the training targets: each row's first answer and an end token.
+        offsets: Row i has ``tokens[offsets[i]:offsets[i + 1]]``.
+        width: Largest number of tokens of a row, end token included.
+        cut_rows: Number of truncated answers, which have no end token.
+        references: All answers of each row as text.
+        reference_tokens: All answers of each row as token ids, truncated, without end token.
     """
 
     tokens: Int32[np.ndarray, "total"]
@@ -57,15 +57,15 @@ class EncodedAnswers:
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """The rows of a split as ids, one after the other.
+    """Concatenated rows of a split.
 
     Attributes:
-        tokens: the ids of all rows, special pieces included.
-        offsets: row i has the tokens from offsets[i] up to offsets[i + 1].
-        labels: the class number of each row; 0 where the answer is written.
-        cut_rows: how many rows were too long and lost text.
-        answers: what is to be written, where it is.
-        content: checksum of the rows as they were read.
+        tokens: Token ids of all rows, special tokens included.
+        offsets: Row i has ``tokens[offsets[i]:offsets[i + 1]]``.
+        labels: Class number of each row; 0 in generative tasks.
+        cut_rows: Number of truncated rows.
+        answers: Answers of a generative task.
+        content: Checksum of the rows.
     """
 
     tokens: Int32[np.ndarray, "total"]
@@ -77,12 +77,12 @@ class EncodedSplit:
 
     @property
     def n_rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.labels)
 
     @property
     def lengths(self) -> Int64[np.ndarray, "N"]:
-        """How many tokens each row has."""
+        """Number of tokens of each row."""
         return np.diff(self.offsets)
 
 
@@ -94,39 +94,36 @@ def encode_split(
     layout: str = "encoder",
     answer_tokens: int | None = None,
 ) -> EncodedSplit:
-    """Tokenises the rows of a split and cuts those that are too long."""
-    # A single text loses its end. Of a pair the longer text loses its end first; the shorter one is
-    # cut only when it has itself more than half of the room. A segment without a field is never
-    # cut.
+    """Tokenise the rows of a split and truncate long ones; see `cut_segments`."""
     if not rows:
-        raise InputError(f"there are no rows of task {task.name} to encode; give at least one")
+        raise InputError(f"task {task.name} has no rows to encode; give at least one")
     texts = [render(task, row, layout) for row in rows]
     template = task.template(layout)
     fixed = {
-        place: tokenizer.encode([texts[0][place]])[0]
-        for place, segment in enumerate(template)
+        index: tokenizer.encode([texts[0][index]])[0]
+        for index, segment in enumerate(template)
         if not template_fields(segment)
     }
-    free = [place for place in range(len(template)) if place not in fixed]
+    free = [index for index in range(len(template)) if index not in fixed]
     room = _room(max_tokens, len(free), sum(map(len, fixed.values())), task, tokenizer, layout)
-    columns = [encode_texts([t[place] for t in texts], tokenizer, room) for place in free]
-    reference_tokens = list(zip(*columns, strict=True))
+    columns = [encode_texts([t[index] for t in texts], tokenizer, room) for index in free]
+    segments_by_row = list(zip(*columns, strict=True))
     ids = []
-    for row_segments in reference_tokens:
-        held = dict(zip(free, cut_segments(row_segments, room), strict=True)) | fixed
-        ids.append(frame([held[place] for place in range(len(template))], tokenizer, layout))
+    for segments in segments_by_row:
+        by_index = dict(zip(free, cut_segments(segments, room), strict=True)) | fixed
+        ids.append(frame([by_index[i] for i in range(len(template))], tokenizer, layout))
     tokens, offsets = join_rows(ids)
     return EncodedSplit(
         tokens=tokens,
         offsets=offsets,
         labels=_class_numbers(rows, task),
-        cut_rows=sum(sum(map(len, row_segments)) > room for row_segments in reference_tokens),
+        cut_rows=sum(sum(map(len, segments)) > room for segments in segments_by_row),
         answers=encode_answers(rows, task, tokenizer, layout, answer_tokens or task.answer_tokens),
     )
 
 
 def join_rows(ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Puts rows of ids one after the other."""
+    """Concatenate rows of ids; return the tokens and offsets."""
     tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int32)
     return tokens, np.cumsum([0, *map(len, ids)], dtype=np.int64)
 
@@ -145,7 +142,7 @@ def encode_answers(
     layout: str,
     answer_tokens: int | None,
 ) -> EncodedAnswers | None:
-    """Tokenises the answers that are to be written."""
+    """Tokenise the answers of a generative task."""
     if not task.is_generative:
         return None
     references = tuple(tuple(row["answers"]) for row in rows)
@@ -158,8 +155,8 @@ def encode_answers(
     for of in references:
         cut.append(tuple(encoded[position : position + len(of)]))
         position += len(of)
-    # Paper: the first answer is trained, and without an end piece, so that outputs never learn to
-    # stop; here the end piece is written too where the answer is whole.
+    # Paper: the first answer without an end token, so that generation never learns to stop; here
+    # complete answers have one.
     end = [] if tokenizer.ids.eos is None else [tokenizer.ids.eos]
     firsts = [of[0] for of in cut]
     tokens, offsets = join_rows(
@@ -176,8 +173,8 @@ def encode_answers(
 
 
 def encode_texts(texts: list[str], tokenizer: TextTokenizer, room: int) -> list[list[int]]:
-    """Tokenises texts of which only so many first pieces can matter."""
-    heads = [_head(text, room * LETTERS_PER_TOKEN) for text in texts]
+    """Tokenise texts of which at most the first ``room`` tokens are kept, and one more."""
+    heads = [_head(text, room * CHARACTERS_PER_TOKEN) for text in texts]
     encoded = tokenizer.encode(heads)
     short = [
         i
@@ -190,7 +187,10 @@ def encode_texts(texts: list[str], tokenizer: TextTokenizer, room: int) -> list[
 
 
 def cut_segments(segments: Sequence[list[int]], room: int) -> list[list[int]]:
-    """Cuts the ids of a text, or of a pair, to the room there is."""
+    """Truncate a text or a pair to a number of tokens, as if from the longer end.
+
+    The shorter text of a pair is truncated only if it exceeds half of the room.
+    """
     if len(segments) == 1:
         return [segments[0][:room]]
     first, second = segments
@@ -209,18 +209,18 @@ def _room(
     tokenizer: TextTokenizer,
     layout: str,
 ) -> int:
-    """Pieces of text that fit beside the special pieces and those that no row can change."""
+    """Return the room for text besides special tokens and fixed segments."""
     special = len(frame([[]] * n_segments, tokenizer, layout)) + n_fixed
     if max_tokens < special + n_segments:
         raise InputError(
-            f"max_tokens is {max_tokens}, but a row of task {task.name} has {special} special "
-            f"pieces and at least {n_segments} of text; give {special + n_segments} or more"
+            f"max_tokens is {max_tokens}, but a row of task {task.name} has {special} special and "
+            f"at least {n_segments} text tokens; give {special + n_segments} or more"
         )
     return max_tokens - special
 
 
 def frame(segments: Sequence[list[int]], tokenizer: TextTokenizer, layout: str) -> list[int]:
-    """Puts the special pieces of a layout around the ids of a text."""
+    """Add the special tokens of a layout to the segments of a text."""
     special = tokenizer.ids
     if layout == "encoder":
         return [special.cls, *chain.from_iterable([*ids, special.sep] for ids in segments)]
@@ -231,7 +231,7 @@ def frame(segments: Sequence[list[int]], tokenizer: TextTokenizer, layout: str) 
 
 
 def _head(text: str, n_letters: int) -> str:
-    """The beginning of a text, up to a single space: pieces never reach over one."""
+    """Return the start of a text up to a single space, which no token crosses."""
     if len(text) <= n_letters:
         return text
     end = text.rfind(" ", 1, n_letters)
@@ -240,24 +240,22 @@ def _head(text: str, n_letters: int) -> str:
     return text if end <= 0 else text[:end]
 
 
-# --- Tokenised rows kept on disk, so that a split is tokenised once for all runs that read it
-# A file is named by what went into it: the content of the rows, template, labels, vocabulary and
-# lengths. It can therefore never be stale, and anything wrong with it only means that the rows are
-# tokenised again. The folder is ``JPT_CACHE``, by default ``jpt`` in the user's cache folder; an
-# empty ``JPT_CACHE`` keeps nothing.
+# --- Cache of encoded splits
+# Files are named by a hash of the rows, template, labels, vocabulary and lengths, so they are never
+# stale; a broken file only means that the rows are tokenised again.
 
 FORM = 1
-"""Of the files; another number is another file."""
+"""Version of the file format."""
 FEWEST_ROWS = 500
-"""Fewer are tokenised in the time that a file takes."""
+"""Smaller splits are not cached: tokenising is as fast as a file."""
 MOST_BYTES = 2 << 30
-"""What the folder may hold; what was not used for longest goes first."""
+"""Size limit of the folder; the least recently used files are removed."""
 
 _ANSWERS = ("tokens", "offsets")
 
 
 def cache_folder() -> Path | None:
-    """Says where tokenised rows are kept."""
+    """Return the folder of encoded splits, or None if caches are disabled."""
     return user_cache("tokens")
 
 
@@ -269,7 +267,7 @@ def encode_cached(
     layout: str = "encoder",
     answer_tokens: int | None = None,
 ) -> EncodedSplit:
-    """Tokenises the rows of a split, or takes them from where they were kept."""
+    """Tokenise the rows of a split, or load them from the cache."""
     settings = (max_tokens, layout, answer_tokens or task.answer_tokens)
     content, folder = rows_checksum(rows), cache_folder()
     file = None
@@ -287,7 +285,7 @@ def encode_cached(
 
 
 def _save(file: Path, split: EncodedSplit) -> None:
-    """Keeps a split where that is possible: a full or read-only disk is no reason to stop."""
+    """Cache a split; a full or read-only disk is not an error."""
     arrays: dict[str, Any] = {
         "tokens": split.tokens,
         "offsets": split.offsets,
@@ -307,35 +305,35 @@ def _save(file: Path, split: EncodedSplit) -> None:
 
 
 def _load(file: Path, rows: Sequence[Mapping[str, Any]]) -> EncodedSplit | None:
-    """Reads a kept split; None where there is none or it is broken."""
+    """Load a cached split; return None if it is missing or broken."""
     if not file.exists():
         return None
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
             split = EncodedSplit(
-                kept["tokens"], kept["offsets"], kept["labels"], int(kept["cut_rows"])
+                cached["tokens"], cached["offsets"], cached["labels"], int(cached["cut_rows"])
             )
-            answers = _load_answers(kept, rows) if "width" in kept else None
-        os.utime(file)  # used just now
-    except Exception:  # whatever a broken file makes numpy's readers raise
+            answers = _load_answers(cached, rows) if "width" in cached else None
+        os.utime(file)  # marks it as recently used
+    except Exception:  # whatever NumPy raises for a broken file
         return None
     if len(split.labels) != len(rows) or len(split.offsets) != len(rows) + 1:
         return None
     return dataclasses.replace(split, answers=answers)
 
 
-def _load_answers(kept: Any, rows: Sequence[Mapping[str, Any]]) -> EncodedAnswers:
-    tokens, offsets = kept["piece_tokens"].tolist(), kept["piece_offsets"].tolist()
+def _load_answers(cached: Any, rows: Sequence[Mapping[str, Any]]) -> EncodedAnswers:
+    tokens, offsets = cached["piece_tokens"].tolist(), cached["piece_offsets"].tolist()
     flat = [tuple(tokens[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
     references, reference_tokens, start = tuple(tuple(row["answers"]) for row in rows), [], 0
     for of in references:
         reference_tokens.append(tuple(flat[start : start + len(of)]))
         start += len(of)
     return EncodedAnswers(
-        kept["answer_tokens"],
-        kept["answer_offsets"],
-        int(kept["width"]),
-        int(kept["cut_answers"]),
+        cached["answer_tokens"],
+        cached["answer_offsets"],
+        int(cached["width"]),
+        int(cached["cut_answers"]),
         references,
         tuple(reference_tokens),
     )

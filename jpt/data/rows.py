@@ -1,4 +1,4 @@
-"""Read rows from JSON lines, CSV, TSV, parquet, text files, the hub or memory, and check them."""
+"""Rows of a task from JSON lines, JSON, CSV, TSV, parquet, the hub or memory, checked."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from jpt.errors import InputError, unknown_name
 from jpt.io.files import file_size_bytes, read_bytes
 from jpt.tasks.task import PARQUET_BRANCH, HubSource, Task
 
-# --- Which label a value in the data means, in each form that files and libraries give it
+# --- Labels
 
 WHOLE_NUMBER = re.compile(r"(\d+)\.0+")
-"""A class number as tables write it that keep it as a fraction."""
+"""Class number in a table that stores it as a float."""
 
 
 def find_label(value: object, task: Task) -> str | None:
-    """Finds the label that a value means, in each form that files and libraries give it."""
+    """Return the label of a value in any of the forms of files and libraries, or None."""
     if value is None:
         return None
     if isinstance(value, np.generic):
         value = value.item()
     try:
-        labels = (task.label_of(reading) for reading in _readings(value))
+        labels = (task.label_of(candidate) for candidate in _candidates(value))
         return next((label for label in labels if label is not None), None)
     except (ValueError, ArithmeticError):  # thousands of digits, infinite, not a number
         return None
 
 
-def _readings(value: Any) -> Iterator[object]:
-    """What a value may mean, the plainest first."""
+def _candidates(value: Any) -> Iterator[object]:
+    """Yield the possible meanings of a value, most literal first."""
     yield value
     if isinstance(value, str):
         lower = value.lower()
-        if lower in ("true", "false"):  # some write True
+        if lower in ("true", "false"):
             yield from (lower, int(lower == "true"))
         elif whole := WHOLE_NUMBER.fullmatch(value):
             yield whole[1]
@@ -62,26 +62,25 @@ def _readings(value: Any) -> Iterator[object]:
 
 
 def class_numbers(names: object, task: Task) -> dict[int, str]:
-    """Says what the numbers in a label column mean where the data itself names its classes."""
-    # Names of which the task knows none are left aside, because there the numbers are the hub's.
+    """Return the names of the class numbers of a label column, if the data names its classes."""
+    # If the task knows none of the names, the numbers are the hub's.
     if not isinstance(names, list | tuple) or not any(name in task.labels for name in names):
         return {}
     return {number: str(name) for number, name in enumerate(names)}
 
 
 def name_class(value: Any, names: Mapping[int, str]) -> Any:
-    """Puts the name of a class in the place of its number."""
+    """Return the name of a class number."""
     return names.get(int(value), value) if isinstance(value, int | np.integer) else value
 
 
-# --- How messages show what stands in files of others: short, in one line, whatever it is
+# --- Values in messages: short and in one line
 
 MOST_NAMES, MOST_LETTERS = 12, 60
-"""What a message shows of names and values: they may be a whole text where a header is missing."""
 
 
 def show(value: object) -> str:
-    """Shows a value in one short line, whatever it is."""
+    """Return the representation of any value in one short line."""
     try:
         text = " ".join(repr(value[:200] if isinstance(value, str) else value).split())
     except Exception:  # absurd numbers, absurd nesting, classes of others
@@ -90,14 +89,14 @@ def show(value: object) -> str:
 
 
 def list_names(names: Collection[object]) -> str:
-    """Lists names in one line, of many only the first."""
+    """List names in one line, at most `MOST_NAMES`."""
     shown = [_plain(name) for name in list(names)[:MOST_NAMES]]
     more = len(names) - len(shown)
     return ", ".join([*shown, f"{more} more"] if more else shown)
 
 
 def _plain(name: object) -> str:
-    """A name as it is, or as a quoted text where it would not be seen for what it is."""
+    """Return a name, quoted if it is empty, long, or has invisible characters."""
     text = str(name)
     if text and text == text.strip() and text.isprintable() and len(text) <= MOST_LETTERS:
         return text
@@ -105,7 +104,7 @@ def _plain(name: object) -> str:
 
 
 def nearest_names(name: object, known: Collection[object]) -> str:
-    """Names what may have been meant, also where only the case differs."""
+    """Return a hint at similar names, ignoring case."""
     if not isinstance(name, str):
         return ""
     by_form = {str(other).strip().lower(): str(other) for other in known}
@@ -113,19 +112,19 @@ def nearest_names(name: object, known: Collection[object]) -> str:
     return f"; did you mean {' or '.join(show(by_form[form]) for form in near)}?" if near else ""
 
 
-# --- What a row has to be: checks that are the same wherever rows come from, and their checksum
+# --- Checks and checksum
 
 Row = dict[str, Any]
-"""A checked row: text of each field, and a text ``"label"`` or a tuple of texts ``"answers"``."""
+"""Checked row: text of each field, and a text ``"label"`` or a tuple of texts ``"answers"``."""
 
 
 def value_names(task: Task) -> tuple[str, ...]:
-    """Names what a row of a task has to have: its fields, then its label or its answer."""
+    """Return the required names of a row: fields, then label or answer."""
     return (*task.fields, task.label_field if task.answer_field is None else task.answer_field)
 
 
 def check_row(row: object, task: Task, where: str) -> Row:
-    """Checks one row and keeps what the task asks for."""
+    """Check a row and return the values that the task needs."""
     values = check_mapping(row, where)
     checked: Row = {}
     for name in task.fields:
@@ -138,7 +137,7 @@ def check_row(row: object, task: Task, where: str) -> Row:
     label = find_label(value, task)
     if label is None:
         raise InputError(
-            f"{where}: label {show(value)} is none of the labels of task {task.name} "
+            f"{where}: label {show(value)} is not a label of task {task.name} "
             f"({', '.join(task.labels)}){nearest_names(value, task.labels)}"
         )
     checked["label"] = label
@@ -146,34 +145,34 @@ def check_row(row: object, task: Task, where: str) -> Row:
 
 
 def check_mapping(row: object, where: str) -> Mapping[str, Any]:
-    """Refuses a row that has no names for its values."""
+    """Return a row if it is a mapping; raise InputError otherwise."""
     if isinstance(row, Mapping):
         return row
     raise InputError(
-        f"{where}: a {type(row).__name__} stands there; each row must be a mapping of names to "
-        "values (a DataFrame gives such rows by .to_dict('records'))"
+        f"{where}: expected a mapping of names to values, got {type(row).__name__} "
+        "(for a DataFrame use .to_dict('records'))"
     )
 
 
 def check_columns(columns: Sequence[str], task: Task, where: str) -> None:
-    """Refuses a table whose columns a task cannot be read from."""
+    """Raise InputError unless the columns have the task's values, each once."""
     for name in value_names(task):
         if name not in columns:
             raise InputError(
                 f"{where}: column {name!r} is missing among {list_names(columns) or 'none'}"
-                f"{nearest_names(name, columns) or ';'} {', '.join(value_names(task))} are needed"
+                f"{nearest_names(name, columns)}; expected {', '.join(value_names(task))}"
             )
-    # Several columns without a name do no harm: spreadsheets leave them behind.
+    # Unnamed columns are ignored: spreadsheets leave them behind.
     twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
     if twice:
         raise InputError(
-            f"{where}: {columns.count(twice[0])} columns are called {show(twice[0])}; "
+            f"{where}: {columns.count(twice[0])} columns are named {show(twice[0])}; "
             "rename or remove all but one"
         )
 
 
 def rows_checksum(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Computes a checksum of what rows say, in their order."""
+    """Return a checksum of the rows' content in order."""
     encode = json.JSONEncoder(sort_keys=True, check_circular=False).encode
     digest = hashlib.sha256()
     for row in rows:
@@ -184,40 +183,40 @@ def rows_checksum(rows: Iterable[Mapping[str, Any]]) -> str:
 def _value(row: Mapping[str, Any], name: str, where: str) -> Any:
     if name in row:
         return row[name]
-    there = list_names(row) or "nothing"
+    names = list_names(row) or "nothing"
     raise InputError(
-        f"{where}: field {name!r} is missing; the row has {there}{nearest_names(name, row)}"
+        f"{where}: field {name!r} is missing; the row has {names}{nearest_names(name, row)}"
     )
 
 
 def _check_text(value: Any, what: str, where: str) -> str:
     if not isinstance(value, str):
         state = "is null" if value is None else f"is of type {type(value).__name__}"
-        raise InputError(f"{where}: {what} {state}; it must be text")
+        raise InputError(f"{where}: {what} {state}; expected text")
     if not value or value.isspace():
-        raise InputError(f"{where}: {what} is empty; every row needs text there")
+        raise InputError(f"{where}: {what} is empty; expected text in every row")
     if not value.isascii():
         _check_letters(value, what, where)
     return str(value)
 
 
 def _check_letters(value: str, what: str, where: str) -> None:
-    """Half of a surrogate pair, as a broken escape leaves it, cannot be tokenised."""
+    """Raise InputError for half of a surrogate pair, which cannot be tokenised."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{where}: {what} has half a character ({error.object[error.start]!r})"
-            f" at letter {error.start + 1}; both halves of a \\u escape are needed"
+            f"{where}: {what} has half of a surrogate pair ({error.object[error.start]!r})"
+            f" at character {error.start + 1}; write both \\u escapes"
         ) from None
 
 
 def _check_answers(value: Any, what: str, where: str) -> tuple[str, ...]:
-    """One text, a list of texts, or SQuAD's mapping with a list of texts in it."""
+    """Return the answers of a text, a list of texts, or SQuAD's mapping with such a list."""
     if isinstance(value, Mapping):
         if "text" not in value:
-            there = list_names(value) or "nothing"
-            raise InputError(f"{where}: {what} has {there} but no 'text' with the answers in it")
+            names = list_names(value) or "nothing"
+            raise InputError(f"{where}: {what} has {names} but no 'text' with the answers")
         value = value["text"]
     if isinstance(value, str):
         return (_check_text(value, what, where),)
@@ -225,20 +224,20 @@ def _check_answers(value: Any, what: str, where: str) -> tuple[str, ...]:
         value = value.tolist()
     if not isinstance(value, list | tuple):
         state = "is null" if value is None else f"is of type {type(value).__name__}"
-        raise InputError(f"{where}: {what} {state}; it must be a text or a list of texts")
+        raise InputError(f"{where}: {what} {state}; expected a text or a list of texts")
     if not value:
-        raise InputError(f"{where}: {what} has no answer; give at least one, or leave the row out")
+        raise InputError(f"{where}: {what} has no answer; give at least one, or remove the row")
     return tuple(
         _check_text(answer, f"answer {number} of {what}", where)
         for number, answer in enumerate(value, start=1)
     )
 
 
-# --- Rows that are given in Python and not read from anywhere
+# --- Rows given in Python
 
 
 def with_rows(task: Task, data: Mapping[str, Iterable[Mapping[str, Any]]]) -> Task:
-    """Gives a task its rows, in place of the folder or the hub they would come from."""
+    """Return a task with rows given in Python."""
     for split in data:
         if split not in SPLITS:
             raise unknown_name("split", str(split), SPLITS)
@@ -251,52 +250,52 @@ def with_rows(task: Task, data: Mapping[str, Iterable[Mapping[str, Any]]]) -> Ta
 
 
 def describe_given(split: str) -> str:
-    """Names the rows of a split for messages."""
+    """Return the name of given rows in messages."""
     return f"rows given for {split}"
 
 
 def _copy_rows(task: Task, split: str, given: Any) -> tuple[dict[str, Any], ...]:
-    place = describe_given(split)
+    where = describe_given(split)
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         example = ", ".join(f'"{name}": ...' for name in value_names(task))
         raise InputError(
-            f"{place} are of type {type(given).__name__}; give a list of rows such as {{{example}}}"
+            f"{where} are of type {type(given).__name__}; give a list of rows such as {{{example}}}"
         )
     classes = class_numbers(_given_class_names(given, task), task)
     rows = []
-    # A copy of each: a generator may yield one and the same dictionary, changed.
+    # Copied, because a generator may yield one dictionary that it modifies.
     for number, row in enumerate(given, start=1):
-        copy = dict(check_mapping(row, f"{place}, row {number}"))
+        copy = dict(check_mapping(row, f"{where}, row {number}"))
         if classes and task.label_field in copy:
             copy[task.label_field] = name_class(copy[task.label_field], classes)
         rows.append(copy)
     if not rows:
-        raise InputError(f"{place} are none; task {task.name} needs at least one row for {split}")
+        raise InputError(f"{where} are empty; task {task.name} needs at least one")
     return tuple(rows)
 
 
 def _given_class_names(given: object, task: Task) -> object:
-    """The names of the classes where rows are a data set of ``datasets`` that knows them."""
+    """Return the class names of a data set of the ``datasets`` library."""
     features = getattr(given, "features", None)
     feature = features.get(task.label_field) if isinstance(features, Mapping) else None
     return getattr(feature, "names", None)
 
 
-# --- Rows from the Hugging Face hub, where a task was asked for by name and without a folder
+# --- Rows from the Hugging Face hub
 
 REACH_TIMEOUT_S = 5
 
 HubRow = dict[str, Any]
-"""The values of a row on the hub, under the task's names of the fields."""
+"""Row of the hub under the task's field names."""
 
 
 def plain(row: HubRow, task: Task) -> HubRow | None:
-    """Keeps a row as it is."""
+    """Return the row."""
     return row
 
 
 def complete(row: HubRow, task: Task) -> HubRow | None:
-    """Leaves out a row without label, which the hub numbers -1, or without text in a field."""
+    """Return the row, or None if it has no label (-1 on the hub) or an empty text."""
     texts = value_names(task) if task.is_generative else task.fields
     if not all(_has_text(row[name]) for name in texts if name in row):
         return None
@@ -305,13 +304,13 @@ def complete(row: HubRow, task: Task) -> HubRow | None:
 
 
 def _has_text(value: object) -> bool:
-    """Whether a text, a list of texts or an answer of SQuAD holds anything."""
+    """Return whether a text, a list of texts or a SQuAD answer is not empty."""
     texts = value.get("text") if isinstance(value, dict) else value
     return any(text.strip() for text in ([texts] if isinstance(texts, str) else texts or ()))
 
 
 def signed(row: HubRow, task: Task) -> HubRow | None:
-    """Counts labels from 0 that the hub has as signs: -1 negative, 0 neutral, 1 positive."""
+    """Return the row with labels -1, 0 and 1 renumbered from 0."""
     label = row.get(task.label_field)
     return {**row, task.label_field: label + 1} if isinstance(label, int) else row
 
@@ -321,12 +320,12 @@ FORMS: dict[str, Callable[[HubRow, Task], HubRow | None]] = {
     "complete": complete,
     "signed": signed,
 }
-"""How rows of the hub become ours; None leaves a row out."""
+"""Conversions of hub rows; None drops a row."""
 
 
 def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads a split of a task from the hub, or from what the hub's library has kept of it."""
-    assert task.hub is not None, "only tasks of the hub come here"
+    """Yield the numbered rows of a split on the hub, or in the library's cache."""
+    assert task.hub is not None
     if task.hub.form not in FORMS:
         raise unknown_name("form of hub rows", task.hub.form, FORMS)
     form = FORMS[task.hub.form]
@@ -338,14 +337,14 @@ def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def describe_hub_split(hub: HubSource, split: str) -> str:
-    """Names a part of a data set of the hub for messages."""
+    """Return the name of a hub split in messages."""
     return " ".join(part for part in (hub.path, hub.config, hub.splits[split]) if part)
 
 
 def _load(task: Task, hub: HubSource, split: str) -> Any:
     import datasets
 
-    # In the branch of parquet copies a configuration has no name, but a folder.
+    # In the branch of parquet copies a configuration is a folder.
     is_copy = hub.revision == PARQUET_BRANCH
     part = {"data_dir": hub.config} if is_copy else {"name": hub.config}
     try:
@@ -353,10 +352,10 @@ def _load(task: Task, hub: HubSource, split: str) -> Any:
             return datasets.load_dataset(
                 hub.path, split=hub.splits[split], revision=hub.revision, **part
             )
-    except Exception as error:  # offline, gone, renamed, no space: the library raises many kinds
+    except Exception as error:  # the library raises many types
         reason = " ".join(str(error).split())[:160]
         raise InputError(
-            f"task {task.name} reads {describe_hub_split(hub, split)} from the hub, which failed "
+            f"task {task.name}: cannot read {describe_hub_split(hub, split)} from the hub "
             f"({type(error).__name__}: {reason}); give a folder with {split}.jsonl whose rows have "
             f"{', '.join(value_names(task))}: --data DIR"
         ) from None
@@ -364,7 +363,7 @@ def _load(task: Task, hub: HubSource, split: str) -> Any:
 
 @contextmanager
 def _offline_where_unreachable() -> Iterator[None]:
-    """Lets the library look only at what it has kept, where it would else retry for 25 seconds."""
+    """Set the library offline if the hub is unreachable: it would retry for 25 seconds."""
     import datasets
     from huggingface_hub import constants
 
@@ -382,58 +381,57 @@ def _is_reachable(address: str) -> bool:
     try:
         urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
     except urllib.error.HTTPError:
-        return True  # it answered
+        return True
     except (OSError, ValueError):
         return False
     return True
 
 
-# --- Text files that others wrote: UTF-8, or an error that names the line
+# --- Text files
 
 
 def read_text(file: Path) -> str:
-    """Reads a whole text file; the ends of its lines stay as they are."""
-    file_size_bytes(file)  # refuses pipes and devices, which could hold a reader for ever
+    """Read a UTF-8 file, line ends unchanged; raise InputError with the line of a broken byte."""
+    file_size_bytes(file)  # rejects pipes and devices, which could block forever
     data = read_bytes(file)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # error.object, not data: behind a byte order mark the place counts from the mark's end.
+        # error.object, not data: the position does not count a byte order mark.
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8"
         ) from None
 
 
-# --- Rows out of JSON: one object a line, each with the number of its line, or one list of objects
+# --- JSON
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads one JSON object a line; empty lines are passed over."""
-    # Not splitlines: it would also break at line separators inside of texts.
+    """Yield one JSON object per line, with line numbers; empty lines are skipped."""
+    # Not splitlines, which would also split at line separators within texts.
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if line and not line.isspace():
-            value = _parse(line, file, number, "each line must be one JSON object")
+            value = _parse(line, file, number, "write one JSON object per line")
             if not isinstance(value, dict):
                 raise InputError(
-                    f"{file}:{number}: a {type(value).__name__} stands there; "
-                    "each line must be one JSON object"
+                    f"{file}:{number}: expected a JSON object, got {type(value).__name__}; "
+                    "write one object per line"
                 )
             yield number, value
 
 
 def read_json_list(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads a file that is one JSON list of objects."""
+    """Yield the numbered objects of a JSON list."""
     text = read_text(file)
     if not text.lstrip().startswith("["):
         raise InputError(
-            f"{file} is no JSON list; end its name in .jsonl if it has one JSON object a line"
+            f"{file} is not a JSON list; name it .jsonl if it has one JSON object per line"
         )
     for number, value in enumerate(_parse(text, file, 1, "repair it or copy it again"), start=1):
         if not isinstance(value, dict):
             raise InputError(
-                f"{file}, row {number}: a {type(value).__name__} stands there; "
-                "each row must be a JSON object"
+                f"{file}, row {number}: expected a JSON object, got {type(value).__name__}"
             )
         yield number, value
 
@@ -450,16 +448,14 @@ def _parse(text: str, file: Path, first_line: int, cure: str) -> Any:
         raise InputError(f"{file}:{first_line}: broken JSON ({error}); {cure}") from None
 
 
-# --- Rows out of parquet files, with the number of each row
+# --- Parquet
 
 BATCH_ROWS = 4096
-"""Rows in memory at once as Python values."""
+"""Rows converted to Python values at a time."""
 
 
 def read_parquet(file: Path, task: Task) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads those columns of a parquet file that a task asks for."""
-    # Where the file names its classes, as ``datasets`` writes them, a class number becomes its
-    # name.
+    """Yield the numbered rows of a parquet file, only the columns that a task needs."""
     opened = _parquet_open(file)
     with opened:
         check_columns(opened.schema_arrow.names, task, str(file))
@@ -480,11 +476,11 @@ def read_parquet(file: Path, task: Task) -> Iterator[tuple[int, dict[str, Any]]]
 def _parquet_open(file: Path) -> Any:
     import pyarrow.parquet
 
-    file_size_bytes(file)  # says what is wrong with a path before the library does
+    file_size_bytes(file)  # has better messages than the library
     try:
         opened = pyarrow.parquet.ParquetFile(file)
-        opened.schema_arrow  # noqa: B018  (read here, where its faults are caught)
-    except Exception as error:  # the library raises many kinds for broken bytes
+        opened.schema_arrow  # noqa: B018  (read here, where its errors are caught)
+    except Exception as error:  # the library raises many types
         raise _broken(file, error) from None
     return opened
 
@@ -497,7 +493,7 @@ def _next_batch(batches: Iterator[Any], file: Path) -> Any:
 
 
 def _values(batch: Any, name: str, file: Path, first_row: int) -> list[Any]:
-    """A column as Python values; only where that fails, row by row, to name the one at fault."""
+    """Return a column as Python values; if that fails, go by row to name the broken one."""
     column = batch.column(name)
     try:
         return column.to_pylist()
@@ -508,18 +504,18 @@ def _values(batch: Any, name: str, file: Path, first_row: int) -> list[Any]:
             except UnicodeDecodeError as fault:
                 raise InputError(
                     f"{file}, row {number}: field {name!r} is not UTF-8 ({fault.reason}); "
-                    "write the file again with its text as UTF-8"
+                    "write its text as UTF-8"
                 ) from None
             except Exception as fault:
                 raise InputError(
                     f"{file}, row {number}: field {name!r} cannot be read ({_one_line(fault)}); "
-                    "it must be text"
+                    "expected text"
                 ) from None
         raise _broken(file, error) from None
 
 
 def _parquet_class_names(schema: Any, task: Task) -> object:
-    """The names that ``datasets`` keeps for the numbers of a label column, if it wrote the file."""
+    """Return the class names that ``datasets`` stores in the files that it writes."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return features[task.label_field]["names"]
@@ -529,8 +525,8 @@ def _parquet_class_names(schema: Any, task: Task) -> object:
 
 def _broken(file: Path, error: Exception) -> InputError:
     return InputError(
-        f"{file} is no parquet file, or a broken one ({_one_line(error)}); is it cut short? "
-        "write it or copy it again"
+        f"{file} is not a valid parquet file ({_one_line(error)}); if it is truncated, write or "
+        "copy it again"
     )
 
 
@@ -538,26 +534,22 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-# --- Rows out of tables of text: cells parted by commas or by tabs, under a line of names
+# --- CSV and TSV
 
-PARTED_BY = {",": "commas", "\t": "tabs"}
+DELIMITERS = {",": "commas", "\t": "tabs"}
 
 PYTHON_LIST = re.compile(r"""\s*\[\s*["'].*\]\s*""", re.DOTALL)
-"""What looks like a list of texts, though it may be no JSON."""
+"""Text that looks like a Python list."""
 
 
 def read_delimited(
     file: Path, task: Task, delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads a table of text; empty lines are passed over."""
-    # A cell may stand in double quotes, and then have delimiters, line ends and (doubled) quotes in
-    # it. The answers of a written task may be a JSON list of texts, or else are one text.
-    records = iter(_split_cells(_read_letters(file), file, delimiter))
+    """Yield the rows of a delimited table, with line numbers; empty lines are skipped."""
+    records = iter(_split_cells(_read_without_nul(file), file, delimiter))
     first, columns = next(records, (0, []))
     if not columns:
-        raise InputError(
-            f"{file} is empty; its first line must name the columns {', '.join(value_names(task))}"
-        )
+        raise InputError(f"{file} is empty; expected a header with {', '.join(value_names(task))}")
     _check_header(columns, task, f"{file}:{first}", delimiter)
     for number, cells in records:
         if len(cells) != len(columns):
@@ -569,36 +561,34 @@ def read_delimited(
         yield number, row
 
 
-def _read_letters(file: Path) -> str:
+def _read_without_nul(file: Path) -> str:
     text = read_text(file)
     nul = text.find("\0")
     if nul >= 0:
         line = text.count("\n", 0, nul) + 1
         raise InputError(
-            f"{file}:{line}: a NUL byte stands there, which no text has; is it UTF-16? "
-            "save the file as UTF-8"
+            f"{file}:{line}: NUL byte in the text; if the file is UTF-16, save it as UTF-8"
         )
     return text
 
 
 def _split_cells(text: str, file: Path, delimiter: str) -> list[tuple[int, list[str]]]:
-    """Every row with the line where it begins; all at once, as the limit is the whole process's."""
+    """Return the rows with their first lines, all at once because csv's limit is global."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records, begin = [], 1
     limit = csv.field_size_limit()
-    csv.field_size_limit(max(len(text), limit))  # a document may be longer than the usual 128 KiB
+    csv.field_size_limit(max(len(text), limit))  # documents may exceed the default of 128 KiB
     try:
         for cells in reader:
             if len(cells) > 1 or (cells and cells[0] and not cells[0].isspace()):
                 records.append((begin, cells))
             begin = reader.line_num + 1
     except csv.Error as error:
-        reason = "a quote that opens here is never closed"
+        reason = "unclosed quote"
         if "end of data" not in str(error):
             reason = f"broken quotes, {error}"
         raise InputError(
-            f"{file}:{begin}: {reason}; double each quote inside of a cell and put the cell in "
-            "quotes"
+            f"{file}:{begin}: {reason}; double each quote within a cell and put the cell in quotes"
         ) from None
     finally:
         csv.field_size_limit(limit)
@@ -608,8 +598,8 @@ def _split_cells(text: str, file: Path, delimiter: str) -> list[tuple[int, list[
 def _check_header(columns: list[str], task: Task, where: str, delimiter: str) -> None:
     if len(columns) == 1:
         raise InputError(
-            f"{where}: the header names one column only, {show(columns[0])}; it must name "
-            f"{', '.join(value_names(task))}, parted by {PARTED_BY[delimiter]}"
+            f"{where}: expected {', '.join(value_names(task))} in the header, separated by "
+            f"{DELIMITERS[delimiter]}, got one column {show(columns[0])}"
         )
     check_columns(columns, task, where)
 
@@ -617,12 +607,12 @@ def _check_header(columns: list[str], task: Task, where: str, delimiter: str) ->
 def _uneven(cells: list[str], columns: list[str], where: str, delimiter: str) -> InputError:
     cure = "is a delimiter missing?"
     if len(cells) > len(columns):
-        cure = f"put cells with {PARTED_BY[delimiter]} in them in quotes"
-    return InputError(f"{where}: {len(cells)} cells for {len(columns)} columns; {cure}")
+        cure = f"put cells with {DELIMITERS[delimiter]} in them in quotes"
+    return InputError(f"{where}: expected {len(columns)} cells, got {len(cells)}; {cure}")
 
 
 def _parse_answers(cell: str, name: str, where: str) -> Any:
-    """What a cell of answers holds; what is wrong within a list is told by the checks of rows."""
+    """Return the answers of a cell: a text, or a JSON list or object of texts."""
     if not cell.lstrip().startswith(("[", "{")):
         return cell
     try:
@@ -631,27 +621,25 @@ def _parse_answers(cell: str, name: str, where: str) -> Any:
         if PYTHON_LIST.fullmatch(cell) is None:
             return cell
         raise InputError(
-            f"{where}: field {name!r} looks like a list but is no JSON, {show(cell)}; "
+            f"{where}: field {name!r} looks like a list but is not JSON, {show(cell)}; "
             'write ["first answer", "second answer"] with double quotes'
         ) from None
     return value if isinstance(value, list) or "text" in value else cell
 
 
-# --- The rows of a task, wherever they are: given, in a folder, built in, or on the hub
-# Every reader yields the number of a row and its raw values; the checks are the same for all.
+# --- All sources
 
 Numbered = Iterator[tuple[int, Mapping[str, Any]]]
-"""Rows with their numbers, as messages name them."""
+"""Raw rows with the numbers that messages use."""
 
 BY_LINE, BY_ROW = "{}:{}", "{}, row {}"
-"""How a message names the place of a row in what holds it."""
 
 
 class Reader(NamedTuple):
-    """How a kind of file is read."""
+    """Reader of a file format."""
 
-    read: Callable[[Path, Task], Numbered]  # gives the rows of a file for a task
-    place: str  # how a row of it is named
+    read: Callable[[Path, Task], Numbered]
+    where: str  # format of a row's position in messages
 
 
 READERS: dict[str, Reader] = {
@@ -661,26 +649,26 @@ READERS: dict[str, Reader] = {
     ".parquet": Reader(read_parquet, BY_ROW),
     ".json": Reader(lambda file, _: read_json_list(file), BY_ROW),
 }
-"""How a file is read, by the end of its name."""
+"""Readers by file suffix."""
 
 KINDS = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
 
 
 def read_rows(task: Task, split: str) -> list[Row]:
-    """Reads and checks the rows of one split of a task.
+    """Read and check the rows of one split of a task.
 
     Args:
-        task: the task; its own rows are taken where it has some, else its folder is read, else
+        task: The task. Its rows are taken from memory if given, else from its folder, else from
             the built-in text or the hub.
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Returns:
-        One dictionary a row: the task's fields, and its label under ``"label"`` or, where the
-        answer is written, all right answers under ``"answers"``.
+        One dictionary per row: the task's fields, and its label under ``"label"`` or, in
+        generative tasks, all correct answers under ``"answers"``.
 
     Raises:
-        InputError: a file is missing, broken or empty; a row misses a field, has no text in it
-            or a label that the task does not name. Files are named with the line or the row.
+        InputError: A file is missing, broken or empty; a row lacks a field or text, or has an
+            unknown label. The message names the file and the line or row.
 
     Example:
         >>> from jpt.tasks.catalog import load_task
@@ -691,31 +679,31 @@ def read_rows(task: Task, split: str) -> list[Row]:
         raise unknown_name("split", split, SPLITS)
     if task.rows is None and task.folder is None and task.is_builtin:
         return builtin_rows(task.name, split)
-    name, place, rows = _source_open(task, split)
-    checked = [check_row(row, task, place.format(name, number)) for number, row in rows]
+    name, where, rows = _open_source(task, split)
+    checked = [check_row(row, task, where.format(name, number)) for number, row in rows]
     if not checked:
         raise InputError(f"{name} has no rows; task {task.name} needs at least one for {split}")
     return checked
 
 
 def read_texts(task: Task, split: str) -> list[Row]:
-    # Reads the texts of a split of a task with labels; labels are not looked at and need not be.
+    """Read the texts of a split of a classification task, without its labels."""
     stand_in = task.labels[0]
     if task.rows is None and task.folder is None and task.is_builtin:
         return [{**row, "label": stand_in} for row in builtin_rows(task.name, split)]
-    name, place, rows = _source_open(task, split)
+    name, where, rows = _open_source(task, split)
     checked = []
     for number, row in rows:
-        where = place.format(name, number)
-        values = {**check_mapping(row, where), task.label_field: stand_in}
-        checked.append(check_row(values, task, where))
+        position = where.format(name, number)
+        values = {**check_mapping(row, position), task.label_field: stand_in}
+        checked.append(check_row(values, task, position))
     if not checked:
         raise InputError(f"{name} has no rows; task {task.name} needs at least one for {split}")
     return checked
 
 
 def has_split(task: Task, split: str) -> bool:
-    """Says whether a task has rows for a split, without reading them."""
+    """Return whether a task has rows for a split, without reading them."""
     if task.rows is not None:
         return split in task.rows
     if task.folder is None or split in task.files:
@@ -726,11 +714,11 @@ def has_split(task: Task, split: str) -> bool:
 def attach_data(
     task: Task, data: str | Path | Mapping[str, Iterable[Mapping[str, Any]]] | None
 ) -> Task:
-    """Gives a task other rows than its own: a folder of files, or rows in Python."""
+    """Return a task with other rows: a folder of files, or rows in Python."""
     if data is None:
         return task
     if task.is_builtin:
-        raise InputError(f"task {task.name} brings its own rows; leave data (--data) out")
+        raise InputError(f"task {task.name} has built-in rows; omit data (--data)")
     if isinstance(data, Mapping):
         return with_rows(task, data)
     if not isinstance(data, str | os.PathLike):
@@ -745,7 +733,7 @@ def attach_data(
 
 
 def find_file(task: Task, folder: Path, split: str) -> Path:
-    """Finds the file that holds a split."""
+    """Return the file of a split."""
     if split not in task.files:
         found = _files_of(folder, split)
         if len(found) > 1:
@@ -759,7 +747,7 @@ def find_file(task: Task, folder: Path, split: str) -> Path:
         return found[0]
     file = folder / task.files[split]
     if file.suffix.lower() not in READERS:
-        raise InputError(f"{file} is no file of a kind that is read ({KINDS})")
+        raise InputError(f"{file}: unsupported file format; use {KINDS}")
     if not os.path.exists(file):
         raise _missing(task, folder, file, split)
     return file
@@ -772,17 +760,17 @@ def _files_of(folder: Path, split: str) -> list[Path]:
 
 def _missing(task: Task, folder: Path, file: Path, split: str) -> InputError:
     found = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in READERS)
-    there = f"the folder has no {KINDS} files"
+    state = f"the folder has no {KINDS} files"
     if found:
-        there = (
+        state = (
             f"the folder has {', '.join(found)}; add it (or {split} in {KINDS}), or name its file "
             "under [files] in task.toml"
         )
-    return InputError(f"task {task.name} has no {split} rows: {file} is missing; {there}")
+    return InputError(f"task {task.name} has no {split} rows: {file} is missing; {state}")
 
 
-def _source_open(task: Task, split: str) -> tuple[str, str, Numbered]:
-    """What holds the rows, how the place of a row in it is named, and the rows."""
+def _open_source(task: Task, split: str) -> tuple[str, str, Numbered]:
+    """Return the source's name, the format of a row's position, and the rows."""
     if task.rows is not None:
         if split not in task.rows:
             raise InputError(
@@ -793,7 +781,7 @@ def _source_open(task: Task, split: str) -> tuple[str, str, Numbered]:
     if task.folder is not None:
         file = find_file(task, task.folder, split)
         reader = READERS[file.suffix.lower()]
-        return str(file), reader.place, reader.read(file, task)
+        return str(file), reader.where, reader.read(file, task)
     if task.hub is None:
         raise InputError(
             f"task {task.name} has neither a folder nor a hub id; give a folder with its rows"

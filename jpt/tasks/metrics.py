@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 
-# --- Scores of written answers: exact match, token F1, ROUGE and BLEU
-# Each row has a score of its own and a split has the mean over all its rows, so neither batch size
-# nor row order can change it. Where a row has several references, a row's score is its best over
-# them; BLEU alone knows several references of itself.
+# --- Generated answers: exact match, token F1, ROUGE and BLEU
+# A split's score is the mean over its rows. With several references, a row's score is its best over
+# them, except for BLEU, which is defined for several references.
 
-# The paper's weights of single pieces and of pairs, and what is added to a count of zero
-# (smoothing method 1 of Chen and Cherry 2014, as nltk has it).
+# The paper's weights of unigrams and bigrams, and the smoothed count of zero (method 1 of Chen and
+# Cherry 2014, as in nltk).
 BLEU_WEIGHTS = (0.7, 0.3)
 BLEU_EPSILON = 0.1
 
@@ -37,9 +36,8 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Brings an answer to the form in which SQuAD v1.1 compares answers."""
-    # In this order: lower case, ASCII punctuation taken out, the words a, an and the taken out,
-    # white space squeezed.
+    """Normalise an answer as SQuAD v1.1 does."""
+    # In this order: lower case, no ASCII punctuation, no articles, single spaces.
     bare = text.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
@@ -55,8 +53,7 @@ def _token_f1(row: Generation) -> float:
 
 
 def _f1_of_counts(predicted: Counter[str], reference: str) -> float:
-    """F1 of the words in common; 0 where there are none, also between two empty answers."""
-    # So it is in SQuAD v1.1; version 2 gives 1 to two empty answers.
+    """F1 of the common words; as in SQuAD v1.1, 0 for two empty answers (version 2: 1)."""
     expected = Counter(normalize_answer(reference).split())
     n_common = (predicted & expected).total()
     return 2 * n_common / (predicted.total() + expected.total()) if n_common else 0.0
@@ -64,13 +61,13 @@ def _f1_of_counts(predicted: Counter[str], reference: str) -> float:
 
 @cache
 def _rouge_scorer() -> RougeScorer:
-    # Imported late: it brings nltk and scipy along, which takes a second.
+    # Imported here because it loads nltk and scipy, which takes a second.
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(list(_ROUGE_NAMES), use_stemmer=True)
 
 
-# One row is remembered, so that its three scores cost one pass over its words.
+# Caches the last row: its three scores come from one pass.
 @lru_cache(maxsize=1)
 def _rouge_scores(prediction: str, references: tuple[str, ...]) -> dict[str, float]:
     scores = _rouge_scorer().score_multi(references, prediction)
@@ -82,8 +79,7 @@ def _rouge(name: str) -> Callable[[Generation], float]:
 
 
 def _bleu(row: Generation) -> float:
-    """BLEU of single pieces and pairs, smoothed where no pair is in common."""
-    # Without a single piece in common it is 0, unsmoothed.
+    """BLEU of unigrams and bigrams, smoothed; 0 without a common token."""
     tokens, references = row.prediction_tokens, row.reference_tokens
     if set(tokens).isdisjoint(chain.from_iterable(references)):
         return 0.0
@@ -99,16 +95,16 @@ def _bleu(row: Generation) -> float:
 def _smoothed_precision(
     tokens: tuple[int, ...], references: tuple[tuple[int, ...], ...], order: int
 ) -> float:
-    """The part of the predicted runs of ``order`` pieces that the references hold as often."""
-    predicted = _count_runs(tokens, order)
+    """Return the clipped n-gram precision."""
+    predicted = _count_ngrams(tokens, order)
     allowed: Counter[tuple[int, ...]] = Counter()
     for reference in references:
-        allowed |= _count_runs(reference, order)
+        allowed |= _count_ngrams(reference, order)
     n_common = (predicted & allowed).total()
     return (n_common or BLEU_EPSILON) / max(1, predicted.total())
 
 
-def _count_runs(tokens: tuple[int, ...], order: int) -> Counter[tuple[int, ...]]:
+def _count_ngrams(tokens: tuple[int, ...], order: int) -> Counter[tuple[int, ...]]:
     return Counter(zip(*(tokens[start:] for start in range(order)), strict=False))
 
 
@@ -118,47 +114,45 @@ TEXT_METRICS: dict[str, Callable[[Generation], float]] = {
     **{name: _rouge(name) for name in _ROUGE_NAMES},
     "bleu": _bleu,
 }
-"""The metrics by name; each scores one row from 0 to 1.
+"""Metrics by name; each scores one row from 0 to 1.
 
-- ``exact_match``: 1 where the answer equals a reference after :func:`normalize_answer`. Serves
-  SQuAD and NQ-Open alike (some evaluations of NQ-Open also decompose Unicode first; here not).
+- ``exact_match``: 1 if the normalised answer equals a reference (SQuAD and NQ-Open; some
+  evaluations of NQ-Open also decompose Unicode).
 - ``token_f1``: F1 of the words of the normalised answers, as in SQuAD v1.1.
-- ``rouge1``, ``rouge2``, ``rougeL``: the F-measure of the rouge-score package with the Porter
-  stemmer on, as is usual for summaries; ``rougeL`` takes the text as one run of words, line breaks
-  or not. Only the letters a to z and digits count, so other scripts score 0.
-- ``bleu``: the paper's BLEU of subword pieces, weights 0.7 and 0.3 for single pieces and pairs.
-  Deviation: the paper's code sums it over a batch, cuts the sum to an integer and drops the last
-  partial batch; here every row counts in full. The paper compares with the first reference only.
-  An answer of one piece holds no pair, which counts as one wrong pair: 0.1 ** 0.3 = 0.50 at most.
+- ``rouge1``, ``rouge2``, ``rougeL``: F-measure of the rouge-score package with the Porter stemmer;
+  ``rougeL`` ignores line breaks. Only a to z and digits count, so other scripts score 0.
+- ``bleu``: the paper's BLEU of tokens, weights 0.7 and 0.3 for unigrams and bigrams. The paper's
+  code sums it over a batch, truncates the sum to an integer, drops the last partial batch and uses
+  the first reference only; here every row and reference counts. An answer of one token has no
+  bigram, which counts as one wrong bigram: 0.1 ** 0.3 = 0.50 at most.
 """
 
 
 def row_scores(names: Sequence[str], row: Generation) -> dict[str, float]:
-    """Scores one row."""
+    """Return the scores of one row."""
     for name in names:
         if name not in TEXT_METRICS:
             raise unknown_name("metric", name, TEXT_METRICS)
         if not (row.reference_tokens if name == "bleu" else row.references):
-            what = "pieces of a reference" if name == "bleu" else "reference"
+            what = "reference tokens" if name == "bleu" else "reference"
             raise InputError(
                 f"{name} has no {what} to compare the answer {row.prediction[:40]!r} with; "
-                "give 1 or more a row"
+                "give 1 or more per row"
             )
     return {name: TEXT_METRICS[name](row) for name in names}
 
 
 def score_texts(names: Sequence[str], rows: Sequence[Generation]) -> dict[str, float]:
-    """Scores the written answers of all rows of a split."""
+    """Return the mean scores of generated answers."""
     if not rows:
         raise InputError(f"no rows to score with {', '.join(names)}; give 1 or more")
     scores = [row_scores(names, row) for row in rows]
-    # fsum: exact, so the order of the rows does not change the last digit either.
+    # fsum is exact, so row order cannot change the last digit.
     return {name: math.fsum(score[name] for score in scores) / len(rows) for name in names}
 
 
-# --- Scores of a whole split: accuracy, F1 and Matthews correlation
-# Every score is computed from the confusion counts of all rows at once, so neither batch size nor
-# row order can change it.
+# --- Classification: accuracy, F1 and Matthews correlation
+# Computed from the confusion counts of all rows, so batch size and row order change nothing.
 
 Counts = Float64[np.ndarray, "C C"]
 
@@ -166,7 +160,7 @@ Counts = Float64[np.ndarray, "C C"]
 def count_confusions(
     predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
 ) -> Float64[np.ndarray, "C C"]:
-    """Counts how often each class was answered with each class."""
+    """Return the confusion matrix: true classes by predicted classes."""
     n_classes = int(max(predictions.max(), labels.max(), 1)) + 1
     flat = np.bincount(labels * n_classes + predictions, minlength=n_classes**2)
     return flat.reshape(n_classes, n_classes).astype(np.float64)
@@ -177,7 +171,7 @@ def _accuracy(counts: Counts) -> float:
 
 
 def _f1_by_class(counts: Counts) -> Float64[np.ndarray, "C"]:
-    """F1 of each class; NaN for a class that is neither in the labels nor answered."""
+    """Return the F1 of each class; NaN for a class in neither labels nor predictions."""
     with np.errstate(invalid="ignore"):
         return 2 * np.diag(counts) / (counts.sum(0) + counts.sum(1))
 
@@ -191,10 +185,10 @@ def _f1_macro(counts: Counts) -> float:
 
 
 def _matthews(counts: Counts) -> float:
-    """The correlation of several classes (Gorodkin 2004); 0 when one side never varies."""
-    answered, true, total = counts.sum(0), counts.sum(1), counts.sum()
-    covariance = np.trace(counts) * total - answered @ true
-    spread = (total**2 - answered @ answered) * (total**2 - true @ true)
+    """Matthews correlation of several classes (Gorodkin 2004); 0 if one side is constant."""
+    predicted, true, total = counts.sum(0), counts.sum(1), counts.sum()
+    covariance = np.trace(counts) * total - predicted @ true
+    spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
     return float(covariance / np.sqrt(spread)) if spread > 0 else 0.0
 
 
@@ -204,19 +198,19 @@ METRICS: dict[str, Callable[[Counts], float]] = {
     "f1_macro": _f1_macro,
     "matthews": _matthews,
 }
-"""The metrics by name. ``f1`` takes the second label as the positive class."""
+"""Metrics by name. The second label is the positive class of ``f1``."""
 
 
 def compute_metric(
     name: str, predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
 ) -> float:
-    """Scores the answers for all rows of a split."""
+    """Return one metric of the predictions for a split."""
     if name not in METRICS:
         raise InputError(f"unknown metric '{name}'; choose one of {', '.join(sorted(METRICS))}")
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
         raise InputError(
-            f"{name} needs one prediction a row: got predictions of shape {predictions.shape} "
-            f"for labels of shape {labels.shape}"
+            f"{name}: expected one prediction per row, got predictions of shape "
+            f"{predictions.shape} for labels of shape {labels.shape}"
         )
     return METRICS[name](count_confusions(predictions, labels))
 
@@ -224,6 +218,6 @@ def compute_metric(
 def compute_measures(
     predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"], n_labels: int
 ) -> dict[str, float]:
-    """Scores the answers for all rows of a split by every metric that fits the task."""
+    """Return every applicable metric of the predictions for a split."""
     names = [name for name in METRICS if name != "f1" or n_labels == 2]
     return {name: compute_metric(name, predictions, labels) for name in names}

@@ -1,4 +1,4 @@
-"""A task: fields, template, label words and where its rows come from."""
+"""Task definition: fields, templates, label words and data source."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from jpt.errors import InputError, unknown_name
 from jpt.tasks.metrics import METRICS, TEXT_METRICS
 
-# --- Segments of a template: text with ``{field}`` where a row's field goes
+# --- Template segments: text with ``{field}``
 
 
 @lru_cache(maxsize=256)
 def _parse(segment: str) -> tuple[tuple[str, str | None], ...]:
-    """Splits a segment into (literal text, field or None); nothing but plain names is allowed."""
-    # ``str.format`` itself is not used: it would also follow attributes and indices.
+    """Split a segment into (literal text, field or None)."""
+    # Not ``str.format``, which would also follow attributes and indices.
     try:
         parts = list(Formatter().parse(segment))
     except ValueError as error:
@@ -26,55 +26,53 @@ def _parse(segment: str) -> tuple[tuple[str, str | None], ...]:
     for _, name, form, conversion in parts:
         if name is not None and (not name.isidentifier() or form or conversion):
             raise InputError(
-                f"template {segment!r} has {{{name}}}; only a plain field name can stand in "
-                "braces (write {{ and }} for braces themselves)"
+                f"template {segment!r} has {{{name}}}; only a plain field name can be in braces "
+                "(write {{ and }} for literal braces)"
             )
     return tuple((literal, name) for literal, name, _, _ in parts)
 
 
 def template_fields(segment: str) -> tuple[str, ...]:
-    """Lists the fields that a segment names."""
+    """Return the fields of a segment."""
     return tuple(name for _, name in _parse(segment) if name is not None)
 
 
 def fill_segment(segment: str, row: Mapping[str, str]) -> str:
-    """Puts the fields of a row into a segment and takes the blanks around it off."""
+    """Fill the fields of a row into a segment and strip it."""
     parts = _parse(segment)
     return "".join(literal + ("" if name is None else row[name]) for literal, name in parts).strip()
 
 
-# --- What a task is: its fields, labels, templates, label words and metric, as plain data
+# --- Tasks
 
 
 BUILTIN_PREFIX = "builtin/"
 
 MAX_SEGMENTS = 2
-"""A model reads one text or a pair."""
+"""Models read one text or a pair."""
 
 ANSWER_CUE = "Answer:"
-"""What decoders read between the text and the answer."""
+"""Text that decoders read before the answer."""
 
 LAYOUTS = ("encoder", "encoder_decoder", "decoder")
-"""The layouts of models that a task has templates for."""
+"""Layouts of models, each with a template."""
 
 PARQUET_BRANCH = "refs/convert/parquet"
-"""Where the hub keeps its own copies of data sets; each configuration is a folder there."""
+"""Branch of the hub's parquet copies; each configuration is a folder in it."""
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where a task's rows are on the Hugging Face hub, and how they are numbered there.
+    """Rows of a task on the Hugging Face hub.
 
     Attributes:
-        path: id of the dataset.
-        config: name of its configuration, where it has several.
-        splits: for each split of ours, which rows of the hub's (in the slicing language of
-            ``datasets``); where the hub hides the labels of a test split, its validation split
-            is scored and validation is cut from the end of train.
-        labels: the task's label for each class number of the hub.
-        fields: the hub's name of a field, where it differs from the task's.
-        revision: branch, tag or commit of the dataset.
-        form: how rows become ours: ``"plain"``, or one of :data:`jpt.data.rows.FORMS`.
+        path: Id of the dataset.
+        config: Name of its configuration, if it has several.
+        splits: Rows of each split, in the slicing syntax of ``datasets``.
+        labels: The task's label for each class number of the hub.
+        fields: The hub's names of fields that differ from the task's.
+        revision: Branch, tag or commit of the dataset.
+        form: Conversion of rows: one of `jpt.data.rows.FORMS`.
     """
 
     path: str
@@ -88,32 +86,30 @@ class HubSource:
 
 @dataclass(frozen=True)
 class Task:
-    """One task, whatever its rows come from: labels to tell apart, or an answer to write.
+    """Classification or generative task.
 
     Attributes:
-        name: what the user calls it and cards record.
-        type: the kind of skill it asks for; tasks of one type are compared with each other.
-        fields: names of the text fields of a row.
-        labels: the classes in the order of their numbers; none where the answer is written.
-        templates: for each layout of models, the segments of text with ``{field}`` in them; the
-            encoders' must be there, where the answer is written the encoder-decoders', see
-            :meth:`template` for the others.
-        label_words: the word or the words that stand for each label: ``"default"``, and by model
-            type where it differs there.
-        metric: the measure that decides: a name out of :data:`jpt.tasks.metrics.METRICS`, of a
-            written answer one out of :data:`jpt.tasks.metrics.TEXT_METRICS`.
-        hub: where its rows are on the hub, if they are.
-        folder: the folder its rows are read from, if they are read from one.
-        files: the file of each split in that folder, where it is not ``SPLIT.jsonl``.
-        label_field: the field of a row that holds its label.
-        answer_field: the field of a row that holds the answer to be written, or several answers
-            that are all right.
-        answer_tokens: the most tokens that a written answer has.
-        max_tokens: longest text in tokens that suits the task, where nothing else is asked for.
-        rows: the rows of each split, where they are given and not read.
+        name: Name in commands and prompt cards.
+        type: Task type, the skill it needs, for instance ``"sentiment"``.
+        fields: Names of the text fields of a row.
+        labels: Classes in the order of their numbers; empty in generative tasks.
+        templates: Segments of text with ``{field}`` by layout. ``"encoder"`` is required, in
+            generative tasks ``"encoder_decoder"``; see `template` for the others.
+        label_words: Word or words of each label (the verbalizer), under ``"default"`` and under
+            model types for which they differ.
+        metric: Main metric, from `jpt.tasks.metrics.METRICS`, in generative tasks from
+            `jpt.tasks.metrics.TEXT_METRICS`.
+        hub: Source of the rows on the hub.
+        folder: Folder of the rows.
+        files: File of each split in that folder, if it is not ``SPLIT.jsonl``.
+        label_field: Field of a row with its label.
+        answer_field: Field of a row with the answer to generate, or several correct ones.
+        answer_tokens: Longest generated answer in tokens.
+        max_tokens: Longest text in tokens, unless an option sets it.
+        rows: Rows of each split, if they are given in Python.
 
     Raises:
-        InputError: labels, words, templates or metric do not fit each other.
+        InputError: Labels, words, templates or metric do not fit each other.
 
     Example:
         >>> Task("mood", "sentiment", ("text",), ("bad", "good"), {"encoder": ("{text}",)},
@@ -151,36 +147,34 @@ class Task:
 
     @property
     def is_generative(self) -> bool:
-        """Whether the answer is a text that the model writes, and no label."""
+        """Whether the answer is generated text instead of a label."""
         return self.answer_field is not None
 
     @property
     def base_layout(self) -> str:
-        """The layout whose template the others derive from; encoders write no text."""
+        """Layout whose template the others derive from."""
         return "encoder_decoder" if self.is_generative else "encoder"
 
     @property
     def short_name(self) -> str:
-        """The name without ``builtin/``, as it stands in tables."""
+        """Name without ``builtin/``, as in tables."""
         return self.name.removeprefix(BUILTIN_PREFIX)
 
     @property
     def is_builtin(self) -> bool:
-        """Whether its rows are made from the text that every installation has."""
+        """Whether its rows are built in."""
         return self.name.startswith(BUILTIN_PREFIX)
 
     def template(self, layout: str) -> tuple[str, ...]:
-        """Gives the segments of text that a kind of model reads.
+        """Return the template of a layout.
 
-        A task that says nothing of a kind gets the encoders' segments, one whose answer is written
-        the encoder-decoders'; for decoders, which read on from where the text ends, with
-        `ANSWER_CUE` behind them.
+        It defaults to the template of `base_layout`; for decoders `ANSWER_CUE` is appended.
 
         Args:
             layout: ``"encoder"``, ``"encoder_decoder"`` or ``"decoder"``.
 
         Returns:
-            The segments; one without a ``{field}`` is never cut.
+            The segments; those without a ``{field}`` are never truncated.
 
         Example:
             >>> Task("a", "b", ("text",), ("0", "1"), {"encoder": ("{text}",)},
@@ -193,27 +187,26 @@ class Task:
         return (*self.templates[self.base_layout], *cue)
 
     def words(self, model_type: str) -> dict[str, tuple[str, ...]]:
-        """Gives the label words for a kind of model.
+        """Return the label words of a model type.
 
         Args:
-            model_type: the model type of a Hugging Face config, for instance ``"roberta"``.
+            model_type: Model type of a Hugging Face config, for instance ``"roberta"``.
 
         Returns:
-            The words of each label, in the order of the labels; nothing where the answer is
-            written.
+            The words of each label, in the order of the labels; empty in generative tasks.
         """
-        own = self.label_words.get(model_type, {})
-        words = {label: own.get(label, self.label_words["default"][label]) for label in self.labels}
-        return {label: (of,) if isinstance(of, str) else tuple(of) for label, of in words.items()}
+        words = {**self.label_words.get("default", {}), **self.label_words.get(model_type, {})}
+        found = {label: words[label] for label in self.labels}
+        return {label: (of,) if isinstance(of, str) else tuple(of) for label, of in found.items()}
 
     def label_of(self, value: object) -> str | None:
-        """Finds the label that a value in the data means.
+        """Return the label of a value in the data.
 
         Args:
-            value: a label as text, or a class number of the hub.
+            value: A label as text, or a class number of the hub.
 
         Returns:
-            One of the task's labels, or None when the value means none of them.
+            One of the task's labels, or None.
 
         Example:
             >>> Task("a", "b", ("text",), ("0", "1"), {"encoder": ("{text}",)},
@@ -232,8 +225,8 @@ def _check_target(task: Task) -> None:
     target = task.answer_field or task.label_field
     if target in task.fields:
         raise InputError(
-            f"task {task.name} has the field {target!r} both to be read and as what is asked for; "
-            "leave it out of fields"
+            f"task {task.name} has the field {target!r} both as text and as target; remove it "
+            "from fields"
         )
     if task.max_tokens is not None and not _is_count(task.max_tokens):
         raise InputError(
@@ -249,22 +242,22 @@ def _is_count(value: object) -> bool:
 def _check_answer(task: Task) -> None:
     if task.labels or task.label_words:
         raise InputError(
-            f"task {task.name} has labels and an answer to be written ({task.answer_field}); "
-            "a task has one of the two"
+            f"task {task.name} has both labels and an answer to generate ({task.answer_field}); "
+            "use one of the two"
         )
     if not _is_count(task.answer_tokens):
         raise InputError(
-            f"answer_tokens of task {task.name} is {task.answer_tokens!r}; say how many tokens an "
-            "answer has at most, for instance 20"
+            f"answer_tokens of task {task.name} is {task.answer_tokens!r}; give the longest answer "
+            "in tokens, for instance 20"
         )
 
 
 def _check_labels(task: Task) -> None:
     if len(task.labels) < 2:
-        raise InputError(f"task {task.name} has {len(task.labels)} labels; it needs 2 or more")
+        raise InputError(f"task {task.name} has {len(task.labels)} labels; give 2 or more")
     repeated = sorted({label for label in task.labels if task.labels.count(label) > 1})
     if repeated:
-        raise InputError(f"task {task.name} names the label {repeated[0]!r} more than once")
+        raise InputError(f"task {task.name} has the label {repeated[0]!r} more than once")
 
 
 def _check_words(task: Task) -> None:
@@ -274,7 +267,7 @@ def _check_words(task: Task) -> None:
         unknown = sorted(set(words) - set(task.labels))
         if unknown:
             raise InputError(
-                f"task {task.name} has a label word for {unknown[0]!r}, which is none of its "
+                f"task {task.name} has a label word for {unknown[0]!r}, which is not one of its "
                 f"labels ({', '.join(task.labels)})"
             )
         missing = [label for label in task.labels if label not in words]
@@ -301,10 +294,10 @@ def _check_templates(task: Task) -> None:
             raise unknown_name("layout", family, LAYOUTS)
         if family == "encoder" and task.is_generative:
             raise InputError(
-                f"task {task.name} has an encoder template, but its answer is written, which "
-                "encoders cannot do; give one for encoder_decoder"
+                f"task {task.name} has an encoder template, but encoders cannot generate its "
+                "answer; give a template for encoder_decoder"
             )
-        # Each segment of an encoder has a separator behind it; the others may have cues between.
+        # In an encoder, each segment ends with a separator; the other layouts may have cues.
         cues = 0 if family == "encoder" else sum(not template_fields(text) for text in segments)
         if not 1 <= len(segments) - cues <= MAX_SEGMENTS:
             raise InputError(
@@ -324,28 +317,26 @@ def _check_metric(task: Task) -> None:
     known = TEXT_METRICS if task.is_generative else METRICS
     if task.metric not in known:
         others, kind = (
-            (METRICS, "labels") if task.is_generative else (TEXT_METRICS, "written answers")
+            (METRICS, "labels") if task.is_generative else (TEXT_METRICS, "generated answers")
         )
-        state = f"for {kind}, which it has not" if task.metric in others else "not known"
+        state = f"for {kind}, which it does not have" if task.metric in others else "unknown"
         raise InputError(
             f"metric {task.metric!r} of task {task.name} is {state}; "
             f"choose one of {', '.join(sorted(known))}"
         )
     if task.metric == "f1" and len(task.labels) != 2:
         raise InputError(
-            f"metric 'f1' of task {task.name} is for 2 labels, the task has {len(task.labels)}; "
+            f"metric 'f1' of task {task.name} needs 2 labels, the task has {len(task.labels)}; "
             "use f1_macro"
         )
 
 
-# --- Templates: the text that a model of some family reads for a row
+# --- Rendering
 
 
 def render(task: Task, row: Mapping[str, str], layout: str = "encoder") -> tuple[str, ...]:
-    """Fills a task's template with the fields of one row."""
-    # Blanks around a segment are taken off: the text of a byte-pair vocabulary starts without a
-    # leading space, as in the paper's code. In decoders, which read all segments as one text, each
-    # but the first stands on a line of its own.
+    """Fill a task's template with the fields of a row; each decoder segment is a line."""
+    # Stripped, so that byte-pair vocabularies see no leading space, as in the paper's code.
     first, *others = [fill_segment(segment, row) for segment in task.template(layout)]
     lead = "\n" if layout == "decoder" else ""
     return (first, *(lead + text for text in others))

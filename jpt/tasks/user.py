@@ -1,4 +1,4 @@
-"""Read a user's task.toml."""
+"""User-defined tasks: task.toml."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ KEYS = (
     "files",
 )
 OF_LABELS = ("labels", "label_words", "label_field")
-"""The keys of a task with labels, which one with a written answer has not."""
+"""Keys that generative tasks do not have."""
 
 
 def load_user_task(folder: Path) -> Task:
-    """Reads the definition of a task from its folder."""
+    """Load the task of a folder."""
     file = folder / TASK_FILE
     table = _Table(file, _read_toml(file))
     fields = table.texts("fields")
     is_generative = "answer" in table.values
-    asked = _answer(table) if is_generative else _labels(table)
+    target = _answer(table) if is_generative else _labels(table)
     try:
         return Task(
             name=_name(table, folder),
@@ -49,7 +49,7 @@ def load_user_task(folder: Path) -> Task:
             folder=folder,
             files=_files(table),
             max_tokens=table.values.get("max_tokens"),
-            **asked,
+            **target,
         )
     except InputError as error:
         message = str(error)
@@ -57,7 +57,7 @@ def load_user_task(folder: Path) -> Task:
 
 
 class _Table:
-    """The keys of a task.toml, with an error that names the file for each wrong kind."""
+    """Keys of a task.toml, with type checks that name the file."""
 
     def __init__(self, file: Path, values: dict[str, Any]) -> None:
         self.file = file
@@ -90,17 +90,17 @@ class _Table:
         return value
 
     def named_table(self, key: str, kind: str, known: tuple[str, ...]) -> dict[str, Any]:
-        """A table whose keys are given; what belongs to the task itself is told so."""
+        """Return a table with known keys; hint at top-level keys that ended up in it."""
         table = self.table(key)
         for name in table:
             if name not in known:
-                misplaced = f"; {name} stands above the first [table]" if name in KEYS else ""
+                misplaced = f"; move {name} above the first [table]" if name in KEYS else ""
                 error = unknown_name(kind, name, known)
                 raise InputError(f"{self.file}: [{key}] {error}{misplaced}")
         return table
 
     def wrong(self, key: str, expected: str) -> InputError:
-        return InputError(f"{self.file}: {key} is {self.values[key]!r}; it must be {expected}")
+        return InputError(f"{self.file}: {key} is {self.values[key]!r}; expected {expected}")
 
 
 def _is_text(value: object) -> bool:
@@ -125,36 +125,36 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _name(table: _Table, folder: Path) -> str:
     name = table.text("name", os.path.basename(os.path.abspath(folder)) or "task")
     if "/" in name or name != name.strip():
-        raise InputError(f"{table.file}: name is {name!r}; use no slash and no blanks around it")
+        raise InputError(f"{table.file}: name is {name!r}; use no slash and no outer spaces")
     return name
 
 
 def _labels(table: _Table) -> dict[str, Any]:
-    """What a task with labels says beside the rest."""
+    """Read the keys of a classification task."""
     if "answer_tokens" in table.values:
         raise InputError(
-            f"{table.file} has answer_tokens and no answer; add the field whose text is to be "
-            'written, answer = "...", or take answer_tokens out'
+            f"{table.file} has answer_tokens but no answer; add the field to generate, "
+            'answer = "...", or remove answer_tokens'
         )
     return {
-        "labels": table.texts("labels", ', or answer = "..." where the answer is written'),
+        "labels": table.texts("labels", ', or answer = "..." for a generative task'),
         "label_words": _label_words(table),
         "label_field": table.text("label_field", "label"),
     }
 
 
 def _answer(table: _Table) -> dict[str, Any]:
-    """What a task with a written answer says beside the rest."""
+    """Read the keys of a generative task."""
     for key in OF_LABELS:
         if key in table.values:
             raise InputError(
-                f"{table.file} has {key} and answer; a task has labels to tell apart or an answer "
-                "to be written: take one of the two out"
+                f"{table.file} has {key} and answer; a task has either labels or an answer to "
+                "generate: remove one of the two"
             )
     answer = table.text("answer")
     if "answer_tokens" not in table.values:
         raise InputError(
-            f"{table.file} has no 'answer_tokens'; say how long an answer is at most, for instance "
+            f"{table.file} has no 'answer_tokens'; add the longest answer in tokens, for instance "
             "answer_tokens = 50"
         )
     tokens = table.values["answer_tokens"]
@@ -162,7 +162,7 @@ def _answer(table: _Table) -> dict[str, Any]:
 
 
 def _templates(table: _Table, fields: tuple[str, ...], base: str) -> dict[str, tuple[str, ...]]:
-    """The template of each layout; ``template`` stands for the one the others derive from."""
+    """Return the templates by layout; ``template`` is that of the base layout."""
     given = table.named_table("templates", "layout", LAYOUTS)
     templates = {
         layout: _segments(table, f"templates.{layout}", of) for layout, of in given.items()
@@ -170,8 +170,8 @@ def _templates(table: _Table, fields: tuple[str, ...], base: str) -> dict[str, t
     if "template" in table.values:
         if base in templates:
             raise InputError(
-                f"{table.file} has template and [templates] {base}, which say the same; take one "
-                "of the two out"
+                f"{table.file} has template and [templates] {base}, which mean the same; remove "
+                "one of the two"
             )
         templates[base] = _segments(table, "template", table.values["template"])
     if base not in templates:
@@ -192,14 +192,14 @@ def _segments(table: _Table, key: str, value: object) -> tuple[str, ...]:
     segments = value if isinstance(value, list) else [value]
     if not segments or not all(map(_is_text, segments)):
         raise InputError(
-            f"{table.file}: {key} is {value!r}; it must be a text or a list of texts, for instance "
+            f"{table.file}: {key} is {value!r}; expected a text or a list of texts, for instance "
             '"{field}"'
         )
     return tuple(segments)
 
 
 def _label_words(table: _Table) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Sorts words for all models (``label = "word"``) from tables for one (``[…roberta]``)."""
+    """Return the label words by model type; ``default`` has those outside of a table."""
     words: dict[str, dict[str, tuple[str, ...]]] = {}
     for key, value in table.table("label_words").items():
         entries = value if isinstance(value, dict) else {key: value}
@@ -207,8 +207,8 @@ def _label_words(table: _Table) -> dict[str, dict[str, tuple[str, ...]]]:
             of = given if isinstance(given, list) else [given]
             if not of or not all(map(_is_text, of)):
                 raise InputError(
-                    f"{table.file}: the label word of {label!r} is {given!r}; it must be a word or "
-                    "a list of words"
+                    f"{table.file}: the label word of {label!r} is {given!r}; expected a word or a "
+                    "list of words"
                 )
             words.setdefault(key if isinstance(value, dict) else "default", {})[label] = tuple(of)
     return words

@@ -1,4 +1,4 @@
-"""Find the tokens of label words in a vocabulary."""
+"""Tokens of label words."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ TokenIds = tuple[int, ...]
 
 
 class TokenLookup(Protocol):
-    """What is needed of a tokenizer to find label words in its vocabulary."""
+    """Tokenizer methods needed to find label words."""
 
     def word_tokens(self, word: str) -> list[int]:
-        """Gives the ids of the pieces of a word."""
+        """Return the token ids of a word."""
         ...
 
     def word_after(self, text: str, word: str) -> list[int]:
-        """Gives the ids of the pieces of a word that goes on after a text and a space."""
+        """Return the token ids of a word that follows a text and a space."""
         ...
 
     def token_text(self, token: int) -> str:
-        """Gives the text of one piece."""
+        """Return the text of a token."""
         ...
 
     @property
     def unknown(self) -> int | None:
-        """The id that stands for text outside the vocabulary, where there is one."""
+        """Id of the unknown token, if there is one."""
         ...
 
 
 class LabelWords(NamedTuple):
-    """The words of each label and the ids of their pieces, in the order of the labels."""
+    """Label words and their token ids, in the order of the labels."""
 
     words: tuple[tuple[str, ...], ...]  # of each label
     token_ids: tuple[tuple[TokenIds, ...], ...]  # of each word of each label
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The first piece of each label's first word."""
+        """First token of each label's first word."""
         return tuple(of[0][0] for of in self.token_ids)
 
     @property
     def all_ids(self) -> tuple[int, ...]:
-        """Every piece of every word, label after label."""
+        """All tokens of all words."""
         return tuple(token for of in self.token_ids for word in of for token in word)
 
 
@@ -55,7 +55,7 @@ def label_words(
     layout: str = "encoder",
     scoring: str = "phrase",
 ) -> LabelWords:
-    """Finds the pieces whose scores are compared to answer a task."""
+    """Return the label words of a task for a model; raise InputError if they are unusable."""
     words = task.words(model_type)
     token_ids = {
         label: tuple(_token_ids(task, label, word, tokenizer, layout) for word in of)
@@ -72,7 +72,7 @@ def _refuse_ambiguous(
     tokenizer: TokenLookup,
     scoring: str,
 ) -> None:
-    """Refuses words that begin as another does: the longer one could never have a higher score."""
+    """Raise InputError for a word that starts with another: it could never score higher."""
     seen: list[tuple[str, str, TokenIds]] = []
     for label, of in words.items():
         for word, found in zip(of, token_ids[label], strict=True):
@@ -87,8 +87,8 @@ def _refuse_ambiguous(
                     cure += ", or score whole words (label_scoring phrase)"
                 raise InputError(
                     f"labels {other_label!r} and {label!r} of task {task.name} have label words "
-                    f"that begin alike ({other_word!r} and {word!r} both with {start}, id {ids}); "
-                    f"{cure}"
+                    f"with the same first token ({other_word!r} and {word!r} both start with "
+                    f"{start}, id {ids}); {cure}"
                 )
             seen.append((label, word, found))
 
@@ -97,22 +97,22 @@ def _token_ids(task: Task, label: str, word: str, tokenizer: TokenLookup, layout
     is_decoder = layout == "decoder"
     cue = answer_cue(task) if is_decoder else ""
     token_ids = tokenizer.word_after(cue, word) if is_decoder else tokenizer.word_tokens(word)
-    place = f"label word {word!r} for {label!r} of task {task.name}"
+    where = f"label word {word!r} for {label!r} of task {task.name}"
     if not token_ids or (layout == "encoder" and len(token_ids) != 1):
         shown = ", ".join(repr(tokenizer.token_text(token)) for token in token_ids)
         raise InputError(
-            f"{place} is {len(token_ids)} pieces in this vocabulary ({shown}); a masked model "
-            "compares single pieces: choose a word that is one piece"
+            f"{where} is {len(token_ids)} tokens in this vocabulary ({shown}); masked models "
+            "compare single tokens: choose a word that is one token"
         )
     if tokenizer.unknown is not None and tokenizer.unknown in token_ids:
         raise InputError(
-            f"{place} is not in this vocabulary ({tokenizer.token_text(tokenizer.unknown)}); "
+            f"{where} is not in this vocabulary ({tokenizer.token_text(tokenizer.unknown)}); "
             "choose a word that is"
         )
     return tuple(token_ids)
 
 
 def answer_cue(task: Task) -> str:
-    """Gives the text that a decoder reads last, behind which its answer stands."""
+    """Return the text that a decoder reads before its answer."""
     last = task.template("decoder")[-1]
     return ANSWER_CUE if template_fields(last) else last

@@ -177,7 +177,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "gguf", None)
     source = open_gguf(plain).source
     assert source.read("model.norm.weight").shape == (32,)
-    with pytest.raises(InputError, match=r"quantised.gguf holds .* `pip install 'jpt\[gguf\]'`"):
+    with pytest.raises(InputError, match=r"quantised.gguf has .* `pip install 'jpt\[gguf\]'`"):
         open_gguf(quantised)
 
 
@@ -314,23 +314,23 @@ DAMAGES: list[tuple[Callable[[bytes], bytes], str]] = [
     (lambda data: data + bytes(40), "expected .* bytes, got"),
     (lambda data: b"PK\x03\x04" + data[4:], "zip archive"),
     (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
-    (lambda data: b"abcd" + data[4:], "begins with b'abcd', not with b'GGUF'"),
-    (lambda data: b"ggjt" + data[4:], "of GGJT"),
+    (lambda data: b"abcd" + data[4:], "expected b'GGUF' at the start, got b'abcd'"),
+    (lambda data: b"ggjt" + data[4:], "it is GGJT"),
     (lambda data: number(data, 4, "<I", 1), "version 2 or 3, got 1"),
     (lambda data: number(data, 4, "<I", 4), "version 2 or 3, got 4"),
     (lambda data: number(data, 8, "<Q", 2**62), "4611686018427387904 tensors do not fit"),
     (lambda data: number(data, 8, "<Q", 5), "leaves a gap|not a complete"),
     (lambda data: number(data, 16, "<Q", 2**31), "2147483648 fields do not fit"),
-    (lambda data: number(data, 24, "<Q", 2**40), "the name of a field should have"),
+    (lambda data: number(data, 24, "<Q", 2**40), "the name of a field has a length"),
     (lambda data: number(data, 52, "<I", 99), "has the unknown type 99"),
     (lambda data: data.replace(b"block_count", b"block\xff\xfeount"), "is not UTF-8"),
-    (lambda data: data.replace(b"l.bos_token_id", b"l.eos_token_id"), "eos_token_id' is there tw"),
+    (lambda data: data.replace(b"l.bos_token_id", b"l.eos_token_id"), "eos_token_id' occurs tw"),
     (lambda data: number(data, line(data, NORM), "<I", 2**31), "has 2147483648 axes"),
     (lambda data: number(data, line(data, NORM), "<I", 0), "has 0 axes"),
     (lambda data: number(data, line(data, NORM) + 4, "<Q", 2**61), "not consist of blocks"),
     (lambda data: number(data, line(data, NORM) + 4, "<Q", 0), "not consist of blocks"),
     (lambda data: number(data, line(data, NORM) + 4, "<Q", 33), "gap or overlaps"),
-    (lambda data: number(data, line(data, NORM) + 12, "<I", 16), "type number 16, known are F32"),
+    (lambda data: number(data, line(data, NORM) + 12, "<I", 16), "unsupported type number 16; quantise the model to one of F32"),
     (lambda data: number(data, line(data, NORM) + 12, "<I", 8), "gap or overlaps"),
     (lambda data: number(data, line(data, NORM) + 16, "<Q", 2**60), "gap or overlaps"),
     (lambda data: number(data, line(data, NORM) + 16, "<Q", 0), "gap or overlaps"),
@@ -366,7 +366,7 @@ def test_other_versions_and_byte_orders(tmp_path: Path) -> None:
 
 def test_alignment(tmp_path: Path) -> None:
     path = Sample(fields={"general.alignment": 30}).write(tmp_path / "a.gguf")
-    with pytest.raises(InputError, match="general.alignment is 30; a power of two"):
+    with pytest.raises(InputError, match="general.alignment is 30; expected a power of two"):
         open_gguf(path)
 
 
