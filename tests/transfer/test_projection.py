@@ -66,7 +66,6 @@ class _Tokenizer:
 
 
 def test_marks_of_a_words_start_are_understood(source) -> None:
-    """The same text in the three customs of writing a vocabulary."""
     written = {
         "wordpiece": ["film", "##s", "the", "[unused0]"],
         "sentencepiece": ["s", "▁the", "▁film", "▁", "film"],
@@ -85,11 +84,7 @@ def test_marks_of_a_words_start_are_understood(source) -> None:
         ids, same = shared_tokens(models[first], models[second])
         return [(written[first][a], written[second][b]) for a, b in zip(ids, same, strict=True)]
 
-    assert pairs("wordpiece", "sentencepiece") == [
-        ("film", "▁film"),
-        ("##s", "s"),
-        ("the", "▁the"),
-    ]
+    assert pairs("wordpiece", "sentencepiece") == [("film", "▁film"), ("##s", "s"), ("the", "▁the")]
     assert pairs("sentencepiece", "byte") == [("s", "s"), ("▁the", "Ġthe"), ("▁film", "Ġfilm")]
 
 
@@ -128,7 +123,6 @@ def test_least_squares_leaves_the_least_error(source, target) -> None:
 
 
 def test_relative_is_exact_where_the_target_is_the_source_turned(source) -> None:
-    """Turning and scaling a space leaves all similarities as they are."""
     random = np.random.default_rng(1)
     turn, _ = np.linalg.qr(random.normal(0, 1, (32, 32)))
     wide = random.normal(0, 1, (61, 32))

@@ -245,15 +245,20 @@ def test_wrong_sources(assert_refused, backbone, sources, tmp_path: Path) -> Non
     assert_refused("two sources are named drawn", sources=[sources[1], tmp_path / "drawn"])
     assert_refused("is no name for a source", sources={"../up": good})
     assert_refused("no.safetensors", sources=[tmp_path / "no.safetensors"])
-    assert_refused("32 wide", sources={"a": make_prompt(backbone, np.ones((4, 31), np.float32))})
+    assert_refused(
+        "width 32 for .* got width 31",
+        sources={"a": make_prompt(backbone, np.ones((4, 31), np.float32))},
+    )
     longer = make_prompt(backbone, np.ones((5, 32), np.float32))
-    assert_refused("the length 5 and prompt a 4", sources={"a": good, "b": longer})
+    assert_refused("length 4, that of prompt a, got 5", sources={"a": good, "b": longer})
     assert_refused("length is 7, but source tuned has 4 rows", length=7)
     decoder = make_prompt(backbone, ones, layout="decoder")
-    assert_refused("source a: .* for the layout decoder", sources={"a": decoder})
+    assert_refused("source a: .* got layout decoder", sources={"a": decoder})
     elsewhere = dataclasses.replace(good, card=jpt.PromptCard("builtin/bert-small", "x"))
-    assert_refused("source a: the prompt is 32 wide", sources={"a": elsewhere}, backbone=None)
-    assert_refused("the backbone builtin/bert-small and", sources={"b": elsewhere, "a": good})
+    assert_refused("source a: .* got width 32", sources={"a": elsewhere}, backbone=None)
+    assert_refused(
+        "expected backbone .* got builtin/bert-small", sources={"b": elsewhere, "a": good}
+    )
 
 
 def test_moments_need_runs(assert_refused, backbone, sources) -> None:

@@ -177,10 +177,16 @@ def test_without_tasks_the_cards_say_the_targets(backbone) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"values": np.ones((7, WIDTH), np.float32)}, "the length 7 and prompt one 6"),
-        ({"values": np.ones((LENGTH, 64), np.float32)}, "the width 64 and prompt one 128"),
-        ({"card": PromptCard("builtin/bert-medium", "x")}, "the backbone builtin/bert-medium"),
-        ({"card": PromptCard(BACKBONE, "x", first_position=1)}, "the first position 1"),
+        ({"values": np.ones((7, WIDTH), np.float32)}, "length 6, that of prompt one, got 7"),
+        ({"values": np.ones((LENGTH, 64), np.float32)}, "width 128, that of prompt one, got 64"),
+        (
+            {"card": PromptCard("builtin/bert-medium", "x")},
+            "expected backbone .* got builtin/bert-medium",
+        ),
+        (
+            {"card": PromptCard(BACKBONE, "x", first_position=1)},
+            "expected first position 0, .* got 1",
+        ),
     ],
 )
 def test_prompts_that_do_not_belong_together(prompts, tasks, tmp_path, change, message) -> None:
@@ -199,7 +205,7 @@ def test_wrong_targets_and_folders(prompts, tasks, tmp_path) -> None:
         transfer_matrix({**prompts, "none": prompts["one"]}, tasks)
     with pytest.raises(jpt.InputError, match="holds no prompts"):
         transfer_matrix(tmp_path, tasks)
-    with pytest.raises(jpt.InputError, match="prompt is 128 wide"):
+    with pytest.raises(jpt.InputError, match="expected a prompt of width .* got width 128"):
         transfer_matrix(prompts, tasks, backbone="builtin/bert-medium")
 
 
@@ -338,7 +344,7 @@ def test_wrong_folders_of_seeds(tmp_path: Path) -> None:
     with pytest.raises(jpt.InputError, match="two prompts named mood"):
         load_seed_prompts(tmp_path)
     jpt.save_prompt(tmp_path / "mood" / "prompt.safetensors", prompt())
-    with pytest.raises(jpt.InputError, match="is a run and holds runs of seeds"):
+    with pytest.raises(jpt.InputError, match="expected a run or runs of seeds, got both"):
         load_seed_prompts(tmp_path)
     with pytest.raises(jpt.InputError, match="no such file"):
         load_seed_prompts(tmp_path / "nowhere")
