@@ -1,4 +1,4 @@
-"""DOC"""
+"""Figures of the report, the masking study and the warm-start study."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.figure import Figure
 
-import jpt
 from jpt.errors import InputError
 from jpt.report.figures import (
     BLUE,
@@ -21,7 +20,6 @@ from jpt.report.figures import (
     INK,
     HeatMap,
     contrast,
-    regret_figure,
     heat_map,
     indicator_panel,
     learning_curve,
@@ -33,6 +31,7 @@ from jpt.report.figures import (
     prompt_map,
     read_shares,
     readable_on,
+    regret_figure,
     scale_to_plane,
     strips,
     to_svg,
@@ -41,7 +40,7 @@ from jpt.report.figures import (
 )
 from jpt.results.records import LossCurve
 
-# --- figures
+# --- Map of prompts
 
 
 def distances(points: np.ndarray) -> np.ndarray:
@@ -49,7 +48,7 @@ def distances(points: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [2, 3, 12])
-def test_points_of_a_plane_keep_all_their_distances(count: int) -> None:
+def test_scaling_keeps_distances_of_points_in_a_plane(count: int) -> None:
     points = np.random.default_rng(count).normal(size=(count, 2)) + 5
     found, share = scale_to_plane(distances(points))
     np.testing.assert_allclose(distances(found), distances(points), atol=1e-9)
@@ -57,7 +56,7 @@ def test_points_of_a_plane_keep_all_their_distances(count: int) -> None:
     assert found[:, 0].var() >= found[:, 1].var()
 
 
-def test_of_points_in_space_the_plane_holds_the_two_longest_directions() -> None:
+def test_scaling_keeps_the_two_longest_directions() -> None:
     random = np.random.default_rng(0)
     points = random.normal(size=(20, 4)) * (3, 2, 1, 0.5)
     found, share = scale_to_plane(distances(points))
@@ -66,7 +65,7 @@ def test_of_points_in_space_the_plane_holds_the_two_longest_directions() -> None
     np.testing.assert_allclose(np.linalg.norm(found, axis=0), singular[:2])
 
 
-def test_order_and_equal_prompts() -> None:
+def test_scaling_of_permuted_and_of_equal_points() -> None:
     points = np.random.default_rng(1).normal(size=(6, 2))
     order = np.random.default_rng(2).permutation(6)
     plain, moved = scale_to_plane(distances(points))[0], scale_to_plane(distances(points[order]))[0]
@@ -75,10 +74,10 @@ def test_order_and_equal_prompts() -> None:
     assert not nowhere.any() and share == 1
 
 
-def test_each_type_has_its_own_color_and_shape() -> None:
+def test_types_differ_in_color_and_shape() -> None:
     points = np.random.default_rng(0).random((8, 2))
     types = ["sentiment", "nli", "ethics", "paraphrase", "qa", "summarization", "other", "none"]
-    names = [f"task {place}" for place in range(8)]
+    names = [f"task {i}" for i in range(8)]
     figure = prompt_map(points, names, types, ("none",), " (x)")
     groups = figure.axes[0].collections
     looks = [
@@ -89,19 +88,19 @@ def test_each_type_has_its_own_color_and_shape() -> None:
     assert looks[6] == looks[7] and looks[7][0] not in {look[0] for look in looks[:6]}
     legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert legend == types
-    assert "first direction (x)" in to_svg(figure, "a", "x")
+    assert "first direction (x)" in _svg(figure)
 
 
-def test_names_stand_side_by_side_where_there_is_room() -> None:
+def test_labels_of_the_map_do_not_overlap() -> None:
     points = np.array([[x, y] for x in (0.0, 1.0, 2.0) for y in (0.0, 1.0, 2.0)])
-    names = [f"a task {place}" for place in range(9)]
+    names = [f"a task {i}" for i in range(9)]
     figure = prompt_map(points, names, ["nli"] * 9)
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_panels_show_every_point_by_group() -> None:
+def test_indicator_panel() -> None:
     some = np.array([0.1, 0.2, 0.3])
     groups = {"same type": (some, some + 0.5), "other type": (some[:1], some[:1])}
     axes = indicator_panel(groups, "ON", (0, 1.1)).axes[0]
@@ -110,7 +109,7 @@ def test_panels_show_every_point_by_group() -> None:
     assert axes.get_ylim() == (0, 1.1)
 
 
-def test_costs_are_in_points_from_top_to_bottom() -> None:
+def test_regrets_are_in_points_from_top_to_bottom() -> None:
     figure = regret_figure(["ON", "C"], [0.02, 0.05], [(0.01, 0.03), (np.nan, np.nan)], 0.1)
     (dots,) = figure.axes[0].collections
     np.testing.assert_allclose(dots.get_offsets(), [[2, 0], [5, 1]])
@@ -118,10 +117,10 @@ def test_costs_are_in_points_from_top_to_bottom() -> None:
     assert low > high
     lines = [line.get_xdata() for line in figure.axes[0].lines]
     assert [list(line) for line in lines if len(line) == 2][0] == pytest.approx([1, 3])
-    assert "nan" not in to_svg(figure, "a", "x").lower()
+    assert "nan" not in _svg(figure).lower()
 
 
-# --- plots
+# --- Heat maps and SVG
 
 
 def _map(values: np.ndarray, names: list[str] | None = None, **options: object) -> HeatMap:
@@ -132,21 +131,21 @@ def _map(values: np.ndarray, names: list[str] | None = None, **options: object) 
     return HeatMap(names, columns, ["nli"] * len(names), kinds, values, texts, "scale", **options)
 
 
+def _svg(figure: Figure, name: str = "a") -> str:
+    return to_svg(figure, name, "x")
+
+
 def _texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def _meshes(figure: Figure) -> list[QuadMesh]:
-    return [mesh for mesh in figure.axes[0].collections if isinstance(mesh, QuadMesh)]
-
-
-def _parse(svg: str) -> ElementTree.Element:
-    return ElementTree.fromstring(svg)
+def _collections(figure: Figure, kind: type) -> list:
+    return [each for each in figure.axes[0].collections if isinstance(each, kind)]
 
 
 def test_svg_is_well_formed_and_loads_nothing() -> None:
     svg = to_svg(heat_map(_map(np.eye(3)), True), "a", 'a "map" & more')
-    root = _parse(svg)
+    root = ElementTree.fromstring(svg)
     assert root.attrib["aria-label"] == 'a "map" & more'
     assert "http" not in svg and "<script" not in svg and "<metadata" not in svg
     assert float(root.attrib["viewBox"].split()[2]) == pytest.approx(
@@ -154,39 +153,39 @@ def test_svg_is_well_formed_and_loads_nothing() -> None:
     )
 
 
-def test_equal_figures_give_equal_bytes_and_ids_of_two_figures_differ() -> None:
-    draw = [to_svg(heat_map(_map(np.eye(3)), True), name, "x") for name in ("a", "a", "b")]
-    assert draw[0] == draw[1]
-    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in draw[1:]]
+def test_svg_is_deterministic_and_ids_differ_between_figures() -> None:
+    plots = [to_svg(heat_map(_map(np.eye(3)), True), name, "x") for name in ("a", "a", "b")]
+    assert plots[0] == plots[1]
+    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in plots[1:]]
     assert ids[0] and not ids[0] & ids[1]
-    used = set(re.findall(r"url\(#([^)]+)\)", draw[0]))
+    used = set(re.findall(r"url\(#([^)]+)\)", plots[0]))
     assert used <= ids[0]
 
 
-def test_colors_of_text_follow_the_page_and_fonts_are_large_enough() -> None:
-    svg = to_svg(heat_map(_map(np.eye(3)), True), "a", "x")
+def test_text_uses_colors_of_the_page_and_readable_sizes() -> None:
+    svg = _svg(heat_map(_map(np.eye(3)), True))
     assert "DejaVu" not in svg and "var(--font)" in svg
     assert f"var(--ink, {INK})" in svg and "var(--card" in svg
     sizes = [float(size) for size in re.findall(r"font(?:-size)?: [\w ]*?([\d.]+)px", svg)]
     assert len(sizes) > 12 and min(sizes) >= 9
 
 
-def test_cells_show_their_numbers_and_not_measured_ones_stay_gray() -> None:
+def test_cells_show_numbers_and_missing_ones_are_gray() -> None:
     values = np.array([[0.5, np.nan], [1.0, 0.25]])
     figure = heat_map(_map(values), percent=True)
     assert {"0.5", "1.0", "0.2", "t0", "p1", "nli", "qa", "25%", "100%"} <= set(_texts(figure))
-    cells = np.ma.getmaskarray(_meshes(figure)[0].get_array()).reshape(values.shape)
+    cells = np.ma.getmaskarray(_collections(figure, QuadMesh)[0].get_array()).reshape(values.shape)
     np.testing.assert_array_equal(cells, np.isnan(values))
 
 
-def test_many_columns_leave_numbers_out_and_stay_readable() -> None:
+def test_many_columns_have_no_numbers() -> None:
     figure = heat_map(_map(np.random.default_rng(0).random((40, 100))), percent=True)
     texts = figure.axes[0].texts
     assert {"t39", "p99"} <= set(_texts(figure)) and len(texts) < 200
     assert min(text.get_fontsize() for text in texts) >= 9
 
 
-def test_twenty_columns_have_numbers_within_the_width_of_a_screen() -> None:
+def test_twenty_columns_fit_the_width_of_a_screen() -> None:
     names = ["a long name of a task"] * 20
     figure = heat_map(_map(np.full((20, 20), 0.123), names), percent=True)
     assert _texts(figure).count("0.1") == 400
@@ -194,11 +193,11 @@ def test_twenty_columns_have_numbers_within_the_width_of_a_screen() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, 0.5])
-def test_one_cell_without_any_range(value: float) -> None:
-    assert "<svg" in to_svg(heat_map(_map(np.array([[value]])), False), "a", "x")
+def test_single_cell(value: float) -> None:
+    assert "<svg" in _svg(heat_map(_map(np.array([[value]])), False))
 
 
-def test_side_columns_stand_beside_the_cells() -> None:
+def test_side_columns() -> None:
     sides = {
         "side_label": ["untrained", "in_task"],
         "side_texts": [["33"], ["88"]],
@@ -206,19 +205,19 @@ def test_side_columns_stand_beside_the_cells() -> None:
     }
     figure = heat_map(_map(np.array([[0.5, 0.6]]), **sides), percent=True)
     assert {"untrained", "in_task", "33", "88"} <= set(_texts(figure))
-    assert len(_meshes(figure)) == 2  # cells, the colored side column
+    assert len(_collections(figure, QuadMesh)) == 2  # cells, the colored side column
 
 
-def test_cells_are_shapes_until_there_are_too_many() -> None:
+def test_large_heat_maps_are_rasterized() -> None:
     few, many = (np.random.default_rng(0).random((n, n)) for n in (3, 70))
-    assert "<image" not in to_svg(heat_map(_map(few), True), "a", "x")
-    svg = to_svg(heat_map(_map(many), True), "a", "x")
+    assert "<image" not in _svg(heat_map(_map(few), True))
+    svg = _svg(heat_map(_map(many), True))
     assert "<image" in svg and len(svg) < 200_000
 
 
-def test_the_scale_runs_from_the_lowest_to_the_highest_color() -> None:
+def test_color_scale_covers_the_range() -> None:
     figure = heat_map(_map(np.array([[0.5, 1.0], [0.7, 0.2]])), percent=True)
-    (ramp,) = [each for each in figure.axes[0].collections if isinstance(each, PolyCollection)]
+    (ramp,) = _collections(figure, PolyCollection)
     colors = COLOR_MAP(ramp.norm(ramp.get_array()))
     np.testing.assert_array_equal(colors[[0, -1]], COLOR_MAP([0.0, 1.0]))
     assert (ramp.norm.vmin, ramp.norm.vmax) == (0.2, 1.0)
@@ -226,28 +225,28 @@ def test_the_scale_runs_from_the_lowest_to_the_highest_color() -> None:
     assert len(set(rights)) == 1 and len(rights) > 30  # each lies on the one before
 
 
-def test_own_cell_is_framed() -> None:
+def test_in_task_cell_is_framed() -> None:
     framed = heat_map(_map(np.eye(2), outlined=frozenset({(0, 0)})), True).axes[0].patches
     assert len(framed) == len(heat_map(_map(np.eye(2)), True).axes[0].patches) + 1
 
 
-def test_text_in_every_color_has_contrast() -> None:
+def test_text_has_contrast_on_every_color() -> None:
     for color in COLOR_MAP(np.linspace(0, 1, 50)):
         assert contrast(readable_on(color), color) >= 4.5
 
 
-def test_color_map_grows_darker_all_the_way() -> None:
+def test_color_map_is_monotonic() -> None:
     gray = COLOR_MAP(np.linspace(0, 1, 64))[:, :3] @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(gray) < 1e-3).all() and gray[0] - gray[-1] > 0.6
 
 
-def test_names_are_neither_markup_nor_mathematics() -> None:
-    svg = to_svg(heat_map(_map(np.eye(1), ["<b>$x_1$</b> & 語"]), True), "a", "x")
+def test_names_are_not_parsed_as_markup_or_math() -> None:
+    svg = _svg(heat_map(_map(np.eye(1), ["<b>$x_1$</b> & 語"]), True))
     assert "&lt;b&gt;$x_1$&lt;/b&gt; &amp; 語" in svg
-    _parse(svg)
+    ElementTree.fromstring(svg)
 
 
-def test_long_names_and_control_signs() -> None:
+def test_plain_names() -> None:
     assert plain("short") == "short" and plain("a\x00b\n") == "a b "
     assert len(plain("x" * 300)) == 26
 
@@ -265,7 +264,7 @@ def _curve(**changes: np.ndarray) -> LossCurve:
     return LossCurve(**{**parts, "score": np.array([0.5, 0.8, 0.7]), **changes})
 
 
-def test_learning_curve_marks_the_kept_step() -> None:
+def test_learning_curve_marks_the_best_step() -> None:
     figure = learning_curve(_curve(), "accuracy", 0.5, 20)
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [float(dot.get_xdata()[0]) for dot in dots] == [20]
@@ -276,28 +275,28 @@ def test_learning_curve_with_gaps() -> None:
     empty = np.array([])
     only_train = _curve(steps=empty, loss=empty, score=empty)
     for curve, best in ((only_train, 20), (_curve(score=np.full(3, np.nan)), None)):
-        svg = to_svg(learning_curve(curve, "$f_1$", np.nan, best), "a", "x")
+        svg = _svg(learning_curve(curve, "$f_1$", np.nan, best))
         assert "$f_1$" in svg
-        _parse(svg)
+        ElementTree.fromstring(svg)
 
 
 def test_window_curve_keeps_gaps() -> None:
     windows = [(i, i + 2) for i in range(22)]
-    figure = window_curve(windows, {"own prompts left out": [np.nan] + [0.5] * 21})
+    figure = window_curve(windows, {"excluding in-task prompts": [np.nan] + [0.5] * 21})
     line = figure.axes[0].lines[1]
     assert np.isnan(line.get_ydata()[0]) and line.get_color() == BLUE
     assert len(figure.axes[0].get_xticks()) < 10
 
 
-def test_figures_leave_the_settings_of_matplotlib_alone() -> None:
+def test_matplotlib_settings_do_not_change() -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    to_svg(new_figure(50, 50)[0], "a", "x")
+    _svg(new_figure(50, 50)[0])
     assert dict(mpl.rcParams) == before
 
 
-# --- mask figure
+# --- Masking study
 
 
 def mask(*values: float, whole: float) -> dict[str, Any]:
@@ -309,10 +308,7 @@ def record() -> dict[str, Any]:
     first = {"in_task": mask(0.4, whole=0.8), "random": mask(0.6, 0.8, whole=0.8)}
     second = {"in_task": mask(0.3, whole=0.5), "random": mask(0.5, 0.5, whole=0.5)}
     return {
-        "backbone": "builtin/x_$y$",
-        "layers": [2, 3],
-        "masked_neurons": 410,
-        "neurons": 2048,
+        **{"backbone": "builtin/x_$y$", "layers": [2, 3], "masked_neurons": 410, "neurons": 2048},
         "targets": {
             "imdb": {"unmasked": 0.8, "majority": 0.4, "masks": first},
             "mnli": {"unmasked": 0.5, "majority": 0.35, "masks": second},
@@ -326,20 +322,20 @@ def write(folder: Path, value: Any) -> Path:
     return folder
 
 
-def test_bars_are_means_over_tasks_and_points_are_the_scores(tmp_path: Path) -> None:
+def test_mask_figure_shows_means_and_scores(tmp_path: Path) -> None:
     shares = read_shares(write(tmp_path, record()) / "mask.json")
     axes = plot_shares(shares).axes[0]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.55, 0.9375])
     points = [sorted(of.get_offsets()[:, 1].tolist()) for of in axes.collections]
     assert points[0] == pytest.approx([0.5, 0.6]) and points[1] == pytest.approx([0.75, 1, 1, 1])
-    assert shares.commonest == pytest.approx((0.5 + 0.7) / 2)
+    assert shares.majority == pytest.approx((0.5 + 0.7) / 2)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["in-task", "random"]
 
 
-def test_the_file_is_a_picture_that_says_what_was_masked_and_comes_out_equal(tmp_path) -> None:
+def test_mask_figure_files(tmp_path: Path) -> None:
     path = mask_figure(write(tmp_path, record()))
     first = path.read_bytes()
-    for text in (b"410 of 2048 neurons silent (layers 2-3), builtin/x_$y$", b"55%", b"commonest"):
+    for text in (b"410 of 2048 neurons masked (layers 2-3), builtin/x_$y$", b"55%", b"majority"):
         assert text in first
     assert mask_figure(tmp_path).read_bytes() == first
     assert mask_figure(tmp_path, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -348,30 +344,33 @@ def test_the_file_is_a_picture_that_says_what_was_masked_and_comes_out_equal(tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": {}}, "holds no scores above 0"),
-        ({"targets": []}, "targets is .*an object expected"),
-        ({"targets": {"a": {"unmasked": "x"}}}, "targets.a.unmasked is 'x'; a number expected"),
+        ({"targets": {}}, "no score above 0"),
+        ({"targets": []}, "expected an object at targets"),
+        ({"targets": {"a": {"unmasked": "x"}}}, "a number at targets.a.unmasked, got 'x'"),
         (
             {"targets": {"a": {"unmasked": 1.0, "masks": {"in_task": {"runs": []}}}}},
-            "targets.a.masks.own has no relative",
+            "targets.a.masks.in_task has no relative",
         ),
     ],
 )
-def test_a_broken_record_is_told_by_file_and_place(tmp_path, change, message) -> None:
+def test_invalid_mask_record(tmp_path: Path, change, message: str) -> None:
     write(tmp_path, {**record(), **change})
     with pytest.raises(InputError, match=rf"mask.json:? .*{message}"):
         mask_figure(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mask.json"]
 
 
-def test_no_study_and_a_strange_ending_are_refused(tmp_path: Path) -> None:
+def test_figures_without_a_study_or_with_an_unknown_ending(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
         mask_figure(tmp_path)
-    with pytest.raises(InputError, match=r"give it the ending \.svg, \.png or \.pdf"):
+    ending = r"expected a figure file ending in \.svg, \.png or \.pdf"
+    with pytest.raises(InputError, match=ending):
         mask_figure(write(tmp_path, record()), tmp_path / "mask.gif")
+    with pytest.raises(InputError, match=ending):
+        warm_start_figure(write_study(tmp_path), tmp_path / "curves.bmp")
 
 
-# --- warm start figure
+# --- Warm-start study
 
 STEPS = [0, 10, 20]
 
@@ -391,14 +390,14 @@ def write_study(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def test_the_file_is_an_image_with_names_of_axes_and_runs(tmp_path: Path) -> None:
+def test_warm_start_figure_files(tmp_path: Path) -> None:
     path = warm_start_figure(write_study(tmp_path))
     assert path == tmp_path / "warm_start.svg"
     root = ElementTree.fromstring(path.read_text())
     assert root.tag.endswith("svg")
     texts = {text.text for text in root.iter() if text.tag.endswith("text")}
-    assert {"training step", "accuracy on validation", "vanilla", "im$db$<b>"} <= texts
-    assert any("mood on bert, mean and range of 2 seeds" in (text or "") for text in texts)
+    assert {"training step", "validation accuracy", "vanilla", "im$db$<b>"} <= texts
+    assert any("mood on bert, mean and range over 2 seeds" in (text or "") for text in texts)
     before = path.read_bytes()
     warm_start_figure(tmp_path)
     assert path.read_bytes() == before
@@ -406,7 +405,7 @@ def test_the_file_is_an_image_with_names_of_axes_and_runs(tmp_path: Path) -> Non
     assert png.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_lines_are_means_and_bands_the_range() -> None:
+def test_warm_start_figure_shows_mean_and_range() -> None:
     values = np.array([[0.5, 0.6, 0.7], [0.4, 0.7, 0.8]])
     curves = {"vanilla": (np.array(STEPS), values), "one": (np.array(STEPS), values[:1])}
     axes = plot_curves(curves, "mood", "accuracy", "bert").axes[0]
@@ -420,7 +419,7 @@ def test_lines_are_means_and_bands_the_range() -> None:
     assert len(colors) == 2
 
 
-def test_many_runs_are_told_apart() -> None:
+def test_many_runs_have_distinct_lines() -> None:
     curve = np.array(STEPS), np.array([[0.5, 0.6, 0.7]])
     axes = plot_curves({f"run {n}": curve for n in range(13)}, "m", "accuracy", "b").axes[0]
     looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
@@ -430,19 +429,14 @@ def test_many_runs_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runs": []}, "holds no runs; make it again with jpt warm-start"),
+        ({"runs": []}, "has no runs; regenerate it with jpt warm-start"),
         ({"runs": [3]}, "a run"),
-        ({"runs": [{"run": "a", "curve": {"steps": [0], "values": []}}]}, "not scored at the same"),
+        ({"runs": [{"run": "a", "curve": {"steps": [0], "values": []}}]}, "at different steps"),
         ({"runs": [{"run": "a"}]}, "curve"),
         ({"task": 5}, "task"),
     ],
 )
-def test_a_broken_record_is_told(tmp_path: Path, changes, message: str) -> None:
-    with pytest.raises(jpt.InputError, match=message):
+def test_invalid_warm_start_record(tmp_path: Path, changes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         warm_start_figure(write_study(tmp_path, **changes))
     assert not (tmp_path / "warm_start.svg").exists()
-
-
-def test_a_file_of_no_known_kind(tmp_path: Path) -> None:
-    with pytest.raises(jpt.InputError, match="give it the ending .svg, .png or .pdf"):
-        warm_start_figure(write_study(tmp_path), tmp_path / "curves.bmp")
