@@ -1,8 +1,9 @@
-"""DOC"""
+"""The catalog: tasks, templates and label words as in the paper, and loading by name."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,8 +27,6 @@ from jpt.tasks.catalog import (
 )
 from jpt.tasks.task import render
 from jpt.tasks.verbalizers import label_words
-
-# --- catalog
 
 # The catalog's name of each task whose label words the reference holds, by its name there.
 REFERENCE = {
@@ -74,7 +73,7 @@ def read_rows(folder: Path, task: str, split: str) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, lines)
 
 
-def test_the_catalog_has_the_17_tasks_that_the_reference_folder_has(reference_folder: Path) -> None:
+def test_the_catalog_has_the_papers_17_tasks(reference_folder: Path) -> None:
     folders = {path.name for path in (reference_folder / "data").iterdir() if path.is_dir()}
     assert set(CATALOG) == folders
     assert all(name == task.name for name, task in CATALOG.items())
@@ -90,7 +89,7 @@ def test_types_are_those_of_the_reference() -> None:
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_classes_stand_in_the_papers_order(name: str, reference_folder: Path) -> None:
+def test_classes_are_in_the_papers_order(name: str, reference_folder: Path) -> None:
     classes = read_reference(reference_folder)["classes"][name]
     assert CATALOG[REFERENCE[name]].labels == tuple(OUR_LABEL.get(of, of) for of in classes)
 
@@ -102,9 +101,7 @@ def test_label_words_and_their_ids_are_the_papers(
 ) -> None:
     expected = read_reference(reference_folder)["verbalizers"][model_type][name]
     if (model_type, name) in SLIPS:
-        assert expected[0] == {"word": "\u0120la", "id": 897}, (
-            "no longer the slip that is corrected"
-        )
+        assert expected[0] == {"word": "\u0120la", "id": 897}
         expected = [SLIPS[model_type, name], *expected[1:]]
     folder, layout, required = MODELS[model_type]
     tokenizer = tokenizer_of(reference_folder / "tokenizers" / folder, required)
@@ -113,7 +110,7 @@ def test_label_words_and_their_ids_are_the_papers(
     assert found.ids == tuple(entry["id"] for entry in expected)
 
 
-def test_the_corrected_slip_is_the_piece_that_was_meant(reference_folder: Path) -> None:
+def test_the_corrected_slip_is_the_intended_token(reference_folder: Path) -> None:
     vocabulary = json.loads(
         (reference_folder / "tokenizers" / "roberta-base" / "tokenizer.json").read_text()
     )["model"]["vocab"]
@@ -122,16 +119,16 @@ def test_the_corrected_slip_is_the_piece_that_was_meant(reference_folder: Path) 
 
 @pytest.mark.parametrize("name", LABELLED)
 @pytest.mark.parametrize("backbone", ["bert-small", "bert-medium"])
-def test_label_words_are_one_piece_each_in_the_builtin_encoders(backbone: str, name: str) -> None:
+def test_label_words_are_single_tokens_in_the_builtin_encoders(backbone: str, name: str) -> None:
     folder = Path(jpt.__file__).parent / "backbones" / "builtin" / backbone
     found = label_words(CATALOG[name], tokenizer_of(folder, ("mask",)), "bert")
-    assert [[len(pieces) for pieces in of] for of in found.pieces] == [[1]] * len(found.words)
+    assert [[len(ids) for ids in of] for of in found.token_ids] == [[1]] * len(found.words)
     assert len(set(found.ids)) == len(CATALOG[name].labels)
 
 
 @pytest.mark.parametrize("name", LABELLED)
 @pytest.mark.parametrize("scoring", ["phrase", "first_token"])
-def test_label_words_can_be_told_apart_where_they_are_written(
+def test_label_words_are_distinct_in_generating_models(
     scoring: str, name: str, reference_folder: Path
 ) -> None:
     builtin = Path(jpt.__file__).parent / "backbones" / "builtin"
@@ -151,14 +148,14 @@ def test_hub_sources_name_every_split_and_label(name: str) -> None:
     assert task.hub is not None and task.hub.form in FORMS
     assert set(task.hub.splits) == set(SPLITS)
     assert set(task.hub.fields) <= {*task.fields, task.answer_field}
-    # On the hub, as beside the project, the aspects whose class is conflict were left out.
+    # The hub's rows lack the class conflict.
     missing = {"conflict"} if name in ("laptop", "restaurant") else set()
     assert set(task.hub.labels) == set(task.labels) - missing
 
 
 @pytest.mark.parametrize("name", CATALOG)
-def test_no_row_of_the_hub_is_in_two_splits(name: str) -> None:
-    # Rows of a split as the hub slices it, were it 100,000 rows long.
+def test_hub_splits_are_disjoint(name: str) -> None:
+    # Rows of a hub split of 100,000 rows.
     rows = {
         split: {
             (part.partition("[")[0], row) for part in slices.split("+") for row in rows_of(part)
@@ -192,36 +189,22 @@ def test_class_numbers_of_nli_run_opposite_to_the_hubs() -> None:
         assert CATALOG[name].labels == tuple(reversed(CATALOG[name].hub.labels))
 
 
-def test_written_answers_have_the_papers_lengths_and_measure() -> None:
-    assert {task.name: task.answer_tokens for task in GENERATIVE} == {
-        "squad": 20,
-        "nq_open": 20,
-        "multi_news": 30,
-        "samsum": 50,
-    }
+def test_generative_tasks_have_the_papers_lengths_and_metric() -> None:
+    lengths = {"squad": 20, "nq_open": 20, "multi_news": 30, "samsum": 50}
+    assert {task.name: task.answer_tokens for task in GENERATIVE} == lengths
     assert {(task.metric, task.max_tokens) for task in GENERATIVE} == {("bleu", 384)}
     for name in LABELLED:
         task = CATALOG[name]
         assert (task.metric, task.max_tokens, task.answer_tokens) == ("accuracy", None, None)
 
 
-def test_every_type_of_builtin_task_has_two_tasks_with_the_same_words() -> None:
-    by_type: dict[str, set[tuple[str, ...]]] = {}
-    count: dict[str, int] = {}
-    assert not set(BUILTIN) & set(CANDIDATES)
-    for task in BUILTIN.values():
-        by_type.setdefault(task.type, set()).add(tuple(task.words("bert").values()))
-        count[task.type] = count.get(task.type, 0) + 1
-    assert all(len(words) == 1 for words in by_type.values())
-    assert min(count.values()) >= 2
-    assert len(count) >= 3 and len(BUILTIN) >= 6
-
-
-def test_two_types_of_builtin_task_never_share_their_words() -> None:
-    words = {
-        (task.type, tuple(task.words("bert").values())) for task in (BUILTIN | CANDIDATES).values()
-    }
-    assert len({pair for _, pair in words}) == len({type_ for type_, _ in words})
+def test_builtin_tasks_share_label_words_within_their_type_only() -> None:
+    assert not set(BUILTIN) & set(CANDIDATES) and len(BUILTIN) >= 6
+    words = {name: tuple(t.words("bert").values()) for name, t in (BUILTIN | CANDIDATES).items()}
+    pairs = {(task.type, words[name]) for name, task in (BUILTIN | CANDIDATES).items()}
+    assert len(pairs) == len({type_ for type_, _ in pairs}) == len({of for _, of in pairs})
+    counts = Counter(task.type for task in BUILTIN.values())
+    assert min(counts.values()) >= 2 and len(counts) >= 3
 
 
 @pytest.mark.parametrize("name", BUILTIN)
@@ -229,7 +212,7 @@ def test_builtin_names_carry_their_prefix(name: str) -> None:
     assert name == BUILTIN[name].name == f"builtin/{BUILTIN[name].short_name}"
 
 
-# --- catalog text
+# --- Templates
 
 REVIEW = {"text": "A fine film."}
 PART = {"text": "Nice screen, poor sound.", "aspect": "sound"}
@@ -240,36 +223,31 @@ DESERT = {"scenario": "I deserve a car because I paid for it."}
 TWINS = {"sentence1": "He left.", "sentence2": "He went away."}
 PASSAGE = {"question": "Who won?", "context": "Ann won the race."}
 
-# For each task a row, then what encoders, encoder-decoders and decoders read for it.
+FILM = (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:")
+ASPECT = (
+    PART,
+    ("Nice screen, poor sound. sound",),
+    ("Nice screen, poor sound.", "sound"),
+    "Nice screen, poor sound.\nAspect: sound\nAnswer:",
+)
+RAIN = (
+    WEATHER,
+    ("It is wet.", "It rains."),
+    ("hypothesis: It is wet.", "[SEP] sentence: premise: It rains."),
+    "Premise: It rains.\nHypothesis: It is wet.\nAnswer:",
+)
+SAME = (
+    TWINS,
+    ("He left.", "He went away."),
+    ("He left.", "<extra_id_0> He went away."),
+    "First: He left.\nSecond: He went away.\nAnswer:",
+)
+# For each task a row, then the text of encoders, encoder-decoders and decoders.
 TEXTS = {
-    "imdb": (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:"),
-    "sst2": (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:"),
-    "movie_rationales": (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:"),
-    "tweeteval_sentiment": (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:"),
-    "laptop": (
-        PART,
-        ("Nice screen, poor sound. sound",),
-        ("Nice screen, poor sound.", "sound"),
-        "Nice screen, poor sound.\nAspect: sound\nAnswer:",
-    ),
-    "restaurant": (
-        PART,
-        ("Nice screen, poor sound. sound",),
-        ("Nice screen, poor sound.", "sound"),
-        "Nice screen, poor sound.\nAspect: sound\nAnswer:",
-    ),
-    "mnli": (
-        WEATHER,
-        ("It is wet.", "It rains."),
-        ("hypothesis: It is wet.", "[SEP] sentence: premise: It rains."),
-        "Premise: It rains.\nHypothesis: It is wet.\nAnswer:",
-    ),
-    "snli": (
-        WEATHER,
-        ("It is wet.", "It rains."),
-        ("hypothesis: It is wet.", "[SEP] sentence: premise: It rains."),
-        "Premise: It rains.\nHypothesis: It is wet.\nAnswer:",
-    ),
+    **dict.fromkeys(("imdb", "sst2", "movie_rationales", "tweeteval_sentiment"), FILM),
+    **dict.fromkeys(("laptop", "restaurant"), ASPECT),
+    **dict.fromkeys(("mnli", "snli"), RAIN),
+    **dict.fromkeys(("qqp", "mrpc"), SAME),
     "qnli": (
         TOWER,
         ("How tall is it?", "It was built in 1889."),
@@ -287,18 +265,6 @@ TEXTS = {
         ("I deserve a car because I paid for it.",),
         ("I deserve a car because I paid for it.",),
         "I deserve a car because I paid for it.\nAnswer:",
-    ),
-    "qqp": (
-        TWINS,
-        ("He left.", "He went away."),
-        ("He left.", "<extra_id_0> He went away."),
-        "First: He left.\nSecond: He went away.\nAnswer:",
-    ),
-    "mrpc": (
-        TWINS,
-        ("He left.", "He went away."),
-        ("He left.", "<extra_id_0> He went away."),
-        "First: He left.\nSecond: He went away.\nAnswer:",
     ),
     "squad": (
         PASSAGE,
@@ -327,15 +293,11 @@ TEXTS = {
 }
 
 
-def test_no_task_is_left_out() -> None:
-    assert set(TEXTS) == set(CATALOG)
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_each_family_reads_its_own_text(name: str) -> None:
+@pytest.mark.parametrize("name", CATALOG)
+def test_text_of_each_layout(name: str) -> None:
     task = CATALOG[name]
     row, encoder, encoder_decoder, decoder = TEXTS[name]
-    assert (encoder is None) == task.is_generative, "encoders write no text"
+    assert (encoder is None) == task.is_generative
     if encoder is not None:
         assert render(task, row) == encoder
     assert render(task, row, "encoder_decoder") == encoder_decoder
@@ -344,7 +306,7 @@ def test_each_family_reads_its_own_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["laptop", "restaurant"])
-def test_t5_reads_the_pieces_of_one_text_where_the_aspect_is_a_segment_of_its_own(
+def test_t5_reads_the_same_tokens_with_the_aspect_as_a_segment(
     name: str, reference_folder: Path
 ) -> None:
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / "t5-base", ("eos",))
@@ -354,11 +316,11 @@ def test_t5_reads_the_pieces_of_one_text_where_the_aspect_is_a_segment_of_its_ow
         paper, *segments = tokenizer.encode(
             [f"{row['text']} {row['aspect']}", *render(CATALOG[name], row, "encoder_decoder")]
         )
-        assert paper == [piece for segment in segments for piece in segment]
+        assert paper == [token for segment in segments for token in segment]
     assert len(rows) > 300
 
 
-# --- registry
+# --- Loading
 
 DEFINITION = """
 type = "sentiment"
@@ -378,7 +340,7 @@ def test_data_gives_a_catalog_task_its_folder(tmp_path: Path) -> None:
     assert load_task("sst2", data=tmp_path).folder == tmp_path
 
 
-def test_a_folder_named_like_a_catalog_task_takes_its_definition(tmp_path: Path) -> None:
+def test_a_folder_with_a_catalog_name_takes_its_definition(tmp_path: Path) -> None:
     folder = tmp_path / "mnli"
     folder.mkdir()
     task = load_task(str(folder) + "/")
@@ -386,7 +348,7 @@ def test_a_folder_named_like_a_catalog_task_takes_its_definition(tmp_path: Path)
     assert task.labels == load_task("mnli").labels
 
 
-def test_a_folder_with_a_definition_keeps_it_whatever_its_name(tmp_path: Path) -> None:
+def test_a_folder_with_a_definition_keeps_it(tmp_path: Path) -> None:
     folder = tmp_path / "mnli"
     folder.mkdir()
     (folder / "task.toml").write_text(DEFINITION)
@@ -394,7 +356,7 @@ def test_a_folder_with_a_definition_keeps_it_whatever_its_name(tmp_path: Path) -
     assert load_task(folder, data=tmp_path).folder == tmp_path
 
 
-def test_a_plain_word_is_a_name_even_where_a_folder_is_called_so(
+def test_a_plain_word_is_a_name_and_not_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sst2").mkdir()
@@ -416,30 +378,19 @@ def test_a_plain_word_is_a_name_even_where_a_folder_is_called_so(
         ("", "unknown task ''"),
     ],
 )
-def test_names_that_nothing_has(argument: str | Path, message: str) -> None:
+def test_unknown_names(argument: str | Path, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_task(argument)
 
 
-def test_a_folder_that_is_no_task(tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    with pytest.raises(InputError, match="has no task.toml and 'mine' is no task of the catalog"):
-        load_task(folder)
-
-
-def test_a_file_is_no_task(tmp_path: Path) -> None:
-    file = tmp_path / "task.toml"
-    file.write_text(DEFINITION)
+def test_arguments_that_are_not_a_task(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="has no task.toml and 'mine' is not a catalog task"):
+        load_task(tmp_path / "mine")
+    (tmp_path / "task.toml").write_text(DEFINITION)
     with pytest.raises(InputError, match="is a file; give a folder"):
-        load_task(file)
-
-
-def test_builtin_tasks_take_no_data(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="leave --data .* out"):
+        load_task(tmp_path / "task.toml")
+    with pytest.raises(InputError, match="omit --data"):
         load_task("builtin/imdb", data=tmp_path)
-
-
-def test_data_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load_task("sst2", data=tmp_path / "none")

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Metrics, compared with slow forms, with nltk, and with cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jpt.tasks.metrics import (
 )
 from jpt.types import Generation
 
-# --- metrics
+# --- Classification
 
 
 def slow_f1(predictions: np.ndarray, labels: np.ndarray, of_class: int) -> float:
@@ -94,18 +94,13 @@ def test_a_case_by_hand(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_perfect_answers_score_one(name: str) -> None:
+def test_perfect_predictions_and_row_order(name: str) -> None:
     labels = np.array([0, 1, 1, 0])
     assert compute_metric(name, labels, labels) == 1.0
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_row_order_changes_nothing(name: str) -> None:
     predictions, labels = some_answers(3, 100, seed=1)
     order = np.random.default_rng(2).permutation(100)
-    assert compute_metric(name, predictions, labels) == compute_metric(
-        name, predictions[order], labels[order]
-    )
+    shuffled = compute_metric(name, predictions[order], labels[order])
+    assert compute_metric(name, predictions, labels) == shuffled
 
 
 def test_one_class_only() -> None:
@@ -118,7 +113,7 @@ def test_one_class_only() -> None:
 
 @pytest.mark.parametrize(("n_predictions", "n_labels"), [(3, 4), (0, 0)])
 def test_one_prediction_a_row(n_predictions: int, n_labels: int) -> None:
-    with pytest.raises(InputError, match="one prediction a row"):
+    with pytest.raises(InputError, match="one prediction per row"):
         compute_metric("accuracy", np.zeros(n_predictions, int), np.zeros(n_labels, int))
 
 
@@ -127,24 +122,23 @@ def test_unknown_metric() -> None:
         compute_metric("bleu", np.zeros(1, int), np.zeros(1, int))
 
 
-# --- text metrics
+# --- Generated answers
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
-def written(prediction: str, *references: str) -> Generation:
-    """A row whose pieces are the words."""
+def generated(prediction: str, *references: str) -> Generation:
+    """A row whose tokens are the words."""
     ids: dict[str, int] = {}
-    pieces = [tuple(ids.setdefault(w, len(ids)) for w in t.split()) for t in references]
-    predicted = tuple(ids.setdefault(w, len(ids)) for w in prediction.split())
-    return Generation(prediction, references, predicted, tuple(pieces))
+
+    def tokens(text: str) -> tuple[int, ...]:
+        return tuple(ids.setdefault(word, len(ids)) for word in text.split())
+
+    return Generation(prediction, references, tokens(prediction), tuple(map(tokens, references)))
 
 
 def score(name: str, prediction: str, *references: str) -> float:
-    return TEXT_METRICS[name](written(prediction, *references))
-
-
-# --- SQuAD and NQ-Open ---------------------------------------------------------------------
+    return TEXT_METRICS[name](generated(prediction, *references))
 
 
 def slow_words(text: str) -> list[str]:
@@ -154,18 +148,20 @@ def slow_words(text: str) -> list[str]:
     return "".join(" " if run in ("a", "an", "the") else run for run in runs).split()
 
 
-def text_metrics_slow_f1(prediction: str, reference: str) -> float:
-    """The harmonic mean of precision and recall, each common word crossed off once."""
-    left, predicted, n_common = slow_words(reference), slow_words(prediction), 0
-    expected = len(left)
-    for word in predicted:
-        if word in left:
-            left.remove(word)
+def slow_overlap(prediction: list[str], reference: list[str], order: int = 1) -> float:
+    """The harmonic mean of precision and recall, each common n-gram crossed off once."""
+    predicted, left = (
+        [text[i : i + order] for i in range(len(text) - order + 1)]
+        for text in (prediction, reference)
+    )
+    expected, n_common = len(left), 0
+    for ngram in predicted:
+        if ngram in left:
+            left.remove(ngram)
             n_common += 1
     if n_common == 0:
         return 0.0
-    precision, recall = n_common / len(predicted), n_common / expected
-    return 2 * precision * recall / (precision + recall)
+    return 2 / (len(predicted) / n_common + expected / n_common)
 
 
 def altered(answer: str, other: str, generator: random.Random) -> Iterator[str]:
@@ -191,7 +187,7 @@ def test_real_answers_score_as_the_slow_forms(reference_folder: Path, task: str)
             row = Generation(prediction, references, (), ())
             words = slow_words(prediction)
             match = float(any(slow_words(reference) == words for reference in references))
-            f1 = max(text_metrics_slow_f1(prediction, reference) for reference in references)
+            f1 = max(slow_overlap(words, slow_words(reference)) for reference in references)
             assert normalize_answer(prediction) == " ".join(words)
             assert TEXT_METRICS["exact_match"](row) == match
             assert TEXT_METRICS["token_f1"](row) == pytest.approx(f1, abs=1e-12)
@@ -234,22 +230,6 @@ def test_squad_by_hand(prediction: str, references: list[str], match: float, f1:
     assert score("token_f1", prediction, *references) == pytest.approx(f1)
 
 
-# --- ROUGE -----------------------------------------------------------------------------------
-
-
-def slow_overlap(prediction: list[str], reference: list[str], order: int) -> float:
-    runs, left = (
-        [text[i : i + order] for i in range(len(text) - order + 1)]
-        for text in (prediction, reference)
-    )
-    total, n_common = len(runs) + len(left), 0
-    for run in runs:
-        if run in left:
-            left.remove(run)
-            n_common += 1
-    return 2 * n_common / total if n_common else 0.0
-
-
 def slow_longest(prediction: list[str], reference: list[str]) -> float:
     @cache
     def longest(i: int, j: int) -> int:
@@ -269,7 +249,7 @@ def test_rouge_equals_plain_counts() -> None:
         texts = [generator.choices(words, k=generator.randint(0, 14)) for _ in range(3)]
         prediction, *references = texts
         found = row_scores(
-            ["rouge1", "rouge2", "rougeL"], written(*(" ".join(text) for text in texts))
+            ["rouge1", "rouge2", "rougeL"], generated(*(" ".join(text) for text in texts))
         )
         expected = {
             "rouge1": max(slow_overlap(prediction, one, 1) for one in references),
@@ -292,40 +272,37 @@ def test_rouge_equals_plain_counts() -> None:
 def test_rouge_by_hand(
     prediction: str, reference: str, one: float, two: float, longest: float
 ) -> None:
-    found = row_scores(["rouge1", "rouge2", "rougeL"], written(prediction, reference))
+    found = row_scores(["rouge1", "rouge2", "rougeL"], generated(prediction, reference))
     assert found == pytest.approx({"rouge1": one, "rouge2": two, "rougeL": longest})
 
 
-# --- BLEU ------------------------------------------------------------------------------------
+def bleu(tokens: tuple[int, ...], *references: tuple[int, ...]) -> float:
+    return TEXT_METRICS["bleu"](Generation("", (), tokens, references))
 
 
-def bleu(pieces: tuple[int, ...], *references: tuple[int, ...]) -> float:
-    return TEXT_METRICS["bleu"](Generation("", (), pieces, references))
-
-
-def nltk_bleu(pieces: tuple[int, ...], *references: tuple[int, ...]) -> float:
+def nltk_bleu(tokens: tuple[int, ...], *references: tuple[int, ...]) -> float:
     smoothing = SmoothingFunction().method1
-    return sentence_bleu(references, pieces, weights=(0.7, 0.3), smoothing_function=smoothing)
+    return sentence_bleu(references, tokens, weights=(0.7, 0.3), smoothing_function=smoothing)
 
 
 def test_bleu_equals_nltk() -> None:
     generator = random.Random(3)
     smoothed = 0
     for case in range(600):
-        pieces, *references = (
+        tokens, *references = (
             tuple(generator.randrange(2 + case % 20) for _ in range(generator.randint(0, 12)))
             for _ in range(generator.randint(2, 5))
         )
-        assert bleu(pieces, *references) == pytest.approx(nltk_bleu(pieces, *references), abs=1e-12)
-        common = set(itertools.pairwise(pieces)) & {
+        assert bleu(tokens, *references) == pytest.approx(nltk_bleu(tokens, *references), abs=1e-12)
+        common = set(itertools.pairwise(tokens)) & {
             pair for one in references for pair in itertools.pairwise(one)
         }
-        smoothed += bool(set(pieces) & set().union(*references)) and not common
+        smoothed += bool(set(tokens) & set().union(*references)) and not common
     assert smoothed > 30
 
 
 @pytest.mark.parametrize(
-    ("pieces", "references", "value"),
+    ("tokens", "references", "value"),
     [
         ((), [(1, 2)], 0),
         ((), [()], 0),
@@ -341,13 +318,10 @@ def test_bleu_equals_nltk() -> None:
     ],
 )
 def test_bleu_by_hand(
-    pieces: tuple[int, ...], references: list[tuple[int, ...]], value: float
+    tokens: tuple[int, ...], references: list[tuple[int, ...]], value: float
 ) -> None:
-    assert bleu(pieces, *references) == pytest.approx(value, abs=1e-12)
-    assert nltk_bleu(pieces, *references) == pytest.approx(value, abs=1e-12)
-
-
-# --- all metrics -----------------------------------------------------------------------------
+    assert bleu(tokens, *references) == pytest.approx(value, abs=1e-12)
+    assert nltk_bleu(tokens, *references) == pytest.approx(value, abs=1e-12)
 
 
 def some_rows(n_rows: int) -> list[Generation]:
@@ -357,11 +331,11 @@ def some_rows(n_rows: int) -> list[Generation]:
     def text() -> str:
         return " ".join(generator.choices(words, k=generator.randint(2, 9)))
 
-    return [written(text(), text(), text(), text()) for _ in range(n_rows)]
+    return [generated(text(), text(), text(), text()) for _ in range(n_rows)]
 
 
 @pytest.mark.parametrize("name", TEXT_METRICS)
-def test_text_metrics_perfect_answers_score_one(name: str) -> None:
+def test_a_perfect_answer_scores_one(name: str) -> None:
     rows = [
         row._replace(
             prediction=f"cat {row.references[1]}",
@@ -378,6 +352,7 @@ def test_the_mean_of_the_rows_whatever_their_order() -> None:
     rows = some_rows(60)
     found = score_texts(list(TEXT_METRICS), rows)
     assert found == score_texts(list(TEXT_METRICS), rows[::-1])
+    assert list(score_texts(["rougeL", "bleu"], rows)) == ["rougeL", "bleu"]
     each = [row_scores(list(TEXT_METRICS), row) for row in rows]
     for name in TEXT_METRICS:
         values = [one[name] for one in each]
@@ -387,31 +362,25 @@ def test_the_mean_of_the_rows_whatever_their_order() -> None:
 
 def test_order_of_references_changes_nothing() -> None:
     for row in some_rows(40):
-        turned = row._replace(
-            references=row.references[::-1], reference_tokens=row.reference_tokens[::-1]
-        )
-        assert row_scores(list(TEXT_METRICS), row) == row_scores(list(TEXT_METRICS), turned)
-
-
-def test_names_are_kept_in_order() -> None:
-    names = ["rougeL", "bleu", "exact_match"]
-    assert list(score_texts(names, some_rows(2))) == names
+        references, tokens = row.references[::-1], row.reference_tokens[::-1]
+        other = row._replace(references=references, reference_tokens=tokens)
+        assert row_scores(list(TEXT_METRICS), row) == row_scores(list(TEXT_METRICS), other)
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
-        ("rouge", [written("a", "b")], r"unknown metric 'rouge'; did you mean rouge[12L]"),
+        ("rouge", [generated("a", "b")], r"unknown metric 'rouge'; did you mean rouge[12L]"),
         ("bleu", [], r"no rows to score with bleu"),
-        ("token_f1", [written("a", "b"), written("Paris")], r"no reference .* 'Paris' with; give"),
         (
-            "bleu",
-            [Generation("Paris", ("Paris",), (1,), ())],
-            r"no pieces of a reference .* 'Paris'",
+            "token_f1",
+            [generated("a", "b"), generated("Paris")],
+            r"no reference .* 'Paris' with; give",
         ),
+        ("bleu", [Generation("Paris", ("Paris",), (1,), ())], "no reference tokens .* 'Paris'"),
     ],
 )
-def test_what_cannot_be_scored_is_said(name: str, rows: list[Generation], message: str) -> None:
+def test_rows_that_cannot_be_scored(name: str, rows: list[Generation], message: str) -> None:
     with pytest.raises(InputError, match=message):
         score_texts([name], rows)
 
@@ -419,8 +388,9 @@ def test_what_cannot_be_scored_is_said(name: str, rows: list[Generation], messag
 def test_rouge_alone_loads_its_library() -> None:
     code = """
 import sys
-from jpt.tasks.metrics import Written, score_texts
-score_texts(["exact_match", "token_f1", "bleu"], [Written("a", ("a",), (1,), ((1,),))])
+from jpt.tasks.metrics import score_texts
+from jpt.types import Generation
+score_texts(["exact_match", "token_f1", "bleu"], [Generation("a", ("a",), (1,), ((1,),))])
 print([name for name in ("rouge_score", "nltk", "jax", "scipy") if name in sys.modules])
 """
     root = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Tasks: label words, labels, templates, and one-line errors for parts that do not fit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import HubSource, Task, fill_segment, render, template_fields
-
-# --- task
 
 MOOD = Task(
     name="mood",
@@ -35,6 +33,8 @@ DIGEST = Task(
 def test_words_of_one_model_type_replace_the_default_ones() -> None:
     assert MOOD.words("bert") == {"bad": ("terrible",), "good": ("great",)}
     assert MOOD.words("roberta") == {"bad": ("terrible",), "good": ("nice",)}
+    swapped = dataclasses.replace(MOOD, labels=("good", "bad"))
+    assert list(swapped.words("bert")) == ["good", "bad"]
 
 
 def test_a_label_may_have_several_words() -> None:
@@ -44,24 +44,11 @@ def test_a_label_may_have_several_words() -> None:
     assert task.words("bert")["bad"] == ("terrible",)
 
 
-def test_words_stand_in_the_order_of_the_labels() -> None:
-    swapped = dataclasses.replace(MOOD, labels=("good", "bad"))
-    assert list(swapped.words("bert")) == ["good", "bad"]
-
-
 @pytest.mark.parametrize(
     ("value", "label"),
     [
-        ("entailment", "entailment"),
-        (0, "entailment"),
-        (2, "contradiction"),
-        ("1", "neutral"),
-        (3, None),
-        (-1, None),
-        (None, None),
-        ("yes", None),
-        (True, None),
-        (1.0, None),
+        *(("entailment", "entailment"), (0, "entailment"), (2, "contradiction"), ("1", "neutral")),
+        *((other, None) for other in (3, -1, None, "yes", True, 1.0)),
     ],
 )
 def test_labels_and_class_numbers_of_the_hub(value: object, label: str | None) -> None:
@@ -96,18 +83,20 @@ def test_true_and_false_as_labels() -> None:
         ({"label_words": {**MOOD.label_words, "bert": {"so": "c"}}}, "'so'"),
         ({"templates": {"encoder": ("{text} {title}",)}}, "names the field 'title'"),
         ({"templates": {"encoder": ()}}, "0 segments"),
+        ({"templates": {"decoder": ("{text}",)}}, "no encoder template"),
+        ({"templates": {"encoder": ("{text.x}",)}}, "only a plain field name"),
         ({"templates": {"encoder": ("a", "b", "c")}}, "3 segments"),
         ({"templates": {**MOOD.templates, "encodr": ("{text}",)}}, "unknown layout 'encodr'"),
         ({"label_words": {"default": {"bad": "a", "good": ()}}}, "words of 'good' .* are \\(\\)"),
-        ({"metric": "bleu"}, "metric 'bleu' of task mood is for written answers, which it has not"),
-        ({"metric": "blue"}, "metric 'blue' of task mood is not known"),
+        ({"metric": "bleu"}, "metric 'bleu' of task mood is for generated answers, which it"),
+        ({"metric": "blue"}, "metric 'blue' of task mood is unknown"),
         ({"max_tokens": 0}, "max_tokens of task mood is 0"),
         ({"max_tokens": "128"}, "max_tokens of task mood is '128'"),
         ({"max_tokens": True}, "max_tokens of task mood is True"),
-        ({"label_field": "text"}, "field 'text' both to be read and as what is asked for"),
+        ({"label_field": "text"}, "field 'text' both as text and as target"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+def test_invalid_classification_task(changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(MOOD, **changes)
 
@@ -115,33 +104,36 @@ def test_parts_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": ("bad", "good")}, "has labels and an answer to be written"),
-        ({"label_words": {"default": {}, "t5": {}}}, "has labels and an answer to be written"),
+        ({"labels": ("bad", "good")}, "has both labels and an answer to generate"),
+        ({"label_words": {"default": {}, "t5": {}}}, "has both labels and an answer to generate"),
         ({"answer_tokens": None}, "answer_tokens of task digest is None"),
         ({"answer_tokens": 0}, "answer_tokens of task digest is 0"),
         ({"answer_tokens": True}, "answer_tokens of task digest is True"),
-        ({"answer_field": "text"}, "field 'text' both to be read and as what is asked for"),
+        ({"answer_field": "text"}, "field 'text' both as text and as target"),
         ({"metric": "accuracy"}, "metric 'accuracy' of task digest is for labels"),
         ({"templates": {"decoder": ("{text}",)}}, "has no encoder_decoder template"),
-        ({"templates": {**DIGEST.templates, "encoder": ("{text}",)}}, "encoders cannot do"),
+        ({"templates": {**DIGEST.templates, "encoder": ("{text}",)}}, "encoders cannot generate"),
     ],
 )
-def test_parts_of_a_written_task_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+def test_invalid_generative_task(changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(DIGEST, **changes)
 
 
-def test_a_written_task_derives_its_decoder_template_from_that_of_encoder_decoders() -> None:
+def test_generative_decoder_template_derives_from_encoder_decoder() -> None:
     assert DIGEST.is_generative and not MOOD.is_generative
     assert DIGEST.words("t5") == {}
     assert DIGEST.template("encoder_decoder") == ("text: {text}",)
     assert DIGEST.template("decoder") == ("text: {text}", "Answer:")
-    own = {**DIGEST.templates, "decoder": ("{text}", "In short:")}
-    assert dataclasses.replace(DIGEST, templates=own).template("decoder") == own["decoder"]
+    templates = {**DIGEST.templates, "decoder": ("{text}", "In short:")}
+    assert dataclasses.replace(DIGEST, templates=templates).template("decoder") == (
+        "{text}",
+        "In short:",
+    )
 
 
 def test_f1_of_the_positive_class_needs_two_labels() -> None:
-    with pytest.raises(InputError, match="2 labels, the task has 3"):
+    with pytest.raises(InputError, match="needs 2 labels, the task has 3"):
         dataclasses.replace(CATALOG["mnli"], metric="f1")
 
 
@@ -151,25 +143,20 @@ def test_names_in_tables_have_no_prefix() -> None:
     assert (MOOD.short_name, MOOD.is_builtin) == ("mood", False)
 
 
-# --- templates
+# --- Templates
 
 
-def test_the_hypothesis_comes_first() -> None:
-    row = {"premise": "It rains.", "hypothesis": "It is wet."}
-    assert render(CATALOG["mnli"], row) == ("It is wet.", "It rains.")
-
-
-def test_text_in_the_row_is_never_read_as_a_template() -> None:
+def test_braces_in_a_row_are_literal() -> None:
     assert render(CATALOG["sst2"], {"text": "a {text} of {{braces}} {0}"}) == (
         "a {text} of {{braces}} {0}",
     )
 
 
-def test_blanks_around_a_segment_are_taken_off() -> None:
+def test_segments_are_stripped() -> None:
     assert fill_segment(" {text}\n", {"text": "\tone two "}) == "one two"
 
 
-def test_doubled_braces_stand_for_one() -> None:
+def test_doubled_braces_are_literal() -> None:
     assert fill_segment("{{{text}}} {{}}", {"text": "a"}) == "{a} {}"
     assert template_fields("{{text}}") == ()
 
@@ -183,25 +170,23 @@ def test_only_a_plain_name_stands_in_braces(segment: str) -> None:
         template_fields(segment)
 
 
-def test_a_decoder_reads_each_segment_on_a_line_and_then_the_cue() -> None:
+@pytest.mark.parametrize(
+    ("layout", "pair", "single"),
+    [
+        ("encoder", ("It is wet.", "It rains."), ("a",)),
+        (
+            "encoder_decoder",
+            ("hypothesis: It is wet.", "[SEP] sentence: premise: It rains."),
+            ("a",),
+        ),
+        (
+            "decoder",
+            ("Premise: It rains.", "\nHypothesis: It is wet.", "\nAnswer:"),
+            ("a", "\nAnswer:"),
+        ),
+    ],
+)
+def test_rendering(layout: str, pair: tuple[str, ...], single: tuple[str, ...]) -> None:
     row = {"premise": "It rains.", "hypothesis": "It is wet."}
-    expected = ("Premise: It rains.", "\nHypothesis: It is wet.", "\nAnswer:")
-    assert render(CATALOG["mnli"], row, "decoder") == expected
-    assert render(CATALOG["sst2"], {"text": "a"}, "decoder") == ("a", "\nAnswer:")
-
-
-def test_t5_reads_the_words_of_the_papers_template() -> None:
-    row = {"premise": "It rains.", "hypothesis": "It is wet."}
-    expected = ("hypothesis: It is wet.", "[SEP] sentence: premise: It rains.")
-    assert render(CATALOG["mnli"], row, "encoder_decoder") == expected
-    assert render(CATALOG["sst2"], {"text": "a"}, "encoder_decoder") == ("a",)
-
-
-def test_a_task_needs_the_template_the_others_derive_from() -> None:
-    with pytest.raises(InputError, match="no encoder template"):
-        dataclasses.replace(CATALOG["sst2"], templates={"decoder": ("{text}",)})
-
-
-def test_a_task_with_a_broken_template_cannot_be_made() -> None:
-    with pytest.raises(InputError, match="only a plain field name"):
-        dataclasses.replace(CATALOG["sst2"], templates={"encoder": ("{text.x}",)})
+    assert render(CATALOG["mnli"], row, layout) == pair
+    assert render(CATALOG["sst2"], {"text": "a"}, layout) == single

@@ -131,7 +131,7 @@ def test_first_pieces_are_scored_as_the_papers_code_does(tmp_path: Path) -> None
         mood, label_words={"default": {"bad": "dull film", "good": "dull bright"}}
     )
     assert jpt.evaluate(prompt, alike, max_tokens=16).rows == first.rows
-    with pytest.raises(jpt.InputError, match="begin alike .*label_scoring phrase"):
+    with pytest.raises(jpt.InputError, match="the same first token .*label_scoring phrase"):
         jpt.evaluate(prompt, alike, max_tokens=16, label_scoring="first_token")
 
 
@@ -305,7 +305,7 @@ def test_lengths_are_refused_with_the_arithmetic(tmp_path: Path) -> None:
     check_lengths(decoder, 50, 30)
     t5 = jpt.load_backbone(write_tiny_backbone(tmp_path / "t5", "t5"))
     check_lengths(t5, 2048, 100_000)
-    with pytest.raises(jpt.InputError, match="2049 rows is longer than the 2048"):
+    with pytest.raises(jpt.InputError, match="at most 2048 prompt tokens .*, got 2049"):
         check_lengths(t5, 2049, 10)
 
 
