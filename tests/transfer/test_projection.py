@@ -1,4 +1,4 @@
-"""DOC"""
+"""Untrained projection methods, and the cross-model table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jpt.transfer.projection import (
 from jpt.types import Prompt, PromptCard
 from tests.helpers.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
-# --- projector baselines
+# --- Untrained methods
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> jpt.Backbone:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> jpt.Backbone:
-    """A T5 of another width, with the same pieces."""
     return jpt.load_backbone(write_tiny_backbone(tmp_path_factory.mktemp("t5"), "t5", d_model=20))
 
 
@@ -47,7 +46,7 @@ def prompt_of(backbone: jpt.Backbone, rows: np.ndarray) -> Prompt:
     return Prompt(rows.astype(np.float32), PromptCard(backbone.name, "mood"))
 
 
-def test_shared_pieces_leave_special_ones_out(source, target) -> None:
+def test_shared_tokens_leave_special_ones_out(source, target) -> None:
     ids, same = shared_tokens(source, target)
     texts = [source.tokenizer.token_text(token) for token in ids]
     assert texts == [target.tokenizer.token_text(token) for token in same]
@@ -56,51 +55,46 @@ def test_shared_pieces_leave_special_ones_out(source, target) -> None:
 
 
 class _Tokenizer:
-    """A vocabulary that is only looked at."""
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens, self.ids, self.vocabulary_size = tokens, (), len(tokens)
 
-    def __init__(self, pieces: list[str]) -> None:
-        self.pieces, self.ids, self.vocabulary_size = pieces, (), len(pieces)
-
-    def piece(self, token: int) -> str:
-        return self.pieces[token]
+    def token_text(self, token: int) -> str:
+        return self.tokens[token]
 
 
-def test_marks_of_a_words_start_are_understood(source) -> None:
-    written = {
+def test_word_start_marks(source) -> None:
+    vocabularies = {
         "wordpiece": ["film", "##s", "the", "[unused0]"],
         "sentencepiece": ["s", "▁the", "▁film", "▁", "film"],
         "byte": ["Ġthe", "x", "s", "Ġfilm"],
     }
-    models = {
-        name: dataclasses.replace(
-            source,
-            tokenizer=_Tokenizer(pieces),
-            config=dataclasses.replace(source.config, vocabulary=len(pieces)),
-        )
-        for name, pieces in written.items()
-    }
 
-    def pairs(first: str, second: str) -> list[tuple[str, str]]:
-        ids, same = shared_tokens(models[first], models[second])
-        return [(written[first][a], written[second][b]) for a, b in zip(ids, same, strict=True)]
+    def model(tokens: list[str]) -> jpt.Backbone:
+        config = dataclasses.replace(source.config, vocabulary=len(tokens))
+        return dataclasses.replace(source, tokenizer=_Tokenizer(tokens), config=config)
 
-    assert pairs("wordpiece", "sentencepiece") == [("film", "▁film"), ("##s", "s"), ("the", "▁the")]
+    def pairs(*names: str) -> list[tuple[str, str]]:
+        first, second = (vocabularies[name] for name in names)
+        ids = shared_tokens(model(first), model(second))
+        return [(first[a], second[b]) for a, b in zip(*ids, strict=True)]
+
+    expected = [("film", "▁film"), ("##s", "s"), ("the", "▁the")]
+    assert pairs("wordpiece", "sentencepiece") == expected
     assert pairs("sentencepiece", "byte") == [("s", "s"), ("▁the", "Ġthe"), ("▁film", "Ġfilm")]
 
 
-def test_models_without_a_common_piece_are_refused(source) -> None:
+@pytest.mark.parametrize("method", [partial(least_squares_projector, length=4), relative_method])
+def test_models_without_shared_tokens(source, method) -> None:
     other = dataclasses.replace(source, tokenizer=_Tokenizer(["foo", "bar"]))
-    methods = (partial(least_squares_projector, length=4), relative_method)
-    for method in methods:
-        with pytest.raises(jpt.InputError, match="share no piece of text"):
-            method(source, other)
+    with pytest.raises(jpt.InputError, match="expected shared tokens, got none"):
+        method(source, other)
 
 
-def test_least_squares_finds_a_linear_map_that_is_there(source, target) -> None:
+def test_least_squares_recovers_a_linear_map(source, target) -> None:
     random = np.random.default_rng(0)
     matrix = random.normal(0, 1, (32, 20))
     ids, same = shared_tokens(source, target)
-    # Fewer shared pieces than columns cannot tell a map: some columns of the source are left 0.
+    # Fewer shared tokens than columns do not determine a map: some columns are 0.
     words = np.asarray(source.params["embeddings"]["word"]).copy()
     words[:, 12:] = 0
     new = np.asarray(target.params["embeddings"]["word"]).copy()
@@ -112,7 +106,7 @@ def test_least_squares_finds_a_linear_map_that_is_there(source, target) -> None:
     np.testing.assert_allclose(found, rows @ matrix, rtol=1e-4, atol=1e-4)
 
 
-def test_least_squares_leaves_the_least_error(source, target) -> None:
+def test_least_squares_minimises_the_error(source, target) -> None:
     ids, same = shared_tokens(source, target)
     first = np.asarray(source.params["embeddings"]["word"], np.float64)[ids]
     second = np.asarray(target.params["embeddings"]["word"], np.float64)[same]
@@ -122,11 +116,11 @@ def test_least_squares_leaves_the_least_error(source, target) -> None:
     assert found.card.objective == "least_squares" and found.card.target_layout == "encoder_decoder"
 
 
-def test_relative_is_exact_where_the_target_is_the_source_turned(source) -> None:
+def test_relative_is_exact_for_a_rotated_and_scaled_space(source) -> None:
     random = np.random.default_rng(1)
     turn, _ = np.linalg.qr(random.normal(0, 1, (32, 32)))
     wide = random.normal(0, 1, (61, 32))
-    wide[:, 12:] = 0  # fewer anchors than columns could not tell a row
+    wide[:, 12:] = 0  # fewer anchors than columns do not determine a token
     rows = random.normal(0, 1, (4, 32))
     rows[:, 12:] = 0
     first, second = with_words(source, wide), with_words(source, 3.0 * wide @ turn)
@@ -148,12 +142,12 @@ def test_anchors_spread_over_the_vocabulary() -> None:
         relative_method(None, None, anchors=0)
 
 
-# --- projector evaluation
+# --- The cross-model table
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[jpt.Backbone, list[Path], Path]:
-    """A T5 as the target of an encoder's prompts, two tasks, and a projector's run on one."""
+    """Return a T5 as the target, two tasks, and the run of a projector trained on one."""
     root = tmp_path_factory.mktemp("case")
     _, tasks = write_case(root)
     backbone = jpt.load_backbone(write_tiny_backbone(root / "t5", "t5", d_model=20))
@@ -170,21 +164,12 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def match_in_task_prompts(backbone: jpt.Backbone) -> dict[str, Prompt]:
-    values = np.random.default_rng(3).normal(0, 1, (3, 20)).astype(np.float32)
-    return {"mine": Prompt(values, PromptCard(backbone.name, "mood", layout="encoder_decoder"))}
-
-
 @pytest.mark.plain_programs
-def test_projected_files_are_ordinary_prompts_that_say_where_they_come_from(
-    case, prompts: Path, tmp_path: Path
-) -> None:
+def test_projected_files_are_prompts_with_origin(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
     found = jpt.apply_projector(run, prompts, tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "a_first.safetensors",
-        "b_second.safetensors",
-    ]
+    names = sorted(path.stem for path in (tmp_path / "out").iterdir())
+    assert names == ["a_first", "b_second"]
     stored = jpt.load_prompt(tmp_path / "out" / "a_first.safetensors")
     np.testing.assert_array_equal(stored.values, found["a_first"].values)
     assert stored.values.shape == (3, 20)
@@ -198,32 +183,31 @@ def test_projected_files_are_ordinary_prompts_that_say_where_they_come_from(
 
 
 @pytest.mark.plain_programs
-def test_the_table_has_what_evaluate_gives(case, prompts: Path, tmp_path: Path) -> None:
+def test_the_table_equals_evaluate(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
-    own = match_in_task_prompts(backbone)
-    result = jpt.evaluate_projector(
-        {"on_mood": run}, prompts, tasks, tmp_path / "out", targets=own, target_backbone=backbone
-    )
+    card = PromptCard(backbone.name, "mood", layout="encoder_decoder")
+    tuned = Prompt(source_prompt(3, "mood", rows=3, width=20).values, card)
+    options = {"targets": {"mine": tuned}, "target_backbone": backbone}
+    result = jpt.evaluate_projector({"on_mood": run}, prompts, tasks, tmp_path / "out", **options)
     assert result.matrix.prompts == ("in_task", "random", "on_mood", "untrained")
     assert result.matrix.targets == ("mood", "amusing")
     projected = jpt.apply_projector(run, prompts)
     for row, name in enumerate(("a_first", "b_second")):
         score = jpt.evaluate(projected[name], tasks[row], backbone=backbone)
         assert result.matrix.values[row, 2] == score.value
-    score = jpt.evaluate(own["mine"], tasks[0], backbone=backbone)
+    score = jpt.evaluate(tuned, tasks[0], backbone=backbone)
     assert result.scores["mood"]["in_task"] == score.value
     assert "in_task" not in result.scores["amusing"] and np.isnan(result.matrix.values[1, 0])
     untrained = result.prompts["untrained"]["mood"]
     assert untrained.values.shape == (3, 20) and untrained.card.source.startswith("untrained")
     assert not np.array_equal(untrained.values, projected["a_first"].values)
-    written = read_transfer(tmp_path / "out" / "projection.csv")
-    assert written.values[0, 2] == result.matrix.values[0, 2]
+    table = read_transfer(tmp_path / "out" / "projection.csv")
+    assert table.values[0, 2] == result.matrix.values[0, 2]
     record = json.loads((tmp_path / "out" / "projection.json").read_text())
     assert record["trained_on"] == {"on_mood": ["mood"]}
     assert record["targets"]["mood"]["majority"] == 0.5
     assert record["versions"]["jpt"] == jpt.__version__ and record["device"] == "1 x cpu"
-    files = sorted((tmp_path / "out" / "projected").rglob("*.safetensors"))
-    assert len(files) == 4
+    assert len(list((tmp_path / "out" / "projected").rglob("*.safetensors"))) == 4
     lines = result.describe().splitlines()
     assert lines[1].split()[4].endswith("*") and not lines[2].split()[4].endswith("*")
 
@@ -232,10 +216,9 @@ def test_the_table_has_what_evaluate_gives(case, prompts: Path, tmp_path: Path) 
 def test_warm_start_begins_at_the_projected_prompt(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
     options = {"target_backbone": backbone, "methods": (), "warm_start": "on_mood"}
+    options |= {"warm_steps": 2, "split": "validation"}
     out = tmp_path / "out"
-    result = jpt.evaluate_projector(
-        {"on_mood": run}, prompts, tasks[:1], out, warm_steps=2, split="validation", **options
-    )
+    result = jpt.evaluate_projector({"on_mood": run}, prompts, tasks[:1], out, **options)
     assert result.matrix.prompts == ("random", "on_mood", "warm", "vanilla")
     config = json.loads((out / "warm" / "mood" / "config.json").read_text())
     assert config["steps"] == 2 and config["init"].endswith("projected/on_mood/mood.safetensors")
@@ -243,14 +226,12 @@ def test_warm_start_begins_at_the_projected_prompt(case, prompts: Path, tmp_path
     start = jpt.load_prompt(out / "projected" / "on_mood" / "mood.safetensors").values
     plain = jpt.load_prompt(out / "vanilla" / "mood" / "last.safetensors").values
     assert np.abs(tuned - start).max() < np.abs(tuned - plain).max()
-    again = jpt.evaluate_projector(
-        {"on_mood": run}, prompts, tasks[:1], out, warm_steps=2, split="validation", **options
-    )
+    again = jpt.evaluate_projector({"on_mood": run}, prompts, tasks[:1], out, **options)
     np.testing.assert_array_equal(again.matrix.values, result.matrix.values)
 
 
 @pytest.mark.plain_programs
-def test_methods_without_training_need_no_projector(case, tmp_path: Path) -> None:
+def test_untrained_methods_need_no_projector(case, tmp_path: Path) -> None:
     backbone, tasks, _ = case
     model = jpt.load_backbone(write_tiny_backbone(tmp_path / "source", "bert"))
     values = source_prompt(1, "mood", rows=5, width=32).values
@@ -277,37 +258,42 @@ def test_a_task_without_test_rows_is_scored_on_validation(case, prompts: Path, t
 
 
 @pytest.mark.plain_programs
-def test_wrong_input(case, prompts: Path, tmp_path: Path) -> None:
+def test_invalid_input(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
     longer = {"a": source_prompt(1, "mood", rows=6)}
     same = Prompt(np.ones((3, 20), np.float32), PromptCard(backbone.name, "mood"))
     apply, evaluate = jpt.apply_projector, jpt.evaluate_projector
-    target = {"target_backbone": backbone}
+    target, no = {"target_backbone": backbone}, tmp_path / "no"
+    mini, source = {"target_backbone": "builtin/t5-mini"}, {"a": source_prompt(1, "mood")}
     wrong = [
-        (lambda: apply(run, longer, tmp_path / "no"), "has 6 rows of 12 .* reads 5 rows of 12"),
-        (lambda: apply(run, same, tmp_path / "no"), "has 3 rows of 20"),
-        (lambda: apply("relative", prompts, tmp_path / "no"), "give target_backbone"),
-        (lambda: apply("relative", same, **target), "the same backbone"),
-        (lambda: apply("relative", prompts, length=4, **target), "source's have 5 and .* 4"),
-        (lambda: apply(tmp_path, prompts), "unfinished run"),
-        (lambda: evaluate(run, longer, tasks), "has 6 rows"),
-        (lambda: evaluate(run, prompts, tasks, target_backbone="builtin/t5-mini"), "writes 3 rows"),
-        (lambda: evaluate([], prompts, tasks), "give target_backbone"),
-        (lambda: evaluate({"in_task": run}, prompts, tasks), "is called in_task"),
-        (lambda: evaluate([run, run], prompts, tasks), "projectors: .* got run 2 times"),
-        (lambda: evaluate(run, prompts, tasks, methods=("best",), **target), "unknown method"),
+        (apply, (run, longer, no), {}, r"expected shape \[5, 12\] .* got \[6, 12\]"),
+        (apply, (run, same, no), {}, r"got \[3, 20\]"),
+        (apply, ("relative", prompts, no), {}, "give target_backbone"),
+        (apply, ("relative", same), target, "expected another model than the source"),
+        (apply, ("relative", prompts), {"length": 4, **target}, "expected 5, .* got 4"),
+        (apply, (tmp_path, prompts), {}, "expected a finished run"),
+        (evaluate, (run, longer, tasks), {}, r"got \[6, 12\]"),
+        (evaluate, (run, prompts, tasks), mini, r"projector run: .* got \[3, 20\]"),
+        (evaluate, ([], prompts, tasks), {}, "give it"),
+        (evaluate, ({"in_task": run}, prompts, tasks), {}, "projector in_task: the name of"),
+        (evaluate, ([run, run], prompts, tasks), {}, "projectors: .* got run 2 times"),
+        (evaluate, (run, prompts, tasks), {"methods": ("best",), **target}, "unknown method"),
         (
-            lambda: evaluate(run, prompts, tasks, methods=(), warm_start="other", **target),
-            "warm_start is 'other'; expected one of run",
+            evaluate,
+            (run, prompts, tasks),
+            {"methods": (), "warm_start": "other", **target},
+            "warm_start: expected one of run, got 'other'",
         ),
-        (lambda: evaluate(run, prompts, tasks, split="dev", **target), "split is 'dev'"),
+        (evaluate, (run, prompts, tasks), {"split": "dev", **target}, "split is 'dev'"),
         (
-            lambda: evaluate(run, prompts, tasks, methods=("relative",), **target),
-            "relative keeps the rows of a prompt, but the source's have 5",
+            evaluate,
+            (run, prompts, tasks),
+            {"methods": ("relative",), **target},
+            "length: expected 5, the source's, which relative keeps, got 3",
         ),
-        (lambda: evaluate(run, prompts, tasks, targets={"a": source_prompt(1, "mood")}), "in_task"),
+        (evaluate, (run, prompts, tasks), {"targets": source}, "targets: expected prompts of"),
     ]
-    for call, message in wrong:
+    for call, given, options, message in wrong:
         with pytest.raises(jpt.InputError, match=message):
-            call()
+            call(*given, **options)
     assert not (tmp_path / "no").exists()
