@@ -13,30 +13,30 @@ from types import FrameType
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _WAIT_S = 0.01
 _REPEAT_S = 0.25
-# What is raised in these is reported and forgotten: jax's callback of the garbage collector, which
-# runs half of the time while jax is loading, and the end of any object.
-_FORGETFUL = ("_xla_gc_callback", "__del__")
-# A library in C that is interrupted while it loads takes the process down with it.
+# Python only reports what is raised in these: jax's callback of the garbage collector, which takes
+# half of the time while jax is loading, and finalizers.
+_SWALLOWING = ("_xla_gc_callback", "__del__")
+# An extension module that is interrupted while it loads crashes the process.
 _LOADING = ("create_module", "exec_module")
 
 
 class Stopped(BaseException):
-    """Ends a command, whatever it is doing."""
+    """Ends a command at any point."""
 
-    # No ``Exception``, so that no library that tries something out takes it for its own, and no
-    # ``KeyboardInterrupt``, for which typer ends the process without a word.
+    # Not an ``Exception``, which libraries catch, and not a ``KeyboardInterrupt``, for which typer
+    # ends the process without a message.
 
     def __init__(self, number: int) -> None:
         name = signal.Signals(number).name
-        super().__init__(f"{name}: stopped; the same command goes on from what is written")
+        super().__init__(f"{name}: stopped; re-run the command to resume")
         self.exit_code = EXIT_CODES[signal.Signals(number)]
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raises `Stopped` at SIGTERM and Ctrl-C, as long as the block runs."""
-    # Code in C may clear what a handler raises, and some of jax's does while it loads: the signal
-    # is raised anew until it ends the block.
+    """Raise `Stopped` at SIGTERM and Ctrl-C inside the block."""
+    # C code may clear what a handler raises, as jax's does while it loads: the signal is sent again
+    # until it ends the block.
     stop = _Stop()
     before = {number: signal.signal(number, stop) for number in EXIT_CODES}
     try:
@@ -48,7 +48,7 @@ def stop_on_signals() -> Iterator[None]:
 
 
 class _Stop:
-    """The handler: raises where that ends the command, and again where it was swallowed."""
+    """Handler that raises where that ends the command, and again if it was swallowed."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()
@@ -67,12 +67,12 @@ class _Stop:
             raise Stopped(number)
 
     def end(self) -> None:
-        """No signal is sent after this."""
+        """Send no more signals."""
         with self._sending:
             self._ended.set()
 
     def _send_again(self, number: int, wait_s: float) -> None:
-        """The handler hears it, or that of a training loop which has begun since."""
+        """Send the signal to this handler, or to that of a training loop started since."""
         self._ended.wait(wait_s)
         with self._sending:
             self._is_waiting = False
@@ -81,7 +81,7 @@ class _Stop:
 
 
 def _is_ending() -> bool:
-    """Whether a `Stopped` is on its way: a ``finally`` or the exit of a context runs."""
+    """Return whether a `Stopped` is propagating through a ``finally`` or ``__exit__``."""
     error = sys.exc_info()[1]
     while error is not None:
         if isinstance(error, Stopped):
@@ -94,7 +94,7 @@ def _must_not_raise(frame: FrameType | None) -> bool:
     while frame is not None:
         name = frame.f_code.co_name
         loads = name in _LOADING and isinstance(frame.f_locals.get("self"), ExtensionFileLoader)
-        if loads or name in _FORGETFUL:
+        if loads or name in _SWALLOWING:
             return True
         frame = frame.f_back
     return False

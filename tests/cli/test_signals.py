@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one line, the right exit code, and a state from which the command goes on."""
+"""Ctrl-C and SIGTERM: one line, the right exit code, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from jpt.cli import app
 from jpt.cli.signals import Stopped, stop_on_signals
 from jpt.recipes import listing
 from jpt.tuning.trainer import stop_requests
@@ -22,46 +21,33 @@ CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
 
 @pytest.mark.parametrize(("number", "code"), CODES)
 def test_a_command_ends_with_one_line(
-    number: signal.Signals,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals, code: int, run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted() -> None:
         try:
             signal.raise_signal(number)
         except (Exception, KeyboardInterrupt):
-            pytest.fail("what a library tries out must not swallow the end of the command")
+            pytest.fail("an except clause of a library swallowed the signal")
 
     before = signal.getsignal(number)
     monkeypatch.setattr(listing, "list_backbones", interrupted)
-    monkeypatch.setattr(sys, "argv", ["jpt", "backbones"])
-    with pytest.raises(SystemExit) as end:
-        app.main()
-    out, err = capsys.readouterr()
-    assert (end.value.code, out) == (code, "")
-    assert err == f"jpt: {number.name}: stopped; the same command goes on from what is written\n"
+    line = f"jpt: {number.name}: stopped; re-run the command to resume\n"
+    assert run("backbones") == (code, "", line)
     assert signal.getsignal(number) is before
 
 
-def test_ctrl_c_twice_is_one_line_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_ctrl_c_ends_with_one_line(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
-        raise KeyboardInterrupt  # as the training loop does when it is asked twice
+        raise KeyboardInterrupt  # as the training loop does on a second signal
 
     monkeypatch.setattr(listing, "list_backbones", interrupted)
-    monkeypatch.setattr(sys, "argv", ["jpt", "backbones"])
-    with pytest.raises(SystemExit) as end:
-        app.main()
-    assert end.value.code == 130
-    err = capsys.readouterr().err
-    assert err == "jpt: interrupted; the same command goes on from what is written\n"
+    code, _, err = run("backbones")
+    assert (code, err) == (130, "jpt: interrupted; re-run the command to resume\n")
 
 
 @pytest.mark.parametrize("name", ["_xla_gc_callback", "__del__"])
 def test_a_signal_is_not_lost_where_an_error_would_be(name: str) -> None:
-    """Python reports what a callback of the garbage collector raises, and goes on."""
+    # Python only reports what a callback of the garbage collector raises.
     names: dict[str, object] = {"signal": signal}
     exec(f"def {name}(): signal.raise_signal(signal.SIGINT)", names)
     passed = False
@@ -73,7 +59,7 @@ def test_a_signal_is_not_lost_where_an_error_would_be(name: str) -> None:
 
 
 def test_a_signal_that_was_swallowed_is_raised_anew() -> None:
-    """As code in C does that tries something out, and clears whatever error it meets."""
+    # As C code does that clears whatever error it meets.
     swallowed = 0
     with pytest.raises(Stopped), stop_on_signals():
         try:
@@ -121,10 +107,10 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_equal(tmp_path: Path) -> No
     while process.poll() is None and not (stopped / "metrics.jsonl").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    last = told.splitlines()[-1]
-    assert last.startswith("jpt: SIGINT: saved after step") and "Traceback" not in told
+    last = err.splitlines()[-1]
+    assert last.startswith("jpt: SIGINT: saved after step") and "Traceback" not in err
     assert not (stopped / "result.json").exists()
     for folder in (stopped, whole):
         again = [*command, str(folder)]
@@ -135,7 +121,6 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_equal(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_ctrl_c_while_jax_loads_is_heard(tmp_path: Path) -> None:
-    """At many moments of the start, none of which may lose it or take the process down."""
     command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
     command += ["--task", "builtin/imdb_number", "--steps", "999", "--out", str(tmp_path / "run")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -146,5 +131,5 @@ def test_ctrl_c_while_jax_loads_is_heard(tmp_path: Path) -> None:
             time.sleep(0.002)  # the command has begun
         time.sleep(0.05 * moment)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-        assert (process.returncode, told.count("\n")) == (130, 1), told
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err.count("\n")) == (130, 1), err
