@@ -29,6 +29,8 @@ from typer.main import get_command
 import jpt
 from jpt.cli.app import app
 from jpt.data import builtin
+from jpt.recipes.sweep import read_sweep
+from jpt.tasks.user import KEYS
 from tests.conftest import ROOT
 from tests.helpers.running import plain_programs
 
@@ -162,8 +164,6 @@ def test_the_custom_task_loads(tmp_path: Path) -> None:
 
 
 def test_the_sweep_files_load(tmp_path: Path) -> None:
-    from jpt.recipes.sweep import read_sweep
-
     grid, search = blocks(ROOT / "docs" / "sweep.md", "toml")
     (tmp_path / "grid.toml").write_text(grid)
     assert len(read_sweep(tmp_path / "grid.toml").runs) == 36
@@ -172,8 +172,6 @@ def test_the_sweep_files_load(tmp_path: Path) -> None:
 
 
 def test_every_key_of_a_task_file_is_documented() -> None:
-    from jpt.tasks.user import KEYS
-
     text = (ROOT / "docs" / "own-task.md").read_text()
     assert [key for key in KEYS if f"`{key}`" not in text and f"`[{key}]`" not in text] == []
 
@@ -181,17 +179,10 @@ def test_every_key_of_a_task_file_is_documented() -> None:
 # --- Commands
 
 
-def leaves() -> dict[str, Any]:
-    found = {}
-    for name, command in get_command(app).commands.items():
-        if isinstance(command, TyperGroup):
-            found |= {f"{name} {inner}": each for inner, each in command.commands.items()}
-        else:
-            found[name] = command
-    return found
-
-
-LEAVES = leaves()
+LEAVES: dict[str, Any] = {}
+for _name, _command in get_command(app).commands.items():
+    _inner = _command.commands if isinstance(_command, TyperGroup) else {"": _command}
+    LEAVES |= {f"{_name} {each}".strip(): leaf for each, leaf in _inner.items()}
 GROUPS = {name.split()[0] for name in LEAVES if " " in name}
 
 
@@ -233,13 +224,9 @@ def assert_command(line: str) -> str | None:
 
 
 @named(PAGES)
-def test_every_command_line_has_real_commands_and_options(page: Path) -> None:
+def test_commands_options_and_public_names_exist(page: Path) -> None:
     for line in command_lines(page):
         assert_command(line)
-
-
-@named(PAGES)
-def test_every_option_and_public_name_in_the_text_exists(page: Path) -> None:
     for span in spans(page):
         if span.startswith("--"):
             assert span.split()[0] in OPTIONS | THEIRS, span
@@ -286,7 +273,9 @@ def anchors(page: Path) -> set[str]:
 
 
 @named(ALL_PAGES)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_links_lead_somewhere_and_no_placeholder_or_local_path_is_left(page: Path) -> None:
+    for word in ("PLACEHOLDER", "TODO", "/work", "/tmp", "/root"):
+        assert word not in page.read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if target.startswith("https://"):
             continue
@@ -297,17 +286,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(file), target
 
 
-@named(ALL_PAGES)
-def test_no_placeholder_and_no_local_path_is_left(page: Path) -> None:
-    text = page.read_text()
-    for word in ("PLACEHOLDER", "TODO", "/work", "/tmp", "/root"):
-        assert word not in text
-
-
 # --- Citation and changelog
 
 
-def test_the_citation_is_valid_and_of_this_version() -> None:
+def test_citation_and_changelog_have_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[{re.escape(jpt.__version__)}\]", changelog, re.MULTILINE)
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert found["cff-version"] == "1.2.0" and found["type"] == "software"
     assert found["version"] == jpt.__version__ and found["license"] == "Apache-2.0"
@@ -315,11 +299,6 @@ def test_the_citation_is_valid_and_of_this_version() -> None:
     (paper,) = found["references"]
     assert len(paper["authors"]) == 13 and paper["year"] == 2022
     assert {"type": "other", "value": "arXiv:2111.06719"}.items() <= paper["identifiers"][0].items()
-
-
-def test_the_changelog_has_this_version() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text()
-    assert re.search(rf"^## \[{re.escape(jpt.__version__)}\]", text, re.MULTILINE)
 
 
 # --- Notebook
@@ -335,10 +314,6 @@ class KernelOfTests(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(argv=command, display_name="Python of the tests", language="python")
-
-
-def read_notebook() -> nbformat.NotebookNode:
-    return nbformat.read(FILE, as_version=4)
 
 
 def assert_outputs(notebook: nbformat.NotebookNode) -> None:
@@ -369,7 +344,7 @@ def assert_outputs(notebook: nbformat.NotebookNode) -> None:
 
 
 def test_the_saved_notebook_is_complete() -> None:
-    notebook = read_notebook()
+    notebook = nbformat.read(FILE, as_version=4)
     nbformat.validate(notebook)
     assert_outputs(notebook)
     assert not re.search(r"/(tmp|home|root|work)/", FILE.read_text(encoding="utf-8"))
@@ -379,7 +354,7 @@ def test_the_saved_notebook_is_complete() -> None:
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    notebook = read_notebook()
+    notebook = nbformat.read(FILE, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -430,7 +405,7 @@ def test_getting_started_works_in_an_empty_folder(tmp_path: Path) -> None:
     assert len(matrix) == 1 + 4 * (4 + 2)  # four prompts, an untrained one and none
     for file in ("relative.csv", "neurons.npz", "indicators.csv", "correlation.json"):
         assert (study / file).stat().st_size > 0
-    assert "All 4 own prompts score above the majority class" in printed
+    assert "All 4 in-task prompts score above the majority class" in printed
     page = (study / "report.html").read_text()
     assert all(name in page for name in TUNED)
 
