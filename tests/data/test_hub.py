@@ -82,7 +82,7 @@ def test_a_hidden_label_is_an_error_where_no_row_should_be_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     give(monkeypatch, [{"sentence": "Fine.", "label": -1}])
-    with pytest.raises(InputError, match="label -1 is none of the labels of task sst2"):
+    with pytest.raises(InputError, match="label -1 is not a label of task sst2"):
         read_rows(CATALOG["sst2"], "test")
 
 

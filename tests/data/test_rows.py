@@ -1,4 +1,4 @@
-"""DOC"""
+"""Rows of every source and format read equal; errors name file, line and field."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ from jpt.data.rows import (
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG, load_task
 from jpt.tasks.task import Task
-from tests.helpers.row_files import GENERATIVE, PAIR, SENTIMENT, WRITERS, parquet
+from tests.helpers.row_files import GENERATIVE, PAIR, SENTIMENT, WRITERS, parquet, refusal
 
-# --- formats
+# --- All formats
 
-PIECES = (
+SNIPPETS = (
     *("fine", "Film", "42", "é", "日本", "👩‍🚀", "\u2028", "\u0085", "\u00a0", "\ufeff", "ß"),
     *(" ", "  ", ",", "\t", ";", '"', '""', "'", "\n", "\r\n", "\r", "\\", "\\n", "[", "{", "#"),
 )
 
 
-def draw_text(draw: random.Random) -> str:
-    text = "".join(draw.choices(PIECES, k=draw.randrange(1, 9)))
-    return text if text.strip() else draw_text(draw)
+def random_text(rng: random.Random) -> str:
+    text = "".join(rng.choices(SNIPPETS, k=rng.randrange(1, 9)))
+    return text if text.strip() else random_text(rng)
 
 
-def draw_rows(task: Task, draw: random.Random, size: int) -> list[dict]:
+def random_rows(task: Task, rng: random.Random, size: int) -> list[dict]:
     """Rows as :func:`read_rows` should give them."""
     rows: list[dict] = []
     for _ in range(size):
-        row: dict = {name: draw_text(draw) for name in task.fields}
+        row: dict = {name: random_text(rng) for name in task.fields}
         if task.is_generative:
-            row["answers"] = [draw_text(draw) for _ in range(draw.randrange(1, 4))]
+            row["answers"] = [random_text(rng) for _ in range(rng.randrange(1, 4))]
         else:
-            row["label"] = draw.choice(task.labels)
+            row["label"] = rng.choice(task.labels)
         rows.append(row)
     return rows
 
@@ -68,14 +68,14 @@ def expected(rows: list[dict]) -> list[dict]:
     return [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
 
 
-def test_every_format_is_written_here() -> None:
+def test_every_format_has_a_writer() -> None:
     assert set(WRITERS) == set(READERS)
 
 
 @pytest.mark.parametrize("task", [SENTIMENT, PAIR, GENERATIVE], ids=lambda task: task.name)
 def test_all_formats_and_given_rows_read_equal(task: Task, tmp_path: Path) -> None:
     for seed in range(40):
-        rows = draw_rows(task, random.Random(seed), size=7)
+        rows = random_rows(task, random.Random(seed), size=7)
         for suffix, write in WRITERS.items():
             folder = tmp_path / f"{seed}{suffix}"
             folder.mkdir()
@@ -86,8 +86,8 @@ def test_all_formats_and_given_rows_read_equal(task: Task, tmp_path: Path) -> No
         assert read_rows(with_rows(task, {"train": rows}), "train") == expected(rows)
 
 
-def test_empty_lines_a_mark_and_other_line_ends_change_nothing(tmp_path: Path) -> None:
-    rows = draw_rows(PAIR, random.Random(0), size=5)
+def test_empty_lines_byte_order_marks_and_line_ends_are_ignored(tmp_path: Path) -> None:
+    rows = random_rows(PAIR, random.Random(0), size=5)
     for row in rows:  # line ends are replaced below, so none in the texts
         row.update({name: row[name].replace("\n", "").replace("\r", "") for name in PAIR.fields})
     for suffix in (".csv", ".tsv", ".jsonl"):
@@ -104,15 +104,15 @@ DAMAGE = (
 )
 
 
-def damage(data: bytes, draw: random.Random) -> bytes:
+def damage(data: bytes, rng: random.Random) -> bytes:
     """Changes, adds, repeats or leaves out some bytes, or cuts the file short."""
-    for _ in range(draw.choice((1, 1, 2, 8))):
-        at = draw.randrange(len(data)) if data else 0
-        end = at + draw.randrange(30)
-        data = draw.choice(
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at = rng.randrange(len(data)) if data else 0
+        end = at + rng.randrange(30)
+        data = rng.choice(
             (
-                data[:at] + bytes([draw.randrange(256)]) + data[at + 1 :],
-                data[:at] + draw.choice(DAMAGE) + data[at:],
+                data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :],
+                data[:at] + rng.choice(DAMAGE) + data[at:],
                 data[:at] + data[end:],
                 data[:end] + data[at:],
                 data[:at],
@@ -123,35 +123,32 @@ def damage(data: bytes, draw: random.Random) -> bytes:
 
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_damaged_files_give_rows_or_one_line(suffix: str, tmp_path: Path) -> None:
-    draw = random.Random(suffix)
+    rng = random.Random(suffix)
     file = tmp_path / f"train{suffix}"
-    whole = {
-        name: (
-            dataclasses.replace(task, folder=tmp_path),
-            WRITERS[suffix](draw_rows(task, draw, 6)),
-        )
-        for name, task in (("labels", SENTIMENT), ("written", GENERATIVE))
-    }
-    told = 0
+    whole = [
+        (dataclasses.replace(task, folder=tmp_path), WRITERS[suffix](random_rows(task, rng, 6)))
+        for task in (SENTIMENT, GENERATIVE)
+    ]
+    refused = 0
     for _ in range(300):
-        task, data = whole[draw.choice(("labels", "written"))]
-        file.write_bytes(damage(data, draw))
+        task, data = rng.choice(whole)
+        file.write_bytes(damage(data, rng))
         try:
             rows = read_rows(task, "train")
         except InputError as error:
-            told += 1
+            refused += 1
             assert str(file) in str(error) and "\n" not in str(error)
         else:
             assert all(row[name].strip() for row in rows for name in task.fields)
-    assert told > 100, "the damage was not noticed"
+    assert refused > 100
 
 
-# --- given rows
+# --- Rows given in Python
 
 GOOD = {"text": "fine", "label": "positive"}
 
 
-def test_lists_and_generators_are_read_again_and_again() -> None:
+def test_lists_and_generators_are_copied() -> None:
     def generate() -> Iterator[dict]:
         row = {}
         for number in range(3):
@@ -162,14 +159,8 @@ def test_lists_and_generators_are_read_again_and_again() -> None:
     assert read_rows(task, "train") == [GOOD]
     for _ in range(2):
         assert [row["text"] for row in read_rows(task, "test")] == ["row 0", "row 1", "row 2"]
-    assert [has_split(task, split) for split in ("train", "validation", "test")] == [
-        True,
-        False,
-        True,
-    ]
-
-
-def test_later_changes_of_what_was_given_do_not_matter() -> None:
+    assert has_split(task, "train") and has_split(task, "test")
+    assert not has_split(task, "validation")
     row = dict(GOOD)
     task = with_rows(SENTIMENT, {"train": [row]})
     row["text"] = "changed"
@@ -180,12 +171,8 @@ def test_later_changes_of_what_was_given_do_not_matter() -> None:
 def test_a_data_set_of_the_library_with_its_class_names(form: str | None) -> None:
     import datasets
 
-    features = datasets.Features(
-        {
-            "text": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=["positive", "negative"]),
-        }
-    )
+    classes = datasets.ClassLabel(names=["positive", "negative"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": classes})
     rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
     data = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows, features=features)})
     read = read_rows(with_rows(SENTIMENT, data.with_format(form)), "train")
@@ -193,7 +180,7 @@ def test_a_data_set_of_the_library_with_its_class_names(form: str | None) -> Non
     assert all(type(value) is str for row in read for value in row.values())
 
 
-def test_written_answers_of_every_form() -> None:
+def test_answers_of_every_form() -> None:
     given = ["a", ["a", "b"], ("a",), np.array(["a", "b"]), {"text": ["a"], "answer_start": [3]}]
     task = with_rows(GENERATIVE, {"train": [{"question": "q", "answers": one} for one in given]})
     answers = [row["answers"] for row in read_rows(task, "train")]
@@ -204,60 +191,38 @@ def test_written_answers_of_every_form() -> None:
     ("data", "message"),
     [
         ({}, r'data of task sst2 has no split; give {"train": rows'),
-        ({"train": []}, "rows given for train are none; task sst2 needs at least one"),
-        ({"train": iter(())}, "rows given for train are none"),
+        ({"train": []}, "rows given for train are empty; task sst2 needs at least one"),
+        ({"train": iter(())}, "rows given for train are empty"),
         ({"training": [GOOD]}, "unknown split 'training'; did you mean train"),
         ({0: [GOOD]}, "unknown split '0'"),
         ({"text": ["a"], "label": [1]}, "unknown split 'text'"),
         ({"train": 3}, "rows given for train are of type int; give a list of rows"),
         ({"train": "train.csv"}, "rows given for train are of type str"),
+        ({"train": {"text": ["a"]}}, r'are of type dict; give .* {"text": ..., "label": ...}'),
         (
-            {"train": {"text": ["a"]}},
-            r'train are of type dict; give .* {"text": ..., "label": ...}',
+            {"train": [GOOD, ("a", 1)]},
+            r"rows given for train, row 2: expected a mapping .*, got tuple",
         ),
-        ({"train": [GOOD, ("a", 1)]}, r"rows given for train, row 2: a tuple stands there"),
         ([GOOD], "data is of type list; give a folder, or rows as"),
     ],
 )
-def test_what_cannot_be_rows(data: object, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+def test_invalid_data(data: object, message: str) -> None:
+    with refusal(message):
         attach_data(SENTIMENT, data)
-    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"txt": "a", "label": 1}, "field 'text' is missing; the row has txt, label; did you mean"),
-        ({**GOOD, "text": float("nan")}, "field 'text' is of type float; it must be text"),
-        (
-            {**GOOD, "label": np.array([[1, 2], [3, 4]])},
-            r"label array\(\[\[1, 2\], \[3, 4\]\]\) is",
-        ),
-        ({**GOOD, "label": 10**5000}, "label of type int is none of the labels"),
-        ({**GOOD, "label": "1" * 5000}, "label '1111.* is none of the labels"),
-    ],
-)
-def test_a_wrong_row_is_named(row: dict, message: str) -> None:
-    task = with_rows(SENTIMENT, {"test": [GOOD, GOOD, row]})
-    with pytest.raises(InputError, match=f"^rows given for test, row 3: {message}") as caught:
+def test_errors_in_given_rows() -> None:
+    task = with_rows(SENTIMENT, {"test": [GOOD, GOOD, {"txt": "a"}], "validation": [GOOD]})
+    with refusal("^rows given for test, row 3: field 'text' is missing; .*; did you mean"):
         read_rows(task, "test")
-    assert "\n" not in str(caught.value)
-
-
-def test_rows_of_a_task_made_by_hand_are_checked_too() -> None:
+    with refusal("no train rows: rows are given for test, validation"):
+        read_rows(task, "train")
     task = dataclasses.replace(SENTIMENT, rows={"train": (["fine", "positive"],)})
-    with pytest.raises(InputError, match="rows given for train, row 1: a list stands there"):
+    with refusal("rows given for train, row 1: expected a mapping .*, got list"):
         read_rows(task, "train")
 
 
-def test_a_split_that_was_not_given() -> None:
-    task = with_rows(SENTIMENT, {"train": [GOOD], "validation": [GOOD]})
-    with pytest.raises(InputError, match="no test rows: rows are given for train, validation"):
-        read_rows(task, "test")
-
-
-def test_the_last_that_was_attached_counts(tmp_path: Path) -> None:
+def test_the_last_attached_data_counts(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\nfrom the folder,1\n")
     given = attach_data(attach_data(SENTIMENT, tmp_path), {"train": [GOOD]})
     assert read_rows(given, "train") == [GOOD] and given.folder is None
@@ -268,96 +233,79 @@ def test_the_last_that_was_attached_counts(tmp_path: Path) -> None:
 
 def test_folders_and_tasks_that_take_no_data(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="folder .*file is a file; give a folder with the rows"):
+    with refusal("folder .*file is a file; give a folder with the rows"):
         attach_data(SENTIMENT, tmp_path / "file")
-    with pytest.raises(InputError, match="folder .*gone does not exist"):
+    with refusal("folder .*gone does not exist"):
         attach_data(SENTIMENT, tmp_path / "gone")
     for data in (tmp_path, {"train": [GOOD]}):
-        with pytest.raises(InputError, match="builtin/imdb brings its own rows; leave data"):
+        with refusal("builtin/imdb has built-in rows; omit data"):
             attach_data(load_task("builtin/imdb"), data)
 
 
-# --- json lines
+# --- JSON
 
 
-def read(tmp_path: Path, data: bytes) -> list[tuple[int, dict]]:
-    file = tmp_path / "rows.jsonl"
+def read(tmp_path: Path, data: bytes, name: str = "rows.jsonl") -> list[tuple[int, dict]]:
+    file = tmp_path / name
     file.write_bytes(data)
-    return list(read_json_lines(file))
-
-
-def test_lines_have_their_numbers(tmp_path: Path) -> None:
-    assert read(tmp_path, b'{"a": 1}\n\n  \n{"a": 2}') == [(1, {"a": 1}), (4, {"a": 2})]
-
-
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
-    data = b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n'
-    assert read(tmp_path, data) == [(1, {"a": 1}), (2, {"a": 2})]
-
-
-def test_a_line_separator_inside_a_text_is_no_line_end(tmp_path: Path) -> None:
-    data = '{"a": "x\u2028y\u0085z"}\n'.encode()
-    assert read(tmp_path, data) == [(1, {"a": "x\u2028y\u0085z"})]
+    return list(read_json_lines(file) if name == "rows.jsonl" else read_json_list(file))
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("data", "rows"),
     [
-        (b'{"a": 1}\n{"a": \n', r"rows.jsonl:2: broken JSON \(Expecting value at column"),
-        (b'{"a": 1} {"a": 2}\n', r"rows.jsonl:1: broken JSON \(Extra data"),
-        (b'{"a": 1}\n\n["a"]\n', "rows.jsonl:3: a list stands there"),
-        (b'"a"', "rows.jsonl:1: a str stands there"),
-        (b"[" * 100_000, "rows.jsonl:1: broken JSON"),
-        (b'{"a": ' + b"1" * 5000 + b"}", "rows.jsonl:1: broken JSON"),
-        (b'{"a": 1}\n{"a": "caf\xe9"}\n', "rows.jsonl:2: not UTF-8"),
-        ('{"a": 1}'.encode("utf-16"), "rows.jsonl:1: not UTF-8"),
+        (b'{"a": 1}\n\n  \n{"a": 2}', [(1, {"a": 1}), (4, {"a": 2})]),
+        (b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n', [(1, {"a": 1}), (2, {"a": 2})]),
+        ('{"a": "x\u2028y\u0085z"}\n'.encode(), [(1, {"a": "x\u2028y\u0085z"})]),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, data: bytes, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        read(tmp_path, data)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read"):
-        list(read_json_lines(tmp_path))
-
-
-def read_list(tmp_path: Path, data: bytes) -> list[tuple[int, dict]]:
-    file = tmp_path / "rows.json"
-    file.write_bytes(data)
-    return list(read_json_list(file))
+def test_lines_have_numbers(tmp_path: Path, data: bytes, rows: list) -> None:
+    assert read(tmp_path, data) == rows
 
 
 def test_a_list_of_objects(tmp_path: Path) -> None:
     data = b'\xef\xbb\xbf\n[{"a": "x\\ny"},\n\n {"a": 2}]\n'
-    assert read_list(tmp_path, data) == [(1, {"a": "x\ny"}), (2, {"a": 2})]
+    assert read(tmp_path, data, "rows.json") == [(1, {"a": "x\ny"}), (2, {"a": 2})]
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'{"a": 1}\n{"a": 2}\n', r"rows.json is no JSON list; end its name in .jsonl"),
-        (b"", "rows.json is no JSON list"),
-        (b'[{"a": 1},\n{"a": }]', r"rows.json:2: broken JSON \(Expecting value at column 7\)"),
-        (b'[{"a": 1}, 3]', "rows.json, row 2: a int stands there; each row must be a JSON object"),
-        (b"[" * 100_000, "rows.json:1: broken JSON"),
-        (b'[{"a": "caf\xe9"}]', "rows.json:1: not UTF-8"),
+        (b'{"a": 1}\n{"a": \n', r"jsonl:2: broken JSON \(Expecting value at column"),
+        (b'{"a": 1} {"a": 2}\n', r"jsonl:1: broken JSON \(Extra data"),
+        (b'{"a": 1}\n\n["a"]\n', "jsonl:3: expected a JSON object, got list"),
+        (b'"a"', "jsonl:1: expected a JSON object, got str"),
+        (b"[" * 100_000, "jsonl:1: broken JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "jsonl:1: broken JSON"),
+        (b'{"a": 1}\n{"a": "caf\xe9"}\n', "jsonl:2: not UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "jsonl:1: not UTF-8"),
+        (b'{"a": 1}\n{"a": 2}\n', r"json is not a JSON list; name it .jsonl"),
+        (b"", "json is not a JSON list"),
+        (b'[{"a": 1},\n{"a": }]', r"json:2: broken JSON \(Expecting value at column 7\)"),
+        (b'[{"a": 1}, 3]', "json, row 2: expected a JSON object, got int"),
+        (b"[" * 100_000, "json:1: broken JSON"),
+        (b'[{"a": "caf\xe9"}]', "json:1: not UTF-8"),
     ],
 )
-def test_what_is_wrong_in_a_list(tmp_path: Path, data: bytes, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        read_list(tmp_path, data)
-    assert "\n" not in str(caught.value)
+def test_broken_json(tmp_path: Path, data: bytes, message: str) -> None:
+    with refusal(f"rows.{message}"):
+        read(tmp_path, data, "rows.jsonl" if message.startswith("jsonl") else "rows.json")
 
 
-# --- parquet
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with refusal("cannot read"):
+        list(read_json_lines(tmp_path))
+    (tmp_path / "train.parquet").mkdir()
+    with refusal(r"cannot read .*train\.parquet: it is a folder"):
+        read_rows(dataclasses.replace(SENTIMENT, folder=tmp_path), "train")
+
+
+# --- Parquet
 
 PARQUET_GOOD = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
 
 
-def parquet_read(tmp_path: Path, data: bytes, task=SENTIMENT) -> list[dict]:
+def read_file(tmp_path: Path, data: bytes, task=SENTIMENT) -> list[dict]:
     (tmp_path / "train.parquet").write_bytes(data)
     return read_rows(dataclasses.replace(task, folder=tmp_path), "train")
 
@@ -380,7 +328,7 @@ def parquet_read(tmp_path: Path, data: bytes, task=SENTIMENT) -> list[dict]:
 def test_labels_of_every_type(tmp_path: Path, values: list, kind: pa.DataType) -> None:
     schema = pa.schema({"label": kind, "text": pa.large_string()})
     rows = [{"text": text, "label": value} for text, value in zip("ab", values, strict=True)]
-    read_back = parquet_read(tmp_path, parquet(rows, schema))
+    read_back = read_file(tmp_path, parquet(rows, schema))
     assert read_back == [{"text": "a", "label": "positive"}, {"text": "b", "label": "negative"}]
 
 
@@ -391,7 +339,7 @@ def test_labels_of_every_type(tmp_path: Path, values: list, kind: pa.DataType) -
         (["bad", "good"], ["positive", "negative"]),  # names unknown here: the hub's numbers
     ],
 )
-def test_class_names_that_the_data_set_library_writes(
+def test_class_names_written_by_the_datasets_library(
     tmp_path: Path, names: list[str], labels: list[str]
 ) -> None:
     import datasets
@@ -399,23 +347,23 @@ def test_class_names_that_the_data_set_library_writes(
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
     data = datasets.Dataset.from_list(PARQUET_GOOD, features=datasets.Features(features))
     data.to_parquet(tmp_path / "data.parquet")
-    rows = parquet_read(tmp_path, (tmp_path / "data.parquet").read_bytes())
+    rows = read_file(tmp_path, (tmp_path / "data.parquet").read_bytes())
     assert [row["label"] for row in rows] == labels
 
 
-def test_a_class_that_the_task_lacks_is_not_taken_for_another(tmp_path: Path) -> None:
+def test_an_unknown_class_is_not_mistaken_for_another(tmp_path: Path) -> None:
     # Class 1 of the file is neutral; by the hub's numbers it would be positive.
     names = b'{"info": {"features": {"label": {"names": ["negative", "neutral", "positive"]}}}}'
     schema = pa.schema({"text": pa.string(), "label": pa.int64()}, {b"huggingface": names})
-    with pytest.raises(InputError, match=r"train\.parquet, row 1: label 'neutral' is none"):
-        parquet_read(tmp_path, parquet(PARQUET_GOOD, schema))
+    with refusal(r"train\.parquet, row 1: label 'neutral' is not"):
+        read_file(tmp_path, parquet(PARQUET_GOOD, schema))
 
 
 @pytest.mark.parametrize(
     "answers", [["x", "y"], {"text": ["x", "y"], "answer_start": [1, 2]}], ids=["list", "squad"]
 )
-def test_answers_are_lists_or_squads_form(tmp_path: Path, answers: object) -> None:
-    rows = parquet_read(tmp_path, parquet([{"question": "q", "answers": answers}]), GENERATIVE)
+def test_answers_in_parquet(tmp_path: Path, answers: object) -> None:
+    rows = read_file(tmp_path, parquet([{"question": "q", "answers": answers}]), GENERATIVE)
     assert rows == [{"question": "q", "answers": ("x", "y")}]
 
 
@@ -424,15 +372,15 @@ def test_rows_of_several_groups_and_batches_are_in_order(
 ) -> None:
     monkeypatch.setattr(jpt.data.rows, "BATCH_ROWS", 5)
     rows = [{"text": f"{number}", "label": number % 2} for number in range(17)]
-    assert [row["text"] for row in parquet_read(tmp_path, parquet(rows))] == [
+    assert [row["text"] for row in read_file(tmp_path, parquet(rows))] == [
         row["text"] for row in rows
     ]
     rows[12]["text"] = ""
-    with pytest.raises(InputError, match=r"train\.parquet, row 13: field 'text' is empty"):
-        parquet_read(tmp_path, parquet(rows))
+    with refusal(r"train\.parquet, row 13: field 'text' is empty"):
+        read_file(tmp_path, parquet(rows))
 
 
-def test_columns_that_are_not_needed_are_not_read(tmp_path: Path) -> None:
+def test_other_columns_are_not_read(tmp_path: Path) -> None:
     data = bytearray(parquet([{**row, "more": "x" * 100} for row in PARQUET_GOOD]))
     file = pyarrow.parquet.ParquetFile(pa.BufferReader(bytes(data)))
     unneeded = file.metadata.row_group(0).column(2)
@@ -440,7 +388,7 @@ def test_columns_that_are_not_needed_are_not_read(tmp_path: Path) -> None:
     data[begin : begin + unneeded.total_compressed_size] = b"\xff" * unneeded.total_compressed_size
     with pytest.raises(Exception, match="(?i)thrift|page|invalid"):  # it is damaged there
         pyarrow.parquet.read_table(pa.BufferReader(bytes(data)))
-    assert [row["text"] for row in parquet_read(tmp_path, bytes(data))] == ["a", "b"]
+    assert [row["text"] for row in read_file(tmp_path, bytes(data))] == ["a", "b"]
 
 
 def one_row(text: pa.Array, label: pa.Array | None = None) -> bytes:
@@ -458,69 +406,60 @@ NOT_UTF8 = pa.StringArray.from_buffers(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (one_row(pa.array([1, 2])), ", row 1: field 'text' is of type int; it must be text"),
-        (one_row(pa.array([b"a"])), ", row 1: field 'text' is of type bytes; it must be text"),
+        (one_row(pa.array([1, 2])), ", row 1: field 'text' is of type int; expected text"),
+        (one_row(pa.array([b"a"])), ", row 1: field 'text' is of type bytes; expected text"),
         (one_row(pa.array([["a"]])), ", row 1: field 'text' is of type list"),
-        (one_row(pa.array(["a", None])), ", row 2: field 'text' is null; it must be text"),
+        (one_row(pa.array(["a", None])), ", row 2: field 'text' is null; expected text"),
         (one_row(pa.array(["a", " "])), ", row 2: field 'text' is empty"),
         (one_row(NOT_UTF8), ", row 2: field 'text' is not UTF-8"),
-        (one_row(pa.array(["a"]), pa.array([2])), ", row 1: label 2 is none of the labels"),
-        (one_row(pa.array(["a"]), pa.array([0.5])), ", row 1: label 0.5 is none of the labels"),
-        (one_row(pa.array(["a"]), pa.nulls(1)), ", row 1: label None is none of the labels"),
+        (one_row(pa.array(["a"]), pa.array([2])), ", row 1: label 2 is not a label"),
+        (one_row(pa.array(["a"]), pa.array([0.5])), ", row 1: label 0.5 is not a label"),
+        (one_row(pa.array(["a"]), pa.nulls(1)), ", row 1: label None is not a label"),
         (one_row(pa.array([], pa.string()), pa.array([], pa.int8())), " has no rows"),
         (parquet([{"Text": "a", "label": 1}]), ": column 'text' is missing .* mean 'Text'"),
-        (parquet([{"text": "a"}]), ": column 'label' is missing among text; text, label are need"),
-        (parquet(PARQUET_GOOD)[:-40], " is no parquet file, or a broken one .* is it cut short"),
-        (b"text,label\na,1\n", " is no parquet file"),
-        (b"", " is no parquet file"),
+        (parquet([{"text": "a"}]), ": column 'label' is missing among text; expected text, label"),
+        (parquet(PARQUET_GOOD)[:-40], " is not a valid parquet file .* if it is truncated"),
+        (b"text,label\na,1\n", " is not a valid parquet file"),
+        (b"", " is not a valid parquet file"),
     ],
 )
-def test_what_is_wrong_is_named_with_row_and_column(
-    tmp_path: Path, data: bytes, message: str
-) -> None:
-    with pytest.raises(InputError, match=r"train\.parquet" + message) as caught:
-        parquet_read(tmp_path, data)
-    assert "\n" not in str(caught.value)
+def test_broken_parquet(tmp_path: Path, data: bytes, message: str) -> None:
+    with refusal(r"train\.parquet" + message):
+        read_file(tmp_path, data)
 
 
-def test_a_broken_letter_far_down_is_named_with_its_row(
+def test_a_broken_character_in_a_later_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jpt.data.rows, "BATCH_ROWS", 1)
-    with pytest.raises(InputError, match=r"train\.parquet, row 2: field 'text' is not UTF-8"):
-        parquet_read(tmp_path, one_row(NOT_UTF8))
+    with refusal(r"train\.parquet, row 2: field 'text' is not UTF-8"):
+        read_file(tmp_path, one_row(NOT_UTF8))
 
 
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["a"])] * 2 + [pa.array([1])], ["text", "text", "label"])
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
-    with pytest.raises(InputError, match=r"train\.parquet: 2 columns are called 'text'"):
+    with refusal(r"train\.parquet: 2 columns are named 'text'"):
         read_rows(dataclasses.replace(SENTIMENT, folder=tmp_path), "train")
 
 
 def test_a_page_damaged_in_the_middle(tmp_path: Path) -> None:
     data = bytearray(one_row(pa.array([f"text {number}" * 9 for number in range(3000)])))
     data[2000:2600] = bytes(600)
-    with pytest.raises(InputError, match=r"train\.parquet"):
-        parquet_read(tmp_path, bytes(data))
+    with refusal(r"train\.parquet"):
+        read_file(tmp_path, bytes(data))
 
 
-def test_a_folder_of_that_name(tmp_path: Path) -> None:
-    (tmp_path / "train.parquet").mkdir()
-    with pytest.raises(InputError, match=r"cannot read .*train\.parquet: it is a folder"):
-        read_rows(dataclasses.replace(SENTIMENT, folder=tmp_path), "train")
+# --- Checks of rows
 
 
-# --- rows
+def task_of(*labels: str) -> Task:
+    words = {"default": dict.fromkeys(labels, "word")}
+    return dataclasses.replace(SENTIMENT, labels=labels, label_words=words, hub=None)
 
 
-def own_task(*labels: str) -> Task:
-    words = {label: "word" for label in labels}
-    return Task("own", "own", ("text",), labels, {"encoder": ("{text}",)}, {"default": words})
-
-
-NUMBERS, TRUTHS, RATINGS = own_task("0", "1"), own_task("false", "true"), own_task("0.5", "1.0")
-ANSWERS = own_task("None", "Some")
+NUMBERS, TRUTHS, RATINGS = task_of("0", "1"), task_of("false", "true"), task_of("0.5", "1.0")
+ANSWERS = task_of("None", "Some")
 
 
 @pytest.mark.parametrize(
@@ -552,33 +491,47 @@ def test_absurd_numbers_are_no_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "message"),
+    ("changes", "message"),
     [
-        ([], "field 'answers' has no answer; give at least one"),
-        ({"text": [], "answer_start": []}, "field 'answers' has no answer"),
-        ({"answer_start": [1]}, "field 'answers' has answer_start but no 'text'"),
-        ({}, "field 'answers' has nothing but no 'text'"),
-        ("", "field 'answers' is empty"),
-        (["a", "  "], "answer 2 of field 'answers' is empty"),
-        (["a", None], "answer 2 of field 'answers' is null; it must be text"),
-        ([["a"]], "answer 1 of field 'answers' is of type list; it must be text"),
-        (["a", "\ud83d"], "answer 2 of field 'answers' has half a character"),
-        (7, "field 'answers' is of type int; it must be a text or a list of texts"),
-        (None, "field 'answers' is null"),
+        ({"text": ""}, "field 'text' is empty"),
+        ({"text": " \t"}, "field 'text' is empty"),
+        ({"text": 3}, "field 'text' is of type int; expected text"),
+        ({"text": float("nan")}, "field 'text' is of type float; expected text"),
+        ({"text": None}, "field 'text' is null; expected text"),
+        ({"text": "a\ud83d b"}, "field 'text' has half of a surrogate pair .* at character 2"),
+        ({"label": "great"}, r"label 'great' is not a label .* \(negative, positive\)"),
+        ({"label": -1}, "label -1 is not a label of task sst2"),
+        ({"label": None}, "label None is not a label"),
+        ({"label": ["positive"]}, "label .* is not a label"),
+        ({"label": np.array([[1, 2], [3, 4]])}, r"label array\(\[\[1, 2\], \[3, 4\]\]\) is"),
+        ({"label": 10**5000}, "label of type int is not a label"),
+        ({"label": "1" * 5000}, "label '1111.* is not a label"),
+        ({"answers": []}, "field 'answers' has no answer; give at least one"),
+        ({"answers": {"text": [], "answer_start": []}}, "field 'answers' has no answer"),
+        ({"answers": {"answer_start": [1]}}, "field 'answers' has answer_start but no 'text'"),
+        ({"answers": {}}, "field 'answers' has nothing but no 'text'"),
+        ({"answers": ""}, "field 'answers' is empty"),
+        ({"answers": ["a", "  "]}, "answer 2 of field 'answers' is empty"),
+        ({"answers": ["a", None]}, "answer 2 of field 'answers' is null; expected text"),
+        ({"answers": [["a"]]}, "answer 1 of field 'answers' is of type list; expected text"),
+        ({"answers": ["a", "\ud83d"]}, "answer 2 of field 'answers' has half of a surrogate pair"),
+        ({"answers": 7}, "field 'answers' is of type int; expected a text or a list of texts"),
+        ({"answers": None}, "field 'answers' is null"),
     ],
 )
-def test_wrong_answers_are_named(answers: object, message: str) -> None:
-    with pytest.raises(InputError, match=r"^a\.jsonl:7: " + message):
-        check_row({"question": "q", "answers": answers}, GENERATIVE, "a.jsonl:7")
+def test_invalid_values(changes: dict, message: str) -> None:
+    task, row = SENTIMENT, {**GOOD, **changes}
+    if "answers" in changes:
+        task, row = GENERATIVE, {"question": "q", **changes}
+    with refusal(r"^a\.jsonl:7: " + message):
+        check_row(row, task, "a.jsonl:7")
 
 
 def test_answers_under_another_name_and_answers_twice() -> None:
-    from dataclasses import replace
-
-    task = replace(GENERATIVE, answer_field="summary")
+    task = dataclasses.replace(GENERATIVE, answer_field="summary")
     row = check_row({"question": "q", "summary": ["a", "a"], "answers": "no"}, task, "row 1")
     assert row == {"question": "q", "answers": ("a", "a")}
-    with pytest.raises(InputError, match="field 'summary' is missing; the row has question"):
+    with refusal("field 'summary' is missing; the row has question"):
         check_row({"question": "q"}, task, "row 1")
 
 
@@ -640,9 +593,7 @@ def test_the_checksum_is_quick() -> None:
     assert time.perf_counter() - begin < 1.0  # 0.08 s on an idle core
 
 
-# --- sources
-
-SOURCES_GOOD = {"text": "fine", "label": "positive"}
+# --- Sources
 
 
 def sst2_in(folder: Path, *rows: object, split: str = "train") -> Task:
@@ -671,8 +622,8 @@ def test_real_folders_are_read_whole(name: str, reference_folder: Path) -> None:
 
 
 def test_more_fields_than_the_task_asks_for_are_left_out(tmp_path: Path) -> None:
-    task = sst2_in(tmp_path, {**SOURCES_GOOD, "id": 7})
-    assert read_rows(task, "train") == [SOURCES_GOOD]
+    task = sst2_in(tmp_path, {**GOOD, "id": 7})
+    assert read_rows(task, "train") == [GOOD]
 
 
 def test_class_numbers_of_the_hub_are_labels_too(tmp_path: Path) -> None:
@@ -693,114 +644,78 @@ def test_files_and_label_may_have_other_names(tmp_path: Path) -> None:
     [
         ({"label": "positive"}, "field 'text' is missing; the row has label"),
         ({"text": "a"}, "field 'label' is missing; the row has text"),
-        ({**SOURCES_GOOD, "text": ""}, "field 'text' is empty"),
-        ({**SOURCES_GOOD, "text": " \t"}, "field 'text' is empty"),
-        ({**SOURCES_GOOD, "text": 3}, "field 'text' is of type int; it must be text"),
-        ({**SOURCES_GOOD, "text": None}, "field 'text' is null; it must be text"),
-        ({**SOURCES_GOOD, "text": "a\ud83d b"}, "field 'text' has half a character .* at letter 2"),
-        ({**SOURCES_GOOD, "label": "great"}, r"label 'great' is none .* \(negative, positive\)"),
-        ({**SOURCES_GOOD, "label": -1}, "label -1 is none of the labels of task sst2"),
-        ({**SOURCES_GOOD, "label": None}, "label None is none"),
-        ({**SOURCES_GOOD, "label": ["positive"]}, "label .* is none"),
+        ({**GOOD, "label": "great"}, "label 'great' is not a label"),
     ],
 )
-def test_wrong_rows_are_named_with_their_line(tmp_path: Path, row: dict, message: str) -> None:
-    task = sst2_in(tmp_path, SOURCES_GOOD, row)
-    with pytest.raises(InputError, match=r"train\.jsonl:2: " + message) as caught:
-        read_rows(task, "train")
-    assert "\n" not in str(caught.value)
+def test_errors_name_file_and_line(tmp_path: Path, row: dict, message: str) -> None:
+    with refusal(r"train\.jsonl:2: " + message):
+        read_rows(sst2_in(tmp_path, GOOD, row), "train")
 
 
-def test_an_empty_split(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"train\.jsonl has no rows"):
-        read_rows(sst2_in(tmp_path), "train")
-
-
-def test_a_missing_split_says_what_is_there(tmp_path: Path) -> None:
-    task = sst2_in(tmp_path, SOURCES_GOOD)
-    with pytest.raises(InputError, match=r"no test rows: .*test\.jsonl is missing.* train\.jsonl"):
-        read_rows(task, "test")
-
-
-def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no \.jsonl, \.csv, .* or \.json files"):
+def test_missing_sources(tmp_path: Path) -> None:
+    with refusal(r"has no \.jsonl, \.csv, .* or \.json files"):
         read_rows(load_task("sst2", data=tmp_path), "test")
-
-
-def test_a_file_of_another_kind(tmp_path: Path) -> None:
-    task = dataclasses.replace(load_task("sst2", data=tmp_path), files={"test": "rows.xml"})
-    with pytest.raises(InputError, match=r"rows\.xml is no file of a kind that is read"):
+    with refusal(r"train\.jsonl has no rows"):
+        read_rows(sst2_in(tmp_path), "train")
+    task = sst2_in(tmp_path, GOOD)
+    with refusal(r"no test rows: .*test\.jsonl is missing.* train\.jsonl"):
         read_rows(task, "test")
-
-
-def test_an_unknown_split(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown split 'dev'"):
-        read_rows(sst2_in(tmp_path, SOURCES_GOOD), "dev")
-
-
-def test_a_task_without_any_source() -> None:
-    with pytest.raises(InputError, match="neither a folder nor a hub id"):
+    with refusal(r"rows\.xml: unsupported file format; use \.jsonl"):
+        read_rows(dataclasses.replace(task, files={"test": "rows.xml"}), "test")
+    with refusal(r"no train rows: .*rows\.csv is missing; .* \[files\]"):
+        read_rows(dataclasses.replace(task, files={"train": "rows.csv"}), "train")
+    with refusal("unknown split 'dev'"):
+        read_rows(task, "dev")
+    with refusal("neither a folder nor a hub id"):
         read_rows(dataclasses.replace(CATALOG["sst2"], hub=None), "test")
 
 
 @pytest.mark.parametrize("suffix", READERS)
 def test_a_split_is_found_in_every_format(tmp_path: Path, suffix: str) -> None:
-    (tmp_path / f"test{suffix}").write_bytes(WRITERS[suffix]([SOURCES_GOOD]))
+    (tmp_path / f"test{suffix}").write_bytes(WRITERS[suffix]([GOOD]))
     task = load_task("sst2", data=tmp_path)
-    assert read_rows(task, "test") == [SOURCES_GOOD]
+    assert read_rows(task, "test") == [GOOD]
     assert has_split(task, "test") and not has_split(task, "validation")
 
 
 def test_two_files_of_one_split(tmp_path: Path) -> None:
-    task = sst2_in(tmp_path, SOURCES_GOOD)
+    task = sst2_in(tmp_path, GOOD)
     (tmp_path / "train.csv").write_text("text,label\na,negative\n")
     message = r"more than one file of train rows: .*train\.jsonl and .*train\.csv; remove all but"
-    with pytest.raises(InputError, match=message):
+    with refusal(message):
         read_rows(task, "train")
     named = dataclasses.replace(task, files={"train": "train.csv"})
     assert read_rows(named, "train") == [{"text": "a", "label": "negative"}]
     assert has_split(task, "train")
 
 
-def test_a_missing_file_that_was_named(tmp_path: Path) -> None:
-    task = dataclasses.replace(sst2_in(tmp_path, SOURCES_GOOD), files={"train": "rows.csv"})
-    with pytest.raises(InputError, match=r"no train rows: .*rows\.csv is missing; .* \[files\]"):
-        read_rows(task, "train")
+ANSWER_FIELDS = {"squad": "answers", "nq_open": "answers", "multi_news": "summary"}
 
 
-WRITTEN_TASKS = {"squad": "answers", "nq_open": "answers", "multi_news": "summary"}
-
-
-@pytest.mark.parametrize("name", WRITTEN_TASKS)
+@pytest.mark.parametrize("name", ANSWER_FIELDS)
 def test_real_folders_with_answers_are_read_whole(name: str, reference_folder: Path) -> None:
     folder = reference_folder / "data" / name
     lines = (folder / "test.jsonl").read_text(encoding="utf-8").split("\n")
     raw = [json.loads(line) for line in lines if line]
     field = next(name for name in raw[0] if name not in ("answers", "summary"))
-    task = Task(
-        name="written",
-        type="writing",
+    task = dataclasses.replace(
+        GENERATIVE,
         fields=(field,),
-        labels=(),
         templates={"encoder_decoder": (f"{{{field}}}",)},
-        metric="exact_match",
-        answer_field=WRITTEN_TASKS[name],
-        answer_tokens=20,
+        answer_field=ANSWER_FIELDS[name],
         folder=folder,
     )
     rows = read_rows(task, "test")
     assert [row[field] for row in rows] == [row[field] for row in raw]
-    wanted = [row[WRITTEN_TASKS[name]] for row in raw]
+    wanted = [row[ANSWER_FIELDS[name]] for row in raw]
     wanted = [tuple(one) if isinstance(one, list) else (one,) for one in wanted]
     assert [row["answers"] for row in rows] == wanted
 
 
-# --- tabular
+# --- CSV and TSV
 
 
-def tabular_read(
-    tmp_path: Path, data: bytes, name: str = "train.csv", task=SENTIMENT
-) -> list[dict]:
+def read_table(tmp_path: Path, data: bytes, name: str = "train.csv", task=SENTIMENT) -> list[dict]:
     (tmp_path / name).write_bytes(data)
     return read_rows(dataclasses.replace(task, folder=tmp_path, files={"train": name}), "train")
 
@@ -815,25 +730,25 @@ def test_rows_have_the_line_where_they_begin(tmp_path: Path) -> None:
 
 def test_other_columns_and_their_order_do_no_harm(tmp_path: Path) -> None:
     data = b',label,id,text,,\n0,positive,7,"a, b",,\n'
-    assert tabular_read(tmp_path, data) == [{"text": "a, b", "label": "positive"}]
+    assert read_table(tmp_path, data) == [{"text": "a, b", "label": "positive"}]
 
 
 def test_a_document_longer_than_the_usual_limit(tmp_path: Path) -> None:
     limit = csv.field_size_limit()
     document = "word, " * 60_000
-    rows = tabular_read(tmp_path, f'text,label\n"{document}",1\n'.encode())
+    rows = read_table(tmp_path, f'text,label\n"{document}",1\n'.encode())
     assert rows == [{"text": document, "label": "positive"}]
     assert csv.field_size_limit() == limit
 
 
 def test_an_ending_in_capitals(tmp_path: Path) -> None:
-    assert len(tabular_read(tmp_path, b"text\tlabel\na, b\t1\n", name="Rows.TSV")) == 1
+    assert len(read_table(tmp_path, b"text\tlabel\na, b\t1\n", name="Rows.TSV")) == 1
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", r"train\.csv is empty; its first line must name the columns text, label"),
+        (b"", r"train\.csv is empty; expected a header with text, label"),
         (b"\n \n\n", r"train\.csv is empty"),
         (b"text,label\n", r"train\.csv has no rows"),
         (b"text,label\n\n \n", r"train\.csv has no rows"),
@@ -841,43 +756,40 @@ def test_an_ending_in_capitals(tmp_path: Path) -> None:
         (b"\nText,label\na,1\n", r":2: column 'text' is missing .* did you mean 'Text'\?"),
         (
             b"sentence,gold\na,1\n",
-            r":1: column 'text' is missing among sentence, gold; text, label",
+            r":1: column 'text' is missing among sentence, gold; exp",
         ),
         (b"text,lable\na,1\n", r":1: column 'label' is missing .* did you mean 'lable'\?"),
         (b"text, label\na, 1\n", r":1: column 'label' is missing .* did you mean ' label'\?"),
         (b"I liked it.,1\nb,0\n", r":1: column 'text' is missing among I liked it\., 1; "),
         (b'"two\nlines",1\nb,0\n', r":1: column 'text' is missing among 'two\\nlines', 1;"),
-        (b"text;label\na;1\n", r":1: the header names one column only, 'text;label'.* by commas"),
-        (b"text,label,text\na,1,b\n", r":1: 2 columns are called 'text'; rename or remove"),
-        (b"text,label\na,1\nb\n", r":3: 1 cells for 2 columns; is a delimiter missing\?"),
-        (b'text,label\n"a\n\n",1\nb, c,0\n', r":5: 3 cells for 2 columns; put cells with commas"),
+        (b"text;label\na;1\n", r":1: expected text, label in .* by commas, got one column 'text;"),
+        (b"text,label,text\na,1,b\n", r":1: 2 columns are named 'text'; rename or remove"),
+        (b"text,label\na,1\nb\n", r":3: expected 2 cells, got 1; is a delimiter missing\?"),
+        (b'text,label\n"a\n\n",1\nb, c,0\n', r":5: expected 2 cells, got 3; put cells with commas"),
         (b"text,label\na,1\ncaf\xe9,0\n", r":3: not UTF-8 .*save the file as UTF-8"),
         (b"\xef\xbb\xbftext,label\na,1\n\xe9,0\n", r":3: not UTF-8"),
         ("text,label\na,1\n".encode("utf-16"), r":1: not UTF-8"),
-        ("text,label\na,1\n".encode("utf-16-le"), r":1: a NUL byte .*is it UTF-16\?"),
-        (b"text,label\na,1\nb\0,0\n", r":3: a NUL byte stands there"),
-        (b'text,label\na,1\n"b,0\nc,1\n', r":3: a quote that opens here is never closed; double"),
+        ("text,label\na,1\n".encode("utf-16-le"), r":1: NUL byte .*if the file is UTF-16"),
+        (b"text,label\na,1\nb\0,0\n", r":3: NUL byte in the text"),
+        (b'text,label\na,1\n"b,0\nc,1\n', r":3: unclosed quote; double"),
         (b'text,label\na,1\n"b" or c,0\n', r":3: broken quotes, ',' expected after '\"'; double"),
         (b"text,label\na,1\n ,0\n", r":3: field 'text' is empty"),
-        (b"text,label\na,1\nb,2\n", r":3: label '2' is none of the labels of task sst2"),
-        (b"text,label\na,\n", r":2: label '' is none of the labels"),
-        (b"text,label\na,Positive\n", r":2: label 'Positive' is none .* did you mean 'positive'\?"),
+        (b"text,label\na,1\nb,2\n", r":3: label '2' is not a label of task sst2"),
+        (b"text,label\na,\n", r":2: label '' is not a label"),
+        (b"text,label\na,Positive\n", r":2: label 'Positive' is not .* did you mean 'positive'\?"),
     ],
 )
-def test_what_is_wrong_is_named_with_line_and_column(
-    tmp_path: Path, data: bytes, message: str
-) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        tabular_read(tmp_path, data)
+def test_broken_tables(tmp_path: Path, data: bytes, message: str) -> None:
+    with refusal(message) as caught:
+        read_table(tmp_path, data)
     assert str(tmp_path / "train.csv") in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_tabs_are_named_where_they_part_the_cells(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"train\.tsv:1: the header .* parted by tabs"):
-        tabular_read(tmp_path, b"text,label\na,1\n", name="train.tsv")
-    with pytest.raises(InputError, match=r"train\.tsv:2: 3 cells .* put cells with tabs"):
-        tabular_read(tmp_path, b"text\tlabel\na\t\t1\n", name="train.tsv")
+    with refusal(r"train\.tsv:1: .* separated by tabs"):
+        read_table(tmp_path, b"text,label\na,1\n", name="train.tsv")
+    with refusal(r"train\.tsv:2: .* got 3; put cells with tabs"):
+        read_table(tmp_path, b"text\tlabel\na\t\t1\n", name="train.tsv")
 
 
 @pytest.mark.parametrize(
@@ -892,7 +804,7 @@ def test_tabs_are_named_where_they_part_the_cells(tmp_path: Path) -> None:
     ],
 )
 def test_a_cell_holds_one_answer_or_a_list(tmp_path: Path, cell: str, answers: tuple) -> None:
-    rows = tabular_read(tmp_path, f"question,answers\nWhere?,{cell}\n".encode(), task=GENERATIVE)
+    rows = read_table(tmp_path, f"question,answers\nWhere?,{cell}\n".encode(), task=GENERATIVE)
     assert rows == [{"question": "Where?", "answers": answers}]
 
 
@@ -902,12 +814,11 @@ def test_a_cell_holds_one_answer_or_a_list(tmp_path: Path, cell: str, answers: t
         ("", "field 'answers' is empty"),
         ("[]", "field 'answers' has no answer; give at least one"),
         ('"[""a"", """"]"', "answer 2 of field 'answers' is empty"),
-        ('"[""a"", 3]"', "answer 2 of field 'answers' is of type int; it must be text"),
-        ("\"['a', 'b']\"", r"field 'answers' looks like a list but is no JSON, .* double quotes"),
-        ('"[""a"", ""b]"', "field 'answers' looks like a list but is no JSON"),
+        ('"[""a"", 3]"', "answer 2 of field 'answers' is of type int; expected text"),
+        ("\"['a', 'b']\"", r"field 'answers' looks like a list but is not JSON, .* double quotes"),
+        ('"[""a"", ""b]"', "field 'answers' looks like a list but is not JSON"),
     ],
 )
 def test_a_wrong_cell_of_answers(tmp_path: Path, cell: str, message: str) -> None:
-    with pytest.raises(InputError, match=r"train\.csv:2: " + message) as caught:
-        tabular_read(tmp_path, f"question,answers\nWhere?,{cell}\n".encode(), task=GENERATIVE)
-    assert "\n" not in str(caught.value)
+    with refusal(r"train\.csv:2: " + message):
+        read_table(tmp_path, f"question,answers\nWhere?,{cell}\n".encode(), task=GENERATIVE)

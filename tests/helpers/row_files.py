@@ -1,22 +1,22 @@
-"""Rows written to files of each kind by hand, and the tasks that the tests read them for."""
+"""Rows written to files of each format, and tasks that read them."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+import pytest
 
+from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import Task
 
-SENTIMENT = CATALOG["sst2"]
-
-PAIR = CATALOG["mnli"]
-
+SENTIMENT, PAIR = CATALOG["sst2"], CATALOG["mnli"]
 GENERATIVE = Task(
     name="trivia",
     type="question_answering",
@@ -31,6 +31,14 @@ GENERATIVE = Task(
 Rows = Sequence[dict[str, Any]]
 
 
+@contextmanager
+def refusal(message: str) -> Iterator[pytest.ExceptionInfo[InputError]]:
+    """Expect an InputError of one line."""
+    with pytest.raises(InputError, match=message) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
+
+
 def json_lines(rows: Rows) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
@@ -40,7 +48,7 @@ def json_list(rows: Rows) -> bytes:
 
 
 def delimited(rows: Rows, delimiter: str = ",", line_end: str = "\n") -> bytes:
-    """Not by the csv module, which reads them; a cell that needs no quotes gets none."""
+    """Not with the csv module, which reads them; cells are quoted only where needed."""
 
     def cell(value: Any) -> str:
         text = json.dumps(value) if isinstance(value, list) else str(value)
