@@ -195,46 +195,12 @@ def write_run(folder: Path, name: str, finished: bool = True) -> None:
         write_json(folder / "result.json", {**result, "validation": validation})
 
 
-class PageReader(HTMLParser):
-    """The tables of a page by caption, and all tags with their attributes."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tables: dict[str, list[list[str]]] = {}
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self._caption = self._cell = None
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "caption":
-            self._caption = ""
-        elif tag == "tr":
-            self._rows.append([])
-        elif tag in ("td", "th"):
-            self._cell = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._cell is not None:
-            self._cell += data
-        elif self._caption is not None:
-            self._caption += data
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "caption":
-            self._rows = self.tables.setdefault(self._caption or "", [])
-            self._caption = None
-        elif tag in ("td", "th"):
-            self._rows[-1].append(self._cell or "")
-            self._cell = None
-
-
 VOID = {"meta", "br", "hr", "img", "input", "link", "area", "base", "col", "source", "wbr"}
 LOADING = {"link", "iframe", "img", "object", "embed", "audio", "video", "source", "base", "form"}
 
 
 class Outline(HTMLParser):
-    """The tags, ids, links and texts of a page, and its nesting faults."""
+    """The tags, ids, links, texts and tables (by caption) of a page, and its nesting faults."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -243,8 +209,10 @@ class Outline(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {"script": [], "style": [], "figcaption": []}
+        self.script = ""
         self.figures: list[list[str]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self._caption = ""
         self.feed(page)
         self.close()
         self.faults += [f"<{tag}> is never closed" for tag in self.open]
@@ -265,6 +233,12 @@ class Outline(HTMLParser):
             self.figures.append([])
         elif "figure" in self.open:
             self.figures[-1].append(tag)
+        if tag == "caption":
+            self._caption = ""
+        elif tag == "tr":
+            self.tables.setdefault(self._caption, []).append([])
+        elif tag in ("td", "th"):
+            self.tables[self._caption][-1].append("")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -281,9 +255,12 @@ class Outline(HTMLParser):
                 pass
 
     def handle_data(self, data: str) -> None:
-        for tag, texts in self.texts.items():
-            if tag in self.open:
-                texts.append(data)
+        if "script" in self.open:
+            self.script += data
+        elif "caption" in self.open:
+            self._caption += data
+        elif {"td", "th"} & set(self.open):
+            self.tables[self._caption][-1][-1] += data
 
 
 def assert_page_is_sound(page: str, folder: Path) -> Outline:
@@ -304,8 +281,7 @@ def assert_page_is_sound(page: str, folder: Path) -> Outline:
 
 def assert_single_script(page: str, outline: Outline) -> None:
     """Assert that the content security policy allows only the script of the page."""
-    script = "".join(outline.texts["script"])
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(outline.script.encode()).digest()).decode()
     (policy,) = [a["content"] for _, a in outline.tags if a.get("http-equiv")]
     assert policy is not None and policy.startswith("default-src 'none'")
     assert re.findall(r"script-src ([^;]+)", policy) == [f"'sha256-{digest}'"]

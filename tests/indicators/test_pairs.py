@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from jpt.report.report import notes, write_report
 from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.helpers.study import ORDERED, SCORES, TASKS, PageReader, write_study
+from tests.helpers.study import ORDERED, SCORES, TASKS, Outline, write_study
 from tests.helpers.study import write_transfer_record as write_facts
 
 # --- seed means
@@ -140,10 +141,10 @@ def test_the_page_has_one_prompt_a_name_and_every_run(folder: Path) -> None:
     layout = order_study(study)
     assert set(layout.sources) == set(layout.prompts) == set(SEED_MEANS_TASKS)
     assert set(study.prompts) == set(RUNS)
-    assert layout.own == {name: name for name in SEED_MEANS_TASKS}
+    assert layout.in_task == {name: name for name in SEED_MEANS_TASKS}
     page = write_report(folder).read_text(encoding="utf-8")
-    assert "have no column" not in page and "not in indicators.csv" not in page
-    head, *rows = PageReader(page).tables["Mean similarity of pairs of prompts, by type of task"]
+    assert not re.search(r"missing in (indicators|transfer).csv", page)
+    head, *rows = Outline(page).tables["Mean similarity of prompt pairs by task type"]
     assert head[1] == "other seed" and rows[0][1] not in ("", "–")
 
 
@@ -182,11 +183,7 @@ COLUMN = np.triu(VALUES) + np.triu(VALUES, 1).T
 FOUND = Indicators(NAMES, {"cosine_concat": COLUMN}, CARDS)
 TARGETS = ("imdb", "mnli", "sst2")
 TASK_TYPES_SCORES = np.array(
-    [
-        [0.8, 0.9, 0.4, 0.5, 0.3, 0.7],
-        [0.3, 0.9, 0.6, 0.4, 0.6, 0.3],
-        [0.7, 0.9, 0.5, 0.3, 0.5, 0.9],
-    ]
+    [[0.8, 0.9, 0.4, 0.5, 0.3, 0.7], [0.3, 0.9, 0.6, 0.4, 0.6, 0.3], [0.7, 0.9, 0.5, 0.3, 0.5, 0.9]]
 )
 MATRIX = TransferMatrix(TARGETS, NAMES, TASK_TYPES_SCORES, ("accuracy",) * 3)
 
@@ -300,16 +297,16 @@ def baselines_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tables(baselines_folder: Path) -> dict[str, list[list[str]]]:
-    return PageReader(write_report(baselines_folder).read_text(encoding="utf-8")).tables
+    return Outline(write_report(baselines_folder).read_text(encoding="utf-8")).tables
 
 
 def test_it_is_told_as_what_it_is(baselines_folder: Path, tables: dict) -> None:
     head, *rows = tables["Score of each prompt on each task"]
-    wanted = ["random", "no prompt", "own prompt", "majority"]
+    wanted = ["random", "no prompt", "in-task prompt", "majority"]
     assert head == ["target", "type", "metric", *ORDERED, *wanted]
     column = {row[0]: row[head.index("no prompt")] for row in rows}
     assert column == {task: f"{value:.4f}" for task, value in zip(TASKS, NONE, strict=True)}
-    head, *rows = tables["Score of each prompt over the score of the task's own prompt"]
+    head, *rows = tables["Score of each prompt relative to the in-task prompt"]
     assert head[-2:] == ["random", "no prompt"]
     imdb = next(row for row in rows if row[0] == "imdb")
     assert imdb[-1] == f"{0.48 / 0.9:.4f}"

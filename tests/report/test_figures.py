@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection, QuadMesh
@@ -79,10 +80,9 @@ def test_types_differ_in_color_and_shape() -> None:
     types = ["sentiment", "nli", "ethics", "paraphrase", "qa", "summarization", "other", "none"]
     names = [f"task {i}" for i in range(8)]
     figure = prompt_map(points, names, types, ("none",), " (x)")
-    groups = figure.axes[0].collections
     looks = [
         (tuple(group.get_facecolor()[0]), group.get_paths()[0].vertices.tobytes())
-        for group in groups
+        for group in figure.axes[0].collections
     ]
     assert len(set(looks[:6])) == len({look[0] for look in looks[:6]}) == 6
     assert looks[6] == looks[7] and looks[7][0] not in {look[0] for look in looks[:6]}
@@ -131,6 +131,10 @@ def _map(values: np.ndarray, names: list[str] | None = None, **options: object) 
     return HeatMap(names, columns, ["nli"] * len(names), kinds, values, texts, "scale", **options)
 
 
+def _plot(values: object, names: list[str] | None = None, **options: object) -> Figure:
+    return heat_map(_map(np.array(values), names, **options), percent=True)
+
+
 def _svg(figure: Figure, name: str = "a") -> str:
     return to_svg(figure, name, "x")
 
@@ -144,17 +148,16 @@ def _collections(figure: Figure, kind: type) -> list:
 
 
 def test_svg_is_well_formed_and_loads_nothing() -> None:
-    svg = to_svg(heat_map(_map(np.eye(3)), True), "a", 'a "map" & more')
+    svg = to_svg(_plot(np.eye(3)), "a", 'a "map" & more')
     root = ElementTree.fromstring(svg)
     assert root.attrib["aria-label"] == 'a "map" & more'
     assert "http" not in svg and "<script" not in svg and "<metadata" not in svg
-    assert float(root.attrib["viewBox"].split()[2]) == pytest.approx(
-        float(root.attrib["width"]), abs=1
-    )
+    width = float(root.attrib["viewBox"].split()[2])
+    assert width == pytest.approx(float(root.attrib["width"]), abs=1)
 
 
 def test_svg_is_deterministic_and_ids_differ_between_figures() -> None:
-    plots = [to_svg(heat_map(_map(np.eye(3)), True), name, "x") for name in ("a", "a", "b")]
+    plots = [to_svg(_plot(np.eye(3)), name, "x") for name in ("a", "a", "b")]
     assert plots[0] == plots[1]
     ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in plots[1:]]
     assert ids[0] and not ids[0] & ids[1]
@@ -163,7 +166,7 @@ def test_svg_is_deterministic_and_ids_differ_between_figures() -> None:
 
 
 def test_text_uses_colors_of_the_page_and_readable_sizes() -> None:
-    svg = _svg(heat_map(_map(np.eye(3)), True))
+    svg = _svg(_plot(np.eye(3)))
     assert "DejaVu" not in svg and "var(--font)" in svg
     assert f"var(--ink, {INK})" in svg and "var(--card" in svg
     sizes = [float(size) for size in re.findall(r"font(?:-size)?: [\w ]*?([\d.]+)px", svg)]
@@ -172,22 +175,19 @@ def test_text_uses_colors_of_the_page_and_readable_sizes() -> None:
 
 def test_cells_show_numbers_and_missing_ones_are_gray() -> None:
     values = np.array([[0.5, np.nan], [1.0, 0.25]])
-    figure = heat_map(_map(values), percent=True)
+    figure = _plot(values)
     assert {"0.5", "1.0", "0.2", "t0", "p1", "nli", "qa", "25%", "100%"} <= set(_texts(figure))
     cells = np.ma.getmaskarray(_collections(figure, QuadMesh)[0].get_array()).reshape(values.shape)
     np.testing.assert_array_equal(cells, np.isnan(values))
 
 
-def test_many_columns_have_no_numbers() -> None:
-    figure = heat_map(_map(np.random.default_rng(0).random((40, 100))), percent=True)
+def test_many_columns_have_no_numbers_and_twenty_fit_a_screen() -> None:
+    figure = _plot(np.random.default_rng(0).random((40, 100)))
     texts = figure.axes[0].texts
     assert {"t39", "p99"} <= set(_texts(figure)) and len(texts) < 200
     assert min(text.get_fontsize() for text in texts) >= 9
-
-
-def test_twenty_columns_fit_the_width_of_a_screen() -> None:
     names = ["a long name of a task"] * 20
-    figure = heat_map(_map(np.full((20, 20), 0.123), names), percent=True)
+    figure = _plot(np.full((20, 20), 0.123), names)
     assert _texts(figure).count("0.1") == 400
     assert figure.get_size_inches()[0] * 72 < 1090
 
@@ -198,25 +198,22 @@ def test_single_cell(value: float) -> None:
 
 
 def test_side_columns() -> None:
-    sides = {
-        "side_label": ["untrained", "in_task"],
-        "side_texts": [["33"], ["88"]],
-        "side_values": np.array([[0.4], [np.nan]]),
-    }
-    figure = heat_map(_map(np.array([[0.5, 0.6]]), **sides), percent=True)
+    sides = {"side_label": ["untrained", "in_task"], "side_texts": [["33"], ["88"]]}
+    sides["side_values"] = np.array([[0.4], [np.nan]])
+    figure = _plot(np.array([[0.5, 0.6]]), **sides)
     assert {"untrained", "in_task", "33", "88"} <= set(_texts(figure))
     assert len(_collections(figure, QuadMesh)) == 2  # cells, the colored side column
 
 
 def test_large_heat_maps_are_rasterized() -> None:
     few, many = (np.random.default_rng(0).random((n, n)) for n in (3, 70))
-    assert "<image" not in _svg(heat_map(_map(few), True))
-    svg = _svg(heat_map(_map(many), True))
+    assert "<image" not in _svg(_plot(few))
+    svg = _svg(_plot(many))
     assert "<image" in svg and len(svg) < 200_000
 
 
 def test_color_scale_covers_the_range() -> None:
-    figure = heat_map(_map(np.array([[0.5, 1.0], [0.7, 0.2]])), percent=True)
+    figure = _plot(np.array([[0.5, 1.0], [0.7, 0.2]]))
     (ramp,) = _collections(figure, PolyCollection)
     colors = COLOR_MAP(ramp.norm(ramp.get_array()))
     np.testing.assert_array_equal(colors[[0, -1]], COLOR_MAP([0.0, 1.0]))
@@ -226,8 +223,8 @@ def test_color_scale_covers_the_range() -> None:
 
 
 def test_in_task_cell_is_framed() -> None:
-    framed = heat_map(_map(np.eye(2), outlined=frozenset({(0, 0)})), True).axes[0].patches
-    assert len(framed) == len(heat_map(_map(np.eye(2)), True).axes[0].patches) + 1
+    framed = _plot(np.eye(2), outlined=frozenset({(0, 0)})).axes[0].patches
+    assert len(framed) == len(_plot(np.eye(2)).axes[0].patches) + 1
 
 
 def test_text_has_contrast_on_every_color() -> None:
@@ -235,13 +232,8 @@ def test_text_has_contrast_on_every_color() -> None:
         assert contrast(readable_on(color), color) >= 4.5
 
 
-def test_color_map_is_monotonic() -> None:
-    gray = COLOR_MAP(np.linspace(0, 1, 64))[:, :3] @ [0.2126, 0.7152, 0.0722]
-    assert (np.diff(gray) < 1e-3).all() and gray[0] - gray[-1] > 0.6
-
-
 def test_names_are_not_parsed_as_markup_or_math() -> None:
-    svg = _svg(heat_map(_map(np.eye(1), ["<b>$x_1$</b> & 語"]), True))
+    svg = _svg(_plot(np.eye(1), ["<b>$x_1$</b> & 語"]))
     assert "&lt;b&gt;$x_1$&lt;/b&gt; &amp; 語" in svg
     ElementTree.fromstring(svg)
 
@@ -264,14 +256,11 @@ def _curve(**changes: np.ndarray) -> LossCurve:
     return LossCurve(**{**parts, "score": np.array([0.5, 0.8, 0.7]), **changes})
 
 
-def test_learning_curve_marks_the_best_step() -> None:
+def test_learning_curve() -> None:
     figure = learning_curve(_curve(), "accuracy", 0.5, 20)
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [float(dot.get_xdata()[0]) for dot in dots] == [20]
-    assert _texts(figure) == ["0.800"]
-
-
-def test_learning_curve_with_gaps() -> None:
+    assert _texts(figure) == ["0.800"]  # at the best step
     empty = np.array([])
     only_train = _curve(steps=empty, loss=empty, score=empty)
     for curve, best in ((only_train, 20), (_curve(score=np.full(3, np.nan)), None)):
@@ -289,8 +278,6 @@ def test_window_curve_keeps_gaps() -> None:
 
 
 def test_matplotlib_settings_do_not_change() -> None:
-    import matplotlib as mpl
-
     before = dict(mpl.rcParams)
     _svg(new_figure(50, 50)[0])
     assert dict(mpl.rcParams) == before

@@ -53,7 +53,6 @@ from tests.helpers.study import (
     SCORES,
     TASKS,
     Outline,
-    PageReader,
     assert_page_is_sound,
     write_correlations,
     write_indicators,
@@ -92,24 +91,19 @@ def page(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def tables(page: str) -> Tables:
-    return PageReader(page).tables
+    return Outline(page).tables
 
 
 def test_scores_equal_the_file_in_order_by_type(tables: Tables) -> None:
     head, *rows = tables["Score of each prompt on each task"]
-    assert head == [
-        *("target", "type", "metric"),
-        *(*ORDERED, "random", "in-task prompt", "majority"),
-    ]
+    baselines = ("random", "in-task prompt", "majority")
+    assert head == ["target", "type", "metric", *ORDERED, *baselines]
     assert [row[0] for row in rows] == list(ORDERED)
     index = {name: i for i, name in enumerate((*TASKS, "random"))}
     for row in rows:
         scores = SCORES[index[row[0]]]
         wanted = [f"{scores[index[name]]:.4f}" for name in (*ORDERED, "random", row[0])]
         assert row[3:] == [*wanted, "0.5000"]
-
-
-def test_relative_scores_equal_the_file(tables: Tables) -> None:
     rows = tables["Score of each prompt relative to the in-task prompt"]
     assert rows[1] == ["imdb", "1.0000", "0.9000", "0.5556", "0.6000", "0.5000"]
 
@@ -143,9 +137,8 @@ def test_correlation_table(tables: Tables) -> None:
 
 
 def test_means_by_type(tables: Tables) -> None:
-    rows = tables[
-        "Mean relative score by target type (rows) and source type, without in-task pairs"
-    ]
+    caption = "Mean relative score by target type (rows) and source type, without in-task pairs"
+    rows = tables[caption]
     assert rows == [["target", "sentiment", "nli"], ["sentiment", "90%", "56%"]]
     rows = tables["Mean similarity of prompt pairs by task type"]
     assert ["ON", "0.75", "0.25", "2", "4"] in rows
@@ -182,7 +175,7 @@ def test_with_and_without_row_0(reference_folder: Path, tmp_path: Path) -> None:
     matrix = tmp_path / "transfer.csv"
     matrix.write_bytes((reference / "transfer" / "roberta-base.csv").read_bytes())
     study = study_indicators(prompts, tmp_path, transfer=matrix)
-    tables = PageReader(_build(tmp_path)).tables
+    tables = Outline(_build(tmp_path)).tables
     head = "Row 0 of these prompts is trained but never read by their model"
     rho = {row[0]: row[1:] for row in tables[f"Mean rho over targets. {head}"]}
     correlations = study.correlation.excluding_in_task
@@ -215,7 +208,7 @@ def test_header_has_findings_and_verdicts(page: str) -> None:
 
 
 def test_figures_have_text_alternatives(page: str) -> None:
-    figures = [of for tag, of in PageReader(page).tags if tag == "svg" and "aria-hidden" not in of]
+    figures = [of for tag, of in Outline(page).tags if tag == "svg" and "aria-hidden" not in of]
     # Heat maps, map of prompts, windows, indicator panels, regrets, masks, strips, runs.
     assert len(figures) == 6 + 1 + 1 + 5 + 1 + 1 + 1 + 4
     assert all(len(figure["aria-label"] or "") > 20 for figure in figures)
@@ -270,7 +263,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     (tmp_path / "transfer.csv").write_text(text)
     write_transfer_record(tmp_path, notes=["<script>alert(1)</script>"], command="<u>jpt</u>")
     page = _build(tmp_path)
-    tags = [tag for tag, _ in PageReader(page).tags]
+    tags = [tag for tag, _ in Outline(page).tags]
     assert not set(tags) & {"b", "i", "u"} and tags.count("script") == 1
     assert "&lt;b&gt;x&lt;/b&gt; &amp;" in page and "&lt;script&gt;" in page
 
@@ -282,7 +275,7 @@ def test_missing_pairs(tmp_path: Path) -> None:
     write_scores(tmp_path, scores)
     write_transfer_record(tmp_path)
     page = _build(tmp_path)
-    assert PageReader(page).tables["Score of each prompt on each task"][1][5] == "–"
+    assert Outline(page).tables["Score of each prompt on each task"][1][5] == "–"
     assert "Not measured: 1 pair of task and prompt" in page
     assert "Gray: not measured" in page
 
@@ -316,7 +309,7 @@ def test_undefined_correlations(tmp_path: Path) -> None:
     assert any("neuron_overlap (excluding in-task prompts)" in line for line in lines)
     page = _build(tmp_path)
     assert "is undefined" in page
-    rows = PageReader(page).tables["Spearman's rho; the highest value of each column is bold"]
+    rows = Outline(page).tables["Spearman's rho; the highest value of each column is bold"]
     assert [row[2] for row in rows if row[0] == "ON, default layers"] == ["–"]
 
 
@@ -334,10 +327,7 @@ def test_target_without_an_in_task_prompt(tmp_path: Path) -> None:
     write_scores(tmp_path)
     targets = {name: {"task": name, "in_task_prompt": name} for name in TASKS[:3]}
     write_transfer_record(tmp_path, targets={**targets, "sst2": {"task": "sst2"}})
-    study = read_study(tmp_path)
-    assert "No in-task prompt, relative scores undefined: sst2." in " ".join(
-        notes(study, order_study(study))
-    )
+    assert "No in-task prompt, relative scores undefined: sst2." in _notes(tmp_path)
     write_transfer_record(tmp_path, targets=targets, notes=["sst2 has no in-task prompt: so"])
     assert len([line for line in _notes(tmp_path) if "sst2" in line]) == 1
 
@@ -378,7 +368,7 @@ def test_reference_matrices(reference_folder: Path, tmp_path: Path) -> None:
         page = _build(tmp_path)
         assert "relative.csv is missing; relative scores were computed" in page
         assert "reaches 77%" in page or "reaches 83%" in page
-        assert len(PageReader(page).tables["Score of each prompt on each task"]) >= 15
+        assert len(Outline(page).tables["Score of each prompt on each task"]) >= 15
 
 
 # --- Colors
@@ -499,6 +489,13 @@ def write_sweep(folder: Path) -> Path:
     return folder
 
 
+def _read_page(folder: Path) -> tuple[str, Outline]:
+    page = write_report(folder).read_text(encoding="utf-8")
+    outline = assert_page_is_sound(page, folder)
+    assert_sources_are_named(outline)
+    return page, outline
+
+
 def test_page_of_a_sweep(tmp_path: Path) -> None:
     page, outline = _read_page(write_sweep(tmp_path / "sweep"))
     for text in ("jax 0.10.2", "Linux x86_64, 2 cores", "steps 40", "results written", "UTC"):
@@ -538,8 +535,8 @@ def write_warm_start(folder: Path) -> Path:
 
 def test_page_of_a_warm_start(tmp_path: Path) -> None:
     folder = write_warm_start(tmp_path / "warm")
-    page, _ = _read_page(folder)
-    tables = PageReader(page).tables
+    page, outline = _read_page(folder)
+    tables = outline.tables
     scores = {row[0]: row[1:] for row in tables["Mean accuracy; step 0 and best on validation"]}
     assert scores["imdb"] == ["2", "0.500", "0.805", "0.805", "+10.0", "+9.0 to +11.0"]
     assert scores["vanilla"][-2:] == ["–", "–"]
@@ -548,11 +545,8 @@ def test_page_of_a_warm_start(tmp_path: Path) -> None:
     assert speeds[2][3:] == ["not reached", "–"]
     first, second = summarize(folder)
     assert "converges in 50% of the steps" in first and "initialization in 25% of the" in first
-    assert (
-        first.startswith("+10.0 points accuracy from a warm start with imdb")
-        and "never reaches" in second
-        and "200%" in second
-    )
+    assert first.startswith("+10.0 points accuracy from a warm start with imdb")
+    assert "never reaches" in second and "200%" in second
     for text in ("Gain: final less final.", "steps 10", "so it is", "jax 0.10.2", "1 x cpu"):
         assert text in page, text
     (folder / "warm_start.json").write_text('{"runs": [], "task": 3}')
@@ -577,13 +571,6 @@ def test_page_check_finds_faults(folder: Path, page: str) -> None:
             assert_page_is_sound(broken, folder)
 
 
-def _read_page(folder: Path) -> tuple[str, Outline]:
-    page = write_report(folder).read_text(encoding="utf-8")
-    outline = assert_page_is_sound(page, folder)
-    assert_sources_are_named(outline)
-    return page, outline
-
-
 def assert_sources_are_named(outline: Outline) -> None:
     """Assert that every figure has a caption, and every figure and table links its files."""
     assert outline.figures and all("figcaption" in tags for tags in outline.figures)
@@ -604,14 +591,11 @@ def test_page_is_sound_and_names_its_files(folder: Path, page: str) -> None:
     assert wanted <= set(outline.links)
 
 
-def test_axes_have_names(page: str) -> None:
+def test_axes_have_names_and_findings_links(page: str) -> None:
     figures = re.findall(r'<svg [^>]*role="img".*?</svg>', page, flags=re.S)
     named = ("target task", "source prompt", "prompt", "training step", "loss (nats)", "accuracy")
     for label in (*named, "relative score", "masked neurons", "source selected by"):
         assert any(f">{label}</text>" in svg for svg in figures), label
-
-
-def test_findings_link_to_their_sections(page: str) -> None:
     header = page[page.index("<header") : page.index("</header>")]
     links = re.findall(r'class="where" href="#(\w+)"|href="#(\w+)" class="where"', header)
     assert len(links) == header.count("<li>") > 4
@@ -693,7 +677,7 @@ def write_projection(folder: Path) -> Path:
 def test_page_of_projected_prompts(tmp_path: Path) -> None:
     folder = write_projection(tmp_path / "table")
     page, _ = _read_page(folder)
-    means = {row[0]: row[1:] for row in PageReader(page).tables["Mean score over tasks"]}
+    means = {row[0]: row[1:] for row in Outline(page).tables["Mean score over tasks"]}
     assert means["task"] == ["64.0%", "88.0%", "52.0%"]
     assert means["in_task"] == ["76.7%", "–", "–"]
     projected, tuned = summarize(folder)
