@@ -169,7 +169,7 @@ class Checkpoints:
         try:
             return self._orbax.load_checkpointables(folder, {"state": abstract})["state"]
         except (ValueError, KeyError, OSError) as error:
-            reason = str(error).split("\n")[0]
+            reason = str(error).split("\n")[0][:200]  # orbax prints whole type trees
             raise InputError(
                 f"{self.folder}: the checkpoint of step {step} does not fit this run "
                 f"({reason}); {cure}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -83,3 +85,47 @@ def load_script(path: str) -> ModuleType:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# --- Interrupted runs
+
+
+@contextmanager
+def at_step(step: int, action: Callable[[], None]) -> Iterator[None]:
+    """Call an action when a step is reported."""
+    from jpt.tuning import trainer
+
+    real = trainer._report
+
+    def report(run: Any, progress: Any, pending: Any, *rest: Any) -> None:
+        if pending is not None and pending[0] == step:
+            action()
+        real(run, progress, pending, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_report", report)
+        yield
+
+
+@contextmanager
+def crash_at(step: int) -> Iterator[None]:
+    """Expect a run to crash when a step is reported; nothing of that step is saved."""
+
+    def crash() -> None:
+        raise RuntimeError("crash")
+
+    with at_step(step, crash), pytest.raises(RuntimeError, match="crash"):
+        yield
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Read the log of a run without its clock."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    clock = {"elapsed_s", "rows_per_s"}
+    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    for name in ("prompt.safetensors", "last.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert read_log(first) == read_log(second)

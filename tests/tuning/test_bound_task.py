@@ -1,4 +1,4 @@
-"""Prompts that are scored at once have the scores that they have alone, on every mesh."""
+"""Prompts scored together have the scores that they have one by one, on every mesh."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ BATCHING = Batching(batch_size=4, max_tokens=12, pad=0)
 pytestmark = pytest.mark.plain_programs
 
 
-def slow(*values: str) -> object:
-    """A case of the slow tests."""
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 def split_of(rows: int) -> EncodedSplit:
     random = np.random.default_rng(0)
     lengths = random.integers(2, 12, rows)
@@ -41,7 +36,7 @@ def prompts_of(*rows: int) -> list[np.ndarray]:
 
 @cache
 def scored(family: str, mesh_text: str, masked: bool = False) -> np.ndarray:
-    """Three prompts with none between them, over ten rows."""
+    """Three prompts and None between them, over ten rows."""
     module, params = tiny_model(family)
     mesh = make_mesh(mesh_text)
     shardings, _ = parameter_shardings(params, FAMILIES[family].weights.partition, mesh)
@@ -57,30 +52,28 @@ def scored(family: str, mesh_text: str, masked: bool = False) -> np.ndarray:
 
 ALL = ("bert", "t5", "gpt2", "llama")
 AXES = "prompt:2,data:2,model:2"
+SLOW = [(family, AXES) for family in ("bert", "t5", "llama")]
+SLOW += [(family, mesh) for family in ALL for mesh in ("prompt:8", "prompt:4,data:2")]
 
 
 @pytest.mark.parametrize(
     ("family", "mesh"),
-    [
-        ("gpt2", AXES),
-        *(slow(family, AXES) for family in ("bert", "t5", "llama")),
-        *(slow(family, mesh) for family in ALL for mesh in ("prompt:8", "prompt:4,data:2")),
-    ],
+    [("gpt2", AXES), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
-def test_a_bank_has_the_scores_of_its_prompts_alone(family: str, mesh: str) -> None:
+def test_bank_scores_equal_single_scores(family: str, mesh: str) -> None:
     found, expected = scored(family, mesh), scored(family, "data:1")
     assert np.abs(expected[0] - expected[1]).max() > 1e-4, "prompts have to differ"
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.slow
-def test_neurons_are_silent_behind_all_prompts_of_a_bank() -> None:
+def test_masked_bank() -> None:
     found, expected = scored("bert", "prompt:2", True), scored("bert", "data:1", True)
     assert np.abs(expected - scored("bert", "data:1")).max() > 1e-4
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_prompts_go_one_by_one_on_a_cpu_without_the_axis() -> None:
+def test_cpu_scores_one_by_one_without_the_prompt_axis() -> None:
     assert prompts_at_once(None) == prompts_at_once(make_mesh("data:4,model:2")) == 1
     assert prompts_at_once(make_mesh("prompt:4")) >= 4
 
@@ -90,29 +83,25 @@ def plan(prompts: list[np.ndarray | None], mesh: str) -> list[bound_task.Chunk]:
     return plan_chunks(config, prompts, split_of(10), BATCHING, 0, make_mesh(mesh))
 
 
-def test_every_prompt_has_one_place_and_its_own_values() -> None:
+def test_every_prompt_is_in_one_chunk_with_its_values() -> None:
     prompts = prompts_of(5, 4, 5, 5, 4, 5, 5)
     prompts.insert(3, None)
     for mesh in ("data:1", "prompt:2", "prompt:4"):
         found = plan(prompts, mesh)
-        assert sorted(n for piece in found for n in piece.numbers) == list(range(8))
-        for piece in found:
-            values = [piece.values] if len(piece.numbers) == 1 else np.asarray(piece.values)
-            for number, each in zip(piece.numbers, values, strict=False):
-                np.testing.assert_array_equal(each, prompts[number])
-    sizes = {len(np.asarray(p.values)) for p in plan(prompts, "prompt:4") if len(p.numbers) > 1}
-    assert sizes == {8, 4}, "5 prompts of one length and 2 of the other, filled up to the axis"
+        assert sorted(index for chunk in found for index in chunk.indices) == list(range(8))
+        for chunk in found:
+            values = [chunk.values] if len(chunk.indices) == 1 else np.asarray(chunk.values)
+            for index, each in zip(chunk.indices, values, strict=False):
+                np.testing.assert_array_equal(each, prompts[index])
+    sizes = {len(np.asarray(c.values)) for c in plan(prompts, "prompt:4") if len(c.indices) > 1}
+    assert sizes == {8, 4}, "5 prompts of one length and 2 of the other, padded to the axis"
 
 
-def test_a_budget_keeps_hundreds_of_prompts_from_going_through_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_chunks_keep_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = prompts_of(*[5] * 100)
     assert len(plan(prompts, "prompt:2")) == 1
-    # 12 + 5 + 1 places of 6 x 32 + 48 states and neurons and 4 heads' attention, 4 rows, float32:
+    # 12 + 5 + 1 tokens of 6 x 32 + 48 states and neurons and 4 heads' attention, 4 rows, float32:
     one_mb = 4 * 4 * (18 * (6 * 32 + 48) + 4 * 18**2) / 2**20
-    monkeypatch.setattr(bound_task, "BANK_MB", 10.5 * one_mb)
-    found = plan(prompts, "prompt:2")
-    assert [len(piece.numbers) for piece in found] == [20] * 5
-    monkeypatch.setattr(bound_task, "BANK_MB", 0)
-    assert [len(piece.numbers) for piece in plan(prompts, "prompt:2")] == [2] * 50
+    for budget_mb, expected in ((10.5 * one_mb, [20] * 5), (0, [2] * 50)):
+        monkeypatch.setattr(bound_task, "BANK_MB", budget_mb)
+        assert [len(chunk.indices) for chunk in plan(prompts, "prompt:2")] == expected
