@@ -1,6 +1,8 @@
-"""DOC"""
+"""Batches as functions of seed and step: order, padding, packing and token budgets."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,8 +19,6 @@ from jpt.data.batches import (
 )
 from jpt.data.encode import EncodedSplit
 from jpt.errors import InputError
-
-# --- batches
 
 PAD = 99
 
@@ -44,21 +44,44 @@ def test_every_row_is_trained_on_once_an_epoch(n_rows: int, batch_size: int) -> 
         assert sorted(stream[start : start + n_rows]) == list(range(n_rows))
 
 
-def test_the_batch_size_does_not_change_the_stream() -> None:
+def test_batch_size_does_not_change_the_stream() -> None:
     small = np.concatenate([training_rows(3, step, 4, 50) for step in range(48)])
     large = np.concatenate([training_rows(3, step, 16, 50) for step in range(12)])
     np.testing.assert_array_equal(small, large)
 
 
-def test_a_step_gives_the_same_rows_whatever_was_asked_before() -> None:
-    forward = [training_rows(1, step, 8, 30) for step in range(20)]
-    for step in reversed(range(20)):
-        np.testing.assert_array_equal(training_rows(1, step, 8, 30), forward[step])
+RowsOf = Callable[[int, int], np.ndarray]  # the rows of (seed, step)
 
 
-def test_epochs_and_seeds_have_different_orders() -> None:
+def plain(seed: int, step: int) -> np.ndarray:
+    return training_rows(seed, step, 30, 90)
+
+
+def grouped(seed: int, step: int) -> np.ndarray:
+    return training_rows(seed, step, 8, 40, np.arange(40) % 7)
+
+
+def budgeted(seed: int, step: int) -> np.ndarray:
+    return budget_of(90).training_rows(seed, step)[0]
+
+
+@pytest.mark.parametrize("rows_of", [plain, grouped, budgeted])
+def test_a_step_is_a_function_of_seed_and_step(rows_of: RowsOf) -> None:
+    forward = [rows_of(1, step) for step in range(40)]
+    budget = budget_of(90)
+    for step in reversed(range(40)):
+        np.testing.assert_array_equal(rows_of(1, step), forward[step])
+        if rows_of is budgeted:
+            np.testing.assert_array_equal(budget.training_rows(1, step)[0], forward[step])
+
+
+@pytest.mark.parametrize("rows_of", [plain, budgeted])
+def test_epochs_and_seeds_have_different_orders(rows_of: RowsOf) -> None:
+    count = 3 if rows_of is plain else budget_of(90).steps_per_epoch
     orders = {
-        tuple(training_rows(seed, epoch, 100, 100)) for seed in range(5) for epoch in range(5)
+        tuple(np.concatenate([rows_of(seed, epoch * count + step) for step in range(count)]))
+        for seed in range(5)
+        for epoch in range(5)
     }
     assert len(orders) == 25
 
@@ -75,7 +98,7 @@ def test_rows_are_spread_evenly() -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [5, 16, 60, 128, 3000])
-def test_a_bucket_holds_its_rows_and_never_passes_max_tokens(max_tokens: int) -> None:
+def test_buckets_hold_their_rows_within_max_tokens(max_tokens: int) -> None:
     for length in range(1, max_tokens + 1):
         bucket = bucket_length(length, max_tokens)
         assert length <= bucket <= max_tokens
@@ -94,20 +117,20 @@ def test_a_batch_holds_its_rows_padded_and_filled(batch_size: int) -> None:
     batch = make_batch(split, rows, batch_size, 40, PAD)
     assert batch.tokens.shape == (batch_size, bucket_length(int(split.lengths[rows].max()), 40))
     assert batch.weights.tolist() == [1.0] * 3 + [0.0] * (batch_size - 3)
-    for place, row in enumerate([4, 17, 2] + [4] * (batch_size - 3)):
+    for slot, row in enumerate([4, 17, 2] + [4] * (batch_size - 3)):
         length = split.lengths[row]
         text = split.tokens[split.offsets[row] : split.offsets[row + 1]]
-        assert batch.lengths[place] == length
-        assert batch.labels[place] == split.labels[row]
-        np.testing.assert_array_equal(batch.tokens[place, :length], text)
-        assert (batch.tokens[place, length:] == PAD).all()
+        assert batch.lengths[slot] == length
+        assert batch.labels[slot] == split.labels[row]
+        np.testing.assert_array_equal(batch.tokens[slot, :length], text)
+        assert (batch.tokens[slot, length:] == PAD).all()
     kinds = [array.dtype for array in batch[:4]]
     assert kinds == [np.int32, np.int32, np.int32, np.float32]
 
 
 @pytest.mark.parametrize("n_rows", [0, 4])
 def test_too_few_and_too_many_rows(n_rows: int) -> None:
-    with pytest.raises(ValueError, match=f"{n_rows} rows do not go into a batch of 3"):
+    with pytest.raises(ValueError, match=f"{n_rows} rows do not fit in a batch of 3"):
         make_batch(some_split(5, 10), np.arange(n_rows), 3, 10, PAD)
 
 
@@ -120,10 +143,10 @@ def test_evaluation_goes_through_every_row_once(n_rows: int, batch_size: int) ->
         assert batch.tokens.shape[0] == batch_size
         assert batch.weights.sum() == len(rows)
         assert (batch.lengths >= 1).all()
-        for place, row in enumerate(rows):
-            assert batch.weights[place] == 1.0
-            assert batch.labels[place] == split.labels[row]
-            seen[int(row)] = batch.tokens[place, : batch.lengths[place]].tolist()
+        for slot, row in enumerate(rows):
+            assert batch.weights[slot] == 1.0
+            assert batch.labels[slot] == split.labels[row]
+            seen[int(row)] = batch.tokens[slot, : batch.lengths[slot]].tolist()
     expected = {
         i: split.tokens[split.offsets[i] : split.offsets[i + 1]].tolist() for i in range(n_rows)
     }
@@ -141,13 +164,13 @@ def test_few_shapes_are_made() -> None:
     assert len(shapes) <= 6
 
 
-def test_grouped_batches_hold_like_lengths_and_every_row_once() -> None:
+def test_grouped_batches_have_similar_lengths_and_every_row_once() -> None:
     lengths = np.random.default_rng(0).integers(3, 65, 512)
     steps = range(512 // 16)
     grouped = [training_rows(5, step, 16, 512, lengths) for step in steps]
     assert sorted(np.concatenate(grouped).tolist()) == list(range(512))  # an epoch, each row once
     plain = [training_rows(5, step, 16, 512) for step in steps]
-    for group in range(0, len(steps), GROUPED_BATCHES):  # the same rows, shared out otherwise
+    for group in range(0, len(steps), GROUPED_BATCHES):  # the same rows, regrouped
         batches = slice(group, group + GROUPED_BATCHES)
         assert set(np.concatenate(grouped[batches])) == set(np.concatenate(plain[batches]))
     padded = sum(int(lengths[rows].max()) * 16 - lengths[rows].sum() for rows in grouped)
@@ -155,56 +178,49 @@ def test_grouped_batches_hold_like_lengths_and_every_row_once() -> None:
     assert padded < before / 4
     # Not always the short ones first: the place of the longest batch differs between groups.
     longest = [int(lengths[rows].max()) for rows in grouped]
-    turns = np.reshape(longest, (-1, GROUPED_BATCHES)).argmax(axis=1)
-    assert len(set(turns.tolist())) > 1
+    positions = np.reshape(longest, (-1, GROUPED_BATCHES)).argmax(axis=1)
+    assert len(set(positions.tolist())) > 1
 
 
-def test_a_grouped_step_needs_no_earlier_one() -> None:
-    lengths = np.arange(40) % 7
-    forward = [training_rows(1, step, 8, 40, lengths) for step in range(30)]
-    for step in (29, 3, 17):
-        np.testing.assert_array_equal(training_rows(1, step, 8, 40, lengths), forward[step])
-
-
-# Packed
+# --- Packing
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_places_are_the_real_tokens_of_each_group_in_order(groups: int) -> None:
+def test_packed_indices_are_the_real_tokens_of_each_group(groups: int) -> None:
     random = np.random.default_rng(groups)
     for lengths in random.integers(0, 13, (20, 8)):
-        places = pack_indices(lengths, 24, groups)
-        assert places is not None and places.dtype == np.int32
-        for found, own in zip(places, np.split(lengths, groups), strict=True):
-            is_text = np.arange(24) < own[:, None]
+        packed = pack_indices(lengths, 24, groups)
+        assert packed is not None and packed.dtype == np.int32
+        for found, of_group in zip(packed, np.split(lengths, groups), strict=True):
+            is_text = np.arange(24) < of_group[:, None]
             expected = np.flatnonzero(is_text)
             np.testing.assert_array_equal(found[: len(expected)], expected)
             assert set(found[len(expected) :]) <= {is_text.size}
 
 
-def test_batches_that_go_together_have_one_size() -> None:
+def test_stacked_batches_have_one_size() -> None:
     lengths = np.array([[1, 1, 1, 1], [8, 7, 1, 1]])
-    places = pack_indices(lengths, 8)
-    assert places.shape == (2, 1, 20)  # 17 tokens of 32: 5 eighths
-    assert (places[0] < 32).sum() == 4 and (places[1] < 32).sum() == 17
+    packed = pack_indices(lengths, 8)
+    assert packed.shape == (2, 1, 20)  # 17 tokens of 32: 5 eighths
+    assert (packed[0] < 32).sum() == 4 and (packed[1] < 32).sum() == 17
 
 
 def test_there_are_few_sizes_and_full_batches_stay_padded() -> None:
     sizes = set()
     for total in range(1, 129):
         lengths = np.full(8, total // 8) + (np.arange(8) < total % 8)
-        places = pack_indices(lengths, 16)
-        sizes.add(None if places is None else places.shape[-1])
-        assert (places is None) == (total > 96)
+        packed = pack_indices(lengths, 16)
+        sizes.add(None if packed is None else packed.shape[-1])
+        assert (packed is None) == (total > 96)
     assert sizes == {16, 32, 48, 64, 80, 96, None}
 
 
 def test_a_size_that_eighths_do_not_divide_holds_all_tokens() -> None:
-    places = pack_indices(np.array([5, 5, 5]), 10)  # 15 of 30 places; 4 eighths
-    assert places.shape == (1, 15) and places.max() == 24
+    packed = pack_indices(np.array([5, 5, 5]), 10)  # 15 of 30 packed; 4 eighths
+    assert packed.shape == (1, 15) and packed.max() == 24
 
 
-# --- token budget
+# --- Token budgets
 
 MAX = 100
 
@@ -213,14 +229,14 @@ def lengths_of(n_rows: int) -> np.ndarray:
     return np.random.default_rng(0).integers(2, MAX + 1, n_rows)
 
 
-def budget_of(n_rows: int, tokens: int = 400, beside: int = 0, shares: int = 1) -> TokenBudget:
-    return TokenBudget(lengths_of(n_rows), MAX, tokens, beside, shares)
+def budget_of(n_rows: int, tokens: int = 400, extra: int = 0, shares: int = 1) -> TokenBudget:
+    return TokenBudget(lengths_of(n_rows), MAX, tokens, extra, shares)
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 250])
-@pytest.mark.parametrize(("tokens", "beside", "shares"), [(400, 0, 1), (400, 21, 2), (900, 5, 4)])
-def test_every_row_comes_once_an_epoch(n_rows: int, tokens: int, beside: int, shares: int) -> None:
-    budget = budget_of(n_rows, tokens, beside, shares)
+@pytest.mark.parametrize(("tokens", "extra", "shares"), [(400, 0, 1), (400, 21, 2), (900, 5, 4)])
+def test_every_row_comes_once_an_epoch(n_rows: int, tokens: int, extra: int, shares: int) -> None:
+    budget = budget_of(n_rows, tokens, extra, shares)
     count = budget.steps_per_epoch
     for epoch in range(3):
         steps = range(epoch * count, (epoch + 1) * count)
@@ -228,54 +244,35 @@ def test_every_row_comes_once_an_epoch(n_rows: int, tokens: int, beside: int, sh
         assert sorted(rows) == list(range(n_rows))
 
 
-@pytest.mark.parametrize(("tokens", "beside", "shares"), [(400, 0, 1), (400, 21, 2), (900, 5, 4)])
+@pytest.mark.parametrize(("tokens", "extra", "shares"), [(400, 0, 1), (400, 21, 2), (900, 5, 4)])
 def test_no_batch_is_over_the_budget_and_few_are_far_below(
-    tokens: int, beside: int, shares: int
+    tokens: int, extra: int, shares: int
 ) -> None:
-    budget, lengths = budget_of(250, tokens, beside, shares), lengths_of(250)
+    budget, lengths = budget_of(250, tokens, extra, shares), lengths_of(250)
     shapes = set()
     for step in range(budget.steps_per_epoch):
-        rows, places = budget.training_rows(0, step)
+        rows, size = budget.training_rows(0, step)
         bucket = min([b for b in BUCKETS if b >= lengths[rows].max()] + [MAX])
-        shapes.add((places, bucket))
-        assert 1 <= len(rows) <= places and places % shares == 0
-        assert places * (bucket + beside) <= tokens
-        # One step more of rows would be too many.
-        assert (places + shares) * (bucket + beside) > tokens
+        shapes.add((size, bucket))
+        assert 1 <= len(rows) <= size and size % shares == 0
+        assert size * (bucket + extra) <= tokens
+        assert (size + shares) * (bucket + extra) > tokens
     # One shape a bucket, so each is compiled once.
     assert len(shapes) == len({bucket for _, bucket in shapes})
 
 
-def test_token_budget_a_step_gives_the_same_rows_whatever_was_asked_before() -> None:
-    forward = [budget_of(90).training_rows(1, step)[0] for step in range(60)]
-    budget = budget_of(90)
-    for step in reversed(range(60)):
-        np.testing.assert_array_equal(budget.training_rows(1, step)[0], forward[step])
-
-
-def test_token_budget_epochs_and_seeds_have_different_orders() -> None:
-    budget = budget_of(90)
-    count = budget.steps_per_epoch
-    orders = {
-        tuple(np.concatenate([budget.training_rows(seed, e * count + s)[0] for s in range(count)]))
-        for seed in range(3)
-        for e in range(3)
-    }
-    assert len(orders) == 9
-
-
-def test_its_rows_make_batches() -> None:
+def test_budgeted_rows_make_batches() -> None:
     lengths = lengths_of(30)
     offsets = np.cumsum([0, *lengths], dtype=np.int64)
     tokens = np.arange(offsets[-1], dtype=np.int32)
     split = EncodedSplit(tokens, offsets, np.zeros(30, np.int32), 0)
-    rows, places = budget_of(30).training_rows(0, 3)
-    batch = make_batch(split, rows, places, MAX, 0)
+    rows, size = budget_of(30).training_rows(0, 3)
+    batch = make_batch(split, rows, size, MAX, 0)
     assert batch.tokens.size <= 400 and batch.weights.sum() == len(rows)
 
 
-def test_a_budget_too_small_for_the_longest_row_is_refused_with_the_arithmetic() -> None:
+def test_a_budget_too_small_for_the_longest_row() -> None:
     with pytest.raises(InputError, match="is 99, but the longest rows have 100 .* give 100 or"):
         budget_of(250, 99)
-    with pytest.raises(InputError, match="have 100 tokens behind 20 of the prompt.* 2 rows .* 240"):
+    with pytest.raises(InputError, match="have 100 tokens and 20 prompt tokens.* 2 rows; give 240"):
         budget_of(250, 239, 20, 2)

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Built-in tasks: fixed, balanced splits whose labels only the intended cue reveals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from jpt.data.builtin import (
 )
 from jpt.errors import InputError
 
-# --- altered text
+# --- Altered text
 
 SENTENCES = [
     "a slow , well-made film ( but isn't it long ? ) .",
@@ -48,7 +48,7 @@ def skeleton(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", SENTENCES)
-def test_scrambling_moves_words_and_nothing_else(text: str) -> None:
+def test_scrambling_moves_only_words(text: str) -> None:
     for seed in range(20):
         scrambled = scramble(text, NamedRandom(str(seed)))
         words, moved = WORD.findall(text), WORD.findall(scrambled)
@@ -57,9 +57,11 @@ def test_scrambling_moves_words_and_nothing_else(text: str) -> None:
         assert sum(a != b for a, b in zip(words, moved, strict=True)) >= 0.6 * len(words)
 
 
-@pytest.mark.parametrize("text", ["", "one", "... !", "go go go go go", "very " * 9 + "good"])
-def test_what_cannot_be_scrambled_gives_nothing(text: str) -> None:
-    assert scramble(text, NamedRandom("a")) is None
+def test_texts_that_cannot_be_altered() -> None:
+    for text in ("", "one", "... !", "go go go go go", "very " * 9 + "good"):
+        assert scramble(text, NamedRandom("a")) is None
+    for text in ("", "one", "one/two-three", "(one) .", "one 'two'"):
+        assert halves(text) is None
 
 
 @pytest.mark.parametrize("text", SENTENCES)
@@ -77,11 +79,6 @@ def test_halves_hold_all_words(text: str) -> None:
     assert f"{first} {second}" == text
 
 
-@pytest.mark.parametrize("text", ["", "one", "one/two-three", "(one) .", "one 'two'"])
-def test_what_has_no_place_to_be_cut_gives_nothing(text: str) -> None:
-    assert halves(text) is None
-
-
 @pytest.mark.parametrize("text", SENTENCES)
 def test_thinning_out_keeps_a_part_of_the_words(text: str) -> None:
     words = Counter(WORD.findall(text.lower()))
@@ -90,25 +87,13 @@ def test_thinning_out_keeps_a_part_of_the_words(text: str) -> None:
     assert kept.total() == round(0.6 * words.total())
 
 
-def test_words_go_into_the_places_of_words() -> None:
+def test_replaced_words_and_end_marks() -> None:
     assert replace_words("One, two-three (four's)!", ["1", "2", "3"]) == "1, 2 (3)!"
+    texts = ("Why?", "No!!!", '"Go?!"', "So...", "Mr. X.")
+    assert [set_period(text) for text in texts] == ["Why.", "No.", '"Go.', "So.", "Mr. X."]
 
 
-@pytest.mark.parametrize(
-    ("text", "ended"),
-    [
-        ("Why?", "Why."),
-        ("No!!!", "No."),
-        ('"Go?!"', '"Go.'),
-        ("So...", "So."),
-        ("Mr. X.", "Mr. X."),
-    ],
-)
-def test_every_end_becomes_a_period(text: str, ended: str) -> None:
-    assert set_period(text) == ended
-
-
-# --- builtin rows
+# --- Rows
 
 HELD_OUT = ("test", "validation")
 QUICK = "builtin/rotten_tomatoes_scrambled"
@@ -133,7 +118,7 @@ def test_held_out_splits_are_balanced_and_large_enough(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_no_text_stands_twice(name: str) -> None:
+def test_no_text_occurs_twice(name: str) -> None:
     test, validation = (texts_of(name, split) for split in HELD_OUT)
     assert len(set(test)) == len(test)
     assert len(set(validation)) == len(validation)
@@ -153,12 +138,11 @@ def test_train_shares_no_text_with_the_held_out_splits(name: str) -> None:
 def test_pairs_come_from_reviews_of_their_split(name: str, split: str) -> None:
     task = TASKS[name]
     whole = "\n".join(review.text for review in reviews(_source(name), split))
-    beside = {label: 0 for label in task.labels}
+    adjacent = {label: 0 for label in task.labels}
     for row in builtin_rows(name, split):
         assert row["first"] in whole and row["second"] in whole
-        beside[row["label"]] += f"{row['first']} {row['second']}" in whole
-    per_label = len(builtin_rows(name, split)) // 2
-    assert [beside[label] for label in task.labels] == [0, per_label]
+        adjacent[row["label"]] += f"{row['first']} {row['second']}" in whole
+    assert list(adjacent.values()) == [0, len(builtin_rows(name, split)) // 2]
 
 
 def _source(name: str) -> str:
@@ -172,7 +156,7 @@ def test_sentiment_rows_have_the_label_of_their_review() -> None:
 
 
 def marks(text: str) -> set[str]:
-    """What a text looks like without being read: length, end, start, capitals, punctuation."""
+    """Surface features of a text: length, end, start, capitals, punctuation."""
     return {
         f"length {len(text) // 8}",
         f"end {text[-1:]}",
@@ -202,36 +186,21 @@ def naive_bayes(name: str, features) -> float:
     return hits / len(rows)
 
 
-# Reviews' own style may show their sentiment; opening sentences name the film, in capitals; and
-# "I" is a capital letter.
-STYLED = (
-    "builtin/imdb",
-    "builtin/rotten_tomatoes",
-    "builtin/imdb_ending",
-    "builtin/imdb_opening",
-    "builtin/imdb_first_person",
-)
+# Style may show sentiment; opening sentences name the film in capitals; "I" is a capital letter.
+STYLED = ("imdb", "rotten_tomatoes", "imdb_ending", "imdb_opening", "imdb_first_person")
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in STYLED])
-def test_looks_do_not_give_the_label_away(name: str) -> None:
-    assert naive_bayes(name, marks) < 0.58
+@pytest.mark.parametrize("name", TASKS)
+def test_surface_features_do_not_reveal_the_label(name: str) -> None:
+    if TASKS[name].short_name not in STYLED:
+        assert naive_bayes(name, marks) < 0.58
+    if TASKS[name].type in ("word_order", "coherence", "copy"):
+        assert naive_bayes(name, bag) < 0.58
+    if name == "builtin/imdb":  # where words do reveal it, the probe finds them
+        assert naive_bayes(name, bag) > 0.65
 
 
-BY_ORDER_OR_PAIR = [t.name for t in TASKS.values() if t.type in ("word_order", "coherence", "copy")]
-
-
-@pytest.mark.parametrize("name", BY_ORDER_OR_PAIR)
-def test_single_words_do_not_give_order_or_pairs_away(name: str) -> None:
-    assert naive_bayes(name, bag) < 0.58
-
-
-def test_words_do_tell_sentiment() -> None:
-    """The probe above is able to find something where there is something."""
-    assert naive_bayes("builtin/imdb", bag) > 0.65
-
-
-def test_callers_cannot_change_the_kept_rows() -> None:
+def test_callers_cannot_change_the_cached_rows() -> None:
     builtin_rows(QUICK, "test")[0]["text"] = "changed"
     assert builtin_rows(QUICK, "test")[0]["text"] != "changed"
 
@@ -272,20 +241,21 @@ def test_the_test_split_never_changes(name: str) -> None:
     assert digest(name, "test") == DIGESTS[name.removeprefix("builtin/")]
 
 
-@pytest.mark.parametrize("name", ["builtin/imbd", "imdb_", "sst2"])
-def test_unknown_tasks(name: str) -> None:
-    with pytest.raises(InputError, match=f"unknown built-in task '{name}'"):
-        builtin_rows(name, "test")
-
-
-def test_unknown_splits() -> None:
+def test_unknown_tasks_and_splits() -> None:
+    for name in ("builtin/imbd", "imdb_", "sst2"):
+        with pytest.raises(InputError, match=f"unknown built-in task '{name}'"):
+            builtin_rows(name, "test")
     with pytest.raises(InputError, match="unknown split 'dev'"):
         builtin_rows(QUICK, "dev")
+    with pytest.raises(InputError, match="did you mean imdb"):
+        reviews("imbd", "test")
+    with pytest.raises(InputError, match="unknown split 'dev'"):
+        reviews("imdb", "dev")
 
 
-# --- builtin units
+# --- Units
 
-BUILTIN_UNITS_SENTENCES = [
+REVIEW_SENTENCES = [
     "I saw this film with my brother on a cold evening in March.",
     "The plot is thin, and the jokes are old ones from the stage.",
     "Who would ever pay to see that twice in one week?",
@@ -294,12 +264,12 @@ BUILTIN_UNITS_SENTENCES = [
     "The last scene alone is worth the price of the ticket here.",
     "Still, I would not see it again for all the money around.",
 ]
-REVIEW = " ".join(BUILTIN_UNITS_SENTENCES)
+REVIEW = " ".join(REVIEW_SENTENCES)
 SNIPPET = "a thin plot , old jokes and a fine cast that deserves better than this ."
 
 
-def units(name: str, text: str, n_draws: int = 30) -> list[Unit]:
-    found = [RECIPES[name].make(text, NamedRandom(str(i))) for i in range(n_draws)]
+def units(name: str, text: str, n_samples: int = 30) -> list[Unit]:
+    found = [RECIPES[name].make(text, NamedRandom(str(i))) for i in range(n_samples)]
     assert None not in found
     return found
 
@@ -308,14 +278,10 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def test_every_task_has_a_recipe_and_every_recipe_a_task() -> None:
+def test_every_task_has_a_recipe_with_the_form_of_its_fields() -> None:
     assert set(RECIPES) == {task.short_name for task in TASKS.values()}
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_form_fits_the_fields(name: str) -> None:
-    n_fields = len(TASKS[f"builtin/{name}"].fields)
-    assert n_fields == (2 if RECIPES[name].form == "pair" else 1)
+    for name, recipe in RECIPES.items():
+        assert len(TASKS[f"builtin/{name}"].fields) == (2 if recipe.form == "pair" else 1)
 
 
 @pytest.mark.parametrize("kind", ["scrambled", "reversed"])
@@ -327,22 +293,15 @@ def test_moved_words_are_the_same_words_in_small_letters(kind: str, source: str,
         assert WORD.sub("_", moved) == WORD.sub("_", natural)
 
 
-def test_the_next_sentence_is_the_next_one() -> None:
-    pairs = {
-        tuple(map(BUILTIN_UNITS_SENTENCES.index, unit))
-        for unit in units("imdb_next_sentence", REVIEW)
-    }
+def test_order_of_sentences_and_passages() -> None:
+    index = REVIEW_SENTENCES.index
+    pairs = {tuple(map(index, unit)) for unit in units("imdb_next_sentence", REVIEW)}
     assert pairs == {(i, i + 1) for i in range(6)}
 
-
-def test_the_next_passage_follows_the_first() -> None:
     for first, second in units("imdb_next_passage", REVIEW):
         assert f"{first} {second}" in REVIEW
-
-
-def test_sentences_of_one_review_are_never_neighbours() -> None:
     for first, second in units("imdb_same_review", REVIEW):
-        assert BUILTIN_UNITS_SENTENCES.index(second) - BUILTIN_UNITS_SENTENCES.index(first) >= 2
+        assert index(second) - index(first) >= 2
 
 
 @pytest.mark.parametrize(("source", "text"), [("imdb", REVIEW), ("rotten_tomatoes", SNIPPET)])
@@ -358,105 +317,78 @@ def test_halves_and_copies_come_from_one_sentence(source: str, text: str) -> Non
 @pytest.mark.parametrize(("name", "place"), [("imdb_opening", 0), ("imdb_closing", -1)])
 def test_a_placed_sentence_is_compared_with_one_of_the_middle(name: str, place: int) -> None:
     for other, placed in units(name, REVIEW):
-        assert placed == BUILTIN_UNITS_SENTENCES[place]
-        assert other in BUILTIN_UNITS_SENTENCES[1:-1]
+        assert placed == REVIEW_SENTENCES[place]
+        assert other in REVIEW_SENTENCES[1:-1]
         assert abs(len(other.split()) - len(placed.split())) <= 2
 
 
 @pytest.mark.parametrize(("name", "place"), [("imdb_question", 2), ("imdb_exclamation", 4)])
 def test_end_marks_are_taken_away(name: str, place: int) -> None:
     for statement, marked in units(name, REVIEW):
-        assert marked == BUILTIN_UNITS_SENTENCES[place][:-1] + "."
-        assert statement in BUILTIN_UNITS_SENTENCES
+        assert marked == REVIEW_SENTENCES[place][:-1] + "."
+        assert statement in REVIEW_SENTENCES
         assert abs(len(statement.split()) - len(marked.split())) <= 2
 
 
 def test_an_ending_is_whole_sentences_of_the_end() -> None:
     ((ending, _),) = set(units("imdb_ending", REVIEW))
-    assert ending == " ".join(BUILTIN_UNITS_SENTENCES[-2:])
+    assert ending == " ".join(REVIEW_SENTENCES[-2:])
 
 
 @pytest.mark.parametrize(
     "name", [n for n, r in RECIPES.items() if r.make is not RECIPES["imdb"].make]
 )
 @pytest.mark.parametrize("text", ["Good.", "* * * * * * * * * *.", "go " * 12 + "."])
-def test_reviews_that_do_not_serve_give_nothing(name: str, text: str) -> None:
+def test_unsuitable_reviews_yield_no_unit(name: str, text: str) -> None:
     unit = RECIPES[name].make(text, NamedRandom("a"))
     assert unit is None or (name.endswith(("halves", "copy", "reversed")) and "go" in text)
 
 
-# --- draws
+# --- Random choices
 
 
 def test_the_choices_of_a_name_never_change() -> None:
     """Fixed splits rest on these: literals, from the generator that Python promises to keep."""
-    draws = NamedRandom("name")
-    assert [draws.pick("abcdefgh") for _ in range(6)] == ["g", "d", "f", "f", "g", "d"]
-    assert draws.shuffled(range(8)) == [2, 5, 0, 4, 3, 7, 6, 1]
+    rng = NamedRandom("name")
+    assert [rng.choice("abcdefgh") for _ in range(6)] == ["g", "d", "f", "f", "g", "d"]
+    assert rng.shuffled(range(8)) == [2, 5, 0, 4, 3, 7, 6, 1]
 
 
-def test_names_have_different_choices() -> None:
+def test_choices_are_even_and_depend_on_the_name() -> None:
     assert len({tuple(NamedRandom(str(i)).shuffled(range(20))) for i in range(20)}) == 20
-
-
-def test_shuffling_keeps_every_item_and_the_items() -> None:
     items = [3, 1, 1, 2]
-    assert sorted(NamedRandom("a").shuffled(items)) == [1, 1, 2, 3]
-    assert items == [3, 1, 1, 2]
+    assert sorted(NamedRandom("a").shuffled(items)) == [1, 1, 2, 3] and items == [3, 1, 1, 2]
+    rng = NamedRandom("even")
+    counts = Counter(rng.choice(range(5)) for _ in range(5000))
+    assert min(counts.values()) > 860 and max(counts.values()) < 1140  # 5 standard deviations
 
 
-def test_picks_are_spread_evenly() -> None:
-    draws = NamedRandom("even")
-    counts = [0] * 5
-    for _ in range(5000):
-        counts[draws.pick(range(5))] += 1
-    assert min(counts) > 860 and max(counts) < 1140  # 1000 each, 5 standard deviations
+# --- Reviews
 
-
-# --- movie reviews
-
-SOURCES = ("imdb", "rotten_tomatoes")
 SPLITS = ("train", "validation", "test")
+SIZES_OF = {"imdb": (22128, 914, 1855), "rotten_tomatoes": (5705, 956, 1867)}
 
 
-@pytest.mark.parametrize(
-    ("source", "split", "count"),
-    [
-        ("imdb", "train", 22128),
-        ("imdb", "validation", 914),
-        ("imdb", "test", 1855),
-        ("rotten_tomatoes", "train", 5705),
-        ("rotten_tomatoes", "validation", 956),
-        ("rotten_tomatoes", "test", 1867),
-    ],
-)
-def test_splits_have_fixed_and_nearly_balanced_rows(source, split, count):
-    rows = reviews(source, split)
-    assert len(rows) == count
-    assert 0.47 < sum(row.label for row in rows) / count < 0.53
+def test_splits_have_fixed_and_nearly_balanced_rows() -> None:
+    for source, counts in SIZES_OF.items():
+        for split, count in zip(SPLITS, counts, strict=True):
+            rows = reviews(source, split)
+            assert len(rows) == count
+            assert 0.47 < sum(row.label for row in rows) / count < 0.53
 
 
-def test_movie_reviews_no_text_stands_twice():
-    keys = [
-        re.sub(r"[^a-z0-9]", "", row.text.lower())
-        for source in SOURCES
-        for split in SPLITS
-        for row in reviews(source, split)
-    ]
+def test_no_review_occurs_twice_and_near_copies_share_a_split() -> None:
+    keys, home = [], {}
+    for source in SIZES_OF:
+        for split in SPLITS:
+            for row in reviews(source, split):
+                keys.append(re.sub(r"[^a-z0-9]", "", row.text.lower()))
+                assert home.setdefault(source + keys[-1][: builtin.SAME_START], split) == split
     assert len(keys) == len(set(keys))
 
 
-def test_near_copies_stay_in_one_split():
-    home: dict[str, str] = {}
-    for source in SOURCES:
-        for split in SPLITS:
-            for row in reviews(source, split):
-                start = re.sub(r"[^a-z0-9]", "", row.text.lower())[: builtin.SAME_START]
-                assert home.setdefault(source + start, split) == split
-
-
 def test_text_is_one_clean_line():
-    for source in SOURCES:
+    for source in SIZES_OF:
         for row in reviews(source, "test"):
             assert row.text == " ".join(row.text.split())
             assert "<br" not in row.text and "\x96" not in row.text
@@ -465,13 +397,6 @@ def test_text_is_one_clean_line():
 def test_the_package_is_read_but_never_imported():
     reviews("imdb", "test")
     assert "movie_reviews" not in sys.modules
-
-
-def test_unknown_names_are_named():
-    with pytest.raises(InputError, match="did you mean imdb"):
-        reviews("imbd", "test")
-    with pytest.raises(InputError, match="unknown split 'dev'"):
-        reviews("imdb", "dev")
 
 
 def test_a_changed_table_is_refused(tmp_path: Path, monkeypatch):

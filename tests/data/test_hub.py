@@ -1,4 +1,4 @@
-"""The hub: the slices that are asked for, on a local data set, and what is said without network."""
+"""Rows from the hub: slices of local data sets, conversions, and errors without network."""
 
 import dataclasses
 import json
@@ -42,56 +42,42 @@ def test_slices_fields_and_class_numbers(tmp_path: Path, quiet_cache: None) -> N
 
 
 def give(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Puts rows in the place of what the hub has; returns what it was asked for."""
+    """Replace the hub's rows; return the requests."""
     import datasets
 
-    asked: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
 
     def load_dataset(path: str, **keywords: Any) -> list[dict[str, Any]]:
-        asked.append({"path": path, **keywords})
+        requests.append({"path": path, **keywords})
         return rows
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("jpt.data.rows._is_reachable", lambda address: True)
-    return asked
+    return requests
 
 
-def test_rows_without_label_or_text_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = [
-        ("a", "b", 0),
-        ("a", "c", -1),
-        ("", "d", 1),
-        ("a", " ", 1),
-        ("a", "e", 2),
-        ("a", None, 2),
-    ]
-    asked = give(monkeypatch, [{"premise": p, "hypothesis": h, "label": n} for p, h, n in pairs])
-    # Numbers are those of the hub, for messages.
+def test_rows_without_label_or_text_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [("a", "b", 0), ("a", "c", -1), ("", "d", 1)]
+    pairs += [("a", " ", 1), ("a", "e", 2), ("a", None, 2)]
+    requests = give(monkeypatch, [{"premise": p, "hypothesis": h, "label": n} for p, h, n in pairs])
     assert [number for number, _ in read_hub_rows(CATALOG["snli"], "test")] == [0, 4]
     labels = [row["label"] for row in read_rows(CATALOG["snli"], "test")]
     assert labels == ["entailment", "contradiction"]
-    assert asked[0] == {
-        "path": "stanfordnlp/snli",
-        "name": "plain_text",
-        "split": "test",
-        "revision": "main",
-    }
+    request = {"name": "plain_text", "split": "test", "revision": "main"}
+    assert requests[0] == {"path": "stanfordnlp/snli", **request}
 
 
-def test_a_hidden_label_is_an_error_where_no_row_should_be_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    give(monkeypatch, [{"sentence": "Fine.", "label": -1}])
+def test_errors_of_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, [{"sentence": "Fine.", "label": -1}])  # a form that drops no row
     with pytest.raises(InputError, match="label -1 is not a label of task sst2"):
         read_rows(CATALOG["sst2"], "test")
-
-
-def test_a_column_that_is_not_there_is_named_and_drops_no_row(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
     give(monkeypatch, [{"premise": "a", "conclusion": "b", "label": 0}])
     with pytest.raises(InputError, match="'hypothesis' is missing"):
         read_rows(CATALOG["snli"], "test")
+    hub = dataclasses.replace(CATALOG["sst2"].hub, form="compleet")
+    task = dataclasses.replace(CATALOG["sst2"], hub=hub)
+    with pytest.raises(InputError, match="unknown form of hub rows 'compleet'.* complete"):
+        list(read_hub_rows(task, "test"))
 
 
 @pytest.mark.parametrize("name", ["laptop", "restaurant"])
@@ -123,7 +109,7 @@ def test_signs_become_labels(name: str, monkeypatch: pytest.MonkeyPatch) -> None
         ("justice", {"scenario": "a", "label": 1}, "reasonable"),
     ],
 )
-def test_rows_of_the_hub_become_ours(
+def test_hub_rows_are_converted(
     name: str, row: dict[str, Any], expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give(monkeypatch, [{**row, "idx": 7}])
@@ -142,7 +128,7 @@ def test_rows_of_the_hub_become_ours(
         ("multi_news", [("", "s"), ("d", []), ("d", "s"), ("d", ["", " "]), ("d", {"text": []})]),
     ],
 )
-def test_rows_without_document_or_summary_are_left_out(
+def test_rows_without_document_or_summary_are_dropped(
     name: str, rows: list[tuple[object, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field = CATALOG[name].hub.fields.get("document", "document")
@@ -150,18 +136,10 @@ def test_rows_without_document_or_summary_are_left_out(
     assert [number for number, _ in read_hub_rows(CATALOG[name], "train")] == [2]
 
 
-def test_a_form_that_nothing_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    give(monkeypatch, [])
-    hub = dataclasses.replace(CATALOG["sst2"].hub, form="compleet")
-    task = dataclasses.replace(CATALOG["sst2"], hub=hub)
-    with pytest.raises(InputError, match="unknown form of hub rows 'compleet'.* complete"):
-        list(read_hub_rows(task, "test"))
-
-
-def test_of_parquet_copies_one_configuration_is_read(tmp_path: Path, quiet_cache: None) -> None:
+def test_one_configuration_of_a_parquet_copy_is_read(tmp_path: Path, quiet_cache: None) -> None:
     import datasets
 
-    # As the hub lays them out: a folder for each configuration, in it one for each split.
+    # The hub's layout: CONFIGURATION/SPLIT/0000.parquet.
     for config, columns in (("deontology", {"excuse": ["x"] * 4}), ("justice", {})):
         for split in ("train", "validation", "test"):
             file = tmp_path / "ethics" / config / split / "0000.parquet"
@@ -180,7 +158,7 @@ def test_of_parquet_copies_one_configuration_is_read(tmp_path: Path, quiet_cache
         assert texts["test"] == [f"{name} validation {number}" for number in range(4)]
 
 
-def test_without_network_a_folder_is_asked_for(quiet_cache: None) -> None:
+def test_without_network_a_folder_is_requested(quiet_cache: None) -> None:
     import datasets
     from huggingface_hub import constants
 
