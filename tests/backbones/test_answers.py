@@ -1,4 +1,4 @@
-"""Several answers scored in one pass: against reading each of them alone behind its text."""
+"""Answers scored in one pass equal answers read alone behind their text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from jpt.backbones.answers import branch_answers
 from jpt.backbones.layers import AnswerScores
 from jpt.parallel import batch_sharding, make_mesh, place, replicated
-from tests.helpers.golden import DECODERS, FAST_COMPILE, T5S, difference, load_golden, read
+from tests.helpers.golden import FAST_COMPILE, T5S, ask, difference, load_golden
 
 pytestmark = pytest.mark.plain_programs
 
@@ -40,12 +40,12 @@ def score(
         inputs = (tokens, lengths, prompt, answers)
         return golden.module().apply({"params": params}, *inputs, method="score_answers")
 
-    given = (place(tokens, rows), place(lengths, rows), prompt, place(answers, replicated(devices)))
-    return jax.device_get(run(golden.split(devices), *given))
+    inputs = (*place((tokens, lengths), rows), prompt, place(answers, replicated(devices)))
+    return jax.device_get(run(golden.split(devices), *inputs))
 
 
 def one_by_one(name: str, answers: np.ndarray, prompt: jax.Array | None) -> np.ndarray:
-    """Scores each answer by itself: every row is the text and the answer behind it."""
+    """Log-probabilities of each answer by itself, read behind the text of every row."""
     golden = load_golden(name)
     tokens, lengths, _ = golden.batch
     found = np.zeros((len(lengths), COUNT, LENGTH))
@@ -54,13 +54,13 @@ def one_by_one(name: str, answers: np.ndarray, prompt: jax.Array | None) -> np.n
         if name in T5S:
             start = np.full((len(lengths), 1), golden.config.start_id)
             given = jnp.asarray(np.concatenate([start, answer[:, :-1]], axis=1))
-            logits = _decode(golden.module(), golden.params, tokens, lengths, prompt, given)
+            logits = ask(golden, tokens, lengths, prompt, decoder_tokens=given).logits
         else:
             longer = np.pad(np.asarray(tokens), ((0, 0), (0, LENGTH)))
             for row, length in enumerate(np.asarray(lengths)):
                 longer[row, length : length + LENGTH] = answer[row]
             inputs = (jnp.asarray(longer), lengths + LENGTH, prompt)
-            output = read(golden.module(), golden.params, *inputs, every_position=True)
+            output = ask(golden, *inputs, every_position=True)
             steps = np.asarray(lengths)[:, None] - 1 + np.arange(LENGTH)[None]
             logits = np.take_along_axis(np.asarray(output.logits), steps[..., None], axis=1)
         picked = np.asarray(answer)[..., None]
@@ -68,27 +68,19 @@ def one_by_one(name: str, answers: np.ndarray, prompt: jax.Array | None) -> np.n
     return found
 
 
-def _decode(module, params, tokens, lengths, prompt, given) -> np.ndarray:
-    run = jax.jit(module.apply, compiler_options=FAST_COMPILE)
-    variables = {"params": params}
-    return np.asarray(run(variables, tokens, lengths, prompt, decoder_tokens=given).logits)
-
-
-@every_model
-@pytest.mark.parametrize("shared", [True, False])
-def test_side_by_side_equals_one_by_one(name: str, shared: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in NAMES for kind in ("shared", "a row")),
+        *((name, "none") for name in NAMES[:2]),
+    ],
+)
+def test_all_at_once_equals_one_by_one(name: str, kind: str) -> None:
     golden = load_golden(name)
-    answers = answers_of(name, 1 if shared else len(golden.stored["lengths"]))
-    prompt = golden.batch[2] if shared else golden.rows_of_prompts()
-    found = score(name, answers, prompt)
-    assert difference(found.log_probs, one_by_one(name, answers, prompt)) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["t5_gated", "gpt2_tied"])
-def test_without_a_prompt_too(name: str) -> None:
-    answers = answers_of(name)
-    found = score(name, answers, None)
-    assert difference(found.log_probs, one_by_one(name, answers, None)) < 1e-5
+    answers = answers_of(name, len(golden.stored["lengths"]) if kind == "a row" else 1)
+    prompts = {"shared": golden.batch[2], "a row": golden.rows_of_prompts(), "none": None}
+    found = score(name, answers, prompts[kind])
+    assert difference(found.log_probs, one_by_one(name, answers, prompts[kind])) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["t5_gated", pytest.param("gpt2_tied", marks=pytest.mark.slow)])
@@ -99,8 +91,7 @@ def test_a_mesh_changes_no_score(name: str) -> None:
 
 
 @every_model
-def test_tokens_behind_one_another_do_not_count(name: str) -> None:
-    """Another last token changes its own score only; another answer changes nobody else's."""
+def test_scores_depend_on_earlier_tokens_of_the_answer_only(name: str) -> None:
     answers, prompt = answers_of(name), load_golden(name).batch[2]
     changed = answers.copy()
     changed[:, 1, 2:] = (changed[:, 1, 2:] + 1) % load_golden(name).config.vocabulary
@@ -112,7 +103,7 @@ def test_tokens_behind_one_another_do_not_count(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t5_gated", "llama_grouped"])
-def test_gradient_of_the_prompt_is_that_of_one_answer_alone(name: str) -> None:
+def test_gradient_equals_that_of_one_answer_alone(name: str) -> None:
     golden, answers = load_golden(name), answers_of(name)
     tokens, lengths, prompt = golden.batch
 
@@ -130,26 +121,22 @@ def test_gradient_of_the_prompt_is_that_of_one_answer_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t5_gated", "gpt2_tied"])
-def test_the_best_tokens_are_those_that_are_written(name: str) -> None:
+def test_the_best_tokens_are_the_generated_ones(name: str) -> None:
     golden = load_golden(name)
-    written = golden.stored["greedy_tokens"]
-    is_generative = written >= 0
-    answers = np.where(is_generative, written, 0)[:, None].astype(np.int32)
+    generated = golden.stored["greedy_tokens"]
+    is_token = generated >= 0
+    answers = np.where(is_token, generated, 0)[:, None].astype(np.int32)
     found = score(name, answers, golden.batch[2])
-    assert found.is_best[:, 0][is_generative].all()
+    assert found.is_best[:, 0][is_token].all()
     wrong = (answers + 1) % golden.config.vocabulary
     assert not score(name, wrong, golden.batch[2]).is_best[:, 0, 0].any()
 
 
-def test_one_token_answers_need_no_line() -> None:
+def test_one_token_answers_need_no_branches() -> None:
     branches = branch_answers(jnp.array([[[5], [6]]]))
     assert branches.tokens.shape == (1, 0) and branches.allowed.shape == (0, 0)
     for name in ("t5_gated", "gpt2_tied"):
         golden = load_golden(name)
         found = score(name, np.array([[[5], [6]]], np.int32), golden.batch[2])
-        logits = np.asarray(read(golden.module(), golden.params, *golden.batch).logits)
+        logits = np.asarray(ask(golden, *golden.batch).logits)
         assert difference(found.log_probs[..., 0], log_softmax(logits, axis=-1)[:, 5:7]) < 1e-5
-
-
-def test_names_are_those_of_writers() -> None:
-    assert set(NAMES) <= {*T5S, *DECODERS}

@@ -1,7 +1,8 @@
-"""Real tokens alone give what padded rows give: values, gradients, neurons, in every family."""
+"""Packed batches equal padded ones in every family: values, gradients, neurons."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,18 +19,18 @@ from tests.helpers.running import FAST_COMPILE
 LENGTHS, TEXT = np.array([8, 3, 1, 5], np.int32), 8
 
 
-def places_of(groups: int) -> jax.Array:
+def packed_indices(groups: int) -> jax.Array:
     found = pack_indices(LENGTHS, TEXT, groups)
     assert found is not None and found.shape[0] == groups
     return jnp.asarray(found)
 
 
 def layout(groups: int, front: int) -> Packing:
-    return pack_layout(places_of(groups), jnp.asarray(LENGTHS), TEXT, front)
+    return pack_layout(packed_indices(groups), jnp.asarray(LENGTHS), TEXT, front)
 
 
 def as_matrix(function: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A linear map of arrays as a matrix of what it gives for each unit array."""
+    """The matrix of a linear map of arrays."""
     size = int(np.prod(shape))
     units = jnp.eye(size).reshape(size, *shape)
     return np.asarray(jax.vmap(function)(units)).reshape(size, -1)
@@ -37,28 +38,30 @@ def as_matrix(function: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("front", [0, 3])
-def test_a_line_holds_every_real_token_once(groups: int, front: int) -> None:
+def test_packed_rows_hold_every_real_token_once(groups: int, front: int) -> None:
     packing = layout(groups, front)
     rows, wide = len(LENGTHS), front + TEXT
     numbers = jnp.arange(1.0, rows * wide + 1).reshape(rows, wide)
     is_real = np.arange(wide)[None] < LENGTHS[:, None] + front
-    line = np.asarray(collect(numbers, packing))
-    assert sorted(line[line > 0]) == sorted(np.asarray(numbers)[is_real])
-    back = spread(jnp.asarray(line), packing)
+    packed = np.asarray(collect(numbers, packing))
+    assert sorted(packed[packed > 0]) == sorted(np.asarray(numbers)[is_real])
+    back = spread(jnp.asarray(packed), packing)
     np.testing.assert_array_equal(back, np.where(is_real, numbers, 0))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_each_way_is_the_transpose_of_the_other_and_goes_back_as_it(groups: int) -> None:
+def test_spread_and_collect_are_transposes_with_right_gradients(groups: int) -> None:
     packing = layout(groups, 2)
-    line, rows = packing.position.shape, packing.place.shape
-    out = as_matrix(lambda values: spread(values, packing), line)
+    packed, rows = packing.position.shape, packing.slot.shape
+    out = as_matrix(lambda values: spread(values, packing), packed)
     into = as_matrix(lambda values: collect(values, packing), rows)
     np.testing.assert_array_equal(out, into.T)
-    for function, shape, matrix in ((spread, line, out), (collect, rows, into)):
-        back = jax.vjp(lambda values, way=function: way(values, packing), jnp.ones(shape))[1]
-        given = (rows, line)[function is collect]
-        found = as_matrix(lambda cotangent, back=back: back(cotangent)[0], given)
+    for function, shape, other, matrix in (
+        (spread, packed, rows, out),
+        (collect, rows, packed, into),
+    ):
+        back = jax.vjp(lambda values, f=function: f(values, packing), jnp.ones(shape))[1]
+        found = as_matrix(lambda cotangent, back=back: back(cotangent)[0], other)
         np.testing.assert_array_equal(found, matrix.T)
 
 
@@ -73,35 +76,33 @@ def operations(jaxpr: Any) -> set[str]:
     return found
 
 
-def test_the_way_back_scatters_nothing() -> None:
+def test_backward_pass_has_no_scatter() -> None:
     packing = layout(1, 0)
     into = jax.grad(lambda rows: jnp.square(spread(collect(rows, packing), packing)).sum())
     found = operations(jax.make_jaxpr(into)(jnp.ones((4, TEXT, 3))).jaxpr)
     assert "gather" in found and not {name for name in found if "scatter" in name}
 
 
-# The families
+# --- Families
 
 
-def read(name: str, places: jax.Array | None, mesh: str | None = None, **given: Any) -> Any:
-    """Logits, neurons, and the gradient of the prompt, of a batch with much padding."""
+def read(name: str, packed: jax.Array | None, mesh: str | None = None, **options: Any) -> Any:
+    """Logits, neurons and the gradient of the prompt, of a batch with much padding."""
     golden = load_golden(name)
-    tokens, prompt = golden.input("tokens"), given.pop("prompt", golden.input("prompt"))
+    tokens, prompt = golden.input("tokens"), options.pop("prompt", golden.input("prompt"))
     tokens = jnp.resize(tokens, (len(LENGTHS), TEXT)).at[:, -1].set(tokens[0, 0])
     params = golden.params if mesh is None else golden.split(make_mesh(mesh))
     module = golden.module()
-    if places is not None and mesh is not None:
+    if packed is not None and mesh is not None:
         data = jax.sharding.NamedSharding(make_mesh(mesh), jax.sharding.PartitionSpec("data"))
-        tokens, places = place((tokens, places), data)
+        tokens, packed = place((tokens, packed), data)
 
     def loss(prompt: jax.Array) -> tuple[jax.Array, Any]:
-        batch = (tokens, jnp.asarray(LENGTHS), prompt)
-        if "answers" in given:
-            options = {"method": "score_answers", "places": places}
-            found = module.apply({"params": params}, *batch, given["answers"], **options)
+        apply = partial(module.apply, {"params": params}, tokens, jnp.asarray(LENGTHS), prompt)
+        if "answers" in options:
+            found = apply(**options, method="score_answers", packed_index=packed)
             return found.log_probs.sum(), found.log_probs
-        options = {"capture_neurons": True, "places": places, **given}
-        found = module.apply({"params": params}, *batch, **options)
+        found = apply(capture_neurons=True, packed_index=packed, **options)
         return jax.nn.logsumexp(found.logits, -1).sum(), (found.logits, found.neurons)
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST_COMPILE)
@@ -109,14 +110,19 @@ def read(name: str, places: jax.Array | None, mesh: str | None = None, **given: 
     return *jax.tree.leaves(values), gradient
 
 
-def assert_alike(found: Any, expected: Any) -> None:
+def assert_packing_changes_nothing(
+    name: str, groups: int = 1, mesh: str | None = None, **options: Any
+) -> None:
+    found = read(name, packed_indices(groups), mesh, **options)
+    expected = read(name, None, **options)
+    assert np.abs(expected[-1]).max() > 1e-4, "the prompt has no influence"
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
         assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
 
 
 def some(name: str) -> Any:
-    """A case of the slow tests: each takes seconds to compile, and others are its like."""
+    """A slow case: it takes seconds to compile, and others are similar."""
     return pytest.param(name, marks=pytest.mark.slow)
 
 
@@ -125,52 +131,43 @@ EVERY = [name if name in ALWAYS else some(name) for name in (*ENCODERS, *T5S, *D
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_packed_batch_gives_what_a_padded_one_gives(name: str) -> None:
-    expected = read(name, None)
-    assert np.abs(expected[-1]).max() > 1e-4, "the prompt has to count"
-    assert_alike(read(name, places_of(1)), expected)
+def test_packed_batch_equals_padded_batch(name: str) -> None:
+    assert_packing_changes_nothing(name)
 
 
 @pytest.mark.parametrize(
     "name", [some("t5_gated"), "roberta_tied", "gpt2_tied", some("llama_grouped")]
 )
 def test_with_a_prompt_a_row_and_in_groups(name: str) -> None:
-    golden = load_golden(name)
-    shape = (len(LENGTHS), *golden.stored["prompt"].shape)
+    shape = (len(LENGTHS), *load_golden(name).stored["prompt"].shape)
     prompt = jax.random.normal(jax.random.key(3), shape)
-    assert_alike(read(name, places_of(2), prompt=prompt), read(name, None, prompt=prompt))
+    assert_packing_changes_nothing(name, 2, prompt=prompt)
 
 
 @pytest.mark.parametrize("name", ["t5_relu", some("gpt2_untied"), some("qwen2_tied")])
-def test_with_answers_of_several_pieces(name: str) -> None:
-    answers = jnp.array([[[5, 6, 7], [8, 9, 5]]])
-    found = read(name, places_of(1), answers=answers)
-    assert_alike(found, read(name, None, answers=answers))
+def test_with_answers_of_several_tokens(name: str) -> None:
+    assert_packing_changes_nothing(name, answers=jnp.array([[[5, 6, 7], [8, 9, 5]]]))
 
 
 def test_the_encoders_neurons_of_t5() -> None:
-    given = {"neuron_stack": "encoder"}
-    assert_alike(read("t5_gated", places_of(2), **given), read("t5_gated", None, **given))
+    assert_packing_changes_nothing("t5_gated", 2, neuron_stack="encoder")
 
 
 @pytest.mark.parametrize("name", ["bert_tied", "t5_gated", "llama_grouped"])
 def test_each_device_packs_its_own_rows(name: str) -> None:
-    found = read(name, places_of(2), mesh="data:2,model:2")
-    assert_alike(found, read(name, None))
+    assert_packing_changes_nothing(name, 2, mesh="data:2,model:2")
 
 
-def test_every_position_is_computed_where_all_are_asked_for() -> None:
-    given = {"every_position": True}
-    expected = read("bert_tied", None, **given)
-    assert_alike(read("bert_tied", places_of(1), **given), expected)
+def test_every_position_is_computed_if_all_are_asked_for() -> None:
+    assert_packing_changes_nothing("bert_tied", every_position=True)
 
 
 def test_a_row_without_text_stays_finite() -> None:
     lengths = jnp.array([0, 2])
-    places = jnp.asarray(pack_indices(np.asarray(lengths), 6))
+    packed = jnp.asarray(pack_indices(np.asarray(lengths), 6))
     for name in ("gpt2_tied", "llama_plain", "roberta_tied", "t5_relu"):
         golden = load_golden(name)
         batch = (jnp.ones((2, 6), jnp.int32), lengths, golden.input("prompt"))
         run = jax.jit(golden.module().apply, compiler_options=FAST_COMPILE)
-        found = run({"params": golden.params}, *batch, places=places)
+        found = run({"params": golden.params}, *batch, packed_index=packed)
         assert np.isfinite(found.logits).all()
