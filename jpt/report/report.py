@@ -1917,8 +1917,11 @@ def _warm_start_findings(record: Fields) -> list[str]:
     found = []
     for name, compared in record.fields("comparisons").each():
         speeds = [compared.fields(kind).number("mean") for kind in _SPEEDS]
-        gain = points(compared.fields("gain").number("mean"), sign=True)
-        text = f"{gain} points {record.text('metric')} from a warm start with {name}, which"
+        gain = compared.fields("gain")
+        ci = _warm_start_bounds(gain, 100)
+        text = f"{points(gain.number('mean'), sign=True)} points {record.text('metric')}"
+        text += "" if ci == UNKNOWN else f" (95% CI {ci})"
+        text += f" from a warm start with {name}, which"
         if math.isfinite(speeds[0]):
             text += f" converges in {_times(speeds[0])} of random initialization and"
         if math.isfinite(speeds[1]):

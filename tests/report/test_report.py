@@ -545,7 +545,9 @@ def test_page_of_a_warm_start(tmp_path: Path) -> None:
     assert speeds[2][3:] == ["not reached", "–"]
     first, second = summarize(folder)
     assert "converges in 50% of the steps" in first and "initialization in 25% of the" in first
-    assert first.startswith("+10.0 points accuracy from a warm start with imdb")
+    assert first.startswith(
+        "+10.0 points accuracy (95% CI +9.0 to +11.0) from a warm start with imdb"
+    )
     assert "never reaches" in second and "200%" in second
     for text in ("Gain: final less final.", "steps 10", "so it is", "jax 0.10.2", "1 x cpu"):
         assert text in page, text

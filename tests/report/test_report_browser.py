@@ -1,4 +1,4 @@
-"""The page in a real browser, where there is one: sorting, narrow screens, dark pages."""
+"""The page in a real browser: sorting, narrow screens, dark mode."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from tests.helpers.study import write_study
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LIGHT, DARK = 1, 0
 NARROW, WIDE = (390, 844), (1280, 900)
-LEAST_WIDTH = 500
-"""No window of this browser is narrower; a frame in one may be."""
+MIN_WIDTH = 500  # of a window of this browser; narrower pages go into a frame
 FRAME = """<!doctype html>
 <iframe src="probed.html" width="{}" height="{}" style="border: 0"></iframe>
 <script>addEventListener("message", (message) => {{
-    const told = document.createElement("pre");
-    told.id = "answer";
-    told.textContent = message.data;
-    document.body.append(told);
+    const answer = document.createElement("pre");
+    answer.id = "answer";
+    answer.textContent = message.data;
+    document.body.append(answer);
 }});</script>"""
 pytestmark = [
     pytest.mark.slow,
@@ -38,20 +37,20 @@ pytestmark = [
 
 
 def ask(page: str, question: str, folder: Path, size=WIDE, scheme=LIGHT) -> Any:
-    """What a script in the page finds; it gets a place in the page's policy, as the page's own."""
+    """Run a script in the page, added to its security policy, and return the answer."""
     script = f"""addEventListener("load", () => {{
-        const told = document.createElement("pre");
-        told.id = "answer";
-        told.textContent = JSON.stringify((() => {{ {question} }})());
-        document.body.append(told);
-        parent.postMessage(told.textContent, "*");
+        const answer = document.createElement("pre");
+        answer.id = "answer";
+        answer.textContent = JSON.stringify((() => {{ {question} }})());
+        document.body.append(answer);
+        parent.postMessage(answer.textContent, "*");
     }});"""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     probed = page.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
     probed = probed.replace("</body>", f"<script>{script}</script></body>", 1)
     (folder / "probed.html").write_text(probed, encoding="utf-8")
     (folder / "framed.html").write_text(FRAME.format(*size), encoding="utf-8")
-    shown = "framed.html" if size[0] < LEAST_WIDTH else "probed.html"
+    shown = "framed.html" if size[0] < MIN_WIDTH else "probed.html"
     done = subprocess.run(
         [
             str(CHROMIUM),
@@ -66,7 +65,7 @@ def ask(page: str, question: str, folder: Path, size=WIDE, scheme=LIGHT) -> Any:
         text=True,
         timeout=120,
     )
-    # What the browser refuses or fails at, it writes to its console.
+    # The console has what the browser refused or failed at.
     assert "CONSOLE" not in done.stderr, done.stderr
     found = re.search(r'<pre id="answer">(.*?)</pre>', done.stdout, flags=re.S)
     assert found is not None, done.stderr
@@ -91,15 +90,15 @@ ROWS = [
 ]
 SORT = """
     const rows = () => [...document.querySelectorAll("tbody tr")].map((row) => row.id);
-    document.querySelectorAll("tbody tr").forEach((row, place) => { row.id = place; });
+    document.querySelectorAll("tbody tr").forEach((row, index) => { row.id = index; });
     const heads = [...document.querySelectorAll("thead tr:last-child th")];
     const found = heads.map((head) => {
-        const told = [];
+        const states = [];
         for (let click = 0; click < 3; click += 1) {
             head.querySelector("button").click();
-            told.push([rows().join(""), head.getAttribute("aria-sort")]);
+            states.push([rows().join(""), head.getAttribute("aria-sort")]);
         }
-        return told;
+        return states;
     });
     heads[0].querySelector("button").click();
     heads[1].querySelector("button").click();
@@ -107,14 +106,14 @@ SORT = """
 """
 
 
-def test_tables_sort_by_what_is_clicked(tmp_path: Path) -> None:
+def test_tables_sort_by_a_click(tmp_path: Path) -> None:
     shown = table(["name", "rho", "rows", "time"], ROWS, "A table", over=[("", 1), ("all", 3)])
     found, last = ask(whole_page("x", shown), SORT, tmp_path)
     first = ["0123", None]
-    # Names by the numbers in them, too; numbers as numbers; what is not known last, both ways.
+    # Names sort by numbers in them too; unknown values come last in both directions.
     wanted = [("2103", "3012"), ("2301", "0321"), ("3210", "0123"), ("1032", "3012")]
-    for told, (up, down) in zip(found, wanted, strict=True):
-        assert told == [[up, "ascending"], [down, "descending"], first]
+    for states, (up, down) in zip(found, wanted, strict=True):
+        assert states == [[up, "ascending"], [down, "descending"], first]
     assert last == [None, "ascending", None, None]
 
 
@@ -130,18 +129,18 @@ def test_every_table_of_a_study_can_be_sorted(folder: Path, page: str) -> None:
     assert all(buttons == columns for rows, buttons, columns in found if rows > 1)
 
 
-def test_a_phone_scrolls_figures_and_not_the_page(folder: Path, page: str) -> None:
+def test_figures_scroll_on_a_phone_and_the_page_does_not(folder: Path, page: str) -> None:
     question = """
         const box = document.querySelector(".scroll:has(> .map)");
         const copy = box.querySelector(".sticky"), cells = box.querySelector("svg[role]");
-        const place = () => [copy, cells].map((each) => each.getBoundingClientRect().left);
-        const before = place();
+        const lefts = () => [copy, cells].map((each) => each.getBoundingClientRect().left);
+        const before = lefts();
         box.scrollLeft = 150;
         document.querySelectorAll("details").forEach((each) => { each.open = true; });
         const head = document.querySelector("details .scroll tbody th");
         const table = head.closest(".scroll");
         table.scrollLeft = 100;
-        return {page: document.documentElement.scrollWidth, before, after: place(),
+        return {page: document.documentElement.scrollWidth, before, after: lefts(),
             left: box.getBoundingClientRect().left, moved: table.scrollLeft,
             head: head.getBoundingClientRect().left, table: table.getBoundingClientRect().left};
     """
@@ -153,12 +152,12 @@ def test_a_phone_scrolls_figures_and_not_the_page(folder: Path, page: str) -> No
 
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK])
-def test_figures_can_be_read_on_light_and_dark_pages(folder: Path, page: str, scheme: int) -> None:
+def test_figures_are_readable_in_light_and_dark_mode(folder: Path, page: str, scheme: int) -> None:
     question = """
         const numbers = (color) => color.match(/[\\d.]+/g).slice(0, 3).map((n) => n / 255);
         const ground = getComputedStyle(document.querySelector("section")).backgroundColor;
         const kinds = new Set();
-        // Text in cells has a color of its own, chosen for the cell's.
+        // Text in cells has a fixed color.
         for (const text of document.querySelectorAll("svg[role] text")) {
             if (text.style.fill.includes("var")) kinds.add(getComputedStyle(text).fill);
         }
