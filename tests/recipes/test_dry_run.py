@@ -1,4 +1,4 @@
-"""The dry run: its numbers are those of arrays really placed, its step the one that tune runs."""
+"""The dry run: memory as on placed arrays, the step of jpt tune, and invalid input."""
 
 from __future__ import annotations
 
@@ -30,53 +30,33 @@ from jpt.recipes.dry_run import (
     step_shapes,
     use_virtual_devices,
 )
-from jpt.testing import tiny_bert_config
+from jpt.testing import tiny_bert_config, tiny_config
 from jpt.tuning import tune as tune_module
 from jpt.tuning.tune import tune
-from tests.helpers.running import FAST_COMPILE, type_command
+from tests.helpers.running import FAST_COMPILE
 from tests.helpers.toys import write_task
 
 MESH = "data:2,model:4"
 # No two sizes of weights and of what they are multiplied with are equal.
 SIZES = {"batch_size": 22, "length": 5, "max_tokens": 7}
 DECODER = {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}
+T5_SIZES = {"d_model": 32, "d_kv": 6, "d_ff": 48, "num_heads": 4, "num_layers": 3}
+T5_KIND = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+GPT2_SIZES = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40}
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {**tiny_bert_config(), "num_hidden_layers": 4},
-    "t5": {
-        "model_type": "t5",
-        "vocab_size": 61,
-        "d_model": 32,
-        "d_kv": 6,
-        "d_ff": 48,
-        "num_heads": 4,
-        "num_layers": 3,
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
-    },
-    "gpt2": {
-        "model_type": "gpt2",
-        "n_embd": 32,
-        "n_layer": 3,
-        "n_head": 4,
-        "n_positions": 40,
-        **DECODER,
-    },
+    "t5": {"model_type": "t5", "vocab_size": 61, **T5_SIZES, **T5_KIND},
+    "gpt2": {"model_type": "gpt2", **GPT2_SIZES, **DECODER},
     "llama": {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 40,
-        **DECODER,
+        **tiny_config("llama"),
+        **{"num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 4},
+        **{"max_position_embeddings": 40, **DECODER},
     },
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the config of each family."""
     folder = tmp_path_factory.mktemp("configs")
     for name, config in CONFIGS.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
@@ -85,19 +65,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def record_of(path: Path, **options: Any) -> dict[str, Any]:
-    """One dry run on eight devices."""
     return dry_run(path, **{"mesh": MESH, **SIZES, **options})[0]
 
 
 def shapes_of(path: Path) -> tuple[Any, TuneOptions, StepShapes]:
-    """The parts that a dry run compiles."""
     options = TuneOptions(mesh=MESH, **SIZES)
     model = shape_backbone(path, options)
     options = options.resolve(model.defaults)
     return model, options, step_shapes(model, options, make_mesh(MESH))
 
 
-# What a program says
+# --- Collectives
 
 
 LOOP = """
@@ -123,7 +101,7 @@ TRIPS = '"known_trip_count":{"n":"24"}'
 MESH_AXES = {"prompt": 1, "data": 2, "model": 4}
 
 
-def test_collectives_are_counted_with_the_turns_of_their_loops() -> None:
+def test_collectives_are_counted_per_loop_iteration() -> None:
     groups = "mesh['a'=2,'b'=4] {'b'}"
     found = read_collectives(LOOP.replace("TRIPS", TRIPS).replace("TWO", groups), MESH_AXES)
     assert found.open_loops == 0
@@ -135,7 +113,7 @@ def test_collectives_are_counted_with_the_turns_of_their_loops() -> None:
     }
 
 
-def test_loops_of_unknown_length_count_once_and_are_told() -> None:
+def test_loops_of_unknown_length_count_once() -> None:
     found = read_collectives(LOOP, MESH_AXES)
     assert found.open_loops == 1
     assert Collective("all-gather", ("model",), 1, 32) in found.found
@@ -153,21 +131,21 @@ def test_loops_of_unknown_length_count_once_and_are_told() -> None:
         ("mesh['a'=2,'b'=4] {'a', 'b'}", ("data", "model")),
         ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ("model",)),
         ("mesh['a'=2,'b'=4] {'b':(1)2}", ("?",)),
-        ("in_a_way_of_the_future", ("?",)),
+        ("unknown_notation", ("?",)),
     ],
 )
-def test_every_way_to_write_groups_is_read(groups: str, axes: tuple[str, ...]) -> None:
+def test_every_notation_of_groups_is_parsed(groups: str, axes: tuple[str, ...]) -> None:
     found = read_collectives(LOOP.replace("TWO", groups), MESH_AXES).found
     assert [entry.axes for entry in found if entry.kind == "all-reduce"] == [axes]
 
 
-# What a device holds
+# --- Memory per device
 
 
 @pytest.mark.parametrize(
     "name", ["bert", "t5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "llama"))]
 )
-def test_weights_on_a_device_are_those_of_arrays_really_placed(folder: Path, name: str) -> None:
+def test_weights_per_device_are_those_of_placed_arrays(folder: Path, name: str) -> None:
     model, _, _ = shapes_of(folder / f"{name}.json")
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.params)
     shardings, _ = parameter_shardings(zeros, model.family.weights.partition, make_mesh(MESH))
@@ -181,13 +159,13 @@ def test_weights_on_a_device_are_those_of_arrays_really_placed(folder: Path, nam
     record = record_of(folder / f"{name}.json")
     assert record["bytes_per_device"]["weights"] == placed
     assert record["backbone"]["weights"] == sum(leaf.size for leaf in jax.tree.leaves(zeros))
-    # Nearly all is split: what stays whole are norms and the biases behind the second matrices.
+    # All but norms and biases of second matrices is sharded.
     whole = record["backbone"]["weights_bytes"]
     assert whole <= 4 * placed < 1.4 * whole
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_no_device_is_ever_sent_a_weight(folder: Path, name: str) -> None:
+def test_weights_are_never_communicated(folder: Path, name: str) -> None:
     model, options, shapes = shapes_of(folder / f"{name}.json")
     program = lower_step(model, options, shapes).compile(FAST_COMPILE).as_text()
     lines = re.findall(
@@ -197,13 +175,13 @@ def test_no_device_is_ever_sent_a_weight(folder: Path, name: str) -> None:
         set(map(int, d.split(","))) for line in lines for d in re.findall(r"\[([\d,]+)\]", line)
     ]
     assert len(sent) > 10, "the pattern no longer finds what is sent"
-    # Rows of a device's batch, of the prompt, of mask and prompt: no weight has such an axis.
+    # Batch rows per device, prompt tokens, mask and prompt tokens: no weight has such an axis.
     rows = {11, 5, 6}
     assert not any(set(leaf.shape) & rows for leaf in jax.tree.leaves(model.params))
     assert all(sizes & rows for sizes in sent)
 
 
-def test_the_parts_are_the_arguments_that_the_compiler_counts(folder: Path) -> None:
+def test_parts_add_up_to_the_compiler_s_numbers(folder: Path) -> None:
     model, options, shapes = shapes_of(folder / "bert.json")
     planned = lower_step(model, options, shapes).compile(FAST_COMPILE).memory_analysis()
     parts = record_of(folder / "bert.json")["bytes_per_device"]
@@ -213,7 +191,7 @@ def test_the_parts_are_the_arguments_that_the_compiler_counts(folder: Path) -> N
     assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
 
 
-def test_rows_are_split_over_data_and_the_state_lies_whole_everywhere(folder: Path) -> None:
+def test_rows_are_sharded_and_the_state_is_replicated(folder: Path) -> None:
     parts = record_of(folder / "bert.json")["bytes_per_device"]
     # tokens, lengths, labels, weights of 22 rows over 2; ids of two label words
     assert parts["batch"] == 11 * (7 + 3) * 4 + 2 * 4
@@ -221,7 +199,7 @@ def test_rows_are_split_over_data_and_the_state_lies_whole_everywhere(folder: Pa
     assert parts["prompt_state"] == 3 * 5 * 32 * 4 + 3 * 4
 
 
-def test_bfloat16_halves_weights_and_keeps_no_copies_of_them(folder: Path) -> None:
+def test_bfloat16_halves_weights_without_copies(folder: Path) -> None:
     single, half = (record_of(folder / "t5.json", dtype=d) for d in ("float32", "bfloat16"))
     single, half = single["bytes_per_device"], half["bytes_per_device"]
     assert half["weights"] * 2 == single["weights"]
@@ -236,11 +214,11 @@ def test_rematerialisation_trades_memory(folder: Path) -> None:
     assert full < dots < none
 
 
-# The step
+# --- The step
 
 
 class _CapturedError(Exception):
-    """Ends a run where its first step would have begun."""
+    """Ends a run at its first step."""
 
 
 @pytest.mark.parametrize(("dtype", "remat"), [("float32", "dots"), ("bfloat16", "full")])
@@ -265,7 +243,7 @@ def test_the_step_is_the_one_that_tune_runs(
         tune("builtin/bert-small", task, **given)
     options = TuneOptions(**given)
     model = shape_backbone(find_folder("builtin/bert-small") / "config.json", options)
-    # A config alone does not say which word is the mask: no size depends on it.
+    # A config does not name the mask token, which changes no size.
     object.__setattr__(model, "module", model.module.clone(mask_id=captured["module"].mask_id))
     assert model.module == captured["module"]
     options = options.resolve(model.defaults)
@@ -273,25 +251,20 @@ def test_the_step_is_the_one_that_tune_runs(
     assert lower_step(model, options, shapes).as_text() == captured["text"]
 
 
-# The command
+# --- The command
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs ``jpt check`` in this process and gives exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        return type_command(["check", *arguments], monkeypatch, capsys)
-
-    return call
+def check(run):
+    return lambda *arguments: run("check", *arguments)
 
 
 SMALL = ("--mesh", MESH, "--batch-size", "22", "--length", "5", "--max-tokens", "7")
 
 
-def test_the_command_tells_what_it_found_and_that_it_is_an_estimate(run, folder: Path) -> None:
+def test_the_command_reports_an_estimate(check, folder: Path) -> None:
     path = str(folder / "t5.json")
-    code, out, err = run("--backbone", path, *SMALL, "--device-memory", "8", "--json")
+    code, out, err = check("--backbone", path, *SMALL, "--device-memory", "8", "--json")
     assert code == 0, err
     record, expected = json.loads(out), record_of(folder / "t5.json")
     assert record["bytes_per_device"] == expected["bytes_per_device"]
@@ -302,8 +275,8 @@ def test_the_command_tells_what_it_found_and_that_it_is_an_estimate(run, folder:
         assert needle in err
 
 
-def test_what_does_not_fit_is_told_with_a_cure_and_exit_code_1(run, folder: Path) -> None:
-    code, out, err = run("--backbone", str(folder / "t5.json"), *SMALL, "--device-memory", "1e-5")
+def test_what_does_not_fit_has_exit_code_1(check, folder: Path) -> None:
+    code, out, err = check("--backbone", str(folder / "t5.json"), *SMALL, "--device-memory", "1e-5")
     assert code == 1 and err == ""
     assert "! does NOT fit a device of 1e-05 GB" in out and "--remat full" in out
 
@@ -313,12 +286,12 @@ def test_what_does_not_fit_is_told_with_a_cure_and_exit_code_1(run, folder: Path
     [
         ("none.json", (), ("none.json", "no such file")),
         ("broken.json", (), ("broken.json", "not JSON")),
-        ("list.json", (), ("list.json", "list", "object")),
+        ("list.json", (), ("list.json", "list", "JSON object")),
         ("strange.json", (), ("strange.json", "model_type 'bird'", "roberta")),
         ("field.json", (), ("field.json", "hidden_size")),
         ("huge.json", (), ("huge.json", "sizes")),
         ("bert.json", ("--batch-size", "5"), ("5 rows", "mesh axis 'data' (2)")),
-        ("bert.json", ("--length", "41"), ("41 rows", "40 positions")),
+        ("bert.json", ("--length", "41"), ("at most 40 prompt tokens", "got 41")),
         ("gpt2.json", ("--length", "34"), ("34 + text 7 = 41", "40 positions")),
         ("bert.json", ("--mesh", "rows:2"), ("mesh axis 'rows'",)),
         ("bert.json", ("--mesh", "data:9000"), ("9,000 devices", "4,096")),
@@ -329,36 +302,36 @@ def test_what_does_not_fit_is_told_with_a_cure_and_exit_code_1(run, folder: Path
         ("bert.json", ("--task", "sst2"), ("--task", "dry run")),
     ],
 )
-def test_what_cannot_be_is_one_line_and_exit_code_2(
-    run, folder: Path, file: str, arguments: tuple[str, ...], needles: tuple[str, ...]
+def test_invalid_input_is_one_line_and_exit_code_2(
+    check, folder: Path, file: str, arguments: tuple[str, ...], needles: tuple[str, ...]
 ) -> None:
     (folder / "broken.json").write_text('{"model_type": "bert"')
     (folder / "list.json").write_text("[1, 2]")
     (folder / "strange.json").write_text('{"model_type": "bird"}')
     (folder / "field.json").write_text('{"model_type": "bert", "vocab_size": 61}')
     (folder / "huge.json").write_text(json.dumps({**tiny_bert_config(), "vocab_size": 10**15}))
-    code, out, err = run("--backbone", str(folder / file), *SMALL, *arguments)
+    code, out, err = check("--backbone", str(folder / file), *SMALL, *arguments)
     assert code == 2 and out == "", (code, out, err)
     assert err.startswith("jpt: ") and err.count("\n") == 1, err
     for needle in needles:
         assert needle in err
 
 
-def test_options_of_a_dry_run_are_refused_without_a_config(run) -> None:
-    code, _, err = run("--backbone", "builtin/bert-small", "--mesh", MESH, "--remat", "full")
+def test_options_of_a_dry_run_are_refused_without_a_config(check) -> None:
+    code, _, err = check("--backbone", "builtin/bert-small", "--mesh", MESH, "--remat", "full")
     assert code == 2 and "--mesh and --remat" in err and "config.json" in err
 
 
-def test_setting_up_after_jax_has_started_changes_nothing() -> None:
+def test_virtual_devices_after_the_start_of_jax_change_nothing() -> None:
     use_virtual_devices("data:64")
     assert len(jax.devices()) == 8
     with pytest.raises(InputError, match="64 virtual CPU devices"):
         dry_run("none.json", mesh="data:64")
 
 
-def test_a_fresh_process_gets_as_many_virtual_devices_as_the_mesh_has(folder: Path) -> None:
+def test_a_fresh_process_gets_the_devices_of_the_mesh(folder: Path) -> None:
     sizes = (*SMALL, "--mesh", "data:11,model:2")
-    # On a machine with an accelerator too: the command itself asks for CPU devices.
+    # On an accelerator, too: the command selects CPU devices.
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     command = [sys.executable, "-m", "jpt.cli", "check", "--backbone", str(folder / "bert.json")]
     done = subprocess.run(

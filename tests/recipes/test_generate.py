@@ -184,7 +184,7 @@ def test_prompts_of_other_models_are_refused(
 ) -> None:
     backbone = backbones["gpt2"]
     wide = jpt.Prompt(np.zeros((4, 33), np.float32), prompt_for(backbone).card)
-    with pytest.raises(jpt.InputError, match="33 wide"):
+    with pytest.raises(jpt.InputError, match="got width 33"):
         generate(wide, ["a"], backbone=backbone)
     with pytest.raises(jpt.InputError, match="layout encoder_decoder"):
         generate(prompt_for(backbones["t5"]), ["a"], backbone=backbone)

@@ -140,7 +140,7 @@ def test_one_row_is_no_prompt_of_an_encoder(tmp_path: Path) -> None:
 def test_a_broken_file_writes_nothing(tmp_path: Path) -> None:
     write(tmp_path / "roberta-base" / "imdb.npy")
     (tmp_path / "roberta-base" / "sst2.npy").write_bytes(b"broken")
-    with pytest.raises(InputError, match="sst2.npy is no whole array"):
+    with pytest.raises(InputError, match="sst2.npy: expected a numeric .npy array"):
         import_reference(tmp_path / "roberta-base", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

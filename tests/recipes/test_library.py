@@ -260,7 +260,9 @@ def test_commits_of_others_meanwhile(hub: FakeHub, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_what_the_hub_leaves_out_is_told(hub: FakeHub, folder: Path) -> None:
     hub.ignored = {"mood.safetensors"}
-    with pytest.raises(jpt.InputError, match=r"lacks mood.safetensors: check the repository's .gitignore"):
+    with pytest.raises(
+        jpt.InputError, match=r"lacks mood.safetensors: check the repository's .gitignore"
+    ):
         jpt.push_prompts(folder, REPO)
 
 
@@ -330,8 +332,16 @@ WRONG = [
     (("pull", "a/b/c", "--out", "OUT"), {}, "'a/b/c' is not the name of a hub repository"),
     (("pull", "me/full", "--out", "OUT", "--only", "moood"), {}, "did you mean mood?"),
     (("pull", "me/full", "--out", "OUT", "--only", ","), {}, "only names no prompt"),
-    (("pull", REPO, "--out", "OUT"), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "does not answer as a hub"),
-    (("pull", REPO, "--out", "OUT"), {"HF_ENDPOINT": "nonsense"}, "check the network, and HF_ENDPOINT"),
+    (
+        ("pull", REPO, "--out", "OUT"),
+        {"HF_ENDPOINT": "http://127.0.0.1:9"},
+        "does not answer as a hub",
+    ),
+    (
+        ("pull", REPO, "--out", "OUT"),
+        {"HF_ENDPOINT": "nonsense"},
+        "check the network, and HF_ENDPOINT",
+    ),
 ]
 
 

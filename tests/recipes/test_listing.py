@@ -1,4 +1,4 @@
-"""Lists of tasks and backbones fit a terminal and say all that they said in one line."""
+"""Lists of tasks and backbones are complete and fit a terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def assert_fits(text: str) -> None:
     assert max(map(len, text.splitlines())) <= WIDEST
 
 
-def test_every_task_is_listed_with_its_words() -> None:
+def test_every_task_is_listed_with_its_label_words() -> None:
     record, text = list_tasks()
     assert_fits(text)
     names = [line.split()[0] for line in text.splitlines()]
     assert set(task_names()) <= set(names)
     assert [task["name"] for task in record["tasks"]] == list(task_names())
-    place = names.index("laptop")
-    both = " ".join(text.splitlines()[place].split() + text.splitlines()[place + 1].split())
+    row = names.index("laptop")
+    both = " ".join(text.splitlines()[row].split() + text.splitlines()[row + 1].split())
     assert both == "laptop sentiment accuracy negative, moderate, positive, conflict"
 
 
@@ -41,15 +41,15 @@ def test_a_task_is_shown_in_full(name: str) -> None:
     task, (_, text) = load_task(name), describe_task(name, None, None, None)
     assert_fits(text)
     assert text.startswith(f"{name} ({task.type}), metric {task.metric}\n")
-    told = " ".join(text.split())
+    joined = " ".join(text.split())
     for segments in task.templates.values():
-        assert " ".join(" | ".join(segments).split()) in told
+        assert " ".join(" | ".join(segments).split()) in joined
 
 
-def test_rows_are_shown_whole_on_several_lines(tmp_path: Path) -> None:
+def test_long_rows_are_wrapped(tmp_path: Path) -> None:
     row = "the film was good and bright and not dull " * 5
     folder = write_task(tmp_path / "mood", train=f'{{"text": "{row}", "label": "good"}}\n' * 4)
     _, text = describe_task(folder, "builtin/bert-small", None, None)
     assert_fits(text)
-    told = " ".join(text.split())
-    assert f"row 0 [good] {row.strip()}" in told and "[CLS] the film was good" in told
+    joined = " ".join(text.split())
+    assert f"row 0 [good] {row.strip()}" in joined and "[CLS] the film was good" in joined

@@ -1,10 +1,10 @@
-"""DOC"""
+"""The quickstart study: completeness, resuming, progress and invalid input."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -17,9 +17,7 @@ import pytest
 import jpt
 from jpt.recipes import quickstart as recipe
 from jpt.recipes.quickstart import TASKS, quickstart
-from tests.helpers.toys import write_task
-
-# --- quickstart
+from tests.helpers.toys import read_rows, write_task
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +31,15 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished_and_told(tmp_path_factory: pytest.TempPathFactory, tasks: list[str]):
-    folder, told = tmp_path_factory.mktemp("study") / "study", io.StringIO()
-    with contextlib.redirect_stderr(told):
-        return quickstart(folder, tasks=tasks, steps=2, progress=True), told.getvalue()
+def finished_and_log(tmp_path_factory: pytest.TempPathFactory, tasks: list[str]):
+    folder, log = tmp_path_factory.mktemp("study") / "study", io.StringIO()
+    with contextlib.redirect_stderr(log):
+        return quickstart(folder, tasks=tasks, steps=2, progress=True), log.getvalue()
 
 
 @pytest.fixture(scope="module")
-def finished(finished_and_told) -> recipe.QuickstartResult:
-    return finished_and_told[0]
+def finished(finished_and_log) -> recipe.QuickstartResult:
+    return finished_and_log[0]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -52,18 +50,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_everything_is_there_and_belongs_together(finished: recipe.QuickstartResult) -> None:
+def test_all_results_are_written_and_agree(finished: recipe.QuickstartResult) -> None:
     folder = finished.folder
     names = {"mood", "taste", "shape"}
-    with (folder / "transfer.csv").open() as file:
-        pairs = {(row["target_task"], row["source_prompt"]) for row in csv.DictReader(file)}
-    columns = [*names, "random", "none"]
-    assert pairs == {(target, prompt) for target in names for prompt in columns}
-    with (folder / "indicators.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {(row["prompt_a"], row["prompt_b"]) for row in rows} == {
-        (a, b) for a in names for b in names
+    pairs = {
+        (row["target_task"], row["source_prompt"]) for row in read_rows(folder / "transfer.csv")
     }
+    assert pairs == set(itertools.product(names, [*names, "random", "none"]))
+    rows = read_rows(folder / "indicators.csv")
+    pairs = {(row["prompt_a"], row["prompt_b"]) for row in rows}
+    assert pairs == set(itertools.product(names, names))
     assert {"neuron_overlap", "cosine_concat"} <= set(rows[0])
     correlation = json.loads((folder / "correlation.json").read_text())
     assert {"including_in_task", "excluding_in_task"} <= set(correlation)
@@ -81,17 +77,17 @@ def test_everything_is_there_and_belongs_together(finished: recipe.QuickstartRes
     page = finished.report.read_text()
     assert 'id="mask-shares-' in page and 'id="choice-costs-' in page and 'id="prompt-map-' in page
     assert "No prompt: the untouched model" in page
-    assert page.startswith("<!doctype html>") or page.lower().startswith("<!doctype html>")
+    assert page.lower().startswith("<!doctype html>")
     for line in finished.record["findings"]:
         assert line in finished.describe()
     assert str(finished.report) in finished.describe()
 
 
-def test_again_returns_at_once_and_touches_nothing(
+def test_a_finished_study_returns_at_once_unchanged(
     finished: recipe.QuickstartResult, tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files_of(finished.folder)
-    monkeypatch.setattr(recipe, "load_backbone", None)  # nothing may be loaded any more
+    monkeypatch.setattr(recipe, "load_backbone", None)  # nothing may be loaded
     again = quickstart(finished.folder, tasks=tasks, steps=2)
     assert again.record == finished.record and again.report == finished.report
     assert files_of(finished.folder) == before
@@ -104,10 +100,10 @@ def test_again_returns_at_once_and_touches_nothing(
         pytest.param("transfer_matrix", marks=pytest.mark.slow),
         "mask_neurons",
         pytest.param("study_indicators", marks=pytest.mark.slow),
-        "report",
+        "write_report",
     ],
 )
-def test_a_stopped_study_goes_on_and_ends_equal(
+def test_a_stopped_study_resumes_and_ends_equal(
     tmp_path: Path,
     finished: recipe.QuickstartResult,
     tasks: list[str],
@@ -136,26 +132,26 @@ def test_a_stopped_study_goes_on_and_ends_equal(
             assert found[name] == wanted[name], name
 
 
-def test_progress_says_which_step_and_how_long(finished_and_told) -> None:
-    _, told = finished_and_told
-    steps = re.findall(r"^\[(\d+)/(\d+)\] (.*)$", told, re.MULTILINE)
+def test_progress_has_step_and_time(finished_and_log) -> None:
+    _, log = finished_and_log
+    steps = re.findall(r"^\[(\d+)/(\d+)\] (.*)$", log, re.MULTILINE)
     assert [(int(step), int(count)) for step, count, _ in steps] == [(n, 8) for n in range(1, 9)]
-    assert "mood" in steps[0][2] and "0:00 gone" in steps[0][2]
+    assert "mood" in steps[0][2] and "0:00 elapsed" in steps[0][2]
 
 
-def test_the_time_left_follows_from_the_steps_that_are_done(
+def test_the_remaining_time_is_estimated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now_s = 0.0
     monkeypatch.setattr(recipe.time, "monotonic", lambda: now_s)
     clock = recipe._Steps([1.0, 1.0, 0.5], shown=True)
-    for spent_s in (60, 0.1, 30):  # the second one had been done by an earlier call
+    for spent_s in (60, 0.1, 30):  # the second was finished by an earlier call
         with clock.step("work"):
             now_s += spent_s
     assert capsys.readouterr().err.splitlines() == [
-        "[1/3] work · 0:00 gone",
-        "[2/3] work · 1:00 gone · about 1:30 left",
-        "[3/3] work · 1:00 gone · about 0:30 left",
+        "[1/3] work · 0:00 elapsed",
+        "[2/3] work · 1:00 elapsed · about 1:30 left",
+        "[3/3] work · 1:00 elapsed · about 0:30 left",
     ]
 
 
@@ -168,23 +164,20 @@ def test_the_folder_of_another_study(finished, tasks, change) -> None:
 
 
 def test_wrong_tasks(tmp_path: Path, tasks: list[str]) -> None:
-    with pytest.raises(jpt.InputError, match="needs two tasks or more; 1 came"):
+    with pytest.raises(jpt.InputError, match="expected at least 2, got 1"):
         quickstart(tmp_path / "study", tasks=tasks[:1])
-    with pytest.raises(jpt.InputError, match="two tasks are called mood"):
+    with pytest.raises(jpt.InputError, match="two tasks are named mood"):
         quickstart(tmp_path / "study", tasks=[tasks[0], tasks[0]])
     with pytest.raises(jpt.InputError, match="unknown task"):
         quickstart(tmp_path / "study", tasks=["builtin/imdb", "builtin/imbd"])
     assert not (tmp_path / "study").exists()
 
 
-def test_the_default_study_has_two_tasks_of_each_of_three_types_or_more() -> None:
+def test_the_default_study_has_two_tasks_of_each_type() -> None:
     types = [jpt.load_task(name).type for name in TASKS]
     assert len(types) >= 6 and len(set(types)) >= 3
     assert all(types.count(type_) >= 2 for type_ in types)
     assert set(TASKS) <= set(jpt.task_names())
-
-
-# --- quickstart whole
 
 
 @pytest.mark.slow

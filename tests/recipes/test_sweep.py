@@ -1,10 +1,10 @@
-"""DOC"""
+"""Sweeps: sweep files, groups of runs, tables, adaptive search and cleanup."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
+import re
 import shutil
 import signal
 import statistics
@@ -17,17 +17,19 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.cli.app import main
 from jpt.errors import InputError, StoppedError
 from jpt.io.files import read_json, write_json
 from jpt.recipes import sweep as sweep_module
 from jpt.recipes.sweep import (
+    RunLoader,
     Search,
     SweepProgress,
     SweepResult,
+    choose_slots,
     describe_search,
     parse_sweep,
     read_sweep,
+    run_bytes,
     sweep,
     tidy_ended,
     train_here,
@@ -35,9 +37,11 @@ from jpt.recipes.sweep import (
 from jpt.tuning.bound_task import BoundTask
 from jpt.tuning.run_dir import RunFolder
 from tests.helpers.study import assert_page_is_sound
-from tests.helpers.toys import read_prompts, read_rows, write_sweep_task, write_fixed
+from tests.helpers.toys import read_prompts, read_rows, write_fixed, write_sweep_task
 
-# --- sweep
+pytestmark = pytest.mark.plain_programs
+
+# --- Groups of runs
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     fixed = write_fixed(folder, eval_every=2)
     tasks = [fixed.pop("task"), str(write_sweep_task(folder / "second"))]
     varied = {"task": tasks, "seed": [0, 1], "learning_rate": [0.01, 0.1]}
-    return {"fixed": fixed, "grid": varied, "run": {"places": 3}}
+    return {"fixed": fixed, "grid": varied, "run": {"slots": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -57,57 +61,43 @@ def swept(grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.mark.plain_programs
-def test_a_run_is_that_of_tune(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
-    """Its folder too: `jpt.tune` with the same options finds it finished."""
+def test_a_run_is_that_of_tune(grid: dict[str, Any], swept: Path) -> None:
     task = grid["grid"]["task"][1]
     options = {**grid["fixed"], "seed": 1, "learning_rate": 0.1}
     backbone = options.pop("backbone")
     alone = jpt.tune(backbone, task, **options)
     folder = swept / "runs" / "second+learning_rate=0.1" / "seed-1"
-    found = jpt.tune(backbone, task, folder, **options)
+    found = jpt.tune(backbone, task, folder, **options)  # finds the run finished
     np.testing.assert_allclose(found.last.values, alone.last.values, rtol=0, atol=1e-5)
     assert found.record["test"]["accuracy"] == alone.record["test"]["accuracy"]
 
 
-@pytest.mark.plain_programs
-def test_the_tables_are_those_of_the_results(swept: Path) -> None:
+def test_tables_agree_with_the_results(swept: Path) -> None:
     results = {
         str(path.parent.relative_to(swept / "runs")): json.loads(path.read_text())
         for path in swept.rglob("result.json")
     }
-    rows = table(swept / "runs.csv")
+    rows = read_rows(swept / "runs.csv")
     assert {row["run"] for row in rows} == set(results)
     for row in rows:
         assert float(row["test"]) == results[row["run"]]["test"]["accuracy"]
         assert row["learning_rate"] in row["run"]
-    settings = table(swept / "settings.csv")
+    settings = read_rows(swept / "settings.csv")
     for setting in settings:
         values = [float(row["test"]) for row in rows if row["setting"] == setting["setting"]]
         assert float(setting["test"]) == pytest.approx(statistics.mean(values))
         assert float(setting["test_std"]) == pytest.approx(statistics.stdev(values))
     for task in ("first", "second"):
-        own = [row for row in settings if row["task"] == task]
-        (best,) = [row for row in own if row["best"] == "True"]
-        assert float(best["validation"]) == max(float(row["validation"]) for row in own)
+        in_task = [row for row in settings if row["task"] == task]
+        (best,) = [row for row in in_task if row["best"] == "True"]
+        assert float(best["validation"]) == max(float(row["validation"]) for row in in_task)
 
 
-@pytest.mark.plain_programs
 def test_nothing_else_is_left(swept: Path) -> None:
-    assert sorted(path.name for path in swept.iterdir()) == [
-        "runs",
-        "runs.csv",
-        "settings.csv",
-        "sweep.json",
-    ]
+    names = sorted(path.name for path in swept.iterdir())
+    assert names == ["runs", "runs.csv", "settings.csv", "sweep.json"]
 
 
-@pytest.mark.plain_programs
 def test_a_stopped_sweep_ends_the_same(
     grid: dict[str, Any], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +110,7 @@ def test_a_stopped_sweep_ends_the_same(
         real(*arguments)
 
     with monkeypatch.context() as broken:
-        broken.setattr(sweep_module, "run_bank", fail)
+        broken.setattr(sweep_module, "fit_runs", fail)
         with pytest.raises(RuntimeError, match="power"):
             sweep(grid, tmp_path)
     assert 0 < len(list(tmp_path.rglob("result.json"))) < 8
@@ -128,7 +118,6 @@ def test_a_stopped_sweep_ends_the_same(
     assert read_prompts(tmp_path) == read_prompts(swept)
 
 
-@pytest.mark.plain_programs
 def test_what_runs_share_is_read_once(
     grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +130,7 @@ def test_what_runs_share_is_read_once(
         return split(self, name)
 
     monkeypatch.setattr(BoundTask, "split", counted)
-    monkeypatch.setattr(sweep_module, "as_backbone", lambda *g: loaded.append(g) or load(*g))
+    monkeypatch.setattr(sweep_module, "resolve_backbone", lambda *g: loaded.append(g) or load(*g))
     sweep(grid, tmp_path / "out")
     assert len(loaded) == 1
     assert sorted(read) == sorted(
@@ -149,8 +138,7 @@ def test_what_runs_share_is_read_once(
     )
 
 
-@pytest.mark.plain_programs
-def test_jobs_of_an_array_share_it_out(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
+def test_jobs_of_an_array_share_the_work(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
     first = sweep(grid, tmp_path, shard="1/2")
     assert first.record["states"]["waiting"] > 0 < first.record["states"]["done"]
     assert "waiting:" in first.describe()
@@ -159,10 +147,7 @@ def test_jobs_of_an_array_share_it_out(grid: dict[str, Any], swept: Path, tmp_pa
     assert read_prompts(tmp_path) == read_prompts(swept)
 
 
-@pytest.mark.plain_programs
-def test_a_larger_grid_adds_to_it(
-    grid: dict[str, Any], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_larger_grid_adds_runs(grid: dict[str, Any], tmp_path: Path) -> None:
     smaller = {**grid, "grid": {**grid["grid"], "seed": [1]}}
     assert sweep(smaller, tmp_path).record["states"] == {"done": 4}
     before = read_prompts(tmp_path)
@@ -170,15 +155,13 @@ def test_a_larger_grid_adds_to_it(
     assert before.items() <= read_prompts(tmp_path).items()
 
 
-@pytest.mark.plain_programs
 def test_other_options_are_another_run(grid: dict[str, Any], swept: Path) -> None:
     other = {**grid, "fixed": {**grid["fixed"], "steps": 8}}
     with pytest.raises(InputError, match=r"steps was 6 and is now 8"):
         sweep(other, swept)
 
 
-@pytest.mark.plain_programs
-def test_a_run_that_cannot_work_stops_it_before_anything_is_written(
+def test_invalid_runs_stop_the_sweep_before_anything_is_written(
     grid: dict[str, Any], tmp_path: Path
 ) -> None:
     wrong = {**grid, "grid": {**grid["grid"], "task": [*grid["grid"]["task"], "sst3"]}}
@@ -187,26 +170,22 @@ def test_a_run_that_cannot_work_stops_it_before_anything_is_written(
     assert not list(tmp_path.rglob("*.safetensors"))
     with pytest.raises(InputError, match=r"shard is '3/2'"):
         sweep(grid, tmp_path, shard="3/2")
-    with pytest.raises(InputError, match=r"need .* GB .* give fewer places"):
+    with pytest.raises(InputError, match=r"need .* GB .* use fewer slots"):
         sweep({**grid, "run": {"memory_gb": 1e-5}}, tmp_path / "small")
 
 
-@pytest.mark.plain_programs
-def test_runs_lie_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
+def test_runs_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
     smaller = {**grid, "grid": {**grid["grid"], "seed": [1]}}
     assert sweep(smaller, tmp_path, mesh="prompt:2,data:2").record["states"] == {"done": 4}
-    for row in table(tmp_path / "runs.csv"):
+    for row in read_rows(tmp_path / "runs.csv"):
         mine, other = (jpt.load_prompt(at / "runs" / row["run"]) for at in (tmp_path, swept))
         assert mine.card.score == other.card.score
     assert sweep(smaller, tmp_path).record["states"] == {"done": 4}, "another mesh is no other run"
-    with pytest.raises(InputError, match=r"mesh is data:1, and the file has data:2"):
+    with pytest.raises(InputError, match=r"mesh is data:1, but the sweep file has data:2"):
         sweep({**grid, "fixed": {**grid["fixed"], "mesh": "data:2"}}, tmp_path, mesh="data:1")
 
 
-@pytest.mark.plain_programs
 def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
-    from jpt.recipes.sweep import RunLoader, choose_slots, parse_sweep, run_bytes
-
     parts = RunLoader().prepare(parse_sweep(grid).runs[0])
     weights, each = run_bytes(parts)
     assert choose_slots(parts, 8, None, (weights + 3.5 * each) / 1e9) == 3
@@ -214,12 +193,11 @@ def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
     assert choose_slots(parts, 8, None, None) == 1  # a CPU
 
 
-@pytest.mark.plain_programs
-def test_its_page_says_what_is_best(swept: Path, tmp_path: Path) -> None:
+def test_the_report_names_the_best_setting(swept: Path, tmp_path: Path) -> None:
     for name in ("runs.csv", "settings.csv"):
         (tmp_path / name).write_bytes((swept / name).read_bytes())
     page = jpt.write_report(tmp_path).read_text()
-    settings = table(swept / "settings.csv")
+    settings = read_rows(swept / "settings.csv")
     for row in settings:
         assert row["setting"] in page
     (best,) = [row for row in settings if row["task"] == "first" and row["best"] == "True"]
@@ -232,33 +210,21 @@ def test_its_page_says_what_is_best(swept: Path, tmp_path: Path) -> None:
         jpt.write_report(tmp_path)
 
 
-@pytest.mark.plain_programs
-def test_the_command(
-    swept: Path,
-    tmp_path: Path,
-    grid: dict[str, Any],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_command(swept: Path, tmp_path: Path, grid: dict[str, Any], run) -> None:
     lines = ["[fixed]"] + [f"{key} = {json.dumps(value)}" for key, value in grid["fixed"].items()]
     lines += ["[grid]"] + [f"{key} = {json.dumps(value)}" for key, value in grid["grid"].items()]
-    (tmp_path / "grid.toml").write_text("\n".join([*lines, "[run]", "places = 3"]))
-    command = ["jpt", "sweep", str(tmp_path / "grid.toml"), "--out", str(swept), "--json"]
-    monkeypatch.setattr("sys.argv", command)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["states"] == {"done": 8}
-    assert "* first+learning_rate=" in told.err
+    (tmp_path / "grid.toml").write_text("\n".join([*lines, "[run]", "slots = 3"]))
+    code, out, err = run("sweep", tmp_path / "grid.toml", "--out", swept, "--json")
+    assert code == 0 and json.loads(out)["states"] == {"done": 8}
+    assert "* first+learning_rate=" in err
 
 
-# --- sweep grid
+# --- Sweep files
 
 FIXED = {"backbone": "builtin/bert-small", "task": "builtin/imdb"}
 
 
-def test_every_combination_and_lists_that_go_together() -> None:
+def test_every_combination_of_grid_and_zip() -> None:
     sweep = parse_sweep(
         {
             "fixed": {"backbone": "builtin/bert-small", "steps": 7},
@@ -285,20 +251,18 @@ def test_every_combination_and_lists_that_go_together() -> None:
         ({"from": 1, "to": 3, "count": 3, "scale": "linear"}, [1.0, 2.0, 3.0]),
     ],
 )
-def test_a_range_has_equal_ratios_or_equal_distances(
-    given: dict[str, Any], expected: list[float]
-) -> None:
+def test_ranges_are_geometric_or_linear(given: dict[str, Any], expected: list[float]) -> None:
     sweep = parse_sweep({"fixed": FIXED, "grid": {"learning_rate": given}})
     assert [run.options.learning_rate for run in sweep.runs] == pytest.approx(expected, rel=1e-6)
 
 
-def test_what_is_counted_is_whole() -> None:
+def test_counts_in_a_range_are_integers() -> None:
     given = {"from": 10, "to": 1000, "count": 3}
     sweep = parse_sweep({"fixed": FIXED, "grid": {"steps": given}})
     assert [run.options.steps for run in sweep.runs] == [10, 100, 1000]
 
 
-def test_tasks_of_one_short_name_stay_apart() -> None:
+def test_tasks_of_one_short_name_are_distinguished() -> None:
     grid = {"task": ["builtin/imdb", "imdb"]}
     sweep = parse_sweep({"fixed": {"backbone": "builtin/bert-small"}, "grid": grid})
     assert [run.name for run in sweep.runs] == ["builtin_imdb", "imdb"]
@@ -307,14 +271,14 @@ def test_tasks_of_one_short_name_stay_apart() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"fixed": {"backbone": "b"}}, "no task is named"),
-        ({"fixed": {"task": "imdb"}}, "no backbone is named"),
+        ({"fixed": {"backbone": "b"}}, "the sweep has no task"),
+        ({"fixed": {"task": "imdb"}}, "the sweep has no backbone"),
         ({"fixed": FIXED, "gird": {}}, "unknown table 'gird'; did you mean grid"),
         ({"fixed": FIXED, "grid": {"learningrate": [1.0]}}, "did you mean learning_rate"),
         ({"fixed": FIXED, "grid": {"seed": 3}}, "seed is 3; give a list"),
         ({"fixed": FIXED, "grid": {"seed": []}}, "give a list of values"),
-        ({"fixed": FIXED, "grid": {"seed": [1, 1]}}, "has a value twice"),
-        ({"fixed": FIXED, "grid": {"task": ["a"]}}, "task stands in two places"),
+        ({"fixed": FIXED, "grid": {"seed": [1, 1]}}, "has duplicate values"),
+        ({"fixed": FIXED, "grid": {"task": ["a"]}}, "task is set in two tables"),
         ({"fixed": FIXED, "grid": {"steps": {"from": 1, "to": 9}}}, "steps has no count"),
         ({"fixed": FIXED, "grid": {"steps": {"from": 9, "to": 1, "count": 2}}}, "the range of"),
         (
@@ -327,21 +291,21 @@ def test_tasks_of_one_short_name_stay_apart() -> None:
         ),
         ({"fixed": {**FIXED, "steps": 0}}, "steps is 0; give a whole number"),
         ({"fixed": {**FIXED, "dtype": "float8"}}, "dtype is 'float8'"),
-        ({"fixed": FIXED, "run": {"places": 0}}, "places is 0"),
+        ({"fixed": FIXED, "run": {"slots": 0}}, "slots is 0"),
+        ({"fixed": FIXED, "run": {"places": 2}}, "places, which is now called slots"),
         ({"fixed": FIXED, "run": {"memory_gb": -1}}, "memory_gb is -1"),
-        ({"fixed": FIXED, "run": {"place": 2}}, "did you mean places"),
+        ({"fixed": FIXED, "run": {"slot": 2}}, "did you mean slots"),
     ],
 )
 def test_a_wrong_file_is_refused(content: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=re.escape(message)):
         parse_sweep(content)
-    assert message in str(error.value)
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text("[grid\n")
-    with pytest.raises(InputError, match="grid.toml is no TOML"):
+    with pytest.raises(InputError, match="grid.toml: not valid TOML"):
         read_sweep(path)
     path.write_text('[grid]\nsteps = "many"\n')
     with pytest.raises(InputError, match="grid.toml: steps is 'many'"):
@@ -350,116 +314,104 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
         read_sweep(tmp_path / "nowhere.toml")
 
 
-# --- sweep search
+# --- Adaptive search
 
 RATES = {"learning_rate": {"from": 1e-3, "to": 1e-1}}
+NOWHERE = {"backbone": "nowhere", "task": "builtin/imdb"}
 
 
 @pytest.fixture(scope="module")
-def sweep_search_grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def search_grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("optuna")
     fixed = write_fixed(tmp_path_factory.mktemp("given"))
-    return {"fixed": fixed, "grid": {"seed": [0, 1]}, "search": RATES, "run": {"places": 2}}
+    return {"fixed": fixed, "grid": {"seed": [0, 1]}, "search": RATES, "run": {"slots": 2}}
 
 
 @pytest.fixture(scope="module")
-def searched(
-    sweep_search_grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> SweepResult:
-    return sweep(sweep_search_grid, tmp_path_factory.mktemp("searched") / "out", trials=5)
+def searched(search_grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    return sweep(search_grid, tmp_path_factory.mktemp("searched") / "out", trials=5)
 
 
 class Workers:
-    """Trains here, counts the runs, and breaks down before the last bank that it may train."""
+    """Trains here, records the runs, and fails after some groups."""
 
-    def __init__(self, banks: int | None = None) -> None:
-        self.left, self.trained = banks, []
+    def __init__(self, groups: int | None = None) -> None:
+        self.left, self.trained = groups, []
 
-    def __call__(self, banks: Sequence[Any], *given: Any) -> None:
-        for bank in banks:
+    def __call__(self, groups: Sequence[Any], *given: Any) -> None:
+        for group in groups:
             if self.left == 0:
                 raise ConnectionError("the machine is lost")
-            train_here([bank], *given)
-            self.trained += bank.runs
+            train_here([group], *given)
+            self.trained += group.runs
             self.left = None if self.left is None else self.left - 1
 
 
 def plan_of(trials: int, **search: Any) -> Search:
     pytest.importorskip("optuna")
-    fixed = {"backbone": "builtin/bert-small", "task": "builtin/imdb"}
-    return Search(parse_sweep({"fixed": fixed, "search": search}), trials)
+    return Search(parse_sweep({"fixed": FIXED, "search": search}), trials)
 
 
 def tell_all(search: Search, value: Any, at_once: int = 1) -> list[dict[str, Any]]:
-    """Answers every question of a search by a formula; None is a run that has diverged."""
+    """Answer every question of a search by a formula; None is a diverged run."""
     while (part := search.ask(at_once)) is not None:
-        found = [(run.name, value(run.values)) for run in part.runs]
-        search.tell(
-            [
-                {"run": name, "state": "diverged" if v is None else "done", "validation": v}
-                for name, v in found
-            ]
-        )
+        found = {run.name: value(run.values) for run in part.runs}
+        state = {name: "diverged" if v is None else "done" for name, v in found.items()}
+        search.tell([{"run": n, "state": state[n], "validation": v} for n, v in found.items()])
     return search.record()["trials"]
 
 
 def test_trials_are_runs_of_the_sweep(searched: SweepResult) -> None:
-    """The values of a trial are those in the names, the configs and the table, to the last bit."""
+    # The values are those in names, configs and table, to the last bit.
     trials = searched.record["search"]["trials"]
     rows = read_rows(searched.folder / "runs.csv")
     assert [trial["trial"] for trial in trials] == [1, 2, 3, 4, 5] and len(rows) == 10
     for trial in trials:
         rate = trial["values"]["learning_rate"]
-        own = [row for row in rows if row["setting"] == f"first+learning_rate={rate:g}"]
-        assert [row["seed"] for row in own] == ["0", "1"] and 1e-3 <= rate <= 1e-1
-        for row in own:
+        tried = [row for row in rows if row["setting"] == f"first+learning_rate={rate:g}"]
+        assert [row["seed"] for row in tried] == ["0", "1"] and 1e-3 <= rate <= 1e-1
+        for row in tried:
             config = searched.folder / "runs" / row["run"] / "config.json"
             assert json.loads(config.read_text())["learning_rate"] == rate
             assert float(row["learning_rate"]) == rate
-        mean = statistics.fmean(float(row["validation"]) for row in own)
+        mean = statistics.fmean(float(row["validation"]) for row in tried)
         assert math.isclose(trial["validation"], mean, rel_tol=1e-12)
     best = searched.record["search"]["best"]
     assert best["validation"] == max(trial["validation"] for trial in trials)
-    assert best["settings"] == [
-        row["setting"]
-        for row in read_rows(searched.folder / "settings.csv")
-        if row["best"] == "True"
-    ]
+    settings = read_rows(searched.folder / "settings.csv")
+    assert best["settings"] == [row["setting"] for row in settings if row["best"] == "True"]
     assert describe_search(searched.record["search"]) in searched.describe()
 
 
-def test_lost_search_goes_on_with_the_same_trials(
-    sweep_search_grid: dict[str, Any], searched: SweepResult, tmp_path: Path
+def test_a_failed_search_resumes_with_the_same_trials(
+    search_grid: dict[str, Any], searched: SweepResult, tmp_path: Path
 ) -> None:
     broken, rest = Workers(3), Workers()
     with pytest.raises(ConnectionError):
-        sweep(sweep_search_grid, tmp_path / "out", trials=5, workers=broken)
-    resumed = sweep(sweep_search_grid, tmp_path / "out", trials=5, workers=rest)
+        sweep(search_grid, tmp_path / "out", trials=5, workers=broken)
+    resumed = sweep(search_grid, tmp_path / "out", trials=5, workers=rest)
     assert resumed.record["search"] == searched.record["search"]
     assert read_prompts(tmp_path / "out") == read_prompts(searched.folder)
     assert len(broken.trained) == 6 and len(rest.trained) == 4
     assert not set(broken.trained) & set(rest.trained)
 
 
-def test_more_trials_go_on_where_fewer_ended(
-    sweep_search_grid: dict[str, Any], searched: SweepResult, tmp_path: Path
+def test_more_trials_continue_fewer(
+    search_grid: dict[str, Any], searched: SweepResult, tmp_path: Path
 ) -> None:
     few, more = Workers(), Workers()
-    first = sweep(sweep_search_grid, tmp_path / "out", trials=2, workers=few)
-    # Other places: what is asked for hangs on the round, which stays as it began.
-    second = sweep(
-        {**sweep_search_grid, "run": {"places": 1}}, tmp_path / "out", trials=4, workers=more
-    )
-    trials = searched.record["search"]["trials"]
+    first = sweep(search_grid, tmp_path / "out", trials=2, workers=few)
+    # The number of trials per round stays as it began, whatever the slots.
+    other = {**search_grid, "run": {"slots": 1}}
+    second = sweep(other, tmp_path / "out", trials=4, workers=more)
+    trials, found = searched.record["search"]["trials"], second.record["search"]["trials"]
     assert first.record["search"]["trials"] == trials[:2]
-    assert [trial["values"] for trial in second.record["search"]["trials"]] == [
-        trial["values"] for trial in trials[:4]
-    ]
+    assert [trial["values"] for trial in found] == [trial["values"] for trial in trials[:4]]
     assert len(few.trained) == len(more.trained) == 4
 
 
 def test_search_finds_the_best_rate() -> None:
-    """Blind draws from six decades would lie 1.5 decades from the best rate in the median."""
+    # Random rates from six decades would be 1.5 decades off in the median.
 
     def distance(values: Any) -> float:
         return abs(math.log10(values["learning_rate"]) + 2)
@@ -472,28 +424,27 @@ def test_search_finds_the_best_rate() -> None:
     assert distance(best["values"]) == min(far) < 0.1
 
 
-def test_what_diverges_is_avoided_but_told() -> None:
+def test_diverging_settings_are_avoided() -> None:
     def value(values: Any) -> float | None:
         return None if values["learning_rate"] > 1e-2 else 0.5
 
     search = plan_of(40, learning_rate={"from": 1e-6, "to": 1e2})
     trials = tell_all(search, value)
     lost = [trial["validation"] is None for trial in trials]
-    assert sum(lost[:10]) >= 3  # drawn blindly, half of them would be
+    assert sum(lost[:10]) >= 3  # half of random rates would
     assert sum(lost[10:]) / 30 < sum(lost[:10]) / 10 / 2
     assert search.record()["best"]["validation"] == 0.5
 
 
-def test_diverged_run_is_no_result(sweep_search_grid: dict[str, Any], tmp_path: Path) -> None:
-    """For real: rates that make the loss no number."""
+def test_a_diverged_run_has_no_result(search_grid: dict[str, Any], tmp_path: Path) -> None:
     wild = {"learning_rate": {"from": 1e37, "to": 1e38}}
-    result = sweep({**sweep_search_grid, "search": wild}, tmp_path / "out", trials=1)
+    result = sweep({**search_grid, "search": wild}, tmp_path / "out", trials=1)
     assert result.record["states"] == {"done": 0, "diverged": 2}
     assert result.record["search"]["best"] is None and "all 1 trials diverged" in result.describe()
 
 
-def test_whole_numbers_are_whole_and_run_once() -> None:
-    """Three settings are all there are: the later trials repeat them, and nothing runs twice."""
+def test_integers_are_searched_once() -> None:
+    # There are only three settings: later trials repeat them, and nothing runs twice.
     search = plan_of(8, length={"from": 4, "to": 6, "scale": "linear"})
     trials = tell_all(search, lambda values: 0.1 * values["length"], at_once=2)
     lengths = [trial["values"]["length"] for trial in trials]
@@ -504,53 +455,51 @@ def test_whole_numbers_are_whole_and_run_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "trials", "said"),
+    ("change", "trials", "message"),
     [
         ({}, None, "--trials 20"),
-        ({"search": {}}, 3, "no [search]"),
-        ({"search": {"dtype": {"from": 1, "to": 2}}}, 3, "searches numbers"),
-        ({"search": {"seed": {"from": 1, "to": 2}}}, 3, "searches numbers"),
+        ({"search": {}}, 3, "has no [search]"),
+        ({"search": {"dtype": {"from": 1, "to": 2}}}, 3, "expected one of"),
+        ({"search": {"seed": {"from": 1, "to": 2}}}, 3, "expected one of"),
         ({"search": {"steps": {"from": 0.2, "to": 9}}}, 3, "steps is 0"),
         ({}, 0, "trials is 0"),
     ],
 )
-def test_what_cannot_be_searched(
-    change: dict[str, Any], trials: int | None, said: str, tmp_path: Path
+def test_invalid_searches_are_refused(
+    change: dict[str, Any], trials: int | None, message: str, tmp_path: Path
 ) -> None:
-    fixed = {"backbone": "nowhere", "task": "builtin/imdb"}
-    given = {"fixed": fixed, "search": RATES, **change}
-    with pytest.raises(InputError) as caught:
+    given = {"fixed": NOWHERE, "search": RATES, **change}
+    with pytest.raises(InputError, match=re.escape(message)):
         sweep(given, tmp_path / "out", trials=trials)
-    assert said in str(caught.value) and not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
-def test_search_is_not_shared_out(sweep_search_grid: dict[str, Any], tmp_path: Path) -> None:
+def test_a_search_cannot_be_sharded(search_grid: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave out shard"):
-        sweep(sweep_search_grid, tmp_path, trials=2, shard="1/2")
+        sweep(search_grid, tmp_path, trials=2, shard="1/2")
 
 
 def test_folder_of_another_search_is_refused(
-    sweep_search_grid: dict[str, Any], searched: SweepResult
+    search_grid: dict[str, Any], searched: SweepResult
 ) -> None:
-    other = {**sweep_search_grid, "search": {"learning_rate": {"from": 1e-4, "to": 1e-1}}}
+    other = {**search_grid, "search": {"learning_rate": {"from": 1e-4, "to": 1e-1}}}
     with pytest.raises(InputError, match="holds a search over"):
         sweep(other, searched.folder, trials=5)
 
 
-def test_optuna_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_optuna_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    given = {"fixed": {"backbone": "nowhere", "task": "builtin/imdb"}, "search": RATES}
     with pytest.raises(InputError, match=r"pip install 'jpt\[search\]'"):
-        sweep(given, tmp_path / "out", trials=2)
+        sweep({"fixed": NOWHERE, "search": RATES}, tmp_path / "out", trials=2)
 
 
-# --- sweep tidy
+# --- Cleanup
 
 LEFT = ("runs/a/.lock", "runs/a/.jpt-0.tmp", "groups/one/runs.json", "groups/one/checkpoints/5/d")
 
 
 def write_ended(folder: Path) -> list[str]:
-    """Two runs that have ended, with all that a killed process can leave."""
+    """Write two finished runs with everything that a killed process can leave."""
     for name in ("a", "b"):
         RunFolder(folder / "runs" / name, {"seed": name}).finish({"score": 1})
     for name in LEFT:
@@ -564,42 +513,38 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.plain_programs
-def test_what_is_left_of_ended_runs_goes(tmp_path: Path) -> None:
+def test_leftovers_of_finished_runs_are_removed(tmp_path: Path) -> None:
     tidy_ended(tmp_path, write_ended(tmp_path))
     kept = {f"runs/{name}/{file}.json" for name in "ab" for file in ("config", "result")}
-    assert files(tmp_path) == kept and not (tmp_path / "banks").exists()
+    assert files(tmp_path) == kept and not (tmp_path / "groups").exists()
 
 
-@pytest.mark.plain_programs
-def test_a_bank_with_something_to_do_stays(tmp_path: Path) -> None:
+def test_an_unfinished_group_is_kept(tmp_path: Path) -> None:
     write_ended(tmp_path)
     (tmp_path / "runs/b/result.json").unlink()
     tidy_ended(tmp_path, ["a"])
     assert files(tmp_path) >= {*LEFT[2:], "runs/a/result.json"} and not (
         files(tmp_path) & {*LEFT[:2]}
     )
-    shutil.rmtree(tmp_path / "runs/a")  # its owner wants it done again
+    shutil.rmtree(tmp_path / "runs/a")  # to be trained again
     tidy_ended(tmp_path, [])
     assert files(tmp_path) >= {*LEFT[2:]}
 
 
-@pytest.mark.plain_programs
-def test_what_another_process_holds_stays(tmp_path: Path) -> None:
+def test_what_another_process_locks_is_kept(tmp_path: Path) -> None:
     names = write_ended(tmp_path)
     with RunFolder(tmp_path / "runs/a", {"seed": "a"}).lock():
         tidy_ended(tmp_path, names)
         assert files(tmp_path) >= {*LEFT[2:], "runs/a/.lock"}
     tidy_ended(tmp_path, names)
-    assert not (tmp_path / "banks").exists()
+    assert not (tmp_path / "groups").exists()
 
 
-@pytest.mark.plain_programs
-def test_sigterm_in_the_last_turn_of_a_bank_ends_the_sweep(
+def test_sigterm_in_the_last_step_of_a_group_ends_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = {"fixed": write_fixed(tmp_path / "given"), "grid": {"seed": [0, 1]}}
-    grid |= {"run": {"places": 1}}
+    grid |= {"run": {"slots": 1}}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     sweep(grid, whole)
 
@@ -611,7 +556,7 @@ def test_sigterm_in_the_last_turn_of_a_bank_ends_the_sweep(
         with pytest.raises(StoppedError) as end:
             sweep(grid, stopped)
     assert end.value.exit_code == 75
-    assert len(list(stopped.rglob("result.json"))) == 1, "no further bank has begun"
+    assert len(list(stopped.rglob("result.json"))) == 1, "no further group has started"
     (stopped / ".jpt-0.tmp").touch()
     sweep(grid, stopped)
     assert read_prompts(stopped) == read_prompts(whole) and files(stopped) == files(whole)

@@ -1,4 +1,4 @@
-"""Banks that are trained elsewhere come home equal; lost nodes and drivers lose nothing."""
+"""Groups trained on a Ray cluster give the same files; lost nodes and drivers lose nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 
-from jpt.cli.app import main
 from jpt.errors import InputError, StoppedError
 from jpt.recipes import sweep_ray
 from jpt.recipes.sweep import RunGroup, SweepProgress, SweepRun, sweep
@@ -34,27 +33,33 @@ from jpt.recipes.sweep_ray import (
     train_away,
 )
 from jpt.tuning.multi_run import SlotSchedule
-from tests.helpers.toys import read_prompts, read_rows, write_sweep_task, write_fixed
+from tests.helpers.toys import read_prompts, read_rows, write_fixed, write_sweep_task
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("runs.csv", "settings.csv")
 
 
-def train_elsewhere(
-    banks: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, shown: SweepProgress
-) -> None:
-    """What driver and nodes do together, without the cluster in between."""
-    for bank in banks:
-        outcome = train_away(bank, runs, os.getcwd())
-        assert outcome.error is None
-        for name, files in outcome.runs.items():
-            bring_home(name, files, folder)
+def workers_from(origin: str | Path = "/") -> Any:
+    """Return workers that do what driver and nodes do, without a cluster in between."""
+
+    def work(
+        groups: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, reporter: SweepProgress
+    ) -> None:
+        with contextlib.chdir("/"):  # not the driver's folder
+            outcomes = [train_away(group, runs, str(origin)) for group in groups]
+            assert os.getcwd() == "/"
+        for outcome in outcomes:
+            assert outcome.error is None
+            for name, files in outcome.runs.items():
+                bring_home(name, files, folder)
+
+    return work
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     fixed = write_fixed(tmp_path_factory.mktemp("given"))
-    return {"fixed": fixed, "grid": {"seed": [0, 1, 2]}, "run": {"places": 2}}
+    return {"fixed": fixed, "grid": {"seed": [0, 1, 2]}, "run": {"slots": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +67,10 @@ def local(grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return sweep(grid, tmp_path_factory.mktemp("local") / "out").folder
 
 
-def test_what_comes_home_is_what_is_trained_here(
+def test_files_of_nodes_are_those_of_this_process(
     grid: dict[str, Any], local: Path, tmp_path: Path
 ) -> None:
-    away = sweep(grid, tmp_path / "out", workers=train_elsewhere).folder
+    away = sweep(grid, tmp_path / "out", workers=workers_from()).folder
     assert len(read_prompts(away)) == 6 and read_prompts(away) == read_prompts(local)
     assert all(read_rows(away / name) == read_rows(local / name) for name in TABLES)
     runs = [{path.name for path in folder.iterdir()} for folder in (away / "runs/first").iterdir()]
@@ -78,32 +83,14 @@ def test_relative_paths_count_from_the_driver(
     given = Path(grid["fixed"]["task"]).parent
     near = {**grid["fixed"], "task": "first", "backbone": "bert"}
     monkeypatch.chdir(given)
-    sweep({**grid, "fixed": near}, tmp_path / "out", workers=_from_elsewhere(given))
+    sweep({**grid, "fixed": near}, tmp_path / "out", workers=workers_from(given))
     assert read_rows(tmp_path / "out" / "settings.csv")[0]["validation"]
-
-
-def _from_elsewhere(origin: Path) -> Any:
-    """Workers whose own folder is another one."""
-
-    def work(banks: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, shown: Any) -> None:
-        before = os.getcwd()
-        os.chdir("/")
-        try:
-            outcomes = [train_away(bank, runs, str(origin)) for bank in banks]
-            assert os.getcwd() == "/"
-        finally:
-            os.chdir(before)
-        for outcome in outcomes:
-            for name, files in outcome.runs.items():
-                bring_home(name, files, folder)
-
-    return work
 
 
 def test_driver_lost_while_it_writes_leaves_no_result(
     grid: dict[str, Any], local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After every number of files: a run has a result only if all of it is there."""
+    # After any number of files: a run has a result only if all its files are there.
     home = local / "runs" / "first" / "seed-0"
     files = {path.name: path.read_bytes() for path in home.iterdir()}
     writes = sweep_ray.write_bytes
@@ -138,30 +125,28 @@ def test_node_with_other_data_is_refused(local: Path, tmp_path: Path) -> None:
         bring_home("first/seed-0", files, tmp_path)
 
 
-def test_error_on_a_node_is_told(grid: dict[str, Any], tmp_path: Path) -> None:
-    """Data that only the driver sees; the runs of the bank that had ended come home."""
-    told = []
+def test_an_error_on_a_node_is_returned(grid: dict[str, Any], tmp_path: Path) -> None:
+    outcomes = []
 
-    def work(banks: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, shown: Any) -> None:
+    def work(groups: Sequence[RunGroup], runs: Sequence[SweepRun], *_: Any) -> None:
         blind = [SweepRun(run.name, run.setting, {**run.values, "task": "/gone"}) for run in runs]
-        told.extend(train_away(bank, blind, os.getcwd()) for bank in banks)
+        outcomes.extend(train_away(group, blind, os.getcwd()) for group in groups)
         raise InputError("as the driver does")
 
     with pytest.raises(InputError):
         sweep(grid, tmp_path / "out", workers=work)
-    assert [dict(outcome.runs) for outcome in told] == [{}] * len(told)
-    assert "run first/seed-0: " in told[0].error and "/gone" in told[0].error
+    assert [dict(outcome.runs) for outcome in outcomes] == [{}] * len(outcomes)
+    assert "run first/seed-0: " in outcomes[0].error and "/gone" in outcomes[0].error
     states = [row["state"] for row in read_rows(tmp_path / "out" / "runs.csv")]
     assert states == ["waiting"] * 3
 
 
 def test_node_that_shuts_down_is_tried_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM saves a bank in its temporary folder, where nobody would go on with it."""
-
+    # SIGTERM saves a group in a temporary folder, from which nothing would resume it.
     def stopped(*given: Any) -> None:
         raise StoppedError("stopped and saved", 75)
 
-    monkeypatch.setattr(sweep_ray, "train_bank", stopped)
+    monkeypatch.setattr(sweep_ray, "train_group", stopped)
     with pytest.raises(sweep_ray.MultiRunStoppedError):
         train_away(RunGroup(SlotSchedule((("first",),), {"first": 1})), [], "/")
 
@@ -188,11 +173,11 @@ def test_no_cluster_at_the_address() -> None:
         with pytest.raises(InputError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
             check_address(f"127.0.0.1:{port}")
     for wrong in ("head", "head:port", ":6379"):
-        with pytest.raises(InputError, match="give HOST:PORT"):
+        with pytest.raises(InputError, match="expected HOST:PORT"):
             check_address(wrong)
 
 
-def test_ray_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'jpt\[cluster\]'"):
         ray_workers()
@@ -200,22 +185,17 @@ def test_ray_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["--on", "slurm"], "unknown place to run on 'slurm'"),
-        (["--address", "localhost:1"], "give --on ray"),
-        (["--needs", "GPU:1"], "give --on ray"),
+        (["--on", "slurm"], "unknown value of --on 'slurm'"),
+        (["--address", "localhost:1"], "require --on ray"),
+        (["--needs", "GPU:1"], "require --on ray"),
         (["--on", "ray", "--needs", "GPU"], "needs has"),
     ],
 )
-def test_command_refuses(
-    options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
-) -> None:
-    given = ["jpt", "sweep", "grid.toml", "--out", str(tmp_path / "out"), *options]
-    monkeypatch.setattr(sys, "argv", given)
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2 and said in capsys.readouterr().err
+def test_invalid_options_are_refused(run, tmp_path: Path, options: list[str], message: str) -> None:
+    code, _, err = run("sweep", "grid.toml", "--out", tmp_path / "out", *options)
+    assert code == 2 and message in err
 
 
 def free_port() -> int:
@@ -247,21 +227,21 @@ class Cluster:
         return f"127.0.0.1:{self.port}"
 
     def add(self, **others: int) -> None:
-        """A node of one CPU and perhaps other resources; the first one is the head."""
+        """Start a node of one CPU and perhaps other resources; the first one is the head."""
         head = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
         head += ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
         joined = [f"--address={self.address}"]
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1"]
-        # Addresses of their own, so that a driver is on the head's.
+        # One address per node, so that a driver is on the head's.
         ray += [f"--node-ip-address=127.0.0.{len(self.nodes) + 1}"]
         ray += ["--object-store-memory=100000000", f"--resources={json.dumps(others)}"]
-        place = self.temporary(len(self.nodes))
-        place.mkdir()
+        temporary = self.temporary(len(self.nodes))
+        temporary.mkdir()
         log = self.folder / f"start-{len(self.nodes)}"
         with log.open("wb") as file:  # no pipe: the node would keep it open
             started = subprocess.Popen(
                 [*ray, *(joined if self.nodes else head)],
-                env={**self.environment, "TMPDIR": str(place)},
+                env={**self.environment, "TMPDIR": str(temporary)},
                 start_new_session=True,
                 stdout=file,
                 stderr=file,
@@ -270,21 +250,16 @@ class Cluster:
         assert started.wait(timeout=60) == 0, log.read_text()
 
     def temporary(self, number: int) -> Path:
-        """Where a node trains."""
         return self.folder / f"tmp-{number}"
 
     def kill(self, number: int) -> None:
-        """All processes of a node at once, as when its power goes.
-
-        Those that train have a group of their own, but all are of one session.
-        """
+        # Training processes have their own group, but all are of one session.
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(ProcessLookupError):
                 if os.getsid(int(process.name)) == self.nodes[number].pid:
                     os.kill(int(process.name), signal.SIGKILL)
 
     def sweep(self, grid: Path, out: Path, log: Path, *more: str) -> subprocess.Popen[bytes]:
-        """Starts a driver."""
         command = [sys.executable, "-c", "from jpt.cli.app import main; main()", "sweep", str(grid)]
         command += ["--out", str(out), "--on", "ray", "--address", self.address, *more]
         with log.open("wb") as file:
@@ -294,7 +269,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     pytest.importorskip("ray")
-    # Sockets lie in it, and their paths must be short.
+    # Paths of sockets must be short.
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
     cluster = Cluster(folder)
     try:
@@ -308,7 +283,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A sweep of seconds a run, and what it gives here, with one device as on the nodes."""
+    """Return a sweep of some seconds per run and its result here, on one device as on the nodes."""
     folder = tmp_path_factory.mktemp("long")
     fixed = write_fixed(folder, steps=1500, eval_every=500)
     lines = [f"{name} = {json.dumps(value)}" for name, value in fixed.items()]
@@ -341,7 +316,6 @@ def assert_equal_sweeps(out: Path, local: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_lost_driver(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
-    """Killed when one run has come home; the same command trains the others."""
     grid, local = long
     out, log = tmp_path / "out", tmp_path / "log"
     driver = cluster.sweep(grid, out, log)
@@ -351,7 +325,7 @@ def test_lost_driver(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) 
     before = {path: path.stat().st_mtime_ns for path in results(out)}
     assert 1 <= len(before) < 5
     assert cluster.sweep(grid, out, log).wait(timeout=120) == 0, log.read_text()
-    assert f"{len(before)} of 5 done before" in log.read_text()
+    assert f"{len(before)} of 5 runs done" in log.read_text()
     assert before.items() <= {path: path.stat().st_mtime_ns for path in results(out)}.items()
     assert_equal_sweeps(out, local)
 
@@ -359,7 +333,6 @@ def test_lost_driver(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.alone
 def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
-    """The second node is killed while it trains."""
     grid, local = long
     out, log = tmp_path / "out", tmp_path / "log"
     cluster.add()
@@ -372,7 +345,7 @@ def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) ->
     text = log.read_text()
     assert "running: 2, waiting: 3; nodes: 2" in text
     assert "state-dump" not in text
-    # What the node left shows that a run was cut off there; Ray does not always say so in time.
+    # The node's files show that a run was cut off; Ray does not always report it in time.
     left = [path.parent for path in trained.rglob("metrics.jsonl")]
     assert left and not any((path / "result.json").exists() for path in left)
     assert_equal_sweeps(out, local)
@@ -380,8 +353,8 @@ def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_bank_that_cannot_be_trained(cluster: Cluster, tmp_path: Path) -> None:
-    """Data that is gone when a node comes that has what a bank takes; the other task is trained."""
+def test_group_that_cannot_be_trained(cluster: Cluster, tmp_path: Path) -> None:
+    # Data of one task is gone when a node with the needed resource joins; the other is trained.
     fixed = write_fixed(tmp_path / "given")
     gone = write_sweep_task(tmp_path / "given" / "second")
     tasks = [str(gone), fixed.pop("task")]
@@ -395,15 +368,15 @@ def test_bank_that_cannot_be_trained(cluster: Cluster, tmp_path: Path) -> None:
     assert driver.wait(timeout=180) == 2, log.read_text()
     assert [row["state"] for row in read_rows(out / "runs.csv")] == ["waiting", "done"]
     last = log.read_text().splitlines()[-1]
-    assert last.startswith("jpt: 1 of 2 banks failed: runs second: ") and str(gone) in last
+    assert last.startswith("jpt: 1 of 2 groups of runs failed: runs second: ") and str(gone) in last
 
 
 @pytest.mark.slow
 @pytest.mark.alone
 def test_driver_stopped(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
     driver = cluster.sweep(long[0], tmp_path / "out", tmp_path / "log")
-    # One or more: a node that was killed may still be counted.
+    # At least one: a killed node may still be counted.
     wait_for(lambda: re.search(rb"running: [1-9]", (tmp_path / "log").read_bytes()), driver)
     driver.terminate()
     assert driver.wait(timeout=60) == 75, (tmp_path / "log").read_text()
-    assert "the same command goes on" in (tmp_path / "log").read_text()
+    assert "re-run to resume" in (tmp_path / "log").read_text()
