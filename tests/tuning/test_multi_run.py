@@ -1,4 +1,4 @@
-"""DOC"""
+"""Runs trained together end as they do alone: slots, meshes and packed batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from jpt.tuning import multi_run
 from jpt.tuning.losses import Answer
 from jpt.tuning.multi_run import (
     SlotRun,
-    SlotSchedule,
     fit_runs,
     multi_run_train_step,
     pack_runs,
@@ -38,9 +37,10 @@ from jpt.tuning.run_dir import RunFolder
 from jpt.tuning.step import init_state, paper_train_step, prompt_optimizer
 from jpt.tuning.tune import prepare_run
 from jpt.types import Batch
-from tests.helpers.toys import write_task
+from tests.helpers.running import assert_equal_runs, read_log
+from tests.helpers.toys import json_lines, write_task
 
-# --- bank
+# --- Groups of runs
 
 COMMON = {"eval_every": 5, "checkpoint_every": 4, "batch_size": 6, "length": 5}
 THREE = (
@@ -55,13 +55,13 @@ RUNS = {
 }
 
 
-class Silent:
-    """Counts what it is told."""
+class Counter:
+    """A progress reporter that counts."""
 
     def __init__(self) -> None:
         self.steps, self.ends = 0, []
 
-    def turned(self, steps: int, rows_per_s: float) -> None:
+    def stepped(self, steps: int, rows_per_s: float) -> None:
         self.steps += steps
 
     def scored(self, run: str, score: object) -> None:
@@ -74,80 +74,69 @@ class Silent:
         assert "compile" in line
 
 
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("tasks")
-    words = {"low": "awful", "middle": "plain", "high": "lovely and quite unforgettable " * 3}
-    rows = [{"text": f"{words[k]} film {n}", "label": k} for n in range(9) for k in words]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    splits = {"train": text, "validation": text, "test": text}
-    return {
-        "mood": write_task(folder / "mood"),
-        "degree": write_task(folder / "degree", toml=THREE, **splits),
-    }
+class Group:
+    """The tasks and the backbone of all runs."""
+
+    def __init__(self, folder: Path) -> None:
+        words = {"low": "awful", "middle": "plain", "high": "lovely and quite unforgettable " * 3}
+        text = json_lines(
+            {"text": f"{words[k]} film {n}", "label": k} for n in range(9) for k in words
+        )
+        splits = dict.fromkeys(("train", "validation", "test"), text)
+        self.tasks = {
+            "mood": write_task(folder / "mood"),
+            "degree": write_task(folder / "degree", toml=THREE, **splits),
+        }
+        self.backbone = jpt.load_backbone("builtin/bert-small")
+
+    def prepare(self, out: Path, *names: str, **more: object) -> dict[str, SlotRun]:
+        runs = {}
+        for name in names or RUNS:
+            task, options = RUNS[name]
+            given = TuneOptions(**{**COMMON, **options, **more})
+            parts = prepare_run(self.backbone, self.tasks[task], None, given)
+            runs[name] = SlotRun(parts, RunFolder(out / name, parts.config()))
+        return runs
+
+    def fit(self, out: Path, runs: dict[str, SlotRun] | None = None, slots: int = 3) -> Counter:
+        runs, progress = runs or self.prepare(out), Counter()
+        (schedule,) = pack_runs({name: RUNS[name][1]["steps"] for name in runs}, slots)
+        fit_runs(runs, schedule, out / "b", progress)
+        return progress
 
 
 @pytest.fixture(scope="module")
-def backbone() -> jpt.Backbone:
-    return jpt.load_backbone("builtin/bert-small")
-
-
-def prepare(
-    tasks: dict[str, Path], backbone: jpt.Backbone, out: Path, names: list[str], **more: object
-) -> dict[str, SlotRun]:
-    runs = {}
-    for name in names:
-        task, options = RUNS[name]
-        settled = TuneOptions(**{**COMMON, **options, **more})
-        parts = prepare_run(backbone, tasks[task], None, settled)
-        runs[name] = SlotRun(parts, RunFolder(out / name, parts.config()))
-    return runs
-
-
-def plan(names: list[str], places: int) -> SlotSchedule:
-    (timeline,) = pack_runs({name: RUNS[name][1]["steps"] for name in names}, places)
-    return timeline
+def group(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    return Group(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(scope="module")
-def alone(
-    tasks: dict[str, Path], backbone: jpt.Backbone, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Every run by itself."""
+def alone(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
     for name, (task, options) in RUNS.items():
-        jpt.tune(backbone, tasks[task], out / name, **COMMON, **options)
+        jpt.tune(group.backbone, group.tasks[task], out / name, **COMMON, **options)
     return out
 
 
 @pytest.fixture(scope="module")
-def together(
-    tasks: dict[str, Path], backbone: jpt.Backbone, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The same runs in one bank of three places, of which one holds two of them."""
+def together(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same runs in a group of three slots, one of which has two runs."""
     out = tmp_path_factory.mktemp("together")
-    progress = Silent()
-    fit_runs(prepare(tasks, backbone, out, list(RUNS)), plan(list(RUNS), 3), out / "b", progress)
+    progress = group.fit(out)
     assert progress.steps == sum(options["steps"] for _, options in RUNS.values())
     assert sorted(progress.ends) == sorted(RUNS)
     return out
 
 
-def lines(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_ends_as_it_would_alone(alone: Path, together: Path, name: str) -> None:
-    """Tasks of two and three labels, other seeds, rates, starts and numbers of steps."""
+def test_run_ends_as_it_does_alone(alone: Path, together: Path, name: str) -> None:
+    """With two and three labels, and other seeds, learning rates, initialisers and steps."""
     for file in ("prompt.safetensors", "last.safetensors"):
         mine, other = jpt.load_prompt(together / name / file), jpt.load_prompt(alone / name / file)
         assert mine.card == other.card
         np.testing.assert_allclose(mine.values, other.values, atol=1e-5 * abs(other.values).max())
-    assert [(line["step"], line["split"]) for line in lines(together / name)] == [
-        (line["step"], line["split"]) for line in lines(alone / name)
-    ]
-    for mine, other in zip(lines(together / name), lines(alone / name), strict=True):
+    for mine, other in zip(read_log(together / name), read_log(alone / name), strict=True):
+        assert (mine["step"], mine["split"]) == (other["step"], other["split"])
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
     mine, other = (json.loads((at / name / "result.json").read_text()) for at in (together, alone))
     assert mine["test"]["accuracy"] == other["test"]["accuracy"]
@@ -155,15 +144,10 @@ def test_a_run_ends_as_it_would_alone(alone: Path, together: Path, name: str) ->
 
 
 @pytest.mark.parametrize("stop_at", [3, 13])
-def test_a_stopped_bank_ends_bit_for_bit_the_same(
-    tasks: dict[str, Path],
-    backbone: jpt.Backbone,
-    together: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stop_at: int,
+def test_crashed_group_resumes_bit_identically(
+    group: Group, together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
-    """Power goes off; turn 13 is after one run has ended and another has taken its place."""
+    """At global step 13 one run has ended and the next one uses its slot."""
     real = multi_run.multi_run_train_step
 
     def failing(*arguments: object) -> object:
@@ -172,38 +156,24 @@ def test_a_stopped_bank_ends_bit_for_bit_the_same(
         def run(*given: object) -> object:
             left[0] -= 1
             if left[0] < 0:
-                raise RuntimeError("power")
+                raise RuntimeError("crash")
             return step(*given)
 
         return run
 
-    names = list(RUNS)
     with monkeypatch.context() as broken:
-        broken.setattr(multi_run, "bank_train_step", failing)
-        with pytest.raises(RuntimeError, match="power"):
-            runs = prepare(tasks, backbone, tmp_path, names)
-            fit_runs(runs, plan(names, 3), tmp_path / "b", Silent())
-    fit_runs(prepare(tasks, backbone, tmp_path, names), plan(names, 3), tmp_path / "b", Silent())
-    clock = {"elapsed_s", "rows_per_s"}
-    for name in names:
-        for file in ("prompt.safetensors", "last.safetensors"):
-            assert (tmp_path / name / file).read_bytes() == (together / name / file).read_bytes()
-        assert [
-            {key: value for key, value in line.items() if key not in clock}
-            for line in lines(tmp_path / name)
-        ] == [
-            {key: value for key, value in line.items() if key not in clock}
-            for line in lines(together / name)
-        ]
+        broken.setattr(multi_run, "multi_run_train_step", failing)
+        with pytest.raises(RuntimeError, match="crash"):
+            group.fit(tmp_path)
+    group.fit(tmp_path)
+    for name in RUNS:
+        assert_equal_runs(tmp_path / name, together / name)
 
 
-def test_a_run_that_diverges_harms_no_other(
-    tasks: dict[str, Path], backbone: jpt.Backbone, together: Path, tmp_path: Path
-) -> None:
-    names = ["mood-0", "degree-0", "mood-1", "degree-2"]
-    runs = prepare(tasks, backbone, tmp_path, names)
+def test_diverged_run_harms_no_other(group: Group, together: Path, tmp_path: Path) -> None:
+    runs = group.prepare(tmp_path)
     runs["degree-0"].parts.initial[0, 0] = np.nan
-    fit_runs(runs, plan(names, 3), tmp_path / "b", Silent())
+    group.fit(tmp_path, runs)
     found = read_diverged(tmp_path / "degree-0")
     assert found is not None and found["step"] == 1 and "nan" in found["diverged"]
     assert not (tmp_path / "degree-0" / "result.json").exists()
@@ -212,24 +182,20 @@ def test_a_run_that_diverges_harms_no_other(
         assert mine == (together / name / "prompt.safetensors").read_bytes()
 
 
-def test_a_second_process_is_refused(
-    tasks: dict[str, Path], backbone: jpt.Backbone, tmp_path: Path
-) -> None:
-    runs = prepare(tasks, backbone, tmp_path, ["mood-0", "degree-0"])
-    with runs["degree-0"].folder.lock(), pytest.raises(InputError, match="another run is at work"):
-        fit_runs(runs, plan(list(runs), 2), tmp_path / "b", Silent())
+def test_second_process_is_refused(group: Group, tmp_path: Path) -> None:
+    runs = group.prepare(tmp_path, "mood-0", "degree-0")
+    with runs["degree-0"].folder.lock(), pytest.raises(InputError, match="in use by another run"):
+        group.fit(tmp_path, runs, slots=2)
 
 
-def test_runs_that_share_no_program_are_refused(
-    tasks: dict[str, Path], backbone: jpt.Backbone, tmp_path: Path
-) -> None:
-    runs = prepare(tasks, backbone, tmp_path, ["mood-0"])
-    runs |= prepare(tasks, backbone, tmp_path, ["degree-0"], batch_size=4)
-    with pytest.raises(InputError, match="differ in what a bank shares"):
-        fit_runs(runs, plan(["mood-0", "degree-0"], 2), tmp_path / "b", Silent())
+def test_runs_of_different_sizes_are_refused(group: Group, tmp_path: Path) -> None:
+    runs = group.prepare(tmp_path, "mood-0")
+    runs |= group.prepare(tmp_path, "degree-0", batch_size=4)
+    with pytest.raises(InputError, match="same backbone, sizes and objective"):
+        group.fit(tmp_path, runs, slots=2)
 
 
-# --- bank mesh
+# --- Groups on a mesh
 
 RATES = (0.01, 0.003, 0.1, 0.01)
 LABELS = ((7, 8), (9, 10, 11), (12, 8), (7, 9, 11))
@@ -248,8 +214,8 @@ def starts(width: int) -> list[np.ndarray]:
     return [0.3 * random.standard_normal((5, width), np.float32) for _ in RATES]
 
 
-def bank_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Two steps of four runs: their losses, and what Adam remembers of the first gradients."""
+def group_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return the losses of two steps of four runs, and Adam's moments of the first gradients."""
     module, params = tiny_model(family)
     mesh = make_mesh(mesh_text)
     shardings, _ = parameter_shardings(params, FAMILIES[family].weights.partition, mesh)
@@ -260,8 +226,8 @@ def bank_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.nd
     )
     blank = [init_state(values, prompt_optimizer(1.0)) for values in starts(32)]
     state = place(stack_trees(blank), run_sharding(mesh))
-    groups = mesh.shape["data"] if packed else None
-    batch = stack_batches([batch_of(number) for number in range(4)], 0, groups)
+    shards = mesh.shape["data"] if packed else None
+    batch = stack_batches([batch_of(number) for number in range(4)], 0, shards)
     assert (batch.packed_index is not None) == packed
     batch = place(batch, rows)
     step, losses, first = multi_run_train_step(module, "labels", mesh), [], None
@@ -274,24 +240,23 @@ def bank_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.nd
 
 @cache
 def single_steps(family: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same, every run by itself and its batch as short as it is."""
+    """The same with every run alone, and its batch not padded."""
     module, params = tiny_model(family)
     losses, first = [], []
     for number, values in enumerate(starts(32)):
         state = init_state(values, prompt_optimizer(1.0))
         answer = Answer(jnp.asarray(LABELS[number]))
-        step, own = paper_train_step(module, RATES[number], 0), []
-        for turn in range(2):
+        step = paper_train_step(module, RATES[number], 0)
+        losses.append([])
+        for count in range(2):
             state, metrics = step(params, state, batch_of(number), answer)
-            own.append(float(metrics.loss))
-            if turn == 0:
+            losses[-1].append(float(metrics.loss))
+            if count == 0:
                 first.append(np.asarray(optax.tree.get(state.optimizer, "mu")))
-        losses.append(own)
     return np.asarray(losses).T, np.stack(first)
 
 
 def assert_near(found: Any, expected: Any) -> None:
-    """Asserts equality as float32 goes: 1e-5 of the largest magnitude."""
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
@@ -307,6 +272,14 @@ CASES = [
 ]
 
 
+def assert_runs_as_alone(found: tuple[np.ndarray, np.ndarray], family: str) -> None:
+    (losses, first), (plain_losses, plain_first) = found, single_steps(family)
+    assert np.abs(losses[1] - losses[0]).min() > 1e-5, "every run has to move"
+    assert_near(losses, plain_losses)
+    for run in range(len(RATES)):
+        assert_near(first[run], plain_first[run])
+
+
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("family", "mesh"),
@@ -316,86 +289,71 @@ CASES = [
         *(slow(*case) for case in CASES if case != ("bert", EVERY_AXIS)),
     ],
 )
-def test_a_bank_on_a_mesh_is_each_run_alone(family: str, mesh: str) -> None:
-    losses, first = bank_steps(family, mesh)
-    plain_losses, plain_first = single_steps(family)
-    assert np.abs(losses[1] - losses[0]).min() > 1e-5, "every run has to move"
-    assert_near(losses, plain_losses)
-    for run in range(len(RATES)):
-        assert_near(first[run], plain_first[run])
+def test_group_on_a_mesh(family: str, mesh: str) -> None:
+    assert_runs_as_alone(group_steps(family, mesh), family)
 
 
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("family", "mesh"), [("gpt2", EVERY_AXIS), slow("bert", EVERY_AXIS), slow("t5", "prompt:2")]
 )
-def test_a_packed_bank_is_each_run_alone(
-    monkeypatch: pytest.MonkeyPatch, family: str, mesh: str
-) -> None:
+def test_packed_group(monkeypatch: pytest.MonkeyPatch, family: str, mesh: str) -> None:
     monkeypatch.setattr(batches, "MOST_SHARES", batches.SHARES)
-    losses, first = bank_steps(family, mesh, packed=True)
-    plain_losses, plain_first = single_steps(family)
-    assert_near(losses, plain_losses)
-    for run in range(len(RATES)):
-        assert_near(first[run], plain_first[run])
+    assert_runs_as_alone(group_steps(family, mesh, packed=True), family)
 
 
 @pytest.mark.plain_programs
-def test_runs_lie_over_their_axis() -> None:
+def test_runs_are_sharded_over_their_axis() -> None:
     mesh = make_mesh("prompt:4")
     blank = [init_state(values, prompt_optimizer(1.0)) for values in starts(32)]
     state = place(stack_trees(blank), run_sharding(mesh))
     assert {shard.data.shape for shard in state.prompt.addressable_shards} == {(1, 5, 32)}
 
 
-# --- packed runs
+# --- Packed runs
 
-# A small rate: AdamW divides a gradient by its size, so that where it is next to nothing a step
-# follows its rounding, as far as the rate lets it.
+# A small learning rate: where a gradient is close to zero, AdamW's step follows its rounding.
 OPTIONS: dict[str, Any] = {"steps": 6, "batch_size": 4, "length": 3, "learning_rate": 0.005}
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of very different lengths: every third one is long."""
-    rows = [
+    """Every third row is long."""
+    text = json_lines(
         {"text": f"the film {'is good and ' * (8 * (n % 3 == 0))}{word} {n}", "label": label}
         for n in range(9)
         for label, word in (("good", "fine"), ("bad", "poor"))
-    ]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    )
     splits = dict.fromkeys(("train", "validation", "test"), text)
     return write_task(tmp_path_factory.mktemp("task"), **splits)
 
 
-def model(tmp_path: Path, kind: str) -> jpt.Backbone:
+def load_tiny(tmp_path: Path, kind: str) -> jpt.Backbone:
     return jpt.load_backbone(write_tiny_backbone(tmp_path / kind, kind))
 
 
-def given_batches(backbone: jpt.Backbone, task: Path, **more: Any) -> list[Any]:
+def list_batches(backbone: jpt.Backbone, task: Path, **more: Any) -> list[Batch]:
     return list(jpt.training_batches(backbone, task, **{**OPTIONS, **more}))
 
 
 @pytest.mark.plain_programs
-@pytest.mark.parametrize(("mesh", "groups"), [("data:1", 1), ("data:2", 2), ("model:2", 1)])
-def test_training_batches_name_their_real_tokens(
-    tmp_path: Path, task: Path, mesh: str, groups: int
+@pytest.mark.parametrize(("mesh", "shards"), [("data:1", 1), ("data:2", 2), ("model:2", 1)])
+def test_packed_index_of_training_batches(
+    tmp_path: Path, task: Path, mesh: str, shards: int
 ) -> None:
-    found = given_batches(model(tmp_path, "llama"), task, mesh=mesh)
+    found = list_batches(load_tiny(tmp_path, "llama"), task, mesh=mesh)
     packed = [batch for batch in found if batch.packed_index is not None]
     assert packed
     for batch in packed:
-        tokens = batch.tokens.reshape(groups, -1)
-        texts = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
-        for packed_index, row, is_text in zip(
-            batch.packed_index, tokens, texts.reshape(groups, -1), strict=True
-        ):
-            np.testing.assert_array_equal(row[packed_index[packed_index < row.size]], row[is_text])
+        tokens = batch.tokens.reshape(shards, -1)
+        texts = (np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]).reshape(shards, -1)
+        for index, row, is_text in zip(batch.packed_index, tokens, texts, strict=True):
+            np.testing.assert_array_equal(row[index[index < row.size]], row[is_text])
 
 
 @pytest.mark.plain_programs
-def test_rows_of_like_lengths_stay_padded(tmp_path: Path, task: Path) -> None:
-    found = given_batches(model(tmp_path, "bert"), task, group_by_length=True)
+def test_rows_of_similar_lengths_stay_padded(tmp_path: Path, task: Path) -> None:
+    found = list_batches(load_tiny(tmp_path, "bert"), task, group_by_length=True)
     assert {batch.packed_index is None for batch in found} == {True}
 
 
@@ -408,11 +366,11 @@ def test_rows_of_like_lengths_stay_padded(tmp_path: Path, task: Path) -> None:
         *(pytest.param("data:2,model:2", kind, marks=pytest.mark.slow) for kind in ("bert", "t5")),
     ],
 )
-def test_a_packed_run_ends_as_a_padded_one(
+def test_packed_run_ends_as_a_padded_one(
     tmp_path: Path, task: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mesh: str
 ) -> None:
-    backbone = model(tmp_path, kind)
-    assert any(batch.packed_index is not None for batch in given_batches(backbone, task, mesh=mesh))
+    backbone = load_tiny(tmp_path, kind)
+    assert any(batch.packed_index is not None for batch in list_batches(backbone, task, mesh=mesh))
     packed = jpt.tune(backbone, task, **OPTIONS, mesh=mesh)
     monkeypatch.setattr(batches, "MOST_SHARES", 0)
     padded = jpt.tune(backbone, task, **OPTIONS)
