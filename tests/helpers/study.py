@@ -195,6 +195,36 @@ def write_run(folder: Path, name: str, finished: bool = True) -> None:
         write_json(folder / "result.json", {**result, "validation": validation})
 
 
+def write_warm_start(folder: Path, **changes: object) -> Path:
+    runs = []
+    for name, lift in (("vanilla", 0.0), ("imdb", 0.1), ("mnli", -0.1)):
+        for seed in (0, 1):
+            values = [0.5, 0.6 + lift, 0.7 + lift + seed / 100]
+            scores = {"at_start": 0.5, "best": values[-1], "final": values[-1]}
+            curve = {"steps": [0, 5, 10], "values": values}
+            runs.append({"run": name, "seed": seed, **scores, "curve": curve})
+    means = {"imdb": (2.0, 4.0, 0.1), "mnli": (0.5, None, -0.1)}
+    kinds = ("convergence_speed_up", "comparable_speed_up", "gain")
+    record = {
+        **{"task": "sst2", "backbone": "bert", "metric": "accuracy", "seeds": [0, 1]},
+        **{"final_split": "test", "runs": runs, "notes": ["so it is"], "device": "1 x cpu"},
+        **{"definitions": {"gain": "final less final"}, "settings": {"steps": 10}},
+        "comparisons": {
+            name: {
+                kind: {"mean": mean, "low": mean and mean - 0.01, "high": mean and mean + 0.01}
+                for kind, mean in zip(kinds, values, strict=True)
+            }
+            for name, values in means.items()
+        },
+        "sources": {"imdb": {}, "mnli": {}},
+        "versions": {"jax": "0.10.2"},
+    }
+    make_folder(folder)
+    (folder / "warm_start.json").write_text(json.dumps({**record, **changes}))
+    (folder / "curves.csv").write_text("run,seed,step,value\n")
+    return folder
+
+
 VOID = {"meta", "br", "hr", "img", "input", "link", "area", "base", "col", "source", "wbr"}
 LOADING = {"link", "iframe", "img", "object", "embed", "audio", "video", "source", "base", "form"}
 

@@ -40,6 +40,7 @@ from jpt.report.figures import (
     window_curve,
 )
 from jpt.results.records import LossCurve
+from tests.helpers.study import write_warm_start
 
 # --- Map of prompts
 
@@ -354,37 +355,22 @@ def test_figures_without_a_study_or_with_an_unknown_ending(tmp_path: Path) -> No
     with pytest.raises(InputError, match=ending):
         mask_figure(write(tmp_path, record()), tmp_path / "mask.gif")
     with pytest.raises(InputError, match=ending):
-        warm_start_figure(write_study(tmp_path), tmp_path / "curves.bmp")
+        warm_start_figure(write_warm_start(tmp_path), tmp_path / "curves.bmp")
 
 
 # --- Warm-start study
 
-STEPS = [0, 10, 20]
-
-
-def write_study(folder: Path, **changes: object) -> Path:
-    runs = [
-        {"run": name, "seed": seed, "curve": {"steps": STEPS, "values": values}}
-        for name, seed, values in (
-            ("vanilla", 0, [0.5, 0.6, 0.7]),
-            ("vanilla", 1, [0.4, 0.7, 0.8]),
-            ("im$db$<b>", 0, [0.6, 0.8, 0.8]),
-            ("im$db$<b>", 1, [0.7, 0.7, 0.9]),
-        )
-    ]
-    record = {"task": "mood", "metric": "accuracy", "backbone": "bert", "runs": runs, **changes}
-    (folder / "warm_start.json").write_text(json.dumps(record))
-    return folder
-
 
 def test_warm_start_figure_files(tmp_path: Path) -> None:
-    path = warm_start_figure(write_study(tmp_path))
+    record = write_warm_start(tmp_path) / "warm_start.json"
+    record.write_text(record.read_text().replace('"imdb"', '"im$db$<b>"'))
+    path = warm_start_figure(tmp_path)
     assert path == tmp_path / "warm_start.svg"
     root = ElementTree.fromstring(path.read_text())
     assert root.tag.endswith("svg")
     texts = {text.text for text in root.iter() if text.tag.endswith("text")}
     assert {"training step", "validation accuracy", "vanilla", "im$db$<b>"} <= texts
-    assert any("mood on bert, mean and range over 2 seeds" in (text or "") for text in texts)
+    assert any("sst2 on bert, mean and range over 2 seeds" in (text or "") for text in texts)
     before = path.read_bytes()
     warm_start_figure(tmp_path)
     assert path.read_bytes() == before
@@ -394,7 +380,8 @@ def test_warm_start_figure_files(tmp_path: Path) -> None:
 
 def test_warm_start_figure_shows_mean_and_range() -> None:
     values = np.array([[0.5, 0.6, 0.7], [0.4, 0.7, 0.8]])
-    curves = {"vanilla": (np.array(STEPS), values), "one": (np.array(STEPS), values[:1])}
+    steps = np.array([0, 10, 20])
+    curves = {"vanilla": (steps, values), "one": (steps, values[:1])}
     axes = plot_curves(curves, "mood", "accuracy", "bert").axes[0]
     assert [line.get_label() for line in axes.lines] == ["vanilla", "one"]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.45, 0.65, 0.75])
@@ -402,12 +389,7 @@ def test_warm_start_figure_shows_mean_and_range() -> None:
     (band,) = axes.collections  # one seed has no range
     edge = band.get_paths()[0].vertices
     assert (edge[edge[:, 0] == 10, 1].min(), edge[edge[:, 0] == 10, 1].max()) == (0.6, 0.7)
-    colors = {line.get_color() for line in axes.lines}
-    assert len(colors) == 2
-
-
-def test_many_runs_have_distinct_lines() -> None:
-    curve = np.array(STEPS), np.array([[0.5, 0.6, 0.7]])
+    curve = steps, values[:1]
     axes = plot_curves({f"run {n}": curve for n in range(13)}, "m", "accuracy", "b").axes[0]
     looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
     assert len(looks) == 13
@@ -425,5 +407,5 @@ def test_many_runs_have_distinct_lines() -> None:
 )
 def test_invalid_warm_start_record(tmp_path: Path, changes, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        warm_start_figure(write_study(tmp_path, **changes))
+        warm_start_figure(write_warm_start(tmp_path, **changes))
     assert not (tmp_path / "warm_start.svg").exists()

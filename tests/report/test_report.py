@@ -60,6 +60,7 @@ from tests.helpers.study import (
     write_scores,
     write_study,
     write_transfer_record,
+    write_warm_start,
 )
 
 Tables = dict[str, list[list[str]]]
@@ -501,36 +502,6 @@ def test_page_of_a_sweep(tmp_path: Path) -> None:
     for text in ("jax 0.10.2", "Linux x86_64, 2 cores", "steps 40", "results written", "UTC"):
         assert text in page, text
     assert {"settings.csv", "runs.csv", "sweep.json", "runs/"} <= set(outline.links)
-
-
-def write_warm_start(folder: Path) -> Path:
-    runs = []
-    for name, lift in (("vanilla", 0.0), ("imdb", 0.1), ("mnli", -0.1)):
-        for seed in (0, 1):
-            values = [0.5, 0.6 + lift, 0.7 + lift + seed / 100]
-            scores = {"at_start": 0.5, "best": values[-1], "final": values[-1]}
-            curve = {"steps": [0, 5, 10], "values": values}
-            runs.append({"run": name, "seed": seed, **scores, "curve": curve})
-    means = {"imdb": (2.0, 4.0, 0.1), "mnli": (0.5, None, -0.1)}
-    kinds = ("convergence_speed_up", "comparable_speed_up", "gain")
-    record = {
-        **{"task": "sst2", "backbone": "bert", "metric": "accuracy", "seeds": [0, 1]},
-        **{"final_split": "test", "runs": runs, "notes": ["so it is"], "device": "1 x cpu"},
-        **{"definitions": {"gain": "final less final"}, "settings": {"steps": 10}},
-        "comparisons": {
-            name: {
-                kind: {"mean": mean, "low": mean and mean - 0.01, "high": mean and mean + 0.01}
-                for kind, mean in zip(kinds, values, strict=True)
-            }
-            for name, values in means.items()
-        },
-        "sources": {"imdb": {}, "mnli": {}},
-        "versions": {"jax": "0.10.2"},
-    }
-    folder.mkdir()
-    (folder / "warm_start.json").write_text(json.dumps(record))
-    (folder / "curves.csv").write_text("run,seed,step,value\n")
-    return folder
 
 
 def test_page_of_a_warm_start(tmp_path: Path) -> None:
