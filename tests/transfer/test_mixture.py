@@ -1,4 +1,4 @@
-"""Learnt mixtures: gradient, start, what they find; ensembles: the mean written out."""
+"""Learnt mixtures: gradient, start, result, resuming; ensembles: the mean in closed form."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def learnt(backbone, task, sources, tmp_path_factory) -> MixtureResult:
     return jpt.learn_mixture(backbone, task, sources, out, **LEARN)
 
 
-def test_the_loss_and_its_gradient_are_those_written_out() -> None:
+def test_loss_and_gradient_equal_scipy_and_central_differences() -> None:
     module, params = tiny_model("bert")
     random = np.random.default_rng(0)
     bank = random.normal(0, 1, (3, 4, 32)).astype(np.float32)
@@ -58,7 +58,7 @@ def test_the_loss_and_its_gradient_are_those_written_out() -> None:
     def of_prompt(prompt):
         return label_logits(module, params, prompt, batch, answer)
 
-    def written_out(values: np.ndarray) -> float:
+    def reference(values: np.ndarray) -> float:
         weights = softmax(values.astype(np.float64), axis=0)
         prompt = sum(weights[k][:, None] * bank[k] for k in range(3))
         scores = np.asarray(of_prompt(jnp.asarray(prompt, jnp.float32)), np.float64)
@@ -70,21 +70,20 @@ def test_the_loss_and_its_gradient_are_those_written_out() -> None:
     for columns in (1, 4):
         logits = random.normal(0, 1, (3, columns)).astype(np.float32)
         found, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits))
-        assert float(found) == pytest.approx(written_out(logits), rel=1e-5)
+        assert float(found) == pytest.approx(reference(logits), rel=1e-5)
         for k in range(3):
             for row in range(columns):
                 step = np.zeros_like(logits)
                 step[k, row] = 0.25
-                # Richardson: two widths together, for float32 allows no narrow ones.
-                wide = (written_out(logits + step) - written_out(logits - step)) / 0.5
-                near = (written_out(logits + step / 2) - written_out(logits - step / 2)) / 0.25
+                # Richardson extrapolation: float32 does not allow narrow differences.
+                wide = (reference(logits + step) - reference(logits - step)) / 0.5
+                near = (reference(logits + step / 2) - reference(logits - step / 2)) / 0.25
                 assert float(gradient[k, row]) == pytest.approx((4 * near - wide) / 3, abs=3e-5)
-        # A shift of all logits changes nothing.
         np.testing.assert_allclose(gradient.sum(0), 0, atol=1e-6)
         assert np.abs(gradient).max() > 1e-3
 
 
-def test_zero_logits_are_the_average_and_large_ones_a_choice() -> None:
+def test_zero_logits_average_and_large_ones_select() -> None:
     bank = jnp.asarray(np.random.default_rng(0).normal(0, 1, (3, 4, 5)), jnp.float32)
     np.testing.assert_allclose(mix(bank, jnp.zeros((3, 1))), bank.mean(0), rtol=1e-5, atol=1e-7)
     chosen = mix(bank, jnp.array([[0.0], [100.0], [0.0]]))
@@ -92,27 +91,24 @@ def test_zero_logits_are_the_average_and_large_ones_a_choice() -> None:
 
 
 def test_the_good_source_gets_most_of_the_weight(learnt, sources, task, backbone) -> None:
+    options = {"backbone": backbone, "max_tokens": 20}
     assert list(learnt.weights) == sorted(sources)
     assert learnt.weights["cherries"] > 0.8, learnt.weights
     np.testing.assert_allclose(learnt.row_weights.sum(0), 1, rtol=1e-12)
     record = learnt.record
     assert record["validation"]["accuracy"] > record["average"]["accuracy"]
-    score = jpt.evaluate(learnt.prompt, task, backbone=backbone, max_tokens=20)
+    score = jpt.evaluate(learnt.prompt, task, **options)
     assert score.value == record["test"]["accuracy"] == 1.0
     mixed = sum(learnt.weights[name] * sources[name].values for name in sources)
     np.testing.assert_allclose(learnt.prompt.values, mixed, rtol=1e-5, atol=1e-6)
-
-
-def test_it_starts_as_the_average(learnt, sources, task, backbone) -> None:
-    start = jpt.evaluate(jpt.average_prompts(sources), task, backbone=backbone, max_tokens=20)
-    assert learnt.record["average"]["accuracy"] == start.value
-    assert learnt.record["average"]["loss"] == pytest.approx(start.loss, rel=1e-5)
+    start = jpt.evaluate(jpt.average_prompts(sources), task, **options)
+    assert record["average"]["accuracy"] == start.value
+    assert record["average"]["loss"] == pytest.approx(start.loss, rel=1e-5)
     assert learnt.history[0]["step"] == 0
 
 
 def test_order_of_prompts_changes_nothing(learnt, sources, task, backbone) -> None:
-    turned = dict(reversed(sources.items()))
-    again = jpt.learn_mixture(backbone, task, turned, **LEARN)
+    again = jpt.learn_mixture(backbone, task, dict(reversed(sources.items())), **LEARN)
     assert again.weights == learnt.weights
     np.testing.assert_array_equal(again.prompt.values, learnt.prompt.values)
 
@@ -129,7 +125,7 @@ def test_the_run_folder_holds_an_ordinary_prompt(learnt, sources, task, backbone
         jpt.learn_mixture(backbone, task, other, learnt.folder, **LEARN)
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_end(learnt, sources, task, backbone) -> None:
+def test_a_stopped_run_is_resumed(learnt, sources, task, backbone) -> None:
     broken = learnt.folder.parent / "broken"
     jpt.learn_mixture(backbone, task, sources, broken, checkpoint_every=15, **LEARN)
     (broken / "result.json").unlink()
@@ -144,7 +140,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(learnt, sources, task, b
     assert steps == [0, 15, 30]
 
 
-def test_rows_may_have_weights_of_their_own(sources, task, backbone) -> None:
+def test_per_row_weights(sources, task, backbone) -> None:
     options = {**LEARN, "steps": 15}
     found = jpt.learn_mixture(backbone, task, sources, per_row=True, **options)
     assert found.row_weights.shape == (3, LENGTH)
@@ -156,22 +152,19 @@ def test_rows_may_have_weights_of_their_own(sources, task, backbone) -> None:
 
 
 @pytest.mark.slow
-def test_a_written_task_is_learnt(tmp_path: Path) -> None:
+def test_a_generative_task(tmp_path: Path) -> None:
     model = jpt.load_backbone(write_tiny_backbone(tmp_path / "t5", "t5"))
     parts, echo = writers(model.name), write_echo(tmp_path / "echo")
     options = {"steps": 4, "batch_size": 8, "max_tokens": 8, "eval_batch_size": 8}
     found = jpt.learn_mixture(model, echo, parts, **options, learning_rate=0.5)
     assert sum(found.weights.values()) == pytest.approx(1)
     assert found.record["validation"]["rows"] == 8 and "test" not in found.record
-    assert found.record["average"]["loss"] == pytest.approx(
-        jpt.evaluate(
-            jpt.average_prompts(parts), echo, split="validation", backbone=model, max_tokens=8
-        ).loss,
-        rel=1e-5,
-    )
+    options = {"split": "validation", "backbone": model, "max_tokens": 8}
+    average = jpt.evaluate(jpt.average_prompts(parts), echo, **options)
+    assert found.record["average"]["loss"] == pytest.approx(average.loss, rel=1e-5)
 
 
-def test_a_written_task_has_no_ensemble(tmp_path: Path) -> None:
+def test_generative_tasks_have_no_ensembles(tmp_path: Path) -> None:
     echo = write_echo(tmp_path / "echo")
     with pytest.raises(jpt.InputError, match="task echo: .* got a generative one"):
         jpt.evaluate_ensemble(writers("no model is looked for"), echo)
@@ -198,50 +191,49 @@ def write_echo(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"length": 5}, "length is given, but a mixture has the length of its sources"),
-        ({"init": "vocab"}, "init is given"),
+        ({"length": 5}, "length: not an option of a mixture"),
+        ({"init": "vocab"}, "init: not an option of a mixture"),
         ({"steps": 0}, "steps is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"max_tokens": 9999}, "9999"),
     ],
 )
-def test_options_that_do_not_fit(change, message, sources, task, backbone, tmp_path) -> None:
+def test_invalid_options(change, message, sources, task, backbone, tmp_path) -> None:
     with pytest.raises(jpt.InputError, match=message):
         jpt.learn_mixture(backbone, task, sources, tmp_path / "run", **{**LEARN, **change})
     assert not (tmp_path / "run").exists()
 
 
-def test_prompts_that_cannot_be_mixed(sources, task, backbone) -> None:
-    with pytest.raises(jpt.InputError, match="two prompts or more"):
+def test_incompatible_prompts(sources, task, backbone) -> None:
+    with pytest.raises(jpt.InputError, match="at least 2 prompts"):
         jpt.learn_mixture(backbone, task, {"one": sources["cherries"]})
     card = dataclasses.replace(sources["apples"].card, first_position=1)
     mixed = {**sources, "apples": dataclasses.replace(sources["apples"], card=card)}
-    for call in (jpt.average_prompts, lambda parts: jpt.learn_mixture(backbone, task, parts)):
+    for call in (
+        jpt.average_prompts,
+        lambda parts: jpt.learn_mixture(backbone, task, parts),
+        lambda parts: jpt.evaluate_ensemble(parts, task, backbone=backbone),
+    ):
         with pytest.raises(jpt.InputError, match="expected first position"):
             call(mixed)
-    with pytest.raises(jpt.InputError, match="expected first position"):
-        jpt.evaluate_ensemble(mixed, task, backbone=backbone)
     with pytest.raises(jpt.InputError, match="expected a prompt of width .* got width 128"):
         jpt.learn_mixture("builtin/bert-medium", task, sources)
 
 
-def test_an_ensemble_of_one_prompt_is_that_prompt(sources, task, backbone) -> None:
-    for combine in ("log_probs", "probs"):
-        alone = jpt.evaluate(sources["apples"], task, backbone=backbone, max_tokens=20)
-        found = jpt.evaluate_ensemble(
-            {"x": sources["apples"]}, task, backbone=backbone, combine=combine, max_tokens=20
-        )
-        assert found.value == alone.value and found.loss == pytest.approx(alone.loss, rel=1e-12)
-        np.testing.assert_array_equal(found.predictions, alone.predictions)
-        np.testing.assert_allclose(found.log_probs, alone.log_probs, rtol=1e-12, atol=1e-15)
+@pytest.mark.parametrize("combine", ["log_probs", "probs"])
+def test_an_ensemble_of_one_prompt(combine: str, sources, task, backbone) -> None:
+    options = {"backbone": backbone, "max_tokens": 20}
+    alone = jpt.evaluate(sources["apples"], task, **options)
+    found = jpt.evaluate_ensemble({"x": sources["apples"]}, task, combine=combine, **options)
+    assert found.value == alone.value and found.loss == pytest.approx(alone.loss, rel=1e-12)
+    np.testing.assert_array_equal(found.predictions, alone.predictions)
+    np.testing.assert_allclose(found.log_probs, alone.log_probs, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("weights", [None, {"apples": 3, "bananas": 0, "cherries": 1}])
-def test_an_ensemble_is_the_mean_written_out(weights, sources, task, backbone) -> None:
-    alone = {
-        name: jpt.evaluate(prompt, task, backbone=backbone, max_tokens=20)
-        for name, prompt in sources.items()
-    }
+def test_an_ensemble_is_the_mean_in_closed_form(weights, sources, task, backbone) -> None:
+    options = {"backbone": backbone, "max_tokens": 20}
+    alone = {name: jpt.evaluate(prompt, task, **options) for name, prompt in sources.items()}
     share = {"apples": 0.75, "bananas": 0.0, "cherries": 0.25}
     share = share if weights else dict.fromkeys(sources, 1 / 3)
     logs = {name: log_softmax(score.log_probs, axis=-1) for name, score in alone.items()}
@@ -250,26 +242,28 @@ def test_an_ensemble_is_the_mean_written_out(weights, sources, task, backbone) -
     arithmetic = np.log(sum(share[name] * np.exp(logs[name]) for name in sources))
     turned = dict(reversed(sources.items()))
     for combine, expected in (("log_probs", geometric), ("probs", arithmetic)):
-        options = {"weights": weights, "combine": combine, "max_tokens": 20}
-        found = score_ensemble(turned, task, backbone=backbone, **options)
+        found = score_ensemble(turned, task, weights=weights, combine=combine, **options)
         np.testing.assert_allclose(found.score.log_probs, expected, rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(found.score.predictions, expected.argmax(-1))
         labels = np.array([1, 0] * 7)
         assert found.score.value == np.mean(expected.argmax(-1) == labels)
         assert found.score.loss == pytest.approx(-expected[np.arange(14), labels].mean())
-        assert {n: s.value for n, s in found.members.items()} == {
-            n: s.value for n, s in sorted(alone.items())
-        }
+        values = [{n: s.value for n, s in each.items()} for each in (found.members, alone)]
+        assert values[0] == values[1]
         assert found.weights == pytest.approx(share)
 
 
-def test_wrong_ensembles(sources, task, backbone) -> None:
-    with pytest.raises(jpt.InputError, match="combine is 'votes'; expected one of log_probs"):
-        jpt.evaluate_ensemble(sources, task, backbone=backbone, combine="votes")
-    with pytest.raises(jpt.InputError, match="expected 3 numbers .* got 1"):
-        jpt.evaluate_ensemble(sources, task, backbone=backbone, weights=[1])
-    with pytest.raises(jpt.InputError, match="expected a prompt of width .* got width 128"):
-        jpt.evaluate_ensemble(sources, task, backbone="builtin/bert-medium")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"combine": "votes"}, "combine.*(expected|; expected) one of log_probs"),
+        ({"weights": [1]}, "expected 3 numbers .* got 1"),
+        ({"backbone": "builtin/bert-medium"}, "expected a prompt of width .* got width 128"),
+    ],
+)
+def test_invalid_ensembles(change, message, sources, task, backbone) -> None:
+    with pytest.raises(jpt.InputError, match=message):
+        jpt.evaluate_ensemble(sources, task, **{"backbone": backbone, **change})
 
 
 def test_softmax_of_numpy_and_jax_agree() -> None:
@@ -277,9 +271,7 @@ def test_softmax_of_numpy_and_jax_agree() -> None:
     np.testing.assert_allclose(softmax_weights(logits), jax.nn.softmax(logits, 0), rtol=2e-6)
 
 
-def test_the_command_learns_and_says_the_weights(
-    sources, task, learnt, tmp_path, monkeypatch, capsys
-) -> None:
+def test_the_command(sources, task, learnt, tmp_path, monkeypatch, capsys) -> None:
     for name, prompt in sources.items():
         jpt.save_prompt(tmp_path / f"{name}.safetensors", prompt)
     words = ["--steps", "30", "--learning-rate", "0.2", "--eval-every", "15"]

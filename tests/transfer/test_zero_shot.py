@@ -1,4 +1,4 @@
-"""DOC"""
+"""Zero-shot transfer matrices: cells, baselines, files, and columns of several seeds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from jpt.tuning.bound_task import _score_step
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.helpers.toys import write_task
 
-# --- zero shot
-
 BACKBONE = "builtin/bert-small"
 LENGTH, WIDTH = 6, 128
 
@@ -34,7 +32,7 @@ def backbone() -> jpt.Backbone:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two tasks of one form whose label words differ."""
+    """Write two tasks that differ in their label words."""
     root = tmp_path_factory.mktemp("tasks")
     mood = write_task(root / "mood")
     toml = (mood / "task.toml").read_text()
@@ -42,8 +40,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [mood, write_task(root / "taste", toml=taste)]
 
 
-def make_prompt(seed: int, task: str, length: int = LENGTH, width: int = WIDTH) -> Prompt:
-    values = np.random.default_rng(seed).normal(0, 0.5, (length, width)).astype(np.float32)
+def make_prompt(seed: int, task: str) -> Prompt:
+    values = np.random.default_rng(seed).normal(0, 0.5, (LENGTH, WIDTH)).astype(np.float32)
     return Prompt(values, PromptCard(BACKBONE, task, "sentiment"))
 
 
@@ -60,7 +58,7 @@ def result(backbone: jpt.Backbone, prompts: dict[str, Prompt], tasks: list[Path]
     return found
 
 
-def test_every_cell_is_what_evaluate_gives(backbone, prompts, tasks, result) -> None:
+def test_every_cell_equals_evaluate(backbone, prompts, tasks, result) -> None:
     matrix = result.matrix
     assert matrix.targets == ("mood", "taste")
     assert matrix.prompts == ("one", "two", "random", "none")
@@ -72,7 +70,7 @@ def test_every_cell_is_what_evaluate_gives(backbone, prompts, tasks, result) -> 
             np.testing.assert_array_equal(found.predictions, score.predictions)
 
 
-def test_the_random_column_is_the_untrained_start(backbone, tasks, result) -> None:
+def test_the_random_column_is_the_initial_prompt(backbone, tasks, result) -> None:
     values = random_values(initial_generator(0, BACKBONE, "random"), LENGTH, WIDTH)
     start = Prompt(values, PromptCard(BACKBONE, "mood"))
     tuned = jpt.tune(backbone, tasks[0], steps=1, length=LENGTH, learning_rate=1e-30)
@@ -83,22 +81,17 @@ def test_the_random_column_is_the_untrained_start(backbone, tasks, result) -> No
 
 def test_the_column_none_is_the_model_without_a_prompt(backbone, tasks, result) -> None:
     tokenizer, ids = backbone.tokenizer, backbone.tokenizer.ids
-    apply = jax.jit(
-        lambda text, label_ids: backbone.module.apply(
-            {"params": backbone.params},
-            text[None],
-            jnp.array([text.size], jnp.int32),
-            label_ids=label_ids,
-        ).logits[0]
-    )
-    for target, task, words in (
-        ("mood", tasks[0], ("bad", "good")),
-        ("taste", tasks[1], ("poor", "good")),
-    ):
+
+    @jax.jit
+    def apply(text, label_ids):
+        inputs = ({"params": backbone.params}, text[None], jnp.array([text.size], jnp.int32))
+        return backbone.module.apply(*inputs, label_ids=label_ids).logits[0]
+
+    for target, task, bad in (("mood", tasks[0], "bad"), ("taste", tasks[1], "poor")):
         rows = [json.loads(line) for line in (task / "test.jsonl").read_text().splitlines()]
-        label_ids = jnp.array([tokenizer.encode([word])[0][0] for word in words])
+        label_ids = jnp.array([tokenizer.encode([word])[0][0] for word in (bad, "good")])
         right = 0
-        for row in rows:  # as it stands, one row at a time: the mask, then the text
+        for row in rows:  # without batching or padding
             text = [ids.cls, *tokenizer.encode([row["text"]])[0], ids.sep]
             scores = apply(jnp.array(text, jnp.int32), label_ids)
             right += int(scores.argmax()) == ("bad", "good").index(row["label"])
@@ -106,8 +99,8 @@ def test_the_column_none_is_the_model_without_a_prompt(backbone, tasks, result) 
     assert result.record["untouched"] == {"name": "none"}
 
 
-def test_relative_performance_is_left_out_where_a_target_has_no_own_prompt(result) -> None:
-    assert result.own == {"mood": "one"}
+def test_relative_performance_needs_an_in_task_prompt(result) -> None:
+    assert result.in_task == {"mood": "one"}
     absolute = result.matrix.values
     np.testing.assert_array_equal(result.relative.values[0], absolute[0] / absolute[0, 0])
     assert np.isnan(result.relative.values[1]).all()
@@ -118,33 +111,33 @@ def test_means_by_type_are_in_the_record(result) -> None:
     mood = result.matrix.values[0]  # taste has no in-task prompt, so no ratio
     record = json.loads(json.dumps(result.record, allow_nan=False))
     assert record["relative_by_type"] == {"sentiment": {"sentiment": mood[1] / mood[0]}}
-    told = record["relative_transfer"]
-    assert (told["same_type_mean"], told["n_same"]) == (mood[1] / mood[0], 1)
-    assert told["different_type_mean"] is None
-    assert (told["random_mean"], told["untouched_mean"]) == (mood[2] / mood[0], mood[3] / mood[0])
+    means = record["relative_transfer"]
+    assert (means["same_type_mean"], means["n_same"]) == (mood[1] / mood[0], 1)
+    assert means["different_type_mean"] is None
+    assert (means["random_mean"], means["untouched_mean"]) == (mood[2] / mood[0], mood[3] / mood[0])
     assert record["ranking"] == {"mood": ["two"]}
-    assert "mean relative performance by type" in result.describe()
+    assert "mean relative performance by task type" in result.describe()
 
 
-def test_an_own_score_of_nothing_gives_no_ratio() -> None:
+def test_an_in_task_score_of_0_gives_no_ratio() -> None:
     matrix = TransferMatrix(("a",), ("in_task", "other"), np.array([[0.0, 0.5]]), ("f1",))
     assert np.isnan(relative_performance(matrix, {"a": "in_task"}).values).all()
 
 
 def test_neither_order_nor_batch_size_changes_a_number(backbone, prompts, tasks, result) -> None:
-    turned = dict(reversed(prompts.items()))
-    again = transfer_matrix(turned, tasks[::-1], backbone=backbone, eval_batch_size=5)
+    options = {"backbone": backbone, "eval_batch_size": 5}
+    again = transfer_matrix(dict(reversed(prompts.items())), tasks[::-1], **options)
     assert again.matrix.targets == ("taste", "mood")
-    assert again.matrix.prompts == result.matrix.prompts  # sorted by name, the baseline last
+    assert again.matrix.prompts == result.matrix.prompts  # sorted by name, baselines last
     np.testing.assert_array_equal(again.matrix.values[::-1], result.matrix.values)
 
 
-def test_files_say_the_same(tmp_path: Path, backbone, prompts, tasks, result) -> None:
+def test_files(tmp_path: Path, backbone, prompts, tasks, result) -> None:
     folder = tmp_path / "prompts"
     folder.mkdir()
     for name, prompt in prompts.items():
         jpt.save_prompt(folder / f"{name}.safetensors", prompt)
-    written = transfer_matrix(folder, tasks, tmp_path / "study", backbone=backbone)
+    study = transfer_matrix(folder, tasks, tmp_path / "study", backbone=backbone)
     matrix = read_transfer(tmp_path / "study" / "transfer.csv")
     assert (matrix.targets, matrix.prompts) == (result.matrix.targets, result.matrix.prompts)
     np.testing.assert_array_equal(matrix.values, result.matrix.values)
@@ -155,7 +148,7 @@ def test_files_say_the_same(tmp_path: Path, backbone, prompts, tasks, result) ->
     assert record["targets"]["mood"]["majority"] == 0.5
     assert record["targets"]["taste"]["in_task_prompt"] is None
     assert record["prompts"]["two"] == {"task": "elsewhere", "type": "sentiment"}
-    assert written.record["command"].startswith(f"jpt transfer --prompts {folder} --tasks ")
+    assert study.record["command"].startswith(f"jpt transfer --prompts {folder} --tasks ")
 
 
 def test_a_target_without_test_rows_is_scored_on_validation(tmp_path, backbone, prompts) -> None:
@@ -168,7 +161,7 @@ def test_a_target_without_test_rows_is_scored_on_validation(tmp_path, backbone, 
     assert found.matrix.prompts == ("one", "two")
 
 
-def test_without_tasks_the_cards_say_the_targets(backbone) -> None:
+def test_the_cards_name_the_default_targets(backbone) -> None:
     prompts = {"a": make_prompt(1, "builtin/imdb_number"), "b": make_prompt(2, "builtin/gone")}
     with pytest.raises(jpt.InputError, match="unknown task 'builtin/gone'"):
         transfer_matrix(prompts, backbone=backbone)
@@ -189,27 +182,26 @@ def test_without_tasks_the_cards_say_the_targets(backbone) -> None:
         ),
     ],
 )
-def test_prompts_that_do_not_belong_together(prompts, tasks, tmp_path, change, message) -> None:
+def test_incompatible_prompts(prompts, tasks, tmp_path, change, message) -> None:
     mixed = {**prompts, "two": dataclasses.replace(prompts["two"], **change)}
     with pytest.raises(jpt.InputError, match=message):
         transfer_matrix(mixed, tasks, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_targets_and_folders(prompts, tasks, tmp_path) -> None:
-    with pytest.raises(jpt.InputError, match="tasks: .* got mood 2 times"):
-        transfer_matrix(prompts, [tasks[0], tasks[0]])
-    with pytest.raises(jpt.InputError, match="no tasks were given"):
-        transfer_matrix(prompts, [])
-    with pytest.raises(jpt.InputError, match="a prompt is called none, .*; rename it"):
-        transfer_matrix({**prompts, "none": prompts["one"]}, tasks)
-    with pytest.raises(jpt.InputError, match="holds no prompts"):
-        transfer_matrix(tmp_path, tasks)
-    with pytest.raises(jpt.InputError, match="expected a prompt of width .* got width 128"):
-        transfer_matrix(prompts, tasks, backbone="builtin/bert-medium")
+def test_invalid_input(prompts, tasks, tmp_path) -> None:
+    for given, options, message in (
+        ((prompts, [tasks[0], tasks[0]]), {}, "tasks: .* got mood 2 times"),
+        ((prompts, []), {}, "tasks: expected at least one"),
+        (({**prompts, "none": prompts["one"]}, tasks), {}, "prompt none: .*; rename it"),
+        ((tmp_path, tasks), {}, "holds no prompts"),
+        ((prompts, tasks), {"backbone": "builtin/bert-medium"}, "of width .* got width 128"),
+    ):
+        with pytest.raises(jpt.InputError, match=message):
+            transfer_matrix(*given, **options)
 
 
-def test_a_broken_row_of_any_target_is_said_before_anything_runs(prompts, tasks, tmp_path) -> None:
+def test_broken_rows_are_reported_before_anything_runs(prompts, tasks, tmp_path) -> None:
     broken = write_task(tmp_path / "later", toml=(tasks[0] / "task.toml").read_text())
     (broken / "test.jsonl").write_text('{"text": "fine", "label": "no such"}\n')
     before = _score_step._cache_size()
@@ -219,19 +211,19 @@ def test_a_broken_row_of_any_target_is_said_before_anything_runs(prompts, tasks,
     assert not (tmp_path / "out").exists()
 
 
-def test_the_text_marks_own_prompts(result) -> None:
+def test_the_text_marks_in_task_prompts(result) -> None:
     lines = result.describe().splitlines()
     assert lines[0].split() == ["one", "two", "random", "none"]
     assert math.isclose(float(lines[1].split()[1].rstrip("*")), result.matrix.values[0, 0])
     assert lines[1].split()[1].endswith("*") and "*" not in lines[2]
 
 
-# --- matrix seeds
+# --- Several seeds
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds of a prompt, as `jpt tune --seeds` writes them, and one prompt of one seed."""
+    """Tune a prompt with three seeds and one with a single seed."""
     root = tmp_path_factory.mktemp("seeds")
     mood = write_task(root / "mood")
     toml = (mood / "task.toml").read_text().replace("mood", "taste")
@@ -245,65 +237,54 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def matrix_seeds_result(root: Path) -> TransferResult:
+def seeds_result(root: Path) -> TransferResult:
     return transfer_matrix(root / "prompts", [root / "mood", root / "taste"], root / "out")
 
 
 @pytest.mark.plain_programs
-def test_a_column_is_the_mean_of_its_seeds(root: Path, matrix_seeds_result: TransferResult) -> None:
-    assert matrix_seeds_result.matrix.prompts == ("mood", "taste", "random", "none")
+def test_a_column_is_the_mean_of_its_seeds(root: Path, seeds_result: TransferResult) -> None:
+    assert seeds_result.matrix.prompts == ("mood", "taste", "random", "none")
     model = jpt.load_backbone("builtin/bert-small")
+    assert list(seeds_result.record["seeds"]) == ["mood"]
+    record = seeds_result.record["seeds"]["mood"]
+    assert record["seeds"] == [0, 1, 2]
+    runs = [jpt.load_prompt(root / "prompts" / "mood" / f"seed-{seed}") for seed in range(3)]
     for row, target in enumerate(("mood", "taste")):
-        runs = [root / "prompts" / "mood" / f"seed-{seed}" for seed in range(3)]
-        values = [
-            jpt.evaluate(jpt.load_prompt(run), root / target, backbone=model).value for run in runs
-        ]
-        told = matrix_seeds_result.record["seeds"]["mood"]
-        assert told["seeds"] == [0, 1, 2]
-        assert told["targets"][target]["values"] == values
-        assert told["targets"][target]["mean"] == matrix_seeds_result.matrix.values[row, 0]
-        mean = sum(values) / 3
-        assert matrix_seeds_result.matrix.values[row, 0] == pytest.approx(mean, abs=1e-15)
+        values = [jpt.evaluate(run, root / target, backbone=model).value for run in runs]
+        found, mean = record["targets"][target], sum(values) / 3
+        assert found["values"] == values
+        assert found["mean"] == seeds_result.matrix.values[row, 0]
+        assert seeds_result.matrix.values[row, 0] == pytest.approx(mean, abs=1e-15)
         spread = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
-        assert told["targets"][target]["std"] == pytest.approx(spread, abs=1e-15)
-        assert f"{mean:.3f}±{spread:.3f}" in matrix_seeds_result.describe()
-    assert list(matrix_seeds_result.record["seeds"]) == ["mood"]
-    assert max(told["targets"]["mood"]["values"]) > min(told["targets"]["mood"]["values"])
+        assert found["std"] == pytest.approx(spread, abs=1e-15)
+        assert f"{mean:.3f}±{spread:.3f}" in seeds_result.describe()
+    assert len(set(record["targets"]["mood"]["values"])) > 1
 
 
 @pytest.mark.plain_programs
-def test_relative_performance_is_that_of_the_means(
-    root: Path, matrix_seeds_result: TransferResult
-) -> None:
-    assert matrix_seeds_result.own == {"mood": "mood", "taste": "taste"}
-    own = matrix_seeds_result.matrix.values[[0, 1], [0, 1]]
-    np.testing.assert_array_equal(
-        matrix_seeds_result.relative.values, matrix_seeds_result.matrix.values / own[:, None]
-    )
-    again = read_transfer(root / "out" / "transfer.csv")
-    np.testing.assert_array_equal(again.values, matrix_seeds_result.matrix.values)
-
-
-@pytest.mark.plain_programs
-def test_each_seed_has_a_cell_of_its_own(root: Path, matrix_seeds_result: TransferResult) -> None:
+def test_relative_performance_and_cells_of_seeds(root: Path, seeds_result: TransferResult) -> None:
+    assert seeds_result.in_task == {"mood": "mood", "taste": "taste"}
+    values = seeds_result.matrix.values
+    relative = values / values[[0, 1], [0, 1]][:, None]
+    np.testing.assert_array_equal(seeds_result.relative.values, relative)
+    np.testing.assert_array_equal(read_transfer(root / "out" / "transfer.csv").values, values)
     lines = (root / "out" / "cells.jsonl").read_text().splitlines()
-    names = [json.loads(line)["source_prompt"] for line in lines]
     runs = ["mood/seed-0", "mood/seed-1", "mood/seed-2", "taste", "random", "none"]
-    assert names == runs * 2
+    assert [json.loads(line)["source_prompt"] for line in lines] == runs * 2
 
 
 @pytest.mark.plain_programs
-def test_prompts_in_python_by_seed(root: Path, matrix_seeds_result: TransferResult) -> None:
+def test_prompts_in_python_by_seed(root: Path, seeds_result: TransferResult) -> None:
     prompts = load_seed_prompts(root / "prompts")
     given = {"mood": {s: prompts["mood"][s] for s in (2, 0, 1)}, "taste": prompts["taste"][None]}
     found = transfer_matrix(given, [root / "mood"], random=False, untouched=False)
-    np.testing.assert_array_equal(found.matrix.values, matrix_seeds_result.matrix.values[:1, :2])
+    np.testing.assert_array_equal(found.matrix.values, seeds_result.matrix.values[:1, :2])
 
 
 @pytest.mark.plain_programs
-def test_a_report_reads_such_a_matrix(root: Path, matrix_seeds_result: TransferResult) -> None:
+def test_a_report_reads_such_a_matrix(root: Path, seeds_result: TransferResult) -> None:
     page = jpt.write_report(root / "out").read_text()
-    assert f"{100 * matrix_seeds_result.matrix.values[0, 0]:.1f}" in page and "no prompt" in page
+    assert f"{100 * seeds_result.matrix.values[0, 0]:.1f}" in page and "no prompt" in page
 
 
 def prompt(length: int = 3, task: str = "mood") -> Prompt:
@@ -314,23 +295,20 @@ def prompt(length: int = 3, task: str = "mood") -> Prompt:
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ({"a": {0: prompt(), 1: prompt(4)}}, "prompt a/seed-1 has the length 4 and .* a/seed-0 3"),
-        (
-            {"a": {0: prompt(), 1: prompt(task="taste")}},
-            "prompt a has seed 0 for the task mood and seed 1 for taste",
-        ),
-        ({"a": {}}, "prompt a has no seed"),
-        ({"a": {0: prompt()}, "b": prompt(5)}, "prompt b has the length 5"),
+        ({"a": {0: prompt(), 1: prompt(4)}}, "a/seed-1: expected length 3, .* a/seed-0, got 4"),
+        ({"a": {0: prompt(), 1: prompt(task="taste")}}, r"a: .* got mood \(seed 0\) and taste \(s"),
+        ({"a": {}}, "prompt a: expected"),
+        ({"a": {0: prompt()}, "b": prompt(5)}, "prompt b: expected length 3, .* got 5"),
     ],
 )
-def test_seeds_that_do_not_belong_together(prompts: dict, message: str) -> None:
+def test_incompatible_seeds(prompts: dict, message: str) -> None:
     with pytest.raises(jpt.InputError, match=message) as error:
         transfer_matrix(prompts, ["builtin/imdb"])
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.plain_programs
-def test_wrong_folders_of_seeds(tmp_path: Path) -> None:
+def test_invalid_folders_of_seeds(tmp_path: Path) -> None:
     for seed in (0, 1):
         (tmp_path / "mood" / f"seed-{seed}").mkdir(parents=True)
     jpt.save_prompt(tmp_path / "mood" / "seed-0" / "prompt.safetensors", prompt())
@@ -338,7 +316,7 @@ def test_wrong_folders_of_seeds(tmp_path: Path) -> None:
         load_seed_prompts(tmp_path)
     second = dataclasses.replace(prompt(), card=PromptCard("tiny", "taste"))
     jpt.save_prompt(tmp_path / "mood" / "seed-1" / "prompt.safetensors", second)
-    with pytest.raises(jpt.InputError, match="seed 1 for taste"):
+    with pytest.raises(jpt.InputError, match=r"taste \(seed 1\)"):
         load_seed_prompts(tmp_path)
     jpt.save_prompt(tmp_path / "mood.safetensors", prompt())
     with pytest.raises(jpt.InputError, match="two prompts named mood"):
