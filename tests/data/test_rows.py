@@ -36,7 +36,8 @@ from jpt.data.rows import (
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG, load_task
 from jpt.tasks.task import Task
-from tests.helpers.row_files import GENERATIVE, PAIR, SENTIMENT, WRITERS, parquet, refusal
+from tests.helpers.damage import mutate, refusal
+from tests.helpers.row_files import GENERATIVE, PAIR, SENTIMENT, WRITERS, parquet
 
 # --- All formats
 
@@ -104,23 +105,6 @@ DAMAGE = (
 )
 
 
-def damage(data: bytes, rng: random.Random) -> bytes:
-    """Changes, adds, repeats or leaves out some bytes, or cuts the file short."""
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        at = rng.randrange(len(data)) if data else 0
-        end = at + rng.randrange(30)
-        data = rng.choice(
-            (
-                data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :],
-                data[:at] + rng.choice(DAMAGE) + data[at:],
-                data[:at] + data[end:],
-                data[:end] + data[at:],
-                data[:at],
-            )
-        )
-    return data
-
-
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_damaged_files_give_rows_or_one_line(suffix: str, tmp_path: Path) -> None:
     rng = random.Random(suffix)
@@ -132,7 +116,7 @@ def test_damaged_files_give_rows_or_one_line(suffix: str, tmp_path: Path) -> Non
     refused = 0
     for _ in range(300):
         task, data = rng.choice(whole)
-        file.write_bytes(damage(data, rng))
+        file.write_bytes(mutate(data, rng, DAMAGE))
         try:
             rows = read_rows(task, "train")
         except InputError as error:

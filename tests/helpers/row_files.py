@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-import pytest
 
-from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import Task
 
@@ -29,14 +26,6 @@ GENERATIVE = Task(
 )
 
 Rows = Sequence[dict[str, Any]]
-
-
-@contextmanager
-def refusal(message: str) -> Iterator[pytest.ExceptionInfo[InputError]]:
-    """Expect an InputError of one line."""
-    with pytest.raises(InputError, match=message) as caught:
-        yield caught
-    assert "\n" not in str(caught.value)
 
 
 def json_lines(rows: Rows) -> bytes:

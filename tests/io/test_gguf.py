@@ -1,9 +1,8 @@
-"""DOC"""
+"""GGUF files: weights, config, rotary scaling, and errors for unsupported or damaged ones."""
 
 from __future__ import annotations
 
 import os
-import random
 import struct
 import sys
 import time
@@ -21,11 +20,9 @@ from gguf import GGMLQuantizationType as Type
 
 from jpt.backbones.decoder import LLAMA_WEIGHTS, DecoderConfig
 from jpt.backbones.layers import inverse_frequencies
-from jpt.errors import InputError
 from jpt.io.gguf import KINDS, open_gguf, read_gguf_tokenizer, recover_rope_scaling
+from tests.helpers.damage import check_mutations, refusal
 from tests.helpers.gguf_samples import KINDS_BY_FORMULA, Sample, pack
-
-# --- gguf file
 
 SAMPLES = [
     Sample(),
@@ -33,7 +30,7 @@ SAMPLES = [
     Sample(architecture="qwen2", biases=True),
     Sample(biases=True, key_heads=4),
 ]
-# A token table that blocks of 256 fit in, and rows enough that they are read in several pieces.
+# Widths that blocks of 256 divide, and enough rows for several chunks.
 BLOCKS = Sample(width=256, heads=2, key_heads=1, head_width=128, neurons=256, layers=1)
 
 
@@ -47,7 +44,7 @@ def test_weights_have_the_names_and_the_order_of_hugging_face(
     for name, values in expected.items():
         np.testing.assert_array_equal(file.source.read(name), values, err_msg=name)
     assert file.source.origin("model.norm.weight").endswith("a.gguf: model.norm.weight")
-    with pytest.raises(InputError, match="none named 'model.norm'; the nearest are model.norm.w"):
+    with refusal("none named 'model.norm'; the nearest are model.norm.w"):
         file.source.read("model.norm")
 
 
@@ -106,10 +103,7 @@ def test_every_type_is_read(kind: str, tmp_path: Path) -> None:
         assert read.shape == values.shape and file.source.dtypes[name] == read.dtype
         if values.ndim == 1:
             np.testing.assert_array_equal(read, values)
-        elif "q_proj" not in name and "k_proj" not in name:
-            raw = pack(values, kind)
-            np.testing.assert_array_equal(read.astype("f4"), gguf.dequantize(raw, Type[kind]))
-        elif kind not in KINDS_BY_FORMULA:
+        elif not ("q_proj" in name or "k_proj" in name) or kind not in KINDS_BY_FORMULA:
             raw = pack(values, kind)
             np.testing.assert_array_equal(read.astype("f4"), gguf.dequantize(raw, Type[kind]))
     float_kinds = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -118,13 +112,13 @@ def test_every_type_is_read(kind: str, tmp_path: Path) -> None:
 
 def test_blocks_of_four_to_eight_bits_by_their_formulas(tmp_path: Path) -> None:
     """Against the format's description, not the package: halves of a block, scales, offsets."""
-    draw = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     for kind, scales in {"Q4_0": 1, "Q4_1": 2, "Q5_0": 1, "Q5_1": 2, "Q8_0": 1}.items():
         sample = replace(BLOCKS, kind=kind)
         file = open_gguf(sample.write(tmp_path / "a.gguf"))
         raw = pack(sample.weights()["model.layers.0.mlp.down_proj.weight"], kind)
         read = file.source.read("model.layers.0.mlp.down_proj.weight")
-        for row, block in draw.integers(0, [256, 8], (40, 2)):
+        for row, block in rng.integers(0, [256, 8], (40, 2)):
             size = KINDS[kind].block_bytes
             data = raw[row, block * size : (block + 1) * size]
             scale, *offset = np.frombuffer(data[: 2 * scales].tobytes(), np.float16).astype("f4")
@@ -147,7 +141,7 @@ def test_sizes_of_blocks_are_those_of_the_package() -> None:
         assert gguf.GGML_QUANT_SIZES[Type[name]] == (kind.block, kind.block_bytes)
 
 
-def test_reading_takes_little_more_than_the_tensor(tmp_path: Path) -> None:
+def test_reading_needs_little_more_memory_than_the_tensor(tmp_path: Path) -> None:
     words = [f"w{n}" for n in range(20_000)]
     path = replace(BLOCKS, kind="Q8_0", words=words).write(tmp_path / "a.gguf")
     source = open_gguf(path).source
@@ -160,11 +154,11 @@ def test_reading_takes_little_more_than_the_tensor(tmp_path: Path) -> None:
     assert peak_bytes < 1.25 * table.nbytes
 
 
-def test_read_after_the_file_became_shorter(tmp_path: Path) -> None:
+def test_a_file_truncated_after_opening(tmp_path: Path) -> None:
     path = Sample(kind="Q8_0").write(tmp_path / "a.gguf")
     source = open_gguf(path).source
     os.truncate(path, path.stat().st_size - 1000)
-    with pytest.raises(InputError, match="a.gguf ends within a tensor of .* changed since"):
+    with refusal("a.gguf ends within a tensor of .* changed since"):
         for name in source.shapes:
             source.read(name)
 
@@ -177,7 +171,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "gguf", None)
     source = open_gguf(plain).source
     assert source.read("model.norm.weight").shape == (32,)
-    with pytest.raises(InputError, match=r"quantised.gguf has .* `pip install 'jpt\[gguf\]'`"):
+    with refusal(r"quantised.gguf has .* `pip install 'jpt\[gguf\]'`"):
         open_gguf(quantised)
 
 
@@ -244,17 +238,14 @@ def test_other_rope_scaling(
     assert open_gguf(sample.write(tmp_path / "a.gguf")).config["rope_scaling"] == expected
 
 
-def test_factors_that_no_scaling_gives() -> None:
+def test_factors_without_a_scaling() -> None:
     good = llama3_factors(500_000.0, 64, 8.0, 1.0, 4.0).astype(np.float64)
     assert recover_rope_scaling(good, 500_000.0) is not None
     assert recover_rope_scaling(good, 10_000.0) is None
-    assert recover_rope_scaling(good[::-1], 500_000.0) is None
-    assert recover_rope_scaling(good * 1.0001, 500_000.0) is None
-    assert recover_rope_scaling(np.arange(1.0, 33.0), 500_000.0) is None
     frequencies = 500_000.0 ** -(np.arange(32) / 32)
-    assert recover_rope_scaling(frequencies, 500_000.0) is None
-    for bad in (0.0, -1.0, np.nan, np.inf):
-        assert recover_rope_scaling(np.where(np.arange(32) == 7, bad, good), 500_000.0) is None
+    with_bad = [np.where(np.arange(32) == 7, bad, good) for bad in (0.0, -1.0, np.nan, np.inf)]
+    for factors in (good[::-1], good * 1.0001, np.arange(1.0, 33.0), frequencies, *with_bad):
+        assert recover_rope_scaling(factors, 500_000.0) is None
 
 
 REFUSED: list[tuple[Sample, str]] = [
@@ -275,36 +266,36 @@ REFUSED: list[tuple[Sample, str]] = [
     (Sample(fields={"llama.embedding_length": "32"}), "embedding_length is '32'; expected a whole"),
     (Sample(fields={"llama.feed_forward_length": [64, 32]}), r"is '\[64 32\]'; .*one for all"),
     (Sample(fields={"llama.attention.layer_norm_rms_epsilon": 0.0}), "epsilon is '0.0'; expected"),
-    (Sample(heads=2, fields={"llama.attention.head_count": 4}), "attn_q.weight has 16 rows; expected 32 .4 heads"),
+    (Sample(heads=2, fields={"llama.attention.head_count": 4}), "has 16 rows; expected 32 .4 heads"),
     (Sample(fields={"tokenizer.ggml.tokens": ["a"]}), "lists 1 tokens but has 8 embeddings"),
     (Sample(tensors={"token_embd.weight": None}), "no token embeddings token_embd.weight"),
-    (Sample(tensors={"blk.0.attn_q_norm.weight": np.ones(8)}), "unexpected tensor 'blk.0.attn_q_norm.w"),
-    (Sample(tensors={"blk.01.attn_q.weight": np.ones(8)}), "unexpected tensor 'blk.01.attn_q.weight'"),
+    (Sample(tensors={"blk.0.attn_q_norm.weight": np.ones(8)}), "tensor 'blk.0.attn_q_norm.w"),
+    (Sample(tensors={"blk.01.attn_q.weight": np.ones(8)}), "unexpected tensor 'blk.01.attn_q"),
     (Sample(tensors={"rope_freqs.weight": np.arange(1.0, 5.0)}), "not those of Llama 3's scaling"),
     (Sample(tensors={"rope_freqs.weight": np.ones(3)}), "not those of Llama 3's scaling"),
-    (Sample(architecture="qwen2", tensors={"rope_freqs.weight": np.ones(4)}), "unexpected tensor 'rop"),
+    (Sample(architecture="qwen2", tensors={"rope_freqs.weight": np.ones(4)}), "unexpected tensor"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("sample", "said"), REFUSED)
-def test_models_that_are_not_computed(sample: Sample, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sample", "message"), REFUSED)
+def test_unsupported_models(sample: Sample, message: str, tmp_path: Path) -> None:
     path = sample.write(tmp_path / "a.gguf")
-    with pytest.raises(InputError, match=said) as caught:
+    with refusal(message) as caught:
         open_gguf(path)
     assert "\n" not in str(caught.value) and "a.gguf" in str(caught.value)
 
 
-def number(data: bytes, place: int, code: str, value: int) -> bytes:
-    """Writes a number over a place."""
-    return data[:place] + struct.pack(code, value) + data[place + struct.calcsize(code) :]
+def number(data: bytes, at: int, code: str, value: int) -> bytes:
+    """Overwrite a number."""
+    return data[:at] + struct.pack(code, value) + data[at + struct.calcsize(code) :]
 
 
-def line(data: bytes, name: bytes) -> int:
-    """Where the line of a tensor goes on after its name."""
-    return data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+def norm(data: bytes, offset: int, code: str, value: int) -> bytes:
+    """Overwrite a number of the second tensor: axes 4 bytes, length 8, type 4, offset 8."""
+    name = b"output_norm.weight"
+    return number(data, data.index(name) + len(name) + offset, code, value)
 
 
-NORM = b"output_norm.weight"  # the second tensor: axes 4 bytes, length 8, type 4, place 8
 DAMAGES: list[tuple[Callable[[bytes], bytes], str]] = [
     (lambda data: b"", "has only 0 bytes"),
     (lambda data: data[:20], "has only 20 bytes"),
@@ -325,66 +316,58 @@ DAMAGES: list[tuple[Callable[[bytes], bytes], str]] = [
     (lambda data: number(data, 52, "<I", 99), "has the unknown type 99"),
     (lambda data: data.replace(b"block_count", b"block\xff\xfeount"), "is not UTF-8"),
     (lambda data: data.replace(b"l.bos_token_id", b"l.eos_token_id"), "eos_token_id' occurs tw"),
-    (lambda data: number(data, line(data, NORM), "<I", 2**31), "has 2147483648 axes"),
-    (lambda data: number(data, line(data, NORM), "<I", 0), "has 0 axes"),
-    (lambda data: number(data, line(data, NORM) + 4, "<Q", 2**61), "not consist of blocks"),
-    (lambda data: number(data, line(data, NORM) + 4, "<Q", 0), "not consist of blocks"),
-    (lambda data: number(data, line(data, NORM) + 4, "<Q", 33), "gap or overlaps"),
-    (lambda data: number(data, line(data, NORM) + 12, "<I", 16), "unsupported type number 16; quantise the model to one of F32"),
-    (lambda data: number(data, line(data, NORM) + 12, "<I", 8), "gap or overlaps"),
-    (lambda data: number(data, line(data, NORM) + 16, "<Q", 2**60), "gap or overlaps"),
-    (lambda data: number(data, line(data, NORM) + 16, "<Q", 0), "gap or overlaps"),
-    (lambda data: number(data, line(data, NORM) + 16, "<Q", 1025), "gap or overlaps"),
+    (lambda data: norm(data, 0, "<I", 2**31), "has 2147483648 axes"),
+    (lambda data: norm(data, 0, "<I", 0), "has 0 axes"),
+    (lambda data: norm(data, 4, "<Q", 2**61), "not consist of blocks"),
+    (lambda data: norm(data, 4, "<Q", 0), "not consist of blocks"),
+    (lambda data: norm(data, 4, "<Q", 33), "gap or overlaps"),
+    (lambda data: norm(data, 12, "<I", 16), "number 16; quantise the model to one of F32"),
+    (lambda data: norm(data, 12, "<I", 8), "gap or overlaps"),
+    (lambda data: norm(data, 16, "<Q", 2**60), "gap or overlaps"),
+    (lambda data: norm(data, 16, "<Q", 0), "gap or overlaps"),
+    (lambda data: norm(data, 16, "<Q", 1025), "gap or overlaps"),
     (lambda data: data.replace(b"attn_k.weight", b"attn_v.weight"), "v.weight' occurs twice"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("damage", "said"), DAMAGES)
-def test_damaged_files(damage: Callable[[bytes], bytes], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_damaged_files(damage: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
     path = Sample().write(tmp_path / "a.gguf")
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=said) as caught:
+    with refusal(message):
         open_gguf(path)
-    assert "\n" not in str(caught.value)
 
 
-def test_no_file_at_all(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no such file"):
-        open_gguf(tmp_path / "a.gguf")
-    with pytest.raises(InputError, match="it is a folder"):
-        open_gguf(tmp_path)
-
-
-def test_other_versions_and_byte_orders(tmp_path: Path) -> None:
+def test_versions_byte_orders_and_alignment(tmp_path: Path) -> None:
     path = Sample().write(tmp_path / "a.gguf")
     path.write_bytes(number(path.read_bytes(), 4, "<I", 2))
     assert open_gguf(path).config["hidden_size"] == 32
     big = Sample().write(tmp_path / "big.gguf", gguf.GGUFEndian.BIG)
-    with pytest.raises(InputError, match="big-endian; convert it .*`gguf-convert-endian big.gguf lit"):
+    with refusal("big-endian; convert it .*`gguf-convert-endian big.gguf lit"):
         open_gguf(big)
-
-
-def test_alignment(tmp_path: Path) -> None:
     path = Sample(fields={"general.alignment": 30}).write(tmp_path / "a.gguf")
-    with pytest.raises(InputError, match="general.alignment is 30; expected a power of two"):
+    with refusal("general.alignment is 30; expected a power of two"):
         open_gguf(path)
+    with refusal("there is no such file"):
+        open_gguf(tmp_path / "none.gguf")
+    with refusal("it is a folder"):
+        open_gguf(tmp_path)
 
 
 @pytest.mark.parametrize("counts", [(2**20, 1, 0), (0, 2**20, 0), (0, 1, 2**31), (2**31, 1, 0)])
-def test_a_large_file_of_nothing(counts: tuple[int, int, int], tmp_path: Path) -> None:
-    """Counts that a file of 64 GB has room for: still refused at once."""
+def test_a_sparse_file_is_refused_at_once(counts: tuple[int, int, int], tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     tensors, fields, entries = counts
     field = struct.pack("<Q1sIIQ", 1, b"a", 9, 8, entries)
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, fields) + field)
-    os.truncate(path, 2**36)  # zeros that take no room on the disk
+    os.truncate(path, 2**36)
     started = time.monotonic()
-    with pytest.raises(InputError, match="do not fit|has no name|has 0 axes"):
+    with refusal("do not fit|has no name|has 0 axes"):
         open_gguf(path)
     assert time.monotonic() - started < 1
 
 
-# --- gguf mutated
+# --- Mutations
 
 BYTES = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
 BYTE_LEVEL = {
@@ -394,7 +377,7 @@ BYTE_LEVEL = {
     "tokenizer.ggml.scores": None,
     "tokenizer.ggml.add_bos_token": True,
 }
-GGUF_MUTATED_SAMPLES = {
+MUTATED = {
     "plain": Sample(),
     "blocks": Sample(kind="Q4_1", tied=False, layers=1),
     "bytes": Sample(
@@ -406,75 +389,30 @@ GGUF_MUTATED_SAMPLES = {
         fields=BYTE_LEVEL,
     ),
 }
-MUTATIONS = 200
-# The header is where damage shows: the values are mere numbers.
-VALUES_BYTES = 2000
-LARGEST_MEMORY_BYTES = 4 * 2**20
-LONGEST_S = 6.0
-NUMBERS = [b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\1\0\0\0", b"\0\0\0\1", b"\x20\0\0\0"]
 
 
-def mutate(data: bytes, generator: random.Random) -> bytes:
-    """Changes bits, bytes or numbers, inserts, removes, repeats or cuts, in one or two places."""
-    mutated, reach = bytearray(data), len(data)
-    for _ in range(generator.randint(1, 2)):
-        place = generator.randrange(min(reach, len(mutated)) or 1)
-        kind = generator.randrange(7)
-        if kind == 0:
-            mutated[place] ^= 1 << generator.randrange(8)
-        elif kind == 1:
-            mutated[place : place + 1] = bytes([generator.randrange(256)])
-        elif kind == 2:
-            mutated[place : place + 4] = generator.choice(NUMBERS)
-        elif kind == 3:
-            del mutated[place : place + generator.randint(1, 20)]
-        elif kind == 4:
-            mutated[place:place] = generator.randbytes(generator.randint(1, 20))
-        elif kind == 5:
-            other = generator.randrange(min(reach, len(mutated)) or 1)
-            mutated[place : place + 30] = mutated[other : other + 30]
-        else:
-            del mutated[place:]
-    return bytes(mutated)
-
-
-@pytest.mark.parametrize("name", GGUF_MUTATED_SAMPLES)
+@pytest.mark.parametrize("name", MUTATED)
 def test_mutated_file(tmp_path: Path, name: str) -> None:
-    path = GGUF_MUTATED_SAMPLES[name].write(tmp_path / "a.gguf")
-    source = open_gguf(path).source
-    read_gguf_tokenizer(open_gguf(path)).encode([" the"])  # imports what it needs
-    source.read("model.embed_tokens.weight")
-    whole = path.read_bytes()
-    stored = sum(tensor.extent_bytes for tensor in source.tensors.values())
-    header = len(whole) - stored + VALUES_BYTES
-    generator = random.Random(name)
-    refused, started = 0, time.monotonic()
-    tracemalloc.start()
-    for _ in range(MUTATIONS):
-        path.write_bytes(mutate(whole[:header], generator) + whole[header:])
-        try:
-            file = open_gguf(path)
-            for tensor, shape in file.source.shapes.items():
-                assert file.source.read(tensor).shape == shape
-            tokenizer = read_gguf_tokenizer(file)
-            assert tokenizer.vocabulary_size <= file.config["vocab_size"]
-            tokenizer.decode(tokenizer.encode(["the <s> 12\n", ""])[0])
-        except InputError as error:
-            refused += 1
-            assert "\n" not in str(error)
-            assert len(str(error)) < 700
-    peak_bytes = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert refused > MUTATIONS / 4
-    assert peak_bytes < LARGEST_MEMORY_BYTES
-    assert time.monotonic() - started < LONGEST_S
+    path = MUTATED[name].write(tmp_path / "a.gguf")
+
+    def read() -> None:
+        file = open_gguf(path)
+        for tensor, shape in file.source.shapes.items():
+            assert file.source.read(tensor).shape == shape
+        tokenizer = read_gguf_tokenizer(file)
+        assert tokenizer.vocabulary_size <= file.config["vocab_size"]
+        tokenizer.decode(tokenizer.encode(["the <s> 12\n", ""])[0])
+
+    read()  # imports
+    stored = sum(tensor.extent_bytes for tensor in open_gguf(path).source.tensors.values())
+    # The header is where damage shows: the values are mere numbers.
+    check_mutations(path, read, path.stat().st_size - stored + 2000, 9.0, 700)
 
 
-def test_file_cut_at_every_place_of_its_header(tmp_path: Path) -> None:
-    path = GGUF_MUTATED_SAMPLES["blocks"].write(tmp_path / "a.gguf")
+def test_file_truncated_anywhere_in_its_header(tmp_path: Path) -> None:
+    path = MUTATED["blocks"].write(tmp_path / "a.gguf")
     whole = path.read_bytes()
-    places = [*range(0, 2200, 7), *range(2200, len(whole), 1500), len(whole) - 32]
-    for place in places:
-        path.write_bytes(whole[:place])
-        with pytest.raises(InputError, match="not a complete GGUF file|at the start, got"):
+    for end in [*range(0, 2200, 7), *range(2200, len(whole), 1500), len(whole) - 32]:
+        path.write_bytes(whole[:end])
+        with refusal("not a complete GGUF file|at the start, got"):
             open_gguf(path)
