@@ -123,8 +123,8 @@ def strips(groups: Mapping[str, Sequence[float]], y_label: str, x_label: str = "
     for x, (values, (color, shape)) in enumerate(zip(shown.values(), looks, strict=False)):
         # Golden-ratio jitter, not random: equal data give equal figures.
         spread = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.5
-        style = {"s": 16, "color": color, "marker": shape, "alpha": 0.7, "linewidths": 0}
-        axes.scatter(x + spread, np.sort(values), **style)
+        y = np.sort(values)
+        axes.scatter(x + spread, y, s=16, color=color, marker=shape, alpha=0.7, linewidths=0)
         mean = float(values.mean())
         axes.plot([x - 0.33, x + 0.33], [mean, mean], color=INK, linewidth=2)
         axes.text(x + 0.36, mean, f"{100 * mean:.0f}", color=INK, fontsize=FONT, va="center")

@@ -403,7 +403,8 @@ def _judge_choice(choices: SelectionRecord, rival: str) -> tuple[str, str]:
 
 
 def _regrets(choices: SelectionRecord, name: str) -> Mapping[str, float | None]:
-    return {target: of and of.regret for target, of in choices.chosen[name].items()}
+    chosen = choices.chosen[name]
+    return {target: None if of is None else of.regret for target, of in chosen.items()}
 
 
 def mask_finding(study: Study) -> Finding | None:
