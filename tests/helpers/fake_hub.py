@@ -1,7 +1,7 @@
-"""A small Hugging Face hub on this machine: the few addresses that the library asks for prompts.
+"""A fake Hugging Face hub: the endpoints that huggingface_hub uses for prompts.
 
-Written after what huggingface_hub sends and reads. Repositories live in memory; a file is a git
-blob, or, as the real hub keeps safetensors, outside of git under its SHA-256.
+Repositories are in memory; a file is a git blob or, like safetensors on the real hub, stored
+outside of git under its SHA-256.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Repository:
 
 
 class Refused(Exception):
-    """An answer that is no success."""
+    """An error response."""
 
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class Refused(Exception):
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Of one owner, ``me``, whose token is `TOKEN`; `READER` may only read."""
+    """Hub with one owner, ``me``, whose token is `TOKEN`; `READER` may only read."""
 
     daemon_threads = True
 
@@ -79,7 +79,7 @@ class FakeHub(ThreadingHTTPServer):
         return commit.files
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
-        """What somebody else does."""
+        """Commit files by hand."""
         self.repositories.setdefault(name, create(False))
         self.repositories[name].add("main", {**self.files(name), **files}, "by hand")
 
@@ -100,25 +100,14 @@ def git_sha1(data: bytes) -> str:
 class Handler(BaseHTTPRequestHandler):
     server: FakeHub
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer in one piece: two wait for each other
+    wbufsize = -1  # one write per response: two would wait for each other
     disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         pass
 
-    def do_GET(self) -> None:
-        self.answer("GET")
-
-    def do_HEAD(self) -> None:
-        self.answer("HEAD")
-
-    def do_POST(self) -> None:
-        self.answer("POST")
-
-    def do_PUT(self) -> None:
-        self.answer("PUT")
-
-    def answer(self, method: str) -> None:
+    def answer(self) -> None:
+        method = self.command
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         self.server.asked.append((method, self.path))
@@ -137,6 +126,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if method != "HEAD":
             self.wfile.write(data)
+
+    do_GET = do_HEAD = do_POST = do_PUT = answer
 
     def route(self, parts: list[str], query: dict, body: bytes) -> tuple[int, bytes, dict]:
         match parts:
@@ -182,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
         return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
 
     def find(self, name: str) -> Repository:
-        """As the real one: who is not known is not told what there is."""
+        # Like the real hub, a private repository is not found without its owner's token.
         token = self.token()
         if token not in (None, TOKEN, READER):
             raise Refused(401, "", "Invalid credentials in Authorization header")
@@ -231,7 +222,6 @@ class Handler(BaseHTTPRequestHandler):
         return {"path": asked["path"], "uploadMode": mode, "shouldIgnore": ignored, "oid": None}
 
     def batch(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Where files that lie outside of git are to be put."""
         objects = [
             {**each, "actions": {"upload": {"href": f"{self.server.url}/storage/{each['oid']}"}}}
             for each in asked["objects"]
@@ -249,12 +239,10 @@ class Handler(BaseHTTPRequestHandler):
         files = dict(before.files)
         for line in lines:
             value = line["value"]
-            is_blob = line["key"] == "file"
-            files[value["path"]] = (
-                base64.b64decode(value["content"])
-                if is_blob
-                else self.server.uploaded[value["oid"]]
-            )
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                files[value["path"]] = self.server.uploaded[value["oid"]]
         done = repository.add(branch, files, header["value"]["summary"])
         return {"commitOid": done.oid, "commitUrl": f"{self.server.url}/{name}/commit/{done.oid}"}
 

@@ -1,4 +1,4 @@
-"""Texts continued by whole models: what is read, what comes back, and what is refused."""
+"""Generation with whole models: inputs, continuations and invalid input."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,7 +22,6 @@ from jpt.backbones.registry import Backbone
 from jpt.cli.commands import one_line, read_lines
 from jpt.recipes.generate import generate
 from jpt.testing import write_tiny_backbone
-from tests.helpers.running import type_command
 
 pytestmark = pytest.mark.plain_programs
 
@@ -39,8 +39,8 @@ NEW = 6
 
 
 def load_lively(folder: Path, kind: str, **changes: object) -> Backbone:
-    """A tiny model of large weights, which writes one word here and another there."""
-    if kind == "t5":  # with a tied head it says the word that it has just read
+    """Load a tiny model with large weights, whose outputs vary."""
+    if kind == "t5":  # with a tied head it repeats its input
         changes = {"tie_word_embeddings": False, **changes}
     backbone = jpt.load_backbone(write_tiny_backbone(folder, kind, **changes))
     scale = {"t5": 3.0}.get(kind, 4.0)
@@ -67,10 +67,10 @@ def prompt_for(backbone: Backbone, rows: int = 5) -> jpt.Prompt:
         pytest.param("llama", 1, marks=pytest.mark.slow),
     ],
 )
-def test_each_text_is_continued_as_if_it_were_alone(
+def test_texts_are_continued_independently(
     backbones: dict[str, Backbone], kind: str, beams: int
 ) -> None:
-    """Also the order of the texts, the size of batches and padding change nothing."""
+    # Order, batch size and padding change nothing either.
     backbone, prompt = backbones[kind], prompt_for(backbones[kind])
     options = {"backbone": backbone, "max_tokens": NEW, "beams": beams}
     found = generate(prompt, TEXTS, **options)
@@ -79,8 +79,8 @@ def test_each_text_is_continued_as_if_it_were_alone(
         read = backbone.tokenizer.encode([text])[0] + ([END] if kind == "t5" else [])
         inputs = (jnp.array([read]), jnp.array([len(read)]), jnp.asarray(prompt.values), NEW)
         search = (greedy, beam_search)[beams > 1]
-        written = search(backbone.module, backbone.params, *inputs, [END], *[beams][: beams - 1])
-        new = np.asarray(written.tokens[0, : written.lengths[0]])
+        generated = search(backbone.module, backbone.params, *inputs, [END], *[beams][: beams - 1])
+        new = np.asarray(generated.tokens[0, : generated.lengths[0]])
         words = backbone.tokenizer.decode(new[new != END])
         assert continuation == (words if kind == "t5" or not words else f" {words}")
     assert generate(prompt, TEXTS[::-1], eval_batch_size=2, **options)[::-1] == found
@@ -98,10 +98,9 @@ def test_a_prompt_file_names_its_backbone(tmp_path: Path) -> None:
     assert found == generate(str(file), TEXTS[:2], backbone=folder, max_tokens=3)
 
 
-def test_a_model_may_name_several_tokens_that_end_a_text(
+def test_a_model_may_have_several_end_tokens(
     backbones: dict[str, Backbone], tmp_path: Path
 ) -> None:
-    """As instruction-tuned models do in generation_config.json."""
     plain = backbones["llama"]
     whole = generate(None, TEXTS, backbone=plain, max_tokens=NEW)
     longest = max(whole, key=lambda text: len(text.split()))
@@ -113,23 +112,22 @@ def test_a_model_may_name_several_tokens_that_end_a_text(
     assert tokenizer.end_ids == tuple(ends)
     other = dataclasses.replace(plain, tokenizer=tokenizer)
     found = generate(None, TEXTS, backbone=other, max_tokens=NEW)
-    expected = [itertools.takewhile(lambda said: said != word, text.split()) for text in whole]
+    expected = [itertools.takewhile(lambda each: each != word, text.split()) for text in whole]
     assert [text.split() for text in found] == [list(words) for words in expected]
     assert found != whole
 
 
 def with_tokenizer(backbone: Backbone, **changes: object) -> Backbone:
-    """A backbone with a tokenizer that does some things otherwise."""
-    own = copy.copy(backbone.tokenizer)
+    tokenizer = copy.copy(backbone.tokenizer)
     for name, value in changes.items():
-        setattr(own, name, value)
-    return dataclasses.replace(backbone, tokenizer=own)
+        setattr(tokenizer, name, value)
+    return dataclasses.replace(backbone, tokenizer=tokenizer)
 
 
 def test_texts_may_be_none_or_empty(backbones: dict[str, Backbone]) -> None:
     assert generate(None, [], backbone=backbones["gpt2"]) == []
     assert len(generate(None, ["", "a"], backbone=backbones["t5"], max_tokens=2)) == 2
-    # To a decoder an empty text is the piece that stands before a text, which others may have too.
+    # A decoder reads an empty text as its start token, which other texts may start with, too.
     plain = backbones["gpt2"].tokenizer
     ids = plain.ids._replace(bos=3)
     backbone = with_tokenizer(backbones["gpt2"], ids=ids)
@@ -140,9 +138,8 @@ def test_texts_may_be_none_or_empty(backbones: dict[str, Backbone]) -> None:
     assert again[:2] == [found[0], found[3]]
 
 
-def test_a_continuation_keeps_the_space_that_begins_it(backbones: dict[str, Backbone]) -> None:
-    """A vocabulary that marks leading spaces drops the first of what it decodes."""
-
+def test_a_continuation_keeps_its_leading_space(backbones: dict[str, Backbone]) -> None:
+    # Tokenizers that mark leading spaces drop the first one on decoding.
     def decode(ids: list[int]) -> str:
         return "".join(f" w{token}" for token in ids if token > 5).removeprefix(" ")
 
@@ -151,10 +148,10 @@ def test_a_continuation_keeps_the_space_that_begins_it(backbones: dict[str, Back
     assert any(found) and all(text.startswith(" w") for text in found if text)
 
 
-def test_only_models_that_write_are_taken() -> None:
-    with pytest.raises(jpt.InputError, match="layout encoder, .* encoder_decoder and decoder can"):
+def test_encoders_are_refused() -> None:
+    with pytest.raises(jpt.InputError, match="layout encoder, .* encoder_decoder or decoder"):
         generate(None, ["a"], backbone="builtin/bert-small")
-    with pytest.raises(jpt.InputError, match="nothing to write with"):
+    with pytest.raises(jpt.InputError, match="expected a prompt or a backbone"):
         generate(None, ["a"])
 
 
@@ -167,11 +164,11 @@ def test_only_models_that_write_are_taken() -> None:
         ({"eval_batch_size": -1}, "eval_batch_size is -1"),
         ({"mesh": "data:4", "eval_batch_size": 6}, "batch of 6 rows"),
         ({"beams": 40}, "40 beams .* the model has 61 tokens; use 30 beams or fewer"),
-        ({"texts": "the film"}, "texts is no list"),
-        ({"texts": ["a", None]}, "texts is no list"),
+        ({"texts": "the film"}, "expected a list of strings"),
+        ({"texts": ["a", None]}, "expected a list of strings"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(
+def test_invalid_options_are_refused(
     backbones: dict[str, Backbone], options: dict, needle: str
 ) -> None:
     texts = options.pop("texts", ["a"])
@@ -193,7 +190,7 @@ def test_prompts_of_other_models_are_refused(
         generate(long, ["a"], backbone=backbones["t5"])
 
 
-def test_what_does_not_fit_is_refused_with_the_arithmetic(backbones: dict[str, Backbone]) -> None:
+def test_texts_that_exceed_the_positions_are_refused(backbones: dict[str, Backbone]) -> None:
     backbone = backbones["llama"]  # of 80 positions
     prompt, texts = prompt_for(backbone, rows=30), ["a the", "film " * 20]
     assert len(generate(prompt, texts, backbone=backbone, max_tokens=30)) == 2
@@ -209,34 +206,32 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(backbones: dict[str, B
     assert len(generate(None, ["film " * 90], backbone=backbones["t5"], max_tokens=2)) == 1
 
 
-def test_pieces_that_the_model_has_no_words_for_are_refused(tmp_path: Path) -> None:
+def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
     backbone = jpt.load_backbone(write_tiny_backbone(tmp_path / "model", "gpt2", vocab_size=30))
-    with pytest.raises(jpt.InputError, match="text 2 has the piece 3., but .* has 30 words"):
+    with pytest.raises(jpt.InputError, match="text 2 has the token id 3., but .* vocabulary of 30"):
         generate(None, ["a", "7"], backbone=backbone)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a command with bytes on stdin and gives exit code, stdout and stderr."""
-
-    def call(stdin: bytes, *arguments: str) -> tuple[int, str, str]:
+def continue_lines(run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    def call(stdin: bytes, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        return type_command(["generate", *arguments], monkeypatch, capsys)
+        return run("generate", *arguments)
 
     return call
 
 
-def test_command_writes_one_line_a_line(run, tmp_path: Path) -> None:
+def test_command_writes_one_line_per_line(continue_lines, tmp_path: Path) -> None:
     folder = write_tiny_backbone(tmp_path / "t5", "t5")
     file = tmp_path / "p.safetensors"
     jpt.save_prompt(file, prompt_for(jpt.load_backbone(folder)))
     options = ("--prompt", str(file), "--max-tokens", "4", "--beams", "2")
     expected = generate(file, ["the film", "", "a"], max_tokens=4, beams=2)
     for stdin in (b"the film\n\na", b"the film\n\na\n", b"\xef\xbb\xbfthe film\r\n\r\na\r\n"):
-        code, out, err = run(stdin, *options)
+        code, out, err = continue_lines(stdin, *options)
         assert (code, out.splitlines()) == (0, expected), err
         assert "3/3" in err
-    code, out, err = run(b"the film\n\na\n", *options, "--json")
+    code, out, err = continue_lines(b"the film\n\na\n", *options, "--json")
     record = json.loads(out.splitlines()[-1])
     assert code == 0 and record["continuations"] == expected
     assert record["backbone"] == str(folder) and record["lines"] == 3
@@ -246,27 +241,28 @@ def test_command_writes_one_line_a_line(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stdin", "needle"),
     [
-        (b"", "stdin is empty; give one text a line"),
-        (
-            "gut\nsch\u00f6n".encode("latin1"),
-            "line 2 of stdin is no UTF-8 text (its byte 4 is 0xf6)",
-        ),
-        (b"a\nb\0c\n", "line 2 of stdin holds a zero byte"),
+        (b"", "stdin is empty"),
+        ("gut\nsch\u00f6n".encode("latin1"), "line 2: expected UTF-8 text, got byte 0xf6"),
+        (b"a\nb\0c\n", "line 2: expected text, got a zero byte"),
     ],
 )
-def test_command_refuses_what_is_no_text(run, tmp_path: Path, stdin: bytes, needle: str) -> None:
-    code, out, err = run(stdin, "--backbone", str(write_tiny_backbone(tmp_path / "t5", "t5")))
+def test_command_refuses_binary_input(
+    continue_lines, tmp_path: Path, stdin: bytes, needle: str
+) -> None:
+    code, out, err = continue_lines(
+        stdin, "--backbone", str(write_tiny_backbone(tmp_path / "t5", "t5"))
+    )
     assert (code, out) == (2, "")
     assert err.startswith("jpt: ") and err.count("\n") == 1 and needle in err
 
 
-def test_command_refuses_options_in_one_line(run, tmp_path: Path) -> None:
+def test_command_refuses_invalid_options(continue_lines, tmp_path: Path) -> None:
     for arguments, needle in (
         ((), "give --prompt FILE or --backbone NAME"),
         (("--backbone", "builtin/bert-small"), "layout encoder"),
         (("--prompt", str(tmp_path / "p.safetensors")), "p.safetensors"),
     ):
-        code, out, err = run(b"a\n", *arguments)
+        code, out, err = continue_lines(b"a\n", *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1) and needle in err
 
 

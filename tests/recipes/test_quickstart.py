@@ -76,7 +76,7 @@ def test_all_results_are_written_and_agree(finished: recipe.QuickstartResult) ->
     assert set(choices["targets"]) == names and "neuron_overlap" in choices["rankings"]
     page = finished.report.read_text()
     assert 'id="mask-shares-' in page and 'id="choice-costs-' in page and 'id="prompt-map-' in page
-    assert "No prompt: the untouched model" in page
+    assert "the model without a prompt" in page
     assert page.lower().startswith("<!doctype html>")
     for line in finished.record["findings"]:
         assert line in finished.describe()

@@ -1,4 +1,4 @@
-"""A planted good source is found, test rows stay unread, and what cannot be said is refused."""
+"""Recommendation: a planted source is found, test rows are not read, invalid input is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from jpt.recipes.recommend import WIDTH, Recommendation, not_distinguished
 from jpt.results.prompt_table import write_transfer
 from jpt.results.records import Ranking
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.helpers.running import type_command
 from tests.helpers.toys import BACKBONE, LENGTH, planted, write_easy
 
 pytestmark = pytest.mark.plain_programs
@@ -32,7 +31,7 @@ def backbone() -> jpt.Backbone:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its test rows cannot be read: a recommendation may not look at them."""
+    """A task whose test rows cannot be read: a recommendation must not use them."""
     folder = write_easy(tmp_path_factory.mktemp("tasks") / "easy")
     (folder / "test.jsonl").write_text("broken\n")
     return folder
@@ -42,11 +41,11 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prompts(backbone, tmp_path_factory) -> dict[str, Prompt]:
     """Three sources, a prompt of the task itself, and an untrained one."""
     sources = planted(backbone, write_easy(tmp_path_factory.mktemp("whole") / "easy"))
-    own = dataclasses.replace(sources["cherries"].card, task="easy")
+    in_task = dataclasses.replace(sources["cherries"].card, task="easy")
     random = dataclasses.replace(sources["apples"].card, task="random", task_type=None)
     return {
         **sources,
-        "mine": Prompt(sources["cherries"].values + 0.01, own),
+        "mine": Prompt(sources["cherries"].values + 0.01, in_task),
         "random": Prompt(sources["apples"].values * 0.01, random),
     }
 
@@ -59,7 +58,7 @@ def known_scores() -> TransferMatrix:
 
 @pytest.fixture(scope="module")
 def study(prompts, tmp_path_factory) -> Path:
-    """The prompts and a matrix of theirs on disk."""
+    """The prompts and their matrix on disk."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "prompts").mkdir()
     for name, prompt in prompts.items():
@@ -70,31 +69,15 @@ def study(prompts, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(backbone, task, study) -> Recommendation:
-    return jpt.recommend(
-        task,
-        study / "prompts",
-        study / "out",
-        backbone=backbone,
-        known=study / "transfer.csv",
-        **QUICK,
-    )
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a command in this process and gives exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        return type_command(arguments, monkeypatch, capsys)
-
-    return call
+    options = {"backbone": backbone, "known": study / "transfer.csv", **QUICK}
+    return jpt.recommend(task, study / "prompts", study / "out", **options)
 
 
 def test_the_planted_source_is_first(found, prompts, task, backbone) -> None:
     assert (found.source, found.by) == ("cherries", "zero_shot")
     assert list(found.record["sources"])[0] == "cherries"
     assert set(found.record["sources"]) == {"apples", "bananas", "cherries"}
-    # Fewer rows than 64 are all taken, so the scores are those of the whole train split.
+    # All rows are used, as there are fewer than 64: the scores are those of the train split.
     for name in found.record["sources"]:
         score = jpt.evaluate(prompts[name], task, split="train", backbone=backbone, max_tokens=20)
         assert found.record["sources"][name]["score"] == score.value
@@ -103,10 +86,10 @@ def test_the_planted_source_is_first(found, prompts, task, backbone) -> None:
     assert found.rankings["same_type"].ranks() == {"apples": 2, "bananas": None, "cherries": 1}
 
 
-def test_own_and_untrained_prompts_are_left_out_and_that_is_said(found) -> None:
+def test_in_task_and_untrained_prompts_are_excluded(found) -> None:
     notes = found.record["notes"]
-    assert "mine: for easy itself, left out of the ranking" in notes
-    assert "random: not trained, left out of the ranking" in notes
+    assert "mine: tuned for easy, excluded" in notes
+    assert "random: untrained, excluded" in notes
 
 
 def test_indicators_are_those_between_probe_and_source(found, prompts, study, backbone) -> None:
@@ -122,16 +105,14 @@ def test_indicators_are_those_between_probe_and_source(found, prompts, study, ba
             assert found.record["sources"][source]["values"][name] == pytest.approx(value)
 
 
-def test_the_probe_sees_the_labelled_rows_alone(found, study) -> None:
+def test_the_probe_sees_the_labelled_rows_only(found, study) -> None:
     config = json.loads((study / "out" / "probe" / "config.json").read_text())
-    assert {name: of["rows"] for name, of in config["data"].items()} == {
-        "train": 14,
-        "validation": 14,
-    }
+    rows = {name: of["rows"] for name, of in config["data"].items()}
+    assert rows == {"train": 14, "validation": 14}
     assert config["steps"] == config["eval_every"] == 20
 
 
-def test_the_known_matrix_is_judged_without_the_probe(found, prompts, backbone) -> None:
+def test_rankings_are_evaluated_without_the_probe(found, prompts, backbone) -> None:
     plain = jpt.compute_indicators(prompts, jpt.activated_neurons(prompts, backbone=backbone))
     expected = leave_one_out(plain, known_scores(), rows=14)
     assert set(found.known.rankings) == set(expected.rankings)
@@ -154,12 +135,10 @@ def test_the_record_is_on_disk_and_the_command_runs(found, study, run, tmp_path)
     assert code == 0, err
     source = jpt.load_prompt(study / "prompts" / "cherries.safetensors")
     moved = np.abs(jpt.load_prompt(tmp_path / "run").values - source.values)
-    assert 0.02 < moved.max() < 0.0301  # Adam's first step is the rate
+    assert 0.02 < moved.max() < 0.0301  # Adam's first step is the learning rate
 
 
-def test_every_seed_is_a_source_and_the_known_matrix_has_their_means(
-    backbone, task, prompts, tmp_path
-) -> None:
+def test_every_seed_is_a_source(backbone, task, prompts, tmp_path) -> None:
     for name, prompt in prompts.items():
         for run in ("cherries/seed-0", "cherries/seed-1") if name == "cherries" else (name,):
             file = tmp_path / "prompts" / run / "prompt.safetensors"
@@ -173,14 +152,14 @@ def test_every_seed_is_a_source_and_the_known_matrix_has_their_means(
     of_single = {name: source["values"] for name, source in single["sources"].items()}
     for name, given in values.items():
         assert given == pytest.approx(of_single[name.split("/")[0]], abs=1e-6)
-    # Both seeds are one prompt twice, so that their mean is what a single one gives.
+    # Both seeds are the same prompt, so their mean is that of a single one.
     assert found["known"]["rankings"] == single["known"]["rankings"]
     words = shlex.split(found["command"])
     assert words[words.index("--init") + 1] == f"prompt:{tmp_path / 'prompts' / found['source']}"
     assert found["source"] == "cherries/seed-0" and words[-1] == "runs/easy-from-cherries-seed-0"
 
 
-def test_the_text_is_narrow_and_says_all(found) -> None:
+def test_the_text_is_narrow_and_complete(found) -> None:
     lines = found.describe().splitlines()
     assert all(len(line) <= WIDTH for line in lines[:-1])
     assert lines[-1] == found.record["command"] and lines[-2].startswith("start from: cherries")
@@ -192,43 +171,38 @@ def test_the_text_is_narrow_and_says_all(found) -> None:
     assert any("zero-shot (simulated)" in line for line in lines)
 
 
-def test_another_ranking_may_choose(backbone, task, prompts) -> None:
+def test_another_ranking_may_decide(backbone, task, prompts) -> None:
     options = {"backbone": backbone, "by": "same_type", **QUICK}
-    turned = dict(reversed(prompts.items()))
-    again = jpt.recommend(task, turned, labels=6, **options)
+    reordered = dict(reversed(prompts.items()))
+    again = jpt.recommend(task, reordered, labels=6, **options)
     assert (again.source, again.by, again.record["rows"]) == ("cherries", "same_type", 6)
     assert again.record["command"] is None and again.known is None
     assert list(again.record["sources"])[-1] == "bananas"  # of no known type
 
 
-def test_without_labels_sureness_is_a_heuristic_and_labels_are_not_read(
-    backbone, prompts, tmp_path
-) -> None:
+def test_without_labels_mutual_information_decides(backbone, prompts, tmp_path) -> None:
     texts = [{"text": f"a {word} film"} for word in ("good", "bad") * 3]
     task = jpt.load_task(write_easy(tmp_path / "easy"))
-    found = jpt.recommend(
-        task, prompts, labels=0, data={"train": texts}, backbone=backbone, max_tokens=20
-    )
+    options = {"backbone": backbone, "max_tokens": 20}
+    found = jpt.recommend(task, prompts, labels=0, data={"train": texts}, **options)
     assert (found.source, found.by, found.probe) == ("cherries", "mutual_information", None)
     assert any("heuristic" in note for note in found.record["notes"])
     assert "score" not in found.record["sources"]["cherries"]
     rows = [{**row, "label": "good"} for row in texts]
-    score = jpt.evaluate(
-        prompts["cherries"], task, data={"test": rows}, backbone=backbone, max_tokens=20
-    )
+    score = jpt.evaluate(prompts["cherries"], task, data={"test": rows}, **options)
     value = found.record["sources"]["cherries"]["values"]["mutual_information"]
     assert value == pytest.approx(mutual_information(score.log_probs), rel=1e-4)
     assert all(len(line) <= WIDTH for line in found.describe().splitlines())
 
 
-def test_rows_are_chosen_by_the_seed_alone(backbone, task, prompts) -> None:
+def test_rows_depend_on_the_seed_only(task) -> None:
     from jpt.recipes.recommend import labelled_task
 
     loaded = jpt.load_task(task)
     first, again, other = (labelled_task(loaded, 4, seed)[0].rows for seed in (0, 0, 1))
     assert first == again and first["train"] != other["train"]
     one, notes = labelled_task(loaded, 1, 0)
-    assert len(one.rows["train"]) == 1 and "no labelled row is" in notes[0]
+    assert len(one.rows["train"]) == 1 and "no labelled row with label" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -237,47 +211,47 @@ def test_rows_are_chosen_by_the_seed_alone(backbone, task, prompts) -> None:
         ({"labels": 15}, "labels is 15, but task easy has 14 train rows"),
         ({"labels": -1}, "labels is -1"),
         ({"probe_steps": 0}, "probe_steps is 0"),
-        ({"by": "mutual_information"}, "unknown ranking 'sureness'"),
+        ({"by": "mutual_information"}, "unknown ranking 'mutual_information'"),
+        ({"by": "sureness"}, "which is now called mutual_information"),
         ({"by": "ON"}, "unknown ranking 'ON'"),
-        ({"layers": "9-11"}, "layers 9-11 are no window of the 4 layers"),
+        ({"layers": "9-11"}, "layers: expected .* within 0 to 3, got 9-11"),
         ({"backbone": "builtin/bert-medium"}, "expected a prompt of width .* got width 128"),
         ({"labels": 0, "by": "zero_shot"}, "unknown ranking 'zero_shot'"),
     ],
 )
-def test_options_that_do_not_fit(options, message, task, prompts, tmp_path) -> None:
+def test_invalid_options_are_refused(options, message, task, prompts, tmp_path) -> None:
     with pytest.raises(jpt.InputError, match=message):
         jpt.recommend(task, prompts, tmp_path / "out", **{**QUICK, **options})
     assert not (tmp_path / "out").exists()
 
 
-def test_tasks_and_prompts_that_do_not_fit(task, prompts, tmp_path) -> None:
-    own = {"mine": prompts["mine"]}
+def test_tasks_and_prompts_that_do_not_fit_are_refused(task, prompts, tmp_path) -> None:
     with pytest.raises(jpt.InputError, match=r"none of the 1 prompts \(mine\) is for another task"):
-        jpt.recommend(task, own)
+        jpt.recommend(task, {"mine": prompts["mine"]})
     card = dataclasses.replace(prompts["apples"].card, first_position=1)
     mixed = {**prompts, "apples": dataclasses.replace(prompts["apples"], card=card)}
     with pytest.raises(jpt.InputError, match="expected first position"):
         jpt.recommend(task, mixed)
     bare = write_easy(tmp_path / "easy")
     (bare / "train.jsonl").unlink()
-    for labels, cure in ((None, "--labels 0"), (0, "labels are not needed")):
-        with pytest.raises(jpt.InputError, match=f"has no train rows.*{cure}"):
+    for labels, fix in ((None, "--labels 0"), (0, "without labels")):
+        with pytest.raises(jpt.InputError, match=f"has no train rows.*{fix}"):
             jpt.recommend(bare, prompts, labels=labels)
     rows = {"train": [{"article": "a", "summary": "b"}]}
-    with pytest.raises(jpt.InputError, match="nothing to rank sources by"):
+    with pytest.raises(jpt.InputError, match="is generative"):
         jpt.recommend("samsum", prompts, labels=0, data=rows)
 
 
-def test_matrices_of_other_prompts(task, prompts, study) -> None:
+def test_matrices_of_other_prompts_are_refused(task, prompts, study) -> None:
     fewer = {name: prompt for name, prompt in prompts.items() if name != "bananas"}
-    with pytest.raises(jpt.InputError, match="names 1 prompts that are not here .bananas;"):
+    with pytest.raises(jpt.InputError, match="has 1 prompts that were not given .bananas;"):
         jpt.recommend(task, fewer, known=study / "transfer.csv")
     alone = TransferMatrix(("apples",), ("apples", "bananas"), np.ones((1, 2)), ("accuracy",))
     with pytest.raises(jpt.InputError, match="two other measured sources"):
         jpt.recommend(task, prompts, known=alone)
 
 
-def test_sources_that_read_text_elsewhere_get_a_probe_all_the_same(backbone, task) -> None:
+def test_sources_with_another_first_position_get_a_probe(backbone, task) -> None:
     random = np.random.default_rng(0).normal(0, 1, (2, LENGTH, 128)).astype(np.float32)
     card = PromptCard(BACKBONE, "apples", first_position=1)
     row = np.ones((1, 128), np.float32)
@@ -288,14 +262,14 @@ def test_sources_that_read_text_elsewhere_get_a_probe_all_the_same(backbone, tas
     assert found.probe.card.first_position == 1
 
 
-def test_equal_values_share_a_place_and_nothing_said_is_last() -> None:
+def test_ties_share_a_rank_and_missing_values_are_last() -> None:
     nan = float("nan")
     ranking = Ranking({"a": 0.5, "b": 0.75, "c": nan, "d": 0.5, "e": 0.75}, {"a": 1, "d": 2})
     assert ranking.ordered() == ["b", "e", "d", "a", "c"]
     assert ranking.ranks() == {"a": 4, "b": 1, "c": None, "d": 3, "e": 1}
 
 
-def test_few_rows_do_not_tell_near_sources_apart() -> None:
+def test_similar_sources_are_not_distinguished_on_few_rows() -> None:
     from jpt.tuning.bound_task import score_logits
 
     truth = np.array([0, 1] * 50)
@@ -309,7 +283,7 @@ def test_few_rows_do_not_tell_near_sources_apart() -> None:
 
 
 def test_the_command_line(study, task, run, tmp_path) -> None:
-    place, prompts = tmp_path / "mean.safetensors", str(study / "prompts")
+    mean, prompts = tmp_path / "mean.safetensors", str(study / "prompts")
     words = ("--prompts", prompts, "--task", str(task))
     code, out, err = run("recommend", *words, "--labels", "0", "--max-tokens", "20", "--json")
     assert code == 0, err
@@ -317,11 +291,11 @@ def test_the_command_line(study, task, run, tmp_path) -> None:
     code, out, err = run("recommend", *words, "--by", "nothing")
     assert code == 2 and out == "" and err.count("\n") == 1 and "unknown ranking" in err
     names = ("--names", "apples,cherries", "--weights", "apples=1,cherries=3")
-    assert run("mix", "average", "--prompts", prompts, *names, "--out", str(place))[0] == 0
-    assert jpt.load_prompt(place).card.source == "average of cherries (0.75), apples (0.25)"
+    assert run("mix", "average", "--prompts", prompts, *names, "--out", mean)[0] == 0
+    assert jpt.load_prompt(mean).card.source == "average of cherries (0.75), apples (0.25)"
     scored = ("--split", "train", "--max-tokens", "20", "--json")
     code, out, err = run("mix", "ensemble", *words, *names, *scored)
     record = json.loads(out.splitlines()[-1])
     assert code == 0 and record["weights"] == {"apples": 0.25, "cherries": 0.75}
     code, out, err = run("mix", "average", "--prompts", prompts, "--names", "apples", "--out", "x")
-    assert code == 2 and "two prompts or more" in err and not Path("x").exists()
+    assert code == 2 and "expected at least 2 prompts" in err and not Path("x").exists()

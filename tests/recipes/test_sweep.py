@@ -201,7 +201,7 @@ def test_the_report_names_the_best_setting(swept: Path, tmp_path: Path) -> None:
     for row in settings:
         assert row["setting"] in page
     (best,) = [row for row in settings if row["task"] == "first" and row["best"] == "True"]
-    assert f"{best['setting']} is best" in page
+    assert f"{best['setting']}, the best of" in page
     assert_page_is_sound(page, tmp_path)
     (tmp_path / "settings.csv").write_text(
         (swept / "settings.csv").read_text().replace(best["validation"], "high", 1)
