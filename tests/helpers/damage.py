@@ -32,10 +32,8 @@ def mutate(data: bytes, rng: random.Random, tokens: Sequence[bytes] = NUMBERS) -
         at, kind = rng.randrange(max(reach, 1)), rng.randrange(7)
         if kind == 0:
             mutated[at : at + 1] = bytes([rng.randrange(256)])
-        elif kind == 1:
-            mutated[at : at + 1] = bytes(
-                [byte ^ 1 << rng.randrange(8) for byte in mutated[at:][:1]]
-            )
+        elif kind == 1 and at < len(mutated):
+            mutated[at] ^= 1 << rng.randrange(8)
         elif kind == 2:
             mutated[at : at + 4] = rng.choice(tokens)
         elif kind == 3:

@@ -1,4 +1,4 @@
-"""Small GGUF files of real layout, made with the gguf package's own writer."""
+"""Small GGUF files, written with the gguf package."""
 
 from __future__ import annotations
 
@@ -12,41 +12,25 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 KINDS_BY_FORMULA = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
-"""Types that the package reads and cannot write: their blocks are drawn (see `draw_blocks`)."""
+"""Types that the package cannot write: their blocks are random (see `random_blocks`)."""
 
 WORDS = ["<unk>", "<s>", "</s>", "▁a", "▁b", "a", "b", "▁"]
-# Where the float16 scales of a block stand; drawn bytes there might be infinite.
+# Offsets of the float16 scales in a block; random bytes there might be infinite.
 _SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 
 
 @dataclass
 class Sample:
-    """What goes into a file.
-
-    Attributes:
-        architecture: ``general.architecture``.
-        width: D; blocks of 256 need a multiple of that.
-        heads: of queries.
-        key_heads: of keys.
-        head_width: K.
-        neurons: F.
-        layers: L.
-        kind: the type of the matrices; norms and biases are float32.
-        tied: whether the head is the word table.
-        biases: whether queries, keys and values have biases.
-        fields: metadata put beside or instead of the usual; None leaves a field out.
-        tensors: float32 tensors put beside or instead of the usual; None leaves one out.
-        words: the list of tokens.
-    """
+    """Content of a file; None in fields and tensors removes an entry."""
 
     architecture: str = "llama"
-    width: int = 32
+    width: int = 32  # D; blocks of 256 need a multiple
     heads: int = 4
     key_heads: int = 2
     head_width: int = 8
     neurons: int = 64
     layers: int = 2
-    kind: str = "F32"
+    kind: str = "F32"  # of the matrices; norms and biases are float32
     tied: bool = True
     biases: bool = False
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +38,6 @@ class Sample:
     words: list[str] = field(default_factory=lambda: list(WORDS))
 
     def write(self, path: Path, endianess: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE) -> Path:
-        """Writes the file."""
         writer = gguf.GGUFWriter(path, self.architecture, endianess=endianess)
         for key, value in {**self.usual_fields(), **self.fields}.items():
             if value is not None:
@@ -74,7 +57,6 @@ class Sample:
         return path
 
     def usual_fields(self) -> dict[str, Any]:
-        """The metadata that every model has."""
         own = {
             "block_count": self.layers,
             "context_length": 96,
@@ -103,7 +85,7 @@ class Sample:
         }
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The model's weights under Hugging Face's names and in its order of rows."""
+        """Weights under Hugging Face's names, in its order of rows."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         shapes = {
             "model.embed_tokens.weight": (len(self.words), self.width),
@@ -127,11 +109,11 @@ class Sample:
                 sizes = {"q": queries, "k": keys, "v": keys}
                 own |= {f"self_attn.{m}_proj.bias": (size,) for m, size in sizes.items()}
             shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
-        draw = np.random.default_rng(0)
-        return {name: draw.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+        rng = np.random.default_rng(0)
+        return {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
 
     def file_tensors(self) -> dict[str, np.ndarray]:
-        """The weights under the file's names and in its order of rows."""
+        """Weights under the file's names, in its order of rows."""
         tensors = {}
         for name, values in self.weights().items():
             for theirs, ours in NAMES.items():
@@ -160,7 +142,7 @@ NAMES = {
 
 
 def pair_rows(values: np.ndarray, heads: int) -> np.ndarray:
-    """Row k of a head's first half and row k of its second become neighbours, as llama.cpp's."""
+    """Interleave the halves of each head, as in llama.cpp."""
     paired = np.empty_like(values)
     width = len(values) // heads
     for head in range(heads):
@@ -171,25 +153,24 @@ def pair_rows(values: np.ndarray, heads: int) -> np.ndarray:
 
 
 def pack(values: np.ndarray, kind: str) -> np.ndarray:
-    """Values -> the bytes of a type, [rows, bytes of a row]."""
+    """Return the bytes of a type, [rows, bytes per row]."""
     if kind in KINDS_BY_FORMULA:
-        return draw_blocks(kind, len(values), values.shape[1])
+        return random_blocks(kind, len(values), values.shape[1])
     return gguf.quants.quantize(values.astype(np.float32), Type[kind])
 
 
-def draw_blocks(kind: str, rows: int, width: int) -> np.ndarray:
-    """Random blocks of a type whose scales are small numbers: [rows, bytes of a row]."""
+def random_blocks(kind: str, rows: int, width: int) -> np.ndarray:
+    """Return random blocks with small scales, [rows, bytes per row]."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
-    draw = np.random.default_rng(rows * 1000 + width)
-    blocks = draw.integers(0, 256, (rows * width // block, block_bytes), dtype=np.uint8)
-    for place in _SCALES.get(kind, (0,)):
-        scales = draw.uniform(-0.1, 0.1, (len(blocks), 1)).astype(np.float16)
-        blocks[:, place : place + 2] = scales.view(np.uint8)
+    rng = np.random.default_rng(rows * 1000 + width)
+    blocks = rng.integers(0, 256, (rows * width // block, block_bytes), dtype=np.uint8)
+    for at in _SCALES.get(kind, (0,)):
+        scales = rng.uniform(-0.1, 0.1, (len(blocks), 1)).astype(np.float16)
+        blocks[:, at : at + 2] = scales.view(np.uint8)
     return blocks.reshape(rows, -1)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    """Adds a field of the type that llama.cpp's converter gives it."""
     if isinstance(value, list | np.ndarray):
         writer.add_array(key, value)
     elif isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: used, left alone where the user says so, never in the way."""
+"""Compile cache: used by default, left to the user's settings, never an obstacle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = (
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """jax as a user has it who has set nothing, and a cache folder of one's own."""
+    """jax without settings, and a cache folder of this test."""
     before = {name: getattr(jax.config, name) for name in NAMES}
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -41,7 +41,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 def compute() -> tuple[np.ndarray, bool]:
-    """Compiles a program anew; says what came out and whether it was read from disk."""
+    """Compile a program; return its result and whether it was read from disk."""
 
     @jax.jit
     def work(x: jax.Array) -> jax.Array:
@@ -53,7 +53,7 @@ def compute() -> tuple[np.ndarray, bool]:
         return found, next(each for each in log.take() if "work" in each.name).is_cached
 
 
-def test_the_second_time_a_program_is_read_and_gives_the_same_bits(fresh: Path) -> None:
+def test_a_program_is_read_with_the_same_result(fresh: Path) -> None:
     folder = programs.use_compile_cache()
     assert folder is not None and folder.parent == fresh / "compiled"
     first, was_read = compute()
@@ -63,7 +63,7 @@ def test_the_second_time_a_program_is_read_and_gives_the_same_bits(fresh: Path) 
     np.testing.assert_array_equal(first, second)
 
 
-def test_a_cache_of_the_users_own_and_none_at_all_stay_as_they_are(
+def test_the_users_settings_are_kept(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "in_task"))
@@ -77,7 +77,7 @@ def test_a_cache_of_the_users_own_and_none_at_all_stay_as_they_are(
     assert jax.config.jax_compilation_cache_dir is None and not fresh.exists()
 
 
-def test_broken_programs_are_compiled_again_without_a_word(fresh: Path) -> None:
+def test_broken_programs_are_compiled_again(fresh: Path) -> None:
     folder = programs.use_compile_cache()
     assert folder is not None
     first, _ = compute()
@@ -86,14 +86,14 @@ def test_broken_programs_are_compiled_again_without_a_word(fresh: Path) -> None:
     for damage in (lambda data: b"", lambda data: data[:50], lambda data: data[:-9] + bytes(9)):
         for entry in entries:
             entry.write_bytes(damage(entry.read_bytes()))
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             found, was_read = compute()
-        assert not was_read and not told
+        assert not was_read and not warned
         np.testing.assert_array_equal(found, first)
 
 
 @pytest.mark.parametrize("obstacle", ["file", "gone", "full"])
-def test_a_folder_that_cannot_be_used_stops_nothing(
+def test_an_unusable_folder_is_ignored(
     fresh: Path, obstacle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if obstacle == "file":
@@ -109,12 +109,12 @@ def test_a_folder_that_cannot_be_used_stops_nothing(
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(Path, "write_bytes", full)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         found, was_read = compute()
-    assert found.shape == (3,) and not was_read and not told
+    assert found.shape == (3,) and not was_read and not warned
 
 
-def test_the_folder_does_not_grow_for_ever(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_has_a_size_limit(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = programs.use_compile_cache()
     assert folder is not None
     for number in range(4):
@@ -129,23 +129,22 @@ def test_the_folder_does_not_grow_for_ever(fresh: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_the_command_keeps_programs_unless_told_not_to(tmp_path: Path) -> None:
-    """Cold, warm and without: the same prompt bit for bit, and who read says so."""
+def test_the_command_caches_programs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
     command += ["--task", "builtin/imdb_number", "--steps", "2", "--batch-size", "4"]
     given = {**os.environ, "JAX_PLATFORMS": "cpu", "JPT_CACHE": str(tmp_path / "cache")}
     given.pop("JAX_COMPILATION_CACHE_DIR", None)
-    said = {}
+    logs = {}
     for run, more in (("without", ["--no-compile-cache"]), ("cold", []), ("warm", [])):
         out = [*command, "--out", str(tmp_path / run), *more]
         found = subprocess.run(out, env=given, capture_output=True, text=True)
         assert found.returncode == 0, found.stderr
-        said[run] = found.stderr
+        logs[run] = found.stderr
         kept = list((tmp_path / "cache").rglob("*-cache"))
         assert bool(kept) == (run != "without")
-    assert "from the compile cache" not in said["without"] + said["cold"]
-    assert "compiled the train step for 4 rows of " in said["cold"]
-    assert "read the train step for 4 rows of " in said["warm"] and "compiled" not in said["warm"]
+    assert "from the compile cache" not in logs["without"] + logs["cold"]
+    assert "compiled the train step for 4 rows of " in logs["cold"]
+    assert "read the train step for 4 rows of " in logs["warm"] and "compiled" not in logs["warm"]
     for name in ("prompt.safetensors", "last.safetensors"):
-        files = {(tmp_path / run / name).read_bytes() for run in said}
+        files = {(tmp_path / run / name).read_bytes() for run in logs}
         assert len(files) == 1

@@ -226,16 +226,13 @@ def test_empty_cells_and_broken_bytes(tmp_path: Path) -> None:
 # --- Damaged files
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TORCH_FILES = (
-    "state_zip",
-    "state_stream",
-    "checkpoint_zip",
-    "checkpoint_stream",
-    "protocol4_stream",
+MUTATED = (
+    *("state_zip.bin", "state_stream.bin", "checkpoint_zip.bin", "checkpoint_stream.bin"),
+    *("protocol4_stream.bin", "expected.safetensors"),
 )
 
 
-@pytest.mark.parametrize("name", [*(f"{name}.bin" for name in TORCH_FILES), "expected.safetensors"])
+@pytest.mark.parametrize("name", MUTATED)
 def test_mutated_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes((FIXTURES / name).read_bytes())

@@ -266,7 +266,7 @@ REFUSED: list[tuple[Sample, str]] = [
     (Sample(fields={"llama.embedding_length": "32"}), "embedding_length is '32'; expected a whole"),
     (Sample(fields={"llama.feed_forward_length": [64, 32]}), r"is '\[64 32\]'; .*one for all"),
     (Sample(fields={"llama.attention.layer_norm_rms_epsilon": 0.0}), "epsilon is '0.0'; expected"),
-    (Sample(heads=2, fields={"llama.attention.head_count": 4}), "has 16 rows; expected 32 .4 heads"),
+    (Sample(heads=2, fields={"llama.attention.head_count": 4}), "16 rows; expected 32 .4 heads"),
     (Sample(fields={"tokenizer.ggml.tokens": ["a"]}), "lists 1 tokens but has 8 embeddings"),
     (Sample(tensors={"token_embd.weight": None}), "no token embeddings token_embd.weight"),
     (Sample(tensors={"blk.0.attn_q_norm.weight": np.ones(8)}), "tensor 'blk.0.attn_q_norm.w"),

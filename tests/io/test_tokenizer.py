@@ -1,4 +1,4 @@
-"""Tokenizers: equal to transformers on real text, and clear about what they miss."""
+"""Tokenizers: equal to transformers on real text, with errors that name what is missing."""
 
 import json
 import subprocess
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jpt.errors import InputError
 from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.verbalizers import label_words
+from tests.helpers.damage import refusal
 
 REAL = ("roberta-base", "bert-base-uncased")
 
@@ -47,7 +47,7 @@ def test_a_decoders_label_word_has_the_space_before_it(reference_folder: Path) -
     assert [tokenizer.token_text(token) for token in ids] == ["Ġnegative", "Ġpositive"]
 
 
-def test_ids_become_text_again_without_special_pieces(reference_folder: Path) -> None:
+def test_ids_become_text_again_without_special_tokens(reference_folder: Path) -> None:
     for name in ("gpt2", "t5-base"):
         tokenizer = load_tokenizer(reference_folder / "tokenizers" / name, ())
         text = "It's 7.50, isn't it?"
@@ -57,46 +57,40 @@ def test_ids_become_text_again_without_special_pieces(reference_folder: Path) ->
 def test_a_word_starts_without_a_space(reference_folder: Path) -> None:
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / "roberta-base")
     assert tokenizer.word_tokens("positive") == [22173]
-    assert [tokenizer.token_text(token) for token in tokenizer.word_tokens("conflict")] == [
-        "conf",
-        "lict",
-    ]
-
-
-def test_ids_that_the_vocabulary_leaves_out_have_a_name_too(reference_folder: Path) -> None:
-    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "roberta-base")
-    assert tokenizer.vocabulary_size == 50265
+    tokens = tokenizer.word_tokens("conflict")
+    assert [tokenizer.token_text(token) for token in tokens] == ["conf", "lict"]
+    assert tokenizer.vocabulary_size == 50265  # with ids that have no token
     assert tokenizer.token_text(50261) == "<50261>"
 
 
 def test_a_decoder_vocabulary_has_no_mask(reference_folder: Path) -> None:
     folder = reference_folder / "tokenizers" / "gpt2"
-    with pytest.raises(InputError, match="has no cls token"):
+    with refusal("has no cls token"):
         load_tokenizer(folder)
     assert load_tokenizer(folder, required=()).ids.mask is None
 
 
-def test_nothing_is_added_cut_or_padded(toy_tokenizer: TextTokenizer) -> None:
+def test_nothing_is_added_and_special_tokens_are_found(toy_tokenizer: TextTokenizer) -> None:
     long = "the film is good " * 20
     assert toy_tokenizer.encode(["the film", long, ""]) == [[6, 7], [6, 7, 8, 10] * 20, []]
-
-
-def test_special_pieces_are_found_by_their_usual_names(toy_tokenizer: TextTokenizer) -> None:
     assert toy_tokenizer.ids == (2, 3, 4, 0, 1, None, None)
     assert not toy_tokenizer.add_bos
 
 
-def test_special_pieces_may_be_named_otherwise(
+def test_special_tokens_may_have_other_names(
     tmp_path: Path, write_tokenizer: Callable[..., Path]
 ) -> None:
     config = {"mask_token": {"content": "dull"}, "pad_token": "good"}
     ids = load_tokenizer(write_tokenizer(tmp_path, config)).ids
     assert (ids.mask, ids.pad, ids.cls) == (12, 10, 2)
+    folder = write_tokenizer(tmp_path, {"mask_token": "<blank>"})
+    with refusal('has no mask token.*"mask_token"'):
+        load_tokenizer(folder)
 
 
 def test_older_files_go_through_transformers(tmp_path: Path, toy_tokenizer: TextTokenizer) -> None:
-    pieces = [toy_tokenizer.token_text(token) for token in range(toy_tokenizer.vocabulary_size)]
-    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    tokens = [toy_tokenizer.token_text(token) for token in range(toy_tokenizer.vocabulary_size)]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     tokenizer = load_tokenizer(tmp_path)
     texts = ["The film is NOT good", "brights"]
@@ -116,14 +110,6 @@ def test_a_folder_of_the_usual_kind_needs_no_transformers(
     assert done.stdout.strip() == "False"
 
 
-def test_a_mask_that_is_missing_is_named(
-    tmp_path: Path, write_tokenizer: Callable[..., Path]
-) -> None:
-    folder = write_tokenizer(tmp_path, {"mask_token": "<blank>"})
-    with pytest.raises(InputError, match='has no mask token.*"mask_token"'):
-        load_tokenizer(folder)
-
-
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -133,23 +119,19 @@ def test_a_mask_that_is_missing_is_named(
     ],
 )
 def test_folders_without_a_tokenizer(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    with refusal("does not exist"):
+        load_tokenizer(tmp_path / "nowhere")
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=message) as caught:
+    with refusal(message):
         load_tokenizer(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]"])
-def test_a_broken_config_is_named(
+def test_a_broken_config(
     tmp_path: Path, write_tokenizer: Callable[..., Path], content: str
 ) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(content)
-    with pytest.raises(InputError, match="cannot read .*tokenizer_config.json"):
+    with refusal("cannot read .*tokenizer_config.json"):
         load_tokenizer(tmp_path)
-
-
-def test_a_folder_that_is_not_there() -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        load_tokenizer("nowhere")
