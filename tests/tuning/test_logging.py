@@ -1,4 +1,4 @@
-"""DOC"""
+"""Compile log, log sinks and loss curves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from jpt.tuning.step import BoundStep
 from jpt.types import Batch
 from tests.helpers.toys import write_task
 
-# --- compile log
+# --- Compile log
 
 CATALOG = [name for name in jpt.task_names() if not name.startswith("builtin/")]
 GENERATIVE = ("multi_news", "nq_open", "samsum", "squad")
@@ -48,48 +48,43 @@ def batch_of(rows: int, tokens: int, packed_index: int | None = None) -> Batch:
     return Batch(np.ones((rows, tokens), np.int32), *rest, packed_index=packed)
 
 
-def test_a_line_says_what_was_compiled_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    with CompileLog(said.append) as log:
-
-        def step(
-            rows: int,
-            tokens: int,
-            packed_index: int | None = None,
-            elapsed_s: float = 2.06,
-            cached: bool = False,
-        ) -> None:
+def test_lines_name_what_was_compiled_and_why() -> None:
+    lines: list[str] = []
+    with CompileLog(lines.append) as log:
+        for elapsed_s, cached, *sizes in (
+            (2.06, False, 32, 48),
+            (2.06, True, 32, 64),
+            (2.06, False, 16, 64),
+            (2.06, False, 64, 96),
+            (2.06, False, 16, 48),
+            (2.06, False, 16, 48, 384),
+            (2.06, False, 16, 48),
+            (0.01, False, 99, 99),  # too fast for a line
+        ):
             if cached:
                 jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
             name = "/jax/core/compile/backend_compile_duration"
             jax.monitoring.record_event_duration_secs(name, elapsed_s, fun_name="jit(step)")
-            log.stepped(batch_of(rows, tokens, packed_index))
-
-        step(32, 48)
-        step(32, 64, cached=True)
-        step(16, 64)
-        step(64, 96)
-        step(16, 48)
-        step(16, 48, packed_index=384)
-        step(16, 48)
-        step(99, 99, elapsed_s=0.01)  # nobody has noticed
+            log.stepped(batch_of(*sizes))
         log.stepped(batch_of(32, 48))  # nothing was compiled
         log.scored()
-    assert said == [
-        "compiled the train step for 32 rows of 48 tokens in 2.1 s (first step)",
-        "read the train step for 32 rows of 64 tokens from the compile cache in 2.1 s (new length)",
-        "compiled the train step for 16 rows of 64 tokens in 2.1 s (new number of rows)",
-        "compiled the train step for 64 rows of 96 tokens in 2.1 s "
-        "(new number of rows and new length)",
-        "compiled the train step for 16 rows of 48 tokens in 2.1 s (new pair of sizes)",
-        "compiled the train step for 16 rows of 48 tokens packed into 384 in 2.1 s "
-        "(new amount of text)",
-        "compiled the train step for 16 rows of 48 tokens in 2.1 s "
-        "(sizes as before: arrays lie elsewhere)",
-    ]
+    for line, (verb, sizes, why) in zip(
+        lines,
+        [
+            ("compiled", "32 rows of 48 tokens in", "first step"),
+            ("loaded", "32 rows of 64 tokens from the compile cache in", "new length"),
+            ("compiled", "16 rows of 64 tokens in", "new number of rows"),
+            ("compiled", "64 rows of 96 tokens in", "new number of rows and new length"),
+            ("compiled", "16 rows of 48 tokens in", "new pair of sizes"),
+            ("compiled", "16 rows of 48 tokens packed into 384 in", "new packed length"),
+            ("compiled", "16 rows of 48 tokens in", "same shapes, different sharding"),
+        ],
+        strict=True,
+    ):
+        assert line == f"{verb} the train step for {sizes} 2.1 s ({why})"
 
 
-def test_it_hears_of_every_program_while_it_is_open_and_then_no_more() -> None:
+def test_programs_are_recorded_while_the_log_is_open() -> None:
     work = jax.jit(lambda x: jnp.cos(x) + 1)
     with CompileLog() as log:
         work(jnp.ones(3))
@@ -104,17 +99,15 @@ def test_it_hears_of_every_program_while_it_is_open_and_then_no_more() -> None:
 
 @contextmanager
 def counted() -> Iterator[dict[str, Any]]:
-    """How often steps and scorings are compiled, and for which sizes they are called."""
+    """Count how often steps and scorings are compiled, and collect the sizes of their calls."""
     calls: dict[str, set[Any]] = {"step": set(), "_score_step": set()}
     real_step, real_score = BoundStep.__call__, bound_task._score_step
 
     def note(name: str, batch: Batch, answer: Any) -> None:
-        written = None if batch.answers is None else batch.answers.shape[1]
+        width = None if batch.answers is None else batch.answers.shape[1]
         packed = None if batch.packed_index is None else batch.packed_index.shape[-1]
-        # Bucket, label count, what only some tasks have (words of several pieces, and answers),
-        # and the text of a packed batch.
         several = answer.label_tokens is not None
-        sizes = (batch.tokens.shape[1], len(answer.label_ids), several, written, packed)
+        sizes = (batch.tokens.shape[1], len(answer.label_ids), several, width, packed)
         calls[name].add(sizes)
 
     def step(self: BoundStep, params: Any, state: Any, batch: Batch, answer: Any) -> Any:
@@ -130,7 +123,6 @@ def counted() -> Iterator[dict[str, Any]]:
         patch.setattr(BoundStep, "__call__", step)
         patch.setattr(bound_task, "_score_step", score)
         yield found
-        # A run hears what it compiles itself; this log hears all of it.
         names = collections.Counter(program.name for program in log.take())
         found["compiled"] = {name: names[f"jit({name})"] for name in calls}
 
@@ -169,7 +161,7 @@ TOYS: list[Callable[[], jpt.Task]] = [
 
 
 @pytest.mark.plain_programs
-def test_tasks_rates_and_seeds_of_like_sizes_share_their_programs(tmp_path: Path) -> None:
+def test_tasks_of_one_size_share_their_programs(tmp_path: Path) -> None:
     backbone = jpt.load_backbone(write_tiny_backbone(tmp_path / "tiny", "bert"))
     given = {"steps": 6, "eval_every": 6, "batch_size": 2, "eval_batch_size": 4, "length": 3}
     with counted() as found:
@@ -183,15 +175,8 @@ def test_tasks_rates_and_seeds_of_like_sizes_share_their_programs(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.plain_programs
 @pytest.mark.parametrize("name", ["bert-small", "t5-mini", "gpt2-mini"])
-def test_all_catalog_tasks_compile_once_a_bucket_and_label_count(
-    name: str, reference_folder: Path
-) -> None:
-    """Seventeen tasks; encoders have the thirteen with labels.
-
-    A word of several pieces and a written answer are read at several places of the model, which is
-    another program by necessity. Sizes are those of the tests of these tasks, and texts up to the
-    second bucket: half of the programs lie in the compile cache of tests.
-    """
+def test_catalog_tasks_compile_once_per_size(name: str, reference_folder: Path) -> None:
+    # The sizes of the catalog tests, whose programs are in the compile cache of tests.
     backbone = jpt.load_backbone(f"builtin/{name}")
     tasks = [task for task in CATALOG if name != "bert-small" or task not in GENERATIVE]
     assert len(tasks) == (13 if name == "bert-small" else 17)
@@ -210,7 +195,7 @@ def test_all_catalog_tasks_compile_once_a_bucket_and_label_count(
     assert {sizes[0] for sizes in found["calls"]["step"]} == {32, 48}, "buckets"
 
 
-# --- log sinks
+# --- Log sinks
 
 LINES = [
     {"step": 10, "split": "train", "loss": 0.75, "accuracy": 0.5},
@@ -225,11 +210,11 @@ SHOWN = [
 
 
 class StandIn:
-    """A Weights & Biases that writes down what it is told."""
+    """A Weights & Biases that records its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, resumed: bool = False) -> None:
         self.started: list[dict[str, Any]] = []
-        self.told: list[tuple[int, dict[str, float]]] = []
+        self.logged: list[tuple[int, dict[str, float]]] = []
         self.ended: list[int] = []
         self.resumed, self.offline = resumed, True
         self.url, self.dir = "https://example.org/run", "runs/a/wandb/offline-run"
@@ -250,7 +235,7 @@ class StandIn:
     def log(self, numbers: dict[str, float]) -> None:
         if self.fault:
             raise self.fault
-        self.told.append((numbers.pop("step"), numbers))
+        self.logged.append((numbers.pop("step"), numbers))
 
     def finish(self, exit_code: int) -> None:
         self.ended.append(exit_code)
@@ -262,7 +247,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return StandIn(monkeypatch)
 
 
-def test_unknown_names_and_missing_packages_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_sinks_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="did you mean tensorboard"):
         parse_sinks("tensorbord")
     for name in ("tensorboard", "wandb"):
@@ -272,7 +257,7 @@ def test_unknown_names_and_missing_packages_are_one_line(monkeypatch: pytest.Mon
             parse_sinks(f" {name} ,")
 
 
-def test_nothing_is_imported_unless_asked_for() -> None:
+def test_no_sink_imports_nothing() -> None:
     before = {name for name in sys.modules if name.startswith(("wandb", "tensorboard"))}
     with LogSinks(parse_sinks(None), None, {}) as sinks:
         sinks.log(LINES[0])
@@ -280,20 +265,20 @@ def test_nothing_is_imported_unless_asked_for() -> None:
     assert before == {name for name in sys.modules if name.startswith(("wandb", "tensorboard"))}
 
 
-def test_wandb_is_told_every_number_of_the_log(wandb: StandIn, tmp_path: Path) -> None:
+def test_wandb_logs_every_number(wandb: StandIn, tmp_path: Path) -> None:
     said: list[str] = []
     names = parse_sinks(["wandb", "wandb"])
     with LogSinks(names, tmp_path, {"seed": 3}, LINES[:1], said.append) as sinks:
         for line in LINES[1:]:
             sinks.log(line)
-    assert wandb.told == SHOWN and wandb.ended == [0]
+    assert wandb.logged == SHOWN and wandb.ended == [0]
     (started,) = wandb.started
     assert (started["project"], started["name"]) == ("jpt", tmp_path.name)
     assert started["config"] == {"seed": 3} and started["dir"] == str(tmp_path)
     assert said == ["wandb: runs/a/wandb/offline-run"]
 
 
-def test_a_run_of_wandb_goes_on_under_its_id(
+def test_wandb_resumes_under_its_id(
     monkeypatch: pytest.MonkeyPatch, wandb: StandIn, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt), LogSinks(("wandb",), tmp_path, {}):
@@ -304,52 +289,54 @@ def test_a_run_of_wandb_goes_on_under_its_id(
     with LogSinks(("wandb",), tmp_path, {}, LINES[:2], said.append) as sinks:
         sinks.log(LINES[2])
     assert said == ["wandb: https://example.org/run"]
-    assert again.told == SHOWN[2:], "what it knows already is not told again"
+    assert again.logged == SHOWN[2:]
     assert again.started[0]["id"] == wandb.started[0]["id"]
     assert again.started[0]["resume"] == "allow"
     with LogSinks(("wandb",), tmp_path / "other", {}):
         assert again.started[1]["id"] != wandb.started[0]["id"]
 
 
-def test_a_start_that_fails_is_told_before_the_run(wandb: StandIn, tmp_path: Path) -> None:
+def test_sinks_that_cannot_start(wandb: StandIn, tmp_path: Path) -> None:
     wandb.fault = RuntimeError("api_key not\nconfigured")
-    with pytest.raises(InputError, match=r"\(api_key not configured\); log in .*OFFLINE|offline"):
+    with pytest.raises(
+        InputError, match=r"\(api_key not configured\); run .wandb login., .*=offline"
+    ):
         LogSinks(("wandb",), tmp_path, {})
-    with pytest.raises(InputError, match="folder of the run; give out"):
+    with pytest.raises(InputError, match="into the run folder; set out"):
         LogSinks(("tensorboard",), None, {})
 
 
-def test_a_sink_that_fails_later_does_not_end_the_run(wandb: StandIn, tmp_path: Path) -> None:
+def test_failing_sink_does_not_end_the_run(wandb: StandIn, tmp_path: Path) -> None:
     said: list[str] = []
     with LogSinks(("wandb",), tmp_path, {}, (), said.append) as sinks:
         sinks.log(LINES[0])
-        wandb.fault = RuntimeError("the server is away")
+        wandb.fault = RuntimeError("no server")
         sinks.log(LINES[1])
         sinks.log(LINES[2])
-    assert wandb.told == SHOWN[:1] and wandb.ended == []
-    assert len(said) == 2 and "wandb stopped (the server is away); the run goes on" in said[1]
+    assert wandb.logged == SHOWN[:1] and wandb.ended == []
+    assert len(said) == 2 and "wandb failed (no server); the run continues" in said[1]
 
 
-def test_a_run_shows_all_that_it_logs_and_its_curve(wandb: StandIn, tmp_path: Path) -> None:
+def test_run_logs_to_sinks_and_shows_its_curve(wandb: StandIn, tmp_path: Path) -> None:
     options = {"steps": 30, "eval_every": 15, "batch_size": 4, "eval_batch_size": 8}
     backbone, task = "builtin/bert-small", write_task(tmp_path / "mood")
     result = jpt.tune(backbone, task, tmp_path / "run", log="wandb", **options)
     assert wandb.ended == [0]
-    *during, last = wandb.told
+    *during, last = wandb.logged
     assert [step for step, _ in during] == [line["step"] for line in result.history]
-    for (_, told), line in zip(during, result.history, strict=True):
+    for (_, numbers), line in zip(during, result.history, strict=True):
         name = "train/loss" if line["split"] == "train" else "validation/accuracy"
-        assert told[name] == line[name.partition("/")[2]]
+        assert numbers[name] == line[name.partition("/")[2]]
     assert last[0] == 30 and last[1]["test/accuracy"] == result.record["test"]["accuracy"]
     losses = [line["loss"] for line in result.history if line["split"] == "train"]
     curve = result.describe().splitlines()[1]
     assert curve.startswith(f"loss {losses[0]:.3f} ") and f" {losses[-1]:.3f}, lowest" in curve
     jpt.tune(backbone, task, tmp_path / "run", log=["wandb"], **options)
-    assert len(wandb.started) == 1, "a finished run returns at once, whatever it is shown in"
+    assert len(wandb.started) == 1, "a finished run returns at once"
 
 
 class Writer:
-    """TensorBoard's writer of event files, which keeps them instead."""
+    """A stand-in for TensorBoard's event writer."""
 
     def __init__(self, folder: str) -> None:
         self.folder, self.events, self.closed = folder, [], False
@@ -386,7 +373,7 @@ class Summary(SimpleNamespace):
     Value = SimpleNamespace
 
 
-def test_event_files_hold_every_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tensorboard_logs_every_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stand_in_tensorboard(monkeypatch)
     with LogSinks(parse_sinks("tensorboard"), tmp_path, {}, LINES[:1]) as sinks:
         for line in LINES[1:]:
@@ -399,8 +386,8 @@ def test_event_files_hold_every_number(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert found == SHOWN
 
 
-def test_real_tensorboard_reads_what_a_run_that_went_on_wrote(tmp_path: Path) -> None:
-    """Steps after the checkpoint come again; TensorBoard shows each of them once."""
+def test_real_tensorboard_reads_a_resumed_run(tmp_path: Path) -> None:
+    """Steps after the checkpoint are repeated; TensorBoard shows each of them once."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -423,14 +410,14 @@ def test_real_wandb_writes_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     said: list[str] = []
     with LogSinks(parse_sinks("wandb"), tmp_path, {"seed": 3}, LINES[:1], said.append) as sinks:
         sinks.log(LINES[1])
-    wandb.teardown()  # as at the end of a process: its writer is another one
+    wandb.teardown()  # waits for its writer process
     assert len(said) == 1 and str(tmp_path) in said[0]
     (stored,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     data = stored.read_bytes()
     assert b"train/loss" in data and b"validation/accuracy" in data
 
 
-# --- loss curve
+# --- Loss curve
 
 
 def history(losses: list[float]) -> list[dict]:
@@ -440,7 +427,7 @@ def history(losses: list[float]) -> list[dict]:
     return lines
 
 
-def test_first_lowest_and_last_loss_are_told() -> None:
+def test_first_lowest_and_last_loss() -> None:
     line = plot_loss(history([0.9, 0.7, 0.25, 0.4]))
     assert line.startswith("loss 0.900 ") and line.endswith(" 0.400, lowest 0.250 at step 30")
     assert line.split()[2] == "█▆▁▃"
@@ -459,7 +446,7 @@ def test_long_runs_fit_the_terminal(scale: float) -> None:
     assert set(line.split()[2]) <= set(BLOCKS)
 
 
-def test_each_block_is_the_mean_of_its_steps() -> None:
+def test_blocks_are_means() -> None:
     values = np.repeat([0.0, 7.0, 3.0, 3.0], 50) + np.tile([-1.0, 1.0], 100)
     assert sparkline(values, 4) == "▁█▄▄"
     assert sparkline(values[:1], 4) == "▁"
