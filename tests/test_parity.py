@@ -1,10 +1,12 @@
-"""DOC"""
+"""Comparisons with torch: models of every family, generation, GGUF, probes, projector."""
 
 from __future__ import annotations
 
 import json
 import warnings
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -28,126 +30,87 @@ from tests.helpers.golden import (
     Golden,
     ask,
     difference,
-    learn,
+    learn_batch,
     load_golden,
     read_folder,
 )
 from tests.helpers.smollm2 import smollm2_file
 from tests.io.test_gguf_tokenizer import odd_texts
 
-# --- encoder parity
-
+pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
+EVERY = (*ENCODERS, *DECODERS, *T5S)
 
-# The shape of roberta-base but for its depth and its vocabulary.
-BASE = {
-    "model_type": "roberta",
-    "vocab_size": 211,
-    "hidden_size": 768,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 514,
-    "type_vocab_size": 1,
-    "pad_token_id": 1,
-    "layer_norm_eps": 1e-5,
-}
+# --- Models
 
 
-@pytest.fixture(scope="module")
-def maker():
-    """The script that writes the fixtures; it needs torch."""
+def maker_of(name: str) -> ModuleType:
+    """The script that writes a fixture; it needs torch."""
     pytest.importorskip("torch")
-    from tests.backbones import make_encoder_fixtures
+    kind = "encoder" if name in ENCODERS else "decoder" if name in DECODERS else "t5"
+    return import_module(f"tests.backbones.make_{kind}_fixtures")
 
-    return make_encoder_fixtures
+
+def build(maker: ModuleType, name: str, case: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    model = maker.build_model(name, case)
+    of_model = (model,) if maker.__name__.endswith("decoder_fixtures") else ()
+    return model, maker.draw_inputs(name, case, *of_model)
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("name", ENCODERS)
-def test_fixtures_are_what_torch_says_today(maker, name: str) -> None:
+def write_folder(folder: Path, name: str, tensors: dict[str, np.ndarray], **changes: Any) -> None:
+    """Write a folder of transformers with the config of a fixture."""
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_fixtures_are_the_output_of_torch(name: str) -> None:
+    maker = maker_of(name)
     case = maker.CASES[name]
-    model, inputs = maker.build_model(name, case), maker.draw_inputs(name, case)
+    model, inputs = build(maker, name, case)
     weights = {key: value.numpy().copy() for key, value in model.state_dict().items()}
     for key, value in load_file(FIXTURES / name / "model.safetensors").items():
         assert np.array_equal(weights[key], value), key
     stored = load_file(FIXTURES / name / "golden.safetensors")
     for key, value in inputs.items():
         assert np.array_equal(stored.pop(key), value), key
-    answers = maker.ask_torch(model, inputs)
-    assert answers.keys() == stored.keys()
-    assert all(difference(answers[key], stored[key]) < 1e-6 for key in stored)
+    found = maker.ask_torch(model, inputs)
+    if name in DECODERS:
+        found |= maker.generate_rows(model, inputs)
+    assert found.keys() == stored.keys()
+    for key, value in found.items():
+        if value.dtype == np.float32:
+            assert difference(value, stored[key]) < 1e-6, key
+        else:
+            assert np.array_equal(value, stored[key]), key
     config = json.loads((FIXTURES / name / "config.json").read_text())
     assert case.config.items() <= config.items()
 
 
-@pytest.mark.parity
-def test_model_of_the_size_of_roberta_base_agrees(maker, tmp_path: Path) -> None:
-    case = maker.RecommendInputs(BASE, lengths=(40, 17, 2), prompt_rows=20, mask_id=210)
-    model, inputs = maker.build_model("base", case), maker.draw_inputs("base", case)
-    model.save_pretrained(tmp_path)
-    golden = read_folder(tmp_path, {**inputs, **maker.ask_torch(model, inputs)})
-    label_ids, labels = golden.input("label_ids"), golden.input("labels")
-    found = learn(golden.module(), golden.params, golden.batch, label_ids, labels)
-    stored = golden.stored
-    for answer in ("logits", "loss", "prompt_gradient"):
-        assert difference(found[answer], stored[answer]) < TOLERANCE, answer
-    assert difference(found["answer_neurons"], stored["neurons"][:, :, 0]) < TOLERANCE
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("name", ENCODERS)
-def test_torch_loads_what_is_written(maker, name: str, tmp_path: Path) -> None:
-    """The tensors that jpt writes are a checkpoint of transformers with the same answers."""
-    import torch
-    from safetensors.numpy import save_file
-    from transformers import AutoConfig, AutoModelForMaskedLM
-
-    golden = load_golden(name)
-    tensors = golden.family.weights.write(golden.params, golden.config)
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    AutoConfig.from_pretrained(FIXTURES / name).save_pretrained(tmp_path)
-    model = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        found = maker._plain_logits(model, golden.stored).numpy()
-    assert difference(found, golden.stored["plain_logits"]) < TOLERANCE
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-@pytest.mark.parametrize("own", ["weight", "bias", "weight and bias"])
-def test_decoder_of_its_own_is_read_as_transformers_reads_it(
-    maker, kind: str, tied: bool, own: str, tmp_path: Path
-) -> None:
-    from safetensors.numpy import save_file
-    from transformers import AutoModelForMaskedLM
-
-    name = f"{kind}_tied"
-    tensors = load_file(FIXTURES / name / "model.safetensors")
-    decoder = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}[kind]
-    copies = {
-        f"{decoder}.weight": f"{kind}.embeddings.word_embeddings.weight",
-        f"{decoder}.bias": decoder.replace(".decoder", ".bias"),
-    }
-    for copy, original in copies.items():
-        tensors[copy] = tensors[original][::-1].copy() if copy[-4:] in own else tensors[original]
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((FIXTURES / name / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
-
-    head = AutoModelForMaskedLM.from_pretrained(tmp_path).get_output_embeddings()
-    found = read_folder(tmp_path, {})
-    words = found.params["head"].get("words", found.params["embeddings"]["word"])
-    assert np.array_equal(words, head.weight.detach().numpy())
-    assert np.array_equal(found.params["head"]["bias"], head.bias.detach().numpy())
-
-
-# --- decoder parity
-
-# The shapes of real models but for their depth and vocabulary, at positions in the hundreds.
+# Real models but for depth and vocabulary; in decoders at positions in the hundreds.
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0}
 REAL = {
-    "gpt2": {"model_type": "gpt2", "vocab_size": 211, "n_embd": 768, "n_layer": 2, "n_head": 12},
+    "roberta": {
+        "model_type": "roberta",
+        "vocab_size": 211,
+        "hidden_size": 768,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+        "layer_norm_eps": 1e-5,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": 211,
+        "n_embd": 768,
+        "n_layer": 2,
+        "n_head": 12,
+        "n_positions": 1024,
+    },
     "llama": {
         "model_type": "llama",
         "vocab_size": 211,
@@ -161,10 +124,7 @@ REAL = {
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
         "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
+            **LLAMA3,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
@@ -182,96 +142,92 @@ REAL = {
         "rope_theta": 1000000.0,
     },
 }
-REAL["gpt2"]["n_positions"] = 1024
 
 
-@pytest.fixture(scope="module")
-def decoder_parity_maker():
-    """The script that writes the fixtures; it needs torch."""
-    pytest.importorskip("torch")
-    from tests.backbones import make_decoder_fixtures
-
-    return make_decoder_fixtures
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("name", DECODERS)
-def test_decoder_parity_fixtures_are_what_torch_says_today(decoder_parity_maker, name: str) -> None:
-    case = decoder_parity_maker.CASES[name]
-    model = decoder_parity_maker.build_model(name, case)
-    inputs = decoder_parity_maker.draw_inputs(name, case, model)
-    weights = {key: value.numpy().copy() for key, value in model.state_dict().items()}
-    for key, value in load_file(FIXTURES / name / "model.safetensors").items():
-        assert np.array_equal(weights[key], value), key
-    stored = load_file(FIXTURES / name / "golden.safetensors")
-    for key, value in inputs.items():
-        assert np.array_equal(stored.pop(key), value), key
-    answers = decoder_parity_maker.ask_torch(model, inputs)
-    for key, value in decoder_parity_maker.generate_rows(model, inputs).items():
-        assert np.array_equal(stored.pop(key), value), key
-    assert answers.keys() == stored.keys()
-    assert all(difference(answers[key], stored[key]) < 1e-6 for key in stored)
-    config = json.loads((FIXTURES / name / "config.json").read_text())
-    assert case.config.items() <= config.items()
-
-
-@pytest.mark.parity
 @pytest.mark.parametrize("name", REAL)
-def test_models_of_real_shapes_agree(decoder_parity_maker, name: str, tmp_path: Path) -> None:
-    """Read from the folder that transformers writes today, with its form of every field."""
-    lengths, seeds = (200, 37, 2), (0, 0, 0)
-    case = decoder_parity_maker.RecommendInputs(
-        REAL[name], lengths, prompt_rows=100, eos_id=3, seeds=seeds
-    )
-    model = decoder_parity_maker.build_model(f"real {name}", case)
-    inputs = decoder_parity_maker.draw_inputs(f"real {name}", case, model)
+def test_models_of_real_shapes_agree(name: str, tmp_path: Path) -> None:
+    # Read from the folder that transformers writes today, with its form of every field.
+    if name == "roberta":
+        maker = maker_of(ENCODERS[0])
+        case = maker.Case(REAL[name], lengths=(40, 17, 2), prompt_rows=20, mask_id=210)
+    else:
+        maker = maker_of(DECODERS[0])
+        options = {"prompt_rows": 100, "eos_id": 3, "seeds": (0, 0, 0)}
+        case = maker.Case(REAL[name], (200, 37, 2), **options)
+    model, inputs = build(maker, "base" if name == "roberta" else f"real {name}", case)
     model.save_pretrained(tmp_path)
-    golden = read_folder(tmp_path, {**inputs, **decoder_parity_maker.ask_torch(model, inputs)})
-    label_ids, labels = golden.input("label_ids"), golden.input("labels")
-    found = learn(golden.module(), golden.params, golden.batch, label_ids, labels)
-    stored, rows = golden.stored, np.arange(3)
-    for answer in ("logits", "loss", "prompt_gradient"):
-        assert difference(found[answer], stored[answer]) < TOLERANCE, answer
-    expected = stored["neurons"][:, rows, stored["lengths"] - 1]
+    golden = read_folder(tmp_path, {**inputs, **maker.ask_torch(model, inputs)})
+    found, stored = learn_batch(golden), golden.stored
+    for output in ("logits", "loss", "prompt_gradient"):
+        assert difference(found[output], stored[output]) < TOLERANCE, output
+    expected = golden.at_answer(stored["neurons"])
     assert difference(found["answer_neurons"], expected) < TOLERANCE
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("name", DECODERS)
-def test_decoder_parity_torch_loads_what_is_written(
-    decoder_parity_maker, name: str, tmp_path: Path
-) -> None:
-    """The tensors that jpt writes are a checkpoint of transformers with the same answers."""
+@pytest.mark.parametrize("name", EVERY)
+def test_torch_loads_the_written_tensors_and_agrees(name: str, tmp_path: Path) -> None:
+    maker, golden = maker_of(name), load_golden(name)
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    golden = load_golden(name)
-    tensors = golden.family.weights.write(golden.params, golden.config)
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((FIXTURES / name / "config.json").read_text())
-    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    reader = decoder_parity_maker.TorchReader(model, golden.stored)
+    write_folder(tmp_path, name, golden.family.weights.write(golden.params, golden.config))
+    kind = "MaskedLM" if name in ENCODERS else "CausalLM" if name in DECODERS else "Seq2SeqLM"
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(tmp_path).eval()
+    stored, prompt = golden.stored, torch.from_numpy(golden.stored["prompt"])
     with torch.no_grad():
-        scores = reader.at_answer(reader.read(torch.from_numpy(golden.stored["prompt"]))[1])
-    found = ask(golden, *golden.batch).logits
-    assert difference(found, scores.numpy()) < TOLERANCE
+        if name in ENCODERS:
+            found, expected = maker._plain_logits(model, stored), stored["plain_logits"]
+        elif name in DECODERS:
+            reader = maker.TorchReader(model, stored)
+            found = reader.at_answer(reader.read(prompt)[1])
+            expected = ask(golden, *golden.batch).logits
+        else:
+            found = maker.TorchReader(model, stored).read(prompt)[0][:, 0]
+            expected = stored["vocabulary_logits"]
+    assert difference(found.numpy(), expected) < TOLERANCE
 
 
-@pytest.mark.parity
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("changed", ["weight", "bias", "weight and bias"])
+def test_untied_head_of_an_encoder_is_read_as_in_transformers(
+    kind: str, tied: bool, changed: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    from transformers import AutoModelForMaskedLM
+
+    name = f"{kind}_tied"
+    tensors = load_file(FIXTURES / name / "model.safetensors")
+    decoder = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder"}[kind]
+    copies = {
+        f"{decoder}.weight": f"{kind}.embeddings.word_embeddings.weight",
+        f"{decoder}.bias": decoder.replace(".decoder", ".bias"),
+    }
+    for copy, original in copies.items():
+        is_changed = copy.rpartition(".")[2] in changed
+        tensors[copy] = tensors[original][::-1].copy() if is_changed else tensors[original]
+    write_folder(tmp_path, name, tensors, tie_word_embeddings=tied)
+
+    head = AutoModelForMaskedLM.from_pretrained(tmp_path).get_output_embeddings()
+    params = read_folder(tmp_path, {}).params
+    words = params["head"].get("words", params["embeddings"]["word"])
+    assert np.array_equal(words, head.weight.detach().numpy())
+    assert np.array_equal(params["head"]["bias"], head.bias.detach().numpy())
+
+
 @pytest.mark.parametrize("is_copy", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", ["gpt2_tied", "llama_grouped"])
-def test_head_of_its_own_is_read_as_transformers_reads_it(
-    decoder_parity_maker, name: str, tied: bool, is_copy: bool, tmp_path: Path
+def test_untied_head_of_a_decoder_is_read_as_in_transformers(
+    name: str, tied: bool, is_copy: bool, tmp_path: Path
 ) -> None:
+    pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
     tensors = load_file(FIXTURES / name / "model.safetensors")
     words = next(value for key, value in tensors.items() if "wte" in key or "embed_tokens" in key)
     tensors["lm_head.weight"] = words.copy() if is_copy else words[::-1].copy()
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    fields = json.loads((FIXTURES / name / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**fields, "tie_word_embeddings": tied}))
+    write_folder(tmp_path, name, tensors, tie_word_embeddings=tied)
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     params = read_folder(tmp_path, {}).params
@@ -281,9 +237,38 @@ def test_head_of_its_own_is_read_as_transformers_reads_it(
     assert np.array_equal(params["embeddings"]["word"], expected)
 
 
-# --- t5 parity
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tie_word_embeddings": True},
+        {"tie_word_embeddings": False},
+        {"tie_word_embeddings": True, "scale_decoder_outputs": False},
+        {"tie_word_embeddings": False, "scale_decoder_outputs": True},
+    ],
+)
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_head_and_scaling_of_t5_are_read_as_in_transformers(
+    changes: dict[str, bool], is_copy: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    from transformers import AutoModelForSeq2SeqLM
 
-# The shape of t5-small but for depths, vocabulary and non-linearity.
+    tensors = load_file(FIXTURES / "t5_relu" / "model.safetensors")
+    words = tensors["shared.weight"]
+    tensors["lm_head.weight"] = words if is_copy else words[::-1].copy()
+    write_folder(tmp_path, "t5_relu", tensors)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["scale_decoder_outputs"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    golden = read_folder(tmp_path, {})
+    shape, params = golden.config, golden.params
+    assert shape.scaled_head == model.config.scale_decoder_outputs
+    found = params["embeddings"]["word"] if shape.tied_head else params["head"]["words"]
+    assert np.array_equal(found, model.lm_head.weight.detach().numpy())
+
+
+# t5-small but for depths, vocabulary and activation.
 SMALL = {
     "vocab_size": 211,
     "d_model": 512,
@@ -296,134 +281,46 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def t5_parity_maker():
-    """The script that writes the fixtures; it needs torch."""
-    pytest.importorskip("torch")
-    from tests.backbones import make_t5_fixtures
-
-    return make_t5_fixtures
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("name", T5S)
-def test_t5_parity_fixtures_are_what_torch_says_today(t5_parity_maker: Any, name: str) -> None:
-    case = t5_parity_maker.CASES[name]
-    model, inputs = t5_parity_maker.build_model(name, case), t5_parity_maker.draw_inputs(name, case)
-    weights = {key: value.numpy().copy() for key, value in model.state_dict().items()}
-    for key, value in load_file(FIXTURES / name / "model.safetensors").items():
-        assert np.array_equal(weights[key], value), key
-    stored = load_file(FIXTURES / name / "golden.safetensors")
-    for key, value in inputs.items():
-        assert np.array_equal(stored.pop(key), value), key
-    answers = t5_parity_maker.ask_torch(model, inputs)
-    assert answers.keys() == stored.keys()
-    for key, value in answers.items():
-        if value.dtype == np.float32:
-            assert difference(value, stored[key]) < 1e-6, key
-        else:
-            assert np.array_equal(value, stored[key]), key
-    config = json.loads((FIXTURES / name / "config.json").read_text())
-    assert case.config.items() <= config.items()
-
-
-@pytest.mark.parity
-def test_long_text_behind_a_long_prompt_agrees(t5_parity_maker: Any, tmp_path: Path) -> None:
-    case = t5_parity_maker.RecommendInputs(
-        SMALL, own_head=False, lengths=(310, 157), prompt_rows=100, seed=0
-    )
-    model, inputs = (
-        t5_parity_maker.build_model("small", case),
-        t5_parity_maker.draw_inputs("small", case),
-    )
+def test_long_text_behind_a_long_prompt_agrees_in_t5(tmp_path: Path) -> None:
+    maker = maker_of(T5S[0])
     import torch
 
+    case = maker.Case(SMALL, own_head=False, lengths=(310, 157), prompt_rows=100, seed=0)
+    model, inputs = build(maker, "small", case)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            # Scores of the size that real models have, where heads are wide.
+            # Attention scores of the size that real models have.
             parameter *= 0.2 if ".q." in key else 1.0
     model.save_pretrained(tmp_path)
     golden = read_folder(tmp_path, inputs)
     module = golden.module()
-    reader = t5_parity_maker.TorchReader(model, inputs)
+    reader = maker.TorchReader(model, inputs)
     prompt = torch.from_numpy(inputs["prompt"]).requires_grad_()
     scores, _ = reader.read(prompt, torch.from_numpy(inputs["decoder_tokens"]).long())
     (gradient,) = torch.autograd.grad(scores.logsumexp(-1).mean(), prompt)
     tokens, lengths, values = golden.batch
 
     @jax.jit
-    def ask(params: Parameters, prompt: jax.Array) -> tuple[tuple, jax.Array]:
+    def run(params: Parameters, prompt: jax.Array) -> tuple[tuple, jax.Array]:
         def loss(prompt: jax.Array) -> tuple[jax.Array, jax.Array]:
-            given = {"decoder_tokens": golden.input("decoder_tokens")}
-            logits = module.apply({"params": params}, tokens, lengths, prompt, **given).logits
+            options = {"decoder_tokens": golden.input("decoder_tokens")}
+            logits = module.apply({"params": params}, tokens, lengths, prompt, **options).logits
             return jax.nn.logsumexp(logits, axis=-1).mean(), logits
 
         return jax.value_and_grad(loss, has_aux=True)(prompt)
 
-    (_, logits), found = ask(golden.params, values)
+    (_, logits), found = run(golden.params, values)
     assert difference(logits, scores.detach().numpy()) < TOLERANCE
     assert difference(found, gradient.numpy()) < TOLERANCE
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("name", T5S)
-def test_t5_parity_torch_loads_what_is_written(
-    t5_parity_maker: Any, name: str, tmp_path: Path
-) -> None:
-    """The tensors that jpt writes are a checkpoint of transformers with the same answers."""
-    import torch
-    from transformers import AutoModelForSeq2SeqLM
-
-    golden = load_golden(name)
-    tensors = golden.family.weights.write(golden.params, golden.config)
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((FIXTURES / name / "config.json").read_text())
-    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        reader = t5_parity_maker.TorchReader(model, golden.stored)
-        found, _ = reader.read(torch.from_numpy(golden.stored["prompt"]))
-    assert difference(found[:, 0].numpy(), golden.stored["vocabulary_logits"]) < TOLERANCE
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"tie_word_embeddings": True},
-        {"tie_word_embeddings": False},
-        {"tie_word_embeddings": True, "scale_decoder_outputs": False},
-        {"tie_word_embeddings": False, "scale_decoder_outputs": True},
-    ],
-)
-@pytest.mark.parametrize("own_head", [True, False])
-def test_head_and_scaling_are_read_as_transformers_reads_them(
-    t5_parity_maker: Any, changes: dict[str, bool], own_head: bool, tmp_path: Path
-) -> None:
-    from transformers import AutoModelForSeq2SeqLM
-
-    del t5_parity_maker
-    tensors = load_file(FIXTURES / "t5_relu" / "model.safetensors")
-    words = tensors["shared.weight"]
-    tensors["lm_head.weight"] = words[::-1].copy() if own_head else words
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((FIXTURES / "t5_relu" / "config.json").read_text())
-    del config["scale_decoder_outputs"]
-    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
-    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
-    golden = read_folder(tmp_path, {})
-    shape, params = golden.config, golden.params
-    assert shape.scaled_head == model.config.scale_decoder_outputs
-    found = params["embeddings"]["word"] if shape.tied_head else params["head"]["words"]
-    assert np.array_equal(found, model.lm_head.weight.detach().numpy())
-
-
-# --- generation parity
+# --- Generation
 
 NEW = 9
 
 
 def ask_torch(name: str, golden: Golden, ends: list[int], beams: int, penalty: float) -> list:
-    """What torch writes behind each row alone, without padding, up to the end."""
+    """Generate with torch behind each row alone, without padding, up to the end."""
     torch = pytest.importorskip("torch")
     from transformers import GPT2LMHeadModel, T5ForConditionalGeneration
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -442,7 +339,7 @@ def ask_torch(name: str, golden: Golden, ends: list[int], beams: int, penalty: f
             options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         words = model.get_input_embeddings()(row[:length])
         with torch.no_grad():
-            written = model.generate(
+            generated = model.generate(
                 inputs_embeds=torch.cat([prompt, words])[None],
                 attention_mask=torch.ones(1, len(prompt) + len(words)),
                 max_new_tokens=NEW,
@@ -452,13 +349,12 @@ def ask_torch(name: str, golden: Golden, ends: list[int], beams: int, penalty: f
                 length_penalty=penalty,
                 **options,
             )[0].tolist()
-        written = written[1:] if is_t5 else written
-        stop = next((place for place, word in enumerate(written) if word in ends), NEW)
-        found.append(written[: stop + 1])
+        generated = generated[1:] if is_t5 else generated
+        stop = next((step for step, token in enumerate(generated) if token in ends), NEW)
+        found.append(generated[: stop + 1])
     return found
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize("name", ["gpt2_tied", "t5_relu"])
 @pytest.mark.parametrize(
     ("beams", "n_ends", "penalty"),
@@ -467,15 +363,15 @@ def ask_torch(name: str, golden: Golden, ends: list[int], beams: int, penalty: f
 def test_beams_are_those_of_torch(name: str, beams: int, n_ends: int, penalty: float) -> None:
     golden = load_golden(name)
     inputs = (golden.module(), golden.params, *golden.batch, NEW)
-    # Words that the model likes to write, so that texts of many lengths end.
-    words, counts = np.unique(greedy(*inputs).tokens, return_counts=True)
-    ends = words[np.argsort(-counts, kind="stable")][1 : n_ends + 1].tolist()
+    # Frequent tokens, so that texts end at many lengths.
+    frequent, counts = np.unique(greedy(*inputs).tokens, return_counts=True)
+    ends = frequent[np.argsort(-counts, kind="stable")][1 : n_ends + 1].tolist()
     tokens, lengths = jax.device_get(beam_search(*inputs, ends, beams, penalty))
     found = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
     assert found == ask_torch(name, golden, ends, beams, penalty)
 
 
-# --- smollm2
+# --- SmolLM2
 
 TEXTS = [
     "The capital of France is",
@@ -490,18 +386,16 @@ TEXTS = [
     "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n",
 ]
 SMOLLM2_NEW = 20
-# Sums in another order move a logit by some 5e-5 here; a choice this far apart cannot turn.
+# Sums in another order move a logit by about 5e-5, so they cannot change choices this far apart.
 LEAST_MARGIN = 1e-3
 
 
 def pad(backbone: Backbone, rows: list[list[int]]) -> tuple[jax.Array, jax.Array]:
-    """All rows in one batch, and their lengths."""
     lengths = [len(row) for row in rows]
     filled = [row + [backbone.pad_id] * (max(lengths) - len(row)) for row in rows]
     return jnp.array(filled, jnp.int32), jnp.array(lengths, jnp.int32)
 
 
-@pytest.mark.parity
 @pytest.mark.slow
 def test_greedy_continuations_are_those_of_torch() -> None:
     torch = pytest.importorskip("torch")
@@ -524,7 +418,7 @@ def test_greedy_continuations_are_those_of_torch() -> None:
         whole = torch.tensor([[*ids, *chosen[row].tolist()]])
         with torch.no_grad():
             logits = model(whole).logits[0, len(ids) - 1 : -1].numpy()  # [NEW, V]
-        # Where each choice agrees, given those before it, the whole greedy sequence does.
+        # If each choice agrees given those before it, so does the greedy sequence.
         np.testing.assert_array_equal(logits.argmax(axis=-1), chosen[row], err_msg=TEXTS[row])
         best = np.sort(logits, axis=-1)[:, -2:]
         least_margin = min(least_margin, (best[:, 1] - best[:, 0]).min())
@@ -532,14 +426,13 @@ def test_greedy_continuations_are_those_of_torch() -> None:
         largest_error = max(largest_error, np.abs(first[row] - logits[0]).max() / scale)
     print(f"SmolLM2: error of logits {largest_error:.1e}, least margin {least_margin:.1e}")
     assert largest_error < 1e-4
-    assert least_margin > LEAST_MARGIN, "a choice that rounding may turn: take other texts"
+    assert least_margin > LEAST_MARGIN, "rounding may change a choice: use other texts"
 
 
-# --- probe parity
+# --- Probe and projector
 
 
-# The probes of the other layouts are held to torch by the golden fixtures of their families.
-@pytest.mark.parity
+# The probes of the other layouts are compared with torch by the fixtures of their families.
 @pytest.mark.parametrize("name", ["builtin/bert-medium", "builtin/bert-small"])
 def test_activated_neurons_are_those_of_torch(name: str) -> None:
     torch = pytest.importorskip("torch")
@@ -547,40 +440,27 @@ def test_activated_neurons_are_those_of_torch(name: str) -> None:
     from tests.backbones.make_encoder_fixtures import TorchReader
 
     backbone = jpt.load_backbone(name)
-    random = np.random.default_rng(0)
-    prompts = {
-        f"p{number}": Prompt(
-            random.normal(0, 0.3, (20, backbone.config.width)).astype(np.float32),
-            PromptCard(name, "task"),
-        )
-        for number in range(3)
-    }
+    values = np.random.default_rng(0).normal(0, 0.3, (3, 20, backbone.config.width))
+    card = PromptCard(name, "task")
+    prompts = {f"p{n}": Prompt(each.astype(np.float32), card) for n, each in enumerate(values)}
     found = activated_neurons(prompts, backbone=backbone)
     model = transformers.BertForMaskedLM.from_pretrained(
         find_folder(name), dtype=torch.float64, attn_implementation="eager"
     ).eval()
     ids = backbone.tokenizer.ids
-    inputs = {
-        "tokens": np.array([[ids.cls]]),
-        "lengths": np.array([1]),
-        "mask_id": np.array([ids.mask]),
-    }
-    reader = TorchReader(model, inputs)
-    for place, prompt in enumerate(prompts.values()):
+    inputs = {"tokens": [[ids.cls]], "lengths": [1], "mask_id": [ids.mask]}
+    reader = TorchReader(model, {name: np.array(each) for name, each in inputs.items()})
+    for number, prompt in enumerate(prompts.values()):
         with torch.no_grad():
             reader.read(torch.from_numpy(prompt.values).double())
         expected = np.stack([layer[0, 0].numpy() for layer in reader.neurons])  # [L, F]
         largest = np.abs(expected).max()
-        np.testing.assert_allclose(found.values[place], expected, rtol=0, atol=1e-5 * largest)
-        firm = np.abs(expected) > 1e-6  # which neurons count as activated
-        assert ((found.values[place] > 0) == (expected > 0))[firm].all()
+        np.testing.assert_allclose(found.values[number], expected, rtol=0, atol=1e-5 * largest)
+        clear = np.abs(expected) > 1e-6  # activated or not, whatever the rounding
+        assert ((found.values[number] > 0) == (expected > 0))[clear].all()
 
 
-# --- projector parity
-
-
-@pytest.mark.parity
-def test_fixture_is_what_torch_says_today() -> None:
+def test_projector_fixture_is_the_output_of_torch() -> None:
     pytest.importorskip("torch")
     from tests.transfer import make_projector_fixtures as maker
 
@@ -593,10 +473,9 @@ def test_fixture_is_what_torch_says_today() -> None:
         np.testing.assert_allclose(values, stored[name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
-# --- gguf parity
+# --- GGUF
 
 
-@pytest.mark.parity
 def test_weights_of_a_real_file_are_those_of_transformers() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate", reason="transformers reads GGUF with it")
@@ -607,7 +486,7 @@ def test_weights_of_a_real_file_are_those_of_transformers() -> None:
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
     theirs = {name: values.numpy() for name, values in model.state_dict().items()}
-    del theirs["lm_head.weight"]  # the word table once more
+    del theirs["lm_head.weight"]  # a copy of the word embeddings
     file = open_gguf(path)
     assert file.source.shapes == {name: values.shape for name, values in theirs.items()}
     for name, values in theirs.items():
@@ -619,13 +498,9 @@ def test_weights_of_a_real_file_are_those_of_transformers() -> None:
     assert file.config["rope_theta"] == config["rope_parameters"]["rope_theta"]
 
 
-@pytest.mark.parity
-def test_pieces_of_a_real_file(reference_folder: Path) -> None:
-    """Equal to transformers but for digits, where transformers misses the file's kind.
-
-    The model's own tokenizer takes digits one by one, as llama.cpp does for ``smollm``; what
-    transformers 5.23 builds from the file splits as GPT-2 does and merges digits with spaces.
-    """
+def test_tokens_of_a_real_file(reference_folder: Path) -> None:
+    # The published tokenizer splits digits one by one, as llama.cpp does for "smollm"; the one that
+    # transformers 5.23 builds from the file splits as GPT-2 and merges digits with spaces.
     from tokenizers import Tokenizer, pre_tokenizers
     from transformers import AutoTokenizer
 
@@ -651,7 +526,6 @@ def test_pieces_of_a_real_file(reference_folder: Path) -> None:
     assert ours.encode(texts) == [encoding.ids for encoding in expected]
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].is_quantised])
 def test_every_type_by_another_implementation(kind: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")

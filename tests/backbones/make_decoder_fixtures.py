@@ -1,12 +1,12 @@
-"""Writes the stored answers of torch transformers that ``test_decoder_golden.py`` compares with.
+"""Write the outputs of torch transformers that ``test_golden.py`` compares with.
 
 Run ``python -m tests.backbones.make_decoder_fixtures`` (extra ``parity``). Each folder of
-``fixtures/`` is a small Hugging Face checkpoint, and beside it ``golden.safetensors`` with inputs
-and answers: torch's own model in float64 over ``[prompt; text]`` as input embeddings, rows padded
-on the right. What it generates (``greedy_tokens`` and ``beam{k}_n{N}_tokens``, [B, N]) ends with
-the token ``eos_id``, after which there is -1. Each row is generated alone, so without padding, and
-searched again by ``search_margins.py``: a row is only stored when no choice is closer than
-``MARGIN``. Weights and inputs come from numpy's frozen ``RandomState``.
+``fixtures/`` is a small Hugging Face checkpoint with ``golden.safetensors``, inputs and outputs:
+torch's model in float64 over ``[prompt; text]`` as input embeddings, rows padded on the right.
+Generated tokens (``greedy_tokens`` and ``beam{k}_n{N}_tokens``, [B, N]) end with the token
+``eos_id``, followed by -1. Each row is generated alone, so without padding, and searched again by
+``plain_models.Search``: a row is only stored if no choice is closer than ``MARGIN``. Weights and
+inputs come from numpy's frozen ``RandomState``.
 """
 
 from __future__ import annotations
@@ -33,21 +33,13 @@ BEAMS = ((3, 1), (3, 4), (3, 9), (4, 5), (4, 9))  # how many beams, how many new
 
 @dataclass(frozen=True)
 class Case:
-    """One small model and one batch.
+    """One small model and one batch."""
 
-    Attributes:
-        config: fields of the Hugging Face config, in the form that its file has them.
-        lengths: text tokens of each row; the longest is T.
-        prompt_rows: P.
-        eos_id: the token that ends what is generated.
-        seeds: of the text of each row; chosen so that no choice in generating is close.
-    """
-
-    config: dict[str, Any]
-    lengths: tuple[int, ...]
-    prompt_rows: int
-    eos_id: int
-    seeds: tuple[int, ...]
+    config: dict[str, Any]  # fields of config.json
+    lengths: tuple[int, ...]  # text tokens of each row; the longest is T
+    prompt_rows: int  # P
+    eos_id: int  # end token
+    seeds: tuple[int, ...]  # of the text of each row; chosen so that no choice is close
     label_ids: tuple[int, ...] = field(default=(11, 7, 30))
 
 
@@ -61,7 +53,7 @@ CASES = {
             "n_layer": 3,
             "n_head": 5,
             "n_inner": 37,
-            "n_positions": 23,  # prompt, longest row and what is generated fill them all
+            "n_positions": 23,  # filled by prompt, longest row and generated tokens
         },
         lengths=(9, 6, 2, 1),
         prompt_rows=5,
@@ -129,7 +121,7 @@ CASES = {
             "hidden_act": "gelu_pytorch_tanh",
             "rms_norm_eps": 1e-3,
             "tie_word_embeddings": False,
-            # As files were before transformers 5.
+            # As in configs before transformers 5.
             "rope_theta": 500.0,
             "rope_scaling": {"type": "linear", "factor": 2.5},
         },
@@ -185,14 +177,14 @@ CASES = {
 
 
 def build_model(name: str, case: Case) -> PreTrainedModel:
-    """Builds the torch model of a case with weights large enough that every part is felt."""
+    """Build the torch model of a case with weights large enough that every part matters."""
     fields = {key: value for key, value in case.config.items() if key != "model_type"}
     config = AutoConfig.for_model(case.config["model_type"], **json.loads(json.dumps(fields)))
     config._attn_implementation = "eager"
     config.bos_token_id = config.eos_token_id = case.eos_id
     model = AutoModelForCausalLM.from_config(config).eval()
     tied = model.lm_head.weight is model.get_input_embeddings().weight
-    assert tied == config.tie_word_embeddings, "transformers tied the head, or did not"
+    assert tied == config.tie_word_embeddings, "transformers changed the tying of the head"
     with torch.no_grad():
         for key, parameter in sorted(model.named_parameters()):
             parameter.copy_(torch.from_numpy(_weights(f"{name}/{key}", tuple(parameter.shape))))
@@ -200,7 +192,7 @@ def build_model(name: str, case: Case) -> PreTrainedModel:
 
 
 def _weights(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws one tensor: a function of its name alone."""
+    """Sample one tensor, a function of its name alone."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     normal = random.standard_normal(shape)
     if len(shape) == 1 and key.endswith("weight"):  # of a norm
@@ -216,7 +208,7 @@ def _weights(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def draw_inputs(name: str, case: Case, model: PreTrainedModel) -> dict[str, np.ndarray]:
-    """Draws the batch, the prompt and the neuron mask of a case."""
+    """Sample the batch, the prompt and the neuron mask of a case."""
     random = np.random.RandomState(zlib.crc32(name.encode()))
     rows, longest = len(case.lengths), max(case.lengths)
     layers, neurons = len(_activations(model)), _neurons(model)
@@ -238,13 +230,13 @@ def draw_inputs(name: str, case: Case, model: PreTrainedModel) -> dict[str, np.n
 
 
 def draw_text(name: str, case: Case, row: int, seed: int) -> np.ndarray:
-    """Draws the words of one row."""
+    """Sample the tokens of one row."""
     random = np.random.RandomState(zlib.crc32(f"{name}/{row}/{seed}".encode()))
     return random.randint(case.config["vocab_size"], size=case.lengths[row])
 
 
 def _activations(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The non-linearity of every feed-forward layer."""
+    """Return the activation module of every feed-forward layer."""
     if model.config.model_type == "gpt2":
         return [block.mlp.act for block in model.transformer.h]
     return [layer.mlp.act_fn for layer in model.model.layers]
@@ -257,12 +249,7 @@ def _neurons(model: PreTrainedModel) -> int:
 
 
 class TorchReader:
-    """Runs a torch model on ``[prompt; text]``.
-
-    Attributes:
-        neurons: what the hooks saw in the latest run, one ``[B, P+T, F]`` a layer.
-        neuron_mask: multiplies what leaves the non-linearity, where it is set.
-    """
+    """Runs a torch model on ``[prompt; text]``, and captures or masks its neurons."""
 
     def __init__(self, model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> None:
         self.model = model
@@ -274,7 +261,7 @@ class TorchReader:
             activation.register_forward_hook(self._hook(number))
 
     def read(self, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives the last states [B, T, D] and the scores of all words [B, T, V] over the text."""
+        """Return the last states [B, T, D] and the logits [B, T, V] of the text."""
         rows, longest = self.tokens.shape
         words = self.model.get_input_embeddings()(self.tokens)
         front = prompt[None].expand(rows, -1, -1)
@@ -286,7 +273,7 @@ class TorchReader:
         return hidden, self.model.lm_head(hidden)
 
     def at_answer(self, values: torch.Tensor) -> torch.Tensor:
-        """Picks the last text token of every row: [B, T, ...] -> [B, ...]."""
+        """Return the values of the last text token: [B, T, ...] -> [B, ...]."""
         return values[torch.arange(len(self.lengths)), self.lengths - 1]
 
     def _hook(self, number: int) -> Any:
@@ -299,7 +286,7 @@ class TorchReader:
 
 
 def ask_torch(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Computes every stored answer but what is generated, in float64."""
+    """Compute every stored output but the generated tokens, in float64."""
     reader = TorchReader(model.double(), inputs)
     prompt = torch.from_numpy(inputs["prompt"]).double().requires_grad_()
     label_ids = torch.from_numpy(inputs["label_ids"]).long()
@@ -329,7 +316,7 @@ def ask_torch(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict[str
 def generate(
     model: PreTrainedModel, prompt: np.ndarray, text: np.ndarray, end: int
 ) -> dict[str, list[int]] | None:
-    """Generates behind one row by torch and by hand; None where any choice is close."""
+    """Generate behind one row with torch and by hand; None if a choice is close."""
     table = model.get_input_embeddings()
     embedded = torch.cat([torch.from_numpy(prompt).double(), table(torch.from_numpy(text).long())])
 
@@ -361,7 +348,7 @@ def generate(
 
 
 def generate_rows(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Generates behind every row of a batch."""
+    """Generate behind every row of a batch."""
     found = []
     for row, length in enumerate(inputs["lengths"]):
         text = inputs["tokens"][row, :length]
@@ -373,7 +360,7 @@ def generate_rows(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict
 
 
 def write_fixtures(folder: Path) -> None:
-    """Writes one checkpoint folder with its answers for every case."""
+    """Write one checkpoint folder with its outputs for every case."""
     for name, case in CASES.items():
         model = build_model(name, case)
         model.save_pretrained(folder / name)

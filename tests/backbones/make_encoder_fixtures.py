@@ -1,10 +1,10 @@
-"""Writes the stored answers of torch transformers that ``test_encoder_golden.py`` compares with.
+"""Write the outputs of torch transformers that ``test_golden.py`` compares with.
 
 Run ``python tests/backbones/make_encoder_fixtures.py`` (extra ``parity``). Each folder of
-``fixtures/`` is a small Hugging Face checkpoint as transformers saves it, and beside it
-``golden.safetensors`` with inputs and answers. The layout behind a soft prompt is built here by
-hand from the model's own tables, then its own encoder and head are run, in float64. Weights and
-inputs come from numpy's frozen ``RandomState``, so that another torch makes the same files.
+``fixtures/`` is a small Hugging Face checkpoint with ``golden.safetensors``, inputs and outputs.
+The input with a soft prompt is built here from the model's embeddings, then its encoder and head
+are run, in float64. Weights and inputs come from numpy's frozen ``RandomState``, so that every
+version of torch writes the same files.
 """
 
 from __future__ import annotations
@@ -25,18 +25,11 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 @dataclass(frozen=True)
 class Case:
-    """One small model and one batch.
+    """One small model and one batch."""
 
-    Attributes:
-        config: fields of the Hugging Face config.
-        lengths: text tokens of each row; the longest is T.
-        prompt_rows: P.
-        mask_id: id of the mask token.
-    """
-
-    config: dict[str, Any]
-    lengths: tuple[int, ...]
-    prompt_rows: int
+    config: dict[str, Any]  # fields of config.json
+    lengths: tuple[int, ...]  # text tokens of each row; the longest is T
+    prompt_rows: int  # P
     mask_id: int
     label_ids: tuple[int, ...] = field(default=(11, 7, 30))
 
@@ -131,7 +124,7 @@ CASES = {
 
 
 def build_model(name: str, case: Case) -> PreTrainedModel:
-    """Builds the torch model of a case with weights large enough that every part is felt."""
+    """Build the torch model of a case with weights large enough that every part matters."""
     config = AutoConfig.for_model(**case.config)
     config._attn_implementation = "eager"
     model = AutoModelForMaskedLM.from_config(config).eval()
@@ -142,7 +135,7 @@ def build_model(name: str, case: Case) -> PreTrainedModel:
 
 
 def _weights(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws one tensor: a function of its name alone."""
+    """Sample one tensor, a function of its name alone."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     normal = random.standard_normal(shape)
     if "norm.weight" in key.lower():
@@ -157,7 +150,7 @@ def _weights(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def draw_inputs(name: str, case: Case) -> dict[str, np.ndarray]:
-    """Draws the batch, the prompt and the neuron mask of a case."""
+    """Sample the batch, the prompt and the neuron mask of a case."""
     config = case.config
     random = np.random.RandomState(zlib.crc32(name.encode()))
     rows, longest = len(case.lengths), max(case.lengths)
@@ -184,12 +177,7 @@ def draw_inputs(name: str, case: Case) -> dict[str, np.ndarray]:
 
 
 class TorchReader:
-    """Runs a torch model on ``[MASK] p1 .. pP [CLS] text [SEP]``.
-
-    Attributes:
-        neurons: what the hooks saw in the latest run, one ``[B, S, F]`` a layer.
-        neuron_mask: multiplies what leaves the non-linearity, where it is set.
-    """
+    """Runs a torch model on ``[MASK] p1 .. pP [CLS] text [SEP]``; captures or masks its neurons."""
 
     def __init__(self, model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> None:
         self.model = model
@@ -205,7 +193,7 @@ class TorchReader:
     def read(
         self, prompt: torch.Tensor, first_position: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives the last states [B, S, D] and the scores of all words at position 0 [B, V]."""
+        """Return the last states [B, S, D] and the logits at position 0 [B, V]."""
         rows, longest = self.tokens.shape
         front = self._front(prompt).expand(rows, -1, -1)
         states = torch.cat([front, self._text(first_position)], dim=1)
@@ -244,7 +232,7 @@ class TorchReader:
 
 
 def ask_torch(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Computes every stored answer in float64."""
+    """Compute every stored output in float64."""
     reader = TorchReader(model.double(), inputs)
     prompt = torch.from_numpy(inputs["prompt"]).double().requires_grad_()
     label_ids = torch.from_numpy(inputs["label_ids"]).long()
@@ -271,7 +259,7 @@ def ask_torch(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict[str
 
 
 def _plain_logits(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> torch.Tensor:
-    """The model's own forward pass over text alone: positions and masks are transformers'."""
+    """Return the logits of text alone, with the positions and masks of transformers."""
     tokens = torch.from_numpy(inputs["tokens"]).long()
     lengths = torch.from_numpy(inputs["lengths"]).long()
     is_text = torch.arange(tokens.shape[1])[None] < lengths[:, None]
@@ -280,7 +268,7 @@ def _plain_logits(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> torc
 
 
 def write_fixtures(folder: Path) -> None:
-    """Writes one checkpoint folder with its answers for every case."""
+    """Write one checkpoint folder with its outputs for every case."""
     for name, case in CASES.items():
         model, inputs = build_model(name, case), draw_inputs(name, case)
         model.save_pretrained(folder / name)

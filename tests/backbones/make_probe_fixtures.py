@@ -1,4 +1,4 @@
-"""Writes torch's neurons behind several prompts, for both probes, beside the other fixtures.
+"""Write torch's neurons behind several prompts, for both probes, into the fixture folders.
 
 Run ``python -m tests.backbones.make_probe_fixtures`` (extra ``parity``). Models and batches are
 those of the scripts ``make_*_fixtures.py``; forward hooks read their neurons in float64. Each
@@ -29,34 +29,34 @@ Neurons = dict[str, torch.Tensor]
 
 
 def read_encoder(reader: encoders.TorchReader, prompt: torch.Tensor) -> Neurons:
-    """The neurons at the mask [L, B, F]."""
+    """Return the neurons at the mask [L, B, F]."""
     reader.read(prompt)
     return {"": torch.stack(reader.neurons)[:, :, 0]}
 
 
 def read_decoder(reader: decoders.TorchReader, prompt: torch.Tensor) -> Neurons:
-    """The neurons at the last text token [L, B, F]."""
+    """Return the neurons at the last text token [L, B, F]."""
     reader.read(prompt)
     text = torch.stack(reader.neurons)[:, :, len(prompt) :]
     return {"": torch.stack([reader.at_answer(layer) for layer in text])}
 
 
 def read_t5(reader: t5s.TorchReader, prompt: torch.Tensor) -> Neurons:
-    """Those of the decoder's first step, and of the encoder at the first text token."""
+    """Return those of the decoder's first step, and of the encoder at the first text token."""
     reader.read(prompt)
     neurons = {stack: torch.stack(found) for stack, found in reader.neurons.items()}
     return {"": neurons["decoder"][:, :, 0], "encoder_": neurons["encoder"][:, :, len(prompt)]}
 
 
 def draw_prompts(name: str, prompt: np.ndarray) -> np.ndarray:
-    """The stored prompt and others of its size [3, P, D]."""
+    """Return the stored prompt and random ones of its size [3, P, D]."""
     random = np.random.RandomState(zlib.crc32(f"{name}/probe".encode()))
     drawn = prompt.std() * random.standard_normal((OTHER_PROMPTS, *prompt.shape))
     return np.concatenate([prompt[None], drawn.astype(np.float32)])
 
 
 def first_token(inputs: Arrays) -> Arrays:
-    """The batch's first token alone."""
+    """Return the batch's first token alone."""
     alone = {"tokens": inputs["tokens"][:1, :1], "lengths": np.ones(1, np.int32)}
     if "decoder_tokens" in inputs:
         alone["decoder_tokens"] = inputs["decoder_tokens"][:1]
@@ -65,7 +65,7 @@ def first_token(inputs: Arrays) -> Arrays:
 
 @torch.no_grad()
 def write_probes(folder: Path) -> None:
-    """Writes the file of every fixture."""
+    """Write the file of every fixture."""
     for module, read in ((encoders, read_encoder), (decoders, read_decoder), (t5s, read_t5)):
         for name, case in module.CASES.items():
             model = module.build_model(name, case)

@@ -1,11 +1,11 @@
-"""Writes the stored answers of torch transformers that ``test_t5_golden.py`` compares with.
+"""Write the outputs of torch transformers that ``test_t5.py`` compares with.
 
 Run ``python -m tests.backbones.make_t5_fixtures`` (extra ``parity``). Each ``t5_*`` folder of
-``fixtures/`` is a small Hugging Face checkpoint, and beside it ``golden.safetensors`` with inputs
-and answers in float64. Soft prompts enter as ``inputs_embeds`` in front of the text's. Weights and
-inputs come from numpy's frozen ``RandomState``. An untied head is assigned here, because
-transformers 5 ties every T5 head that no file unties. Seeds are such that no token of a stored
-sequence was chosen by less than ``LEAST_MARGIN``; the script insists on it.
+``fixtures/`` is a small Hugging Face checkpoint with ``golden.safetensors``, inputs and outputs in
+float64. Soft prompts are ``inputs_embeds`` in front of the text's. Weights and inputs come from
+numpy's frozen ``RandomState``. Untied heads are assigned here, because transformers 5 ties every T5
+head that no file unties. Seeds are such that no token of a stored sequence was chosen by less than
+``LEAST_MARGIN``; the script checks it.
 """
 
 from __future__ import annotations
@@ -35,23 +35,14 @@ BEAM_SEARCHES = ((3, 6), (3, 14), (4, 9), (4, 14))
 
 @dataclass(frozen=True)
 class Case:
-    """One small model and one batch.
+    """One small model and one batch."""
 
-    Attributes:
-        config: fields of the Hugging Face config.
-        own_head: whether the head has a table of its own.
-        lengths: text tokens of each row; the longest is T.
-        prompt_rows: P.
-        seed: of weights and inputs.
-        word_scale: size of the word table; the larger, the surer the scores.
-    """
-
-    config: dict[str, Any]
-    own_head: bool
-    lengths: tuple[int, ...]
-    prompt_rows: int
-    seed: int
-    word_scale: float = 1.0
+    config: dict[str, Any]  # fields of config.json
+    own_head: bool  # whether the head is untied
+    lengths: tuple[int, ...]  # text tokens of each row; the longest is T
+    prompt_rows: int  # P
+    seed: int  # of weights and inputs
+    word_scale: float = 1.0  # of the embeddings; the larger, the more peaked the predictions
     label_ids: tuple[int, ...] = (11, 7, 30)
 
 
@@ -132,7 +123,7 @@ CASES = {
             "feed_forward_proj": "gated-silu",
             "layer_norm_epsilon": 1e-3,
             "eos_token_id": 5,
-            "scale_decoder_outputs": True,  # what files of transformers 5 may say of their own head
+            "scale_decoder_outputs": True,  # as transformers 5 may write it for an untied head
         },
         own_head=True,
         lengths=(10, 3, 2, 6),
@@ -145,7 +136,7 @@ COMMON = {"model_type": "t5", "pad_token_id": 0, "decoder_start_token_id": 0}
 
 
 def build_model(name: str, case: Case) -> T5ForConditionalGeneration:
-    """Builds the torch model of a case with weights large enough that every part is felt."""
+    """Build the torch model of a case with weights large enough that every part matters."""
     config = T5Config(**{**COMMON, **case.config})
     config._attn_implementation = "eager"
     model = T5ForConditionalGeneration(config).eval()
@@ -159,10 +150,10 @@ def build_model(name: str, case: Case) -> T5ForConditionalGeneration:
 
 
 def _weights(key: str, shape: tuple[int, ...], case: Case) -> np.ndarray:
-    """Draws one tensor: a function of its name alone."""
+    """Sample one tensor, a function of its name alone."""
     normal = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
     if "decoder.final_layer_norm" in key and not case.own_head:
-        # Of both signs: else a tied head says the word it has just read, again and again.
+        # Of both signs: otherwise a tied head repeats the token that it has just read.
         normal = 4 * normal
     elif "layer_norm" in key:
         normal = 1 + 0.3 * normal
@@ -180,7 +171,7 @@ def _weights(key: str, shape: tuple[int, ...], case: Case) -> np.ndarray:
 
 
 def draw_inputs(name: str, case: Case) -> dict[str, np.ndarray]:
-    """Draws the batch, the prompt, the answers to be learnt and the neuron masks of a case."""
+    """Sample the batch, the prompt, the targets and the neuron masks of a case."""
     config = {**COMMON, **case.config}
     random = np.random.RandomState(zlib.crc32(f"{name}/{case.seed}".encode()))
     rows, longest, vocabulary = len(case.lengths), max(case.lengths), config["vocab_size"]
@@ -210,12 +201,7 @@ def draw_inputs(name: str, case: Case) -> dict[str, np.ndarray]:
 
 
 class TorchReader:
-    """Runs a torch model on a soft prompt and text.
-
-    Attributes:
-        neurons: what the hooks saw in the latest run, by stack, one ``[B, S, F]`` a layer.
-        masks: multiply what leaves the non-linearity, by stack, where they are set.
-    """
+    """Runs a torch model on a soft prompt and text, and captures or masks its neurons by stack."""
 
     def __init__(self, model: T5ForConditionalGeneration, inputs: dict[str, np.ndarray]) -> None:
         self.model = model
@@ -230,7 +216,7 @@ class TorchReader:
                 act.register_forward_hook(partial(self._keep, stack, number))
 
     def encode(self, prompt: torch.Tensor) -> dict[str, Any]:
-        """Gives the encoder's states [B, S, D] and their mask as transformers wants them."""
+        """Return the encoder's states [B, S, D] and their mask as inputs of transformers."""
         rows, longest = self.tokens.shape
         front = prompt[None].expand(rows, -1, -1)
         states = torch.cat([front, self.model.shared(self.tokens)], dim=1)
@@ -243,7 +229,7 @@ class TorchReader:
     def read(
         self, prompt: torch.Tensor, decoder_tokens: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives the scores of all words [B, A, V] and the decoder's last states [B, A, D]."""
+        """Return the logits [B, A, V] and the decoder's last states [B, A, D]."""
         tokens = self.start if decoder_tokens is None else decoder_tokens
         encoded = self.encode(prompt)
         self.neurons["decoder"].clear()
@@ -263,7 +249,7 @@ class TorchReader:
 def ask_torch(
     model: T5ForConditionalGeneration, inputs: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Computes every stored answer in float64."""
+    """Compute every stored output in float64."""
     reader = TorchReader(model.double(), inputs)
     prompt = torch.from_numpy(inputs["prompt"]).double().requires_grad_()
     label_ids, labels, targets, decoder_tokens = (
@@ -299,7 +285,7 @@ def ask_torch(
 
 
 def _buckets(config: T5Config) -> np.ndarray:
-    """The bucket of key minus query from -300 to 300, of the encoder and of the decoder."""
+    """Return the buckets of key minus query from -300 to 300, of encoder and decoder."""
     from transformers.models.t5.modeling_t5 import T5Attention
 
     sizes = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
@@ -310,7 +296,7 @@ def _buckets(config: T5Config) -> np.ndarray:
 
 @torch.no_grad()
 def generate(reader: TorchReader, prompt: torch.Tensor) -> dict[str, np.ndarray]:
-    """Greedy and beam sequences up to the end token [B, N], none of them by a near tie."""
+    """Return greedy and beam sequences up to the end token [B, N]."""
     eos, answers = reader.model.config.eos_token_id, {}
     for beams, count in ((1, GREEDY_TOKENS), *BEAM_SEARCHES):
         found = reader.model.generate(
@@ -333,7 +319,7 @@ def generate(reader: TorchReader, prompt: torch.Tensor) -> dict[str, np.ndarray]
 
 
 def _search(reader: TorchReader, prompt: torch.Tensor, beams: int, count: int) -> list[list[int]]:
-    """The same sequences without transformers' search, and proof that no choice was close."""
+    """Return the same sequences without transformers' search; assert that no choice was close."""
     encoded, found = reader.encode(prompt), []
     for row in range(len(reader.tokens)):
         states = encoded["encoder_outputs"].last_hidden_state[row : row + 1]
@@ -359,13 +345,13 @@ def _search(reader: TorchReader, prompt: torch.Tensor, beams: int, count: int) -
 
 
 def write_fixtures(folder: Path) -> None:
-    """Writes one checkpoint folder with its answers for every case."""
+    """Write one checkpoint folder with its outputs for every case."""
     for name, case in CASES.items():
         model, inputs = build_model(name, case), draw_inputs(name, case)
         model.save_pretrained(folder / name)
         (folder / name / "generation_config.json").unlink(missing_ok=True)
         path = folder / name / "config.json"
-        # As files of older versions have it: an own head is said by tie_word_embeddings.
+        # As in older configs: tie_word_embeddings marks an untied head.
         config = json.loads(path.read_text()) | case.config
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         again = T5ForConditionalGeneration.from_pretrained(folder / name)

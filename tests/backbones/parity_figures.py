@@ -1,14 +1,13 @@
-"""Prints how far we are from torch transformers: `python -m tests.backbones.parity_figures`.
+"""Print the differences from torch transformers: `python -m tests.backbones.parity_figures`.
 
-For each stored fixture (small models of odd sizes, answers of torch in float64) the largest
+For each stored fixture (small models of odd sizes, outputs of torch in float64) the largest
 difference over the largest magnitude, of label scores, prompt gradient and neurons in float32; the
-worst fixture of a family counts. The tests hold the same numbers to 1e-4.
+worst fixture of each family is printed. The tests allow 1e-4.
 """
 
 from __future__ import annotations
 
 import jax
-import numpy as np
 
 from tests.helpers.golden import FIXTURES, answers_and_gradient, difference, load_golden
 
@@ -18,20 +17,17 @@ learn = jax.jit(answers_and_gradient, static_argnums=0)
 
 
 def measure(name: str) -> tuple[str, dict[str, float]]:
-    """Gives the family of a fixture and its three differences."""
+    """Return the family of a fixture and its three differences."""
     golden = load_golden(name)
     labels = golden.input("label_ids"), golden.input("labels")
     found = learn(golden.module(), golden.params, golden.batch, *labels)
-    stored, lengths = dict(golden.stored), golden.stored["lengths"]
-    # Stored neurons stand at all positions; the answer is at the first, in decoders at the last.
-    places = lengths - 1 if golden.family.layout == "decoder" else 0 * lengths
-    stored["neurons"] = stored["neurons"][:, np.arange(len(places)), places]
+    stored = {**golden.stored, "neurons": golden.at_answer(golden.stored["neurons"])}
     found["neurons"] = found["answer_neurons"]
     return golden.family.name, {kind: difference(found[kind], stored[kind]) for kind in KINDS}
 
 
 def main() -> None:
-    """Prints one line a family."""
+    """Print one line per family."""
     worst: dict[str, dict[str, float]] = {}
     for folder in sorted(FIXTURES.iterdir()):
         family, found = measure(folder.name)

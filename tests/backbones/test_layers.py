@@ -1,4 +1,4 @@
-"""DOC"""
+"""Norms, activations, attention over blocks of keys, and rotary positions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jpt.backbones.layers import (
 )
 from tests.helpers.golden import DECODERS, difference, load_golden
 
-# --- layers
+# --- Norms and activations
 
 
 @pytest.mark.parametrize("shape", [(9,), (4, 9), (2, 3, 9)])
@@ -37,7 +37,6 @@ def test_norm_has_mean_0_and_variance_1_before_scale_and_shift(shape: tuple[int,
 
 
 def test_norm_of_bfloat16_rows_is_computed_in_float32() -> None:
-    """Squares of large values less a large mean would be all rounding in bfloat16."""
     rows = jnp.asarray(200 + 8 * np.random.default_rng(0).standard_normal((4, 64)), jnp.bfloat16)
     norm = LayerNorm(1e-12)
     halves = {"scale": jnp.ones(64, jnp.bfloat16), "bias": jnp.zeros(64, jnp.bfloat16)}
@@ -48,22 +47,26 @@ def test_norm_of_bfloat16_rows_is_computed_in_float32() -> None:
     assert difference(found, exact) < 1e-5
 
 
-def test_products_of_float32_are_asked_for_in_full() -> None:
-    """Accelerators would multiply float32 in bfloat16 or TF32 unless told not to."""
-    for dtype, precision in ((jnp.float32, "HIGHEST"), (jnp.bfloat16, None)):
-        module, rows = linear(3, dtype, "map"), jnp.ones((2, 5), dtype)
-        params = {"kernel": jnp.ones((5, 3)), "bias": jnp.zeros(3)}
-        program = str(jax.make_jaxpr(lambda p, m=module, r=rows: m.apply({"params": p}, r))(params))
-        assert ("HIGHEST" in program) == (precision is not None)
-        assert module.apply({"params": params}, rows).dtype == dtype
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_float32_products_have_full_precision(dtype: jnp.dtype) -> None:
+    # By default accelerators multiply float32 in bfloat16 or TF32.
+    module, rows = linear(3, dtype, "map"), jnp.ones((2, 5), dtype)
+    params = {"kernel": jnp.ones((5, 3)), "bias": jnp.zeros(3)}
+    program = str(jax.make_jaxpr(lambda p: module.apply({"params": p}, rows))(params))
+    assert ("HIGHEST" in program) == (dtype == jnp.float32)
+    assert module.apply({"params": params}, rows).dtype == dtype
+
+
+def gelu_by_tanh(x: float) -> float:
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 @pytest.mark.parametrize(
     ("name", "exact"),
     [
         ("gelu", lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))),
-        ("gelu_new", lambda x: _gelu_by_tanh(x)),
-        ("gelu_pytorch_tanh", lambda x: _gelu_by_tanh(x)),
+        ("gelu_new", gelu_by_tanh),
+        ("gelu_pytorch_tanh", gelu_by_tanh),
         ("relu", lambda x: max(x, 0.0)),
         ("silu", lambda x: x / (1 + math.exp(-x))),
     ],
@@ -74,36 +77,27 @@ def test_activation_is_what_its_name_says(name: str, exact) -> None:
     assert difference(found, [exact(point) for point in points]) < 1e-6
 
 
-def _gelu_by_tanh(x: float) -> float:
-    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-# --- attention
+# --- Attention
 
 ROWS, QUERIES, KEYS, HEADS, WIDTH = 3, 2, 7, 5, 6
+Three = tuple[jax.Array, jax.Array, jax.Array]
+Drop = Callable[[jax.Array], jax.Array]
 
 
-def draw(dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
+def random_inputs(dtype: jnp.dtype = jnp.float32) -> Three:
     random = np.random.default_rng(0)
     shapes = [(ROWS, QUERIES, HEADS, WIDTH), *[(ROWS, KEYS, HEADS, WIDTH)] * 2]
     return tuple(jnp.asarray(random.standard_normal(shape), dtype) for shape in shapes)
 
 
-def read(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    is_text: jax.Array,
-    drop: Callable[[jax.Array], jax.Array] | None = None,
-) -> jax.Array:
+def read(inputs: Three, is_text: jax.Array, drop: Drop | None = None) -> jax.Array:
+    query, key, value = inputs
     return attend(query, [KeyBlock(key, value, is_text[:, None])], WIDTH**-0.5, drop)
 
 
-def plain(
-    query: jax.Array, key: jax.Array, value: jax.Array, lengths: tuple[int, ...]
-) -> np.ndarray:
+def plain(inputs: Three, lengths: tuple[int, ...]) -> np.ndarray:
     """One head of one row after the other, in float64."""
-    query, key, value = (np.asarray(array, np.float64) for array in (query, key, value))
+    query, key, value = (np.asarray(array, np.float64) for array in inputs)
     gathered = np.zeros(query.shape)
     for row, length in enumerate(lengths):
         for head in range(HEADS):
@@ -118,54 +112,46 @@ def plain(
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)], ids=["float32", "bfloat16"]
 )
-def test_every_query_gathers_the_text_it_resembles(dtype: jnp.dtype, tolerance: float) -> None:
+def test_attention_equals_a_plain_loop(dtype: jnp.dtype, tolerance: float) -> None:
     # Scores near 160 that differ by a few: rounded to bfloat16 before the softmax they would be off
-    # by up to 0.5, and the answer by 0.13 instead of 0.003.
-    query, key, value = draw(dtype)
-    query, key = query + jnp.asarray(8, dtype), key / 4 + jnp.asarray(8, dtype)
+    # by up to 0.5, and the output by 0.13 instead of 0.003.
+    query, key, value = random_inputs(dtype)
+    inputs = (query + jnp.asarray(8, dtype), key / 4 + jnp.asarray(8, dtype), value)
     lengths = (7, 4, 1)
-    is_text = jnp.arange(KEYS)[None] < jnp.array(lengths)[:, None]
-    found = read(query, key, value, is_text)
+    found = read(inputs, jnp.arange(KEYS)[None] < jnp.array(lengths)[:, None])
     assert found.dtype == dtype
-    assert difference(found, plain(query, key, value, lengths)) < tolerance
+    assert difference(found, plain(inputs, lengths)) < tolerance
 
 
 @pytest.mark.plain_programs
 def test_padding_gets_no_weight_at_all() -> None:
-    query, key, value = draw(jnp.float32)
+    query, key, value = random_inputs()
     is_text = jnp.ones((ROWS, KEYS), bool).at[:, 3:].set(False)
-    wild = value.at[:, 3:].set(1e30), key.at[:, 3:].set(1e3)
-    expected = read(query, key, value, is_text)
-    assert np.array_equal(read(query, wild[1], wild[0], is_text), expected)
+    wild = query, key.at[:, 3:].set(1e3), value.at[:, 3:].set(1e30)
+    assert np.array_equal(read(wild, is_text), read((query, key, value), is_text))
 
 
 @pytest.mark.plain_programs
 def test_row_of_padding_only_stays_finite() -> None:
-    query, key, value = draw(jnp.float32)
+    query, *others = random_inputs()
     is_text = jnp.zeros((ROWS, KEYS), bool)
-
-    def total(query: jax.Array) -> jax.Array:
-        return read(query, key, value, is_text).sum()
-
-    value_and_gradient = jax.value_and_grad(total)(query)
-    assert all(np.isfinite(part).all() for part in value_and_gradient)
+    found = jax.value_and_grad(lambda query: read((query, *others), is_text).sum())(query)
+    assert all(np.isfinite(part).all() for part in found)
 
 
 @pytest.mark.plain_programs
 def test_weights_are_dropped_before_values_are_gathered() -> None:
-    query, key, value = draw(jnp.float32)
-    is_text = jnp.ones((ROWS, KEYS), bool)
-    seen = []
+    inputs, seen = random_inputs(), []
 
     def drop(weights: jax.Array) -> jax.Array:
         seen.append(weights)
         return weights.at[..., 1:].set(0)
 
-    gathered = read(query, key, value, is_text, drop)
+    found = read(inputs, jnp.ones((ROWS, KEYS), bool), drop)
     assert seen[0].shape == (ROWS, HEADS, QUERIES, KEYS)
     assert difference(seen[0].sum(axis=-1), np.ones((ROWS, HEADS, QUERIES))) < 1e-6
-    first = seen[0][..., 0].swapaxes(1, 2)[..., None] * value[:, :1]
-    assert difference(gathered, first) < 1e-6
+    first = seen[0][..., 0].swapaxes(1, 2)[..., None] * inputs[2][:, :1]
+    assert difference(found, first) < 1e-6
 
 
 @pytest.mark.plain_programs
@@ -180,29 +166,22 @@ def test_key_heads_serve_groups_of_query_heads() -> None:
 
 @pytest.mark.plain_programs
 def test_blocks_share_one_softmax_and_a_block_of_one_row_serves_all() -> None:
-    query, key, value = draw(jnp.float32)
+    query, key, value = random_inputs()
     allowed = (jnp.arange(KEYS)[None] < jnp.array([7, 4, 3])[:, None])[:, None]
-    bias = jnp.asarray(
-        np.random.default_rng(2).standard_normal((HEADS, QUERIES, KEYS)), jnp.float32
-    )
+    bias = jax.random.normal(jax.random.key(2), (HEADS, QUERIES, KEYS))
 
     def block(start: int, end: int, shared: bool) -> KeyBlock:
         rows = slice(0, 1) if shared else slice(None)
         part = allowed[rows, :, start:end], bias[..., start:end]
         return KeyBlock(key[rows, start:end], value[rows, start:end], *part)
 
-    same = [jnp.broadcast_to(array[:1, :2], (ROWS, 2, HEADS, WIDTH)) for array in (key, value)]
-    whole = KeyBlock(
-        jnp.concatenate([same[0], key[:, 2:]], axis=1),
-        jnp.concatenate([same[1], value[:, 2:]], axis=1),
-        allowed,
-        bias,
-    )
+    whole = [each.at[:, :2].set(each[:1, :2]) for each in (key, value)]
+    expected = attend(query, [KeyBlock(*whole, allowed, bias)], 0.3)
     found = attend(query, [block(0, 2, True), block(2, 5, False), block(5, KEYS, False)], 0.3)
-    assert difference(found, attend(query, [whole], 0.3)) < 1e-6
+    assert difference(found, expected) < 1e-6
 
 
-# --- rotary
+# --- Rotary positions
 
 LLAMA3 = Rotary(500_000.0, "llama3", 32.0, 1.0, 4.0, 8192)
 
@@ -222,13 +201,13 @@ def test_default_frequencies_fall_from_1_to_almost_the_inverse_of_the_base() -> 
     assert (np.abs(found / exact - 1) < 1e-6).all()
 
 
-def test_linear_scaling_slows_all_pairs_alike() -> None:
+def test_linear_scaling_divides_all_frequencies() -> None:
     plain = inverse_frequencies(Rotary(base=100.0), 8)
     assert np.array_equal(inverse_frequencies(Rotary(100.0, "linear", 4.0), 8), plain / 4)
 
 
-def test_llama3_scaling_slows_only_what_turns_slowly() -> None:
-    """The numbers of Llama 3.2: a text of 8,192 tokens, wavelengths from 2,048 to 8,192 between."""
+def test_llama3_scaling_divides_low_frequencies_only() -> None:
+    # Llama 3.2: texts of 8,192 tokens, wavelengths from 2,048 to 8,192 are interpolated.
     plain = inverse_frequencies(Rotary(LLAMA3.base), 64)
     found = inverse_frequencies(LLAMA3, 64)
     wavelengths = 2 * np.pi / plain.astype(np.float64)
@@ -246,52 +225,48 @@ def heads(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def turned(rows: jax.Array, positions: object, base: float = 50.0) -> jax.Array:
+def rotated(rows: jax.Array, positions: object, base: float = 50.0) -> jax.Array:
     positions = jnp.asarray(positions, jnp.int32)
     return rotate(rows, rotary_angles(Rotary(base), rows.shape[-1], positions))
 
 
-def test_position_0_turns_nothing_and_lengths_stay() -> None:
+def test_position_0_rotates_nothing_and_lengths_stay() -> None:
     rows = heads(2, 3, 5, 6)
-    assert np.array_equal(turned(rows, [[0, 0, 0]]), rows)
-    found = turned(rows, [[1, 7, 30]])
+    assert rotate(rows, None) is rows
+    assert np.array_equal(rotated(rows, [[0, 0, 0]]), rows)
+    found = rotated(rows, [[1, 7, 30]])
     assert difference(jnp.linalg.norm(found, axis=-1), jnp.linalg.norm(rows, axis=-1)) < 1e-6
     assert difference(found, rows) > 0.1
 
 
 def test_pairs_are_a_coordinate_and_the_one_half_a_head_later() -> None:
-    """As a complex number, a pair is multiplied by one of length 1."""
+    # As a complex number, a pair is multiplied by one of length 1.
     rows, position = heads(1, 1, 2, 6), 5
     pairs = np.asarray(rows[..., :3]) + 1j * np.asarray(rows[..., 3:])
     pairs = pairs * np.exp(1j * position * inverse_frequencies(Rotary(50.0), 6))
     expected = np.concatenate([pairs.real, pairs.imag], axis=-1)
-    assert difference(turned(rows, [[position]]), expected) < 1e-6
+    assert difference(rotated(rows, [[position]]), expected) < 1e-6
 
 
 def test_products_depend_on_the_distance_alone() -> None:
     query, key = heads(1, 1, 1, 8), heads(1, 1, 1, 8, seed=1)
 
     def product(at: int, looked_at: int) -> float:
-        return float((turned(query, [[at]]) * turned(key, [[looked_at]])).sum())
+        return float((rotated(query, [[at]]) * rotated(key, [[looked_at]])).sum())
 
     assert abs(product(9, 4) - product(25, 20)) < 1e-5
     assert abs(product(9, 4) - product(9, 5)) > 0.01
 
 
-def test_rows_may_stand_at_positions_of_their_own() -> None:
+def test_rows_may_have_different_positions() -> None:
     rows = heads(2, 3, 1, 4)
-    together = turned(rows, [[0, 1, 2], [5, 6, 7]])
-    assert np.array_equal(together[1:], turned(rows[1:], [[5, 6, 7]]))
+    together = rotated(rows, [[0, 1, 2], [5, 6, 7]])
+    assert np.array_equal(together[1:], rotated(rows[1:], [[5, 6, 7]]))
 
 
-def test_bfloat16_heads_are_turned_in_float32() -> None:
+def test_bfloat16_heads_are_rotated_in_float32() -> None:
     rows = heads(1, 4, 2, 8).astype(jnp.bfloat16)
-    found = turned(rows, [[100, 200, 300, 400]])
+    found = rotated(rows, [[100, 200, 300, 400]])
     assert found.dtype == jnp.bfloat16
-    exact = turned(rows.astype(jnp.float32), [[100, 200, 300, 400]])
+    exact = rotated(rows.astype(jnp.float32), [[100, 200, 300, 400]])
     assert difference(found.astype(jnp.float32), exact) < 2**-8
-
-
-def test_no_angles_turn_nothing() -> None:
-    rows = heads(1, 2, 3, 4)
-    assert rotate(rows, None) is rows

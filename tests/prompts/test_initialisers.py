@@ -1,4 +1,4 @@
-"""Starts of a prompt: right values, right dependence on seed, backbone and kind."""
+"""Initial prompts: values, and their dependence on seed, backbone and kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jpt.prompts.store import save_prompt
 from jpt.types import Prompt, PromptCard
 
 ROWS, WIDTH = 200, 8
-# Row i holds i everywhere, so that a prompt tells which ids it was made of.
+# Row i is i everywhere, so that a prompt shows its ids.
 TABLE = np.repeat(np.arange(ROWS, dtype=np.float32)[:, None], WIDTH, axis=1)
 
 
@@ -59,9 +59,12 @@ def test_seed_and_backbone_change_it_and_the_task_does_not(init: str) -> None:
         np.testing.assert_array_equal(values, make(init, label_ids=[1, 2, 3]))
 
 
-def test_kinds_have_numbers_of_their_own() -> None:
-    draws = {kind: initial_generator(0, "bert", kind).random() for kind in ("random", "vocab")}
-    assert draws["random"] != draws["vocab"]
+def test_kinds_have_different_random_numbers() -> None:
+    first, second = (initial_generator(0, "bert", kind).random() for kind in ("random", "vocab"))
+    assert first != second
+
+
+PINNED = np.array([-0.3079025447368622, -1.1737834215164185, -0.017041033133864403], np.float32)
 
 
 def test_random_is_normal_and_pinned() -> None:
@@ -69,12 +72,9 @@ def test_random_is_normal_and_pinned() -> None:
     assert abs(values.mean()) < 5e-4
     assert abs(values.std() - 0.02) < 5e-4
     assert abs(np.corrcoef(values[:, 0], values[:, 1])[0, 1]) < 0.08
-    # Literal, so that a version that draws other numbers is noticed.
+    # Literal, so that a change of the random numbers is noticed.
     np.testing.assert_array_equal(make("random", std=1.0)[0, :3], PINNED)
     np.testing.assert_array_equal(make("random", length=5), make("random", length=9)[:5])
-
-
-PINNED = np.array([-0.3079025447368622, -1.1737834215164185, -0.017041033133864403], np.float32)
 
 
 def test_vocab_is_a_sample_without_repeats() -> None:
@@ -89,7 +89,7 @@ def test_vocab_is_a_sample_without_repeats() -> None:
 def test_vocab_smaller_than_the_prompt() -> None:
     drawn = ids_of(make("vocab", ids=np.array([3, 4, 5]), length=7))
     assert sorted(drawn[:3]) == sorted(drawn[3:6]) == [3, 4, 5]
-    with pytest.raises(InputError, match="no piece that stands for text"):
+    with pytest.raises(InputError, match="expected text tokens in the vocabulary"):
         make("vocab", ids=np.array([], np.int64))
 
 
@@ -98,14 +98,14 @@ def test_labels_come_first_and_once() -> None:
     assert drawn[:2] == [60, 7]
     assert sorted(drawn[2:]) == [i for i in range(50, 150) if i != 60]
     assert ids_of(make("labels", length=2)) == [60, 7]
-    with pytest.raises(InputError, match="each of the 2 label words, the prompt has 1; set length"):
+    with pytest.raises(InputError, match="length of at least 2, .* got 1; set length to 2"):
         make("labels", length=1)
 
 
 def test_text_is_repeated_or_cut() -> None:
     assert ids_of(make("text:5 6 7", length=7)) == [5, 6, 7, 5, 6, 7, 5]
     assert ids_of(make("text:5 6 7", length=2)) == [5, 6]
-    with pytest.raises(InputError, match="no words that the vocabulary knows"):
+    with pytest.raises(InputError, match="expected words of the vocabulary, got none"):
         make("text:x", encode=lambda _: [])
 
 
@@ -114,9 +114,9 @@ def test_another_prompt(tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     save_prompt(file, Prompt(other, PromptCard("bert", "sst2")))
     np.testing.assert_array_equal(make(f"prompt:{file}"), other)
-    with pytest.raises(InputError, match="has 20 rows, length is 10; set length to 20"):
+    with pytest.raises(InputError, match="expected length 10, got 20; set length to 20"):
         make(f"prompt:{file}", length=10)
-    with pytest.raises(InputError, match=r"8 wide \(tuned on bert\), the backbone 9"):
+    with pytest.raises(InputError, match=r"expected width 9, .* got 8 \(tuned on bert\)"):
         make(f"prompt:{file}", embedding=np.zeros((5, 9), np.float32))
     with pytest.raises(InputError, match="no such file"):
         make(f"prompt:{tmp_path / 'nowhere' / 'a.safetensors'}")
@@ -130,27 +130,15 @@ def test_embeddings_of_jax(dtype: Any) -> None:
 
 
 def test_id_outside_the_table() -> None:
-    with pytest.raises(InputError, match="id 200 is outside the 200 words"):
+    with pytest.raises(InputError, match="vocabulary size 200, got 200"):
         make("text:200")
 
 
-def test_sampled_ids_leave_out_what_is_no_text() -> None:
-    pieces = {
-        "[PAD]": False,
-        "[unused12]": False,
-        "the": True,
-        "##s": True,
-        "unused": True,
-        "<extra_id_3>": False,
-        "madeupword0002": False,
-        "<0x0A>": False,
-        "<|endoftext|>": False,
-        "\u0120film": True,
-        "[MASK]": False,
-        "[": True,
-    }
-    kept = sampled_ids(pieces, special={0, 10})
-    assert kept.tolist() == [token for token, keep in enumerate(pieces.values()) if keep]
+def test_sampled_ids_leave_out_special_and_unused_tokens() -> None:
+    other = ["[PAD]", "[unused12]", "<extra_id_3>", "madeupword0002", "<0x0A>", "<|endoftext|>"]
+    other, text = [*other, "[MASK]"], ["the", "##s", "unused", "\u0120film", "["]
+    kept = sampled_ids([*other, *text], special={0, 6})
+    assert kept.tolist() == [*range(7, 12)]
 
 
 @pytest.mark.parametrize(
@@ -172,11 +160,11 @@ def test_parse_init(text: str, init: Init) -> None:
     [
         ("randm", "unknown init 'randm'; did you mean random"),
         ("", "unknown init ''.*known: labels, prompt:FILE, random, text:WORDS, vocab"),
-        ("text", "init 'text' lacks its WORDS; write text:..."),
-        ("text: ", "lacks its WORDS"),
-        ("prompt:", "lacks its FILE"),
-        ("random:1", "random takes nothing after it"),
-        ("vocab:", "vocab takes nothing after it"),
+        ("text", "expected text:WORDS, got 'text'"),
+        ("text: ", "expected text:WORDS, got 'text: '"),
+        ("prompt:", "expected prompt:FILE"),
+        ("random:1", "expected random without an argument, got 'random:1'"),
+        ("vocab:", "expected vocab without an argument"),
     ],
 )
 def test_parse_init_refuses(text: str, message: str) -> None:

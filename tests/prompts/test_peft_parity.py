@@ -1,4 +1,4 @@
-"""Real PEFT loads what jpt exports and computes the same logits; jpt reads what PEFT saves."""
+"""PEFT loads what jpt exports and computes the same logits; jpt reads what PEFT saves."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ TOKENIZERS = {"gpt2": "gpt2-mini", "llama": "gpt2-mini", "t5": "t5-mini"}
 
 
 class Pair(NamedTuple):
-    """One model in a folder, as jpt loads it, and how torch loads it anew."""
+    """A model in a folder, loaded by jpt, and a function that loads it with torch."""
 
     folder: Path
     backbone: Backbone
@@ -84,33 +84,23 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     torch.manual_seed(5)
     model = getattr(transformers, kind).from_config(config)
     with torch.no_grad():
-        for parameter in model.parameters():  # far from their start, where all words are alike
+        for parameter in model.parameters():  # far from their start, where all logits are similar
             parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     load = getattr(transformers, kind).from_pretrained
     return Pair(folder, load_backbone(folder), lambda: load(folder).eval())
 
 
-def draw_prompt(pair: Pair, seed: int = 0) -> Prompt:
-    size = (ROWS, pair.backbone.config.width)
-    values = np.random.default_rng(seed).normal(size=size).astype(np.float32)
-    card = PromptCard(
-        str(pair.folder),
-        "builtin/imdb",
-        task_type="sentiment",
-        layout=pair.backbone.layout,
-        init="vocab",
-        seed=3,
-        steps=120,
-        score=0.8112345678901234,
-        metric="accuracy",
-        jpt_version="0.0.1",
-    )
-    return Prompt(values, card)
+def random_prompt(pair: Pair) -> Prompt:
+    size, layout = (ROWS, pair.backbone.config.width), pair.backbone.layout
+    values = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    card = PromptCard(str(pair.folder), "builtin/imdb", "sentiment", layout, "vocab", 3, 120)
+    card = dataclasses.replace(card, score=0.8112345678901234, metric="accuracy")
+    return Prompt(values, dataclasses.replace(card, jpt_version="0.0.1"))
 
 
 def tokens_of(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """The texts as jpt reads them; transformers reads them so too."""
+    """Tokens and lengths of the texts, equal in jpt and transformers."""
     from transformers import AutoTokenizer
 
     rows = pair.backbone.tokenizer.encode(TEXTS)
@@ -118,23 +108,19 @@ def tokens_of(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     assert theirs(TEXTS, add_special_tokens=False)["input_ids"] == rows
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.zeros((len(rows), lengths.max()), np.int32)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row)] = row
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = row
     assert len(set(lengths.tolist())) == 3, "rows of one length would not need the mask"
     return tokens, lengths
 
 
 def ask_jpt(pair: Pair, values: np.ndarray) -> np.ndarray:
-    """Scores of all words at all places of text, or at all that T5's decoder reads."""
-    tokens, lengths = map(jnp.asarray, tokens_of(pair))
+    """Logits at all text positions, or of all of T5's decoder tokens."""
+    inputs, backbone = (*map(jnp.asarray, tokens_of(pair)), jnp.asarray(values)), pair.backbone
     options: dict[str, Any] = {"every_position": True}
-    if pair.backbone.layout == "encoder_decoder":
+    if backbone.layout == "encoder_decoder":
         options = {"decoder_tokens": jnp.asarray(DECODED, jnp.int32)}
-    prompt = jnp.asarray(values)
-    backbone = pair.backbone
-    return np.asarray(
-        read(backbone.module, backbone.params, tokens, lengths, prompt, **options).logits
-    )
+    return np.asarray(read(backbone.module, backbone.params, *inputs, **options).logits)
 
 
 def ask_peft(pair: Pair, model: Any) -> np.ndarray:
@@ -152,7 +138,7 @@ def ask_peft(pair: Pair, model: Any) -> np.ndarray:
 
 def assert_logits_agree(pair: Pair, values: np.ndarray, model: Any) -> None:
     ours, theirs = ask_jpt(pair, values), ask_peft(pair, model)
-    if pair.backbone.layout == "decoder":  # what stands at padding means nothing
+    if pair.backbone.layout == "decoder":  # values at padding are undefined
         tokens, lengths = tokens_of(pair)
         is_text = np.arange(tokens.shape[1]) < lengths[:, None]
         ours, theirs = ours[is_text], theirs[is_text]
@@ -162,7 +148,7 @@ def assert_logits_agree(pair: Pair, values: np.ndarray, model: Any) -> None:
 
 
 def saved_by_peft(pair: Pair, out: Path, bin_file: bool = False, **options: Any) -> np.ndarray:
-    """Saves an adapter as PEFT does and gives its table."""
+    """Save an adapter with PEFT and return its table."""
     import peft
     import torch
 
@@ -181,11 +167,11 @@ def saved_by_peft(pair: Pair, out: Path, bin_file: bool = False, **options: Any)
 def test_peft_loads_an_export_and_agrees_on_logits(pair: Pair, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    prompt = draw_prompt(pair)
+    prompt = random_prompt(pair)
     save_prompt(tmp_path / "p.safetensors", prompt)
     export_peft(tmp_path / "p.safetensors", tmp_path / "adapter")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # PEFT's way to say that a field is unknown
+        warnings.simplefilter("error", UserWarning)  # for unknown fields
         model = PeftModel.from_pretrained(pair.load(), str(tmp_path / "adapter")).eval()
     assert_logits_agree(pair, prompt.values, model)
 
@@ -208,10 +194,10 @@ def test_an_adapter_that_peft_saved_is_imported(pair: Pair, tmp_path: Path) -> N
 
 
 def test_peft_saves_an_export_again_and_it_comes_back(pair: Pair, tmp_path: Path) -> None:
-    """Without its card, which PEFT does not know; of a model of which only the name is known."""
+    # Without its card, which PEFT drops, and for a model of which only the name is known.
     from peft import PeftModel
 
-    prompt = draw_prompt(pair)
+    prompt = random_prompt(pair)
     prompt = Prompt(prompt.values, dataclasses.replace(prompt.card, backbone="somebody/model"))
     export_peft(prompt, tmp_path / "ours")
     model = PeftModel.from_pretrained(pair.load(), str(tmp_path / "ours"))
@@ -256,13 +242,12 @@ def test_adapters_of_other_kinds_are_refused(pair: Pair, tmp_path: Path, kind: s
     task_type = "CAUSAL_LM" if pair.backbone.layout == "decoder" else "SEQ_2_SEQ_LM"
     config = getattr(peft, name)(task_type=task_type, **options)
     peft.get_peft_model(pair.load(), config).save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match=f"peft_type is {kind} .*only PROMPT_TUNING"):
+    with pytest.raises(InputError, match=f"expected peft_type PROMPT_TUNING, got {kind}"):
         import_peft(tmp_path / "other")
 
 
 @pytest.mark.slow
 def test_the_lines_of_the_readme_run(tmp_path: Path) -> None:
-    """As they stand there, for a prompt on a folder that transformers can load."""
     pytest.importorskip("peft")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = (part for part in text.split("```\n") if part.startswith("jpt export peft "))

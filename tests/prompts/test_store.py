@@ -1,10 +1,11 @@
-"""DOC"""
+"""Prompt files, folders of prompts, prompt banks, and the prompt of each task."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -24,7 +25,7 @@ from jpt.prompts.store import (
 from jpt.results.prompt_table import match_in_task_prompts
 from jpt.types import Prompt, PromptCard
 
-# --- bank
+# --- Banks
 
 CARDS = [PromptCard("bert", task) for task in ("sst2", "imdb", "mnli")]
 
@@ -48,20 +49,22 @@ def test_there_and_back() -> None:
 @pytest.mark.parametrize("rows, width, size", [(5, 3, "5 x 3"), (4, 2, "4 x 2")])
 def test_mixed_shapes(rows: int, width: int, size: str) -> None:
     prompts = {"first": prompt(0), "second": prompt(1), "third": prompt(2, rows, width)}
-    with pytest.raises(InputError, match=f"prompt third is {size} and prompt first 4 x 3"):
+    with pytest.raises(
+        InputError, match=f"third: expected shape 4 x 3, that of prompt first, got {size}"
+    ):
         stack_prompts(prompts)
 
 
-def test_what_is_no_bank() -> None:
-    with pytest.raises(InputError, match="needs at least one"):
+def test_wrong_banks() -> None:
+    with pytest.raises(InputError, match="expected at least 1 prompt to stack"):
         stack_prompts({})
-    with pytest.raises(InputError, match="2 cards for 3 prompts"):
+    with pytest.raises(InputError, match="expected 3 cards, one per prompt, got 2"):
         unstack_prompts(np.zeros((3, 4, 3), np.float32), CARDS[:2])
-    with pytest.raises(InputError, match="this one is 4 x 3"):
+    with pytest.raises(InputError, match="got shape 4 x 3"):
         unstack_prompts(np.zeros((4, 3), np.float32), CARDS)
 
 
-# --- store
+# --- Files
 
 CARD = PromptCard("builtin/bert-small", "builtin/mood")
 VALUES = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -75,27 +78,16 @@ def write(path: Path, card: object = None, **tensors: np.ndarray) -> Path:
 
 
 def test_saved_is_loaded(tmp_path: Path) -> None:
-    card = PromptCard(
-        backbone="bert-base",
-        task="imdb",
-        layout="encoder",
-        init="text:gut und schlecht ä",
-        seed=0,
-        steps=300,
-        score=0.8125,
-        metric="accuracy",
-        source="imported",
-        jpt_version="0.0.1",
-        first_position=1,
-    )
+    card = PromptCard("bert-base", "imdb", init="text:gut und schlecht ä", seed=0, steps=300)
+    card = dataclasses.replace(card, score=0.8125, metric="accuracy", source="imported")
+    card = dataclasses.replace(card, jpt_version="0.0.1", first_position=1)
     unused = np.full((1, 3), 1e10, np.float32)
     save_prompt(tmp_path / "a.safetensors", Prompt(VALUES, card, unused))
     found = load_prompt(tmp_path / "a.safetensors")
-    assert found.card == card
-    assert found.values.dtype == np.float32
+    assert found.card == card and found.card.layout == "encoder"
+    assert found.values.dtype == np.float32 and found.values.flags.writeable
     np.testing.assert_array_equal(found.values, VALUES)
     np.testing.assert_array_equal(found.unused_row, unused)
-    assert found.values.flags.writeable
 
 
 def test_the_form_on_disk(tmp_path: Path) -> None:
@@ -107,12 +99,8 @@ def test_the_form_on_disk(tmp_path: Path) -> None:
     assert list(metadata) == ["card"]
     card = json.loads(metadata["card"])
     assert card.pop("jpt_version")
-    assert card == {
-        "backbone": "builtin/bert-small",
-        "task": "builtin/mood",
-        "layout": "encoder",
-        "init": "random",
-    }
+    names = {"backbone": CARD.backbone, "task": CARD.task}
+    assert card == {**names, "layout": "encoder", "init": "random"}
 
 
 def test_equal_prompts_are_equal_bytes(tmp_path: Path) -> None:
@@ -124,10 +112,8 @@ def test_equal_prompts_are_equal_bytes(tmp_path: Path) -> None:
 def test_numbers_of_numpy_in_the_card(tmp_path: Path) -> None:
     card = dataclasses.replace(CARD, steps=np.int64(3), score=np.float32(0.5))
     save_prompt(tmp_path / "a", Prompt(VALUES, card))
-    assert (load_prompt(tmp_path / "a").card.steps, load_prompt(tmp_path / "a").card.score) == (
-        3,
-        0.5,
-    )
+    found = load_prompt(tmp_path / "a").card
+    assert (found.steps, found.score) == (3, 0.5)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -139,7 +125,7 @@ def test_half_precision_is_read_as_float32(tmp_path: Path, dtype: type) -> None:
 
 
 def test_folder_of_a_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a folder without prompt.safetensors: an unfinished run"):
+    with pytest.raises(InputError, match=r"has no prompt.safetensors \(an unfinished run\?\)"):
         load_prompt(tmp_path)
     save_prompt(tmp_path / "prompt.safetensors", Prompt(VALUES, CARD))
     assert load_prompt(str(tmp_path)).card.task == "builtin/mood"
@@ -148,24 +134,24 @@ def test_folder_of_a_run(tmp_path: Path) -> None:
 NAN, INF = VALUES.copy(), VALUES.copy()
 NAN[3, 1], INF[0, 0], INF[4, 2] = np.nan, np.inf, -np.inf
 WRONG = {
-    "no tensor prompt": ({"soft": VALUES}, r"no tensor 'prompt' \(it holds soft\)"),
-    "no tensor": ({}, r"no tensor 'prompt' \(it holds nothing\)"),
-    "one axis": ({"prompt": VALUES[0]}, r"the shape \[3\]; rows x width expected"),
-    "three axes": ({"prompt": VALUES[None]}, r"the shape \[1, 5, 3\]"),
-    "no rows": ({"prompt": VALUES[:0]}, r"the shape \[0, 3\]"),
-    "float64": ({"prompt": VALUES.astype("f8")}, "the type float64; float32, float16 or bfloat16"),
-    "numbers": ({"prompt": VALUES.astype("i4")}, "the type int32"),
-    "NaN": ({"prompt": NAN}, r"row 3 of 'prompt' holds NaN or infinity \(1 of 5 rows do\)"),
-    "infinite": ({"prompt": INF}, r"row 0 of 'prompt' holds NaN or infinity \(2 of 5 rows do\)"),
+    "no tensor prompt": ({"soft": VALUES}, "expected a tensor 'prompt', got soft"),
+    "no tensor": ({}, "expected a tensor 'prompt', got nothing"),
+    "one axis": ({"prompt": VALUES[0]}, r"expected a prompt of shape \[P, D\], got \[3\]"),
+    "three axes": ({"prompt": VALUES[None]}, r"got \[1, 5, 3\]"),
+    "no rows": ({"prompt": VALUES[:0]}, r"got \[0, 3\]"),
+    "float64": ({"prompt": VALUES.astype("f8")}, "float32, float16 or bfloat16 .* got float64"),
+    "numbers": ({"prompt": VALUES.astype("i4")}, "got int32"),
+    "NaN": ({"prompt": NAN}, r"'prompt', got NaN .* in 1 of 5 rows \(first: row 3\)"),
+    "infinite": ({"prompt": INF}, r"'prompt', got NaN or infinity in 2 of 5 rows \(first: row 0\)"),
     "unused row of two": (
         {"prompt": VALUES, "unused_row": VALUES[:2]},
-        r"unused_row has the shape \[2, 3\]; \[1, 3\] expected",
+        r"unused_row of shape \[1, 3\], got \[2, 3\]",
     ),
     "unused row too wide": (
         {"prompt": VALUES, "unused_row": np.ones((1, 4), "f4")},
-        r"unused_row has the shape \[1, 4\]; \[1, 3\] expected",
+        r"unused_row of shape \[1, 3\], got \[1, 4\]",
     ),
-    "unused row NaN": ({"prompt": VALUES, "unused_row": NAN[3:4]}, "row 0 of 'unused_row'"),
+    "unused row NaN": ({"prompt": VALUES, "unused_row": NAN[3:4]}, "'unused_row', got NaN"),
 }
 
 
@@ -179,22 +165,24 @@ def test_wrong_tensors(tmp_path: Path, name: str) -> None:
 
 WRONG_CARDS = [
     ("{", "is not JSON"),
-    ("[1]", "is no table"),
-    ("null", "is no table"),
-    ({"task": "sst2"}, "names no backbone"),
-    ({"backbone": "bert", "task": ""}, "names no task"),
-    ({"backbone": 3, "task": "sst2"}, "backbone = 3; a text expected"),
-    ({"backbone": "bert", "task": "a", "layout": "front"}, "one of encoder, encoder_decoder"),
-    ({"backbone": "bert", "task": "a", "layout": []}, "one of encoder, encoder_decoder"),
-    ({"backbone": "bert", "task": "a", "seed": -1}, "seed = -1; a whole number"),
-    ({"backbone": "bert", "task": "a", "steps": 1.5}, "steps = 1.5; a whole number"),
-    ({"backbone": "bert", "task": "a", "first_position": True}, "first_position = True"),
-    ({"backbone": "bert", "task": "a", "score": "high"}, "score = 'high'; a number"),
+    ("[1]", "expected a JSON object, got list"),
+    ("null", "expected a JSON object, got NoneType"),
+    ({"task": "sst2"}, "has no backbone"),
+    ({"backbone": "bert", "task": ""}, "has no task"),
+    ({"backbone": 3, "task": "sst2"}, "expected backbone to be a string, got 3"),
+    ({"layout": "front"}, "layout to be one of encoder, encoder_decoder, decoder, got 'front'"),
+    ({"layout": []}, "one of encoder, encoder_decoder"),
+    ({"seed": -1}, "seed to be an integer of at least 0, got -1"),
+    ({"steps": 1.5}, "steps to be an integer of at least 0, got 1.5"),
+    ({"first_position": True}, "first_position to be an integer .* got True"),
+    ({"score": "high"}, "score to be a number, got 'high'"),
 ]
 
 
 @pytest.mark.parametrize("card, message", WRONG_CARDS)
 def test_wrong_card(tmp_path: Path, card: object, message: str) -> None:
+    if isinstance(card, dict) and not {"backbone", "task"} & card.keys():
+        card = {"backbone": "bert", "task": "a", **card}
     path = write(tmp_path / "a.safetensors", card, prompt=VALUES)
     with pytest.raises(InputError, match=f"card of .*a.safetensors.*{message}"):
         load_prompt(path)
@@ -202,15 +190,14 @@ def test_wrong_card(tmp_path: Path, card: object, message: str) -> None:
 
 def test_missing_card(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "a.safetensors", {"prompt": VALUES})
-    with pytest.raises(InputError, match="a.safetensors has no card"):
+    with pytest.raises(InputError, match="a.safetensors has no prompt card"):
         load_prompt(tmp_path / "a.safetensors")
 
 
 def test_card_of_a_later_version(tmp_path: Path) -> None:
     card = {"backbone": "bert", "task": "sst2", "mood": {"new": 1}}
-    assert load_prompt(write(tmp_path / "a", card, prompt=VALUES)).card == PromptCard(
-        "bert", "sst2"
-    )
+    found = load_prompt(write(tmp_path / "a", card, prompt=VALUES)).card
+    assert found == PromptCard("bert", "sst2")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 60, -1])
@@ -222,7 +209,7 @@ def test_truncated_file(tmp_path: Path, kept: int) -> None:
         load_prompt(tmp_path / "a.safetensors")
 
 
-def test_missing_file_tells_the_nearest(tmp_path: Path) -> None:
+def test_missing_file_suggests_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
         load_prompt(tmp_path / "sst2.safetensors")
     save_prompt(tmp_path / "sst2.safetensors", Prompt(VALUES, CARD))
@@ -233,10 +220,10 @@ def test_missing_file_tells_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "prompt, message",
     [
-        (Prompt(NAN, CARD), "row 3 of 'prompt'"),
-        (Prompt(VALUES[0], CARD), "rows x width expected"),
-        (Prompt(VALUES, CARD, np.ones((1, 2), np.float32)), "unused_row has the shape"),
-        (Prompt(VALUES, dataclasses.replace(CARD, score=float("nan"))), "score nan is no number"),
+        (Prompt(NAN, CARD), "finite values in 'prompt'"),
+        (Prompt(VALUES[0], CARD), r"shape \[P, D\]"),
+        (Prompt(VALUES, CARD, np.ones((1, 2), np.float32)), "expected unused_row of shape"),
+        (Prompt(VALUES, dataclasses.replace(CARD, score=float("nan"))), "finite score .* got nan"),
     ],
 )
 def test_what_cannot_be_saved_leaves_the_old_file(
@@ -278,7 +265,7 @@ def test_list_of_no_prompts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="config.json is a file; give the folder"):
         list_prompts(tmp_path / "config.json")
     save_prompt(tmp_path / "prompt.safetensors", Prompt(VALUES, CARD))
-    with pytest.raises(InputError, match="is the folder of one run"):
+    with pytest.raises(InputError, match="expected a folder of prompts, got a run folder"):
         list_prompts(tmp_path)
 
 
@@ -286,42 +273,51 @@ def test_check_prompt() -> None:
     prompt = Prompt(VALUES, CARD)
     check_prompt(prompt, "builtin/bert-small", 3, "encoder")
     check_prompt(prompt, "other", 3, "encoder", True)
-    with pytest.raises(InputError, match=r"3 wide \(tuned on builtin/bert-small\).*is 4 wide"):
-        check_prompt(prompt, "builtin/bert-small", 4, "encoder")
-    with pytest.raises(InputError, match="3 wide.*is 4 wide"):
-        check_prompt(prompt, "other", 4, "encoder", True)
-    with pytest.raises(InputError, match="tuned on builtin/bert-small, not on other"):
-        check_prompt(prompt, "other", 3, "encoder")
-    with pytest.raises(InputError, match="layout encoder, but other has the layout decoder"):
-        check_prompt(prompt, "other", 3, "decoder", True)
+    wrong = [
+        (
+            ("builtin/bert-small", 4, "encoder"),
+            r"width 4 for .* got width 3 \(tuned on builtin/bert-s",
+        ),
+        (("other", 4, "encoder", True), "width 4 for other, got width 3"),
+        (("other", 3, "encoder"), "tuned on other, got one tuned on builtin/bert-small"),
+        (("other", 3, "decoder", True), "layout decoder for other, got layout encoder"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(InputError, match=message):
+            check_prompt(prompt, *arguments)
 
 
-# --- own
+# --- Prompts of tasks
 
 
-def cards(**tasks: str) -> dict[str, PromptCard]:
-    return {name: PromptCard("bert", task) for name, task in tasks.items()}
+@pytest.mark.parametrize(
+    ("targets", "tasks", "expected"),
+    [
+        # The card counts, and the name only if no card names the target.
+        (["imdb"], {"imdb": "sst2", "other": "builtin/imdb"}, {"imdb": "other"}),
+        (["ethicsjustice"], {"ethicsjustice": "justice", "sst2": "sst2"}, None),
+        # Of several, the one of that name.
+        (["imdb"], {"imdb": "imdb", "imdb_seed_1": "imdb"}, {"imdb": "imdb"}),
+    ],
+)
+def test_in_task_prompts_are_matched(
+    targets: list[str], tasks: dict, expected: dict | None
+) -> None:
+    cards = {name: PromptCard("bert", task) for name, task in tasks.items()}
+    found, notes = match_in_task_prompts(targets, cards)
+    assert found == (expected or {targets[0]: targets[0]}) and notes == []
 
 
-def test_the_card_counts_and_not_the_name() -> None:
-    own, notes = match_in_task_prompts(["imdb"], cards(imdb="sst2", other="builtin/imdb"))
-    assert own == {"imdb": "other"} and notes == []
-
-
-def test_the_name_counts_where_no_card_names_the_target() -> None:
-    own, _ = match_in_task_prompts(["ethicsjustice"], cards(ethicsjustice="justice", sst2="sst2"))
-    assert own == {"ethicsjustice": "ethicsjustice"}
-
-
-def test_of_several_the_one_of_that_name() -> None:
-    own, notes = match_in_task_prompts(["imdb"], cards(imdb="imdb", imdb_seed_1="imdb"))
-    assert own == {"imdb": "imdb"} and notes == []
-    own, notes = match_in_task_prompts(["imdb"], cards(imdb_seed_0="imdb", imdb_seed_1="imdb"))
-    assert own == {}
-    assert "imdb has 2 in-task prompts (imdb_seed_0, imdb_seed_1)" in notes[0]
-
-
-def test_none_is_said() -> None:
-    own, notes = match_in_task_prompts(["imdb", "mnli"], cards(a="imdb"))
-    assert own == {"imdb": "a"}
-    assert notes == ["mnli has no in-task prompt: relative performance is not defined"]
+@pytest.mark.parametrize(
+    ("targets", "names", "expected", "note"),
+    [
+        (["imdb"], ("seed_0", "seed_1"), {}, r"imdb has 2 .*\(seed_0, seed_1\)"),
+        (["imdb", "mnli"], ("a",), {"imdb": "a"}, "mnli has no .*: relative performance is not"),
+    ],
+)
+def test_targets_without_one_in_task_prompt_are_noted(
+    targets: list[str], names: tuple[str, ...], expected: dict, note: str
+) -> None:
+    found, notes = match_in_task_prompts(targets, {n: PromptCard("bert", "imdb") for n in names})
+    assert found == expected
+    assert len(notes) == 1 and re.match(note, notes[0])
