@@ -670,7 +670,7 @@ def pull_prompts(
         >>> pull_prompts("prompts", "out")
         Traceback (most recent call last):
         ...
-        jpt.errors.InputError: 'prompts' names no owner; give OWNER/NAME, for instance me/prompts
+        jpt.errors.InputError: 'prompts' has no owner; give OWNER/NAME, for instance me/prompts
     """
     hub, folder = HubRepository(repo), Path(out).expanduser()
     state = hub.state(revision)
@@ -955,7 +955,7 @@ def push_prompts(
         >>> push_prompts("study/prompts", "prompts")
         Traceback (most recent call last):
         ...
-        jpt.errors.InputError: 'prompts' names no owner; give OWNER/NAME, for instance me/prompts
+        jpt.errors.InputError: 'prompts' has no owner; give OWNER/NAME, for instance me/prompts
     """
     if message is not None and not message.strip():
         raise InputError("the message is empty; give a text, or leave it out")

@@ -85,9 +85,7 @@ def test_tune_writes_a_run_and_returns_at_once_when_repeated(run, task, tmp_path
         (("--mesh", "rows:2"), ("rows",)),
     ],
 )
-def test_invalid_options_write_nothing(
-    run, task, tmp_path: Path, arguments: tuple[str, ...], needles: tuple[str, ...]
-) -> None:
+def test_invalid_options_write_nothing(run, task, tmp_path, arguments, needles):
     out = tmp_path / "run"
     assert_refused(run(*TUNE, "--task", task, "--out", out, *arguments), *needles)
     assert not out.exists()
@@ -113,9 +111,7 @@ TOML = (
         ({"test": '{"label": "bad"}\n'}, ("test.jsonl", "text")),
     ],
 )
-def test_a_broken_task_folder_is_refused(
-    run, tmp_path: Path, changes: dict[str, str], needles: tuple[str, ...]
-) -> None:
+def test_a_broken_task_folder_is_refused(run, tmp_path, changes, needles):
     task, out = write_task(tmp_path / "mood", **changes), tmp_path / "run"
     assert_refused(run(*TUNE, "--task", task, "--out", out), *needles)
     assert not out.exists()
@@ -238,9 +234,7 @@ ALL = list(commands())
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
-def test_every_help_fits_the_terminal_and_has_an_example(
-    path: tuple[str, ...], run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_help_fits_the_terminal_and_has_an_example(path, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(WIDEST))
     code, out, _ = run(*path, "--help")
     assert code == 0

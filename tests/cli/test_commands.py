@@ -123,9 +123,7 @@ def test_the_paper_s_probe_is_the_default(run_on_study, study: Path) -> None:
         (("--chunk-mb", "-1"), "chunk_mb is -1.0; give a number of megabytes above 0"),
     ],
 )
-def test_invalid_probe_options(
-    run_on_study, study: Path, options: tuple[str, ...], message: str
-) -> None:
+def test_invalid_probe_options(run_on_study, study, options, message):
     named = [str(study / "mood") if word == "MOOD" else word for word in options]
     code, _, stderr = run_on_study("neurons", "--out", study / "wrong.npz", *named)
     assert code == 2 and message in stderr and not (study / "wrong.npz").exists()
@@ -184,9 +182,7 @@ def test_train_apply_evaluate(run, tmp_path: Path) -> None:
 # --- Report
 
 
-def test_report_prints_where_the_page_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_prints_where_the_page_is(tmp_path, capsys):
     write_scores(tmp_path)
     write_transfer_record(tmp_path)
     report(tmp_path, json=True)

@@ -20,9 +20,7 @@ CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
 
 
 @pytest.mark.parametrize(("number", "code"), CODES)
-def test_a_command_ends_with_one_line(
-    number: signal.Signals, code: int, run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_ends_with_one_line(number, code, run, monkeypatch):
     def interrupted() -> None:
         try:
             signal.raise_signal(number)

@@ -222,9 +222,7 @@ class _CapturedError(Exception):
 
 
 @pytest.mark.parametrize(("dtype", "remat"), [("float32", "dots"), ("bfloat16", "full")])
-def test_the_step_is_the_one_that_tune_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, remat: str
-) -> None:
+def test_the_step_is_the_one_that_tune_runs(tmp_path, monkeypatch, dtype, remat):
     original, captured = tune_module.paper_train_step, {}
 
     def capture(*settings: Any) -> Any:
@@ -302,9 +300,7 @@ def test_what_does_not_fit_has_exit_code_1(check, folder: Path) -> None:
         ("bert.json", ("--task", "sst2"), ("--task", "dry run")),
     ],
 )
-def test_invalid_input_is_one_line_and_exit_code_2(
-    check, folder: Path, file: str, arguments: tuple[str, ...], needles: tuple[str, ...]
-) -> None:
+def test_invalid_input_is_one_line_and_exit_code_2(check, folder, file, arguments, needles):
     (folder / "broken.json").write_text('{"model_type": "bert"')
     (folder / "list.json").write_text("[1, 2]")
     (folder / "strange.json").write_text('{"model_type": "bird"}')

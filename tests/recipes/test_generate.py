@@ -67,9 +67,7 @@ def prompt_for(backbone: Backbone, rows: int = 5) -> jpt.Prompt:
         pytest.param("llama", 1, marks=pytest.mark.slow),
     ],
 )
-def test_texts_are_continued_independently(
-    backbones: dict[str, Backbone], kind: str, beams: int
-) -> None:
+def test_texts_are_continued_independently(backbones, kind, beams):
     # Order, batch size and padding change nothing either.
     backbone, prompt = backbones[kind], prompt_for(backbones[kind])
     options = {"backbone": backbone, "max_tokens": NEW, "beams": beams}
@@ -98,9 +96,7 @@ def test_a_prompt_file_names_its_backbone(tmp_path: Path) -> None:
     assert found == generate(str(file), TEXTS[:2], backbone=folder, max_tokens=3)
 
 
-def test_a_model_may_have_several_end_tokens(
-    backbones: dict[str, Backbone], tmp_path: Path
-) -> None:
+def test_a_model_may_have_several_end_tokens(backbones, tmp_path):
     plain = backbones["llama"]
     whole = generate(None, TEXTS, backbone=plain, max_tokens=NEW)
     longest = max(whole, key=lambda text: len(text.split()))
@@ -168,17 +164,13 @@ def test_encoders_are_refused() -> None:
         ({"texts": ["a", None]}, "expected a list of strings"),
     ],
 )
-def test_invalid_options_are_refused(
-    backbones: dict[str, Backbone], options: dict, needle: str
-) -> None:
+def test_invalid_options_are_refused(backbones, options, needle):
     texts = options.pop("texts", ["a"])
     with pytest.raises(jpt.InputError, match=needle):
         generate(None, texts, backbone=backbones["gpt2"], **options)
 
 
-def test_prompts_of_other_models_are_refused(
-    backbones: dict[str, Backbone], tmp_path: Path
-) -> None:
+def test_prompts_of_other_models_are_refused(backbones, tmp_path):
     backbone = backbones["gpt2"]
     wide = jpt.Prompt(np.zeros((4, 33), np.float32), prompt_for(backbone).card)
     with pytest.raises(jpt.InputError, match="got width 33"):
@@ -246,9 +238,7 @@ def test_command_writes_one_line_per_line(continue_lines, tmp_path: Path) -> Non
         (b"a\nb\0c\n", "line 2: expected text, got a zero byte"),
     ],
 )
-def test_command_refuses_binary_input(
-    continue_lines, tmp_path: Path, stdin: bytes, needle: str
-) -> None:
+def test_command_refuses_binary_input(continue_lines, tmp_path, stdin, needle):
     code, out, err = continue_lines(
         stdin, "--backbone", str(write_tiny_backbone(tmp_path / "t5", "t5"))
     )

@@ -263,9 +263,7 @@ def test_a_foreign_adapter_gets_a_card(tmp_path: Path) -> None:
     assert max(len(line) for line in other.describe().splitlines()) <= 80
 
 
-def test_a_remote_base_model_is_not_fetched_unasked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_remote_base_model_is_not_fetched_unasked(tmp_path, monkeypatch):
     def fetch(*names: object, **options: object) -> None:
         raise AssertionError("nobody asked for the network")
 

@@ -104,9 +104,7 @@ def fetched(hub: FakeHub) -> set[str]:
 
 
 @pytest.mark.parametrize("outside_of_git", [False, True])
-def test_round_trip_is_bit_for_bit(
-    hub: FakeHub, folder: Path, tmp_path: Path, outside_of_git: bool
-) -> None:
+def test_round_trip_is_bit_for_bit(hub, folder, tmp_path, outside_of_git):
     hub.outside_of_git = outside_of_git
     pushed = jpt.push_prompts(folder, REPO, message="four of them")
     assert commits(hub) == ["four of them"] and not hub.repositories[REPO].private
@@ -142,9 +140,7 @@ def test_nothing_changed_makes_no_commit(hub: FakeHub, folder: Path, prompts_run
 
 
 @pytest.mark.parametrize("outside_of_git", [False, True])
-def test_other_prompts_of_the_repository_are_kept(
-    hub: FakeHub, folder: Path, tmp_path: Path, outside_of_git: bool
-) -> None:
+def test_other_prompts_of_the_repository_are_kept(hub, folder, tmp_path, outside_of_git):
     hub.outside_of_git = outside_of_git
     jpt.push_prompts(folder, REPO)
     write(tmp_path / "mine" / "poem.safetensors", 5, task="builtin/mnli")
@@ -209,9 +205,7 @@ def test_private_and_branches(hub: FakeHub, folder: Path, tmp_path: Path) -> Non
         assert (mood == local(folder)["mood.safetensors"]) == (revision == "trial")
 
 
-def test_differing_files_are_not_replaced(
-    hub: FakeHub, folder: Path, prompts_run: Callable
-) -> None:
+def test_differing_files_are_not_replaced(hub, folder, prompts_run):
     out = folder.parent / "out"
     jpt.push_prompts(folder, REPO)
     jpt.pull_prompts(REPO, out)
@@ -283,9 +277,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("how", "message"), BROKEN)
-def test_broken_folders_are_refused_before_anything_is_sent(
-    hub: FakeHub, folder: Path, prompts_run: Callable, how: str, message: str
-) -> None:
+def test_broken_folders_are_refused_before_anything_is_sent(hub, folder, prompts_run, how, message):
     break_folder(folder, how)
     code, out, err = prompts_run("push", folder, REPO)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
@@ -334,15 +326,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("command", "changes", "message"), WRONG)
-def test_wrong_input_is_one_line(
-    hub: FakeHub,
-    folder: Path,
-    prompts_run: Callable,
-    monkeypatch: pytest.MonkeyPatch,
-    command: tuple[str, ...],
-    changes: dict[str, str],
-    message: str,
-) -> None:
+def test_wrong_input_is_one_line(hub, folder, prompts_run, monkeypatch, command, changes, message):
     out, empty = folder.parent / "out", folder.parent / "empty"
     empty.mkdir()
     hub.repositories |= {"me/open": create(False), "me/hidden": create(True)}
@@ -356,13 +340,7 @@ def test_wrong_input_is_one_line(
 
 
 @pytest.mark.parametrize("command", [("push", "FOLDER", REPO), ("pull", REPO, "--out", "OUT")])
-def test_nothing_is_requested_offline(
-    hub: FakeHub,
-    folder: Path,
-    prompts_run: Callable,
-    monkeypatch: pytest.MonkeyPatch,
-    command: tuple[str, ...],
-) -> None:
+def test_nothing_is_requested_offline(hub, folder, prompts_run, monkeypatch, command):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -442,9 +420,7 @@ def by_loops(row: np.ndarray, table: np.ndarray) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("part", [1, 7, 4096])
-def test_nearest_tokens_are_those_of_loops(
-    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, part: int
-) -> None:
+def test_nearest_tokens_are_those_of_loops(backbone, monkeypatch, part):
     monkeypatch.setattr(recipe, "_TABLE_ROWS", part)
     table = np.asarray(backbone.params["embeddings"]["word"])
     values = noise()
@@ -463,9 +439,7 @@ def test_nearest_tokens_are_those_of_loops(
 
 
 @pytest.mark.parametrize("init", ["random", "vocab", "labels", "text:good film", "prompt"])
-def test_drift_is_the_distance_from_the_start(
-    backbone: Backbone, tmp_path: Path, init: str
-) -> None:
+def test_drift_is_the_distance_from_the_start(backbone, tmp_path, init):
     task = write_task(tmp_path / "mood")
     if init == "prompt":
         jpt.save_prompt(tmp_path / "s.safetensors", Prompt(noise(seed=9), card(backbone)))
@@ -600,8 +574,6 @@ def test_verify_lists_all_faults(prompts_run, prompts_folder: Path, backbone: Ba
         (("verify", "FOLDER", "--backbone", "builtin/bert-tiny"), "did you mean builtin/"),
     ],
 )
-def test_wrong_input(
-    prompts_run, prompts_folder: Path, command: tuple[str, ...], message: str
-) -> None:
+def test_wrong_input(prompts_run, prompts_folder, command, message):
     code, _, err = prompts_run(*(part.replace("FOLDER", str(prompts_folder)) for part in command))
     assert code == 2 and message in err and len(err.splitlines()) == 1

@@ -83,9 +83,7 @@ def test_all_results_are_written_and_agree(finished: recipe.QuickstartResult) ->
     assert str(finished.report) in finished.describe()
 
 
-def test_a_finished_study_returns_at_once_unchanged(
-    finished: recipe.QuickstartResult, tasks: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_study_returns_at_once_unchanged(finished, tasks, monkeypatch):
     before = files_of(finished.folder)
     monkeypatch.setattr(recipe, "load_backbone", None)  # nothing may be loaded
     again = quickstart(finished.folder, tasks=tasks, steps=2)
@@ -103,13 +101,7 @@ def test_a_finished_study_returns_at_once_unchanged(
         "write_report",
     ],
 )
-def test_a_stopped_study_resumes_and_ends_equal(
-    tmp_path: Path,
-    finished: recipe.QuickstartResult,
-    tasks: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    stage: str,
-) -> None:
+def test_a_stopped_study_resumes_and_ends_equal(tmp_path, finished, tasks, monkeypatch, stage):
     calls: list[str] = []
     whole = getattr(recipe, stage)
 
@@ -139,9 +131,7 @@ def test_progress_has_step_and_time(finished_and_log) -> None:
     assert "mood" in steps[0][2] and "0:00 elapsed" in steps[0][2]
 
 
-def test_the_remaining_time_is_estimated(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_remaining_time_is_estimated(monkeypatch, capsys):
     now_s = 0.0
     monkeypatch.setattr(recipe.time, "monotonic", lambda: now_s)
     clock = recipe._Steps([1.0, 1.0, 0.5], shown=True)

@@ -98,9 +98,7 @@ def test_nothing_else_is_left(swept: Path) -> None:
     assert names == ["runs", "runs.csv", "settings.csv", "sweep.json"]
 
 
-def test_a_stopped_sweep_ends_the_same(
-    grid: dict[str, Any], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_sweep_ends_the_same(grid, swept, tmp_path, monkeypatch):
     real, calls = sweep_module.fit_runs, []
 
     def fail(*arguments: Any) -> None:
@@ -118,9 +116,7 @@ def test_a_stopped_sweep_ends_the_same(
     assert read_prompts(tmp_path) == read_prompts(swept)
 
 
-def test_what_runs_share_is_read_once(
-    grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_runs_share_is_read_once(grid, tmp_path, monkeypatch):
     read: list[tuple[str, str]] = []
     loaded: list[Any] = []
     split, load = BoundTask.split, sweep_module.resolve_backbone
@@ -161,9 +157,7 @@ def test_other_options_are_another_run(grid: dict[str, Any], swept: Path) -> Non
         sweep(other, swept)
 
 
-def test_invalid_runs_stop_the_sweep_before_anything_is_written(
-    grid: dict[str, Any], tmp_path: Path
-) -> None:
+def test_invalid_runs_stop_the_sweep_before_anything_is_written(grid, tmp_path):
     wrong = {**grid, "grid": {**grid["grid"], "task": [*grid["grid"]["task"], "sst3"]}}
     with pytest.raises(InputError, match=r"run sst3\+learning_rate=0.01/seed-0: .*sst2"):
         sweep(wrong, tmp_path / "out")
@@ -383,9 +377,7 @@ def test_trials_are_runs_of_the_sweep(searched: SweepResult) -> None:
     assert describe_search(searched.record["search"]) in searched.describe()
 
 
-def test_a_failed_search_resumes_with_the_same_trials(
-    search_grid: dict[str, Any], searched: SweepResult, tmp_path: Path
-) -> None:
+def test_a_failed_search_resumes_with_the_same_trials(search_grid, searched, tmp_path):
     broken, rest = Workers(3), Workers()
     with pytest.raises(ConnectionError):
         sweep(search_grid, tmp_path / "out", trials=5, workers=broken)
@@ -396,9 +388,7 @@ def test_a_failed_search_resumes_with_the_same_trials(
     assert not set(broken.trained) & set(rest.trained)
 
 
-def test_more_trials_continue_fewer(
-    search_grid: dict[str, Any], searched: SweepResult, tmp_path: Path
-) -> None:
+def test_more_trials_continue_fewer(search_grid, searched, tmp_path):
     few, more = Workers(), Workers()
     first = sweep(search_grid, tmp_path / "out", trials=2, workers=few)
     # The number of trials per round stays as it began, whatever the slots.
@@ -465,9 +455,7 @@ def test_integers_are_searched_once() -> None:
         ({}, 0, "trials is 0"),
     ],
 )
-def test_invalid_searches_are_refused(
-    change: dict[str, Any], trials: int | None, message: str, tmp_path: Path
-) -> None:
+def test_invalid_searches_are_refused(change, trials, message, tmp_path):
     given = {"fixed": NOWHERE, "search": RATES, **change}
     with pytest.raises(InputError, match=re.escape(message)):
         sweep(given, tmp_path / "out", trials=trials)
@@ -479,9 +467,7 @@ def test_a_search_cannot_be_sharded(search_grid: dict[str, Any], tmp_path: Path)
         sweep(search_grid, tmp_path, trials=2, shard="1/2")
 
 
-def test_folder_of_another_search_is_refused(
-    search_grid: dict[str, Any], searched: SweepResult
-) -> None:
+def test_folder_of_another_search_is_refused(search_grid, searched):
     other = {**search_grid, "search": {"learning_rate": {"from": 1e-4, "to": 1e-1}}}
     with pytest.raises(InputError, match="holds a search over"):
         sweep(other, searched.folder, trials=5)
@@ -540,9 +526,7 @@ def test_what_another_process_locks_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "groups").exists()
 
 
-def test_sigterm_in_the_last_step_of_a_group_ends_the_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sigterm_in_the_last_step_of_a_group_ends_the_sweep(tmp_path, monkeypatch):
     grid = {"fixed": write_fixed(tmp_path / "given"), "grid": {"seed": [0, 1]}}
     grid |= {"run": {"slots": 1}}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -67,9 +67,7 @@ def local(grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return sweep(grid, tmp_path_factory.mktemp("local") / "out").folder
 
 
-def test_files_of_nodes_are_those_of_this_process(
-    grid: dict[str, Any], local: Path, tmp_path: Path
-) -> None:
+def test_files_of_nodes_are_those_of_this_process(grid, local, tmp_path):
     away = sweep(grid, tmp_path / "out", workers=workers_from()).folder
     assert len(read_prompts(away)) == 6 and read_prompts(away) == read_prompts(local)
     assert all(read_rows(away / name) == read_rows(local / name) for name in TABLES)
@@ -77,9 +75,7 @@ def test_files_of_nodes_are_those_of_this_process(
     assert runs == [{path.name for path in (local / "runs/first/seed-0").iterdir()}] * 3
 
 
-def test_relative_paths_count_from_the_driver(
-    grid: dict[str, Any], local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_count_from_the_driver(grid, local, tmp_path, monkeypatch):
     given = Path(grid["fixed"]["task"]).parent
     near = {**grid["fixed"], "task": "first", "backbone": "bert"}
     monkeypatch.chdir(given)
@@ -87,9 +83,7 @@ def test_relative_paths_count_from_the_driver(
     assert read_rows(tmp_path / "out" / "settings.csv")[0]["validation"]
 
 
-def test_driver_lost_while_it_writes_leaves_no_result(
-    grid: dict[str, Any], local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_driver_lost_while_it_writes_leaves_no_result(grid, local, tmp_path, monkeypatch):
     # After any number of files: a run has a result only if all its files are there.
     home = local / "runs" / "first" / "seed-0"
     files = {path.name: path.read_bytes() for path in home.iterdir()}
