@@ -28,7 +28,6 @@ from jpt.config import (
     PROBE_TEXT,
     Positions,
     ProbeOptions,
-    check_choice,
 )
 from jpt.data.batches import evaluation_batches, shuffled
 from jpt.data.encode import EncodedSplit, encode_split, join_rows
@@ -39,6 +38,7 @@ from jpt.prompts.store import Prompts, check_prompt, load_runs, stack_prompts
 from jpt.results.prompt_table import write_activations
 from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
+from jpt.tuning.losses import neuron_shape
 from jpt.types import Activations, Data, Parameters, Prompt
 
 # --- Linear CKA (Kornblith et al., 2019)
@@ -313,12 +313,6 @@ def _weighted(
     return jnp.einsum("lbtf,bt->lbf", neurons, weights, precision=jax.lax.Precision.HIGHEST)
 
 
-def neuron_shape(backbone: Backbone, stack: str | None) -> tuple[int, int]:
-    """Return the numbers of layers and of neurons per layer."""
-    config = backbone.config
-    return config.encoder_layers if stack == "encoder" else config.layers, config.neurons
-
-
 def plan_chunk(
     backbone: Backbone,
     shape: tuple[int, int],
@@ -349,8 +343,6 @@ def _pad(bank: Float32[np.ndarray, "k P D"], count: int) -> Float32[np.ndarray, 
 
 
 # --- Activated neurons (paper, section 5)
-
-STACKS = ("decoder", "encoder")
 
 
 def activated_neurons(
@@ -453,8 +445,7 @@ def build_probe_input(model: Backbone, prompt: Prompt, options: ProbeOptions) ->
     """Return the input of a probe, checked against the model."""
     first_position, stack = prompt.card.first_position or 0, options.stack
     check_lengths(model, len(prompt.values), 1, first_position)
-    if stack is not None:
-        _check_stack(model, stack)
+    neuron_shape(model, stack)  # checks the stack
     if options.probe == PROBE_START:
         return start_token_input(model, first_position)
     if options.positions != AT_ANSWER and model.layout == "encoder_decoder" and stack != "encoder":
@@ -463,9 +454,3 @@ def build_probe_input(model: Backbone, prompt: Prompt, options: ProbeOptions) ->
             f" tokens, got {options.positions!r}; set stack to encoder, or positions to {AT_ANSWER}"
         )
     return text_input(model, options, len(prompt.values), first_position)
-
-
-def _check_stack(model: Backbone, stack: str) -> None:
-    check_choice("stack", stack, STACKS)
-    if model.layout != "encoder_decoder":
-        raise InputError(f"stack: {model.name} has one stack, got {stack!r}; leave it out")

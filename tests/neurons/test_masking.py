@@ -1,4 +1,4 @@
-"""DOC"""
+"""Masking studies, the command, and masks in the models."""
 
 from __future__ import annotations
 
@@ -15,34 +15,24 @@ import pytest
 
 import jpt
 from jpt.errors import InputError
-from jpt.neurons import masking as mask_recipe
+from jpt.neurons import masking
 from jpt.neurons.masking import MaskStudy
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
-from jpt.tuning.losses import (
-    NO_TOKEN,
-    Answer,
-    NeuronMask,
-    check_neuron_mask,
-    label_scores,
-    neuron_shape,
-)
+from jpt.tuning import losses
+from jpt.tuning.losses import NO_TOKEN, Answer, NeuronMask, neuron_shape
 from jpt.types import Activations, Parameters
 from tests.helpers.golden import FAST_COMPILE, difference
 from tests.helpers.running import type_command
 from tests.helpers.toys import write_task
 
-# --- mask
-
 QUICK = {"eval_batch_size": 16, "max_tokens": 16, "mesh": "data:1"}
 KINDS = ("none", "in_task", "random", "other", "common", "specific")
 
 
-def rename(folder: Path, name: str, kind: str) -> Path:
-    """A task like the toy one, with another name and type."""
+def write_named_task(folder: Path, name: str, kind: str) -> Path:
     write_task(folder)
-    toml = (folder / "task.toml").read_text()
-    toml = toml.replace('"mood"', f'"{name}"').replace('"sentiment"', f'"{kind}"')
-    (folder / "task.toml").write_text(toml)
+    toml = (folder / "task.toml").read_text().replace('"mood"', f'"{name}"')
+    (folder / "task.toml").write_text(toml.replace('"sentiment"', f'"{kind}"'))
     return folder
 
 
@@ -53,13 +43,13 @@ def prompt_of(model: str, task: Path, kind: str, seed: int, layout: str) -> jpt.
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny encoder, three tasks of two types, and a folder with a prompt for each."""
+    """Write a tiny encoder, three tasks of two types, and a prompt for each."""
     folder = tmp_path_factory.mktemp("study")
     write_tiny_backbone(folder / "bert", "bert")
     (folder / "prompts").mkdir()
     kinds = {"calm": "mood", "glad": "mood", "true": "fact"}
     for seed, (name, kind) in enumerate(kinds.items()):
-        task = rename(folder / name, name, kind)
+        task = write_named_task(folder / name, name, kind)
         prompt = prompt_of(str(folder / "bert"), task, kind, seed, "encoder")
         jpt.save_prompt(folder / "prompts" / f"{name}.safetensors", prompt)
     return folder
@@ -77,13 +67,9 @@ def runs_of(study: MaskStudy, task: str, kind: str) -> list[dict]:
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("model_type", "layout", "stack"),
-    [
-        ("bert", "encoder", None),
-        ("t5", "encoder_decoder", "encoder"),
-        ("llama", "decoder", None),
-    ],
+    [("bert", "encoder", None), ("t5", "encoder_decoder", "encoder"), ("llama", "decoder", None)],
 )
-def test_scores_are_those_of_evaluate_on_a_model_without_these_weights(
+def test_scores_equal_evaluate_with_zeroed_weights(
     model_type: str, layout: str, stack: str | None, tmp_path: Path
 ) -> None:
     folder = write_tiny_backbone(tmp_path / model_type, model_type)
@@ -92,38 +78,31 @@ def test_scores_are_those_of_evaluate_on_a_model_without_these_weights(
     options = {"ratio": 0.3, "random_draws": 1, "stack": stack}
     found = jpt.mask_neurons(prompt, task, backbone=model, **options, **QUICK)
     activations = jpt.activated_neurons({"mood": prompt}, backbone=model, stack=stack)
-    losses = [jpt.evaluate(prompt, task, backbone=model, **QUICK).loss]
+    plain = jpt.evaluate(prompt, task, backbone=model, **QUICK)
+    assert found.record["targets"]["mood"]["unmasked"] == pytest.approx(plain.value)
+    measured = [plain.loss]
     for kind in ("in_task", "random"):
-        silent = jpt.choose_neurons(activations, "mood", kind, ratio=0.3).mask == 0
+        masked = jpt.choose_neurons(activations, "mood", kind, ratio=0.3).mask == 0
         at = (stack or "decoder") if model_type == "t5" else None
-        cut = dataclasses.replace(model, params=without_rows(model.params, silent, at))
+        cut = dataclasses.replace(model, params=without_rows(model.params, masked, at))
         score = jpt.evaluate(prompt, task, backbone=cut, **QUICK)
         run = runs_of(found, "mood", kind)[0]
-        assert run["value"] == score.value and run["neurons"] == silent.sum() == round(0.3 * 96)
+        assert run["value"] == score.value and run["neurons"] == masked.sum() == round(0.3 * 96)
         assert run["loss"] == pytest.approx(score.loss, rel=1e-5)
-        losses.append(score.loss)
-    assert found.record["targets"]["mood"]["unmasked"] == pytest.approx(
-        jpt.evaluate(prompt, task, backbone=model, **QUICK).value
-    )
-    assert np.ptp(losses) > 1e-3, "masks that change nothing prove nothing"
+        measured.append(score.loss)
+    assert np.ptp(measured) > 1e-3, "the masks have an effect"
 
 
 @pytest.mark.plain_programs
-def test_every_task_is_scored_under_every_kind_of_mask_and_written_as_a_table(study, place) -> None:
+def test_the_table_has_every_task_and_kind(study, place) -> None:
     with (place / "out" / "mask.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [
-        "task", "kind", "source_of_mask", "ratio", "layers", "draw", "metric", "value",
-    ]  # fmt: skip
+    names = ["task", "kind", "source_of_mask", "ratio", "layers", "draw", "metric", "value"]
+    assert list(rows[0]) == names
     mine = [row for row in rows if row["task"] == "glad"]
     assert [(row["kind"], row["source_of_mask"], row["draw"]) for row in mine] == [
-        ("none", "", ""),
-        ("in_task", "glad", ""),
-        ("random", "", "0"),
-        ("random", "", "1"),
-        ("other", "calm", ""),
-        ("other", "true", ""),
-        ("common", "", ""),
+        *(("none", "", ""), ("in_task", "glad", ""), ("random", "", "0"), ("random", "", "1")),
+        *(("other", "calm", ""), ("other", "true", ""), ("common", "", "")),
         ("specific", "glad", ""),
     ]
     assert {row["task"] for row in rows} == {"calm", "glad", "true"} and len(rows) == 24
@@ -134,7 +113,7 @@ def test_every_task_is_scored_under_every_kind_of_mask_and_written_as_a_table(st
 
 
 @pytest.mark.plain_programs
-def test_means_by_type_are_those_of_the_table(study) -> None:
+def test_means_by_type(study) -> None:
     targets = study.record["targets"]
 
     def left(task: str, kind: str, source: str | None = None) -> float:
@@ -158,68 +137,58 @@ def test_means_by_type_are_those_of_the_table(study) -> None:
 
 
 @pytest.mark.plain_programs
-def test_text_fits_a_terminal_and_says_what_is_in_the_record(study) -> None:
+def test_the_text_fits_a_terminal(study) -> None:
     text = study.describe()
     assert max(map(len, text.splitlines())) <= 80
     assert "19 of 96 neurons of layers 0-1" in text
     line = next(line for line in text.splitlines() if line.startswith("glad "))
     target = study.record["targets"]["glad"]
-    assert (
-        f"{target['unmasked']:.3f}" in line and f"{target['masks']['in_task']['value']:.3f}" in line
-    )
+    for value in (target["unmasked"], target["masks"]["in_task"]["value"]):
+        assert f"{value:.3f}" in line
 
 
 @pytest.mark.plain_programs
-def test_a_finished_study_returns_at_once_and_a_broken_one_goes_on(
+def test_a_finished_study_returns_at_once_and_a_stopped_one_is_resumed(
     study, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = {"prompts": place / "prompts", "out": place / "out", "random_draws": 2, **QUICK}
     with monkeypatch.context() as patch:
-        patch.setattr(mask_recipe, "as_backbone", None)  # would fail when it is called
+        patch.setattr(masking, "resolve_backbone", None)
         assert jpt.mask_neurons(**call).record == study.record
     cells = place / "out" / "mask_cells.jsonl"
     lines = cells.read_text().splitlines()
     cells.write_text("\n".join(lines[:-2]) + "\n")
     (place / "out" / "mask.json").unlink()
-    scored, score = [], mask_recipe._Worker.score
+    scored, score = [], masking._Worker.score
 
     def count(worker, run, choice):
         scored.append(run.name)
         return score(worker, run, choice)
 
-    monkeypatch.setattr(mask_recipe._Worker, "score", count)
+    monkeypatch.setattr(masking._Worker, "score", count)
     again = jpt.mask_neurons(**call)
     assert scored == ["common", "specific/true"]
-    untold = {"elapsed_s"}
-    assert {k: v for k, v in again.record.items() if k not in untold} == {
-        k: v for k, v in study.record.items() if k not in untold
-    }
-    # Another seed draws other random neurons, and other neurons of equal value come first.
+    assert {**again.record, "elapsed_s": 0} == {**study.record, "elapsed_s": 0}
+    # Another seed samples other neurons and breaks ties in another order.
     scored.clear()
     jpt.mask_neurons(**call, kinds=("random",), seed=1)
     assert sorted(scored) == sorted(["random/0", "random/1"] * 3)
 
 
 @pytest.mark.plain_programs
-def test_layers_and_given_neurons_decide_what_is_masked(place: Path) -> None:
-    prompts = place / "prompts"
-    names = ("calm", "glad", "true")
+def test_layers_and_given_activations_select_the_neurons(place: Path) -> None:
     values = np.zeros((3, 2, 48), np.float32)
     values[:, 1, :10] = 1
-    given = Activations(names, values)
-    options = {"layers": "1", "ratio": 10 / 48, "kinds": ("in_task",), **QUICK}
-    found = jpt.mask_neurons(prompts, neurons=given, **options)
+    options = {"neurons": Activations(("calm", "glad", "true"), values), "layers": "1", **QUICK}
+    prompts = place / "prompts"
+    found = jpt.mask_neurons(prompts, ratio=10 / 48, kinds=("in_task",), **options)
     run = runs_of(found, "calm", "in_task")[0]
     assert run["by_layer"] == [0, 10] and run["fitting"] == 10
     assert found.record["layers"] == [1, 1] and found.record["neurons"] == 48
-    # A single prompt has others beside it where their activations are given.
-    one = jpt.mask_neurons(
-        prompts / "calm.safetensors", neurons=given, layers="1", random_draws=1, **QUICK
-    )
-    assert [row[:3] for row in one.rows()][-4:-2] == [
-        ("calm", "other", "glad"),
-        ("calm", "other", "true"),
-    ]
+    # With given activations one prompt can be compared with others.
+    one = jpt.mask_neurons(prompts / "calm.safetensors", random_draws=1, **options)
+    others = [("calm", "other", "glad"), ("calm", "other", "true")]
+    assert [row[:3] for row in one.rows()][-4:-2] == others
 
 
 @pytest.mark.plain_programs
@@ -228,14 +197,12 @@ def test_a_prompt_is_scored_on_a_task_with_other_labels(place: Path, tmp_path: P
         'name = "size"\ntype = "size"\nfields = ["text"]\nlabels = ["film", "fine", "dull"]\n'
         'template = "{text}"\n[label_words]\nfilm = "film"\nfine = "fine"\ndull = "dull"\n'
     )
-    rows = "".join(
-        json.dumps({"text": f"a {word}", "label": word}) + "\n" for word in ("film", "fine", "dull")
-    )
+    words = ("film", "fine", "dull")
+    rows = "".join(json.dumps({"text": f"a {word}", "label": word}) + "\n" for word in words)
     task = write_task(tmp_path / "size", toml=toml, train=rows, validation=rows, test=rows)
     prompt = place / "prompts" / "calm.safetensors"
-    found = jpt.mask_neurons(prompt, task, random_draws=1, **QUICK)
-    assert found.record["targets"]["size"]["prompt"] == "calm"
-    assert found.record["targets"]["size"]["rows"] == 3
+    found = jpt.mask_neurons(prompt, task, random_draws=1, **QUICK).record["targets"]["size"]
+    assert (found["prompt"], found["rows"]) == ("calm", 3)
 
 
 def assert_refused(place: Path, message: str, *arguments: object, **options: object) -> None:
@@ -250,58 +217,42 @@ def assert_refused(place: Path, message: str, *arguments: object, **options: obj
     [
         ({"ratio": 0}, "ratio is 0; give a number above 0 and below 1"),
         ({"ratio": 1.0}, "ratio is 1.0; give"),
-        ({"ratio": 0.001}, "which is 0 of 96 neurons"),
-        ({"layers": "1-2"}, "layers 1-2 are no window of the 2 layers"),
+        ({"ratio": 0.001}, "masks 0 of 96 neurons"),
+        ({"layers": "1-2"}, "layers: .* within 0 to 1, got 1-2"),
         ({"kinds": ("in_task", "mine")}, "kinds is 'mine'; expected one of in_task, random"),
         ({"kinds": ()}, "kinds is empty"),
         ({"random_draws": 0}, "random_draws is 0"),
         ({"stack": "encoder"}, "has one stack; omit it"),
         ({"split": "dev"}, "unknown split 'dev'"),
-        ({"data": {"test": []}}, "there are several tasks; give a folder"),
+        ({"data": {"test": []}}, "data: expected a folder for several tasks"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_compiled(
-    place, options, message, monkeypatch
-) -> None:
-    monkeypatch.setattr(mask_recipe, "activated_neurons", None)
+def test_invalid_options(place, options, message, monkeypatch) -> None:
+    monkeypatch.setattr(masking, "activated_neurons", None)
     assert_refused(place, message, **options)
 
 
 @pytest.mark.plain_programs
-def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -> None:
+def test_incompatible_inputs(place: Path, tmp_path: Path) -> None:
     prompts = place / "prompts"
-    other = Activations(("calm", "glad", "true"), np.ones((3, 12, 3072), np.float32))
-    assert_refused(
-        place, "activations have 12 layers of 3072 neurons, but .* has 2 of 48", neurons=other
-    )
-    fewer = Activations(("calm",), np.ones((1, 2, 48), np.float32))
-    assert_refused(place, "unknown prompt of the activations 'glad'", neurons=fewer)
+    calm = prompts / "calm.safetensors"
     task = write_task(tmp_path / "mood")
-    assert_refused(
-        place, r"mood has no in-task prompt \(prompts: calm, glad, true\)", prompts, [task]
-    )
-    one = {"calm": jpt.load_prompt(prompts / "calm.safetensors")}
-    assert_refused(
-        place, "1 of 1 prompts is tuned for a task, but masks of other tasks need 2", one
-    )
-    assert_refused(
-        place,
-        r"kinds names other, which compare prompts, but there is 1 \(calm\)",
-        prompts / "calm.safetensors",
-        kinds=("other",),
-    )
-    assert_refused(
-        place,
-        "task samsum: masking .* got a generative one",
-        prompts / "calm.safetensors",
-        "samsum",
-    )
-    assert_refused(
-        place, "one prompt is scored on one task", prompts / "calm.safetensors", [task, task]
-    )
-    assert_refused(place, "did you mean calm", prompts / "clam.safetensors")
+    other = Activations(("calm", "glad", "true"), np.ones((3, 12, 3072), np.float32))
+    fewer = Activations(("calm",), np.ones((1, 2, 48), np.float32))
+    one = {"calm": jpt.load_prompt(calm)}
     twins = dict.fromkeys(("seed-0", "seed-1"), one["calm"])
-    assert_refused(place, r"calm has 2 in-task prompts \(seed-0, seed-1\)", twins)
+    for given, options, message in (
+        ((), {"neurons": other}, "expected 2 layers of 48 neurons, .* got 12 of 3072"),
+        ((), {"neurons": fewer}, "unknown prompt of the activations 'glad'"),
+        ((prompts, [task]), {}, r"mood has no in-task prompt \(prompts: calm, glad, true\)"),
+        ((one,), {}, "expected 2 or more trained prompts, got 1 of 1"),
+        ((calm,), {"kinds": ("other",)}, r"kinds: other needs prompts of 2 .* got 1 \(calm\)"),
+        ((calm, "samsum"), {}, "task samsum: masking .* got a generative one"),
+        ((calm, [task, task]), {}, "tasks: expected one task for one prompt"),
+        ((prompts / "clam.safetensors",), {}, "did you mean calm"),
+        ((twins,), {}, r"calm has 2 in-task prompts \(seed-0, seed-1\)"),
+    ):
+        assert_refused(place, message, *given, **options)
 
 
 @pytest.fixture
@@ -313,13 +264,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.plain_programs
-def test_the_command_writes_the_study_and_its_own_command_finds_it(run, place, tmp_path) -> None:
-    prompt = place / "prompts" / "calm.safetensors"
-    shape = ("--max-tokens", "16", "--eval-batch-size", "16", "--random-draws", "2", "--mesh")
-    out = tmp_path / "out"
-    code, stdout, stderr = run(
-        "--prompt", str(prompt), "--out", str(out), *shape, "data:1", "--json"
-    )
+def test_the_command_in_the_record_finds_the_study(run, place, tmp_path) -> None:
+    prompt, out = place / "prompts" / "calm.safetensors", tmp_path / "out"
+    shape = "--max-tokens 16 --eval-batch-size 16 --random-draws 2 --mesh data:1 --json".split()
+    code, stdout, stderr = run("--prompt", str(prompt), "--out", str(out), *shape)
     assert code == 0, stderr
     record = json.loads(stdout.splitlines()[-1])
     assert list(record["relative_by_kind"]) == ["in_task", "random"] and "calm" in stderr
@@ -341,26 +289,26 @@ def test_the_command_writes_the_study_and_its_own_command_finds_it(run, place, t
         (("--prompt", "none.safetensors", "--ratio", "1.5"), "ratio is 1.5"),
     ],
 )
-def test_the_command_tells_wrong_input_in_one_line(run, tmp_path, arguments, message) -> None:
+def test_the_command_reports_invalid_input_in_one_line(run, tmp_path, arguments, message) -> None:
     code, out, err = run("--out", str(tmp_path / "out"), *arguments)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.plain_programs
-def test_jpt_neurons_tells_redundancy(run, place: Path, tmp_path: Path) -> None:
+def test_jpt_neurons_reports_redundancy(run, place: Path, tmp_path: Path) -> None:
     out = tmp_path / "neurons.npz"
     arguments = ("--prompts", str(place / "prompts"), "--out", str(out), "--json")
     code, stdout, stderr = run(*arguments, command="neurons")
     assert code == 0 and "always on (all 3 prompts)" in stderr
     with np.load(out) as arrays:
         active = arrays["activations"] > 0
-    told = json.loads(stdout.splitlines()[-1])["redundancy"]
-    assert told["always"] == pytest.approx(active.all(axis=0).mean())
-    assert told["by_layer"]["never"] == pytest.approx((~active).all(axis=0).mean(axis=1))
+    found = json.loads(stdout.splitlines()[-1])["redundancy"]
+    assert found["always"] == pytest.approx(active.all(axis=0).mean())
+    assert found["by_layer"]["never"] == pytest.approx((~active).all(axis=0).mean(axis=1))
 
 
-# --- neuron mask
+# --- Masks in the models
 
 EQUAL = 1e-6
 LAYERS, WIDTH = 2, 48
@@ -382,68 +330,62 @@ every_case = pytest.mark.parametrize(("model_type", "stack", "answer"), CASES)
 
 @cache
 def model_of(model_type: str) -> tuple:
-    """A tiny model whose biases are not 0, and whose feed-forward layers count."""
+    """Return a tiny model with biases other than 0 and strong feed-forward layers."""
     module, params = tiny_model(model_type)
     return module, jax.tree.map(lambda leaf: leaf * 2, params)
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
 def score(module, params, prompt, answer, mask) -> jax.Array:
-    return label_scores(module, params, prompt, tiny_batch(), answer, neuron_mask=mask)
+    return losses.label_scores(module, params, prompt, tiny_batch(), answer, neuron_mask=mask)
 
 
 def scores_of(model_type: str, answer: Answer, mask: NeuronMask | None, params=None) -> np.ndarray:
-    module, own = model_of(model_type)
+    module, plain = model_of(model_type)
     prompt = jnp.asarray(np.random.default_rng(0).normal(0, 1, (4, 32)), jnp.float32)
-    return np.asarray(score(module, own if params is None else params, prompt, answer, mask))
+    return np.asarray(score(module, plain if params is None else params, prompt, answer, mask))
 
 
-def without_rows(params: Parameters, silent: np.ndarray, stack: str | None = None) -> Parameters:
-    """The weights with the rows of the second matrices at silent neurons [L, F] set to zero."""
+def without_rows(params: Parameters, masked: np.ndarray, stack: str | None = None) -> Parameters:
+    """Return the weights with zero rows of the second matrices at masked neurons [L, F]."""
     changed = jax.tree.map(lambda leaf: leaf, params)
-    place = changed[stack] if stack else changed
-    kept = jnp.asarray(~silent, jnp.float32)[..., None]
-    if "last_layer" in place:
-        parts = {"layers": kept[:-1], "last_layer": kept[-1]}
-    else:
-        parts = {"layers": kept}
+    layers = changed[stack] if stack else changed
+    parts = {"layers": jnp.asarray(~masked, jnp.float32)[..., None]}
+    if "last_layer" in layers:
+        parts = {"layers": parts["layers"][:-1], "last_layer": parts["layers"][-1]}
     for name, part in parts.items():
-        second = place[name]["feed_forward_out"]
+        second = layers[name]["feed_forward_out"]
         second["kernel"] = second["kernel"] * part
     return changed
 
 
 @every_case
-def test_a_mask_of_ones_is_no_mask(model_type: str, stack: str | None, answer: Answer) -> None:
+def test_a_mask_of_ones_changes_nothing(model_type: str, stack: str | None, answer: Answer) -> None:
     ones = NeuronMask(jnp.ones((LAYERS, WIDTH)), stack)
     plain, found = (scores_of(model_type, answer, mask) for mask in (None, ones))
     assert difference(found, plain) < EQUAL
 
 
 @every_case
-def test_a_mask_is_as_zero_rows_of_the_second_matrices(model_type, stack, answer) -> None:
-    silent = np.random.default_rng(1).random((LAYERS, WIDTH)) < 0.3
-    mask = NeuronMask(jnp.asarray(~silent, jnp.float32), stack)
-    found = scores_of(model_type, answer, mask)
+def test_a_mask_equals_zero_rows_of_the_second_matrices(model_type, stack, answer) -> None:
+    masked = np.random.default_rng(1).random((LAYERS, WIDTH)) < 0.3
+    found = scores_of(model_type, answer, NeuronMask(jnp.asarray(~masked, jnp.float32), stack))
     stack = "decoder" if model_type == "t5" and stack is None else stack
-    changed = without_rows(model_of(model_type)[1], silent, stack)
+    changed = without_rows(model_of(model_type)[1], masked, stack)
     assert difference(found, scores_of(model_type, answer, None, changed)) < 1e-5
     assert difference(found, scores_of(model_type, answer, None)) > 1e-3
 
 
 @every_case
-def test_a_whole_layer_masked_leaves_the_bias_alone(model_type, stack, answer) -> None:
-    """A layer whose neurons are silent is one whose second matrix is zero, bias kept."""
+def test_a_mask_of_a_whole_layer_keeps_the_bias(model_type, stack, answer) -> None:
     for layer in range(LAYERS):
-        silent = np.zeros((LAYERS, WIDTH), bool)
-        silent[layer] = True
-        mask = NeuronMask(jnp.asarray(~silent, jnp.float32), stack)
-        changed = without_rows(model_of(model_type)[1], silent, stack)
-        found = scores_of(model_type, answer, mask)
+        masked = np.arange(LAYERS)[:, None] == np.full(WIDTH, layer)
+        found = scores_of(model_type, answer, NeuronMask(jnp.asarray(~masked, jnp.float32), stack))
+        changed = without_rows(model_of(model_type)[1], masked, stack)
         assert difference(found, scores_of(model_type, answer, None, changed)) < 1e-5
     if model_type in ("bert", "gpt2"):
-        place = changed["last_layer"]["feed_forward_out"]
-        place["bias"] = place["bias"] + jnp.arange(place["bias"].size, dtype=jnp.float32)
+        second = changed["last_layer"]["feed_forward_out"]
+        second["bias"] = second["bias"] + jnp.arange(second["bias"].size, dtype=jnp.float32)
         assert difference(found, scores_of(model_type, answer, None, changed)) > 1e-3
 
 
@@ -452,26 +394,22 @@ def backbones() -> dict[str, jpt.Backbone]:
     return {name: jpt.load_backbone(f"builtin/{name}") for name in ("bert-small", "t5-mini")}
 
 
-def test_shape_of_each_stack(backbones) -> None:
-    t5 = dataclasses.replace(
-        backbones["t5-mini"],
-        config=dataclasses.replace(backbones["t5-mini"].config, layers=3, encoder_layers=7),
-    )
-    width = t5.config.neurons
-    assert neuron_shape(t5) == neuron_shape(t5, "decoder") == (3, width)
-    assert neuron_shape(t5, "encoder") == (7, width)
+def test_neuron_shape_of_each_stack(backbones) -> None:
+    config = dataclasses.replace(backbones["t5-mini"].config, layers=3, encoder_layers=7)
+    t5 = dataclasses.replace(backbones["t5-mini"], config=config)
+    assert neuron_shape(t5) == neuron_shape(t5, "decoder") == (3, config.neurons)
+    assert neuron_shape(t5, "encoder") == (7, config.neurons)
 
 
-def test_wrong_masks_are_refused(backbones) -> None:
-    bert, task = backbones["bert-small"], jpt.load_task("builtin/imdb")
-    with pytest.raises(
-        InputError,
-        match="mask: expected 4 layers x 512 neurons .builtin/bert-small., got 12 x 3072",
-    ):
-        check_neuron_mask(NeuronMask(np.ones((12, 3072), np.float32)), bert, task)
-    with pytest.raises(InputError, match="stack is 'encoder', but builtin/bert-small has one"):
-        check_neuron_mask(NeuronMask(np.ones((4, 512), np.float32), "encoder"), bert, task)
-    t5 = backbones["t5-mini"]
-    mask = NeuronMask(np.ones(neuron_shape(t5), np.float32))
-    with pytest.raises(InputError, match="task samsum: masking .* got a generative one"):
-        check_neuron_mask(mask, t5, jpt.load_task("samsum"))
+@pytest.mark.parametrize(
+    ("model", "shape", "stack", "task", "message"),
+    [
+        ("bert-small", (12, 3072), None, "builtin/imdb", "expected 4 .* 512 .* got 12 x 3072"),
+        ("bert-small", (4, 512), "encoder", "builtin/imdb", "builtin/bert-small has one"),
+        ("t5-mini", None, None, "samsum", "task samsum: masking .* got a generative one"),
+    ],
+)
+def test_invalid_masks(backbones, model, shape, stack, task, message) -> None:
+    mask = NeuronMask(np.ones(shape or neuron_shape(backbones[model]), np.float32), stack)
+    with pytest.raises(InputError, match=message):
+        losses.check_neuron_mask(mask, backbones[model], jpt.load_task(task))

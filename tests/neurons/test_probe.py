@@ -108,11 +108,13 @@ def test_values_are_those_after_the_non_linearity() -> None:
 def test_wrong_prompts(tmp_path: Path) -> None:
     prompts = make_prompts(2)
     mixed = {**prompts, "p1": make_prompts(1, length=6)["p0"]}
-    with pytest.raises(jpt.InputError, match="prompt p1 has the length 6 and prompt p0 5"):
+    with pytest.raises(
+        jpt.InputError, match="prompt p1: expected length 5, that of prompt p0, got 6"
+    ):
         activated_neurons(mixed, tmp_path / "out.npz")
     with pytest.raises(jpt.InputError, match="there is no such file"):
         activated_neurons(tmp_path / "nothing", tmp_path / "out.npz")
-    with pytest.raises(jpt.InputError, match="257 rows is longer than the 256 positions"):
+    with pytest.raises(jpt.InputError, match="at most 256 prompt tokens .*, got 257"):
         activated_neurons(make_prompts(1, length=257), tmp_path / "out.npz")
     with pytest.raises(jpt.InputError, match="128"):
         activated_neurons(prompts, tmp_path / "out.npz", backbone="builtin/bert-medium")
@@ -357,7 +359,6 @@ def test_a_mesh_changes_no_number(
     mesh: str,
     chunk_mb: float,
 ) -> None:
-    """Three prompts on two devices, six rows on two; or one place for each."""
     options = {"probe": "text", "task": task, "chunk_mb": chunk_mb}
     split = activated_neurons(prompts, backbone=backbone, mesh=mesh, **options)
     for name in ("values", "rates", "cka"):
