@@ -356,7 +356,9 @@ def recommend(
     ] = None,
     labels: Annotated[
         int | None,
-        typer.Option(help="Number of labelled train rows; default 64 at most, 0 for none."),
+        typer.Option(
+            help="Number of labelled train rows; default 64, or all if fewer; 0 for none."
+        ),
     ] = None,
     probe_steps: Annotated[
         int, typer.Option(help="Optimizer steps of the probe, a prompt tuned briefly.")
@@ -414,7 +416,7 @@ def neurons(
         str, typer.Option(help="Split of the text: train, validation or test.")
     ] = "validation",
     rows: Annotated[
-        int | None, typer.Option(help="Number of random rows of text; default 64 at most.")
+        int | None, typer.Option(help="Number of random rows of text; default 64, or all if fewer.")
     ] = None,
     positions: Annotated[
         str, typer.Option(help="Token positions: answer, text (mean over its tokens), or 0,-1.")
@@ -474,7 +476,7 @@ def mask(
         str | None, typer.Option(help="First and last layer, from 0, as 9-11; default all.")
     ] = None,
     per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Mask the share in each layer.")
+        bool, typer.Option("--per-layer", help="Mask the share in each layer instead of overall.")
     ] = False,
     kinds: Annotated[
         str | None, typer.Option(help="Kinds of masks: in_task,random,other,common,specific.")
@@ -609,7 +611,7 @@ def generate(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Backbone; defaults to the prompt's. Without --prompt it generates unprompted.",
+            help="Backbone; defaults to the prompt's. Required without --prompt.",
             autocompletion=complete_backbone,
         ),
     ] = None,
