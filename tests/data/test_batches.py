@@ -105,11 +105,6 @@ def test_buckets_hold_their_rows_within_max_tokens(max_tokens: int) -> None:
         assert bucket in BUCKETS or bucket == max_tokens
 
 
-def test_a_row_longer_than_max_tokens_is_an_error() -> None:
-    with pytest.raises(ValueError, match="row of 17 tokens is longer than max_tokens = 16"):
-        bucket_length(17, 16)
-
-
 @pytest.mark.parametrize("batch_size", [3, 5, 8])
 def test_a_batch_holds_its_rows_padded_and_filled(batch_size: int) -> None:
     split = some_split(20, 40)
@@ -128,10 +123,12 @@ def test_a_batch_holds_its_rows_padded_and_filled(batch_size: int) -> None:
     assert kinds == [np.int32, np.int32, np.int32, np.float32]
 
 
-@pytest.mark.parametrize("n_rows", [0, 4])
-def test_too_few_and_too_many_rows(n_rows: int) -> None:
-    with pytest.raises(ValueError, match=f"{n_rows} rows do not fit in a batch of 3"):
-        make_batch(some_split(5, 10), np.arange(n_rows), 3, 10, PAD)
+def test_rows_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="row of 17 tokens is longer than max_tokens = 16"):
+        bucket_length(17, 16)
+    for n_rows in (0, 4):
+        with pytest.raises(ValueError, match=f"{n_rows} rows do not fit in a batch of 3"):
+            make_batch(some_split(5, 10), np.arange(n_rows), 3, 10, PAD)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
@@ -153,15 +150,11 @@ def test_evaluation_goes_through_every_row_once(n_rows: int, batch_size: int) ->
     assert seen == expected
 
 
-def test_evaluation_pads_little() -> None:
+def test_evaluation_pads_little_in_few_shapes() -> None:
     split = some_split(500, 128)
-    padded = sum(batch.tokens.size for _, batch in evaluation_batches(split, 16, 128, PAD))
-    assert padded < 1.3 * split.tokens.size
-
-
-def test_few_shapes_are_made() -> None:
-    shapes = {b.tokens.shape for _, b in evaluation_batches(some_split(500, 128), 16, 128, PAD)}
-    assert len(shapes) <= 6
+    batches = [batch.tokens for _, batch in evaluation_batches(split, 16, 128, PAD)]
+    assert sum(tokens.size for tokens in batches) < 1.3 * split.tokens.size
+    assert len({tokens.shape for tokens in batches}) <= 6
 
 
 def test_grouped_batches_have_similar_lengths_and_every_row_once() -> None:
@@ -213,10 +206,7 @@ def test_there_are_few_sizes_and_full_batches_stay_padded() -> None:
         sizes.add(None if packed is None else packed.shape[-1])
         assert (packed is None) == (total > 96)
     assert sizes == {16, 32, 48, 64, 80, 96, None}
-
-
-def test_a_size_that_eighths_do_not_divide_holds_all_tokens() -> None:
-    packed = pack_indices(np.array([5, 5, 5]), 10)  # 15 of 30 packed; 4 eighths
+    packed = pack_indices(np.array([5, 5, 5]), 10)  # 15 of 30 tokens: 4 eighths
     assert packed.shape == (1, 15) and packed.max() == 24
 
 

@@ -326,8 +326,7 @@ def test_small_splits_and_unusable_folders(
 ) -> None:
     few = rows_of(20)
     assert_equal(
-        encode_cached(few, SST2, toy_tokenizer, 8),
-        encode_split(few, SST2, toy_tokenizer, 8),
+        encode_cached(few, SST2, toy_tokenizer, 8), encode_split(few, SST2, toy_tokenizer, 8)
     )
     assert not folder.exists()
     rows = rows_of(600)

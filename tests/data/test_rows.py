@@ -69,12 +69,9 @@ def expected(rows: list[dict]) -> list[dict]:
     return [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
 
 
-def test_every_format_has_a_writer() -> None:
-    assert set(WRITERS) == set(READERS)
-
-
 @pytest.mark.parametrize("task", [SENTIMENT, PAIR, GENERATIVE], ids=lambda task: task.name)
 def test_all_formats_and_given_rows_read_equal(task: Task, tmp_path: Path) -> None:
+    assert set(WRITERS) == set(READERS)
     for seed in range(40):
         rows = random_rows(task, random.Random(seed), size=7)
         for suffix, write in WRITERS.items():
@@ -243,11 +240,8 @@ def read(tmp_path: Path, data: bytes, name: str = "rows.jsonl") -> list[tuple[in
         ('{"a": "x\u2028y\u0085z"}\n'.encode(), [(1, {"a": "x\u2028y\u0085z"})]),
     ],
 )
-def test_lines_have_numbers(tmp_path: Path, data: bytes, rows: list) -> None:
+def test_json_rows_have_numbers(tmp_path: Path, data: bytes, rows: list) -> None:
     assert read(tmp_path, data) == rows
-
-
-def test_a_list_of_objects(tmp_path: Path) -> None:
     data = b'\xef\xbb\xbf\n[{"a": "x\\ny"},\n\n {"a": 2}]\n'
     assert read(tmp_path, data, "rows.json") == [(1, {"a": "x\ny"}), (2, {"a": 2})]
 
@@ -412,26 +406,20 @@ def test_broken_parquet(tmp_path: Path, data: bytes, message: str) -> None:
         read_file(tmp_path, data)
 
 
-def test_a_broken_character_in_a_later_batch(
+def test_later_batches_repeated_columns_and_damaged_pages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jpt.data.rows, "BATCH_ROWS", 1)
     with refusal(r"train\.parquet, row 2: field 'text' is not UTF-8"):
         read_file(tmp_path, one_row(NOT_UTF8))
-
-
-def test_two_columns_of_one_name(tmp_path: Path) -> None:
-    table = pa.Table.from_arrays([pa.array(["a"])] * 2 + [pa.array([1])], ["text", "text", "label"])
-    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
-    with refusal(r"train\.parquet: 2 columns are named 'text'"):
-        read_rows(dataclasses.replace(SENTIMENT, folder=tmp_path), "train")
-
-
-def test_a_page_damaged_in_the_middle(tmp_path: Path) -> None:
     data = bytearray(one_row(pa.array([f"text {number}" * 9 for number in range(3000)])))
     data[2000:2600] = bytes(600)
     with refusal(r"train\.parquet"):
         read_file(tmp_path, bytes(data))
+    table = pa.Table.from_arrays([pa.array(["a"])] * 2 + [pa.array([1])], ["text", "text", "label"])
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    with refusal(r"train\.parquet: 2 columns are named 'text'"):
+        read_rows(dataclasses.replace(SENTIMENT, folder=tmp_path), "train")
 
 
 # --- Checks of rows
@@ -562,15 +550,8 @@ def test_the_checksum_is_of_the_content() -> None:
     assert len({rows_checksum(rows) for rows in (ROWS, *OTHERS)}) == 1 + len(OTHERS)
     split, joined = {"answers": ("a", "b")}, {"answers": ("ab",)}
     assert rows_checksum([split]) != rows_checksum([joined])
-
-
-def test_the_checksum_stays_the_same_over_versions() -> None:
-    # Token caches and resumed runs depend on it. `printf '{"label": "b", "text": "\\u00e9"}\n'
-    # | sha256sum` gives these digits.
+    # Caches and resumed runs depend on it: sha256 of {"label": "b", "text": "\\u00e9"} and a newline.
     assert rows_checksum([{"text": "é", "label": "b"}]) == "5ce4a4c6d5562fee"
-
-
-def test_the_checksum_is_quick() -> None:
     rows = [{"text": f"a short text, number {n}", "label": "positive"} for n in range(50_000)]
     begin = time.perf_counter()
     rows_checksum(rows)
@@ -605,21 +586,14 @@ def test_real_folders_are_read_whole(name: str, reference_folder: Path) -> None:
         assert set(Counter(row["label"] for row in rows)) == set(task.labels)
 
 
-def test_more_fields_than_the_task_asks_for_are_left_out(tmp_path: Path) -> None:
-    task = sst2_in(tmp_path, {**GOOD, "id": 7})
-    assert read_rows(task, "train") == [GOOD]
-
-
-def test_class_numbers_of_the_hub_are_labels_too(tmp_path: Path) -> None:
-    task = sst2_in(tmp_path, {"text": "a", "label": 1}, {"text": "b", "label": 0})
-    assert [row["label"] for row in read_rows(task, "train")] == ["positive", "negative"]
-
-
-def test_files_and_label_may_have_other_names(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"text": "a", "gold": "negative"}\n')
-    task = dataclasses.replace(
-        load_task("sst2", data=tmp_path), files={"test": "rows.jsonl"}, label_field="gold"
+def test_other_fields_class_numbers_and_names(tmp_path: Path) -> None:
+    task = sst2_in(
+        tmp_path, {**GOOD, "id": 7}, {"text": "a", "label": 1}, {"text": "b", "label": 0}
     )
+    rows = read_rows(task, "train")
+    assert rows[0] == GOOD and [row["label"] for row in rows[1:]] == ["positive", "negative"]
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "gold": "negative"}\n')
+    task = dataclasses.replace(task, files={"test": "rows.jsonl"}, label_field="gold")
     assert read_rows(task, "test") == [{"text": "a", "label": "negative"}]
 
 
@@ -712,21 +686,14 @@ def test_rows_have_the_line_where_they_begin(tmp_path: Path) -> None:
     assert [row["text"] for _, row in rows] == ["a\nb", "c", "d\r\n\r\n", "e"]
 
 
-def test_other_columns_and_their_order_do_no_harm(tmp_path: Path) -> None:
+def test_other_columns_long_cells_and_capitals(tmp_path: Path) -> None:
     data = b',label,id,text,,\n0,positive,7,"a, b",,\n'
     assert read_table(tmp_path, data) == [{"text": "a, b", "label": "positive"}]
-
-
-def test_a_document_longer_than_the_usual_limit(tmp_path: Path) -> None:
-    limit = csv.field_size_limit()
-    document = "word, " * 60_000
+    assert len(read_table(tmp_path, b"text\tlabel\na, b\t1\n", name="Rows.TSV")) == 1
+    limit, document = csv.field_size_limit(), "word, " * 60_000
     rows = read_table(tmp_path, f'text,label\n"{document}",1\n'.encode())
     assert rows == [{"text": document, "label": "positive"}]
     assert csv.field_size_limit() == limit
-
-
-def test_an_ending_in_capitals(tmp_path: Path) -> None:
-    assert len(read_table(tmp_path, b"text\tlabel\na, b\t1\n", name="Rows.TSV")) == 1
 
 
 @pytest.mark.parametrize(
@@ -738,10 +705,7 @@ def test_an_ending_in_capitals(tmp_path: Path) -> None:
         (b"text,label\n\n \n", r"train\.csv has no rows"),
         (b"text,label\n,\n,\n", r"train\.csv:2: field 'text' is empty"),
         (b"\nText,label\na,1\n", r":2: column 'text' is missing .* did you mean 'Text'\?"),
-        (
-            b"sentence,gold\na,1\n",
-            r":1: column 'text' is missing among sentence, gold; exp",
-        ),
+        (b"sentence,gold\na,1\n", r":1: column 'text' is missing among sentence, gold; exp"),
         (b"text,lable\na,1\n", r":1: column 'label' is missing .* did you mean 'lable'\?"),
         (b"text, label\na, 1\n", r":1: column 'label' is missing .* did you mean ' label'\?"),
         (b"I liked it.,1\nb,0\n", r":1: column 'text' is missing among I liked it\., 1; "),
@@ -795,14 +759,14 @@ def test_a_cell_holds_one_answer_or_a_list(tmp_path: Path, cell: str, answers: t
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("", "field 'answers' is empty"),
-        ("[]", "field 'answers' has no answer; give at least one"),
-        ('"[""a"", """"]"', "answer 2 of field 'answers' is empty"),
-        ('"[""a"", 3]"', "answer 2 of field 'answers' is of type int; expected text"),
-        ("\"['a', 'b']\"", r"field 'answers' looks like a list but is not JSON, .* double quotes"),
-        ('"[""a"", ""b]"', "field 'answers' looks like a list but is not JSON"),
+        ("", "is empty"),
+        ("[]", "has no answer; give at least one"),
+        ('"[""a"", """"]"', "is empty"),
+        ('"[""a"", 3]"', "is of type int; expected text"),
+        ("\"['a', 'b']\"", "looks like a list but is not JSON, .* double quotes"),
+        ('"[""a"", ""b]"', "looks like a list but is not JSON"),
     ],
 )
-def test_a_wrong_cell_of_answers(tmp_path: Path, cell: str, message: str) -> None:
-    with refusal(r"train\.csv:2: " + message):
+def test_a_broken_cell_of_answers(tmp_path: Path, cell: str, message: str) -> None:
+    with refusal(r"train\.csv:2: (answer 2 of )?field 'answers' " + message):
         read_table(tmp_path, f"question,answers\nWhere?,{cell}\n".encode(), task=GENERATIVE)

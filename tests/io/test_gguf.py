@@ -63,26 +63,13 @@ def test_the_family_finds_every_tensor_it_needs(tmp_path: Path) -> None:
 def test_config(tmp_path: Path) -> None:
     sample = Sample(tied=False, fields={"tokenizer.ggml.padding_token_id": 2})
     assert open_gguf(sample.write(tmp_path / "a.gguf")).config == {
-        "model_type": "llama",
-        "vocab_size": 8,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 96,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        "rope_theta": 500_000.0,
-        "rope_scaling": None,
-        "tie_word_embeddings": False,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        "model_type": "llama", "vocab_size": 8, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "max_position_embeddings": 96, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        "rope_theta": 500_000.0, "rope_scaling": None, "tie_word_embeddings": False,
+        "attention_bias": False, "mlp_bias": False, "bos_token_id": 1, "eos_token_id": 2,
         "pad_token_id": 2,
-    }
+    }  # fmt: skip
     # What an old file leaves out, and numbers listed once a layer.
     old = dict.fromkeys(
         ["llama.attention.key_length", "llama.attention.value_length", "llama.rope.freq_base"]

@@ -293,10 +293,7 @@ LLAMA = {"model": "llama", "tokens": ["a", "b", "ab"], "scores": np.zeros(3, np.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "ggml.model is 'None'; expected one of gpt2, llama"),
     ({**GPT2, "model": "t5"}, "ggml.model is 't5'; expected one of gpt2, llama"),
-    (
-        {**GPT2, "pre": "jina-v2-de"},
-        "ggml.pre is 'jina-v2-de'; expected one of default, .*qwen2",
-    ),
+    ({**GPT2, "pre": "jina-v2-de"}, "ggml.pre is 'jina-v2-de'; expected one of default, .*qwen2"),
     ({**GPT2, "pre": None}, "ggml.pre is missing; expected one of default"),
     ({**GPT2, "tokens": None}, "ggml.tokens is missing"),
     ({**GPT2, "tokens": []}, "ggml.tokens is 0 tokens"),
@@ -307,10 +304,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**GPT2, "merges": ["ab"]}, "ggml.merges is a list with 'ab', which is not a pair"),
     ({**GPT2, "merges": ["a c"]}, "ggml.merges is a list with 'a c', which is not a pair"),
     ({**GPT2, "merges": ["b a"]}, "ggml.merges is a list with 'b a', which does not form a token"),
-    (
-        {**GPT2, "token_type": np.ones(2)},
-        "token_type is not a list of 3 numbers, one per token",
-    ),
+    ({**GPT2, "token_type": np.ones(2)}, "token_type is not a list of 3 numbers, one per token"),
     ({**GPT2, "eos_token_id": 3}, "ggml.eos_token_id is 3, but there are 3 tokens"),
     ({**GPT2, "eos_token_id": "a"}, "ggml.eos_token_id is a, but there are 3 tokens"),
     ({**GPT2, "add_bos_token": True}, "ggml.bos_token_id is missing, but every text"),

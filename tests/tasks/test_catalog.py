@@ -79,13 +79,8 @@ def test_the_catalog_has_the_papers_17_tasks(reference_folder: Path) -> None:
     assert all(name == task.name for name, task in CATALOG.items())
     assert {task.name for task in GENERATIVE} == folders - set(LABELLED)
     assert len(CATALOG) == 17 and len(LABELLED) == 13
-
-
-def test_types_are_those_of_the_reference() -> None:
     types = dict(REFERENCE_TASKS.values())
-    assert {name: task.type for name, task in CATALOG.items()} == {
-        name: type_ for name, type_ in types.items() if name in CATALOG
-    }
+    assert all(task.type == types[name] for name, task in CATALOG.items())
 
 
 @pytest.mark.parametrize("name", REFERENCE)
@@ -105,16 +100,11 @@ def test_label_words_and_their_ids_are_the_papers(
         expected = [SLIPS[model_type, name], *expected[1:]]
     folder, layout, required = MODELS[model_type]
     tokenizer = tokenizer_of(reference_folder / "tokenizers" / folder, required)
+    if model_type == "roberta":
+        assert [tokenizer.find(text) for text in ("un", "\u0120la", "conf")] == [879, 897, 17075]
     found = label_words(CATALOG[REFERENCE[name]], tokenizer, model_type, layout)
     assert found.words == tuple((entry["word"],) for entry in expected)
     assert found.ids == tuple(entry["id"] for entry in expected)
-
-
-def test_the_corrected_slip_is_the_intended_token(reference_folder: Path) -> None:
-    vocabulary = json.loads(
-        (reference_folder / "tokenizers" / "roberta-base" / "tokenizer.json").read_text()
-    )["model"]["vocab"]
-    assert (vocabulary["un"], vocabulary["\u0120la"], vocabulary["conf"]) == (879, 897, 17075)
 
 
 @pytest.mark.parametrize("name", LABELLED)
@@ -184,12 +174,9 @@ def test_fields_and_labels_are_those_of_the_rows(name: str, reference_folder: Pa
     assert labels == ({None} if task.is_generative else set(task.labels) - missing)
 
 
-def test_class_numbers_of_nli_run_opposite_to_the_hubs() -> None:
-    for name in ("mnli", "snli", "qnli"):
+def test_class_order_metrics_and_lengths_are_the_papers() -> None:
+    for name in ("mnli", "snli", "qnli"):  # in reverse order of the hub's
         assert CATALOG[name].labels == tuple(reversed(CATALOG[name].hub.labels))
-
-
-def test_generative_tasks_have_the_papers_lengths_and_metric() -> None:
     lengths = {"squad": 20, "nq_open": 20, "multi_news": 30, "samsum": 50}
     assert {task.name: task.answer_tokens for task in GENERATIVE} == lengths
     assert {(task.metric, task.max_tokens) for task in GENERATIVE} == {("bleu", 384)}
@@ -205,11 +192,8 @@ def test_builtin_tasks_share_label_words_within_their_type_only() -> None:
     assert len(pairs) == len({type_ for type_, _ in pairs}) == len({of for _, of in pairs})
     counts = Counter(task.type for task in BUILTIN.values())
     assert min(counts.values()) >= 2 and len(counts) >= 3
-
-
-@pytest.mark.parametrize("name", BUILTIN)
-def test_builtin_names_carry_their_prefix(name: str) -> None:
-    assert name == BUILTIN[name].name == f"builtin/{BUILTIN[name].short_name}"
+    for name, task in BUILTIN.items():
+        assert name == task.name == f"builtin/{task.short_name}"
 
 
 # --- Templates
@@ -330,27 +314,15 @@ label_words = {bad = "terrible", good = "great"}
 """
 
 
-@pytest.mark.parametrize("name", task_names())
-def test_every_name_finds_its_task(name: str) -> None:
-    assert load_task(name).name == name
-
-
-def test_data_gives_a_catalog_task_its_folder(tmp_path: Path) -> None:
+def test_names_and_folders(tmp_path: Path) -> None:
+    assert all(load_task(name).name == name for name in task_names())
     assert load_task("sst2").folder is None
     assert load_task("sst2", data=tmp_path).folder == tmp_path
-
-
-def test_a_folder_with_a_catalog_name_takes_its_definition(tmp_path: Path) -> None:
-    folder = tmp_path / "mnli"
+    folder = tmp_path / "mnli"  # has the definition of the catalog task
     folder.mkdir()
     task = load_task(str(folder) + "/")
     assert (task.name, task.folder) == ("mnli", folder)
     assert task.labels == load_task("mnli").labels
-
-
-def test_a_folder_with_a_definition_keeps_it(tmp_path: Path) -> None:
-    folder = tmp_path / "mnli"
-    folder.mkdir()
     (folder / "task.toml").write_text(DEFINITION)
     assert load_task(folder).labels == ("bad", "good")
     assert load_task(folder, data=tmp_path).folder == tmp_path

@@ -33,15 +33,11 @@ DIGEST = Task(
 def test_words_of_one_model_type_replace_the_default_ones() -> None:
     assert MOOD.words("bert") == {"bad": ("terrible",), "good": ("great",)}
     assert MOOD.words("roberta") == {"bad": ("terrible",), "good": ("nice",)}
-    swapped = dataclasses.replace(MOOD, labels=("good", "bad"))
-    assert list(swapped.words("bert")) == ["good", "bad"]
-
-
-def test_a_label_may_have_several_words() -> None:
     words = {**MOOD.label_words, "t5": {"bad": ("poor", "awful")}}
     task = dataclasses.replace(MOOD, label_words=words)
     assert task.words("t5") == {"bad": ("poor", "awful"), "good": ("great",)}
-    assert task.words("bert")["bad"] == ("terrible",)
+    swapped = dataclasses.replace(MOOD, labels=("good", "bad"))
+    assert list(swapped.words("bert")) == ["good", "bad"]
 
 
 @pytest.mark.parametrize(
@@ -55,16 +51,13 @@ def test_labels_and_class_numbers_of_the_hub(value: object, label: str | None) -
     assert CATALOG["mnli"].label_of(value) == label
 
 
-def test_labels_that_are_numbers_are_not_class_numbers_of_the_hub() -> None:
+def test_labels_that_are_numbers_or_truth_values() -> None:
     hub = HubSource("a/b", None, {}, labels=("1", "0"))
     task = dataclasses.replace(
         MOOD, labels=("0", "1"), label_words={"default": {"0": "no", "1": "yes"}}, hub=hub
     )
     assert task.label_of(0) == "0"
     assert task.label_of("1") == "1"
-
-
-def test_true_and_false_as_labels() -> None:
     words = {"default": {"false": "no", "true": "yes"}}
     task = dataclasses.replace(MOOD, labels=("false", "true"), label_words=words)
     assert task.label_of(True) == "true"
@@ -132,12 +125,9 @@ def test_generative_decoder_template_derives_from_encoder_decoder() -> None:
     )
 
 
-def test_f1_of_the_positive_class_needs_two_labels() -> None:
+def test_f1_needs_two_labels_and_names_may_have_a_prefix() -> None:
     with pytest.raises(InputError, match="needs 2 labels, the task has 3"):
         dataclasses.replace(CATALOG["mnli"], metric="f1")
-
-
-def test_names_in_tables_have_no_prefix() -> None:
     task = dataclasses.replace(MOOD, name="builtin/mood")
     assert (task.short_name, task.is_builtin) == ("mood", True)
     assert (MOOD.short_name, MOOD.is_builtin) == ("mood", False)
@@ -146,19 +136,13 @@ def test_names_in_tables_have_no_prefix() -> None:
 # --- Templates
 
 
-def test_braces_in_a_row_are_literal() -> None:
+def test_segments() -> None:
+    assert fill_segment(" {text}\n", {"text": "\tone two "}) == "one two"
+    assert fill_segment("{{{text}}} {{}}", {"text": "a"}) == "{a} {}"
+    assert template_fields("{{text}}") == ()
     assert render(CATALOG["sst2"], {"text": "a {text} of {{braces}} {0}"}) == (
         "a {text} of {{braces}} {0}",
     )
-
-
-def test_segments_are_stripped() -> None:
-    assert fill_segment(" {text}\n", {"text": "\tone two "}) == "one two"
-
-
-def test_doubled_braces_are_literal() -> None:
-    assert fill_segment("{{{text}}} {{}}", {"text": "a"}) == "{a} {}"
-    assert template_fields("{{text}}") == ()
 
 
 @pytest.mark.parametrize(
