@@ -550,7 +550,7 @@ def test_the_checksum_is_of_the_content() -> None:
     assert len({rows_checksum(rows) for rows in (ROWS, *OTHERS)}) == 1 + len(OTHERS)
     split, joined = {"answers": ("a", "b")}, {"answers": ("ab",)}
     assert rows_checksum([split]) != rows_checksum([joined])
-    # Caches and resumed runs depend on it: sha256 of {"label": "b", "text": "\\u00e9"} and a newline.
+    # Caches and resumed runs depend on it: `sha256sum` of the row as a line of JSON.
     assert rows_checksum([{"text": "é", "label": "b"}]) == "5ce4a4c6d5562fee"
     rows = [{"text": f"a short text, number {n}", "label": "positive"} for n in range(50_000)]
     begin = time.perf_counter()
