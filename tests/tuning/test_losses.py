@@ -1,10 +1,11 @@
-"""DOC"""
+"""Objectives, label scoring, generative tasks and layouts."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,84 +21,68 @@ from jpt.tuning.bound_task import resolve_options
 from jpt.tuning.losses import NO_TOKEN, Answer, answer_loss, label_scores
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.tuning.tune import TuneResult
-from jpt.types import Batch
-from tests.helpers.toys import write_task
+from jpt.types import Batch, Score
+from tests.helpers.toys import json_lines, write_task
 
 pytestmark = pytest.mark.plain_programs
 
+LAYOUTS = {"bert": "encoder", "t5": "encoder_decoder", "gpt2": "decoder", "llama": "decoder"}
 
-# --- answers
+# --- Label words of several tokens and generated answers
 
-WRITERS = ("t5", "llama", "gpt2")
-every_writer = pytest.mark.parametrize("model_type", WRITERS[:2])  # gpt2 reads as llama does
+both_layouts = pytest.mark.parametrize("model_type", ["t5", "llama"])
 # Label 0 has the words (7 9 8) and (10), label 1 the word (30 11).
-PIECES = np.array([[7, 9, 8], [10, NO_TOKEN, NO_TOKEN], [30, 11, NO_TOKEN]])
-ANSWER = Answer(jnp.array([7, 10, 30]), jnp.asarray(PIECES), jnp.array([0, 0, 1]), 2)
+TOKENS = np.array([[7, 9, 8], [10, NO_TOKEN, NO_TOKEN], [30, 11, NO_TOKEN]])
+ANSWER = Answer(jnp.array([7, 10, 30]), jnp.asarray(TOKENS), jnp.array([0, 0, 1]), 2)
 
 
 def prompt_of(width: int = 32) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 1, (4, width)).astype(np.float32)
 
 
-def step_by_step(model_type: str, batch: Batch, pieces: list[int]) -> np.ndarray:
-    """Logarithm of the probability of each piece, from one whole forward pass a piece."""
+def step_by_step(model_type: str, batch: Batch, word: list[int]) -> np.ndarray:
+    """Log-probability of each token of a word, from one forward pass per token."""
     module, params = tiny_model(model_type)
     found = []
-    for place, piece in enumerate(pieces):
-        before = np.array(pieces[:place], np.int32)
+    for index, token in enumerate(word):
+        before = np.array(word[:index], np.int32)
         tokens, lengths, given = np.asarray(batch.tokens), np.asarray(batch.lengths), {}
         if model_type == "t5":
             start = np.concatenate([[0], before]).astype(np.int32)
             given["decoder_tokens"] = jnp.asarray(np.tile(start, (len(tokens), 1)))
-        elif place:
-            tokens = np.pad(tokens, ((0, 0), (0, place)))
+        elif index:
+            tokens = np.pad(tokens, ((0, 0), (0, index)))
             for row, length in enumerate(lengths):
-                tokens[row, length : length + place] = before
-            lengths = lengths + place
+                tokens[row, length : length + index] = before
+            lengths = lengths + index
         inputs = (jnp.asarray(tokens), jnp.asarray(lengths.astype(np.int32)), prompt_of())
         logits = np.asarray(jax.jit(module.apply)({"params": params}, *inputs, **given).logits)
         logits = logits[:, -1] if model_type == "t5" else logits
-        found.append(log_softmax(logits.astype(np.float64), axis=-1)[:, piece])
+        found.append(log_softmax(logits.astype(np.float64), axis=-1)[:, token])
     return np.stack(found, axis=1)
 
 
-def words_of(model_type: str, batch: Batch) -> list[np.ndarray]:
-    return [step_by_step(model_type, batch, [p for p in row if p != NO_TOKEN]) for row in PIECES]
-
-
-@every_writer
-def test_a_label_has_the_probability_of_any_of_its_words(model_type: str) -> None:
-    module, params = tiny_model(model_type)
-    found = jax.jit(label_scores, static_argnums=0)(
-        module, params, prompt_of(), tiny_batch(), ANSWER
-    )
-    first, second, third = (word.sum(axis=1) for word in words_of(model_type, tiny_batch()))
-    expected = np.stack([logsumexp([first, second], axis=0), third], axis=1)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-@every_writer
+@both_layouts
 @pytest.mark.parametrize("objective", ["labels", "vocabulary"])
-def test_the_loss_is_the_objective_written_out(model_type: str, objective: str) -> None:
-    module, params = tiny_model(model_type)
-    batch = tiny_batch()
-    loss, accuracy = jax.jit(answer_loss, static_argnums=(0, 5))(
-        module, params, prompt_of(), batch, ANSWER, objective
-    )
-    words = words_of(model_type, batch)
-    scores = np.stack(
-        [logsumexp([words[0].sum(1), words[1].sum(1)], axis=0), words[2].sum(1)], axis=1
-    )
+def test_scores_and_loss_written_out(model_type: str, objective: str) -> None:
+    inputs, batch = (*tiny_model(model_type), prompt_of(), tiny_batch(), ANSWER), tiny_batch()
+    loss, accuracy = jax.jit(answer_loss, static_argnums=(0, 5))(*inputs, objective)
+    words = [step_by_step(model_type, batch, [t for t in row if t != NO_TOKEN]) for row in TOKENS]
+    first, second, third = (word.sum(axis=1) for word in words)
+    scores = np.stack([logsumexp([first, second], axis=0), third], axis=1)
+    if objective == "labels":
+        found = jax.jit(label_scores, static_argnums=0)(*inputs)
+        np.testing.assert_allclose(found, scores, rtol=1e-5)
     if objective == "labels":
         expected = -log_softmax(scores, axis=1)[np.arange(2), batch.labels].mean()
-    else:  # the pieces of each row's right word: row 0 has three, row 1 two
+    else:  # the tokens of each row's right word: row 0 has three, row 1 two
         expected = -np.concatenate([words[0][0], words[2][1]]).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert float(accuracy) == pytest.approx((scores.argmax(1) == batch.labels).mean())
 
 
-@every_writer
-def test_the_loss_of_written_answers_is_that_of_each_row_alone(model_type: str) -> None:
+@both_layouts
+def test_loss_of_generated_answers_is_that_of_each_row(model_type: str) -> None:
     module, params = tiny_model(model_type)
     answers = np.array([[7, 9, 4, 0], [10, 4, 0, 0]], np.int32)
     lengths = np.array([3, 2], np.int32)
@@ -111,49 +96,43 @@ def test_the_loss_of_written_answers_is_that_of_each_row_alone(model_type: str) 
     assert float(loss) == pytest.approx(-np.concatenate(rows).mean(), rel=1e-5)
     assert 0 <= float(accuracy) <= 1
     half = batch._replace(weights=np.array([1, 0], np.float32))
-    assert float(run(module, params, prompt_of(), half, ANSWER, "labels")[0]) == pytest.approx(
-        -rows[0].mean(), rel=1e-5
-    )
+    loss, _ = run(module, params, prompt_of(), half, ANSWER, "labels")
+    assert float(loss) == pytest.approx(-rows[0].mean(), rel=1e-5)
 
 
-def test_first_pieces_are_scored_as_the_papers_code_does(tmp_path: Path) -> None:
-    """The toy vocabulary has no word of several pieces; "good bad" is two of its words."""
-    folder = write_tiny_backbone(tmp_path / "t5", "t5")
-    mood = jpt.load_task(write_task(tmp_path / "mood"))
-    long = dataclasses.replace(mood, label_words={"default": {"bad": "dull film", "good": "fine"}})
-    prompt = jpt.Prompt(prompt_of(), jpt.PromptCard(str(folder), "mood", layout="encoder_decoder"))
-    phrase = jpt.evaluate(prompt, long, max_tokens=16)
-    first = jpt.evaluate(prompt, long, max_tokens=16, label_scoring="first_token")
-    short = dataclasses.replace(mood, label_words={"default": {"bad": "dull", "good": "fine"}})
-    as_short = jpt.evaluate(prompt, short, max_tokens=16)
-    assert first.loss == as_short.loss and phrase.loss != first.loss
-    alike = dataclasses.replace(
-        mood, label_words={"default": {"bad": "dull film", "good": "dull bright"}}
-    )
-    assert jpt.evaluate(prompt, alike, max_tokens=16).rows == first.rows
+def score_words(tmp_path: Path, model_type: str, bad: Any, good: str, **options: str) -> Score:
+    """Score a fixed prompt with these label words."""
+    if not (folder := tmp_path / model_type).exists():
+        write_tiny_backbone(folder, model_type)
+    words = {"default": {"bad": bad, "good": good}}
+    task = dataclasses.replace(jpt.load_task(write_task(tmp_path / "mood")), label_words=words)
+    card = jpt.PromptCard(str(folder), "mood", layout=LAYOUTS[model_type])
+    return jpt.evaluate(jpt.Prompt(prompt_of(), card), task, max_tokens=16, **options)
+
+
+def test_first_tokens_are_scored_as_in_the_papers_code(tmp_path: Path) -> None:
+    # "dull film" has two tokens in the toy vocabulary.
+    phrase = score_words(tmp_path, "t5", "dull film", "fine")
+    first = score_words(tmp_path, "t5", "dull film", "fine", label_scoring="first_token")
+    short = score_words(tmp_path, "t5", "dull", "fine")
+    assert first.loss == short.loss and phrase.loss != first.loss
+    assert score_words(tmp_path, "t5", "dull film", "dull bright").rows == first.rows
     with pytest.raises(jpt.InputError, match="the same first token .*label_scoring phrase"):
-        jpt.evaluate(prompt, alike, max_tokens=16, label_scoring="first_token")
+        score_words(tmp_path, "t5", "dull film", "dull bright", label_scoring="first_token")
 
 
-def test_a_masked_model_adds_the_probabilities_of_a_labels_words(tmp_path: Path) -> None:
-    folder = write_tiny_backbone(tmp_path / "bert", "bert")
-    mood = jpt.load_task(write_task(tmp_path / "mood"))
-    prompt = jpt.Prompt(prompt_of(), jpt.PromptCard(str(folder), "mood"))
-
-    def scores(words: dict[str, str | tuple[str, ...]]) -> np.ndarray:
-        task = dataclasses.replace(mood, label_words={"default": words})
-        return jpt.evaluate(prompt, task, max_tokens=16).log_probs
-
-    single = [scores({"bad": word, "good": "fine"}) for word in ("dull", "poor", "awful")]
+def test_masked_model_adds_the_probabilities_of_a_labels_words(tmp_path: Path) -> None:
+    words = ("dull", "poor", "awful")
+    single = [score_words(tmp_path, "bert", word, "fine").log_probs for word in words]
     odds = [each[:, 0] - each[:, 1] for each in single]
-    several = scores({"bad": ("dull", "poor", "awful"), "good": "fine"})
+    several = score_words(tmp_path, "bert", words, "fine").log_probs
     np.testing.assert_allclose(
         several[:, 0] - several[:, 1], logsumexp(odds, axis=0), rtol=1e-4, atol=1e-6
     )
 
 
 def write_echo(folder: Path) -> Path:
-    """A task whose answer is a word of its text: what follows "number"."""
+    """Write a generative task whose answer is the word of its text after "number"."""
     folder.mkdir(parents=True)
     (folder / "task.toml").write_text(
         'type = "copy"\nfields = ["text"]\nanswer = "said"\nanswer_tokens = 3\n'
@@ -161,12 +140,12 @@ def write_echo(folder: Path) -> Path:
     )
     random = np.random.default_rng(1)
     for split, count in (("train", 64), ("validation", 16), ("test", 24)):
-        lines = []
+        rows = []
         for _ in range(count):
             digit = random.integers(10)
             text = f"the film is number {digit}" + " good" * random.integers(4)
-            lines.append(json.dumps({"text": text, "said": [str(digit), f"{digit} good"]}))
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+            rows.append({"text": text, "said": [str(digit), f"{digit} good"]})
+        (folder / f"{split}.jsonl").write_text(json_lines(rows))
     return folder
 
 
@@ -174,11 +153,9 @@ SHORT = {"length": 5, "max_tokens": 16, "batch_size": 8, "eval_batch_size": 16}
 
 
 @pytest.mark.parametrize("model_type", ["t5", pytest.param("gpt2", marks=pytest.mark.slow)])
-def test_a_written_task_goes_all_the_way(model_type: str, tmp_path: Path) -> None:
-    folder, echo = (
-        write_tiny_backbone(tmp_path / "model", model_type),
-        write_echo(tmp_path / "echo"),
-    )
+def test_generative_task_from_tuning_to_transfer(model_type: str, tmp_path: Path) -> None:
+    folder = write_tiny_backbone(tmp_path / "model", model_type)
+    echo = write_echo(tmp_path / "echo")
     settings = {"steps": 20, "eval_every": 10, "learning_rate": 3e-2, **SHORT}
     tuned = jpt.tune(folder, echo, tmp_path / "run", predictions=True, **settings)
     lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").open()]
@@ -192,9 +169,9 @@ def test_a_written_task_goes_all_the_way(model_type: str, tmp_path: Path) -> Non
     assert matrix.matrix.values[0, 0] == pytest.approx(score.value)
 
 
-def test_an_encoder_cannot_write(tmp_path: Path) -> None:
+def test_encoder_cannot_generate(tmp_path: Path) -> None:
     echo = write_echo(tmp_path / "echo")
-    with pytest.raises(jpt.InputError, match="layout encoder.*take a T5 or a decoder"):
+    with pytest.raises(jpt.InputError, match="layout encoder.*use a T5 or a decoder"):
         jpt.tune("builtin/bert-small", echo, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     mood = write_task(tmp_path / "mood")
@@ -202,8 +179,8 @@ def test_an_encoder_cannot_write(tmp_path: Path) -> None:
         jpt.tune("builtin/bert-small", mood, answer_tokens=5)
 
 
-def test_room_for_the_answer_is_kept(tmp_path: Path) -> None:
-    """80 positions, a prompt of 70 rows and answers of 3 tokens: 7 are left for the text."""
+def test_positions_of_the_answer_are_reserved(tmp_path: Path) -> None:
+    """80 positions, 70 prompt tokens and answers of 3 tokens leave 7 tokens for the text."""
     folder, echo = write_tiny_backbone(tmp_path / "gpt2", "gpt2"), write_echo(tmp_path / "echo")
     with pytest.raises(jpt.InputError, match=r"prompt 70 \+ text 8 \+ answer 3 = 81 tokens, but"):
         jpt.tune(folder, echo, length=70, max_tokens=8)
@@ -211,10 +188,9 @@ def test_room_for_the_answer_is_kept(tmp_path: Path) -> None:
     assert resolve_options(TuneOptions(length=70), backbone, task).max_tokens == 7
 
 
-# --- layouts
+# --- Layouts
 
-LAYOUTS = {"bert": "encoder", "t5": "encoder_decoder", "gpt2": "decoder", "llama": "decoder"}
-TYPES = [name for name in LAYOUTS if name != "bert"]
+TYPES = ("t5", "gpt2", "llama")
 SETTINGS = {"steps": 20, "eval_every": 10, "learning_rate": 2e-2, **SHORT}
 
 
@@ -234,33 +210,30 @@ def tuned(backbone: Path, mood: Path, tmp_path_factory: pytest.TempPathFactory) 
     return jpt.tune(backbone, mood, out, **SETTINGS)
 
 
-def test_the_prompts_file_scores_what_the_run_says(
+def test_prompt_file_has_the_score_of_the_run(
     tuned: TuneResult, backbone: Path, mood: Path
 ) -> None:
-    # That prompts learn is seen on the built-in models; one of random weights hardly listens.
+    # That prompts learn is tested with the built-in models; these have random weights.
     score = jpt.evaluate(tuned.folder, mood, max_tokens=16)
     assert score.value == tuned.record["test"]["accuracy"]
     model_type = jpt.load_backbone(backbone).model_type
     assert tuned.prompt.card.layout == LAYOUTS[model_type]
 
 
-def test_padding_and_batch_size_change_no_prediction(tuned: TuneResult, mood: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"max_tokens": 40, "eval_batch_size": 7}, {"max_tokens": 16, "mesh": "data:2,model:4"}],
+)
+def test_padding_batch_size_and_mesh_change_no_prediction(
+    tuned: TuneResult, mood: Path, options: dict[str, Any]
+) -> None:
     plain = jpt.evaluate(tuned.prompt, mood, max_tokens=16)
-    other = jpt.evaluate(tuned.prompt, mood, max_tokens=40, eval_batch_size=7)
+    other = jpt.evaluate(tuned.prompt, mood, **options)
     np.testing.assert_array_equal(plain.predictions, other.predictions)
     assert other.loss == pytest.approx(plain.loss, rel=1e-5)
 
 
-def test_a_mesh_changes_no_number(tuned: TuneResult, mood: Path) -> None:
-    plain = jpt.evaluate(tuned.prompt, mood, max_tokens=16)
-    split = jpt.evaluate(tuned.prompt, mood, max_tokens=16, mesh="data:2,model:4")
-    assert split.loss == pytest.approx(plain.loss, rel=1e-5)
-    np.testing.assert_array_equal(plain.predictions, split.predictions)
-
-
-def test_it_transfers_and_its_neurons_are_read(
-    tuned: TuneResult, backbone: Path, mood: Path
-) -> None:
+def test_transfer_and_neurons(tuned: TuneResult, backbone: Path, mood: Path) -> None:
     result = jpt.transfer_matrix({"mood": tuned.prompt}, [mood], max_tokens=16)
     assert result.matrix.values[0, 0] == tuned.record["test"]["accuracy"]
     found = jpt.activated_neurons({"mood": tuned.prompt})
@@ -273,18 +246,17 @@ def test_it_transfers_and_its_neurons_are_read(
     np.testing.assert_allclose(found.values[0], output.neurons[:, 0], atol=1e-5)
 
 
-def test_a_prompt_of_another_layout_is_refused(tuned: TuneResult, mood: Path) -> None:
+def test_prompt_of_another_layout_is_refused(tuned: TuneResult, mood: Path) -> None:
     with pytest.raises(jpt.InputError, match="width|wide|layout"):
         jpt.evaluate(tuned.prompt, mood, backbone="builtin/bert-small")
 
 
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("objective", ["labels", "vocabulary"])
-def test_layouts_the_loss_is_the_objective_written_out(model_type: str, objective: str) -> None:
+def test_loss_of_the_train_step_written_out(model_type: str, objective: str) -> None:
     module, params = tiny_model(model_type)
     batch, ids = tiny_batch(), np.array([7, 30])
-    prompt = np.random.default_rng(0).normal(0, 1, (4, 32)).astype(np.float32)
-    optimizer = prompt_optimizer(1e-2)
+    prompt, optimizer = prompt_of(), prompt_optimizer(1e-2)
     step = build_train_step(module, optimizer, objective=objective)
     _, metrics = step(params, init_state(prompt, optimizer), batch, Answer(jnp.asarray(ids)))
     logits = np.asarray(
@@ -298,7 +270,7 @@ def test_layouts_the_loss_is_the_objective_written_out(model_type: str, objectiv
     assert float(metrics.accuracy) == pytest.approx((answered == batch.labels).mean())
 
 
-def test_lengths_are_refused_with_the_arithmetic(tmp_path: Path) -> None:
+def test_lengths_are_refused_with_their_sum(tmp_path: Path) -> None:
     decoder = jpt.load_backbone(write_tiny_backbone(tmp_path / "gpt2", "gpt2"))
     with pytest.raises(jpt.InputError, match=r"prompt 50 \+ text 31 = 81 tokens, but .* has 80"):
         check_lengths(decoder, 50, 31)
@@ -309,7 +281,7 @@ def test_lengths_are_refused_with_the_arithmetic(tmp_path: Path) -> None:
         check_lengths(t5, 2049, 10)
 
 
-def test_an_unknown_family_is_named_with_the_nearest(tmp_path: Path) -> None:
+def test_unknown_family_names_the_nearest(tmp_path: Path) -> None:
     folder = write_tiny_backbone(tmp_path, "gpt2")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"gpt2"', '"gpt3"'))
