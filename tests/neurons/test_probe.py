@@ -1,4 +1,4 @@
-"""DOC"""
+"""The start-token and the text probe: values, chunks, meshes, files and options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import jpt
 from jpt.backbones.registry import Backbone
 from jpt.config import ProbeOptions, parse_positions
-from jpt.data.encode import encode_split
+from jpt.data.encode import EncodedSplit, encode_split
 from jpt.data.rows import read_rows
 from jpt.neurons.probe import (
     activated_neurons,
@@ -29,19 +29,15 @@ from jpt.types import Activations, Prompt, PromptCard
 from tests.helpers.golden import read
 from tests.helpers.toys import write_task
 
-# --- activations
+# --- Start-token probe
 
 BACKBONE = "builtin/bert-small"
 
 
-def make_prompts(count: int, length: int = 5, width: int = 128) -> dict[str, Prompt]:
-    random = np.random.default_rng(0)
-    return {
-        f"p{number}": Prompt(
-            random.normal(0, 0.5, (length, width)).astype(np.float32), PromptCard(BACKBONE, "t")
-        )
-        for number in range(count)
-    }
+def make_prompts(count: int, length: int = 5) -> dict[str, Prompt]:
+    bank = np.random.default_rng(0).normal(0, 0.5, (count, length, 128)).astype(np.float32)
+    card = PromptCard(BACKBONE, "t")
+    return {f"p{number}": Prompt(values, card) for number, values in enumerate(bank)}
 
 
 ONE = jnp.ones(1, jnp.int32)
@@ -49,37 +45,30 @@ ONE = jnp.ones(1, jnp.int32)
 
 @pytest.mark.plain_programs
 @pytest.mark.parametrize("first_position", [0, 1])
-def test_the_bank_is_each_prompt_alone_the_plain_way(first_position: int) -> None:
+def test_the_bank_equals_each_prompt_alone(first_position: int) -> None:
     module, params = tiny_encoder(num_hidden_layers=3)
     bank = jnp.asarray(np.random.default_rng(1).normal(0, 1, (4, 5, 32)), jnp.float32)
-    start = jnp.array([[1]], jnp.int32)
-    together, _ = probe_bank(module, params, bank, start, ONE, first_position=first_position)
+    start, options = jnp.array([[1]], jnp.int32), {"first_position": first_position}
+    together, _ = probe_bank(module, params, bank, start, ONE, **options)
     assert together.shape == (4, 3, 1, 48)
+    options |= {"capture_neurons": True, "every_position": True}
     for number, prompt in enumerate(bank):
-        # Every position of every layer is computed; the mask stands at 0, the start token last.
-        neurons = module.apply(
-            {"params": params},
-            start,
-            ONE,
-            prompt,
-            capture_neurons=True,
-            every_position=True,
-            first_position=first_position,
-        ).neurons
+        # All positions of all layers: the mask token is at 0, the start token last.
+        neurons = module.apply({"params": params}, start, ONE, prompt, **options).neurons
         assert neurons.shape == (3, 1, 1 + 5 + 1, 48)
         np.testing.assert_allclose(together[number], neurons[:, :, 0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.plain_programs
-def test_positions_and_start_token_count() -> None:
+def test_position_and_start_token_have_an_effect() -> None:
     module, params = tiny_encoder()
     bank = jnp.asarray(np.random.default_rng(1).normal(0, 1, (1, 5, 32)), jnp.float32)
-    start, other = jnp.array([[1]], jnp.int32), jnp.array([[7]], jnp.int32)
-    plain, _ = probe_bank(module, params, bank, start, ONE)
-    shifted, _ = probe_bank(module, params, bank, start, ONE, first_position=1)
-    otherwise, _ = probe_bank(module, params, bank, other, ONE)
+    plain, shifted, other = (
+        probe_bank(module, params, bank, jnp.array([[token]], jnp.int32), ONE, first_position=at)[0]
+        for token, at in ((1, 0), (1, 1), (7, 0))
+    )
     assert float(jnp.abs(plain - shifted).max()) > 1e-4
-    assert float(jnp.abs(plain - otherwise).max()) > 1e-4
+    assert float(jnp.abs(plain - other).max()) > 1e-4
 
 
 @pytest.mark.plain_programs
@@ -101,65 +90,50 @@ def test_order_changes_nothing_and_names_are_sorted(tmp_path: Path) -> None:
 @pytest.mark.plain_programs
 def test_values_are_those_after_the_non_linearity() -> None:
     values = activated_neurons(make_prompts(2)).values
-    assert values.min() > -0.2 and values.max() > 0.5  # GELU is nowhere below -0.17
+    assert values.min() > -0.2 and values.max() > 0.5  # GELU is never below -0.17
 
 
 @pytest.mark.plain_programs
-def test_wrong_prompts(tmp_path: Path) -> None:
-    prompts = make_prompts(2)
+def test_invalid_prompts(tmp_path: Path) -> None:
+    prompts, medium = make_prompts(2), {"backbone": "builtin/bert-medium"}
     mixed = {**prompts, "p1": make_prompts(1, length=6)["p0"]}
-    with pytest.raises(
-        jpt.InputError, match="prompt p1: expected length 5, that of prompt p0, got 6"
+    for given, options, message in (
+        (mixed, {}, "prompt p1: expected length 5, that of prompt p0, got 6"),
+        (tmp_path / "nothing", {}, "there is no such file"),
+        (make_prompts(1, length=257), {}, "at most 256 prompt tokens .*, got 257"),
+        (prompts, medium, "128"),
     ):
-        activated_neurons(mixed, tmp_path / "out.npz")
-    with pytest.raises(jpt.InputError, match="there is no such file"):
-        activated_neurons(tmp_path / "nothing", tmp_path / "out.npz")
-    with pytest.raises(jpt.InputError, match="at most 256 prompt tokens .*, got 257"):
-        activated_neurons(make_prompts(1, length=257), tmp_path / "out.npz")
-    with pytest.raises(jpt.InputError, match="128"):
-        activated_neurons(prompts, tmp_path / "out.npz", backbone="builtin/bert-medium")
+        with pytest.raises(jpt.InputError, match=message):
+            activated_neurons(given, tmp_path / "out.npz", **options)
     assert not (tmp_path / "out.npz").exists()
-
-
-WHOLE = {"names": np.array(["a"]), "activations": np.ones((1, 3, 4))}
 
 
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("change", "message"),
     [
-        ({"names": np.array(["a"])}, "expected an activations file"),
-        (
-            {"names": np.array(["a"]), "activations": np.ones((2, 3, 4))},
-            r"got \[1\] and \[2, 3, 4\]",
-        ),
-        ({"names": np.array(["a"]), "activations": np.full((1, 3, 4), np.nan)}, "NaN"),
+        ({"activations": None}, "expected an activations file"),
+        ({"activations": np.ones((2, 3, 4))}, r"got \[1\] and \[2, 3, 4\]"),
+        ({"activations": np.full((1, 3, 4), np.nan)}, "NaN"),
         ({"names": np.array(["a", "a"]), "activations": np.ones((2, 3, 4))}, "got a 2 times"),
-        (
-            {"names": np.array(["a"], object), "activations": np.ones((1, 3, 4))},
-            "expected an activ",
-        ),
-        (
-            {**WHOLE, "rates": np.ones((1, 3, 3))},
-            r"expected rates \[1, 3, 4\] of floats, got \[1, 3, 3\]",
-        ),
-        ({**WHOLE, "rates": np.full((1, 3, 4), 1.1)}, "a rate is outside 0 to 1"),
-        (
-            {**WHOLE, "cka": np.ones((1, 3, 3))},
-            r"expected cka \[3, 1, 1\] of floats, got \[1, 3, 3\]",
-        ),
-        ({**WHOLE, "probe": np.array("{")}, "expected an activations file"),
-        ({**WHOLE, "probe": np.array('"text"')}, "expected a probe of kind .*got .text."),
+        ({"names": np.array(["a"], object)}, "expected an activ"),
+        ({"rates": np.ones((1, 3, 3))}, r"expected rates \[1, 3, 4\] of floats, got \[1, 3, 3\]"),
+        ({"rates": np.full((1, 3, 4), 1.1)}, "a rate is outside 0 to 1"),
+        ({"cka": np.ones((1, 3, 3))}, r"expected cka \[3, 1, 1\] of floats, got \[1, 3, 3\]"),
+        ({"probe": np.array("{")}, "expected an activations file"),
+        ({"probe": np.array('"text"')}, "expected a probe of kind .*got .text."),
     ],
 )
-def test_files_that_are_none(tmp_path: Path, arrays: dict, message: str) -> None:
-    np.savez(tmp_path / "neurons.npz", **arrays)
+def test_invalid_files(tmp_path: Path, change: dict, message: str) -> None:
+    arrays = {"names": np.array(["a"]), "activations": np.ones((1, 3, 4)), **change}
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(tmp_path / "neurons.npz", **kept)
     with pytest.raises(jpt.InputError, match=message):
         read_activations(tmp_path / "neurons.npz")
 
 
 @pytest.mark.plain_programs
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+def test_a_truncated_file(tmp_path: Path) -> None:
     file = tmp_path / "neurons.npz"
     write_activations(file, Activations(("a",), np.ones((1, 200, 300), np.float32)))
     file.write_bytes(file.read_bytes()[:-40])
@@ -168,7 +142,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.plain_programs
-def test_either_stack_of_a_t5_is_read_on_request() -> None:
+def test_both_stacks_of_t5() -> None:
     backbone = jpt.load_backbone("builtin/t5-mini")
     values = np.random.default_rng(3).normal(0, 1, (2, 5, 128)).astype(np.float32)
     card = PromptCard(backbone.name, "t", layout="encoder_decoder")
@@ -176,15 +150,11 @@ def test_either_stack_of_a_t5_is_read_on_request() -> None:
     found = {stack: activated_neurons(prompts, stack=stack) for stack in ("decoder", "encoder")}
     np.testing.assert_array_equal(activated_neurons(prompts).values, found["decoder"].values)
     for stack, activations in found.items():
-        # The plain way: one prompt alone; the encoder at every position, the start token last.
+        # One prompt alone; the encoder at every position, the start token last.
+        start = jnp.array([[backbone.start_id]], jnp.int32)
+        options = {"capture_neurons": True, "neuron_stack": stack, "every_position": True}
         output = backbone.module.apply(
-            {"params": backbone.params},
-            jnp.array([[backbone.start_id]], jnp.int32),
-            jnp.ones(1, jnp.int32),
-            values[1],
-            capture_neurons=True,
-            neuron_stack=stack,
-            every_position=True,
+            {"params": backbone.params}, start, ONE, values[1], **options
         )
         np.testing.assert_allclose(activations.values[1], output.neurons[:, 0, -1], atol=1e-5)
     with pytest.raises(jpt.InputError, match="has one stack"):
@@ -193,14 +163,14 @@ def test_either_stack_of_a_t5_is_read_on_request() -> None:
         activated_neurons(prompts, stack="both")
 
 
-# --- probe text
+# --- Text probe
 
 WIDTH, LENGTH, ROWS = 32, 3, 6
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of 3 to 7 words, so that batches are padded."""
+    """Write rows of 3 to 7 words, so that batches are padded."""
     texts = ["a film", "the film is fine", "a bad film , not good", "dull", "a lovely number 4"]
     lines = "".join(f'{{"text": "{text}", "label": "bad"}}\n' for text in (*texts, "boring film"))
     return write_task(tmp_path_factory.mktemp("task"), validation=lines)
@@ -215,8 +185,8 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 def prompts(backbone: Backbone) -> dict[str, Prompt]:
     random = np.random.default_rng(0)
     card = PromptCard(backbone.name, "mood")
-    drawn = random.normal(0, 1, (3, LENGTH, WIDTH)).astype(np.float32)
-    return {name: Prompt(values, card) for name, values in zip("abc", drawn, strict=True)}
+    bank = random.normal(0, 1, (3, LENGTH, WIDTH)).astype(np.float32)
+    return {name: Prompt(values, card) for name, values in zip("abc", bank, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +196,7 @@ def found(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> Activat
 
 @pytest.fixture(scope="module")
 def by_row(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> list[list[np.ndarray]]:
-    """Neurons [L, 1 + P + length, F] of every row behind every prompt, each alone, unpadded."""
+    """Return neurons [L, 1 + P + length, F] of every row with every prompt, alone and unpadded."""
     definition = load_task(task)
     rows = read_rows(definition, "validation")
     split = encode_split(rows, definition, backbone.tokenizer, 30, "encoder")
@@ -240,33 +210,16 @@ def by_row(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> list[l
     return [[read_alone(tokens, prompt) for tokens in ids] for prompt in prompts.values()]
 
 
-def expect(by_row: list[list[np.ndarray]], places: str) -> tuple[np.ndarray, np.ndarray]:
-    """Means over the rows of what stands at the places: values and shares."""
-    values, shares = [], []
-    for rows in by_row:
-        at = {
-            "answer": lambda row: row[:, :1],
-            "text": lambda row: row[:, 1 + LENGTH :],
-            "0,-1": lambda row: row[:, [1 + LENGTH, -1]],
-        }[places]
-        values.append(np.mean([at(row).mean(1) for row in rows], axis=0))
-        shares.append(np.mean([(at(row) > 0).mean(1) for row in rows], axis=0))
-    return np.stack(values), np.stack(shares)
-
-
-@pytest.mark.parametrize("places", ["answer", "text", "0,-1"])
-def test_means_are_those_of_rows_read_alone(
-    places: str,
-    prompts: dict[str, Prompt],
-    backbone: Backbone,
-    task: Path,
-    by_row: list[list[np.ndarray]],
-) -> None:
-    options = {"probe": "text", "task": task, "positions": places}
+@pytest.mark.parametrize("positions", ["answer", "text", "0,-1"])
+def test_means_equal_rows_read_alone(positions: str, prompts, backbone, task, by_row) -> None:
+    options = {"probe": "text", "task": task, "positions": positions}
     found = activated_neurons(prompts, backbone=backbone, **options)
-    values, shares = expect(by_row, places)
-    np.testing.assert_allclose(found.values, values, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(found.rates, shares, rtol=0, atol=1e-6)
+    text = 1 + LENGTH
+    at = {"answer": slice(1), "text": slice(text, None), "0,-1": [text, -1]}[positions]
+    values = [np.mean([row[:, at].mean(1) for row in rows], axis=0) for rows in by_row]
+    rates = [np.mean([(row[:, at] > 0).mean(1) for row in rows], axis=0) for rows in by_row]
+    np.testing.assert_allclose(found.values, np.stack(values), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found.rates, np.stack(rates), rtol=0, atol=1e-6)
     assert found.cka.shape == (2, 3, 3)
 
 
@@ -288,30 +241,27 @@ def test_each_prompt_alone_and_any_order(
     assert expected.items() <= found.probe.items() and found.probe["positions"] == "answer"
 
 
-def test_labels_are_not_looked_at_and_rows_are_drawn(
-    prompts: dict[str, Prompt], backbone: Backbone, task: Path
-) -> None:
+def test_labels_are_not_used_and_rows_are_sampled(backbone: Backbone, task: Path) -> None:
     definition = load_task(task)
     rows = [{"text": row["text"]} for row in read_rows(definition, "validation")]
-    splits = [
-        text_input(
-            backbone,
-            ProbeOptions("text", definition, rows=4, seed=seed, data={"validation": rows}),
-            LENGTH,
-        ).split
-        for seed in (0, 0, 1)
-    ]
-    np.testing.assert_array_equal(splits[0].tokens, splits[1].tokens)
-    assert splits[0].n_rows == 4 and splits[0].tokens.tolist() != splits[2].tokens.tolist()
+
+    def sample(seed: int) -> EncodedSplit:
+        data = {"validation": rows}
+        options = ProbeOptions("text", definition, rows=4, seed=seed, data=data)
+        return text_input(backbone, options, LENGTH).split
+
+    first, again, other = sample(0), sample(0), sample(1)
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    assert first.n_rows == 4 and first.tokens.tolist() != other.tokens.tolist()
 
 
-def test_rows_without_the_token_are_left_out(backbone: Backbone, task: Path) -> None:
+def test_rows_without_the_position_are_left_out(backbone: Backbone, task: Path) -> None:
     options = ProbeOptions(probe="text", task=task, positions=6)  # the seventh token
     given = text_input(backbone, options, LENGTH)
     lengths = given.split.lengths
     assert given.record["rows"] == len(lengths) < ROWS
     assert lengths.tolist() == [8]  # the others have 3 to 6
-    with pytest.raises(jpt.InputError, match="positions is 99, but the longest of 6 rows has"):
+    with pytest.raises(jpt.InputError, match="positions: expected .* longest of 6 rows, got 99"):
         text_input(backbone, dataclasses.replace(options, positions=99), LENGTH)
 
 
@@ -323,7 +273,7 @@ def test_few_rows_have_no_cka(prompts: dict[str, Prompt], backbone: Backbone, ta
 @pytest.mark.parametrize(
     ("positions", "chosen"), [("answer", "answer"), ((0, -1, 0), (0, -1)), ("-1", (-1,)), (2, (2,))]
 )
-def test_positions(positions: str | int | tuple[int, ...], chosen: str | tuple[int, ...]) -> None:
+def test_positions(positions, chosen) -> None:
     assert parse_positions(positions) == chosen
 
 
@@ -334,49 +284,41 @@ def test_weights_of_positions_leave_padding_out() -> None:
     assert position_weights((-2, -1), lengths, 4).tolist() == [[0, 0.5, 0.5, 0], [1, 0, 0, 0]]
 
 
-def test_pieces_fill_the_budget_and_no_more(backbone: Backbone, task: Path) -> None:
+@pytest.fixture
+def plan(backbone: Backbone, task: Path):
     given = text_input(backbone, ProbeOptions(probe="text", task=task), LENGTH)
 
-    def plan(chunk_mb: float, prompts: int = 100) -> tuple[int, int]:
+    def call(chunk_mb: float, prompts: int = 100, mesh=None) -> tuple[int, int]:
         options = ProbeOptions(probe="text", task=task, chunk_mb=chunk_mb)
-        return plan_chunk(backbone, (prompts, LENGTH), given, options)
+        return plan_chunk(backbone, (prompts, LENGTH), given, options, mesh)
 
+    return call
+
+
+def test_chunks_fill_the_budget(plan) -> None:
     assert plan(1e-9) == (1, 1) and plan(1e9) == (100, ROWS)
     sizes = [plan(mb) for mb in (0.02, 0.05, 0.5, 2, 4)]
     assert sizes == sorted(sizes) and len(set(sizes)) == 5
     assert all(prompts == 1 or rows == ROWS for prompts, rows in sizes)
 
 
+def test_chunks_on_a_mesh_are_divisible_by_its_axes(plan) -> None:
+    mesh = make_mesh("prompt:4,data:2")
+    assert plan(1e-9, 10, mesh) == (4, 2), "one prompt and one row on each device"
+    assert plan(1e9, 10, mesh) == (12, ROWS), "ten prompts, padded to twelve"
+
+
 @pytest.mark.parametrize(
     ("mesh", "chunk_mb"),
     [("prompt:2,data:2,model:2", 256), pytest.param("prompt:4", 1e-9, marks=pytest.mark.slow)],
 )
-def test_a_mesh_changes_no_number(
-    found: Activations,
-    prompts: dict[str, Prompt],
-    backbone: Backbone,
-    task: Path,
-    mesh: str,
-    chunk_mb: float,
-) -> None:
+def test_a_mesh_changes_no_number(found, prompts, backbone, task, mesh: str, chunk_mb) -> None:
     options = {"probe": "text", "task": task, "chunk_mb": chunk_mb}
     split = activated_neurons(prompts, backbone=backbone, mesh=mesh, **options)
     for name in ("values", "rates", "cka"):
         expected = getattr(found, name)
         difference = np.abs(getattr(split, name) - expected).max()
         assert difference <= 1e-5 * np.abs(expected).max(), name
-
-
-def test_pieces_on_a_mesh_are_what_its_axes_divide(backbone: Backbone, task: Path) -> None:
-    given = text_input(backbone, ProbeOptions(probe="text", task=task), LENGTH)
-    mesh = make_mesh("prompt:4,data:2")
-
-    def plan(chunk_mb: float) -> tuple[int, int]:
-        options = ProbeOptions(probe="text", task=task, chunk_mb=chunk_mb)
-        return plan_chunk(backbone, (10, LENGTH), given, options, mesh)
-
-    assert plan(1e-9) == (4, 2), "one prompt and one row on each device"
-    assert plan(1e9) == (12, ROWS), "ten prompts, filled up to twelve"
 
 
 WRONG = [
@@ -394,26 +336,22 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), WRONG)
-def test_wrong_options(
-    options: dict, said: str, prompts: dict[str, Prompt], backbone: Backbone, tmp_path: Path
-) -> None:
-    with pytest.raises(jpt.InputError, match=said):
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_invalid_options(options: dict, message: str, prompts, backbone, tmp_path: Path) -> None:
+    with pytest.raises(jpt.InputError, match=message):
         activated_neurons(prompts, tmp_path / "n.npz", backbone=backbone, **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_more_rows_than_there_are_and_texts_beyond_the_positions(
-    prompts: dict[str, Prompt], backbone: Backbone, task: Path
-) -> None:
+def test_too_many_rows_or_positions(prompts, backbone: Backbone, task: Path) -> None:
     options = {"backbone": backbone, "probe": "text", "task": task}
-    with pytest.raises(jpt.InputError, match="rows is 7, but mood validation has 6 rows; ask for"):
+    with pytest.raises(jpt.InputError, match="at most 6, as mood validation has, got 7"):
         activated_neurons(prompts, rows=7, **options)
     with pytest.raises(jpt.InputError, match="41 tokens, but .* has 40 positions"):
         activated_neurons(prompts, max_tokens=41, **options)
 
 
-def test_the_decoder_of_a_t5_stands_at_no_token(tmp_path: Path, task: Path) -> None:
+def test_the_decoder_of_t5_has_no_text_positions(tmp_path: Path, task: Path) -> None:
     backbone = jpt.load_backbone(write_tiny_backbone(tmp_path / "t5", "t5"))
     card = PromptCard(backbone.name, "mood", layout="encoder_decoder")
     bank = {"a": Prompt(np.ones((LENGTH, WIDTH), np.float32), card)}
