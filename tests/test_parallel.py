@@ -1,4 +1,4 @@
-"""DOC"""
+"""Meshes, shardings, placement, and several processes that start and agree."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def assert_near(found: object, expected: object) -> None:
 @pytest.mark.plain_programs
 def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "jpt.distributed.process_count", lambda: 2
+        "jpt.parallel.process_count", lambda: 2
     )  # all devices here are of the first
     with pytest.raises(InputError, match="which belong to 1 of 2 processes"):
         make_mesh("data:2")
