@@ -1,4 +1,4 @@
-"""Ratios, means by type and rankings: against the published matrices, and against plain loops."""
+"""Relative performance, means by task type and rankings: published matrices and plain loops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def expected(reference_folder: Path) -> dict[str, Any]:
 
 
 def read_wide(path: Path) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """The reference's own relative matrix: a line a target, a column a prompt."""
+    """Read the relative matrix of the reference: one line per target, one column per prompt."""
     with path.open() as file:
         lines = list(csv.DictReader(file))
     prompts = [name for name in lines[0] if name not in ("target_task", "own_value")]
@@ -43,16 +43,16 @@ def test_published_matrices(reference_folder: Path, expected: Any, backbone: str
     prompts, lines = read_wide(folder / f"{backbone}_relative.csv")
     assert set(lines) == set(matrix.targets) and set(prompts) == set(matrix.prompts)
     for row, target in enumerate(matrix.targets):
-        own = matrix.values[row, matrix.prompts.index(target)]
-        assert own == lines[target]["own_value"] == wanted["own_performance"][target]
+        score = matrix.values[row, matrix.prompts.index(target)]
+        assert score == lines[target]["own_value"] == wanted["own_performance"][target]
         for column, prompt in enumerate(matrix.prompts):
-            # Six decimals are written there; at their end half a unit is lost.
+            # The file has six decimals.
             assert relative.values[row, column] == pytest.approx(lines[target][prompt], abs=6e-7)
     found = jpt.summarize_transfer(matrix)
-    told = wanted["relative_transfer"]
+    means = wanted["relative_transfer"]
     transfer = found["relative_transfer"]
-    assert transfer["best_other_source"] == told.pop("best_other_source")
-    assert {name: transfer[name] for name in told} == pytest.approx(told, abs=1e-6)
+    assert transfer["best_other_source"] == means.pop("best_other_source")
+    assert {name: transfer[name] for name in means} == pytest.approx(means, abs=1e-6)
     assert transfer["untouched_mean"] is None
     for target, means in wanted["relative_by_type"].items():
         assert found["relative_by_type"][target] == pytest.approx(means, abs=1e-6)
@@ -66,19 +66,15 @@ def test_published_matrices(reference_folder: Path, expected: Any, backbone: str
 @pytest.mark.parametrize(
     ("backbone", "same", "other"), [("roberta-large", 76, 53), ("t5-small", 79.1, 48)]
 )
-def test_the_same_command_gives_the_others(
-    reference_folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    backbone: str,
-    same: float,
-    other: float,
+def test_script_reports_the_other_backbones(
+    reference_folder: Path, capsys, backbone: str, same: float, other: float
 ) -> None:
     script = load_script("paper/transfer_figures.py")
     script.main(["--reference", str(reference_folder / "reference")])
-    told = capsys.readouterr().out
-    titles = [line.removeprefix("## ") for line in told.splitlines() if line.startswith("## ")]
+    out = capsys.readouterr().out
+    titles = [line.removeprefix("## ") for line in out.splitlines() if line.startswith("## ")]
     assert titles == ["roberta-base", "roberta-large", "t5-base", "t5-small"]
-    part = told.split(f"## {backbone}\n")[1].split("## ")[0]
+    part = out.split(f"## {backbone}\n")[1].split("## ")[0]
     assert f"same type {same:.1f} %, other types {other:.1f} %" in part
     path = reference_folder / "reference" / "transfer" / f"{backbone}.csv"
     found = jpt.summarize_transfer(path)["relative_transfer"]
@@ -86,7 +82,7 @@ def test_the_same_command_gives_the_others(
     assert 100 * found["different_type_mean"] == pytest.approx(other, abs=0.05)
 
 
-def test_means_by_type_are_those_of_a_plain_loop() -> None:
+def test_means_by_type_in_a_plain_loop() -> None:
     random = np.random.default_rng(0)
     names = (*TYPES, "random", "none")
     values = random.uniform(0.2, 1, (5, 7))
@@ -107,7 +103,7 @@ def test_means_by_type_are_those_of_a_plain_loop() -> None:
         for source in "xyz":
             mean = found["relative_by_type"][target][source]
             if (target, source) == ("z", "z"):
-                assert mean is None  # its only prompt is its own
+                assert mean is None  # its only prompt is the in-task one
             else:
                 assert mean == pytest.approx(np.mean(sums[target, source]))
     transfer = found["relative_transfer"]
@@ -119,7 +115,7 @@ def test_means_by_type_are_those_of_a_plain_loop() -> None:
     assert "b" not in found["ranking"]["d"]
 
 
-def test_equal_sources_rank_by_name_and_types_that_nobody_knows_are_left_out() -> None:
+def test_ties_rank_by_name_and_unknown_types_are_left_out() -> None:
     values = np.array([[1.0, 0.5, 0.5, 0.7]])
     matrix = TransferMatrix(("a",), ("a", "c", "b", "mine"), values, ("accuracy",))
     kinds = {"a": "x", "b": "y", "c": "x", "mine": None}
@@ -130,7 +126,7 @@ def test_equal_sources_rank_by_name_and_types_that_nobody_knows_are_left_out() -
     assert found["relative_transfer"]["random_mean"] is None
 
 
-def test_targets_without_own_prompt_have_no_ratio(tmp_path: Path) -> None:
+def test_targets_without_in_task_prompt_have_no_ratio(tmp_path: Path) -> None:
     file = tmp_path / "transfer.csv"
     lines = ["target_task,source_prompt,metric,value", "imdb,imdb,accuracy,0", "sst2,imdb,f1,0.5"]
     file.write_text("\n".join(lines) + "\n")
@@ -142,7 +138,7 @@ def test_targets_without_own_prompt_have_no_ratio(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 4, 30])
-def test_wide_matrices_are_laid_out_below_each_other(count: int) -> None:
+def test_wide_matrices_are_split_into_blocks(count: int) -> None:
     names = tuple(f"a_rather_long_name_{number}" for number in range(count))
     values = np.arange(count * 2, dtype=np.float64).reshape(2, count) / 100
     matrix = TransferMatrix(("one", "other"), names, values, ("accuracy",) * 2)
@@ -151,6 +147,6 @@ def test_wide_matrices_are_laid_out_below_each_other(count: int) -> None:
     heads = [line.split() for line in lines if line.startswith("   ")]
     assert sum(heads, []) == list(names)
     ones = [cell for line in lines if line.startswith("one ") for cell in line.split()[1:]]
-    assert ones == [f"{value:.3f}{'*' * (not place)}" for place, value in enumerate(values[0])]
+    assert ones == [f"{value:.3f}{'*' * (not column)}" for column, value in enumerate(values[0])]
     others = [line for line in lines if line.startswith("other ")]
-    assert len(others) == len(heads), "each part has every target"
+    assert len(others) == len(heads), "each block has every target"

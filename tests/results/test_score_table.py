@@ -1,4 +1,4 @@
-"""A broken matrix goes on cell by cell and ends as if it had never stopped."""
+"""The cache of cells: an interrupted transfer matrix resumes, and ends the same."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def study(tmp_path: Path) -> Study:
 
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The task of every score that is really computed."""
+    """The task of every score that is computed."""
     calls, score = [], BoundTask.score
 
     def counted(self: BoundTask, prompts: list, *others: Any) -> list:
@@ -77,22 +77,24 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+def read_cells(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+
+
 def contents(folder: Path) -> dict[str, Any]:
-    """What was written, time and command left out."""
-    found: dict[str, Any] = {
-        name: (folder / name).read_bytes() for name in ("transfer.csv", "relative.csv")
-    }
+    """Read all files without time and command."""
+    found: dict[str, Any] = {name: (folder / name).read_bytes() for name in FILES[:2]}
     record = json.loads((folder / "transfer.json").read_text())
     del record["elapsed_s"], record["command"]
-    lines = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    lines = read_cells(folder)
     for line in lines:
         del line["elapsed_s"]
     return {**found, "record": record, "cells": lines}
 
 
-def test_a_line_a_cell(whole) -> None:
+def test_one_line_per_cell(whole) -> None:
     study, result = whole
-    lines = [json.loads(line) for line in (study.root / "out/cells.jsonl").read_text().splitlines()]
+    lines = read_cells(study.root / "out")
     pairs = [(line["target_task"], line["source_prompt"]) for line in lines]
     columns = ("mood", "taste", "random", "none")
     assert pairs == [(target, name) for target in ("mood", "taste") for name in columns]
@@ -104,7 +106,7 @@ def test_a_line_a_cell(whole) -> None:
 
 
 @pytest.mark.parametrize("stopped_at", [1, 5])
-def test_a_stopped_matrix_goes_on_and_ends_equal(whole, scored, monkeypatch, stopped_at) -> None:
+def test_stopped_matrix_resumes_and_ends_the_same(whole, scored, monkeypatch, stopped_at) -> None:
     (study, finished), counted = whole, BoundTask.score
     out = study.root / f"stopped-{stopped_at}"
 
@@ -126,43 +128,40 @@ def test_a_stopped_matrix_goes_on_and_ends_equal(whole, scored, monkeypatch, sto
     np.testing.assert_array_equal(result.matrix.values, finished.matrix.values)
 
 
-def test_a_finished_matrix_loads_no_model_and_touches_nothing(whole, monkeypatch) -> None:
+def test_finished_matrix_loads_no_model_and_changes_no_file(whole, monkeypatch) -> None:
     study, result = whole
     before = {name: (study.root / "out" / name).read_bytes() for name in FILES}
-    monkeypatch.setattr(zero_shot, "as_backbone", None)  # nothing may be loaded any more
+    monkeypatch.setattr(zero_shot, "resolve_backbone", None)  # nothing may be loaded
     again = study.transfer(study.root / "out")
     assert {name: (study.root / "out" / name).read_bytes() for name in FILES} == before
     assert again.record == result.record and again.cells == result.cells
     assert again.scores == {}
 
 
-def test_what_changed_is_scored_anew(study, scored) -> None:
+def test_changes_are_scored_again(study, scored) -> None:
     out = study.root / "out"
     first = study.transfer(out)
-    scored.clear()
+
+    def rescored(*expected: str, **options: Any) -> zero_shot.TransferResult:
+        scored.clear()
+        result = study.transfer(out, **options)
+        assert scored == list(expected)
+        return result
+
     study.write_prompt("taste", 7)
-    second = study.transfer(out)
-    assert scored == ["mood", "taste"]  # the one prompt, on both tasks
+    second = rescored("mood", "taste")  # the one prompt, on both tasks
     assert set(second.scores) == {("mood", "taste"), ("taste", "taste")}
     assert second.cells["mood", "mood"] == first.cells["mood", "mood"]
-    scored.clear()
     write_task(study.tasks[0], test='{"text": "a fine film", "label": "good"}\n')
-    assert study.transfer(out).cells["mood", "mood"].rows == 1
-    assert scored == ["mood"] * 4
-    scored.clear()
-    study.transfer(out, seed=3)
-    assert scored == ["mood", "taste"]  # the random start alone
-    scored.clear()
-    study.transfer(out, max_tokens=9)
-    assert len(scored) == 8
-    scored.clear()
+    assert rescored(*["mood"] * 4).cells["mood", "mood"].rows == 1
+    rescored("mood", "taste", seed=3)  # the random prompt alone
+    rescored(*["mood"] * 4, *["taste"] * 4, max_tokens=9)
     toml = study.tasks[1] / "task.toml"
     toml.write_text(toml.read_text().replace('good = "good"', 'good = "great"'))
-    study.transfer(out)
-    assert scored == ["taste"] * 4
+    rescored(*["taste"] * 4)
 
 
-def test_another_model_is_another_matrix(study, scored) -> None:
+def test_another_model_is_scored_again(study, scored) -> None:
     study.transfer(study.root / "out")
     scored.clear()
     other = write_tiny_backbone(study.root / "other", "bert", num_hidden_layers=1)
@@ -170,7 +169,7 @@ def test_another_model_is_another_matrix(study, scored) -> None:
     assert len(scored) == 8
 
 
-def test_names_are_not_what_a_score_depends_on(study, scored) -> None:
+def test_scores_do_not_depend_on_names(study, scored) -> None:
     first = study.transfer(study.root / "out")
     scored.clear()
     (study.prompts / "mood.safetensors").rename(study.prompts / "feeling.safetensors")
@@ -180,7 +179,7 @@ def test_names_are_not_what_a_score_depends_on(study, scored) -> None:
     assert second.matrix.values[0, 0] == first.matrix.values[0, 0]
 
 
-def test_a_last_line_that_a_kill_cut_is_dropped(whole, scored) -> None:
+def test_incomplete_last_line_is_dropped(whole, scored) -> None:
     study = whole[0]
     out = study.root / "cut"
     study.transfer(out)
@@ -193,22 +192,24 @@ def test_a_last_line_that_a_kill_cut_is_dropped(whole, scored) -> None:
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"value": 1}', "", '{"of": 3}'])
-def test_any_other_broken_line_is_named(study, line: str) -> None:
+def test_other_broken_lines_are_named(study, line: str) -> None:
     out = study.root / "out"
     out.mkdir()
     (out / "cells.jsonl").write_text(f"{line}\n")
-    with pytest.raises(jpt.InputError, match=r"cells.jsonl, line 1: no cell .* remove this line"):
+    with pytest.raises(
+        jpt.InputError, match=r"cells.jsonl, line 1: not a cell .* remove this line"
+    ):
         study.transfer(out)
 
 
-def test_the_command_can_leave_both_baselines_out(whole) -> None:
+def test_command_without_baselines(whole) -> None:
     study, result = whole
     names = ",".join(map(str, study.tasks))
     options = ["--prompts", study.prompts, "--tasks", names, "--out", study.root / "command"]
     command = ["transfer", *map(str, options), "--no-random", "--no-untouched", "--json"]
-    told = CliRunner().invoke(app, command)
-    assert told.exit_code == 0, told.output
-    record = json.loads(told.stdout.splitlines()[-1])
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
+    record = json.loads(run.stdout.splitlines()[-1])
     assert record["random"] is None and record["untouched"] is None
     assert record["relative_by_type"] == result.record["relative_by_type"]
     assert record["relative_transfer"]["untouched_mean"] is None
@@ -220,8 +221,7 @@ def test_the_command_can_leave_both_baselines_out(whole) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_sigterm_leaves_a_matrix_that_goes_on(tmp_path: Path) -> None:
-    """The command itself, stopped from outside when the first cells are there."""
+def test_sigterm_leaves_a_matrix_that_resumes(tmp_path: Path) -> None:
     prompts, out, whole = (tmp_path / name for name in ("prompts", "out", "whole"))
     prompts.mkdir()
     for seed in range(3):
@@ -238,9 +238,9 @@ def test_sigterm_leaves_a_matrix_that_goes_on(tmp_path: Path) -> None:
     while process.poll() is None and not (file.exists() and file.read_text().count("\n") >= 2):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "re-run" in told.splitlines()[-1]
+    assert "re-run" in err.splitlines()[-1]
     assert 2 <= file.read_text().count("\n") < 5 and not (out / "transfer.csv").exists()
     for folder in (out, whole):
         again = [*command, str(folder)]

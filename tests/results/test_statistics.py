@@ -1,4 +1,4 @@
-"""Intervals: a plain loop and scipy agree, they hold the truth as often as they say."""
+"""Confidence intervals: compared with a plain loop and scipy, and their coverage."""
 
 from __future__ import annotations
 
@@ -8,37 +8,31 @@ from scipy import stats
 
 from jpt.indicators.correlation import correlate
 from jpt.indicators.indicators import Indicators
+from jpt.results.records import Lead
 from jpt.results.statistics import RESAMPLES, SEED, lead, mean_interval, tail_share
 from jpt.types import TransferMatrix
 
 VALUES = np.random.default_rng(0).normal(0.3, 0.4, 9).tolist()
 
 
-def test_a_plain_loop_with_the_same_seed_agrees() -> None:
-    drawn = np.random.default_rng(SEED).integers(0, 9, (RESAMPLES, 9))
-    means = sorted(float(np.mean([VALUES[place] for place in line])) for line in drawn.tolist())
-    # The share that is cut off, written out with the distributions' own functions.
+def test_plain_loop_with_the_same_seed() -> None:
+    sampled = np.random.default_rng(SEED).integers(0, 9, (RESAMPLES, 9))
+    means = [float(np.mean([VALUES[index] for index in line])) for line in sampled.tolist()]
     tail = stats.norm.cdf(-np.sqrt(9 / 8) * stats.t.ppf(0.975, 8))
     assert tail_share(9) == pytest.approx(tail, rel=1e-9)
     expected = np.quantile(means, [tail, 1 - tail])
     np.testing.assert_allclose(mean_interval(VALUES), expected, rtol=1e-12)
 
 
-def test_scipys_percentile_bootstrap_agrees() -> None:
-    level = 1 - 2 * tail_share(9)
-    theirs = stats.bootstrap(
-        (VALUES,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=20_000,
-        method="percentile",
-        rng=np.random.default_rng(1),
-    ).confidence_interval
+def test_percentile_bootstrap_of_scipy() -> None:
+    options = {"confidence_level": 1 - 2 * tail_share(9), "n_resamples": 20_000}
+    options |= {"method": "percentile", "rng": np.random.default_rng(1)}
+    theirs = stats.bootstrap((VALUES,), np.mean, **options).confidence_interval
     np.testing.assert_allclose(mean_interval(VALUES), theirs, atol=0.03)
 
 
 @pytest.mark.parametrize("count", [6, 14])
-def test_normal_numbers_have_about_the_interval_of_students_t(count: int) -> None:
+def test_normal_values_have_about_students_interval(count: int) -> None:
     values = stats.norm.ppf((np.arange(count) + 0.5) / count)
     half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
     low, high = mean_interval(values.tolist())
@@ -46,16 +40,16 @@ def test_normal_numbers_have_about_the_interval_of_students_t(count: int) -> Non
 
 
 @pytest.mark.parametrize("count", [6, 14])
-def test_it_holds_the_truth_about_as_often_as_it_says(count: int) -> None:
-    """Of 400 studies; the plain middle 95 % would hold it about 86 times in 100 at six tasks."""
+def test_coverage(count: int) -> None:
+    # Without the widening, coverage at six tasks is about 86 %.
     random = np.random.default_rng(2)
     studies = random.normal(0.4, 0.3, (400, count))
-    found = [mean_interval(values.tolist(), draws=2000) for values in studies]
+    found = [mean_interval(values.tolist(), resamples=2000) for values in studies]
     share = np.mean([low <= 0.4 <= high for low, high in found])
     assert 0.91 <= share <= 0.985
 
 
-def test_bounds_stay_within_the_numbers_and_the_mean_within_the_bounds() -> None:
+def test_bounds_are_within_the_values() -> None:
     random = np.random.default_rng(3)
     for count in range(2, 30):
         values = random.random(count).tolist()
@@ -65,40 +59,38 @@ def test_bounds_stay_within_the_numbers_and_the_mean_within_the_bounds() -> None
     assert mean_interval([0.5]) is None and mean_interval([]) is None
 
 
-def test_the_difference_is_taken_target_by_target() -> None:
-    names = [f"t{place}" for place in range(9)]
+def test_differences_are_paired_by_target() -> None:
+    names = [f"t{number}" for number in range(9)]
     one = dict(zip(names, VALUES, strict=True))
     shifted = {name: value - 0.1 for name, value in one.items()}
     found = lead(one, {**shifted, "other": 1.0, "t0": None})
-    # Both scatter widely, their difference does not at all.
     assert found.n_targets == 8 and found.mean == pytest.approx(0.1)
     np.testing.assert_allclose(found.interval, [0.1, 0.1], atol=1e-12)
-    assert lead(one, {}) == lead({}, one)
-    assert lead(one, {}).mean is None and lead(one, {}).interval is None
+    assert lead(one, {}) == lead({}, one) == Lead(None, None, 0)
 
 
-def test_correlations_carry_their_intervals_and_the_lead() -> None:
+def test_correlations_have_intervals_and_leads() -> None:
     random = np.random.default_rng(4)
     names = tuple("abcdefg")
     raw = random.random((3, 7, 7))
     columns = ("neuron_overlap", "cosine_average", "euclidean_concat")
-    alike = dict(zip(columns, raw + raw.transpose(0, 2, 1), strict=True))
+    similarities = dict(zip(columns, raw + raw.transpose(0, 2, 1), strict=True))
     matrix = TransferMatrix(names, names, random.random((7, 7)) + 0.1, ("accuracy",) * 7)
-    result = correlate(Indicators(names, alike), matrix)
+    result = correlate(Indicators(names, similarities), matrix)
     for part in ("including_in_task", "excluding_in_task"):
         table = getattr(result, part)
         for found in table.values():
             assert found.interval == mean_interval(list(found.per_target.values()))
         leads = result.leads[part]
-        rivals = ("cosine_average", "euclidean_concat")
-        assert leads.best == max(rivals, key=lambda name: table[name].mean_over_targets)
-        for name in rivals:
-            gaps = [
-                table["neuron_overlap"].per_target[t] - table[name].per_target[t] for t in names
-            ]
+        overlap, *rivals = (table[name] for name in columns)
+        best = max(zip(columns[1:], rivals, strict=True), key=lambda c: c[1].mean_over_targets)
+        assert leads.best == best[0]
+        for name, rival in zip(columns[1:], rivals, strict=True):
+            gaps = [overlap.per_target[t] - rival.per_target[t] for t in names]
             assert leads.over[name].mean == pytest.approx(np.mean(gaps))
             assert leads.over[name].interval == mean_interval(gaps)
         record = result.record["overlap_lead"][part]
         assert record["over"][leads.best]["interval"] == list(leads.over[leads.best].interval)
-    alone = correlate(Indicators(names, {"cosine_average": alike["cosine_average"]}), matrix)
+    single = {"cosine_average": similarities["cosine_average"]}
+    alone = correlate(Indicators(names, single), matrix)
     assert alone.record["overlap_lead"] == {}
