@@ -1,4 +1,4 @@
-"""Both probes, and ON, against what forward hooks in torch transformers saw: stored fixtures."""
+"""Both probes and ON equal stored activations of torch transformers (forward hooks)."""
 
 from __future__ import annotations
 
@@ -32,19 +32,16 @@ PROMPTS = ("a", "b", "c")
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_fast() -> Iterator[None]:
-    """Compiling is nearly all the work of these tests."""
-    static = ("module", "first_position", "stack")
-    plain = probe.probe_bank
-    probe.probe_bank = jax.jit(
-        plain.__wrapped__, static_argnames=static, compiler_options=FAST_COMPILE
-    )
-    yield
-    probe.probe_bank = plain
+    options = {"static_argnames": ("module", "first_position", "stack")}
+    fast = jax.jit(probe.probe_bank.__wrapped__, compiler_options=FAST_COMPILE, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "probe_bank", fast)
+        yield
 
 
 @cache
 def make_backbone(name: str) -> Backbone:
-    """The model of a fixture, whose start token is the first of the stored batch."""
+    """Return the model of a fixture; its start token is the first of the stored batch."""
     golden = load_golden(name)
     first = int(golden.stored["tokens"][0, 0])
     ids = SimpleNamespace(cls=first, bos=first, eos=None, pad=0)
@@ -77,18 +74,17 @@ def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def overlap(shares: np.ndarray) -> np.ndarray:
-    """Cosines of vectors that hold all neurons of all layers."""
+    """Return the cosines of vectors of all neurons of all layers."""
     rows = shares.reshape(len(shares), -1).astype(np.float64)
     return np.array([[a @ b / np.sqrt((a @ a) * (b @ b)) for b in rows] for a in rows])
 
 
 @pytest.mark.parametrize(("name", "stack"), CASES)
-def test_start_probe_and_overlap_are_those_of_torch(name: str, stack: str | None) -> None:
+def test_start_probe_and_overlap_equal_torch(name: str, stack: str | None) -> None:
     backbone = make_backbone(name)
     card = PromptCard(name, "task", layout=backbone.layout)
-    prompts = {
-        key: Prompt(rows, card) for key, rows in zip(PROMPTS, stored(name)["prompts"], strict=True)
-    }
+    bank = zip(PROMPTS, stored(name)["prompts"], strict=True)
+    prompts = {key: Prompt(rows, card) for key, rows in bank}
     found = activated_neurons(prompts, backbone=backbone, stack=stack)
     expected = stored(name)["encoder_start_neurons" if stack else "start_neurons"]
     assert difference(found.values, expected) < TOLERANCE
@@ -99,7 +95,7 @@ def test_start_probe_and_overlap_are_those_of_torch(name: str, stack: str | None
 
 
 @pytest.mark.parametrize(("name", "stack"), CASES)
-def test_text_probe_and_overlap_are_those_of_torch(name: str, stack: str | None) -> None:
+def test_text_probe_and_overlap_equal_torch(name: str, stack: str | None) -> None:
     found = read_text(name, stack)
     expected = stored(name)["encoder_text_neurons" if stack else "text_neurons"]  # [3, L, B, F]
     assert difference(found.values, expected.mean(2)) < TOLERANCE
@@ -117,8 +113,8 @@ def test_text_probe_and_overlap_are_those_of_torch(name: str, stack: str | None)
 
 
 @pytest.mark.parametrize("chunk_mb", [1e-6, 0.1])
-def test_pieces_change_no_number(chunk_mb: float) -> None:
-    whole, pieces = read_text("gpt2_tied", None), read_text("gpt2_tied", None, chunk_mb=chunk_mb)
+def test_chunks_change_no_number(chunk_mb: float) -> None:
+    whole, chunks = read_text("gpt2_tied", None), read_text("gpt2_tied", None, chunk_mb=chunk_mb)
     for name in ("values", "cka"):
-        assert difference(getattr(pieces, name), getattr(whole, name)) < 1e-6
-    np.testing.assert_array_equal(pieces.rates, whole.rates)
+        assert difference(getattr(chunks, name), getattr(whole, name)) < 1e-6
+    np.testing.assert_array_equal(chunks.rates, whole.rates)

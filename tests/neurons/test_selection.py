@@ -1,4 +1,4 @@
-"""DOC"""
+"""Selection of neurons by kind, and redundancy."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from jpt.config import MASK_IN_TASK, MASK_KINDS, MASK_RANDOM
 from jpt.errors import InputError
 from jpt.neurons.selection import choose_neurons, redundancy
 from jpt.types import Activations
-
-# --- neuron choice
 
 LAYERS, WIDTH = 5, 37
 NAMES = ("a", "b", "c", "d")
@@ -29,19 +27,18 @@ def bank(seed: int = 0, shift: float = 0.0) -> Activations:
 
 
 def choose(activations: Activations, kind: str, **options: object) -> np.ndarray:
-    """Which neurons are silent, as True."""
+    """Return masked neurons as True."""
     other = {"other": "c"} if kind == "other" else {}
     return choose_neurons(activations, "b", kind, **other, **options).mask == 0
 
 
 def naive(keys: np.ndarray, count: int, layers: range) -> np.ndarray:
-    """Takes neurons one by one, the largest key first; keys [L, F, X] are compared in order."""
-    places = [(layer, neuron) for layer in layers for neuron in range(WIDTH)]
-    places.sort(key=lambda place: tuple(keys[place]), reverse=True)
-    silent = np.zeros((LAYERS, WIDTH), bool)
-    for place in places[:count]:
-        silent[place] = True
-    return silent
+    """Select neurons one by one, the largest key first; keys [L, F, X] are compared in order."""
+    neurons = [(layer, neuron) for layer in layers for neuron in range(WIDTH)]
+    neurons.sort(key=lambda neuron: tuple(keys[neuron]), reverse=True)
+    masked = np.zeros((LAYERS, WIDTH), bool)
+    masked[tuple(np.transpose(neurons[:count]))] = True
+    return masked
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
@@ -58,10 +55,10 @@ def test_every_kind_masks_the_same_number_within_the_layers(kind, ratio, layers,
     assert not each[outside].any()
 
 
-def test_own_and_other_are_the_largest_values() -> None:
+def test_in_task_and_other_are_the_largest_values() -> None:
     values, count = bank().values, round(0.2 * LAYERS * WIDTH)
-    for kind, place in ((MASK_IN_TASK, 1), ("other", 2)):
-        expected = naive(values[place][..., None], count, range(LAYERS))
+    for kind, index in ((MASK_IN_TASK, 1), ("other", 2)):
+        expected = naive(values[index][..., None], count, range(LAYERS))
         assert (choose(bank(), kind) == expected).all()
     # The paper takes the largest over all layers, so that the layers differ.
     assert np.ptp(choose(bank(), MASK_IN_TASK).sum(axis=1)) > 5
@@ -86,7 +83,7 @@ def test_specific_are_activated_here_and_by_few_others() -> None:
     assert found.fitting == (expected & mine & (others == 0)).sum()
 
 
-def test_of_a_probe_on_text_half_of_the_rows_make_a_neuron_activated() -> None:
+def test_text_probe_needs_half_of_the_rows_to_activate_a_neuron() -> None:
     values = np.full((2, 1, 4), 0.1, np.float32)
     values[0, 0] = [0.4, 0.3, 0.2, 0.1]
     rates = np.array([[[0.4, 0.5, 0.9, 0.0]], [[1.0, 0.5, 0.2, 0.0]]], np.float32)
@@ -97,26 +94,24 @@ def test_of_a_probe_on_text_half_of_the_rows_make_a_neuron_activated() -> None:
     assert specific.mask.tolist() == [[1, 1, 0, 1]] and specific.fitting == 1
 
 
-def test_random_has_the_own_number_in_each_layer_and_is_a_function_of_seed_and_draw() -> None:
-    own = choose(bank(), MASK_IN_TASK)
-    draws = [choose(bank(), MASK_RANDOM, draw=draw, seed=7) for draw in range(200)]
-    assert all((drawn.sum(axis=1) == own.sum(axis=1)).all() for drawn in draws)
-    assert (draws[3] == choose(bank(), MASK_RANDOM, draw=3, seed=7)).all()
-    assert (draws[3] != choose(bank(), MASK_RANDOM, draw=3, seed=8)).any()
-    # Every neuron of a layer is drawn as often as any other: own[l] of WIDTH times.
-    share = np.mean(draws, axis=0)
-    expected = own.mean(axis=1)[:, None]
+def test_random_samples_each_layer_evenly_by_seed_and_draw() -> None:
+    in_task = choose(bank(), MASK_IN_TASK)
+    samples = [choose(bank(), MASK_RANDOM, draw=draw, seed=7) for draw in range(200)]
+    assert all((sample.sum(axis=1) == in_task.sum(axis=1)).all() for sample in samples)
+    assert (samples[3] == choose(bank(), MASK_RANDOM, draw=3, seed=7)).all()
+    assert (samples[3] != choose(bank(), MASK_RANDOM, draw=3, seed=8)).any()
+    share, expected = np.mean(samples, axis=0), in_task.mean(axis=1)[:, None]
     assert (np.abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / 200) + 1e-9).all()
 
 
-def test_equal_values_are_not_taken_from_the_first_layers() -> None:
+def test_ties_are_spread_over_layers() -> None:
     zeros = Activations(NAMES, np.zeros((4, LAYERS, 200), np.float32))
     by_layer = choose(zeros, MASK_IN_TASK).sum(axis=1)
     assert by_layer.sum() == 200 and by_layer.min() > 20
     assert choose_neurons(zeros, "b", MASK_IN_TASK).fitting == 0
 
 
-def test_order_and_names_of_other_prompts_change_nothing() -> None:
+def test_order_and_names_of_other_prompts_do_not_matter() -> None:
     given = bank()
     turned = Activations(("x", "b", "y", "z"), given.values[[3, 1, 0, 2]])
     for kind in (MASK_IN_TASK, "common", "specific", MASK_RANDOM):
@@ -124,7 +119,7 @@ def test_order_and_names_of_other_prompts_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, math.nan, math.inf, "0.2"])
-def test_ratio_outside_0_and_1_is_refused(ratio) -> None:
+def test_ratio_outside_0_and_1(ratio) -> None:
     with pytest.raises(InputError, match=r"ratio is .*above 0 and below 1"):
         choose_neurons(bank(), "a", ratio=ratio)
 
@@ -132,30 +127,30 @@ def test_ratio_outside_0_and_1_is_refused(ratio) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ratio": 0.001}, "which is 0 of 185 neurons"),
-        ({"ratio": 0.999}, "which is 185 of 185 neurons"),
-        ({"layers": "4-5"}, "no window of the 5 layers.*numbered 0 to 4"),
-        ({"layers": "top"}, "layers is 'top'"),
+        ({"ratio": 0.001}, "masks 0 of 185 neurons"),
+        ({"ratio": 0.999}, "masks 185 of 185 neurons"),
+        ({"layers": "4-5"}, "within 0 to 4, got 4-5.* 5 layers"),
+        ({"layers": "top"}, "layers: .* got 'top'"),
         ({"kind": "most"}, "kind is 'most'; expected one of in_task, random"),
-        ({"kind": "other"}, "the other prompt is None; name one that is not a"),
-        ({"kind": "other", "other": "a"}, "the other prompt is a; name one that is not a"),
+        ({"kind": "other"}, "other: expected a prompt other than a, got None"),
+        ({"kind": "other", "other": "a"}, "other: expected a prompt other than a, got a"),
         ({"kind": "other", "other": "bb"}, "unknown prompt of the activations 'bb'"),
         ({"prompt": "e"}, r"unknown prompt of the activations 'e'.*a, b, c, d"),
     ],
 )
-def test_what_cannot_be_chosen_is_refused(options, message) -> None:
+def test_invalid_options(options, message) -> None:
     with pytest.raises(InputError, match=message):
         choose_neurons(bank(), **{"prompt": "a", **options})
 
 
 @pytest.mark.parametrize("kind", ["other", "common", "specific"])
-def test_one_prompt_has_no_others(kind: str) -> None:
+def test_kinds_that_compare_need_several_prompts(kind: str) -> None:
     one = Activations(("a",), bank().values[:1])
-    with pytest.raises(InputError, match=r"there is 1 \(a\); give the prompts of two tasks"):
+    with pytest.raises(InputError, match=r"needs prompts of 2 or more tasks, got 1 \(a\)"):
         choose_neurons(one, "a", kind)
 
 
-# --- redundancy
+# --- Redundancy
 
 SHAPE = (4, 3, 400)
 
@@ -164,7 +159,7 @@ def redundancy_bank(values: np.ndarray) -> Activations:
     return Activations(tuple("abcdefgh"[: len(values)]), values.astype(np.float32))
 
 
-def test_shares_are_those_counted_neuron_by_neuron() -> None:
+def test_shares_equal_counts_neuron_by_neuron() -> None:
     values = np.random.default_rng(0).normal(0.2, 1, SHAPE)
     values[:, 0, :7], values[:, 0, 7:20], values[:, 1, :5] = 1, -1, 0  # 0 is not activated
     found = redundancy(redundancy_bank(values))
@@ -178,20 +173,19 @@ def test_shares_are_those_counted_neuron_by_neuron() -> None:
     assert record["by_layer"]["never"] == found.never.tolist()
 
 
-def test_chance_is_what_neurons_drawn_by_lot_give_and_shared_ones_exceed_it() -> None:
+def test_shares_at_random_equal_random_neurons_and_shared_ones_exceed_them() -> None:
     random = np.random.default_rng(1)
     rates = np.array([0.7, 0.8, 0.9, 0.6])[:, None, None]
-    by_lot = np.where(random.random((4, 3, 20000)) < rates, 1.0, -1.0)
-    found = redundancy(redundancy_bank(by_lot))
+    values = np.where(random.random((4, 3, 20000)) < rates, 1.0, -1.0)
+    found = redundancy(redundancy_bank(values))
     assert np.allclose(found.always_at_random, 0.7 * 0.8 * 0.9 * 0.6, atol=0.01)
     assert np.allclose(found.always, found.always_at_random, atol=0.01)
     assert np.allclose(found.never, found.never_at_random, atol=0.005)
-    alike = np.repeat(by_lot[:1], 4, axis=0)
-    found = redundancy(redundancy_bank(alike))
+    found = redundancy(redundancy_bank(np.repeat(values[:1], 4, axis=0)))
     assert (found.always == found.activated).all() and (found.always > 2 * 0.7**4).all()
 
 
-def test_of_a_probe_on_text_always_means_in_every_row() -> None:
+def test_text_probe_always_means_in_every_row() -> None:
     values = np.ones((2, 1, 4), np.float32)
     rates = np.array([[[1.0, 0.5, 0.0, 0.0]], [[1.0, 1.0, 0.25, 0.0]]], np.float32)
     found = redundancy(dataclasses.replace(redundancy_bank(values), rates=rates))
@@ -199,7 +193,7 @@ def test_of_a_probe_on_text_always_means_in_every_row() -> None:
     assert found.activated[0] == rates.mean()
 
 
-def test_more_prompts_leave_fewer_always_and_fewer_never_on() -> None:
+def test_shares_decrease_with_the_number_of_prompts() -> None:
     values = np.random.default_rng(2).normal(0, 1, SHAPE)
     few, many = redundancy(redundancy_bank(values[:2])), redundancy(redundancy_bank(values))
     assert (many.always <= few.always).all() and (many.never <= few.never).all()
