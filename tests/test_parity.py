@@ -89,59 +89,30 @@ def test_fixtures_are_the_output_of_torch(name: str) -> None:
 
 
 # Real models but for depth and vocabulary; in decoders at positions in the hundreds.
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0}
-REAL = {
-    "roberta": {
-        "model_type": "roberta",
-        "vocab_size": 211,
-        "hidden_size": 768,
+LLAMA3: dict[str, Any] = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0}
+LLAMA3["low_freq_factor"] = 1.0
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def sizes(width: int, heads: int, neurons: int, positions: int) -> dict[str, int]:
+    names = ("hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+    return {
+        **dict(zip(names, (width, heads, neurons, positions), strict=True)),
         "num_hidden_layers": 2,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "max_position_embeddings": 514,
-        "type_vocab_size": 1,
-        "pad_token_id": 1,
-        "layer_norm_eps": 1e-5,
-    },
-    "gpt2": {
-        "model_type": "gpt2",
-        "vocab_size": 211,
-        "n_embd": 768,
-        "n_layer": 2,
-        "n_head": 12,
-        "n_positions": 1024,
-    },
-    "llama": {
-        "model_type": "llama",
-        "vocab_size": 211,
-        "hidden_size": 512,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-        "intermediate_size": 1024,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": True,
-        "rope_parameters": {
-            **LLAMA3,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-    },
-    "qwen2": {
-        "model_type": "qwen2",
-        "vocab_size": 211,
-        "hidden_size": 448,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "intermediate_size": 1216,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": True,
-        "rope_theta": 1000000.0,
-    },
+    }
+
+
+TIED = {"vocab_size": 211, "tie_word_embeddings": True}
+ONE_TYPE = {"vocab_size": 211, "type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}
+GPT2 = {"vocab_size": 211, "n_embd": 768, "n_layer": 2, "n_head": 12, "n_positions": 1024}
+GROUPED = {"num_key_value_heads": 4, "head_dim": 64, "rms_norm_eps": 1e-5}
+REAL: dict[str, dict[str, Any]] = {
+    "roberta": {**sizes(768, 12, 3072, 514), **ONE_TYPE},
+    "gpt2": GPT2,
+    "llama": {**sizes(512, 16, 1024, 131072), **TIED, **GROUPED, "rope_parameters": LLAMA3},
+    "qwen2": {**sizes(448, 14, 1216, 32768), **TIED, "num_key_value_heads": 2, "rope_theta": 1e6},
 }
+REAL = {name: {"model_type": name, **fields} for name, fields in REAL.items()}
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -269,16 +240,10 @@ def test_head_and_scaling_of_t5_are_read_as_in_transformers(
 
 
 # t5-small but for depths, vocabulary and activation.
-SMALL = {
-    "vocab_size": 211,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_heads": 8,
-    "num_layers": 2,
-    "num_decoder_layers": 2,
-    "feed_forward_proj": "gelu",  # ReLU: neurons that rounding moves over 0 have other gradients
-}
+SMALL: dict[str, Any] = {"vocab_size": 211, "d_model": 512, "d_kv": 64, "d_ff": 2048}
+SMALL |= {"num_heads": 8, "num_layers": 2, "num_decoder_layers": 2}
+# Not ReLU: neurons that rounding moves over 0 have other gradients.
+SMALL["feed_forward_proj"] = "gelu"
 
 
 def test_long_text_behind_a_long_prompt_agrees_in_t5(tmp_path: Path) -> None:
@@ -373,18 +338,10 @@ def test_beams_are_those_of_torch(name: str, beams: int, n_ends: int, penalty: f
 
 # --- SmolLM2
 
-TEXTS = [
-    "The capital of France is",
-    "Once upon a time",
-    "def fibonacci(n):",
-    "The year 1984 was",
-    "She opened the door and",
-    "My favourite film is",
-    "In 2023, the",
-    "Dear Sir or Madam,",
-    "The sun rises in the east and",
-    "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n",
-]
+TEXTS = ["The capital of France is", "Once upon a time", "def fibonacci(n):", "The year 1984 was"]
+TEXTS += ["She opened the door and", "My favourite film is", "In 2023, the", "Dear Sir or Madam,"]
+TEXTS += ["The sun rises in the east and"]
+TEXTS += ["<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n"]
 SMOLLM2_NEW = 20
 # Sums in another order move a logit by about 5e-5, so they cannot change choices this far apart.
 LEAST_MARGIN = 1e-3

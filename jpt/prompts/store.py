@@ -176,16 +176,16 @@ def read_card(file: str | Path, text: str) -> PromptCard:
 
 def list_prompts(folder: str | Path) -> dict[str, Path]:
     """Return the prompt files of a folder by name: NAME.safetensors and NAME/prompt.safetensors."""
-    place = Path(folder)
+    root = Path(folder)
     try:
-        entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
+        entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
     except NotADirectoryError:
         raise InputError(f"{folder} is a file; give the folder that holds the prompts") from None
     except OSError as error:
         raise read_error(folder, error) from None
-    if (place / PROMPT_FILE).is_file() and (place / "config.json").is_file():
+    if (root / PROMPT_FILE).is_file() and (root / "config.json").is_file():
         raise InputError(
-            f"{folder}: expected a folder of prompts, got a run folder; give {place.parent}"
+            f"{folder}: expected a folder of prompts, got a run folder; give {root.parent}"
         )
     found: dict[str, Path] = {}
     for entry in entries:
@@ -375,10 +375,10 @@ def list_seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
 
 def seed_runs(folder: str | Path) -> dict[str, dict[int, Path]]:
     """Return the runs of several seeds by name and seed, finished or not."""
-    place, found = Path(folder), {}
-    if not place.is_dir():
+    root, found = Path(folder), {}
+    if not root.is_dir():
         return found  # list_prompts raises the error
-    for entry in sorted(place.iterdir()):
+    for entry in sorted(root.iterdir()):
         if entry.name.startswith(".") or not entry.is_dir() or _SEED.fullmatch(entry.name):
             continue
         inner = [(_SEED.fullmatch(each.name), each) for each in entry.iterdir() if each.is_dir()]

@@ -22,25 +22,12 @@ BERT = tiny_bert_config()
 ROBERTA = {**BERT, "model_type": "roberta", "pad_token_id": 1}
 GPT2 = {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4}
 GPT2["n_positions"] = 40
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 40,
-}
+LLAMA = {"model_type": "llama", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48}
+LLAMA |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA["max_position_embeddings"] = 40
 QWEN2 = {**LLAMA, "model_type": "qwen2"}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 FLAT = {"vocab_size": 61, "d_model": 20, "d_kv": 3, "d_ff": 31, "num_layers": 2, "num_heads": 7}
 T5_FIELDS = {"model_type": "t5", **FLAT}
 

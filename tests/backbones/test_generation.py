@@ -38,6 +38,10 @@ from tests.helpers.plain_models import (
 
 CLOSE = 1e-4  # sums in float32 differ from those in float64 by a hundredth of this
 NEW, ENDS = 8, (3, 11, 17)
+# beams, new tokens, end tokens, length penalty
+SEARCHES = [(2, 7, 1, 1.0), (3, 9, 1, 1.0), (4, 5, 2, 1.0), (5, 6, 3, 1.0), (3, 7, 0, 1.0)]
+SEARCHES += [(3, 1, 1, 1.0), (1, 6, 2, 1.0), (3, 9, 2, 0.0), (3, 9, 2, 0.5), (4, 9, 2, 1.4)]
+SEARCHES += [(3, 9, 2, -1.0)]
 GREEDY = 0  # number of beams
 both_searches = pytest.mark.parametrize("beams", [GREEDY, 3])
 # beam searches compile much and run little
@@ -79,22 +83,7 @@ def test_greedy_search_equals_a_plain_loop(prompt: str, ends: tuple[int, ...]) -
 
 @compiled_plainly
 @pytest.mark.parametrize("prompt", ["one", "a row", "none"])
-@pytest.mark.parametrize(
-    ("beams", "max_new", "n_ends", "penalty"),
-    [
-        (2, 7, 1, 1.0),
-        (3, 9, 1, 1.0),
-        (4, 5, 2, 1.0),
-        (5, 6, 3, 1.0),
-        (3, 7, 0, 1.0),
-        (3, 1, 1, 1.0),
-        (1, 6, 2, 1.0),
-        (3, 9, 2, 0.0),
-        (3, 9, 2, 0.5),
-        (4, 9, 2, 1.4),
-        (3, 9, 2, -1.0),
-    ],
-)
+@pytest.mark.parametrize(("beams", "max_new", "n_ends", "penalty"), SEARCHES)
 def test_beam_search_equals_a_plain_search(
     prompt: str, beams: int, max_new: int, n_ends: int, penalty: float
 ) -> None:
@@ -320,10 +309,8 @@ SEARCH = re.compile(r"greedy_tokens|beam(?P<beams>\d+)_n\d+_tokens")
 
 
 # Each takes seconds to compile: some fixtures always, the others with the slow tests.
-ALWAYS = {
-    "data:1": ("t5_gated", "gpt2_tied", "llama_grouped"),
-    "data:2,model:4": ("llama_grouped",),
-}
+ALWAYS = {"data:1": ("t5_gated", "gpt2_tied", "llama_grouped")}
+ALWAYS["data:2,model:4"] = ("llama_grouped",)
 CASES = [
     pytest.param(mesh, name, marks=() if name in always else pytest.mark.slow)
     for mesh, always in ALWAYS.items()

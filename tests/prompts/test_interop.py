@@ -35,25 +35,13 @@ VALUES = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 CARD = PromptCard("gpt2", "sst2", layout="decoder", seed=2, score=0.1 + 0.2, jpt_version="0.0.1")
 
 # As PEFT 0.21 saves it.
-CONFIG = {
-    "auto_mapping": None,
-    "base_model_name_or_path": "google/t5-v1_1-small",
-    "inference_mode": True,
-    "modules_to_save": None,
-    "num_attention_heads": 6,
-    "num_layers": 8,
-    "num_transformer_submodules": 2,
-    "num_virtual_tokens": 5,
-    "peft_type": "PROMPT_TUNING",
-    "peft_version": "0.21.2",
-    "prompt_tuning_init": "RANDOM",
-    "prompt_tuning_init_text": None,
-    "revision": None,
-    "task_type": "SEQ_2_SEQ_LM",
-    "token_dim": 4,
-    "tokenizer_kwargs": None,
-    "tokenizer_name_or_path": None,
-}
+CONFIG: dict[str, Any] = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM"}
+CONFIG |= {"base_model_name_or_path": "google/t5-v1_1-small", "inference_mode": True}
+CONFIG |= {"num_attention_heads": 6, "num_layers": 8, "num_transformer_submodules": 2}
+CONFIG |= {"num_virtual_tokens": 5, "token_dim": 4, "prompt_tuning_init": "RANDOM"}
+CONFIG |= {"peft_version": "0.21.2", "prompt_tuning_init_text": None, "revision": None}
+CONFIG |= dict.fromkeys(("auto_mapping", "modules_to_save"))
+CONFIG |= dict.fromkeys(("tokenizer_kwargs", "tokenizer_name_or_path"))
 TABLE = np.concatenate([VALUES, VALUES + 1])
 
 

@@ -33,30 +33,15 @@ DECODED = [[0, 17, 301, 5], [0, 90, 4, 4000], [0, 8, 8, 8]]  # what T5's decoder
 # Sizes that share no factor where they can, so that swapped axes cannot pass.
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 44, "n_layer": 3, "n_head": 4, "n_positions": 64},
-    "llama": {
-        "hidden_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 10,
-        "num_key_value_heads": 5,
-        "head_dim": 6,
-        "intermediate_size": 52,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": False,
-    },
-    "t5": {  # of T5 1.1
-        "d_model": 36,
-        "d_kv": 10,
-        "d_ff": 58,
-        "num_layers": 3,
-        "num_decoder_layers": 2,
-        "num_heads": 4,
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
-        "decoder_start_token_id": 0,
-        "relative_attention_num_buckets": 8,
-        "relative_attention_max_distance": 20,
-    },
+    "llama": {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 10},
+    "t5": {"d_model": 36, "d_kv": 10, "d_ff": 58, "num_layers": 3, "num_decoder_layers": 2},
 }
+SHAPES["llama"] |= {"num_key_value_heads": 5, "head_dim": 6, "intermediate_size": 52}
+SHAPES["llama"] |= {"max_position_embeddings": 64, "tie_word_embeddings": False}
+# As T5 1.1.
+SHAPES["t5"] |= {"num_heads": 4, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+SHAPES["t5"] |= {"decoder_start_token_id": 0, "relative_attention_num_buckets": 8}
+SHAPES["t5"] |= {"relative_attention_max_distance": 20}
 TOKENIZERS = {"gpt2": "gpt2-mini", "llama": "gpt2-mini", "t5": "t5-mini"}
 
 
