@@ -1,4 +1,4 @@
-"""What is shipped: the wheel and the source archive, built as a registry would get them."""
+"""The wheel and the source archive, built as a package index would get them."""
 
 from __future__ import annotations
 
@@ -77,15 +77,15 @@ def test_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> N
     wheel = built[1]
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
-        facts = opened.read(f"{NAME}.dist-info/METADATA").decode()
+        metadata = opened.read(f"{NAME}.dist-info/METADATA").decode()
     assert {name for name in names if name.startswith("jpt/")} == package_files()
     assert {name.split("/")[0] for name in names} == {"jpt", f"{NAME}.dist-info"}
-    needed = ("py.typed", "analysis/report.css", "analysis/report.js")
+    needed = ("py.typed", "__init__.pyi", "report/report.css", "report/report.js")
     weights = ("bert-small", "bert-medium", "t5-mini", "gpt2-mini")
     needed += tuple(f"backbones/builtin/{name}/model.safetensors" for name in weights)
     assert {f"jpt/{name}" for name in needed} <= names
     assert f"{NAME}.dist-info/licenses/LICENSE" in names
-    assert "License-Expression: Apache-2.0" in facts and "Requires-Python: >=3.11" in facts
+    assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3.11" in metadata
     assert wheel.stat().st_size < MOST_MB * 1e6
 
 
@@ -102,15 +102,15 @@ def test_source_archive_holds_what_is_kept_and_nothing_else(built: tuple[Path, P
 
 
 def test_installed_package_works_from_another_folder(installed: Path, tmp_path: Path) -> None:
-    said = run("-c", "import jpt; print(jpt.__file__)", folder=tmp_path, path=installed)
-    assert Path(said.strip()).is_relative_to(installed)
+    printed = run("-c", "import jpt; print(jpt.__file__)", folder=tmp_path, path=installed)
+    assert Path(printed.strip()).is_relative_to(installed)
     jpt_ = ("-m", "jpt.cli")
     assert run(*jpt_, "--version", folder=tmp_path, path=installed).startswith("jpt ")
     listed = run(*jpt_, "backbones", "--json", folder=tmp_path, path=installed)
     assert len(json.loads(listed.splitlines()[-1])["backbones"]) == 4
     tune = ("tune", "--backbone", "builtin/bert-small", "--task", "builtin/rotten_tomatoes")
     short = ("--steps", "2", "--eval-every", "2", "--out", "study/prompts/mood", "--json")
-    told = run(*jpt_, *tune, *short, folder=tmp_path, path=installed)
-    assert json.loads(told.splitlines()[-1])["steps"] == 2
+    printed = run(*jpt_, *tune, *short, folder=tmp_path, path=installed)
+    assert json.loads(printed.splitlines()[-1])["steps"] == 2
     run(*jpt_, "report", "study", folder=tmp_path, path=installed)
     assert (tmp_path / "study" / "report.html").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""Typical calls of the public API, for a type checker: `.ci/run` reads this file, nothing runs it."""
+"""Typical calls of the public API, read by a type checker in `.ci/run` and run by nothing."""
 
 from pathlib import Path
 
