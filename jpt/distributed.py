@@ -289,10 +289,9 @@ def check_shared(path: Path) -> None:
 
 
 class Vote:
-    """Largest of the processes' numbers, one call late so that the devices never wait.
+    """Largest of the processes' numbers, one call late so that the devices never wait."""
 
-    On a single process the number is returned at once.
-    """
+    # On a single process the number is returned at once.
 
     def __init__(self) -> None:
         self._count = process_count()

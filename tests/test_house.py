@@ -69,8 +69,8 @@ FILE_LINES, FUNCTION_LINES, SMALL_FILE = 800, 60, 150
 LONG_FILES = {
     f"jpt/{name}.py"
     for name in (
-        *("backbones/decoder", "cli/commands", "data/rows", "io/gguf", "neurons/masking"),
-        *("recipes/library", "recipes/sweep", "report/figures", "report/report", "report/study"),
+        *("backbones/decoder", "cli/commands", "io/gguf", "neurons/masking"),
+        *("recipes/library", "recipes/sweep", "report/figures", "report/report"),
         "transfer/projector",
     )
 }

@@ -187,10 +187,8 @@ def encode_texts(texts: list[str], tokenizer: TextTokenizer, room: int) -> list[
 
 
 def cut_segments(segments: Sequence[list[int]], room: int) -> list[list[int]]:
-    """Truncate a text or a pair to a number of tokens, as if from the longer end.
-
-    The shorter text of a pair is truncated only if it exceeds half of the room.
-    """
+    """Truncate a text or a pair to a number of tokens, as if from the longer end."""
+    # The shorter text of a pair is truncated only if it exceeds half of the room.
     if len(segments) == 1:
         return [segments[0][:room]]
     first, second = segments

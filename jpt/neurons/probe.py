@@ -371,8 +371,7 @@ def activated_neurons(
         out: File to write, usually ``neurons.npz``.
         backbone: Backbone to use instead of the one in the cards; the width is checked.
         dtype: Type of weights and matrix products.
-        mesh: Devices by axis: prompts are split over ``prompt``, rows over ``data``; defaults to
-            the devices of a loaded backbone.
+        mesh: Devices by axis, ``prompt`` and ``data``; defaults to those of a loaded backbone.
         progress: Show a progress bar on stderr.
         **options: Fields of :class:`jpt.config.ProbeOptions`: ``probe``, ``task``,
             ``split``, ``rows``, ``data``, ``positions``, ``stack``, ``chunk_mb`` and others.

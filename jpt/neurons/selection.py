@@ -86,8 +86,7 @@ def choose_neurons(
         prompt: Prompt whose task is scored.
         kind: One of `MASK_KINDS`.
         ratio: Share of neurons to mask, in (0, 1).
-        layers: First and last layer, counted from 0, both included, as ``"9-11"``; defaults to
-            all.
+        layers: First and last layer, from 0, both included, as ``"9-11"``; defaults to all.
         per_layer: Apply the ratio to each layer instead of to all of them together.
         other: The other prompt, for the kind ``other``.
         draw: Number of the random sample.

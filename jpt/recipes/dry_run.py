@@ -441,14 +441,8 @@ def dry_run(
         (78196, True)
     """
     _check_memory(device_memory)
-    options = TuneOptions(
-        batch_size=batch_size,
-        length=length,
-        max_tokens=max_tokens,
-        dtype=dtype,
-        remat=remat,
-        mesh=mesh,
-    )
+    lengths = {"batch_size": batch_size, "length": length, "max_tokens": max_tokens}
+    options = TuneOptions(**lengths, dtype=dtype, remat=remat, mesh=mesh)
     devices = _make_mesh(mesh)
     model = shape_backbone(backbone, options)
     options = options.resolve(model.defaults)

@@ -49,8 +49,7 @@ def generate(
         texts: Texts to continue.
         backbone: Backbone; defaults to the one in the prompt's card. Its width is checked.
         max_tokens: Maximum number of new tokens per continuation.
-        beams: Beam width; 1 is greedy decoding. The beam with the best mean log-probability is
-            returned.
+        beams: Beam width; 1 is greedy. The beam with the best mean log-probability is returned.
         eval_batch_size: Texts continued at once; changes speed only.
         dtype: Data type of weights and matrix products.
         mesh: Devices per mesh axis.

@@ -113,25 +113,8 @@ def show_prompt(
     backbone: Backbone | str | Path | None = None,
     top: int = TOP,
 ) -> PromptReading:
-    """Compare a prompt with the vocabulary of its backbone and with its initial values.
-
-    Args:
-        prompt: Prompt, prompt file or run folder.
-        backbone: Backbone; defaults to the one in the prompt's card. Its width is checked.
-        top: Number of nearest tokens per prompt token. Special tokens and placeholders
-            (``[unused7]``) are excluded.
-
-    Returns:
-        A `PromptReading`.
-
-    Raises:
-        InputError: The prompt does not fit the backbone.
-
-    Example:
-        >>> prompt = Prompt(np.eye(2, 128, dtype=np.float32), PromptCard("builtin/bert-small", "t"))
-        >>> show_prompt(prompt).norms.tolist()
-        [1.0, 1.0]
-    """
+    """Compare a prompt with the vocabulary of its backbone and with its initial values."""
+    # Special tokens and placeholders (``[unused7]``) are no neighbours.
     check_counts(top=top)
     loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
     card = loaded.card

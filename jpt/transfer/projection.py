@@ -255,8 +255,7 @@ def apply_projector(
         InputError: If backbone, length or width of a prompt differ from the projector's.
 
     Example:
-        >>> card = PromptCard("builtin/bert-small", "builtin/imdb")
-        >>> source = Prompt(np.ones((4, 128), np.float32), card)
+        >>> source = Prompt(np.ones((4, 128), np.float32), PromptCard("builtin/bert-small", "imdb"))
         >>> found = apply_projector("relative", source, target_backbone="builtin/bert-medium")
         >>> found["imdb"].values.shape, found["imdb"].card.source
         ((4, 192), 'relative from prompt imdb of builtin/bert-small')

@@ -523,25 +523,7 @@ def check_source(card: ProjectorCard, prompt: Prompt, name: str = "the prompt") 
 
 
 def save_projector(path: str | Path, projector: TrainedProjector) -> None:
-    """Write a projector file atomically.
-
-    Args:
-        path: File, usually ``projector.safetensors``; its folder must exist.
-        projector: Projector to write.
-
-    Raises:
-        InputError: If a weight is not finite, or the file cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> from jpt.transfer.projector import initial_parameters
-        >>> card = ProjectorCard("a", "b", "encoder", "task", ("sst2",), 2, 6, 3, 4, bottleneck=5)
-        >>> params = initial_parameters(card.module(), 2, 6)
-        >>> file = Path(tempfile.mkdtemp()) / "projector.safetensors"
-        >>> save_projector(file, TrainedProjector(card, params))
-        >>> load_projector(file).card.tasks
-        ('sst2',)
-    """
+    """Write a projector file atomically; raise InputError if a weight is not finite."""
     flat = flatten_dict(jax.device_get(projector.params), sep="/")
     tensors = {name: np.asarray(values, np.float32) for name, values in sorted(flat.items())}
     for name, values in tensors.items():

@@ -431,14 +431,13 @@ def warm_start(
     progress: bool = False,
     **options: Any,
 ) -> WarmStartResult:
-    """Tune a task from a random prompt and from source prompts, and compare convergence.
+    """Tune a task from a random and from source prompts; compare convergence (paper, section 3).
 
     Each seed has one vanilla run and one run per source, with the same rows in the same order,
     scored on validation at step 0 and every ``eval_every`` steps. *Convergence speed-up*: the
     vanilla run's convergence step divided by the warm run's, where a run converges at the first
     step within ``tolerance`` of its best score. *Comparable-result speed-up*: the step of the
-    vanilla run's best divided by the first step at which the warm run reaches that value. Paper:
-    section 3.
+    vanilla run's best divided by the first step at which the warm run reaches that value.
 
     Args:
         task: Target task, its name, or its folder.

@@ -102,12 +102,10 @@ def evaluate(
     devices, definition = make_mesh(mesh), resolve_task(task, data)
     model = _backbone_of(loaded, backbone, dtype, devices)
     first = loaded.card.first_position or 0
-    tokens = resolve_max_tokens(
-        max_tokens, model, definition, len(loaded.values), first, answer_tokens
-    )
-    bound = bind_task(
-        definition, model, tokens, eval_batch_size, first, label_scoring, answer_tokens
-    )
+    length = len(loaded.values)
+    tokens = resolve_max_tokens(max_tokens, model, definition, length, first, answer_tokens)
+    scored = (eval_batch_size, first, label_scoring, answer_tokens)
+    bound = bind_task(definition, model, tokens, *scored)
     rows = bound.split(split)
     score = bound.score([loaded.values], rows, devices)[0]
     if predictions is not None:

@@ -245,13 +245,15 @@ def altered(**changes: object) -> dict[str, Prompt]:
 
 
 def test_prompts_that_do_not_belong_together() -> None:
-    with pytest.raises(InputError, match="prompt b has the backbone gpt2 and prompt a bert"):
+    with pytest.raises(
+        InputError, match="prompt b: expected backbone bert, that of prompt a, got gpt2"
+    ):
         compute_indicators(altered(backbone="gpt2"))
-    with pytest.raises(InputError, match="prompt d has the length 5 and prompt a 4"):
+    with pytest.raises(InputError, match="prompt d: expected length 4, that of prompt a, got 5"):
         compute_indicators({**PROMPTS, "d": prompt("qqp", rows=5)})
-    with pytest.raises(InputError, match="prompt d has the width 7 and prompt a 6"):
+    with pytest.raises(InputError, match="prompt d: expected width 6, that of prompt a, got 7"):
         compute_indicators({**PROMPTS, "d": prompt("qqp", width=7)})
-    with pytest.raises(InputError, match="no prompts were given"):
+    with pytest.raises(InputError, match="expected at least 1 prompt, got 0"):
         compute_indicators({})
 
 

@@ -111,7 +111,6 @@ def test_order_of_sources_and_a_rising_scale_change_nothing() -> None:
 
 
 def test_choosing_on_few_rows_comes_near_the_exact_expectation() -> None:
-    """Two sources, ten rows: every outcome summed up."""
     scores, rows = np.array([0.8, 0.6]), 10
     counts = np.arange(rows + 1)
     joint = np.outer(binom.pmf(counts, rows, 0.8), binom.pmf(counts, rows, 0.6))
@@ -191,7 +190,6 @@ def test_matrices_that_nothing_can_be_judged_on() -> None:
     ("backbone", "best"), [("roberta-base", "cosine_average"), ("t5-base", "cosine_average")]
 )
 def test_the_authors_prompts_equal_a_plain_loop(reference_folder: Path, backbone, best) -> None:
-    """Loops over the reference's own table of indicators and its file of scores."""
     reference = reference_folder / "reference"
     file = reference / "transfer" / f"{backbone}.csv"
     ours = leave_one_out(
