@@ -99,8 +99,7 @@ def tune(
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated seeds. One run per seed in OUT/seed-S; reports mean and standard"
-            " deviation."
+            help="Comma-separated seeds: one run each in OUT/seed-S; mean and standard deviation."
         ),
     ] = None,
     json: JsonOption = False,
@@ -112,8 +111,7 @@ def tune(
 
     Example: jpt tune --backbone builtin/bert-small --task builtin/rotten_tomatoes --out runs/rt
     """
-    options = omit(locals(), "backbone", "task", "out", "seeds", "json")
-    options["progress"] = True
+    options = omit(locals(), "backbone", "task", "out", "seeds", "json") | {"progress": True}
     if seeds is not None:
         from jpt.tuning.tune import parse_seeds, tune_seeds
 
