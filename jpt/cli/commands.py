@@ -237,12 +237,11 @@ def warm_start(
         bool,
         typer.Option(
             "--copy-moments",
-            help="Also copy Adam's moments, as the authors' script does; sources are run folders.",
+            help="Copy Adam's moments, too, as the authors' script does; needs run folders.",
         ),
     ] = False,
     tolerance: Annotated[
-        float,
-        typer.Option(help="Distance from a run's best score at which it counts as converged."),
+        float, typer.Option(help="Distance from a run's best score that counts as converged.")
     ] = 0.01,
     steps: StepsOption = None,
     batch_size: BatchSizeOption = None,
@@ -254,9 +253,7 @@ def warm_start(
     max_tokens: MaxTokensOption = None,
     answer_tokens: AnswerTokensOption = None,
     group_by_length: GroupByLengthOption = None,
-    eval_every: Annotated[
-        int | None, typer.Option(help="Steps between validations; defaults to steps / 20.")
-    ] = None,
+    eval_every: EvalEveryOption = None,
     checkpoint_every: CheckpointEveryOption = None,
     eval_batch_size: EvalBatchSizeOption = 64,
     dtype: DtypeOption = "float32",
@@ -280,8 +277,8 @@ def warm_start(
     from jpt.transfer.warm_start import warm_start as run
     from jpt.tuning.tune import parse_seeds
 
-    files = split_names(sources) or []
-    result = run(task, files, out, seeds=parse_seeds(seeds), progress=True, **options)
+    options |= {"seeds": parse_seeds(seeds), "progress": True}
+    result = run(task, split_names(sources) or [], out, **options)
     figure = on_first(lambda: str(warm_start_figure(out)))
     text = f"{result.describe()}\nwritten: {out}/warm_start.json, {figure}"
     print_result(result.record, text, json)
