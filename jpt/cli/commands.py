@@ -445,9 +445,7 @@ def neurons(
 @with_processes
 def mask(
     out: StudyOutOption,
-    prompt: Annotated[
-        Path | None, typer.Option(help="One prompt: prompt file or run folder.")
-    ] = None,
+    prompt: Annotated[Path | None, typer.Option(help="Prompt file or run folder.")] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -456,8 +454,7 @@ def mask(
         ),
     ] = None,
     prompts: Annotated[
-        Path | None,
-        typer.Option(help="Folder of prompts, in place of --prompt; each on its own task."),
+        Path | None, typer.Option(help="Folder of prompts instead; each on its own task.")
     ] = None,
     tasks: Annotated[
         str | None,
@@ -470,9 +467,7 @@ def mask(
     layers: Annotated[
         str | None, typer.Option(help="First and last layer, from 0, as 9-11; default all.")
     ] = None,
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Mask the share in each layer instead of overall.")
-    ] = False,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Share per layer.")] = False,
     kinds: Annotated[
         str | None, typer.Option(help="Kinds of masks: in_task,random,other,common,specific.")
     ] = None,
@@ -490,8 +485,7 @@ def mask(
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the task's rows; with --prompts one such folder per task."),
+        Path | None, typer.Option(help="Folder of the task's rows; with --prompts one per task.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
