@@ -1,8 +1,9 @@
-"""DOC"""
+"""Indicators: embedding similarities, neuron overlap and other neuron indicators, tables."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,6 @@ from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import write_activations
 from jpt.types import Activations, Prompt, PromptCard
 
-# --- indicators
-
 GENERATOR = np.random.default_rng(0)
 TASKS = {"c": "builtin/imdb", "a": "sst2", "b": "mnli"}
 
@@ -45,8 +44,6 @@ def prompt(task: str, rows: int = 4, width: int = 6, unused: bool = False) -> Pr
 PROMPTS = {name: prompt(task) for name, task in TASKS.items()}
 WITH_ROW0 = {name: prompt(task, unused=True) for name, task in TASKS.items()}
 NEURONS = Activations(("b", "c", "a"), GENERATOR.normal(size=(3, 4, 9)).astype(np.float32))
-
-
 RATES = Activations(
     NEURONS.names,
     NEURONS.values,
@@ -66,24 +63,18 @@ def test_names_are_sorted_and_cards_come_along() -> None:
     found = compute_indicators(PROMPTS, NEURONS)
     assert found.names == ("a", "b", "c")
     assert found.cards["c"].task == "builtin/imdb"
+    overlap = ("", "_layers_0_2", "_layers_1_3", "_all")
     assert list(found.columns) == [
-        *OF_ROWS,
-        "neuron_overlap",
-        "neuron_overlap_layers_0_2",
-        "neuron_overlap_layers_1_3",
-        "neuron_overlap_all",
-        "neuron_jaccard",
-        "neuron_jaccard_all",
-        "activation_cosine",
-        "activation_cosine_all",
+        *(*OF_ROWS, *(f"neuron_overlap{end}" for end in overlap)),
+        *("neuron_jaccard", "neuron_jaccard_all", "activation_cosine", "activation_cosine_all"),
     ]
-    # The activations name the prompts in another order.
+    # The activations have the prompts in another order.
     active = NEURONS.values > 0
     shared = (active[2] & active[0]).sum() / np.sqrt(active[2].sum() * active[0].sum())
     assert found.value("neuron_overlap_all", "a", "b") == pytest.approx(shared, abs=1e-15)
 
 
-def test_names_that_are_not_there() -> None:
+def test_unknown_names() -> None:
     found = compute_indicators(PROMPTS)
     with pytest.raises(InputError, match="unknown indicator 'cosine'; did you mean cosine_"):
         found["cosine"]
@@ -91,7 +82,7 @@ def test_names_that_are_not_there() -> None:
         found.value("cosine_concat", "a", "d")
 
 
-def test_one_prompt_has_itself() -> None:
+def test_a_single_prompt() -> None:
     found = compute_indicators({"a": PROMPTS["a"]})
     assert (found.names, found.value("cosine_concat", "a", "a")) == (("a",), 1)
 
@@ -110,36 +101,36 @@ def test_order_of_prompts_changes_no_bit() -> None:
     assert_same(compute_indicators(reverse, turned), compute_indicators(WITH_ROW0, RATES))
 
 
-def test_neurons_behind_text_are_said_and_written(tmp_path: Path) -> None:
+def test_a_text_probe(tmp_path: Path) -> None:
     write_activations(tmp_path / "neurons.npz", RATES)
     found = compute_indicators(PROMPTS, tmp_path / "neurons.npz", tmp_path)
     assert_same(found, compute_indicators(PROMPTS, RATES))
-    assert "cosine of the shares of rows" in found.notes[0] and "4 rows of sst2" in found.notes[0]
+    assert "4 rows of sst2: neuron_overlap is the cosine of activation rates" in found.notes[0]
     assert list(found.columns)[-2:] == ["activation_cka", "activation_cka_all"]
-    # The activations name the prompts in another order: b, c, a.
+    # The activations have the prompts in the order b, c, a.
     np.testing.assert_allclose(found["activation_cka"][0, 1], RATES.cka[1:, 2, 0].mean())
     np.testing.assert_allclose(found["activation_cka_all"][1, 2], RATES.cka[:, 0, 1].mean())
     assert_same(read_indicators(tmp_path / "indicators.csv"), found)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"rates": RATES.rates[:, :3]}, r"rates \[3, 3, 9\] of \[3, 4, 9\] activations"),
-        ({"cka": RATES.cka[:, :2]}, r"cka \[4, 2, 3\] of \[3, 4, 9\] activations"),
-        ({"rates": np.full((3, 4, 9), np.nan)}, "an activation is NaN or infinite"),
+        ({"rates": RATES.rates[:, :3]}, r"rates of shape \[3, 4, 9\], got \[3, 3, 9\]"),
+        ({"cka": RATES.cka[:, :2]}, r"cka of shape \[4, 3, 3\], got \[4, 2, 3\]"),
+        ({"rates": np.full((3, 4, 9), np.nan)}, "NaN or infinite activation"),
+        ({"values": np.full((3, 4, 9), np.nan)}, "NaN or infinite activation"),
+        ({"values": RATES.values[:2]}, r"shape \[3, L, F\] for 3 prompts, got \[2, 4, 9\]"),
     ],
 )
-def test_parts_that_do_not_fit(changes: dict, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_invalid_activations(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         compute_indicators(PROMPTS, dataclasses.replace(RATES, **changes))
 
 
-def test_an_indicator_of_ones_own_is_one_entry(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    own = Indicator("C_first", "cosine of first rows", lambda pairs: pairs.row_cosines()[..., 0])
-    monkeypatch.setitem(OF_ROWS, "cosine_first", own)
+def test_a_new_indicator_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    new = Indicator("C_first", "cosine of first rows", lambda pairs: pairs.row_cosines()[..., 0])
+    monkeypatch.setitem(OF_ROWS, "cosine_first", new)
     found = compute_indicators(WITH_ROW0, NEURONS, tmp_path)
     a, b = (WITH_ROW0[name].values[0].astype(np.float64) for name in "ab")
     expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
@@ -150,27 +141,26 @@ def test_an_indicator_of_ones_own_is_one_entry(
     assert indicator_label("cosine_first") == "C_first"
 
 
-def test_row_0_has_columns_of_its_own() -> None:
+def test_row_0_has_separate_columns() -> None:
     found = compute_indicators(WITH_ROW0)
-    whole = {
-        name: Prompt(np.concatenate([each.unused_row, each.values]), each.card)
-        for name, each in WITH_ROW0.items()
-    }
-    plain = {name: Prompt(each.values, each.card) for name, each in WITH_ROW0.items()}
-    for name in OF_ROWS:
-        np.testing.assert_allclose(found[name], compute_indicators(plain)[name], rtol=1e-13)
-        np.testing.assert_allclose(
-            found[f"{name}_with_row0"], compute_indicators(whole)[name], rtol=1e-13
+    parts = {name: (each.unused_row, each.values) for name, each in WITH_ROW0.items()}
+    whole, plain = (
+        compute_indicators(
+            {name: Prompt(values(rows), PROMPTS[name].card) for name, rows in parts.items()}
         )
+        for values in (np.concatenate, lambda rows: rows[1])
+    )
+    for name in OF_ROWS:
+        np.testing.assert_allclose(found[name], plain[name], rtol=1e-13)
+        np.testing.assert_allclose(found[f"{name}_with_row0"], whole[name], rtol=1e-13)
     assert list(found.columns)[len(OF_ROWS) :] == [f"{name}_with_row0" for name in OF_ROWS]
 
 
-def test_row_0_of_some_prompts_only_is_said() -> None:
+def test_row_0_of_some_prompts_only() -> None:
     found = compute_indicators({**WITH_ROW0, "d": prompt("snli")})
     assert list(found.columns) == list(OF_ROWS)
-    assert found.notes == (
-        "1 of 4 prompts have no unused row 0: the indicators with it are left out",
-    )
+    note = "1 of 4 prompts have no unused row 0: indicators with it left out"
+    assert found.notes == (note,)
 
 
 def test_folder_and_file(tmp_path: Path) -> None:
@@ -181,10 +171,10 @@ def test_folder_and_file(tmp_path: Path) -> None:
     assert_same(found, compute_indicators(PROMPTS, NEURONS, layers="0-1"))
 
 
-def test_written_is_read(tmp_path: Path) -> None:
-    silent = NEURONS.values.copy()
-    silent[0, :3] = -1
-    found = compute_indicators(PROMPTS, Activations(NEURONS.names, silent))
+def test_write_and_read(tmp_path: Path) -> None:
+    values = NEURONS.values.copy()
+    values[0, :3] = -1
+    found = compute_indicators(PROMPTS, Activations(NEURONS.names, values))
     file = tmp_path / "indicators.csv"
     write_indicators(file, found)
     lines = file.read_text().splitlines()
@@ -195,114 +185,88 @@ def test_written_is_read(tmp_path: Path) -> None:
     assert read_indicators(file, PROMPTS).cards == found.cards
 
 
-def test_columns_that_are_no_indicator_are_left_out(tmp_path: Path) -> None:
+def test_other_columns_are_ignored(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("prompt_a,prompt_b,type_a,cosine_concat\na,a,nli,1\n")
     assert list(read_indicators(file).columns) == ["cosine_concat"]
 
 
-BROKEN_TABLES = {
-    "no line": ("prompt_a,prompt_b,cosine_concat\n", "holds no indicators; make it with jpt ind"),
-    "no indicator": ("prompt_a,prompt_b,score\na,a,1\n", "holds no indicators"),
-    "a pair twice": (
-        "prompt_a,prompt_b,cosine_concat\na,a,1\na,a,1\n",
-        "got the pair a, a 2 times",
-    ),
-    "a pair too few": (
-        "prompt_a,prompt_b,cosine_concat\na,a,1\na,b,1\nb,b,1\n",
-        "has 3 pairs of 2 prompts; each of the 4 ordered pairs expected once",
-    ),
-    "a name on one side": (
-        "prompt_a,prompt_b,cosine_concat\na,b,1\n",
-        "has 1 pairs of 1 prompts; each of the 1 ordered pairs",
-    ),
-    "no number": (
-        "prompt_a,prompt_b,cosine_concat\na,a,x\n",
-        "line 2: cosine_concat is 'x'; expected a number",
-    ),
-    "no pair": ("prompt_a,cosine_concat\na,1\n", "lacks prompt_b"),
-}
+HEAD = "prompt_a,prompt_b,cosine_concat\n"
 
 
-@pytest.mark.parametrize("case", BROKEN_TABLES)
-def test_broken_tables(tmp_path: Path, case: str) -> None:
-    text, said = BROKEN_TABLES[case]
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt_a,prompt_b,cosine_concat\n", "no indicator columns; make it with jpt ind"),
+        ("prompt_a,prompt_b,score\na,a,1\n", "no indicator columns"),
+        (f"{HEAD}a,a,1\na,a,1\n", "got the pair a, a 2 times"),
+        (f"{HEAD}a,a,1\na,b,1\nb,b,1\n", "expected the 4 ordered pairs of 2 prompts, got 3"),
+        (f"{HEAD}a,b,1\n", "expected the 1 ordered pairs of 1 prompts, got 1"),
+        (f"{HEAD}a,a,x\n", "line 2: cosine_concat is 'x'; expected a number"),
+        ("prompt_a,cosine_concat\na,1\n", "lacks prompt_b"),
+    ],
+)
+def test_broken_tables(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_indicators(tmp_path / "a.csv")
 
 
 def test_table_of_other_prompts(tmp_path: Path) -> None:
     write_indicators(tmp_path / "a.csv", compute_indicators(PROMPTS))
     others = {**{name: PROMPTS[name] for name in "ab"}, "d": prompt("qqp")}
-    with pytest.raises(InputError, match="a.csv: c; only the prompts: d"):
+    with pytest.raises(InputError, match="only .*a.csv: c; only the prompts: d"):
         read_indicators(tmp_path / "a.csv", others)
 
 
-def altered(**changes: object) -> dict[str, Prompt]:
-    card = dataclasses.replace(PROMPTS["b"].card, **changes)
-    return {**PROMPTS, "b": dataclasses.replace(PROMPTS["b"], card=card)}
-
-
-def test_prompts_that_do_not_belong_together() -> None:
-    with pytest.raises(
-        InputError, match="prompt b: expected backbone bert, that of prompt a, got gpt2"
+def test_incompatible_prompts(tmp_path: Path) -> None:
+    gpt2 = dataclasses.replace(PROMPTS["b"].card, backbone="gpt2")
+    for given, message in (
+        (
+            {**PROMPTS, "b": dataclasses.replace(PROMPTS["b"], card=gpt2)},
+            "prompt b: expected backbone bert, that of prompt a, got gpt2",
+        ),
+        ({**PROMPTS, "d": prompt("qqp", rows=5)}, "prompt d: expected length 4, .* got 5"),
+        ({**PROMPTS, "d": prompt("qqp", width=7)}, "prompt d: expected width 6, .* got 7"),
+        ({}, "expected at least 1 prompt, got 0"),
+        (tmp_path, "holds no prompts"),
     ):
-        compute_indicators(altered(backbone="gpt2"))
-    with pytest.raises(InputError, match="prompt d: expected length 4, that of prompt a, got 5"):
-        compute_indicators({**PROMPTS, "d": prompt("qqp", rows=5)})
-    with pytest.raises(InputError, match="prompt d: expected width 6, that of prompt a, got 7"):
-        compute_indicators({**PROMPTS, "d": prompt("qqp", width=7)})
-    with pytest.raises(InputError, match="expected at least 1 prompt, got 0"):
-        compute_indicators({})
+        with pytest.raises(InputError, match=message):
+            compute_indicators(given)
 
 
-def test_folder_without_prompts(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no prompts"):
-        compute_indicators(tmp_path)
-
-
-@pytest.mark.parametrize("place", ["values", "unused_row"])
-def test_values_that_are_no_numbers(place: str) -> None:
-    broken = getattr(WITH_ROW0["b"], place).copy()
+@pytest.mark.parametrize("part", ["values", "unused_row"])
+def test_non_finite_prompts(part: str) -> None:
+    broken = getattr(WITH_ROW0["b"], part).copy()
     broken[0, 0] = np.nan
-    prompts = {**WITH_ROW0, "b": dataclasses.replace(WITH_ROW0["b"], **{place: broken})}
-    with pytest.raises(InputError, match=r"prompt b holds NaN or infinity \(1 of 3 prompts do\)"):
+    prompts = {**WITH_ROW0, "b": dataclasses.replace(WITH_ROW0["b"], **{part: broken})}
+    with pytest.raises(InputError, match=r"prompt b: NaN or infinity \(1 of 3 prompts\)"):
         compute_indicators(prompts)
 
 
-def test_activations_of_other_prompts() -> None:
-    fewer = Activations(NEURONS.names[:2], NEURONS.values[:2])
-    with pytest.raises(InputError, match=r"name different ones \(only the prompts: a\); make"):
-        compute_indicators(PROMPTS, fewer)
-    more = Activations((*NEURONS.names, "d"), np.concatenate([NEURONS.values] * 2)[:4])
-    with pytest.raises(InputError, match=r"\(only the activations: d\)"):
-        compute_indicators(PROMPTS, more)
-    other = Activations(("b", "c", "d"), NEURONS.values)
-    with pytest.raises(InputError, match=r"\(only the activations: d; only the prompts: a\)"):
-        compute_indicators(PROMPTS, other)
-    twice = Activations(("b", "c", "c"), NEURONS.values)
-    with pytest.raises(InputError, match="the activations: .* got c 2 times"):
-        compute_indicators(PROMPTS, twice)
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("bc", "got only the prompts: a; make"),
+        ("bcad", "got only the activations: d"),
+        ("bcd", "got only the activations: d; only the prompts: a"),
+        ("bcc", "the activations: .* got c 2 times"),
+    ],
+)
+def test_activations_of_other_prompts(names: str, message: str) -> None:
+    values = np.concatenate([NEURONS.values] * 2)[: len(names)]
+    with pytest.raises(InputError, match=message):
+        compute_indicators(PROMPTS, Activations(tuple(names), values))
 
 
-def test_broken_activations() -> None:
-    with pytest.raises(InputError, match=r"name 3 prompts and have the shape \[2, 4, 9\]"):
-        compute_indicators(PROMPTS, Activations(NEURONS.names, NEURONS.values[:2]))
-    values = NEURONS.values.copy()
-    values[1, 1, 1] = np.nan
-    with pytest.raises(InputError, match="an activation is NaN or infinite"):
-        compute_indicators(PROMPTS, Activations(NEURONS.names, values))
-
-
-def test_layers_without_activations() -> None:
-    with pytest.raises(InputError, match="layers is 1-3, but there are no activations"):
+def test_layers_need_activations() -> None:
+    with pytest.raises(InputError, match="layers: needs activations, got 1-3"):
         compute_indicators(PROMPTS, layers="1-3")
-    with pytest.raises(InputError, match="layers 3-5 are no window of the 4 layers"):
+    with pytest.raises(InputError, match="layers: .* within 0 to 3, got 3-5"):
         compute_indicators(PROMPTS, NEURONS, layers="3-5")
 
 
-# --- overlap
+# --- Neuron overlap
 
 VALUES = np.random.default_rng(0).normal(size=(6, 5, 37)).astype(np.float32)
 NAMES = tuple("abcdef")
@@ -315,29 +279,24 @@ def by_loops(first: int, last: int) -> np.ndarray:
 
 def test_every_window() -> None:
     found, notes = neuron_similarities(Activations(NAMES, VALUES))
-    windows = {
-        "neuron_overlap": (2, 4),
-        "neuron_overlap_layers_0_2": (0, 2),
-        "neuron_overlap_layers_1_3": (1, 3),
-        "neuron_overlap_layers_2_4": (2, 4),
-        "neuron_overlap_all": (0, 4),
+    overlaps = {
+        name.removeprefix("neuron_overlap"): each
+        for name, each in found.items()
+        if name.startswith("neuron_overlap")
     }
-    assert ([name for name in found if name.startswith("neuron_overlap")], notes) == (
-        list(windows),
-        [],
-    )
+    windows = {"": (2, 4), "_layers_0_2": (0, 2), "_layers_1_3": (1, 3), "_layers_2_4": (2, 4)}
+    windows["_all"] = (0, 4)
+    assert (list(overlaps), notes) == (list(windows), [])
     for name, window in windows.items():
-        np.testing.assert_allclose(found[name], by_loops(*window), rtol=1e-14)
-        np.testing.assert_array_equal(found[name], found[name].T)
-        np.testing.assert_array_equal(found[name].diagonal(), 1)
+        np.testing.assert_allclose(overlaps[name], by_loops(*window), rtol=1e-14)
+        np.testing.assert_array_equal(overlaps[name], overlaps[name].T)
+        np.testing.assert_array_equal(overlaps[name].diagonal(), 1)
 
 
-def test_order_changes_nothing() -> None:
+def test_order_does_not_matter() -> None:
     order = np.random.default_rng(1).permutation(6)
     found, _ = neuron_similarities(Activations(NAMES, VALUES))
-    moved, _ = neuron_similarities(
-        Activations(tuple(NAMES[place] for place in order), VALUES[order])
-    )
+    moved, _ = neuron_similarities(Activations(tuple(NAMES[k] for k in order), VALUES[order]))
     for name, matrix in found.items():
         np.testing.assert_array_equal(moved[name], matrix[np.ix_(order, order)])
 
@@ -348,68 +307,59 @@ def test_chosen_layers(layers: str | tuple[int, int]) -> None:
     np.testing.assert_array_equal(found["neuron_overlap"], found["neuron_overlap_layers_1_3"])
 
 
-def test_few_layers_are_taken_whole() -> None:
+def test_few_layers_are_one_window() -> None:
     for layers, names in ((2, 2), (3, 3)):
         found, _ = neuron_similarities(Activations(NAMES, VALUES[:, :layers]))
         assert sum(name.startswith("neuron_overlap") for name in found) == names
         np.testing.assert_array_equal(found["neuron_overlap"], found["neuron_overlap_all"])
 
 
-def test_zero_is_not_activated_and_silence_is_undefined() -> None:
+def test_zero_is_not_activated_and_no_activation_is_undefined() -> None:
     values = VALUES.copy()
     values[1, :3] = 0
     values[2, 2:] = -1
     found, notes = neuron_similarities(Activations(NAMES, values))
-    silent = found["neuron_overlap_layers_0_2"]
-    assert np.isnan(silent[1]).all() and np.isnan(silent[:, 1]).all()
-    assert not np.isnan(np.delete(np.delete(silent, 1, 0), 1, 1)).any()
+    first = found["neuron_overlap_layers_0_2"]
+    assert np.isnan(first[1]).all() and np.isnan(first[:, 1]).all()
+    assert not np.isnan(np.delete(np.delete(first, 1, 0), 1, 1)).any()
     assert not np.isnan(found["neuron_overlap_all"]).any()
     assert notes == [
         "c: no neuron is activated in layers 2-4, neuron_overlap, neuron_overlap_layers_2_4,"
-        " neuron_jaccard are not defined there",
-        "b: no neuron is activated in layers 0-2, neuron_overlap_layers_0_2 is not defined there",
+        " neuron_jaccard are undefined there",
+        "b: no neuron is activated in layers 0-2, neuron_overlap_layers_0_2 is undefined there",
     ]
 
 
-def test_layers_are_read() -> None:
+def test_layers() -> None:
     assert parse_layers("4", 5) == (4, 4)
     assert parse_layers(None, 12) == (9, 11)
 
 
-WRONG = [
-    ("9-12", "layers 9-12 are no window of the 12 layers of the activations; they are numbered 0"),
-    ("12", "layers 12-12 are no window"),
-    ("5-3", "layers 5-3 are no window"),
-    ("-1", "layers is '-1'; first and last layer expected, for instance 9-11"),
-    ("top", "layers is 'top'"),
-    ("1-2-3", "layers is '1-2-3'"),
-    ("", "layers is ''"),
-    ("²", "layers is '²'"),
-    ((-3, -1), r"layers is \(-3, -1\)"),
-    ((1.5, 2), r"layers is \(1.5, 2\)"),
-]
+@pytest.mark.parametrize(("layers", "shown"), [("9-12", "9-12"), ("12", "12-12"), ("5-3", "5-3")])
+def test_layers_out_of_range(layers: str, shown: str) -> None:
+    with pytest.raises(InputError, match=f"first <= last within 0 to 11, got {shown}; .* 12 la"):
+        parse_layers(layers, 12)
 
 
-@pytest.mark.parametrize(("layers", "said"), WRONG)
-def test_layers_that_do_not_exist(layers: str | tuple[int, int], said: str) -> None:
+@pytest.mark.parametrize("layers", ["-1", "top", "1-2-3", "", "²", (-3, -1), (1.5, 2)])
+def test_layers_that_cannot_be_parsed(layers: str | tuple[int, int]) -> None:
+    said = re.escape(
+        f"layers: expected first and last layer, got {layers!r}; give for instance 9-11"
+    )
     with pytest.raises(InputError, match=said):
         parse_layers(layers, 12)
 
 
-# --- similarity
+# --- Embedding similarity
 
 BANK = GENERATOR.normal(size=(7, 5, 6)).astype(np.float32)
 
 
 def cosine(a: Float64[np.ndarray, "D"], b: Float64[np.ndarray, "D"]) -> float:
-    """As torch.nn.functional.cosine_similarity has it."""
     return float(a @ b / (max(np.linalg.norm(a), 1e-8) * max(np.linalg.norm(b), 1e-8)))
 
 
-def similarity_by_loops(
-    a: Float32[np.ndarray, "P D"], b: Float32[np.ndarray, "P D"]
-) -> dict[str, float]:
-    """The formulas, row by row."""
+def similarity_by_loops(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     a, b = a.astype(np.float64), b.astype(np.float64)
     distances = [np.linalg.norm(one - other) for one in a for other in b]
     cosines = [cosine(one, other) for one in a for other in b]
@@ -429,9 +379,8 @@ def assert_equal(bank: Float32[np.ndarray, "K P D"], rtol: float = 1e-12) -> Non
     for i, a in enumerate(bank):
         for j, b in enumerate(bank):
             for name, value in similarity_by_loops(a, b).items():
-                np.testing.assert_allclose(
-                    found[name][i, j], value, rtol, atol=1e-13, err_msg=f"{name} {i} {j}"
-                )
+                approx = pytest.approx(value, rel=rtol, abs=1e-13)
+                assert found[name][i, j] == approx, (name, i, j)
 
 
 @pytest.mark.parametrize("block_rows", [1, 12, 800])
@@ -441,7 +390,7 @@ def test_equal_to_loops(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> Non
 
 
 def near_banks() -> dict[str, Float32[np.ndarray, "K P D"]]:
-    """Banks in which a gram matrix alone would lose the distances."""
+    """Return banks whose distances are lost in a gram matrix."""
     constant = np.full((2, 5, 6), 300.0, np.float32)
     start = GENERATOR.normal(size=(5, 6)).astype(np.float32) * 100
     moved = np.stack([start, start + np.float32(1e-4), start])
@@ -478,9 +427,8 @@ def test_properties_hold_to_the_last_digit(seed: int) -> None:
     order = np.random.default_rng(seed).permutation(30)
     (moved,) = embedding_similarities(bank[order])
     for name, matrix in found.items():
-        np.testing.assert_allclose(
-            moved[name], matrix[np.ix_(order, order)], rtol=1e-12, atol=1e-15
-        )
+        expected = matrix[np.ix_(order, order)]
+        np.testing.assert_allclose(moved[name], expected, rtol=1e-12, atol=1e-15)
 
 
 def test_first_rows_share_the_work() -> None:
@@ -491,73 +439,58 @@ def test_first_rows_share_the_work() -> None:
             np.testing.assert_allclose(matrix, alone[name], rtol=1e-12)
 
 
-def test_one_prompt_of_one_row() -> None:
+def test_one_prompt_of_one_token() -> None:
     (found,) = embedding_similarities(np.ones((1, 1, 1), np.float32))
     assert {name: matrix.item() for name, matrix in found.items()} == dict.fromkeys(found, 1.0)
 
 
-# --- neuron pairs
+# --- All neuron indicators
 
-NEURON_PAIRS_NAMES = tuple("abcde")
 LAYERS = 4
-NEURON_PAIRS_NEURONS = GENERATOR.normal(size=(5, LAYERS, 7, 13)).astype(np.float32)  # of seven rows
-NEURON_PAIRS_NEURONS[2, 3] = NEURON_PAIRS_NEURONS[1, 3] * 2 - 1  # alike for CKA, not otherwise
-NEURON_PAIRS_VALUES = NEURON_PAIRS_NEURONS.mean(2)
-START = Activations(NEURON_PAIRS_NAMES, NEURON_PAIRS_VALUES)
-TEXT = Activations(
-    NEURON_PAIRS_NAMES,
-    NEURON_PAIRS_VALUES,
-    (NEURON_PAIRS_NEURONS > 0).mean(2, dtype=np.float64).astype(np.float32),
-    align_kernels(row_kernels(NEURON_PAIRS_NEURONS)),
-    {"kind": "text"},
-)
-
-
-def neuron_pairs_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+ROWS = GENERATOR.normal(size=(5, LAYERS, 7, 13)).astype(np.float32)  # of seven rows
+ROWS[2, 3] = ROWS[1, 3] * 2 - 1  # similar for CKA only
+MEANS = ROWS.mean(2)
+SHARES = (ROWS > 0).mean(2, dtype=np.float64).astype(np.float32)
+START = Activations(NAMES[:5], MEANS)
+TEXT = Activations(NAMES[:5], MEANS, SHARES, align_kernels(row_kernels(ROWS)), {"kind": "text"})
 
 
 def cka(a: np.ndarray, b: np.ndarray) -> float:
-    """By products of features, F x F; ours goes by products of rows."""
+    """Compute CKA by products of features, F x F."""
     a, b = a - a.mean(0), b - b.mean(0)
     norms = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
     return float(np.linalg.norm(a.T @ b) ** 2 / norms)
 
 
-def neuron_pairs_by_loops(
-    given: Activations, first: int, last: int, i: int, j: int
-) -> dict[str, float]:
+def neurons_by_loops(given: Activations, first: int, last: int, i: int, j: int) -> dict[str, float]:
     window = slice(first, last + 1)
     shares = (given.values > 0) if given.rates is None else given.rates
-    a, b = (shares[place, window].astype(np.float64).ravel() for place in (i, j))
-    values = [given.values[place, window].astype(np.float64).ravel() for place in (i, j)]
+    a, b = (shares[k, window].astype(np.float64).ravel() for k in (i, j))
     found = {
-        "neuron_overlap": neuron_pairs_cosine(a, b),
+        "neuron_overlap": cosine(a, b),
         "neuron_jaccard": np.minimum(a, b).sum() / np.maximum(a, b).sum(),
-        "activation_cosine": neuron_pairs_cosine(*values),
+        "activation_cosine": cosine(
+            *(given.values[k, window].astype(np.float64).ravel() for k in (i, j))
+        ),
     }
     if given.rates is not None:
-        layers = [NEURON_PAIRS_NEURONS[place].astype(np.float64) for place in (i, j)]
-        each = [cka(layers[0][n], layers[1][n]) for n in range(first, last + 1)]
-        found["activation_cka"] = float(np.mean(each))
+        pairs = zip(*(ROWS[k, window].astype(np.float64) for k in (i, j)), strict=True)
+        found["activation_cka"] = float(np.mean([cka(*pair) for pair in pairs]))
     return found
 
 
 @pytest.mark.parametrize("given", [START, TEXT], ids=["start", "text"])
-def test_neuron_pairs_equal_to_loops(given: Activations, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neuron_indicators_equal_loops(given: Activations, monkeypatch) -> None:
     monkeypatch.setattr(indicators, "_PRODUCT_BYTES", 200)  # five neurons at a time
     found, _ = neuron_similarities(given, (1, 2))
     expected = set(OF_NEURONS) - ({"activation_cka"} if given is START else set())
     assert {name.removesuffix("_all") for name in found if "layers" not in name} == expected
-    for i in range(5):
-        for j in range(5):
-            for ending, window in (("", (1, 2)), ("_all", (0, LAYERS - 1))):
-                for name, value in neuron_pairs_by_loops(given, *window, i, j).items():
-                    assert found[name + ending][i, j] == pytest.approx(value, abs=1e-12), name
-    windows = found["neuron_overlap_layers_1_3"]
-    assert windows[0, 3] == pytest.approx(
-        neuron_pairs_by_loops(given, 1, 3, 0, 3)["neuron_overlap"], abs=1e-12
-    )
+    for i, j in np.ndindex(5, 5):
+        for ending, window in (("", (1, 2)), ("_all", (0, LAYERS - 1))):
+            for name, value in neurons_by_loops(given, *window, i, j).items():
+                assert found[name + ending][i, j] == pytest.approx(value, abs=1e-12), name
+    value = neurons_by_loops(given, 1, 3, 0, 3)["neuron_overlap"]
+    assert found["neuron_overlap_layers_1_3"][0, 3] == pytest.approx(value, abs=1e-12)
 
 
 @pytest.mark.parametrize("given", [START, TEXT], ids=["start", "text"])
@@ -568,28 +501,26 @@ def test_symmetric_and_one_with_itself(given: Activations) -> None:
         assert (np.abs(matrix) <= 1 + 1e-12).all()
 
 
-def test_cka_knows_no_scale_and_no_shift() -> None:
-    assert align_kernels(row_kernels(NEURON_PAIRS_NEURONS))[3, 1, 2] == pytest.approx(1, abs=1e-6)
-    turned = np.linalg.qr(GENERATOR.normal(size=(13, 13)))[0]
-    pair = np.stack([NEURON_PAIRS_NEURONS[0], NEURON_PAIRS_NEURONS[0] @ turned.astype(np.float32)])
+def test_cka_is_invariant_to_scale_shift_and_rotation() -> None:
+    assert TEXT.cka[3, 1, 2] == pytest.approx(1, abs=1e-6)
+    turn = np.linalg.qr(GENERATOR.normal(size=(13, 13)))[0].astype(np.float32)
+    pair = np.stack([ROWS[0], ROWS[0] @ turn])
     np.testing.assert_allclose(align_kernels(row_kernels(pair))[:, 0, 1], 1, atol=1e-5)
 
 
-def test_what_is_the_same_for_all_rows_has_no_cka() -> None:
-    same = NEURON_PAIRS_NEURONS.copy()
+def test_constant_activations_have_no_cka() -> None:
+    same = ROWS.copy()
     same[1, 3] = same[1, 3, :1]
-    given = Activations(
-        NEURON_PAIRS_NAMES, NEURON_PAIRS_VALUES, TEXT.rates, align_kernels(row_kernels(same))
-    )
+    given = dataclasses.replace(TEXT, cka=align_kernels(row_kernels(same)))
     found, notes = neuron_similarities(given)
     assert np.isnan(found["activation_cka"][1]).all()
     assert not np.isnan(np.delete(np.delete(found["activation_cka"], 1, 0), 1, 1)).any()
-    said = "b: the activations of a layer are the same for all rows in layers 1-3, activation_cka"
-    assert any(note.startswith(said) for note in notes)
+    start = "b: the activations of a layer are the same for all rows in layers 1-3, activation_cka"
+    assert any(note.startswith(start) for note in notes)
 
 
-def test_many_silent_prompts_are_counted() -> None:
-    silent = Activations(tuple("abcdefg"), -np.ones((7, 1, 3), np.float32))
-    found, notes = neuron_similarities(silent)
+def test_many_prompts_without_activated_neurons_are_counted() -> None:
+    given = Activations(tuple("abcdefg"), -np.ones((7, 1, 3), np.float32))
+    found, notes = neuron_similarities(given)
     assert notes[0].startswith("a, b, c, d, e and 2 more: no neuron is activated in layers 0-0")
     np.testing.assert_array_equal(found["activation_cosine"], 1)

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Pairs of target and source: means over seeds, means by task type, baselines."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from jpt.report.report import notes, write_report
 from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.helpers.study import ORDERED, SCORES, TASKS, Outline, write_study
-from tests.helpers.study import write_transfer_record as write_facts
+from tests.helpers.study import ORDERED, SCORES, TASKS, Outline, write_study, write_transfer_record
 
-# --- seed means
+# --- Means over seeds
 
-SEED_MEANS_TASKS = ("imdb", "mnli", "qnli", "sst2", "qqp")
+SEED_TASKS = ("imdb", "mnli", "qnli", "sst2", "qqp")
 SEEDS = {"imdb": (0, 1, 2), "mnli": (0, 1, 2), "qnli": (3,), "sst2": (0, 7), "qqp": (None,)}
 RUNS = {run_name(name, seed): name for name, seeds in SEEDS.items() for seed in seeds}
 
 
 def by_pairs(column: np.ndarray, names: tuple[str, ...], a: str, b: str) -> float:
-    """The mean written out: no run is compared with itself where a prompt has another one."""
+    """Return the mean over pairs of runs; pairs of a run with itself only count without others."""
     pairs = [
         column[i, j]
         for (i, one), (j, two) in itertools.product(enumerate(names), enumerate(names))
@@ -47,40 +46,38 @@ def by_pairs(column: np.ndarray, names: tuple[str, ...], a: str, b: str) -> floa
 def prompts() -> dict[str, dict[int, Prompt] | Prompt]:
     generator = np.random.default_rng(0)
 
-    def draw(name: str, seed: int | None) -> Prompt:
+    def sample(name: str, seed: int | None) -> Prompt:
         values = generator.normal(size=(4, 128)).astype(np.float32)
         return Prompt(values, PromptCard("builtin/bert-small", f"builtin/{name}", seed=seed))
 
-    found = {name: {seed: draw(name, seed) for seed in seeds} for name, seeds in SEEDS.items()}
+    found = {name: {seed: sample(name, seed) for seed in seeds} for name, seeds in SEEDS.items()}
     return {**found, "qqp": found["qqp"][None]}
 
 
 @pytest.fixture(scope="module")
 def matrix() -> TransferMatrix:
     scores = np.random.default_rng(1).random((5, 6))
-    return TransferMatrix(
-        SEED_MEANS_TASKS, (*SEED_MEANS_TASKS, "random"), scores, ("accuracy",) * 5
-    )
+    return TransferMatrix(SEED_TASKS, (*SEED_TASKS, "random"), scores, ("accuracy",) * 5)
 
 
 @pytest.fixture(scope="module")
 def folder(prompts, matrix, tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("study")
+    folder = tmp_path_factory.mktemp("study")
     for name, of in prompts.items():
         runs = {None: of} if isinstance(of, Prompt) else of
         for seed, prompt in runs.items():
-            file = place / "prompts" / run_name(name, seed) / "prompt.safetensors"
+            file = folder / "prompts" / run_name(name, seed) / "prompt.safetensors"
             file.parent.mkdir(parents=True)
             jpt.save_prompt(file, prompt)
-    write_transfer(place / "transfer.csv", matrix)
-    return place
+    write_transfer(folder / "transfer.csv", matrix)
+    return folder
 
 
-def test_means_are_those_written_out(prompts) -> None:
+def test_means_equal_loops(prompts) -> None:
     found = compute_indicators(prompts)
     assert found.names == tuple(sorted(RUNS))
     joined = over_seeds(found)
-    assert joined.names == tuple(sorted(SEED_MEANS_TASKS))
+    assert joined.names == tuple(sorted(SEED_TASKS))
     for name, column in joined.columns.items():
         np.testing.assert_array_equal(column, column.T)
         for i, j in np.ndindex(column.shape):
@@ -89,59 +86,55 @@ def test_means_are_those_written_out(prompts) -> None:
     assert joined.cards["imdb"].task == "builtin/imdb" and joined.cards["imdb"].seed is None
 
 
-def test_what_is_undefined_stays_where_it_is() -> None:
+def test_undefined_values_do_not_spread() -> None:
     values = np.arange(16.0).reshape(4, 4)
     values[0, 3] = values[3, 0] = np.nan
     found = over_seeds(Indicators(("a/seed-0", "a/seed-1", "b", "c"), {"cosine_concat": values}))
-    assert np.isnan(found["cosine_concat"]).tolist() == [
-        [False, False, True],
-        [False, False, False],
-        [True, False, False],
-    ]
+    assert np.argwhere(np.isnan(found["cosine_concat"])).tolist() == [[0, 2], [2, 0]]
 
 
 def test_runs_that_a_matrix_names_stay_runs() -> None:
     found = Indicators(("a/seed-0", "a/seed-1"), {"cosine_concat": np.eye(2)})
-    assert over_seeds(found, ("a/seed-0", "a/seed-1")) is found
+    assert over_seeds(found, found.names) is found
     one = Indicators(("a", "b"), {"cosine_concat": np.eye(2)})
     assert over_seeds(one) is one
 
 
-def test_each_run_has_its_own_neurons(folder: Path, prompts) -> None:
+def test_each_run_has_separate_neurons(folder: Path, prompts) -> None:
     found = jpt.activated_neurons(folder / "prompts", folder / "neurons.npz")
     assert found.names == tuple(sorted(RUNS)) == read_activations(folder / "neurons.npz").names
     alone = jpt.activated_neurons({"x": prompts["sst2"][7]}).values[0]
-    place = found.names.index("sst2/seed-7")
-    np.testing.assert_allclose(found.values[place], alone, atol=1e-6 * np.abs(alone).max())
-    assert np.abs(found.values[place] - found.values[place - 1]).max() > 0.01
+    index = found.names.index("sst2/seed-7")
+    np.testing.assert_allclose(found.values[index], alone, atol=1e-6 * np.abs(alone).max())
+    assert np.abs(found.values[index] - found.values[index - 1]).max() > 0.01
 
 
 def test_correlation_and_types_are_of_the_means(folder: Path, prompts, matrix) -> None:
     study = study_indicators(folder / "prompts", folder, transfer=folder / "transfer.csv")
     found = compute_indicators(prompts)
     for name, column in found.columns.items():
-        for row, target in enumerate(SEED_MEANS_TASKS):
-            others = [column_of for column_of in SEED_MEANS_TASKS if column_of != target]
-            alike = [by_pairs(column, found.names, target, other) for other in others]
-            scores = [matrix.values[row, SEED_MEANS_TASKS.index(other)] for other in others]
-            told = study.correlation.excluding_in_task[name].per_target[target]
-            assert told == pytest.approx(spearmanr(alike, scores).statistic, abs=1e-9)
+        for row, target in enumerate(SEED_TASKS):
+            others = [other for other in SEED_TASKS if other != target]
+            values = [by_pairs(column, found.names, target, other) for other in others]
+            scores = [matrix.values[row, SEED_TASKS.index(other)] for other in others]
+            correlation = study.correlation.excluding_in_task[name].per_target[target]
+            assert correlation == pytest.approx(spearmanr(values, scores).statistic, abs=1e-9)
     record = json.loads((folder / "types.json").read_text())["similarity_by_type"]["cosine_concat"]
     column = found["cosine_concat"]
     seeds = [by_pairs(column, found.names, name, name) for name in ("imdb", "mnli", "sst2")]
     assert record["same_task_mean"] == pytest.approx(np.mean(seeds)) and record["n_same_task"] == 3
-    # imdb with sst2, mnli with qnli: the seeds of one prompt are no pairs of one type.
+    # imdb with sst2, mnli with qnli: seeds of one prompt do not count as pairs of one type.
     assert record["n_same"] == 2 and record["n_same"] + record["n_diff"] == 10
     assert "other seed" in study.describe()
 
 
-def test_the_page_has_one_prompt_a_name_and_every_run(folder: Path) -> None:
+def test_the_report_has_one_prompt_per_name_and_every_run(folder: Path) -> None:
     study_indicators(folder / "prompts", folder, transfer=folder / "transfer.csv")
     study = read_study(folder)
-    layout = order_study(study)
-    assert set(layout.sources) == set(layout.prompts) == set(SEED_MEANS_TASKS)
+    ordering = order_study(study)
+    assert set(ordering.sources) == set(ordering.prompts) == set(SEED_TASKS)
     assert set(study.prompts) == set(RUNS)
-    assert layout.in_task == {name: name for name in SEED_MEANS_TASKS}
+    assert ordering.in_task == {name: name for name in SEED_TASKS}
     page = write_report(folder).read_text(encoding="utf-8")
     assert not re.search(r"missing in (indicators|transfer).csv", page)
     head, *rows = Outline(page).tables["Mean similarity of prompt pairs by task type"]
@@ -155,19 +148,16 @@ def test_a_mixture_takes_runs_by_name(folder: Path, prompts) -> None:
     assert len(load_parts(folder / "prompts")) == len(RUNS)
 
 
-def test_commands_for_single_prompts_say_what_they_take(folder: Path, tmp_path: Path) -> None:
+def test_commands_for_single_prompts_refuse_seeds(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "imdb").symlink_to(folder / "prompts" / "imdb")
     with pytest.raises(InputError, match=r"several seeds \(imdb/seed-S\).*give .*some/imdb, or"):
         jpt.mask_neurons(tmp_path / "some", out=tmp_path / "out", ratio=0.2)
-    assert list(jpt.activated_neurons(folder / "prompts" / "imdb").names) == [
-        "seed-0",
-        "seed-1",
-        "seed-2",
-    ]
+    seeds = jpt.activated_neurons(folder / "prompts" / "imdb").names
+    assert list(seeds) == ["seed-0", "seed-1", "seed-2"]
 
 
-# --- task types
+# --- Task types
 
 NAMES = ("imdb", "mine", "mnli", "random", "run7", "sst2")
 CARDS = {
@@ -182,10 +172,10 @@ VALUES = np.random.default_rng(0).random((6, 6))
 COLUMN = np.triu(VALUES) + np.triu(VALUES, 1).T
 FOUND = Indicators(NAMES, {"cosine_concat": COLUMN}, CARDS)
 TARGETS = ("imdb", "mnli", "sst2")
-TASK_TYPES_SCORES = np.array(
+TYPE_SCORES = np.array(
     [[0.8, 0.9, 0.4, 0.5, 0.3, 0.7], [0.3, 0.9, 0.6, 0.4, 0.6, 0.3], [0.7, 0.9, 0.5, 0.3, 0.5, 0.9]]
 )
-MATRIX = TransferMatrix(TARGETS, NAMES, TASK_TYPES_SCORES, ("accuracy",) * 3)
+MATRIX = TransferMatrix(TARGETS, NAMES, TYPE_SCORES, ("accuracy",) * 3)
 
 
 def test_similarity_over_unordered_pairs() -> None:
@@ -198,7 +188,7 @@ def test_similarity_over_unordered_pairs() -> None:
         "n_same": 2,
         "n_diff": 4,
     }
-    assert record["notes"] == ["mine: type of task not known, left out"]
+    assert record["notes"] == ["mine: unknown task type, left out"]
     assert list(record) == ["similarity_by_type", "notes"]
 
 
@@ -222,29 +212,24 @@ def test_relative_transfer() -> None:
     }
 
 
-def test_equal_sources_are_told_by_name_whatever_the_order() -> None:
-    scores = TASK_TYPES_SCORES.copy()
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])
+def test_ties_go_to_the_first_name_in_any_order(order: list[int]) -> None:
+    scores = TYPE_SCORES.copy()
     scores[1] = 0.5
-    for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]):
-        matrix = TransferMatrix(
-            TARGETS, tuple(NAMES[k] for k in order), scores[:, order], ("accuracy",) * 3
-        )
-        best = summarize_types(FOUND, matrix)["relative_transfer"]
-        assert best["best_other_source"]["mnli"] == "imdb"
-        assert best["fraction_of_targets_whose_best_other_source_has_same_type"] == 2 / 3
+    names = tuple(NAMES[k] for k in order)
+    matrix = TransferMatrix(TARGETS, names, scores[:, order], ("accuracy",) * 3)
+    best = summarize_types(FOUND, matrix)["relative_transfer"]
+    assert best["best_other_source"]["mnli"] == "imdb"
+    assert best["fraction_of_targets_whose_best_other_source_has_same_type"] == 2 / 3
 
 
 def test_tasks_restrict() -> None:
     record = summarize_types(FOUND, MATRIX, ["imdb", "sst2"])
-    assert record["similarity_by_type"]["cosine_concat"]["n_same"] == 1
-    assert record["similarity_by_type"]["cosine_concat"]["different_type_mean"] is None
+    means = record["similarity_by_type"]["cosine_concat"]
+    assert (means["n_same"], means["different_type_mean"]) == (1, None)
     assert record["relative_transfer"]["best_other_source"] == {"imdb": "sst2", "sst2": "imdb"}
-    assert (
-        summarize_types(FOUND, tasks=["snli", "mnli"])["similarity_by_type"]["cosine_concat"][
-            "n_same"
-        ]
-        == 1
-    )
+    without = summarize_types(FOUND, tasks=["snli", "mnli"])["similarity_by_type"]
+    assert without["cosine_concat"]["n_same"] == 1
     with pytest.raises(InputError, match="unknown task of the prompts 'sst'; did you mean sst2"):
         summarize_types(FOUND, tasks=["sst"])
     with pytest.raises(InputError, match="unknown target 'snli'"):
@@ -252,7 +237,7 @@ def test_tasks_restrict() -> None:
 
 
 def test_without_random_and_without_any_pair() -> None:
-    matrix = TransferMatrix(("imdb",), ("imdb",), TASK_TYPES_SCORES[:1, :1], ("accuracy",))
+    matrix = TransferMatrix(("imdb",), ("imdb",), TYPE_SCORES[:1, :1], ("accuracy",))
     found = summarize_types(FOUND, matrix)["relative_transfer"]
     assert found["random_mean"] is None and found["same_type_mean"] is None
     assert found["best_other_source"] == {}
@@ -267,14 +252,14 @@ def test_undefined_overlap_is_left_out() -> None:
     assert found["similarity_by_type"]["neuron_overlap"]["n_diff"] == 2
 
 
-def test_target_without_own_prompt_has_no_relative_performance() -> None:
-    matrix = TransferMatrix(("imdb", "qqp"), NAMES, TASK_TYPES_SCORES[:2], ("accuracy",) * 2)
+def test_target_without_in_task_prompt_has_no_relative_performance() -> None:
+    matrix = TransferMatrix(("imdb", "qqp"), NAMES, TYPE_SCORES[:2], ("accuracy",) * 2)
     found = summarize_types(FOUND, matrix)
     assert list(found["relative_transfer"]["best_other_source"]) == ["imdb"]
     assert found["relative_by_type"]["paraphrase"] == {"sentiment": None, "nli": None}
 
 
-# --- baselines
+# --- Baselines
 
 NONE = np.array([0.31, 0.48, 0.52, 0.46])
 WIDE = np.column_stack([SCORES, NONE])
@@ -287,20 +272,14 @@ def with_none(values: np.ndarray = WIDE) -> TransferMatrix:
 @pytest.fixture(scope="module")
 def baselines_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_study(tmp_path_factory.mktemp("study") / "study")
-    matrix = with_none()
-    write_transfer(folder / "transfer.csv", matrix)
-    relative = WIDE / np.diag(SCORES)[:, None]
-    write_transfer(folder / "relative.csv", with_none(relative))
-    write_facts(folder, untouched={"name": "none"})
+    write_transfer(folder / "transfer.csv", with_none())
+    write_transfer(folder / "relative.csv", with_none(WIDE / np.diag(SCORES)[:, None]))
+    write_transfer_record(folder, untouched={"name": "none"})
     return folder
 
 
-@pytest.fixture(scope="module")
-def tables(baselines_folder: Path) -> dict[str, list[list[str]]]:
-    return Outline(write_report(baselines_folder).read_text(encoding="utf-8")).tables
-
-
-def test_it_is_told_as_what_it_is(baselines_folder: Path, tables: dict) -> None:
+def test_the_report_shows_the_model_without_a_prompt(baselines_folder: Path) -> None:
+    tables = Outline(write_report(baselines_folder).read_text(encoding="utf-8")).tables
     head, *rows = tables["Score of each prompt on each task"]
     wanted = ["random", "no prompt", "in-task prompt", "majority"]
     assert head == ["target", "type", "metric", *ORDERED, *wanted]
@@ -313,25 +292,20 @@ def test_it_is_told_as_what_it_is(baselines_folder: Path, tables: dict) -> None:
     assert read_study(baselines_folder).untouched == "none"
 
 
-def test_findings_and_notes_are_as_without_it(baselines_folder: Path, tmp_path: Path) -> None:
-    told = []
+def test_findings_and_notes_ignore_it(baselines_folder: Path, tmp_path: Path) -> None:
+    texts = []
     for study in (read_study(write_study(tmp_path / "study")), read_study(baselines_folder)):
         ordering = order_study(study)
-        told.append((find(study, ordering), notes(study, ordering)))
+        texts.append((find(study, ordering), notes(study, ordering)))
         assert ordering.sources == ORDERED and "none" not in ordering.every
-    assert told[0] == told[1] and told[0][0]
+    assert texts[0] == texts[1] and texts[0][0]
 
 
-def test_correlations_and_means_leave_it_out() -> None:
+def test_correlations_and_means_ignore_it() -> None:
     column = np.random.default_rng(0).uniform(size=(4, 4))
     found = Indicators(TASKS, {"cosine_concat": column + column.T})
     narrow = TransferMatrix(TASKS, (*TASKS, "random"), SCORES, ("accuracy",) * 4)
-    before, after = correlate(found, narrow), correlate(found, with_none())
-    assert (before.including_in_task, before.excluding_in_task) == (
-        after.including_in_task,
-        after.excluding_in_task,
-    )
-    assert before.notes == after.notes
+    assert correlate(found, narrow) == correlate(found, with_none())
     means = [summarize_types(found, matrix) for matrix in (narrow, with_none())]
     untouched = [each["relative_transfer"].pop("untouched_mean") for each in means]
     assert means[0] == means[1]
