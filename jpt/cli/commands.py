@@ -467,7 +467,7 @@ def mask(
     layers: Annotated[
         str | None, typer.Option(help="First and last layer, from 0, as 9-11; default all.")
     ] = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="Share per layer.")] = False,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Mask it per layer.")] = False,
     kinds: Annotated[
         str | None, typer.Option(help="Kinds of masks: in_task,random,other,common,specific.")
     ] = None,
@@ -759,12 +759,8 @@ def check(
     """
     sizes = {"length": length, "max_tokens": max_tokens, "dtype": dtype}
     rows = {"task": task, "data": data}
-    planned = {
-        "mesh": mesh,
-        "batch_size": batch_size,
-        "remat": remat,
-        "device_memory": device_memory,
-    }
+    planned = {"mesh": mesh, "batch_size": batch_size, "remat": remat}
+    planned |= {"device_memory": device_memory}
     if backbone is not None and backbone.endswith(".json"):
         from jpt.recipes.dry_run import dry_run, use_virtual_devices
 
