@@ -192,10 +192,7 @@ def _score(run: Run, state: LoopState, step: int, progress: Progress, log: Compi
 
 
 def _report(
-    run: Run,
-    progress: Progress,
-    pending: tuple[int, StepMetrics] | None,
-    clock: _Clock,
+    run: Run, progress: Progress, pending: tuple[int, StepMetrics] | None, clock: _Clock
 ) -> None:
     """Show the metrics of a step, log every LOG_EVERY-th, raise if the loss is not finite."""
     if pending is None:

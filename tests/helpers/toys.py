@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -53,6 +54,15 @@ def write_easy(folder: Path) -> Path:
     )
     splits = dict.fromkeys(("train", "validation", "test"), text)
     return write_task(folder, toml=MOOD_TOML.replace("mood", "easy"), **splits)
+
+
+def first_rows(folder: Path, count: int) -> dict[str, list[dict[str, Any]]]:
+    """Read the first rows of each split of a task folder."""
+    splits = {}
+    for split in ("train", "validation", "test"):
+        with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
+            splits[split] = [json.loads(line) for line in itertools.islice(file, count)]
+    return splits
 
 
 # --- A planted prompt

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ from jpt.tuning.logging import (
 )
 from jpt.tuning.step import BoundStep
 from jpt.types import Batch
-from tests.helpers.toys import write_task
+from tests.helpers.toys import first_rows, write_task
 
 # --- Compile log
 
@@ -183,12 +182,8 @@ def test_catalog_tasks_compile_once_per_size(name: str, reference_folder: Path) 
     given = {"batch_size": 8, "eval_batch_size": 16, "length": 8, "max_tokens": 48, "steps": 4}
     with counted() as found:
         for task in tasks:
-            splits = {}
-            for split in ("train", "validation", "test"):
-                path = reference_folder / "data" / task / f"{split}.jsonl"
-                with path.open(encoding="utf-8") as file:
-                    splits[split] = [json.loads(line) for line in itertools.islice(file, 16)]
-            jpt.tune(backbone, task, data=splits, eval_every=4, **given)
+            data = first_rows(reference_folder / "data" / task, 16)
+            jpt.tune(backbone, task, data=data, eval_every=4, **given)
     assert_compiled_once_a_size(found, some=5)
     counts = {sizes[1] for sizes in found["calls"]["step"] if sizes[3] is None}
     assert counts == {2, 3, 4}
@@ -209,42 +204,31 @@ SHOWN = [
 ]
 
 
-class StandIn:
+class FakeWandb:
     """A Weights & Biases that records its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, resumed: bool = False) -> None:
-        self.started: list[dict[str, Any]] = []
-        self.logged: list[tuple[int, dict[str, float]]] = []
-        self.ended: list[int] = []
-        self.resumed, self.offline = resumed, True
-        self.url, self.dir = "https://example.org/run", "runs/a/wandb/offline-run"
-        self.fault: Exception | None = None
+        url, folder = "https://example.org/run", "runs/a/wandb/offline-run"
+        self.run = Mock(resumed=resumed, offline=not resumed, url=url, dir=folder)
+        self.init = Mock(return_value=self.run)
         module = ModuleType("wandb")
         module.init = self.init
         monkeypatch.setitem(sys.modules, "wandb", module)
 
-    def init(self, **options: Any) -> StandIn:
-        if self.fault:
-            raise self.fault
-        self.started.append(options)
-        return self
+    @property
+    def started(self) -> list[dict[str, Any]]:
+        return [call.kwargs for call in self.init.call_args_list]
 
-    def define_metric(self, name: str, step_metric: str) -> None:
-        assert (name, step_metric) == ("*", "step")
-
-    def log(self, numbers: dict[str, float]) -> None:
-        if self.fault:
-            raise self.fault
-        self.logged.append((numbers.pop("step"), numbers))
-
-    def finish(self, exit_code: int) -> None:
-        self.ended.append(exit_code)
+    @property
+    def logged(self) -> list[tuple[int, dict[str, float]]]:
+        lines = [dict(call.args[0]) for call in self.run.log.call_args_list]
+        return [(line.pop("step"), line) for line in lines]
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    return StandIn(monkeypatch)
+    return FakeWandb(monkeypatch)
 
 
 def test_unknown_sinks_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,13 +249,15 @@ def test_no_sink_imports_nothing() -> None:
     assert before == {name for name in sys.modules if name.startswith(("wandb", "tensorboard"))}
 
 
-def test_wandb_logs_every_number(wandb: StandIn, tmp_path: Path) -> None:
+def test_wandb_logs_every_number(wandb: FakeWandb, tmp_path: Path) -> None:
     said: list[str] = []
     names = parse_sinks(["wandb", "wandb"])
     with LogSinks(names, tmp_path, {"seed": 3}, LINES[:1], said.append) as sinks:
         for line in LINES[1:]:
             sinks.log(line)
-    assert wandb.logged == SHOWN and wandb.ended == [0]
+    assert wandb.logged == SHOWN
+    wandb.run.define_metric.assert_called_once_with("*", step_metric="step")
+    wandb.run.finish.assert_called_once_with(exit_code=0)
     (started,) = wandb.started
     assert (started["project"], started["name"]) == ("jpt", tmp_path.name)
     assert started["config"] == {"seed": 3} and started["dir"] == str(tmp_path)
@@ -279,13 +265,12 @@ def test_wandb_logs_every_number(wandb: StandIn, tmp_path: Path) -> None:
 
 
 def test_wandb_resumes_under_its_id(
-    monkeypatch: pytest.MonkeyPatch, wandb: StandIn, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, wandb: FakeWandb, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt), LogSinks(("wandb",), tmp_path, {}):
         raise KeyboardInterrupt
-    assert wandb.ended == [1]
-    again, said = StandIn(monkeypatch, resumed=True), []
-    again.offline = False
+    wandb.run.finish.assert_called_once_with(exit_code=1)
+    again, said = FakeWandb(monkeypatch, resumed=True), []
     with LogSinks(("wandb",), tmp_path, {}, LINES[:2], said.append) as sinks:
         sinks.log(LINES[2])
     assert said == ["wandb: https://example.org/run"]
@@ -296,8 +281,8 @@ def test_wandb_resumes_under_its_id(
         assert again.started[1]["id"] != wandb.started[0]["id"]
 
 
-def test_sinks_that_cannot_start(wandb: StandIn, tmp_path: Path) -> None:
-    wandb.fault = RuntimeError("api_key not\nconfigured")
+def test_sinks_that_cannot_start(wandb: FakeWandb, tmp_path: Path) -> None:
+    wandb.init.side_effect = RuntimeError("api_key not\nconfigured")
     with pytest.raises(
         InputError, match=r"\(api_key not configured\); run .wandb login., .*=offline"
     ):
@@ -306,22 +291,23 @@ def test_sinks_that_cannot_start(wandb: StandIn, tmp_path: Path) -> None:
         LogSinks(("tensorboard",), None, {})
 
 
-def test_failing_sink_does_not_end_the_run(wandb: StandIn, tmp_path: Path) -> None:
+def test_failing_sink_does_not_end_the_run(wandb: FakeWandb, tmp_path: Path) -> None:
     said: list[str] = []
     with LogSinks(("wandb",), tmp_path, {}, (), said.append) as sinks:
         sinks.log(LINES[0])
-        wandb.fault = RuntimeError("no server")
+        wandb.run.log.side_effect = RuntimeError("no server")
         sinks.log(LINES[1])
         sinks.log(LINES[2])
-    assert wandb.logged == SHOWN[:1] and wandb.ended == []
+    assert wandb.logged == SHOWN[:2], "closed after the first failure"
+    wandb.run.finish.assert_not_called()
     assert len(said) == 2 and "wandb failed (no server); the run continues" in said[1]
 
 
-def test_run_logs_to_sinks_and_shows_its_curve(wandb: StandIn, tmp_path: Path) -> None:
+def test_run_logs_to_sinks_and_shows_its_curve(wandb: FakeWandb, tmp_path: Path) -> None:
     options = {"steps": 30, "eval_every": 15, "batch_size": 4, "eval_batch_size": 8}
     backbone, task = "builtin/bert-small", write_task(tmp_path / "mood")
     result = jpt.tune(backbone, task, tmp_path / "run", log="wandb", **options)
-    assert wandb.ended == [0]
+    wandb.run.finish.assert_called_once_with(exit_code=0)
     *during, last = wandb.logged
     assert [step for step, _ in during] == [line["step"] for line in result.history]
     for (_, numbers), line in zip(during, result.history, strict=True):
@@ -335,53 +321,26 @@ def test_run_logs_to_sinks_and_shows_its_curve(wandb: StandIn, tmp_path: Path) -
     assert len(wandb.started) == 1, "a finished run returns at once"
 
 
-class Writer:
-    """A stand-in for TensorBoard's event writer."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self.events, self.closed = folder, [], False
-        WRITERS.append(self)
-
-    def add_event(self, event: SimpleNamespace) -> None:
-        self.events.append(event)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-WRITERS: list[Writer] = []
-
-
-def stand_in_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    WRITERS.clear()
-    parts = {
-        "tensorboard.summary.writer.event_file_writer": {"EventFileWriter": Writer},
-        "tensorboard.compat.proto.event_pb2": {"Event": SimpleNamespace, "SessionLog": Session},
-        "tensorboard.compat.proto.summary_pb2": {"Summary": Summary},
-    }
-    for name, content in parts.items():
+def test_tensorboard_logs_every_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    writer, session = Mock(), Mock(side_effect=SimpleNamespace, START=1)
+    new_writer = Mock(return_value=writer)
+    for name, content in {
+        "tensorboard.summary.writer.event_file_writer": {"EventFileWriter": new_writer},
+        "tensorboard.compat.proto.event_pb2": {"Event": SimpleNamespace, "SessionLog": session},
+        "tensorboard.compat.proto.summary_pb2": {
+            "Summary": Mock(side_effect=SimpleNamespace, Value=SimpleNamespace)
+        },
+    }.items():
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-
-
-class Session(SimpleNamespace):
-    START = 1
-
-
-class Summary(SimpleNamespace):
-    Value = SimpleNamespace
-
-
-def test_tensorboard_logs_every_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    stand_in_tensorboard(monkeypatch)
     with LogSinks(parse_sinks("tensorboard"), tmp_path, {}, LINES[:1]) as sinks:
         for line in LINES[1:]:
             sinks.log(line)
-    (writer,) = WRITERS
-    assert writer.closed and writer.folder == str(tmp_path / "tensorboard")
-    first, *others = writer.events
-    assert (first.step, first.session_log.status) == (0, Session.START)
+    new_writer.assert_called_once_with(str(tmp_path / "tensorboard"))
+    writer.close.assert_called_once_with()
+    first, *others = (call.args[0] for call in writer.add_event.call_args_list)
+    assert (first.step, first.session_log.status) == (0, session.START)
     found = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in others]
     assert found == SHOWN
 

@@ -12,12 +12,7 @@ from jpt.config import TuneOptions
 from jpt.errors import InputError
 from jpt.testing import tiny_batch, tiny_encoder
 from jpt.tuning.losses import Answer, label_logits, label_loss
-from jpt.tuning.step import (
-    build_train_step,
-    init_state,
-    paper_train_step,
-    prompt_optimizer,
-)
+from jpt.tuning.step import build_train_step, init_state, paper_train_step, prompt_optimizer
 from jpt.types import Batch
 
 pytestmark = pytest.mark.plain_programs

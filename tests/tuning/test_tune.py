@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from functools import cache, partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from jpt.tuning.tune import Moments, TuneResult, WarmStart, initial_prompt, read
 from jpt.types import Score
 from tests.helpers.running import crash_at, read_log
 from tests.helpers.smollm2 import smollm2_file
-from tests.helpers.toys import write_task
+from tests.helpers.toys import first_rows, write_task
 
 # --- Seeds
 
@@ -315,15 +314,6 @@ def builtin(name: str) -> jpt.Backbone:
     return jpt.load_backbone(f"builtin/{name}")
 
 
-def rows_of(folder: Path, count: int) -> dict[str, list[dict[str, Any]]]:
-    """The first rows of each split."""
-    splits = {}
-    for split in ("train", "validation", "test"):
-        with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
-            splits[split] = [json.loads(line) for line in itertools.islice(file, count)]
-    return splits
-
-
 @pytest.mark.plain_programs
 @pytest.mark.slow
 @pytest.mark.parametrize("task", CATALOG)
@@ -334,7 +324,7 @@ def test_every_task_runs(name: str, task: str, reference_folder: Path, tmp_path:
         with pytest.raises(jpt.InputError, match="is generative"):
             jpt.tune(builtin(name), definition, **CATALOG_OPTIONS)
         return
-    data = rows_of(reference_folder / "data" / task, 24)
+    data = first_rows(reference_folder / "data" / task, 24)
     options = {"data": data, "predictions": True, **CATALOG_OPTIONS}
     run = jpt.tune(builtin(name), task, tmp_path / "run", **options)
     lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").open()]
@@ -364,7 +354,7 @@ def test_every_task_runs(name: str, task: str, reference_folder: Path, tmp_path:
 def test_padding_batch_size_and_row_order_change_no_metric(
     name: str, task: str, reference_folder: Path
 ) -> None:
-    rows, model = rows_of(reference_folder / "data" / task, 20)["test"], builtin(name)
+    rows, model = first_rows(reference_folder / "data" / task, 20)["test"], builtin(name)
     values = np.random.default_rng(0).normal(0, 0.3, (8, model.config.width)).astype(np.float32)
     prompt = jpt.Prompt(values, jpt.PromptCard(f"builtin/{name}", task, layout=model.layout))
 
@@ -385,7 +375,7 @@ def test_padding_batch_size_and_row_order_change_no_metric(
 @pytest.mark.plain_programs
 def test_phrases_of_several_tokens_are_the_default_on_t5(reference_folder: Path) -> None:
     """ "entailment" is four tokens on the built-in T5; the paper's code scores the first alone."""
-    data, model = rows_of(reference_folder / "data" / "mnli", 20), builtin("t5-mini")
+    data, model = first_rows(reference_folder / "data" / "mnli", 20), builtin("t5-mini")
     card = jpt.PromptCard("builtin/t5-mini", "mnli", layout="encoder_decoder")
     prompt = jpt.Prompt(np.zeros((4, model.config.width), np.float32), card)
     options = {"data": {"test": data["test"]}, "max_tokens": 48, "backbone": model}
