@@ -264,9 +264,7 @@ def others(
 
 
 def compare_types(
-    values: Float64[np.ndarray, "N K"],
-    used: Bool[np.ndarray, "N K"],
-    same: Bool[np.ndarray, "N K"],
+    values: Float64[np.ndarray, "N K"], used: Bool[np.ndarray, "N K"], same: Bool[np.ndarray, "N K"]
 ) -> dict[str, Any]:
     """Compute the mean over pairs of the same task type and over pairs of different types."""
     used = used & ~np.isnan(values)
