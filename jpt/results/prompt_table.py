@@ -299,7 +299,9 @@ WIDTH = 80  # of a terminal
 def relative_performance(
     matrix: TransferMatrix, in_task: Mapping[str, str] | None = None
 ) -> TransferMatrix:
-    """Divide every score by that of the target's in-task prompt (relative performance, paper 4.1).
+    """Divide every score by that of the target's in-task prompt.
+
+    This is the relative performance of the paper's text; the authors' code has no such step.
 
     Args:
         matrix: scores.
