@@ -54,40 +54,35 @@ def linear_of(weights: Parameters, kernel: float = 0, bias: float = 0) -> Parame
     return {"kernel": kernel, "bias": jnp.full_like(weights["bias"], bias)}
 
 
-def show_dropout(params: Parameters, **places: dict[str, float]) -> Parameters:
-    """Weights with which neuron d of a layer is what entered its feed-forward map at d.
-
-    The attention adds what ``places`` say, by default nothing. Large constants there dominate what
-    was there before, so that after the norm only what was dropped is negative.
-    """
+def show_dropout(params: Parameters, **maps: dict[str, float]) -> Parameters:
+    """Weights with which neuron d of a layer is the feed-forward map's input at d."""
+    # Large constants in ``maps`` dominate the residual, so that after the norm only dropped values
+    # are negative.
     shown = jax.tree.map(lambda leaf: leaf, params)
-    places = {"attention_out": {}, "feed_forward_in": {"kernel": 1.0}, **places}
+    maps = {"attention_out": {}, "feed_forward_in": {"kernel": 1.0}, **maps}
     for layer in (shown["layers"], shown["last_layer"]):
-        for name, constants in places.items():
+        for name, constants in maps.items():
             layer[name] = linear_of(layer[name], **constants)
         for name in ("attention_norm", "feed_forward_norm"):
-            norm = layer[name]
-            layer[name] = {
-                "scale": jnp.ones_like(norm["scale"]),
-                "bias": jnp.zeros_like(norm["bias"]),
-            }
+            zeros = jnp.zeros_like(layer[name]["bias"])
+            layer[name] = {"scale": zeros + 1, "bias": zeros}
     return shown
 
 
-def read_with_dropout(rate: float, **places: dict[str, float]) -> ModelOutput:
+def read_with_dropout(rate: float, **maps: dict[str, float]) -> ModelOutput:
     golden = load_golden("bert_tied")
-    params, options = show_dropout(golden.params, **places), {"capture_neurons": True}
+    params, options = show_dropout(golden.params, **maps), {"capture_neurons": True}
     encoder, key = golden.module(dropout_rate=rate), jax.random.key(4)
     return read(encoder, params, *golden.batch, key, every_position=True, **options)
 
 
-def test_dropout_draws_anew_for_every_layer_row_and_position_at_its_rate() -> None:
+def test_dropout_is_independent_by_layer_row_and_position() -> None:
     neurons = read_with_dropout(0.25, attention_out={"bias": 1000}).neurons
     kept = np.asarray(neurons[..., :30] > 0)  # [L, B, S, D]
     assert abs(kept.mean() - 0.75) < 0.02
     for axis in range(3):
         first, second = np.take(kept, 0, axis), np.take(kept, 1, axis)
-        # Equal as often as independent draws are: 0.75 ** 2 + 0.25 ** 2 = 0.625 of the time.
+        # Independent masks agree 0.75 ** 2 + 0.25 ** 2 = 0.625 of the time.
         assert abs((first == second).mean() - 0.625) < 0.05
 
 
@@ -97,10 +92,10 @@ def test_dropout_reaches_what_the_feed_forward_map_adds() -> None:
 
 
 def test_dropout_reaches_the_attention_weights() -> None:
-    """All values are one constant, so what heads gather differs by their dropped weights alone."""
-    places = {"value": {"bias": 1000}, "attention_out": {"kernel": 1.0}}
-    neurons = np.asarray(read_with_dropout(0.25, **places).neurons[..., :30])
-    heads = neurons.reshape(*neurons.shape[:-1], 5, 6).max(axis=-1)  # what was kept of each head
+    # All values are one constant, so the outputs of heads differ only by their dropped weights.
+    maps = {"value": {"bias": 1000}, "attention_out": {"kernel": 1.0}}
+    neurons = np.asarray(read_with_dropout(0.25, **maps).neurons[..., :30])
+    heads = neurons.reshape(*neurons.shape[:-1], 5, 6).max(axis=-1)  # the kept part of each head
     assert (heads.std(axis=-1) > 0.01).mean() > 0.95
 
 
