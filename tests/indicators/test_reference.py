@@ -1,4 +1,4 @@
-"""Released prompts and scores through import and study, against figures computed elsewhere.
+"""Indicators and correlations of the released prompts equal stored figures.
 
 The figures come from plain loops over ordered pairs in float64 (see the reference's README).
 """
@@ -32,16 +32,15 @@ PAPER_TASKS = (
     " ethicsdeontology ethicsjustice qqp mrpc"
 ).split()
 
-# In a matrix of similarities every value stands twice, at (a, b) and at (b, a). Here the two are
-# equal and share a rank. In the loops behind the pooled figures they differ in the last digit,
-# which way is chance, and so are the ranks. Loops that give the two the same digits agree to 1e-6:
-# euclidean_concat, and cosine_concat away from its diagonal; the others lie among the figures that
-# come out when chance breaks the ties of our values.
+# A similarity matrix has every value twice, at (a, b) and (b, a). Here both are equal and share a
+# rank. In the loops behind the pooled figures they differ randomly in the last digit, and so do the
+# ranks. Only euclidean_concat, and cosine_concat without its diagonal, agree to 1e-6; the others
+# are compared with the distribution that random tie-breaking of our values gives.
 RESAMPLES = 40
 
 
-class RecommendInputs:
-    """One backbone, imported and studied once."""
+class Study:
+    """Imported prompts of a backbone, and their study."""
 
     def __init__(self, reference: Path, backbone: str, folder: Path) -> None:
         self.reference = reference / "reference"
@@ -53,16 +52,11 @@ class RecommendInputs:
         self.found = read_indicators(folder / "indicators.csv", folder / "prompts")
         self.types = json.loads((folder / "types.json").read_text())
         self.has_row0 = backbone.startswith(("bert", "roberta"))
-        self.drawn: dict[bool, list[dict[str, Any]]] = {}
-
-    @property
-    def expected(self) -> dict[str, Any]:
-        return json.loads((self.reference / "expected.json").read_text())["backbones"][
-            self.backbone
-        ]
+        figures = json.loads((self.reference / "expected.json").read_text())
+        self.expected: dict[str, Any] = figures["backbones"].get(backbone)
 
     def ours(self, name: str) -> str | None:
-        """What a column of the reference is called here: there, row 0 is the rule."""
+        """Return our name of a reference column; in the reference, row 0 is the default."""
         plain = name.removesuffix("_skip0")
         if not self.has_row0:
             return plain if name == plain else None
@@ -71,14 +65,11 @@ class RecommendInputs:
 
 @pytest.fixture(scope="module")
 def case(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return cache(
-        lambda backbone: RecommendInputs(
-            reference_folder, backbone, tmp_path_factory.mktemp(backbone)
-        )
-    )
+    folder = tmp_path_factory.mktemp
+    return cache(lambda backbone: Study(reference_folder, backbone, folder(backbone)))
 
 
-def assert_pairs(case: RecommendInputs, found: Indicators, names: dict[str, str]) -> None:
+def assert_pairs(case: Study, found: Indicators, names: dict[str, str]) -> None:
     rows = read_table(case.reference / "indicators" / f"{case.backbone}.csv", ["prompt_a"])
     assert len(rows) == case.expected["n_prompts"] ** 2
     for row in rows:
@@ -124,51 +115,51 @@ def test_transfer_by_type(case: Any, backbone: str) -> None:
         assert one.types["relative_by_type"][target] == pytest.approx(means, abs=1e-6)
 
 
-@pytest.mark.parametrize("own", ["including_in_task", "excluding_in_task"])
+@pytest.mark.parametrize("table", ["including_in_task", "excluding_in_task"])
 @pytest.mark.parametrize("tasks", ["all", "paper_tasks"])
 @pytest.mark.parametrize("backbone", BACKBONES[1:])
-def test_spearman(case: Any, backbone: str, tasks: str, own: str) -> None:
+def test_spearman(case: Any, backbone: str, tasks: str, table: str) -> None:
     one = case(backbone)
     # T5's targets are all of the paper; one of RoBERTa's is not.
     restrict = tasks == "paper_tasks" and backbone == "roberta-base"
     correlation = correlate(one.found, one.matrix, tasks=PAPER_TASKS if restrict else None)
-    part = "with_self" if own == "including_in_task" else "without_self"
+    part = "with_self" if table == "including_in_task" else "without_self"
     for theirs, expected in one.expected["spearman"][f"{tasks}__{part}"].items():
         if not (ours := one.ours(theirs)):
             continue
-        found = correlation.record[own][ours]
+        found = correlation.record[table][ours]
         assert found["per_target"] == pytest.approx(expected["per_target"], abs=1e-6), theirs
         assert found["n_targets"] == expected["n_targets"]
         assert found["mean_over_targets"] == pytest.approx(expected["mean_over_targets"], abs=1e-6)
         exact = theirs.startswith("euclidean_concat") or (
-            theirs.startswith("cosine_concat") and own == "excluding_in_task"
+            theirs.startswith("cosine_concat") and table == "excluding_in_task"
         )
         for pooled in ("pooled_relative", "pooled_raw"):
             if exact:
                 assert found[pooled] == pytest.approx(expected[pooled], abs=1e-6)
             else:
-                drawn = [record[own][ours][pooled] for record in by_chance(one, restrict)]
-                assert abs(expected[pooled] - np.mean(drawn)) < 4 * np.std(drawn), (theirs, pooled)
-                assert abs(found[pooled] - np.mean(drawn)) < 4 * np.std(drawn) < 6e-3
+                samples = [record[table][ours][pooled] for record in resample(one, restrict)]
+                mean, limit = np.mean(samples), 4 * np.std(samples)
+                assert abs(expected[pooled] - mean) < limit, (theirs, pooled)
+                assert abs(found[pooled] - mean) < limit < 6e-3
 
 
-def by_chance(one: RecommendInputs, restrict: bool) -> list[dict[str, Any]]:
-    """The correlations when the last digit of every value is drawn, so that no two are equal."""
-    if restrict not in one.drawn:
-        random, records = np.random.default_rng(0), []
-        for _ in range(RESAMPLES):
-            columns = {
-                name: values * (1 + 1e-13 * random.standard_normal(values.shape))
-                for name, values in one.found.columns.items()
-            }
-            found = dataclasses.replace(one.found, columns=columns)
-            tasks = PAPER_TASKS if restrict else None
-            records.append(correlate(found, one.matrix, tasks=tasks).record)
-        one.drawn[restrict] = records
-    return one.drawn[restrict]
+@cache
+def resample(one: Study, restrict: bool) -> list[dict[str, Any]]:
+    """Return correlations with random last digits, so that there are no ties."""
+    random, records = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        columns = {
+            name: values * (1 + 1e-13 * random.standard_normal(values.shape))
+            for name, values in one.found.columns.items()
+        }
+        found = dataclasses.replace(one.found, columns=columns)
+        tasks = PAPER_TASKS if restrict else None
+        records.append(correlate(found, one.matrix, tasks=tasks).record)
+    return records
 
 
-def test_the_random_prompt_is_no_source(case: Any) -> None:
+def test_the_random_prompt_is_not_a_source(case: Any) -> None:
     one = case("roberta-base")
     assert "random" in one.found.names
     assert len(one.study.correlation.including_in_task["cosine_concat"].per_target) == 14
@@ -181,8 +172,8 @@ def test_backbones_without_stored_figures(case: Any, backbone: str, count: int) 
     assert one.types["relative_transfer"]["same_type_mean"] > 0.7
     fewer = correlate(one.found, one.matrix, tasks=PAPER_TASKS[:6])
     assert fewer.excluding_in_task["cosine_average"].n_targets == 6
-    names = ["euclidean_concat", "euclidean_average", "cosine_concat", "cosine_average"]
-    same = [one.types["similarity_by_type"][one.ours(name)]["same_type_mean"] for name in names]
+    means = one.types["similarity_by_type"]
+    same = [means[one.ours(name)]["same_type_mean"] for name in EMBEDDING_INDICATORS]
     expected = {
         "roberta-large": [0.0947, 0.4160, 0.4586, 0.0125],
         "t5-small": [0.0023, 0.0198, 0.2698, 0.0467],
@@ -200,7 +191,7 @@ def test_diverged_prompts_are_only_extreme(reference_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def steps(reference_folder: Path) -> Activations:
-    """Activated neurons of T5-XXL behind two prompts, at 17 steps of training each."""
+    """Load the activated neurons of T5-XXL for two prompts, at 17 training steps each."""
     file = reference_folder / "reference" / "neurons" / "t5-xxl-qqp-snli-steps.npz"
     with np.load(file) as arrays:
         names, values = [], []
@@ -212,9 +203,8 @@ def steps(reference_folder: Path) -> Activations:
 
 
 def test_overlap_of_t5_xxl(reference_folder: Path, steps: Activations) -> None:
-    expected = json.loads((reference_folder / "reference" / "expected.json").read_text())[
-        "t5_xxl_on_qqp_vs_snli"
-    ]
+    figures = json.loads((reference_folder / "reference" / "expected.json").read_text())
+    expected = figures["t5_xxl_on_qqp_vs_snli"]
     found, notes = neuron_similarities(steps)
     assert notes == []
     assert steps.names[:17] == tuple(f"qqp_{step}" for step in expected["steps"])

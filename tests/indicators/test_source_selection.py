@@ -1,15 +1,15 @@
-"""DOC"""
+"""Source selection: leave one out, its record, and mutual information."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
-import jpt
 from jpt.errors import InputError
 from jpt.indicators.indicators import EMBEDDING_INDICATORS, Indicators, compute_indicators
 from jpt.indicators.source_selection import (
@@ -30,26 +30,26 @@ from jpt.results.records import SourceChoice
 from jpt.results.statistics import mean_interval
 from jpt.types import PromptCard, TransferMatrix
 
-# --- choice
+# --- Leave one out
 
 NAN = np.nan
 
 
-def plain_choice(guesses: list[float], scores: list[float]) -> tuple[float, float, float] | None:
-    """The definition as loops: every first source is taken in turn, then the mean."""
+def choice_by_loops(guesses: list[float], scores: list[float]) -> tuple[float, float, float] | None:
+    """Take every top-ranked source in turn, then average."""
     known = [k for k in range(len(scores)) if scores[k] == scores[k]]
-    told = [k for k in known if guesses[k] == guesses[k]]
-    if len(known) < 2 or not told:
+    ranked = [k for k in known if guesses[k] == guesses[k]]
+    if len(known) < 2 or not ranked:
         return None
-    top = max(guesses[k] for k in told)
+    top = max(guesses[k] for k in ranked)
     best = max(scores[k] for k in known)
     outcomes = []
-    for k in told:
+    for k in ranked:
         if guesses[k] == top:
             above = sum(scores[j] > scores[k] for j in known)
-            alike = sum(scores[j] == scores[k] for j in known)
-            places = [above + 1 + n for n in range(alike)]
-            outcomes.append((scores[k] == best, sum(places) / alike, best - scores[k]))
+            equal = sum(scores[j] == scores[k] for j in known)
+            ranks = [above + 1 + n for n in range(equal)]
+            outcomes.append((scores[k] == best, sum(ranks) / equal, best - scores[k]))
     return tuple(sum(of) / len(outcomes) for of in zip(*outcomes, strict=True))
 
 
@@ -60,46 +60,44 @@ def plain_choice(guesses: list[float], scores: list[float]) -> tuple[float, floa
         ([1, 2, 3], [0.25, 0.5, 0.75], (1, 1, 0)),
         ([2, 2, 1], [0.5, 0.75, 0.25], (0.5, 1.5, 0.125)),  # two are first
         ([3, 2, 1], [0.75, 0.75, 0.25], (1, 1.5, 0)),  # two are best
-        ([0, 0, 0, 0], [0.25, 0.5, 0.75, 0.5], (0.25, 2.5, 0.25)),  # chance
+        ([0, 0, 0, 0], [0.25, 0.5, 0.75, 0.5], (0.25, 2.5, 0.25)),  # random
         ([NAN, 2, 1], [0.75, 0.5, 0.25], (0, 2, 0.25)),  # the best one cannot be chosen
         ([3, 2, 1], [NAN, 0.5, 0.25], (1, 1, 0)),  # the first one was not measured
         ([2, 1], [-0.25, 0.25], (0, 2, 0.5)),  # Matthews
+        ([NAN, NAN], [1, 2], None),
+        ([1, 2], [NAN, 0.5], None),
+        ([NAN, 1], [0.5, NAN], None),
     ],
 )
 def test_choices_by_hand(guesses, scores, expected) -> None:
-    found = judge_choice(np.array(guesses, float), np.array(scores, float))
-    assert found == SourceChoice(*expected, sources=int((~np.isnan(np.array(scores, float))).sum()))
+    guesses, scores = np.array(guesses, float), np.array(scores, float)
+    measured = int((~np.isnan(scores)).sum())
+    choice = None if expected is None else SourceChoice(*expected, sources=measured)
+    assert judge_choice(guesses, scores) == choice
 
 
-@pytest.mark.parametrize(
-    ("guesses", "scores"), [([NAN, NAN], [1, 2]), ([1, 2], [NAN, 0.5]), ([NAN, 1], [0.5, NAN])]
-)
-def test_no_choice_where_nothing_is_said(guesses, scores) -> None:
-    assert judge_choice(np.array(guesses, float), np.array(scores, float)) is None
-
-
-def test_random_matrices_with_ties_and_gaps_equal_a_plain_loop() -> None:
+def test_random_matrices_with_ties_and_gaps_equal_loops() -> None:
     random = np.random.default_rng(0)
     guesses = random.integers(0, 4, (200, 7)) / 4
     scores = random.integers(0, 5, (200, 7)) / 8
     guesses[random.random(guesses.shape) < 0.2] = NAN
     scores[random.random(scores.shape) < 0.3] = NAN
     found = [judge_choice(*lines) for lines in zip(guesses, scores, strict=True)]
-    plain = [plain_choice(*lines) for lines in zip(guesses.tolist(), scores.tolist(), strict=True)]
+    plain = [choice_by_loops(*map(list, lines)) for lines in zip(guesses, scores, strict=True)]
     assert [one is None for one in found] == [one is None for one in plain]
-    told = [place for place, one in enumerate(plain) if one is not None]
-    assert 100 < len(told) <= 200
-    expected = np.array([plain[place] for place in told])
-    np.testing.assert_allclose([found[place][:3] for place in told], expected, rtol=1e-12)
+    rows = [row for row, one in enumerate(plain) if one is not None]
+    assert 100 < len(rows) <= 200
+    expected = np.array([plain[row] for row in rows])
+    np.testing.assert_allclose([found[row][:3] for row in rows], expected, rtol=1e-12)
     record = judge_ranking(guesses, scores)
     means = record.hits, record.mean_rank, record.regret
-    assert record.targets == len(told) and means == pytest.approx(expected.mean(0))
-    by_chance = [plain_choice([0.0] * 7, scores[place].tolist()) for place in told]
+    assert record.targets == len(rows) and means == pytest.approx(expected.mean(0))
+    at_random = [choice_by_loops([0.0] * 7, list(scores[row])) for row in rows]
     chance = record.chance_hits, record.chance_rank, record.chance_regret
-    assert chance == pytest.approx(np.mean(by_chance, axis=0))
+    assert chance == pytest.approx(np.mean(at_random, axis=0))
 
 
-def test_order_of_sources_and_a_rising_scale_change_nothing() -> None:
+def test_order_of_sources_and_monotonic_scale_do_not_matter() -> None:
     random = np.random.default_rng(1)
     guesses, scores = random.integers(0, 5, (30, 6)) * 1.0, random.random((30, 6))
     order = random.permutation(6)
@@ -110,13 +108,13 @@ def test_order_of_sources_and_a_rising_scale_change_nothing() -> None:
     assert (perfect.hits, perfect.mean_rank, perfect.regret) == (1, 1, 0)
 
 
-def test_choosing_on_few_rows_comes_near_the_exact_expectation() -> None:
+def test_selection_on_few_rows_is_near_the_exact_expectation() -> None:
     scores, rows = np.array([0.8, 0.6]), 10
     counts = np.arange(rows + 1)
     joint = np.outer(binom.pmf(counts, rows, 0.8), binom.pmf(counts, rows, 0.6))
     higher, equal = np.tril(joint, -1).sum(), np.trace(joint)
     hit = higher + equal / 2
-    found = judge_few_rows(scores, rows, draws=20_000)
+    found = judge_few_rows(scores, rows, samples=20_000)
     assert found.hit == pytest.approx(hit, abs=0.01)
     assert found.regret == pytest.approx((1 - hit) * 0.2, abs=0.002)
     assert judge_few_rows(scores, 10_000).hit == 1
@@ -124,7 +122,7 @@ def test_choosing_on_few_rows_comes_near_the_exact_expectation() -> None:
 
 
 def study() -> tuple[Indicators, TransferMatrix]:
-    """Two tasks with own prompts, one of them from two seeds, one without, and a random prompt."""
+    """Two tasks with in-task prompts, one of them twice, one without, and a random prompt."""
     cards = {
         "imdb": PromptCard("bert", "builtin/imdb", "sentiment"),
         "imdb_again": PromptCard("bert", "builtin/imdb", "sentiment"),
@@ -132,41 +130,33 @@ def study() -> tuple[Indicators, TransferMatrix]:
         "sst2": PromptCard("bert", "sst2", "sentiment"),
         "random": PromptCard("bert", "random"),
     }
-    values = np.array(
-        [
-            [1.0, 0.9, 0.3, 0.2, 0.99],
-            [0.9, 1.0, 0.1, 0.1, 0.1],
-            [0.3, 0.1, 1.0, 0.4, 0.99],
-            [0.2, 0.1, 0.4, 1.0, 0.99],
-            [0.99, 0.1, 0.99, 0.99, 1.0],
-        ]
-    )
-    scores = np.array(
-        [[0.9, 0.95, 0.5, 0.75, 0.4], [0.5, 0.625, 0.8, 0.25, 0.9], [0.5, 0.6, 0.7, 0.2, 0.1]]
-    )
-    matrix = TransferMatrix(("imdb", "mnli", "elsewhere"), tuple(cards), scores, ("accuracy",) * 3)
-    return Indicators(tuple(cards), {"cosine_concat": values}, cards), matrix
+    values = [[1.0, 0.9, 0.3, 0.2, 0.99], [0.9, 1.0, 0.1, 0.1, 0.1], [0.3, 0.1, 1.0, 0.4, 0.99]]
+    values += [[0.2, 0.1, 0.4, 1.0, 0.99], [0.99, 0.1, 0.99, 0.99, 1.0]]
+    scores = [[0.9, 0.95, 0.5, 0.75, 0.4], [0.5, 0.625, 0.8, 0.25, 0.9], [0.5, 0.6, 0.7, 0.2, 0.1]]
+    targets, names = ("imdb", "mnli", "elsewhere"), tuple(cards)
+    matrix = TransferMatrix(targets, names, np.array(scores), ("accuracy",) * 3)
+    return Indicators(names, {"cosine_concat": np.array(values)}, cards), matrix
 
 
-def test_only_trained_prompts_of_other_tasks_can_be_chosen() -> None:
+def test_only_trained_prompts_of_other_tasks_can_be_selected() -> None:
     found = leave_one_out(*study())
     assert found.targets == ("imdb", "mnli")
-    assert any("elsewhere" in note and "no choice to judge" in note for note in found.notes)
-    # imdb: mnli (0.3) before sst2 (0.2), though imdb_again (0.9) is its own; mnli: sst2 (0.4).
+    assert any("elsewhere: no in-task prompt or fewer than" in note for note in found.notes)
+    # imdb: mnli (0.3) before sst2 (0.2), imdb_again (0.9) is of the task itself; mnli: sst2 (0.4).
     assert found.per_target["cosine_concat"] == {
         "imdb": SourceChoice(0, 2, 0.25, 2),
         "mnli": SourceChoice(0, 3, 0.375, 3),
     }
     assert found.per_target[SAME_TYPE] == {
         "imdb": SourceChoice(1, 1, 0, 2),
-        "mnli": pytest.approx((1 / 3, 2, 0.625 - 1.375 / 3, 3)),  # none is of its type: chance
+        "mnli": pytest.approx((1 / 3, 2, 0.625 - 1.375 / 3, 3)),  # none of its type: random
     }
     record = found.record["rankings"]["cosine_concat"]
     assert (record["targets"], record["hits"], record["regret"]) == (2, 0, 0.3125)
     assert record["chance_hits"] == pytest.approx((1 / 2 + 1 / 3) / 2)
 
 
-def test_few_rows_are_simulated_for_accuracy_alone() -> None:
+def test_few_rows_are_simulated_only_for_accuracy() -> None:
     found, matrix = study()
     assert ZERO_SHOT not in leave_one_out(found, matrix).rankings
     mixed = TransferMatrix(matrix.targets, matrix.prompts, matrix.values, ("accuracy", "f1", "f1"))
@@ -174,105 +164,104 @@ def test_few_rows_are_simulated_for_accuracy_alone() -> None:
     assert judged.rankings[ZERO_SHOT].targets == 1 and judged.per_target[ZERO_SHOT]["mnli"] is None
 
 
-def test_matrices_that_nothing_can_be_judged_on() -> None:
+def test_matrices_without_choices() -> None:
     found, matrix = study()
-    strange = TransferMatrix(("imdb",), ("imdb", "other"), np.ones((1, 2)), ("accuracy",))
-    with pytest.raises(jpt.InputError, match="have no indicators: other"):
-        leave_one_out(found, strange)
-    few = TransferMatrix(("imdb",), ("imdb", "mnli"), np.ones((1, 2)), ("accuracy",))
-    with pytest.raises(jpt.InputError, match="two other measured sources"):
-        leave_one_out(found, few)
-    with pytest.raises(jpt.InputError, match="unknown target 'qqp'"):
-        leave_one_out(found, matrix, tasks=["qqp"])
-
-
-@pytest.mark.parametrize(
-    ("backbone", "best"), [("roberta-base", "cosine_average"), ("t5-base", "cosine_average")]
-)
-def test_the_authors_prompts_equal_a_plain_loop(reference_folder: Path, backbone, best) -> None:
-    reference = reference_folder / "reference"
-    file = reference / "transfer" / f"{backbone}.csv"
-    ours = leave_one_out(
-        compute_indicators(import_reference(reference / "prompts" / backbone)), file
+    strange, few = (
+        TransferMatrix(("imdb",), ("imdb", other), np.ones((1, 2)), ("accuracy",))
+        for other in ("other", "mnli")
     )
-    ending = "_skip0" if backbone.startswith("roberta") else ""  # theirs have row 0 by custom
-    theirs = {
-        (row["prompt_a"], row["prompt_b"]): row
-        for row in read_table(reference / "indicators" / f"{backbone}.csv", ["prompt_a"])
-    }
+    for given, tasks, message in (
+        (strange, None, r"got none of 1 \(other\)"),
+        (few, None, "two other measured sources"),
+        (matrix, ["qqp"], "unknown target 'qqp'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            leave_one_out(found, given, tasks=tasks)
+
+
+@dataclass(frozen=True)
+class Released:
+    """Prompts of the authors, their scores, and reference values of the indicators."""
+
+    indicators: Indicators
+    file: Path
+    scores: dict[str, dict[str, float]]
+    theirs: dict[tuple[str, str], dict[str, str]]
+    suffix: str  # of reference columns without row 0
+
+    def sources(self, target: str) -> list[str]:
+        return [name for name in self.scores[target] if name not in (target, "random")]
+
+    def guess(self, name: str, target: str, source: str) -> float:
+        return float(self.theirs[target, source][name + self.suffix])
+
+
+@pytest.fixture(scope="module", params=["roberta-base", "t5-base"])
+def released(reference_folder: Path, request: pytest.FixtureRequest) -> Released:
+    reference, backbone = reference_folder / "reference", request.param
+    file = reference / "transfer" / f"{backbone}.csv"
     scores: dict[str, dict[str, float]] = {}
     for row in read_table(file, ["target_task"]):
         scores.setdefault(row["target_task"], {})[row["source_prompt"]] = float(row["value"])
+    rows = read_table(reference / "indicators" / f"{backbone}.csv", ["prompt_a"])
+    theirs = {(row["prompt_a"], row["prompt_b"]): row for row in rows}
+    found = compute_indicators(import_reference(reference / "prompts" / backbone))
+    suffix = "_skip0" if backbone.startswith("roberta") else ""
+    return Released(found, file, scores, theirs, suffix)
+
+
+def test_released_prompts_equal_loops(released: Released) -> None:
+    ours = leave_one_out(released.indicators, released.file)
     for name in EMBEDDING_INDICATORS:
         outcomes, chance = [], []
-        for target, of in scores.items():
-            sources = [source for source in of if source not in (target, "random")]
-            guesses = [float(theirs[target, source][name + ending]) for source in sources]
+        for target, of in released.scores.items():
+            sources = released.sources(target)
+            guesses = [released.guess(name, target, source) for source in sources]
             values = [of[source] for source in sources]
-            outcomes.append(plain_choice(guesses, values))
-            chance.append(plain_choice([0.0] * len(values), values))
+            outcomes.append(choice_by_loops(guesses, values))
+            chance.append(choice_by_loops([0.0] * len(values), values))
         record = ours.rankings[name]
-        assert record.targets == len(scores) == len(read_transfer(file).targets)
+        targets = read_transfer(released.file).targets
+        assert record.targets == len(released.scores) == len(targets)
         found = record.hits, record.mean_rank, record.regret
         assert found == pytest.approx(np.mean(outcomes, axis=0), abs=1e-9), name
         found = record.chance_hits, record.chance_rank, record.chance_regret
         assert found == pytest.approx(np.mean(chance, axis=0), abs=1e-9), name
     regrets = {name: ours.rankings[name].regret for name in EMBEDDING_INDICATORS}
+    best = "cosine_average"
     assert min(regrets, key=regrets.__getitem__) == best
     assert regrets[best] < 0.5 * ours.rankings[best].chance_regret
 
 
-def test_sureness_is_the_mutual_information_written_out() -> None:
+def test_mutual_information_equals_loops() -> None:
     random = np.random.default_rng(2)
     probs = random.dirichlet(np.ones(3), 50)
     joint = probs / 50  # of text and answer
-    expected = sum(
-        joint[n, c] * np.log(joint[n, c] / (joint[:, c].sum() / 50))
-        for n in range(50)
-        for c in range(3)
-    )
+    terms = (joint[n, c] / (joint[:, c].sum() / 50) for n, c in np.ndindex(50, 3))
+    expected = np.dot(joint.ravel(), np.log(list(terms)))
     assert mutual_information(np.log(probs)) == pytest.approx(expected / np.log(3), rel=1e-12)
     constant = np.log(np.tile([[0.98, 0.01, 0.01]], (5, 1)))
     assert mutual_information(constant) == pytest.approx(0, abs=1e-12)
     assert mutual_information(np.full((5, 3), -np.log(3))) == pytest.approx(0, abs=1e-12)
 
 
-# --- choice table
+# --- The record
 
 
-def scores_of(file: Path) -> dict[str, dict[str, float]]:
-    scores: dict[str, dict[str, float]] = {}
-    for row in read_table(file, ["target_task"]):
-        scores.setdefault(row["target_task"], {})[row["source_prompt"]] = float(row["value"])
-    return scores
-
-
-@pytest.mark.parametrize("backbone", ["roberta-base", "t5-base"])
-def test_choice_table_the_authors_prompts_equal_a_plain_loop(
-    reference_folder: Path, backbone: str
-) -> None:
-    reference = reference_folder / "reference"
-    file = reference / "transfer" / f"{backbone}.csv"
-    record = judge_indicators(
-        compute_indicators(import_reference(reference / "prompts" / backbone)), file
-    )
+def test_record_of_released_prompts_equals_loops(released: Released) -> None:
+    record = judge_indicators(released.indicators, released.file)
     record = json.loads(json.dumps(record, allow_nan=False))
-    ending = "_skip0" if backbone.startswith("roberta") else ""  # theirs have row 0 by custom
-    theirs = {
-        (row["prompt_a"], row["prompt_b"]): row
-        for row in read_table(reference / "indicators" / f"{backbone}.csv", ["prompt_a"])
-    }
     for name in ("euclidean_concat", "cosine_average"):
         costs, gains = [], []
-        for target, of in scores_of(file).items():
-            sources = [source for source in of if source not in (target, "random")]
+        for target, of in released.scores.items():
+            sources = released.sources(target)
             best = max(sources, key=of.__getitem__)
-            guess = max(sources, key=lambda s, t=target: float(theirs[t, s][name + ending]))
+            guess = max(sources, key=lambda s, n=name, t=target: released.guess(n, t, s))
             chance = sum(of[source] for source in sources) / len(sources)
-            around = record["targets"][target]
-            assert best in around["best"] and around["best_score"] == of[best]
-            assert around["mean_score"] == pytest.approx(chance)
-            assert around["sources"] == len(sources)
+            ranges = record["targets"][target]
+            assert best in ranges["best"] and ranges["best_score"] == of[best]
+            assert ranges["mean_score"] == pytest.approx(chance)
+            assert ranges["sources"] == len(sources)
             chosen = record["chosen"][name][target]
             assert chosen["sources"] == [guess]
             assert chosen["score"] == pytest.approx(of[guess])
@@ -292,36 +281,31 @@ def small() -> tuple[Indicators, TransferMatrix]:
         "mnli": PromptCard("bert", "mnli", "nli"),
         "snli": PromptCard("bert", "snli", "nli"),
     }
-    alike = np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.25], [0.5, 0.25, 1.0]])
+    values = np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.25], [0.5, 0.25, 1.0]])
     scores = np.array([[0.9, 0.5, 0.75], [0.4, 0.8, 0.6]])
     matrix = TransferMatrix(("imdb", "mnli"), tuple(cards), scores, ("accuracy",) * 2)
-    return Indicators(tuple(cards), {"cosine_concat": alike}, cards), matrix
+    return Indicators(tuple(cards), {"cosine_concat": values}, cards), matrix
 
 
-def test_ties_name_all_their_sources_and_what_says_nothing_names_none(tmp_path: Path) -> None:
+def test_ties_name_all_sources_and_undefined_values_none(tmp_path: Path) -> None:
     found, matrix = small()
     empty = np.where(np.eye(3) == 1, 1.0, np.nan)
     empty[1] = empty[:, 1] = found.columns["cosine_concat"][1]
     found.columns["neuron_overlap"] = empty
     record = judge_indicators(found, matrix)
-    imdb = record["chosen"]["cosine_concat"]["imdb"]
-    assert imdb == {
-        "sources": ["mnli", "snli"],
-        "score": pytest.approx(0.625),
-        "regret": pytest.approx(0.125),
-        "hit": 0.5,
-        "rank": 1.5,
-    }
+    imdb = {**record["chosen"]["cosine_concat"]["imdb"]}
+    assert imdb.pop("sources") == ["mnli", "snli"]
+    assert imdb == pytest.approx({"score": 0.625, "regret": 0.125, "hit": 0.5, "rank": 1.5})
     assert record["chosen"]["neuron_overlap"]["imdb"]["sources"] == ["mnli"]
     assert record["chosen"]["same_type"]["mnli"]["sources"] == ["snli"]
     write_json(tmp_path / "choice.json", record)
-    facts = read_selection_record(tmp_path / "choice.json", "jpt indicators")
-    assert facts.ranges["mnli"].best == ("snli",) and facts.ranges["mnli"].sources == 2
-    assert facts.chosen["cosine_concat"]["imdb"].sources == ("mnli", "snli")
-    assert facts.means["same_type"].regret == record["rankings"]["same_type"]["regret"]
+    read = read_selection_record(tmp_path / "choice.json", "jpt indicators")
+    assert read.ranges["mnli"].best == ("snli",) and read.ranges["mnli"].sources == 2
+    assert read.chosen["cosine_concat"]["imdb"].sources == ("mnli", "snli")
+    assert read.means["same_type"].regret == record["rankings"]["same_type"]["regret"]
 
 
-def test_where_nothing_can_be_judged_the_reason_is_told() -> None:
+def test_without_choices_the_reason_is_a_note() -> None:
     found, matrix = small()
     few = TransferMatrix(("imdb",), ("imdb", "mnli"), matrix.values[:1, :2], ("accuracy",))
     record = judge_indicators(found, few)
@@ -334,13 +318,13 @@ def test_where_nothing_can_be_judged_the_reason_is_told() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"rankings": {"a": {"gain_interval": [0.1]}}}, "rankings.a.gain_interval is"),
-        ({"rankings": {"a": {"gain_interval": ["x", 1]}}}, "a list of two numbers expected"),
-        ({"targets": {"a": {"best": "b"}}}, "targets.a.best is 'b'; a list of texts"),
-        ({"chosen": {"a": {"t": {"score": "high"}}}}, "chosen.a.t.score is 'high'; a number"),
+        ({"rankings": {"a": {"gain_interval": [0.1]}}}, "two numbers at rankings.a.gain_interval"),
+        ({"rankings": {"a": {"gain_interval": ["x", 1]}}}, "expected a list of two numbers"),
+        ({"targets": {"a": {"best": "b"}}}, "targets.a.best, got 'b'"),
+        ({"chosen": {"a": {"t": {"score": "high"}}}}, "a number at chosen.a.t.score, got 'high'"),
     ],
 )
-def test_broken_files_are_told_by_place(tmp_path: Path, change: dict, said: str) -> None:
+def test_broken_files(tmp_path: Path, change: dict, said: str) -> None:
     write_json(tmp_path / "choice.json", change)
     with pytest.raises(InputError, match=said):
         read_selection_record(tmp_path / "choice.json", "jpt indicators")
