@@ -31,7 +31,6 @@ def find_reference() -> Path | None:
 
 @pytest.fixture(scope="session")
 def reference_folder() -> Path:
-    """Gives the reference data, or skips the test where there is none."""
     folder = find_reference()
     if folder is None:
         pytest.skip("no reference data: set JPT_REFERENCE to the folder that holds it")
@@ -40,7 +39,6 @@ def reference_folder() -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Run ``jpt`` with these words in this process; return exit code, stdout and stderr."""
     from tests.helpers.running import type_command
 
     return lambda *words: type_command(words, monkeypatch, capsys)
@@ -48,10 +46,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs() -> Iterator[None]:
-    """Lets go of compiled programs between files: a process may map only 65,530 pieces of memory.
-
-    Each program takes several, and at the limit the compiler crashes.
-    """
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:

@@ -39,7 +39,6 @@ STEPS = 6
 
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, with those beside it."""
     monkeypatch.syspath_prepend(str(FOLDER))
     for name in ("worker", "rows", "torch_models"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -49,7 +48,6 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_operations_are_those_of_the_products(worker: ModuleType) -> None:
-    """2mnk for each product, once a turn of a loop, in a derivative and under checkpoint too."""
     left, right = jnp.ones((3, 5)), jnp.ones((7, 5, 5))
 
     def chain(rows: jax.Array, matrices: jax.Array) -> jax.Array:
@@ -137,7 +135,6 @@ def weights(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def data(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first rows of two tasks."""
     root = tmp_path_factory.mktemp("data")
     for task in ("sst2", "deontology"):
         (root / task).mkdir()

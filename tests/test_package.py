@@ -42,7 +42,6 @@ def run(*arguments: str, folder: Path, path: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The source archive of this folder, and the wheel that is built from that archive alone."""
     place = tmp_path_factory.mktemp("package")
     tools = place / "tools"
     command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tools), "hatchling"]
@@ -60,7 +59,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to import the wheel from; what it depends on is that of this environment."""
     place = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(built[1]) as wheel:
         wheel.extractall(place)

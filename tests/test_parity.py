@@ -421,7 +421,7 @@ def test_projector_fixture_is_the_output_of_torch() -> None:
     pytest.importorskip("torch")
     from tests.transfer import make_projector_fixtures as maker
 
-    stored, inputs = maker.read_stored(), maker.draw()
+    stored, inputs = load_file(maker.FILE), maker.sample_inputs()
     for name, values in inputs.items():
         np.testing.assert_array_equal(stored.pop(name), values, err_msg=name)
     answers = maker.ask_torch(inputs)

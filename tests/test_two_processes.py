@@ -108,7 +108,6 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of one process on one device."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     jpt.tune("builtin/bert-small", task, out, **SHORT, mesh="data:1")
     return out

@@ -63,7 +63,6 @@ def test_what_peft_cannot_express_is_refused(run, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny RoBERTa, a task and three prompts."""
     folder = tmp_path_factory.mktemp("study")
     model = write_tiny_backbone(folder / "roberta", "roberta")
     write_task(folder / "mood")

@@ -87,7 +87,6 @@ def test_epochs_and_seeds_have_different_orders(rows_of: RowsOf) -> None:
 
 
 def test_the_order_of_a_seed_never_changes() -> None:
-    """Prompts of an older version must stay reproducible: a literal, from Philox4x64-10."""
     assert training_rows(0, 0, 10, 10).tolist() == [1, 3, 4, 9, 6, 0, 2, 8, 5, 7]
 
 

@@ -214,7 +214,6 @@ def digest(name: str, split: str) -> str:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_test_split_never_changes(name: str) -> None:
-    """Scores of different versions are compared: change a digest only with a note on scores."""
     assert digest(name, "test") == DIGESTS[name.removeprefix("builtin/")]
 
 
@@ -326,7 +325,6 @@ def test_unsuitable_reviews_yield_no_unit(name: str, text: str) -> None:
 
 
 def test_the_choices_of_a_name_never_change() -> None:
-    """Fixed splits rest on these: literals, from the generator that Python promises to keep."""
     rng = NamedRandom("name")
     assert [rng.choice("abcdefgh") for _ in range(6)] == ["g", "d", "f", "f", "g", "d"]
     assert rng.shuffled(range(8)) == [2, 5, 0, 4, 3, 7, 6, 1]

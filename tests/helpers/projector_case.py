@@ -1,4 +1,4 @@
-"""Two toy tasks, a tiny target and prompts of a source model that is never loaded."""
+"""Two toy tasks, a tiny target, and prompts of a source model that is never loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = {"steps": 12, "batch_size": 6, "bottleneck": 9, "eval_every": 4, "max_to
 
 
 def write_case(root: Path) -> tuple[Path, list[Path]]:
-    """Writes the target's folder and the folders of two tasks with other label words."""
+    """Write the target and two tasks with different label words."""
     mood = write_task(root / "mood")
     toml = (mood / "task.toml").read_text()
     other = toml.replace('"mood"', '"amusing"').replace('= "bad"', '= "dull"')
@@ -27,11 +27,10 @@ def write_case(root: Path) -> tuple[Path, list[Path]]:
 
 
 def source_prompt(seed: int, task: str, rows: int = ROWS, width: int = WIDTH) -> Prompt:
-    """A prompt of the source model with values of its own."""
     values = np.random.default_rng(seed).normal(0, 1, (rows, width)).astype(np.float32)
     return Prompt(values, PromptCard(SOURCE, task, "sentiment"))
 
 
 def source_prompts() -> dict[str, Prompt]:
-    """One prompt a task, under names whose order is not that of the tasks."""
+    """Return a prompt per task; the names have another order than the tasks."""
     return {"a_first": source_prompt(1, "mood"), "b_second": source_prompt(2, "amusing")}

@@ -191,7 +191,6 @@ def test_diverged_prompts_are_only_extreme(reference_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def steps(reference_folder: Path) -> Activations:
-    """Load the activated neurons of T5-XXL for two prompts, at 17 training steps each."""
     file = reference_folder / "reference" / "neurons" / "t5-xxl-qqp-snli-steps.npz"
     with np.load(file) as arrays:
         names, values = [], []

@@ -27,7 +27,6 @@ NAMES = (
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """jax without settings, and a cache folder of this test."""
     before = {name: getattr(jax.config, name) for name in NAMES}
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()

@@ -98,7 +98,6 @@ def test_every_type_is_read(kind: str, tmp_path: Path) -> None:
 
 
 def test_blocks_of_four_to_eight_bits_by_their_formulas(tmp_path: Path) -> None:
-    """Against the format's description, not the package: halves of a block, scales, offsets."""
     rng = np.random.default_rng(5)
     for kind, scales in {"Q4_0": 1, "Q4_1": 2, "Q5_0": 1, "Q5_1": 2, "Q8_0": 1}.items():
         sample = replace(BLOCKS, kind=kind)

@@ -43,7 +43,6 @@ def prompt_of(model: str, task: Path, kind: str, seed: int, layout: str) -> jpt.
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a tiny encoder, three tasks of two types, and a prompt for each."""
     folder = tmp_path_factory.mktemp("study")
     write_tiny_backbone(folder / "bert", "bert")
     (folder / "prompts").mkdir()

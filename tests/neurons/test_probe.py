@@ -170,7 +170,6 @@ WIDTH, LENGTH, ROWS = 32, 3, 6
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write rows of 3 to 7 words, so that batches are padded."""
     texts = ["a film", "the film is fine", "a bad film , not good", "dull", "a lovely number 4"]
     lines = "".join(f'{{"text": "{text}", "label": "bad"}}\n' for text in (*texts, "boring film"))
     return write_task(tmp_path_factory.mktemp("task"), validation=lines)
@@ -196,7 +195,6 @@ def found(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> Activat
 
 @pytest.fixture(scope="module")
 def by_row(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> list[list[np.ndarray]]:
-    """Return neurons [L, 1 + P + length, F] of every row with every prompt, alone and unpadded."""
     definition = load_task(task)
     rows = read_rows(definition, "validation")
     split = encode_split(rows, definition, backbone.tokenizer, 30, "encoder")

@@ -31,7 +31,6 @@ def backbone() -> jpt.Backbone:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A task whose test rows cannot be read: a recommendation must not use them."""
     folder = write_easy(tmp_path_factory.mktemp("tasks") / "easy")
     (folder / "test.jsonl").write_text("broken\n")
     return folder
@@ -39,7 +38,6 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(backbone, tmp_path_factory) -> dict[str, Prompt]:
-    """Three sources, a prompt of the task itself, and an untrained one."""
     sources = planted(backbone, write_easy(tmp_path_factory.mktemp("whole") / "easy"))
     in_task = dataclasses.replace(sources["cherries"].card, task="easy")
     random = dataclasses.replace(sources["apples"].card, task="random", task_type=None)
@@ -58,7 +56,6 @@ def known_scores() -> TransferMatrix:
 
 @pytest.fixture(scope="module")
 def study(prompts, tmp_path_factory) -> Path:
-    """The prompts and their matrix on disk."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "prompts").mkdir()
     for name, prompt in prompts.items():

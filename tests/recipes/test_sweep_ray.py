@@ -277,7 +277,6 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return a sweep of some seconds per run and its result here, on one device as on the nodes."""
     folder = tmp_path_factory.mktemp("long")
     fixed = write_fixed(folder, steps=1500, eval_every=500)
     lines = [f"{name} = {json.dumps(value)}" for name, value in fixed.items()]

@@ -222,7 +222,6 @@ def test_equal_files_give_equal_bytes(folder: Path, page: str) -> None:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build figures but do not render them, which takes most of the time."""
 
     def render(_: Figure, target: io.StringIO, **__: object) -> None:
         target.write('<svg viewBox="0 0 1 1"></svg>')

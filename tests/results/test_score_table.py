@@ -66,7 +66,6 @@ def study(tmp_path: Path) -> Study:
 
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The task of every score that is computed."""
     calls, score = [], BoundTask.score
 
     def counted(self: BoundTask, prompts: list, *others: Any) -> list:

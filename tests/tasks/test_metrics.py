@@ -235,7 +235,6 @@ def slow_longest(prediction: list[str], reference: list[str]) -> float:
 
 
 def test_rouge_equals_plain_counts() -> None:
-    """On words of up to three letters, which are not stemmed."""
     generator, words = random.Random(2), ["the", "cat", "has", "x1", "dog", "b", "run", "sun"]
     for _ in range(200):
         texts = [generator.choices(words, k=generator.randint(0, 14)) for _ in range(3)]

@@ -1,9 +1,9 @@
-"""Writes what a torch projector does in ten steps of each objective.
+"""Write weights and losses of a torch projector in ten steps of each objective.
 
 Run ``python -m tests.transfer.make_projector_fixtures`` (extra ``parity``). The projector is plain
 torch: two linear maps, LeakyReLU or Tanh, LayerNorm; the frozen target is the small BERT
-``bert_tied`` of ``tests/backbones/fixtures``, read with the layout that its own script builds by
-hand. Both are run in float64. Weights and inputs come from numpy's frozen ``RandomState``.
+``bert_tied`` of ``tests/backbones/fixtures``, with the layout of its script. Both are run in
+float64. Weights and inputs come from numpy's frozen ``RandomState``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import nn
 
 from tests.backbones import make_encoder_fixtures as encoders
@@ -27,8 +27,6 @@ ACTIVATIONS = {"leaky_relu": nn.LeakyReLU(0.01), "tanh": nn.Tanh()}
 
 
 class TorchProjector(nn.Module):
-    """The paper's projector."""
-
     def __init__(self, activation: str) -> None:
         super().__init__()
         self.down = nn.Linear(SOURCE_ROWS * SOURCE_WIDTH, BOTTLENECK)
@@ -37,14 +35,13 @@ class TorchProjector(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, prompts: torch.Tensor) -> torch.Tensor:
-        """Projects ``[..., Ps, Ds]``."""
         hidden = self.activation(self.down(prompts.flatten(-2)))
         rows = self.up(hidden).unflatten(-1, (TARGET_ROWS, WIDTH))
         return self.norm(rows)
 
 
-def draw() -> dict[str, np.ndarray]:
-    """Draws weights, prompts of both models, rows, and what each step takes of them."""
+def sample_inputs() -> dict[str, np.ndarray]:
+    """Sample weights, prompts of both models, rows, and the batches of each step."""
     random = np.random.RandomState(7)
 
     def normal(scale: float, *shape: int) -> np.ndarray:
@@ -73,7 +70,6 @@ def draw() -> dict[str, np.ndarray]:
 
 
 def build(inputs: dict[str, np.ndarray], activation: str) -> TorchProjector:
-    """Builds the projector with the drawn weights."""
     projector = TorchProjector(activation)
     names = projector.state_dict()
     projector.load_state_dict({name: torch.from_numpy(inputs[name]) for name in names})
@@ -81,13 +77,13 @@ def build(inputs: dict[str, np.ndarray], activation: str) -> TorchProjector:
 
 
 def distance_losses(inputs: dict[str, np.ndarray], activation: str) -> list[float]:
-    """Ten steps of regression onto the target's own prompts: Adam 1e-4."""
+    """Train ten steps on the distance to the in-task prompts, with Adam 1e-4."""
     projector = build(inputs, activation)
     optimizer = torch.optim.Adam(projector.parameters(), lr=1e-4)
     sources, targets = (torch.from_numpy(inputs[name]).double() for name in ("sources", "targets"))
     losses = []
-    for drawn in inputs["drawn"]:
-        picked = torch.from_numpy(drawn).long()
+    for tasks in inputs["drawn"]:
+        picked = torch.from_numpy(tasks).long()
         loss = nn.functional.mse_loss(projector(sources[picked]), targets[picked])
         losses.append(_step(optimizer, loss))
     return losses
@@ -96,7 +92,7 @@ def distance_losses(inputs: dict[str, np.ndarray], activation: str) -> list[floa
 def task_losses(
     inputs: dict[str, np.ndarray], activation: str
 ) -> tuple[list[float], torch.Tensor, list[str]]:
-    """Ten steps through the frozen target: AdamW 5e-3, eps 1e-6, no decay; and what changed."""
+    """Train ten steps through the frozen target, with AdamW 5e-3, eps 1e-6 and no decay."""
     case = encoders.CASES[TARGET]
     model = encoders.build_model(TARGET, case).double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -124,7 +120,6 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
 
 
 def ask_torch(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Computes every stored answer."""
     answers = {}
     for activation in ACTIVATIONS:
         sources = torch.from_numpy(inputs["sources"]).double()
@@ -141,13 +136,8 @@ def ask_torch(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return answers
 
 
-def read_stored(path: Path = FILE) -> dict[str, np.ndarray]:
-    """Reads inputs and answers."""
-    return load_file(path)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=FILE)
-    drawn = draw()
-    save_file({**drawn, **ask_torch(drawn)}, parser.parse_args().out)
+    inputs = sample_inputs()
+    save_file({**inputs, **ask_torch(inputs)}, parser.parse_args().out)

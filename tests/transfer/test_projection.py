@@ -147,7 +147,6 @@ def test_anchors_spread_over_the_vocabulary() -> None:
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[jpt.Backbone, list[Path], Path]:
-    """Return a T5 as the target, two tasks, and the run of a projector trained on one."""
     root = tmp_path_factory.mktemp("case")
     _, tasks = write_case(root)
     backbone = jpt.load_backbone(write_tiny_backbone(root / "t5", "t5", d_model=20))

@@ -236,7 +236,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[jpt.Backbone, list[P
 
 @pytest.fixture(scope="module")
 def whole(case, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run both tasks without interruption."""
     backbone, tasks = case
     out = tmp_path_factory.mktemp("runs") / "whole"
     jpt.train_projector(source_prompts(), backbone, tasks=tasks, out=out, **SIZES)

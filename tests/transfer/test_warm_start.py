@@ -46,7 +46,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> jpt.Backbone:
 
 @pytest.fixture(scope="module")
 def sources(task: Path, backbone: jpt.Backbone, tmp_path_factory) -> list[Path]:
-    """Return a run folder and a prompt file."""
     root = tmp_path_factory.mktemp("sources")
     jpt.tune(backbone, task, root / "tuned", steps=8, length=4, **SETTINGS)
     values = np.random.default_rng(1).normal(0, 1, (4, 32)).astype(np.float32)
@@ -60,7 +59,6 @@ def make_prompt(backbone: jpt.Backbone, values: np.ndarray, **card: object) -> j
 
 @pytest.fixture(scope="module")
 def batches() -> dict[tuple[str, int], list[bytes]]:
-    """Return the batches of each run by init and seed, filled while `study` runs."""
     return {}
 
 
@@ -211,7 +209,6 @@ def test_a_curve_has_twenty_scorings_by_default(task, backbone, sources) -> None
 
 @pytest.fixture
 def assert_refused(task, backbone, sources, tmp_path, monkeypatch):
-    """Assert that a changed call is refused before any run starts."""
 
     def call(message: str, **changes: object) -> None:
         def fail(*_: object, **__: object) -> None:

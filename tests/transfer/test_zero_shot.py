@@ -32,7 +32,6 @@ def backbone() -> jpt.Backbone:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Write two tasks that differ in their label words."""
     root = tmp_path_factory.mktemp("tasks")
     mood = write_task(root / "mood")
     toml = (mood / "task.toml").read_text()
@@ -223,7 +222,6 @@ def test_the_text_marks_in_task_prompts(result) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tune a prompt with three seeds and one with a single seed."""
     root = tmp_path_factory.mktemp("seeds")
     mood = write_task(root / "mood")
     toml = (mood / "task.toml").read_text().replace("mood", "taste")

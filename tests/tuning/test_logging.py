@@ -346,7 +346,6 @@ def test_tensorboard_logs_every_number(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_real_tensorboard_reads_a_resumed_run(tmp_path: Path) -> None:
-    """Steps after the checkpoint are repeated; TensorBoard shows each of them once."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

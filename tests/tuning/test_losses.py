@@ -180,7 +180,6 @@ def test_encoder_cannot_generate(tmp_path: Path) -> None:
 
 
 def test_positions_of_the_answer_are_reserved(tmp_path: Path) -> None:
-    """80 positions, 70 prompt tokens and answers of 3 tokens leave 7 tokens for the text."""
     folder, echo = write_tiny_backbone(tmp_path / "gpt2", "gpt2"), write_echo(tmp_path / "echo")
     with pytest.raises(jpt.InputError, match=r"prompt 70 \+ text 8 \+ answer 3 = 81 tokens, but"):
         jpt.tune(folder, echo, length=70, max_tokens=8)

@@ -120,7 +120,6 @@ def alone(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same runs in a group of three slots, one of which has two runs."""
     out = tmp_path_factory.mktemp("together")
     progress = group.fit(out)
     assert progress.steps == sum(options["steps"] for _, options in RUNS.values())
@@ -130,7 +129,6 @@ def together(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_run_ends_as_it_does_alone(alone: Path, together: Path, name: str) -> None:
-    """With two and three labels, and other seeds, learning rates, initialisers and steps."""
     for file in ("prompt.safetensors", "last.safetensors"):
         mine, other = jpt.load_prompt(together / name / file), jpt.load_prompt(alone / name / file)
         assert mine.card == other.card
@@ -147,7 +145,6 @@ def test_run_ends_as_it_does_alone(alone: Path, together: Path, name: str) -> No
 def test_crashed_group_resumes_bit_identically(
     group: Group, together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
-    """At global step 13 one run has ended and the next one uses its slot."""
     real = multi_run.multi_run_train_step
 
     def failing(*arguments: object) -> object:
@@ -318,7 +315,6 @@ OPTIONS: dict[str, Any] = {"steps": 6, "batch_size": 4, "length": 3, "learning_r
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every third row is long."""
     text = json_lines(
         {"text": f"the film {'is good and ' * (8 * (n % 3 == 0))}{word} {n}", "label": label}
         for n in range(9)

@@ -30,11 +30,6 @@ def assert_close(found, expected) -> None:
 
 
 def test_adam_by_hand() -> None:
-    """The update rule of Kingma and Ba in float64, with the paper's constants.
-
-    It gets the gradients of the step: Adam divides by their size, so that near zero their
-    rounding would be compared.
-    """
     module, params = tiny_encoder()
     rate = 3e-2
     optimizer = optax.chain(optax.trace(0.0), prompt_optimizer(rate))

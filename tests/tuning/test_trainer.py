@@ -51,7 +51,6 @@ def tune(task: Path) -> Tune:
 
 @pytest.fixture(scope="module")
 def whole(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
     return tune(tmp_path_factory.mktemp("runs") / "whole").folder
 
 
@@ -99,7 +98,6 @@ def test_incomplete_and_later_log_lines_are_removed(
 
 @pytest.fixture(scope="module")
 def crashed(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was saved by the clock, after every step, and crashed in the fifteenth."""
     run = tmp_path_factory.mktemp("runs") / "crashed"
     with crash_at(15):
         tune(run, checkpoint_every=1000, checkpoint_minutes=1e-9)
@@ -153,7 +151,6 @@ def test_interrupted_run_has_its_best_prompt(tune: Tune, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_sigkill_at_random_moments(task: Path, whole: Path, tmp_path: Path, seed: int) -> None:
-    """Real processes, killed soon after a new checkpoint, some of them while saving."""
     random, run = np.random.default_rng(seed), tmp_path / "run"
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
@@ -226,7 +223,6 @@ def logged(path: Path) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("at", [1, 7, 8, 9, STEPS])
 def test_non_finite_loss_keeps_the_last_good_state(tmp_path: Path, bad: float, at: int) -> None:
-    """Also in a step that is scored and saved."""
     with pytest.raises(DivergedError) as error:
         run_toy(tmp_path, loss=lambda step: bad if step == at else 1 / step)
     message, last = str(error.value), 4 * ((at - 1) // 4)
@@ -325,7 +321,6 @@ def test_disk_full_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_full_disk_is_one_line_on_the_command_line(tmp_path: Path) -> None:
-    """With a limit on file sizes, no checkpoint can be saved."""
     code = (
         "import resource, sys, jpt.cli.app\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"

@@ -374,7 +374,6 @@ def test_padding_batch_size_and_row_order_change_no_metric(
 
 @pytest.mark.plain_programs
 def test_phrases_of_several_tokens_are_the_default_on_t5(reference_folder: Path) -> None:
-    """ "entailment" is four tokens on the built-in T5; the paper's code scores the first alone."""
     data, model = first_rows(reference_folder / "data" / "mnli", 20), builtin("t5-mini")
     card = jpt.PromptCard("builtin/t5-mini", "mnli", layout="encoder_decoder")
     prompt = jpt.Prompt(np.zeros((4, model.config.width), np.float32), card)
