@@ -150,9 +150,7 @@ def run(weights: Path, data: Path, reference: Path, out: Path, *more: str) -> No
 
 
 @pytest.mark.slow
-def test_published_figures_beside_ours(
-    reference_folder: Path, weights: Path, data: Path, tmp_path: Path, capsys
-) -> None:
+def test_published_figures_beside_ours(reference_folder, weights, data, tmp_path, capsys) -> None:
     run(weights, data, reference_folder, tmp_path, "--backbones", "roberta-base")
     told = capsys.readouterr().out
     lines = [line for line in told.splitlines() if line.startswith("| ")][1:]
@@ -250,9 +248,7 @@ def test_clocks_and_moments_of_saves_are_no_differences(script: ModuleType, tmp_
         (".jpt-0.tmp", "", ".jpt-0.tmp: should not be there"),
     ],
 )
-def test_a_difference_is_told(
-    script: ModuleType, tmp_path: Path, name: str, text: str | None, said: str
-) -> None:
+def test_a_difference_is_told(script, tmp_path, name, text, said) -> None:
     write_run(tmp_path / "whole")
     path = write_run(tmp_path / "killed") / name
     if text is None:
@@ -330,9 +326,7 @@ def indicator_script_run(capsys: pytest.CaptureFixture[str], *options: object) -
     return capsys.readouterr().out
 
 
-def test_figures_equal_the_stored_ones(
-    reference_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_figures_equal_the_stored_ones(reference_folder, capsys) -> None:
     reference = reference_folder / "reference"
     found = parts(indicator_script_run(capsys, "--reference", reference))
     backbones = ["bert-base", "roberta-base", "roberta-large", "t5-base", "t5-small"]
@@ -368,9 +362,7 @@ def test_figures_equal_the_stored_ones(
         np.testing.assert_allclose([float(cell) for cell in line], [whole, top], atol=6e-4)
 
 
-def test_missing_folders_are_told(
-    reference_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_folders_are_told(reference_folder, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit, match="contains none of the folders"):
         indicator_script_run(capsys, "--reference", tmp_path)
     options = ("--reference", reference_folder / "reference", "--backbones", "t5-base")
@@ -379,9 +371,7 @@ def test_missing_folders_are_told(
 
 
 @pytest.mark.slow
-def test_weights_add_the_overlap(
-    reference_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_add_the_overlap(reference_folder, tmp_path, capsys) -> None:
     write_roberta(tmp_path / "roberta-base", reference_folder)
     reference = reference_folder / "reference"
     options = ("--reference", reference, "--backbones", "roberta-base", "--weights", tmp_path)

@@ -16,7 +16,7 @@ import pytest
 import typer
 from jax.sharding import PartitionSpec
 
-from jpt import distributed
+from jpt import distributed, parallel
 from jpt.backbones.encoder import ENCODER_WEIGHTS
 from jpt.backbones.registry import FAMILIES
 from jpt.cli import app
@@ -26,21 +26,12 @@ from jpt.distributed import ProcessInfo, Vote, find_process, on_first, quiet_oth
 from jpt.errors import InputError
 from jpt.io import files
 from jpt.io.files import atomic_file, make_folder, write_text
-from jpt.parallel import (
-    batch_sharding,
-    fetch,
-    local_rows,
-    make_mesh,
-    parameter_shardings,
-    parse_mesh,
-    place,
-    place_batch,
-    replicated,
-)
+from jpt.parallel import local_rows, make_mesh, parameter_shardings, parse_mesh, place, replicated
 from jpt.testing import tiny_encoder, tiny_model
 from jpt.tuning.losses import NO_TOKEN, Answer, label_scores
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.types import Batch
+from tests.helpers.errors import refused
 
 # --- mesh
 
@@ -96,8 +87,7 @@ def test_an_axis_that_does_not_divide_leaves_the_dimension_whole_and_says_so() -
 
 @pytest.mark.plain_programs
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(InputError, match="10 rows"):
-        batch_sharding(make_mesh("data:4"), 10)
+    refused(parallel.batch_sharding, make_mesh("data:4"), 10, match="10 rows")
 
 
 def batch_of(rows: int) -> Batch:
@@ -121,7 +111,7 @@ def two_steps(family: str, mesh_text: str) -> tuple[np.ndarray, list[float], np.
     pieces = None if family == "bert" else jnp.array([[3, 9], [4, NO_TOKEN]], jnp.int32)
     answer = Answer(jnp.array([3, 4], jnp.int32), pieces)
     step = build_train_step(module, optimizer, mesh=mesh)
-    batch, losses = place_batch(batch_of(8), mesh), []
+    batch, losses = parallel.place_batch(batch_of(8), mesh), []
     for _ in range(2):
         state, metrics = step(params, state, batch, answer)
         losses.append(float(metrics.loss))
@@ -169,22 +159,20 @@ def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         "jpt.parallel.process_count", lambda: 2
     )  # all devices here are of the first
-    with pytest.raises(InputError, match="which belong to 1 of 2 processes"):
-        make_mesh("data:2")
+    refused(make_mesh, "data:2", match="which belong to 1 of 2 processes")
 
 
 @pytest.mark.plain_programs
 @pytest.mark.parametrize("mesh", ["data:4", "prompt:2,data:2"])
 def test_a_batch_lies_with_its_rows_over_data(mesh: str) -> None:
     devices, batch = make_mesh(mesh), batch_of(8)
-    placed = place_batch(batch, devices)
+    placed = parallel.place_batch(batch, devices)
     for given, found in zip(jax.tree.leaves(batch), jax.tree.leaves(placed), strict=True):
-        np.testing.assert_array_equal(fetch(found), given)
+        np.testing.assert_array_equal(parallel.fetch(found), given)
     rows = 8 // devices.shape["data"]
     assert {shard.data.shape for shard in placed.tokens.addressable_shards} == {(rows, 12)}
     assert local_rows(devices, 8) is None, "a lone process builds the whole batch"
-    with pytest.raises(InputError, match="9 rows"):
-        local_rows(devices, 9)
+    refused(local_rows, devices, 9, match="9 rows")
 
 
 @pytest.mark.plain_programs
@@ -198,7 +186,7 @@ def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:
     step = build_train_step(module, optimizer, mesh=mesh)
     answer, batch = (
         Answer(jnp.array([3, 4], jnp.int32)),
-        place(batch_of(8), batch_sharding(mesh, 8)),
+        place(batch_of(8), parallel.batch_sharding(mesh, 8)),
     )
     for _ in range(2):
         given, (state, _) = state, step(params, state, batch, answer)
@@ -272,9 +260,7 @@ def test_a_place_by_hand() -> None:
         ({"SLURM_STEP_NUM_TASKS": "many"}, False),
     ],
 )
-def test_the_environment_says_whether_there_are_several(
-    environment: dict[str, str], several: bool
-) -> None:
+def test_the_environment_says_whether_there_are_several(environment, several) -> None:
     assert (find_process(None, None, None, environment) is not None) is several
 
 
@@ -346,9 +332,7 @@ def test_others_write_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "cache").read_bytes() == b"of this machine"
 
 
-def test_others_print_nothing_but_their_errors(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_others_print_nothing_but_their_errors(capsys, monkeypatch) -> None:
     monkeypatch.setattr(distributed, "is_first", lambda: False)
     with pytest.raises(InputError), quiet_others():
         print("a result")

@@ -134,9 +134,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 @pytest.mark.parametrize(
     ("mesh", "devices"), [("data:2", 1), ("data:2,model:2", 2), ("prompt:2,data:2", 2)]
 )
-def test_a_run_is_that_of_one_process(
-    task: Path, whole: Path, tmp_path: Path, mesh: str, devices: int
-) -> None:
+def test_a_run_is_that_of_one_process(task, whole, tmp_path, mesh, devices) -> None:
     given = {"backbone": "builtin/bert-small", "task": task, "out": tmp_path / "run", "mesh": mesh}
     record = run("tune", *words_of({**given, **SHORT}), devices=devices)
     assert_same_run(tmp_path / "run", whole)
@@ -155,9 +153,7 @@ def broken_run(folder: Path, out: Path) -> Path:
     return out
 
 
-def test_a_checkpoint_of_one_mesh_goes_on_on_another(
-    task: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_one_mesh_goes_on_on_another(task, whole, tmp_path) -> None:
     first = tmp_path / "first"
     jpt.tune("builtin/bert-small", task, first, **SHORT, mesh="data:2,model:2")
     assert_same_run(first, whole)
@@ -199,9 +195,7 @@ def test_a_signal_to_one_stops_both_and_they_go_on(task: Path, tmp_path: Path) -
     finish(running, code=75)
 
 
-def test_scores_tables_and_neurons_are_those_of_one_process(
-    task: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_scores_tables_and_neurons_are_those_of_one_process(task, whole, tmp_path) -> None:
     prompts = tmp_path / "prompts"
     prompts.mkdir()
     shutil.copy(whole / "prompt.safetensors", prompts / "mood.safetensors")

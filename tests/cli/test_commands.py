@@ -11,9 +11,9 @@ import pytest
 
 import jpt
 from jpt.cli.commands import report
-from jpt.errors import InputError
 from jpt.results.prompt_table import read_activations
 from jpt.testing import write_tiny_backbone
+from tests.helpers.errors import refused
 from tests.helpers.projector_case import source_prompts, write_case
 from tests.helpers.study import write_scores, write_transfer_record
 from tests.helpers.toys import write_task
@@ -195,8 +195,7 @@ def test_report_prints_where_the_page_is(tmp_path, capsys):
 
 
 def test_report_of_a_folder_without_a_study(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no study"):
-        report(tmp_path)
+    refused(report, tmp_path, match="holds no study")
 
 
 # --- Warm start

@@ -18,21 +18,13 @@ import pytest
 
 from jpt.backbones.registry import find_folder
 from jpt.config import TuneOptions
-from jpt.errors import InputError
 from jpt.parallel import make_mesh, parameter_shardings, place
-from jpt.recipes.dry_run import (
-    Collective,
-    StepShapes,
-    dry_run,
-    lower_step,
-    read_collectives,
-    shape_backbone,
-    step_shapes,
-    use_virtual_devices,
-)
+from jpt.recipes import dry_run as recipe
+from jpt.recipes.dry_run import Collective, dry_run, lower_step, read_collectives, step_shapes
 from jpt.testing import tiny_bert_config, tiny_config
 from jpt.tuning import tune as tune_module
 from jpt.tuning.tune import tune
+from tests.helpers.errors import refused
 from tests.helpers.running import FAST_COMPILE
 from tests.helpers.toys import write_task
 
@@ -68,9 +60,9 @@ def record_of(path: Path, **options: Any) -> dict[str, Any]:
     return dry_run(path, **{"mesh": MESH, **SIZES, **options})[0]
 
 
-def shapes_of(path: Path) -> tuple[Any, TuneOptions, StepShapes]:
+def shapes_of(path: Path) -> tuple[Any, TuneOptions, recipe.StepShapes]:
     options = TuneOptions(mesh=MESH, **SIZES)
-    model = shape_backbone(path, options)
+    model = recipe.shape_backbone(path, options)
     options = options.resolve(model.defaults)
     return model, options, step_shapes(model, options, make_mesh(MESH))
 
@@ -240,7 +232,7 @@ def test_the_step_is_the_one_that_tune_runs(tmp_path, monkeypatch, dtype, remat)
         patch.setattr(tune_module, "paper_train_step", capture)
         tune("builtin/bert-small", task, **given)
     options = TuneOptions(**given)
-    model = shape_backbone(find_folder("builtin/bert-small") / "config.json", options)
+    model = recipe.shape_backbone(find_folder("builtin/bert-small") / "config.json", options)
     # A config does not name the mask token, which changes no size.
     object.__setattr__(model, "module", model.module.clone(mask_id=captured["module"].mask_id))
     assert model.module == captured["module"]
@@ -319,10 +311,9 @@ def test_options_of_a_dry_run_are_refused_without_a_config(check) -> None:
 
 
 def test_virtual_devices_after_the_start_of_jax_change_nothing() -> None:
-    use_virtual_devices("data:64")
+    recipe.use_virtual_devices("data:64")
     assert len(jax.devices()) == 8
-    with pytest.raises(InputError, match="64 virtual CPU devices"):
-        dry_run("none.json", mesh="data:64")
+    refused(dry_run, "none.json", mesh="data:64", match="64 virtual CPU devices")
 
 
 def test_a_fresh_process_gets_the_devices_of_the_mesh(folder: Path) -> None:

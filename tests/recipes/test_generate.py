@@ -22,6 +22,7 @@ from jpt.backbones.registry import Backbone
 from jpt.cli.commands import one_line, read_lines
 from jpt.recipes.generate import generate
 from jpt.testing import write_tiny_backbone
+from tests.helpers.errors import refused
 
 pytestmark = pytest.mark.plain_programs
 
@@ -147,8 +148,7 @@ def test_a_continuation_keeps_its_leading_space(backbones: dict[str, Backbone]) 
 def test_encoders_are_refused() -> None:
     with pytest.raises(jpt.InputError, match="layout encoder, .* encoder_decoder or decoder"):
         generate(None, ["a"], backbone="builtin/bert-small")
-    with pytest.raises(jpt.InputError, match="expected a prompt or a backbone"):
-        generate(None, ["a"])
+    refused(generate, None, ["a"], match="expected a prompt or a backbone")
 
 
 @pytest.mark.parametrize(
@@ -166,15 +166,13 @@ def test_encoders_are_refused() -> None:
 )
 def test_invalid_options_are_refused(backbones, options, needle):
     texts = options.pop("texts", ["a"])
-    with pytest.raises(jpt.InputError, match=needle):
-        generate(None, texts, backbone=backbones["gpt2"], **options)
+    refused(generate, None, texts, backbone=backbones["gpt2"], match=needle, **options)
 
 
 def test_prompts_of_other_models_are_refused(backbones, tmp_path):
     backbone = backbones["gpt2"]
     wide = jpt.Prompt(np.zeros((4, 33), np.float32), prompt_for(backbone).card)
-    with pytest.raises(jpt.InputError, match="got width 33"):
-        generate(wide, ["a"], backbone=backbone)
+    refused(generate, wide, ["a"], backbone=backbone, match="got width 33")
     with pytest.raises(jpt.InputError, match="layout encoder_decoder"):
         generate(prompt_for(backbones["t5"]), ["a"], backbone=backbone)
     long = prompt_for(backbones["t5"], rows=2049)
@@ -190,8 +188,7 @@ def test_texts_that_exceed_the_positions_are_refused(backbones: dict[str, Backbo
         r"prompt 30 \+ text 20 \(text 2\) \+ max_tokens 31 = 81 tokens, but .* 80 positions; "
         "set max_tokens to 30 or less"
     )
-    with pytest.raises(jpt.InputError, match=needle):
-        generate(prompt, texts, backbone=backbone, max_tokens=31)
+    refused(generate, prompt, texts, backbone=backbone, max_tokens=31, match=needle)
     with pytest.raises(jpt.InputError, match=r"\(text 1\) .* 121 tokens, .* shorten text 1"):
         generate(prompt, ["film " * 90, "a"], backbone=backbone, max_tokens=1)
     # T5 has no positions that a text could exceed.

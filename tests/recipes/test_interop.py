@@ -16,14 +16,9 @@ from jpt.backbones.registry import BUILTIN
 from jpt.errors import InputError
 from jpt.prompts.store import list_prompts, load_prompt, save_prompt
 from jpt.recipes import interop as recipe
-from jpt.recipes.interop import (
-    describe_import,
-    export_peft,
-    import_peft,
-    import_reference,
-    reference_backbone,
-)
+from jpt.recipes.interop import describe_import, export_peft, import_peft, import_reference
 from jpt.types import Prompt, PromptCard
+from tests.helpers.errors import refused
 from tests.prompts.test_interop import write_theirs
 
 pytestmark = pytest.mark.plain_programs
@@ -111,7 +106,7 @@ KNOWN = [
 
 @pytest.mark.parametrize(("text", "name"), KNOWN)
 def test_names_of_backbones(text: str, name: str | None) -> None:
-    found = reference_backbone(text)
+    found = recipe.reference_backbone(text)
     assert (found and found.name) == name
 
 
@@ -151,8 +146,7 @@ def test_existing_prompts_are_kept(tmp_path: Path) -> None:
     assert list(list_prompts(out)) == ["imdb", "sst2"]
     write(source / "sst2.npy", seed=2)
     write(source / "mnli.npy", seed=3)
-    with pytest.raises(InputError, match="sst2.safetensors exists and differs"):
-        import_reference(source, out)
+    refused(import_reference, source, out, match="sst2.safetensors exists and differs")
     with pytest.raises(InputError, match="imdb.safetensors exists and differs"):
         import_reference(source / "imdb.npy", out, "bert-base")
     assert list(list_prompts(out)) == ["imdb", "sst2"]
@@ -216,13 +210,10 @@ def test_equal_files_are_accepted_and_others_never_replaced(tmp_path: Path) -> N
         import_peft(adapter, file)
     before = [path.read_bytes() for path in (*sorted(adapter.iterdir()), file)]
     other = Prompt(prompt_of().values + 1, prompt_of().card)
-    with pytest.raises(InputError, match="has another adapter"):
-        export_peft(other, adapter)
-    with pytest.raises(InputError, match="has another adapter"):
-        export_peft(prompt_of(), adapter, backbone="gpt2")
+    refused(export_peft, other, adapter, match="has another adapter")
+    refused(export_peft, prompt_of(), adapter, backbone="gpt2", match="has another adapter")
     export_peft(other, tmp_path / "b")
-    with pytest.raises(InputError, match="has another prompt"):
-        import_peft(tmp_path / "b", file)
+    refused(import_peft, tmp_path / "b", file, match="has another prompt")
     assert before == [path.read_bytes() for path in (*sorted(adapter.iterdir()), file)]
 
 
@@ -273,11 +264,9 @@ def test_a_remote_base_model_is_not_fetched_unasked(tmp_path, monkeypatch):
     assert found.prompt.card.backbone == "google/t5-v1_1-small"
     assert "width not checked: google/t5-v1_1-small" in found.notes[1]
     elsewhere = theirs(tmp_path / "b", base_model_name_or_path="/home/somebody/models/t5")
-    with pytest.raises(InputError, match="models/t5, which is not a folder; give its backbone"):
-        import_peft(elsewhere)
+    refused(import_peft, elsewhere, match="models/t5, which is not a folder; give its backbone")
     nameless = theirs(tmp_path / "c", base_model_name_or_path=None)
-    with pytest.raises(InputError, match="no base model; give its backbone with --backbone"):
-        import_peft(nameless)
+    refused(import_peft, nameless, match="no base model; give its backbone with --backbone")
     with pytest.raises(InputError, match="no/such/place is neither a local folder nor a hub id"):
         import_peft(nameless, backbone="no/such/place")
 

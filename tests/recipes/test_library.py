@@ -14,19 +14,11 @@ import jpt
 from jpt.backbones.registry import Backbone
 from jpt.prompts.store import load_seed_prompts
 from jpt.recipes import library as recipe
-from jpt.recipes.library import (
-    LibraryPrompt,
-    check_names,
-    describe_reading,
-    read_index,
-    show_prompt,
-    visible,
-    write_index,
-    write_readme,
-)
+from jpt.recipes.library import LibraryPrompt, check_names, read_index, show_prompt
 from jpt.testing import SPECIAL_TOKENS, VOCABULARY, write_tiny_backbone
 from jpt.tuning.tune import initial_rows
 from jpt.types import Prompt, PromptCard
+from tests.helpers.errors import refused
 from tests.helpers.fake_hub import READER, TOKEN, FakeHub, create, fake_hub
 from tests.helpers.toys import write_task
 
@@ -237,8 +229,7 @@ def test_concurrent_commits_are_refused(hub: FakeHub, folder: Path) -> None:
     jpt.push_prompts(folder, REPO)
     write(folder / "mood.safetensors", 66)
     hub.before_commit = lambda: hub.put(REPO, {"other.txt": b"first"})
-    with pytest.raises(jpt.InputError, match="changed at the same time"):
-        jpt.push_prompts(folder, REPO)
+    refused(jpt.push_prompts, folder, REPO, match="changed at the same time")
     assert hub.files(REPO)["mood.safetensors"] != local(folder)["mood.safetensors"]
 
 
@@ -360,7 +351,7 @@ def test_seeds_are_listed_like_other_prompts(folder: Path, prompts_run: Callable
 def test_names_cannot_break_the_page() -> None:
     card = PromptCard("/home/me/models/big", "tasks/a|b\n# <b>`", score=0.5, metric="f1")
     entry = LibraryPrompt("x|y `z` <i>", "0", card, 4, 8, (1.0, 1.0, 1.0))
-    page = write_readme("me/prompts", [entry]).decode()
+    page = recipe.write_readme("me/prompts", [entry]).decode()
     row = page.splitlines()[-1]
     assert row.count("|") == 6 and not set("<`") & set(row) and "| big | a&#124;b # &lt;b>" in row
     assert "/home/me" not in page and "base_model" not in page and page.count("\n# ") == 1
@@ -369,7 +360,7 @@ def test_names_cannot_break_the_page() -> None:
 
 def test_invalid_index_entries_are_skipped() -> None:
     entry = LibraryPrompt("a", "0", PromptCard("bert", "sst2"), 4, 8, (1.0, 1.0, 1.0))
-    right = json.loads(write_index([entry]))["prompts"][0]
+    right = json.loads(recipe.write_index([entry]))["prompts"][0]
     wrong = [{**right, key: None} for key in ("norm", "card", "rows")]
     wrong += [{**right, "norm": {"mean": float("inf"), "min": 0, "max": 0}}, 3, None, []]
     assert read_index(json.dumps({"prompts": [*wrong, right]}).encode()) == {"a": entry}
@@ -382,8 +373,7 @@ def test_invalid_index_entries_are_skipped() -> None:
 )
 def test_names_that_are_invalid_on_some_system(names: list[str]) -> None:
     check_names(["a", "b/seed-0", "b/seed-1"], "me/prompts")
-    with pytest.raises(jpt.InputError, match="rename|valid file name"):
-        check_names(names, "me/prompts")
+    refused(check_names, names, "me/prompts", match="rename|valid file name")
 
 
 # --- Statistics of prompts
@@ -490,7 +480,7 @@ def test_imported_prompts_have_a_row_0(backbone: Backbone) -> None:
     assert [row["row"] for row in rows] == list(range(LENGTH + 1))
     assert rows[0]["norm"] == pytest.approx(np.linalg.norm(prompt.unused_row), rel=1e-6)
     assert "row 0 is unused" in found.notes[0]
-    text = describe_reading(found)
+    text = recipe.describe_reading(found)
     # The mean excludes the unused row.
     assert f"prompt token norm: mean {np.linalg.norm(prompt.values, axis=1).mean():.3g} (" in text
     assert f"{LENGTH} rows" in text
@@ -507,9 +497,9 @@ def test_other_layouts(tmp_path: Path, model_type: str) -> None:
 
 def test_text_fits_80_columns(backbone: Backbone) -> None:
     wide = Prompt(noise(120) * 1e7, card(backbone, init="text:" + "very " * 40))
-    text = describe_reading(show_prompt(wide, backbone=backbone, top=9))
+    text = recipe.describe_reading(show_prompt(wide, backbone=backbone, top=9))
     assert max(map(len, text.splitlines())) <= 80
-    assert len(visible("\u200b\n" * 40, 12)) == 12
+    assert len(recipe.visible("\u200b\n" * 40, 12)) == 12
 
 
 @pytest.fixture

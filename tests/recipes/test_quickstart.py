@@ -17,6 +17,7 @@ import pytest
 import jpt
 from jpt.recipes import quickstart as recipe
 from jpt.recipes.quickstart import TASKS, quickstart
+from tests.helpers.errors import refused
 from tests.helpers.toys import read_rows, write_task
 
 
@@ -154,8 +155,7 @@ def test_the_folder_of_another_study(finished, tasks, change) -> None:
 
 
 def test_wrong_tasks(tmp_path: Path, tasks: list[str]) -> None:
-    with pytest.raises(jpt.InputError, match="expected at least 2, got 1"):
-        quickstart(tmp_path / "study", tasks=tasks[:1])
+    refused(quickstart, tmp_path / "study", tasks=tasks[:1], match="expected at least 2, got 1")
     with pytest.raises(jpt.InputError, match="two tasks are named mood"):
         quickstart(tmp_path / "study", tasks=[tasks[0], tasks[0]])
     with pytest.raises(jpt.InputError, match="unknown task"):

@@ -17,6 +17,7 @@ from jpt.recipes.recommend import WIDTH, Recommendation, not_distinguished
 from jpt.results.prompt_table import write_transfer
 from jpt.results.records import Ranking
 from jpt.types import Prompt, PromptCard, TransferMatrix
+from tests.helpers.errors import refused
 from tests.helpers.toys import BACKBONE, LENGTH, planted, write_easy
 
 pytestmark = pytest.mark.plain_programs
@@ -217,8 +218,7 @@ def test_rows_depend_on_the_seed_only(task) -> None:
     ],
 )
 def test_invalid_options_are_refused(options, message, task, prompts, tmp_path) -> None:
-    with pytest.raises(jpt.InputError, match=message):
-        jpt.recommend(task, prompts, tmp_path / "out", **{**QUICK, **options})
+    refused(jpt.recommend, task, prompts, tmp_path / "out", match=message, **{**QUICK, **options})
     assert not (tmp_path / "out").exists()
 
 
@@ -227,16 +227,13 @@ def test_tasks_and_prompts_that_do_not_fit_are_refused(task, prompts, tmp_path) 
         jpt.recommend(task, {"mine": prompts["mine"]})
     card = dataclasses.replace(prompts["apples"].card, first_position=1)
     mixed = {**prompts, "apples": dataclasses.replace(prompts["apples"], card=card)}
-    with pytest.raises(jpt.InputError, match="expected first position"):
-        jpt.recommend(task, mixed)
+    refused(jpt.recommend, task, mixed, match="expected first position")
     bare = write_easy(tmp_path / "easy")
     (bare / "train.jsonl").unlink()
     for labels, fix in ((None, "--labels 0"), (0, "without labels")):
-        with pytest.raises(jpt.InputError, match=f"has no train rows.*{fix}"):
-            jpt.recommend(bare, prompts, labels=labels)
+        refused(jpt.recommend, bare, prompts, labels=labels, match=f"has no train rows.*{fix}")
     rows = {"train": [{"article": "a", "summary": "b"}]}
-    with pytest.raises(jpt.InputError, match="is generative"):
-        jpt.recommend("samsum", prompts, labels=0, data=rows)
+    refused(jpt.recommend, "samsum", prompts, labels=0, data=rows, match="is generative")
 
 
 def test_matrices_of_other_prompts_are_refused(task, prompts, study) -> None:
@@ -244,8 +241,7 @@ def test_matrices_of_other_prompts_are_refused(task, prompts, study) -> None:
     with pytest.raises(jpt.InputError, match="has 1 prompts that were not given .bananas;"):
         jpt.recommend(task, fewer, known=study / "transfer.csv")
     alone = TransferMatrix(("apples",), ("apples", "bananas"), np.ones((1, 2)), ("accuracy",))
-    with pytest.raises(jpt.InputError, match="two other measured sources"):
-        jpt.recommend(task, prompts, known=alone)
+    refused(jpt.recommend, task, prompts, known=alone, match="two other measured sources")
 
 
 def test_sources_with_another_first_position_get_a_probe(backbone, task) -> None:

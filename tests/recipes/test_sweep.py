@@ -20,22 +20,10 @@ import jpt
 from jpt.errors import InputError, StoppedError
 from jpt.io.files import read_json, write_json
 from jpt.recipes import sweep as sweep_module
-from jpt.recipes.sweep import (
-    RunLoader,
-    Search,
-    SweepProgress,
-    SweepResult,
-    choose_slots,
-    describe_search,
-    parse_sweep,
-    read_sweep,
-    run_bytes,
-    sweep,
-    tidy_ended,
-    train_here,
-)
+from jpt.recipes.sweep import Search, choose_slots, parse_sweep, read_sweep, sweep, tidy_ended
 from jpt.tuning.bound_task import BoundTask
 from jpt.tuning.run_dir import RunFolder
+from tests.helpers.errors import refused
 from tests.helpers.study import assert_page_is_sound
 from tests.helpers.toys import read_prompts, read_rows, write_fixed, write_sweep_task
 
@@ -153,17 +141,14 @@ def test_a_larger_grid_adds_runs(grid: dict[str, Any], tmp_path: Path) -> None:
 
 def test_other_options_are_another_run(grid: dict[str, Any], swept: Path) -> None:
     other = {**grid, "fixed": {**grid["fixed"], "steps": 8}}
-    with pytest.raises(InputError, match=r"steps was 6 and is now 8"):
-        sweep(other, swept)
+    refused(sweep, other, swept, match=r"steps was 6 and is now 8")
 
 
 def test_invalid_runs_stop_the_sweep_before_anything_is_written(grid, tmp_path):
     wrong = {**grid, "grid": {**grid["grid"], "task": [*grid["grid"]["task"], "sst3"]}}
-    with pytest.raises(InputError, match=r"run sst3\+learning_rate=0.01/seed-0: .*sst2"):
-        sweep(wrong, tmp_path / "out")
+    refused(sweep, wrong, tmp_path / "out", match=r"run sst3\+learning_rate=0.01/seed-0: .*sst2")
     assert not list(tmp_path.rglob("*.safetensors"))
-    with pytest.raises(InputError, match=r"shard is '3/2'"):
-        sweep(grid, tmp_path, shard="3/2")
+    refused(sweep, grid, tmp_path, shard="3/2", match=r"shard is '3/2'")
     with pytest.raises(InputError, match=r"need .* GB .* use fewer slots"):
         sweep({**grid, "run": {"memory_gb": 1e-5}}, tmp_path / "small")
 
@@ -180,8 +165,8 @@ def test_runs_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -> No
 
 
 def test_memory_bounds_the_runs_at_once(grid: dict[str, Any]) -> None:
-    parts = RunLoader().prepare(parse_sweep(grid).runs[0])
-    weights, each = run_bytes(parts)
+    parts = sweep_module.RunLoader().prepare(parse_sweep(grid).runs[0])
+    weights, each = sweep_module.run_bytes(parts)
     assert choose_slots(parts, 8, None, (weights + 3.5 * each) / 1e9) == 3
     assert choose_slots(parts, 2, None, (weights + 3.5 * each) / 1e9) == 2
     assert choose_slots(parts, 8, None, None) == 1  # a CPU
@@ -200,8 +185,7 @@ def test_the_report_names_the_best_setting(swept: Path, tmp_path: Path) -> None:
     (tmp_path / "settings.csv").write_text(
         (swept / "settings.csv").read_text().replace(best["validation"], "high", 1)
     )
-    with pytest.raises(InputError, match=r"settings.csv, line \d: validation is 'high'"):
-        jpt.write_report(tmp_path)
+    refused(jpt.write_report, tmp_path, match=r"settings.csv, line \d: validation is 'high'")
 
 
 def test_the_command(swept: Path, tmp_path: Path, grid: dict[str, Any], run) -> None:
@@ -292,20 +276,16 @@ def test_tasks_of_one_short_name_are_distinguished() -> None:
     ],
 )
 def test_a_wrong_file_is_refused(content: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=re.escape(message)):
-        parse_sweep(content)
+    refused(parse_sweep, content, match=re.escape(message))
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text("[grid\n")
-    with pytest.raises(InputError, match="grid.toml: not valid TOML"):
-        read_sweep(path)
+    refused(read_sweep, path, match="grid.toml: not valid TOML")
     path.write_text('[grid]\nsteps = "many"\n')
-    with pytest.raises(InputError, match="grid.toml: steps is 'many'"):
-        read_sweep(path)
-    with pytest.raises(InputError, match="nowhere.toml"):
-        read_sweep(tmp_path / "nowhere.toml")
+    refused(read_sweep, path, match="grid.toml: steps is 'many'")
+    refused(read_sweep, tmp_path / "nowhere.toml", match="nowhere.toml")
 
 
 # --- Adaptive search
@@ -322,7 +302,9 @@ def search_grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def searched(search_grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+def searched(
+    search_grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> sweep_module.SweepResult:
     return sweep(search_grid, tmp_path_factory.mktemp("searched") / "out", trials=5)
 
 
@@ -336,7 +318,7 @@ class Workers:
         for group in groups:
             if self.left == 0:
                 raise ConnectionError("the machine is lost")
-            train_here([group], *given)
+            sweep_module.train_here([group], *given)
             self.trained += group.runs
             self.left = None if self.left is None else self.left - 1
 
@@ -355,7 +337,7 @@ def tell_all(search: Search, value: Any, at_once: int = 1) -> list[dict[str, Any
     return search.record()["trials"]
 
 
-def test_trials_are_runs_of_the_sweep(searched: SweepResult) -> None:
+def test_trials_are_runs_of_the_sweep(searched: sweep_module.SweepResult) -> None:
     # The values are those in names, configs and table, to the last bit.
     trials = searched.record["search"]["trials"]
     rows = read_rows(searched.folder / "runs.csv")
@@ -374,7 +356,7 @@ def test_trials_are_runs_of_the_sweep(searched: SweepResult) -> None:
     assert best["validation"] == max(trial["validation"] for trial in trials)
     settings = read_rows(searched.folder / "settings.csv")
     assert best["settings"] == [row["setting"] for row in settings if row["best"] == "True"]
-    assert describe_search(searched.record["search"]) in searched.describe()
+    assert sweep_module.describe_search(searched.record["search"]) in searched.describe()
 
 
 def test_a_failed_search_resumes_with_the_same_trials(search_grid, searched, tmp_path):
@@ -457,20 +439,17 @@ def test_integers_are_searched_once() -> None:
 )
 def test_invalid_searches_are_refused(change, trials, message, tmp_path):
     given = {"fixed": NOWHERE, "search": RATES, **change}
-    with pytest.raises(InputError, match=re.escape(message)):
-        sweep(given, tmp_path / "out", trials=trials)
+    refused(sweep, given, tmp_path / "out", trials=trials, match=re.escape(message))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_search_cannot_be_sharded(search_grid: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="leave out shard"):
-        sweep(search_grid, tmp_path, trials=2, shard="1/2")
+    refused(sweep, search_grid, tmp_path, trials=2, shard="1/2", match="leave out shard")
 
 
 def test_folder_of_another_search_is_refused(search_grid, searched):
     other = {**search_grid, "search": {"learning_rate": {"from": 1e-4, "to": 1e-1}}}
-    with pytest.raises(InputError, match="holds a search over"):
-        sweep(other, searched.folder, trials=5)
+    refused(sweep, other, searched.folder, trials=5, match="holds a search over")
 
 
 def test_a_missing_optuna_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -532,11 +511,11 @@ def test_sigterm_in_the_last_step_of_a_group_ends_the_sweep(tmp_path, monkeypatc
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     sweep(grid, whole)
 
-    def terminate(progress: SweepProgress, *_: Any) -> None:
+    def terminate(progress: sweep_module.SweepProgress, *_: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as asked:
-        asked.setattr(SweepProgress, "ended", terminate)
+        asked.setattr(sweep_module.SweepProgress, "ended", terminate)
         with pytest.raises(StoppedError) as end:
             sweep(grid, stopped)
     assert end.value.exit_code == 75

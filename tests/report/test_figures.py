@@ -14,32 +14,10 @@ import pytest
 from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.figure import Figure
 
-from jpt.errors import InputError
-from jpt.report.figures import (
-    BLUE,
-    COLOR_MAP,
-    INK,
-    HeatMap,
-    contrast,
-    heat_map,
-    indicator_panel,
-    learning_curve,
-    mask_figure,
-    new_figure,
-    plain,
-    plot_curves,
-    plot_shares,
-    prompt_map,
-    read_shares,
-    readable_on,
-    regret_figure,
-    scale_to_plane,
-    strips,
-    to_svg,
-    warm_start_figure,
-    window_curve,
-)
+from jpt.report import figures as plots
+from jpt.report.figures import mask_figure, plain, scale_to_plane, to_svg, warm_start_figure
 from jpt.results.records import LossCurve
+from tests.helpers.errors import refused
 from tests.helpers.study import write_warm_start
 
 # --- Map of prompts
@@ -80,7 +58,7 @@ def test_types_differ_in_color_and_shape() -> None:
     points = np.random.default_rng(0).random((8, 2))
     types = ["sentiment", "nli", "ethics", "paraphrase", "qa", "summarization", "other", "none"]
     names = [f"task {i}" for i in range(8)]
-    figure = prompt_map(points, names, types, ("none",), " (x)")
+    figure = plots.prompt_map(points, names, types, ("none",), " (x)")
     looks = [
         (tuple(group.get_facecolor()[0]), group.get_paths()[0].vertices.tobytes())
         for group in figure.axes[0].collections
@@ -95,7 +73,7 @@ def test_types_differ_in_color_and_shape() -> None:
 def test_labels_of_the_map_do_not_overlap() -> None:
     points = np.array([[x, y] for x in (0.0, 1.0, 2.0) for y in (0.0, 1.0, 2.0)])
     names = [f"a task {i}" for i in range(9)]
-    figure = prompt_map(points, names, ["nli"] * 9)
+    figure = plots.prompt_map(points, names, ["nli"] * 9)
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
@@ -104,14 +82,14 @@ def test_labels_of_the_map_do_not_overlap() -> None:
 def test_indicator_panel() -> None:
     some = np.array([0.1, 0.2, 0.3])
     groups = {"same type": (some, some + 0.5), "other type": (some[:1], some[:1])}
-    axes = indicator_panel(groups, "ON", (0, 1.1)).axes[0]
+    axes = plots.indicator_panel(groups, "ON", (0, 1.1)).axes[0]
     assert [len(group.get_offsets()) for group in axes.collections] == [3, 1]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(groups)
     assert axes.get_ylim() == (0, 1.1)
 
 
 def test_regrets_are_in_points_from_top_to_bottom() -> None:
-    figure = regret_figure(["ON", "C"], [0.02, 0.05], [(0.01, 0.03), (np.nan, np.nan)], 0.1)
+    figure = plots.regret_figure(["ON", "C"], [0.02, 0.05], [(0.01, 0.03), (np.nan, np.nan)], 0.1)
     (dots,) = figure.axes[0].collections
     np.testing.assert_allclose(dots.get_offsets(), [[2, 0], [5, 1]])
     low, high = figure.axes[0].get_ylim()
@@ -124,16 +102,18 @@ def test_regrets_are_in_points_from_top_to_bottom() -> None:
 # --- Heat maps and SVG
 
 
-def _map(values: np.ndarray, names: list[str] | None = None, **options: object) -> HeatMap:
+def _map(values: np.ndarray, names: list[str] | None = None, **options: object) -> plots.HeatMap:
     names = names or [f"t{i}" for i in range(len(values))]
     columns = [f"p{j}" for j in range(values.shape[1])]
     texts = [[f"{value:.1f}" for value in line] for line in values]
     kinds = ["nli"] * (len(columns) // 2) + ["qa"] * (len(columns) - len(columns) // 2)
-    return HeatMap(names, columns, ["nli"] * len(names), kinds, values, texts, "scale", **options)
+    return plots.HeatMap(
+        names, columns, ["nli"] * len(names), kinds, values, texts, "scale", **options
+    )
 
 
 def _plot(values: object, names: list[str] | None = None, **options: object) -> Figure:
-    return heat_map(_map(np.array(values), names, **options), percent=True)
+    return plots.heat_map(_map(np.array(values), names, **options), percent=True)
 
 
 def _svg(figure: Figure, name: str = "a") -> str:
@@ -169,7 +149,7 @@ def test_svg_is_deterministic_and_ids_differ_between_figures() -> None:
 def test_text_uses_colors_of_the_page_and_readable_sizes() -> None:
     svg = _svg(_plot(np.eye(3)))
     assert "DejaVu" not in svg and "var(--font)" in svg
-    assert f"var(--ink, {INK})" in svg and "var(--card" in svg
+    assert f"var(--ink, {plots.INK})" in svg and "var(--card" in svg
     sizes = [float(size) for size in re.findall(r"font(?:-size)?: [\w ]*?([\d.]+)px", svg)]
     assert len(sizes) > 12 and min(sizes) >= 9
 
@@ -195,7 +175,7 @@ def test_many_columns_have_no_numbers_and_twenty_fit_a_screen() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, 0.5])
 def test_single_cell(value: float) -> None:
-    assert "<svg" in _svg(heat_map(_map(np.array([[value]])), False))
+    assert "<svg" in _svg(plots.heat_map(_map(np.array([[value]])), False))
 
 
 def test_side_columns() -> None:
@@ -216,8 +196,8 @@ def test_large_heat_maps_are_rasterized() -> None:
 def test_color_scale_covers_the_range() -> None:
     figure = _plot(np.array([[0.5, 1.0], [0.7, 0.2]]))
     (ramp,) = _collections(figure, PolyCollection)
-    colors = COLOR_MAP(ramp.norm(ramp.get_array()))
-    np.testing.assert_array_equal(colors[[0, -1]], COLOR_MAP([0.0, 1.0]))
+    colors = plots.COLOR_MAP(ramp.norm(ramp.get_array()))
+    np.testing.assert_array_equal(colors[[0, -1]], plots.COLOR_MAP([0.0, 1.0]))
     assert (ramp.norm.vmin, ramp.norm.vmax) == (0.2, 1.0)
     rights = [path.vertices[:, 0].max() for path in ramp.get_paths()]
     assert len(set(rights)) == 1 and len(rights) > 30  # each lies on the one before
@@ -229,8 +209,8 @@ def test_in_task_cell_is_framed() -> None:
 
 
 def test_text_has_contrast_on_every_color() -> None:
-    for color in COLOR_MAP(np.linspace(0, 1, 50)):
-        assert contrast(readable_on(color), color) >= 4.5
+    for color in plots.COLOR_MAP(np.linspace(0, 1, 50)):
+        assert plots.contrast(plots.readable_on(color), color) >= 4.5
 
 
 def test_names_are_not_parsed_as_markup_or_math() -> None:
@@ -245,7 +225,7 @@ def test_plain_names() -> None:
 
 
 def test_strip_line_is_the_mean() -> None:
-    figure = strips({"same": [0.9, 0.7], "none": [], "other": [0.5]}, "y")
+    figure = plots.strips({"same": [0.9, 0.7], "none": [], "other": [0.5]}, "y")
     lines = [line for line in figure.axes[0].lines if line.get_linewidth() == 2]
     assert [float(line.get_ydata()[0]) for line in lines] == pytest.approx([0.8, 0.5])
     assert _texts(figure) == ["80", "50"]
@@ -258,29 +238,29 @@ def _curve(**changes: np.ndarray) -> LossCurve:
 
 
 def test_learning_curve() -> None:
-    figure = learning_curve(_curve(), "accuracy", 0.5, 20)
+    figure = plots.learning_curve(_curve(), "accuracy", 0.5, 20)
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [float(dot.get_xdata()[0]) for dot in dots] == [20]
     assert _texts(figure) == ["0.800"]  # at the best step
     empty = np.array([])
     only_train = _curve(steps=empty, loss=empty, score=empty)
     for curve, best in ((only_train, 20), (_curve(score=np.full(3, np.nan)), None)):
-        svg = _svg(learning_curve(curve, "$f_1$", np.nan, best))
+        svg = _svg(plots.learning_curve(curve, "$f_1$", np.nan, best))
         assert "$f_1$" in svg
         ElementTree.fromstring(svg)
 
 
 def test_window_curve_keeps_gaps() -> None:
     windows = [(i, i + 2) for i in range(22)]
-    figure = window_curve(windows, {"excluding in-task prompts": [np.nan] + [0.5] * 21})
+    figure = plots.window_curve(windows, {"excluding in-task prompts": [np.nan] + [0.5] * 21})
     line = figure.axes[0].lines[1]
-    assert np.isnan(line.get_ydata()[0]) and line.get_color() == BLUE
+    assert np.isnan(line.get_ydata()[0]) and line.get_color() == plots.BLUE
     assert len(figure.axes[0].get_xticks()) < 10
 
 
 def test_matplotlib_settings_do_not_change() -> None:
     before = dict(mpl.rcParams)
-    _svg(new_figure(50, 50)[0])
+    _svg(plots.new_figure(50, 50)[0])
     assert dict(mpl.rcParams) == before
 
 
@@ -311,8 +291,8 @@ def write(folder: Path, value: Any) -> Path:
 
 
 def test_mask_figure_shows_means_and_scores(tmp_path: Path) -> None:
-    shares = read_shares(write(tmp_path, record()) / "mask.json")
-    axes = plot_shares(shares).axes[0]
+    shares = plots.read_shares(write(tmp_path, record()) / "mask.json")
+    axes = plots.plot_shares(shares).axes[0]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.55, 0.9375])
     points = [sorted(of.get_offsets()[:, 1].tolist()) for of in axes.collections]
     assert points[0] == pytest.approx([0.5, 0.6]) and points[1] == pytest.approx([0.75, 1, 1, 1])
@@ -343,19 +323,15 @@ def test_mask_figure_files(tmp_path: Path) -> None:
 )
 def test_invalid_mask_record(tmp_path: Path, change, message: str) -> None:
     write(tmp_path, {**record(), **change})
-    with pytest.raises(InputError, match=rf"mask.json:? .*{message}"):
-        mask_figure(tmp_path)
+    refused(mask_figure, tmp_path, match=rf"mask.json:? .*{message}")
     assert [path.name for path in tmp_path.iterdir()] == ["mask.json"]
 
 
 def test_figures_without_a_study_or_with_an_unknown_ending(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no such file"):
-        mask_figure(tmp_path)
+    refused(mask_figure, tmp_path, match="there is no such file")
     ending = r"expected a figure file ending in \.svg, \.png or \.pdf"
-    with pytest.raises(InputError, match=ending):
-        mask_figure(write(tmp_path, record()), tmp_path / "mask.gif")
-    with pytest.raises(InputError, match=ending):
-        warm_start_figure(write_warm_start(tmp_path), tmp_path / "curves.bmp")
+    refused(mask_figure, write(tmp_path, record()), tmp_path / "mask.gif", match=ending)
+    refused(warm_start_figure, write_warm_start(tmp_path), tmp_path / "curves.bmp", match=ending)
 
 
 # --- Warm-start study
@@ -382,7 +358,7 @@ def test_warm_start_figure_shows_mean_and_range() -> None:
     values = np.array([[0.5, 0.6, 0.7], [0.4, 0.7, 0.8]])
     steps = np.array([0, 10, 20])
     curves = {"vanilla": (steps, values), "one": (steps, values[:1])}
-    axes = plot_curves(curves, "mood", "accuracy", "bert").axes[0]
+    axes = plots.plot_curves(curves, "mood", "accuracy", "bert").axes[0]
     assert [line.get_label() for line in axes.lines] == ["vanilla", "one"]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.45, 0.65, 0.75])
     np.testing.assert_allclose(axes.lines[1].get_ydata(), values[0])
@@ -390,7 +366,7 @@ def test_warm_start_figure_shows_mean_and_range() -> None:
     edge = band.get_paths()[0].vertices
     assert (edge[edge[:, 0] == 10, 1].min(), edge[edge[:, 0] == 10, 1].max()) == (0.6, 0.7)
     curve = steps, values[:1]
-    axes = plot_curves({f"run {n}": curve for n in range(13)}, "m", "accuracy", "b").axes[0]
+    axes = plots.plot_curves({f"run {n}": curve for n in range(13)}, "m", "accuracy", "b").axes[0]
     looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
     assert len(looks) == 13
 
@@ -406,6 +382,5 @@ def test_warm_start_figure_shows_mean_and_range() -> None:
     ],
 )
 def test_invalid_warm_start_record(tmp_path: Path, changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        warm_start_figure(write_warm_start(tmp_path, **changes))
+    refused(warm_start_figure, write_warm_start(tmp_path, **changes), match=message)
     assert not (tmp_path / "warm_start.svg").exists()

@@ -10,16 +10,8 @@ import pytest
 
 from jpt.report.findings import Finding, find, source_finding, standard_error, type_finding
 from jpt.report.study import TransferPair, order_study, read_study
-from tests.helpers.study import (
-    SCORES,
-    write_choices,
-    write_correlations,
-    write_masks,
-    write_scores,
-    write_study,
-    write_transfer_record,
-    write_types,
-)
+from tests.helpers import study as samples
+from tests.helpers.study import SCORES, write_choices, write_correlations, write_scores, write_study
 
 
 def _found(folder: Path) -> dict[str, Finding]:
@@ -86,7 +78,7 @@ def test_prompts_below_the_majority_class_are_named(tmp_path: Path) -> None:
     scores = SCORES.copy()
     scores[1, 1] = 0.5
     write_scores(tmp_path, scores)
-    write_transfer_record(tmp_path)
+    samples.write_transfer_record(tmp_path)
     text = _found(tmp_path)["training"].text
     assert text.startswith("1 of 4 in-task prompts scores no better than the majority class (imdb;")
 
@@ -157,7 +149,7 @@ def test_standard_error() -> None:
 
 
 def test_types_without_a_matrix(tmp_path: Path) -> None:
-    write_types(tmp_path)
+    samples.write_types(tmp_path)
     assert list(_found(tmp_path)) == ["overlap"]
 
 
@@ -208,7 +200,7 @@ def test_choices_without_neurons(tmp_path: Path) -> None:
     ],
 )
 def test_masks(tmp_path, in_task, random, scatter, verdict: str, text: str) -> None:
-    write_masks(tmp_path, in_task, random, scatter)
+    samples.write_masks(tmp_path, in_task, random, scatter)
     found = _found(tmp_path)["masks"]
     assert found.verdict == verdict and text in found.text
     assert f"leaves {100 * in_task:.0f}% of the score on average over 4 tasks" in found.text

@@ -18,50 +18,17 @@ from jpt.errors import InputError
 from jpt.indicators.correlation import study_indicators
 from jpt.io.files import write_table
 from jpt.recipes.interop import import_reference
-from jpt.report.figures import (
-    COLOR_MAP,
-    COLORS,
-    HeatMap,
-    contrast,
-    heat_map,
-    plot_curves,
-    prompt_map,
-    stick_rows,
-    strips,
-    to_svg,
-)
+from jpt.report import figures as plots
+from jpt.report import report as reports
+from jpt.report.figures import COLORS, HeatMap, contrast, heat_map, stick_rows, strips, to_svg
 from jpt.report.findings import find
-from jpt.report.report import (
-    build_page,
-    figure,
-    notes,
-    prepare,
-    sources,
-    summarize,
-    table,
-    value_cell,
-    whole_page,
-    write_report,
-    written_between,
-)
+from jpt.report.report import figure, prepare, sources, summarize, write_report, written_between
 from jpt.report.study import commands, order_study, read_study, transfer_pairs, values_at
 from jpt.results.prompt_table import write_transfer
 from jpt.types import TransferMatrix
-from tests.helpers.study import (
-    INDICATORS,
-    ORDERED,
-    SCORES,
-    TASKS,
-    Outline,
-    assert_page_is_sound,
-    write_correlations,
-    write_indicators,
-    write_run,
-    write_scores,
-    write_study,
-    write_transfer_record,
-    write_warm_start,
-)
+from tests.helpers import study as samples
+from tests.helpers.errors import refused
+from tests.helpers.study import ORDERED, Outline, write_run, write_scores, write_transfer_record
 
 Tables = dict[str, list[list[str]]]
 
@@ -70,17 +37,17 @@ Tables = dict[str, list[list[str]]]
 
 def _build(folder: Path) -> str:
     study, ordering = prepare(folder)
-    return build_page(study, ordering, find(study, ordering))
+    return reports.build_page(study, ordering, find(study, ordering))
 
 
 def _notes(folder: Path) -> list[str]:
     study = read_study(folder)
-    return notes(study, order_study(study))
+    return reports.notes(study, order_study(study))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_study(tmp_path_factory.mktemp("studies") / "study")
+    return samples.write_study(tmp_path_factory.mktemp("studies") / "study")
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +67,9 @@ def test_scores_equal_the_file_in_order_by_type(tables: Tables) -> None:
     baselines = ("random", "in-task prompt", "majority")
     assert head == ["target", "type", "metric", *ORDERED, *baselines]
     assert [row[0] for row in rows] == list(ORDERED)
-    index = {name: i for i, name in enumerate((*TASKS, "random"))}
+    index = {name: i for i, name in enumerate((*samples.TASKS, "random"))}
     for row in rows:
-        scores = SCORES[index[row[0]]]
+        scores = samples.SCORES[index[row[0]]]
         wanted = [f"{scores[index[name]]:.4f}" for name in (*ORDERED, "random", row[0])]
         assert row[3:] == [*wanted, "0.5000"]
     rows = tables["Score of each prompt relative to the in-task prompt"]
@@ -113,7 +80,7 @@ def test_heat_map_shows_the_scores(page: str) -> None:
     start = page.index('role="img"')
     svg = page[start : page.index("</svg>", start)]
     shown = re.findall(r">([\d.]+)</text>", svg)
-    every = {f"{100 * value:.1f}" for value in SCORES.ravel()} | {"50.0"}
+    every = {f"{100 * value:.1f}" for value in samples.SCORES.ravel()} | {"50.0"}
     assert every <= set(shown)
     assert "untrained" in svg and "majority" in svg and "in-task prompt" in svg
 
@@ -242,7 +209,7 @@ MISSING = {
     ("name", "command"), [(name, command) for command, names in MISSING.items() for name in names]
 )
 def test_missing_part_is_shown_with_its_command(tmp_path: Path, name: str, command: str) -> None:
-    write_study(tmp_path)
+    samples.write_study(tmp_path)
     (tmp_path / name).unlink()
     lines = re.findall(r'<p class="missing">(.*?)</p>', _build(tmp_path))
     assert [line for line in lines if name in line and f"<code>jpt {command} --prompts" in line]
@@ -270,7 +237,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_missing_pairs(tmp_path: Path) -> None:
-    scores = SCORES.copy()
+    scores = samples.SCORES.copy()
     scores[1, 0] = np.nan
     write_scores(tmp_path, scores)
     write_transfer_record(tmp_path)
@@ -296,15 +263,15 @@ def test_one_prompt_only(tmp_path: Path) -> None:
     text = "target_task,source_prompt,metric,value\nimdb,imdb,accuracy,{}\n"
     (tmp_path / "transfer.csv").write_text(text.format(0.75))
     (tmp_path / "relative.csv").write_text(text.format(1.0))
-    write_indicators(tmp_path, ("imdb",))
+    samples.write_indicators(tmp_path, ("imdb",))
     page = _build(tmp_path)
     assert ">75.0</text>" in page and "1 prompt · 1 target task" in page
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_undefined_correlations(tmp_path: Path) -> None:
-    write_study(tmp_path)
-    write_correlations(tmp_path, overlap=None)
+    samples.write_study(tmp_path)
+    samples.write_correlations(tmp_path, overlap=None)
     lines = [line for line in _notes(tmp_path) if "constant" in line]
     assert any("neuron_overlap (excluding in-task prompts)" in line for line in lines)
     page = _build(tmp_path)
@@ -314,7 +281,7 @@ def test_undefined_correlations(tmp_path: Path) -> None:
 
 
 def test_notes_of_the_commands_are_shown(tmp_path: Path) -> None:
-    write_study(tmp_path)
+    samples.write_study(tmp_path)
     note = "imdb: no Spearman with neuron_overlap: all sources score the same"
     files = ("correlation.json", "types.json", "transfer.json", "choice.json", "mask.json")
     for name in files:
@@ -325,7 +292,7 @@ def test_notes_of_the_commands_are_shown(tmp_path: Path) -> None:
 
 def test_target_without_an_in_task_prompt(tmp_path: Path) -> None:
     write_scores(tmp_path)
-    targets = {name: {"task": name, "in_task_prompt": name} for name in TASKS[:3]}
+    targets = {name: {"task": name, "in_task_prompt": name} for name in samples.TASKS[:3]}
     write_transfer_record(tmp_path, targets={**targets, "sst2": {"task": "sst2"}})
     assert "No in-task prompt, relative scores undefined: sst2." in _notes(tmp_path)
     write_transfer_record(tmp_path, targets=targets, notes=["sst2 has no in-task prompt: so"])
@@ -334,7 +301,7 @@ def test_target_without_an_in_task_prompt(tmp_path: Path) -> None:
 
 def test_prompts_that_do_not_match(tmp_path: Path) -> None:
     write_scores(tmp_path)
-    write_indicators(tmp_path, ("imdb", "other"))
+    samples.write_indicators(tmp_path, ("imdb", "other"))
     text = " ".join(_notes(tmp_path))
     assert "Prompts of transfer.csv missing in indicators.csv: mnli, qnli, sst2" in text
     assert "Prompts of indicators.csv missing in transfer.csv: other" in text
@@ -351,13 +318,11 @@ def test_shared_and_differing_settings(tmp_path: Path) -> None:
 
 
 def test_page_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no study"):
-        write_report(tmp_path)
+    refused(write_report, tmp_path, match="holds no study")
     assert list(tmp_path.iterdir()) == []
     write_scores(tmp_path)
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(InputError, match=r"report\.html"):
-        write_report(tmp_path)
+    refused(write_report, tmp_path, match=r"report\.html")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -454,7 +419,7 @@ def test_standalone_figures_use_the_light_colors() -> None:
 
 @pytest.mark.parametrize("vision", VISIONS)
 def test_heat_map_colors_are_monotonic_under_every_color_vision(vision: str) -> None:
-    lightness = lab(COLOR_MAP(np.linspace(0, 1, 64))[:, :3], vision)[:, 0]
+    lightness = lab(plots.COLOR_MAP(np.linspace(0, 1, 64))[:, :3], vision)[:, 0]
     assert (np.diff(lightness) < 0).all() and lightness[0] - lightness[-1] > 70
 
 
@@ -463,7 +428,7 @@ def test_figures_do_not_rely_on_color_alone() -> None:
     shapes = [each.get_paths()[0] for each in strips(groups, "y").axes[0].collections]
     assert len({shape.vertices.tobytes() for shape in shapes}) == 3
     curves = {f"start {n}": (np.arange(9.0), np.full((1, 9), n / 9)) for n in range(7)}
-    lines = plot_curves(curves, "mood", "accuracy", "bert").axes[0].lines
+    lines = plots.plot_curves(curves, "mood", "accuracy", "bert").axes[0].lines
     assert len({line.get_marker() for line in lines}) == 7
     assert all(line.get_label().startswith("start ") for line in lines)
 
@@ -491,7 +456,7 @@ def write_sweep(folder: Path) -> Path:
 
 def _read_page(folder: Path) -> tuple[str, Outline]:
     page = write_report(folder).read_text(encoding="utf-8")
-    outline = assert_page_is_sound(page, folder)
+    outline = samples.assert_page_is_sound(page, folder)
     assert_sources_are_named(outline)
     return page, outline
 
@@ -504,7 +469,7 @@ def test_page_of_a_sweep(tmp_path: Path) -> None:
 
 
 def test_page_of_a_warm_start(tmp_path: Path) -> None:
-    folder = write_warm_start(tmp_path / "warm")
+    folder = samples.write_warm_start(tmp_path / "warm")
     page, outline = _read_page(folder)
     tables = outline.tables
     scores = {row[0]: row[1:] for row in tables["Mean accuracy; step 0 and best on validation"]}
@@ -522,8 +487,7 @@ def test_page_of_a_warm_start(tmp_path: Path) -> None:
     for text in ("Gain: final less final.", "steps 10", "so it is", "jax 0.10.2", "1 x cpu"):
         assert text in page, text
     (folder / "warm_start.json").write_text('{"runs": [], "task": 3}')
-    with pytest.raises(InputError, match="jpt warm-start"):
-        write_report(folder)
+    refused(write_report, folder, match="jpt warm-start")
 
 
 def test_page_check_finds_faults(folder: Path, page: str) -> None:
@@ -540,7 +504,7 @@ def test_page_check_finds_faults(folder: Path, page: str) -> None:
     for broken in breaks:
         assert broken != page
         with pytest.raises(AssertionError):
-            assert_page_is_sound(broken, folder)
+            samples.assert_page_is_sound(broken, folder)
 
 
 def assert_sources_are_named(outline: Outline) -> None:
@@ -555,7 +519,7 @@ def assert_sources_are_named(outline: Outline) -> None:
 
 
 def test_page_is_sound_and_names_its_files(folder: Path, page: str) -> None:
-    outline = assert_page_is_sound(page, folder)
+    outline = samples.assert_page_is_sound(page, folder)
     assert_sources_are_named(outline)
     assert len(outline.ids) > 20
     wanted = {"transfer.csv", "relative.csv", "indicators.csv", "correlation.json", "choice.json"}
@@ -598,7 +562,9 @@ def test_names_of_files_are_escaped_in_links() -> None:
     assert links.count("<a ") == 2 and 'href="a%20%22b%22/c%23d.csv"' in links
     assert sources([]) is None
     assert "Data:" not in figure("<svg></svg>", "a map", "Seen.")
-    page = whole_page("x", table(["a", "b"], [["</script>", value_cell("–", float("nan"))]], "t"))
+    page = reports.whole_page(
+        "x", reports.table(["a", "b"], [["</script>", reports.value_cell("–", float("nan"))]], "t")
+    )
     assert Outline(page).faults == [] and "data-sort" not in page.partition("<script>")[0]
 
 
@@ -618,7 +584,7 @@ def test_sticky_row_names() -> None:
     cells = float(re.search(r'QuadMesh_1">\s*<path d="M ([\d.]+)', whole)[1])
     ends = [float(x) for x in re.findall(r"text-anchor: end[^>]* x=\"([\d.]+)\"", whole)[:2]]
     assert max(ends) < float(wide) <= cells and f"margin-left:-{wide}px" in whole
-    svg = to_svg(prompt_map(np.eye(2), ["a", "b"], ["x", "y"]), "m", "x")
+    svg = to_svg(plots.prompt_map(np.eye(2), ["a", "b"], ["x", "y"]), "m", "x")
     assert stick_rows(svg, "m") == svg  # no rows
 
 
@@ -663,8 +629,7 @@ def test_page_of_projected_prompts(tmp_path: Path) -> None:
     record = json.loads((folder / "projection.json").read_text())
     del record["targets"]["mnli"]
     (folder / "projection.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match="no entry for target mnli .* jpt project evaluate"):
-        write_report(folder)
+    refused(write_report, folder, match="no entry for target mnli .* jpt project evaluate")
 
 
 # --- Loading a study
@@ -672,7 +637,7 @@ def test_page_of_projected_prompts(tmp_path: Path) -> None:
 
 def test_all_parts_are_loaded(folder: Path) -> None:
     study = read_study(folder)
-    assert study.transfer is not None and study.transfer.prompts == (*TASKS, "random")
+    assert study.transfer is not None and study.transfer.prompts == (*samples.TASKS, "random")
     assert study.neurons == (4, 4, 6)
     assert study.record is not None and study.record.targets["imdb"].rows == 1821
     assert study.record.random_start == {"seed": "7", "init": "random"}
@@ -732,7 +697,7 @@ def test_transfer_pairs_exclude_in_task_pairs_and_the_untrained_prompt(folder: P
 def test_in_task_prompts_are_from_the_names_or_from_transfer_json(tmp_path: Path) -> None:
     write_scores(tmp_path)
     ordering = order_study(read_study(tmp_path))
-    assert ordering.in_task == {name: name for name in TASKS}
+    assert ordering.in_task == {name: name for name in samples.TASKS}
     assert ordering.targets == ORDERED
     write_transfer_record(tmp_path, targets={"imdb": {"task": "imdb", "in_task_prompt": "sst2"}})
     assert order_study(read_study(tmp_path)).in_task == {"imdb": "sst2"}
@@ -756,8 +721,7 @@ def test_folder_without_a_study(tmp_path: Path) -> None:
         ("no", "does not exist; pass the folder"),
         ("a.txt", "is a file; pass the folder"),
     ):
-        with pytest.raises(InputError, match=message):
-            read_study(tmp_path / name)
+        refused(read_study, tmp_path / name, match=message)
 
 
 RUN = "prompts/imdb/"
@@ -798,7 +762,7 @@ INVALID: list[tuple[str, str | tuple[str, str], str]] = [
 
 @pytest.mark.parametrize(("name", "content", "message"), INVALID)
 def test_invalid_file_is_named(tmp_path: Path, name: str, content, message: str) -> None:
-    path = write_study(tmp_path) / name
+    path = samples.write_study(tmp_path) / name
     if isinstance(content, tuple):
         text = path.read_text()
         assert content[0] in text
@@ -819,9 +783,9 @@ def test_missing_pairs_and_text_columns(tmp_path: Path) -> None:
 def test_types_of_the_reference_matrix(reference_folder: Path, tmp_path: Path) -> None:
     source = reference_folder / "reference" / "transfer" / "roberta-base.csv"
     (tmp_path / "transfer.csv").write_bytes(source.read_bytes())
-    write_indicators(tmp_path, ("imdb", "sst2"))
+    samples.write_indicators(tmp_path, ("imdb", "sst2"))
     study = read_study(tmp_path)
     ordering = order_study(study)
     kinds = [ordering.target_types[name] for name in ordering.targets]
     assert kinds == ["sentiment"] * 6 + ["nli"] * 4 + ["ethics"] * 2 + ["paraphrase"] * 2
-    assert set(study.similarities.values) == set(INDICATORS)
+    assert set(study.similarities.values) == set(samples.INDICATORS)
