@@ -25,6 +25,8 @@ from tests.helpers.golden import FAST_COMPILE, difference
 from tests.helpers.running import type_command
 from tests.helpers.toys import write_task
 
+pytestmark = pytest.mark.plain_programs
+
 QUICK = {"eval_batch_size": 16, "max_tokens": 16, "mesh": "data:1"}
 KINDS = ("none", "in_task", "random", "other", "common", "specific")
 
@@ -63,7 +65,6 @@ def runs_of(study: MaskStudy, task: str, kind: str) -> list[dict]:
     return study.record["targets"][task]["masks"][kind]["runs"]
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("model_type", "layout", "stack"),
     [("bert", "encoder", None), ("t5", "encoder_decoder", "encoder"), ("llama", "decoder", None)],
@@ -92,7 +93,6 @@ def test_scores_equal_evaluate_with_zeroed_weights(
     assert np.ptp(measured) > 1e-3, "the masks have an effect"
 
 
-@pytest.mark.plain_programs
 def test_the_table_has_every_task_and_kind(study, place) -> None:
     with (place / "out" / "mask.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -111,7 +111,6 @@ def test_the_table_has_every_task_and_kind(study, place) -> None:
     assert {run["neurons"] for run in runs} == {round(0.2 * 96)}
 
 
-@pytest.mark.plain_programs
 def test_means_by_type(study) -> None:
     targets = study.record["targets"]
 
@@ -135,7 +134,6 @@ def test_means_by_type(study) -> None:
     assert random["std"] == pytest.approx(np.std(values, ddof=1))
 
 
-@pytest.mark.plain_programs
 def test_the_text_fits_a_terminal(study) -> None:
     text = study.describe()
     assert max(map(len, text.splitlines())) <= 80
@@ -146,7 +144,6 @@ def test_the_text_fits_a_terminal(study) -> None:
         assert f"{value:.3f}" in line
 
 
-@pytest.mark.plain_programs
 def test_a_finished_study_returns_at_once_and_a_stopped_one_is_resumed(
     study, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +171,6 @@ def test_a_finished_study_returns_at_once_and_a_stopped_one_is_resumed(
     assert sorted(scored) == sorted(["random/0", "random/1"] * 3)
 
 
-@pytest.mark.plain_programs
 def test_layers_and_given_activations_select_the_neurons(place: Path) -> None:
     values = np.zeros((3, 2, 48), np.float32)
     values[:, 1, :10] = 1
@@ -190,7 +186,6 @@ def test_layers_and_given_activations_select_the_neurons(place: Path) -> None:
     assert [row[:3] for row in one.rows()][-4:-2] == others
 
 
-@pytest.mark.plain_programs
 def test_a_prompt_is_scored_on_a_task_with_other_labels(place: Path, tmp_path: Path) -> None:
     toml = (
         'name = "size"\ntype = "size"\nfields = ["text"]\nlabels = ["film", "fine", "dull"]\n'
@@ -210,7 +205,6 @@ def assert_refused(place: Path, message: str, *arguments: object, **options: obj
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -231,7 +225,6 @@ def test_invalid_options(place, options, message, monkeypatch) -> None:
     assert_refused(place, message, **options)
 
 
-@pytest.mark.plain_programs
 def test_incompatible_inputs(place: Path, tmp_path: Path) -> None:
     prompts = place / "prompts"
     calm = prompts / "calm.safetensors"
@@ -262,7 +255,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     return call
 
 
-@pytest.mark.plain_programs
 def test_the_command_in_the_record_finds_the_study(run, place, tmp_path) -> None:
     prompt, out = place / "prompts" / "calm.safetensors", tmp_path / "out"
     shape = "--max-tokens 16 --eval-batch-size 16 --random-draws 2 --mesh data:1 --json".split()
@@ -277,7 +269,6 @@ def test_the_command_in_the_record_finds_the_study(run, place, tmp_path) -> None
     assert code == 0 and (out / "mask.json").stat().st_mtime_ns == before, stderr
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -294,7 +285,6 @@ def test_the_command_reports_invalid_input_in_one_line(run, tmp_path, arguments,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.plain_programs
 def test_jpt_neurons_reports_redundancy(run, place: Path, tmp_path: Path) -> None:
     out = tmp_path / "neurons.npz"
     arguments = ("--prompts", str(place / "prompts"), "--out", str(out), "--json")

@@ -29,6 +29,8 @@ from jpt.types import Activations, Prompt, PromptCard
 from tests.helpers.golden import read
 from tests.helpers.toys import write_task
 
+pytestmark = pytest.mark.plain_programs
+
 # --- Start-token probe
 
 BACKBONE = "builtin/bert-small"
@@ -43,7 +45,6 @@ def make_prompts(count: int, length: int = 5) -> dict[str, Prompt]:
 ONE = jnp.ones(1, jnp.int32)
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize("first_position", [0, 1])
 def test_the_bank_equals_each_prompt_alone(first_position: int) -> None:
     module, params = tiny_encoder(num_hidden_layers=3)
@@ -59,7 +60,6 @@ def test_the_bank_equals_each_prompt_alone(first_position: int) -> None:
         np.testing.assert_allclose(together[number], neurons[:, :, 0], rtol=0, atol=1e-6)
 
 
-@pytest.mark.plain_programs
 def test_position_and_start_token_have_an_effect() -> None:
     module, params = tiny_encoder()
     bank = jnp.asarray(np.random.default_rng(1).normal(0, 1, (1, 5, 32)), jnp.float32)
@@ -71,7 +71,6 @@ def test_position_and_start_token_have_an_effect() -> None:
     assert float(jnp.abs(plain - other).max()) > 1e-4
 
 
-@pytest.mark.plain_programs
 def test_order_changes_nothing_and_names_are_sorted(tmp_path: Path) -> None:
     prompts = make_prompts(3)
     found = activated_neurons(prompts, tmp_path / "neurons.npz")
@@ -87,13 +86,11 @@ def test_order_changes_nothing_and_names_are_sorted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored.values, found.values)
 
 
-@pytest.mark.plain_programs
 def test_values_are_those_after_the_non_linearity() -> None:
     values = activated_neurons(make_prompts(2)).values
     assert values.min() > -0.2 and values.max() > 0.5  # GELU is never below -0.17
 
 
-@pytest.mark.plain_programs
 def test_invalid_prompts(tmp_path: Path) -> None:
     prompts, medium = make_prompts(2), {"backbone": "builtin/bert-medium"}
     mixed = {**prompts, "p1": make_prompts(1, length=6)["p0"]}
@@ -108,7 +105,6 @@ def test_invalid_prompts(tmp_path: Path) -> None:
     assert not (tmp_path / "out.npz").exists()
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -132,7 +128,6 @@ def test_invalid_files(tmp_path: Path, change: dict, message: str) -> None:
         read_activations(tmp_path / "neurons.npz")
 
 
-@pytest.mark.plain_programs
 def test_a_truncated_file(tmp_path: Path) -> None:
     file = tmp_path / "neurons.npz"
     write_activations(file, Activations(("a",), np.ones((1, 200, 300), np.float32)))
@@ -141,7 +136,6 @@ def test_a_truncated_file(tmp_path: Path) -> None:
         read_activations(file)
 
 
-@pytest.mark.plain_programs
 def test_both_stacks_of_t5() -> None:
     backbone = jpt.load_backbone("builtin/t5-mini")
     values = np.random.default_rng(3).normal(0, 1, (2, 5, 128)).astype(np.float32)

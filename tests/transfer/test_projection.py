@@ -24,6 +24,8 @@ from jpt.transfer.projection import (
 from jpt.types import Prompt, PromptCard
 from tests.helpers.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
+pytestmark = pytest.mark.plain_programs
+
 # --- Untrained methods
 
 
@@ -163,7 +165,6 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.plain_programs
 def test_projected_files_are_prompts_with_origin(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
     found = jpt.apply_projector(run, prompts, tmp_path / "out")
@@ -181,7 +182,6 @@ def test_projected_files_are_prompts_with_origin(case, prompts: Path, tmp_path: 
     np.testing.assert_array_equal(one["b_second"].values, found["b_second"].values)
 
 
-@pytest.mark.plain_programs
 def test_the_table_equals_evaluate(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
     card = PromptCard(backbone.name, "mood", layout="encoder_decoder")
@@ -211,7 +211,6 @@ def test_the_table_equals_evaluate(case, prompts: Path, tmp_path: Path) -> None:
     assert lines[1].split()[4].endswith("*") and not lines[2].split()[4].endswith("*")
 
 
-@pytest.mark.plain_programs
 def test_warm_start_begins_at_the_projected_prompt(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
     options = {"target_backbone": backbone, "methods": (), "warm_start": "on_mood"}
@@ -229,7 +228,6 @@ def test_warm_start_begins_at_the_projected_prompt(case, prompts: Path, tmp_path
     np.testing.assert_array_equal(again.matrix.values, result.matrix.values)
 
 
-@pytest.mark.plain_programs
 def test_untrained_methods_need_no_projector(case, tmp_path: Path) -> None:
     backbone, tasks, _ = case
     model = jpt.load_backbone(write_tiny_backbone(tmp_path / "source", "bert"))
@@ -244,7 +242,6 @@ def test_untrained_methods_need_no_projector(case, tmp_path: Path) -> None:
         assert again.card.source == f"{name} from prompt a of {model.name}"
 
 
-@pytest.mark.plain_programs
 def test_a_task_without_test_rows_is_scored_on_validation(case, prompts: Path, tmp_path) -> None:
     backbone, tasks, run = case
     task = shutil.copytree(tasks[0], tmp_path / "mood")
@@ -256,7 +253,6 @@ def test_a_task_without_test_rows_is_scored_on_validation(case, prompts: Path, t
     assert result.matrix.values[0, 0] == other.matrix.values[0, 0]
 
 
-@pytest.mark.plain_programs
 def test_invalid_input(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
     longer = {"a": source_prompt(1, "mood", rows=6)}

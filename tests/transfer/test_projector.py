@@ -39,6 +39,8 @@ from tests.helpers.golden import FIXTURES as BACKBONES
 from tests.helpers.golden import load_golden
 from tests.helpers.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
+pytestmark = pytest.mark.plain_programs
+
 ROWS, WIDTH, BOTTLENECK, TARGET_ROWS, TARGET_WIDTH = 5, 12, 7, 4, 10
 
 
@@ -258,7 +260,6 @@ def plan(case, objective: str = "task", targets=None, **options) -> ProjectorPla
     return module.plan_projector(source_prompts(), backbone, objective, asked, targets, None, given)
 
 
-@pytest.mark.plain_programs
 def test_rows_get_prompt_and_label_words_of_their_task(case) -> None:
     # The authors' code pairs prompts in the order of files with tasks in sorted order.
     backbone, _ = case
@@ -278,7 +279,6 @@ def test_rows_get_prompt_and_label_words_of_their_task(case) -> None:
     assert len(set(seen[::2])) == 2, "each round has a new order"
 
 
-@pytest.mark.plain_programs
 def test_batches_are_a_function_of_seed_and_step(case) -> None:
     first, again, other = plan(case), plan(case), plan(case, seed=1)
     for step in (7, 3):
@@ -287,7 +287,6 @@ def test_batches_are_a_function_of_seed_and_step(case) -> None:
     assert not all(np.array_equal(*pair) for pair in zip(*tokens, strict=True))
 
 
-@pytest.mark.plain_programs
 def test_pairs_are_sampled_without_replacement_first() -> None:
     sample_pairs = module.sample_pairs
     for step in range(20):
@@ -299,7 +298,6 @@ def test_pairs_are_sampled_without_replacement_first() -> None:
     assert len({tuple(sample_pairs(3, step, 4, 40)) for step in range(20)}) == 20
 
 
-@pytest.mark.plain_programs
 def test_a_finished_run_returns_at_once(case, whole: Path) -> None:
     backbone, tasks = case
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
@@ -319,7 +317,6 @@ def test_a_finished_run_returns_at_once(case, whole: Path) -> None:
     assert logged <= {"mood", "amusing"}
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize("stop_at", [5, 11])
 def test_a_resumed_run_is_bit_identical(case, whole, tmp_path, monkeypatch, stop_at):
     backbone, tasks = case
@@ -348,7 +345,6 @@ def _lines(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in clock} for line in read]
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("prompts", "options", "field"),
     [
@@ -371,7 +367,6 @@ def losses_of(made: ProjectorPlan, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.plain_programs
 def test_both_objectives_reduce_their_loss(case, tmp_path: Path) -> None:
     # The tasks have opposite majority answers, so that each needs its prompt.
     backbone, folders = case
@@ -396,14 +391,12 @@ def test_both_objectives_reduce_their_loss(case, tmp_path: Path) -> None:
     assert near[-1] < 0.5 * near[0], near
 
 
-@pytest.mark.plain_programs
 @pytest.mark.slow
 def test_the_learning_rate_counts(case) -> None:  # the authors' code always takes 5e-3
     slow, fast = (losses_of(plan(case, learning_rate=rate), 4) for rate in (1e-6, 1e-1))
     assert slow[0] == fast[0] and abs(slow[3] - fast[3]) > 1e-3
 
 
-@pytest.mark.plain_programs
 @pytest.mark.slow
 def test_a_mesh_of_devices_gives_the_same_losses(case) -> None:
     one, two = (losses_of(plan(case, mesh=mesh), 4) for mesh in ("data:1", "data:2"))
@@ -412,7 +405,6 @@ def test_a_mesh_of_devices_gives_the_same_losses(case) -> None:
         plan(case, mesh="data:4")
 
 
-@pytest.mark.plain_programs
 def test_the_backbone_is_held_once_and_never_changes(case) -> None:
     backbone, _ = case
     before = jax.tree.map(np.array, backbone.params)
@@ -436,7 +428,6 @@ def _bytes(tree) -> int:
     return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.plain_programs
 def test_distance_learns_pairs_of_one_task_and_measures_the_others(case) -> None:
     backbone, _ = case
     sources = {**source_prompts(), "c": source_prompt(5, "later")}
@@ -458,7 +449,6 @@ def test_distance_learns_pairs_of_one_task_and_measures_the_others(case) -> None
     assert alone.projector.card.tasks == ("amusing", "later", "mood"), "all that both have"
 
 
-@pytest.mark.plain_programs
 @pytest.mark.slow
 def test_rescaled_target_and_other_length(case) -> None:
     backbone, tasks = case
@@ -472,7 +462,6 @@ def test_rescaled_target_and_other_length(case) -> None:
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), norm, rtol=0.05)
 
 
-@pytest.mark.plain_programs
 def test_invalid_input_is_reported_before_anything_compiles(case, tmp_path: Path) -> None:
     backbone, tasks = case
     programs = (module.project_on_device, _score_step)
@@ -551,7 +540,6 @@ def run_tasks(activation: str, shift: int = 0) -> tuple[list[float], np.ndarray]
     return losses, project(projector, state.prompt, found["sources"])
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
 def test_distance_objective_agrees_with_torch(activation: str) -> None:
     projector, state = start(activation, "distance", 1e-4)
@@ -565,7 +553,6 @@ def test_distance_objective_agrees_with_torch(activation: str) -> None:
     np.testing.assert_allclose(losses, stored()[f"{activation}/distance"], rtol=TOLERANCE)
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
 def test_task_objective_agrees_with_torch(activation: str) -> None:
     losses, projected = run_tasks(activation)
@@ -574,7 +561,6 @@ def test_task_objective_agrees_with_torch(activation: str) -> None:
     assert np.abs(projected - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.plain_programs
 def test_the_fixture_reveals_wrong_activation_pairing_and_gradient() -> None:
     found = stored()
     assert FILE.stat().st_size < 200_000

@@ -21,6 +21,8 @@ from jpt.tuning.bound_task import _score_step
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.helpers.toys import write_task
 
+pytestmark = pytest.mark.plain_programs
+
 BACKBONE = "builtin/bert-small"
 LENGTH, WIDTH = 6, 128
 
@@ -239,7 +241,6 @@ def seeds_result(root: Path) -> TransferResult:
     return transfer_matrix(root / "prompts", [root / "mood", root / "taste"], root / "out")
 
 
-@pytest.mark.plain_programs
 def test_a_column_is_the_mean_of_its_seeds(root: Path, seeds_result: TransferResult) -> None:
     assert seeds_result.matrix.prompts == ("mood", "taste", "random", "none")
     model = jpt.load_backbone("builtin/bert-small")
@@ -259,7 +260,6 @@ def test_a_column_is_the_mean_of_its_seeds(root: Path, seeds_result: TransferRes
     assert len(set(record["targets"]["mood"]["values"])) > 1
 
 
-@pytest.mark.plain_programs
 def test_relative_performance_and_cells_of_seeds(root: Path, seeds_result: TransferResult) -> None:
     assert seeds_result.in_task == {"mood": "mood", "taste": "taste"}
     values = seeds_result.matrix.values
@@ -271,7 +271,6 @@ def test_relative_performance_and_cells_of_seeds(root: Path, seeds_result: Trans
     assert [json.loads(line)["source_prompt"] for line in lines] == runs * 2
 
 
-@pytest.mark.plain_programs
 def test_prompts_in_python_by_seed(root: Path, seeds_result: TransferResult) -> None:
     prompts = load_seed_prompts(root / "prompts")
     given = {"mood": {s: prompts["mood"][s] for s in (2, 0, 1)}, "taste": prompts["taste"][None]}
@@ -279,7 +278,6 @@ def test_prompts_in_python_by_seed(root: Path, seeds_result: TransferResult) -> 
     np.testing.assert_array_equal(found.matrix.values, seeds_result.matrix.values[:1, :2])
 
 
-@pytest.mark.plain_programs
 def test_a_report_reads_such_a_matrix(root: Path, seeds_result: TransferResult) -> None:
     page = jpt.write_report(root / "out").read_text()
     assert f"{100 * seeds_result.matrix.values[0, 0]:.1f}" in page and "no prompt" in page
@@ -289,7 +287,6 @@ def prompt(length: int = 3, task: str = "mood") -> Prompt:
     return Prompt(np.ones((length, 8), np.float32), PromptCard("tiny", task))
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
@@ -305,7 +302,6 @@ def test_incompatible_seeds(prompts: dict, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.plain_programs
 def test_invalid_folders_of_seeds(tmp_path: Path) -> None:
     for seed in (0, 1):
         (tmp_path / "mood" / f"seed-{seed}").mkdir(parents=True)
