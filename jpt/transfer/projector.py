@@ -851,7 +851,7 @@ def _plan_distance(
         score=lambda params: score_pairs(module, params, pairs, names, count),
         log_fields=lambda step: {},
         metric="error",
-        measured_on="its own tasks",
+        measured_on="the training tasks",
         config=_config(card, options, backbone, record),
     )
 
