@@ -1,7 +1,5 @@
 """The catalog: tasks, templates and label words as in the paper, and loading by name."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -28,34 +26,21 @@ from jpt.tasks.catalog import (
 from jpt.tasks.task import render
 from jpt.tasks.verbalizers import label_words
 
+LABELLED = sorted(name for name, task in CATALOG.items() if task.labels)
 # The catalog's name of each task whose label words the reference holds, by its name there.
-REFERENCE = {
-    name: ours
-    for name, (ours, _) in REFERENCE_TASKS.items()
-    if ours in CATALOG and CATALOG[ours].labels
-}
-LABELLED = sorted(REFERENCE.values())
+REFERENCE = {name: ours for name, (ours, _) in REFERENCE_TASKS.items() if ours in LABELLED}
 MODELS = {
     "roberta": ("roberta-base", "encoder", ("mask",)),
     "bert": ("bert-base-uncased", "encoder", ("mask",)),
     "t5": ("t5-base", "encoder_decoder", ("eos",)),
 }
 
-# Where the reference is marked as a slip: what was meant, for its class 0.
-SLIPS = {
-    ("roberta", "ethicsdeontology"): {"word": "un", "id": 879},
-    ("roberta", "ethicsjustice"): {"word": "un", "id": 879},
-}
-
+# Where the reference is marked as a slip: un was meant, for its class 0.
+SLIPS = [("roberta", "ethicsdeontology"), ("roberta", "ethicsjustice")]
 # Classes that the reference calls otherwise.
-OUR_LABEL = {
-    "unreasonable (0)": "unreasonable",
-    "reasonable (1)": "reasonable",
-    "not_duplicate": "not_paraphrase",
-    "duplicate": "paraphrase",
-    "not_equivalent": "not_paraphrase",
-    "equivalent": "paraphrase",
-}
+OUR_LABEL = {"unreasonable (0)": "unreasonable", "reasonable (1)": "reasonable"}
+OUR_LABEL |= {name: "paraphrase" for name in ("duplicate", "equivalent")}
+OUR_LABEL |= {f"not_{name}": "not_paraphrase" for name in ("duplicate", "equivalent")}
 
 
 @cache
@@ -78,7 +63,7 @@ def test_the_catalog_has_the_papers_17_tasks(reference_folder: Path) -> None:
     assert set(CATALOG) == folders
     assert all(name == task.name for name, task in CATALOG.items())
     assert {task.name for task in GENERATIVE} == folders - set(LABELLED)
-    assert len(CATALOG) == 17 and len(LABELLED) == 13
+    assert len(CATALOG) == 17 and sorted(REFERENCE.values()) == LABELLED and len(LABELLED) == 13
     types = dict(REFERENCE_TASKS.values())
     assert all(task.type == types[name] for name, task in CATALOG.items())
 
@@ -91,13 +76,11 @@ def test_classes_are_in_the_papers_order(name: str, reference_folder: Path) -> N
 
 @pytest.mark.parametrize("name", REFERENCE)
 @pytest.mark.parametrize("model_type", MODELS)
-def test_label_words_and_their_ids_are_the_papers(
-    model_type: str, name: str, reference_folder: Path
-) -> None:
+def test_label_words_and_their_ids_are_the_papers(model_type: str, name: str, reference_folder):
     expected = read_reference(reference_folder)["verbalizers"][model_type][name]
     if (model_type, name) in SLIPS:
         assert expected[0] == {"word": "\u0120la", "id": 897}
-        expected = [SLIPS[model_type, name], *expected[1:]]
+        expected = [{"word": "un", "id": 879}, *expected[1:]]
     folder, layout, required = MODELS[model_type]
     tokenizer = tokenizer_of(reference_folder / "tokenizers" / folder, required)
     if model_type == "roberta":
@@ -107,10 +90,13 @@ def test_label_words_and_their_ids_are_the_papers(
     assert found.ids == tuple(entry["id"] for entry in expected)
 
 
+BUILTIN_FOLDER = Path(jpt.__file__).parent / "backbones" / "builtin"
+
+
 @pytest.mark.parametrize("name", LABELLED)
 @pytest.mark.parametrize("backbone", ["bert-small", "bert-medium"])
 def test_label_words_are_single_tokens_in_the_builtin_encoders(backbone: str, name: str) -> None:
-    folder = Path(jpt.__file__).parent / "backbones" / "builtin" / backbone
+    folder = BUILTIN_FOLDER / backbone
     found = label_words(CATALOG[name], tokenizer_of(folder, ("mask",)), "bert")
     assert [[len(ids) for ids in of] for of in found.token_ids] == [[1]] * len(found.words)
     assert len(set(found.ids)) == len(CATALOG[name].labels)
@@ -118,13 +104,10 @@ def test_label_words_are_single_tokens_in_the_builtin_encoders(backbone: str, na
 
 @pytest.mark.parametrize("name", LABELLED)
 @pytest.mark.parametrize("scoring", ["phrase", "first_token"])
-def test_label_words_are_distinct_in_generating_models(
-    scoring: str, name: str, reference_folder: Path
-) -> None:
-    builtin = Path(jpt.__file__).parent / "backbones" / "builtin"
+def test_label_words_are_distinct_in_generating_models(scoring: str, name: str, reference_folder):
     for model_type, layout, folder in (
-        ("t5", "encoder_decoder", builtin / "t5-mini"),
-        ("gpt2", "decoder", builtin / "gpt2-mini"),
+        ("t5", "encoder_decoder", BUILTIN_FOLDER / "t5-mini"),
+        ("gpt2", "decoder", BUILTIN_FOLDER / "gpt2-mini"),
         ("gpt2", "decoder", reference_folder / "tokenizers" / "gpt2"),
     ):
         tokenizer = tokenizer_of(folder, ("eos",))
@@ -145,20 +128,14 @@ def test_hub_sources_name_every_split_and_label(name: str) -> None:
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_hub_splits_are_disjoint(name: str) -> None:
-    # Rows of a hub split of 100,000 rows.
-    rows = {
-        split: {
-            (part.partition("[")[0], row) for part in slices.split("+") for row in rows_of(part)
-        }
-        for split, slices in CATALOG[name].hub.splits.items()
-    }
-    assert all(rows.values())
-    assert sum(map(len, rows.values())) == len(set.union(*rows.values()))
-
-
-def rows_of(part: str) -> range:
-    start, _, end = part.partition("[")[2].rstrip("]").partition(":")
-    return range(100_000)[int(start) if start else None : int(end) if end else None]
+    rows = [set() for _ in SPLITS]
+    for found, slices in zip(rows, CATALOG[name].hub.splits.values(), strict=True):
+        for part in slices.split("+"):
+            source, _, ends = part.rstrip("]").partition("[")
+            start, _, end = ends.partition(":")
+            numbers = range(100_000)[int(start or 0) : int(end) if end else None]
+            found |= {(source, number) for number in numbers}
+    assert all(rows) and sum(map(len, rows)) == len(set.union(*rows))
 
 
 @pytest.mark.parametrize("name", CATALOG)
@@ -198,104 +175,49 @@ def test_builtin_tasks_share_label_words_within_their_type_only() -> None:
 
 # --- Templates
 
-REVIEW = {"text": "A fine film."}
-PART = {"text": "Nice screen, poor sound.", "aspect": "sound"}
-WEATHER = {"premise": "It rains.", "hypothesis": "It is wet."}
-TOWER = {"question": "How tall is it?", "sentence": "It was built in 1889."}
-RACE = {"scenario": "I run a race.", "excuse": "So I should train."}
-DESERT = {"scenario": "I deserve a car because I paid for it."}
-TWINS = {"sentence1": "He left.", "sentence2": "He went away."}
-PASSAGE = {"question": "Who won?", "context": "Ann won the race."}
-
-FILM = (REVIEW, ("A fine film.",), ("A fine film.",), "A fine film.\nAnswer:")
-ASPECT = (
-    PART,
-    ("Nice screen, poor sound. sound",),
-    ("Nice screen, poor sound.", "sound"),
-    "Nice screen, poor sound.\nAspect: sound\nAnswer:",
-)
-RAIN = (
-    WEATHER,
-    ("It is wet.", "It rains."),
-    ("hypothesis: It is wet.", "[SEP] sentence: premise: It rains."),
-    "Premise: It rains.\nHypothesis: It is wet.\nAnswer:",
-)
-SAME = (
-    TWINS,
-    ("He left.", "He went away."),
-    ("He left.", "<extra_id_0> He went away."),
-    "First: He left.\nSecond: He went away.\nAnswer:",
-)
-# For each task a row, then the text of encoders, encoder-decoders and decoders.
+# Every field; a task reads its own.
+ROW = {
+    "text": "Good film.", "aspect": "sound", "premise": "It rains.", "hypothesis": "It is wet.",
+    "question": "Who won?", "sentence": "Ann did.", "context": "Ann won.", "document": "A\n||\nB",
+    "scenario": "I ran.", "excuse": "So I won.", "sentence1": "He left.", "sentence2": "He went.",
+}  # fmt: skip
+# Segments (+) of encoders, if labelled, | and of encoder-decoders, | and the text of decoders.
 TEXTS = {
-    **dict.fromkeys(("imdb", "sst2", "movie_rationales", "tweeteval_sentiment"), FILM),
-    **dict.fromkeys(("laptop", "restaurant"), ASPECT),
-    **dict.fromkeys(("mnli", "snli"), RAIN),
-    **dict.fromkeys(("qqp", "mrpc"), SAME),
-    "qnli": (
-        TOWER,
-        ("How tall is it?", "It was built in 1889."),
-        ("hypothesis: How tall is it?", "[SEP] sentence: premise: It was built in 1889."),
-        "Question: How tall is it?\nSentence: It was built in 1889.\nAnswer:",
-    ),
-    "deontology": (
-        RACE,
-        ("I run a race.", "So I should train."),
-        ("I run a race.", "So I should train."),
-        "Scenario: I run a race.\nExcuse: So I should train.\nAnswer:",
-    ),
-    "justice": (
-        DESERT,
-        ("I deserve a car because I paid for it.",),
-        ("I deserve a car because I paid for it.",),
-        "I deserve a car because I paid for it.\nAnswer:",
-    ),
-    "squad": (
-        PASSAGE,
-        None,
-        ("context: Ann won the race.", "SEP question: Who won?"),
-        "Context: Ann won the race.\nQuestion: Who won?\nAnswer:",
-    ),
-    "nq_open": (
-        {"question": "who won the race"},
-        None,
-        ("context: who won the race",),
-        "Question: who won the race\nAnswer:",
-    ),
-    "multi_news": (
-        {"document": "Rain fell.\n|||||\nThe race was off."},
-        None,
-        ("Rain fell.\n|||||\nThe race was off.",),
-        "Rain fell.\n|||||\nThe race was off.\nSummary:",
-    ),
-    "samsum": (
-        {"document": "Ann: I won!\nBob: Well done."},
-        None,
-        ("context: Ann: I won!\nBob: Well done.",),
-        "Ann: I won!\nBob: Well done.\nSummary:",
-    ),
+    "imdb sst2 movie_rationales tweeteval_sentiment": "Good film. | Good film. | Good film.",
+    "laptop restaurant": "Good film. sound | Good film. + sound | Good film.\nAspect: sound",
+    "mnli snli": "It is wet. + It rains. | hypothesis: It is wet. + [SEP] sentence: premise: "
+    "It rains. | Premise: It rains.\nHypothesis: It is wet.",
+    "qqp mrpc": "He left. + He went. | He left. + <extra_id_0> He went. | First: He left.\n"
+    "Second: He went.",
+    "qnli": "Who won? + Ann did. | hypothesis: Who won? + [SEP] sentence: premise: Ann did. | "
+    "Question: Who won?\nSentence: Ann did.",
+    "deontology": "I ran. + So I won. | I ran. + So I won. | Scenario: I ran.\nExcuse: So I won.",
+    "justice": "I ran. | I ran. | I ran.",
+    "squad": "context: Ann won. + SEP question: Who won? | Context: Ann won.\nQuestion: Who won?",
+    "nq_open": "context: Who won? | Question: Who won?",
+    "multi_news": "A\n||\nB | A\n||\nB",
+    "samsum": "context: A\n||\nB | A\n||\nB",
 }
 
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_text_of_each_layout(name: str) -> None:
     task = CATALOG[name]
-    row, encoder, encoder_decoder, decoder = TEXTS[name]
-    assert (encoder is None) == task.is_generative
-    if encoder is not None:
-        assert render(task, row) == encoder
-    assert render(task, row, "encoder_decoder") == encoder_decoder
+    (texts,) = [texts for names, texts in TEXTS.items() if name in names.split()]
+    *encoder, encoder_decoder, decoder = texts.split(" | ")
+    assert len(encoder) == (not task.is_generative)
+    for text in encoder:
+        assert render(task, ROW) == tuple(text.split(" + "))
+    assert render(task, ROW, "encoder_decoder") == tuple(encoder_decoder.split(" + "))
     # A decoder reads its segments as one text.
-    assert "".join(render(task, row, "decoder")) == decoder
+    cue = "Summary:" if name in ("multi_news", "samsum") else "Answer:"
+    assert "".join(render(task, ROW, "decoder")) == f"{decoder}\n{cue}"
 
 
 @pytest.mark.parametrize("name", ["laptop", "restaurant"])
-def test_t5_reads_the_same_tokens_with_the_aspect_as_a_segment(
-    name: str, reference_folder: Path
-) -> None:
-    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "t5-base", ("eos",))
-    lines = (reference_folder / "data" / name / "test.jsonl").read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+def test_t5_reads_the_same_tokens_with_the_aspect_as_a_segment(name: str, reference_folder) -> None:
+    tokenizer = tokenizer_of(reference_folder / "tokenizers" / "t5-base", ("eos",))
+    rows = list(read_rows(reference_folder, name, "test"))
     for row in rows:
         paper, *segments = tokenizer.encode(
             [f"{row['text']} {row['aspect']}", *render(CATALOG[name], row, "encoder_decoder")]
@@ -328,9 +250,7 @@ def test_names_and_folders(tmp_path: Path) -> None:
     assert load_task(folder, data=tmp_path).folder == tmp_path
 
 
-def test_a_plain_word_is_a_name_and_not_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plain_word_is_a_name_and_not_a_folder(tmp_path, monkeypatch) -> None:
     (tmp_path / "sst2").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_task("sst2").folder is None
@@ -357,12 +277,12 @@ def test_unknown_names(argument: str | Path, message: str) -> None:
 
 def test_arguments_that_are_not_a_task(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(InputError, match="has no task.toml and 'mine' is not a catalog task"):
-        load_task(tmp_path / "mine")
     (tmp_path / "task.toml").write_text(DEFINITION)
-    with pytest.raises(InputError, match="is a file; give a folder"):
-        load_task(tmp_path / "task.toml")
-    with pytest.raises(InputError, match="omit --data"):
-        load_task("builtin/imdb", data=tmp_path)
-    with pytest.raises(InputError, match="does not exist"):
-        load_task("sst2", data=tmp_path / "none")
+    for name, data, message in (
+        (tmp_path / "mine", None, "has no task.toml and 'mine' is not a catalog task"),
+        (tmp_path / "task.toml", None, "is a file; give a folder"),
+        ("builtin/imdb", tmp_path, "omit --data"),
+        ("sst2", tmp_path / "none", "does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_task(name, data=data)
