@@ -435,7 +435,7 @@ GOOD = [
     ("jpt/cli/x.py", "import jpt\nfrom jpt.tuning import trainer"),
     ("jpt/parallel.py", "def _f(a): ...\nclass A:\n def _g(self, b): ..."),
     ("jpt/parallel.py", "def f(a: int, *b: int) -> int:\n    'Return a.'\n    def inner(c): ..."),
-    ("jpt/config.py", f"class ProbeOptions:\n{TWO_LINES}"),
+    ("jpt/config.py", f"@dataclass(frozen=True)\nclass ProbeOptions:\n{TWO_LINES}"),
     ("experiments/paper/table.py", "import jpt, jpt.testing\nfrom jpt import tune\njpt.tune()"),
     ("experiments/paper/table.py", "from jpt.tuning.tune import TuneResult"),
     (INNER_EXPERIMENTS + "encoder.py", "from jpt.backbones.encoder import Encoder"),

@@ -93,21 +93,21 @@ def tune(
     mesh: MeshOption = None,
     data: DataOption = None,
     predictions: Annotated[
-        bool, typer.Option(help="Write the prediction for every test row: OUT/predictions.jsonl.")
+        bool, typer.Option(help="Write predictions for all test rows to OUT/predictions.jsonl.")
     ] = False,
     log: LogOption = None,
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated seeds: one run each in OUT/seed-S; mean and standard deviation."
+            help="Seeds S1,S2,...: tune one prompt each in OUT/seed-S; report mean and deviation."
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Tune a soft prompt for a task; the backbone stays frozen.
 
-    Omitted options default to the backbone's own values (built-in ones have some), then to the
-    paper's.
+    Omitted options default to the values in the backbone's tuning.json, if it has one, and
+    otherwise to the paper's values.
 
     Example: jpt tune --backbone builtin/bert-small --task builtin/rotten_tomatoes --out runs/rt
     """
@@ -139,7 +139,7 @@ def evaluate(
     mesh: MeshOption = None,
     data: DataOption = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="File for the prediction of every row, as JSON lines.")
+        Path | None, typer.Option(help="Output file for the predictions of all rows (JSON lines).")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -194,9 +194,9 @@ def transfer(
     tasks: TasksOption = None,
     split: TestSplitOption = "test",
     backbone: CardBackboneOption = None,
-    random: Annotated[bool, typer.Option(help="Score an untrained random prompt, too.")] = True,
+    random: Annotated[bool, typer.Option(help="Also score an untrained random prompt.")] = True,
     untouched: Annotated[
-        bool, typer.Option(help="Score the backbone without a prompt, too (column none).")
+        bool, typer.Option(help="Also score the backbone without a prompt (column none).")
     ] = True,
     seed: Annotated[int, typer.Option(help="Random seed of the untrained prompt.")] = 0,
     max_tokens: MaxTokensOption = None,
@@ -237,7 +237,7 @@ def warm_start(
         bool,
         typer.Option(
             "--copy-moments",
-            help="Copy Adam's moments, too, as the authors' script does; needs run folders.",
+            help="Also copy Adam's moments, as the authors' script does; requires run folders.",
         ),
     ] = False,
     tolerance: Annotated[
@@ -265,7 +265,7 @@ def warm_start(
     data: DataOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Tune a task from a random start and from source prompts, and compare the training needed.
+    """Tune on a task from source prompts and from a random start, and compare convergence.
 
     Writes OUT/warm_start.json with both speed-ups, curves.csv and warm_start.svg.
 
@@ -291,10 +291,11 @@ def sweep(
     ],
     out: StudyOutOption,
     shard: Annotated[
-        str | None, typer.Option(help="Share i/n of the work, for job arrays on one folder.")
+        str | None, typer.Option(help="Shard i/n of the runs, for job arrays that share OUT.")
     ] = None,
     on: Annotated[
-        str | None, typer.Option(help="Where to train: ray, a Ray cluster (extra cluster).")
+        str | None,
+        typer.Option(help="Where to train: ray, for a Ray cluster (requires jpt[cluster])."),
     ] = None,
     address: Annotated[
         str | None,
@@ -302,23 +303,24 @@ def sweep(
     ] = None,
     needs: Annotated[
         str | None,
-        typer.Option(help="Resources of a Ray node per group of runs, for instance GPU:1,CPU:4."),
+        typer.Option(help="Ray resources per group of runs, for instance GPU:1,CPU:4."),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Number of settings to try, with [search] (extra search).")
+        int | None, typer.Option(help="Number of trials of [search] (requires jpt[search]).")
     ] = None,
     mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Tune a prompt for every combination in a file and write a table of scores.
+    """Tune a prompt for every combination of options in a file and write a table of scores.
 
     The file has [fixed] (constant values), [grid] (every combination of lists and ranges), [[zip]]
-    (lists that vary together) and [run] (slots: runs trained at once; memory_gb). Names are those
-    of the options of jpt tune: backbone, task, data, steps, seed, learning_rate, ... [search] has
-    ranges without a count: every trial takes values from them and runs the rest of the file.
+    (lists that vary together) and [run] (slots: number of runs trained at once; memory_gb). Keys
+    are the options of jpt tune: backbone, task, data, steps, seed, learning_rate, ... [search] has
+    ranges without a count: each trial samples a value from every range and trains the combinations
+    of the rest of the file with it.
 
-    On a Ray cluster paths must be the same on every node. Set slots in [run]: the default depends
-    on this machine.
+    On a Ray cluster, paths must be the same on every node. Set slots in [run], because its default
+    depends on the machine that starts the sweep.
 
     Example: jpt sweep grid.toml --out sweeps/rates
     """
@@ -356,16 +358,16 @@ def recommend(
         ),
     ] = None,
     probe_steps: Annotated[
-        int, typer.Option(help="Optimizer steps of the probe, a prompt tuned briefly.")
+        int, typer.Option(help="Optimizer steps of the probe, a briefly tuned prompt.")
     ] = 60,
     learning_rate: LearningRateOption = None,
     known: Annotated[
         Path | None,
-        typer.Option(help="transfer.csv of the same prompts, to evaluate the rankings on."),
+        typer.Option(help="transfer.csv of the same prompts, for evaluating the rankings."),
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(help="Ranking that decides: zero_shot, neuron_overlap, cosine_average, ..."),
+        typer.Option(help="Ranking to select by: zero_shot, neuron_overlap, cosine_average, ..."),
     ] = None,
     layers: TopLayersOption = None,
     backbone: CardBackboneOption = None,
@@ -417,7 +419,7 @@ def neurons(
         str, typer.Option(help="Token positions: answer, text (mean over its tokens), or 0,-1.")
     ] = "answer",
     max_tokens: MaxTokensOption = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the choice of rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling rows.")] = 0,
     backbone: CardBackboneOption = None,
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
@@ -442,6 +444,15 @@ def neurons(
     print_result({"out": str(out), **record}, f"{text}{shares}\nwritten: {out}", json)
 
 
+MaskedTasksOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Tasks to score T1,T2,..., with --prompts; default: all.",
+        autocompletion=complete_tasks,
+    ),
+]
+
+
 @with_processes
 def mask(
     out: StudyOutOption,
@@ -449,31 +460,27 @@ def mask(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Scored task, with --prompt; defaults to the prompt's own.",
+            help="Task to score, with --prompt; defaults to the task in the card.",
             autocompletion=complete_task,
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Folder of prompts instead; each on its own task.")
+        Path | None, typer.Option(help="Folder of prompts; each is scored on its own task.")
     ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="Scored tasks T1,T2,..., with --prompts; default all.",
-            autocompletion=complete_tasks,
-        ),
-    ] = None,
-    ratio: Annotated[float, typer.Option(help="Share of neurons to mask.")] = 0.2,
+    tasks: MaskedTasksOption = None,
+    ratio: Annotated[float, typer.Option(help="Fraction of neurons to mask.")] = 0.2,
     layers: Annotated[
-        str | None, typer.Option(help="First and last layer, from 0, as 9-11; default all.")
+        str | None, typer.Option(help="Layer range, from 0, such as 9-11; default: all layers.")
     ] = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="Mask it per layer.")] = False,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Mask this fraction of each layer.")
+    ] = False,
     kinds: Annotated[
         str | None, typer.Option(help="Kinds of masks: in_task,random,other,common,specific.")
     ] = None,
     random_draws: Annotated[int, typer.Option(help="Number of random masks.")] = 3,
     neurons: Annotated[
-        Path | None, typer.Option(help="Output file of 'jpt neurons' to select neurons by.")
+        Path | None, typer.Option(help="Output file of 'jpt neurons' for selecting neurons.")
     ] = None,
     stack: StackOption = None,
     split: TestSplitOption = "test",
@@ -485,11 +492,11 @@ def mask(
     dtype: DtypeOption = "float32",
     mesh: MeshOption = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the task's rows; with --prompts one per task.")
+        Path | None, typer.Option(help="Folder of rows; with --prompts, a folder of rows per task.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Score prompts with selected neurons masked: do they need the neurons they activate?
+    """Score prompts with the neurons that they activate masked, or with other neurons masked.
 
     Example: jpt mask --prompts study/prompts --ratio 0.2 --out study
     """
@@ -532,14 +539,14 @@ def indicators(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Only these targets and the prompts for them: T1,T2,...; default all.",
+            help="Target tasks T1,T2,..., whose prompts are compared; default: all.",
             autocompletion=complete_tasks,
         ),
     ] = None,
     layers: TopLayersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compute similarities of prompts and neurons and correlate them with measured transfer.
+    """Compute similarity indicators for pairs of prompts and correlate them with transfer scores.
 
     Example: jpt indicators --prompts study/prompts --neurons study/neurons.npz
     --transfer study/transfer.csv --out study
@@ -553,7 +560,10 @@ def indicators(
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Output folder of jpt transfer and others.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Study folder: output folder of jpt transfer and other commands."
+        ),
     ],
     json: JsonOption = False,
 ) -> None:
@@ -575,11 +585,12 @@ def report(
 def import_reference(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of NAME.npy files or of NAME/task_prompt, or one file."),
+        typer.Argument(help="Folder of NAME.npy or NAME/task_prompt files, or one file."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for NAME.safetensors files.")],
     backbone: Annotated[
-        str | None, typer.Option(help="Hub id; defaults to the one in the folder's name.")
+        str | None,
+        typer.Option(help="Hub id of the backbone; defaults to the one in the folder name."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
