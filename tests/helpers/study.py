@@ -81,9 +81,7 @@ def write_indicators(folder: Path, names: tuple[str, ...] = TASKS) -> None:
     write_table(folder / "indicators.csv", ("prompt_a", "prompt_b", *INDICATORS), rows)
 
 
-def write_correlations(
-    folder: Path, overlap: float | None = 0.6, embedding: float | None = 0.2, scatter: float = 0.05
-) -> None:
+def write_correlations(folder: Path, overlap=0.6, embedding=0.2, scatter=0.05) -> None:
     """Mean rho of ON and of the embedding indicators; targets scatter around it."""
 
     def record(mean: float | None) -> dict[str, object]:
@@ -117,9 +115,8 @@ def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -
     """Choices with the mean regret of ON and of the embedding indicators."""
     best = {"mnli": "qnli", "imdb": "sst2", "qnli": "mnli", "sst2": "imdb"}
     spread = dict(zip(TASKS, (-0.004, 0.004, -0.002, 0.002), strict=True))
-    targets = {
-        t: {"best": [best[t]], "best_score": 0.8, "mean_score": 0.7, "sources": 3} for t in TASKS
-    }
+    scores = {"best_score": 0.8, "mean_score": 0.7, "sources": 3}
+    targets = {t: {"best": [best[t]], **scores} for t in TASKS}
     chosen, rankings = {}, {}
     for name in (*INDICATORS, "same_type"):
         regret = overlap if "overlap" in name else embedding
@@ -142,9 +139,7 @@ def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -
     write_json(folder / "choice.json", record)
 
 
-def write_masks(
-    folder: Path, in_task: float = 0.6, random: float = 0.9, scatter: float = 0.02
-) -> None:
+def write_masks(folder: Path, in_task=0.6, random=0.9, scatter=0.02) -> None:
     """Mean relative scores under in-task and random masks; tasks scatter around them."""
     steps = dict(zip(TASKS, (-1, -0.5, 0.5, 1), strict=True))
 

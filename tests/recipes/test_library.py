@@ -150,9 +150,8 @@ def test_other_prompts_of_the_repository_are_kept(hub, folder, tmp_path, outside
         prompt = Path(tmp_path / "check.safetensors")
         prompt.write_bytes(files[entry["file"]])
         norms = np.linalg.norm(jpt.load_prompt(prompt).values.astype(np.float64), axis=1)
-        assert entry["norm"] == pytest.approx(
-            {"mean": norms.mean(), "min": norms.min(), "max": norms.max()}, abs=1e-12
-        )
+        wanted = {"mean": norms.mean(), "min": norms.min(), "max": norms.max()}
+        assert entry["norm"] == pytest.approx(wanted, abs=1e-12)
         assert entry["card"]["score"] == 0.75 and entry["name"] == name
     page = files["README.md"].decode()
     rows = [line for line in page.splitlines() if line.startswith("| ")]
@@ -235,41 +234,26 @@ def test_concurrent_commits_are_refused(hub: FakeHub, folder: Path) -> None:
 
 def test_files_ignored_by_the_hub_are_reported(hub: FakeHub, folder: Path) -> None:
     hub.ignored = {"mood.safetensors"}
-    with pytest.raises(
-        jpt.InputError, match=r"lacks mood.safetensors: check the repository's .gitignore"
-    ):
-        jpt.push_prompts(folder, REPO)
+    refused(jpt.push_prompts, folder, REPO, match="lacks mood.safetensors: check .* .gitignore")
 
 
-def break_folder(folder: Path, how: str) -> None:
-    if how == "cut":
-        whole = (folder / "mood.safetensors").read_bytes()
-        (folder / "cut.safetensors").write_bytes(whole[:-40])
-    elif how == "unscored":
-        write(folder / "unscored.safetensors", score=None)
-    elif how == "unfinished":
-        (folder / "news" / "seed-3").mkdir()
-    elif how == "capitals":
-        write(folder / "Mood.safetensors")
-    elif how == "letters":
-        write(folder / "a:b.safetensors")
-    else:
-        write(folder / "news.safetensors")
+def cut(folder: Path) -> None:
+    (folder / "cut.safetensors").write_bytes((folder / "mood.safetensors").read_bytes()[:-40])
 
 
 BROKEN = [
-    ("cut", "1 of 5 prompts in"),
-    ("unscored", "its card lacks score"),
-    ("unfinished", "an unfinished run"),
-    ("capitals", "two prompts of one name, Mood and mood"),
-    ("letters", "the prompt name 'a:b' is not a valid file name"),
-    ("seeds", "two prompts named news"),
+    (cut, "1 of 5 prompts in"),
+    (lambda path: write(path / "unscored.safetensors", score=None), "its card lacks score"),
+    (lambda path: (path / "news" / "seed-3").mkdir(), "an unfinished run"),
+    (lambda path: write(path / "Mood.safetensors"), "two prompts of one name, Mood and mood"),
+    (lambda path: write(path / "a:b.safetensors"), "name 'a:b' is not a valid file name"),
+    (lambda path: write(path / "news.safetensors"), "two prompts named news"),
 ]
 
 
-@pytest.mark.parametrize(("how", "message"), BROKEN)
-def test_broken_folders_are_refused_before_anything_is_sent(hub, folder, prompts_run, how, message):
-    break_folder(folder, how)
+@pytest.mark.parametrize(("damage", "message"), BROKEN)
+def test_broken_folders_are_refused_at_once(hub, folder, prompts_run, damage, message):
+    damage(folder)
     code, out, err = prompts_run("push", folder, REPO)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
     assert hub.asked == []
@@ -278,8 +262,7 @@ def test_broken_folders_are_refused_before_anything_is_sent(hub, folder, prompts
 def test_names_that_clash_with_the_repository_s(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     jpt.push_prompts(folder, REPO)
     write(tmp_path / "mine" / "news.safetensors")
-    with pytest.raises(jpt.InputError, match="two prompts of one name, news/seed-0 and news"):
-        jpt.push_prompts(tmp_path / "mine", REPO)
+    refused(jpt.push_prompts, tmp_path / "mine", REPO, match="one name, news/seed-0 and news")
     assert len(commits(hub)) == 1
 
 
@@ -303,16 +286,8 @@ WRONG = [
     (("pull", "a/b/c", "--out", "OUT"), {}, "'a/b/c' is not the name of a hub repository"),
     (("pull", "me/full", "--out", "OUT", "--only", "moood"), {}, "did you mean mood?"),
     (("pull", "me/full", "--out", "OUT", "--only", ","), {}, "only is empty"),
-    (
-        ("pull", REPO, "--out", "OUT"),
-        {"HF_ENDPOINT": "http://127.0.0.1:9"},
-        "does not answer as a hub",
-    ),
-    (
-        ("pull", REPO, "--out", "OUT"),
-        {"HF_ENDPOINT": "nonsense"},
-        "check the network, and HF_ENDPOINT",
-    ),
+    (("pull", REPO, "--out", "OUT"), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "answer as a hub"),
+    (("pull", REPO, "--out", "OUT"), {"HF_ENDPOINT": "nonsense"}, "the network, and HF_ENDPOINT"),
 ]
 
 
@@ -348,7 +323,7 @@ def test_seeds_are_listed_like_other_prompts(folder: Path, prompts_run: Callable
     assert code == 2 and "broken: " in out and "1 of 4 prompts" in err and "news/seed-0" in err
 
 
-def test_names_cannot_break_the_page() -> None:
+def test_page_and_index_take_no_invalid_entries() -> None:
     card = PromptCard("/home/me/models/big", "tasks/a|b\n# <b>`", score=0.5, metric="f1")
     entry = LibraryPrompt("x|y `z` <i>", "0", card, 4, 8, (1.0, 1.0, 1.0))
     page = recipe.write_readme("me/prompts", [entry]).decode()
@@ -356,9 +331,6 @@ def test_names_cannot_break_the_page() -> None:
     assert row.count("|") == 6 and not set("<`") & set(row) and "| big | a&#124;b # &lt;b>" in row
     assert "/home/me" not in page and "base_model" not in page and page.count("\n# ") == 1
     assert [line for line in page.splitlines() if line.count("```")] == ["```", "```"]
-
-
-def test_invalid_index_entries_are_skipped() -> None:
     entry = LibraryPrompt("a", "0", PromptCard("bert", "sst2"), 4, 8, (1.0, 1.0, 1.0))
     right = json.loads(recipe.write_index([entry]))["prompts"][0]
     wrong = [{**right, key: None} for key in ("norm", "card", "rows")]
@@ -395,7 +367,6 @@ def noise(rows: int = LENGTH, seed: int = 0) -> np.ndarray:
 
 
 def by_loops(row: np.ndarray, table: np.ndarray) -> dict[str, list[str]]:
-    """Return all text tokens, the nearest first."""
     tokens = [token for token in VOCABULARY if token not in SPECIAL_TOKENS]
     words = {token: table[VOCABULARY.index(token)].astype(np.float64) for token in tokens}
     row = row.astype(np.float64)
@@ -472,7 +443,7 @@ def test_unknown_starts_are_reported(backbone: Backbone, changes: dict, note: st
     assert found.record["rows"][0]["drift"] is None
 
 
-def test_imported_prompts_have_a_row_0(backbone: Backbone) -> None:
+def test_text_of_imported_and_long_prompts(backbone: Backbone) -> None:
     changed = card(backbone, source="the authors", first_position=1)
     prompt = Prompt(noise(), changed, noise(1, seed=4) * 50)
     found = show_prompt(prompt, backbone=backbone)
@@ -484,6 +455,10 @@ def test_imported_prompts_have_a_row_0(backbone: Backbone) -> None:
     # The mean excludes the unused row.
     assert f"prompt token norm: mean {np.linalg.norm(prompt.values, axis=1).mean():.3g} (" in text
     assert f"{LENGTH} rows" in text
+    wide = Prompt(noise(120) * 1e7, card(backbone, init="text:" + "very " * 40))
+    text = recipe.describe_reading(show_prompt(wide, backbone=backbone, top=9))
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(recipe.visible("\u200b\n" * 40, 12)) == 12
 
 
 @pytest.mark.parametrize("model_type", ["t5", "gpt2"])
@@ -493,13 +468,6 @@ def test_other_layouts(tmp_path: Path, model_type: str) -> None:
     start = initial_rows(model, "random", 1, LENGTH)
     found = show_prompt(Prompt(start, changed), backbone=model)
     assert found.drift.max() == 0
-
-
-def test_text_fits_80_columns(backbone: Backbone) -> None:
-    wide = Prompt(noise(120) * 1e7, card(backbone, init="text:" + "very " * 40))
-    text = recipe.describe_reading(show_prompt(wide, backbone=backbone, top=9))
-    assert max(map(len, text.splitlines())) <= 80
-    assert len(recipe.visible("\u200b\n" * 40, 12)) == 12
 
 
 @pytest.fixture
@@ -512,9 +480,8 @@ def prompts_folder(tmp_path: Path, backbone: Backbone) -> Path:
 
 
 def test_show_and_list_in_the_shell(prompts_run, prompts_folder: Path) -> None:
-    code, out, err = prompts_run(
-        "show", prompts_folder / "good.safetensors", "--top", "2", "--json"
-    )
+    file = prompts_folder / "good.safetensors"
+    code, out, err = prompts_run("show", file, "--top", "2", "--json")
     record = json.loads(out)
     assert code == 0 and len(record["rows"]) == LENGTH and "nearest by cosine" in err
     assert len(record["rows"][0]["nearest_by_product"]) == 2

@@ -106,10 +106,14 @@ def test_types_with_a_mean_that_one_task_dominates() -> None:
     assert "only on 1 of 3 tasks" in found.text and "untrained" not in found.text
 
 
-def test_no_finding_without_types_or_pairs() -> None:
+def test_findings_without_types_or_pairs(tmp_path: Path) -> None:
     unknown = [TransferPair("x", "y", 0.5, None)]
     assert type_finding(unknown, {}) is None and source_finding(unknown) is None
     assert type_finding([], {}) is None
+    assert standard_error([0.5]) == np.inf
+    assert standard_error([1.0, 3.0]) == pytest.approx(1.0)
+    samples.write_types(tmp_path)
+    assert list(_found(tmp_path)) == ["overlap"]
 
 
 @pytest.mark.parametrize(
@@ -143,16 +147,6 @@ def test_correlation(tmp_path, overlap, embedding, scatter, verdict: str, text: 
     assert found.verdict == verdict and text in found.text
 
 
-def test_standard_error() -> None:
-    assert standard_error([0.5]) == np.inf
-    assert standard_error([1.0, 3.0]) == pytest.approx(1.0)
-
-
-def test_types_without_a_matrix(tmp_path: Path) -> None:
-    samples.write_types(tmp_path)
-    assert list(_found(tmp_path)) == ["overlap"]
-
-
 @pytest.mark.parametrize(
     ("overlap", "embedding", "verdict", "text"),
     [
@@ -167,10 +161,10 @@ def test_choices(tmp_path, overlap: float, embedding: float, verdict: str, text:
     assert found.verdict == verdict and text in found.text
     assert f"a mean regret of {100 * overlap:.1f} point" in found.text
     assert "(random source: 10.0 points): better than random" in found.text
-    assert f"(E_concat) has {100 * embedding:.1f} point" in found.text
+    assert f"(E_concat) has a regret of {100 * embedding:.1f} point" in found.text
 
 
-def test_choices_without_a_significant_difference(tmp_path: Path) -> None:
+def test_choices_without_significance_or_neurons(tmp_path: Path) -> None:
     write_choices(tmp_path, 0.02, 0.03)
     for record in _edit_choices(tmp_path):
         for index, chosen in enumerate(record["chosen"]["neuron_overlap"].values()):
@@ -180,9 +174,6 @@ def test_choices_without_a_significant_difference(tmp_path: Path) -> None:
     assert found.verdict == "unclear" and "here, but not significantly" in found.text
     ci = "95% CI of the gain: [-1.0, +10.0] points"
     assert f"not significantly better than random ({ci})" in found.text
-
-
-def test_choices_without_neurons(tmp_path: Path) -> None:
     write_choices(tmp_path)
     for record in _edit_choices(tmp_path):
         del record["rankings"]["neuron_overlap"]
@@ -194,8 +185,8 @@ def test_choices_without_neurons(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("in_task", "random", "scatter", "verdict", "text"),
     [
-        (0.6, 0.9, 0.02, "agrees", "matter more than others (95% CI of the difference: [+"),
-        (0.9, 0.6, 0.02, "contradicts", "matter less than others"),
+        (0.6, 0.9, 0.02, "agrees", "matter more than random ones (95% CI of the difference: [+"),
+        (0.9, 0.6, 0.02, "contradicts", "matter less than random ones"),
         (0.75, 0.8, 0.5, "unclear", "the difference is not significant"),
     ],
 )

@@ -30,10 +30,7 @@ FRAME = """<!doctype html>
     answer.textContent = message.data;
     document.body.append(answer);
 }});</script>"""
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")]
 
 
 def ask(page: str, question: str, folder: Path, size=WIDE, scheme=LIGHT) -> Any:
