@@ -145,9 +145,9 @@ def learn(
     per_row: Annotated[
         bool, typer.Option(help="Weights per prompt token instead of per prompt.")
     ] = False,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
+    steps: Annotated[int, typer.Option(help="Number of optimizer steps.")] = 100,
     learning_rate: Annotated[
-        float, typer.Option(help="Learning rate of the weights' logits.")
+        float, typer.Option(help="Learning rate of the mixture logits.")
     ] = 0.1,
     batch_size: BatchSizeOption = None,
     max_tokens: MaxTokensOption = None,
@@ -160,7 +160,7 @@ def learn(
     data: DataOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Learn weights for an average of frozen prompts on a task.
+    """Learn the weights of a weighted average of frozen prompts on a task.
 
     Example: jpt mix learn --prompts study/prompts --task builtin/imdb --out runs/imdb-mixture
     """
@@ -243,14 +243,15 @@ def train(
     target_backbone: BackboneOption,
     out: RunOutOption,
     objective: Annotated[
-        str, typer.Option(help="task (loss on the tasks) or distance (to the in-task prompts).")
+        str, typer.Option(help="Objective: task (task loss) or distance (to the in-task prompts).")
     ] = "task",
     tasks: TasksOption = None,
     targets: TargetsOption = None,
     bottleneck: Annotated[int, typer.Option(help="Width between the two linear maps.")] = 768,
     activation: Annotated[str, typer.Option(help="Activation: leaky_relu or tanh.")] = "leaky_relu",
     layer_norm: Annotated[
-        bool | None, typer.Option(help="Layer norm on prompt tokens; default unless --per-token.")
+        bool | None,
+        typer.Option(help="Layer norm on prompt tokens; on by default unless --per-token."),
     ] = None,
     rescale: Annotated[
         bool, typer.Option(help="Rescale to the mean norm of the target's word embeddings.")
@@ -260,7 +261,7 @@ def train(
     ] = False,
     length: TargetLengthOption = None,
     steps: StepsOption = None,
-    batch_size: Annotated[int, typer.Option(help="Rows per step; tasks for distance.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows per step (distance: tasks per step).")] = 16,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -359,11 +360,11 @@ def evaluate(
     ] = None,
     anchors: AnchorsOption = 512,
     length: TargetLengthOption = None,
-    random: Annotated[bool, typer.Option(help="Score an untrained random prompt, too.")] = True,
+    random: Annotated[bool, typer.Option(help="Also score an untrained random prompt.")] = True,
     warm_start: Annotated[
         str | None, typer.Option(help="Method to tune from, compared with a random start.")
     ] = None,
-    warm_steps: Annotated[int, typer.Option(help="Optimizer steps of these two runs.")] = 50,
+    warm_steps: Annotated[int, typer.Option(help="Optimizer steps of the --warm-start runs.")] = 50,
     split: SplitOption = "test",
     seed: Annotated[
         int, typer.Option(help="Random seed (random prompt, 'untrained', tuning).")

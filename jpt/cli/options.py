@@ -50,7 +50,7 @@ def complete_tasks(incomplete: str) -> list[str]:
 BackboneOption = Annotated[
     str,
     typer.Option(
-        help="Built-in name (see 'jpt backbones'), folder of weights, or hub id.",
+        help="Built-in name (see 'jpt backbones'), model folder, or hub id.",
         autocompletion=complete_backbone,
     ),
 ]
@@ -63,7 +63,7 @@ CardBackboneOption = Annotated[
 TaskOption = Annotated[
     str,
     typer.Option(
-        help="Task name (see 'jpt tasks'), or folder with a task.toml or named like a task.",
+        help="Task name (see 'jpt tasks'), or folder with a task.toml or named after a task.",
         autocompletion=complete_task,
     ),
 ]
@@ -79,17 +79,17 @@ DataOption = Annotated[
     typer.Option(help="Folder with train, validation, test rows: .jsonl, .csv, .parquet."),
 ]
 TasksDataOption = Annotated[
-    Path | None, typer.Option(help="Folder with one folder of rows per catalog task.")
+    Path | None, typer.Option(help="Folder with a folder of rows for each catalog task.")
 ]
-SplitOption = Annotated[str, typer.Option(help="Scored split: train, validation or test.")]
+SplitOption = Annotated[str, typer.Option(help="Split to score: train, validation or test.")]
 TestSplitOption = Annotated[
-    str, typer.Option(help="Scored split; validation for tasks that lack it.")
+    str, typer.Option(help="Split to score; validation for tasks without it.")
 ]
 PromptOption = Annotated[Path, typer.Option(help="Prompt file or run folder.")]
 PromptArgument = Annotated[Path, typer.Argument(help="Prompt file or run folder.")]
 SeedPromptsOption = Annotated[
     Path,
-    typer.Option(help="Folder of NAME.safetensors, run folders NAME/, or seeds NAME/seed-S/."),
+    typer.Option(help="Folder of prompts: NAME.safetensors, runs NAME/, or seeds NAME/seed-S/."),
 ]
 
 # --- Training
@@ -100,7 +100,7 @@ InitOption = Annotated[
     str,
     typer.Option(help="Prompt initialisation: random, vocab, labels, text:WORDS or prompt:FILE."),
 ]
-StepsOption = Annotated[int | None, typer.Option(help="Optimizer steps.")]
+StepsOption = Annotated[int | None, typer.Option(help="Number of optimizer steps.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Rows per step.")]
 TokensPerBatchOption = Annotated[
     int | None, typer.Option(help="Token budget per batch, in place of --batch-size.")
@@ -118,20 +118,22 @@ AnswerTokensOption = Annotated[
     typer.Option(help="Maximum generated answer length in tokens; defaults to the task's."),
 ]
 GroupByLengthOption = Annotated[
-    bool | None, typer.Option(help="Batches of rows of similar length, to reduce padding.")
+    bool | None, typer.Option(help="Group rows of similar length in batches, to reduce padding.")
 ]
-EvalEveryOption = Annotated[int | None, typer.Option(help="Steps between validations.")]
+EvalEveryOption = Annotated[
+    int | None, typer.Option(help="Steps between evaluations on validation.")
+]
 CheckpointEveryOption = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 CheckpointMinutesOption = Annotated[
-    float | None, typer.Option(help="Also checkpoint every so many minutes.")
+    float | None, typer.Option(help="Maximum minutes between checkpoints.")
 ]
 DropoutOption = Annotated[
     str, typer.Option(help="Dropout: off, or paper (the model's rates, inside its layers).")
 ]
 ObjectiveOption = Annotated[
-    str | None, typer.Option(help="Classes of the cross-entropy: labels or vocabulary.")
+    str | None, typer.Option(help="Classes of the cross-entropy loss: labels or vocabulary.")
 ]
-LogOption = Annotated[str | None, typer.Option(help="Additional log sinks: tensorboard,wandb.")]
+LogOption = Annotated[str | None, typer.Option(help="Additional loggers: tensorboard,wandb.")]
 
 # --- Models and scoring
 
@@ -139,8 +141,8 @@ LabelScoringOption = Annotated[
     str,
     typer.Option(help="T5 and decoders: phrase (all tokens of a label word) or first_token."),
 ]
-EvalBatchSizeOption = Annotated[int, typer.Option(help="Maximum number of rows scored at once.")]
-DtypeOption = Annotated[str, typer.Option(help="Weights and products: float32 or bfloat16.")]
+EvalBatchSizeOption = Annotated[int, typer.Option(help="Maximum evaluation batch size.")]
+DtypeOption = Annotated[str, typer.Option(help="Weight and matmul dtype: float32 or bfloat16.")]
 RematOption = Annotated[
     str,
     typer.Option(help="Rematerialisation in the backward pass: dots, full (least memory), none."),
@@ -148,11 +150,13 @@ RematOption = Annotated[
 StackOption = Annotated[str | None, typer.Option(help="T5 stack: decoder (default) or encoder.")]
 TopLayersOption = Annotated[
     str | None,
-    typer.Option(help="Layers of neuron_overlap, from 0, as 9-11; defaults to the top three."),
+    typer.Option(help="Layer range of neuron_overlap, from 0, such as 9-11; default: top three."),
 ]
 MeshOption = Annotated[
     str | None,
-    typer.Option(help="Devices per mesh axis: prompt:2,data:4,model:1; default all on data."),
+    typer.Option(
+        help="Devices per mesh axis, such as prompt:2,data:4,model:1; default: all on data."
+    ),
 ]
 
 # --- Output
@@ -212,11 +216,13 @@ _PROCESSES = {
     ],
     "processes": Annotated[
         int | None,
-        typer.Option(envvar="JPT_PROCESSES", help="Number of processes, with HOST:PORT."),
+        typer.Option(envvar="JPT_PROCESSES", help="Number of processes; requires HOST:PORT."),
     ],
     "process": Annotated[
         int | None,
-        typer.Option(envvar="JPT_PROCESS", help="Index of this process from 0, with HOST:PORT."),
+        typer.Option(
+            envvar="JPT_PROCESS", help="Index of this process, from 0; requires HOST:PORT."
+        ),
     ],
 }
 

@@ -294,9 +294,9 @@ class _Faults:
             groups.setdefault((reason, tuple(targets)), []).append(indicator)
         lines = []
         for (reason, targets), names in groups.items():
-            which = "any indicator" if len(names) == n_indicators else shorten(names)
+            which = "all indicators" if len(names) == n_indicators else shorten(names)
             lines.append(
-                f"{shorten(targets)} ({self._part}): no correlation with {which}: {reason}"
+                f"{shorten(targets)} ({self._part}): correlation with {which} undefined: {reason}"
             )
         for name, count in self._undefined.items():
             lines.append(f"{name} ({self._part}): undefined for {count} pairs, left out")
@@ -338,10 +338,10 @@ def choice_lines(record: Mapping[str, Any]) -> list[str]:
         " on which it"
     )
     below = (
-        "is the best, and mean regret in points (100 x score); at random"
+        "is the best (hit), and mean regret in points (100 x score); at random"
         f" {100 * whole['chance_hits']:.0f} % and {100 * whole['chance_regret']:.1f}"
     )
-    lines = [f"  {'':{width}}  best  cost{_level():>15}     gain over random{_level():>15}"]
+    lines = [f"  {'':{width}}  hit regret{_level():>15}     gain over random{_level():>15}"]
     for name in names:
         of = record["rankings"][name]
         cost = _range(of["regret_interval"], 100, sign="")
@@ -363,7 +363,8 @@ def _lead_lines(found: OverlapLead | None) -> list[str]:
     low, high = over.interval
     verdict = "higher" if low > 0 else "lower" if high < 0 else "difference not significant"
     return [
-        f"  neuron_overlap minus {found.best}, the best of the paper's others, without in-task:"
+        f"  neuron_overlap minus {found.best}, the paper's best embedding indicator, without"
+        " in-task:"
         f" {over.mean:+.2f}, {_range(over.interval)}: {verdict}"
     ]
 
@@ -491,7 +492,7 @@ def _missing(prompts: Prompts, no_neurons: bool, out: str | Path | None) -> tupl
     if no_neurons:
         folder = prompts if isinstance(prompts, (str, Path)) else "DIR"
         notes.append(
-            "neuron overlap left out, no activations given; make them with jpt neurons --prompts"
+            "no neuron overlap without activations; create them with jpt neurons --prompts"
             f" {folder} --out FILE and pass --neurons FILE"
         )
     if out is not None and (Path(out) / CORRELATION).exists():

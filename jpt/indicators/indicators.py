@@ -253,19 +253,19 @@ OF_ROWS: dict[str, Indicator] = {
         lambda pairs: _near(pairs.distances.mean((1, 3))),
     ),
     "cosine_concat": Indicator(
-        "C_concat", "cosine of the flattened prompts", RowPairs.whole_cosines
+        "C_concat", "cosine similarity of the flattened prompts", RowPairs.whole_cosines
     ),
     "cosine_average": Indicator(
-        "C_average", "mean cosine of all pairs of tokens", RowPairs.mean_cosines
+        "C_average", "mean cosine similarity of all pairs of tokens", RowPairs.mean_cosines
     ),
     "euclidean_rows": Indicator(
         "E_rows",
-        "mean Euclidean similarity of tokens at equal positions",
+        "mean Euclidean similarity of tokens at the same position",
         lambda pairs: _near(np.sqrt(pairs.apart).mean(-1)),
     ),
     "cosine_rows": Indicator(
         "C_rows",
-        "mean cosine of tokens at equal positions",
+        "mean cosine similarity of tokens at the same position",
         lambda pairs: pairs.row_cosines().mean(-1),
     ),
 }
@@ -277,18 +277,18 @@ PAPER = ("euclidean_concat", "euclidean_average", "cosine_concat", "cosine_avera
 OF_NEURONS: dict[str, Indicator] = {
     "neuron_overlap": Indicator(
         "ON",
-        "cosine of the sets of activated neurons",
+        "cosine similarity of the binary activation patterns",
         lambda pairs: pairs.cosines(pairs.shared),
         windows=True,
     ),
     "neuron_jaccard": Indicator(
         "Jaccard",
-        "activated by both prompts, divided by activated by either",
+        "Jaccard index of the sets of activated neurons",
         NeuronPairs.jaccard,
     ),
     "activation_cosine": Indicator(
         "C_activations",
-        "cosine of the activations",
+        "cosine similarity of the activations",
         lambda pairs: pairs.cosines(pairs.products),
         undefined="all activations are 0",
     ),

@@ -357,8 +357,8 @@ def prompt_map(
             *group.T, s=46, color=color, marker=shape, linewidths=0, label=plain(kind), zorder=2
         )
     _name_points(axes, points, names, (width, height))
-    axes.set_xlabel(f"first direction{axis_label}", color=MUTED, fontsize=FONT, parse_math=False)
-    axes.set_ylabel("second direction, same scale", color=MUTED, fontsize=FONT)
+    axes.set_xlabel(f"MDS dimension 1{axis_label}", color=MUTED, fontsize=FONT, parse_math=False)
+    axes.set_ylabel("MDS dimension 2, same scale", color=MUTED, fontsize=FONT)
     axes.locator_params(nbins=5)
     axes.legend(
         loc="lower left",

@@ -282,7 +282,7 @@ def _judge_overlap(overlap: CorrelationRecord, rival: CorrelationRecord) -> tupl
     if overlap.mean_over_targets <= 0:
         if interval is not None and interval[1] < 0:
             return "ON does not predict transfer, contrary to the paper", CONTRADICTS
-        return "no evidence that ON predicts transfer, but few tasks to judge by", UNCLEAR
+        return "no evidence that ON predicts transfer, but too few tasks to rule it out", UNCLEAR
     text = f"difference {lead:+.2f}" + (f", 95% CI {_rho_ci(gap)}" if gap else "")
     if gap is not None and gap[0] > 0:
         if interval is not None and interval[0] > 0:
@@ -357,7 +357,7 @@ def choice_finding(study: Study) -> Finding | None:
     if not rivals:
         return Finding("choice", f"{text}.", _judge_gain(choices.means[OVERLAP].gain_interval))
     best = min(rivals, key=lambda rival: choices.means[rival].regret)
-    regret = f"({indicator_label(best)}) has {_points(choices.means[best].regret)}"
+    regret = f"({indicator_label(best)}) has a regret of {_points(choices.means[best].regret)}"
     end, verdict = _judge_choice(choices, best)
     return Finding("choice", f"{text}. The best embedding indicator {regret}: {end}.", verdict)
 
@@ -374,7 +374,7 @@ def _regret_text(choices: SelectionRecord, name: str) -> str:
 def _gain_text(choices: SelectionRecord, name: str) -> str:
     interval = choices.means[name].gain_interval
     if not np.isfinite(interval).all():
-        return "a single task does not show whether that beats a random source"
+        return "with a single task, the comparison with a random source is inconclusive"
     ci = f"95% CI of the gain: {_points_ci(interval)}"
     if interval[0] > 0:
         return f"better than random ({ci})"
@@ -434,11 +434,17 @@ def mask_finding(study: Study) -> Finding | None:
 def _judge_masks(gaps: list[float]) -> tuple[str, str]:
     interval = mean_interval(gaps)
     if interval is None:
-        return "a single task does not show whether a prompt's neurons matter more", UNCLEAR
+        return "with a single task, the comparison is inconclusive", UNCLEAR
     ci = f"95% CI of the difference: {_points_ci(interval)}"
     if interval[0] > 0:
-        return f"a prompt's neurons matter more than others ({ci}), as in the paper", AGREES
+        return (
+            f"the in-task prompt's neurons matter more than random ones ({ci}), as in the paper",
+            AGREES,
+        )
     if interval[1] < 0:
-        text = f"a prompt's neurons matter less than others ({ci}), contrary to the paper"
-        return text, CONTRADICTS
+        return (
+            f"the in-task prompt's neurons matter less than random ones ({ci}), contrary to the"
+            " paper",
+            CONTRADICTS,
+        )
     return f"the difference is not significant ({ci})", UNCLEAR

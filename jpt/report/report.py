@@ -282,10 +282,11 @@ def choice_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -
     items = [finding_item(each) for each in found if each.topic == "choice"]
     lead = element(
         "p",
-        "Leave-one-out evaluation: for each task the prompt that an indicator ranks as most similar"
-        " to the in-task prompt is selected, and its score is compared with that of the best"
-        " source. Regret is the difference in points (1 point = 1% of the full score), averaged"
-        " over tasks. Sources tied for first place are averaged.",
+        "Leave-one-out evaluation: for each task, the source prompt that an indicator ranks as most"
+        " similar to the in-task prompt is selected, and its score is compared with that of the"
+        " best source. Hit rate: fraction of tasks for which the best source is selected. Regret:"
+        " score of the best source minus that of the selected one, in points (1 point = 1% of the"
+        " full score), averaged over tasks. Sources that tie for first place are averaged.",
     )
     names = shown_rankings(study.choices.means)
     return section(
@@ -366,8 +367,8 @@ def _selection_means(choices: SelectionRecord, names: Sequence[str]) -> Markup:
     ]
     cells = [percent(chance.chance_hits), points(chance.chance_regret), UNKNOWN, UNKNOWN]
     rows.append(["random", str(chance.targets), *cells])
-    head = ["ranking", "n tasks", "finds the best", "regret", "gain over random", "95% CI"]
-    caption = "Top-ranked source of each ranking; regret and gain in points"
+    head = ["ranking", "n tasks", "hit rate", "regret", "gain over random", "95% CI"]
+    caption = "Source selection by each ranking; regret and gain in points"
     return table(head, rows, caption, source=_CHOICE_FILES)
 
 
@@ -381,7 +382,7 @@ def _by_target(choices: SelectionRecord, names: Sequence[str], ordering: Orderin
         best = f"{', '.join(of.best)} ({points(of.best_score)})"
         rows.append([target, best, *cells, f"−{points(of.best_score - of.mean_score)}"])
     head = ["task", "best source (score)", *map(ranking_label, names), "random"]
-    caption = "Source that each ranking selects, and its regret in points"
+    caption = "Source selected by each ranking, and its regret in points"
     content = table(head, rows, caption, numbers_from=99, source=_CHOICE_FILES)
     return details("Selected source by task", content)
 
@@ -409,7 +410,7 @@ def _row0(choices: SelectionRecord) -> Markup | None:
         + [points(choices.means[name].regret) for name in (plain, with_row0)]
         for plain, with_row0 in pairs
     ]
-    over = [("", 1), ("finds the best", 2), ("regret, points", 2)]
+    over = [("", 1), ("hit rate", 2), ("regret, points", 2)]
     head = ["ranking", *["without row 0", "with row 0"] * 2]
     caption = "Row 0 of these prompts is trained but never read by their model"
     content = table(head, rows, caption, over=over, source=_CHOICE_FILES)
@@ -419,10 +420,11 @@ def _row0(choices: SelectionRecord) -> Markup | None:
 def _selection_notes(choices: SelectionRecord) -> list[str]:
     tasks = max(of.targets for of in choices.means.values())
     lines = [
-        "Same type: all sources of the target's task type, tied; needs no prompt and no label."
+        "Same type: all sources with the target's task type tie for first place; this ranking needs"
+        " neither an in-task prompt nor labels."
     ]
     if tasks < 20:
-        lines.append(f" With {counted(tasks, 'task')}, a single task changes these means a lot.")
+        lines.append(f" With {counted(tasks, 'task')}, these means depend heavily on single tasks.")
     return lines
 
 
@@ -572,7 +574,7 @@ def _interval_note(found: CorrelationRecords) -> Markup:
         (of.n_targets for of in (found.excluding_in_task or found.including_in_task).values()),
         default=0,
     )
-    few = " With so few tasks they are approximate."
+    few = " With so few tasks, the CIs are approximate."
     return element(
         "p",
         f"95% CIs of the means: percentile bootstrap over {counted(count, 'task')}, widened for few"
@@ -625,7 +627,7 @@ def _scatter_figures(study: Study, ordering: Ordering) -> Markup | None:
     first = [panels[name] for name in panels if name in (OVERLAP, *EMBEDDING)]
     more = [panels[name] for name in panels if name not in (OVERLAP, *EMBEDDING)]
     caption = (
-        "Each point is a pair of a task and another task's prompt: similarity of that prompt and"
+        "Each point is a pair of a task and another task's prompt: similarity of that prompt to"
         " the in-task prompt (x), and zero-shot score relative to the in-task prompt (y). rho: rank"
         " correlation, mean over tasks; in-task pairs are excluded."
     )
@@ -721,9 +723,9 @@ def overlap_section(study: Study, ordering: Ordering) -> Markup:
     parts: list[Markup | None] = [
         element(
             "p",
-            "A prompt without any text activates some neurons of the feed-forward layers (value"
-            " above 0). ON is the cosine similarity of two binary activation patterns: 1 for"
-            " identical patterns, 0 for no neuron in common.",
+            "Each prompt is fed to the model without any text; a feed-forward neuron is activated"
+            " if its value is above 0. ON is the cosine similarity of two binary activation"
+            " patterns: 1 for identical patterns, 0 for no neuron in common.",
         )
     ]
     if study.neurons is None:
@@ -851,8 +853,8 @@ def _plane(study: Study, ordering: Ordering, name: str) -> Markup | None:
     plot = prompt_map(points, names, types, (NO_TYPE,), f" (distance: 1 − {indicator})")
     label = f"Map of {counted(len(names), 'prompt')} by 1 − {indicator}; values in the table above."
     caption = (
-        f"Classical multidimensional scaling of 1 − {indicator}; the axes have no meaning of their"
-        f" own. The plane explains {percent(share)} of the squared distances"
+        f"Classical multidimensional scaling of 1 − {indicator}; the axes are arbitrary."
+        f" The plane explains {percent(share)} of the squared distances"
         + ("." if share > 0.7 else ", so neighbors are not necessarily similar.")
     )
     return figure(to_svg(plot, "prompt-map", label), label, caption, _INDICATORS_FILES)
@@ -864,12 +866,12 @@ _MASK_HEADS = {
     "in_task": "in-task",
     "random": "random",
     "other": "other tasks'",
-    "common": "common to all",
+    "common": "common",
     "specific": "task-specific",
 }
 _MASK_MEANINGS = {
     "in_task": "most active under the in-task prompt",
-    "random": "as many per layer, at random",
+    "random": "the same number of random neurons in each layer",
     "other": "most active under the prompts of other tasks",
     "common": "activated by the most prompts",
     "specific": "activated by the in-task prompt and by the fewest others",
@@ -1001,13 +1003,13 @@ def methods_text(study: Study) -> list[str]:
     """Describe how each part that the study has was computed."""
     texts = {
         _TRAINING_METHOD: study.prompts,
-        "Zero-shot transfer: a prompt is used on another task without further training. A relative"
-        " score is the score divided by that of the in-task prompt.": study.transfer,
+        "Zero-shot transfer: a prompt is used on another task without further training. The"
+        " relative score is the score divided by that of the in-task prompt.": study.transfer,
         "A neuron is a unit of a feed-forward layer; its activation is read after the non-linearity"
-        " with only the prompt as input, and it is active above 0. ON is the cosine similarity of"
-        " two binary activation patterns; E is 1 / (1 + Euclidean distance) and C the cosine"
-        " similarity of two prompts, flattened (concat) or averaged over all pairs of prompt"
-        " tokens (average).": study.similarities,
+        " with only the prompt as input, and it is activated if its value is above 0. ON is the"
+        " cosine similarity of two binary activation patterns; E is 1 / (1 + Euclidean distance)"
+        " and C the cosine similarity of two prompts, flattened (concat) or averaged over all pairs"
+        " of prompt tokens (average).": study.similarities,
         "Correlations are Spearman's rho over the sources of each task, averaged over tasks; CIs"
         " are percentile bootstraps over tasks, widened for few tasks.": study.correlations,
         "Source selection is evaluated by leaving one task out at a time and comparing the source"
@@ -1025,7 +1027,9 @@ def methods_list(texts: Iterable[str]) -> Markup | None:
     items = [element("li", text) for text in texts]
     if not items:
         return None
-    paper = "After Su et al., On Transferability of Prompt Tuning for Natural Language Processing,"
+    paper = (
+        "Following Su et al., On Transferability of Prompt Tuning for Natural Language Processing,"
+    )
     items.append(element("li", paper, " NAACL 2022 (arXiv 2111.06719)."))
     return element("ul", *items, class_="notes")
 
@@ -1300,7 +1304,7 @@ def training_section(study: Study, ordering: Ordering) -> Markup:
         parts.append(element("div", *panels, class_="panels"))
         if len(logged) > _MAX_PANELS:
             rest = counted(len(logged) - _MAX_PANELS, "run")
-            parts.append(element("p", f"{rest} more without a figure here.", class_="meta"))
+            parts.append(element("p", f"{rest} more, not plotted.", class_="meta"))
     else:
         parts.append(element("p", "No learning curves: the runs have no metrics.jsonl."))
     return section("training", title, *parts, _prompt_table(records, ordering))
@@ -1323,7 +1327,7 @@ def provenance_section(study: Study, ordering: Ordering) -> Markup:
             ("backbone", record.backbone),
             ("scored rows", _row_counts(study)),
             ("untrained prompt", random or None),
-            ("time for the matrix", duration(record.elapsed_s)),
+            ("time to compute the matrix", duration(record.elapsed_s)),
             ("command", element("code", record.command) if record.command else None),
         ]
     if study.neurons is not None:
@@ -1456,7 +1460,7 @@ def _prompt_table(records: Sequence[PromptRecord], ordering: Ordering) -> Markup
         ]
         for record in records
     ]
-    head = ["prompt", "task", "type", "metric", "score", "majority", "best step / all", "time"]
+    head = ["prompt", "task", "type", "metric", "score", "majority", "best step / steps", "time"]
     caption = "Prompts; scores on validation"
     return table(head, rows, caption, numbers_from=4, source=["prompts/"])
 
@@ -1470,7 +1474,7 @@ def _row_counts(study: Study) -> str | None:
     assert study.record is not None
     rows = [target.rows for target in study.record.targets.values() if target.rows is not None]
     split = f" of {study.record.split}" if study.record.split else ""
-    return f"{sum(rows):,}{split} for each prompt, over {counted(len(rows), 'task')}"
+    return f"{sum(rows):,}{split} per prompt, over {counted(len(rows), 'task')}"
 
 
 def _row_table(study: Study, ordering: Ordering) -> Markup | None:
@@ -1837,7 +1841,8 @@ def _strip_figure(study: Study, ordering: Ordering) -> Markup | None:
     )
     label = f"Relative scores of all pairs, by type. Means: {means}."
     caption = (
-        f"Each point is a pair of task and prompt, without in-task pairs; lines: means ({means})."
+        "Each point is a pair of task and prompt; in-task pairs are excluded. Lines: means"
+        f" ({means})."
     )
     plot = strips(groups, "score relative to in-task prompt", "type of the source task")
     files = [study.relative_file or "transfer.csv"]
@@ -1859,7 +1864,9 @@ def _type_tables(types: TaskTypeRecord, order: Sequence[str]) -> list[Markup]:
             for target in order
             if target in types.by_type
         ]
-        caption = "Mean relative score by target type (rows) and source type, without in-task pairs"
+        caption = (
+            "Mean relative score by target type (rows) and source type, excluding in-task pairs"
+        )
         parts.append(table(["target", *sources], rows, caption, source=["types.json"]))
     if types.similarity:
         seeds = any(np.isfinite(means.seeds) for means in types.similarity.values())
@@ -1919,15 +1926,15 @@ def _warm_start_findings(record: Fields) -> list[str]:
         speeds = [compared.fields(kind).number("mean") for kind in _SPEEDS]
         gain = compared.fields("gain")
         ci = _warm_start_bounds(gain, 100)
-        text = f"{points(gain.number('mean'), sign=True)} points {record.text('metric')}"
-        text += "" if ci == UNKNOWN else f" (95% CI {ci})"
-        text += f" from a warm start with {name}, which"
+        metric, change = record.text("metric"), points(gain.number("mean"), sign=True)
+        text = f"Compared with random initialization, a warm start from {name} changes the final"
+        text += f" {metric} by {change} points" + ("" if ci == UNKNOWN else f" (95% CI {ci})")
         if math.isfinite(speeds[0]):
-            text += f" converges in {_times(speeds[0])} of random initialization and"
+            text += f", converges in {_times(speeds[0])},"
         if math.isfinite(speeds[1]):
-            text += f" reaches the best score of random initialization in {_times(speeds[1])}"
+            text += f" and reaches the best score of random initialization in {_times(speeds[1])}"
         else:
-            text += " never reaches the best score of random initialization"
+            text += " and never reaches the best score of random initialization"
         found.append(f"{text}.")
     return found
 

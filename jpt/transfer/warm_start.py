@@ -38,18 +38,19 @@ CONFIDENCE = 0.95
 _ROUNDING = 1e-9  # 0.71 - 0.01 is a little more than 0.70 in binary
 
 DEFINITIONS = {
-    "best": "highest plain (not smoothed) validation score of a run, step 0 included; "
-    "its step is the first one that has it",
-    "convergence": "first scored step whose validation score is within the tolerance of the "
-    "run's best",
-    "convergence_speed_up": "convergence step of the vanilla run / that of the warm run; a run "
-    "that learns nothing converges at once, so compare the best values too",
-    "comparable_speed_up": "step of the vanilla run's best / first scored step at which the warm "
-    "run reaches that value; none if it never does",
-    "step_0": "a value reached at step 0 counts as reached at the first scored step of training",
-    "gain": "final metric of the warm run's kept prompt minus that of the vanilla run's",
-    "over_seeds": "speed-ups: geometric mean and t interval of the logarithms; gains: mean and t "
-    "interval; runs are paired by seed, seeds without a value are left out and counted",
+    "best": "highest validation score of a run, without smoothing and including step 0; the best "
+    "step is the first step with this score",
+    "convergence": "first evaluated step whose validation score is within the tolerance of the "
+    "run's best score",
+    "convergence_speed_up": "convergence step of the vanilla run divided by that of the warm run; "
+    "a run that learns nothing counts as converged at step 0, so compare the best scores as well",
+    "comparable_speed_up": "best step of the vanilla run divided by the first evaluated step at "
+    "which the warm run reaches the vanilla run's best score; undefined if it never does",
+    "step_0": "a score reached at step 0 counts as reached at the first evaluated step after it",
+    "gain": "final score of the warm run's selected checkpoint minus that of the vanilla run's",
+    "over_seeds": "speed-ups: geometric mean, with a t interval computed from the logarithms; "
+    "gains: mean, with a t interval; runs are paired by seed; seeds without a value are excluded "
+    "and counted",
 }
 
 

@@ -200,7 +200,7 @@ def test_constant_scores_are_undefined() -> None:
     assert found.per_target["mrpc"] is None and found.n_targets == 5
     defined = [value for value in found.per_target.values() if value is not None]
     assert found.mean_over_targets == pytest.approx(np.mean(defined))
-    reason = "no correlation with any indicator: all sources have the same score"
+    reason = "correlation with all indicators undefined: all sources have the same score"
     for part in ("including", "excluding"):
         assert f"mrpc ({part} in-task prompts): {reason}" in result.notes
 
@@ -212,7 +212,7 @@ def test_a_constant_indicator_is_undefined() -> None:
     assert (found.mean_over_targets, found.pooled_relative, found.pooled_raw) == (None,) * 3
     assert found.n_targets == 0 and set(found.per_target.values()) == {None}
     where = f"{', '.join(NAMES)}, all pairs (excluding in-task prompts)"
-    reason = "no correlation with neuron_overlap: the same value for all sources"
+    reason = "correlation with neuron_overlap undefined: the same value for all sources"
     assert f"{where}: {reason}" in result.notes
     assert result.excluding_in_task["cosine_concat"].n_targets == 6
 
@@ -222,7 +222,9 @@ def test_few_sources_are_undefined() -> None:
     assert result.including_in_task["cosine_concat"].n_targets == 3
     assert result.excluding_in_task["cosine_concat"].mean_over_targets is None
     assert result.excluding_in_task["cosine_concat"].pooled_raw is not None
-    assert any(note.endswith("any indicator: fewer than 3 sources") for note in result.notes)
+    assert any(
+        note.endswith("all indicators undefined: fewer than 3 sources") for note in result.notes
+    )
 
 
 def test_undefined_overlap_leaves_pairs_out() -> None:
