@@ -18,6 +18,7 @@ from jpt.indicators.indicators import Indicators, read_indicators
 from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import write_activations, write_transfer
 from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
+from tests.helpers.errors import refused
 
 GENERATOR = np.random.default_rng(0)
 NAMES = ("imdb", "mnli", "mrpc", "qqp", "snli", "sst2")
@@ -61,10 +62,8 @@ def test_scipy_agrees(part: str) -> None:
 
 def test_spearman_of_two_rows() -> None:
     rising = np.arange(5.0)
-    assert spearman(rising, np.exp(rising)) == 1
-    assert spearman(rising, -rising) == -1
-    assert spearman(rising, np.ones(5)) is None
-    assert spearman(np.zeros(5), rising) is None
+    assert spearman(rising, np.exp(rising)) == 1 and spearman(rising, -rising) == -1
+    assert spearman(rising, np.ones(5)) is None and spearman(np.zeros(5), rising) is None
     assert spearman(rising[:2], rising[:2]) is None
 
 
@@ -77,8 +76,7 @@ def test_order_of_targets_and_prompts_does_not_matter() -> None:
     matrix = moved(GENERATOR.permutation(6).tolist(), GENERATOR.permutation(6).tolist())
     one, other = (correlate(FOUND, each).excluding_in_task for each in (MATRIX, matrix))
     for name, found in one.items():
-        pooled = other[name].pooled_relative
-        assert found.pooled_relative == pytest.approx(pooled, abs=1e-14)
+        assert found.pooled_relative == pytest.approx(other[name].pooled_relative, abs=1e-14)
         assert found.per_target == pytest.approx(other[name].per_target, abs=1e-14)
 
 
@@ -114,8 +112,7 @@ def test_tasks_restrict_targets_and_sources() -> None:
     assert all(getattr(found, part) == getattr(expected, part) for part in PARTS)
     with pytest.raises(InputError, match="unknown target 'imbd'; did you mean imdb"):
         correlate(FOUND, MATRIX, tasks=["imbd"])
-    with pytest.raises(InputError, match="tasks: expected at least one"):
-        correlate(FOUND, MATRIX, tasks=[])
+    refused(correlate, FOUND, MATRIX, tasks=[], match="tasks: expected at least one")
 
 
 def test_catalog_names_select_targets_of_the_authors() -> None:
@@ -152,8 +149,7 @@ def test_target_without_in_task_prompt() -> None:
     assert list(result.including_in_task["cosine_concat"].per_target) == list(NAMES[:5])
     assert "sst2 has no in-task prompt: relative performance is not defined" in result.notes
     strangers = TransferMatrix(("squad",), NAMES, SCORES[:1], ("accuracy",))
-    with pytest.raises(InputError, match=r"got none for the 1 targets \(squad\)"):
-        correlate(FOUND, strangers)
+    refused(correlate, FOUND, strangers, match=r"got none for the 1 targets \(squad\)")
 
 
 def test_missing_cells_are_left_out() -> None:
@@ -262,8 +258,7 @@ def folder(tmp_path: Path) -> Path:
         save_prompt(tmp_path / "prompts" / f"{name}.safetensors", Prompt(values, card))
     neurons = generator.normal(size=(4, 5, 40)).astype(np.float32)
     write_activations(tmp_path / "neurons.npz", Activations(TASKS[::-1], neurons))
-    scores = generator.random((4, 5))
-    matrix = TransferMatrix(TASKS, (*TASKS, "random"), scores, ("accuracy",) * 4)
+    matrix = TransferMatrix(TASKS, (*TASKS, "random"), generator.random((4, 5)), ("accuracy",) * 4)
     write_transfer(tmp_path / "transfer.csv", matrix)
     return tmp_path
 
@@ -327,8 +322,7 @@ def test_python_api_needs_no_files(folder: Path) -> None:
     ],
 )
 def test_invalid_input_writes_nothing(folder: Path, options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        run(folder, **options)
+    refused(run, folder, match=message, **options)
     assert not (folder / "out").exists()
 
 

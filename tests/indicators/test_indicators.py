@@ -30,6 +30,7 @@ from jpt.neurons.probe import align_kernels, row_kernels
 from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import write_activations
 from jpt.types import Activations, Prompt, PromptCard
+from tests.helpers.errors import refused
 
 GENERATOR = np.random.default_rng(0)
 TASKS = {"c": "builtin/imdb", "a": "sst2", "b": "mnli"}
@@ -61,8 +62,7 @@ def assert_same(found: Indicators, expected: Indicators) -> None:
 
 def test_names_are_sorted_and_cards_come_along() -> None:
     found = compute_indicators(PROMPTS, NEURONS)
-    assert found.names == ("a", "b", "c")
-    assert found.cards["c"].task == "builtin/imdb"
+    assert found.names == ("a", "b", "c") and found.cards["c"].task == "builtin/imdb"
     overlap = ("", "_layers_0_2", "_layers_1_3", "_all")
     assert list(found.columns) == [
         *(*OF_ROWS, *(f"neuron_overlap{end}" for end in overlap)),
@@ -78,8 +78,7 @@ def test_unknown_names() -> None:
     found = compute_indicators(PROMPTS)
     with pytest.raises(InputError, match="unknown indicator 'cosine'; did you mean cosine_"):
         found["cosine"]
-    with pytest.raises(InputError, match="unknown prompt 'd'"):
-        found.value("cosine_concat", "a", "d")
+    refused(found.value, "cosine_concat", "a", "d", match="unknown prompt 'd'")
 
 
 def test_a_single_prompt() -> None:
@@ -124,8 +123,7 @@ def test_a_text_probe(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_activations(changes: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        compute_indicators(PROMPTS, dataclasses.replace(RATES, **changes))
+    refused(compute_indicators, PROMPTS, dataclasses.replace(RATES, **changes), match=message)
 
 
 def test_a_new_indicator_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,8 +133,7 @@ def test_a_new_indicator_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path:
     a, b = (WITH_ROW0[name].values[0].astype(np.float64) for name in "ab")
     expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     assert found.value("cosine_first", "a", "b") == pytest.approx(expected, abs=1e-12)
-    assert found.value("cosine_first", "c", "c") == 1
-    assert "cosine_first_with_row0" in found.columns
+    assert found.value("cosine_first", "c", "c") == 1 and "cosine_first_with_row0" in found.columns
     assert_same(read_indicators(tmp_path / "indicators.csv"), found)
     assert indicator_label("cosine_first") == "C_first"
 
@@ -159,8 +156,7 @@ def test_row_0_has_separate_columns() -> None:
 def test_row_0_of_some_prompts_only() -> None:
     found = compute_indicators({**WITH_ROW0, "d": prompt("snli")})
     assert list(found.columns) == list(OF_ROWS)
-    note = "1 of 4 prompts have no unused row 0: indicators with it left out"
-    assert found.notes == (note,)
+    assert found.notes == ("1 of 4 prompts have no unused row 0: indicators with it left out",)
 
 
 def test_folder_and_file(tmp_path: Path) -> None:
@@ -181,8 +177,7 @@ def test_write_and_read(tmp_path: Path) -> None:
     assert lines[0].startswith("prompt_a,prompt_b,euclidean_concat,euclidean_average,cosine_")
     assert len(lines) == 1 + 9
     assert_same(read_indicators(file), found)
-    assert read_indicators(file).cards == {}
-    assert read_indicators(file, PROMPTS).cards == found.cards
+    assert read_indicators(file).cards == {} and read_indicators(file, PROMPTS).cards == found.cards
 
 
 def test_other_columns_are_ignored(tmp_path: Path) -> None:
@@ -208,8 +203,7 @@ HEAD = "prompt_a,prompt_b,cosine_concat\n"
 )
 def test_broken_tables(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_indicators(tmp_path / "a.csv")
+    refused(read_indicators, tmp_path / "a.csv", match=message)
 
 
 def test_table_of_other_prompts(tmp_path: Path) -> None:
@@ -231,8 +225,7 @@ def test_incompatible_prompts(tmp_path: Path) -> None:
         ({}, "expected at least 1 prompt, got 0"),
         (tmp_path, "holds no prompts"),
     ):
-        with pytest.raises(InputError, match=message):
-            compute_indicators(given)
+        refused(compute_indicators, given, match=message)
 
 
 @pytest.mark.parametrize("part", ["values", "unused_row"])
@@ -240,8 +233,7 @@ def test_non_finite_prompts(part: str) -> None:
     broken = getattr(WITH_ROW0["b"], part).copy()
     broken[0, 0] = np.nan
     prompts = {**WITH_ROW0, "b": dataclasses.replace(WITH_ROW0["b"], **{part: broken})}
-    with pytest.raises(InputError, match=r"prompt b: NaN or infinity \(1 of 3 prompts\)"):
-        compute_indicators(prompts)
+    refused(compute_indicators, prompts, match=r"prompt b: NaN or infinity \(1 of 3 prompts\)")
 
 
 @pytest.mark.parametrize(
@@ -255,13 +247,11 @@ def test_non_finite_prompts(part: str) -> None:
 )
 def test_activations_of_other_prompts(names: str, message: str) -> None:
     values = np.concatenate([NEURONS.values] * 2)[: len(names)]
-    with pytest.raises(InputError, match=message):
-        compute_indicators(PROMPTS, Activations(tuple(names), values))
+    refused(compute_indicators, PROMPTS, Activations(tuple(names), values), match=message)
 
 
 def test_layers_need_activations() -> None:
-    with pytest.raises(InputError, match="layers: needs activations, got 1-3"):
-        compute_indicators(PROMPTS, layers="1-3")
+    refused(compute_indicators, PROMPTS, layers="1-3", match="layers: needs activations, got 1-3")
     with pytest.raises(InputError, match="layers: .* within 0 to 3, got 3-5"):
         compute_indicators(PROMPTS, NEURONS, layers="3-5")
 
@@ -331,14 +321,12 @@ def test_zero_is_not_activated_and_no_activation_is_undefined() -> None:
 
 
 def test_layers() -> None:
-    assert parse_layers("4", 5) == (4, 4)
-    assert parse_layers(None, 12) == (9, 11)
+    assert parse_layers("4", 5) == (4, 4) and parse_layers(None, 12) == (9, 11)
 
 
 @pytest.mark.parametrize(("layers", "shown"), [("9-12", "9-12"), ("12", "12-12"), ("5-3", "5-3")])
 def test_layers_out_of_range(layers: str, shown: str) -> None:
-    with pytest.raises(InputError, match=f"first <= last within 0 to 11, got {shown}; .* 12 la"):
-        parse_layers(layers, 12)
+    refused(parse_layers, layers, 12, match=f"first <= last within 0 to 11, got {shown}; .* 12 la")
 
 
 @pytest.mark.parametrize("layers", ["-1", "top", "1-2-3", "", "²", (-3, -1), (1.5, 2)])
@@ -346,8 +334,7 @@ def test_layers_that_cannot_be_parsed(layers: str | tuple[int, int]) -> None:
     said = re.escape(
         f"layers: expected first and last layer, got {layers!r}; give for instance 9-11"
     )
-    with pytest.raises(InputError, match=said):
-        parse_layers(layers, 12)
+    refused(parse_layers, layers, 12, match=said)
 
 
 # --- Embedding similarity
@@ -379,8 +366,7 @@ def assert_equal(bank: Float32[np.ndarray, "K P D"], rtol: float = 1e-12) -> Non
     for i, a in enumerate(bank):
         for j, b in enumerate(bank):
             for name, value in similarity_by_loops(a, b).items():
-                approx = pytest.approx(value, rel=rtol, abs=1e-13)
-                assert found[name][i, j] == approx, (name, i, j)
+                assert found[name][i, j] == pytest.approx(value, rel=rtol, abs=1e-13), (name, i, j)
 
 
 @pytest.mark.parametrize("block_rows", [1, 12, 800])

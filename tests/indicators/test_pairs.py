@@ -23,6 +23,7 @@ from jpt.report.report import notes, write_report
 from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
+from tests.helpers.errors import refused
 from tests.helpers.study import ORDERED, SCORES, TASKS, Outline, write_study, write_transfer_record
 
 # --- Means over seeds
@@ -64,8 +65,7 @@ def matrix() -> TransferMatrix:
 def folder(prompts, matrix, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     for name, of in prompts.items():
-        runs = {None: of} if isinstance(of, Prompt) else of
-        for seed, prompt in runs.items():
+        for seed, prompt in ({None: of} if isinstance(of, Prompt) else of).items():
             file = folder / "prompts" / run_name(name, seed) / "prompt.safetensors"
             file.parent.mkdir(parents=True)
             jpt.save_prompt(file, prompt)
@@ -232,8 +232,7 @@ def test_tasks_restrict() -> None:
     assert without["cosine_concat"]["n_same"] == 1
     with pytest.raises(InputError, match="unknown task of the prompts 'sst'; did you mean sst2"):
         summarize_types(FOUND, tasks=["sst"])
-    with pytest.raises(InputError, match="unknown target 'snli'"):
-        summarize_types(FOUND, MATRIX, ["snli"])
+    refused(summarize_types, FOUND, MATRIX, ["snli"], match="unknown target 'snli'")
 
 
 def test_without_random_and_without_any_pair() -> None:
@@ -287,8 +286,7 @@ def test_the_report_shows_the_model_without_a_prompt(baselines_folder: Path) -> 
     assert column == {task: f"{value:.4f}" for task, value in zip(TASKS, NONE, strict=True)}
     head, *rows = tables["Score of each prompt relative to the in-task prompt"]
     assert head[-2:] == ["random", "no prompt"]
-    imdb = next(row for row in rows if row[0] == "imdb")
-    assert imdb[-1] == f"{0.48 / 0.9:.4f}"
+    assert next(row for row in rows if row[0] == "imdb")[-1] == f"{0.48 / 0.9:.4f}"
     assert read_study(baselines_folder).untouched == "none"
 
 

@@ -100,8 +100,7 @@ def test_similarity_by_type(case: Any, backbone: str) -> None:
     one = case(backbone)
     for theirs, means in one.expected["similarity_by_type"].items():
         if ours := one.ours(theirs):
-            found = one.types["similarity_by_type"][ours]
-            assert found == pytest.approx(means, abs=1e-6), theirs
+            assert one.types["similarity_by_type"][ours] == pytest.approx(means, abs=1e-6), theirs
 
 
 @pytest.mark.parametrize("backbone", BACKBONES[1:])
@@ -183,8 +182,7 @@ def test_backbones_without_stored_figures(case: Any, backbone: str, count: int) 
 
 def test_diverged_prompts_are_only_extreme(reference_folder: Path) -> None:
     folder = reference_folder / "reference/prompts/variants/roberta-base__projected_base_emotion"
-    found = compute_indicators(import_reference(folder))
-    for name, matrix in found.columns.items():
+    for name, matrix in compute_indicators(import_reference(folder)).columns.items():
         assert np.isfinite(matrix).all(), name
         np.testing.assert_array_equal(matrix, matrix.T)
 
@@ -205,8 +203,7 @@ def test_overlap_of_t5_xxl(reference_folder: Path, steps: Activations) -> None:
     figures = json.loads((reference_folder / "reference" / "expected.json").read_text())
     expected = figures["t5_xxl_on_qqp_vs_snli"]
     found, notes = neuron_similarities(steps)
-    assert notes == []
-    assert steps.names[:17] == tuple(f"qqp_{step}" for step in expected["steps"])
+    assert notes == [] and steps.names[:17] == tuple(f"qqp_{step}" for step in expected["steps"])
     pairs = range(17), range(17, 34)
     for ours, theirs in (
         ("neuron_overlap", "on_layers_21_23"),

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from jpt.errors import InputError
 from jpt.indicators.indicators import EMBEDDING_INDICATORS, Indicators, compute_indicators
 from jpt.indicators.source_selection import (
     SAME_TYPE,
@@ -29,6 +28,7 @@ from jpt.results.prompt_table import read_transfer
 from jpt.results.records import SourceChoice
 from jpt.results.statistics import mean_interval
 from jpt.types import PromptCard, TransferMatrix
+from tests.helpers.errors import refused
 
 # --- Leave one out
 
@@ -175,8 +175,7 @@ def test_matrices_without_choices() -> None:
         (few, None, "two other measured sources"),
         (matrix, ["qqp"], "unknown target 'qqp'"),
     ):
-        with pytest.raises(InputError, match=message):
-            leave_one_out(found, given, tasks=tasks)
+        refused(leave_one_out, found, given, tasks=tasks, match=message)
 
 
 @dataclass(frozen=True)
@@ -234,8 +233,7 @@ def test_released_prompts_equal_loops(released: Released) -> None:
 
 
 def test_mutual_information_equals_loops() -> None:
-    random = np.random.default_rng(2)
-    probs = random.dirichlet(np.ones(3), 50)
+    probs = np.random.default_rng(2).dirichlet(np.ones(3), 50)
     joint = probs / 50  # of text and answer
     terms = (joint[n, c] / (joint[:, c].sum() / 50) for n, c in np.ndindex(50, 3))
     expected = np.dot(joint.ravel(), np.log(list(terms)))
@@ -263,8 +261,7 @@ def test_record_of_released_prompts_equals_loops(released: Released) -> None:
             assert ranges["mean_score"] == pytest.approx(chance)
             assert ranges["sources"] == len(sources)
             chosen = record["chosen"][name][target]
-            assert chosen["sources"] == [guess]
-            assert chosen["score"] == pytest.approx(of[guess])
+            assert chosen["sources"] == [guess] and chosen["score"] == pytest.approx(of[guess])
             assert chosen["regret"] == pytest.approx(of[best] - of[guess], abs=1e-12)
             costs.append(of[best] - of[guess])
             gains.append(of[guess] - chance)
@@ -311,8 +308,7 @@ def test_without_choices_the_reason_is_a_note() -> None:
     record = judge_indicators(found, few)
     assert record["targets"] == record["rankings"] == record["chosen"] == {}
     assert "two other measured sources" in record["notes"][0]
-    with pytest.raises(InputError, match="unknown target"):
-        judge_indicators(found, matrix, ["qqp"])
+    refused(judge_indicators, found, matrix, ["qqp"], match="unknown target")
 
 
 @pytest.mark.parametrize(
@@ -326,5 +322,4 @@ def test_without_choices_the_reason_is_a_note() -> None:
 )
 def test_broken_files(tmp_path: Path, change: dict, said: str) -> None:
     write_json(tmp_path / "choice.json", change)
-    with pytest.raises(InputError, match=said):
-        read_selection_record(tmp_path / "choice.json", "jpt indicators")
+    refused(read_selection_record, tmp_path / "choice.json", "jpt indicators", match=said)

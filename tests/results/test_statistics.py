@@ -42,11 +42,9 @@ def test_normal_values_have_about_students_interval(count: int) -> None:
 @pytest.mark.parametrize("count", [6, 14])
 def test_coverage(count: int) -> None:
     # Without the widening, coverage at six tasks is about 86 %.
-    random = np.random.default_rng(2)
-    studies = random.normal(0.4, 0.3, (400, count))
+    studies = np.random.default_rng(2).normal(0.4, 0.3, (400, count))
     found = [mean_interval(values.tolist(), resamples=2000) for values in studies]
-    share = np.mean([low <= 0.4 <= high for low, high in found])
-    assert 0.91 <= share <= 0.985
+    assert 0.91 <= np.mean([low <= 0.4 <= high for low, high in found]) <= 0.985
 
 
 def test_bounds_are_within_the_values() -> None:
@@ -60,8 +58,7 @@ def test_bounds_are_within_the_values() -> None:
 
 
 def test_differences_are_paired_by_target() -> None:
-    names = [f"t{number}" for number in range(9)]
-    one = dict(zip(names, VALUES, strict=True))
+    one = dict(zip([f"t{number}" for number in range(9)], VALUES, strict=True))
     shifted = {name: value - 0.1 for name, value in one.items()}
     found = lead(one, {**shifted, "other": 1.0, "t0": None})
     assert found.n_targets == 8 and found.mean == pytest.approx(0.1)
@@ -91,6 +88,5 @@ def test_correlations_have_intervals_and_leads() -> None:
             assert leads.over[name].interval == mean_interval(gaps)
         record = result.record["overlap_lead"][part]
         assert record["over"][leads.best]["interval"] == list(leads.over[leads.best].interval)
-    single = {"cosine_average": similarities["cosine_average"]}
-    alone = correlate(Indicators(names, single), matrix)
+    alone = correlate(Indicators(names, {"cosine_average": similarities["cosine_average"]}), matrix)
     assert alone.record["overlap_lead"] == {}
