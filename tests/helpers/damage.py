@@ -1,7 +1,5 @@
 """Damaged files: readers must refuse them in one line, with little memory and time."""
 
-from __future__ import annotations
-
 import random
 import time
 import tracemalloc

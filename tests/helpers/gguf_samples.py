@@ -1,7 +1,5 @@
 """Small GGUF files, written with the gguf package."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows written to files of each format, and tasks that read them."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Run from the project's root: ``python tests/io/make_torch_fixtures.py``. The val
 fixed seed; ``expected.safetensors`` holds what each tensor must read as.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Compile cache: used by default, left to the user's settings, never an obstacle."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -62,9 +60,7 @@ def test_a_program_is_read_with_the_same_result(fresh: Path) -> None:
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_users_settings_are_kept(
-    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_users_settings_are_kept(fresh: Path, tmp_path, monkeypatch) -> None:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "in_task"))
     assert programs.use_compile_cache() == tmp_path / "in_task"
     jax.config.update("jax_compilation_cache_dir", None)
@@ -92,9 +88,7 @@ def test_broken_programs_are_compiled_again(fresh: Path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", ["file", "gone", "full"])
-def test_an_unusable_folder_is_ignored(
-    fresh: Path, obstacle: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unusable_folder_is_ignored(fresh: Path, obstacle: str, monkeypatch) -> None:
     if obstacle == "file":
         fresh.write_text("no folder")
         assert programs.use_compile_cache() is None

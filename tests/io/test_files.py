@@ -1,12 +1,11 @@
 """Atomic writes, JSON, tables, and damaged torch and safetensors files."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,9 +15,7 @@ from jpt.io.files import (
     atomic_file,
     make_folder,
     new_folder,
-    read_number,
     read_table,
-    write_bytes,
     write_json,
     write_table,
     write_text,
@@ -55,27 +52,19 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, error: type[BaseExc
 
 
 CAUSES = [
-    (errno.ENOSPC, "no space is left on the disk; free some"),
-    (errno.EDQUOT, "quota exceeded"),
-    (errno.EACCES, "no write permission"),
-    (errno.EROFS, "read-only"),
-    (errno.ENOENT, "accepts no new files"),
-    (errno.EIO, "Input/output error"),
+    *((errno.ENOSPC, "no space is left on the disk; free some"), (errno.EDQUOT, "quota exceeded")),
+    *((errno.EACCES, "no write permission"), (errno.EROFS, "read-only")),
+    *((errno.ENOENT, "accepts no new files"), (errno.EIO, "Input/output error")),
 ]
 
 
 @pytest.mark.parametrize("where", ["open", "fsync", "replace"])
 @pytest.mark.parametrize("number, message", CAUSES)
-def test_errors_of_the_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, message: str
-) -> None:
+def test_errors_of_the_system(tmp_path, monkeypatch, where: str, number: int, message: str) -> None:
     target = tmp_path / "a.json"
     write_json(target, {"old": 1})
 
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(files.os, where, refuse)
+    monkeypatch.setattr(files.os, where, Mock(side_effect=OSError(number, os.strerror(number))))
     with refusal(f"cannot write {target}: .*{message}"):
         write_json(target, {"new": 1})
     monkeypatch.undo()
@@ -90,25 +79,24 @@ def test_a_full_disk(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with refusal("cannot write .*a.bin: the file is larger than"):
-            write_bytes(target, b"x" * 100_000)
+            files.write_bytes(target, b"x" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path) == []
 
 
 def test_invalid_targets(tmp_path: Path) -> None:
-    with refusal("folder .*nowhere does not exist; create it"):
-        write_text(tmp_path / "nowhere" / "a.txt", "")
-    with refusal("it is a folder"):
-        write_text(tmp_path, "")
-    with refusal("not a regular file"):
-        write_text("/dev/null", "")
-    assert not Path("/dev/null").is_file()
     write_text(tmp_path / "file", "")
-    with refusal("a part of this path is a file"):
-        write_text(tmp_path / "file" / "a.txt", "")
-    with refusal("name is too long"):
-        write_text(tmp_path / ("x" * 300), "")
+    for path, message in (
+        (tmp_path / "nowhere" / "a.txt", "folder .*nowhere does not exist; create it"),
+        (tmp_path, "it is a folder"),
+        ("/dev/null", "not a regular file"),
+        (tmp_path / "file" / "a.txt", "a part of this path is a file"),
+        (tmp_path / ("x" * 300), "name is too long"),
+    ):
+        with refusal(message):
+            write_text(path, "")
+    assert not Path("/dev/null").is_file()
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -217,7 +205,7 @@ def test_broken_tables(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_empty_cells_and_broken_bytes(tmp_path: Path) -> None:
-    assert math.isnan(read_number("a.csv", 2, {"x": " "}, "x"))
+    assert math.isnan(files.read_number("a.csv", 2, {"x": " "}, "x"))
     (tmp_path / "transfer.csv").write_bytes(b"\xff\xfe\x00a")
     with refusal("not a CSV table"):
         read_transfer(tmp_path / "transfer.csv")

@@ -1,7 +1,5 @@
 """GGUF files: weights, config, rotary scaling, and errors for unsupported or damaged ones."""
 
-from __future__ import annotations
-
 import os
 import struct
 import sys
@@ -10,7 +8,6 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gguf
 import ml_dtypes
@@ -35,9 +32,7 @@ BLOCKS = Sample(width=256, heads=2, key_heads=1, head_width=128, neurons=256, la
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=["tied", "untied", "qwen2", "llama-biases"])
-def test_weights_have_the_names_and_the_order_of_hugging_face(
-    sample: Sample, tmp_path: Path
-) -> None:
+def test_weights_have_the_names_and_the_order_of_hugging_face(sample: Sample, tmp_path) -> None:
     file = open_gguf(sample.write(tmp_path / "a.gguf"))
     expected = sample.weights()
     assert file.source.shapes == {name: values.shape for name, values in expected.items()}
@@ -184,9 +179,7 @@ def llama3_factors(
     [(128, 8.0, 1.0, 4.0, 8192), (64, 32.0, 1.0, 4.0, 8192), (16, 8.0, 1.0, 4.0, 8192),
      (64, 4.0, 0.5, 16.0, 4096)],
 )  # fmt: skip
-def test_factors_of_llama3_become_its_rope_scaling(
-    width: int, factor: float, low: float, high: float, context: int, tmp_path: Path
-) -> None:
+def test_factors_of_llama3_become_its_rope_scaling(width, factor, low, high, context, tmp_path):
     factors = llama3_factors(500_000.0, width, factor, low, high, context)
     sample = Sample(head_width=width, tensors={"rope_freqs.weight": factors})
     config = open_gguf(sample.write(tmp_path / "a.gguf")).config
@@ -216,9 +209,7 @@ def test_factors_of_llama3_become_its_rope_scaling(
         ({"rope.scaling.factor": 0.0}, np.ones(4), None),
     ],
 )  # fmt: skip
-def test_other_rope_scaling(
-    fields: dict[str, Any], factors: np.ndarray | None, expected: Any, tmp_path: Path
-) -> None:
+def test_other_rope_scaling(fields, factors, expected, tmp_path) -> None:
     own = {f"llama.{key}": value for key, value in fields.items()}
     sample = Sample(fields=own, tensors={"rope_freqs.weight": factors})
     assert open_gguf(sample.write(tmp_path / "a.gguf")).config["rope_scaling"] == expected

@@ -1,7 +1,5 @@
 """Tokenizers of GGUF files: equal to the real ones; pre-tokenizers; invalid fields."""
 
-from __future__ import annotations
-
 import heapq
 import json
 import random

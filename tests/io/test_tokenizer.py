@@ -77,9 +77,7 @@ def test_nothing_is_added_and_special_tokens_are_found(toy_tokenizer: TextTokeni
     assert not toy_tokenizer.add_bos
 
 
-def test_special_tokens_may_have_other_names(
-    tmp_path: Path, write_tokenizer: Callable[..., Path]
-) -> None:
+def test_special_tokens_may_have_other_names(tmp_path, write_tokenizer: Callable[..., Path]):
     config = {"mask_token": {"content": "dull"}, "pad_token": "good"}
     ids = load_tokenizer(write_tokenizer(tmp_path, config)).ids
     assert (ids.mask, ids.pad, ids.cls) == (12, 10, 2)
@@ -98,9 +96,7 @@ def test_older_files_go_through_transformers(tmp_path: Path, toy_tokenizer: Text
     assert tokenizer.ids == toy_tokenizer.ids
 
 
-def test_a_folder_of_the_usual_kind_needs_no_transformers(
-    tmp_path: Path, write_tokenizer: Callable[..., Path]
-) -> None:
+def test_a_folder_of_the_usual_kind_needs_no_transformers(tmp_path, write_tokenizer) -> None:
     folder = write_tokenizer(tmp_path)
     code = (
         "import sys; from jpt.io.tokenizer import load_tokenizer; "
@@ -128,9 +124,7 @@ def test_folders_without_a_tokenizer(tmp_path: Path, files: dict[str, str], mess
 
 
 @pytest.mark.parametrize("content", ["{", "[1]"])
-def test_a_broken_config(
-    tmp_path: Path, write_tokenizer: Callable[..., Path], content: str
-) -> None:
+def test_a_broken_config(tmp_path, write_tokenizer: Callable[..., Path], content: str) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(content)
     with refusal("cannot read .*tokenizer_config.json"):

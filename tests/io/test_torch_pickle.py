@@ -1,7 +1,5 @@
 """Torch files: tensors as torch reads them, and refusal of broken and malicious ones."""
 
-from __future__ import annotations
-
 import collections
 import io
 import os
@@ -66,17 +64,12 @@ def test_forbidden_names_are_escaped_and_shortened() -> None:
     name = "\x1b[2Jos.system\n" + "x" * 1000
     with pytest.raises(ForbiddenName) as caught:
         read_pickle(io.BytesIO(_stack_global("os", name)), {})
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
-def _stack_global(module: str, name: str) -> bytes:
-    texts = [text.encode() for text in (module, name)]
-    return (
-        b"\x80\x04"
-        + b"".join(b"X" + len(text).to_bytes(4, "little") + text for text in texts)
-        + b"\x93."
-    )
+def _stack_global(*names: str) -> bytes:
+    texts = [struct.pack("<cI", b"X", len(name.encode())) + name.encode() for name in names]
+    return b"\x80\x04" + b"".join(texts) + b"\x93."
 
 
 BROKEN = {
@@ -136,8 +129,6 @@ def test_too_many_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Calls:
-    """Pickled as a call of a function."""
-
     def __init__(self, function: Callable, *arguments: object) -> None:
         self.call = (function, arguments)
 
@@ -146,10 +137,8 @@ class Calls:
 
 
 def malicious_pickles(marker: Path) -> dict[str, bytes]:
-    touch = f"touch {marker}"
-    code = f"open({str(marker)!r}, 'w').close()"
+    touch, code = f"touch {marker}", f"open({str(marker)!r}, 'w').close()"
     line = f"S'{touch}'\n".encode()
-    instance = b"\x80\x02(" + line + b"ios\nsystem\n."
     built = b"\x80\x02ccollections\nOrderedDict\n)R}X\x0a\x00\x00\x00__reduce__"
     return {
         "os.system": pickle.dumps(Calls(os.system, touch)),
@@ -158,7 +147,7 @@ def malicious_pickles(marker: Path) -> dict[str, bytes]:
         "builtins.exec": pickle.dumps({"weight": [Calls(exec, code)]}),
         "call within a call": pickle.dumps(Calls(list, [Calls(os.system, touch)]), 2),
         "name with dots": _stack_global("builtins", "eval.__call__")[:-1] + line + b"\x85R.",
-        "old instance": instance,
+        "old instance": b"\x80\x02(" + line + b"ios\nsystem\n.",
         "old object": b"\x80\x02(cos\nsystem\n" + line + b"o.",
         "new object": b"\x80\x02cos\nsystem\n" + line + b"\x85\x81.",
         "new object with names": b"\x80\x04cos\nsystem\n" + line + b"\x85}\x92.",
@@ -172,18 +161,13 @@ def malicious_pickles(marker: Path) -> dict[str, bytes]:
     }
 
 
-NAMES = list(malicious_pickles(Path("marker")))
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", malicious_pickles(Path("marker")))
 @pytest.mark.parametrize("form", ["zip", "stream", "bare"])
 def test_malicious_file_does_not_run(tmp_path: Path, name: str, form: str) -> None:
-    marker = tmp_path / "marker"
+    marker, path = tmp_path / "marker", tmp_path / "pytorch_model.bin"
     content = malicious_pickles(marker)[name]
-    path = tmp_path / "pytorch_model.bin"
     if form == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("archive/data.pkl", content)
+        write_zip(path, content, {})
     else:
         head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {})]
         path.write_bytes(content if form == "bare" else b"".join([*head, content]))
@@ -223,20 +207,17 @@ def expected() -> dict[str, np.ndarray]:
 
 
 def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
-    assert found.dtype == wanted.dtype
-    assert found.shape == wanted.shape
-    assert found.flags.c_contiguous
-    assert found.tobytes() == wanted.tobytes()
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+    assert found.flags.c_contiguous and found.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_type_of_tensor(form: str, expected: dict[str, np.ndarray]) -> None:
     tensors = read_torch_tensors(FIXTURES / f"state_{form}.bin")
-    names = [name for name in expected if "." not in name]
-    assert sorted(tensors) == sorted(names)
-    for name in names:
-        assert tensors[name].shape == expected[name].shape
-        assert_same(tensors[name].read(), expected[name])
+    assert set(tensors) == {name for name in expected if "." not in name}
+    for name, tensor in tensors.items():
+        assert tensor.shape == expected[name].shape
+        assert_same(tensor.read(), expected[name])
     assert tensors["bfloat16"].read().dtype == ml_dtypes.bfloat16
 
 
@@ -275,9 +256,7 @@ def test_protocol_4_and_nested_names(form: str, expected: dict[str, np.ndarray])
 # Files that torch does not write, or no longer.
 
 
-class Named:
-    """Pickled as the import of a name, or as a call of it."""
-
+class Named:  # pickled as the import of a name, or as a call of it
     def __init__(self, name: str, *arguments: object) -> None:
         self.module, _, self.name = name.rpartition(".")
         self.arguments = arguments
@@ -288,9 +267,7 @@ class Reference:
         self.parts = parts
 
 
-class NamePickler(pickle._Pickler):
-    """Python's extensible pickler, for names that do not exist."""
-
+class NamePickler(pickle._Pickler):  # Python's extensible one, for names that do not exist
     def persistent_id(self, value: object) -> object:
         return value.parts if isinstance(value, Reference) else None
 
@@ -313,9 +290,12 @@ def storage(key: str, count: object, kind: str = "torch.FloatStorage", view: obj
     return Reference("storage", Named(kind), key, "cpu", count, *view)
 
 
+REBUILD = "torch._utils._rebuild_tensor_v2"
+
+
 def tensor(source: object, first: object, shape: object, strides: object) -> Named:
     hooks = collections.OrderedDict()
-    return Named("torch._utils._rebuild_tensor_v2", source, first, shape, strides, False, hooks)
+    return Named(REBUILD, source, first, shape, strides, False, hooks)
 
 
 def write_zip(path: Path, content: bytes, storages: dict[str, bytes], **options: object) -> Path:
@@ -337,11 +317,11 @@ def write_stream(path: Path, content: bytes, storages: dict[str, tuple[int, byte
 VALUES = np.arange(6, dtype=np.float32)
 
 
-@pytest.mark.parametrize("kind", ["torch.FloatStorage", "torch.cuda.FloatStorage"])
-def test_storage_of_either_device(tmp_path: Path, kind: str) -> None:
-    content = dump({"a": tensor(storage("0", 6, kind), 1, (2, 2), (2, 1))})
-    path = write_zip(tmp_path / "a.bin", content, {"0": VALUES.tobytes()})
-    assert read_torch_object(path)["a"].tolist() == [[1, 2], [3, 4]]
+def test_storage_of_either_device(tmp_path: Path) -> None:
+    for kind in ("torch.FloatStorage", "torch.cuda.FloatStorage"):
+        content = dump({"a": tensor(storage("0", 6, kind), 1, (2, 2), (2, 1))})
+        path = write_zip(tmp_path / "a.bin", content, {"0": VALUES.tobytes()})
+        assert read_torch_object(path)["a"].tolist() == [[1, 2], [3, 4]]
 
 
 def test_view_of_a_storage_before_torch_1_6(tmp_path: Path) -> None:
@@ -385,13 +365,11 @@ WRONG_TENSORS = {
     "missing storage": tensor(storage("1", 6), 0, (2,), (1,)),
     "storage key is a number": tensor(storage(0, 6), 0, (2,), (1,)),
     "storage is a text": tensor("0", 0, (2,), (1,)),
-    "storage type is a function": tensor(
-        storage("0", 6, "torch._utils._rebuild_tensor_v2"), 0, (2,), (1,)
-    ),
+    "storage type is a function": tensor(storage("0", 6, REBUILD), 0, (2,), (1,)),
     "view beyond": tensor(storage("0", 6, view=(("1", 4, 3),)), 0, (2,), (1,)),
     "view is a number": tensor(storage("0", 6, view=(7,)), 0, (2,), (1,)),
     "reference to something else": tensor(Reference("module", "a"), 0, (2,), (1,)),
-    "too few arguments": Named("torch._utils._rebuild_tensor_v2", 1),
+    "too few arguments": Named(REBUILD, 1),
     "call of a type": Named("torch.FloatStorage", 1),
     "device of a list": Named("torch.device", [[]], 2**70),
     "dictionary of a number": Named("collections.OrderedDict", 3),
@@ -405,10 +383,8 @@ WRONG_TENSORS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_wrong_tensor_is_refused(tmp_path: Path, name: str, form: str) -> None:
     content, data = dump({"a": WRONG_TENSORS[name]}), VALUES.tobytes()
-    if form == "zip":
-        path = write_zip(tmp_path / "a.bin", content, {"0": data})
-    else:
-        path = write_stream(tmp_path / "a.bin", content, {"0": (6, data)})
+    write, stored = (write_zip, data) if form == "zip" else (write_stream, (6, data))
+    path = write(tmp_path / "a.bin", content, {"0": stored})
     with refusal("a.bin is not a complete torch file"):
         read_torch_object(path)
 
@@ -420,41 +396,33 @@ def test_nesting_and_circles_are_refused(tmp_path: Path) -> None:
     tuples = b"\x80\x02}(" + b")" + b"\x85" * 200_000 + b"Nu."
     chain = b"\x80\x02](]q\x00" + b"".join(b"]q%ch%ca" % (i + 1, i) for i in range(200)) + b"e."
     # In the chain every list is also at the top level, where it is first seen.
-    contents = [dump(circle), chain, deep, tuples]
-    for content in contents:
+    for content in (dump(circle), chain, deep, tuples):
         with refusal("nested|key of type tuple"):
             read_torch_object(write_zip(tmp_path / "a.bin", content, {}))
 
 
-def test_tensors_far_larger_than_the_file(tmp_path: Path) -> None:
+def test_tensors_far_larger_than_the_file_and_compressed_ones(tmp_path: Path) -> None:
     views = [tensor(storage("0", 4096), first, (4096,), (0,)) for first in range(200)]
-    data = np.zeros(4096, np.float32).tobytes()
-    path = write_zip(tmp_path / "a.bin", dump(views), {"0": data})
+    path = write_zip(tmp_path / "a.bin", dump(views), {"0": bytes(4 * 4096)})
     with refusal("far larger than the file"):
         read_torch_object(path)
-
-
-def test_compressed_archive_is_refused(tmp_path: Path) -> None:
     content = dump({"a": "x" * 1000})
     path = write_zip(tmp_path / "a.bin", content, {}, compression=zipfile.ZIP_DEFLATED)
     with refusal("data.pkl' is compressed"):
         read_torch_object(path)
 
 
-@pytest.mark.parametrize(
-    "entries, message",
-    [
+def test_other_archives(tmp_path: Path) -> None:
+    for entries, message in (
         ({"model.txt": b"a"}, "zip archive without data.pkl"),
         ({"a/data.pkl": b"", "a/constants.pkl": b""}, "TorchScript"),
         ({"a/data.pkl": b"", "a/byteorder": b"big"}, "big-endian"),
-    ],
-)
-def test_other_archives(tmp_path: Path, entries: dict[str, bytes], message: str) -> None:
-    with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-    with refusal(message):
-        read_torch_object(tmp_path / "a.bin")
+    ):
+        with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
+            for name, data in entries.items():
+                archive.writestr(name, data)
+        with refusal(message):
+            read_torch_object(tmp_path / "a.bin")
 
 
 def test_other_pickles(tmp_path: Path) -> None:
@@ -470,16 +438,14 @@ def test_other_pickles(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.95, 0.999])
 def test_truncated_file(tmp_path: Path, form: str, share: float) -> None:
-    data = (FIXTURES / f"state_{form}.bin").read_bytes()
-    path = tmp_path / "pytorch_model.bin"
+    data, path = (FIXTURES / f"state_{form}.bin").read_bytes(), tmp_path / "pytorch_model.bin"
     path.write_bytes(data[: int(share * len(data))])
     with refusal(r"pytorch_model.bin (is not a complete torch file|ends)"):
         read_torch_object(path)
 
 
 def test_a_file_truncated_after_opening(tmp_path: Path) -> None:
-    data = (FIXTURES / "nested_stream.bin").read_bytes()
-    path = tmp_path / "pytorch_model.bin"
+    data, path = (FIXTURES / "nested_stream.bin").read_bytes(), tmp_path / "pytorch_model.bin"
     path.write_bytes(data)
     tensors = read_torch_tensors(path)
     path.write_bytes(data[:-20])
