@@ -35,6 +35,13 @@ from tests.helpers.toys import write_task
 TUNE = ("tune", "--backbone", "builtin/bert-small", "--steps", "2", "--eval-every", "1")
 
 
+TEXT: dict[str, Any] = {"capture_output": True, "text": True}
+
+
+def run_python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], env={**os.environ, **environment}, **TEXT)
+
+
 def assert_refused(result: tuple[int, str, str], *needles: str) -> None:
     code, out, err = result
     assert (code, out) == (2, ""), (code, err)
@@ -61,7 +68,6 @@ def test_tune_writes_a_run_and_returns_at_once_when_repeated(run, task, tmp_path
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     assert run(*command)[0] == 0
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
-
     code, stdout, _ = run("evaluate", "--prompt", out, "--task", task, "--json")
     assert code == 0
     assert json.loads(stdout.splitlines()[-1])["accuracy"] == record["test"]["accuracy"]
@@ -75,14 +81,11 @@ def test_tune_writes_a_run_and_returns_at_once_when_repeated(run, task, tmp_path
         (("--task", "no/such/folder"), ("no/such/folder",)),
         (("--max-tokens", "9999"), ("9999", "positions", "max_tokens")),
         (("--length", "9999"), ("got 9999", "set length to 256")),
-        (("--steps", "0"), ("steps is 0",)),
-        (("--dtype", "float16"), ("bfloat16",)),
-        (("--dtype", "int8"), ("int8",)),
-        (("--learning-rate", "-1"), ("learning_rate",)),
+        *[(("--steps", "0"), ("steps is 0",)), (("--dtype", "float16"), ("bfloat16",))],
+        *[(("--dtype", "int8"), ("int8",)), (("--learning-rate", "-1"), ("learning_rate",))],
         (("--init", "randon"), ("randon", "random")),
         (("--init", "prompt:nothing.safetensors"), ("nothing.safetensors",)),
-        (("--mesh", "data:99"), ("99", "devices")),
-        (("--mesh", "rows:2"), ("rows",)),
+        *[(("--mesh", "data:99"), ("99", "devices")), (("--mesh", "rows:2"), ("rows",))],
     ],
 )
 def test_invalid_options_write_nothing(run, task, tmp_path, arguments, needles):
@@ -91,20 +94,20 @@ def test_invalid_options_write_nothing(run, task, tmp_path, arguments, needles):
     assert not out.exists()
 
 
-TOML = (
-    'name = "mood"\ntype = "sentiment"\nfields = ["text"]\nlabels = ["bad", "good"]\n'
-    'template = "{text}"\n'
-)
+TOML = """name = "mood"
+type = "sentiment"
+fields = ["text"]
+labels = ["bad", "good"]
+template = "{text}"
+"""
+WORDS = '[label_words]\nbad = "bad"\ngood = "goodishly"\n'
 
 
 @pytest.mark.parametrize(
     ("changes", "needles"),
     [
         ({"toml": TOML}, ("no label words",)),
-        (
-            {"toml": TOML + '[label_words]\nbad = "bad"\ngood = "goodishly"\n'},
-            ("goodishly", "3 tokens"),
-        ),
+        ({"toml": TOML + WORDS}, ("goodishly", "3 tokens")),
         ({"train": '{"text": "x", "label": "ugly"}\n'}, ("ugly", "train.jsonl")),
         ({"validation": ""}, ("validation",)),
         ({"train": '{"text": "x", "label": "bad"}\n{"text": \n'}, ("train.jsonl", "2")),
@@ -180,16 +183,13 @@ def test_a_malicious_checkpoint_does_not_run(run, task, tmp_path: Path) -> None:
 # --- Listings and version
 
 
-def test_listings_are_machine_readable(run) -> None:
+def test_listings(run, task) -> None:
     _, out, _ = run("backbones", "--json")
     names = [entry["name"] for entry in json.loads(out.splitlines()[-1])["backbones"]]
     assert {"builtin/bert-small", "builtin/bert-medium"} <= set(names)
     _, out, _ = run("tasks", "--json")
     listed = json.loads(out.splitlines()[-1])["tasks"]
     assert {"sst2", "imdb", "mnli", "qqp", "builtin/imdb"} <= {entry["name"] for entry in listed}
-
-
-def test_one_task_is_shown_with_ids_and_rows(run, task) -> None:
     code, out, _ = run("tasks", task, "--backbone", "builtin/bert-small")
     assert code == 0
     assert "good = 'good' (" in out and "[CLS] a fine film" in out
@@ -208,12 +208,7 @@ def test_versions_machine_and_devices() -> None:
 def test_missing_devices_are_reported(platforms: str) -> None:
     if platforms == "cuda" and jax.default_backend() != "cpu":
         pytest.skip("this machine has such devices")
-    done = subprocess.run(
-        [sys.executable, "-m", "jpt.cli", "--version"],
-        env={**os.environ, "JAX_PLATFORMS": platforms},
-        capture_output=True,
-        text=True,
-    )
+    done = run_python("-m", "jpt.cli", "--version", JAX_PLATFORMS=platforms)
     assert done.returncode == 0, done.stderr
     assert f"devices: none (JAX_PLATFORMS={platforms}): " in done.stdout
 
@@ -255,21 +250,15 @@ for path in {paths}:
 heavy = set(sys.modules) & {{"jax", "numpy", "transformers", "datasets", "matplotlib", "wandb"}}
 sys.exit(f"loaded: {{heavy}}" if heavy else 0)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script.format(paths=ALL)], capture_output=True, text=True
-    )
+    done = run_python("-c", script.format(paths=ALL))
     assert done.returncode == 0, done.stderr
 
 
 MISTAKES = [
-    (("tune", "--stepz", "3"), "--steps"),
-    (("tune", "--batchsize", "3"), "--batch-size"),
+    *[(("tune", "--stepz", "3"), "--steps"), (("tune", "--batchsize", "3"), "--batch-size")],
     (("tune", "--learning_rate", "3"), "--learning-rate"),
-    (("evaluate", "--promt", "a"), "--prompt"),
-    (("export", "peft", "a", "--ot", "b"), "--out"),
-    (("evaluat",), "evaluate"),
-    (("exprt", "peft"), "export"),
-    (("import", "pefd"), "peft"),
+    *[(("evaluate", "--promt", "a"), "--prompt"), (("export", "peft", "a", "--ot", "b"), "--out")],
+    *[(("evaluat",), "evaluate"), (("exprt", "peft"), "export"), (("import", "pefd"), "peft")],
     (("project", "trian"), "train"),
 ]
 
@@ -283,7 +272,6 @@ def test_mistakes_name_the_nearest(run, arguments: tuple[str, ...], nearest: str
 
 
 def cpu_seconds(command: list[str], **environment: str) -> float:
-    """Measure processor time, which other work on the machine does not change."""
     options = {"env": {**os.environ, **environment}, "stdout": subprocess.DEVNULL, "check": True}
     subprocess.run(command, **options)  # compiles what is new
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -310,13 +298,7 @@ def completion_variables(words: str) -> dict[str, str]:
 
 
 def complete(words: str) -> list[str]:
-    """Return what bash gets for the last of some words, an empty one after a space."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, **completion_variables(words)},
-        capture_output=True,
-        text=True,
-    )
+    done = run_python("-c", PROGRAM, **completion_variables(words))
     assert done.stderr == ""
     return done.stdout.split()
 
@@ -328,19 +310,13 @@ def options(command=None, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from options(below, f"{path} {name}".strip())
 
 
-def test_all_names_are_completed() -> None:
+def test_names_options_and_values_are_completed() -> None:
     assert complete_backbone("") == backbone_names()
     assert complete_task("") == list(task_names())
     assert complete_backbone("./my/") == complete_task("./my/") == []
-
-
-def test_the_last_of_several_names_is_completed() -> None:
     assert complete_tasks("builtin/imdb_o") == ["builtin/imdb_opening"]
     assert complete_tasks("sst2,imd") == ["sst2,imdb"]
     assert "sst2,sst2" not in complete_tasks("sst2,s") and complete_tasks("x,y,zz") == []
-
-
-def test_commands_options_and_values() -> None:
     assert complete("jpt tu") == ["tune"]
     assert {"train", "apply", "evaluate"} <= set(complete("jpt project "))
     assert complete("jpt tune --task builtin/rotten_t") == ["builtin/rotten_tomatoes"]
@@ -368,7 +344,7 @@ assert complete_backbone("") and complete_tasks("")
 heavy = set(sys.modules) & {"jax", "transformers", "datasets", "matplotlib"}
 sys.exit(f"loaded: {heavy}" if heavy else 0)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = run_python("-c", script)
     assert done.returncode == 0, done.stderr
 
 
@@ -378,20 +354,11 @@ def test_bash_completes(tmp_path: Path) -> None:
     program.write_text(f'#!/bin/bash\nexec {sys.executable} -c "{PROGRAM}" "$@"\n')
     program.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    shown = subprocess.run(
-        [str(program)],
-        env={**environment, "_JPT_COMPLETE": "source_bash"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    source = {**environment, "_JPT_COMPLETE": "source_bash"}
+    shown = subprocess.run([str(program)], env=source, check=True, **TEXT).stdout
     asked = 'COMP_WORDS=(jpt tune --backbone builtin/bert-s); COMP_CWORD=3; _jpt_completion "jpt"'
-    done = subprocess.run(
-        ["bash", "-c", f'{shown}\n{asked}\necho "${{COMPREPLY[@]}}"'],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    script = f'{shown}\n{asked}\necho "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", script], env=environment, **TEXT)
     assert done.stdout.split() == ["builtin/bert-small"], done.stderr
 
 

@@ -78,7 +78,7 @@ def run_on_study(run, study: Path):
     return lambda command, *options: run(command, "--prompts", study / "prompts", *options)
 
 
-def test_text_then_indicators(run_on_study, study: Path) -> None:
+def test_probes_then_indicators(run_on_study, study: Path) -> None:
     out = study / "text.npz"
     options = ("--probe", "text", "--task", study / "mood", "--rows", "9", "--positions", "0,-1")
     code, stdout, stderr = run_on_study("neurons", "--out", out, *options, "--json")
@@ -88,21 +88,18 @@ def test_text_then_indicators(run_on_study, study: Path) -> None:
     assert record["share_activated"] == pytest.approx(found.rates.mean())
     assert "means over 9 rows of mood validation" in stderr
     code, stdout, _ = run_on_study("indicators", "--neurons", out, "--out", study / "study")
-    assert (
-        code == 0
-        and "activation_cka_all" in stdout
-        and "cosine of activation rates" in " ".join(stdout.split())
-    )
+    assert code == 0 and "activation_cka_all" in stdout
+    assert "cosine of activation rates" in " ".join(stdout.split())
     with (study / "study" / "indicators.csv").open() as file:
         diagonal = [row for row in csv.DictReader(file) if row["prompt_a"] == row["prompt_b"]]
     for name in ("cosine_rows", "euclidean_rows", "neuron_jaccard", "activation_cka"):
         assert [float(row[name]) for row in diagonal] == [1, 1, 1], name
-
-
-def test_the_paper_s_probe_is_the_default(run_on_study, study: Path) -> None:
     code, stdout, _ = run_on_study("neurons", "--out", study / "start.npz", "--json")
     assert code == 0 and json.loads(stdout)["probe"] == {"kind": "start"}
     assert read_activations(study / "start.npz").rates is None
+
+
+TEXT = ("--probe", "text", "--task", "MOOD")
 
 
 @pytest.mark.parametrize(
@@ -110,14 +107,8 @@ def test_the_paper_s_probe_is_the_default(run_on_study, study: Path) -> None:
     [
         (("--task", "mood"), "task applies to text, but probe is start"),
         (("--probe", "text"), "probe is text, but task is not set"),
-        (
-            ("--probe", "text", "--task", "MOOD", "--rows", "99"),
-            "expected at most 42, as mood validation has, got 99",
-        ),
-        (
-            ("--probe", "text", "--task", "MOOD", "--positions", "40"),
-            "expected one within 8 tokens",
-        ),
+        ((*TEXT, "--rows", "99"), "expected at most 42, as mood validation has, got 99"),
+        ((*TEXT, "--positions", "40"), "expected one within 8 tokens"),
         (("--stack", "encoder"), "has one stack"),
         (("--chunk-mb", "-1"), "chunk_mb is -1.0; give a number of megabytes above 0"),
     ],
@@ -144,13 +135,11 @@ def test_train_apply_evaluate(run, tmp_path: Path) -> None:
     record = json.loads(out.splitlines()[-1])
     assert record["tasks"] == ["mood", "amusing"] and record["steps"] == 2
     assert "mean_score" in err and "projector.safetensors" in err
-
     apply = ("project", "apply", "--projector", tmp_path / "run", "--prompts", tmp_path / "prompts")
     code, out, err = run(*apply, "--out", tmp_path / "projected", "--json")
     assert code == 0, err
     assert json.loads(out)["width"] == 20
     assert jpt.load_prompt(tmp_path / "projected" / "a_first.safetensors").values.shape == (5, 20)
-
     given = ("--projector", tmp_path / "run", "--methods", "untrained", "--max-tokens", 16)
     evaluate = ("project", "evaluate", *sources)
     code, out, err = run(*evaluate, *given, "--out", tmp_path / "table", "--json")
@@ -159,29 +148,24 @@ def test_train_apply_evaluate(run, tmp_path: Path) -> None:
     assert list(scores) == ["mood", "amusing"]
     assert list(scores["mood"]) == ["random", "run", "untrained"]
     assert (tmp_path / "table" / "projection.csv").is_file()
-
+    two = tmp_path / "two"
     wrong = [
-        (
-            (*train[:-1], tmp_path / "two", "--objective", "distance"),
-            "distance objective needs prompts",
-        ),
-        ((*train[:-1], tmp_path / "two", "--activation", "relu"), "leaky_relu, tanh"),
-        (
-            ("project", "apply", "--projector", "relativ", *apply[4:], "--out", tmp_path / "two"),
-            "relativ",
-        ),
+        ((*train[:-1], two, "--objective", "distance"), "distance objective needs prompts"),
+        ((*train[:-1], two, "--activation", "relu"), "leaky_relu, tanh"),
+        ((*apply[:3], "relativ", *apply[4:], "--out", two), "relativ"),
         ((*evaluate, "--projector", tmp_path / "gone"), "gone"),
         (evaluate, "target_backbone"),
     ]
     for arguments, needle in wrong:
         assert_refused(run(*arguments), needle)
-    assert not (tmp_path / "two").exists()
+    assert not two.exists()
 
 
 # --- Report
 
 
-def test_report_prints_where_the_page_is(tmp_path, capsys):
+def test_report_prints_where_the_page_is(tmp_path: Path, capsys) -> None:
+    refused(report, tmp_path, match="holds no study")
     write_scores(tmp_path)
     write_transfer_record(tmp_path)
     report(tmp_path, json=True)
@@ -192,10 +176,6 @@ def test_report_prints_where_the_page_is(tmp_path, capsys):
     assert all(finding.replace("'", "&#x27;") in text for finding in record["findings"])
     report(tmp_path)
     assert capsys.readouterr().out.endswith(f"written: {page}\n")
-
-
-def test_report_of_a_folder_without_a_study(tmp_path: Path) -> None:
-    refused(report, tmp_path, match="holds no study")
 
 
 # --- Warm start

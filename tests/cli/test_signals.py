@@ -17,6 +17,8 @@ from jpt.recipes import listing
 from jpt.tuning.trainer import stop_requests
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+ON_CPU = {"env": {**os.environ, "JAX_PLATFORMS": "cpu"}, "text": True}
+TUNE = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
 
 
 @pytest.mark.parametrize(("number", "code"), CODES)
@@ -56,7 +58,7 @@ def test_a_signal_is_not_lost_where_an_error_would_be(name: str) -> None:
     assert passed
 
 
-def test_a_signal_that_was_swallowed_is_raised_anew() -> None:
+def test_a_swallowed_signal_is_raised_anew_and_heard_once() -> None:
     # As C code does that clears whatever error it meets.
     swallowed = 0
     with pytest.raises(Stopped), stop_on_signals():
@@ -66,9 +68,6 @@ def test_a_signal_that_was_swallowed_is_raised_anew() -> None:
             swallowed += 1
         time.sleep(10)
     assert swallowed == 1
-
-
-def test_a_training_loop_hears_a_swallowed_signal_once() -> None:
     with stop_on_signals():
         with contextlib.suppress(Stopped):
             signal.raise_signal(signal.SIGINT)
@@ -94,14 +93,10 @@ def test_the_end_of_a_command_is_not_interrupted_by_its_own_signal() -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_run_that_was_interrupted_goes_on_and_ends_equal(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
-    command += ["--task", "builtin/imdb_number", "--max-tokens", "32", "--steps", "60"]
-    command += ["--eval-every", "30", "--checkpoint-every", "60", "--out"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    words = "--task builtin/imdb_number --max-tokens 32 --steps 60 --eval-every 30"
+    command = [*TUNE, *words.split(), "--checkpoint-every", "60", "--out"]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    process = subprocess.Popen(
-        [*command, str(stopped)], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*command, str(stopped)], stderr=subprocess.PIPE, **ON_CPU)
     while process.poll() is None and not (stopped / "metrics.jsonl").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -112,18 +107,17 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_equal(tmp_path: Path) -> No
     assert not (stopped / "result.json").exists()
     for folder in (stopped, whole):
         again = [*command, str(folder)]
-        assert subprocess.run(again, env=environment, stderr=subprocess.DEVNULL).returncode == 0
+        assert subprocess.run(again, stderr=subprocess.DEVNULL, **ON_CPU).returncode == 0
     for name in ("prompt.safetensors", "last.safetensors"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.slow
 def test_ctrl_c_while_jax_loads_is_heard(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
-    command += ["--task", "builtin/imdb_number", "--steps", "999", "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    words = "--task builtin/imdb_number --steps 999 --out"
+    command = [*TUNE, *words.split(), str(tmp_path / "run")]
     for moment in range(12):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, **ON_CPU)
         modules = Path(f"/proc/{process.pid}/maps")
         while "jaxlib" not in modules.read_text() and process.poll() is None:
             time.sleep(0.002)  # the command has begun
