@@ -69,7 +69,6 @@ def shapes_of(path: Path) -> tuple[Any, TuneOptions, recipe.StepShapes]:
 
 # --- Collectives
 
-
 LOOP = """
 HloModule step
 
@@ -103,9 +102,6 @@ def test_collectives_are_counted_per_loop_iteration() -> None:
         Collective("reduce-scatter", ("data",), 1, 2 * 2 * 4),
         Collective("collective-permute", ("data",), 1, 4),
     }
-
-
-def test_loops_of_unknown_length_count_once() -> None:
     found = read_collectives(LOOP, MESH_AXES)
     assert found.open_loops == 1
     assert Collective("all-gather", ("model",), 1, 32) in found.found
@@ -114,16 +110,12 @@ def test_loops_of_unknown_length_count_once() -> None:
 @pytest.mark.parametrize(
     ("groups", "axes"),
     [
-        ("{{0,1,2,3},{4,5,6,7}}", ("model",)),
-        ("{}", ("data", "model")),
-        ("[2,4]<=[8]", ("model",)),
-        ("[4,2]<=[2,4]T(1,0)", ("data",)),
-        ("[1,8]<=[8]", ("data", "model")),
-        ("mesh['a'=2,'b'=1,'c'=4] {'a'}", ("data",)),
+        *[("{{0,1,2,3},{4,5,6,7}}", ("model",)), ("{}", ("data", "model"))],
+        *[("[2,4]<=[8]", ("model",)), ("[4,2]<=[2,4]T(1,0)", ("data",))],
+        *[("[1,8]<=[8]", ("data", "model")), ("mesh['a'=2,'b'=1,'c'=4] {'a'}", ("data",))],
         ("mesh['a'=2,'b'=4] {'a', 'b'}", ("data", "model")),
         ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ("model",)),
-        ("mesh['a'=2,'b'=4] {'b':(1)2}", ("?",)),
-        ("unknown_notation", ("?",)),
+        *[("mesh['a'=2,'b'=4] {'b':(1)2}", ("?",)), ("unknown_notation", ("?",))],
     ],
 )
 def test_every_notation_of_groups_is_parsed(groups: str, axes: tuple[str, ...]) -> None:
@@ -160,12 +152,10 @@ def test_weights_per_device_are_those_of_placed_arrays(folder: Path, name: str) 
 def test_weights_are_never_communicated(folder: Path, name: str) -> None:
     model, options, shapes = shapes_of(folder / f"{name}.json")
     program = lower_step(model, options, shapes).compile(FAST_COMPILE).as_text()
-    lines = re.findall(
-        r"= ([^%]*) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", program
-    )
-    sent = [
-        set(map(int, d.split(","))) for line in lines for d in re.findall(r"\[([\d,]+)\]", line)
-    ]
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute"
+    lines = re.findall(rf"= ([^%]*) (?:{kinds})\(", program)
+    found = [each for line in lines for each in re.findall(r"\[([\d,]+)\]", line)]
+    sent = [set(map(int, sizes.split(","))) for sizes in found]
     assert len(sent) > 10, "the pattern no longer finds what is sent"
     # Batch rows per device, prompt tokens, mask and prompt tokens: no weight has such an axis.
     rows = {11, 5, 6}
@@ -181,9 +171,6 @@ def test_parts_add_up_to_the_compiler_s_numbers(folder: Path) -> None:
     assert arguments == planned.argument_size_in_bytes
     assert parts["activations"] == planned.temp_size_in_bytes
     assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
-
-
-def test_rows_are_sharded_and_the_state_is_replicated(folder: Path) -> None:
     parts = record_of(folder / "bert.json")["bytes_per_device"]
     # tokens, lengths, labels, weights of 22 rows over 2; ids of two label words
     assert parts["batch"] == 11 * (7 + 3) * 4 + 2 * 4
@@ -191,18 +178,13 @@ def test_rows_are_sharded_and_the_state_is_replicated(folder: Path) -> None:
     assert parts["prompt_state"] == 3 * 5 * 32 * 4 + 3 * 4
 
 
-def test_bfloat16_halves_weights_without_copies(folder: Path) -> None:
+def test_bfloat16_and_rematerialisation_save_memory(folder: Path) -> None:
     single, half = (record_of(folder / "t5.json", dtype=d) for d in ("float32", "bfloat16"))
     single, half = single["bytes_per_device"], half["bytes_per_device"]
     assert half["weights"] * 2 == single["weights"]
     assert half["activations"] < single["activations"]
-
-
-def test_rematerialisation_trades_memory(folder: Path) -> None:
-    full, dots, none = (
-        record_of(folder / "bert.json", remat=remat)["bytes_per_device"]["activations"]
-        for remat in ("full", "dots", "none")
-    )
+    parts = (record_of(folder / "bert.json", remat=r) for r in ("full", "dots", "none"))
+    full, dots, none = (part["bytes_per_device"]["activations"] for part in parts)
     assert full < dots < none
 
 
@@ -210,7 +192,7 @@ def test_rematerialisation_trades_memory(folder: Path) -> None:
 
 
 class _CapturedError(Exception):
-    """Ends a run at its first step."""
+    pass
 
 
 @pytest.mark.parametrize(("dtype", "remat"), [("float32", "dots"), ("bfloat16", "full")])
@@ -263,9 +245,6 @@ def test_the_command_reports_an_estimate(check, folder: Path) -> None:
     assert {"data"} in [set(entry["axes"]) for entry in record["collectives"]]
     for needle in ("estimate", "fits a device of 8 GB", "all-reduce", "over model", "compiled in"):
         assert needle in err
-
-
-def test_what_does_not_fit_has_exit_code_1(check, folder: Path) -> None:
     code, out, err = check("--backbone", str(folder / "t5.json"), *SMALL, "--device-memory", "1e-5")
     assert code == 1 and err == ""
     assert "! does NOT fit a device of 1e-05 GB" in out and "--remat full" in out
@@ -310,20 +289,16 @@ def test_options_of_a_dry_run_are_refused_without_a_config(check) -> None:
     assert code == 2 and "--mesh and --remat" in err and "config.json" in err
 
 
-def test_virtual_devices_after_the_start_of_jax_change_nothing() -> None:
+def test_virtual_devices_come_before_the_start_of_jax(folder: Path) -> None:
     recipe.use_virtual_devices("data:64")
     assert len(jax.devices()) == 8
     refused(dry_run, "none.json", mesh="data:64", match="64 virtual CPU devices")
-
-
-def test_a_fresh_process_gets_the_devices_of_the_mesh(folder: Path) -> None:
     sizes = (*SMALL, "--mesh", "data:11,model:2")
     # On an accelerator, too: the command selects CPU devices.
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     command = [sys.executable, "-m", "jpt.cli", "check", "--backbone", str(folder / "bert.json")]
-    done = subprocess.run(
-        [*command, *sizes, "--json"], env=environment, capture_output=True, text=True
-    )
+    command += [*sizes, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["devices"] == 22
 

@@ -35,7 +35,7 @@ def write(path: Path, rows: int = 4, width: int = 768, seed: int = 0) -> Path:
     return path
 
 
-def test_encoder_prompts_have_an_unused_row(tmp_path: Path) -> None:
+def test_only_encoder_prompts_have_an_unused_row(tmp_path: Path) -> None:
     values = np.load(write(tmp_path / "bert-base" / "movierationales.npy"))
     found = import_reference(tmp_path / "bert-base", tmp_path / "out")["movierationales"]
     stored = load_prompt(tmp_path / "out" / "movierationales.safetensors")
@@ -46,9 +46,6 @@ def test_encoder_prompts_have_an_unused_row(tmp_path: Path) -> None:
         assert (card.backbone, card.task) == ("bert-base-uncased", "movie_rationales")
         assert (card.task_type, card.layout, card.first_position) == ("sentiment", "encoder", 1)
         assert card.source == "thunlp/Prompt-Transferability, bert-base/movierationales.npy"
-
-
-def test_prompts_of_t5_keep_all_rows(tmp_path: Path) -> None:
     values = np.load(write(tmp_path / "t5-small" / "nq_open.npy", width=512))
     found = import_reference(tmp_path / "t5-small" / "nq_open.npy")["nq_open"]
     np.testing.assert_array_equal(found.values, values)
@@ -56,83 +53,61 @@ def test_prompts_of_t5_keep_all_rows(tmp_path: Path) -> None:
     assert (found.card.layout, found.card.task_type) == ("encoder_decoder", "qa")
 
 
-def test_random_prompts_have_no_task_type(tmp_path: Path) -> None:
+def test_random_prompts_and_unknown_tasks(tmp_path: Path) -> None:
     card = import_reference(write(tmp_path / "roberta-base" / "random.npy"))["random"].card
     assert (card.task, card.task_type, card.init) == ("random", None, "uniform")
-
-
-def test_unknown_tasks_keep_their_name(tmp_path: Path) -> None:
     write(tmp_path / "roberta-base" / "mine.npy")
     found = import_reference(tmp_path / "roberta-base")
     assert (found["mine"].card.task, found["mine"].card.task_type) == ("mine", None)
-    assert "mine: unknown task type" in describe_import(found, "out")[1]
+    assert "mine, random: unknown task type" in describe_import(found, "out")[1]
 
 
 def test_folders_of_the_authors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {
-        name: dataclasses.replace(model, width=4)
-        for name, model in recipe.REFERENCE_BACKBONES.items()
-    }
+    models = recipe.REFERENCE_BACKBONES.items()
+    small = {name: dataclasses.replace(model, width=4) for name, model in models}
     monkeypatch.setattr(recipe, "REFERENCE_BACKBONES", small)
     for name in ("IMDBPromptRoberta", "ethicsjustice_trainedPromptRoberta", "IMDBPromptT5"):
         (tmp_path / name).mkdir()
         shutil.copy(FIXTURES / "parameter_zip.bin", tmp_path / name / "task_prompt")
-    with pytest.raises(InputError, match=r"2 backbones \(2 of roberta-base, 1 of t5-base\)"):
-        import_reference(tmp_path, tmp_path / "out")
+    refused(import_reference, tmp_path, tmp_path / "out", match=r"2 of roberta-base, 1 of t5-base")
     found = import_reference(tmp_path, tmp_path / "out", "FacebookAI/roberta-base")
-    assert {name: prompt.card.task for name, prompt in found.items()} == {
-        "IMDBPromptRoberta": "imdb",
-        "ethicsjustice_trainedPromptRoberta": "justice",
-    }
+    tasks = {"IMDBPromptRoberta": "imdb", "ethicsjustice_trainedPromptRoberta": "justice"}
+    assert {name: prompt.card.task for name, prompt in found.items()} == tasks
     assert {prompt.card.backbone for prompt in found.values()} == {"FacebookAI/roberta-base"}
     assert list(list_prompts(tmp_path / "out")) == list(found)
-    with pytest.raises(InputError, match="no prompts of t5-small, only of roberta-base"):
+    with pytest.raises(InputError, match="of t5-small, only of roberta-base"):
         import_reference(tmp_path, backbone="t5-small")
 
 
-KNOWN = [
-    ("roberta-base", "roberta-base"),
-    ("bert-base", "bert-base-uncased"),
-    ("bert-base-uncased", "bert-base-uncased"),
-    ("google-t5/t5-small", "google-t5/t5-small"),
-    ("/models/bert-base-uncased/", "/models/bert-base-uncased/"),
-    ("roberta-large__run_b", "roberta-large"),
-    ("RobertaLarge", "roberta-large"),
-    ("T5", "t5-base"),
-    ("gpt2", None),
-    ("", None),
-]
+ALIASES = {"bert-base": "bert-base-uncased", "T5": "t5-base", "gpt2": None, "": None}
+ALIASES |= {"roberta-large__run_b": "roberta-large", "RobertaLarge": "roberta-large"}
+SAME = ("roberta-base", "bert-base-uncased", "google-t5/t5-small", "/models/bert-base-uncased/")
 
 
-@pytest.mark.parametrize(("text", "name"), KNOWN)
+@pytest.mark.parametrize(("text", "name"), [*ALIASES.items(), *zip(SAME, SAME, strict=True)])
 def test_names_of_backbones(text: str, name: str | None) -> None:
     found = recipe.reference_backbone(text)
     assert (found and found.name) == name
 
 
 def test_backbone_is_never_guessed(tmp_path: Path) -> None:
-    file = write(tmp_path / "prompts" / "sst2.npy")
-    with pytest.raises(InputError, match=r"unknown backbone .* \(prompts\); give --backbone"):
-        import_reference(tmp_path / "prompts", tmp_path / "out")
-    with pytest.raises(InputError, match="backbone gpt2; known: bert-base, roberta-base, roberta"):
-        import_reference(file, tmp_path / "out", "gpt2")
-    with pytest.raises(InputError, match="expected width 1024 for roberta-large, got 768"):
-        import_reference(file, tmp_path / "out", "roberta-large")
-    assert not (tmp_path / "out").exists()
+    file, out = write(tmp_path / "prompts" / "sst2.npy"), tmp_path / "out"
+    refused(import_reference, file.parent, out, match=r"unknown .* \(prompts\); give --backbone")
+    with pytest.raises(InputError, match="gpt2; known: bert-base, roberta-base, roberta"):
+        import_reference(file, out, "gpt2")
+    with pytest.raises(InputError, match="width 1024 for roberta-large, got 768"):
+        import_reference(file, out, "roberta-large")
+    assert not out.exists()
     assert import_reference(file, backbone="roberta-base")["sst2"].card.backbone == "roberta-base"
 
 
-def test_encoder_prompts_need_two_rows(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="got 1, which roberta-base does not read"):
-        import_reference(write(tmp_path / "roberta-base" / "sst2.npy", rows=1))
-
-
-def test_a_broken_file_writes_nothing(tmp_path: Path) -> None:
+def test_broken_prompts_write_nothing(tmp_path: Path) -> None:
+    file, out = write(tmp_path / "roberta-base" / "sst2.npy", rows=1), tmp_path / "out"
+    refused(import_reference, file, match="got 1, which roberta-base does not read")
     write(tmp_path / "roberta-base" / "imdb.npy")
-    (tmp_path / "roberta-base" / "sst2.npy").write_bytes(b"broken")
-    with pytest.raises(InputError, match="sst2.npy: expected a numeric .npy array"):
-        import_reference(tmp_path / "roberta-base", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    file.write_bytes(b"broken")
+    refused(import_reference, file.parent, out, match="sst2.npy: expected a numeric .npy array")
+    assert not out.exists()
 
 
 def test_existing_prompts_are_kept(tmp_path: Path) -> None:
@@ -147,29 +122,23 @@ def test_existing_prompts_are_kept(tmp_path: Path) -> None:
     write(source / "sst2.npy", seed=2)
     write(source / "mnli.npy", seed=3)
     refused(import_reference, source, out, match="sst2.safetensors exists and differs")
-    with pytest.raises(InputError, match="imdb.safetensors exists and differs"):
+    with pytest.raises(InputError, match="imdb.* exists and differs"):
         import_reference(source / "imdb.npy", out, "bert-base")
     assert list(list_prompts(out)) == ["imdb", "sst2"]
     (out / "mnli").mkdir()
     prompt = load_prompt(out / "imdb.safetensors")
     save_prompt(out / "mnli" / "prompt.safetensors", prompt)
-    with pytest.raises(InputError, match="out/mnli is a run folder with a prompt of this name"):
-        import_reference(source / "mnli.npy", out)
+    refused(import_reference, source / "mnli.npy", out, match="out/mnli is a run folder")
 
 
 def test_record_and_text(tmp_path: Path) -> None:
     write(tmp_path / "roberta-base" / "imdb.npy")
     record, text = describe_import(import_reference(tmp_path / "roberta-base"), "out")
-    assert record == {
-        "out": "out",
-        "backbone": "roberta-base",
-        "rows": 3,
-        "width": 768,
-        "prompts": {"imdb": {"task": "imdb", "type": "sentiment"}},
-    }
-    assert text.startswith(
-        "1 prompt of roberta-base, 3 rows x 768, row 0 stored separately: imdb\n"
-    )
+    prompts = {"imdb": {"task": "imdb", "type": "sentiment"}}
+    fields = {"out": "out", "backbone": "roberta-base", "rows": 3, "width": 768}
+    assert record == {**fields, "prompts": prompts}
+    start = "1 prompt of roberta-base, 3 rows x 768, row 0 stored separately: imdb\n"
+    assert text.startswith(start)
 
 
 # --- PEFT
@@ -184,7 +153,6 @@ def prompt_of(backbone: str = GPT2, layout: str = "decoder", rows: int = 6, widt
 
 
 def theirs(folder: Path, **changes: Any) -> Path:
-    """Write an adapter by PEFT: 2 x 4 rows of width 128."""
     table = np.arange(8 * 128, dtype=np.float32).reshape(8, 128)
     fields = {"num_virtual_tokens": 4, "token_dim": 128, **changes}
     return write_theirs(folder, {"prompt_embeddings": table}, **fields)
@@ -217,25 +185,29 @@ def test_equal_files_are_accepted_and_others_never_replaced(tmp_path: Path) -> N
     assert before == [path.read_bytes() for path in (*sorted(adapter.iterdir()), file)]
 
 
-def test_encoders_are_refused_with_the_reason(tmp_path: Path) -> None:
+def test_encoders_and_invalid_file_names_are_refused(tmp_path: Path) -> None:
+    bert = "builtin/bert-small"
     with pytest.raises(InputError, match=r"bert-small, an encoder: .*\[MASK\] and \[CLS\]"):
-        export_peft(prompt_of("builtin/bert-small", "encoder"), tmp_path / "a")
-    with pytest.raises(InputError, match="layout encoder_decoder, but builtin/bert-small"):
-        import_peft(theirs(tmp_path / "t5"), backbone="builtin/bert-small")
+        export_peft(prompt_of(bert, "encoder"), tmp_path)
+    with pytest.raises(InputError, match="layout encoder_decoder, but builtin/bert"):
+        import_peft(theirs(tmp_path / "t5"), backbone=bert)
+    with pytest.raises(InputError, match="file name, .*prompts.safetensors"):
+        import_peft(tmp_path / "t5", tmp_path / "prompts", backbone=T5)
 
 
 def test_sizes_are_compared_with_the_backbone(tmp_path: Path) -> None:
+    out = tmp_path / "a"
     with pytest.raises(InputError, match="width 96, but builtin/gpt2-mini has width 128"):
-        export_peft(prompt_of(width=96), tmp_path / "a")
+        export_peft(prompt_of(width=96), out)
     with pytest.raises(InputError, match="129 rows, but builtin/gpt2-mini has 128 positions"):
-        export_peft(prompt_of(rows=129), tmp_path / "a")
-    with pytest.raises(InputError, match="layout decoder, but builtin/t5-mini"):
-        export_peft(prompt_of(), tmp_path / "a", backbone=T5)
-    assert not (tmp_path / "a").exists()
+        export_peft(prompt_of(rows=129), out)
+    refused(export_peft, prompt_of(), out, backbone=T5, match="layout decoder, but builtin/t5-mini")
+    assert not out.exists()
+    file = tmp_path / "p.safetensors"
     wide = write_theirs(tmp_path / "wide")  # 4 wide
     with pytest.raises(InputError, match="width 4, but builtin/t5-mini has width 128"):
-        import_peft(wide, tmp_path / "p.safetensors", backbone=T5)
-    assert not (tmp_path / "p.safetensors").exists()
+        import_peft(wide, file, backbone=T5)
+    assert not file.exists()
 
 
 def test_a_foreign_adapter_gets_a_card(tmp_path: Path) -> None:
@@ -267,7 +239,7 @@ def test_a_remote_base_model_is_not_fetched_unasked(tmp_path, monkeypatch):
     refused(import_peft, elsewhere, match="models/t5, which is not a folder; give its backbone")
     nameless = theirs(tmp_path / "c", base_model_name_or_path=None)
     refused(import_peft, nameless, match="no base model; give its backbone with --backbone")
-    with pytest.raises(InputError, match="no/such/place is neither a local folder nor a hub id"):
+    with pytest.raises(InputError, match="no/such/place is neither .* nor a hub id"):
         import_peft(nameless, backbone="no/such/place")
 
 
@@ -289,14 +261,12 @@ def test_requested_hub_ids_are_fetched(tmp_path: Path, monkeypatch: pytest.Monke
     # Only the config: checking a width needs no weights.
     assert asked == [("somebody/mood-prompt", ["adapter_*"]), ("somebody/t5", "config.json")]
 
-
-def test_a_failed_fetch_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fetch(*names: object, **options: object) -> None:
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    with pytest.raises(InputError, match=r"'some/t5' .* could not be fetched .*\(no route\)"):
-        import_peft(theirs(tmp_path / "a"), backbone="some/t5")
+    match = r"'some/t5' .* could not be fetched .*\(no route\)"
+    refused(import_peft, theirs(tmp_path / "a"), backbone="some/t5", match=match)
 
 
 def test_a_backbone_in_a_folder_is_read(tmp_path: Path) -> None:
@@ -306,8 +276,3 @@ def test_a_backbone_in_a_folder_is_read(tmp_path: Path) -> None:
     found = import_peft(folder, tmp_path / "p.safetensors", task="sst2")
     assert load_prompt(tmp_path / "p.safetensors").card.backbone == str(tmp_path / "model")
     assert found.notes == found.notes[:1], "its width was checked"
-
-
-def test_the_name_of_the_out_file_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a file name, .*prompts.safetensors"):
-        import_peft(theirs(tmp_path / "a"), tmp_path / "prompts", backbone=T5)

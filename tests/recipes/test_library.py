@@ -160,13 +160,9 @@ def test_other_prompts_of_the_repository_are_kept(hub, folder, tmp_path, outside
 
 def test_other_files_of_the_repository_are_kept(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     other = {
-        "README.md": b"# Mine",
-        "weights.safetensors": b"no prompt",
-        "pytorch_model.bin": b"\x80pickle",
-        "prompts.json": b"nonsense",
-        ".hidden.safetensors": b"?",
-        "../up.safetensors": b"?",
-        "a/b.safetensors": b"?",
+        **{"README.md": b"# Mine", "weights.safetensors": b"no prompt"},
+        **{"pytorch_model.bin": b"\x80pickle", "prompts.json": b"nonsense"},
+        **{".hidden.safetensors": b"?", "../up.safetensors": b"?", "a/b.safetensors": b"?"},
     }
     hub.put(REPO, other)
     pushed = jpt.push_prompts(folder, REPO)
@@ -495,11 +491,9 @@ def test_show_and_list_in_the_shell(prompts_run, prompts_folder: Path) -> None:
 def test_verify_lists_all_faults(prompts_run, prompts_folder: Path, backbone: Backbone) -> None:
     whole = jpt.load_prompt(prompts_folder / "good.safetensors")
     cards = {
-        "narrow": whole.card,
-        "other": dataclasses.replace(whole.card, layout="decoder"),
+        **{"narrow": whole.card, "other": dataclasses.replace(whole.card, layout="decoder")},
         "bare": dataclasses.replace(whole.card, score=None),
-        "far": dataclasses.replace(whole.card, backbone="org/model"),
-        "long": whole.card,
+        **{"far": dataclasses.replace(whole.card, backbone="org/model"), "long": whole.card},
     }
     for name, changed in cards.items():
         values = {"narrow": noise()[:, :16], "long": noise(99)}.get(name, noise())

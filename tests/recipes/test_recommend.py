@@ -84,13 +84,24 @@ def test_the_planted_source_is_first(found, prompts, task, backbone) -> None:
     assert found.rankings["same_type"].ranks() == {"apples": 2, "bananas": None, "cherries": 1}
 
 
-def test_in_task_and_untrained_prompts_are_excluded(found) -> None:
+def test_rows_of_the_probe_and_excluded_prompts(found, study) -> None:
+    config = json.loads((study / "out" / "probe" / "config.json").read_text())
+    rows = {name: of["rows"] for name, of in config["data"].items()}
+    assert rows == {"train": 14, "validation": 14}
+    assert config["steps"] == config["eval_every"] == 20
     notes = found.record["notes"]
     assert "mine: tuned for easy, excluded" in notes
     assert "random: untrained, excluded" in notes
 
 
-def test_indicators_are_those_between_probe_and_source(found, prompts, study, backbone) -> None:
+def test_indicators_and_rankings(found, prompts, backbone, study) -> None:
+    plain = jpt.compute_indicators(prompts, jpt.activated_neurons(prompts, backbone=backbone))
+    expected = leave_one_out(plain, known_scores(), rows=14)
+    assert set(found.known.rankings) == set(expected.rankings)
+    for name, record in expected.rankings.items():
+        given = dataclasses.astuple(found.known.rankings[name])
+        assert given == pytest.approx(dataclasses.astuple(record))
+    assert found.known.targets == ("bananas", "cherries")
     probe = jpt.load_prompt(study / "out" / "probe" / "last.safetensors")
     np.testing.assert_array_equal(found.probe.values, probe.values)
     assert probe.card.steps == 20 and probe.card.seed == 0 and probe.values.shape[0] == LENGTH
@@ -101,24 +112,6 @@ def test_indicators_are_those_between_probe_and_source(found, prompts, study, ba
         for source in ("apples", "bananas", "cherries"):
             value = whole.value(name, "zz", source)
             assert found.record["sources"][source]["values"][name] == pytest.approx(value)
-
-
-def test_the_probe_sees_the_labelled_rows_only(found, study) -> None:
-    config = json.loads((study / "out" / "probe" / "config.json").read_text())
-    rows = {name: of["rows"] for name, of in config["data"].items()}
-    assert rows == {"train": 14, "validation": 14}
-    assert config["steps"] == config["eval_every"] == 20
-
-
-def test_rankings_are_evaluated_without_the_probe(found, prompts, backbone) -> None:
-    plain = jpt.compute_indicators(prompts, jpt.activated_neurons(prompts, backbone=backbone))
-    expected = leave_one_out(plain, known_scores(), rows=14)
-    assert set(found.known.rankings) == set(expected.rankings)
-    for name, record in expected.rankings.items():
-        assert dataclasses.astuple(found.known.rankings[name]) == pytest.approx(
-            dataclasses.astuple(record)
-        )
-    assert found.known.targets == ("bananas", "cherries")
 
 
 def test_the_record_is_on_disk_and_the_command_runs(found, study, run, tmp_path) -> None:
@@ -161,9 +154,8 @@ def test_the_text_is_narrow_and_complete(found) -> None:
     lines = found.describe().splitlines()
     assert all(len(line) <= WIDTH for line in lines[:-1])
     assert lines[-1] == found.record["command"] and lines[-2].startswith("start from: cherries")
-    table = {
-        line.split()[0]: line.split()[1:] for line in lines if re.match(r"\w+ +\d\.\d{3} ", line)
-    }
+    rows = [line.split() for line in lines if re.match(r"\w+ +\d\.\d{3} ", line)]
+    table = {row[0]: row[1:] for row in rows}
     assert table["cherries"][:2] == ["1.000", "1"]
     assert any(line.startswith("C_average") for line in lines)
     assert any("zero-shot (simulated)" in line for line in lines)
@@ -222,7 +214,7 @@ def test_invalid_options_are_refused(options, message, task, prompts, tmp_path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_tasks_and_prompts_that_do_not_fit_are_refused(task, prompts, tmp_path) -> None:
+def test_unfit_tasks_prompts_and_matrices_are_refused(task, prompts, tmp_path, study) -> None:
     with pytest.raises(jpt.InputError, match=r"none of the 1 prompts \(mine\) is for another task"):
         jpt.recommend(task, {"mine": prompts["mine"]})
     card = dataclasses.replace(prompts["apples"].card, first_position=1)
@@ -234,9 +226,6 @@ def test_tasks_and_prompts_that_do_not_fit_are_refused(task, prompts, tmp_path) 
         refused(jpt.recommend, bare, prompts, labels=labels, match=f"has no train rows.*{fix}")
     rows = {"train": [{"article": "a", "summary": "b"}]}
     refused(jpt.recommend, "samsum", prompts, labels=0, data=rows, match="is generative")
-
-
-def test_matrices_of_other_prompts_are_refused(task, prompts, study) -> None:
     fewer = {name: prompt for name, prompt in prompts.items() if name != "bananas"}
     with pytest.raises(jpt.InputError, match="has 1 prompts that were not given .bananas;"):
         jpt.recommend(task, fewer, known=study / "transfer.csv")
@@ -255,14 +244,11 @@ def test_sources_with_another_first_position_get_a_probe(backbone, task) -> None
     assert found.probe.card.first_position == 1
 
 
-def test_ties_share_a_rank_and_missing_values_are_last() -> None:
+def test_ties_missing_values_and_similar_sources() -> None:
     nan = float("nan")
     ranking = Ranking({"a": 0.5, "b": 0.75, "c": nan, "d": 0.5, "e": 0.75}, {"a": 1, "d": 2})
     assert ranking.ordered() == ["b", "e", "d", "a", "c"]
     assert ranking.ranks() == {"a": 4, "b": 1, "c": None, "d": 3, "e": 1}
-
-
-def test_similar_sources_are_not_distinguished_on_few_rows() -> None:
     from jpt.tuning.bound_task import score_logits
 
     truth = np.array([0, 1] * 50)

@@ -79,9 +79,6 @@ def test_tables_agree_with_the_results(swept: Path) -> None:
         in_task = [row for row in settings if row["task"] == task]
         (best,) = [row for row in in_task if row["best"] == "True"]
         assert float(best["validation"]) == max(float(row["validation"]) for row in in_task)
-
-
-def test_nothing_else_is_left(swept: Path) -> None:
     names = sorted(path.name for path in swept.iterdir())
     assert names == ["runs", "runs.csv", "settings.csv", "sweep.json"]
 
@@ -139,18 +136,15 @@ def test_a_larger_grid_adds_runs(grid: dict[str, Any], tmp_path: Path) -> None:
     assert before.items() <= read_prompts(tmp_path).items()
 
 
-def test_other_options_are_another_run(grid: dict[str, Any], swept: Path) -> None:
-    other = {**grid, "fixed": {**grid["fixed"], "steps": 8}}
-    refused(sweep, other, swept, match=r"steps was 6 and is now 8")
-
-
-def test_invalid_runs_stop_the_sweep_before_anything_is_written(grid, tmp_path):
+def test_invalid_and_other_runs_are_refused(grid, tmp_path, swept: Path) -> None:
     wrong = {**grid, "grid": {**grid["grid"], "task": [*grid["grid"]["task"], "sst3"]}}
     refused(sweep, wrong, tmp_path / "out", match=r"run sst3\+learning_rate=0.01/seed-0: .*sst2")
     assert not list(tmp_path.rglob("*.safetensors"))
     refused(sweep, grid, tmp_path, shard="3/2", match=r"shard is '3/2'")
     with pytest.raises(InputError, match=r"need .* GB .* use fewer slots"):
         sweep({**grid, "run": {"memory_gb": 1e-5}}, tmp_path / "small")
+    other = {**grid, "fixed": {**grid["fixed"], "steps": 8}}
+    refused(sweep, other, swept, match=r"steps was 6 and is now 8")
 
 
 def test_runs_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
@@ -200,9 +194,11 @@ def test_the_command(swept: Path, tmp_path: Path, grid: dict[str, Any], run) -> 
 # --- Sweep files
 
 FIXED = {"backbone": "builtin/bert-small", "task": "builtin/imdb"}
+FROM_0 = {"from": 0, "to": 1, "count": 2}
+UNEQUAL = [{"length": [1, 2], "steps": [1]}]
 
 
-def test_every_combination_of_grid_and_zip() -> None:
+def test_grid_zip_and_names() -> None:
     sweep = parse_sweep(
         {
             "fixed": {"backbone": "builtin/bert-small", "steps": 7},
@@ -220,30 +216,20 @@ def test_every_combination_of_grid_and_zip() -> None:
     assert {run.setting for run in sweep.runs if run.values["seed"] == 3} == {
         run.setting for run in sweep.runs if run.values["seed"] == 4
     }
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({"from": 1e-4, "to": 1e-1, "count": 4}, [1e-4, 1e-3, 1e-2, 1e-1]),
-        ({"from": 1, "to": 3, "count": 3, "scale": "linear"}, [1.0, 2.0, 3.0]),
-    ],
-)
-def test_ranges_are_geometric_or_linear(given: dict[str, Any], expected: list[float]) -> None:
-    sweep = parse_sweep({"fixed": FIXED, "grid": {"learning_rate": given}})
-    assert [run.options.learning_rate for run in sweep.runs] == pytest.approx(expected, rel=1e-6)
-
-
-def test_counts_in_a_range_are_integers() -> None:
-    given = {"from": 10, "to": 1000, "count": 3}
-    sweep = parse_sweep({"fixed": FIXED, "grid": {"steps": given}})
-    assert [run.options.steps for run in sweep.runs] == [10, 100, 1000]
-
-
-def test_tasks_of_one_short_name_are_distinguished() -> None:
     grid = {"task": ["builtin/imdb", "imdb"]}
     sweep = parse_sweep({"fixed": {"backbone": "builtin/bert-small"}, "grid": grid})
     assert [run.name for run in sweep.runs] == ["builtin_imdb", "imdb"]
+
+
+def test_ranges_are_geometric_or_linear() -> None:
+    for name, given, expected in (
+        ("learning_rate", {"from": 1e-4, "to": 1e-1, "count": 4}, [1e-4, 1e-3, 1e-2, 1e-1]),
+        ("learning_rate", {"from": 1, "to": 3, "count": 3, "scale": "linear"}, [1.0, 2.0, 3.0]),
+        ("steps", {"from": 10, "to": 1000, "count": 3}, [10, 100, 1000]),
+    ):
+        runs = parse_sweep({"fixed": FIXED, "grid": {name: given}}).runs
+        found = [getattr(run.options, name) for run in runs]
+        assert found == pytest.approx(expected, rel=1e-6) and type(found[0]) is type(expected[0])
 
 
 @pytest.mark.parametrize(
@@ -259,14 +245,8 @@ def test_tasks_of_one_short_name_are_distinguished() -> None:
         ({"fixed": FIXED, "grid": {"task": ["a"]}}, "task is set in two tables"),
         ({"fixed": FIXED, "grid": {"steps": {"from": 1, "to": 9}}}, "steps has no count"),
         ({"fixed": FIXED, "grid": {"steps": {"from": 9, "to": 1, "count": 2}}}, "the range of"),
-        (
-            {"fixed": FIXED, "grid": {"learning_rate": {"from": 0, "to": 1, "count": 2}}},
-            'write scale = "linear"',
-        ),
-        (
-            {"fixed": FIXED, "zip": [{"length": [1, 2], "steps": [1]}]},
-            "differ in length: length 2, steps 1",
-        ),
+        ({"fixed": FIXED, "grid": {"learning_rate": FROM_0}}, 'write scale = "linear"'),
+        ({"fixed": FIXED, "zip": UNEQUAL}, "differ in length: length 2, steps 1"),
         ({"fixed": {**FIXED, "steps": 0}}, "steps is 0; give a whole number"),
         ({"fixed": {**FIXED, "dtype": "float8"}}, "dtype is 'float8'"),
         ({"fixed": FIXED, "run": {"slots": 0}}, "slots is 0"),
@@ -302,9 +282,7 @@ def search_grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def searched(
-    search_grid: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> sweep_module.SweepResult:
+def searched(search_grid: dict[str, Any], tmp_path_factory) -> sweep_module.SweepResult:
     return sweep(search_grid, tmp_path_factory.mktemp("searched") / "out", trials=5)
 
 
@@ -384,7 +362,6 @@ def test_more_trials_continue_fewer(search_grid, searched, tmp_path):
 
 def test_search_finds_the_best_rate() -> None:
     # Random rates from six decades would be 1.5 decades off in the median.
-
     def distance(values: Any) -> float:
         return abs(math.log10(values["learning_rate"]) + 2)
 
@@ -421,20 +398,17 @@ def test_integers_are_searched_once() -> None:
     trials = tell_all(search, lambda values: 0.1 * values["length"], at_once=2)
     lengths = [trial["values"]["length"] for trial in trials]
     assert all(type(length) is int for length in lengths) and set(lengths) <= {4, 5, 6}
-    assert [run.name for run in search.whole.runs] == [
-        f"imdb+length={length}" for length in dict.fromkeys(lengths)
-    ]
+    names = [f"imdb+length={length}" for length in dict.fromkeys(lengths)]
+    assert [run.name for run in search.whole.runs] == names
 
 
 @pytest.mark.parametrize(
     ("change", "trials", "message"),
     [
-        ({}, None, "--trials 20"),
-        ({"search": {}}, 3, "has no [search]"),
+        *[({}, None, "--trials 20"), ({"search": {}}, 3, "has no [search]")],
         ({"search": {"dtype": {"from": 1, "to": 2}}}, 3, "expected one of"),
         ({"search": {"seed": {"from": 1, "to": 2}}}, 3, "expected one of"),
-        ({"search": {"steps": {"from": 0.2, "to": 9}}}, 3, "steps is 0"),
-        ({}, 0, "trials is 0"),
+        *[({"search": {"steps": {"from": 0.2, "to": 9}}}, 3, "steps is 0"), ({}, 0, "trials is 0")],
     ],
 )
 def test_invalid_searches_are_refused(change, trials, message, tmp_path):
@@ -443,16 +417,10 @@ def test_invalid_searches_are_refused(change, trials, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_search_cannot_be_sharded(search_grid: dict[str, Any], tmp_path: Path) -> None:
+def test_shards_other_searches_and_missing_optuna(search_grid, tmp_path, searched, monkeypatch):
     refused(sweep, search_grid, tmp_path, trials=2, shard="1/2", match="leave out shard")
-
-
-def test_folder_of_another_search_is_refused(search_grid, searched):
     other = {**search_grid, "search": {"learning_rate": {"from": 1e-4, "to": 1e-1}}}
     refused(sweep, other, searched.folder, trials=5, match="holds a search over")
-
-
-def test_a_missing_optuna_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match=r"pip install 'jpt\[search\]'"):
         sweep({"fixed": NOWHERE, "search": RATES}, tmp_path / "out", trials=2)
@@ -464,7 +432,6 @@ LEFT = ("runs/a/.lock", "runs/a/.jpt-0.tmp", "groups/one/runs.json", "groups/one
 
 
 def write_ended(folder: Path) -> list[str]:
-    """Write two finished runs with everything that a killed process can leave."""
     for name in ("a", "b"):
         RunFolder(folder / "runs" / name, {"seed": name}).finish({"score": 1})
     for name in LEFT:
@@ -488,9 +455,8 @@ def test_an_unfinished_group_is_kept(tmp_path: Path) -> None:
     write_ended(tmp_path)
     (tmp_path / "runs/b/result.json").unlink()
     tidy_ended(tmp_path, ["a"])
-    assert files(tmp_path) >= {*LEFT[2:], "runs/a/result.json"} and not (
-        files(tmp_path) & {*LEFT[:2]}
-    )
+    assert files(tmp_path) >= {*LEFT[2:], "runs/a/result.json"}
+    assert not files(tmp_path) & {*LEFT[:2]}
     shutil.rmtree(tmp_path / "runs/a")  # to be trained again
     tidy_ended(tmp_path, [])
     assert files(tmp_path) >= {*LEFT[2:]}

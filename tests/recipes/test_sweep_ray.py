@@ -22,7 +22,7 @@ import pytest
 
 from jpt.errors import InputError, StoppedError
 from jpt.recipes import sweep_ray
-from jpt.recipes.sweep import RunGroup, SweepProgress, SweepRun, sweep
+from jpt.recipes.sweep import RunGroup, SweepRun, sweep
 from jpt.recipes.sweep_ray import bring_home, count_room, default_needs, parse_needs, train_away
 from jpt.tuning.multi_run import SlotSchedule
 from tests.helpers.errors import refused
@@ -33,11 +33,7 @@ TABLES = ("runs.csv", "settings.csv")
 
 
 def workers_from(origin: str | Path = "/") -> Any:
-    """Return workers that do what driver and nodes do, without a cluster in between."""
-
-    def work(
-        groups: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, reporter: SweepProgress
-    ) -> None:
+    def work(groups: Sequence[RunGroup], runs: Sequence[SweepRun], folder: Path, _: Any) -> None:
         with contextlib.chdir("/"):  # not the driver's folder
             outcomes = [train_away(group, runs, str(origin)) for group in groups]
             assert os.getcwd() == "/"
@@ -76,18 +72,17 @@ def test_relative_paths_count_from_the_driver(grid, local, tmp_path, monkeypatch
     assert read_rows(tmp_path / "out" / "settings.csv")[0]["validation"]
 
 
-def test_driver_lost_while_it_writes_leaves_no_result(grid, local, tmp_path, monkeypatch):
+def test_lost_drivers_and_other_data(grid, local, tmp_path, monkeypatch) -> None:
     # After any number of files: a run has a result only if all its files are there.
     home = local / "runs" / "first" / "seed-0"
     files = {path.name: path.read_bytes() for path in home.iterdir()}
     writes = sweep_ray.write_bytes
     for count in range(len(files) - 1):  # the config is there before
-        left = [count]
+        left = iter(range(count))
 
-        def write(path: Path, data: bytes, left: list[int] = left) -> None:
-            if left[0] == 0:
+        def write(path: Path, data: bytes, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
                 raise ConnectionError("lost")
-            left[0] -= 1
             writes(path, data)
 
         folder = tmp_path / str(count)
@@ -99,11 +94,6 @@ def test_driver_lost_while_it_writes_leaves_no_result(grid, local, tmp_path, mon
         monkeypatch.setattr(sweep_ray, "write_bytes", writes)
         bring_home("first/seed-0", files, folder)
         assert {path.name: path.read_bytes() for path in found.iterdir()} == files
-
-
-def test_node_with_other_data_is_refused(local: Path, tmp_path: Path) -> None:
-    home = local / "runs" / "first" / "seed-0"
-    files = {path.name: path.read_bytes() for path in home.iterdir()}
     config = json.loads(files["config.json"])
     config["data"]["train"]["content"] = "other"
     shutil.copytree(home, tmp_path / "runs/first/seed-0", ignore=lambda *_: {"result.json"})
@@ -137,7 +127,7 @@ def test_node_that_shuts_down_is_tried_elsewhere(monkeypatch: pytest.MonkeyPatch
         train_away(RunGroup(SlotSchedule((("first",),), {"first": 1})), [], "/")
 
 
-def test_needs() -> None:
+def test_needs_and_addresses() -> None:
     assert default_needs([{"CPU": 8.0}, {"CPU": 4.0}, {"memory": 1.0}], []) == {"CPU": 4.0}
     gpus = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 8.0}]
     assert default_needs(gpus, []) == {"CPU": 1.0, "GPU": 1.0}
@@ -149,9 +139,6 @@ def test_needs() -> None:
     assert parse_needs("GPU:0.5, CPU:2") == {"GPU": 0.5, "CPU": 2.0}
     for wrong in ("GPU", "GPU:many", ":1", "CPU:-1", "GPU:1.5", "GPU:nan", "GPU:inf", ""):
         refused(parse_needs, wrong, match="needs has")
-
-
-def test_no_cluster_at_the_address() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # nobody listens there
         port = held.getsockname()[1]
@@ -188,21 +175,16 @@ def free_port() -> int:
 
 
 class Cluster:
-    """Nodes of Ray on this machine, each the processes of one session."""
-
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.folder = folder
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.environment = {
             **os.environ,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "JAX_PLATFORMS": "cpu",
+            **{"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"},
+            **{"RAY_AUTH_TOKEN": secrets.token_hex(32), "JAX_PLATFORMS": "cpu"},
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-            "PYTHONPATH": str(ROOT),
+            **{"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "PYTHONPATH": str(ROOT)},
         }
 
     @property
