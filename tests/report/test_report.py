@@ -106,7 +106,7 @@ def test_correlation_table(tables: Tables) -> None:
     assert {"excluding in-task prompts", "including in-task prompts"} <= set(rows[0])
 
 
-def test_choices(page: str, tables: Tables) -> None:
+def test_choices_and_masks(page: str, tables: Tables) -> None:
     head, *rows = tables["Source selection by each ranking; regret and gain in points"]
     by_name = dict((row[0], row[1:]) for row in rows)
     assert head[1:] == ["n tasks", "hit rate", "regret", "gain over random", "95% CI"]
@@ -119,9 +119,6 @@ def test_choices(page: str, tables: Tables) -> None:
     assert row["best source (score)"] == "sst2 (80.0)" and row["random"] == "−10.0"
     assert row["ON"] == "sst2 ✓" and row["C_concat"] == "sst2, mnli −3.4"
     assert page.index('id="choice"') > page.index('id="correlation"')
-
-
-def test_masks(page: str, tables: Tables) -> None:
     head, *rows = tables["Score (accuracy) by kind of mask"]
     assert head == ["task", "type", "no mask", "in-task", "random", "majority"]
     assert rows[0] == ["mnli", "nli", "0.800", "0.464", "0.736", "0.500"]
@@ -331,26 +328,19 @@ def test_reference_matrices(reference_folder: Path, tmp_path: Path) -> None:
 # --- Colors
 
 
-def _matrix(numbers: str) -> np.ndarray:
-    return np.array(numbers.split(), float).reshape(3, 3)
-
-
-# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
+# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB; linear RGB to XYZ.
+NUMBERS = """
+protanopia 0.152286 1.052583 -0.204868 0.114503 0.786281 0.099216 -0.003882 -0.048116 1.051998
+deuteranopia 0.367322 0.860646 -0.227968 0.280085 0.672501 0.047413 -0.011820 0.042940 0.968881
+tritanopia 1.255528 -0.076749 -0.178779 -0.078411 0.930809 0.147602 0.004733 0.691367 0.303900
+xyz 0.4124564 0.3575761 0.1804375 0.2126729 0.7151522 0.0721750 0.0193339 0.1191920 0.9503041
+"""
 VISIONS = {
-    "normal": np.eye(3),
-    "protanopia": _matrix(
-        "0.152286 1.052583 -0.204868 0.114503 0.786281 0.099216 -0.003882 -0.048116 1.051998"
-    ),
-    "deuteranopia": _matrix(
-        "0.367322 0.860646 -0.227968 0.280085 0.672501 0.047413 -0.011820 0.042940 0.968881"
-    ),
-    "tritanopia": _matrix(
-        "1.255528 -0.076749 -0.178779 -0.078411 0.930809 0.147602 0.004733 0.691367 0.303900"
-    ),
+    name: np.array(numbers, float).reshape(3, 3)
+    for name, *numbers in map(str.split, NUMBERS.strip().splitlines())
 }
-TO_XYZ = _matrix(
-    "0.4124564 0.3575761 0.1804375 0.2126729 0.7151522 0.0721750 0.0193339 0.1191920 0.9503041"
-)
+TO_XYZ = VISIONS.pop("xyz")
+VISIONS["normal"] = np.eye(3)
 NAMES = ("blue", "orange", "green", "purple", "sky", "red", "gray")
 
 
