@@ -24,10 +24,8 @@ TASKS = tuple(TYPES)
 ORDERED = ("imdb", "sst2", "mnli", "qnli")
 SCORES = np.array(
     [  # mnli  imdb  qnli  sst2  random
-        [0.80, 0.40, 0.64, 0.36, 0.32],
-        [0.50, 0.90, 0.54, 0.81, 0.45],
-        [0.75, 0.50, 0.85, 0.51, 0.49],
-        [0.56, 0.84, 0.49, 0.92, 0.47],
+        *[[0.80, 0.40, 0.64, 0.36, 0.32], [0.50, 0.90, 0.54, 0.81, 0.45]],
+        *[[0.75, 0.50, 0.85, 0.51, 0.49], [0.56, 0.84, 0.49, 0.92, 0.47]],
     ]
 )
 INDICATORS = (
@@ -66,8 +64,8 @@ def write_transfer_record(folder: Path, **changes: object) -> None:
         "targets": {n: {**of, **scored, "in_task_prompt": n} for n, of in prompts.items()},
         "random": {"name": "random", "seed": 7, "init": "random"},
         "versions": {"jpt": "0.1.0", "jax": "0.10.2", "python": "3.11.2"},
-        **{"elapsed_s": 74.21, "device": "1 x cpu"},
         "command": "jpt transfer --prompts study/prompts --out study",
+        **{"elapsed_s": 74.21, "device": "1 x cpu"},
     }
     write_json(folder / "transfer.json", {**record, **changes})
 
@@ -123,11 +121,10 @@ def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -
         each = {t: max(regret + spread[t], 0.0) if regret else 0.0 for t in TASKS}
         chosen[name] = {
             t: {
-                "sources": [best[t]] if not each[t] else ["sst2", "mnli"],
-                **{"score": 0.8 - each[t], "regret": each[t]},
-                **{"hit": float(not each[t]), "rank": 1.0},
+                **{"sources": ["sst2", "mnli"] if cost else [best[t]], "score": 0.8 - cost},
+                **{"regret": cost, "hit": float(not cost), "rank": 1.0},
             }
-            for t in TASKS
+            for t, cost in each.items()
         }
         rankings[name] = {
             **{"targets": 4, "hits": float(not regret), "regret": regret, "mean_rank": 1.0},
@@ -141,7 +138,6 @@ def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -
 
 def write_masks(folder: Path, in_task=0.6, random=0.9, scatter=0.02) -> None:
     """Mean relative scores under in-task and random masks; tasks scatter around them."""
-    steps = dict(zip(TASKS, (-1, -0.5, 0.5, 1), strict=True))
 
     def mask(share: float, step: float, samples: int) -> dict[str, object]:
         value = 0.8 * (share + scatter * step)
@@ -152,12 +148,9 @@ def write_masks(folder: Path, in_task=0.6, random=0.9, scatter=0.02) -> None:
         name: {
             **{"task": f"builtin/{name}", "type": kind, "prompt": name, "metric": "accuracy"},
             **{"split": "test", "rows": 300, "majority": 0.5, "unmasked": 0.8},
-            "masks": {
-                "in_task": mask(in_task, steps[name], 1),
-                "random": mask(random, -steps[name], 2),
-            },
+            "masks": {"in_task": mask(in_task, step, 1), "random": mask(random, -step, 2)},
         }
-        for name, kind in TYPES.items()
+        for (name, kind), step in zip(TYPES.items(), (-1, -0.5, 0.5, 1), strict=True)
     }
     kinds = {"in_task": in_task, "random": random}
     record = {
@@ -190,6 +183,10 @@ def write_run(folder: Path, name: str, finished: bool = True) -> None:
         write_json(folder / "result.json", {**result, "validation": validation})
 
 
+def band(mean: float | None) -> dict[str, float | None]:
+    return {"mean": mean, "low": mean and mean - 0.01, "high": mean and mean + 0.01}
+
+
 def write_warm_start(folder: Path, **changes: object) -> Path:
     runs = []
     for name, lift in (("vanilla", 0.0), ("imdb", 0.1), ("mnli", -0.1)):
@@ -204,15 +201,8 @@ def write_warm_start(folder: Path, **changes: object) -> Path:
         **{"task": "sst2", "backbone": "bert", "metric": "accuracy", "seeds": [0, 1]},
         **{"final_split": "test", "runs": runs, "notes": ["so it is"], "device": "1 x cpu"},
         **{"definitions": {"gain": "final less final"}, "settings": {"steps": 10}},
-        "comparisons": {
-            name: {
-                kind: {"mean": mean, "low": mean and mean - 0.01, "high": mean and mean + 0.01}
-                for kind, mean in zip(kinds, values, strict=True)
-            }
-            for name, values in means.items()
-        },
-        "sources": {"imdb": {}, "mnli": {}},
-        "versions": {"jax": "0.10.2"},
+        "comparisons": {n: dict(zip(kinds, map(band, of), strict=True)) for n, of in means.items()},
+        **{"sources": {"imdb": {}, "mnli": {}}, "versions": {"jax": "0.10.2"}},
     }
     make_folder(folder)
     (folder / "warm_start.json").write_text(json.dumps({**record, **changes}))
@@ -229,10 +219,7 @@ class Outline(HTMLParser):
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.faults: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
+        self.open, self.faults, self.ids, self.links = [], [], [], []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.script = ""
         self.figures: list[list[str]] = []
