@@ -47,11 +47,7 @@ class Repository:
 
 
 class Refused(Exception):
-    """An error response."""
-
-    def __init__(self, status: int, code: str = "", message: str = "") -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+    """An error response: status, code and message."""
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -79,7 +75,6 @@ class FakeHub(ThreadingHTTPServer):
         return commit.files
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
-        """Commit files by hand."""
         self.repositories.setdefault(name, create(False))
         self.repositories[name].add("main", {**self.files(name), **files}, "by hand")
 
@@ -116,8 +111,9 @@ class Handler(BaseHTTPRequestHandler):
         try:
             status, data, headers = self.route(parts, parse_qs(address.query), body)
         except Refused as refused:
-            status, data = refused.status, json.dumps({"error": refused.message}).encode()
-            headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
+            status, code, message = refused.args
+            data = json.dumps({"error": message}).encode()
+            headers = {"X-Error-Code": code, "X-Error-Message": message}
         self.send_response(status)
         for key, value in headers.items():
             if value:
@@ -274,7 +270,6 @@ def validated(page: str) -> dict[str, Any]:
 
 @contextmanager
 def fake_hub() -> Iterator[FakeHub]:
-    """Serves while the block runs."""
     with FakeHub() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
