@@ -76,7 +76,6 @@ class Session(NamedTuple):
 
 
 def run_python(page: Path, names: dict[str, Any]) -> list[str]:
-    """Execute the Python blocks of a page; return the output of each."""
     printed = []
     for block in blocks(page, "python"):
         out = io.StringIO()
@@ -150,7 +149,12 @@ def test_the_figure_comes_from_a_report(session: Session) -> None:
 # --- Files shown
 
 
-def test_the_custom_task_loads(tmp_path: Path) -> None:
+def test_the_sweep_files_and_the_custom_task_load(tmp_path: Path) -> None:
+    grid, search = blocks(ROOT / "docs" / "sweep.md", "toml")
+    (tmp_path / "grid.toml").write_text(grid)
+    assert len(read_sweep(tmp_path / "grid.toml").runs) == 36
+    (tmp_path / "search.toml").write_text(search)
+    assert list(read_sweep(tmp_path / "search.toml").ranges) == ["learning_rate"]
     page = ROOT / "docs" / "own-task.md"
     (tmp_path / "task.toml").write_text(next(b for b in blocks(page, "toml") if "label_words" in b))
     task = jpt.load_task(tmp_path)
@@ -163,21 +167,12 @@ def test_the_custom_task_loads(tmp_path: Path) -> None:
     assert result.record["test"]["rows"] == 4
 
 
-def test_the_sweep_files_load(tmp_path: Path) -> None:
-    grid, search = blocks(ROOT / "docs" / "sweep.md", "toml")
-    (tmp_path / "grid.toml").write_text(grid)
-    assert len(read_sweep(tmp_path / "grid.toml").runs) == 36
-    (tmp_path / "search.toml").write_text(search)
-    assert list(read_sweep(tmp_path / "search.toml").ranges) == ["learning_rate"]
-
-
 def test_every_key_of_a_task_file_is_documented() -> None:
     text = (ROOT / "docs" / "own-task.md").read_text()
     assert [key for key in KEYS if f"`{key}`" not in text and f"`[{key}]`" not in text] == []
 
 
 # --- Commands
-
 
 LEAVES: dict[str, Any] = {}
 for _name, _command in get_command(app).commands.items():
@@ -197,7 +192,6 @@ THEIRS = {"--activate_neuron", "--gpu", "--local_rank", "--model_prompt", "--rep
 
 
 def command_lines(page: Path) -> Iterator[str]:
-    """Command lines in blocks and in the text, also after a pipe or in quotes."""
     for text in (*(line for block in blocks(page, "") for line in lines(block)), *spans(page)):
         for part in re.split(r"\s*(?:&&|\||;)\s*", text):
             found = re.search(r'(?:^|[\s="])(jpt [a-z].*?)"?$', part)
@@ -212,7 +206,6 @@ def lines(block: str) -> list[str]:
 
 
 def assert_command(line: str) -> str | None:
-    """Return the command of a line; fail if the command or an option does not exist."""
     words = [word for word in shlex.split(line)[1:] if word != "..."]
     name = " ".join(words[:2]) if words[0] in GROUPS else words[0]
     if name in GROUPS:
@@ -235,23 +228,13 @@ def test_commands_options_and_public_names_exist(page: Path) -> None:
 
 
 def test_a_wrong_line_is_caught() -> None:
-    for line in (
-        "jpt tuna --out a",
-        "jpt tune --stepz 3",
-        "jpt mix blend",
-        "jpt report a --mesh x",
-    ):
+    for line in ("jpt tuna", "jpt tune --stepz 3", "jpt mix blend", "jpt report a --mesh x"):
         with pytest.raises(AssertionError):
             assert_command(line)
     assert assert_command("jpt project apply --out a") == "project apply"
 
 
-def test_the_readme_shows_every_command_and_no_other() -> None:
-    shown = {line.split()[1] for line in command_lines(ROOT / "README.md")}
-    assert shown == set(get_command(app).commands)
-
-
-def test_every_command_has_a_page() -> None:
+def test_every_command_is_in_the_readme_and_has_a_page() -> None:
     # The index of docs/ names the command and a page that shows it.
     index = (ROOT / "docs" / "README.md").read_text()
     rows = [line for line in index.splitlines() if line.startswith("| `jpt")]
@@ -261,13 +244,14 @@ def test_every_command_has_a_page() -> None:
         targets = re.findall(r"\(([\w.-]+\.md)", row)
         texts = [(ROOT / "docs" / target).read_text() for target in targets]
         assert any(f"jpt {name}" in text for text in texts), (name, targets)
+    shown = {line.split()[1] for line in command_lines(ROOT / "README.md")}
+    assert shown == set(get_command(app).commands)
 
 
 # --- Links
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors that GitHub makes of the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", prose(page).lower(), re.MULTILINE)
     return {re.sub(r"[^\w\s-]", "", heading).strip().replace(" ", "-") for heading in headings}
 
@@ -317,7 +301,6 @@ class KernelOfTests(AsyncKernelManager):
 
 
 def assert_outputs(notebook: nbformat.NotebookNode) -> None:
-    """Assert that every cell ran and that the outputs match the text around them."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
@@ -372,7 +355,6 @@ TYPED = [text for language, text in BLOCKS if not language and not text.startswi
 
 
 def run_block(block: str, folder: Path) -> str:
-    """Run a block in a shell, offline, with this environment's jpt; return its output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     # An address where nothing answers, so that any use of the network fails at once.
     offline = {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "PATH": path}
@@ -393,14 +375,12 @@ def test_getting_started_works_in_an_empty_folder(tmp_path: Path) -> None:
     if shutil.which("bash") is None:
         pytest.skip("no bash here")
     printed = "".join(run_block(block, tmp_path) for block in TYPED)
-
     assert "all checks passed" in printed and "absent = 'without' (386)" in printed
     study = tmp_path / "study"
     for name in TUNED:
         test = json.loads((study / "prompts" / name / "result.json").read_text())["test"]
         assert test["accuracy"] > test["majority"] + 0.05, (name, test)
         assert f"builtin/{name} on builtin/bert-small: test accuracy" in printed
-
     matrix = (study / "transfer.csv").read_text().splitlines()
     assert len(matrix) == 1 + 4 * (4 + 2)  # four prompts, an untrained one and none
     for file in ("relative.csv", "neurons.npz", "indicators.csv", "correlation.json"):
@@ -408,7 +388,6 @@ def test_getting_started_works_in_an_empty_folder(tmp_path: Path) -> None:
     assert "All 4 in-task prompts score above the majority class" in printed
     page = (study / "report.html").read_text()
     assert all(name in page for name in TUNED)
-
     assert "[good] a film to love" in printed
     for run in ("mood", "warm"):
         record = json.loads((tmp_path / "runs" / run / "result.json").read_text())
