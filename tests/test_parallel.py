@@ -33,60 +33,46 @@ from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.types import Batch
 from tests.helpers.errors import refused
 
+pytestmark = pytest.mark.plain_programs
+
 # --- mesh
 
 
 def slow(*values: str) -> object:
-    """A case of the slow tests."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize(
-    ("text", "needles"),
+    ("text", "message"),
     [
-        ("rows:2", ("rows", "data")),
-        ("data", ("data",)),
-        ("data:0", ("'0'",)),
-        ("data:x", ("'x'",)),
-        ("data:2,data:2", ("twice",)),
-        ("data:4,model:4", ("16 devices", "8")),
+        *[("rows:2", "rows.*data"), ("data", "data"), ("data:0", "'0'"), ("data:x", "'x'")],
+        *[("data:2,data:2", "twice"), ("data:4,model:4", "16 devices.*8")],
     ],
 )
-def test_wrong_meshes_are_refused(text: str, needles: tuple[str, ...]) -> None:
-    with pytest.raises(InputError) as error:
-        parse_mesh(text, 8)
-    for needle in needles:
-        assert needle in str(error.value)
+def test_wrong_meshes_are_refused(text: str, message: str) -> None:
+    refused(parse_mesh, text, 8, match=message)
 
 
-@pytest.mark.plain_programs
-def test_axes_left_out_have_size_one() -> None:
+def test_axes_left_out_and_split_weights() -> None:
     assert parse_mesh("model:2", 8) == {"prompt": 1, "data": 1, "model": 2}
     assert parse_mesh(None, 8) == {"prompt": 1, "data": 8, "model": 1}
     assert dict(make_mesh("prompt:2,data:2,model:2").shape) == {"prompt": 2, "data": 2, "model": 2}
+    _, params = tiny_encoder()
+    mesh = make_mesh("model:4")
+    shardings, _ = parameter_shardings(params, ENCODER_WEIGHTS.partition, mesh)
+    params = place(params, shardings)
+    kernel = params["last_layer"]["feed_forward_in"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 12)}
+    assert {s.data.shape for s in params["embeddings"]["word"].addressable_shards} == {(61, 8)}
 
 
-@pytest.mark.plain_programs
-def test_a_parameter_without_a_rule_is_an_error() -> None:
-    with pytest.raises(InputError, match="layers/new/kernel"):
-        parameter_shardings(
-            {"layers": {"new": {"kernel": jnp.ones((2, 2))}}},
-            ENCODER_WEIGHTS.partition,
-            make_mesh(),
-        )
-
-
-@pytest.mark.plain_programs
-def test_an_axis_that_does_not_divide_leaves_the_dimension_whole_and_says_so() -> None:
+def test_missing_rules_and_axes_that_do_not_divide() -> None:
+    rules, weights = ENCODER_WEIGHTS.partition, {"layers": {"new": {"kernel": jnp.ones((2, 2))}}}
+    refused(parameter_shardings, weights, rules, make_mesh(), match="layers/new/kernel")
     table = [("a", PartitionSpec(None, "model"))]
     shardings, notes = parameter_shardings({"a": jnp.ones((4, 6))}, table, make_mesh("model:4"))
     assert shardings["a"].spec == PartitionSpec(None, None)
     assert len(notes) == 1 and "6" in notes[0] and "model" in notes[0]
-
-
-@pytest.mark.plain_programs
-def test_a_batch_that_does_not_divide_is_refused() -> None:
     refused(parallel.batch_sharding, make_mesh("data:4"), 10, match="10 rows")
 
 
@@ -100,7 +86,6 @@ def batch_of(rows: int) -> Batch:
 
 @cache
 def two_steps(family: str, mesh_text: str) -> tuple[np.ndarray, list[float], np.ndarray]:
-    """Does two steps that follow the gradient: the sum of both, the losses, the label scores."""
     module, params = tiny_model(family)
     mesh, optimizer = make_mesh(mesh_text), optax.trace(1.0)
     shardings, _ = parameter_shardings(params, FAMILIES[family].weights.partition, mesh)
@@ -120,28 +105,15 @@ def two_steps(family: str, mesh_text: str) -> tuple[np.ndarray, list[float], np.
 
 
 FAMILY_NAMES = ("bert", "t5", "gpt2", "llama")
-MESHES = (
-    "data:8",
-    "model:4",
-    "model:8",
-    "prompt:8",
-    "data:4,model:2",
-    "data:2,model:4",
-    "prompt:2,data:4",
-    "prompt:4,model:2",
-    "prompt:2,data:2,model:2",
-)
+MESHES = ("data:8", "model:4", "model:8", "prompt:8", "data:4,model:2", "data:2,model:4")
+MESHES += ("prompt:2,data:4", "prompt:4,model:2")
 EVERY_AXIS = "prompt:2,data:2,model:2"
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("family", "mesh"),
-    [
-        ("bert", EVERY_AXIS),
-        *(slow(f, m) for f in FAMILY_NAMES for m in MESHES if m != EVERY_AXIS),
-        *(slow(f, EVERY_AXIS) for f in ("t5", "gpt2", "llama")),
-    ],
+    [("bert", EVERY_AXIS), *(slow(f, m) for f in FAMILY_NAMES for m in MESHES)]
+    + [slow(family, EVERY_AXIS) for family in ("t5", "gpt2", "llama")],
 )
 def test_every_mesh_gives_the_numbers_of_one_device(family: str, mesh: str) -> None:
     for found, expected in zip(two_steps(family, mesh), two_steps(family, "data:1"), strict=True):
@@ -149,20 +121,16 @@ def test_every_mesh_gives_the_numbers_of_one_device(family: str, mesh: str) -> N
 
 
 def assert_near(found: object, expected: object) -> None:
-    """Asserts that two arrays are equal as float32 goes: 1e-5 of the largest magnitude."""
     difference = np.abs(np.asarray(found) - np.asarray(expected)).max()
     assert difference <= 1e-5 * np.abs(np.asarray(expected)).max(), difference
 
 
-@pytest.mark.plain_programs
 def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "jpt.parallel.process_count", lambda: 2
-    )  # all devices here are of the first
+    # All devices here are of the first.
+    monkeypatch.setattr("jpt.parallel.process_count", lambda: 2)
     refused(make_mesh, "data:2", match="which belong to 1 of 2 processes")
 
 
-@pytest.mark.plain_programs
 @pytest.mark.parametrize("mesh", ["data:4", "prompt:2,data:2"])
 def test_a_batch_lies_with_its_rows_over_data(mesh: str) -> None:
     devices, batch = make_mesh(mesh), batch_of(8)
@@ -175,7 +143,6 @@ def test_a_batch_lies_with_its_rows_over_data(mesh: str) -> None:
     refused(local_rows, devices, 9, match="9 rows")
 
 
-@pytest.mark.plain_programs
 def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:
     module, params = tiny_encoder()
     mesh = make_mesh("data:2,model:4")
@@ -184,26 +151,13 @@ def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:
     optimizer = prompt_optimizer(1e-2)
     state = place(init_state(jnp.ones((6, 32)), optimizer), replicated(mesh))
     step = build_train_step(module, optimizer, mesh=mesh)
-    answer, batch = (
-        Answer(jnp.array([3, 4], jnp.int32)),
-        place(batch_of(8), parallel.batch_sharding(mesh, 8)),
-    )
+    answer = Answer(jnp.array([3, 4], jnp.int32))
+    batch = place(batch_of(8), parallel.batch_sharding(mesh, 8))
     for _ in range(2):
         given, (state, _) = state, step(params, state, batch, answer)
         assert given.prompt.is_deleted(), "the state was not donated"
         assert state.prompt.sharding.is_fully_replicated
     assert step._cache_size() == 1
-
-
-@pytest.mark.plain_programs
-def test_weights_are_really_split() -> None:
-    _, params = tiny_encoder()
-    mesh = make_mesh("model:4")
-    shardings, _ = parameter_shardings(params, ENCODER_WEIGHTS.partition, mesh)
-    params = place(params, shardings)
-    kernel = params["last_layer"]["feed_forward_in"]["kernel"]
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 12)}
-    assert {s.data.shape for s in params["embeddings"]["word"].addressable_shards} == {(61, 8)}
 
 
 # --- processes
@@ -215,29 +169,24 @@ COMPUTING = {
 
 
 @pytest.mark.parametrize(
-    ("given", "needles"),
+    ("given", "message"),
     [
-        ((None, 2, 0), ("coordinator",)),
-        (("node1", 2, 0), ("'node1'", "HOST:PORT")),
-        (("node1:http", 2, 0), ("HOST:PORT",)),
-        (("node1:70000", 2, 0), ("HOST:PORT",)),
-        ((":1234", 2, 0), ("HOST:PORT",)),
-        (("node1:1234", None, 0), ("--processes",)),
-        (("node1:1234", 2, None), ("--process I",)),
-        (("node1:1234", 0, 0), ("processes is 0",)),
-        (("node1:1234", 2, 2), ("process is 2", "from 0 to 1")),
-        (("node1:1234", 2, -1), ("process is -1",)),
-        (("auto", 2, 0), ("auto",)),
+        *[
+            ((None, 2, 0), "coordinator"),
+            (("node1", 2, 0), "'node1'.*HOST:PORT|HOST:PORT.*'node1'"),
+        ],
+        *[((address, 2, 0), "HOST:PORT") for address in ("node1:http", "node1:70000", ":1234")],
+        *[(("node1:1234", None, 0), "--processes"), (("node1:1234", 2, None), "--process I")],
+        *[(("node1:1234", 0, 0), "processes is 0"), (("node1:1234", 2, -1), "process is -1")],
+        *[(("node1:1234", 2, 2), "from 0 to 1.*process is 2|process is 2.*from 0 to 1")],
+        (("auto", 2, 0), "auto"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused(given: tuple, needles: tuple[str, ...]) -> None:
-    with pytest.raises(InputError) as error:
-        find_process(*given, environment={})
-    for needle in needles:
-        assert needle in str(error.value)
+def test_invalid_processes_are_refused(given: tuple, message: str) -> None:
+    refused(find_process, *given, environment={}, match=message)
 
 
-def test_a_place_by_hand() -> None:
+def test_processes_given_by_hand() -> None:
     assert find_process("node1:1234", 4, 3, {}) == ProcessInfo("node1:1234", 4, 3)
     assert find_process("[::1]:1234", 2, 0, {}) == ProcessInfo("[::1]:1234", 2, 0)
     assert find_process("node1:1234", 1, 0, {}) is None, "one process needs nobody"
@@ -251,10 +200,8 @@ def test_a_place_by_hand() -> None:
         ({}, False),
         # A job of four tasks whose batch script starts one process without srun.
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),
-        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        *[({"SLURM_STEP_NUM_TASKS": "1"}, False), ({"SLURM_STEP_NUM_TASKS": "4"}, True)],
+        *[({"OMPI_COMM_WORLD_SIZE": "2"}, True), ({"TPU_WORKER_HOSTNAMES": "localhost"}, False)],
         ({"TPU_WORKER_HOSTNAMES": "t0,t1,t2,t3"}, True),
         ({"TPU_PROCESS_ADDRESSES": "t0:8476,t1:8476"}, True),
         ({"SLURM_STEP_NUM_TASKS": "many"}, False),
@@ -265,12 +212,10 @@ def test_the_environment_says_whether_there_are_several(environment, several) ->
 
 
 def test_jax_that_computes_already_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    import jax
-
     jax.devices()
     monkeypatch.setattr(distributed, "_meet", lambda place, timeout_s: None)
-    with pytest.raises(InputError, match="could not connect to the other processes at localhost:1"):
-        distributed.start_processes("localhost:1", 2, 1)
+    match = "could not connect to the other processes at localhost:1"
+    refused(distributed.start_processes, "localhost:1", 2, 1, match=match)
 
 
 def free_port() -> int:
@@ -289,31 +234,25 @@ def test_processes_meet_before_jax_does_and_leave_the_port_free() -> None:
         assert server.getsockname()[1] == port
 
 
-def test_a_process_that_does_not_come_is_named() -> None:
+def meet(port: int, number: int, limit_s: float) -> None:
+    distributed._meet(ProcessInfo(f"localhost:{port}", 3, number), limit_s)
+
+
+def test_missing_processes_and_a_port_in_use() -> None:
     port = free_port()
-    with pytest.raises(InputError, match=f"2 of 3 processes did not connect to port {port}: 1, 2"):
-        distributed._meet(ProcessInfo(f"localhost:{port}", 3, 0), 0.2)
-    with pytest.raises(InputError, match="process 2 got no answer from process 0 at localhost"):
-        distributed._meet(ProcessInfo(f"localhost:{port}", 3, 2), 0.2)
+    refused(meet, port, 0, 0.2, match=f"2 of 3 processes did not connect to port {port}: 1, 2")
+    refused(meet, port, 2, 0.2, match="process 2 got no answer from process 0 at localhost")
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(meet, port, 0, 1, match=f"cannot open port {port} of the coordinator")
 
 
 def test_two_processes_of_one_number_are_refused() -> None:
     port = free_port()
     with ThreadPoolExecutor() as pool:
-        twins = [
-            pool.submit(distributed._meet, ProcessInfo(f"localhost:{port}", 3, 1), 1.0)
-            for _ in range(2)
-        ]
-        with pytest.raises(InputError, match="a second process 1"):
-            distributed._meet(ProcessInfo(f"localhost:{port}", 3, 0), 20)
+        twins = [pool.submit(meet, port, 1, 1.0) for _ in range(2)]
+        refused(meet, port, 0, 20, match="a second process 1")
         assert all(isinstance(twin.exception(), InputError) for twin in twins)
-
-
-def test_a_port_in_use_is_no_traceback() -> None:
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"cannot open port {port} of the coordinator"):
-            distributed._meet(ProcessInfo(f"localhost:{port}", 2, 0), 1)
 
 
 def test_a_lone_process_asks_nobody() -> None:
@@ -322,7 +261,13 @@ def test_a_lone_process_asks_nobody() -> None:
     assert [vote(number) for number in (0, 15, 0)] == [0, 15, 0]
 
 
-def test_others_write_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_write_no_files_and_print_only_errors(capsys, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    with pytest.raises(InputError), quiet_others():
+        print("a result")
+        raise InputError("a reason")
+    print("heard again")
+    assert capsys.readouterr().out == "heard again\n"
     monkeypatch.setattr(files, "is_first", lambda: False)
     assert make_folder(tmp_path / "folder") == tmp_path / "folder"
     write_text(tmp_path / "folder" / "a.txt", "a")
@@ -332,17 +277,7 @@ def test_others_write_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "cache").read_bytes() == b"of this machine"
 
 
-def test_others_print_nothing_but_their_errors(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(distributed, "is_first", lambda: False)
-    with pytest.raises(InputError), quiet_others():
-        print("a result")
-        raise InputError("a reason")
-    print("heard again")
-    assert capsys.readouterr().out == "heard again\n"
-
-
 def command_options(app: typer.Typer, front: str = "") -> dict[str, set[str]]:
-    """The options of every command, by the words that call it."""
     found = {}
     for command in app.registered_commands:
         name = command.name or command.callback.__name__.replace("_", "-")
@@ -381,9 +316,7 @@ def test_a_part_of_a_batch_is_that_part_of_the_whole(own: list[int]) -> None:
     assert len(whole) == len(parts) == 3
     for (rows, batch), (same_rows, own_batch) in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(rows, same_rows)
-        assert batch.packed_index is None and own_batch.packed_index is None, (
-            "a feed packs, not a batch"
-        )
+        assert batch.packed_index is None and own_batch.packed_index is None
         for given, found in zip(batch[:-1], own_batch[:-1], strict=True):
             np.testing.assert_array_equal(given[part], found)
     first = make_batch(split, np.array([2, 5]), 6, 64, 0, part)
