@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,37 +26,28 @@ ROOT = Path(__file__).resolve().parent.parent
 SHORT = {"steps": 8, "eval_every": 4, "checkpoint_every": 4, "learning_rate": 1e-3}
 SHORT |= {"batch_size": 8, "eval_batch_size": 16, "length": 5, "max_tokens": 16}
 LIMIT_S = 280
-IMPATIENT = """
-import runpy
-
-import jpt.parallel
-
-jpt.distributed.HEARTBEAT_S = 15
-runpy.run_module("jpt.cli", run_name="__main__")
-"""
-"""A jpt that waits less long for a sign of life."""
+# A jpt that waits less long for a sign of life.
+IMPATIENT = "import runpy, jpt.distributed; jpt.distributed.HEARTBEAT_S = 15; "
+IMPATIENT += "runpy.run_module('jpt.cli', run_name='__main__')"
 
 
 def words_of(options: dict[str, object]) -> list[str]:
-    """Options of the Python API as those of the command line."""
     pairs = ([f"--{name.replace('_', '-')}", str(value)] for name, value in options.items())
     return [word for pair in pairs for word in pair]
 
 
-def start(
-    *words: str, devices: int = 1, program: tuple[str, ...] = ("-m", "jpt.cli")
-) -> list[subprocess.Popen[str]]:
-    """Starts a command in two processes of so many devices each."""
+Processes = list[subprocess.Popen[str]]
+
+
+def start(*words: str, devices: int = 1, program: tuple = ("-m", "jpt.cli")) -> Processes:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {
         **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
+        **{"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-        "JPT_COORDINATOR": f"localhost:{port}",
-        "JPT_PROCESSES": "2",
+        **{"JPT_COORDINATOR": f"localhost:{port}", "JPT_PROCESSES": "2"},
     }
     command = [sys.executable, *program, *words]
     return [
@@ -64,18 +56,13 @@ def start(
             cwd=ROOT,
             env={**environment, "JPT_PROCESS": str(number)},
             text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
         )
         for number in (0, 1)
     ]
 
 
-def finish(
-    running: list[subprocess.Popen[str]], code: int = 0, text: str = ""
-) -> list[tuple[str, str]]:
-    """Waits for both, asserts their exit code, and gives what each printed."""
+def finish(running: Processes, code: int = 0, text: str = "") -> list[tuple[str, str]]:
     try:
         running[1].stdin.close()
         running[1].stdin = None
@@ -89,16 +76,21 @@ def finish(
 
 
 def without_gloo(out: str) -> str:
-    """What a command printed, without what CPU collectives say of their connections."""
     lines = out.splitlines(keepends=True)
     return "".join(line for line in lines if "Gloo" not in line and "peer ranks" not in line)
 
 
 def run(*words: str, devices: int = 1, text: str = "") -> dict[str, object]:
-    """Runs a command with ``--json`` and gives its record, which the first process alone prints."""
     (out, _), (other_out, other_err) = finish(start(*words, "--json", devices=devices), text=text)
     assert other_out == "" and other_err == ""
     return json.loads(out.splitlines()[-1])
+
+
+def wait_for(found: Callable[[], object]) -> None:
+    until = time.monotonic() + LIMIT_S
+    while not found():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -114,19 +106,14 @@ def whole(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
-    """Asserts that prompts and logs are equal as float32 goes, and that nothing was said twice."""
     for name in ("prompt", "last"):
-        values, wanted = (
-            jpt.load_prompt(folder / f"{name}.safetensors").values for folder in (found, expected)
-        )
+        files = (folder / f"{name}.safetensors" for folder in (found, expected))
+        values, wanted = (jpt.load_prompt(file).values for file in files)
         assert np.abs(values - wanted).max() <= 1e-5 * np.abs(wanted).max()
-    logs = [
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (found, expected)
-    ]
-    assert [(line["step"], line["split"]) for line in logs[0]] == [
-        (line["step"], line["split"]) for line in logs[1]
-    ]
+    texts = [(folder / "metrics.jsonl").read_text() for folder in (found, expected)]
+    logs = [[json.loads(line) for line in text.splitlines()] for text in texts]
+    steps = [[(line["step"], line["split"]) for line in log] for log in logs]
+    assert steps[0] == steps[1]
     losses = [[line["loss"] for line in log] for log in logs]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
@@ -146,7 +133,6 @@ def test_a_run_is_that_of_one_process(task, whole, tmp_path, mesh, devices) -> N
 
 
 def broken_run(folder: Path, out: Path) -> Path:
-    """A copy of a run as it stood after step 4, before anything later was kept."""
     shutil.copytree(folder, out)
     shutil.rmtree(out / "checkpoints" / "8")
     (out / "result.json").unlink()
@@ -175,22 +161,14 @@ def test_a_signal_to_one_stops_both_and_they_go_on(task: Path, tmp_path: Path) -
     given = {"backbone": "builtin/bert-small", "task": task, "out": tmp_path / "run"}
     words = words_of({**given, **many, "mesh": "data:2"})
     running, log = start("tune", *words), tmp_path / "run" / "metrics.jsonl"
-    for _ in range(10 * LIMIT_S):
-        if log.exists() and log.stat().st_size:
-            break
-        time.sleep(0.1)
+    wait_for(lambda: log.exists() and log.stat().st_size)
     running[1].send_signal(signal.SIGTERM)
     (_, err), (_, other_err) = finish(running, code=75)
     assert "saved after step" in err and "saved after step" in other_err
     saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert len(saved) == 1 and f"saved after step {saved[0]}" in err
     running = start("tune", *words)
-    for _ in range(10 * LIMIT_S):
-        last = json.loads(log.read_text().splitlines()[-1])["step"]
-        if last > saved[0]:
-            break
-        time.sleep(0.1)
-    assert last > saved[0], "it goes on from there"
+    wait_for(lambda: json.loads(log.read_text().splitlines()[-1])["step"] > saved[0])
     running[0].send_signal(signal.SIGTERM)
     finish(running, code=75)
 
@@ -202,12 +180,10 @@ def test_scores_tables_and_neurons_are_those_of_one_process(task, whole, tmp_pat
     other = jpt.load_prompt(whole)
     jpt.save_prompt(prompts / "b.safetensors", jpt.Prompt(other.values[::-1].copy(), other.card))
     short = {"max_tokens": 16, "eval_batch_size": 16}
-
     found = run("evaluate", *words_of({"prompt": whole, "task": task, "mesh": "data:2", **short}))
     score = jpt.evaluate(whole, task, **short)
     assert found["accuracy"] == score.value and found["rows"] == score.rows
     assert found["loss"] == pytest.approx(score.loss, rel=1e-5)
-
     given = {"prompts": prompts, "tasks": task, "out": tmp_path / "matrix", **short}
     run("transfer", *words_of({**given, "mesh": "prompt:2"}))
     expected = jpt.transfer_matrix(prompts, [task], **short)
@@ -217,7 +193,6 @@ def test_scores_tables_and_neurons_are_those_of_one_process(task, whole, tmp_pat
     for (_, name), cell in expected.cells.items():
         assert cells[name]["loss"] == pytest.approx(cell.loss, rel=1e-5)
         assert cells[name]["value"] == cell.value
-
     file = tmp_path / "neurons.npz"
     text = {"probe": "text", "task": task, "rows": 7, "max_tokens": 16}
     run("neurons", *words_of({"prompts": prompts, "out": file, "mesh": "prompt:2", **text}))
@@ -225,7 +200,6 @@ def test_scores_tables_and_neurons_are_those_of_one_process(task, whole, tmp_pat
     with np.load(file) as kept:
         difference = np.abs(kept["activations"] - wanted.values).max()
     assert difference <= 1e-5 * np.abs(wanted.values).max()
-
     out = tmp_path / "mask"
     given = {"prompts": prompts, "tasks": task, "out": out, "random_draws": 1, **short}
     record = run("mask", *words_of({**given, "mesh": "data:2"}))
@@ -260,10 +234,7 @@ def test_a_process_that_dies_takes_the_other_with_it(task: Path, tmp_path: Path)
     words = words_of({**given, **many, "mesh": "data:2"})
     running = start("tune", *words, program=("-c", IMPATIENT))
     log = tmp_path / "run" / "metrics.jsonl"
-    for _ in range(10 * LIMIT_S):
-        if log.exists() and log.stat().st_size:
-            break
-        time.sleep(0.1)
+    wait_for(lambda: log.exists() and log.stat().st_size)
     running[1].kill()
     try:
         assert running[0].wait(timeout=LIMIT_S) != 0
