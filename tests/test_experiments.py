@@ -1,4 +1,4 @@
-"""DOC"""
+"""Scripts of experiments/: the torch comparison, paper tables and interrupted runs."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
     for name in ("worker", "rows", "torch_models"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    import worker
-
-    return worker
+    return importlib.import_module("worker")
 
 
 def test_operations_are_those_of_the_products(worker: ModuleType) -> None:
@@ -65,11 +63,8 @@ def describe(kind: str, folder: Path) -> dict[str, Any]:
         options |= {"objective": "vocabulary", "label_scoring": "first_token"}
     return {
         "model": str(write_tiny_backbone(folder / "model", kind)),
-        "task": str(write_task(folder / "task")),
-        "data": None,
-        "folder": str(folder),
-        "device": "cpu",
-        "options": options,
+        **{"task": str(write_task(folder / "task")), "data": None, "folder": str(folder)},
+        **{"device": "cpu", "options": options},
     }
 
 
@@ -89,10 +84,8 @@ def test_both_sides_have_the_same_losses(kind: str, worker: ModuleType, tmp_path
 
 def test_the_table_says_what_was_expected_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
-    import table
-
     results = json.loads((FOLDER / "results.json").read_text())["cases"]
-    page = table.page(results)
+    page = importlib.import_module("table").page(results)
     assert page == (FOLDER / "RESULTS.md").read_text()
     lines = [line for lines in results.values() for line in lines]
     assert {"name", "jpt", "torch", "ratio", "expected"} <= set.intersection(*map(set, lines))
@@ -108,7 +101,6 @@ ROWS = 3
 
 
 def write_roberta(folder: Path, reference: Path) -> Path:
-    """A roberta-base of two layers with random weights and the real vocabulary."""
     shutil.copytree(reference / "tokenizers" / "roberta-base", folder)
     config = json.loads((reference / "configs" / "roberta-base.json").read_text())
     config["num_hidden_layers"] = 2
@@ -119,9 +111,7 @@ def write_roberta(folder: Path, reference: Path) -> Path:
     tokens, lengths = jnp.ones((1, 3), jnp.int32), jnp.array([3])
     shapes = jax.eval_shape(module.init, jax.random.key(0), tokens, lengths)["params"]
     random = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: random.normal(0, 0.05, leaf.shape).astype(np.float32), shapes
-    )
+    params = jax.tree.map(lambda x: random.normal(0, 0.05, x.shape).astype(np.float32), shapes)
     write_safetensors(folder / "model.safetensors", family.weights.write(params, shape))
     return folder
 
@@ -209,11 +199,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def write_run(folder: Path, checkpoints: tuple[int, ...] = (15, 20), **fields: Any) -> Path:
-    """A folder with the files of a finished run."""
     files = {
-        "prompt.safetensors": "best",
-        "last.safetensors": "last",
-        "config.json": '{"seed": 0}',
+        **{"prompt.safetensors": "best", "last.safetensors": "last", "config.json": '{"seed": 0}'},
         "result.json": json.dumps({"validation": {"accuracy": 0.5}, "elapsed_s": 3.0} | fields),
         "metrics.jsonl": '{"step": 10, "loss": 0.5, "elapsed_s": 1.0}\n{"step": 20, "loss": 0.4}\n',
     }
@@ -225,9 +212,8 @@ def write_run(folder: Path, checkpoints: tuple[int, ...] = (15, 20), **fields: A
     return folder
 
 
-def differences(script: ModuleType, tmp_path: Path) -> list[str]:
-    kind = script.tuning(20)
-    return list(script.find_differences(kind, tmp_path / "whole", tmp_path / "killed"))
+def differences(script: ModuleType, path: Path) -> list[str]:
+    return list(script.find_differences(script.tuning(20), path / "whole", path / "killed"))
 
 
 def test_clocks_and_moments_of_saves_are_no_differences(script: ModuleType, tmp_path: Path) -> None:
@@ -277,10 +263,8 @@ def test_lines_done_again_are_a_loss(script: ModuleType, tmp_path: Path) -> None
 
 
 def test_kills_have_their_shares_and_take_turns(script: ModuleType) -> None:
-    kills = script.plan_kills(50, random.Random(3))
-    assert (
-        kills == script.plan_kills(50, random.Random(3)) != script.plan_kills(50, random.Random(4))
-    )
+    kills, again, other = (script.plan_kills(50, random.Random(seed)) for seed in (3, 3, 4))
+    assert kills == again != other
     phases = Counter(kill.phase for kill in kills)
     assert phases == {"start": 5, "steps": 20, "save": 15, "results": 10}
     for phase, count in phases.items():
@@ -291,15 +275,9 @@ def test_kills_have_their_shares_and_take_turns(script: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_two_kills_of_each_kind(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(TORTURE_SCRIPT_FOLDER / "torture.py"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    ended = subprocess.run(
-        [*command, "--kills", "2", "--steps", "60"], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [sys.executable, str(TORTURE_SCRIPT_FOLDER / "torture.py"), "--out"]
+    command += [str(tmp_path / "out"), "--kills", "2", "--steps", "60"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     record = json.loads((tmp_path / "out" / "torture.json").read_text())
     for name in ("tune", "sweep"):
@@ -343,21 +321,16 @@ def test_figures_equal_the_stored_ones(reference_folder, capsys) -> None:
             means = [alike["same_type_mean"], alike["different_type_mean"]]
             assert [float(cell) for cell in cells[6:8]] == pytest.approx(means, abs=6e-5)
     bert = stored["backbones"]["bert-base"]["similarity_by_type"]["cosine_concat_skip0"]
-    assert float(found["bert-base"]["cosine_concat"][0]) == pytest.approx(
-        bert["same_type_mean"], abs=6e-5
-    )
+    given = float(found["bert-base"]["cosine_concat"][0])
+    assert given == pytest.approx(bert["same_type_mean"], abs=6e-5)
     matrix = reference / "transfer" / "roberta-large.csv"
     prompts = jpt.import_reference(reference / "prompts" / "roberta-large")
     judged = jpt.leave_one_out(jpt.compute_indicators(prompts), matrix).rankings["cosine_average"]
     cells = found["roberta-large"]["cosine_average"]
     assert cells[8] == f"{100 * judged.hits:.0f} %" and cells[9] == f"{100 * judged.regret:.1f}"
     steps = stored["t5_xxl_on_qqp_vs_snli"]
-    for step, whole, top in zip(
-        steps["steps"],
-        steps["wi0"]["on_all_24_layers"],
-        steps["wi0"]["on_layers_21_23"],
-        strict=True,
-    ):
+    overlaps = [steps["wi0"][name] for name in ("on_all_24_layers", "on_layers_21_23")]
+    for step, whole, top in zip(steps["steps"], *overlaps, strict=True):
         line = found["t5-xxl-qqp-snli-steps"][str(step)]
         np.testing.assert_allclose([float(cell) for cell in line], [whole, top], atol=6e-4)
 
@@ -383,7 +356,5 @@ def test_weights_add_the_overlap(reference_folder, tmp_path, capsys) -> None:
     cells = parts(told)["roberta-base"]["neuron_overlap"]
     assert cells[2] == f"{found.excluding_in_task['neuron_overlap'].mean_over_targets:.3f}"
     lead = found.leads["excluding_in_task"]
-    assert (
-        f"neuron_overlap minus {lead.best} (excluding_in_task): {lead.over[lead.best].mean:.3f}"
-        in told
-    )
+    mean = f"{lead.over[lead.best].mean:.3f}"
+    assert f"neuron_overlap minus {lead.best} (excluding_in_task): {mean}" in told
