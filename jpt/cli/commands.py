@@ -476,7 +476,10 @@ def mask(
         bool, typer.Option("--per-layer", help="Mask this fraction of each layer.")
     ] = False,
     kinds: Annotated[
-        str | None, typer.Option(help="Kinds of masks: in_task,random,other,common,specific.")
+        str | None,
+        typer.Option(
+            help="Kinds of masks: in_task,random,other,common,specific; default: all that apply."
+        ),
     ] = None,
     random_draws: Annotated[int, typer.Option(help="Number of random masks.")] = 3,
     neurons: Annotated[

@@ -517,8 +517,8 @@ def _table(study: IndicatorStudy) -> list[str]:
     above: list[str] = []
     if correlation:
         above = [
-            "Spearman with zero-shot transfer, with and without in-task prompts: mean over targets,"
-            " and all pairs with relative performance; then mean similarity"
+            "Spearman's rho with zero-shot transfer, with and without in-task prompts: mean over"
+            " targets, and pooled over all pairs by relative score; then mean similarity"
         ]
         head = ["", "with: mean", "pooled", "without: mean", "pooled", *head[1:]]
     lines = [head]

@@ -551,8 +551,8 @@ def compute_indicators(
         overlaps, notes = neuron_similarities(_of_prompts(activations, loaded), layers)
     elif layers is not None:
         raise InputError(
-            f"layers: needs activations, got {layers} without them; make them with jpt neurons and"
-            " give them too"
+            f"layers: needs activations, got {layers} without them; create them with jpt neurons"
+            " and pass them as well"
         )
     columns, row_notes = _embedding_columns(loaded, progress)
     cards = {name: prompt.card for name, prompt in loaded.items()}
@@ -578,7 +578,7 @@ def read_indicators(path: str | Path, prompts: Prompts | None = None) -> Indicat
     rows = read_table(path, _PAIR)
     columns = [name for name in (rows[0] if rows else ()) if is_indicator(name)]
     if not columns:
-        raise InputError(f"{path}: no indicator columns; make it with jpt indicators")
+        raise InputError(f"{path}: no indicator columns; create it with jpt indicators")
     names = tuple(dict.fromkeys(row["prompt_a"] for row in rows))
     index = {name: number for number, name in enumerate(names)}
     pairs = [(row["prompt_a"], row["prompt_b"]) for row in rows]
@@ -586,7 +586,7 @@ def read_indicators(path: str | Path, prompts: Prompts | None = None) -> Indicat
     if len(pairs) != len(names) ** 2 or not all(b in index for _, b in pairs):
         raise InputError(
             f"{path}: expected the {len(names) ** 2} ordered pairs of {len(names)} prompts, got"
-            f" {len(pairs)}; make it again with jpt indicators"
+            f" {len(pairs)}; regenerate it with jpt indicators"
         )
     values = np.empty((len(columns), len(names), len(names)))
     for number, row in enumerate(rows, 2):
@@ -654,8 +654,8 @@ def _of_prompts(
     difference = name_difference(where, set(activations.names), "the prompts", set(prompts))
     if difference:
         raise InputError(
-            f"{where}: expected the same names as the prompts, got {difference}; make activations"
-            " of these prompts with jpt neurons"
+            f"{where}: expected the same names as the prompts, got {difference}; record"
+            " activations of these prompts with jpt neurons"
         )
     order = [activations.names.index(name) for name in prompts]
     rates, cka = activations.rates, activations.cka
@@ -675,18 +675,18 @@ def _check_activations(activations: Activations, where: str) -> None:
     if values.ndim != 3 or len(values) != count:
         raise InputError(
             f"{where}: expected shape [{count}, L, F] for {count} prompts, got"
-            f" {list(values.shape)}; make them again with jpt neurons"
+            f" {list(values.shape)}; regenerate them with jpt neurons"
         )
     if not all(np.isfinite(each).all() for each in (values, rates) if each is not None):
-        raise InputError(f"{where}: NaN or infinite activation; make them again with jpt neurons")
+        raise InputError(f"{where}: NaN or infinite activation; regenerate them with jpt neurons")
     for name, each, shape in (
         ("rates", rates, values.shape),
         ("cka", cka, (values.shape[1], count, count)),
     ):
         if each is not None and each.shape != shape:
             raise InputError(
-                f"{where}: expected {name} of shape {list(shape)}, got {list(each.shape)}; make"
-                " them again with jpt neurons"
+                f"{where}: expected {name} of shape {list(shape)}, got {list(each.shape)};"
+                " regenerate them with jpt neurons"
             )
 
 
@@ -695,7 +695,7 @@ def _cards_of(prompts: Prompts, names: tuple[str, ...], path: str | Path) -> dic
     difference = name_difference(str(path), set(names), "the prompts", set(loaded))
     if difference:
         raise InputError(
-            f"{path}: expected the same names as the prompts, got {difference}; make the table"
-            " again with jpt indicators"
+            f"{path}: expected the same names as the prompts, got {difference}; regenerate"
+            " the table with jpt indicators"
         )
     return {name: loaded[name].card for name in names}

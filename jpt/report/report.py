@@ -1766,7 +1766,7 @@ def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
     caption = "Rows: target tasks; columns: source prompts; both grouped by task type."
     caption += " Framed: in-task prompts." if ordering.in_task else ""
     for name, meaning in (
-        (BASELINE, "a prompt before training"),
+        (BASELINE, f"a random prompt without training ({study.random} in the tables)"),
         (NO_PROMPT, "the model without a prompt"),
         ("in-task prompt", "the reference of relative scores"),
         ("majority", "the score of always predicting the most frequent class"),

@@ -192,7 +192,7 @@ HEAD = "prompt_a,prompt_b,cosine_concat\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prompt_a,prompt_b,cosine_concat\n", "no indicator columns; make it with jpt ind"),
+        ("prompt_a,prompt_b,cosine_concat\n", "no indicator columns; create it with jpt ind"),
         ("prompt_a,prompt_b,score\na,a,1\n", "no indicator columns"),
         (f"{HEAD}a,a,1\na,a,1\n", "got the pair a, a 2 times"),
         (f"{HEAD}a,a,1\na,b,1\nb,b,1\n", "expected the 4 ordered pairs of 2 prompts, got 3"),
@@ -239,7 +239,7 @@ def test_non_finite_prompts(part: str) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("bc", "got only the prompts: a; make"),
+        ("bc", "got only the prompts: a; record"),
         ("bcad", "got only the activations: d"),
         ("bcd", "got only the activations: d; only the prompts: a"),
         ("bcc", "the activations: .* got c 2 times"),
