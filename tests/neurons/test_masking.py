@@ -21,6 +21,7 @@ from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.tuning import losses
 from jpt.tuning.losses import NO_TOKEN, Answer, NeuronMask, neuron_shape
 from jpt.types import Activations, Parameters
+from tests.helpers.errors import refused
 from tests.helpers.golden import FAST_COMPILE, difference
 from tests.helpers.running import type_command
 from tests.helpers.toys import write_task
@@ -48,8 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     write_tiny_backbone(folder / "bert", "bert")
     (folder / "prompts").mkdir()
-    kinds = {"calm": "mood", "glad": "mood", "true": "fact"}
-    for seed, (name, kind) in enumerate(kinds.items()):
+    for seed, (name, kind) in enumerate({"calm": "mood", "glad": "mood", "true": "fact"}.items()):
         task = write_named_task(folder / name, name, kind)
         prompt = prompt_of(str(folder / "bert"), task, kind, seed, "encoder")
         jpt.save_prompt(folder / "prompts" / f"{name}.safetensors", prompt)
@@ -69,9 +69,7 @@ def runs_of(study: MaskStudy, task: str, kind: str) -> list[dict]:
     ("model_type", "layout", "stack"),
     [("bert", "encoder", None), ("t5", "encoder_decoder", "encoder"), ("llama", "decoder", None)],
 )
-def test_scores_equal_evaluate_with_zeroed_weights(
-    model_type: str, layout: str, stack: str | None, tmp_path: Path
-) -> None:
+def test_scores_equal_evaluate_with_zeroed_weights(model_type, layout, stack, tmp_path) -> None:
     folder = write_tiny_backbone(tmp_path / model_type, model_type)
     task = write_task(tmp_path / "mood")
     prompt, model = prompt_of(str(folder), task, "x", 3, layout), jpt.load_backbone(folder)
@@ -111,7 +109,7 @@ def test_the_table_has_every_task_and_kind(study, place) -> None:
     assert {run["neurons"] for run in runs} == {round(0.2 * 96)}
 
 
-def test_means_by_type(study) -> None:
+def test_means_by_type_and_text(study) -> None:
     targets = study.record["targets"]
 
     def left(task: str, kind: str, source: str | None = None) -> float:
@@ -127,17 +125,12 @@ def test_means_by_type(study) -> None:
     same = [left("calm", "other", "glad"), left("glad", "other", "calm")]
     assert other["mood"]["mood"] == pytest.approx(np.mean(same))
     across = [left("calm", "other", "true"), left("glad", "other", "true")]
-    assert other["mood"]["fact"] == pytest.approx(np.mean(across))
-    assert other["fact"]["fact"] is None
+    assert other["mood"]["fact"] == pytest.approx(np.mean(across)) and other["fact"]["fact"] is None
     random = targets["calm"]["masks"]["random"]
     values = [run["value"] for run in random["runs"]]
     assert random["std"] == pytest.approx(np.std(values, ddof=1))
-
-
-def test_the_text_fits_a_terminal(study) -> None:
     text = study.describe()
-    assert max(map(len, text.splitlines())) <= 80
-    assert "19 of 96 neurons of layers 0-1" in text
+    assert max(map(len, text.splitlines())) <= 80 and "19 of 96 neurons of layers 0-1" in text
     line = next(line for line in text.splitlines() if line.startswith("glad "))
     target = study.record["targets"]["glad"]
     for value in (target["unmasked"], target["masks"]["in_task"]["value"]):
@@ -152,8 +145,7 @@ def test_a_finished_study_returns_at_once_and_a_stopped_one_is_resumed(
         patch.setattr(masking, "resolve_backbone", None)
         assert jpt.mask_neurons(**call).record == study.record
     cells = place / "out" / "mask_cells.jsonl"
-    lines = cells.read_text().splitlines()
-    cells.write_text("\n".join(lines[:-2]) + "\n")
+    cells.write_text("\n".join(cells.read_text().splitlines()[:-2]) + "\n")
     (place / "out" / "mask.json").unlink()
     scored, score = [], masking._Worker.score
 
@@ -171,7 +163,7 @@ def test_a_finished_study_returns_at_once_and_a_stopped_one_is_resumed(
     assert sorted(scored) == sorted(["random/0", "random/1"] * 3)
 
 
-def test_layers_and_given_activations_select_the_neurons(place: Path) -> None:
+def test_given_activations_and_tasks_with_other_labels(place: Path, tmp_path: Path) -> None:
     values = np.zeros((3, 2, 48), np.float32)
     values[:, 1, :10] = 1
     options = {"neurons": Activations(("calm", "glad", "true"), values), "layers": "1", **QUICK}
@@ -184,9 +176,6 @@ def test_layers_and_given_activations_select_the_neurons(place: Path) -> None:
     one = jpt.mask_neurons(prompts / "calm.safetensors", random_draws=1, **options)
     others = [("calm", "other", "glad"), ("calm", "other", "true")]
     assert [row[:3] for row in one.rows()][-4:-2] == others
-
-
-def test_a_prompt_is_scored_on_a_task_with_other_labels(place: Path, tmp_path: Path) -> None:
     toml = (
         'name = "size"\ntype = "size"\nfields = ["text"]\nlabels = ["film", "fine", "dull"]\n'
         'template = "{text}"\n[label_words]\nfilm = "film"\nfine = "fine"\ndull = "dull"\n'
@@ -349,24 +338,16 @@ def without_rows(params: Parameters, masked: np.ndarray, stack: str | None = Non
 
 
 @every_case
-def test_a_mask_of_ones_changes_nothing(model_type: str, stack: str | None, answer: Answer) -> None:
+def test_masks_equal_zero_rows_of_the_second_matrices(model_type: str, stack, answer) -> None:
     ones = NeuronMask(jnp.ones((LAYERS, WIDTH)), stack)
     plain, found = (scores_of(model_type, answer, mask) for mask in (None, ones))
     assert difference(found, plain) < EQUAL
-
-
-@every_case
-def test_a_mask_equals_zero_rows_of_the_second_matrices(model_type, stack, answer) -> None:
     masked = np.random.default_rng(1).random((LAYERS, WIDTH)) < 0.3
     found = scores_of(model_type, answer, NeuronMask(jnp.asarray(~masked, jnp.float32), stack))
     stack = "decoder" if model_type == "t5" and stack is None else stack
     changed = without_rows(model_of(model_type)[1], masked, stack)
     assert difference(found, scores_of(model_type, answer, None, changed)) < 1e-5
     assert difference(found, scores_of(model_type, answer, None)) > 1e-3
-
-
-@every_case
-def test_a_mask_of_a_whole_layer_keeps_the_bias(model_type, stack, answer) -> None:
     for layer in range(LAYERS):
         masked = np.arange(LAYERS)[:, None] == np.full(WIDTH, layer)
         found = scores_of(model_type, answer, NeuronMask(jnp.asarray(~masked, jnp.float32), stack))
@@ -400,5 +381,4 @@ def test_neuron_shape_of_each_stack(backbones) -> None:
 )
 def test_invalid_masks(backbones, model, shape, stack, task, message) -> None:
     mask = NeuronMask(np.ones(shape or neuron_shape(backbones[model]), np.float32), stack)
-    with pytest.raises(InputError, match=message):
-        losses.check_neuron_mask(mask, backbones[model], jpt.load_task(task))
+    refused(losses.check_neuron_mask, mask, backbones[model], jpt.load_task(task), match=message)

@@ -26,6 +26,7 @@ from jpt.results.prompt_table import read_activations, write_activations
 from jpt.tasks.catalog import load_task
 from jpt.testing import tiny_encoder, write_tiny_backbone
 from jpt.types import Activations, Prompt, PromptCard
+from tests.helpers.errors import refused
 from tests.helpers.golden import read
 from tests.helpers.toys import write_task
 
@@ -60,7 +61,7 @@ def test_the_bank_equals_each_prompt_alone(first_position: int) -> None:
         np.testing.assert_allclose(together[number], neurons[:, :, 0], rtol=0, atol=1e-6)
 
 
-def test_position_and_start_token_have_an_effect() -> None:
+def test_position_start_token_and_non_linearity() -> None:
     module, params = tiny_encoder()
     bank = jnp.asarray(np.random.default_rng(1).normal(0, 1, (1, 5, 32)), jnp.float32)
     plain, shifted, other = (
@@ -69,6 +70,8 @@ def test_position_and_start_token_have_an_effect() -> None:
     )
     assert float(jnp.abs(plain - shifted).max()) > 1e-4
     assert float(jnp.abs(plain - other).max()) > 1e-4
+    values = activated_neurons(make_prompts(2)).values
+    assert values.min() > -0.2 and values.max() > 0.5  # GELU is never below -0.17
 
 
 def test_order_changes_nothing_and_names_are_sorted(tmp_path: Path) -> None:
@@ -86,12 +89,7 @@ def test_order_changes_nothing_and_names_are_sorted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored.values, found.values)
 
 
-def test_values_are_those_after_the_non_linearity() -> None:
-    values = activated_neurons(make_prompts(2)).values
-    assert values.min() > -0.2 and values.max() > 0.5  # GELU is never below -0.17
-
-
-def test_invalid_prompts(tmp_path: Path) -> None:
+def test_invalid_prompts_and_truncated_files(tmp_path: Path) -> None:
     prompts, medium = make_prompts(2), {"backbone": "builtin/bert-medium"}
     mixed = {**prompts, "p1": make_prompts(1, length=6)["p0"]}
     for given, options, message in (
@@ -100,9 +98,12 @@ def test_invalid_prompts(tmp_path: Path) -> None:
         (make_prompts(1, length=257), {}, "at most 256 prompt tokens .*, got 257"),
         (prompts, medium, "128"),
     ):
-        with pytest.raises(jpt.InputError, match=message):
-            activated_neurons(given, tmp_path / "out.npz", **options)
+        refused(activated_neurons, given, tmp_path / "out.npz", match=message, **options)
     assert not (tmp_path / "out.npz").exists()
+    file = tmp_path / "neurons.npz"
+    write_activations(file, Activations(("a",), np.ones((1, 200, 300), np.float32)))
+    file.write_bytes(file.read_bytes()[:-40])
+    refused(read_activations, file, match="neurons.npz: expected an activations file")
 
 
 @pytest.mark.parametrize(
@@ -124,16 +125,7 @@ def test_invalid_files(tmp_path: Path, change: dict, message: str) -> None:
     arrays = {"names": np.array(["a"]), "activations": np.ones((1, 3, 4)), **change}
     kept = {name: array for name, array in arrays.items() if array is not None}
     np.savez(tmp_path / "neurons.npz", **kept)
-    with pytest.raises(jpt.InputError, match=message):
-        read_activations(tmp_path / "neurons.npz")
-
-
-def test_a_truncated_file(tmp_path: Path) -> None:
-    file = tmp_path / "neurons.npz"
-    write_activations(file, Activations(("a",), np.ones((1, 200, 300), np.float32)))
-    file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(jpt.InputError, match="neurons.npz: expected an activations file"):
-        read_activations(file)
+    refused(read_activations, tmp_path / "neurons.npz", match=message)
 
 
 def test_both_stacks_of_t5() -> None:
@@ -151,10 +143,8 @@ def test_both_stacks_of_t5() -> None:
             {"params": backbone.params}, start, ONE, values[1], **options
         )
         np.testing.assert_allclose(activations.values[1], output.neurons[:, 0, -1], atol=1e-5)
-    with pytest.raises(jpt.InputError, match="has one stack"):
-        activated_neurons(make_prompts(1), stack="encoder")
-    with pytest.raises(jpt.InputError, match="stack"):
-        activated_neurons(prompts, stack="both")
+    refused(activated_neurons, make_prompts(1), stack="encoder", match="has one stack")
+    refused(activated_neurons, prompts, stack="both", match="stack")
 
 
 # --- Text probe
@@ -215,9 +205,7 @@ def test_means_equal_rows_read_alone(positions: str, prompts, backbone, task, by
     assert found.cka.shape == (2, 3, 3)
 
 
-def test_each_prompt_alone_and_any_order(
-    prompts: dict[str, Prompt], backbone: Backbone, task: Path, found: Activations, tmp_path: Path
-) -> None:
+def test_each_prompt_alone_and_any_order(prompts, backbone, task, found, tmp_path: Path) -> None:
     options = {"backbone": backbone, "probe": "text", "task": task}
     turned = activated_neurons(dict(reversed(prompts.items())), tmp_path / "n.npz", **options)
     for name in ("values", "rates", "cka"):
@@ -233,21 +221,17 @@ def test_each_prompt_alone_and_any_order(
     assert expected.items() <= found.probe.items() and found.probe["positions"] == "answer"
 
 
-def test_labels_are_not_used_and_rows_are_sampled(backbone: Backbone, task: Path) -> None:
+def test_rows_are_sampled_and_need_the_position(backbone: Backbone, task: Path) -> None:
     definition = load_task(task)
     rows = [{"text": row["text"]} for row in read_rows(definition, "validation")]
 
     def sample(seed: int) -> EncodedSplit:
-        data = {"validation": rows}
-        options = ProbeOptions("text", definition, rows=4, seed=seed, data=data)
+        options = ProbeOptions("text", definition, rows=4, seed=seed, data={"validation": rows})
         return text_input(backbone, options, LENGTH).split
 
     first, again, other = sample(0), sample(0), sample(1)
     np.testing.assert_array_equal(first.tokens, again.tokens)
     assert first.n_rows == 4 and first.tokens.tolist() != other.tokens.tolist()
-
-
-def test_rows_without_the_position_are_left_out(backbone: Backbone, task: Path) -> None:
     options = ProbeOptions(probe="text", task=task, positions=6)  # the seventh token
     given = text_input(backbone, options, LENGTH)
     lengths = given.split.lengths
@@ -257,9 +241,14 @@ def test_rows_without_the_position_are_left_out(backbone: Backbone, task: Path) 
         text_input(backbone, dataclasses.replace(options, positions=99), LENGTH)
 
 
-def test_few_rows_have_no_cka(prompts: dict[str, Prompt], backbone: Backbone, task: Path) -> None:
+def test_too_few_and_too_many_rows(prompts, backbone: Backbone, task: Path) -> None:
     found = activated_neurons(prompts, backbone=backbone, probe="text", task=task, rows=1)
     assert found.cka is None and set(np.unique(found.rates)) == {0, 1}
+    options = {"backbone": backbone, "probe": "text", "task": task}
+    with pytest.raises(jpt.InputError, match="at most 6, as mood validation has, got 7"):
+        activated_neurons(prompts, rows=7, **options)
+    with pytest.raises(jpt.InputError, match="41 tokens, but .* has 40 positions"):
+        activated_neurons(prompts, max_tokens=41, **options)
 
 
 @pytest.mark.parametrize(
@@ -287,14 +276,11 @@ def plan(backbone: Backbone, task: Path):
     return call
 
 
-def test_chunks_fill_the_budget(plan) -> None:
+def test_chunks_fill_the_budget_and_are_divisible_by_mesh_axes(plan) -> None:
     assert plan(1e-9) == (1, 1) and plan(1e9) == (100, ROWS)
     sizes = [plan(mb) for mb in (0.02, 0.05, 0.5, 2, 4)]
     assert sizes == sorted(sizes) and len(set(sizes)) == 5
     assert all(prompts == 1 or rows == ROWS for prompts, rows in sizes)
-
-
-def test_chunks_on_a_mesh_are_divisible_by_its_axes(plan) -> None:
     mesh = make_mesh("prompt:4,data:2")
     assert plan(1e-9, 10, mesh) == (4, 2), "one prompt and one row on each device"
     assert plan(1e9, 10, mesh) == (12, ROWS), "ten prompts, padded to twelve"
@@ -309,8 +295,7 @@ def test_a_mesh_changes_no_number(found, prompts, backbone, task, mesh: str, chu
     split = activated_neurons(prompts, backbone=backbone, mesh=mesh, **options)
     for name in ("values", "rates", "cka"):
         expected = getattr(found, name)
-        difference = np.abs(getattr(split, name) - expected).max()
-        assert difference <= 1e-5 * np.abs(expected).max(), name
+        assert np.abs(getattr(split, name) - expected).max() <= 1e-5 * np.abs(expected).max(), name
 
 
 WRONG = [
@@ -333,14 +318,6 @@ def test_invalid_options(options: dict, message: str, prompts, backbone, tmp_pat
     with pytest.raises(jpt.InputError, match=message):
         activated_neurons(prompts, tmp_path / "n.npz", backbone=backbone, **options)
     assert not list(tmp_path.iterdir())
-
-
-def test_too_many_rows_or_positions(prompts, backbone: Backbone, task: Path) -> None:
-    options = {"backbone": backbone, "probe": "text", "task": task}
-    with pytest.raises(jpt.InputError, match="at most 6, as mood validation has, got 7"):
-        activated_neurons(prompts, rows=7, **options)
-    with pytest.raises(jpt.InputError, match="41 tokens, but .* has 40 positions"):
-        activated_neurons(prompts, max_tokens=41, **options)
 
 
 def test_the_decoder_of_t5_has_no_text_positions(tmp_path: Path, task: Path) -> None:

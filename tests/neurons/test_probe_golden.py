@@ -102,8 +102,7 @@ def test_text_probe_and_overlap_equal_torch(name: str, stack: str | None) -> Non
     rates = (expected > 0).mean(2)
     np.testing.assert_allclose(found.rates, rates, atol=1e-7)
     assert 0 < ((rates > 0) & (rates < 1)).mean(), "every neuron is on or off for all rows"
-    activations = Activations(PROMPTS, found.values, found.rates, found.cka)
-    columns, _ = neuron_similarities(activations)
+    columns, _ = neuron_similarities(Activations(PROMPTS, found.values, found.rates, found.cka))
     np.testing.assert_allclose(columns["neuron_overlap_all"], overlap(rates), atol=1e-7)
     wide = expected.astype(np.float64)
     for a in range(3):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jpt.config import MASK_IN_TASK, MASK_KINDS, MASK_RANDOM
-from jpt.errors import InputError
 from jpt.neurons.selection import choose_neurons, redundancy
 from jpt.types import Activations
+from tests.helpers.errors import refused
 
 LAYERS, WIDTH = 5, 37
 NAMES = ("a", "b", "c", "d")
@@ -51,20 +51,16 @@ def test_every_kind_masks_the_same_number_within_the_layers(kind, ratio, layers,
     outside = [layer for layer in range(LAYERS) if layer not in rows]
     assert not whole[outside].any()
     each = choose(bank(), kind, per_layer=True, **options)
-    assert (each.sum(axis=1)[list(rows)] == round(ratio * WIDTH)).all()
-    assert not each[outside].any()
+    assert (each.sum(axis=1)[list(rows)] == round(ratio * WIDTH)).all() and not each[outside].any()
 
 
-def test_in_task_and_other_are_the_largest_values() -> None:
+def test_in_task_other_common_and_specific_by_hand() -> None:
     values, count = bank().values, round(0.2 * LAYERS * WIDTH)
     for kind, index in ((MASK_IN_TASK, 1), ("other", 2)):
         expected = naive(values[index][..., None], count, range(LAYERS))
         assert (choose(bank(), kind) == expected).all()
     # The paper takes the largest over all layers, so that the layers differ.
     assert np.ptp(choose(bank(), MASK_IN_TASK).sum(axis=1)) > 5
-
-
-def test_common_are_activated_by_most_then_have_the_largest_mean() -> None:
     values, count = bank().values, round(0.4 * 3 * WIDTH)
     active = (values > 0).sum(axis=0)
     keys = np.stack([active, values.astype(np.float64).mean(axis=0)], axis=-1)
@@ -72,9 +68,6 @@ def test_common_are_activated_by_most_then_have_the_largest_mean() -> None:
     found = choose_neurons(bank(), "b", "common", ratio=0.4, layers="1-3")
     assert ((found.mask == 0) == expected).all() and found.source is None
     assert found.fitting == (expected & (active == 4)).sum() < count
-
-
-def test_specific_are_activated_here_and_by_few_others() -> None:
     values, count = bank().values, round(0.2 * LAYERS * WIDTH)
     mine, others = values[1] > 0, (values[[0, 2, 3]] > 0).sum(axis=0)
     expected = naive(np.stack([mine, -others, values[1]], axis=-1), count, range(LAYERS))
@@ -104,14 +97,11 @@ def test_random_samples_each_layer_evenly_by_seed_and_draw() -> None:
     assert (np.abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / 200) + 1e-9).all()
 
 
-def test_ties_are_spread_over_layers() -> None:
+def test_ties_and_the_order_of_prompts() -> None:
     zeros = Activations(NAMES, np.zeros((4, LAYERS, 200), np.float32))
     by_layer = choose(zeros, MASK_IN_TASK).sum(axis=1)
     assert by_layer.sum() == 200 and by_layer.min() > 20
     assert choose_neurons(zeros, "b", MASK_IN_TASK).fitting == 0
-
-
-def test_order_and_names_of_other_prompts_do_not_matter() -> None:
     given = bank()
     turned = Activations(("x", "b", "y", "z"), given.values[[3, 1, 0, 2]])
     for kind in (MASK_IN_TASK, "common", "specific", MASK_RANDOM):
@@ -120,8 +110,7 @@ def test_order_and_names_of_other_prompts_do_not_matter() -> None:
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, math.nan, math.inf, "0.2"])
 def test_ratio_outside_0_and_1(ratio) -> None:
-    with pytest.raises(InputError, match=r"ratio is .*above 0 and below 1"):
-        choose_neurons(bank(), "a", ratio=ratio)
+    refused(choose_neurons, bank(), "a", ratio=ratio, match=r"ratio is .*above 0 and below 1")
 
 
 @pytest.mark.parametrize(
@@ -139,15 +128,13 @@ def test_ratio_outside_0_and_1(ratio) -> None:
     ],
 )
 def test_invalid_options(options, message) -> None:
-    with pytest.raises(InputError, match=message):
-        choose_neurons(bank(), **{"prompt": "a", **options})
+    refused(choose_neurons, bank(), match=message, **{"prompt": "a", **options})
 
 
 @pytest.mark.parametrize("kind", ["other", "common", "specific"])
 def test_kinds_that_compare_need_several_prompts(kind: str) -> None:
     one = Activations(("a",), bank().values[:1])
-    with pytest.raises(InputError, match=r"needs prompts of 2 or more tasks, got 1 \(a\)"):
-        choose_neurons(one, "a", kind)
+    refused(choose_neurons, one, "a", kind, match=r"needs prompts of 2 or more tasks, got 1 \(a\)")
 
 
 # --- Redundancy
@@ -185,22 +172,15 @@ def test_shares_at_random_equal_random_neurons_and_shared_ones_exceed_them() -> 
     assert (found.always == found.activated).all() and (found.always > 2 * 0.7**4).all()
 
 
-def test_text_probe_always_means_in_every_row() -> None:
+def test_shares_of_text_probes_by_prompts_and_in_text() -> None:
     values = np.ones((2, 1, 4), np.float32)
     rates = np.array([[[1.0, 0.5, 0.0, 0.0]], [[1.0, 1.0, 0.25, 0.0]]], np.float32)
     found = redundancy(dataclasses.replace(redundancy_bank(values), rates=rates))
-    assert (found.always[0], found.never[0]) == (0.25, 0.25)
-    assert found.activated[0] == rates.mean()
-
-
-def test_shares_decrease_with_the_number_of_prompts() -> None:
+    assert (found.always[0], found.never[0]) == (0.25, 0.25) and found.activated[0] == rates.mean()
     values = np.random.default_rng(2).normal(0, 1, SHAPE)
     few, many = redundancy(redundancy_bank(values[:2])), redundancy(redundancy_bank(values))
     assert (many.always <= few.always).all() and (many.never <= few.never).all()
     assert many.always.sum() < few.always.sum()
-
-
-def test_text_has_a_line_for_each_layer_within_80_columns() -> None:
     text = redundancy(redundancy_bank(np.ones((2, 24, 8)))).describe()
     assert "always on (all 2 prompts): 100.0 % of the neurons" in text
     assert len(text.splitlines()) == 3 + 24 and max(map(len, text.splitlines())) <= 80
