@@ -113,9 +113,6 @@ def test_tasks_restrict_targets_and_sources() -> None:
     with pytest.raises(InputError, match="unknown target 'imbd'; did you mean imdb"):
         correlate(FOUND, MATRIX, tasks=["imbd"])
     refused(correlate, FOUND, MATRIX, tasks=[], match="tasks: expected at least one")
-
-
-def test_catalog_names_select_targets_of_the_authors() -> None:
     names = ("ethicsjustice", "imdb", "movierationales", "sst2")
     found = Indicators(names, {"cosine_concat": symmetric(4)})
     matrix = TransferMatrix(names, names, SCORES[:4, :4], ("accuracy",) * 4)
@@ -123,15 +120,12 @@ def test_catalog_names_select_targets_of_the_authors() -> None:
     assert list(result.including_in_task["cosine_concat"].per_target) == list(names[:3])
 
 
-def test_prompts_of_other_tasks_are_left_out() -> None:
+def test_prompts_of_other_and_of_the_same_tasks() -> None:
     result = correlate(FOUND, with_scores(SCORES[:4]))
     found = result.including_in_task["cosine_concat"]
     assert found.n_targets == 4
     assert found.per_target["imdb"] == pytest.approx(rho(COSINE[0, :4], SCORES[0, :4]))
     assert "snli, sst2: not of a target task, left out of the correlations" in result.notes
-
-
-def test_second_prompt_of_a_task_is_a_source() -> None:
     names = (*NAMES, "imdb_again")
     columns = {"cosine_concat": symmetric(7)}
     cards = {**CARDS, "imdb_again": PromptCard("bert", "imdb")}
@@ -141,7 +135,7 @@ def test_second_prompt_of_a_task_is_a_source() -> None:
     assert result.excluding_in_task["cosine_concat"].per_target["imdb"] == pytest.approx(expected)
 
 
-def test_target_without_in_task_prompt() -> None:
+def test_missing_in_task_prompts_and_scores() -> None:
     cards = {**CARDS, "sst2": PromptCard("bert", "imdb")}
     names = (*NAMES[:5], "other")
     found = Indicators(names, FOUND.columns, {**cards, "other": PromptCard("bert", "imdb")})
@@ -150,6 +144,17 @@ def test_target_without_in_task_prompt() -> None:
     assert "sst2 has no in-task prompt: relative performance is not defined" in result.notes
     strangers = TransferMatrix(("squad",), NAMES, SCORES[:1], ("accuracy",))
     refused(correlate, FOUND, strangers, match=r"got none for the 1 targets \(squad\)")
+    scores = SCORES.copy()
+    scores[1, 1] = 0
+    result = correlate(FOUND, with_scores(scores))
+    note = "mnli: in-task prompt mnli scores 0 in the transfer matrix, relative performance"
+    assert f"{note} undefined" in result.notes
+    assert result.including_in_task["cosine_concat"].n_targets == 6
+    result = correlate(FOUND, with_scores(SCORES[:, 1:], NAMES[1:]))
+    assert any("imdb has no column in the transfer" in note for note in result.notes)
+    assert "imdb: no column in the transfer matrix, left out" in result.notes
+    found = result.including_in_task["cosine_concat"].per_target["imdb"]
+    assert found == pytest.approx(rho(COSINE[0, 1:], SCORES[0, 1:]))
 
 
 def test_missing_cells_are_left_out() -> None:
@@ -171,24 +176,7 @@ def test_missing_cells_are_left_out() -> None:
     assert found.pooled_relative == pytest.approx(rho(COSINE[used], relative[used]))
 
 
-def test_an_in_task_score_of_zero_gives_no_ratio() -> None:
-    scores = SCORES.copy()
-    scores[1, 1] = 0
-    result = correlate(FOUND, with_scores(scores))
-    note = "mnli: in-task prompt mnli scores 0 in the transfer matrix, relative performance"
-    assert f"{note} undefined" in result.notes
-    assert result.including_in_task["cosine_concat"].n_targets == 6
-
-
-def test_in_task_prompt_without_a_column() -> None:
-    result = correlate(FOUND, with_scores(SCORES[:, 1:], NAMES[1:]))
-    assert any("imdb has no column in the transfer" in note for note in result.notes)
-    assert "imdb: no column in the transfer matrix, left out" in result.notes
-    found = result.including_in_task["cosine_concat"].per_target["imdb"]
-    assert found == pytest.approx(rho(COSINE[0, 1:], SCORES[0, 1:]))
-
-
-def test_constant_scores_are_undefined() -> None:
+def test_constant_scores_and_indicators_are_undefined() -> None:
     scores = SCORES.copy()
     scores[2] = 0.5
     result = correlate(FOUND, with_scores(scores))
@@ -199,9 +187,6 @@ def test_constant_scores_are_undefined() -> None:
     reason = "correlation with all indicators undefined: all sources have the same score"
     for part in ("including", "excluding"):
         assert f"mrpc ({part} in-task prompts): {reason}" in result.notes
-
-
-def test_a_constant_indicator_is_undefined() -> None:
     columns = {**FOUND.columns, "neuron_overlap": np.ones((6, 6))}
     result = correlate(Indicators(NAMES, columns, CARDS), MATRIX)
     found = result.excluding_in_task["neuron_overlap"]
@@ -213,7 +198,7 @@ def test_a_constant_indicator_is_undefined() -> None:
     assert result.excluding_in_task["cosine_concat"].n_targets == 6
 
 
-def test_few_sources_are_undefined() -> None:
+def test_few_sources_and_undefined_overlap() -> None:
     result = correlate(FOUND, MATRIX, tasks=NAMES[:3])
     assert result.including_in_task["cosine_concat"].n_targets == 3
     assert result.excluding_in_task["cosine_concat"].mean_over_targets is None
@@ -221,9 +206,6 @@ def test_few_sources_are_undefined() -> None:
     assert any(
         note.endswith("all indicators undefined: fewer than 3 sources") for note in result.notes
     )
-
-
-def test_undefined_overlap_leaves_pairs_out() -> None:
     overlap = FOUND["neuron_overlap"].copy()
     overlap[4] = overlap[:, 4] = np.nan
     columns = {**FOUND.columns, "neuron_overlap": overlap}
@@ -268,7 +250,7 @@ def run(folder: Path, **options: object) -> IndicatorStudy:
     return study_indicators(folder / "prompts", folder / "out", **{**files, **options})
 
 
-def test_files_of_a_study(folder: Path) -> None:
+def test_files_and_text_of_a_study(folder: Path) -> None:
     study = run(folder)
     names = ["indicators.csv", "types.json", "correlation.json", "choice.json"]
     assert [file.name for file in study.files] == names
@@ -278,9 +260,6 @@ def test_files_of_a_study(folder: Path) -> None:
     assert json.loads((folder / "out" / "types.json").read_text()) == study.types
     assert list(correlation["including_in_task"]) == list(read_indicators(study.files[0]).columns)
     json.dumps(study.record, allow_nan=False)
-
-
-def test_text_names_the_best_window(folder: Path) -> None:
     study = run(folder)
     lines = study.describe().splitlines()
     assert lines[0] == "4 prompts of builtin/bert-small, 3 tokens x 5"
@@ -296,7 +275,9 @@ def test_text_names_the_best_window(folder: Path) -> None:
     assert row[1:5] == [f"{value:.4f}" for value in values]
 
 
-def test_without_activations_and_matrix(folder: Path) -> None:
+def test_studies_without_files(folder: Path) -> None:
+    study = study_indicators(folder / "prompts")
+    assert study.files == () and not (folder / "out").exists()
     run(folder)
     study = run(folder, neurons=None, transfer=None)
     assert [file.name for file in study.files] == ["indicators.csv", "types.json"]
@@ -305,11 +286,6 @@ def test_without_activations_and_matrix(folder: Path) -> None:
     assert f"jpt neurons --prompts {folder / 'prompts'} --out FILE" in neurons
     assert earlier.startswith(f"{folder / 'out' / 'correlation.json'} is from an earlier run")
     assert "Spearman" not in study.describe()
-
-
-def test_python_api_needs_no_files(folder: Path) -> None:
-    study = study_indicators(folder / "prompts")
-    assert study.files == () and not (folder / "out").exists()
 
 
 @pytest.mark.parametrize(

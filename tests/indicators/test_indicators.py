@@ -74,14 +74,11 @@ def test_names_are_sorted_and_cards_come_along() -> None:
     assert found.value("neuron_overlap_all", "a", "b") == pytest.approx(shared, abs=1e-15)
 
 
-def test_unknown_names() -> None:
+def test_unknown_names_and_a_single_prompt() -> None:
     found = compute_indicators(PROMPTS)
     with pytest.raises(InputError, match="unknown indicator 'cosine'; did you mean cosine_"):
         found["cosine"]
     refused(found.value, "cosine_concat", "a", "d", match="unknown prompt 'd'")
-
-
-def test_a_single_prompt() -> None:
     found = compute_indicators({"a": PROMPTS["a"]})
     assert (found.names, found.value("cosine_concat", "a", "a")) == (("a",), 1)
 
@@ -138,7 +135,7 @@ def test_a_new_indicator_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert indicator_label("cosine_first") == "C_first"
 
 
-def test_row_0_has_separate_columns() -> None:
+def test_row_0() -> None:
     found = compute_indicators(WITH_ROW0)
     parts = {name: (each.unused_row, each.values) for name, each in WITH_ROW0.items()}
     whole, plain = (
@@ -151,23 +148,17 @@ def test_row_0_has_separate_columns() -> None:
         np.testing.assert_allclose(found[name], plain[name], rtol=1e-13)
         np.testing.assert_allclose(found[f"{name}_with_row0"], whole[name], rtol=1e-13)
     assert list(found.columns)[len(OF_ROWS) :] == [f"{name}_with_row0" for name in OF_ROWS]
-
-
-def test_row_0_of_some_prompts_only() -> None:
     found = compute_indicators({**WITH_ROW0, "d": prompt("snli")})
     assert list(found.columns) == list(OF_ROWS)
     assert found.notes == ("1 of 4 prompts have no unused row 0: indicators with it left out",)
 
 
-def test_folder_and_file(tmp_path: Path) -> None:
+def test_files(tmp_path: Path) -> None:
     for name, each in PROMPTS.items():
         save_prompt(tmp_path / f"{name}.safetensors", each)
     write_activations(tmp_path / "neurons.npz", NEURONS)
     found = compute_indicators(tmp_path, tmp_path / "neurons.npz", layers=(0, 1))
     assert_same(found, compute_indicators(PROMPTS, NEURONS, layers="0-1"))
-
-
-def test_write_and_read(tmp_path: Path) -> None:
     values = NEURONS.values.copy()
     values[0, :3] = -1
     found = compute_indicators(PROMPTS, Activations(NEURONS.names, values))
@@ -178,9 +169,6 @@ def test_write_and_read(tmp_path: Path) -> None:
     assert len(lines) == 1 + 9
     assert_same(read_indicators(file), found)
     assert read_indicators(file).cards == {} and read_indicators(file, PROMPTS).cards == found.cards
-
-
-def test_other_columns_are_ignored(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("prompt_a,prompt_b,type_a,cosine_concat\na,a,nli,1\n")
     assert list(read_indicators(file).columns) == ["cosine_concat"]
@@ -206,14 +194,11 @@ def test_broken_tables(tmp_path: Path, text: str, message: str) -> None:
     refused(read_indicators, tmp_path / "a.csv", match=message)
 
 
-def test_table_of_other_prompts(tmp_path: Path) -> None:
+def test_incompatible_prompts_and_tables(tmp_path: Path) -> None:
     write_indicators(tmp_path / "a.csv", compute_indicators(PROMPTS))
     others = {**{name: PROMPTS[name] for name in "ab"}, "d": prompt("qqp")}
     with pytest.raises(InputError, match="only .*a.csv: c; only the prompts: d"):
         read_indicators(tmp_path / "a.csv", others)
-
-
-def test_incompatible_prompts(tmp_path: Path) -> None:
     gpt2 = dataclasses.replace(PROMPTS["b"].card, backbone="gpt2")
     for given, message in (
         (
@@ -250,12 +235,6 @@ def test_activations_of_other_prompts(names: str, message: str) -> None:
     refused(compute_indicators, PROMPTS, Activations(tuple(names), values), match=message)
 
 
-def test_layers_need_activations() -> None:
-    refused(compute_indicators, PROMPTS, layers="1-3", match="layers: needs activations, got 1-3")
-    with pytest.raises(InputError, match="layers: .* within 0 to 3, got 3-5"):
-        compute_indicators(PROMPTS, NEURONS, layers="3-5")
-
-
 # --- Neuron overlap
 
 VALUES = np.random.default_rng(0).normal(size=(6, 5, 37)).astype(np.float32)
@@ -267,7 +246,7 @@ def by_loops(first: int, last: int) -> np.ndarray:
     return np.array([[a @ b / np.sqrt(a.sum() * b.sum()) for b in active] for a in active])
 
 
-def test_every_window() -> None:
+def test_every_window_and_order() -> None:
     found, notes = neuron_similarities(Activations(NAMES, VALUES))
     overlaps = {
         name.removeprefix("neuron_overlap"): each
@@ -281,27 +260,21 @@ def test_every_window() -> None:
         np.testing.assert_allclose(overlaps[name], by_loops(*window), rtol=1e-14)
         np.testing.assert_array_equal(overlaps[name], overlaps[name].T)
         np.testing.assert_array_equal(overlaps[name].diagonal(), 1)
-
-
-def test_order_does_not_matter() -> None:
     order = np.random.default_rng(1).permutation(6)
     found, _ = neuron_similarities(Activations(NAMES, VALUES))
     moved, _ = neuron_similarities(Activations(tuple(NAMES[k] for k in order), VALUES[order]))
     for name, matrix in found.items():
         np.testing.assert_array_equal(moved[name], matrix[np.ix_(order, order)])
+    for layers, names in ((2, 2), (3, 3)):
+        found, _ = neuron_similarities(Activations(NAMES, VALUES[:, :layers]))
+        assert sum(name.startswith("neuron_overlap") for name in found) == names
+        np.testing.assert_array_equal(found["neuron_overlap"], found["neuron_overlap_all"])
 
 
 @pytest.mark.parametrize("layers", ["1-3", (1, 3), " 1 - 3 "])
 def test_chosen_layers(layers: str | tuple[int, int]) -> None:
     found, _ = neuron_similarities(Activations(NAMES, VALUES), layers)
     np.testing.assert_array_equal(found["neuron_overlap"], found["neuron_overlap_layers_1_3"])
-
-
-def test_few_layers_are_one_window() -> None:
-    for layers, names in ((2, 2), (3, 3)):
-        found, _ = neuron_similarities(Activations(NAMES, VALUES[:, :layers]))
-        assert sum(name.startswith("neuron_overlap") for name in found) == names
-        np.testing.assert_array_equal(found["neuron_overlap"], found["neuron_overlap_all"])
 
 
 def test_zero_is_not_activated_and_no_activation_is_undefined() -> None:
@@ -322,6 +295,9 @@ def test_zero_is_not_activated_and_no_activation_is_undefined() -> None:
 
 def test_layers() -> None:
     assert parse_layers("4", 5) == (4, 4) and parse_layers(None, 12) == (9, 11)
+    refused(compute_indicators, PROMPTS, layers="1-3", match="layers: needs activations, got 1-3")
+    with pytest.raises(InputError, match="layers: .* within 0 to 3, got 3-5"):
+        compute_indicators(PROMPTS, NEURONS, layers="3-5")
 
 
 @pytest.mark.parametrize(("layers", "shown"), [("9-12", "9-12"), ("12", "12-12"), ("5-3", "5-3")])
@@ -390,7 +366,7 @@ def test_near_rows_keep_their_digits(monkeypatch: pytest.MonkeyPatch, case: str)
     assert_equal(near_banks()[case], rtol=1e-10)
 
 
-def test_zeros_and_extremes() -> None:
+def test_zeros_extremes_first_rows_and_one_token() -> None:
     scales = np.array([0, 1e-12, 1e-3, 1, 1e10])[:, None, None]
     bank = (GENERATOR.normal(size=(5, 4, 6)) * scales).astype(np.float32)
     bank[3, 1] = 0  # one row of zeros in an ordinary prompt
@@ -398,6 +374,13 @@ def test_zeros_and_extremes() -> None:
     (found,) = embedding_similarities(bank)
     assert found["cosine_concat"].diagonal().tolist()[2:] == [1, 1, 1]
     assert found["cosine_concat"][0].tolist() == [0] * 5
+    without, whole = embedding_similarities(BANK, (1, 0))
+    for found, bank in ((without, BANK[:, 1:]), (whole, BANK)):
+        (alone,) = embedding_similarities(np.ascontiguousarray(bank))
+        for name, matrix in found.items():
+            np.testing.assert_allclose(matrix, alone[name], rtol=1e-12)
+    (found,) = embedding_similarities(np.ones((1, 1, 1), np.float32))
+    assert {name: matrix.item() for name, matrix in found.items()} == dict.fromkeys(found, 1.0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -415,19 +398,6 @@ def test_properties_hold_to_the_last_digit(seed: int) -> None:
     for name, matrix in found.items():
         expected = matrix[np.ix_(order, order)]
         np.testing.assert_allclose(moved[name], expected, rtol=1e-12, atol=1e-15)
-
-
-def test_first_rows_share_the_work() -> None:
-    without, whole = embedding_similarities(BANK, (1, 0))
-    for found, bank in ((without, BANK[:, 1:]), (whole, BANK)):
-        (alone,) = embedding_similarities(np.ascontiguousarray(bank))
-        for name, matrix in found.items():
-            np.testing.assert_allclose(matrix, alone[name], rtol=1e-12)
-
-
-def test_one_prompt_of_one_token() -> None:
-    (found,) = embedding_similarities(np.ones((1, 1, 1), np.float32))
-    assert {name: matrix.item() for name, matrix in found.items()} == dict.fromkeys(found, 1.0)
 
 
 # --- All neuron indicators
@@ -487,14 +457,11 @@ def test_symmetric_and_one_with_itself(given: Activations) -> None:
         assert (np.abs(matrix) <= 1 + 1e-12).all()
 
 
-def test_cka_is_invariant_to_scale_shift_and_rotation() -> None:
+def test_cka_is_invariant_and_undefined_for_constants() -> None:
     assert TEXT.cka[3, 1, 2] == pytest.approx(1, abs=1e-6)
     turn = np.linalg.qr(GENERATOR.normal(size=(13, 13)))[0].astype(np.float32)
     pair = np.stack([ROWS[0], ROWS[0] @ turn])
     np.testing.assert_allclose(align_kernels(row_kernels(pair))[:, 0, 1], 1, atol=1e-5)
-
-
-def test_constant_activations_have_no_cka() -> None:
     same = ROWS.copy()
     same[1, 3] = same[1, 3, :1]
     given = dataclasses.replace(TEXT, cka=align_kernels(row_kernels(same)))

@@ -86,14 +86,11 @@ def test_means_equal_loops(prompts) -> None:
     assert joined.cards["imdb"].task == "builtin/imdb" and joined.cards["imdb"].seed is None
 
 
-def test_undefined_values_do_not_spread() -> None:
+def test_undefined_values_and_runs_of_a_matrix() -> None:
     values = np.arange(16.0).reshape(4, 4)
     values[0, 3] = values[3, 0] = np.nan
     found = over_seeds(Indicators(("a/seed-0", "a/seed-1", "b", "c"), {"cosine_concat": values}))
     assert np.argwhere(np.isnan(found["cosine_concat"])).tolist() == [[0, 2], [2, 0]]
-
-
-def test_runs_that_a_matrix_names_stay_runs() -> None:
     found = Indicators(("a/seed-0", "a/seed-1"), {"cosine_concat": np.eye(2)})
     assert over_seeds(found, found.names) is found
     one = Indicators(("a", "b"), {"cosine_concat": np.eye(2)})
@@ -128,7 +125,7 @@ def test_correlation_and_types_are_of_the_means(folder: Path, prompts, matrix) -
     assert "other seed" in study.describe()
 
 
-def test_the_report_has_one_prompt_per_name_and_every_run(folder: Path) -> None:
+def test_reports_and_mixtures_of_runs(folder: Path, prompts) -> None:
     study_indicators(folder / "prompts", folder, transfer=folder / "transfer.csv")
     study = read_study(folder)
     ordering = order_study(study)
@@ -139,9 +136,6 @@ def test_the_report_has_one_prompt_per_name_and_every_run(folder: Path) -> None:
     assert not re.search(r"missing in (indicators|transfer).csv", page)
     head, *rows = Outline(page).tables["Mean similarity of prompt pairs by task type"]
     assert head[1] == "other seed" and rows[0][1] not in ("", "–")
-
-
-def test_a_mixture_takes_runs_by_name(folder: Path, prompts) -> None:
     chosen = choose_parts(folder / "prompts", ["imdb/seed-2", "qqp"])
     expected = (prompts["imdb"][2].values + prompts["qqp"].values) / 2
     np.testing.assert_allclose(average_prompts(chosen).values, expected, rtol=1e-6)
@@ -178,7 +172,7 @@ TYPE_SCORES = np.array(
 MATRIX = TransferMatrix(TARGETS, NAMES, TYPE_SCORES, ("accuracy",) * 3)
 
 
-def test_similarity_over_unordered_pairs() -> None:
+def test_similarity_and_relative_transfer() -> None:
     record = summarize_types(FOUND)
     same = [COLUMN[0, 5], COLUMN[2, 4]]
     different = [COLUMN[0, 2], COLUMN[0, 4], COLUMN[2, 5], COLUMN[4, 5]]
@@ -190,9 +184,6 @@ def test_similarity_over_unordered_pairs() -> None:
     }
     assert record["notes"] == ["mine: unknown task type, left out"]
     assert list(record) == ["similarity_by_type", "notes"]
-
-
-def test_relative_transfer() -> None:
     record = json.loads(json.dumps(summarize_types(FOUND, MATRIX), allow_nan=False))
     found = record["relative_transfer"]
     same = [0.7 / 0.8, 0.6 / 0.6, 0.7 / 0.9]
@@ -223,7 +214,7 @@ def test_ties_go_to_the_first_name_in_any_order(order: list[int]) -> None:
     assert best["fraction_of_targets_whose_best_other_source_has_same_type"] == 2 / 3
 
 
-def test_tasks_restrict() -> None:
+def test_tasks_missing_pairs_and_undefined_overlap() -> None:
     record = summarize_types(FOUND, MATRIX, ["imdb", "sst2"])
     means = record["similarity_by_type"]["cosine_concat"]
     assert (means["n_same"], means["different_type_mean"]) == (1, None)
@@ -233,25 +224,16 @@ def test_tasks_restrict() -> None:
     with pytest.raises(InputError, match="unknown task of the prompts 'sst'; did you mean sst2"):
         summarize_types(FOUND, tasks=["sst"])
     refused(summarize_types, FOUND, MATRIX, ["snli"], match="unknown target 'snli'")
-
-
-def test_without_random_and_without_any_pair() -> None:
     matrix = TransferMatrix(("imdb",), ("imdb",), TYPE_SCORES[:1, :1], ("accuracy",))
     found = summarize_types(FOUND, matrix)["relative_transfer"]
     assert found["random_mean"] is None and found["same_type_mean"] is None
     assert found["best_other_source"] == {}
     assert found["fraction_of_targets_whose_best_other_source_has_same_type"] is None
-
-
-def test_undefined_overlap_is_left_out() -> None:
     column = COLUMN.copy()
     column[0] = column[:, 0] = np.nan
     found = summarize_types(Indicators(NAMES, {"neuron_overlap": column}, CARDS))
     assert found["similarity_by_type"]["neuron_overlap"]["n_same"] == 1
     assert found["similarity_by_type"]["neuron_overlap"]["n_diff"] == 2
-
-
-def test_target_without_in_task_prompt_has_no_relative_performance() -> None:
     matrix = TransferMatrix(("imdb", "qqp"), NAMES, TYPE_SCORES[:2], ("accuracy",) * 2)
     found = summarize_types(FOUND, matrix)
     assert list(found["relative_transfer"]["best_other_source"]) == ["imdb"]
@@ -277,7 +259,7 @@ def baselines_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_report_shows_the_model_without_a_prompt(baselines_folder: Path) -> None:
+def test_the_model_without_a_prompt_is_shown_and_left_out(baselines_folder, tmp_path: Path) -> None:
     tables = Outline(write_report(baselines_folder).read_text(encoding="utf-8")).tables
     head, *rows = tables["Score of each prompt on each task"]
     wanted = ["random", "no prompt", "in-task prompt", "majority"]
@@ -288,9 +270,6 @@ def test_the_report_shows_the_model_without_a_prompt(baselines_folder: Path) -> 
     assert head[-2:] == ["random", "no prompt"]
     assert next(row for row in rows if row[0] == "imdb")[-1] == f"{0.48 / 0.9:.4f}"
     assert read_study(baselines_folder).untouched == "none"
-
-
-def test_findings_and_notes_ignore_it(baselines_folder: Path, tmp_path: Path) -> None:
     texts = []
     for study in (read_study(write_study(tmp_path / "study")), read_study(baselines_folder)):
         ordering = order_study(study)

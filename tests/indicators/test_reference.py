@@ -79,10 +79,14 @@ def assert_pairs(case: Study, found: Indicators, names: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_all_pairs(case: Any, backbone: str) -> None:
+def test_pairs_and_similarity_by_type(case: Any, backbone: str) -> None:
     one = case(backbone)
     columns = [f"{name}{end}" for name in EMBEDDING_INDICATORS for end in ("", "_skip0")]
     assert_pairs(one, one.found, {name: ours for name in columns if (ours := one.ours(name))})
+    one = case(backbone)
+    for theirs, means in one.expected["similarity_by_type"].items():
+        if ours := one.ours(theirs):
+            assert one.types["similarity_by_type"][ours] == pytest.approx(means, abs=1e-6), theirs
 
 
 def test_pairs_of_t5_without_row_0(case: Any) -> None:
@@ -93,14 +97,6 @@ def test_pairs_of_t5_without_row_0(case: Any) -> None:
     }
     names = {f"{name}_skip0": name for name in EMBEDDING_INDICATORS}
     assert_pairs(one, compute_indicators(split), names)
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_similarity_by_type(case: Any, backbone: str) -> None:
-    one = case(backbone)
-    for theirs, means in one.expected["similarity_by_type"].items():
-        if ours := one.ours(theirs):
-            assert one.types["similarity_by_type"][ours] == pytest.approx(means, abs=1e-6), theirs
 
 
 @pytest.mark.parametrize("backbone", BACKBONES[1:])

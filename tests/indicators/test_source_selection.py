@@ -164,7 +164,7 @@ def test_few_rows_are_simulated_only_for_accuracy() -> None:
     assert judged.rankings[ZERO_SHOT].targets == 1 and judged.per_target[ZERO_SHOT]["mnli"] is None
 
 
-def test_matrices_without_choices() -> None:
+def test_without_choices_the_reason_is_a_note() -> None:
     found, matrix = study()
     strange, few = (
         TransferMatrix(("imdb",), ("imdb", other), np.ones((1, 2)), ("accuracy",))
@@ -176,6 +176,12 @@ def test_matrices_without_choices() -> None:
         (matrix, ["qqp"], "unknown target 'qqp'"),
     ):
         refused(leave_one_out, found, given, tasks=tasks, match=message)
+    found, matrix = small()
+    few = TransferMatrix(("imdb",), ("imdb", "mnli"), matrix.values[:1, :2], ("accuracy",))
+    record = judge_indicators(found, few)
+    assert record["targets"] == record["rankings"] == record["chosen"] == {}
+    assert "two other measured sources" in record["notes"][0]
+    refused(judge_indicators, found, matrix, ["qqp"], match="unknown target")
 
 
 @dataclass(frozen=True)
@@ -230,23 +236,6 @@ def test_released_prompts_equal_loops(released: Released) -> None:
     best = "cosine_average"
     assert min(regrets, key=regrets.__getitem__) == best
     assert regrets[best] < 0.5 * ours.rankings[best].chance_regret
-
-
-def test_mutual_information_equals_loops() -> None:
-    probs = np.random.default_rng(2).dirichlet(np.ones(3), 50)
-    joint = probs / 50  # of text and answer
-    terms = (joint[n, c] / (joint[:, c].sum() / 50) for n, c in np.ndindex(50, 3))
-    expected = np.dot(joint.ravel(), np.log(list(terms)))
-    assert mutual_information(np.log(probs)) == pytest.approx(expected / np.log(3), rel=1e-12)
-    constant = np.log(np.tile([[0.98, 0.01, 0.01]], (5, 1)))
-    assert mutual_information(constant) == pytest.approx(0, abs=1e-12)
-    assert mutual_information(np.full((5, 3), -np.log(3))) == pytest.approx(0, abs=1e-12)
-
-
-# --- The record
-
-
-def test_record_of_released_prompts_equals_loops(released: Released) -> None:
     record = judge_indicators(released.indicators, released.file)
     record = json.loads(json.dumps(record, allow_nan=False))
     for name in ("euclidean_concat", "cosine_average"):
@@ -270,6 +259,20 @@ def test_record_of_released_prompts_equals_loops(released: Released) -> None:
         assert means["gain"] == pytest.approx(np.mean(gains), abs=1e-12)
         assert means["gain_interval"] == pytest.approx(mean_interval(gains), abs=1e-9)
         assert means["regret_interval"] == pytest.approx(mean_interval(costs), abs=1e-9)
+
+
+def test_mutual_information_equals_loops() -> None:
+    probs = np.random.default_rng(2).dirichlet(np.ones(3), 50)
+    joint = probs / 50  # of text and answer
+    terms = (joint[n, c] / (joint[:, c].sum() / 50) for n, c in np.ndindex(50, 3))
+    expected = np.dot(joint.ravel(), np.log(list(terms)))
+    assert mutual_information(np.log(probs)) == pytest.approx(expected / np.log(3), rel=1e-12)
+    constant = np.log(np.tile([[0.98, 0.01, 0.01]], (5, 1)))
+    assert mutual_information(constant) == pytest.approx(0, abs=1e-12)
+    assert mutual_information(np.full((5, 3), -np.log(3))) == pytest.approx(0, abs=1e-12)
+
+
+# --- The record
 
 
 def small() -> tuple[Indicators, TransferMatrix]:
@@ -300,15 +303,6 @@ def test_ties_name_all_sources_and_undefined_values_none(tmp_path: Path) -> None
     assert read.ranges["mnli"].best == ("snli",) and read.ranges["mnli"].sources == 2
     assert read.chosen["cosine_concat"]["imdb"].sources == ("mnli", "snli")
     assert read.means["same_type"].regret == record["rankings"]["same_type"]["regret"]
-
-
-def test_without_choices_the_reason_is_a_note() -> None:
-    found, matrix = small()
-    few = TransferMatrix(("imdb",), ("imdb", "mnli"), matrix.values[:1, :2], ("accuracy",))
-    record = judge_indicators(found, few)
-    assert record["targets"] == record["rankings"] == record["chosen"] == {}
-    assert "two other measured sources" in record["notes"][0]
-    refused(judge_indicators, found, matrix, ["qqp"], match="unknown target")
 
 
 @pytest.mark.parametrize(
