@@ -13,6 +13,7 @@ import pytest
 import jpt
 from jpt.results.prompt_table import describe_matrix
 from jpt.types import TransferMatrix
+from tests.helpers.errors import refused
 from tests.helpers.running import load_script
 
 TYPES = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}
@@ -20,8 +21,7 @@ TYPES = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}
 
 @pytest.fixture(scope="module")
 def expected(reference_folder: Path) -> dict[str, Any]:
-    text = (reference_folder / "reference" / "expected.json").read_text()
-    return json.loads(text)["backbones"]
+    return json.loads((reference_folder / "reference" / "expected.json").read_text())["backbones"]
 
 
 def read_wide(path: Path) -> tuple[list[str], dict[str, dict[str, float]]]:
@@ -115,7 +115,7 @@ def test_means_by_type_in_a_plain_loop() -> None:
     assert "b" not in found["ranking"]["d"]
 
 
-def test_ties_rank_by_name_and_unknown_types_are_left_out() -> None:
+def test_ties_unknown_types_and_missing_ratios(tmp_path: Path) -> None:
     values = np.array([[1.0, 0.5, 0.5, 0.7]])
     matrix = TransferMatrix(("a",), ("a", "c", "b", "mine"), values, ("accuracy",))
     kinds = {"a": "x", "b": "y", "c": "x", "mine": None}
@@ -124,17 +124,13 @@ def test_ties_rank_by_name_and_unknown_types_are_left_out() -> None:
     assert found["relative_by_type"] == {"x": {"x": 0.5, "y": 0.5}}
     assert found["relative_transfer"]["best_other_source"] == {"a": "b"}
     assert found["relative_transfer"]["random_mean"] is None
-
-
-def test_targets_without_in_task_prompt_have_no_ratio(tmp_path: Path) -> None:
     file = tmp_path / "transfer.csv"
     lines = ["target_task,source_prompt,metric,value", "imdb,imdb,accuracy,0", "sst2,imdb,f1,0.5"]
     file.write_text("\n".join(lines) + "\n")
     found = jpt.summarize_transfer(file)
     assert found["ranking"] == {} and found["relative_transfer"]["n_same"] == 0
     assert np.isnan(jpt.relative_performance(jpt.read_transfer(file)).values).all()
-    with pytest.raises(jpt.InputError, match="no such file"):
-        jpt.summarize_transfer(tmp_path / "none.csv")
+    refused(jpt.summarize_transfer, tmp_path / "none.csv", match="no such file")
 
 
 @pytest.mark.parametrize("count", [1, 4, 30])

@@ -22,6 +22,7 @@ from jpt.transfer import zero_shot
 from jpt.transfer.zero_shot import transfer_matrix
 from jpt.tuning.bound_task import BoundTask
 from jpt.types import Prompt, PromptCard
+from tests.helpers.errors import refused
 from tests.helpers.toys import write_task
 
 FILES = ("transfer.csv", "relative.csv", "transfer.json", "cells.jsonl")
@@ -173,8 +174,7 @@ def test_scores_do_not_depend_on_names(study, scored) -> None:
     scored.clear()
     (study.prompts / "mood.safetensors").rename(study.prompts / "feeling.safetensors")
     second = study.transfer(study.root / "out")
-    assert scored == []
-    assert second.matrix.prompts == ("feeling", "taste", "random", "none")
+    assert scored == [] and second.matrix.prompts == ("feeling", "taste", "random", "none")
     assert second.matrix.values[0, 0] == first.matrix.values[0, 0]
 
 
@@ -186,8 +186,7 @@ def test_incomplete_last_line_is_dropped(whole, scored) -> None:
     file.write_bytes(file.read_bytes()[:-20])
     scored.clear()
     study.transfer(out)
-    assert scored == ["taste"]
-    assert contents(out) == contents(study.root / "out")
+    assert scored == ["taste"] and contents(out) == contents(study.root / "out")
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"value": 1}', "", '{"of": 3}'])
@@ -195,10 +194,7 @@ def test_other_broken_lines_are_named(study, line: str) -> None:
     out = study.root / "out"
     out.mkdir()
     (out / "cells.jsonl").write_text(f"{line}\n")
-    with pytest.raises(
-        jpt.InputError, match=r"cells.jsonl, line 1: not a cell .* remove this line"
-    ):
-        study.transfer(out)
+    refused(study.transfer, out, match=r"cells.jsonl, line 1: not a cell .* remove this line")
 
 
 def test_command_without_baselines(whole) -> None:
@@ -238,8 +234,7 @@ def test_sigterm_leaves_a_matrix_that_resumes(tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert "re-run" in err.splitlines()[-1]
+    assert process.returncode == 75 and "re-run" in err.splitlines()[-1]
     assert 2 <= file.read_text().count("\n") < 5 and not (out / "transfer.csv").exists()
     for folder in (out, whole):
         again = [*command, str(folder)]

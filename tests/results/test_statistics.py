@@ -15,16 +15,13 @@ from jpt.types import TransferMatrix
 VALUES = np.random.default_rng(0).normal(0.3, 0.4, 9).tolist()
 
 
-def test_plain_loop_with_the_same_seed() -> None:
+def test_intervals_of_numpy_loops_and_scipy() -> None:
     sampled = np.random.default_rng(SEED).integers(0, 9, (RESAMPLES, 9))
     means = [float(np.mean([VALUES[index] for index in line])) for line in sampled.tolist()]
     tail = stats.norm.cdf(-np.sqrt(9 / 8) * stats.t.ppf(0.975, 8))
     assert tail_share(9) == pytest.approx(tail, rel=1e-9)
     expected = np.quantile(means, [tail, 1 - tail])
     np.testing.assert_allclose(mean_interval(VALUES), expected, rtol=1e-12)
-
-
-def test_percentile_bootstrap_of_scipy() -> None:
     options = {"confidence_level": 1 - 2 * tail_share(9), "n_resamples": 20_000}
     options |= {"method": "percentile", "rng": np.random.default_rng(1)}
     theirs = stats.bootstrap((VALUES,), np.mean, **options).confidence_interval
@@ -32,22 +29,18 @@ def test_percentile_bootstrap_of_scipy() -> None:
 
 
 @pytest.mark.parametrize("count", [6, 14])
-def test_normal_values_have_about_students_interval(count: int) -> None:
+def test_normal_values_and_coverage(count: int) -> None:
     values = stats.norm.ppf((np.arange(count) + 0.5) / count)
     half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
     low, high = mean_interval(values.tolist())
     assert -low == pytest.approx(half, rel=0.12) and high == pytest.approx(half, rel=0.12)
-
-
-@pytest.mark.parametrize("count", [6, 14])
-def test_coverage(count: int) -> None:
     # Without the widening, coverage at six tasks is about 86 %.
     studies = np.random.default_rng(2).normal(0.4, 0.3, (400, count))
     found = [mean_interval(values.tolist(), resamples=2000) for values in studies]
     assert 0.91 <= np.mean([low <= 0.4 <= high for low, high in found]) <= 0.985
 
 
-def test_bounds_are_within_the_values() -> None:
+def test_bounds_and_paired_differences() -> None:
     random = np.random.default_rng(3)
     for count in range(2, 30):
         values = random.random(count).tolist()
@@ -55,9 +48,6 @@ def test_bounds_are_within_the_values() -> None:
         assert min(values) <= low <= np.mean(values) <= high <= max(values)
     assert mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
     assert mean_interval([0.5]) is None and mean_interval([]) is None
-
-
-def test_differences_are_paired_by_target() -> None:
     one = dict(zip([f"t{number}" for number in range(9)], VALUES, strict=True))
     shifted = {name: value - 0.1 for name, value in one.items()}
     found = lead(one, {**shifted, "other": 1.0, "t0": None})
