@@ -5,16 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from jpt.data.batches import (
-    BUCKETS,
-    GROUPED_BATCHES,
-    TokenBudget,
-    bucket_length,
-    evaluation_batches,
-    make_batch,
-    pack_indices,
-    training_rows,
-)
+from jpt.data import batches as module
+from jpt.data.batches import BUCKETS, bucket_length, make_batch, pack_indices, training_rows
 from jpt.data.encode import EncodedSplit
 from jpt.errors import InputError
 
@@ -49,33 +41,26 @@ def test_batch_size_does_not_change_the_stream() -> None:
 
 
 RowsOf = Callable[[int, int], np.ndarray]  # the rows of (seed, step)
+ORDERS: dict[str, RowsOf] = {
+    "plain": lambda seed, step: training_rows(seed, step, 30, 90),
+    "grouped": lambda seed, step: training_rows(seed, step, 8, 40, np.arange(40) % 7),
+    "budgeted": lambda seed, step: budget_of(90).training_rows(seed, step)[0],
+}
 
 
-def plain(seed: int, step: int) -> np.ndarray:
-    return training_rows(seed, step, 30, 90)
-
-
-def grouped(seed: int, step: int) -> np.ndarray:
-    return training_rows(seed, step, 8, 40, np.arange(40) % 7)
-
-
-def budgeted(seed: int, step: int) -> np.ndarray:
-    return budget_of(90).training_rows(seed, step)[0]
-
-
-@pytest.mark.parametrize("rows_of", [plain, grouped, budgeted])
-def test_a_step_is_a_function_of_seed_and_step(rows_of: RowsOf) -> None:
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_step_is_a_function_of_seed_and_step(order: str) -> None:
+    rows_of, budget = ORDERS[order], budget_of(90)
     forward = [rows_of(1, step) for step in range(40)]
-    budget = budget_of(90)
     for step in reversed(range(40)):
         np.testing.assert_array_equal(rows_of(1, step), forward[step])
-        if rows_of is budgeted:
+        if order == "budgeted":
             np.testing.assert_array_equal(budget.training_rows(1, step)[0], forward[step])
 
 
-@pytest.mark.parametrize("rows_of", [plain, budgeted])
-def test_epochs_and_seeds_have_different_orders(rows_of: RowsOf) -> None:
-    count = 3 if rows_of is plain else budget_of(90).steps_per_epoch
+@pytest.mark.parametrize("order", ["plain", "budgeted"])
+def test_epochs_and_seeds_have_different_orders(order: str) -> None:
+    rows_of, count = ORDERS[order], 3 if order == "plain" else budget_of(90).steps_per_epoch
     orders = {
         tuple(np.concatenate([rows_of(seed, epoch * count + step) for step in range(count)]))
         for seed in range(5)
@@ -131,7 +116,7 @@ def test_rows_that_do_not_fit() -> None:
 def test_evaluation_goes_through_every_row_once(n_rows: int, batch_size: int) -> None:
     split = some_split(n_rows, 60, seed=n_rows)
     seen: dict[int, list[int]] = {}
-    for rows, batch in evaluation_batches(split, batch_size, 60, PAD):
+    for rows, batch in module.evaluation_batches(split, batch_size, 60, PAD):
         assert batch.tokens.shape[0] == batch_size
         assert batch.weights.sum() == len(rows)
         assert (batch.lengths >= 1).all()
@@ -145,7 +130,7 @@ def test_evaluation_goes_through_every_row_once(n_rows: int, batch_size: int) ->
 
 def test_evaluation_pads_little_in_few_shapes() -> None:
     split = some_split(500, 128)
-    batches = [batch.tokens for _, batch in evaluation_batches(split, 16, 128, PAD)]
+    batches = [batch.tokens for _, batch in module.evaluation_batches(split, 16, 128, PAD)]
     assert sum(tokens.size for tokens in batches) < 1.3 * split.tokens.size
     assert len({tokens.shape for tokens in batches}) <= 6
 
@@ -156,15 +141,15 @@ def test_grouped_batches_have_similar_lengths_and_every_row_once() -> None:
     grouped = [training_rows(5, step, 16, 512, lengths) for step in steps]
     assert sorted(np.concatenate(grouped).tolist()) == list(range(512))  # an epoch, each row once
     plain = [training_rows(5, step, 16, 512) for step in steps]
-    for group in range(0, len(steps), GROUPED_BATCHES):  # the same rows, regrouped
-        batches = slice(group, group + GROUPED_BATCHES)
+    for group in range(0, len(steps), module.GROUPED_BATCHES):  # the same rows, regrouped
+        batches = slice(group, group + module.GROUPED_BATCHES)
         assert set(np.concatenate(grouped[batches])) == set(np.concatenate(plain[batches]))
     padded = sum(int(lengths[rows].max()) * 16 - lengths[rows].sum() for rows in grouped)
     before = sum(int(lengths[rows].max()) * 16 - lengths[rows].sum() for rows in plain)
     assert padded < before / 4
     # Not always the short ones first: the place of the longest batch differs between groups.
     longest = [int(lengths[rows].max()) for rows in grouped]
-    positions = np.reshape(longest, (-1, GROUPED_BATCHES)).argmax(axis=1)
+    positions = np.reshape(longest, (-1, module.GROUPED_BATCHES)).argmax(axis=1)
     assert len(set(positions.tolist())) > 1
 
 
@@ -212,8 +197,10 @@ def lengths_of(n_rows: int) -> np.ndarray:
     return np.random.default_rng(0).integers(2, MAX + 1, n_rows)
 
 
-def budget_of(n_rows: int, tokens: int = 400, extra: int = 0, shares: int = 1) -> TokenBudget:
-    return TokenBudget(lengths_of(n_rows), MAX, tokens, extra, shares)
+def budget_of(
+    n_rows: int, tokens: int = 400, extra: int = 0, shares: int = 1
+) -> module.TokenBudget:
+    return module.TokenBudget(lengths_of(n_rows), MAX, tokens, extra, shares)
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 250])

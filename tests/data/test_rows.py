@@ -17,20 +17,7 @@ import pyarrow.parquet
 import pytest
 
 import jpt.data.rows
-from jpt.data.rows import (
-    READERS,
-    attach_data,
-    check_row,
-    find_label,
-    has_split,
-    read_delimited,
-    read_json_lines,
-    read_json_list,
-    read_rows,
-    rows_checksum,
-    show,
-    with_rows,
-)
+from jpt.data.rows import READERS, attach_data, has_split, read_rows, rows_checksum, with_rows
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG, load_task
 from jpt.tasks.task import Task
@@ -162,9 +149,8 @@ def test_answers_of_every_form() -> None:
     assert answers == [("a",), ("a", "b"), ("a",), ("a", "b"), ("a",)]
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
+def test_invalid_data() -> None:
+    for data, message in (
         ({}, r'data of task sst2 has no split; give {"train": rows'),
         ({"train": []}, "rows given for train are empty; task sst2 needs at least one"),
         ({"train": iter(())}, "rows given for train are empty"),
@@ -176,11 +162,9 @@ def test_answers_of_every_form() -> None:
         ({"train": {"text": ["a"]}}, r'are of type dict; give .* {"text": ..., "label": ...}'),
         ({"train": [GOOD, ("a", 1)]}, "given for train, row 2: expected a mapping .*, got tuple"),
         ([GOOD], "data is of type list; give a folder, or rows as"),
-    ],
-)
-def test_invalid_data(data: object, message: str) -> None:
-    with refusal(message):
-        attach_data(SENTIMENT, data)
+    ):
+        with refusal(message):
+            attach_data(SENTIMENT, data)
 
 
 def test_errors_in_given_rows() -> None:
@@ -221,7 +205,11 @@ def test_folders_and_tasks_that_take_no_data(tmp_path: Path) -> None:
 def read(tmp_path: Path, data: bytes, name: str = "rows.jsonl") -> list[tuple[int, dict]]:
     file = tmp_path / name
     file.write_bytes(data)
-    return list(read_json_lines(file) if name == "rows.jsonl" else read_json_list(file))
+    return list(
+        jpt.data.rows.read_json_lines(file)
+        if name == "rows.jsonl"
+        else jpt.data.rows.read_json_list(file)
+    )
 
 
 def test_json_rows_have_numbers(tmp_path: Path) -> None:
@@ -234,9 +222,8 @@ def test_json_rows_have_numbers(tmp_path: Path) -> None:
     assert read(tmp_path, data, "rows.json") == [(1, {"a": "x\ny"}), (2, {"a": 2})]
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
+def test_broken_json(tmp_path: Path) -> None:
+    for data, message in (
         (b'{"a": 1}\n{"a": \n', r"jsonl:2: broken JSON \(Expecting value at column"),
         (b'{"a": 1} {"a": 2}\n', r"jsonl:1: broken JSON \(Extra data"),
         (b'{"a": 1}\n\n["a"]\n', "jsonl:3: expected a JSON object, got list"),
@@ -251,16 +238,14 @@ def test_json_rows_have_numbers(tmp_path: Path) -> None:
         (b'[{"a": 1}, 3]', "json, row 2: expected a JSON object, got int"),
         (b"[" * 100_000, "json:1: broken JSON"),
         (b'[{"a": "caf\xe9"}]', "json:1: not UTF-8"),
-    ],
-)
-def test_broken_json(tmp_path: Path, data: bytes, message: str) -> None:
-    with refusal(f"rows.{message}"):
-        read(tmp_path, data, "rows.jsonl" if message.startswith("jsonl") else "rows.json")
+    ):
+        with refusal(f"rows.{message}"):
+            read(tmp_path, data, "rows.jsonl" if message.startswith("jsonl") else "rows.json")
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with refusal("cannot read"):
-        list(read_json_lines(tmp_path))
+        list(jpt.data.rows.read_json_lines(tmp_path))
     (tmp_path / "train.parquet").mkdir()
     with refusal(r"cannot read .*train\.parquet: it is a folder"):
         read_rows(replace(SENTIMENT, folder=tmp_path), "train")
@@ -424,12 +409,15 @@ ANSWERS = task_of("None", "Some")
     ],
 )
 def test_labels_in_every_form(task: Task, value: object, label: str | None) -> None:
-    assert find_label(value, task) == label
+    assert jpt.data.rows.find_label(value, task) == label
 
 
 def test_absurd_numbers_are_no_labels() -> None:
     for absurd in (10**5000, "9" * 5000, "1" * 5000 + ".0", Decimal("1e5000"), 1e300):
-        assert [find_label(absurd, task) for task in (SENTIMENT, NUMBERS)] == [None, None]
+        assert [jpt.data.rows.find_label(absurd, task) for task in (SENTIMENT, NUMBERS)] == [
+            None,
+            None,
+        ]
 
 
 @pytest.mark.parametrize(
@@ -466,21 +454,23 @@ def test_invalid_values(changes: dict, message: str) -> None:
     if "answers" in changes:
         task, row = GENERATIVE, {"question": "q", **changes}
     with refusal(r"^a\.jsonl:7: " + message):
-        check_row(row, task, "a.jsonl:7")
+        jpt.data.rows.check_row(row, task, "a.jsonl:7")
 
 
 def test_answers_under_another_name_and_answers_twice() -> None:
     task = replace(GENERATIVE, answer_field="summary")
-    row = check_row({"question": "q", "summary": ["a", "a"], "answers": "no"}, task, "row 1")
+    row = jpt.data.rows.check_row(
+        {"question": "q", "summary": ["a", "a"], "answers": "no"}, task, "row 1"
+    )
     assert row == {"question": "q", "answers": ("a", "a")}
     with refusal("field 'summary' is missing; the row has question"):
-        check_row({"question": "q"}, task, "row 1")
+        jpt.data.rows.check_row({"question": "q"}, task, "row 1")
 
 
 def test_messages_stay_short_and_in_one_line() -> None:
     row = {f"a\nlong name {number} " + "x" * 300: 1 for number in range(500)}
     with pytest.raises(InputError) as caught:
-        check_row(row, SENTIMENT, "row 1")
+        jpt.data.rows.check_row(row, SENTIMENT, "row 1")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
     assert "488 more" in str(caught.value)
 
@@ -493,9 +483,9 @@ def test_anything_can_be_shown() -> None:
     nested: list = []
     for _ in range(100_000):
         nested = [nested]
-    assert show(Broken()) == "of type Broken"
-    assert show(nested) == "of type list"
-    assert show("x" * 10**6) == "'" + "x" * 59 + "..."
+    assert jpt.data.rows.show(Broken()) == "of type Broken"
+    assert jpt.data.rows.show(nested) == "of type list"
+    assert jpt.data.rows.show("x" * 10**6) == "'" + "x" * 59 + "..."
 
 
 ROWS = [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]
@@ -628,7 +618,7 @@ def test_real_folders_with_answers_are_read_whole(name: str, reference_folder: P
 def test_rows_have_the_line_where_they_begin(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_bytes(b'text,label\n"a\nb",1\n\n  \nc,0\r\n"d\r\n\r\n",1\ne,0')
-    rows = list(read_delimited(file, SENTIMENT))
+    rows = list(jpt.data.rows.read_delimited(file, SENTIMENT))
     assert [number for number, _ in rows] == [2, 6, 7, 10]
     assert [row["text"] for _, row in rows] == ["a\nb", "c", "d\r\n\r\n", "e"]
 

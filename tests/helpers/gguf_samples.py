@@ -56,27 +56,18 @@ class Sample:
 
     def usual_fields(self) -> dict[str, Any]:
         own = {
-            "block_count": self.layers,
-            "context_length": 96,
-            "embedding_length": self.width,
-            "feed_forward_length": self.neurons,
-            "attention.head_count": self.heads,
-            "attention.head_count_kv": self.key_heads,
-            "attention.key_length": self.head_width,
-            "attention.value_length": self.head_width,
-            "attention.layer_norm_rms_epsilon": 1e-5,
-            "rope.dimension_count": self.head_width,
-            "rope.freq_base": 500_000.0,
+            "block_count": self.layers, "context_length": 96, "embedding_length": self.width,
+            "feed_forward_length": self.neurons, "attention.head_count": self.heads,
+            "attention.head_count_kv": self.key_heads, "attention.key_length": self.head_width,
+            "attention.value_length": self.head_width, "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.dimension_count": self.head_width, "rope.freq_base": 500_000.0,
             "vocab_size": len(self.words),
-        }
+        }  # fmt: skip
         tokenizer = {
-            "model": "llama",
-            "tokens": self.words,
+            "model": "llama", "tokens": self.words, "bos_token_id": 1, "eos_token_id": 2,
             "scores": [-float(token) for token in range(len(self.words))],
             "token_type": [2, 3, 3, *[1] * (len(self.words) - 3)],
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        }
+        }  # fmt: skip
         return {
             **{f"{self.architecture}.{key}": value for key, value in own.items()},
             **{f"tokenizer.ggml.{key}": value for key, value in tokenizer.items()},
@@ -85,12 +76,9 @@ class Sample:
     def weights(self) -> dict[str, np.ndarray]:
         """Weights under Hugging Face's names, in its order of rows."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
-        shapes = {
-            "model.embed_tokens.weight": (len(self.words), self.width),
-            "model.norm.weight": (self.width,),
-        }
-        if not self.tied:
-            shapes["lm_head.weight"] = (len(self.words), self.width)
+        table = (len(self.words), self.width)
+        shapes = {"model.embed_tokens.weight": table, "model.norm.weight": (self.width,)}
+        shapes |= {} if self.tied else {"lm_head.weight": table}
         for layer in range(self.layers):
             own = {
                 "input_layernorm.weight": (self.width,),
@@ -123,30 +111,21 @@ class Sample:
 
 
 NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers": "blk",
-    "post_attention_layernorm": "ffn_norm",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "model.layers": "blk", "post_attention_layernorm": "ffn_norm", "input_layernorm": "attn_norm",
+    **{f"self_attn.{name}_proj": f"attn_{name}" for name in "qkv"},
     "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+    **{f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")},
+}  # fmt: skip
 
 
 def pair_rows(values: np.ndarray, heads: int) -> np.ndarray:
     """Interleave the halves of each head, as in llama.cpp."""
-    paired = np.empty_like(values)
-    width = len(values) // heads
+    paired, width = np.empty_like(values), len(values) // heads
     for head in range(heads):
         for k in range(width // 2):
-            paired[head * width + 2 * k] = values[head * width + k]
-            paired[head * width + 2 * k + 1] = values[head * width + width // 2 + k]
+            at = head * width
+            paired[at + 2 * k], paired[at + 2 * k + 1] = values[at + k], values[at + width // 2 + k]
     return paired
 
 

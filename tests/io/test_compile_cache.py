@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,8 @@ from jax.experimental.compilation_cache import compilation_cache
 import jpt.io.compile_cache as programs
 from jpt.tuning.logging import CompileLog
 
-NAMES = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_enable_compilation_cache",
-)
+NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+NAMES += ("jax_enable_compilation_cache",)
 
 
 @pytest.fixture
@@ -97,11 +95,8 @@ def test_an_unusable_folder_is_ignored(fresh: Path, obstacle: str, monkeypatch) 
         assert folder is not None
         folder.rmdir()
     if obstacle == "full":
-
-        def full(self: Path, data: bytes) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(Path, "write_bytes", full)
+        full = OSError(28, "No space left on device")
+        monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=full))
     with warnings.catch_warnings(record=True) as warned:
         found, was_read = compute()
     assert found.shape == (3,) and not was_read and not warned

@@ -44,7 +44,7 @@ def test_weights_have_the_names_and_the_order_of_hugging_face(sample: Sample, tm
 
 
 def test_the_family_finds_every_tensor_it_needs(tmp_path: Path) -> None:
-    for sample in (SAMPLES[0], SAMPLES[1], SAMPLES[2]):
+    for sample in SAMPLES[:3]:
         file = open_gguf(sample.write(tmp_path / "a.gguf"))
         config = DecoderConfig.from_huggingface(file.config)
         needed = {
@@ -70,8 +70,7 @@ def test_config(tmp_path: Path) -> None:
         ["llama.attention.key_length", "llama.attention.value_length", "llama.rope.freq_base"]
     )
     old |= {"llama.attention.head_count_kv": None, "llama.feed_forward_length": [64, 64]}
-    sample = Sample(key_heads=4, fields=old)
-    config = open_gguf(sample.write(tmp_path / "a.gguf")).config
+    config = open_gguf(Sample(key_heads=4, fields=old).write(tmp_path / "a.gguf")).config
     assert (config["head_dim"], config["num_key_value_heads"]) == (8, 4)
     assert (config["rope_theta"], config["intermediate_size"]) == (10_000.0, 64)
 
@@ -185,12 +184,9 @@ def test_factors_of_llama3_become_its_rope_scaling(width, factor, low, high, con
     config = open_gguf(sample.write(tmp_path / "a.gguf")).config
     scale = context / 8192
     assert config["rope_scaling"] == {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low / scale,
-        "high_freq_factor": high / scale,
-        "original_max_position_embeddings": 8192,
-    }
+        "rope_type": "llama3", "factor": factor, "original_max_position_embeddings": 8192,
+        "low_freq_factor": low / scale, "high_freq_factor": high / scale,
+    }  # fmt: skip
     rotary = DecoderConfig.from_huggingface(config).rotary
     assert rotary is not None
     plain = inverse_frequencies(replace(rotary, kind="default", factor=1.0), width)
@@ -263,7 +259,6 @@ def test_unsupported_models(sample: Sample, message: str, tmp_path: Path) -> Non
 
 
 def number(data: bytes, at: int, code: str, value: int) -> bytes:
-    """Overwrite a number."""
     return data[:at] + struct.pack(code, value) + data[at + struct.calcsize(code) :]
 
 
@@ -325,10 +320,9 @@ def test_versions_byte_orders_and_alignment(tmp_path: Path) -> None:
     path = Sample(fields={"general.alignment": 30}).write(tmp_path / "a.gguf")
     with refusal("general.alignment is 30; expected a power of two"):
         open_gguf(path)
-    with refusal("there is no such file"):
-        open_gguf(tmp_path / "none.gguf")
-    with refusal("it is a folder"):
-        open_gguf(tmp_path)
+    for path, message in ((tmp_path, "it is a folder"), (tmp_path / "a", "there is no such file")):
+        with refusal(message):
+            open_gguf(path)
 
 
 @pytest.mark.parametrize("counts", [(2**20, 1, 0), (0, 2**20, 0), (0, 1, 2**31), (2**31, 1, 0)])
@@ -348,12 +342,9 @@ def test_a_sparse_file_is_refused_at_once(counts: tuple[int, int, int], tmp_path
 
 BYTES = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
 BYTE_LEVEL = {
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "smollm",
-    "tokenizer.ggml.merges": ["Ġ t", "h e", "Ġt he"],
-    "tokenizer.ggml.scores": None,
-    "tokenizer.ggml.add_bos_token": True,
-}
+    "model": "gpt2", "pre": "smollm", "merges": ["Ġ t", "h e", "Ġt he"], "scores": None,
+    "add_bos_token": True,
+}  # fmt: skip
 MUTATED = {
     "plain": Sample(),
     "blocks": Sample(kind="Q4_1", tied=False, layers=1),
@@ -363,8 +354,8 @@ MUTATED = {
         biases=True,
         layers=1,
         words=["<unk>", "<s>", "</s>", *BYTES, "Ġt", "he", "Ġthe"],
-        fields=BYTE_LEVEL,
-    ),
+        fields={f"tokenizer.ggml.{key}": value for key, value in BYTE_LEVEL.items()},
+    ),  # fmt: skip
 }
 
 

@@ -51,6 +51,8 @@ def entry(shape: object, offsets: object, dtype: object = "F32") -> dict[str, ob
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
+SHAPES = ["1", [-1], [True], [1.0], [2**61, 2**61], [1] * 100, [2]]
+OFFSETS = [([1], [0]), ([1], [4, 0]), ([2], [0, 8]), ([2**40], [0, 2**42])]
 BROKEN = {
     "header is no JSON": (b"{nonsense", b""),
     "header is not UTF-8": (b"{\xff}", b""),
@@ -58,17 +60,8 @@ BROKEN = {
     "header is a list": ([1], b""),
     "entry is a number": ({"a": 3}, b""),
     "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, b"1234"),
-    "shape of a text": ({"a": entry("1", [0, 4])}, b"1234"),
-    "negative shape": ({"a": entry([-1], [0, 4])}, b"1234"),
-    "shape of truth": ({"a": entry([True], [0, 4])}, b"1234"),
-    "shape of a float": ({"a": entry([1.0], [0, 4])}, b"1234"),
-    "huge shape": ({"a": entry([2**61, 2**61], [0, 4])}, b"1234"),
-    "many axes": ({"a": entry([1] * 100, [0, 4])}, b"1234"),
-    "one place": ({"a": entry([1], [0])}, b"1234"),
-    "places the wrong way": ({"a": entry([1], [4, 0])}, b"1234"),
-    "too short for its shape": ({"a": entry([2], [0, 4])}, b"1234"),
-    "beyond the end": ({"a": entry([2], [0, 8])}, b"1234"),
-    "far beyond the end": ({"a": entry([2**40], [0, 2**42])}, b"1234"),
+    **{f"{shape}": ({"a": entry(shape, [0, 4])}, b"1234") for shape in SHAPES},
+    **{f"{shape} at {at}": ({"a": entry(shape, at)}, b"1234") for shape, at in OFFSETS},
     "bytes behind the last": ({"a": entry([1], [0, 4])}, b"123456"),
     "a gap": ({"a": entry([1], [4, 8])}, b"12345678"),
     "one over another": ({"a": entry([1], [0, 4]), "b": entry([1], [0, 4])}, b"1234"),
