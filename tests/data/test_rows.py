@@ -340,9 +340,8 @@ ENDS, TEXT = pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")
 NOT_UTF8 = pa.StringArray.from_buffers(2, ENDS, TEXT)
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
+def test_broken_parquet(tmp_path: Path) -> None:
+    for data, message in (
         (one_row(pa.array([1, 2])), ", row 1: field 'text' is of type int; expected text"),
         (one_row(pa.array([b"a"])), ", row 1: field 'text' is of type bytes; expected text"),
         (one_row(pa.array([["a"]])), ", row 1: field 'text' is of type list"),
@@ -358,11 +357,9 @@ NOT_UTF8 = pa.StringArray.from_buffers(2, ENDS, TEXT)
         (parquet(PARQUET_GOOD)[:-40], " is not a valid parquet file .* if it is truncated"),
         (b"text,label\na,1\n", " is not a valid parquet file"),
         (b"", " is not a valid parquet file"),
-    ],
-)
-def test_broken_parquet(tmp_path: Path, data: bytes, message: str) -> None:
-    with refusal(r"train\.parquet" + message):
-        read_file(tmp_path, data)
+    ):
+        with refusal(r"train\.parquet" + message):
+            read_file(tmp_path, data)
 
 
 def test_later_batches_repeated_columns_and_damaged_pages(tmp_path, monkeypatch) -> None:
@@ -390,9 +387,8 @@ NUMBERS, TRUTHS, RATINGS = task_of("0", "1"), task_of("false", "true"), task_of(
 ANSWERS = task_of("None", "Some")
 
 
-@pytest.mark.parametrize(
-    ("task", "value", "label"),
-    [
+def test_labels_in_every_form() -> None:
+    for task, value, label in (
         *((NUMBERS, one, "1") for one in (1, 1.0, "1", "1.0", "1.00", True, "True", np.int8(1))),
         *((NUMBERS, one, "1") for one in (np.float32(1), np.True_, np.str_("1"), Decimal("1.0"))),
         *((NUMBERS, zero, "0") for zero in (0, 0.0, -0.0, False, "false", np.uint8(0))),
@@ -406,10 +402,8 @@ ANSWERS = task_of("None", "Some")
         *((NUMBERS, none, None) for none in (np.array([1]), None)),
         (ANSWERS, None, None),
         (ANSWERS, "None", "None"),
-    ],
-)
-def test_labels_in_every_form(task: Task, value: object, label: str | None) -> None:
-    assert jpt.data.rows.find_label(value, task) == label
+    ):
+        assert jpt.data.rows.find_label(value, task) == label
 
 
 def test_absurd_numbers_are_no_labels() -> None:
@@ -420,9 +414,8 @@ def test_absurd_numbers_are_no_labels() -> None:
         ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_invalid_values() -> None:
+    for changes, message in (
         ({"text": ""}, "field 'text' is empty"),
         ({"text": " \t"}, "field 'text' is empty"),
         ({"text": 3}, "field 'text' is of type int; expected text"),
@@ -447,14 +440,12 @@ def test_absurd_numbers_are_no_labels() -> None:
         ({"answers": ["a", "\ud83d"]}, "answer 2 of field 'answers' has half of a surrogate pair"),
         ({"answers": 7}, "field 'answers' is of type int; expected a text or a list of texts"),
         ({"answers": None}, "field 'answers' is null"),
-    ],
-)
-def test_invalid_values(changes: dict, message: str) -> None:
-    task, row = SENTIMENT, {**GOOD, **changes}
-    if "answers" in changes:
-        task, row = GENERATIVE, {"question": "q", **changes}
-    with refusal(r"^a\.jsonl:7: " + message):
-        jpt.data.rows.check_row(row, task, "a.jsonl:7")
+    ):
+        task, row = SENTIMENT, {**GOOD, **changes}
+        if "answers" in changes:
+            task, row = GENERATIVE, {"question": "q", **changes}
+        with refusal(r"^a\.jsonl:7: " + message):
+            jpt.data.rows.check_row(row, task, "a.jsonl:7")
 
 
 def test_answers_under_another_name_and_answers_twice() -> None:
@@ -633,9 +624,8 @@ def test_other_columns_long_cells_and_capitals(tmp_path: Path) -> None:
     assert csv.field_size_limit() == limit
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
+def test_broken_tables(tmp_path: Path) -> None:
+    for data, message in (
         (b"", r"train\.csv is empty; expected a header with text, label"),
         (b"\n \n\n", r"train\.csv is empty"),
         (b"text,label\n", r"train\.csv has no rows"),
@@ -662,12 +652,10 @@ def test_other_columns_long_cells_and_capitals(tmp_path: Path) -> None:
         (b"text,label\na,1\nb,2\n", r":3: label '2' is not a label of task sst2"),
         (b"text,label\na,\n", r":2: label '' is not a label"),
         (b"text,label\na,Positive\n", r":2: label 'Positive' is not .* did you mean 'positive'\?"),
-    ],
-)
-def test_broken_tables(tmp_path: Path, data: bytes, message: str) -> None:
-    with refusal(message) as caught:
-        read_bytes(tmp_path, data, "train.csv")
-    assert str(tmp_path / "train.csv") in str(caught.value)
+    ):
+        with refusal(message) as caught:
+            read_bytes(tmp_path, data, "train.csv")
+        assert str(tmp_path / "train.csv") in str(caught.value)
 
 
 def test_tabs_are_named_where_they_part_the_cells(tmp_path: Path) -> None:
@@ -689,17 +677,14 @@ def test_a_cell_holds_one_answer_or_a_list(tmp_path: Path) -> None:
         assert read_cell(tmp_path, cell) == [{"question": "q", "answers": answers}]
 
 
-@pytest.mark.parametrize(
-    ("cell", "message"),
-    [
+def test_a_broken_cell_of_answers(tmp_path: Path) -> None:
+    for cell, message in (
         ("", "is empty"),
         ("[]", "has no answer; give at least one"),
         ('"[""a"", """"]"', "is empty"),
         ('"[""a"", 3]"', "is of type int; expected text"),
         ("\"['a', 'b']\"", "looks like a list but is not JSON, .* double quotes"),
         ('"[""a"", ""b]"', "looks like a list but is not JSON"),
-    ],
-)
-def test_a_broken_cell_of_answers(tmp_path: Path, cell: str, message: str) -> None:
-    with refusal(r"train\.csv:2: (answer 2 of )?field 'answers' " + message):
-        read_cell(tmp_path, cell)
+    ):
+        with refusal(r"train\.csv:2: (answer 2 of )?field 'answers' " + message):
+            read_cell(tmp_path, cell)

@@ -26,15 +26,12 @@ def test_words_of_one_model_type_replace_the_default_ones() -> None:
     assert list(swapped.words("bert")) == ["good", "bad"]
 
 
-@pytest.mark.parametrize(
-    ("value", "label"),
-    [
+def test_labels_and_class_numbers_of_the_hub() -> None:
+    for value, label in (
         *(("entailment", "entailment"), (0, "entailment"), (2, "contradiction"), ("1", "neutral")),
         *((other, None) for other in (3, -1, None, "yes", True, 1.0)),
-    ],
-)
-def test_labels_and_class_numbers_of_the_hub(value: object, label: str | None) -> None:
-    assert CATALOG["mnli"].label_of(value) == label
+    ):
+        assert CATALOG["mnli"].label_of(value) == label
 
 
 def test_labels_that_are_numbers_or_truth_values() -> None:
@@ -46,9 +43,8 @@ def test_labels_that_are_numbers_or_truth_values() -> None:
     assert (task.label_of(True), task.label_of("false")) == ("true", "false")
 
 
-@pytest.mark.parametrize(
-    ("task", "changes", "message"),
-    [
+def test_invalid_parts() -> None:
+    for task, changes, message in (
         (MOOD, {"fields": (), "templates": {}}, "has no fields"),
         (MOOD, {"labels": ("bad",)}, "has 1 labels"),
         (MOOD, {"labels": ("bad", "good", "bad")}, "'bad' more than once"),
@@ -78,11 +74,9 @@ def test_labels_that_are_numbers_or_truth_values() -> None:
         (DIGEST, {"metric": "accuracy"}, "metric 'accuracy' of task digest is for labels"),
         (DIGEST, {"templates": {"decoder": ("{text}",)}}, "has no encoder_decoder template"),
         (DIGEST, {"templates": {**DIGEST.templates, "encoder": ("{text}",)}}, "encoders cannot"),
-    ],
-)
-def test_invalid_parts(task: Task, changes: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        replace(task, **changes)
+    ):
+        with pytest.raises(InputError, match=message):
+            replace(task, **changes)
 
 
 def test_generative_decoder_template_derives_from_encoder_decoder() -> None:

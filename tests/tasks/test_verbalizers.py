@@ -64,14 +64,11 @@ def test_words_with_a_common_start() -> None:
         label_words(with_words("contra", "con", "yes"), SharedStarts(), "t5", "encoder_decoder")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_unusable_words() -> None:
+    for words, message in (
         (("contra", "neutral", "yes"), r"2 tokens in this vocabulary \('con', '##tra'\)"),
         (("no", "neutral", "sure"), r"'sure' for 'entailment' .* not in this vocabulary"),
         (("no", "neutral", "no"), r"'contradiction' and 'entailment' .* start with 'no', id 1\)"),
-    ],
-)
-def test_unusable_words(words: tuple[str, ...], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        label_words(with_words(*words), SmallVocabulary(), "bert")
+    ):
+        with pytest.raises(InputError, match=message):
+            label_words(with_words(*words), SmallVocabulary(), "bert")
