@@ -197,8 +197,9 @@ def test_broken_tables(tmp_path: Path, text: str, message: str) -> None:
 def test_incompatible_prompts_and_tables(tmp_path: Path) -> None:
     write_indicators(tmp_path / "a.csv", compute_indicators(PROMPTS))
     others = {**{name: PROMPTS[name] for name in "ab"}, "d": prompt("qqp")}
-    with pytest.raises(InputError, match="only .*a.csv: c; only the prompts: d"):
-        read_indicators(tmp_path / "a.csv", others)
+    refused(
+        read_indicators, tmp_path / "a.csv", others, match="only .*a.csv: c; only the prompts: d"
+    )
     gpt2 = dataclasses.replace(PROMPTS["b"].card, backbone="gpt2")
     for given, message in (
         (
@@ -296,8 +297,7 @@ def test_zero_is_not_activated_and_no_activation_is_undefined() -> None:
 def test_layers() -> None:
     assert parse_layers("4", 5) == (4, 4) and parse_layers(None, 12) == (9, 11)
     refused(compute_indicators, PROMPTS, layers="1-3", match="layers: needs activations, got 1-3")
-    with pytest.raises(InputError, match="layers: .* within 0 to 3, got 3-5"):
-        compute_indicators(PROMPTS, NEURONS, layers="3-5")
+    refused(compute_indicators, PROMPTS, NEURONS, layers="3-5", match="within 0 to 3, got 3-5")
 
 
 @pytest.mark.parametrize(("layers", "shown"), [("9-12", "9-12"), ("12", "12-12"), ("5-3", "5-3")])
