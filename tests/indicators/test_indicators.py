@@ -87,13 +87,8 @@ def test_order_of_prompts_changes_no_bit() -> None:
     reverse = dict(reversed(WITH_ROW0.items()))
     turned = Activations(NEURONS.names[::-1], NEURONS.values[::-1])
     assert_same(compute_indicators(reverse, turned), compute_indicators(WITH_ROW0, NEURONS))
-    turned = dataclasses.replace(
-        RATES,
-        names=RATES.names[::-1],
-        values=RATES.values[::-1],
-        rates=RATES.rates[::-1],
-        cka=RATES.cka[:, ::-1, ::-1],
-    )
+    fields = {name: getattr(RATES, name)[::-1] for name in ("names", "values", "rates")}
+    turned = dataclasses.replace(RATES, **fields, cka=RATES.cka[:, ::-1, ::-1])
     assert_same(compute_indicators(reverse, turned), compute_indicators(WITH_ROW0, RATES))
 
 
@@ -201,11 +196,9 @@ def test_incompatible_prompts_and_tables(tmp_path: Path) -> None:
         read_indicators, tmp_path / "a.csv", others, match="only .*a.csv: c; only the prompts: d"
     )
     gpt2 = dataclasses.replace(PROMPTS["b"].card, backbone="gpt2")
+    mixed = {**PROMPTS, "b": dataclasses.replace(PROMPTS["b"], card=gpt2)}
     for given, message in (
-        (
-            {**PROMPTS, "b": dataclasses.replace(PROMPTS["b"], card=gpt2)},
-            "prompt b: expected backbone bert, that of prompt a, got gpt2",
-        ),
+        (mixed, "prompt b: expected backbone bert, that of prompt a, got gpt2"),
         ({**PROMPTS, "d": prompt("qqp", rows=5)}, "prompt d: expected length 4, .* got 5"),
         ({**PROMPTS, "d": prompt("qqp", width=7)}, "prompt d: expected width 6, .* got 7"),
         ({}, "expected at least 1 prompt, got 0"),
@@ -249,11 +242,8 @@ def by_loops(first: int, last: int) -> np.ndarray:
 
 def test_every_window_and_order() -> None:
     found, notes = neuron_similarities(Activations(NAMES, VALUES))
-    overlaps = {
-        name.removeprefix("neuron_overlap"): each
-        for name, each in found.items()
-        if name.startswith("neuron_overlap")
-    }
+    start = "neuron_overlap"
+    overlaps = {k.removeprefix(start): each for k, each in found.items() if k.startswith(start)}
     windows = {"": (2, 4), "_layers_0_2": (0, 2), "_layers_1_3": (1, 3), "_layers_2_4": (2, 4)}
     windows["_all"] = (0, 4)
     assert (list(overlaps), notes) == (list(windows), [])
@@ -307,10 +297,8 @@ def test_layers_out_of_range(layers: str, shown: str) -> None:
 
 @pytest.mark.parametrize("layers", ["-1", "top", "1-2-3", "", "²", (-3, -1), (1.5, 2)])
 def test_layers_that_cannot_be_parsed(layers: str | tuple[int, int]) -> None:
-    said = re.escape(
-        f"layers: expected first and last layer, got {layers!r}; give for instance 9-11"
-    )
-    refused(parse_layers, layers, 12, match=said)
+    message = re.escape(f"layers: expected first and last layer, got {layers!r}; give")
+    refused(parse_layers, layers, 12, match=message)
 
 
 # --- Embedding similarity
