@@ -23,8 +23,7 @@ pytestmark = pytest.mark.plain_programs
 
 def split_of(rows: int) -> EncodedSplit:
     random = np.random.default_rng(0)
-    lengths = random.integers(2, 12, rows)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(random.integers(2, 12, rows))]).astype(np.int64)
     tokens = random.integers(3, 61, offsets[-1]).astype(np.int32)
     return EncodedSplit(tokens, offsets, random.integers(0, 2, rows).astype(np.int32), 0)
 
