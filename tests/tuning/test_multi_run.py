@@ -37,6 +37,7 @@ from jpt.tuning.run_dir import RunFolder
 from jpt.tuning.step import init_state, paper_train_step, prompt_optimizer
 from jpt.tuning.tune import prepare_run
 from jpt.types import Batch
+from tests.helpers.errors import refused
 from tests.helpers.running import assert_equal_runs, read_log
 from tests.helpers.toys import json_lines, write_task
 
@@ -179,17 +180,13 @@ def test_diverged_run_harms_no_other(group: Group, together: Path, tmp_path: Pat
         assert mine == (together / name / "prompt.safetensors").read_bytes()
 
 
-def test_second_process_is_refused(group: Group, tmp_path: Path) -> None:
+def test_groups_in_use_or_of_different_sizes_are_refused(group: Group, tmp_path: Path) -> None:
     runs = group.prepare(tmp_path, "mood-0", "degree-0")
     with runs["degree-0"].folder.lock(), pytest.raises(InputError, match="in use by another run"):
         group.fit(tmp_path, runs, slots=2)
-
-
-def test_runs_of_different_sizes_are_refused(group: Group, tmp_path: Path) -> None:
-    runs = group.prepare(tmp_path, "mood-0")
-    runs |= group.prepare(tmp_path, "degree-0", batch_size=4)
-    with pytest.raises(InputError, match="same backbone, sizes and objective"):
-        group.fit(tmp_path, runs, slots=2)
+    runs = group.prepare(tmp_path / "sizes", "mood-0")
+    runs |= group.prepare(tmp_path / "sizes", "degree-0", batch_size=4)
+    refused(group.fit, tmp_path / "sizes", runs, slots=2, match="same backbone, sizes and objective")
 
 
 # --- Groups on a mesh
@@ -334,9 +331,7 @@ def list_batches(backbone: jpt.Backbone, task: Path, **more: Any) -> list[Batch]
 
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(("mesh", "shards"), [("data:1", 1), ("data:2", 2), ("model:2", 1)])
-def test_packed_index_of_training_batches(
-    tmp_path: Path, task: Path, mesh: str, shards: int
-) -> None:
+def test_packed_index_of_training_batches(tmp_path, task: Path, mesh: str, shards: int) -> None:
     found = list_batches(load_tiny(tmp_path, "llama"), task, mesh=mesh)
     packed = [batch for batch in found if batch.packed_index is not None]
     assert packed
@@ -362,9 +357,7 @@ def test_rows_of_similar_lengths_stay_padded(tmp_path: Path, task: Path) -> None
         *(pytest.param("data:2,model:2", kind, marks=pytest.mark.slow) for kind in ("bert", "t5")),
     ],
 )
-def test_packed_run_ends_as_a_padded_one(
-    tmp_path: Path, task: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mesh: str
-) -> None:
+def test_packed_run_ends_as_a_padded_one(tmp_path, task, monkeypatch, kind: str, mesh: str) -> None:
     backbone = load_tiny(tmp_path, kind)
     assert any(batch.packed_index is not None for batch in list_batches(backbone, task, mesh=mesh))
     packed = jpt.tune(backbone, task, **OPTIONS, mesh=mesh)

@@ -19,6 +19,7 @@ import pytest
 from jpt.errors import InputError
 from jpt.parallel import make_mesh, place, replicated
 from jpt.tuning.run_dir import SUMS, Checkpoints, RunFolder
+from tests.helpers.errors import refused
 
 # --- Checkpoints
 
@@ -60,9 +61,7 @@ def assert_loads(folder: Path, number: int, backbone: str | None = None) -> None
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "gone"])
-def test_damage_to_any_file_falls_back_to_the_checkpoint_before(
-    folder: Path, damage: str, capfd
-) -> None:
+def test_damage_to_any_file_falls_back_to_the_checkpoint_before(folder, damage: str, capfd) -> None:
     files = [path for path in (folder / "3").rglob("*") if path.is_file()]
     files = [path for path in files if path.stat().st_size or damage == "gone"]
     assert len(files) >= 9
@@ -103,18 +102,14 @@ def test_damage_everywhere_is_one_line(folder: Path) -> None:
     assert "step 3 is damaged" in message and "step 2 is damaged" in message and "\n" not in message
 
 
-def test_other_weights_are_refused_and_old_checkpoints_are_not(folder: Path) -> None:
-    with Checkpoints(folder, "weights-2") as checkpoints:
-        with pytest.raises(InputError, match="other weights .hash weights-1, now weights-2"):
-            checkpoints.load(state(0))
-    (folder / "3" / SUMS).unlink()  # as written by older versions
-    assert_loads(folder, 3, "weights-2")
-
-
-def test_a_state_of_another_form_does_not_fit(folder: Path) -> None:
+def test_other_weights_and_states_are_refused(folder: Path) -> None:
     with Checkpoints(folder) as checkpoints:
         with pytest.raises(InputError, match="step 3 does not fit this run"):
             checkpoints.load({"prompt": jnp.zeros((40, 50))})
+    with Checkpoints(folder, "weights-2") as checkpoints:
+        refused(checkpoints.load, state(0), match="other weights .hash weights-1, now weights-2")
+    (folder / "3" / SUMS).unlink()  # as written by older versions
+    assert_loads(folder, 3, "weights-2")
 
 
 @pytest.mark.parametrize("mesh", ["data:8", "data:2,model:4"])
@@ -246,8 +241,7 @@ def test_leftovers_are_removed_and_other_files_kept(tmp_path: Path) -> None:
         assert names(folder) == [".lock", "config.json", "notes.tmp"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
-    with pytest.raises(InputError, match="not empty and holds no run"):
-        RunFolder(tmp_path / "other", CONFIG)
+    refused(RunFolder, tmp_path / "other", CONFIG, match="not empty and holds no run")
 
 
 @pytest.mark.parametrize(
@@ -264,8 +258,7 @@ def test_other_devices_and_saves_are_the_same_run(run: RunFolder, change: dict) 
     "change", [{"seed": 2}, {"clip_norm": 1.0}, {"data": {"train": {"rows": 3, "mesh": 1}}}]
 )
 def test_options_that_change_numbers_are_another_run(run: RunFolder, change: dict) -> None:
-    with pytest.raises(InputError, match=f"holds another run: {next(iter(change))}"):
-        RunFolder(run.path, CONFIG | change)
+    refused(RunFolder, run.path, CONFIG | change, match=f"holds another run: {next(iter(change))}")
 
 
 TAILS: list[Callable[[str], str]] = [
@@ -290,5 +283,4 @@ def test_incomplete_last_log_line_is_dropped(run: RunFolder, tail: Callable[[str
 
 def test_broken_log_line_is_named(run: RunFolder) -> None:
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(InputError, match="metrics.jsonl is damaged: line 2 is not JSON"):
-        run.history()
+    refused(run.history, match="metrics.jsonl is damaged: line 2 is not JSON")

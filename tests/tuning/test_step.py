@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from jpt.config import TuneOptions
-from jpt.errors import InputError
 from jpt.testing import tiny_batch, tiny_encoder
 from jpt.tuning.losses import Answer, label_logits, label_loss
 from jpt.tuning.step import build_train_step, init_state, paper_train_step, prompt_optimizer
 from jpt.types import Batch
+from tests.helpers.errors import refused
 
 pytestmark = pytest.mark.plain_programs
 
@@ -25,8 +25,7 @@ def start(rows: int = 6) -> jax.Array:
 
 
 def assert_close(found, expected) -> None:
-    atol = 1e-5 * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, atol=atol, rtol=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
 def test_adam_by_hand() -> None:
@@ -85,17 +84,13 @@ def test_rows_of_weight_zero_change_nothing() -> None:
     assert float(one_metrics.accuracy) == float(other_metrics.accuracy)
 
 
-def test_the_state_is_donated_and_the_weights_are_not() -> None:
+def test_shared_programs_and_donated_state() -> None:
     module, params = tiny_encoder()
     state = init_state(start(), prompt_optimizer(1e-2))
     before = jax.tree.map(np.asarray, params)
-    step = build_train_step(module, prompt_optimizer(1e-2))
-    step(params, state, tiny_batch(), ANSWER)
+    build_train_step(module, prompt_optimizer(1e-2))(params, state, tiny_batch(), ANSWER)
     assert state.prompt.is_deleted()
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, params), before)
-
-
-def test_tasks_with_as_many_labels_share_one_program() -> None:
     module, params = tiny_encoder()
     step = build_train_step(module, prompt_optimizer(1e-2))
     for ids in ([3, 4], [9, 12], [40, 7]):
@@ -104,7 +99,7 @@ def test_tasks_with_as_many_labels_share_one_program() -> None:
     assert step._cache_size() == 1
 
 
-def test_clipped_gradient_has_the_given_norm() -> None:
+def test_gradients_are_clipped_as_by_optax() -> None:
     module, params = tiny_encoder()
 
     def first(clip_norm: float | None) -> tuple[np.ndarray, float]:
@@ -120,9 +115,6 @@ def test_clipped_gradient_has_the_given_norm() -> None:
     clipped, logged = first(norm / 4)
     assert logged == pytest.approx(norm, rel=1e-6), "the norm before clipping is logged"
     np.testing.assert_allclose(clipped, gradient / 4, rtol=1e-4, atol=1e-7 * norm)
-
-
-def test_clipping_is_that_of_optax() -> None:
     mine = prompt_optimizer(0.1, clip_norm=1.5)
     chain = optax.chain(optax.clip_by_global_norm(1.5), prompt_optimizer(0.1))
     prompt = other = jnp.zeros((3, 4))
@@ -142,8 +134,7 @@ def test_clipping_is_that_of_optax() -> None:
 @pytest.mark.parametrize("option", ["clip_norm", "checkpoint_minutes", "learning_rate"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True, "1"])
 def test_invalid_amounts_are_refused(option: str, value: object) -> None:
-    with pytest.raises(InputError, match=f"{option} is .*positive number"):
-        TuneOptions(**{option: value})
+    refused(TuneOptions, match=f"{option} is .*positive number", **{option: value})
 
 
 def test_loss_is_that_of_optax_over_the_label_words() -> None:
