@@ -28,6 +28,7 @@ from jpt.tuning.run_dir import Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState
 from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
 from jpt.types import Score
+from tests.helpers.errors import refused
 from tests.helpers.running import assert_equal_runs, at_step, crash_at, read_log
 from tests.helpers.toys import write_task
 
@@ -61,9 +62,14 @@ def newest_checkpoint(run: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def test_the_same_seed_gives_the_same_run(tune: Tune, whole: Path, tmp_path: Path) -> None:
+def test_the_same_seed_and_other_save_intervals_change_nothing(
+    tune, whole, tmp_path, crashed
+) -> None:
     assert_equal_runs(whole, tune(tmp_path / "again").folder)
     assert not np.array_equal(tune(seed=1).last.values, jpt.load_prompt(whole).values)
+    run = Path(shutil.copytree(crashed, tmp_path / "run"))
+    tune(run)
+    assert_equal_runs(whole, run)
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 9, 23])
@@ -85,9 +91,7 @@ def test_sigterm_saves_between_checkpoints(tune: Tune, whole: Path, tmp_path: Pa
     assert_equal_runs(whole, tmp_path)
 
 
-def test_incomplete_and_later_log_lines_are_removed(
-    tune: Tune, whole: Path, tmp_path: Path
-) -> None:
+def test_incomplete_and_later_log_lines_are_removed(tune, whole: Path, tmp_path: Path) -> None:
     tune(tmp_path)
     (tmp_path / "result.json").unlink()
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -105,32 +109,18 @@ def crashed(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_other_save_intervals_change_nothing(
-    tune: Tune, whole: Path, crashed: Path, tmp_path: Path
-) -> None:
-    run = Path(shutil.copytree(crashed, tmp_path / "run"))
-    tune(run)
-    assert_equal_runs(whole, run)
-
-
 @pytest.mark.slow
-def test_other_devices_resume_the_run(
-    tune: Tune, whole: Path, crashed: Path, tmp_path: Path
-) -> None:
-    run = Path(shutil.copytree(crashed, tmp_path / "run"))
-    found = tune(run, mesh="data:8")
+def test_other_devices_resume_the_run(tune, whole: Path, crashed: Path, tmp_path: Path) -> None:
+    found = tune(Path(shutil.copytree(crashed, tmp_path / "run")), mesh="data:8")
     expected = jpt.load_prompt(whole / "last.safetensors").values
     np.testing.assert_allclose(found.last.values, expected, atol=1e-4 * np.abs(expected).max())
     assert [line["step"] for line in found.history] == [line["step"] for line in read_log(whole)]
 
 
-def test_damaged_checkpoint_costs_only_steps(
-    tune: Tune, whole: Path, tmp_path: Path, capsys
-) -> None:
+def test_damaged_checkpoint_costs_only_steps(tune, whole: Path, tmp_path: Path, capsys) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     (run / "result.json").unlink()
-    newest = run / "checkpoints" / str(newest_checkpoint(run))
-    data = next((newest / "state" / "d").iterdir())
+    data = next((run / "checkpoints" / str(newest_checkpoint(run)) / "state" / "d").iterdir())
     data.write_bytes(data.read_bytes()[:-20])
     tune(run)
     assert "the checkpoint of step 24 is damaged" in capsys.readouterr().err
@@ -143,8 +133,7 @@ def test_interrupted_run_has_its_best_prompt(tune: Tune, tmp_path: Path) -> None
     card = jpt.load_prompt(tmp_path).card
     lines = [line for line in read_log(tmp_path) if line["split"] == "validation"]
     scores = {line["step"]: line["accuracy"] for line in lines}
-    assert set(scores) == {6, 12}
-    assert card.score == pytest.approx(max(scores.values()))
+    assert set(scores) == {6, 12} and card.score == pytest.approx(max(scores.values()))
     assert scores[card.steps] == max(scores.values())
 
 
@@ -186,8 +175,7 @@ def toy_run(
     """A run whose prompt counts its steps, with the given losses and scores."""
 
     def step(params: Any, state: TuneState, batch: int, answer: Any) -> tuple[TuneState, Any]:
-        number = batch + 1
-        found = jnp.float32(loss(number))
+        found = jnp.float32(loss(batch + 1))
         worse = jnp.where(jnp.isfinite(found), 0.0, jnp.nan)
         state = TuneState(state.step + 1, state.prompt + 0.01 + worse, state.optimizer)
         return state, StepMetrics(found, jnp.float32(0.5), jnp.float32(1.0))
@@ -235,8 +223,7 @@ def test_non_finite_loss_keeps_the_last_good_state(tmp_path: Path, bad: float, a
         assert np.isfinite(np.load(tmp_path / "best.npy")).all()
         assert max(step for step, split in logged(tmp_path) if split == "validation") == last
     # Without the cause the run resumes from there.
-    state = run_toy(tmp_path)
-    np.testing.assert_allclose(state.tune.prompt, 0.01 * STEPS, rtol=1e-6)
+    np.testing.assert_allclose(run_toy(tmp_path).tune.prompt, 0.01 * STEPS, rtol=1e-6)
 
 
 @pytest.mark.parametrize("found", [(math.nan, 0.5), (0.9, math.nan), (0.9, math.inf)])
@@ -311,11 +298,9 @@ def test_disk_full_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", half)
-        with pytest.raises(jpt.InputError, match="cannot write /dev/full: no space is left"):
-            run_toy(path)
+        refused(run_toy, path, match="cannot write /dev/full: no space is left")
     assert saved_steps(path) == [4]
-    state = run_toy(path)
-    jax.tree.map(np.testing.assert_array_equal, state, whole)
+    jax.tree.map(np.testing.assert_array_equal, run_toy(path), whole)
     assert logged(path) == logged(tmp_path / "whole")
 
 
@@ -348,8 +333,7 @@ def test_second_run_on_a_folder_is_refused(tmp_path: Path) -> None:
     first = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
     try:
         assert first.stdout is not None and first.stdout.readline() == b"held\n"
-        with pytest.raises(jpt.InputError, match=f"in use by .*process {first.pid} on "):
-            run_toy(path)
+        refused(run_toy, path, match=f"in use by .*process {first.pid} on ")
     finally:
         first.kill()
         first.wait()
