@@ -22,6 +22,7 @@ from jpt.transfer.projection import (
     shared_tokens,
 )
 from jpt.types import Prompt, PromptCard
+from tests.helpers.errors import refused
 from tests.helpers.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
 pytestmark = pytest.mark.plain_programs
@@ -52,8 +53,7 @@ def test_shared_tokens_leave_special_ones_out(source, target) -> None:
     ids, same = shared_tokens(source, target)
     texts = [source.tokenizer.token_text(token) for token in ids]
     assert texts == [target.tokenizer.token_text(token) for token in same]
-    assert set(WORDS) <= set(texts)
-    assert not {"[MASK]", "[PAD]", "</s>", "<extra_id_0>"} & set(texts)
+    assert set(WORDS) <= set(texts) and not {"[MASK]", "[PAD]", "</s>", "<extra_id_0>"} & set(texts)
 
 
 class _Tokenizer:
@@ -88,11 +88,10 @@ def test_word_start_marks(source) -> None:
 @pytest.mark.parametrize("method", [partial(least_squares_projector, length=4), relative_method])
 def test_models_without_shared_tokens(source, method) -> None:
     other = dataclasses.replace(source, tokenizer=_Tokenizer(["foo", "bar"]))
-    with pytest.raises(jpt.InputError, match="expected shared tokens, got none"):
-        method(source, other)
+    refused(method, source, other, match="expected shared tokens, got none")
 
 
-def test_least_squares_recovers_a_linear_map(source, target) -> None:
+def test_least_squares_recovers_a_map_and_minimises_the_error(source, target) -> None:
     random = np.random.default_rng(0)
     matrix = random.normal(0, 1, (32, 20))
     ids, same = shared_tokens(source, target)
@@ -106,9 +105,6 @@ def test_least_squares_recovers_a_linear_map(source, target) -> None:
     rows[:, 12:] = 0
     found = least_squares_projector(first, second, 4)(prompt_of(source, rows))
     np.testing.assert_allclose(found, rows @ matrix, rtol=1e-4, atol=1e-4)
-
-
-def test_least_squares_minimises_the_error(source, target) -> None:
     ids, same = shared_tokens(source, target)
     first = np.asarray(source.params["embeddings"]["word"], np.float64)[ids]
     second = np.asarray(target.params["embeddings"]["word"], np.float64)[same]
@@ -133,15 +129,13 @@ def test_relative_is_exact_for_a_rotated_and_scaled_space(source) -> None:
     ids, same = shared_tokens(first, second)
     norms = np.linalg.norm(3.0 * wide[same], axis=1)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), norms.mean(), rtol=1e-5)
-    again = relative_method(first, second)(prompt_of(source, rows))
-    np.testing.assert_array_equal(found, again)
+    np.testing.assert_array_equal(found, relative_method(first, second)(prompt_of(source, rows)))
 
 
 def test_anchors_spread_over_the_vocabulary() -> None:
     assert choose_anchors(100, 5) == [0, 25, 50, 74, 99]
     assert choose_anchors(7, 512) == list(range(7))
-    with pytest.raises(jpt.InputError, match="anchors is 0"):
-        relative_method(None, None, anchors=0)
+    refused(relative_method, None, None, anchors=0, match="anchors is 0")
 
 
 # --- The cross-model table
@@ -168,8 +162,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_projected_files_are_prompts_with_origin(case, prompts: Path, tmp_path: Path) -> None:
     backbone, tasks, run = case
     found = jpt.apply_projector(run, prompts, tmp_path / "out")
-    names = sorted(path.stem for path in (tmp_path / "out").iterdir())
-    assert names == ["a_first", "b_second"]
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == ["a_first", "b_second"]
     stored = jpt.load_prompt(tmp_path / "out" / "a_first.safetensors")
     np.testing.assert_array_equal(stored.values, found["a_first"].values)
     assert stored.values.shape == (3, 20)
@@ -289,6 +282,5 @@ def test_invalid_input(case, prompts: Path, tmp_path: Path) -> None:
         (evaluate, (run, prompts, tasks), {"targets": source}, "targets: expected prompts of"),
     ]
     for call, given, options, message in wrong:
-        with pytest.raises(jpt.InputError, match=message):
-            call(*given, **options)
+        refused(call, *given, match=message, **options)
     assert not (tmp_path / "no").exists()

@@ -92,7 +92,7 @@ def test_runs_of_a_seed_read_the_same_batches(study, batches) -> None:
     assert len(kept) == 6 and all(one == kept[0] for one in kept)
 
 
-def test_each_run_equals_tune(study, task, backbone, sources) -> None:
+def test_runs_and_step_0_equal_tune_and_evaluate(study, task, backbone, sources) -> None:
     options = {"steps": 6, "eval_every": 2, "seed": 4, "length": 4, **SETTINGS}
     inits = {"vanilla": "random", "tuned": f"prompt:{sources[0]}", "drawn": f"prompt:{sources[1]}"}
     for name, init in inits.items():
@@ -102,16 +102,13 @@ def test_each_run_equals_tune(study, task, backbone, sources) -> None:
         curve = study.curves[4, name]
         assert curve.steps.tolist() == [0, *(line["step"] for line in scored)] == [0, 2, 4, 6]
         assert curve.values.tolist()[1:] == [line["accuracy"] for line in scored]
-
-
-def test_step_0_is_the_zero_shot_score(study, task, backbone, sources) -> None:
     options = {"split": "validation", "backbone": backbone, "max_tokens": 16}
     for name, source in zip(("tuned", "drawn"), sources, strict=True):
         score = jpt.evaluate(source, task, **options)
         assert [study.curves[seed, name].values[0] for seed in SEEDS] == [score.value] * 2
 
 
-def test_files(study) -> None:
+def test_files_comparisons_and_text(study) -> None:
     record = json.loads((study.folder / "warm_start.json").read_text())
     assert record == study.record
     assert record["definitions"] == DEFINITIONS and record["tolerance"] == 0.01
@@ -126,9 +123,6 @@ def test_files(study) -> None:
         assert float(row["value"]) == curve.values[curve.steps == int(row["step"])]
     names = {path.name for path in study.folder.iterdir()}
     assert names == {"seed-0", "seed-4", "warm_start.json", "curves.csv"}
-
-
-def test_comparisons_follow_from_curves_and_kept_prompts(study) -> None:
     for name, found in study.record["comparisons"].items():
         pairs = [(study.curves[seed, "vanilla"], study.curves[seed, name]) for seed in SEEDS]
         compared = [compare_curves(*pair) for pair in pairs]
@@ -139,9 +133,6 @@ def test_comparisons_follow_from_curves_and_kept_prompts(study) -> None:
         gains = [finals[seed, name] - finals[seed, "vanilla"] for seed in SEEDS]
         assert found["gain"]["values"] == gains
         assert found["gain"]["mean"] == pytest.approx(sum(gains) / 2)
-
-
-def test_the_text_fits_a_terminal(study) -> None:
     lines = study.describe().splitlines()
     assert max(map(len, lines)) <= 80
     long = {**study.record, "notes": ["name " * 30], "backbone": "folder/" * 30}
@@ -150,9 +141,7 @@ def test_the_text_fits_a_terminal(study) -> None:
     assert sum(line.startswith("drawn ") for line in lines) == 2  # scores, then speed-ups
 
 
-def test_a_repeated_call_trains_nothing(
-    study, task, backbone, sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repeated_call_trains_nothing(study, task, backbone, sources, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("trained again")
 
@@ -163,9 +152,7 @@ def test_a_repeated_call_trains_nothing(
     assert {p: p.stat().st_mtime_ns for p in study.folder.glob("seed-*/**/*")} == before
 
 
-def test_a_stopped_study_is_resumed(
-    study, task, backbone, sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_study_is_resumed(study, task, backbone, sources, tmp_path, monkeypatch) -> None:
     real, reports = trainer._report, []
 
     def fail(*arguments):
@@ -218,8 +205,7 @@ def assert_refused(task, backbone, sources, tmp_path, monkeypatch):
         options = {"sources": sources, "backbone": backbone, **STUDY, **changes}
         with pytest.raises(jpt.InputError, match=message) as refused:
             jpt.warm_start(options.pop("task", task), out=tmp_path / "out", **options)
-        assert "\n" not in str(refused.value)
-        assert not (tmp_path / "out").exists()
+        assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
 
     return call
 
@@ -266,12 +252,9 @@ def test_invalid_options(assert_refused, message: str, change: dict) -> None:
     assert_refused(message, **change)
 
 
-def test_another_study_in_the_folder_is_refused(study, task, backbone, sources) -> None:
+def test_other_and_broken_studies_are_refused(study, task, backbone, sources, tmp_path) -> None:
     with pytest.raises(jpt.InputError, match="holds another run: steps was 6 and is now 8"):
         jpt.warm_start(task, sources, study.folder, backbone=backbone, **{**STUDY, "steps": 8})
-
-
-def test_broken_rows_are_reported_before_anything_is_written(backbone, sources, tmp_path) -> None:
     broken = write_task(tmp_path / "mood", test='{"text": "fine", "label": "no such"}\n')
     with pytest.raises(jpt.InputError, match="test.jsonl"):
         jpt.warm_start(broken, sources, tmp_path / "out", backbone=backbone, **STUDY)
@@ -335,7 +318,7 @@ def test_speed_ups(vanilla, warm, convergence, comparable, at_start) -> None:
     assert (found.converged_at_start, found.reached_at_start) == at_start
 
 
-def test_geometric_mean() -> None:
+def test_means_and_intervals() -> None:
     found = geometric_mean([0.5, 2.0])
     # 12.7062 is the two-sided 95 % point of t with one degree of freedom; the standard error of
     # the logarithms -ln 2 and ln 2 is ln 2.
@@ -344,18 +327,12 @@ def test_geometric_mean() -> None:
     assert found["values"] == [0.5, 2.0] and found["seeds_without"] == 0
     same = geometric_mean([3.0, 3.0, 3.0])
     assert [same["low"], same["high"]] == pytest.approx([3.0, 3.0])
-
-
-def test_seeds_without_a_value_are_left_out_and_counted() -> None:
     found = geometric_mean([4.0, None, 9.0])
     assert found["mean"] == pytest.approx(6.0) and found["seeds_without"] == 1
     assert found["values"] == [4.0, None, 9.0]
     nothing = geometric_mean([None, None])
     assert (nothing["mean"], nothing["low"], nothing["high"]) == (None, None, None)
     assert nothing["seeds_without"] == 2
-
-
-def test_the_interval_of_a_mean() -> None:
     found = arithmetic_mean([0.01, 0.02, 0.06])
     error = math.sqrt(((0.02**2) + (0.01**2) + (0.03**2)) / 2 / 3)
     assert found["mean"] == pytest.approx(0.03)

@@ -19,6 +19,7 @@ from jpt.results.prompt_table import read_transfer, relative_performance
 from jpt.transfer.zero_shot import TransferResult, transfer_matrix
 from jpt.tuning.bound_task import _score_step
 from jpt.types import Prompt, PromptCard, TransferMatrix
+from tests.helpers.errors import refused
 from tests.helpers.toys import write_task
 
 pytestmark = pytest.mark.plain_programs
@@ -71,16 +72,12 @@ def test_every_cell_equals_evaluate(backbone, prompts, tasks, result) -> None:
             np.testing.assert_array_equal(found.predictions, score.predictions)
 
 
-def test_the_random_column_is_the_initial_prompt(backbone, tasks, result) -> None:
+def test_the_columns_random_and_none(backbone, tasks, result) -> None:
     values = random_values(initial_generator(0, BACKBONE, "random"), LENGTH, WIDTH)
     start = Prompt(values, PromptCard(BACKBONE, "mood"))
     tuned = jpt.tune(backbone, tasks[0], steps=1, length=LENGTH, learning_rate=1e-30)
     np.testing.assert_array_equal(tuned.last.values, values)  # where a run really starts
-    score = jpt.evaluate(start, tasks[0], backbone=backbone)
-    assert result.matrix.values[0, 2] == score.value
-
-
-def test_the_column_none_is_the_model_without_a_prompt(backbone, tasks, result) -> None:
+    assert result.matrix.values[0, 2] == jpt.evaluate(start, tasks[0], backbone=backbone).value
     tokenizer, ids = backbone.tokenizer, backbone.tokenizer.ids
 
     @jax.jit
@@ -100,15 +97,12 @@ def test_the_column_none_is_the_model_without_a_prompt(backbone, tasks, result) 
     assert result.record["untouched"] == {"name": "none"}
 
 
-def test_relative_performance_needs_an_in_task_prompt(result) -> None:
+def test_relative_performance_means_and_text(result) -> None:
     assert result.in_task == {"mood": "one"}
     absolute = result.matrix.values
     np.testing.assert_array_equal(result.relative.values[0], absolute[0] / absolute[0, 0])
     assert np.isnan(result.relative.values[1]).all()
     assert any("taste has no in-task prompt" in note for note in result.record["notes"])
-
-
-def test_means_by_type_are_in_the_record(result) -> None:
     mood = result.matrix.values[0]  # taste has no in-task prompt, so no ratio
     record = json.loads(json.dumps(result.record, allow_nan=False))
     assert record["relative_by_type"] == {"sentiment": {"sentiment": mood[1] / mood[0]}}
@@ -118,6 +112,10 @@ def test_means_by_type_are_in_the_record(result) -> None:
     assert (means["random_mean"], means["untouched_mean"]) == (mood[2] / mood[0], mood[3] / mood[0])
     assert record["ranking"] == {"mood": ["two"]}
     assert "mean relative performance by task type" in result.describe()
+    lines = result.describe().splitlines()
+    assert lines[0].split() == ["one", "two", "random", "none"]
+    assert math.isclose(float(lines[1].split()[1].rstrip("*")), result.matrix.values[0, 0])
+    assert lines[1].split()[1].endswith("*") and "*" not in lines[2]
 
 
 def test_an_in_task_score_of_0_gives_no_ratio() -> None:
@@ -125,15 +123,7 @@ def test_an_in_task_score_of_0_gives_no_ratio() -> None:
     assert np.isnan(relative_performance(matrix, {"a": "in_task"}).values).all()
 
 
-def test_neither_order_nor_batch_size_changes_a_number(backbone, prompts, tasks, result) -> None:
-    options = {"backbone": backbone, "eval_batch_size": 5}
-    again = transfer_matrix(dict(reversed(prompts.items())), tasks[::-1], **options)
-    assert again.matrix.targets == ("taste", "mood")
-    assert again.matrix.prompts == result.matrix.prompts  # sorted by name, baselines last
-    np.testing.assert_array_equal(again.matrix.values[::-1], result.matrix.values)
-
-
-def test_files(tmp_path: Path, backbone, prompts, tasks, result) -> None:
+def test_files_and_order_of_the_input(tmp_path: Path, backbone, prompts, tasks, result) -> None:
     folder = tmp_path / "prompts"
     folder.mkdir()
     for name, prompt in prompts.items():
@@ -142,14 +132,18 @@ def test_files(tmp_path: Path, backbone, prompts, tasks, result) -> None:
     matrix = read_transfer(tmp_path / "study" / "transfer.csv")
     assert (matrix.targets, matrix.prompts) == (result.matrix.targets, result.matrix.prompts)
     np.testing.assert_array_equal(matrix.values, result.matrix.values)
-    relative = read_transfer(tmp_path / "study" / "relative.csv")
-    assert relative.targets == ("mood",)
+    assert read_transfer(tmp_path / "study" / "relative.csv").targets == ("mood",)
     record = json.loads((tmp_path / "study" / "transfer.json").read_text())
     assert record["targets"]["mood"]["in_task_prompt"] == "one"
     assert record["targets"]["mood"]["majority"] == 0.5
     assert record["targets"]["taste"]["in_task_prompt"] is None
     assert record["prompts"]["two"] == {"task": "elsewhere", "type": "sentiment"}
     assert study.record["command"].startswith(f"jpt transfer --prompts {folder} --tasks ")
+    options = {"backbone": backbone, "eval_batch_size": 5}
+    again = transfer_matrix(dict(reversed(prompts.items())), tasks[::-1], **options)
+    assert again.matrix.targets == ("taste", "mood")
+    assert again.matrix.prompts == result.matrix.prompts  # sorted by name, baselines last
+    np.testing.assert_array_equal(again.matrix.values[::-1], result.matrix.values)
 
 
 def test_a_target_without_test_rows_is_scored_on_validation(tmp_path, backbone, prompts) -> None:
@@ -164,8 +158,7 @@ def test_a_target_without_test_rows_is_scored_on_validation(tmp_path, backbone, 
 
 def test_the_cards_name_the_default_targets(backbone) -> None:
     prompts = {"a": make_prompt(1, "builtin/imdb_number"), "b": make_prompt(2, "builtin/gone")}
-    with pytest.raises(jpt.InputError, match="unknown task 'builtin/gone'"):
-        transfer_matrix(prompts, backbone=backbone)
+    refused(transfer_matrix, prompts, backbone=backbone, match="unknown task 'builtin/gone'")
 
 
 @pytest.mark.parametrize(
@@ -185,12 +178,11 @@ def test_the_cards_name_the_default_targets(backbone) -> None:
 )
 def test_incompatible_prompts(prompts, tasks, tmp_path, change, message) -> None:
     mixed = {**prompts, "two": dataclasses.replace(prompts["two"], **change)}
-    with pytest.raises(jpt.InputError, match=message):
-        transfer_matrix(mixed, tasks, tmp_path / "out")
+    refused(transfer_matrix, mixed, tasks, tmp_path / "out", match=message)
     assert not (tmp_path / "out").exists()
 
 
-def test_invalid_input(prompts, tasks, tmp_path) -> None:
+def test_invalid_input_and_broken_rows(prompts, tasks, tmp_path) -> None:
     for given, options, message in (
         ((prompts, [tasks[0], tasks[0]]), {}, "tasks: .* got mood 2 times"),
         ((prompts, []), {}, "tasks: expected at least one"),
@@ -198,25 +190,12 @@ def test_invalid_input(prompts, tasks, tmp_path) -> None:
         ((tmp_path, tasks), {}, "holds no prompts"),
         ((prompts, tasks), {"backbone": "builtin/bert-medium"}, "of width .* got width 128"),
     ):
-        with pytest.raises(jpt.InputError, match=message):
-            transfer_matrix(*given, **options)
-
-
-def test_broken_rows_are_reported_before_anything_runs(prompts, tasks, tmp_path) -> None:
+        refused(transfer_matrix, *given, match=message, **options)
     broken = write_task(tmp_path / "later", toml=(tasks[0] / "task.toml").read_text())
     (broken / "test.jsonl").write_text('{"text": "fine", "label": "no such"}\n')
     before = _score_step._cache_size()
-    with pytest.raises(jpt.InputError, match="test.jsonl"):
-        transfer_matrix(prompts, [tasks[1], broken], tmp_path / "out")
-    assert _score_step._cache_size() == before
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_text_marks_in_task_prompts(result) -> None:
-    lines = result.describe().splitlines()
-    assert lines[0].split() == ["one", "two", "random", "none"]
-    assert math.isclose(float(lines[1].split()[1].rstrip("*")), result.matrix.values[0, 0])
-    assert lines[1].split()[1].endswith("*") and "*" not in lines[2]
+    refused(transfer_matrix, prompts, [tasks[1], broken], tmp_path / "out", match="test.jsonl")
+    assert _score_step._cache_size() == before and not (tmp_path / "out").exists()
 
 
 # --- Several seeds
@@ -241,7 +220,7 @@ def seeds_result(root: Path) -> TransferResult:
     return transfer_matrix(root / "prompts", [root / "mood", root / "taste"], root / "out")
 
 
-def test_a_column_is_the_mean_of_its_seeds(root: Path, seeds_result: TransferResult) -> None:
+def test_columns_cells_and_relative_performance_of_seeds(root: Path, seeds_result) -> None:
     assert seeds_result.matrix.prompts == ("mood", "taste", "random", "none")
     model = jpt.load_backbone("builtin/bert-small")
     assert list(seeds_result.record["seeds"]) == ["mood"]
@@ -251,16 +230,12 @@ def test_a_column_is_the_mean_of_its_seeds(root: Path, seeds_result: TransferRes
     for row, target in enumerate(("mood", "taste")):
         values = [jpt.evaluate(run, root / target, backbone=model).value for run in runs]
         found, mean = record["targets"][target], sum(values) / 3
-        assert found["values"] == values
-        assert found["mean"] == seeds_result.matrix.values[row, 0]
+        assert found["values"] == values and found["mean"] == seeds_result.matrix.values[row, 0]
         assert seeds_result.matrix.values[row, 0] == pytest.approx(mean, abs=1e-15)
         spread = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
         assert found["std"] == pytest.approx(spread, abs=1e-15)
         assert f"{mean:.3f}±{spread:.3f}" in seeds_result.describe()
     assert len(set(record["targets"]["mood"]["values"])) > 1
-
-
-def test_relative_performance_and_cells_of_seeds(root: Path, seeds_result: TransferResult) -> None:
     assert seeds_result.in_task == {"mood": "mood", "taste": "taste"}
     values = seeds_result.matrix.values
     relative = values / values[[0, 1], [0, 1]][:, None]
@@ -271,14 +246,11 @@ def test_relative_performance_and_cells_of_seeds(root: Path, seeds_result: Trans
     assert [json.loads(line)["source_prompt"] for line in lines] == runs * 2
 
 
-def test_prompts_in_python_by_seed(root: Path, seeds_result: TransferResult) -> None:
+def test_prompts_by_seed_in_python_and_in_a_report(root: Path, seeds_result) -> None:
     prompts = load_seed_prompts(root / "prompts")
     given = {"mood": {s: prompts["mood"][s] for s in (2, 0, 1)}, "taste": prompts["taste"][None]}
     found = transfer_matrix(given, [root / "mood"], random=False, untouched=False)
     np.testing.assert_array_equal(found.matrix.values, seeds_result.matrix.values[:1, :2])
-
-
-def test_a_report_reads_such_a_matrix(root: Path, seeds_result: TransferResult) -> None:
     page = jpt.write_report(root / "out").read_text()
     assert f"{100 * seeds_result.matrix.values[0, 0]:.1f}" in page and "no prompt" in page
 
@@ -310,13 +282,9 @@ def test_invalid_folders_of_seeds(tmp_path: Path) -> None:
         load_seed_prompts(tmp_path)
     second = dataclasses.replace(prompt(), card=PromptCard("tiny", "taste"))
     jpt.save_prompt(tmp_path / "mood" / "seed-1" / "prompt.safetensors", second)
-    with pytest.raises(jpt.InputError, match=r"taste \(seed 1\)"):
-        load_seed_prompts(tmp_path)
+    refused(load_seed_prompts, tmp_path, match=r"taste \(seed 1\)")
     jpt.save_prompt(tmp_path / "mood.safetensors", prompt())
-    with pytest.raises(jpt.InputError, match="two prompts named mood"):
-        load_seed_prompts(tmp_path)
+    refused(load_seed_prompts, tmp_path, match="two prompts named mood")
     jpt.save_prompt(tmp_path / "mood" / "prompt.safetensors", prompt())
-    with pytest.raises(jpt.InputError, match="expected a run or runs of seeds, got both"):
-        load_seed_prompts(tmp_path)
-    with pytest.raises(jpt.InputError, match="no such file"):
-        load_seed_prompts(tmp_path / "nowhere")
+    refused(load_seed_prompts, tmp_path, match="expected a run or runs of seeds, got both")
+    refused(load_seed_prompts, tmp_path / "nowhere", match="no such file")
