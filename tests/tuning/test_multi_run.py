@@ -186,7 +186,7 @@ def test_groups_in_use_or_of_different_sizes_are_refused(group: Group, tmp_path:
         group.fit(tmp_path, runs, slots=2)
     runs = group.prepare(tmp_path / "sizes", "mood-0")
     runs |= group.prepare(tmp_path / "sizes", "degree-0", batch_size=4)
-    refused(group.fit, tmp_path / "sizes", runs, slots=2, match="same backbone, sizes and objective")
+    refused(group.fit, tmp_path / "sizes", runs, slots=2, match="same backbone, sizes and obj")
 
 
 # --- Groups on a mesh
