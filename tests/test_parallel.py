@@ -31,7 +31,7 @@ from jpt.testing import tiny_encoder, tiny_model
 from jpt.tuning.losses import NO_TOKEN, Answer, label_scores
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.types import Batch
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 
 pytestmark = pytest.mark.plain_programs
 

@@ -21,7 +21,7 @@ from jpt.backbones.registry import Backbone, find_folder, load_backbone
 from jpt.io.gguf import KINDS, open_gguf, read_gguf_tokenizer
 from jpt.neurons.probe import activated_neurons
 from jpt.types import Parameters, Prompt, PromptCard
-from tests.helpers.gguf_samples import Sample
+from tests.helpers.files import Sample
 from tests.helpers.golden import (
     DECODERS,
     ENCODERS,
@@ -34,7 +34,7 @@ from tests.helpers.golden import (
     load_golden,
     read_folder,
 )
-from tests.helpers.smollm2 import smollm2_file
+from tests.helpers.toys import smollm2_file
 from tests.io.test_gguf_tokenizer import odd_texts
 
 pytestmark = pytest.mark.parity

@@ -13,10 +13,9 @@ import jpt
 from jpt.cli.commands import report
 from jpt.results.prompt_table import read_activations
 from jpt.testing import write_tiny_backbone
-from tests.helpers.errors import refused
-from tests.helpers.projector_case import source_prompts, write_case
+from tests.helpers.running import refused
 from tests.helpers.study import write_scores, write_transfer_record
-from tests.helpers.toys import write_task
+from tests.helpers.toys import source_prompts, write_case, write_task
 
 pytestmark = pytest.mark.plain_programs
 

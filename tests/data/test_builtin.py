@@ -13,7 +13,7 @@ import pytest
 
 from jpt.data import builtin
 from jpt.data.builtin import RECIPES, TASKS, WORD, NamedRandom, builtin_rows, halves, reviews
-from tests.helpers.damage import refusal
+from tests.helpers.files import refusal
 
 # --- Altered text
 

@@ -11,7 +11,7 @@ import pytest
 from jpt.data.rows import describe_hub_split, read_hub_rows, read_rows
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import PARQUET_BRANCH, HubSource
-from tests.helpers.damage import refusal
+from tests.helpers.files import refusal
 
 
 @pytest.fixture

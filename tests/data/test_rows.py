@@ -21,8 +21,7 @@ from jpt.data.rows import READERS, attach_data, has_split, read_rows, rows_check
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG, load_task
 from jpt.tasks.task import Task
-from tests.helpers.damage import mutate, refusal
-from tests.helpers.row_files import GENERATIVE, PAIR, SENTIMENT, WRITERS, parquet
+from tests.helpers.files import GENERATIVE, PAIR, SENTIMENT, WRITERS, mutate, parquet, refusal
 
 Row = dict[str, object]
 

@@ -1,4 +1,4 @@
-"""Run commands and scripts, and compile tests quickly."""
+"""Run commands, scripts and refused calls; compile without the slow passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ import jax
 import pytest
 
 from jpt.cli import app
+from jpt.errors import InputError
 from tests.conftest import ROOT
+
+# --- running
 
 
 def type_command(
@@ -129,3 +132,11 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     for name in ("prompt.safetensors", "last.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     assert read_log(first) == read_log(second)
+
+
+# --- errors
+
+
+def refused(call: Callable[..., Any], *arguments: Any, match: str, **options: Any) -> None:
+    with pytest.raises(InputError, match=match):
+        call(*arguments, **options)

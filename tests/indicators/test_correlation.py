@@ -17,7 +17,7 @@ from jpt.indicators.indicators import Indicators, read_indicators
 from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import write_activations, write_transfer
 from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 
 GENERATOR = np.random.default_rng(0)
 NAMES = ("imdb", "mnli", "mrpc", "qqp", "snli", "sst2")

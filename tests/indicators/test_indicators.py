@@ -30,7 +30,7 @@ from jpt.neurons.probe import align_kernels, row_kernels
 from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import write_activations
 from jpt.types import Activations, Prompt, PromptCard
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 
 GENERATOR = np.random.default_rng(0)
 TASKS = {"c": "builtin/imdb", "a": "sst2", "b": "mnli"}

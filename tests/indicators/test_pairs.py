@@ -23,7 +23,7 @@ from jpt.report.report import notes, write_report
 from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.study import ORDERED, SCORES, TASKS, Outline, write_study, write_transfer_record
 
 # --- Means over seeds

@@ -28,7 +28,7 @@ from jpt.results.prompt_table import read_transfer
 from jpt.results.records import SourceChoice
 from jpt.results.statistics import mean_interval
 from jpt.types import PromptCard, TransferMatrix
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 
 # --- Leave one out
 

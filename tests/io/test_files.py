@@ -16,7 +16,7 @@ from jpt.io.tensors import open_tensors, write_safetensors
 from jpt.io.torch_pickle import read_torch_object
 from jpt.results.prompt_table import read_transfer, write_transfer
 from jpt.types import TransferMatrix
-from tests.helpers.damage import check_mutations, refusal
+from tests.helpers.files import check_mutations, refusal
 
 # --- Atomic writes
 

@@ -18,8 +18,7 @@ from gguf import GGMLQuantizationType as Type
 from jpt.backbones.decoder import LLAMA_WEIGHTS, DecoderConfig
 from jpt.backbones.layers import inverse_frequencies
 from jpt.io.gguf import KINDS, open_gguf, read_gguf_tokenizer, recover_rope_scaling
-from tests.helpers.damage import check_mutations, refusal
-from tests.helpers.gguf_samples import KINDS_BY_FORMULA, Sample, pack
+from tests.helpers.files import KINDS_BY_FORMULA, Sample, check_mutations, pack, refusal
 
 SAMPLES = [
     Sample(),

@@ -13,8 +13,7 @@ import pytest
 from jpt.io.gguf import SPLITS, GgufFile, open_gguf, read_gguf_tokenizer
 from jpt.io.tensors import TensorSource
 from jpt.io.tokenizer import TextTokenizer
-from tests.helpers.damage import refusal
-from tests.helpers.gguf_samples import WORDS, Sample
+from tests.helpers.files import WORDS, Sample, refusal
 
 # The 256 bytes as GPT-2 writes them: printable ones as they are, others from U+0100 on.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from jpt.io.tensors import open_tensors, read_header, write_safetensors
-from tests.helpers.damage import refusal
+from tests.helpers.files import refusal
 
 TYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"]
 

@@ -11,7 +11,7 @@ import pytest
 from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.verbalizers import label_words
-from tests.helpers.damage import refusal
+from tests.helpers.files import refusal
 
 REAL = ("roberta-base", "bert-base-uncased")
 

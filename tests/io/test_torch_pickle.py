@@ -23,7 +23,7 @@ from jpt.io.torch_pickle import (
     read_torch_object,
     read_torch_tensors,
 )
-from tests.helpers.damage import refusal
+from tests.helpers.files import refusal
 
 # --- Pickle machine
 

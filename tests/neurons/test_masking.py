@@ -21,9 +21,8 @@ from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.tuning import losses
 from jpt.tuning.losses import NO_TOKEN, Answer, NeuronMask, neuron_shape
 from jpt.types import Activations, Parameters
-from tests.helpers.errors import refused
 from tests.helpers.golden import FAST_COMPILE, difference
-from tests.helpers.running import type_command
+from tests.helpers.running import refused, type_command
 from tests.helpers.toys import write_task
 
 pytestmark = pytest.mark.plain_programs

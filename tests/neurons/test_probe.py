@@ -26,8 +26,8 @@ from jpt.results.prompt_table import read_activations, write_activations
 from jpt.tasks.catalog import load_task
 from jpt.testing import tiny_encoder, write_tiny_backbone
 from jpt.types import Activations, Prompt, PromptCard
-from tests.helpers.errors import refused
 from tests.helpers.golden import read
+from tests.helpers.running import refused
 from tests.helpers.toys import write_task
 
 pytestmark = pytest.mark.plain_programs

@@ -11,7 +11,7 @@ import pytest
 from jpt.config import MASK_IN_TASK, MASK_KINDS, MASK_RANDOM
 from jpt.neurons.selection import choose_neurons, redundancy
 from jpt.types import Activations
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 
 LAYERS, WIDTH = 5, 37
 NAMES = ("a", "b", "c", "d")

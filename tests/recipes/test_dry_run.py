@@ -24,8 +24,7 @@ from jpt.recipes.dry_run import Collective, dry_run, lower_step, read_collective
 from jpt.testing import tiny_bert_config, tiny_config
 from jpt.tuning import tune as tune_module
 from jpt.tuning.tune import tune
-from tests.helpers.errors import refused
-from tests.helpers.running import FAST_COMPILE
+from tests.helpers.running import FAST_COMPILE, refused
 from tests.helpers.toys import write_task
 
 MESH = "data:2,model:4"

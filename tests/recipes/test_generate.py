@@ -22,7 +22,7 @@ from jpt.backbones.registry import Backbone
 from jpt.cli.commands import one_line, read_lines
 from jpt.recipes.generate import generate
 from jpt.testing import write_tiny_backbone
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 
 pytestmark = pytest.mark.plain_programs
 

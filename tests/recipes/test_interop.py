@@ -18,7 +18,7 @@ from jpt.prompts.store import list_prompts, load_prompt, save_prompt
 from jpt.recipes import interop as recipe
 from jpt.recipes.interop import describe_import, export_peft, import_peft, import_reference
 from jpt.types import Prompt, PromptCard
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.prompts.test_interop import write_theirs
 
 pytestmark = pytest.mark.plain_programs

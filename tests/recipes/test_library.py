@@ -1,4 +1,4 @@
-"""Prompt folders, libraries on a hub, and statistics of prompts."""
+"""Prompts shown, listed, pulled and pushed; tasks and backbones listed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ import numpy as np
 import pytest
 
 import jpt
-from jpt.backbones.registry import Backbone
+from jpt.backbones.registry import Backbone, backbone_names
 from jpt.prompts.store import load_seed_prompts
 from jpt.recipes import library as recipe
 from jpt.recipes.library import LibraryPrompt, check_names, read_index, show_prompt
+from jpt.recipes.listing import describe_task, list_backbones, list_tasks
+from jpt.tasks.catalog import load_task, task_names
 from jpt.testing import SPECIAL_TOKENS, VOCABULARY, write_tiny_backbone
 from jpt.tuning.tune import initial_rows
 from jpt.types import Prompt, PromptCard
-from tests.helpers.errors import refused
 from tests.helpers.fake_hub import READER, TOKEN, FakeHub, create, fake_hub
+from tests.helpers.running import refused
 from tests.helpers.toys import write_task
 
-pytestmark = [
-    pytest.mark.plain_programs,
-    # of huggingface_hub, on uploads to a storage outside of git
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
-]
+# --- library
 
 # --- Push and pull
 
@@ -95,6 +93,8 @@ def fetched(hub: FakeHub) -> set[str]:
     return set(paths)
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("outside_of_git", [False, True])
 def test_round_trip_is_bit_for_bit(hub, folder, tmp_path, outside_of_git):
     hub.outside_of_git = outside_of_git
@@ -116,6 +116,8 @@ def test_round_trip_is_bit_for_bit(hub, folder, tmp_path, outside_of_git):
     assert not jpt.push_prompts(tmp_path / "out", REPO).committed
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_nothing_changed_makes_no_commit(hub: FakeHub, folder: Path, prompts_run: Callable) -> None:
     code, out, err = prompts_run("push", folder, REPO)
     assert (code, err) == (0, "") and "4 prompts in http" in out and out.count("\n") == 1
@@ -131,6 +133,8 @@ def test_nothing_changed_makes_no_commit(hub: FakeHub, folder: Path, prompts_run
     assert len(commits(hub)) == 2 and hub.files(REPO)["mood.safetensors"] in local(folder).values()
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("outside_of_git", [False, True])
 def test_other_prompts_of_the_repository_are_kept(hub, folder, tmp_path, outside_of_git):
     hub.outside_of_git = outside_of_git
@@ -158,6 +162,8 @@ def test_other_prompts_of_the_repository_are_kept(hub, folder, tmp_path, outside
     assert len(rows) == 6 and "| poem | builtin/bert-small | builtin/mnli | 0.750 accuracy" in page
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_other_files_of_the_repository_are_kept(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     other = {
         **{"README.md": b"# Mine", "weights.safetensors": b"no prompt"},
@@ -178,6 +184,8 @@ def test_other_files_of_the_repository_are_kept(hub: FakeHub, folder: Path, tmp_
     assert pulled.new == ("mood", "news/seed-0", "news/seed-2")
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_private_and_branches(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     first = jpt.push_prompts(folder, REPO, private=True)
     assert hub.repositories[REPO].private
@@ -192,6 +200,8 @@ def test_private_and_branches(hub: FakeHub, folder: Path, tmp_path: Path) -> Non
         assert (mood == local(folder)["mood.safetensors"]) == (revision == "trial")
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_differing_files_are_not_replaced(hub, folder, prompts_run):
     out = folder.parent / "out"
     jpt.push_prompts(folder, REPO)
@@ -210,6 +220,8 @@ def test_differing_files_are_not_replaced(hub, folder, prompts_run):
     assert code == 2 and "film/prompt.safetensors is a prompt of the same name" in err
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_damaged_downloads_are_refused(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     jpt.push_prompts(folder, REPO)
     data = bytearray(hub.files(REPO)["mood.safetensors"])
@@ -220,6 +232,8 @@ def test_damaged_downloads_are_refused(hub: FakeHub, folder: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_concurrent_commits_are_refused(hub: FakeHub, folder: Path) -> None:
     jpt.push_prompts(folder, REPO)
     write(folder / "mood.safetensors", 66)
@@ -228,6 +242,8 @@ def test_concurrent_commits_are_refused(hub: FakeHub, folder: Path) -> None:
     assert hub.files(REPO)["mood.safetensors"] != local(folder)["mood.safetensors"]
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_files_ignored_by_the_hub_are_reported(hub: FakeHub, folder: Path) -> None:
     hub.ignored = {"mood.safetensors"}
     refused(jpt.push_prompts, folder, REPO, match="lacks mood.safetensors: check .* .gitignore")
@@ -247,6 +263,8 @@ BROKEN = [
 ]
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(("damage", "message"), BROKEN)
 def test_broken_folders_are_refused_at_once(hub, folder, prompts_run, damage, message):
     damage(folder)
@@ -255,6 +273,8 @@ def test_broken_folders_are_refused_at_once(hub, folder, prompts_run, damage, me
     assert hub.asked == []
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_names_that_clash_with_the_repository_s(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     jpt.push_prompts(folder, REPO)
     write(tmp_path / "mine" / "news.safetensors")
@@ -287,6 +307,8 @@ WRONG = [
 ]
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(("command", "changes", "message"), WRONG)
 def test_wrong_input_is_one_line(hub, folder, prompts_run, monkeypatch, command, changes, message):
     out, empty = folder.parent / "out", folder.parent / "empty"
@@ -301,6 +323,8 @@ def test_wrong_input_is_one_line(hub, folder, prompts_run, monkeypatch, command,
     assert not out.exists() and not commits(hub, "me/open")
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("command", [("push", "FOLDER", REPO), ("pull", REPO, "--out", "OUT")])
 def test_nothing_is_requested_offline(hub, folder, prompts_run, monkeypatch, command):
     from huggingface_hub import constants
@@ -311,6 +335,8 @@ def test_nothing_is_requested_offline(hub, folder, prompts_run, monkeypatch, com
     assert hub.asked == []
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_seeds_are_listed_like_other_prompts(folder: Path, prompts_run: Callable) -> None:
     code, out, _ = prompts_run("ls", folder, "--json")
     assert code == 0 and [each["name"] for each in json.loads(out)["prompts"]] == list(NAMES)
@@ -319,6 +345,8 @@ def test_seeds_are_listed_like_other_prompts(folder: Path, prompts_run: Callable
     assert code == 2 and "broken: " in out and "1 of 4 prompts" in err and "news/seed-0" in err
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_page_and_index_take_no_invalid_entries() -> None:
     card = PromptCard("/home/me/models/big", "tasks/a|b\n# <b>`", score=0.5, metric="f1")
     entry = LibraryPrompt("x|y `z` <i>", "0", card, 4, 8, (1.0, 1.0, 1.0))
@@ -336,6 +364,8 @@ def test_page_and_index_take_no_invalid_entries() -> None:
         assert read_index(json.dumps(nonsense).encode()) == {}
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(
     "names", [["a/seed-0", "A"], ["a/seed-0", "A/seed-1"], ["é", "É"], ["a\nb"], [".a"], ["a/b"]]
 )
@@ -376,6 +406,8 @@ def by_loops(row: np.ndarray, table: np.ndarray) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("part", [1, 7, 4096])
 def test_nearest_tokens_are_those_of_loops(backbone, monkeypatch, part):
     monkeypatch.setattr(recipe, "_TABLE_ROWS", part)
@@ -395,6 +427,8 @@ def test_nearest_tokens_are_those_of_loops(backbone, monkeypatch, part):
     assert found.compared == len(norms) == len(VOCABULARY) - len(SPECIAL_TOKENS)
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("init", ["random", "vocab", "labels", "text:good film", "prompt"])
 def test_drift_is_the_distance_from_the_start(backbone, tmp_path, init):
     task = write_task(tmp_path / "mood")
@@ -412,6 +446,8 @@ def test_drift_is_the_distance_from_the_start(backbone, tmp_path, init):
         assert found.by_cosine.tokens[0][0] == "bad" and found.by_cosine.tokens[1][0] != "bad"
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_drift_of_a_run(backbone: Backbone, tmp_path: Path) -> None:
     task = write_task(tmp_path / "mood")
     options = {"steps": 1, "length": LENGTH, "learning_rate": 1e-3, "seed": 5, "init": "labels"}
@@ -431,6 +467,8 @@ UNKNOWN_STARTS = [
 ]
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(("changes", "note"), UNKNOWN_STARTS)
 def test_unknown_starts_are_reported(backbone: Backbone, changes: dict, note: str) -> None:
     changed = dataclasses.replace(card(backbone), **changes)
@@ -439,6 +477,8 @@ def test_unknown_starts_are_reported(backbone: Backbone, changes: dict, note: st
     assert found.record["rows"][0]["drift"] is None
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_text_of_imported_and_long_prompts(backbone: Backbone) -> None:
     changed = card(backbone, source="the authors", first_position=1)
     prompt = Prompt(noise(), changed, noise(1, seed=4) * 50)
@@ -457,6 +497,8 @@ def test_text_of_imported_and_long_prompts(backbone: Backbone) -> None:
     assert len(recipe.visible("\u200b\n" * 40, 12)) == 12
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("model_type", ["t5", "gpt2"])
 def test_other_layouts(tmp_path: Path, model_type: str) -> None:
     model = jpt.load_backbone(write_tiny_backbone(tmp_path / "m", model_type))
@@ -475,6 +517,8 @@ def prompts_folder(tmp_path: Path, backbone: Backbone) -> Path:
     return folder
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_show_and_list_in_the_shell(prompts_run, prompts_folder: Path) -> None:
     file = prompts_folder / "good.safetensors"
     code, out, err = prompts_run("show", file, "--top", "2", "--json")
@@ -488,6 +532,8 @@ def test_show_and_list_in_the_shell(prompts_run, prompts_folder: Path) -> None:
     assert code == 0 and "1 prompt, all valid" in out
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_verify_lists_all_faults(prompts_run, prompts_folder: Path, backbone: Backbone) -> None:
     whole = jpt.load_prompt(prompts_folder / "good.safetensors")
     cards = {
@@ -515,6 +561,8 @@ def test_verify_lists_all_faults(prompts_run, prompts_folder: Path, backbone: Ba
     assert max(map(len, out.splitlines())) <= 80
 
 
+@pytest.mark.plain_programs
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -528,3 +576,49 @@ def test_verify_lists_all_faults(prompts_run, prompts_folder: Path, backbone: Ba
 def test_wrong_input(prompts_run, prompts_folder, command, message):
     code, _, err = prompts_run(*(part.replace("FOLDER", str(prompts_folder)) for part in command))
     assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
+# --- listing
+
+WIDEST = 80
+
+
+def assert_fits(text: str) -> None:
+    assert max(map(len, text.splitlines())) <= WIDEST
+
+
+def test_every_task_is_listed_with_its_label_words() -> None:
+    record, text = list_tasks()
+    assert_fits(text)
+    names = [line.split()[0] for line in text.splitlines()]
+    assert set(task_names()) <= set(names)
+    assert [task["name"] for task in record["tasks"]] == list(task_names())
+    row = names.index("laptop")
+    both = " ".join(text.splitlines()[row].split() + text.splitlines()[row + 1].split())
+    assert both == "laptop sentiment accuracy negative, moderate, positive, conflict"
+
+
+def test_every_backbone_is_listed() -> None:
+    record, text = list_backbones()
+    assert_fits(text)
+    assert [line.split()[0] for line in text.splitlines()[1:5]] == backbone_names()
+    assert record["backbones"][0]["vocabulary"] == 8192
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_a_task_is_shown_in_full(name: str) -> None:
+    task, (_, text) = load_task(name), describe_task(name, None, None, None)
+    assert_fits(text)
+    assert text.startswith(f"{name} ({task.type}), metric {task.metric}\n")
+    joined = " ".join(text.split())
+    for segments in task.templates.values():
+        assert " ".join(" | ".join(segments).split()) in joined
+
+
+def test_long_rows_are_wrapped(tmp_path: Path) -> None:
+    row = "the film was good and bright and not dull " * 5
+    folder = write_task(tmp_path / "mood", train=f'{{"text": "{row}", "label": "good"}}\n' * 4)
+    _, text = describe_task(folder, "builtin/bert-small", None, None)
+    assert_fits(text)
+    joined = " ".join(text.split())
+    assert f"row 0 [good] {row.strip()}" in joined and "[CLS] the film was good" in joined

@@ -17,7 +17,7 @@ import pytest
 import jpt
 from jpt.recipes import quickstart as recipe
 from jpt.recipes.quickstart import TASKS, quickstart
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.toys import read_rows, write_task
 
 

@@ -17,7 +17,7 @@ from jpt.recipes.recommend import WIDTH, Recommendation, not_distinguished
 from jpt.results.prompt_table import write_transfer
 from jpt.results.records import Ranking
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.toys import BACKBONE, LENGTH, planted, write_easy
 
 pytestmark = pytest.mark.plain_programs

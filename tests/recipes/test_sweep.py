@@ -23,7 +23,7 @@ from jpt.recipes import sweep as sweep_module
 from jpt.recipes.sweep import Search, choose_slots, parse_sweep, read_sweep, sweep, tidy_ended
 from jpt.tuning.bound_task import BoundTask
 from jpt.tuning.run_dir import RunFolder
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.study import assert_page_is_sound
 from tests.helpers.toys import read_prompts, read_rows, write_fixed, write_sweep_task
 

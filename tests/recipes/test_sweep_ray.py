@@ -25,7 +25,7 @@ from jpt.recipes import sweep_ray
 from jpt.recipes.sweep import RunGroup, SweepRun, sweep
 from jpt.recipes.sweep_ray import bring_home, count_room, default_needs, parse_needs, train_away
 from jpt.tuning.multi_run import SlotSchedule
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.toys import read_prompts, read_rows, write_fixed, write_sweep_task
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from jpt.report import figures as plots
 from jpt.report.figures import mask_figure, plain, scale_to_plane, to_svg, warm_start_figure
 from jpt.results.records import LossCurve
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.study import write_warm_start
 
 # --- Map of prompts

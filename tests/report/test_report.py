@@ -27,7 +27,7 @@ from jpt.report.study import commands, order_study, read_study, transfer_pairs, 
 from jpt.results.prompt_table import write_transfer
 from jpt.types import TransferMatrix
 from tests.helpers import study as samples
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.study import ORDERED, Outline, write_run, write_scores, write_transfer_record
 
 Tables = dict[str, list[list[str]]]

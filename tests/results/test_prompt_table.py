@@ -13,8 +13,7 @@ import pytest
 import jpt
 from jpt.results.prompt_table import describe_matrix
 from jpt.types import TransferMatrix
-from tests.helpers.errors import refused
-from tests.helpers.running import load_script
+from tests.helpers.running import load_script, refused
 
 TYPES = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}
 

@@ -22,7 +22,7 @@ from jpt.transfer import zero_shot
 from jpt.transfer.zero_shot import transfer_matrix
 from jpt.tuning.bound_task import BoundTask
 from jpt.types import Prompt, PromptCard
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.toys import write_task
 
 FILES = ("transfer.csv", "relative.csv", "transfer.json", "cells.jsonl")

@@ -6,7 +6,7 @@ import pytest
 
 from jpt.tasks.task import Task
 from jpt.tasks.user import load_user_task
-from tests.helpers.damage import refusal
+from tests.helpers.files import refusal
 
 MINIMAL = """
 type = "sentiment"

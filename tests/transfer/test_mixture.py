@@ -20,7 +20,7 @@ from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.transfer.mixture import MixtureResult, mix, mixture_loss, score_ensemble
 from jpt.tuning.losses import Answer, label_logits
 from jpt.types import Prompt, PromptCard
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.toys import BACKBONE, LENGTH, SHORT, planted, write_easy
 
 pytestmark = pytest.mark.plain_programs

@@ -22,8 +22,8 @@ from jpt.transfer.projection import (
     shared_tokens,
 )
 from jpt.types import Prompt, PromptCard
-from tests.helpers.errors import refused
-from tests.helpers.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
+from tests.helpers.running import refused
+from tests.helpers.toys import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
 pytestmark = pytest.mark.plain_programs
 

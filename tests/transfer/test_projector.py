@@ -35,10 +35,10 @@ from jpt.tuning.bound_task import _score_step
 from jpt.tuning.losses import Answer, answer_loss
 from jpt.tuning.step import TuneState
 from jpt.types import Batch, Prompt, PromptCard
-from tests.helpers.errors import refused
 from tests.helpers.golden import FIXTURES as BACKBONES
 from tests.helpers.golden import load_golden
-from tests.helpers.projector_case import SIZES, SOURCE, source_prompt, source_prompts, write_case
+from tests.helpers.running import refused
+from tests.helpers.toys import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
 pytestmark = pytest.mark.plain_programs
 

@@ -19,7 +19,7 @@ from jpt.results.prompt_table import read_transfer, relative_performance
 from jpt.transfer.zero_shot import TransferResult, transfer_matrix
 from jpt.tuning.bound_task import _score_step
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.toys import write_task
 
 pytestmark = pytest.mark.plain_programs

@@ -31,7 +31,7 @@ from jpt.tuning.logging import (
 )
 from jpt.tuning.step import BoundStep
 from jpt.types import Batch
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.toys import first_rows, write_task
 
 # --- Compile log

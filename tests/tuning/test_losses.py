@@ -22,7 +22,7 @@ from jpt.tuning.losses import NO_TOKEN, Answer, answer_loss, label_scores
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.tuning.tune import TuneResult
 from jpt.types import Batch, Score
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 from tests.helpers.toys import json_lines, write_task
 
 pytestmark = pytest.mark.plain_programs

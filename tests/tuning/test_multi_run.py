@@ -37,8 +37,7 @@ from jpt.tuning.run_dir import RunFolder
 from jpt.tuning.step import init_state, paper_train_step, prompt_optimizer
 from jpt.tuning.tune import prepare_run
 from jpt.types import Batch
-from tests.helpers.errors import refused
-from tests.helpers.running import assert_equal_runs, read_log
+from tests.helpers.running import assert_equal_runs, read_log, refused
 from tests.helpers.toys import json_lines, write_task
 
 # --- Groups of runs

@@ -19,7 +19,7 @@ import pytest
 from jpt.errors import InputError
 from jpt.parallel import make_mesh, place, replicated
 from jpt.tuning.run_dir import SUMS, Checkpoints, RunFolder
-from tests.helpers.errors import refused
+from tests.helpers.running import refused
 
 # --- Checkpoints
 

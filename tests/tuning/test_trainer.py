@@ -28,8 +28,7 @@ from jpt.tuning.run_dir import Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState
 from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
 from jpt.types import Score
-from tests.helpers.errors import refused
-from tests.helpers.running import assert_equal_runs, at_step, crash_at, read_log
+from tests.helpers.running import assert_equal_runs, at_step, crash_at, read_log, refused
 from tests.helpers.toys import write_task
 
 # --- Resumed runs

@@ -29,10 +29,8 @@ from jpt.tuning.step import (
 )
 from jpt.tuning.tune import Moments, TuneResult, WarmStart, initial_prompt, read_start
 from jpt.types import Score
-from tests.helpers.errors import refused
-from tests.helpers.running import crash_at, read_log
-from tests.helpers.smollm2 import smollm2_file
-from tests.helpers.toys import first_rows, write_task
+from tests.helpers.running import crash_at, read_log, refused
+from tests.helpers.toys import first_rows, smollm2_file, write_task
 
 # --- Seeds
 

@@ -1,13 +1,147 @@
-"""Small GGUF files, written with the gguf package."""
+"""Files to read and to damage: rows, GGUF samples, mutations, and what a refusal says."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import io
+import json
+import random
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
 from gguf import GGMLQuantizationType as Type
+
+from jpt.errors import InputError
+from jpt.tasks.catalog import CATALOG
+from jpt.tasks.task import Task
+
+# --- row files
+
+SENTIMENT, PAIR = CATALOG["sst2"], CATALOG["mnli"]
+GENERATIVE = Task(
+    name="trivia",
+    type="question_answering",
+    fields=("question",),
+    labels=(),
+    templates={"encoder_decoder": ("{question}",)},
+    metric="exact_match",
+    answer_field="answers",
+    answer_tokens=5,
+)
+
+Rows = Sequence[dict[str, Any]]
+
+
+def json_lines(rows: Rows) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def json_list(rows: Rows) -> bytes:
+    return json.dumps(list(rows), indent=1).encode()
+
+
+def delimited(rows: Rows, delimiter: str = ",", line_end: str = "\n") -> bytes:
+    """Not with the csv module, which reads them; cells are quoted only where needed."""
+
+    def cell(value: Any) -> str:
+        text = json.dumps(value) if isinstance(value, list) else str(value)
+        plain = not set(text) & set(f'{delimiter}"\r\n')
+        return text if plain else '"' + text.replace('"', '""') + '"'
+
+    lines = [list(rows[0]), *(row.values() for row in rows)]
+    return "".join(delimiter.join(map(cell, line)) + line_end for line in lines).encode()
+
+
+def parquet(rows: Rows, schema: pyarrow.Schema | None = None) -> bytes:
+    data = io.BytesIO()
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(list(rows), schema), data, row_group_size=3
+    )
+    return data.getvalue()
+
+
+WRITERS: dict[str, Callable[[Rows], bytes]] = {
+    ".jsonl": json_lines,
+    ".json": json_list,
+    ".csv": delimited,
+    ".tsv": lambda rows: delimited(rows, "\t", "\r\n"),
+    ".parquet": parquet,
+}
+
+
+# --- damage
+
+NUMBERS = (b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\1\0\0\0", b"\0\0\0\1", b"\x20\0\0\0")
+
+
+@contextmanager
+def refusal(message: str) -> Iterator[pytest.ExceptionInfo[InputError]]:
+    """Expect an InputError of one line."""
+    with pytest.raises(InputError, match=message) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
+
+
+def mutate(data: bytes, rng: random.Random, tokens: Sequence[bytes] = NUMBERS) -> bytes:
+    """Change, insert, remove, repeat or cut a few bytes, most often near the beginning."""
+    mutated = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        reach = len(mutated) if rng.random() < 0.5 else min(400, len(mutated))
+        at, kind = rng.randrange(max(reach, 1)), rng.randrange(7)
+        if kind == 0:
+            mutated[at : at + 1] = bytes([rng.randrange(256)])
+        elif kind == 1 and at < len(mutated):
+            mutated[at] ^= 1 << rng.randrange(8)
+        elif kind == 2:
+            mutated[at : at + 4] = rng.choice(tokens)
+        elif kind == 3:
+            del mutated[at : at + rng.randint(1, 20)]
+        elif kind == 4:
+            mutated[at:at] = rng.randbytes(rng.randint(1, 20))
+        elif kind == 5:
+            other = rng.randrange(len(mutated) or 1)
+            mutated[at : at + 30] = mutated[other : other + 30]
+        else:
+            del mutated[rng.randrange(len(mutated) or 1) :]
+    return bytes(mutated)
+
+
+def check_mutations(
+    path: Path,
+    read: Callable[[], None],
+    n_bytes: int | None = None,
+    longest_s: float = 5.0,
+    longest_message: int = 600,
+) -> None:
+    """Read 300 mutations of a file, or of its first bytes; they must be read or refused."""
+    whole = path.read_bytes()
+    rng, refused, started = random.Random(path.name), 0, time.monotonic()
+    tracemalloc.start()
+    for _ in range(300):
+        path.write_bytes(mutate(whole[:n_bytes], rng) + (whole[n_bytes:] if n_bytes else b""))
+        try:
+            read()
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < longest_message
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused > 75
+    # A mutated length may ask for exabytes; what is taken must stay near the files' few kB.
+    assert peak_bytes < 4 * 2**20
+    assert time.monotonic() - started < longest_s
+
+
+# --- gguf samples
 
 KINDS_BY_FORMULA = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 """Types that the package cannot write: their blocks are random (see `random_blocks`)."""
