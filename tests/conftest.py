@@ -1,7 +1,5 @@
 """Settings that hold for every test: eight virtual CPU devices, strict types, one cache."""
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Callable, Iterator

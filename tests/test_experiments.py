@@ -1,7 +1,5 @@
 """Scripts of experiments/: the torch comparison, paper tables and interrupted runs."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import importlib
@@ -29,8 +27,6 @@ from jpt.testing import write_tiny_backbone
 from tests.conftest import ROOT
 from tests.helpers.running import load_script
 from tests.helpers.toys import write_task
-
-# --- against torch
 
 FOLDER = ROOT / "experiments" / "benchmarks" / "against_torch"
 KINDS = ("bert", "roberta", "t5", "gpt2", "llama")
@@ -94,8 +90,6 @@ def test_the_table_says_what_was_expected_and_where(monkeypatch: pytest.MonkeyPa
         low, high = line["spread"]
         assert low <= line["ratio"] <= high
 
-
-# --- paper script
 
 ROWS = 3
 
@@ -184,8 +178,6 @@ def test_only_what_was_asked_for(reference_folder, weights, data, tmp_path, caps
     with pytest.raises(SystemExit, match="has no folder of"):
         run(weights, tmp_path, reference_folder, tmp_path, "--backbones", "roberta-base")
 
-
-# --- torture script
 
 TORTURE_SCRIPT_FOLDER = ROOT / "experiments" / "reliability"
 
@@ -284,9 +276,6 @@ def test_two_kills_of_each_kind(tmp_path: Path) -> None:
         assert sum(record[name]["kills"].values()) == 2 and record[name]["wrong"] == []
         assert record[name]["starts"] > 2
     assert "2 kills of" in ended.stdout
-
-
-# --- indicator script
 
 
 def parts(told: str) -> dict[str, dict[str, list[str]]]:

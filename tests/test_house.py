@@ -1,7 +1,5 @@
 """The rules of CONTRIBUTING.md, read from syntax trees; each rule is shown to catch a breach."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

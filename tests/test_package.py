@@ -1,7 +1,5 @@
 """The wheel and the source archive, built as a package index would get them."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

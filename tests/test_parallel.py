@@ -1,7 +1,5 @@
 """Meshes, shardings, placement, and several processes that start and agree."""
 
-from __future__ import annotations
-
 import inspect
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +32,6 @@ from jpt.types import Batch
 from tests.helpers.running import refused
 
 pytestmark = pytest.mark.plain_programs
-
-# --- mesh
 
 
 def slow(*values: str) -> object:
@@ -159,8 +155,6 @@ def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:
         assert state.prompt.sharding.is_fully_replicated
     assert step._cache_size() == 1
 
-
-# --- processes
 
 COMPUTING = {
     *("quickstart", "tune", "evaluate", "generate", "transfer", "warm-start", "neurons", "mask"),

@@ -1,7 +1,5 @@
 """Comparisons with torch: models of every family, generation, GGUF, probes, projector."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from importlib import import_module
@@ -40,8 +38,6 @@ from tests.io.test_gguf_tokenizer import odd_texts
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
 EVERY = (*ENCODERS, *DECODERS, *T5S)
-
-# --- Models
 
 
 def maker_of(name: str) -> ModuleType:
@@ -279,8 +275,6 @@ def test_long_text_behind_a_long_prompt_agrees_in_t5(tmp_path: Path) -> None:
     assert difference(found, gradient.numpy()) < TOLERANCE
 
 
-# --- Generation
-
 NEW = 9
 
 
@@ -336,8 +330,6 @@ def test_beams_are_those_of_torch(name: str, beams: int, n_ends: int, penalty: f
     assert found == ask_torch(name, golden, ends, beams, penalty)
 
 
-# --- SmolLM2
-
 TEXTS = ["The capital of France is", "Once upon a time", "def fibonacci(n):", "The year 1984 was"]
 TEXTS += ["She opened the door and", "My favourite film is", "In 2023, the", "Dear Sir or Madam,"]
 TEXTS += ["The sun rises in the east and"]
@@ -386,9 +378,6 @@ def test_greedy_continuations_are_those_of_torch() -> None:
     assert least_margin > LEAST_MARGIN, "rounding may change a choice: use other texts"
 
 
-# --- Probe and projector
-
-
 # The probes of the other layouts are compared with torch by the fixtures of their families.
 @pytest.mark.parametrize("name", ["builtin/bert-medium", "builtin/bert-small"])
 def test_activated_neurons_are_those_of_torch(name: str) -> None:
@@ -428,9 +417,6 @@ def test_projector_fixture_is_the_output_of_torch() -> None:
     assert answers.keys() == stored.keys()
     for name, values in answers.items():
         np.testing.assert_allclose(values, stored[name], rtol=1e-6, atol=1e-7, err_msg=name)
-
-
-# --- GGUF
 
 
 def test_weights_of_a_real_file_are_those_of_transformers() -> None:

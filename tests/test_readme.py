@@ -1,7 +1,5 @@
 """README, docs and notebook: commands and names exist, Python and outputs work, links resolve."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -64,9 +62,6 @@ def test_the_first_two_blocks_install_and_run_and_test() -> None:
     first, second = blocks(ROOT / "README.md", "")[:2]
     assert first == "pip install -e . && jpt quickstart\n"
     assert second == "pip install -e '.[dev]' && pytest\n"
-
-
-# --- Python
 
 
 class Session(NamedTuple):
@@ -146,9 +141,6 @@ def test_the_figure_comes_from_a_report(session: Session) -> None:
     assert f"({FIGURE.relative_to(ROOT)})" in (ROOT / "README.md").read_text()
 
 
-# --- Files shown
-
-
 def test_the_sweep_files_and_the_custom_task_load(tmp_path: Path) -> None:
     grid, search = blocks(ROOT / "docs" / "sweep.md", "toml")
     (tmp_path / "grid.toml").write_text(grid)
@@ -171,8 +163,6 @@ def test_every_key_of_a_task_file_is_documented() -> None:
     text = (ROOT / "docs" / "own-task.md").read_text()
     assert [key for key in KEYS if f"`{key}`" not in text and f"`[{key}]`" not in text] == []
 
-
-# --- Commands
 
 LEAVES: dict[str, Any] = {}
 for _name, _command in get_command(app).commands.items():
@@ -248,9 +238,6 @@ def test_every_command_is_in_the_readme_and_has_a_page() -> None:
     assert shown == set(get_command(app).commands)
 
 
-# --- Links
-
-
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", prose(page).lower(), re.MULTILINE)
     return {re.sub(r"[^\w\s-]", "", heading).strip().replace(" ", "-") for heading in headings}
@@ -270,9 +257,6 @@ def test_links_lead_somewhere_and_no_placeholder_or_local_path_is_left(page: Pat
             assert anchor in anchors(file), target
 
 
-# --- Citation and changelog
-
-
 def test_citation_and_changelog_have_this_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert re.search(rf"^## \[{re.escape(jpt.__version__)}\]", changelog, re.MULTILINE)
@@ -284,8 +268,6 @@ def test_citation_and_changelog_have_this_version() -> None:
     assert len(paper["authors"]) == 13 and paper["year"] == 2022
     assert {"type": "other", "value": "arXiv:2111.06719"}.items() <= paper["identifiers"][0].items()
 
-
-# --- Notebook
 
 FILE = ROOT / "docs" / "notebooks" / "prompt_transfer.ipynb"
 TUNED = ("imdb_first_person", "imdb_number", "rotten_tomatoes", "imdb_ending")
@@ -346,8 +328,6 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert_outputs(notebook)
     assert list(tmp_path.iterdir()) == []
 
-
-# --- Getting started
 
 PAGE = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
 BLOCKS = _BLOCK.findall(PAGE)

@@ -1,7 +1,5 @@
 """Small functions and branches, room by room, that no test of a larger thing reaches."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jax

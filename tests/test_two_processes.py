@@ -1,7 +1,5 @@
 """Two real processes on one machine give the numbers of one, write once, and end together."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

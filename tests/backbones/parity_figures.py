@@ -5,8 +5,6 @@ difference over the largest magnitude, of label scores, prompt gradient and neur
 worst fixture of each family is printed. The tests allow 1e-4.
 """
 
-from __future__ import annotations
-
 import jax
 
 from tests.helpers.golden import FIXTURES, answers_and_gradient, difference, load_golden

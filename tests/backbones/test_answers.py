@@ -1,7 +1,5 @@
 """Answers scored in one pass equal answers read alone behind their text."""
 
-from __future__ import annotations
-
 from functools import cache, partial
 
 import jax

@@ -1,7 +1,5 @@
 """Checkpoints of every family: tensor names, extras, refusals, exact round trips, partition."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from typing import Any
@@ -103,8 +101,6 @@ def assert_loads(name: str, tensors: Tensors) -> None:
     assert_same(params, load_golden(name).params)
 
 
-# --- Names and extras of real files
-
 CAUSAL = np.tril(np.ones((1, 1, 23, 23), bool))
 EXTRAS: dict[str, dict[str, Any]] = {  # a name stands for a copy of that tensor
     "bert_tied": {
@@ -199,9 +195,6 @@ def test_stacks_of_t5_with_different_words_are_refused(copy: str) -> None:
     assert f"expected {T5_COPIES[1]} to equal {T5_COPIES[0]}" in refusal("t5_relu", tensors)
 
 
-# --- Heads
-
-
 @pytest.mark.parametrize("name", WORDS)
 def test_head_that_differs_from_the_words_is_untied(name: str) -> None:
     golden, head = load_golden(name), HEADS[name]
@@ -242,9 +235,6 @@ def test_encoder_without_a_head_is_refused(name: str, head: str) -> None:
     # The next-sentence head is not enough.
     tensors["cls.seq_relationship.bias"] = numbers(2)
     assert "no masked-LM head" in refusal(name, tensors)
-
-
-# --- Files that do not match
 
 
 @pytest.mark.parametrize(
@@ -351,9 +341,6 @@ def test_nothing_is_read_before_everything_matches(name: str, copies: tuple[str,
     tensors |= {copy: tensors[T5_WORDS] for copy in copies}
     with pytest.raises(InputError, match="extra"):
         family.weights.load(Unread({**tensors, "extra": numbers(1)}), config, jnp.float32, "x")
-
-
-# --- Parameters
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -1,7 +1,5 @@
 """Configs of every family: what is refused, defaults of old files, and real shapes."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -151,9 +149,6 @@ def test_no_model_type_is_refused(family: Any) -> None:
         family.from_huggingface({})
 
 
-# --- Encoders
-
-
 def test_bert_starts_at_position_0_and_roberta_after_its_padding_id() -> None:
     def range_of(config: EncoderConfig) -> tuple[int, int]:
         return config.positions, config.position_offset
@@ -175,9 +170,6 @@ def test_defaults_of_encoders() -> None:
     config = read({key: value for key, value in BERT.items() if key not in optional})
     assert (config.token_types, config.activation, config.epsilon) == (2, "gelu", 1e-12)
     assert config.tied_head and config.head_width == 8
-
-
-# --- Decoders
 
 
 @pytest.mark.parametrize(
@@ -257,9 +249,6 @@ def test_rotary_positions_are_read_in_every_form(changes: dict, expected: tuple)
     assert read(LLAMA, **changes).rotary == Rotary(*expected)
 
 
-# --- T5
-
-
 def test_defaults_of_t5() -> None:
     config = read(T5_FIELDS)
     assert (config.encoder_layers, config.layers) == (2, 2)
@@ -316,8 +305,6 @@ def test_activation_and_gate(kind: str, changes: dict, expected: tuple[str, bool
     config = read(T5_FIELDS, feed_forward_proj=kind, **changes)
     assert (config.activation, config.gated) == expected
 
-
-# --- Real shapes
 
 # Numbers of parameters as transformers counts them, an untied head included.
 REAL = {

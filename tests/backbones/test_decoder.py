@@ -1,7 +1,5 @@
 """Decoders: prompts computed once, masks, fillers, dropout, greedy steps and rotary positions."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

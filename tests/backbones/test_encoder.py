@@ -1,7 +1,5 @@
 """Encoders: the scan over layers, where dropout is, plain text and shifted positions."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

@@ -1,7 +1,5 @@
 """What holds for the models of every family: batches, prompts, masks, dropout, compilation."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from typing import Any
@@ -140,9 +138,6 @@ def test_prompt_rows_have_an_order_except_in_encoders(name: str) -> None:
     assert found < EQUAL if name in ENCODERS else found > 0.01
 
 
-# --- Neuron masks
-
-
 def without_second_matrix(
     golden: Golden, stack: str | None, layer: int, neuron: Any = ...
 ) -> Parameters:
@@ -206,9 +201,6 @@ def test_mask_of_one_neuron_affects_that_neuron_only(
     params = without_second_matrix(golden, stack, layer, 3)
     expected = read(golden.module(), params, *golden.batch).logits
     assert_equal(ask(golden, *golden.batch, neuron_mask=mask).logits, expected)
-
-
-# --- Dropout and compilation
 
 
 @pytest.mark.parametrize("name", ["bert_tied", "gpt2_tied", "llama_grouped", "t5_one_layer"])

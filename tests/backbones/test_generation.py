@@ -1,7 +1,5 @@
 """Greedy and beam search: equal to plain loops and to torch, independent of batch and padding."""
 
-from __future__ import annotations
-
 import re
 from functools import cache, partial
 
@@ -222,9 +220,6 @@ def test_a_larger_penalty_favours_long_texts() -> None:
     assert mean_length(-1.0) + 0.5 < mean_length(1.0) < mean_length(2.0) - 0.5
 
 
-# --- Caches of decoders
-
-
 @compiled_plainly
 @pytest.mark.parametrize(
     ("name", "kind"),
@@ -301,8 +296,6 @@ def test_cache_may_be_reordered_and_repeated_by_row(name: str) -> None:
     found, _ = advance(decoder, golden.params, tokens[::-1][order], taken)
     assert difference(found, scores[order]) < EQUAL
 
-
-# --- Stored texts of torch
 
 NAMES = (*T5S, *DECODERS)
 SEARCH = re.compile(r"greedy_tokens|beam(?P<beams>\d+)_n\d+_tokens")

@@ -1,7 +1,5 @@
 """Encoders and decoders agree with the stored outputs of torch; T5 has a file of its own."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import jax

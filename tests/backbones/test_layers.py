@@ -1,7 +1,5 @@
 """Norms, activations, attention over blocks of keys, and rotary positions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -21,8 +19,6 @@ from jpt.backbones.layers import (
     rotate,
 )
 from tests.helpers.golden import DECODERS, difference, load_golden
-
-# --- Norms and activations
 
 
 @pytest.mark.parametrize("shape", [(9,), (4, 9), (2, 3, 9)])
@@ -76,8 +72,6 @@ def test_activation_is_what_its_name_says(name: str, exact) -> None:
     found = ACTIVATIONS[name](jnp.asarray(points, jnp.float32))
     assert difference(found, [exact(point) for point in points]) < 1e-6
 
-
-# --- Attention
 
 ROWS, QUERIES, KEYS, HEADS, WIDTH = 3, 2, 7, 5, 6
 Three = tuple[jax.Array, jax.Array, jax.Array]
@@ -180,8 +174,6 @@ def test_blocks_share_one_softmax_and_a_block_of_one_row_serves_all() -> None:
     found = attend(query, [block(0, 2, True), block(2, 5, False), block(5, KEYS, False)], 0.3)
     assert difference(found, expected) < 1e-6
 
-
-# --- Rotary positions
 
 LLAMA3 = Rotary(500_000.0, "llama3", 32.0, 1.0, 4.0, 8192)
 

@@ -1,7 +1,5 @@
 """Loading rules, memory while loading, hub ids, shards and files of torch."""
 
-from __future__ import annotations
-
 import json
 import tracemalloc
 from pathlib import Path
@@ -20,8 +18,6 @@ from jpt.errors import InputError
 from jpt.io.tensors import open_tensors, write_safetensors
 from jpt.testing import write_tiny_backbone
 from tests.helpers.golden import Dictionary
-
-# --- Rules
 
 LAYERS, WIDTH = 3, 4
 QKV = [
@@ -125,8 +121,6 @@ def test_the_first_models_are_found_by_their_old_ids(
     with pytest.raises(InputError, match="unknown backbone 'roberta-bose'"):
         find_folder("roberta-bose")
 
-
-# --- Forms of folders
 
 # Tensors of real files that are not needed.
 EXTRAS = {

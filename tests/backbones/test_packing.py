@@ -1,7 +1,5 @@
 """Packed batches equal padded ones in every family: values, gradients, neurons."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -81,9 +79,6 @@ def test_backward_pass_has_no_scatter() -> None:
     into = jax.grad(lambda rows: jnp.square(spread(collect(rows, packing), packing)).sum())
     found = operations(jax.make_jaxpr(into)(jnp.ones((4, TEXT, 3))).jaxpr)
     assert "gather" in found and not {name for name in found if "scatter" in name}
-
-
-# --- Families
 
 
 def read(name: str, packed: jax.Array | None, mesh: str | None = None, **options: Any) -> Any:

@@ -1,7 +1,5 @@
 """Built-in models: size on disk, vocabulary, better than word frequency, equal in torch."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from itertools import chain

@@ -1,7 +1,5 @@
 """T5: captured stacks, generation, dropout, relative positions and stored outputs of torch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
@@ -299,8 +297,6 @@ def test_bias_is_laid_out_by_key_minus_query() -> None:
     expected = positions[None] - positions[:, None]
     assert np.array_equal(spread_bias(by_distance, positions)[0], expected)
 
-
-# --- Stored outputs of torch
 
 TOLERANCE = 1e-4
 # bfloat16 has 8 bits, so states are rounded by up to 2^-8 in every layer. Found: scores 2.8e-2 off,

@@ -1,7 +1,5 @@
 """The jpt command: runs, invalid input, help, version and shell completion."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -29,8 +27,6 @@ from jpt.cli.commands import version_text
 from jpt.cli.options import complete_backbone, complete_task, complete_tasks
 from jpt.tasks.catalog import task_names
 from tests.helpers.toys import write_task
-
-# --- Tuning and evaluation
 
 TUNE = ("tune", "--backbone", "builtin/bert-small", "--steps", "2", "--eval-every", "1")
 
@@ -180,9 +176,6 @@ def test_a_malicious_checkpoint_does_not_run(run, task, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-# --- Listings and version
-
-
 def test_listings(run, task) -> None:
     _, out, _ = run("backbones", "--json")
     names = [entry["name"] for entry in json.loads(out.splitlines()[-1])["backbones"]]
@@ -212,8 +205,6 @@ def test_missing_devices_are_reported(platforms: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"devices: none (JAX_PLATFORMS={platforms}): " in done.stdout
 
-
-# --- Help
 
 WIDEST = 80
 
@@ -286,8 +277,6 @@ def cpu_seconds(command: list[str], **environment: str) -> float:
 def test_help_takes_less_than_a_second(path: tuple[str, ...]) -> None:
     assert cpu_seconds([sys.executable, "-m", "jpt.cli", *path, "--help"]) < 1.0
 
-
-# --- Completion
 
 PROGRAM = "import sys; sys.argv = ['jpt']; from jpt.cli.app import main; main()"
 

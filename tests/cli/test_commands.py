@@ -1,7 +1,5 @@
 """Commands of export, neurons, project, report and warm-start as users type them."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path
@@ -31,9 +29,6 @@ def assert_refused(result: tuple[int, str, str], needle: str) -> None:
     assert needle in err, (needle, err)
 
 
-# --- PEFT
-
-
 def test_export_and_import_give_the_same_file(run, tmp_path: Path) -> None:
     file, back = tmp_path / "imdb.safetensors", tmp_path / "back.safetensors"
     values = np.random.default_rng(0).normal(size=(3, 128))
@@ -55,9 +50,6 @@ def test_what_peft_cannot_express_is_refused(run, tmp_path: Path) -> None:
     assert "[MASK]" in refused[2]
     assert_refused(run("import", "peft", tmp_path / "none", "--out", new), "no such file")
     assert not new.exists()
-
-
-# --- Neurons
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +110,6 @@ def test_invalid_probe_options(run_on_study, study, options, message):
     assert code == 2 and message in stderr and not (study / "wrong.npz").exists()
 
 
-# --- Project
-
-
 def test_train_apply_evaluate(run, tmp_path: Path) -> None:
     target, tasks = write_case(tmp_path)
     (tmp_path / "prompts").mkdir()
@@ -160,9 +149,6 @@ def test_train_apply_evaluate(run, tmp_path: Path) -> None:
     assert not two.exists()
 
 
-# --- Report
-
-
 def test_report_prints_where_the_page_is(tmp_path: Path, capsys) -> None:
     refused(report, tmp_path, match="holds no study")
     write_scores(tmp_path)
@@ -175,9 +161,6 @@ def test_report_prints_where_the_page_is(tmp_path: Path, capsys) -> None:
     assert all(finding.replace("'", "&#x27;") in text for finding in record["findings"])
     report(tmp_path)
     assert capsys.readouterr().out.endswith(f"written: {page}\n")
-
-
-# --- Warm start
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: one line, the right exit code, and a state to resume from."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

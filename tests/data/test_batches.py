@@ -153,9 +153,6 @@ def test_grouped_batches_have_similar_lengths_and_every_row_once() -> None:
     assert len(set(positions.tolist())) > 1
 
 
-# --- Packing
-
-
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_packed_indices_are_the_real_tokens_of_each_group(groups: int) -> None:
     random = np.random.default_rng(groups)
@@ -187,8 +184,6 @@ def test_there_are_few_sizes_and_full_batches_stay_padded() -> None:
     packed = pack_indices(np.array([5, 5, 5]), 10)  # 15 of 30 tokens: 4 eighths
     assert packed.shape == (1, 15) and packed.max() == 24
 
-
-# --- Token budgets
 
 MAX = 100
 

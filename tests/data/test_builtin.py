@@ -15,8 +15,6 @@ from jpt.data import builtin
 from jpt.data.builtin import RECIPES, TASKS, WORD, NamedRandom, builtin_rows, halves, reviews
 from tests.helpers.files import refusal
 
-# --- Altered text
-
 SENTENCES = [
     "a slow , well-made film ( but isn't it long ? ) .",
     'He said: "I\'d go at 5.30 p.m., or not at all!"',
@@ -65,8 +63,6 @@ def test_replaced_words_and_end_marks() -> None:
     texts = ("Why?", "No!!!", '"Go?!"', "So...", "Mr. X.")
     assert [builtin.set_period(text) for text in texts] == ["Why.", "No.", '"Go.', "So.", "Mr. X."]
 
-
-# --- Rows
 
 HELD_OUT = ("test", "validation")
 QUICK = "builtin/rotten_tomatoes_scrambled"
@@ -197,8 +193,6 @@ def test_unknown_tasks_and_splits() -> None:
             read(name, split)
 
 
-# --- Units
-
 REVIEW_SENTENCES = [
     "I saw this film with my brother on a cold evening in March.",
     "The plot is thin, and the jokes are old ones from the stage.",
@@ -281,9 +275,6 @@ def test_unsuitable_reviews_yield_no_unit(text: str) -> None:
         assert unit is None or (name.endswith(("halves", "copy", "reversed")) and "go" in text)
 
 
-# --- Random choices
-
-
 def test_the_choices_of_a_name_never_change() -> None:
     rng = NamedRandom("name")
     assert [rng.choice("abcdefgh") for _ in range(6)] == ["g", "d", "f", "f", "g", "d"]
@@ -298,8 +289,6 @@ def test_choices_are_even_and_depend_on_the_name() -> None:
     counts = Counter(rng.choice(range(5)) for _ in range(5000))
     assert min(counts.values()) > 860 and max(counts.values()) < 1140  # 5 standard deviations
 
-
-# --- Reviews
 
 SPLITS = ("train", "validation", "test")
 SIZES_OF = {"imdb": (22128, 914, 1855), "rotten_tomatoes": (5705, 956, 1867)}

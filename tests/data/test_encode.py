@@ -148,8 +148,6 @@ def test_a_decoder_reads_its_start_token_first(reference_folder: Path) -> None:
     assert row_of(split, 0)[1:] == plain.word_tokens("good\nAnswer:")
 
 
-# --- Answers
-
 ECHO = Task(
     "echo", "copy", ("text",), (), {"encoder_decoder": ("{text}",)}, {}, "bleu",
     answer_field="said", answer_tokens=6,
@@ -217,8 +215,6 @@ def test_batches_hold_the_answers_of_their_rows(tokenizer: TextTokenizer) -> Non
     rows = [numbers for numbers, _ in evaluation_batches(split, 2, 32, pad)]
     assert sorted(np.concatenate(rows)) == [0, 1, 2]
 
-
-# --- Cache
 
 SHORT_ECHO = dataclasses.replace(ECHO, answer_tokens=2)
 WORDS = ("the", "film", "good", "one", "two", "three")

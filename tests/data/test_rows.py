@@ -31,8 +31,6 @@ def read_bytes(folder: Path, data: bytes, name: str, task: Task = SENTIMENT) -> 
     return read_rows(replace(task, folder=folder, files={"train": name}), "train")
 
 
-# --- All formats
-
 SNIPPETS = (
     *("fine", "Film", "42", "é", "日本", "👩‍🚀", "\u2028", "\u0085", "\u00a0", "\ufeff", "ß"),
     *(" ", "  ", ",", "\t", ";", '"', '""', "'", "\n", "\r\n", "\r", "\\", "\\n", "[", "{", "#"),
@@ -103,8 +101,6 @@ def test_damaged_files_give_rows_or_one_line(suffix: str, tmp_path: Path) -> Non
             assert all(row[name].strip() for row in rows for name in task.fields)
     assert refused > 100
 
-
-# --- Rows given in Python
 
 GOOD = {"text": "fine", "label": "positive"}
 
@@ -198,9 +194,6 @@ def test_folders_and_tasks_that_take_no_data(tmp_path: Path) -> None:
             attach_data(task, data)
 
 
-# --- JSON
-
-
 def read(tmp_path: Path, data: bytes, name: str = "rows.jsonl") -> list[tuple[int, dict]]:
     file = tmp_path / name
     file.write_bytes(data)
@@ -249,8 +242,6 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with refusal(r"cannot read .*train\.parquet: it is a folder"):
         read_rows(replace(SENTIMENT, folder=tmp_path), "train")
 
-
-# --- Parquet
 
 PARQUET_GOOD = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
 
@@ -372,9 +363,6 @@ def test_later_batches_repeated_columns_and_damaged_pages(tmp_path, monkeypatch)
     columns = pa.array(["a"]), pa.array(["a"]), pa.array([1])
     with refusal(r"train\.parquet: 2 columns are named 'text'"):
         read_file(tmp_path, one_row(*columns, names=("text", "text", "label")))
-
-
-# --- Checks of rows
 
 
 def task_of(*labels: str) -> Task:
@@ -505,9 +493,6 @@ def test_the_checksum_is_of_the_content() -> None:
     assert time.perf_counter() - begin < 1.0  # 0.08 s on an idle core
 
 
-# --- Sources
-
-
 def sst2_in(folder: Path, *rows: object, split: str = "train") -> Task:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
@@ -600,9 +585,6 @@ def test_real_folders_with_answers_are_read_whole(name: str, reference_folder: P
     wanted = [row[answer_field] for row in raw]
     wanted = [tuple(one) if isinstance(one, list) else (one,) for one in wanted]
     assert [row["answers"] for row in rows] == wanted
-
-
-# --- CSV and TSV
 
 
 def test_rows_have_the_line_where_they_begin(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ Repositories are in memory; a file is a git blob or, like safetensors on the rea
 outside of git under its SHA-256.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

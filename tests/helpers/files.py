@@ -1,7 +1,5 @@
 """Files to read and to damage: rows, GGUF samples, mutations, and what a refusal says."""
 
-from __future__ import annotations
-
 import io
 import json
 import random
@@ -23,8 +21,6 @@ from gguf import GGMLQuantizationType as Type
 from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import Task
-
-# --- row files
 
 SENTIMENT, PAIR = CATALOG["sst2"], CATALOG["mnli"]
 GENERATIVE = Task(
@@ -77,8 +73,6 @@ WRITERS: dict[str, Callable[[Rows], bytes]] = {
     ".parquet": parquet,
 }
 
-
-# --- damage
 
 NUMBERS = (b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\1\0\0\0", b"\0\0\0\1", b"\x20\0\0\0")
 
@@ -140,8 +134,6 @@ def check_mutations(
     assert peak_bytes < 4 * 2**20
     assert time.monotonic() - started < longest_s
 
-
-# --- gguf samples
 
 KINDS_BY_FORMULA = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 """Types that the package cannot write: their blocks are random (see `random_blocks`)."""

@@ -1,7 +1,5 @@
 """Small checkpoints with stored outputs of torch, and compiled calls of their models."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache, cached_property, partial

@@ -1,7 +1,5 @@
 """Plain references: a decoder without caches, searches with margins, a toy generative model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,8 +12,6 @@ from flax import linen as nn
 from jpt.backbones.decoder import DecoderConfig
 from jpt.backbones.layers import Cache, inverse_frequencies
 from jpt.types import Parameters
-
-# --- Decoder
 
 ACTIVATIONS = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
@@ -103,8 +99,6 @@ def _norm(config: DecoderConfig, weights: Parameters, rows: jax.Array) -> jax.Ar
     return rows * weights["scale"] + weights.get("bias", 0.0)
 
 
-# --- Searches that note how close their choices were
-
 Scorer = Callable[[np.ndarray], np.ndarray]
 """From sequences [N, n] of one row, n possibly 0, to logits [N, V] of the next token."""
 Ranked = list[tuple[float, tuple[int, ...]]]
@@ -185,8 +179,6 @@ def padded(sequences: Sequence[Sequence[int]], length_tokens: int) -> np.ndarray
     rows = [[*tokens, *[-1] * (length_tokens - len(tokens))] for tokens in sequences]
     return np.array(rows, np.int32)
 
-
-# --- Toy model
 
 VOCABULARY, WIDTH = 23, 7
 Score = Callable[[tuple[int, ...]], np.ndarray]

@@ -1,7 +1,5 @@
 """Run commands, scripts and refused calls; compile without the slow passes."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +16,6 @@ from jpt.cli import app
 from jpt.errors import InputError
 from tests.conftest import ROOT
 
-# --- running
-
 
 def type_command(
     arguments: Iterable[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -33,8 +29,6 @@ def type_command(
         code = int(end.code or 0)
     return code, *capsys.readouterr()
 
-
-# --- Fast compilation
 
 try:
     from jax._src import compiler  # jax offers these options per jit, not globally
@@ -90,9 +84,6 @@ def load_script(path: str) -> ModuleType:
     return module
 
 
-# --- Interrupted runs
-
-
 @contextmanager
 def at_step(step: int, action: Callable[[], None]) -> Iterator[None]:
     """Call an action when a step is reported."""
@@ -132,9 +123,6 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     for name in ("prompt.safetensors", "last.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     assert read_log(first) == read_log(second)
-
-
-# --- errors
 
 
 def refused(call: Callable[..., Any], *arguments: Any, match: str, **options: Any) -> None:

@@ -1,7 +1,5 @@
 """A sample study of four prompts and four tasks, and readers of its page."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

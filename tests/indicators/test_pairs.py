@@ -1,7 +1,5 @@
 """Pairs of target and source: means over seeds, means by task type, baselines."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -25,8 +23,6 @@ from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.helpers.running import refused
 from tests.helpers.study import ORDERED, SCORES, TASKS, Outline, write_study, write_transfer_record
-
-# --- Means over seeds
 
 SEED_TASKS = ("imdb", "mnli", "qnli", "sst2", "qqp")
 SEEDS = {"imdb": (0, 1, 2), "mnli": (0, 1, 2), "qnli": (3,), "sst2": (0, 7), "qqp": (None,)}
@@ -151,8 +147,6 @@ def test_commands_for_single_prompts_refuse_seeds(folder: Path, tmp_path: Path) 
     assert list(seeds) == ["seed-0", "seed-1", "seed-2"]
 
 
-# --- Task types
-
 NAMES = ("imdb", "mine", "mnli", "random", "run7", "sst2")
 CARDS = {
     "imdb": PromptCard("bert", "builtin/imdb", "sentiment"),
@@ -239,8 +233,6 @@ def test_tasks_missing_pairs_and_undefined_overlap() -> None:
     assert list(found["relative_transfer"]["best_other_source"]) == ["imdb"]
     assert found["relative_by_type"]["paraphrase"] == {"sentiment": None, "nli": None}
 
-
-# --- Baselines
 
 NONE = np.array([0.31, 0.48, 0.52, 0.46])
 WIDE = np.column_stack([SCORES, NONE])

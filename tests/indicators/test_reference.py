@@ -3,8 +3,6 @@
 The figures come from plain loops over ordered pairs in float64 (see the reference's README).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from functools import cache

@@ -1,7 +1,5 @@
 """Source selection: leave one out, its record, and mutual information."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +27,6 @@ from jpt.results.records import SourceChoice
 from jpt.results.statistics import mean_interval
 from jpt.types import PromptCard, TransferMatrix
 from tests.helpers.running import refused
-
-# --- Leave one out
 
 NAN = np.nan
 
@@ -270,9 +266,6 @@ def test_mutual_information_equals_loops() -> None:
     constant = np.log(np.tile([[0.98, 0.01, 0.01]], (5, 1)))
     assert mutual_information(constant) == pytest.approx(0, abs=1e-12)
     assert mutual_information(np.full((5, 3), -np.log(3))) == pytest.approx(0, abs=1e-12)
-
-
-# --- The record
 
 
 def small() -> tuple[Indicators, TransferMatrix]:

@@ -18,8 +18,6 @@ from jpt.results.prompt_table import read_transfer, write_transfer
 from jpt.types import TransferMatrix
 from tests.helpers.files import check_mutations, refusal
 
-# --- Atomic writes
-
 
 def test_old_content_stays_until_the_write_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
@@ -148,8 +146,6 @@ def test_make_folder(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "a")
 
 
-# --- Tables
-
 HEADER = "target_task,source_prompt,metric,value\n"
 
 
@@ -199,8 +195,6 @@ def test_empty_cells_and_broken_bytes(tmp_path: Path) -> None:
     with refusal("not a CSV table"):
         read_transfer(tmp_path / "transfer.csv")
 
-
-# --- Damaged files
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MUTATED = (

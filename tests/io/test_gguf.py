@@ -337,8 +337,6 @@ def test_a_sparse_file_is_refused_at_once(counts: tuple[int, int, int], tmp_path
     assert time.monotonic() - started < 1
 
 
-# --- Mutations
-
 BYTES = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
 BYTE_LEVEL = {
     "model": "gpt2", "pre": "smollm", "merges": ["Ġ t", "h e", "Ġt he"], "scores": None,

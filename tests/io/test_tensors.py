@@ -104,8 +104,6 @@ def test_other_file_types_are_named(tmp_path: Path) -> None:
             read_header(tmp_path / "a.safetensors")
 
 
-# --- Folders and shards
-
 FIXTURES = Path(__file__).parent / "fixtures"
 
 

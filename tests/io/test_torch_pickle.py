@@ -25,8 +25,6 @@ from jpt.io.torch_pickle import (
 )
 from tests.helpers.files import refusal
 
-# --- Pickle machine
-
 DATA = {
     "numbers": [0, -1, 255, 256, 65536, -(2**31), 2**40, -(2**300), 1.5, -0.0, float("inf")],
     "texts": ["", "ä", "\U0001f600", "x" * 300, "line\nline"],
@@ -193,8 +191,6 @@ def test_the_forbidden_name_is_reported(tmp_path: Path) -> None:
     with refusal(r"imports '(posix|nt|os).system'.*no code of it was run"):
         open_tensors(path)
 
-
-# --- Torch files
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMS = ["zip", "stream"]

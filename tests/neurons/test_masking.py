@@ -1,7 +1,5 @@
 """Masking studies, the command, and masks in the models."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
@@ -284,8 +282,6 @@ def test_jpt_neurons_reports_redundancy(run, place: Path, tmp_path: Path) -> Non
     assert found["always"] == pytest.approx(active.all(axis=0).mean())
     assert found["by_layer"]["never"] == pytest.approx((~active).all(axis=0).mean(axis=1))
 
-
-# --- Masks in the models
 
 EQUAL = 1e-6
 LAYERS, WIDTH = 2, 48

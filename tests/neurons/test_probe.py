@@ -1,7 +1,5 @@
 """The start-token and the text probe: values, chunks, meshes, files and options."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -31,8 +29,6 @@ from tests.helpers.running import refused
 from tests.helpers.toys import write_task
 
 pytestmark = pytest.mark.plain_programs
-
-# --- Start-token probe
 
 BACKBONE = "builtin/bert-small"
 
@@ -146,8 +142,6 @@ def test_both_stacks_of_t5() -> None:
     refused(activated_neurons, make_prompts(1), stack="encoder", match="has one stack")
     refused(activated_neurons, prompts, stack="both", match="stack")
 
-
-# --- Text probe
 
 WIDTH, LENGTH, ROWS = 32, 3, 6
 

@@ -1,7 +1,5 @@
 """Both probes and ON equal stored activations of torch transformers (forward hooks)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from types import SimpleNamespace

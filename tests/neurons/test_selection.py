@@ -1,7 +1,5 @@
 """Selection of neurons by kind, and redundancy."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -136,8 +134,6 @@ def test_kinds_that_compare_need_several_prompts(kind: str) -> None:
     one = Activations(("a",), bank().values[:1])
     refused(choose_neurons, one, "a", kind, match=r"needs prompts of 2 or more tasks, got 1 \(a\)")
 
-
-# --- Redundancy
 
 SHAPE = (4, 3, 400)
 

@@ -1,7 +1,5 @@
 """Averages of prompts: values, order, cards and weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Initial prompts: values, and their dependence on seed, backbone and kind."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """PEFT adapter folders and prompt files of the paper's authors."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json
@@ -28,8 +26,6 @@ from jpt.prompts.interop import (
 )
 from jpt.prompts.store import load_prompt
 from jpt.types import Prompt, PromptCard
-
-# --- PEFT adapters
 
 VALUES = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 CARD = PromptCard("gpt2", "sst2", layout="decoder", seed=2, score=0.1 + 0.2, jpt_version="0.0.1")
@@ -249,8 +245,6 @@ def test_an_adapter_given_as_a_prompt_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"jpt import peft {folder} --out FILE"):
         load_prompt(folder / "adapter_model.safetensors")
 
-
-# --- Prompts of the authors
 
 FIXTURES = Path(__file__).parents[1] / "io" / "fixtures"
 

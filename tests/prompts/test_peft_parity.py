@@ -1,7 +1,5 @@
 """PEFT loads what jpt exports and computes the same logits; jpt reads what PEFT saves."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Prompt files, folders of prompts, prompt banks, and the prompt of each task."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -24,8 +22,6 @@ from jpt.prompts.store import (
 )
 from jpt.results.prompt_table import match_in_task_prompts
 from jpt.types import Prompt, PromptCard
-
-# --- Banks
 
 CARDS = [PromptCard("bert", task) for task in ("sst2", "imdb", "mnli")]
 
@@ -63,8 +59,6 @@ def test_wrong_banks() -> None:
     with pytest.raises(InputError, match="got shape 4 x 3"):
         unstack_prompts(np.zeros((4, 3), np.float32), CARDS)
 
-
-# --- Files
 
 CARD = PromptCard("builtin/bert-small", "builtin/mood")
 VALUES = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -285,9 +279,6 @@ def test_check_prompt() -> None:
     for arguments, message in wrong:
         with pytest.raises(InputError, match=message):
             check_prompt(prompt, *arguments)
-
-
-# --- Prompts of tasks
 
 
 @pytest.mark.parametrize(

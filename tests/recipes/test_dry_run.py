@@ -1,7 +1,5 @@
 """The dry run: memory as on placed arrays, the step of jpt tune, and invalid input."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -66,8 +64,6 @@ def shapes_of(path: Path) -> tuple[Any, TuneOptions, recipe.StepShapes]:
     return model, options, step_shapes(model, options, make_mesh(MESH))
 
 
-# --- Collectives
-
 LOOP = """
 HloModule step
 
@@ -120,9 +116,6 @@ def test_collectives_are_counted_per_loop_iteration() -> None:
 def test_every_notation_of_groups_is_parsed(groups: str, axes: tuple[str, ...]) -> None:
     found = read_collectives(LOOP.replace("TWO", groups), MESH_AXES).found
     assert [entry.axes for entry in found if entry.kind == "all-reduce"] == [axes]
-
-
-# --- Memory per device
 
 
 @pytest.mark.parametrize(
@@ -187,9 +180,6 @@ def test_bfloat16_and_rematerialisation_save_memory(folder: Path) -> None:
     assert full < dots < none
 
 
-# --- The step
-
-
 class _CapturedError(Exception):
     pass
 
@@ -220,9 +210,6 @@ def test_the_step_is_the_one_that_tune_runs(tmp_path, monkeypatch, dtype, remat)
     options = options.resolve(model.defaults)
     shapes = step_shapes(model, options, make_mesh(options.mesh))
     assert lower_step(model, options, shapes).as_text() == captured["text"]
-
-
-# --- The command
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Generation with whole models: inputs, continuations and invalid input."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """Prompts of the paper's authors, and prompts to PEFT and back."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
@@ -22,8 +20,6 @@ from tests.helpers.running import refused
 from tests.prompts.test_interop import write_theirs
 
 pytestmark = pytest.mark.plain_programs
-
-# --- Prompts of the paper's authors
 
 FIXTURES = Path(__file__).parent.parent / "io" / "fixtures"
 
@@ -140,8 +136,6 @@ def test_record_and_text(tmp_path: Path) -> None:
     start = "1 prompt of roberta-base, 3 rows x 768, row 0 stored separately: imdb\n"
     assert text.startswith(start)
 
-
-# --- PEFT
 
 GPT2, T5 = "builtin/gpt2-mini", "builtin/t5-mini"
 

@@ -1,7 +1,5 @@
 """Prompts shown, listed, pulled and pushed; tasks and backbones listed."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -24,9 +22,7 @@ from tests.helpers.fake_hub import READER, TOKEN, FakeHub, create, fake_hub
 from tests.helpers.running import refused
 from tests.helpers.toys import write_task
 
-# --- library
-
-# --- Push and pull
+pytestmark = pytest.mark.plain_programs
 
 REPO = "me/prompts"
 FILES = {
@@ -93,7 +89,6 @@ def fetched(hub: FakeHub) -> set[str]:
     return set(paths)
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("outside_of_git", [False, True])
 def test_round_trip_is_bit_for_bit(hub, folder, tmp_path, outside_of_git):
@@ -116,7 +111,6 @@ def test_round_trip_is_bit_for_bit(hub, folder, tmp_path, outside_of_git):
     assert not jpt.push_prompts(tmp_path / "out", REPO).committed
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_nothing_changed_makes_no_commit(hub: FakeHub, folder: Path, prompts_run: Callable) -> None:
     code, out, err = prompts_run("push", folder, REPO)
@@ -133,7 +127,6 @@ def test_nothing_changed_makes_no_commit(hub: FakeHub, folder: Path, prompts_run
     assert len(commits(hub)) == 2 and hub.files(REPO)["mood.safetensors"] in local(folder).values()
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("outside_of_git", [False, True])
 def test_other_prompts_of_the_repository_are_kept(hub, folder, tmp_path, outside_of_git):
@@ -162,7 +155,6 @@ def test_other_prompts_of_the_repository_are_kept(hub, folder, tmp_path, outside
     assert len(rows) == 6 and "| poem | builtin/bert-small | builtin/mnli | 0.750 accuracy" in page
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_other_files_of_the_repository_are_kept(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     other = {
@@ -184,7 +176,6 @@ def test_other_files_of_the_repository_are_kept(hub: FakeHub, folder: Path, tmp_
     assert pulled.new == ("mood", "news/seed-0", "news/seed-2")
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_private_and_branches(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     first = jpt.push_prompts(folder, REPO, private=True)
@@ -200,7 +191,6 @@ def test_private_and_branches(hub: FakeHub, folder: Path, tmp_path: Path) -> Non
         assert (mood == local(folder)["mood.safetensors"]) == (revision == "trial")
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_differing_files_are_not_replaced(hub, folder, prompts_run):
     out = folder.parent / "out"
@@ -220,7 +210,6 @@ def test_differing_files_are_not_replaced(hub, folder, prompts_run):
     assert code == 2 and "film/prompt.safetensors is a prompt of the same name" in err
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_damaged_downloads_are_refused(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     jpt.push_prompts(folder, REPO)
@@ -232,7 +221,6 @@ def test_damaged_downloads_are_refused(hub: FakeHub, folder: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_concurrent_commits_are_refused(hub: FakeHub, folder: Path) -> None:
     jpt.push_prompts(folder, REPO)
@@ -242,7 +230,6 @@ def test_concurrent_commits_are_refused(hub: FakeHub, folder: Path) -> None:
     assert hub.files(REPO)["mood.safetensors"] != local(folder)["mood.safetensors"]
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_files_ignored_by_the_hub_are_reported(hub: FakeHub, folder: Path) -> None:
     hub.ignored = {"mood.safetensors"}
@@ -263,7 +250,6 @@ BROKEN = [
 ]
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(("damage", "message"), BROKEN)
 def test_broken_folders_are_refused_at_once(hub, folder, prompts_run, damage, message):
@@ -273,7 +259,6 @@ def test_broken_folders_are_refused_at_once(hub, folder, prompts_run, damage, me
     assert hub.asked == []
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_names_that_clash_with_the_repository_s(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     jpt.push_prompts(folder, REPO)
@@ -307,7 +292,6 @@ WRONG = [
 ]
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(("command", "changes", "message"), WRONG)
 def test_wrong_input_is_one_line(hub, folder, prompts_run, monkeypatch, command, changes, message):
@@ -323,7 +307,6 @@ def test_wrong_input_is_one_line(hub, folder, prompts_run, monkeypatch, command,
     assert not out.exists() and not commits(hub, "me/open")
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("command", [("push", "FOLDER", REPO), ("pull", REPO, "--out", "OUT")])
 def test_nothing_is_requested_offline(hub, folder, prompts_run, monkeypatch, command):
@@ -335,7 +318,6 @@ def test_nothing_is_requested_offline(hub, folder, prompts_run, monkeypatch, com
     assert hub.asked == []
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_seeds_are_listed_like_other_prompts(folder: Path, prompts_run: Callable) -> None:
     code, out, _ = prompts_run("ls", folder, "--json")
@@ -345,7 +327,6 @@ def test_seeds_are_listed_like_other_prompts(folder: Path, prompts_run: Callable
     assert code == 2 and "broken: " in out and "1 of 4 prompts" in err and "news/seed-0" in err
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_page_and_index_take_no_invalid_entries() -> None:
     card = PromptCard("/home/me/models/big", "tasks/a|b\n# <b>`", score=0.5, metric="f1")
@@ -364,7 +345,6 @@ def test_page_and_index_take_no_invalid_entries() -> None:
         assert read_index(json.dumps(nonsense).encode()) == {}
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(
     "names", [["a/seed-0", "A"], ["a/seed-0", "A/seed-1"], ["é", "É"], ["a\nb"], [".a"], ["a/b"]]
@@ -373,8 +353,6 @@ def test_names_that_are_invalid_on_some_system(names: list[str]) -> None:
     check_names(["a", "b/seed-0", "b/seed-1"], "me/prompts")
     refused(check_names, names, "me/prompts", match="rename|valid file name")
 
-
-# --- Statistics of prompts
 
 WIDTH, LENGTH = 32, 5
 
@@ -406,7 +384,6 @@ def by_loops(row: np.ndarray, table: np.ndarray) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("part", [1, 7, 4096])
 def test_nearest_tokens_are_those_of_loops(backbone, monkeypatch, part):
@@ -427,7 +404,6 @@ def test_nearest_tokens_are_those_of_loops(backbone, monkeypatch, part):
     assert found.compared == len(norms) == len(VOCABULARY) - len(SPECIAL_TOKENS)
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("init", ["random", "vocab", "labels", "text:good film", "prompt"])
 def test_drift_is_the_distance_from_the_start(backbone, tmp_path, init):
@@ -446,7 +422,6 @@ def test_drift_is_the_distance_from_the_start(backbone, tmp_path, init):
         assert found.by_cosine.tokens[0][0] == "bad" and found.by_cosine.tokens[1][0] != "bad"
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_drift_of_a_run(backbone: Backbone, tmp_path: Path) -> None:
     task = write_task(tmp_path / "mood")
@@ -467,7 +442,6 @@ UNKNOWN_STARTS = [
 ]
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(("changes", "note"), UNKNOWN_STARTS)
 def test_unknown_starts_are_reported(backbone: Backbone, changes: dict, note: str) -> None:
@@ -477,7 +451,6 @@ def test_unknown_starts_are_reported(backbone: Backbone, changes: dict, note: st
     assert found.record["rows"][0]["drift"] is None
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_text_of_imported_and_long_prompts(backbone: Backbone) -> None:
     changed = card(backbone, source="the authors", first_position=1)
@@ -497,7 +470,6 @@ def test_text_of_imported_and_long_prompts(backbone: Backbone) -> None:
     assert len(recipe.visible("\u200b\n" * 40, 12)) == 12
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize("model_type", ["t5", "gpt2"])
 def test_other_layouts(tmp_path: Path, model_type: str) -> None:
@@ -517,7 +489,6 @@ def prompts_folder(tmp_path: Path, backbone: Backbone) -> Path:
     return folder
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_show_and_list_in_the_shell(prompts_run, prompts_folder: Path) -> None:
     file = prompts_folder / "good.safetensors"
@@ -532,7 +503,6 @@ def test_show_and_list_in_the_shell(prompts_run, prompts_folder: Path) -> None:
     assert code == 0 and "1 prompt, all valid" in out
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_verify_lists_all_faults(prompts_run, prompts_folder: Path, backbone: Backbone) -> None:
     whole = jpt.load_prompt(prompts_folder / "good.safetensors")
@@ -561,7 +531,6 @@ def test_verify_lists_all_faults(prompts_run, prompts_folder: Path, backbone: Ba
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.plain_programs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.parametrize(
     ("command", "message"),
@@ -577,8 +546,6 @@ def test_wrong_input(prompts_run, prompts_folder, command, message):
     code, _, err = prompts_run(*(part.replace("FOLDER", str(prompts_folder)) for part in command))
     assert code == 2 and message in err and len(err.splitlines()) == 1
 
-
-# --- listing
 
 WIDEST = 80
 

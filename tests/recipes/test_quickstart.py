@@ -1,7 +1,5 @@
 """The quickstart study: completeness, resuming, progress and invalid input."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

@@ -1,7 +1,5 @@
 """Recommendation: a planted source is found, test rows are not read, invalid input is refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """Sweeps: sweep files, groups of runs, tables, adaptive search and cleanup."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -28,8 +26,6 @@ from tests.helpers.study import assert_page_is_sound
 from tests.helpers.toys import read_prompts, read_rows, write_fixed, write_sweep_task
 
 pytestmark = pytest.mark.plain_programs
-
-# --- Groups of runs
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +187,6 @@ def test_the_command(swept: Path, tmp_path: Path, grid: dict[str, Any], run) -> 
     assert "* first+learning_rate=" in err
 
 
-# --- Sweep files
-
 FIXED = {"backbone": "builtin/bert-small", "task": "builtin/imdb"}
 FROM_0 = {"from": 0, "to": 1, "count": 2}
 UNEQUAL = [{"length": [1, 2], "steps": [1]}]
@@ -267,8 +261,6 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     refused(read_sweep, path, match="grid.toml: steps is 'many'")
     refused(read_sweep, tmp_path / "nowhere.toml", match="nowhere.toml")
 
-
-# --- Adaptive search
 
 RATES = {"learning_rate": {"from": 1e-3, "to": 1e-1}}
 NOWHERE = {"backbone": "nowhere", "task": "builtin/imdb"}
@@ -425,8 +417,6 @@ def test_shards_other_searches_and_missing_optuna(search_grid, tmp_path, searche
     with pytest.raises(InputError, match=r"pip install 'jpt\[search\]'"):
         sweep({"fixed": NOWHERE, "search": RATES}, tmp_path / "out", trials=2)
 
-
-# --- Cleanup
 
 LEFT = ("runs/a/.lock", "runs/a/.jpt-0.tmp", "groups/one/runs.json", "groups/one/checkpoints/5/d")
 

@@ -1,7 +1,5 @@
 """Groups trained on a Ray cluster give the same files; lost nodes and drivers lose nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

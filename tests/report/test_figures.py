@@ -1,7 +1,5 @@
 """Figures of the report, the masking study and the warm-start study."""
 
-from __future__ import annotations
-
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -19,8 +17,6 @@ from jpt.report.figures import mask_figure, plain, scale_to_plane, to_svg, warm_
 from jpt.results.records import LossCurve
 from tests.helpers.running import refused
 from tests.helpers.study import write_warm_start
-
-# --- Map of prompts
 
 
 def distances(points: np.ndarray) -> np.ndarray:
@@ -88,9 +84,6 @@ def test_indicator_panel_and_regrets() -> None:
     lines = [line.get_xdata() for line in figure.axes[0].lines]
     assert [list(line) for line in lines if len(line) == 2][0] == pytest.approx([1, 3])
     assert "nan" not in _svg(figure).lower()
-
-
-# --- Heat maps and SVG
 
 
 def _map(values: np.ndarray, names: list[str] | None = None, **options: object) -> plots.HeatMap:
@@ -230,9 +223,6 @@ def test_matplotlib_settings_do_not_change() -> None:
     assert dict(mpl.rcParams) == before
 
 
-# --- Masking study
-
-
 def mask(*values: float, whole: float) -> dict[str, Any]:
     mean = sum(values) / len(values)
     return {"relative": mean / whole, "runs": [{"value": value} for value in values]}
@@ -292,9 +282,6 @@ def test_figures_without_a_study_or_with_an_unknown_ending(tmp_path: Path) -> No
     ending = r"expected a figure file ending in \.svg, \.png or \.pdf"
     refused(mask_figure, write(tmp_path, record()), tmp_path / "mask.gif", match=ending)
     refused(warm_start_figure, write_warm_start(tmp_path), tmp_path / "curves.bmp", match=ending)
-
-
-# --- Warm-start study
 
 
 def test_warm_start_figure_files(tmp_path: Path) -> None:

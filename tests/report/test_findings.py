@@ -1,7 +1,5 @@
 """Sentences and verdicts of the findings."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

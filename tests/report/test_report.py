@@ -1,7 +1,5 @@
 """The report page of a study, a sweep, a warm start and a projection, and study loading."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The page in a real browser: sorting, narrow screens, dark mode."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

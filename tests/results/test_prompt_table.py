@@ -1,7 +1,5 @@
 """Relative performance, means by task type and rankings: published matrices and plain loops."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The cache of cells: an interrupted transfer matrix resumes, and ends the same."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

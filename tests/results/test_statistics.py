@@ -1,7 +1,5 @@
 """Confidence intervals: compared with a plain loop and scipy, and their coverage."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import stats

@@ -166,8 +166,6 @@ def test_builtin_tasks_share_label_words_within_their_type_only() -> None:
         assert name == task.name == f"builtin/{task.short_name}"
 
 
-# --- Templates
-
 # Every field; a task reads its own.
 ROW = {
     "text": "Good film.", "aspect": "sound", "premise": "It rains.", "hypothesis": "It is wet.",
@@ -218,8 +216,6 @@ def test_t5_reads_the_same_tokens_with_the_aspect_as_a_segment(name: str, refere
         assert paper == [token for segment in segments for token in segment]
     assert len(rows) > 300
 
-
-# --- Loading
 
 DEFINITION = """
 type = "sentiment"

@@ -24,8 +24,6 @@ from jpt.tasks.metrics import (
 )
 from jpt.types import Generation
 
-# --- Classification
-
 
 def slow_f1(predictions: np.ndarray, labels: np.ndarray, of_class: int) -> float:
     """F1 as the harmonic mean of precision and recall, row by row."""
@@ -105,8 +103,6 @@ def test_constant_predictions_and_errors() -> None:
     with pytest.raises(InputError, match="unknown metric 'bleu'"):
         compute_metric("bleu", zeros, zeros)
 
-
-# --- Generated answers
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 

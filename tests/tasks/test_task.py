@@ -1,7 +1,5 @@
 """Tasks, templates and label words."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import replace
 
@@ -11,8 +9,6 @@ from jpt.errors import InputError
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import HubSource, Task, fill_segment, render, template_fields
 from jpt.tasks.verbalizers import label_words
-
-# --- task
 
 WORDS = {"default": {"bad": "terrible", "good": "great"}, "roberta": {"good": "nice"}}
 MOOD = Task("mood", "sentiment", ("text",), ("bad", "good"), {"encoder": ("{text}",)}, WORDS)
@@ -102,9 +98,6 @@ def test_f1_needs_two_labels_and_names_may_have_a_prefix() -> None:
     assert (MOOD.short_name, MOOD.is_builtin) == ("mood", False)
 
 
-# --- Templates
-
-
 def test_segments() -> None:
     assert fill_segment(" {text}\n", {"text": "\tone two "}) == "one two"
     assert fill_segment("{{{text}}} {{}}", {"text": "a"}) == "{a} {}"
@@ -128,8 +121,6 @@ def test_each_segment_of_a_decoder_is_a_line() -> None:
     assert render(CATALOG["mnli"], row, "decoder") == segments
     assert render(CATALOG["sst2"], {"text": "a"}, "decoder") == ("a", "\nAnswer:")
 
-
-# --- verbalizers
 
 TOKENS = ["[UNK]", "no", "neutral", "yes", "con", "##tra"]
 

@@ -1,7 +1,5 @@
 """Learnt mixtures: gradient, start, result, resuming; ensembles: the mean in closed form."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

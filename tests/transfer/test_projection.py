@@ -1,7 +1,5 @@
 """Untrained projection methods, and the cross-model table."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
@@ -26,8 +24,6 @@ from tests.helpers.running import refused
 from tests.helpers.toys import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
 pytestmark = pytest.mark.plain_programs
-
-# --- Untrained methods
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +132,6 @@ def test_anchors_spread_over_the_vocabulary() -> None:
     assert choose_anchors(100, 5) == [0, 25, 50, 74, 99]
     assert choose_anchors(7, 512) == list(range(7))
     refused(relative_method, None, None, anchors=0, match="anchors is 0")
-
-
-# --- The cross-model table
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Projectors: forward pass, files, both training objectives, and agreement with torch."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -219,9 +217,6 @@ def test_prompts_of_other_shape_or_model(trained: TrainedProjector, change, mess
 )
 def test_invalid_options(options: dict, message: str) -> None:
     refused(ProjectorOptions, match=message, **options)
-
-
-# --- Training
 
 
 @pytest.fixture(scope="module")
@@ -480,8 +475,6 @@ def test_invalid_input_is_reported_before_anything_compiles(case, tmp_path: Path
     assert not (tmp_path / "run").exists()
     assert [program._cache_size() for program in programs] == before
 
-
-# --- Agreement with torch
 
 FILE = Path(__file__).parent / "fixtures" / "projector.safetensors"
 TOLERANCE = 1e-4

@@ -1,7 +1,5 @@
 """Warm-start studies: runs, resuming, speed-ups, notes and text."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
@@ -261,8 +259,6 @@ def test_other_and_broken_studies_are_refused(study, task, backbone, sources, tm
     assert not (tmp_path / "out").exists()
 
 
-# --- Speed-ups
-
 STEPS = [0, 10, 20, 30, 40]
 VANILLA = [0.50, 0.55, 0.70, 0.79, 0.80]
 
@@ -342,9 +338,6 @@ def test_means_and_intervals() -> None:
     assert (one["mean"], one["low"], one["high"]) == (0.5, None, None)
     same = geometric_mean([3.0, 3.0, 3.0])
     assert same["low"] == pytest.approx(3.0) and same["high"] == pytest.approx(3.0)
-
-
-# --- Notes and text
 
 
 def notes_of(vanilla: list[list[float]], warm: list[list[float]], **card: object) -> list[str]:

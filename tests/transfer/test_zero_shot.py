@@ -1,7 +1,5 @@
 """Zero-shot transfer matrices: cells, baselines, files, and columns of several seeds."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -196,9 +194,6 @@ def test_invalid_input_and_broken_rows(prompts, tasks, tmp_path) -> None:
     before = _score_step._cache_size()
     refused(transfer_matrix, prompts, [tasks[1], broken], tmp_path / "out", match="test.jsonl")
     assert _score_step._cache_size() == before and not (tmp_path / "out").exists()
-
-
-# --- Several seeds
 
 
 @pytest.fixture(scope="module")

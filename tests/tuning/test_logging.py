@@ -1,7 +1,5 @@
 """Compile log, log sinks and loss curves."""
 
-from __future__ import annotations
-
 import collections
 import math
 import sys
@@ -33,8 +31,6 @@ from jpt.tuning.step import BoundStep
 from jpt.types import Batch
 from tests.helpers.running import refused
 from tests.helpers.toys import first_rows, write_task
-
-# --- Compile log
 
 CATALOG = [name for name in jpt.task_names() if not name.startswith("builtin/")]
 GENERATIVE = ("multi_news", "nq_open", "samsum", "squad")
@@ -187,8 +183,6 @@ def test_catalog_tasks_compile_once_per_size(name: str, reference_folder: Path) 
     assert {sizes[1] for sizes in found["calls"]["step"] if sizes[3] is None} == {2, 3, 4}
     assert {sizes[0] for sizes in found["calls"]["step"]} == {32, 48}, "buckets"
 
-
-# --- Log sinks
 
 LINES = [
     {"step": 10, "split": "train", "loss": 0.75, "accuracy": 0.5},
@@ -361,9 +355,6 @@ def test_real_wandb_writes_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (stored,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     data = stored.read_bytes()
     assert b"train/loss" in data and b"validation/accuracy" in data
-
-
-# --- Loss curve
 
 
 def history(losses: list[float]) -> list[dict]:

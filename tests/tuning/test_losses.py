@@ -1,7 +1,5 @@
 """Objectives, label scoring, generative tasks and layouts."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -28,8 +26,6 @@ from tests.helpers.toys import json_lines, write_task
 pytestmark = pytest.mark.plain_programs
 
 LAYOUTS = {"bert": "encoder", "t5": "encoder_decoder", "gpt2": "decoder", "llama": "decoder"}
-
-# --- Label words of several tokens and generated answers
 
 both_layouts = pytest.mark.parametrize("model_type", ["t5", "llama"])
 # Label 0 has the words (7 9 8) and (10), label 1 the word (30 11).
@@ -181,8 +177,6 @@ def test_generative_tasks_need_a_decoder_and_positions(tmp_path: Path) -> None:
     backbone, task = jpt.load_backbone(folder), jpt.load_task(echo)
     assert resolve_options(TuneOptions(length=70), backbone, task).max_tokens == 7
 
-
-# --- Layouts
 
 TYPES = ("t5", "gpt2", "llama")
 SETTINGS = {"steps": 20, "eval_every": 10, "learning_rate": 2e-2, **SHORT}

@@ -1,7 +1,5 @@
 """Runs trained together end as they do alone: slots, meshes and packed batches."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path
@@ -39,8 +37,6 @@ from jpt.tuning.tune import prepare_run
 from jpt.types import Batch
 from tests.helpers.running import assert_equal_runs, read_log, refused
 from tests.helpers.toys import json_lines, write_task
-
-# --- Groups of runs
 
 COMMON = {"eval_every": 5, "checkpoint_every": 4, "batch_size": 6, "length": 5}
 THREE = (
@@ -188,8 +184,6 @@ def test_groups_in_use_or_of_different_sizes_are_refused(group: Group, tmp_path:
     refused(group.fit, tmp_path / "sizes", runs, slots=2, match="same backbone, sizes and obj")
 
 
-# --- Groups on a mesh
-
 RATES = (0.01, 0.003, 0.1, 0.01)
 LABELS = ((7, 8), (9, 10, 11), (12, 8), (7, 9, 11))
 
@@ -302,8 +296,6 @@ def test_runs_are_sharded_over_their_axis() -> None:
     state = place(stack_trees(blank), run_sharding(mesh))
     assert {shard.data.shape for shard in state.prompt.addressable_shards} == {(1, 5, 32)}
 
-
-# --- Packed runs
 
 # A small learning rate: where a gradient is close to zero, AdamW's step follows its rounding.
 OPTIONS: dict[str, Any] = {"steps": 6, "batch_size": 4, "length": 3, "learning_rate": 0.005}

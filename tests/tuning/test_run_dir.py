@@ -1,7 +1,5 @@
 """Checkpoints and run folders: damage, full disks, locks, leftovers and configs."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json
@@ -20,8 +18,6 @@ from jpt.errors import InputError
 from jpt.parallel import make_mesh, place, replicated
 from jpt.tuning.run_dir import SUMS, Checkpoints, RunFolder
 from tests.helpers.running import refused
-
-# --- Checkpoints
 
 
 def state(number: int) -> dict[str, Any]:
@@ -173,8 +169,6 @@ def test_full_disk_keeps_earlier_checkpoints(small_disk: Path, capfd) -> None:
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["2", "4"]
     assert capfd.readouterr().err == "", "nothing is logged by orbax"
 
-
-# --- Run folders
 
 CONFIG = {"seed": 1, "checkpoint_every": 5, "mesh": None, "data": {"train": {"rows": 3}}}
 

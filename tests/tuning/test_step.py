@@ -1,7 +1,5 @@
 """The train step: bits, custom loops; scoring in chunks of prompts and rows."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import jax
@@ -24,8 +22,6 @@ from tests.helpers.running import refused
 
 pytestmark = pytest.mark.plain_programs
 
-
-# --- step
 
 ANSWER = Answer(jnp.array([3, 4], jnp.int32))
 
@@ -181,8 +177,6 @@ def test_one_prompt_per_row_is_the_bank_form() -> None:
         alone = score(module, params, bank[row], tiny_batch(), ANSWER)[row]
         np.testing.assert_allclose(together[row], alone, atol=1e-5 * np.abs(alone).max())
 
-
-# --- bound task
 
 BATCHING = Batching(batch_size=4, max_tokens=12, pad=0)
 

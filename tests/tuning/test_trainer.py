@@ -1,7 +1,5 @@
 """Training loop: resume, interruption, divergence, checkpoints and full disks."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -30,8 +28,6 @@ from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, 
 from jpt.types import Score
 from tests.helpers.running import assert_equal_runs, at_step, crash_at, read_log, refused
 from tests.helpers.toys import write_task
-
-# --- Resumed runs
 
 KILLS = 3
 SETTINGS = {"steps": 24, "eval_every": 6, "checkpoint_every": 4, "batch_size": 8, "length": 5}
@@ -157,8 +153,6 @@ def test_sigkill_at_random_moments(task: Path, whole: Path, tmp_path: Path, seed
     assert_equal_runs(whole, run)
     assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
 
-
-# --- A toy loop
 
 STEPS = 12
 

@@ -1,7 +1,5 @@
 """Tuning: seeds, warm starts, learning, catalog tasks and custom training loops."""
 
-from __future__ import annotations
-
 import json
 from functools import cache, partial
 from pathlib import Path
@@ -32,8 +30,6 @@ from jpt.types import Score
 from tests.helpers.running import crash_at, read_log, refused
 from tests.helpers.toys import first_rows, smollm2_file, write_task
 
-# --- Seeds
-
 OPTIONS = {"steps": 4, "eval_every": 2, "batch_size": 8, "length": 4, "max_tokens": 16}
 
 
@@ -62,8 +58,6 @@ def test_one_seed_is_refused(seeds: list[int]) -> None:
     with pytest.raises(jpt.InputError, match="two or more different ones"):
         jpt.tune_seeds("builtin/bert-small", "builtin/imdb", seeds)
 
-
-# --- Warm starts
 
 RATE = 1e-2
 SETTINGS = {"batch_size": 8, "length": 4, "max_tokens": 16, "learning_rate": RATE}
@@ -178,8 +172,6 @@ def test_runs_without_moments_are_refused(tune, source: Path, tmp_path: Path) ->
     assert_refused("does not fit this run .*; use a source")
 
 
-# --- Learning
-
 SHORT = {"max_tokens": 32}
 # The other tasks are tuned by the slow test of the quickstart.
 TASKS = [name for name in jpt.task_names() if name.startswith("builtin/") and name not in STUDIED]
@@ -280,8 +272,6 @@ def test_a_prompt_on_smollm2_learns_sst2(tmp_path: Path, reference_folder: Path)
     assert result.record["validation"]["accuracy"] >= 0.80, result.record
 
 
-# --- Catalog tasks
-
 CATALOG = [name for name in jpt.task_names() if not name.startswith("builtin/")]
 GENERATIVE = ("multi_news", "nq_open", "samsum", "squad")
 CATALOG_OPTIONS = {
@@ -364,8 +354,6 @@ def test_phrases_of_several_tokens_are_the_default_on_t5(reference_folder: Path)
     # A longer word can only lose by its further tokens.
     assert phrase.counts["entailment"] <= first.counts["entailment"] and phrase.loss != first.loss
 
-
-# --- Custom training loops and bit-identical programs
 
 LOOP: dict[str, Any] = {"steps": 5, "batch_size": 4, "length": 3, "seed": 3, "clip_norm": 0.1}
 
