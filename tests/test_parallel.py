@@ -29,7 +29,7 @@ from jpt.testing import tiny_encoder, tiny_model
 from jpt.tuning.losses import NO_TOKEN, Answer, label_scores
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.types import Batch
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 
 pytestmark = pytest.mark.plain_programs
 
@@ -46,7 +46,7 @@ def slow(*values: str) -> object:
     ],
 )
 def test_wrong_meshes_are_refused(text: str, message: str) -> None:
-    refused(parse_mesh, text, 8, match=message)
+    raises(parse_mesh, text, 8, match=message)
 
 
 def test_axes_left_out_and_split_weights() -> None:
@@ -64,12 +64,12 @@ def test_axes_left_out_and_split_weights() -> None:
 
 def test_missing_rules_and_axes_that_do_not_divide() -> None:
     rules, weights = ENCODER_WEIGHTS.partition, {"layers": {"new": {"kernel": jnp.ones((2, 2))}}}
-    refused(parameter_shardings, weights, rules, make_mesh(), match="layers/new/kernel")
+    raises(parameter_shardings, weights, rules, make_mesh(), match="layers/new/kernel")
     table = [("a", PartitionSpec(None, "model"))]
     shardings, notes = parameter_shardings({"a": jnp.ones((4, 6))}, table, make_mesh("model:4"))
     assert shardings["a"].spec == PartitionSpec(None, None)
     assert len(notes) == 1 and "6" in notes[0] and "model" in notes[0]
-    refused(parallel.batch_sharding, make_mesh("data:4"), 10, match="10 rows")
+    raises(parallel.batch_sharding, make_mesh("data:4"), 10, match="10 rows")
 
 
 def batch_of(rows: int) -> Batch:
@@ -124,7 +124,7 @@ def assert_near(found: object, expected: object) -> None:
 def test_a_mesh_that_leaves_a_process_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # All devices here are of the first.
     monkeypatch.setattr("jpt.parallel.process_count", lambda: 2)
-    refused(make_mesh, "data:2", match="which belong to 1 of 2 processes")
+    raises(make_mesh, "data:2", match="which belong to 1 of 2 processes")
 
 
 @pytest.mark.parametrize("mesh", ["data:4", "prompt:2,data:2"])
@@ -136,7 +136,7 @@ def test_a_batch_lies_with_its_rows_over_data(mesh: str) -> None:
     rows = 8 // devices.shape["data"]
     assert {shard.data.shape for shard in placed.tokens.addressable_shards} == {(rows, 12)}
     assert local_rows(devices, 8) is None, "a lone process builds the whole batch"
-    refused(local_rows, devices, 9, match="9 rows")
+    raises(local_rows, devices, 9, match="9 rows")
 
 
 def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:
@@ -177,7 +177,7 @@ COMPUTING = {
     ],
 )
 def test_invalid_processes_are_refused(given: tuple, message: str) -> None:
-    refused(find_process, *given, environment={}, match=message)
+    raises(find_process, *given, environment={}, match=message)
 
 
 def test_processes_given_by_hand() -> None:
@@ -209,7 +209,7 @@ def test_jax_that_computes_already_is_no_traceback(monkeypatch: pytest.MonkeyPat
     jax.devices()
     monkeypatch.setattr(distributed, "_meet", lambda place, timeout_s: None)
     match = "could not connect to the other processes at localhost:1"
-    refused(distributed.start_processes, "localhost:1", 2, 1, match=match)
+    raises(distributed.start_processes, "localhost:1", 2, 1, match=match)
 
 
 def free_port() -> int:
@@ -234,18 +234,18 @@ def meet(port: int, number: int, limit_s: float) -> None:
 
 def test_missing_processes_and_a_port_in_use() -> None:
     port = free_port()
-    refused(meet, port, 0, 0.2, match=f"2 of 3 processes did not connect to port {port}: 1, 2")
-    refused(meet, port, 2, 0.2, match="process 2 got no answer from process 0 at localhost")
+    raises(meet, port, 0, 0.2, match=f"2 of 3 processes did not connect to port {port}: 1, 2")
+    raises(meet, port, 2, 0.2, match="process 2 got no answer from process 0 at localhost")
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(meet, port, 0, 1, match=f"cannot open port {port} of the coordinator")
+        raises(meet, port, 0, 1, match=f"cannot open port {port} of the coordinator")
 
 
 def test_two_processes_of_one_number_are_refused() -> None:
     port = free_port()
     with ThreadPoolExecutor() as pool:
         twins = [pool.submit(meet, port, 1, 1.0) for _ in range(2)]
-        refused(meet, port, 0, 20, match="a second process 1")
+        raises(meet, port, 0, 20, match="a second process 1")
         assert all(isinstance(twin.exception(), InputError) for twin in twins)
 
 

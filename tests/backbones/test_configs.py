@@ -1,4 +1,4 @@
-"""Configs of every family: what is refused, defaults of old files, and real shapes."""
+"""Configs of every family: what is raises, defaults of old files, and real shapes."""
 
 import json
 import math

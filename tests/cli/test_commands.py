@@ -11,7 +11,7 @@ import jpt
 from jpt.cli.commands import report
 from jpt.results.prompt_table import read_activations
 from jpt.testing import write_tiny_backbone
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.study import write_scores, write_transfer_record
 from tests.helpers.toys import source_prompts, write_case, write_task
 
@@ -46,7 +46,7 @@ def test_what_peft_cannot_express_is_refused(run, tmp_path: Path) -> None:
     file, new = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
     write_prompt(file, np.ones((3, 128)), "builtin/bert-small", "builtin/imdb")
     refused = run("export", "peft", file, "--out", tmp_path / "a")
-    assert_refused(refused, "an encoder")
+    assert_refused(raises, "an encoder")
     assert "[MASK]" in refused[2]
     assert_refused(run("import", "peft", tmp_path / "none", "--out", new), "no such file")
     assert not new.exists()
@@ -150,7 +150,7 @@ def test_train_apply_evaluate(run, tmp_path: Path) -> None:
 
 
 def test_report_prints_where_the_page_is(tmp_path: Path, capsys) -> None:
-    refused(report, tmp_path, match="holds no study")
+    raises(report, tmp_path, match="holds no study")
     write_scores(tmp_path)
     write_transfer_record(tmp_path)
     report(tmp_path, json=True)

@@ -125,6 +125,8 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     assert read_log(first) == read_log(second)
 
 
-def refused(call: Callable[..., Any], *arguments: Any, match: str, **options: Any) -> None:
-    with pytest.raises(InputError, match=match):
+def raises(call: Callable[..., Any], *arguments: Any, match: str, **options: Any) -> None:
+    """Assert that a call raises an InputError of one line."""
+    with pytest.raises(InputError, match=match) as caught:
         call(*arguments, **options)
+    assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ from jpt.indicators.indicators import Indicators, read_indicators
 from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import write_activations, write_transfer
 from jpt.types import Activations, Prompt, PromptCard, TransferMatrix
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 
 GENERATOR = np.random.default_rng(0)
 NAMES = ("imdb", "mnli", "mrpc", "qqp", "snli", "sst2")
@@ -107,8 +107,8 @@ def test_tasks_restrict_targets_and_sources() -> None:
     expected = correlate(Indicators(smaller.prompts, columns, CARDS), smaller)
     found = correlate(FOUND, MATRIX, tasks=["builtin/imdb", "mrpc", "qqp", "sst2"])
     assert all(getattr(found, part) == getattr(expected, part) for part in PARTS)
-    refused(correlate, FOUND, MATRIX, tasks=["imbd"], match="target 'imbd'; did you mean imdb")
-    refused(correlate, FOUND, MATRIX, tasks=[], match="tasks: expected at least one")
+    raises(correlate, FOUND, MATRIX, tasks=["imbd"], match="target 'imbd'; did you mean imdb")
+    raises(correlate, FOUND, MATRIX, tasks=[], match="tasks: expected at least one")
     names = ("ethicsjustice", "imdb", "movierationales", "sst2")
     found = Indicators(names, {"cosine_concat": symmetric(4)})
     matrix = TransferMatrix(names, names, SCORES[:4, :4], ("accuracy",) * 4)
@@ -139,7 +139,7 @@ def test_missing_in_task_prompts_and_scores() -> None:
     assert list(result.including_in_task["cosine_concat"].per_target) == list(NAMES[:5])
     assert "sst2 has no in-task prompt: relative performance is not defined" in result.notes
     strangers = TransferMatrix(("squad",), NAMES, SCORES[:1], ("accuracy",))
-    refused(correlate, FOUND, strangers, match=r"got none for the 1 targets \(squad\)")
+    raises(correlate, FOUND, strangers, match=r"got none for the 1 targets \(squad\)")
     scores = SCORES.copy()
     scores[1, 1] = 0
     result = correlate(FOUND, with_scores(scores))
@@ -215,9 +215,9 @@ def test_few_sources_and_undefined_overlap() -> None:
 
 def test_matrix_of_other_prompts() -> None:
     other = with_scores(SCORES, (*NAMES[:5], "other"))
-    refused(correlate, FOUND, other, match=r"of its 6 prompts, got none of 1 \(other\)")
+    raises(correlate, FOUND, other, match=r"of its 6 prompts, got none of 1 \(other\)")
     many = with_scores(GENERATOR.random((6, 12)), tuple(f"p{number}" for number in range(12)))
-    refused(correlate, FOUND, many, match=r"none of 12 \(p0, p1, p10, .* and 4 more\)")
+    raises(correlate, FOUND, many, match=r"none of 12 \(p0, p1, p10, .* and 4 more\)")
 
 
 TASKS = ("imdb", "mnli", "snli", "sst2")
@@ -291,7 +291,7 @@ def test_studies_without_files(folder: Path) -> None:
     ],
 )
 def test_invalid_input_writes_nothing(folder: Path, options: dict, message: str) -> None:
-    refused(run, folder, match=message, **options)
+    raises(run, folder, match=message, **options)
     assert not (folder / "out").exists()
 
 

@@ -28,7 +28,7 @@ from jpt.neurons.probe import align_kernels, row_kernels
 from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import write_activations
 from jpt.types import Activations, Prompt, PromptCard
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 
 GENERATOR = np.random.default_rng(0)
 TASKS = {"c": "builtin/imdb", "a": "sst2", "b": "mnli"}
@@ -76,7 +76,7 @@ def test_unknown_names_and_a_single_prompt() -> None:
     found = compute_indicators(PROMPTS)
     with pytest.raises(InputError, match="unknown indicator 'cosine'; did you mean cosine_"):
         found["cosine"]
-    refused(found.value, "cosine_concat", "a", "d", match="unknown prompt 'd'")
+    raises(found.value, "cosine_concat", "a", "d", match="unknown prompt 'd'")
     found = compute_indicators({"a": PROMPTS["a"]})
     assert (found.names, found.value("cosine_concat", "a", "a")) == (("a",), 1)
 
@@ -113,7 +113,7 @@ def test_a_text_probe(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_activations(changes: dict, message: str) -> None:
-    refused(compute_indicators, PROMPTS, dataclasses.replace(RATES, **changes), match=message)
+    raises(compute_indicators, PROMPTS, dataclasses.replace(RATES, **changes), match=message)
 
 
 def test_a_new_indicator_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -184,13 +184,13 @@ HEAD = "prompt_a,prompt_b,cosine_concat\n"
 )
 def test_broken_tables(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(text)
-    refused(read_indicators, tmp_path / "a.csv", match=message)
+    raises(read_indicators, tmp_path / "a.csv", match=message)
 
 
 def test_incompatible_prompts_and_tables(tmp_path: Path) -> None:
     write_indicators(tmp_path / "a.csv", compute_indicators(PROMPTS))
     others = {**{name: PROMPTS[name] for name in "ab"}, "d": prompt("qqp")}
-    refused(
+    raises(
         read_indicators, tmp_path / "a.csv", others, match="only .*a.csv: c; only the prompts: d"
     )
     gpt2 = dataclasses.replace(PROMPTS["b"].card, backbone="gpt2")
@@ -202,7 +202,7 @@ def test_incompatible_prompts_and_tables(tmp_path: Path) -> None:
         ({}, "expected at least 1 prompt, got 0"),
         (tmp_path, "holds no prompts"),
     ):
-        refused(compute_indicators, given, match=message)
+        raises(compute_indicators, given, match=message)
 
 
 @pytest.mark.parametrize("part", ["values", "unused_row"])
@@ -210,7 +210,7 @@ def test_non_finite_prompts(part: str) -> None:
     broken = getattr(WITH_ROW0["b"], part).copy()
     broken[0, 0] = np.nan
     prompts = {**WITH_ROW0, "b": dataclasses.replace(WITH_ROW0["b"], **{part: broken})}
-    refused(compute_indicators, prompts, match=r"prompt b: NaN or infinity \(1 of 3 prompts\)")
+    raises(compute_indicators, prompts, match=r"prompt b: NaN or infinity \(1 of 3 prompts\)")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_non_finite_prompts(part: str) -> None:
 )
 def test_activations_of_other_prompts(names: str, message: str) -> None:
     values = np.concatenate([NEURONS.values] * 2)[: len(names)]
-    refused(compute_indicators, PROMPTS, Activations(tuple(names), values), match=message)
+    raises(compute_indicators, PROMPTS, Activations(tuple(names), values), match=message)
 
 
 VALUES = np.random.default_rng(0).normal(size=(6, 5, 37)).astype(np.float32)
@@ -282,19 +282,19 @@ def test_zero_is_not_activated_and_no_activation_is_undefined() -> None:
 
 def test_layers() -> None:
     assert parse_layers("4", 5) == (4, 4) and parse_layers(None, 12) == (9, 11)
-    refused(compute_indicators, PROMPTS, layers="1-3", match="layers: needs activations, got 1-3")
-    refused(compute_indicators, PROMPTS, NEURONS, layers="3-5", match="within 0 to 3, got 3-5")
+    raises(compute_indicators, PROMPTS, layers="1-3", match="layers: needs activations, got 1-3")
+    raises(compute_indicators, PROMPTS, NEURONS, layers="3-5", match="within 0 to 3, got 3-5")
 
 
 @pytest.mark.parametrize(("layers", "shown"), [("9-12", "9-12"), ("12", "12-12"), ("5-3", "5-3")])
 def test_layers_out_of_range(layers: str, shown: str) -> None:
-    refused(parse_layers, layers, 12, match=f"first <= last within 0 to 11, got {shown}; .* 12 la")
+    raises(parse_layers, layers, 12, match=f"first <= last within 0 to 11, got {shown}; .* 12 la")
 
 
 @pytest.mark.parametrize("layers", ["-1", "top", "1-2-3", "", "²", (-3, -1), (1.5, 2)])
 def test_layers_that_cannot_be_parsed(layers: str | tuple[int, int]) -> None:
     message = re.escape(f"layers: expected first and last layer, got {layers!r}; give")
-    refused(parse_layers, layers, 12, match=message)
+    raises(parse_layers, layers, 12, match=message)
 
 
 BANK = GENERATOR.normal(size=(7, 5, 6)).astype(np.float32)

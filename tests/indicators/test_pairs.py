@@ -21,7 +21,7 @@ from jpt.report.report import notes, write_report
 from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.study import ORDERED, SCORES, TASKS, Outline, write_study, write_transfer_record
 
 SEED_TASKS = ("imdb", "mnli", "qnli", "sst2", "qqp")
@@ -217,7 +217,7 @@ def test_tasks_missing_pairs_and_undefined_overlap() -> None:
     assert without["cosine_concat"]["n_same"] == 1
     with pytest.raises(InputError, match="unknown task of the prompts 'sst'; did you mean sst2"):
         summarize_types(FOUND, tasks=["sst"])
-    refused(summarize_types, FOUND, MATRIX, ["snli"], match="unknown target 'snli'")
+    raises(summarize_types, FOUND, MATRIX, ["snli"], match="unknown target 'snli'")
     matrix = TransferMatrix(("imdb",), ("imdb",), TYPE_SCORES[:1, :1], ("accuracy",))
     found = summarize_types(FOUND, matrix)["relative_transfer"]
     assert found["random_mean"] is None and found["same_type_mean"] is None

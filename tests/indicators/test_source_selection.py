@@ -26,7 +26,7 @@ from jpt.results.prompt_table import read_transfer
 from jpt.results.records import SourceChoice
 from jpt.results.statistics import mean_interval
 from jpt.types import PromptCard, TransferMatrix
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 
 NAN = np.nan
 
@@ -171,13 +171,13 @@ def test_without_choices_the_reason_is_a_note() -> None:
         (few, None, "two other measured sources"),
         (matrix, ["qqp"], "unknown target 'qqp'"),
     ):
-        refused(leave_one_out, found, given, tasks=tasks, match=message)
+        raises(leave_one_out, found, given, tasks=tasks, match=message)
     found, matrix = small()
     few = TransferMatrix(("imdb",), ("imdb", "mnli"), matrix.values[:1, :2], ("accuracy",))
     record = judge_indicators(found, few)
     assert record["targets"] == record["rankings"] == record["chosen"] == {}
     assert "two other measured sources" in record["notes"][0]
-    refused(judge_indicators, found, matrix, ["qqp"], match="unknown target")
+    raises(judge_indicators, found, matrix, ["qqp"], match="unknown target")
 
 
 @dataclass(frozen=True)
@@ -309,4 +309,4 @@ def test_ties_name_all_sources_and_undefined_values_none(tmp_path: Path) -> None
 )
 def test_broken_files(tmp_path: Path, change: dict, said: str) -> None:
     write_json(tmp_path / "choice.json", change)
-    refused(read_selection_record, tmp_path / "choice.json", "jpt indicators", match=said)
+    raises(read_selection_record, tmp_path / "choice.json", "jpt indicators", match=said)

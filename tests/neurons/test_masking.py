@@ -20,7 +20,7 @@ from jpt.tuning import losses
 from jpt.tuning.losses import NO_TOKEN, Answer, NeuronMask, neuron_shape
 from jpt.types import Activations, Parameters
 from tests.helpers.golden import FAST_COMPILE, difference
-from tests.helpers.running import refused, type_command
+from tests.helpers.running import raises, type_command
 from tests.helpers.toys import write_task
 
 pytestmark = pytest.mark.plain_programs
@@ -376,4 +376,4 @@ def test_neuron_shape_of_each_stack(backbones) -> None:
 )
 def test_invalid_masks(backbones, model, shape, stack, task, message) -> None:
     mask = NeuronMask(np.ones(shape or neuron_shape(backbones[model]), np.float32), stack)
-    refused(losses.check_neuron_mask, mask, backbones[model], jpt.load_task(task), match=message)
+    raises(losses.check_neuron_mask, mask, backbones[model], jpt.load_task(task), match=message)

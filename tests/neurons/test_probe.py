@@ -25,7 +25,7 @@ from jpt.tasks.catalog import load_task
 from jpt.testing import tiny_encoder, write_tiny_backbone
 from jpt.types import Activations, Prompt, PromptCard
 from tests.helpers.golden import read
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import write_task
 
 pytestmark = pytest.mark.plain_programs
@@ -94,12 +94,12 @@ def test_invalid_prompts_and_truncated_files(tmp_path: Path) -> None:
         (make_prompts(1, length=257), {}, "at most 256 prompt tokens .*, got 257"),
         (prompts, medium, "128"),
     ):
-        refused(activated_neurons, given, tmp_path / "out.npz", match=message, **options)
+        raises(activated_neurons, given, tmp_path / "out.npz", match=message, **options)
     assert not (tmp_path / "out.npz").exists()
     file = tmp_path / "neurons.npz"
     write_activations(file, Activations(("a",), np.ones((1, 200, 300), np.float32)))
     file.write_bytes(file.read_bytes()[:-40])
-    refused(read_activations, file, match="neurons.npz: expected an activations file")
+    raises(read_activations, file, match="neurons.npz: expected an activations file")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_invalid_files(tmp_path: Path, change: dict, message: str) -> None:
     arrays = {"names": np.array(["a"]), "activations": np.ones((1, 3, 4)), **change}
     kept = {name: array for name, array in arrays.items() if array is not None}
     np.savez(tmp_path / "neurons.npz", **kept)
-    refused(read_activations, tmp_path / "neurons.npz", match=message)
+    raises(read_activations, tmp_path / "neurons.npz", match=message)
 
 
 def test_both_stacks_of_t5() -> None:
@@ -139,8 +139,8 @@ def test_both_stacks_of_t5() -> None:
             {"params": backbone.params}, start, ONE, values[1], **options
         )
         np.testing.assert_allclose(activations.values[1], output.neurons[:, 0, -1], atol=1e-5)
-    refused(activated_neurons, make_prompts(1), stack="encoder", match="has one stack")
-    refused(activated_neurons, prompts, stack="both", match="stack")
+    raises(activated_neurons, make_prompts(1), stack="encoder", match="has one stack")
+    raises(activated_neurons, prompts, stack="both", match="stack")
 
 
 WIDTH, LENGTH, ROWS = 32, 3, 6

@@ -9,7 +9,7 @@ import pytest
 from jpt.config import MASK_IN_TASK, MASK_KINDS, MASK_RANDOM
 from jpt.neurons.selection import choose_neurons, redundancy
 from jpt.types import Activations
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 
 LAYERS, WIDTH = 5, 37
 NAMES = ("a", "b", "c", "d")
@@ -108,7 +108,7 @@ def test_ties_and_the_order_of_prompts() -> None:
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, math.nan, math.inf, "0.2"])
 def test_ratio_outside_0_and_1(ratio) -> None:
-    refused(choose_neurons, bank(), "a", ratio=ratio, match=r"ratio is .*above 0 and below 1")
+    raises(choose_neurons, bank(), "a", ratio=ratio, match=r"ratio is .*above 0 and below 1")
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def test_ratio_outside_0_and_1(ratio) -> None:
     ],
 )
 def test_invalid_options(options, message) -> None:
-    refused(choose_neurons, bank(), match=message, **{"prompt": "a", **options})
+    raises(choose_neurons, bank(), match=message, **{"prompt": "a", **options})
 
 
 @pytest.mark.parametrize("kind", ["other", "common", "specific"])
 def test_kinds_that_compare_need_several_prompts(kind: str) -> None:
     one = Activations(("a",), bank().values[:1])
-    refused(choose_neurons, one, "a", kind, match=r"needs prompts of 2 or more tasks, got 1 \(a\)")
+    raises(choose_neurons, one, "a", kind, match=r"needs prompts of 2 or more tasks, got 1 \(a\)")
 
 
 SHAPE = (4, 3, 400)

@@ -22,7 +22,7 @@ from jpt.recipes.dry_run import Collective, dry_run, lower_step, read_collective
 from jpt.testing import tiny_bert_config, tiny_config
 from jpt.tuning import tune as tune_module
 from jpt.tuning.tune import tune
-from tests.helpers.running import FAST_COMPILE, refused
+from tests.helpers.running import FAST_COMPILE, raises
 from tests.helpers.toys import write_task
 
 MESH = "data:2,model:4"
@@ -278,7 +278,7 @@ def test_options_of_a_dry_run_are_refused_without_a_config(check) -> None:
 def test_virtual_devices_come_before_the_start_of_jax(folder: Path) -> None:
     recipe.use_virtual_devices("data:64")
     assert len(jax.devices()) == 8
-    refused(dry_run, "none.json", mesh="data:64", match="64 virtual CPU devices")
+    raises(dry_run, "none.json", mesh="data:64", match="64 virtual CPU devices")
     sizes = (*SMALL, "--mesh", "data:11,model:2")
     # On an accelerator, too: the command selects CPU devices.
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}

@@ -20,7 +20,7 @@ from jpt.backbones.registry import Backbone
 from jpt.cli.commands import one_line, read_lines
 from jpt.recipes.generate import generate
 from jpt.testing import write_tiny_backbone
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 
 pytestmark = pytest.mark.plain_programs
 
@@ -141,16 +141,16 @@ def test_other_models_and_prompts_are_refused(tmp_path: Path, backbones) -> None
     bert = "builtin/bert-small"
     with pytest.raises(jpt.InputError, match="layout encoder, .* encoder_decoder or decoder"):
         generate(None, ["a"], backbone=bert)
-    refused(generate, None, ["a"], match="expected a prompt or a backbone")
+    raises(generate, None, ["a"], match="expected a prompt or a backbone")
     small = jpt.load_backbone(write_tiny_backbone(tmp_path / "model", "gpt2", vocab_size=30))
-    refused(generate, None, ["a", "7"], backbone=small, match="text 2 has the token id 3.*of 30")
+    raises(generate, None, ["a", "7"], backbone=small, match="text 2 has the token id 3.*of 30")
     backbone = backbones["gpt2"]
     wide = jpt.Prompt(np.zeros((4, 33), np.float32), prompt_for(backbone).card)
-    refused(generate, wide, ["a"], backbone=backbone, match="got width 33")
+    raises(generate, wide, ["a"], backbone=backbone, match="got width 33")
     t5 = backbones["t5"]
-    refused(generate, prompt_for(t5), ["a"], backbone=backbone, match="layout encoder_decoder")
+    raises(generate, prompt_for(t5), ["a"], backbone=backbone, match="layout encoder_decoder")
     long, match = prompt_for(t5, rows=2049), "at most 2048 prompt tokens .*, got 2049"
-    refused(generate, long, ["a"], backbone=t5, match=match)
+    raises(generate, long, ["a"], backbone=t5, match=match)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_other_models_and_prompts_are_refused(tmp_path: Path, backbones) -> None
 )
 def test_invalid_options_are_refused(backbones, options, needle):
     texts = options.pop("texts", ["a"])
-    refused(generate, None, texts, backbone=backbones["gpt2"], match=needle, **options)
+    raises(generate, None, texts, backbone=backbones["gpt2"], match=needle, **options)
 
 
 def test_texts_that_exceed_the_positions_are_refused(backbones: dict[str, Backbone]) -> None:
@@ -178,9 +178,9 @@ def test_texts_that_exceed_the_positions_are_refused(backbones: dict[str, Backbo
     needle = (
         r"30 \+ text 20 \(text 2\) .* 31 = 81 tokens, but .* 80 .* set max_tokens to 30 or less"
     )
-    refused(generate, prompt, texts, backbone=backbone, max_tokens=31, match=needle)
+    raises(generate, prompt, texts, backbone=backbone, max_tokens=31, match=needle)
     texts, needle = ["film " * 90, "a"], r"\(text 1\) .* 121 tokens, .* shorten text 1"
-    refused(generate, prompt, texts, backbone=backbone, max_tokens=1, match=needle)
+    raises(generate, prompt, texts, backbone=backbone, max_tokens=1, match=needle)
     # T5 has no positions that a text could exceed.
     assert len(generate(None, ["film " * 90], backbone=backbones["t5"], max_tokens=2)) == 1
 

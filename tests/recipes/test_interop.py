@@ -16,7 +16,7 @@ from jpt.prompts.store import list_prompts, load_prompt, save_prompt
 from jpt.recipes import interop as recipe
 from jpt.recipes.interop import describe_import, export_peft, import_peft, import_reference
 from jpt.types import Prompt, PromptCard
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.prompts.test_interop import write_theirs
 
 pytestmark = pytest.mark.plain_programs
@@ -65,7 +65,7 @@ def test_folders_of_the_authors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("IMDBPromptRoberta", "ethicsjustice_trainedPromptRoberta", "IMDBPromptT5"):
         (tmp_path / name).mkdir()
         shutil.copy(FIXTURES / "parameter_zip.bin", tmp_path / name / "task_prompt")
-    refused(import_reference, tmp_path, tmp_path / "out", match=r"2 of roberta-base, 1 of t5-base")
+    raises(import_reference, tmp_path, tmp_path / "out", match=r"2 of roberta-base, 1 of t5-base")
     found = import_reference(tmp_path, tmp_path / "out", "FacebookAI/roberta-base")
     tasks = {"IMDBPromptRoberta": "imdb", "ethicsjustice_trainedPromptRoberta": "justice"}
     assert {name: prompt.card.task for name, prompt in found.items()} == tasks
@@ -88,7 +88,7 @@ def test_names_of_backbones(text: str, name: str | None) -> None:
 
 def test_backbone_is_never_guessed(tmp_path: Path) -> None:
     file, out = write(tmp_path / "prompts" / "sst2.npy"), tmp_path / "out"
-    refused(import_reference, file.parent, out, match=r"unknown .* \(prompts\); give --backbone")
+    raises(import_reference, file.parent, out, match=r"unknown .* \(prompts\); give --backbone")
     with pytest.raises(InputError, match="gpt2; known: bert-base, roberta-base, roberta"):
         import_reference(file, out, "gpt2")
     with pytest.raises(InputError, match="width 1024 for roberta-large, got 768"):
@@ -99,10 +99,10 @@ def test_backbone_is_never_guessed(tmp_path: Path) -> None:
 
 def test_broken_prompts_write_nothing(tmp_path: Path) -> None:
     file, out = write(tmp_path / "roberta-base" / "sst2.npy", rows=1), tmp_path / "out"
-    refused(import_reference, file, match="got 1, which roberta-base does not read")
+    raises(import_reference, file, match="got 1, which roberta-base does not read")
     write(tmp_path / "roberta-base" / "imdb.npy")
     file.write_bytes(b"broken")
-    refused(import_reference, file.parent, out, match="sst2.npy: expected a numeric .npy array")
+    raises(import_reference, file.parent, out, match="sst2.npy: expected a numeric .npy array")
     assert not out.exists()
 
 
@@ -117,14 +117,14 @@ def test_existing_prompts_are_kept(tmp_path: Path) -> None:
     assert list(list_prompts(out)) == ["imdb", "sst2"]
     write(source / "sst2.npy", seed=2)
     write(source / "mnli.npy", seed=3)
-    refused(import_reference, source, out, match="sst2.safetensors exists and differs")
+    raises(import_reference, source, out, match="sst2.safetensors exists and differs")
     with pytest.raises(InputError, match="imdb.* exists and differs"):
         import_reference(source / "imdb.npy", out, "bert-base")
     assert list(list_prompts(out)) == ["imdb", "sst2"]
     (out / "mnli").mkdir()
     prompt = load_prompt(out / "imdb.safetensors")
     save_prompt(out / "mnli" / "prompt.safetensors", prompt)
-    refused(import_reference, source / "mnli.npy", out, match="out/mnli is a run folder")
+    raises(import_reference, source / "mnli.npy", out, match="out/mnli is a run folder")
 
 
 def test_record_and_text(tmp_path: Path) -> None:
@@ -172,10 +172,10 @@ def test_equal_files_are_accepted_and_others_never_replaced(tmp_path: Path) -> N
         import_peft(adapter, file)
     before = [path.read_bytes() for path in (*sorted(adapter.iterdir()), file)]
     other = Prompt(prompt_of().values + 1, prompt_of().card)
-    refused(export_peft, other, adapter, match="has another adapter")
-    refused(export_peft, prompt_of(), adapter, backbone="gpt2", match="has another adapter")
+    raises(export_peft, other, adapter, match="has another adapter")
+    raises(export_peft, prompt_of(), adapter, backbone="gpt2", match="has another adapter")
     export_peft(other, tmp_path / "b")
-    refused(import_peft, tmp_path / "b", file, match="has another prompt")
+    raises(import_peft, tmp_path / "b", file, match="has another prompt")
     assert before == [path.read_bytes() for path in (*sorted(adapter.iterdir()), file)]
 
 
@@ -195,7 +195,7 @@ def test_sizes_are_compared_with_the_backbone(tmp_path: Path) -> None:
         export_peft(prompt_of(width=96), out)
     with pytest.raises(InputError, match="129 rows, but builtin/gpt2-mini has 128 positions"):
         export_peft(prompt_of(rows=129), out)
-    refused(export_peft, prompt_of(), out, backbone=T5, match="layout decoder, but builtin/t5-mini")
+    raises(export_peft, prompt_of(), out, backbone=T5, match="layout decoder, but builtin/t5-mini")
     assert not out.exists()
     file = tmp_path / "p.safetensors"
     wide = write_theirs(tmp_path / "wide")  # 4 wide
@@ -230,9 +230,9 @@ def test_a_remote_base_model_is_not_fetched_unasked(tmp_path, monkeypatch):
     assert found.prompt.card.backbone == "google/t5-v1_1-small"
     assert "width not checked: google/t5-v1_1-small" in found.notes[1]
     elsewhere = theirs(tmp_path / "b", base_model_name_or_path="/home/somebody/models/t5")
-    refused(import_peft, elsewhere, match="models/t5, which is not a folder; give its backbone")
+    raises(import_peft, elsewhere, match="models/t5, which is not a folder; give its backbone")
     nameless = theirs(tmp_path / "c", base_model_name_or_path=None)
-    refused(import_peft, nameless, match="no base model; give its backbone with --backbone")
+    raises(import_peft, nameless, match="no base model; give its backbone with --backbone")
     with pytest.raises(InputError, match="no/such/place is neither .* nor a hub id"):
         import_peft(nameless, backbone="no/such/place")
 
@@ -260,7 +260,7 @@ def test_requested_hub_ids_are_fetched(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     match = r"'some/t5' .* could not be fetched .*\(no route\)"
-    refused(import_peft, theirs(tmp_path / "a"), backbone="some/t5", match=match)
+    raises(import_peft, theirs(tmp_path / "a"), backbone="some/t5", match=match)
 
 
 def test_a_backbone_in_a_folder_is_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from jpt.testing import SPECIAL_TOKENS, VOCABULARY, write_tiny_backbone
 from jpt.tuning.tune import initial_rows
 from jpt.types import Prompt, PromptCard
 from tests.helpers.fake_hub import READER, TOKEN, FakeHub, create, fake_hub
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import write_task
 
 pytestmark = pytest.mark.plain_programs
@@ -226,14 +226,14 @@ def test_concurrent_commits_are_refused(hub: FakeHub, folder: Path) -> None:
     jpt.push_prompts(folder, REPO)
     write(folder / "mood.safetensors", 66)
     hub.before_commit = lambda: hub.put(REPO, {"other.txt": b"first"})
-    refused(jpt.push_prompts, folder, REPO, match="changed at the same time")
+    raises(jpt.push_prompts, folder, REPO, match="changed at the same time")
     assert hub.files(REPO)["mood.safetensors"] != local(folder)["mood.safetensors"]
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_files_ignored_by_the_hub_are_reported(hub: FakeHub, folder: Path) -> None:
     hub.ignored = {"mood.safetensors"}
-    refused(jpt.push_prompts, folder, REPO, match="lacks mood.safetensors: check .* .gitignore")
+    raises(jpt.push_prompts, folder, REPO, match="lacks mood.safetensors: check .* .gitignore")
 
 
 def cut(folder: Path) -> None:
@@ -263,7 +263,7 @@ def test_broken_folders_are_refused_at_once(hub, folder, prompts_run, damage, me
 def test_names_that_clash_with_the_repository_s(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
     jpt.push_prompts(folder, REPO)
     write(tmp_path / "mine" / "news.safetensors")
-    refused(jpt.push_prompts, tmp_path / "mine", REPO, match="one name, news/seed-0 and news")
+    raises(jpt.push_prompts, tmp_path / "mine", REPO, match="one name, news/seed-0 and news")
     assert len(commits(hub)) == 1
 
 
@@ -351,7 +351,7 @@ def test_page_and_index_take_no_invalid_entries() -> None:
 )
 def test_names_that_are_invalid_on_some_system(names: list[str]) -> None:
     check_names(["a", "b/seed-0", "b/seed-1"], "me/prompts")
-    refused(check_names, names, "me/prompts", match="rename|valid file name")
+    raises(check_names, names, "me/prompts", match="rename|valid file name")
 
 
 WIDTH, LENGTH = 32, 5

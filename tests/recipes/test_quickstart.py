@@ -15,7 +15,7 @@ import pytest
 import jpt
 from jpt.recipes import quickstart as recipe
 from jpt.recipes.quickstart import TASKS, quickstart
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import read_rows, write_task
 
 
@@ -146,9 +146,9 @@ def test_the_folder_of_another_study(finished, tasks, change) -> None:
 
 def test_wrong_tasks(tmp_path: Path, tasks: list[str]) -> None:
     out = tmp_path / "study"
-    refused(quickstart, out, tasks=tasks[:1], match="expected at least 2, got 1")
-    refused(quickstart, out, tasks=[tasks[0], tasks[0]], match="two tasks are named mood")
-    refused(quickstart, out, tasks=["builtin/imdb", "builtin/imbd"], match="unknown task")
+    raises(quickstart, out, tasks=tasks[:1], match="expected at least 2, got 1")
+    raises(quickstart, out, tasks=[tasks[0], tasks[0]], match="two tasks are named mood")
+    raises(quickstart, out, tasks=["builtin/imdb", "builtin/imbd"], match="unknown task")
     assert not out.exists()
 
 

@@ -15,7 +15,7 @@ from jpt.recipes.recommend import WIDTH, Recommendation, not_distinguished
 from jpt.results.prompt_table import write_transfer
 from jpt.results.records import Ranking
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import BACKBONE, LENGTH, planted, write_easy
 
 pytestmark = pytest.mark.plain_programs
@@ -208,7 +208,7 @@ def test_rows_depend_on_the_seed_only(task) -> None:
     ],
 )
 def test_invalid_options_are_refused(options, message, task, prompts, tmp_path) -> None:
-    refused(jpt.recommend, task, prompts, tmp_path / "out", match=message, **{**QUICK, **options})
+    raises(jpt.recommend, task, prompts, tmp_path / "out", match=message, **{**QUICK, **options})
     assert not (tmp_path / "out").exists()
 
 
@@ -217,18 +217,18 @@ def test_unfit_tasks_prompts_and_matrices_are_refused(task, prompts, tmp_path, s
         jpt.recommend(task, {"mine": prompts["mine"]})
     card = dataclasses.replace(prompts["apples"].card, first_position=1)
     mixed = {**prompts, "apples": dataclasses.replace(prompts["apples"], card=card)}
-    refused(jpt.recommend, task, mixed, match="expected first position")
+    raises(jpt.recommend, task, mixed, match="expected first position")
     bare = write_easy(tmp_path / "easy")
     (bare / "train.jsonl").unlink()
     for labels, fix in ((None, "--labels 0"), (0, "without labels")):
-        refused(jpt.recommend, bare, prompts, labels=labels, match=f"has no train rows.*{fix}")
+        raises(jpt.recommend, bare, prompts, labels=labels, match=f"has no train rows.*{fix}")
     rows = {"train": [{"article": "a", "summary": "b"}]}
-    refused(jpt.recommend, "samsum", prompts, labels=0, data=rows, match="is generative")
+    raises(jpt.recommend, "samsum", prompts, labels=0, data=rows, match="is generative")
     fewer = {name: prompt for name, prompt in prompts.items() if name != "bananas"}
     with pytest.raises(jpt.InputError, match="has 1 prompts that were not given .bananas;"):
         jpt.recommend(task, fewer, known=study / "transfer.csv")
     alone = TransferMatrix(("apples",), ("apples", "bananas"), np.ones((1, 2)), ("accuracy",))
-    refused(jpt.recommend, task, prompts, known=alone, match="two other measured sources")
+    raises(jpt.recommend, task, prompts, known=alone, match="two other measured sources")
 
 
 def test_sources_with_another_first_position_get_a_probe(backbone, task) -> None:

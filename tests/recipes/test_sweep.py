@@ -21,7 +21,7 @@ from jpt.recipes import sweep as sweep_module
 from jpt.recipes.sweep import Search, choose_slots, parse_sweep, read_sweep, sweep, tidy_ended
 from jpt.tuning.bound_task import BoundTask
 from jpt.tuning.run_dir import RunFolder
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.study import assert_page_is_sound
 from tests.helpers.toys import read_prompts, read_rows, write_fixed, write_sweep_task
 
@@ -134,13 +134,13 @@ def test_a_larger_grid_adds_runs(grid: dict[str, Any], tmp_path: Path) -> None:
 
 def test_invalid_and_other_runs_are_refused(grid, tmp_path, swept: Path) -> None:
     wrong = {**grid, "grid": {**grid["grid"], "task": [*grid["grid"]["task"], "sst3"]}}
-    refused(sweep, wrong, tmp_path / "out", match=r"run sst3\+learning_rate=0.01/seed-0: .*sst2")
+    raises(sweep, wrong, tmp_path / "out", match=r"run sst3\+learning_rate=0.01/seed-0: .*sst2")
     assert not list(tmp_path.rglob("*.safetensors"))
-    refused(sweep, grid, tmp_path, shard="3/2", match=r"shard is '3/2'")
+    raises(sweep, grid, tmp_path, shard="3/2", match=r"shard is '3/2'")
     with pytest.raises(InputError, match=r"need .* GB .* use fewer slots"):
         sweep({**grid, "run": {"memory_gb": 1e-5}}, tmp_path / "small")
     other = {**grid, "fixed": {**grid["fixed"], "steps": 8}}
-    refused(sweep, other, swept, match=r"steps was 6 and is now 8")
+    raises(sweep, other, swept, match=r"steps was 6 and is now 8")
 
 
 def test_runs_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_the_report_names_the_best_setting(swept: Path, tmp_path: Path) -> None:
     (tmp_path / "settings.csv").write_text(
         (swept / "settings.csv").read_text().replace(best["validation"], "high", 1)
     )
-    refused(jpt.write_report, tmp_path, match=r"settings.csv, line \d: validation is 'high'")
+    raises(jpt.write_report, tmp_path, match=r"settings.csv, line \d: validation is 'high'")
 
 
 def test_the_command(swept: Path, tmp_path: Path, grid: dict[str, Any], run) -> None:
@@ -250,16 +250,16 @@ def test_ranges_are_geometric_or_linear() -> None:
     ],
 )
 def test_a_wrong_file_is_refused(content: dict[str, Any], message: str) -> None:
-    refused(parse_sweep, content, match=re.escape(message))
+    raises(parse_sweep, content, match=re.escape(message))
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text("[grid\n")
-    refused(read_sweep, path, match="grid.toml: not valid TOML")
+    raises(read_sweep, path, match="grid.toml: not valid TOML")
     path.write_text('[grid]\nsteps = "many"\n')
-    refused(read_sweep, path, match="grid.toml: steps is 'many'")
-    refused(read_sweep, tmp_path / "nowhere.toml", match="nowhere.toml")
+    raises(read_sweep, path, match="grid.toml: steps is 'many'")
+    raises(read_sweep, tmp_path / "nowhere.toml", match="nowhere.toml")
 
 
 RATES = {"learning_rate": {"from": 1e-3, "to": 1e-1}}
@@ -405,14 +405,14 @@ def test_integers_are_searched_once() -> None:
 )
 def test_invalid_searches_are_refused(change, trials, message, tmp_path):
     given = {"fixed": NOWHERE, "search": RATES, **change}
-    refused(sweep, given, tmp_path / "out", trials=trials, match=re.escape(message))
+    raises(sweep, given, tmp_path / "out", trials=trials, match=re.escape(message))
     assert not (tmp_path / "out").exists()
 
 
 def test_shards_other_searches_and_missing_optuna(search_grid, tmp_path, searched, monkeypatch):
-    refused(sweep, search_grid, tmp_path, trials=2, shard="1/2", match="leave out shard")
+    raises(sweep, search_grid, tmp_path, trials=2, shard="1/2", match="leave out shard")
     other = {**search_grid, "search": {"learning_rate": {"from": 1e-4, "to": 1e-1}}}
-    refused(sweep, other, searched.folder, trials=5, match="holds a search over")
+    raises(sweep, other, searched.folder, trials=5, match="holds a search over")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match=r"pip install 'jpt\[search\]'"):
         sweep({"fixed": NOWHERE, "search": RATES}, tmp_path / "out", trials=2)

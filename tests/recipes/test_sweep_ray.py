@@ -23,7 +23,7 @@ from jpt.recipes import sweep_ray
 from jpt.recipes.sweep import RunGroup, SweepRun, sweep
 from jpt.recipes.sweep_ray import bring_home, count_room, default_needs, parse_needs, train_away
 from jpt.tuning.multi_run import SlotSchedule
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import read_prompts, read_rows, write_fixed, write_sweep_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +96,7 @@ def test_lost_drivers_and_other_data(grid, local, tmp_path, monkeypatch) -> None
     config["data"]["train"]["content"] = "other"
     shutil.copytree(home, tmp_path / "runs/first/seed-0", ignore=lambda *_: {"result.json"})
     files["config.json"] = json.dumps(config).encode()
-    refused(bring_home, "first/seed-0", files, tmp_path, match="data.train.content was")
+    raises(bring_home, "first/seed-0", files, tmp_path, match="data.train.content was")
 
 
 def test_an_error_on_a_node_is_returned(grid: dict[str, Any], tmp_path: Path) -> None:
@@ -136,19 +136,19 @@ def test_needs_and_addresses() -> None:
     assert count_room(gpus, {"CPU": 3.0}) == 3 and count_room(gpus, {"TPU": 1.0}) == 0
     assert parse_needs("GPU:0.5, CPU:2") == {"GPU": 0.5, "CPU": 2.0}
     for wrong in ("GPU", "GPU:many", ":1", "CPU:-1", "GPU:1.5", "GPU:nan", "GPU:inf", ""):
-        refused(parse_needs, wrong, match="needs has")
+        raises(parse_needs, wrong, match="needs has")
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # nobody listens there
         port = held.getsockname()[1]
         with pytest.raises(InputError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
             sweep_ray.check_address(f"127.0.0.1:{port}")
     for wrong in ("head", "head:port", ":6379"):
-        refused(sweep_ray.check_address, wrong, match="expected HOST:PORT")
+        raises(sweep_ray.check_address, wrong, match="expected HOST:PORT")
 
 
 def test_a_missing_ray_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    refused(sweep_ray.ray_workers, match=r"pip install 'jpt\[cluster\]'")
+    raises(sweep_ray.ray_workers, match=r"pip install 'jpt\[cluster\]'")
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from jpt.report import figures as plots
 from jpt.report.figures import mask_figure, plain, scale_to_plane, to_svg, warm_start_figure
 from jpt.results.records import LossCurve
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.study import write_warm_start
 
 
@@ -273,15 +273,15 @@ def test_mask_figure(tmp_path: Path) -> None:
 )
 def test_invalid_mask_record(tmp_path: Path, change, message: str) -> None:
     write(tmp_path, {**record(), **change})
-    refused(mask_figure, tmp_path, match=rf"mask.json:? .*{message}")
+    raises(mask_figure, tmp_path, match=rf"mask.json:? .*{message}")
     assert [path.name for path in tmp_path.iterdir()] == ["mask.json"]
 
 
 def test_figures_without_a_study_or_with_an_unknown_ending(tmp_path: Path) -> None:
-    refused(mask_figure, tmp_path, match="there is no such file")
+    raises(mask_figure, tmp_path, match="there is no such file")
     ending = r"expected a figure file ending in \.svg, \.png or \.pdf"
-    refused(mask_figure, write(tmp_path, record()), tmp_path / "mask.gif", match=ending)
-    refused(warm_start_figure, write_warm_start(tmp_path), tmp_path / "curves.bmp", match=ending)
+    raises(mask_figure, write(tmp_path, record()), tmp_path / "mask.gif", match=ending)
+    raises(warm_start_figure, write_warm_start(tmp_path), tmp_path / "curves.bmp", match=ending)
 
 
 def test_warm_start_figure_files(tmp_path: Path) -> None:
@@ -329,5 +329,5 @@ def test_warm_start_figure_shows_mean_and_range() -> None:
     ],
 )
 def test_invalid_warm_start_record(tmp_path: Path, changes, message: str) -> None:
-    refused(warm_start_figure, write_warm_start(tmp_path, **changes), match=message)
+    raises(warm_start_figure, write_warm_start(tmp_path, **changes), match=message)
     assert not (tmp_path / "warm_start.svg").exists()

@@ -25,7 +25,7 @@ from jpt.report.study import commands, order_study, read_study, transfer_pairs, 
 from jpt.results.prompt_table import write_transfer
 from jpt.types import TransferMatrix
 from tests.helpers import study as samples
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.study import ORDERED, Outline, write_run, write_scores, write_transfer_record
 
 Tables = dict[str, list[list[str]]]
@@ -305,11 +305,11 @@ def test_notes_on_targets_and_prompts(tmp_path: Path) -> None:
 
 
 def test_page_that_cannot_be_written(tmp_path: Path) -> None:
-    refused(write_report, tmp_path, match="holds no study")
+    raises(write_report, tmp_path, match="holds no study")
     assert list(tmp_path.iterdir()) == []
     write_scores(tmp_path)
     (tmp_path / "report.html").mkdir()
-    refused(write_report, tmp_path, match=r"report\.html")
+    raises(write_report, tmp_path, match=r"report\.html")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -464,7 +464,7 @@ def test_page_of_a_warm_start(tmp_path: Path) -> None:
     for text in ("Gain: final less final.", "steps 10", "so it is", "jax 0.10.2", "1 x cpu"):
         assert text in page, text
     (folder / "warm_start.json").write_text('{"runs": [], "task": 3}')
-    refused(write_report, folder, match="jpt warm-start")
+    raises(write_report, folder, match="jpt warm-start")
 
 
 def test_page_check_finds_faults(folder: Path, page: str) -> None:
@@ -587,7 +587,7 @@ def test_page_of_projected_prompts(tmp_path: Path) -> None:
     record = json.loads((folder / "projection.json").read_text())
     del record["targets"]["mnli"]
     (folder / "projection.json").write_text(json.dumps(record))
-    refused(write_report, folder, match="no entry for target mnli .* jpt project evaluate")
+    raises(write_report, folder, match="no entry for target mnli .* jpt project evaluate")
 
 
 # --- Loading a study
@@ -662,7 +662,7 @@ def test_paths_of_a_study(tmp_path: Path) -> None:
         ("no", "does not exist; pass the folder"),
         ("a.txt", "is a file; pass the folder"),
     ):
-        refused(read_study, tmp_path / name, match=message)
+        raises(read_study, tmp_path / name, match=message)
     assert "'my study/prompts'" in commands(Path("my study"))["transfer"]
 
 

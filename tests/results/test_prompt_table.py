@@ -11,7 +11,7 @@ import pytest
 import jpt
 from jpt.results.prompt_table import describe_matrix
 from jpt.types import TransferMatrix
-from tests.helpers.running import load_script, refused
+from tests.helpers.running import load_script, raises
 
 TYPES = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}
 
@@ -127,7 +127,7 @@ def test_ties_unknown_types_and_missing_ratios(tmp_path: Path) -> None:
     found = jpt.summarize_transfer(file)
     assert found["ranking"] == {} and found["relative_transfer"]["n_same"] == 0
     assert np.isnan(jpt.relative_performance(jpt.read_transfer(file)).values).all()
-    refused(jpt.summarize_transfer, tmp_path / "none.csv", match="no such file")
+    raises(jpt.summarize_transfer, tmp_path / "none.csv", match="no such file")
 
 
 @pytest.mark.parametrize("count", [1, 4, 30])

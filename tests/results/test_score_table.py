@@ -20,7 +20,7 @@ from jpt.transfer import zero_shot
 from jpt.transfer.zero_shot import transfer_matrix
 from jpt.tuning.bound_task import BoundTask
 from jpt.types import Prompt, PromptCard
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import write_task
 
 FILES = ("transfer.csv", "relative.csv", "transfer.json", "cells.jsonl")
@@ -192,7 +192,7 @@ def test_other_broken_lines_are_named(study, line: str) -> None:
     out = study.root / "out"
     out.mkdir()
     (out / "cells.jsonl").write_text(f"{line}\n")
-    refused(study.transfer, out, match=r"cells.jsonl, line 1: not a cell .* remove this line")
+    raises(study.transfer, out, match=r"cells.jsonl, line 1: not a cell .* remove this line")
 
 
 def test_command_without_baselines(whole) -> None:

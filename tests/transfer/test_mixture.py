@@ -18,7 +18,7 @@ from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.transfer.mixture import MixtureResult, mix, mixture_loss, score_ensemble
 from jpt.tuning.losses import Answer, label_logits
 from jpt.types import Prompt, PromptCard
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import BACKBONE, LENGTH, SHORT, planted, write_easy
 
 pytestmark = pytest.mark.plain_programs
@@ -210,7 +210,7 @@ def test_incompatible_prompts(sources, task, backbone) -> None:
         lambda parts: jpt.learn_mixture(backbone, task, parts),
         lambda parts: jpt.evaluate_ensemble(parts, task, backbone=backbone),
     ):
-        refused(call, mixed, match="expected first position")
+        raises(call, mixed, match="expected first position")
     with pytest.raises(jpt.InputError, match="expected a prompt of width .* got width 128"):
         jpt.learn_mixture("builtin/bert-medium", task, sources)
 
@@ -256,7 +256,7 @@ def test_an_ensemble_is_the_mean_in_closed_form(weights, sources, task, backbone
     ],
 )
 def test_invalid_ensembles(change, message, sources, task, backbone) -> None:
-    refused(jpt.evaluate_ensemble, sources, task, match=message, **{"backbone": backbone, **change})
+    raises(jpt.evaluate_ensemble, sources, task, match=message, **{"backbone": backbone, **change})
 
 
 def test_the_command(sources, task, learnt, tmp_path, monkeypatch, capsys) -> None:

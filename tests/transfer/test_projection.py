@@ -20,7 +20,7 @@ from jpt.transfer.projection import (
     shared_tokens,
 )
 from jpt.types import Prompt, PromptCard
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
 pytestmark = pytest.mark.plain_programs
@@ -84,7 +84,7 @@ def test_word_start_marks(source) -> None:
 @pytest.mark.parametrize("method", [partial(least_squares_projector, length=4), relative_method])
 def test_models_without_shared_tokens(source, method) -> None:
     other = dataclasses.replace(source, tokenizer=_Tokenizer(["foo", "bar"]))
-    refused(method, source, other, match="expected shared tokens, got none")
+    raises(method, source, other, match="expected shared tokens, got none")
 
 
 def test_least_squares_recovers_a_map_and_minimises_the_error(source, target) -> None:
@@ -131,7 +131,7 @@ def test_relative_is_exact_for_a_rotated_and_scaled_space(source) -> None:
 def test_anchors_spread_over_the_vocabulary() -> None:
     assert choose_anchors(100, 5) == [0, 25, 50, 74, 99]
     assert choose_anchors(7, 512) == list(range(7))
-    refused(relative_method, None, None, anchors=0, match="anchors is 0")
+    raises(relative_method, None, None, anchors=0, match="anchors is 0")
 
 
 @pytest.fixture(scope="module")
@@ -275,5 +275,5 @@ def test_invalid_input(case, prompts: Path, tmp_path: Path) -> None:
         (evaluate, (run, prompts, tasks), {"targets": source}, "targets: expected prompts of"),
     ]
     for call, given, options, message in wrong:
-        refused(call, *given, match=message, **options)
+        raises(call, *given, match=message, **options)
     assert not (tmp_path / "no").exists()

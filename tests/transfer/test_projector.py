@@ -35,7 +35,7 @@ from jpt.tuning.step import TuneState
 from jpt.types import Batch, Prompt, PromptCard
 from tests.helpers.golden import FIXTURES as BACKBONES
 from tests.helpers.golden import load_golden
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import SIZES, SOURCE, source_prompt, source_prompts, write_case
 
 pytestmark = pytest.mark.plain_programs
@@ -169,7 +169,7 @@ def test_invalid_files(trained: TrainedProjector, tmp_path: Path, change, messag
     file = tmp_path / "projector.safetensors"
     save_projector(file, trained)
     _rewrite(file, change)
-    refused(jpt.load_projector, file, match=message)
+    raises(jpt.load_projector, file, match=message)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_invalid_files(trained: TrainedProjector, tmp_path: Path, change, messag
 )
 def test_files_without_projector(tmp_path: Path, file: str, message: str) -> None:
     jpt.save_prompt(tmp_path / "p.safetensors", source_prompt(0, "mood"))
-    refused(jpt.load_projector, tmp_path / file, match=message)
+    raises(jpt.load_projector, tmp_path / file, match=message)
 
 
 def test_non_finite_weights_are_not_written(trained, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_prompts_of_other_shape_or_model(trained: TrainedProjector, change, mess
     other = source_prompt(0, "mood", **change)
     if not change:
         other = dataclasses.replace(other, card=PromptCard("else/where", "mood"))
-    refused(trained, other, match=message)
+    raises(trained, other, match=message)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_prompts_of_other_shape_or_model(trained: TrainedProjector, change, mess
     ],
 )
 def test_invalid_options(options: dict, message: str) -> None:
-    refused(ProjectorOptions, match=message, **options)
+    raises(ProjectorOptions, match=message, **options)
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +382,7 @@ def test_the_learning_rate_counts_and_a_mesh_does_not(case) -> None:
     assert slow[0] == fast[0] and abs(slow[3] - fast[3]) > 1e-3
     one, two = (losses_of(plan(case, mesh=mesh), 4) for mesh in ("data:1", "data:2"))
     np.testing.assert_allclose(one, two, rtol=1e-5)
-    refused(plan, case, mesh="data:4", match="batch of 6 rows is not divisible")
+    raises(plan, case, mesh="data:4", match="batch of 6 rows is not divisible")
 
 
 def test_the_backbone_is_held_once_and_never_changes(case) -> None:
@@ -471,7 +471,7 @@ def test_invalid_input_is_reported_before_anything_compiles(case, tmp_path: Path
         (distance, {"targets": targets, "length": 9}, "length: expected 4, .* got 9"),
     ]
     for given, options, message in wrong:
-        refused(jpt.train_projector, *given, out=tmp_path / "run", match=message, **options)
+        raises(jpt.train_projector, *given, out=tmp_path / "run", match=message, **options)
     assert not (tmp_path / "run").exists()
     assert [program._cache_size() for program in programs] == before
 

@@ -17,7 +17,7 @@ from jpt.results.prompt_table import read_transfer, relative_performance
 from jpt.transfer.zero_shot import TransferResult, transfer_matrix
 from jpt.tuning.bound_task import _score_step
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import write_task
 
 pytestmark = pytest.mark.plain_programs
@@ -156,7 +156,7 @@ def test_a_target_without_test_rows_is_scored_on_validation(tmp_path, backbone, 
 
 def test_the_cards_name_the_default_targets(backbone) -> None:
     prompts = {"a": make_prompt(1, "builtin/imdb_number"), "b": make_prompt(2, "builtin/gone")}
-    refused(transfer_matrix, prompts, backbone=backbone, match="unknown task 'builtin/gone'")
+    raises(transfer_matrix, prompts, backbone=backbone, match="unknown task 'builtin/gone'")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_cards_name_the_default_targets(backbone) -> None:
 )
 def test_incompatible_prompts(prompts, tasks, tmp_path, change, message) -> None:
     mixed = {**prompts, "two": dataclasses.replace(prompts["two"], **change)}
-    refused(transfer_matrix, mixed, tasks, tmp_path / "out", match=message)
+    raises(transfer_matrix, mixed, tasks, tmp_path / "out", match=message)
     assert not (tmp_path / "out").exists()
 
 
@@ -188,11 +188,11 @@ def test_invalid_input_and_broken_rows(prompts, tasks, tmp_path) -> None:
         ((tmp_path, tasks), {}, "holds no prompts"),
         ((prompts, tasks), {"backbone": "builtin/bert-medium"}, "of width .* got width 128"),
     ):
-        refused(transfer_matrix, *given, match=message, **options)
+        raises(transfer_matrix, *given, match=message, **options)
     broken = write_task(tmp_path / "later", toml=(tasks[0] / "task.toml").read_text())
     (broken / "test.jsonl").write_text('{"text": "fine", "label": "no such"}\n')
     before = _score_step._cache_size()
-    refused(transfer_matrix, prompts, [tasks[1], broken], tmp_path / "out", match="test.jsonl")
+    raises(transfer_matrix, prompts, [tasks[1], broken], tmp_path / "out", match="test.jsonl")
     assert _score_step._cache_size() == before and not (tmp_path / "out").exists()
 
 
@@ -277,9 +277,9 @@ def test_invalid_folders_of_seeds(tmp_path: Path) -> None:
         load_seed_prompts(tmp_path)
     second = dataclasses.replace(prompt(), card=PromptCard("tiny", "taste"))
     jpt.save_prompt(tmp_path / "mood" / "seed-1" / "prompt.safetensors", second)
-    refused(load_seed_prompts, tmp_path, match=r"taste \(seed 1\)")
+    raises(load_seed_prompts, tmp_path, match=r"taste \(seed 1\)")
     jpt.save_prompt(tmp_path / "mood.safetensors", prompt())
-    refused(load_seed_prompts, tmp_path, match="two prompts named mood")
+    raises(load_seed_prompts, tmp_path, match="two prompts named mood")
     jpt.save_prompt(tmp_path / "mood" / "prompt.safetensors", prompt())
-    refused(load_seed_prompts, tmp_path, match="expected a run or runs of seeds, got both")
-    refused(load_seed_prompts, tmp_path / "nowhere", match="no such file")
+    raises(load_seed_prompts, tmp_path, match="expected a run or runs of seeds, got both")
+    raises(load_seed_prompts, tmp_path / "nowhere", match="no such file")

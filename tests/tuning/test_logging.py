@@ -29,7 +29,7 @@ from jpt.tuning.logging import (
 )
 from jpt.tuning.step import BoundStep
 from jpt.types import Batch
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import first_rows, write_task
 
 CATALOG = [name for name in jpt.task_names() if not name.startswith("builtin/")]
@@ -229,11 +229,11 @@ def test_sinks_are_imported_only_when_asked_for(monkeypatch: pytest.MonkeyPatch)
         sinks.log(LINES[0])
     assert parse_sinks("") == parse_sinks([]) == ()
     assert before == {name for name in sys.modules if name.startswith(("wandb", "tensorboard"))}
-    refused(parse_sinks, "tensorbord", match="did you mean tensorboard")
+    raises(parse_sinks, "tensorbord", match="did you mean tensorboard")
     for name in ("tensorboard", "wandb"):
         for module in [name, *(each for each in sys.modules if each.startswith(f"{name}."))]:
             monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-        refused(parse_sinks, f" {name} ,", match=f"pip install {name}$")
+        raises(parse_sinks, f" {name} ,", match=f"pip install {name}$")
 
 
 def test_wandb_logs_every_number(wandb: FakeWandb, tmp_path: Path) -> None:
@@ -276,14 +276,14 @@ def test_sinks_that_fail_or_cannot_start(wandb: FakeWandb, tmp_path: Path) -> No
     wandb.run.finish.assert_not_called()
     assert len(said) == 2 and "wandb failed (no server); the run continues" in said[1]
     wandb.init.side_effect = RuntimeError("api_key not\nconfigured")
-    refused(
+    raises(
         LogSinks,
         ("wandb",),
         tmp_path,
         {},
         match=r"\(api_key not configured\); run .wandb login., .*=offline",
     )
-    refused(LogSinks, ("tensorboard",), None, {}, match="into the run folder; set out")
+    raises(LogSinks, ("tensorboard",), None, {}, match="into the run folder; set out")
 
 
 def test_run_logs_to_sinks_and_shows_its_curve(wandb: FakeWandb, tmp_path: Path) -> None:

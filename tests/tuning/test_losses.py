@@ -20,7 +20,7 @@ from jpt.tuning.losses import NO_TOKEN, Answer, answer_loss, label_scores
 from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
 from jpt.tuning.tune import TuneResult
 from jpt.types import Batch, Score
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 from tests.helpers.toys import json_lines, write_task
 
 pytestmark = pytest.mark.plain_programs
@@ -257,11 +257,11 @@ def test_lengths_are_refused_with_their_sum(tmp_path: Path) -> None:
     check_lengths(decoder, 50, 30)
     t5 = jpt.load_backbone(write_tiny_backbone(tmp_path / "t5", "t5"))
     check_lengths(t5, 2048, 100_000)
-    refused(check_lengths, t5, 2049, 10, match="at most 2048 prompt tokens .*, got 2049")
+    raises(check_lengths, t5, 2049, 10, match="at most 2048 prompt tokens .*, got 2049")
 
 
 def test_unknown_family_names_the_nearest(tmp_path: Path) -> None:
     folder = write_tiny_backbone(tmp_path, "gpt2")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"gpt2"', '"gpt3"'))
-    refused(jpt.load_backbone, folder, match="unknown model_type 'gpt3'; did you mean gpt2")
+    raises(jpt.load_backbone, folder, match="unknown model_type 'gpt3'; did you mean gpt2")

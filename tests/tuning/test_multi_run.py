@@ -35,7 +35,7 @@ from jpt.tuning.run_dir import RunFolder
 from jpt.tuning.step import init_state, paper_train_step, prompt_optimizer
 from jpt.tuning.tune import prepare_run
 from jpt.types import Batch
-from tests.helpers.running import assert_equal_runs, read_log, refused
+from tests.helpers.running import assert_equal_runs, raises, read_log
 from tests.helpers.toys import json_lines, write_task
 
 COMMON = {"eval_every": 5, "checkpoint_every": 4, "batch_size": 6, "length": 5}
@@ -181,7 +181,7 @@ def test_groups_in_use_or_of_different_sizes_are_refused(group: Group, tmp_path:
         group.fit(tmp_path, runs, slots=2)
     runs = group.prepare(tmp_path / "sizes", "mood-0")
     runs |= group.prepare(tmp_path / "sizes", "degree-0", batch_size=4)
-    refused(group.fit, tmp_path / "sizes", runs, slots=2, match="same backbone, sizes and obj")
+    raises(group.fit, tmp_path / "sizes", runs, slots=2, match="same backbone, sizes and obj")
 
 
 RATES = (0.01, 0.003, 0.1, 0.01)

@@ -17,7 +17,7 @@ import pytest
 from jpt.errors import InputError
 from jpt.parallel import make_mesh, place, replicated
 from jpt.tuning.run_dir import SUMS, Checkpoints, RunFolder
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 
 
 def state(number: int) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def test_other_weights_and_states_are_refused(folder: Path) -> None:
         with pytest.raises(InputError, match="step 3 does not fit this run"):
             checkpoints.load({"prompt": jnp.zeros((40, 50))})
     with Checkpoints(folder, "weights-2") as checkpoints:
-        refused(checkpoints.load, state(0), match="other weights .hash weights-1, now weights-2")
+        raises(checkpoints.load, state(0), match="other weights .hash weights-1, now weights-2")
     (folder / "3" / SUMS).unlink()  # as written by older versions
     assert_loads(folder, 3, "weights-2")
 
@@ -235,7 +235,7 @@ def test_leftovers_are_removed_and_other_files_kept(tmp_path: Path) -> None:
         assert names(folder) == [".lock", "config.json", "notes.tmp"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
-    refused(RunFolder, tmp_path / "other", CONFIG, match="not empty and holds no run")
+    raises(RunFolder, tmp_path / "other", CONFIG, match="not empty and holds no run")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_other_devices_and_saves_are_the_same_run(run: RunFolder, change: dict) 
     "change", [{"seed": 2}, {"clip_norm": 1.0}, {"data": {"train": {"rows": 3, "mesh": 1}}}]
 )
 def test_options_that_change_numbers_are_another_run(run: RunFolder, change: dict) -> None:
-    refused(RunFolder, run.path, CONFIG | change, match=f"holds another run: {next(iter(change))}")
+    raises(RunFolder, run.path, CONFIG | change, match=f"holds another run: {next(iter(change))}")
 
 
 TAILS: list[Callable[[str], str]] = [
@@ -277,4 +277,4 @@ def test_incomplete_last_log_line_is_dropped(run: RunFolder, tail: Callable[[str
 
 def test_broken_log_line_is_named(run: RunFolder) -> None:
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    refused(run.history, match="metrics.jsonl is damaged: line 2 is not JSON")
+    raises(run.history, match="metrics.jsonl is damaged: line 2 is not JSON")

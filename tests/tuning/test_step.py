@@ -18,7 +18,7 @@ from jpt.tuning.bound_task import Batching, bank_logits, plan_chunks, prompts_at
 from jpt.tuning.losses import NO_TOKEN, Answer, NeuronMask, label_logits, label_loss
 from jpt.tuning.step import build_train_step, init_state, paper_train_step, prompt_optimizer
 from jpt.types import Batch
-from tests.helpers.running import refused
+from tests.helpers.running import raises
 
 pytestmark = pytest.mark.plain_programs
 
@@ -140,7 +140,7 @@ def test_gradients_are_clipped_as_by_optax() -> None:
 @pytest.mark.parametrize("option", ["clip_norm", "checkpoint_minutes", "learning_rate"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True, "1"])
 def test_invalid_amounts_are_refused(option: str, value: object) -> None:
-    refused(TuneOptions, match=f"{option} is .*positive number", **{option: value})
+    raises(TuneOptions, match=f"{option} is .*positive number", **{option: value})
 
 
 def test_loss_is_that_of_optax_over_the_label_words() -> None:

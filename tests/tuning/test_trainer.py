@@ -26,7 +26,7 @@ from jpt.tuning.run_dir import Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState
 from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
 from jpt.types import Score
-from tests.helpers.running import assert_equal_runs, at_step, crash_at, read_log, refused
+from tests.helpers.running import assert_equal_runs, at_step, crash_at, raises, read_log
 from tests.helpers.toys import write_task
 
 KILLS = 3
@@ -291,7 +291,7 @@ def test_disk_full_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", half)
-        refused(run_toy, path, match="cannot write /dev/full: no space is left")
+        raises(run_toy, path, match="cannot write /dev/full: no space is left")
     assert saved_steps(path) == [4]
     jax.tree.map(np.testing.assert_array_equal, run_toy(path), whole)
     assert logged(path) == logged(tmp_path / "whole")
@@ -326,7 +326,7 @@ def test_second_run_on_a_folder_is_refused(tmp_path: Path) -> None:
     first = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
     try:
         assert first.stdout is not None and first.stdout.readline() == b"held\n"
-        refused(run_toy, path, match=f"in use by .*process {first.pid} on ")
+        raises(run_toy, path, match=f"in use by .*process {first.pid} on ")
     finally:
         first.kill()
         first.wait()

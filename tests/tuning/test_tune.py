@@ -27,7 +27,7 @@ from jpt.tuning.step import (
 )
 from jpt.tuning.tune import Moments, TuneResult, WarmStart, initial_prompt, read_start
 from jpt.types import Score
-from tests.helpers.running import crash_at, read_log, refused
+from tests.helpers.running import crash_at, raises, read_log
 from tests.helpers.toys import first_rows, smollm2_file, write_task
 
 OPTIONS = {"steps": 4, "eval_every": 2, "batch_size": 8, "length": 4, "max_tokens": 16}
@@ -295,7 +295,7 @@ def builtin(name: str) -> jpt.Backbone:
 def test_every_task_runs(name: str, task: str, reference_folder: Path, tmp_path: Path) -> None:
     definition = jpt.load_task(task, reference_folder / "data" / task)
     if name == "bert-small" and task in GENERATIVE:
-        refused(jpt.tune, builtin(name), definition, match="is generative", **CATALOG_OPTIONS)
+        raises(jpt.tune, builtin(name), definition, match="is generative", **CATALOG_OPTIONS)
         return
     data = first_rows(reference_folder / "data" / task, 24)
     options = {"data": data, "predictions": True, **CATALOG_OPTIONS}
@@ -379,7 +379,7 @@ def test_custom_loop_starts_from_a_prompt(task: Path, backbone, tmp_path: Path) 
     _, state = jpt.train_step(backbone, task, **LOOP, init=f"prompt:{file}")
     np.testing.assert_array_equal(np.asarray(state.prompt), values)
     assert int(state.step) == 0
-    refused(jpt.train_step, backbone, task, length=3, max_tokens=500, match="positions")
+    raises(jpt.train_step, backbone, task, length=3, max_tokens=500, match="positions")
 
 
 def repeated_steps(step: Any) -> TuneState:
