@@ -106,6 +106,7 @@ MESHES += ("prompt:2,data:4", "prompt:4,model:2")
 EVERY_AXIS = "prompt:2,data:2,model:2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "mesh"),
     [("bert", EVERY_AXIS), *(slow(f, m) for f in FAMILY_NAMES for m in MESHES)]

@@ -96,6 +96,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         builtin._make_split.cache_clear()
 
 
+@pytest.mark.slow
 def test_python_of_the_readme(session: Session) -> None:
     first, second = session.printed
     assert "majority class" in first and "accuracy" in first
@@ -119,6 +120,7 @@ PRINTED = {
 }
 
 
+@pytest.mark.slow
 @named(WITH_PYTHON)
 def test_python_of_a_page(page: Path, session: Session) -> None:
     prompts = session.folder / "study" / "prompts"
@@ -129,6 +131,7 @@ def test_python_of_a_page(page: Path, session: Session) -> None:
     assert PRINTED[page.name] in printed
 
 
+@pytest.mark.slow
 def test_the_figure_comes_from_a_report(session: Session) -> None:
     script = runpy.run_path(str(ROOT / "docs" / "figures" / "from_report.py"))
     page = (session.folder / "study" / "report.html").read_text()

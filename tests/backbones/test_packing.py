@@ -130,6 +130,7 @@ def test_packed_batch_equals_padded_batch(name: str) -> None:
     assert_packing_changes_nothing(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [some("t5_gated"), "roberta_tied", "gpt2_tied", some("llama_grouped")]
 )
@@ -148,6 +149,7 @@ def test_the_encoders_neurons_of_t5() -> None:
     assert_packing_changes_nothing("t5_gated", 2, neuron_stack="encoder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert_tied", "t5_gated", "llama_grouped"])
 def test_each_device_packs_its_own_rows(name: str) -> None:
     assert_packing_changes_nothing(name, 2, mesh="data:2,model:2")

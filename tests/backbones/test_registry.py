@@ -131,6 +131,7 @@ def generator_logits(backbone: jpt.Backbone, rows: np.ndarray) -> np.ndarray:
     return logits[:, TEXT : TEXT + ASKED] if backbone.layout == "decoder" else logits
 
 
+@pytest.mark.slow
 @pytest.mark.plain_programs
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoder_predicts_masked_words_better_than_word_frequency(name: str) -> None:

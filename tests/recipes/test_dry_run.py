@@ -170,6 +170,7 @@ def test_parts_add_up_to_the_compiler_s_numbers(folder: Path) -> None:
     assert parts["prompt_state"] == 3 * 5 * 32 * 4 + 3 * 4
 
 
+@pytest.mark.slow
 def test_bfloat16_and_rematerialisation_save_memory(folder: Path) -> None:
     single, half = (record_of(folder / "t5.json", dtype=d) for d in ("float32", "bfloat16"))
     single, half = single["bytes_per_device"], half["bytes_per_device"]

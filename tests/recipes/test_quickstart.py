@@ -91,6 +91,7 @@ def test_a_finished_study_returns_at_once_unchanged(finished, tasks, monkeypatch
 SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("transfer_matrix", "study_indicators")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tune", "mask_neurons", "write_report", *SLOW])
 def test_a_stopped_study_resumes_and_ends_equal(tmp_path, finished, tasks, monkeypatch, stage):
     calls: list[str] = []

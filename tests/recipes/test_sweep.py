@@ -143,6 +143,7 @@ def test_invalid_and_other_runs_are_refused(grid, tmp_path, swept: Path) -> None
     raises(sweep, other, swept, match=r"steps was 6 and is now 8")
 
 
+@pytest.mark.slow
 def test_runs_on_a_mesh(grid: dict[str, Any], swept: Path, tmp_path: Path) -> None:
     smaller = {**grid, "grid": {**grid["grid"], "seed": [1]}}
     assert sweep(smaller, tmp_path, mesh="prompt:2,data:2").record["states"] == {"done": 4}

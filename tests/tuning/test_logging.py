@@ -154,6 +154,7 @@ TOYS: list[Callable[[], jpt.Task]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.plain_programs
 def test_tasks_of_one_size_share_their_programs(tmp_path: Path) -> None:
     backbone = jpt.load_backbone(write_tiny_backbone(tmp_path / "tiny", "bert"))

@@ -146,6 +146,7 @@ def write_echo(folder: Path) -> Path:
 SHORT = {"length": 5, "max_tokens": 16, "batch_size": 8, "eval_batch_size": 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["t5", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_generative_task_from_tuning_to_transfer(model_type: str, tmp_path: Path) -> None:
     folder = write_tiny_backbone(tmp_path / "model", model_type)

@@ -267,6 +267,7 @@ def assert_runs_as_alone(found: tuple[np.ndarray, np.ndarray], family: str) -> N
         assert_near(first[run], plain_first[run])
 
 
+@pytest.mark.slow
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("family", "mesh"),
@@ -280,6 +281,7 @@ def test_group_on_a_mesh(family: str, mesh: str) -> None:
     assert_runs_as_alone(group_steps(family, mesh), family)
 
 
+@pytest.mark.slow
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("family", "mesh"), [("gpt2", EVERY_AXIS), slow("bert", EVERY_AXIS), slow("t5", "prompt:2")]
@@ -339,6 +341,7 @@ def test_rows_of_similar_lengths_stay_padded(tmp_path: Path, task: Path) -> None
     assert {batch.packed_index is None for batch in found} == {True}
 
 
+@pytest.mark.slow
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("mesh", "kind"),

@@ -201,6 +201,7 @@ def test_a_prompt_learns_sentiment_and_its_score_is_exact(tuned, learning_backbo
     assert sum(score.counts.values()) == score.rows == len(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eval_batch_size", [1000, 7])
 def test_batch_size_changes_no_prediction(learning_backbone, tuned, eval_batch_size: int) -> None:
     task = "builtin/rotten_tomatoes"
