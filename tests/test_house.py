@@ -87,7 +87,6 @@ Rule = Callable[[str, ast.Module], Iterator[str]]
 
 
 def imported(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and full dotted name of everything that a file imports, wherever in the file."""
     package = path.removesuffix(".py").split("/")[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -104,12 +103,10 @@ def imported(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def room_of(path: str) -> str:
-    """``jpt/tasks/task.py`` -> ``tasks``; ``jpt/errors.py`` -> ``errors``."""
     return path.split("/")[1].removesuffix(".py")
 
 
 def module_name(path: str) -> str:
-    """``jpt/tasks/task.py`` -> ``jpt.tasks.task``."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
@@ -246,7 +243,6 @@ def check_trust(path: str, tree: ast.Module) -> Iterator[str]:
 
 
 def needs_of(files: Mapping[str, ast.Module]) -> dict[str, set[str]]:
-    """The modules that each module imports."""
     modules = {module_name(path): path for path in files}
     needs: dict[str, set[str]] = {}
     for module, path in modules.items():
@@ -273,7 +269,6 @@ def find_circles(files: Mapping[str, ast.Module]) -> list[str]:
 
 
 def find_wall_breaches(files: Mapping[str, ast.Module]) -> list[str]:
-    """Files of results and report that reach a backbone, whatever the way."""
     needs = needs_of(files)
 
     def reached(module: str, seen: set[str]) -> set[str]:
@@ -323,7 +318,6 @@ for _node in STUB.body:
 
 
 def sources() -> dict[str, str]:
-    """Every Python file of the package and the experiments, by its path in the project."""
     paths = [path for folder in ("jpt", "experiments") for path in (ROOT / folder).rglob("*.py")]
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(paths)}
 
@@ -498,14 +492,12 @@ print(time.perf_counter() - start, *[name for name in {HEAVY} if name in sys.mod
 
 
 def test_tasks_data_and_config_load_no_jax(trees: dict[str, ast.Module]) -> None:
-    """Also not through what they import."""
     quiet = [p for p in trees if p.startswith(("jpt/tasks/", "jpt/data/", "jpt/config.py"))]
     code = f"import sys, {', '.join(map(module_name, quiet))}\nprint('jax' in sys.modules)"
     assert _fresh(code).strip() == "False"
 
 
 def test_the_public_list() -> None:
-    """At most 55 names, written once, none of them a room."""
     names = {alias.asname for node in STUB.body for alias in node.names}  # type: ignore[attr-defined]
     assert all(isinstance(node, ast.ImportFrom) and node.level == 1 for node in STUB.body)
     assert all(alias.asname == alias.name for node in STUB.body for alias in node.names)  # type: ignore[attr-defined]
