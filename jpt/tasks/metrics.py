@@ -12,13 +12,16 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64, Int
 
 from jpt.errors import InputError, unknown_name
-from jpt.types import Generation
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # shell completion lists tasks and has no time for these
+    from jaxtyping import Float64, Int
     from rouge_score.rouge_scorer import RougeScorer
+
+    from jpt.types import Generation
+
+    Counts = Float64[np.ndarray, "C C"]
 
 
 # --- Generated answers: exact match, token F1, ROUGE and BLEU
@@ -153,8 +156,6 @@ def score_texts(names: Sequence[str], rows: Sequence[Generation]) -> dict[str, f
 
 # --- Classification: accuracy, F1 and Matthews correlation
 # Computed from the confusion counts of all rows, so batch size and row order change nothing.
-
-Counts = Float64[np.ndarray, "C C"]
 
 
 def count_confusions(

@@ -132,7 +132,7 @@ def test_the_command_caches_programs(tmp_path: Path) -> None:
         assert bool(kept) == (run != "without")
     assert "from the compile cache" not in logs["without"] + logs["cold"]
     assert "compiled the train step for 4 rows of " in logs["cold"]
-    assert "read the train step for 4 rows of " in logs["warm"] and "compiled" not in logs["warm"]
+    assert "loaded the train step for 4 rows of " in logs["warm"] and "compiled" not in logs["warm"]
     for name in ("prompt.safetensors", "last.safetensors"):
         files = {(tmp_path / run / name).read_bytes() for run in logs}
         assert len(files) == 1
