@@ -46,7 +46,7 @@ def test_what_peft_cannot_express_is_refused(run, tmp_path: Path) -> None:
     file, new = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
     write_prompt(file, np.ones((3, 128)), "builtin/bert-small", "builtin/imdb")
     refused = run("export", "peft", file, "--out", tmp_path / "a")
-    assert_refused(raises, "an encoder")
+    assert_refused(refused, "an encoder")
     assert "[MASK]" in refused[2]
     assert_refused(run("import", "peft", tmp_path / "none", "--out", new), "no such file")
     assert not new.exists()
