@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
 
 RENAMED = {"first_piece": "first_token", "own": "in_task", "sureness": "mutual_information"}
 """Option values of earlier versions and their names today."""
@@ -50,6 +52,31 @@ def renamed_to(value: object, known: Iterable[str]) -> str:
     """Return a hint at the name that replaced an option value, or nothing."""
     new = RENAMED.get(value) if isinstance(value, str) else None
     return f", which is now called {new}" if new in known else ""
+
+
+def shorten(names: Sequence[str], most: int = 8) -> str:
+    """Join names, at most ``most`` of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+class DataWarning(UserWarning):
+    """Rows that are read but may not mean what they seem to: one line with counts.
+
+    The command line prints it to stderr, once; in Python it is a warning like any other.
+
+    Example:
+        >>> issubclass(DataWarning, UserWarning)
+        True
+    """
+
+
+def warn_data(message: str) -> None:
+    """Warn of rows, at the line of the caller outside of jpt."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("jpt."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, DataWarning, stacklevel=level)
 
 
 class DivergedError(RuntimeError):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +15,7 @@ from jpt.cli import commands, groups
 from jpt.cli.options import add_cache_option, with_cache_option
 from jpt.cli.signals import Stopped, stop_on_signals
 from jpt.distributed import process_index
-from jpt.errors import DivergedError, InputError, StoppedError
+from jpt.errors import DataWarning, DivergedError, InputError, StoppedError
 
 app = typer.Typer(
     name="jpt",
@@ -74,7 +77,7 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        with stop_on_signals():
+        with _warnings_in_one_line(), stop_on_signals():
             app()
     except InputError as error:
         _fail(str(error), 2)
@@ -88,6 +91,25 @@ def main() -> None:
         if end.code == 130:  # Ctrl-C twice in a training loop: typer caught KeyboardInterrupt
             _fail("interrupted; re-run the command to resume", 130)
         raise
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print each warning about rows once, as one line on stderr."""
+    shown, usual = set(), warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any) -> None:
+        text = " ".join(str(message).split())
+        if not issubclass(category, DataWarning):
+            usual(message, category, *place)
+        elif text not in shown and not process_index():
+            shown.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _fail(message: str, code: int) -> None:

@@ -16,11 +16,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from jpt.data.formats import show
 from jpt.data.rows import rows_checksum
 from jpt.errors import InputError
 from jpt.io.files import atomic_file, make_room, user_cache
-from jpt.io.tokenizer import TextTokenizer
-from jpt.tasks.task import Task, render, template_fields
+from jpt.io.tokenizer import Spans, TextTokenizer
+from jpt.tasks.task import (
+    LEADS,
+    Task,
+    fill_segment,
+    literal_spans,
+    literal_text,
+    render,
+    template_fields,
+)
 from jpt.tasks.verbalizers import answer_cue
 
 # --- Encoding
@@ -106,20 +115,72 @@ def encode_split(
     }
     free = [index for index in range(len(template)) if index not in fixed]
     room = _room(max_tokens, len(free), sum(map(len, fixed.values())), task, tokenizer, layout)
-    columns = [encode_texts([t[index] for t in texts], tokenizer, room) for index in free]
+    columns = []
+    for index in free:
+        own = _own_text(rows, template[index], tokenizer, LEADS[layout] if index else "")
+        columns.append(encode_texts([text[index] for text in texts], tokenizer, room, own))
     segments_by_row = list(zip(*columns, strict=True))
+    _check_tokens(segments_by_row, rows, task)
     ids = []
     for segments in segments_by_row:
         by_index = dict(zip(free, cut_segments(segments, room), strict=True)) | fixed
         ids.append(frame([by_index[i] for i in range(len(template))], tokenizer, layout))
     tokens, offsets = join_rows(ids)
-    return EncodedSplit(
+    split = EncodedSplit(
         tokens=tokens,
         offsets=offsets,
         labels=_class_numbers(rows, task),
         cut_rows=sum(sum(map(len, segments)) > room for segments in segments_by_row),
         answers=encode_answers(rows, task, tokenizer, layout, answer_tokens or task.answer_tokens),
     )
+    _check_ids(split, rows, task, tokenizer, layout)
+    return split
+
+
+def _check_ids(
+    split: EncodedSplit,
+    rows: Sequence[Mapping[str, Any]],
+    task: Task,
+    tokenizer: TextTokenizer,
+    layout: str,
+) -> None:
+    """Raise InputError for a token outside the model's word table; name the text it is in."""
+    size, parts = tokenizer.table_size, {"row": split, "answer of row": split.answers}
+    outside = {what: part for what, part in parts.items() if part and size is not None}
+    outside = {what: part for what, part in outside.items() if part.tokens.max(initial=0) >= size}
+    for segment in task.template(layout) if outside else ():
+        fixed = fill_segment(segment, dict.fromkeys(template_fields(segment), ""))
+        tokenizer.check_ids(tokenizer.encode([fixed])[0], f"template of task {task.name}")
+    for what, part in outside.items():
+        first = int((part.tokens >= size).argmax())
+        number = int(np.searchsorted(part.offsets, first, side="right"))
+        row = rows[number - 1]
+        text = row["answers"][0] if what != "row" else " ".join(row[name] for name in task.fields)
+        where = f"task {task.name}, {what} {number} ({text[:60]!r})"
+        tokenizer.check_ids([int(part.tokens[first])], where)
+
+
+def _own_text(
+    rows: Sequence[Mapping[str, Any]], segment: str, tokenizer: TextTokenizer, lead: str
+) -> list[Spans] | None:
+    """Return where filled segments have the template's own text, if that has special tokens."""
+    if not tokenizer.has_special(literal_text(segment)):
+        return None
+    spans = (literal_spans(segment, row) for row in rows)
+    return [[(start + len(lead), end + len(lead)) for start, end in of] for of in spans]
+
+
+def _check_tokens(
+    segments_by_row: Sequence[Sequence[list[int]]], rows: Sequence[Mapping[str, Any]], task: Task
+) -> None:
+    """Raise InputError for a text of which the tokenizer keeps nothing, as for an empty one."""
+    for number, segments in enumerate(segments_by_row):
+        if not all(segments):
+            texts = " or ".join(show(rows[number][name]) for name in task.fields)
+            raise InputError(
+                f"task {task.name}, row {number + 1}: expected a token in every text, but the "
+                f"tokenizer finds none in {texts}; remove the row"
+            )
 
 
 def join_rows(ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -148,9 +209,9 @@ def encode_answers(
     references = tuple(tuple(row["answers"]) for row in rows)
     texts = list(chain.from_iterable(references))
     if layout == "decoder":
-        encoded = tokenizer.encode_after(answer_cue(task), texts)
+        encoded = tokenizer.encode_after(answer_cue(task), texts, plain=True)
     else:
-        encoded = tokenizer.encode(texts)
+        encoded = tokenizer.encode_plain(texts)
     cut, position = [], 0
     for of in references:
         cut.append(tuple(encoded[position : position + len(of)]))
@@ -172,16 +233,22 @@ def encode_answers(
     )
 
 
-def encode_texts(texts: list[str], tokenizer: TextTokenizer, room: int) -> list[list[int]]:
+def encode_texts(
+    texts: list[str],
+    tokenizer: TextTokenizer,
+    room: int,
+    literals: Sequence[Spans] | None = None,
+) -> list[list[int]]:
     """Tokenise texts of which at most the first ``room`` tokens are kept, and one more."""
     heads = [_head(text, room * CHARACTERS_PER_TOKEN) for text in texts]
-    encoded = tokenizer.encode(heads)
+    encoded = tokenizer.encode_plain(heads, literals)
     short = [
         i
         for i, (head, text) in enumerate(zip(heads, texts, strict=True))
         if len(head) < len(text) and len(encoded[i]) <= room
     ]
-    for i, ids in zip(short, tokenizer.encode([texts[i] for i in short]), strict=True):
+    spans = None if literals is None else [literals[i] for i in short]
+    for i, ids in zip(short, tokenizer.encode_plain([texts[i] for i in short], spans), strict=True):
         encoded[i] = ids
     return encoded
 
@@ -242,8 +309,8 @@ def _head(text: str, n_letters: int) -> str:
 # Files are named by a hash of the rows, template, labels, vocabulary and lengths, so they are never
 # stale; a broken file only means that the rows are tokenised again.
 
-FORM = 1
-"""Version of the file format."""
+FORM = 2
+"""Version of the file format and of tokenisation."""
 FEWEST_ROWS = 500
 """Smaller splits are not cached: tokenising is as fast as a file."""
 MOST_BYTES = 2 << 30
@@ -274,7 +341,8 @@ def encode_cached(
         name = hashlib.sha256(json.dumps([*kind, tokenizer.fingerprint]).encode()).hexdigest()
         file = folder / f"{name[:32]}.npz"
         found = _load(file, rows)
-        if found is not None:
+        if found is not None:  # perhaps cached for a model with a larger word table
+            _check_ids(found, rows, task, tokenizer, layout)
             return dataclasses.replace(found, content=content)
     split = encode_split(rows, task, tokenizer, *settings)
     if file is not None:

@@ -1,116 +1,38 @@
-"""Rows of a task from JSON lines, JSON, CSV, TSV, parquet, the hub or memory, checked."""
+"""Rows of a task from files, the hub or memory: labels, checks, and what is odd about them."""
 
 from __future__ import annotations
 
-import csv
-import difflib
 import hashlib
-import io
 import json
 import os
 import re
+import unicodedata
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from decimal import Decimal
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jpt.config import SPLITS
 from jpt.data.builtin import builtin_rows
-from jpt.errors import InputError, unknown_name
-from jpt.io.files import file_size_bytes, read_bytes
-from jpt.tasks.task import PARQUET_BRANCH, HubSource, Task
-
-# --- Labels
-
-WHOLE_NUMBER = re.compile(r"(\d+)\.0+")
-"""Class number in a table that stores it as a float."""
-
-
-def find_label(value: object, task: Task) -> str | None:
-    """Return the label of a value in any of the forms of files and libraries, or None."""
-    if value is None:
-        return None
-    if isinstance(value, np.generic):
-        value = value.item()
-    try:
-        labels = (task.label_of(candidate) for candidate in _candidates(value))
-        return next((label for label in labels if label is not None), None)
-    except (ValueError, ArithmeticError):  # thousands of digits, infinite, not a number
-        return None
-
-
-def _candidates(value: Any) -> Iterator[object]:
-    """Yield the possible meanings of a value, most literal first."""
-    yield value
-    if isinstance(value, str):
-        lower = value.lower()
-        if lower in ("true", "false"):
-            yield from (lower, int(lower == "true"))
-        elif whole := WHOLE_NUMBER.fullmatch(value):
-            yield whole[1]
-    elif isinstance(value, bool):
-        yield int(value)
-    elif isinstance(value, float | Decimal) and value == int(value):
-        yield int(value)
-
-
-def class_numbers(names: object, task: Task) -> dict[int, str]:
-    """Return the names of the class numbers of a label column, if the data names its classes."""
-    # If the task knows none of the names, the numbers are the hub's.
-    if not isinstance(names, list | tuple) or not any(name in task.labels for name in names):
-        return {}
-    return {number: str(name) for number, name in enumerate(names)}
-
-
-def name_class(value: Any, names: Mapping[int, str]) -> Any:
-    """Return the name of a class number."""
-    return names.get(int(value), value) if isinstance(value, int | np.integer) else value
-
-
-# --- Values in messages: short and in one line
-
-MOST_NAMES, MOST_LETTERS = 12, 60
-
-
-def show(value: object) -> str:
-    """Return the representation of any value in one short line."""
-    try:
-        text = " ".join(repr(value[:200] if isinstance(value, str) else value).split())
-    except Exception:  # absurd numbers, absurd nesting, classes of others
-        text = f"of type {type(value).__name__}"
-    return text if len(text) <= MOST_LETTERS else text[:MOST_LETTERS] + "..."
-
-
-def list_names(names: Collection[object]) -> str:
-    """List names in one line, at most `MOST_NAMES`."""
-    shown = [_plain(name) for name in list(names)[:MOST_NAMES]]
-    more = len(names) - len(shown)
-    return ", ".join([*shown, f"{more} more"] if more else shown)
-
-
-def _plain(name: object) -> str:
-    """Return a name, quoted if it is empty, long, or has invisible characters."""
-    text = str(name)
-    if text and text == text.strip() and text.isprintable() and len(text) <= MOST_LETTERS:
-        return text
-    return show(text)
-
-
-def nearest_names(name: object, known: Collection[object]) -> str:
-    """Return a hint at similar names, ignoring case."""
-    if not isinstance(name, str):
-        return ""
-    by_form = {str(other).strip().lower(): str(other) for other in known}
-    near = difflib.get_close_matches(name.strip().lower()[:MOST_LETTERS], by_form, n=2)
-    return f"; did you mean {' or '.join(show(by_form[form]) for form in near)}?" if near else ""
-
+from jpt.data.formats import (
+    BY_ROW,
+    KINDS,
+    READERS,
+    Numbered,
+    class_numbers,
+    list_names,
+    name_class,
+    nearest_names,
+    show,
+    value_names,
+)
+from jpt.errors import InputError, unknown_name, warn_data
+from jpt.tasks.task import PARQUET_BRANCH, HubSource, Task, is_number
 
 # --- Checks and checksum
 
@@ -118,13 +40,8 @@ Row = dict[str, Any]
 """Checked row: text of each field, and a text ``"label"`` or a tuple of texts ``"answers"``."""
 
 
-def value_names(task: Task) -> tuple[str, ...]:
-    """Return the required names of a row: fields, then label or answer."""
-    return (*task.fields, task.label_field if task.answer_field is None else task.answer_field)
-
-
-def check_row(row: object, task: Task, where: str) -> Row:
-    """Check a row and return the values that the task needs."""
+def check_row(row: object, task: Task, where: str) -> Row | None:
+    """Check a row and return the values that the task needs; None for a row without a label."""
     values = check_mapping(row, where)
     checked: Row = {}
     for name in task.fields:
@@ -134,11 +51,14 @@ def check_row(row: object, task: Task, where: str) -> Row:
         checked["answers"] = _check_answers(value, f"field {task.answer_field!r}", where)
         return checked
     value = _value(values, task.label_field, where)
-    label = find_label(value, task)
+    label = task.label_of(value)
     if label is None:
+        if task.is_unlabelled(value):
+            return None
         raise InputError(
             f"{where}: label {show(value)} is not a label of task {task.name} "
-            f"({', '.join(task.labels)}){nearest_names(value, task.labels)}"
+            f"({', '.join(task.labels)}){task.describe_numbers(value)}"
+            f"{nearest_names(value, task.labels)}"
         )
     checked["label"] = label
     return checked
@@ -152,23 +72,6 @@ def check_mapping(row: object, where: str) -> Mapping[str, Any]:
         f"{where}: expected a mapping of names to values, got {type(row).__name__} "
         "(for a DataFrame use .to_dict('records'))"
     )
-
-
-def check_columns(columns: Sequence[str], task: Task, where: str) -> None:
-    """Raise InputError unless the columns have the task's values, each once."""
-    for name in value_names(task):
-        if name not in columns:
-            raise InputError(
-                f"{where}: column {name!r} is missing among {list_names(columns) or 'none'}"
-                f"{nearest_names(name, columns)}; expected {', '.join(value_names(task))}"
-            )
-    # Unnamed columns are ignored: spreadsheets leave them behind.
-    twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
-    if twice:
-        raise InputError(
-            f"{where}: {columns.count(twice[0])} columns are named {show(twice[0])}; "
-            "rename or remove all but one"
-        )
 
 
 def rows_checksum(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -195,9 +98,27 @@ def _check_text(value: Any, what: str, where: str) -> str:
         raise InputError(f"{where}: {what} {state}; expected text")
     if not value or value.isspace():
         raise InputError(f"{where}: {what} is empty; expected text in every row")
+    if not is_visible(value):
+        raise InputError(
+            f"{where}: {what} has invisible characters only, {show(value)}; expected text in every "
+            "row"
+        )
     if not value.isascii():
         _check_letters(value, what, where)
     return str(value)
+
+
+INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""Unicode categories of control and format characters (such as zero-width ones) and spaces."""
+
+_WORD = re.compile(r"\w")
+
+
+def is_visible(text: str) -> bool:
+    """Return whether a text has a visible character."""
+    if _WORD.search(text):
+        return True
+    return any(unicodedata.category(character) not in INVISIBLE for character in text)
 
 
 def _check_letters(value: str, what: str, where: str) -> None:
@@ -261,7 +182,7 @@ def _copy_rows(task: Task, split: str, given: Any) -> tuple[dict[str, Any], ...]
         raise InputError(
             f"{where} are of type {type(given).__name__}; give a list of rows such as {{{example}}}"
         )
-    classes = class_numbers(_given_class_names(given, task), task)
+    classes = class_numbers(_given_class_names(given, task), task, where)
     rows = []
     # Copied, because a generator may yield one dictionary that it modifies.
     for number, row in enumerate(given, start=1):
@@ -295,32 +216,19 @@ def plain(row: HubRow, task: Task) -> HubRow | None:
 
 
 def complete(row: HubRow, task: Task) -> HubRow | None:
-    """Return the row, or None if it has no label (-1 on the hub) or an empty text."""
+    """Return the row, or None if it has an empty text."""
     texts = value_names(task) if task.is_generative else task.fields
-    if not all(_has_text(row[name]) for name in texts if name in row):
-        return None
-    unlabelled = not task.is_generative and row.get(task.label_field, 0) in (None, -1)
-    return None if unlabelled else row
+    return row if all(_has_text(row[name]) for name in texts if name in row) else None
 
 
 def _has_text(value: object) -> bool:
-    """Return whether a text, a list of texts or a SQuAD answer is not empty."""
+    """Return whether a text, a list of texts or a SQuAD answer has a visible character."""
     texts = value.get("text") if isinstance(value, dict) else value
-    return any(text.strip() for text in ([texts] if isinstance(texts, str) else texts or ()))
+    return any(is_visible(text) for text in ([texts] if isinstance(texts, str) else texts or ()))
 
 
-def signed(row: HubRow, task: Task) -> HubRow | None:
-    """Return the row with labels -1, 0 and 1 renumbered from 0."""
-    label = row.get(task.label_field)
-    return {**row, task.label_field: label + 1} if isinstance(label, int) else row
-
-
-FORMS: dict[str, Callable[[HubRow, Task], HubRow | None]] = {
-    "plain": plain,
-    "complete": complete,
-    "signed": signed,
-}
-"""Conversions of hub rows; None drops a row."""
+FORMS: dict[str, Callable[[HubRow, Task], HubRow | None]] = {"plain": plain, "complete": complete}
+"""Selections of hub rows; None drops a row."""
 
 
 def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -330,10 +238,16 @@ def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]
         raise unknown_name("form of hub rows", task.hub.form, FORMS)
     form = FORMS[task.hub.form]
     name_of = {column: field for field, column in task.hub.fields.items()}
+    dropped = total = 0
     for number, values in enumerate(_load(task, task.hub, split)):
         row = form({name_of.get(column, column): value for column, value in values.items()}, task)
+        total += 1
+        dropped += row is None
         if row is not None:
             yield number, row
+    if dropped:
+        name = describe_hub_split(task.hub, split)
+        warn_data(f"{name}: {dropped} of {total} rows have an empty text and are dropped")
 
 
 def describe_hub_split(hub: HubSource, split: str) -> str:
@@ -387,271 +301,7 @@ def _is_reachable(address: str) -> bool:
     return True
 
 
-# --- Text files
-
-
-def read_text(file: Path) -> str:
-    """Read a UTF-8 file, line ends unchanged; raise InputError with the line of a broken byte."""
-    file_size_bytes(file)  # rejects pipes and devices, which could block forever
-    data = read_bytes(file)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # error.object, not data: the position does not count a byte order mark.
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8"
-        ) from None
-
-
-# --- JSON
-
-
-def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield one JSON object per line, with line numbers; empty lines are skipped."""
-    # Not splitlines, which would also split at line separators within texts.
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if line and not line.isspace():
-            value = _parse(line, file, number, "write one JSON object per line")
-            if not isinstance(value, dict):
-                raise InputError(
-                    f"{file}:{number}: expected a JSON object, got {type(value).__name__}; "
-                    "write one object per line"
-                )
-            yield number, value
-
-
-def read_json_list(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the numbered objects of a JSON list."""
-    text = read_text(file)
-    if not text.lstrip().startswith("["):
-        raise InputError(
-            f"{file} is not a JSON list; name it .jsonl if it has one JSON object per line"
-        )
-    for number, value in enumerate(_parse(text, file, 1, "repair it or copy it again"), start=1):
-        if not isinstance(value, dict):
-            raise InputError(
-                f"{file}, row {number}: expected a JSON object, got {type(value).__name__}"
-            )
-        yield number, value
-
-
-def _parse(text: str, file: Path, first_line: int, cure: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(
-            f"{file}:{line}: broken JSON ({error.msg} at column {error.colno}); {cure}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}:{first_line}: broken JSON ({error}); {cure}") from None
-
-
-# --- Parquet
-
-BATCH_ROWS = 4096
-"""Rows converted to Python values at a time."""
-
-
-def read_parquet(file: Path, task: Task) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the numbered rows of a parquet file, only the columns that a task needs."""
-    opened = _parquet_open(file)
-    with opened:
-        check_columns(opened.schema_arrow.names, task, str(file))
-        names = list(value_names(task))
-        classes = class_numbers(_parquet_class_names(opened.schema_arrow, task), task)
-        batches = opened.iter_batches(BATCH_ROWS, columns=names)
-        number = 1
-        while (batch := _next_batch(batches, file)) is not None:
-            columns = [_values(batch, name, file, number) for name in names]
-            for values in zip(*columns, strict=True):
-                row = dict(zip(names, values, strict=True))
-                if classes:
-                    row[task.label_field] = name_class(row[task.label_field], classes)
-                yield number, row
-                number += 1
-
-
-def _parquet_open(file: Path) -> Any:
-    import pyarrow.parquet
-
-    file_size_bytes(file)  # has better messages than the library
-    try:
-        opened = pyarrow.parquet.ParquetFile(file)
-        opened.schema_arrow  # noqa: B018  (read here, where its errors are caught)
-    except Exception as error:  # the library raises many types
-        raise _broken(file, error) from None
-    return opened
-
-
-def _next_batch(batches: Iterator[Any], file: Path) -> Any:
-    try:
-        return next(batches, None)
-    except Exception as error:  # as above
-        raise _broken(file, error) from None
-
-
-def _values(batch: Any, name: str, file: Path, first_row: int) -> list[Any]:
-    """Return a column as Python values; if that fails, go by row to name the broken one."""
-    column = batch.column(name)
-    try:
-        return column.to_pylist()
-    except Exception as error:  # as above
-        for number, value in enumerate(column, start=first_row):
-            try:
-                value.as_py()
-            except UnicodeDecodeError as fault:
-                raise InputError(
-                    f"{file}, row {number}: field {name!r} is not UTF-8 ({fault.reason}); "
-                    "write its text as UTF-8"
-                ) from None
-            except Exception as fault:
-                raise InputError(
-                    f"{file}, row {number}: field {name!r} cannot be read ({_one_line(fault)}); "
-                    "expected text"
-                ) from None
-        raise _broken(file, error) from None
-
-
-def _parquet_class_names(schema: Any, task: Task) -> object:
-    """Return the class names that ``datasets`` stores in the files that it writes."""
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return features[task.label_field]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
-
-
-def _broken(file: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{file} is not a valid parquet file ({_one_line(error)}); if it is truncated, write or "
-        "copy it again"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
-
-
-# --- CSV and TSV
-
-DELIMITERS = {",": "commas", "\t": "tabs"}
-
-PYTHON_LIST = re.compile(r"""\s*\[\s*["'].*\]\s*""", re.DOTALL)
-"""Text that looks like a Python list."""
-
-
-def read_delimited(
-    file: Path, task: Task, delimiter: str = ","
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a delimited table, with line numbers; empty lines are skipped."""
-    records = iter(_split_cells(_read_without_nul(file), file, delimiter))
-    first, columns = next(records, (0, []))
-    if not columns:
-        raise InputError(f"{file} is empty; expected a header with {', '.join(value_names(task))}")
-    _check_header(columns, task, f"{file}:{first}", delimiter)
-    for number, cells in records:
-        if len(cells) != len(columns):
-            raise _uneven(cells, columns, f"{file}:{number}", delimiter)
-        row: dict[str, Any] = dict(zip(columns, cells, strict=True))
-        if task.answer_field is not None:
-            cell = row[task.answer_field]
-            row[task.answer_field] = _parse_answers(cell, task.answer_field, f"{file}:{number}")
-        yield number, row
-
-
-def _read_without_nul(file: Path) -> str:
-    text = read_text(file)
-    nul = text.find("\0")
-    if nul >= 0:
-        line = text.count("\n", 0, nul) + 1
-        raise InputError(
-            f"{file}:{line}: NUL byte in the text; if the file is UTF-16, save it as UTF-8"
-        )
-    return text
-
-
-def _split_cells(text: str, file: Path, delimiter: str) -> list[tuple[int, list[str]]]:
-    """Return the rows with their first lines, all at once because csv's limit is global."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records, begin = [], 1
-    limit = csv.field_size_limit()
-    csv.field_size_limit(max(len(text), limit))  # documents may exceed the default of 128 KiB
-    try:
-        for cells in reader:
-            if len(cells) > 1 or (cells and cells[0] and not cells[0].isspace()):
-                records.append((begin, cells))
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        reason = "unclosed quote"
-        if "end of data" not in str(error):
-            reason = f"broken quotes, {error}"
-        raise InputError(
-            f"{file}:{begin}: {reason}; double each quote within a cell and put the cell in quotes"
-        ) from None
-    finally:
-        csv.field_size_limit(limit)
-    return records
-
-
-def _check_header(columns: list[str], task: Task, where: str, delimiter: str) -> None:
-    if len(columns) == 1:
-        raise InputError(
-            f"{where}: expected {', '.join(value_names(task))} in the header, separated by "
-            f"{DELIMITERS[delimiter]}, got one column {show(columns[0])}"
-        )
-    check_columns(columns, task, where)
-
-
-def _uneven(cells: list[str], columns: list[str], where: str, delimiter: str) -> InputError:
-    cure = "is a delimiter missing?"
-    if len(cells) > len(columns):
-        cure = f"put cells with {DELIMITERS[delimiter]} in them in quotes"
-    return InputError(f"{where}: expected {len(columns)} cells, got {len(cells)}; {cure}")
-
-
-def _parse_answers(cell: str, name: str, where: str) -> Any:
-    """Return the answers of a cell: a text, or a JSON list or object of texts."""
-    if not cell.lstrip().startswith(("[", "{")):
-        return cell
-    try:
-        value = json.loads(cell)
-    except (ValueError, RecursionError):
-        if PYTHON_LIST.fullmatch(cell) is None:
-            return cell
-        raise InputError(
-            f"{where}: field {name!r} looks like a list but is not JSON, {show(cell)}; "
-            'write ["first answer", "second answer"] with double quotes'
-        ) from None
-    return value if isinstance(value, list) or "text" in value else cell
-
-
 # --- All sources
-
-Numbered = Iterator[tuple[int, Mapping[str, Any]]]
-"""Raw rows with the numbers that messages use."""
-
-BY_LINE, BY_ROW = "{}:{}", "{}, row {}"
-
-
-class Reader(NamedTuple):
-    """Reader of a file format."""
-
-    read: Callable[[Path, Task], Numbered]
-    where: str  # format of a row's position in messages
-
-
-READERS: dict[str, Reader] = {
-    ".jsonl": Reader(lambda file, _: read_json_lines(file), BY_LINE),
-    ".csv": Reader(read_delimited, BY_LINE),
-    ".tsv": Reader(partial(read_delimited, delimiter="\t"), BY_LINE),
-    ".parquet": Reader(read_parquet, BY_ROW),
-    ".json": Reader(lambda file, _: read_json_list(file), BY_ROW),
-}
-"""Readers by file suffix."""
-
-KINDS = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
 
 
 def read_rows(task: Task, split: str) -> list[Row]:
@@ -680,10 +330,69 @@ def read_rows(task: Task, split: str) -> list[Row]:
     if task.rows is None and task.folder is None and task.is_builtin:
         return builtin_rows(task.name, split)
     name, where, rows = _open_source(task, split)
-    checked = [check_row(row, task, where.format(name, number)) for number, row in rows]
-    if not checked:
-        raise InputError(f"{name} has no rows; task {task.name} needs at least one for {split}")
+    checked, labels = [], _Labels(task)
+    for number, row in rows:
+        position = where.format(name, number)
+        values = check_row(row, task, position)
+        if values is not None:
+            checked.append(values)
+        if not task.is_generative:
+            labels.add(row[task.label_field], values, position)
+    labels.check(name, split, len(checked))
     return checked
+
+
+def _place(position: str, name: str) -> str:
+    rest = position.removeprefix(name)
+    return f"line {rest[1:]}" if rest.startswith(":") else rest.strip(" ,")
+
+
+class _Labels:
+    """Labels of a split as its source has them, and the rows that have none."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.unlabelled: list[str] = []  # positions
+        self.minus_one: list[str] = []  # those with -1
+        self.known: set[tuple[str, Any]] = set()  # label, and what the source has for it
+
+    def add(self, given: Any, row: Row | None, position: str) -> None:
+        if row is not None:
+            self.known.add((row["label"], given))
+            return
+        self.unlabelled.append(position)
+        if is_number(given):
+            self.minus_one.append(position)
+
+    def check(self, name: str, split: str, n_rows: int) -> None:
+        """Warn of dropped rows; raise InputError if none is left, or if -1 may be a class."""
+        dropped = len(self.unlabelled)
+        if not n_rows and not dropped:
+            raise InputError(
+                f"{name} has no rows; task {self.task.name} needs at least one for {split}"
+            )
+        if not n_rows:
+            raise InputError(
+                f"{name}: none of {dropped} rows has a label (empty, null, NaN or -1); task "
+                f"{self.task.name} needs labelled rows for {split}"
+            )
+        if self.minus_one and self.task.hub is None:
+            self._check_minus_one()
+        if dropped:
+            warn_data(
+                f"{name}: {dropped} of {n_rows + dropped} rows have no label (empty, null, NaN or "
+                f"-1) and are dropped, first {_place(self.unlabelled[0], name)}"
+            )
+
+    def _check_minus_one(self) -> None:
+        # Where a class has no row, -1, 0 and 1 may be the classes, or -1 and 1.
+        numbered = {label for label, given in self.known if is_number(given)}
+        unused = [of for of in self.task.class_numbers.values() if of not in numbered]
+        if numbered and unused:
+            raise InputError(
+                f"{self.minus_one[0]}: label -1 is a row without a label or a class, as no row has "
+                f"the number of {list_names(unused)}; write the names of labels, and null for none"
+            )
 
 
 def read_texts(task: Task, split: str) -> list[Row]:
@@ -787,3 +496,70 @@ def _open_source(task: Task, split: str) -> tuple[str, str, Numbered]:
             f"task {task.name} has neither a folder nor a hub id; give a folder with its rows"
         )
     return describe_hub_split(task.hub, split), BY_ROW, read_hub_rows(task, split)
+
+
+# --- Splits compared
+
+
+def data_warnings(splits: Mapping[str, Sequence[Row]], task: Task) -> list[str]:
+    """Return what may make scores meaningless: one class, shared texts, a text with two labels."""
+    texts = {name: [_text_of(row, task) for row in rows] for name, rows in splits.items()}
+    found = [
+        _one_class(splits.get("train", ()), task),
+        _shared(texts, "train", ("validation", "test"), task),
+        _shared(texts, "validation", ("test",), task),
+        _two_labels(splits, texts, task),
+    ]
+    return [warning for warning in found if warning is not None]
+
+
+def _text_of(row: Row, task: Task) -> str | tuple[str, ...]:
+    first, *others = [row[name].strip() for name in task.fields]
+    return (first, *others) if others else first
+
+
+def _one_class(rows: Sequence[Row], task: Task) -> str | None:
+    labels = {row["label"] for row in rows} if not task.is_generative else set()
+    if len(labels) != 1:
+        return None
+    return (
+        f"task {task.name}: all {len(rows)} train rows have the label {labels.pop()!r}; nothing "
+        "can be learned from one class"
+    )
+
+
+def _shared(
+    texts: Mapping[str, Sequence[object]], first: str, others: tuple[str, ...], task: Task
+) -> str | None:
+    """Return a warning of rows whose text is also in another split."""
+    known = set(texts.get(first, ()))
+    counts = {name: sum(text in known for text in texts.get(name, ())) for name in others}
+    counts = {name: count for name, count in counts.items() if count}
+    if not counts:
+        return None
+    shares = [f"{count} of {len(texts[name])} {name} rows" for name, count in counts.items()]
+    cure = "so their scores are too high"
+    if first == "validation":
+        cure = "so the prompt is chosen by rows that it is then tested on"
+    return f"task {task.name}: {' and '.join(shares)} have texts that are also in {first}, {cure}"
+
+
+def _two_labels(
+    splits: Mapping[str, Sequence[Row]], texts: Mapping[str, Sequence[object]], task: Task
+) -> str | None:
+    if task.is_generative:
+        return None
+    labels: dict[object, str] = {}
+    disputed: dict[object, set[str]] = {}
+    for name, rows in splits.items():
+        for text, row in zip(texts[name], rows, strict=True):
+            label = row["label"]
+            other = labels.setdefault(text, label)
+            if other != label:
+                disputed.setdefault(text, {other}).add(label)
+    if not disputed:
+        return None
+    text, of = next(iter(disputed.items()))
+    count = f"{len(disputed)} texts have" if len(disputed) > 1 else "1 text has"
+    named = f"{show(text)} ({', '.join(sorted(of))})"
+    return f"task {task.name}: {count} more than one label, first {named}"

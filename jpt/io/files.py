@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import shutil
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,44 @@ def make_folder(path: str | Path) -> Path:
     except OSError as error:
         raise write_error(folder, error) from None
     return folder
+
+
+class OutFolder:
+    """A folder for results, which has to stay where it is while they are written."""
+
+    # Else a long command would end in a new, incomplete folder of the same name.
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = make_folder(path)
+        self._descriptor: int | None = None
+        if is_first():
+            with contextlib.suppress(OSError):  # no right to list the folder: no check
+                self._descriptor = os.open(self.path, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._descriptor)
+
+    def file(self, name: str = "") -> Path:
+        """Return the path of a file in it; raise InputError if the folder was moved or deleted."""
+        if self._descriptor is not None and not is_at(self._descriptor, self.path):
+            raise moved_error(self.path)
+        return self.path / name
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file or folder still has its name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def moved_error(folder: Path, found: str | None = None) -> InputError:
+    """Return the InputError for a folder that vanished while results were written into it."""
+    found = found or ("another folder" if folder.is_dir() else "none")
+    return InputError(
+        f"{folder}: expected the folder that this run writes to, got {found}: it was moved, deleted"
+        " or emptied meanwhile, and the result is not there; move it back and re-run to resume, or"
+        " re-run to start anew"
+    )
 
 
 @contextlib.contextmanager
@@ -215,13 +254,37 @@ def file_size_bytes(path: str | Path) -> int:
     return size
 
 
+class RepeatedKey(ValueError):
+    """A JSON object has a key twice, of which Python would keep the last one in silence."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        values = " and ".join(repr(value)[:40] for key, value in pairs if key == repeated)
+        raise RepeatedKey(f"key {repeated[:60]!r} is given twice, as {values[:100]}")
+    return table
+
+
+_decode_json = json.JSONDecoder(object_pairs_hook=_unique_keys).decode
+
+
+def load_json(text: str) -> Any:
+    """Parse JSON; raise RepeatedKey if an object has a key twice."""
+    return _decode_json(text)
+
+
 def parse_json(data: bytes, name: str | Path) -> Any:
     """Parse JSON; raise InputError with line and column if it is broken."""
     try:
-        return json.loads(data.decode("utf-8"))
+        return load_json(data.decode("utf-8"))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise InputError(f"{name} is not JSON ({where}); repair it or copy it again") from None
+    except RepeatedKey as error:
+        raise InputError(f"{name}: {error}; keep one of them") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, absurd numbers, absurd nesting
         reason = type(error).__name__
         raise InputError(f"{name} is not JSON ({reason}); repair it or copy it again") from None

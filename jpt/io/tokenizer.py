@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jpt.errors import InputError
+from jpt.io.files import load_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,6 +29,13 @@ USUAL_SPECIAL_TOKENS = {
     "bos": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
     "eos": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
 }
+
+
+_MARK = re.compile(r"[\[<].+[\]>]", re.DOTALL)
+"""Form of a special token."""
+
+Spans = Sequence[tuple[int, int]]
+"""Starts and ends in a text, in characters."""
 
 
 class SpecialIds(NamedTuple):
@@ -50,6 +59,7 @@ class TextTokenizer:
         ids: SpecialIds,
         add_bos: bool = False,
         end_ids: tuple[int, ...] = (),
+        table_size: int | None = None,
     ) -> None:
         self._backend = backend
         self.ids = ids
@@ -57,11 +67,87 @@ class TextTokenizer:
         eos = () if ids.eos is None else (ids.eos,)
         self.end_ids = tuple(dict.fromkeys((*eos, *end_ids)))
         self.vocabulary_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        # Rows of the model's word table, which may also be padded; None if there is no model.
+        self.table_size = table_size
+        self._special = self._special_tokens()
+        self._spelled: dict[int, list[int]] = {}
+
+    def check_ids(self, ids: Iterable[int], where: str) -> None:
+        """Raise InputError for a token that has no row in the model's word table."""
+        # JAX would clamp the id and read the row of another token.
+        largest = max(ids, default=0)
+        if self.table_size is not None and largest >= self.table_size:
+            raise InputError(
+                f"{where}: expected token ids below {self.table_size}, the number of rows of the "
+                f"model's word table, got {largest} ({self.token_text(largest)!r}); remove this "
+                "token, or save the model after resize_token_embeddings(len(tokenizer))"
+            )
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Tokenise a batch of texts."""
+        """Tokenise a batch of texts; special tokens in them count as such."""
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    # Rows come from anywhere: "[MASK]" or "</s>" in a text must not be read as a mask or an end.
+    # As `split_special_tokens` of transformers, and also where the model itself knows the token.
+
+    def encode_plain(
+        self, texts: list[str], literals: Sequence[Spans] | None = None
+    ) -> list[list[int]]:
+        """Tokenise rows: special tokens are plain text, but for those of a template's own text."""
+        if literals is not None:
+            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+            parts = zip(texts, encodings, literals, strict=True)
+            return [self._spell_outside(*part) for part in parts]
+        self._backend.encode_special_tokens = True
+        try:
+            encoded = self.encode(texts)
+        finally:
+            self._backend.encode_special_tokens = False
+        return [ids if self._special.isdisjoint(ids) else self._spell_all(ids) for ids in encoded]
+
+    def has_special(self, text: str) -> bool:
+        """Return whether a text has special tokens."""
+        return not self._special.isdisjoint(self.encode([text])[0])
+
+    def _special_tokens(self) -> frozenset[int]:
+        """Return the tokens that are never text, but for the unknown token."""
+        added = self._backend.get_added_tokens_decoder()
+        named = {token for token in (*self.ids, *self.end_ids) if token is not None}
+        # A word or a period that also ends or pads texts stays text.
+        marks = {token for token in named if _MARK.fullmatch(self.token_text(token))}
+        special = {token for token, of in added.items() if of.special} | marks
+        ids = self.ids  # GPT-2's unknown token, which it never needs, is its end token
+        is_else = ids.unk in (ids.cls, ids.sep, ids.mask, ids.bos, *self.end_ids)
+        return frozenset(special if is_else else special - {ids.unk})
+
+    def _spell_outside(self, text: str, encoding: Any, spans: Spans) -> list[int]:
+        """Return the ids of a text, with special tokens outside of the spans as plain text."""
+        ids: list[int] = []
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            size = len(self.token_text(token))  # the offsets may include spaces on either side
+            if token not in self._special or any(
+                a <= start and start + size <= b or a <= end - size and end <= b for a, b in spans
+            ):
+                ids.append(token)
+            else:
+                ids += self.encode_plain([text[start:end]])[0]
+        return ids
+
+    def _spell_all(self, ids: list[int]) -> list[int]:
+        return [part for token in ids for part in self._spell(token)]
+
+    def _spell(self, token: int) -> list[int]:
+        """Return a special token as plain text: its first character, then the rest."""
+        if token not in self._special:
+            return [token]
+        if token not in self._spelled:
+            text, model = self.token_text(token), self._backend.model
+            halves = (text[:1], text[1:]) if len(text) > 1 else ()
+            ids = self._spell_all([part.id for half in halves for part in model.tokenize(half)])
+            unknown = [] if self.ids.unk in (None, *self._special) else [self.ids.unk]
+            self._spelled[token] = ids or unknown
+        return self._spelled[token]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,14 +163,20 @@ class TextTokenizer:
         """Return the token ids of a word that follows a text and a space."""
         return self.encode_after(text, [word])[0]
 
-    def encode_after(self, text: str, continuations: list[str]) -> list[list[int]]:
-        """Tokenise texts that follow another text and a space."""
-        before = self.word_tokens(text)
-        wholes = self.encode([f"{text} {after}" for after in continuations])
+    def encode_after(
+        self, text: str, continuations: list[str], plain: bool = False
+    ) -> list[list[int]]:
+        """Tokenise texts that follow another text and a space; `plain` as in `encode_plain`."""
+        before, wholes = self.word_tokens(text), [f"{text} {after}" for after in continuations]
+        if not plain:
+            encoded, alone = self.encode(wholes), self.encode
+        else:
+            own = [[(0, len(text))]] * len(wholes) if self.has_special(text) else None
+            encoded, alone = self.encode_plain(wholes, own), self.encode_plain
         # Tokens never cross a space, but the end of the text may be tokenised differently.
         return [
-            whole[len(before) :] if whole[: len(before)] == before else self.word_tokens(after)
-            for whole, after in zip(wholes, continuations, strict=True)
+            whole[len(before) :] if whole[: len(before)] == before else alone([after])[0]
+            for whole, after in zip(encoded, continuations, strict=True)
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -189,7 +281,7 @@ def _special_id(name: str, named: dict[str, Any], backend: Tokenizer) -> int | N
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        content = load_json(file.read_text(encoding="utf-8")) if file.exists() else {}
     except (ValueError, OSError) as error:
         raise InputError(f"cannot read {file}: {_one_line(error)}") from None
     if not isinstance(content, dict):

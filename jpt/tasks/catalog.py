@@ -342,7 +342,7 @@ def _aspect(name: str, path: str) -> Task:
             config=None,
             splits=_cut(300, "test"),
             labels=("negative", "neutral", "positive"),
-            form="signed",
+            first_number=-1,
         ),
     )
 

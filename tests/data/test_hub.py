@@ -9,6 +9,7 @@ from unittest.mock import Mock, call
 import pytest
 
 from jpt.data.rows import describe_hub_split, read_hub_rows, read_rows
+from jpt.errors import DataWarning
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import PARQUET_BRANCH, HubSource
 from tests.helpers.files import refusal
@@ -47,22 +48,27 @@ def give(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> Mock:
     return load_dataset
 
 
-def test_rows_without_label_or_text_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_without_label_or_text_are_dropped_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pairs = [("a", "b", 0), ("a", "c", -1), ("", "d", 1)]
     pairs += [("a", " ", 1), ("a", "e", 2), ("a", None, 2)]
     load_dataset = give(
         monkeypatch, [{"premise": p, "hypothesis": h, "label": n} for p, h, n in pairs]
     )
-    assert [number for number, _ in read_hub_rows(CATALOG["snli"], "test")] == [0, 4]
-    labels = [row["label"] for row in read_rows(CATALOG["snli"], "test")]
+    with pytest.warns(DataWarning, match="snli plain_text test: 3 of 6 rows have an empty text"):
+        assert [number for number, _ in read_hub_rows(CATALOG["snli"], "test")] == [0, 1, 4]
+    with pytest.warns(DataWarning) as caught:
+        labels = [row["label"] for row in read_rows(CATALOG["snli"], "test")]
     assert labels == ["entailment", "contradiction"]
+    assert "1 of 3 rows have no label" in str(caught[-1].message)
     request = {"name": "plain_text", "split": "test", "revision": "main"}
     assert load_dataset.call_args_list[0] == call("stanfordnlp/snli", **request)
 
 
 def test_errors_of_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    give(monkeypatch, [{"sentence": "Fine.", "label": -1}])  # a form that drops no row
-    with refusal("label -1 is not a label of task sst2"):
+    give(monkeypatch, [{"sentence": "Fine.", "label": -1}])
+    with refusal("glue sst2 validation: none of 1 rows has a label"):
         read_rows(CATALOG["sst2"], "test")
     give(monkeypatch, [{"premise": "a", "conclusion": "b", "label": 0}])
     with refusal("'hypothesis' is missing"):
@@ -119,7 +125,8 @@ SUMMARIES = {
 def test_rows_without_document_or_summary_are_dropped(name, rows, monkeypatch) -> None:
     field = CATALOG[name].hub.fields.get("document", "document")
     give(monkeypatch, [{field: document, "summary": summary} for document, summary in rows])
-    assert [number for number, _ in read_hub_rows(CATALOG[name], "train")] == [2]
+    with pytest.warns(DataWarning, match="4 of 5 rows have an empty text and are dropped"):
+        assert [number for number, _ in read_hub_rows(CATALOG[name], "train")] == [2]
 
 
 def test_one_configuration_of_a_parquet_copy_is_read(tmp_path: Path, quiet_cache: None) -> None:

@@ -119,3 +119,89 @@ def test_a_broken_config(tmp_path, write_tokenizer: Callable[..., Path], content
     (tmp_path / "tokenizer_config.json").write_text(content)
     with refusal("cannot read .*tokenizer_config.json"):
         load_tokenizer(tmp_path)
+
+
+SPECIAL_TEXTS = {
+    "bert-base-uncased": "a fine [MASK] film [SEP] and [CLS] more [PAD]",
+    "roberta-base": "a fine <mask> film </s> and <s> more<pad>",
+    "gpt2": "a fine <|endoftext|> film<|endoftext|>",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), SPECIAL_TEXTS.items())
+def test_special_tokens_in_rows_are_those_of_transformers_split(
+    name: str, text: str, reference_folder: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = reference_folder / "tokenizers" / name
+    ours, theirs = load_tokenizer(folder, ()), AutoTokenizer.from_pretrained(folder)
+    texts = [text, "no special token in it"]
+    split = theirs(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ours.encode_plain(texts) == split
+    special = {token for token in ours.ids if token not in (None, ours.ids.unk)}
+    assert special.isdisjoint(split[0])
+    assert ours.encode(texts) == theirs(texts, add_special_tokens=False)["input_ids"] != split
+    assert ours.has_special(text) and not ours.has_special(texts[1])
+
+
+def test_a_unigram_model_knows_its_special_tokens_and_does_not_use_them(reference_folder) -> None:
+    tokenizer = load_tokenizer(reference_folder / "tokenizers" / "t5-base", ("eos", "pad"))
+    special = {tokenizer.ids.eos, tokenizer.ids.pad, tokenizer.find("<extra_id_0>")}
+    # Full-width brackets become the usual ones before the model reads them.
+    texts = ["a </s> film", "<extra_id_0> b <pad>", "\uff1c/s\uff1e x", "</s>", "<pad></s>"]
+    for text, ids in zip(texts, tokenizer.encode_plain(texts), strict=True):
+        assert special.isdisjoint(ids) and len(ids) >= 4, text
+    assert tokenizer.decode(tokenizer.encode_plain(["a </s> film"])[0]) == "a /s> film"
+    assert tokenizer.encode(texts[:1]) == [[3, 9, tokenizer.ids.eos, 814]]
+    plain = ["It's 7.50, isn't it? <b>No</b>!", "e\u0301 \u4e2d"]
+    assert tokenizer.encode_plain(plain) == tokenizer.encode(plain)
+
+
+def test_special_tokens_that_the_model_or_the_list_of_words_has(tmp_path: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    words = ["[UNK]", "[MASK]", "[PAD]", "<end>", "a", "film", ".", "[", "MASK]", "<", "end>"]
+    backend = Tokenizer(models.WordLevel(dict(zip(words, range(11), strict=True)), "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["[PAD]"])
+    backend.add_tokens([AddedToken("<end>", special=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    named = {"mask_token": "[MASK]", "eos_token": "<end>", "sep_token": ".", "cls_token": "."}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.ids == (6, 6, 1, 2, 0, None, 3)
+    # Whole words of the vocabulary, and an added token that is not marked as special.
+    assert tokenizer.encode(["a [MASK] film <end> . [PAD]"]) == [[4, 1, 5, 3, 6, 2]]
+    # The period ends texts here, but is a period all the same; "[PAD]" is in no word.
+    assert tokenizer.encode_plain(["a [MASK] film <end> . [PAD]"])[0][:7] == [4, 7, 8, 5, 9, 10, 6]
+    assert {1, 2, 3}.isdisjoint(tokenizer.encode_plain(["[PAD] [MASK]<end>"])[0])
+
+
+def test_templates_keep_their_own_special_tokens(reference_folder: Path) -> None:
+    for name, mark in (("roberta-base", "<mask>"), ("t5-base", "<extra_id_0>")):
+        tokenizer = load_tokenizer(reference_folder / "tokenizers" / name, ())
+        token = tokenizer.find(mark)
+        text, first = f"a {mark} film: {mark} {mark}", 2 + len(mark)
+        for spans, count in (([(first, 99)], 2), ([(0, first)], 1), ([], 0), ([(0, 99)], 3)):
+            ids = tokenizer.encode_plain([text, "the film"], [spans, []])
+            assert ids[0].count(token) == count and ids[1] == tokenizer.encode(["the film"])[0]
+        whole = tokenizer.encode_plain([text], [[(0, len(text))]])
+        assert whole == tokenizer.encode([text])
+
+
+def test_answers_after_a_cue(toy_tokenizer: TextTokenizer) -> None:
+    mask, film = toy_tokenizer.ids.mask, toy_tokenizer.encode(["film"])[0]
+    assert toy_tokenizer.encode_after("is [MASK]", ["film [MASK]"]) == [[*film, mask]]
+    (ids,) = toy_tokenizer.encode_after("is [MASK]", ["film [MASK]"], plain=True)
+    assert ids == toy_tokenizer.encode_plain(["film [MASK]"])[0] and mask not in ids
+
+
+def test_a_key_that_is_given_twice(tmp_path, write_tokenizer: Callable[..., Path]) -> None:
+    write_tokenizer(tmp_path)
+    text = '{"mask_token": "[MASK]", "mask_token": "[SEP]"}'
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with refusal(
+        r"tokenizer_config.json: key 'mask_token' is given twice, as '\[MASK\]' and '\[SEP"
+    ):
+        load_tokenizer(tmp_path)
