@@ -19,6 +19,7 @@ from jpt.backbones.registry import Backbone, find_folder, load_backbone
 from jpt.io.gguf import KINDS, open_gguf, read_gguf_tokenizer
 from jpt.neurons.probe import activated_neurons
 from jpt.types import Parameters, Prompt, PromptCard
+from tests.backbones.test_checkpoints import HEADS, WORDS
 from tests.helpers.files import Sample
 from tests.helpers.golden import (
     DECODERS,
@@ -82,6 +83,39 @@ def test_fixtures_are_the_output_of_torch(name: str) -> None:
             assert np.array_equal(value, stored[key]), key
     config = json.loads((FIXTURES / name / "config.json").read_text())
     assert case.config.items() <= config.items()
+
+
+HEAD_FORMS = ("other values", "equal", "head alone", "other bias")
+MODELS = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM", "gpt2": "GPT2LMHeadModel"}
+MODELS |= {"llama": "LlamaForCausalLM", "t5": "T5ForConditionalGeneration"}
+
+
+@pytest.mark.parametrize("form", HEAD_FORMS)
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_of_tied_configs_are_those_of_transformers(
+    name: str, form: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    tensors, head = load_file(FIXTURES / name / "model.safetensors"), HEADS[name]
+    words = tensors[WORDS[name]]
+    if form == "other bias":
+        if name not in ENCODERS:
+            pytest.skip("only encoders have a bias")
+        tensors[head.replace("weight", "bias")] = np.arange(len(words), dtype=np.float32)
+    else:
+        tensors[head] = words[::-1].copy() if form == "other values" else words.copy()
+    if form == "head alone":
+        del tensors[WORDS[name]]
+    write_folder(tmp_path, name, tensors, tie_word_embeddings=True)
+    kind = json.loads((tmp_path / "config.json").read_text())["model_type"]
+    model = getattr(import_module("transformers"), MODELS[kind]).from_pretrained(tmp_path)
+    params, output = read_folder(tmp_path, {}).params, model.get_output_embeddings()
+    table = params["embeddings"]["word"]
+    assert np.array_equal(table, model.get_input_embeddings().weight.detach())
+    found = params.get("head", {}).get("words", table)
+    assert np.array_equal(found, output.weight.detach())
+    if name in ENCODERS:
+        assert np.array_equal(params["head"]["bias"], output.bias.detach())
 
 
 # Real models but for depth and vocabulary; in decoders at positions in the hundreds.

@@ -508,8 +508,10 @@ def decoder_weights(
     """Build the checkpoint format of a decoder from its rules without the head."""
 
     def with_head(config: DecoderConfig) -> list[TensorRule]:
-        head = TensorRule("head/words", HEAD, (config.vocabulary, config.width))
-        return [*rules(config), *([] if config.tied_head else [head])]
+        words, *others = rules(config)
+        if config.tied_head:  # a file may have the table under either name
+            return [dataclasses.replace(words, aliases=(*words.aliases, HEAD)), *others]
+        return [words, *others, TensorRule("head/words", HEAD, words.shape)]
 
     def resolve(source: TensorSource, config: DecoderConfig, where: str) -> DecoderConfig:
         del where

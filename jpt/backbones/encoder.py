@@ -55,6 +55,7 @@ class EncoderConfig:
     head_activation: str = "gelu"
     epsilon: float = 1e-12  # of every layer norm
     tied_head: bool = True  # whether the head uses the input embeddings
+    tied_bias: bool = True  # whether the bias is that of the head, not of its decoder
     dropout_rate: float = 0.1  # of pretraining; used only if dropout is requested
 
     @property
@@ -80,6 +81,7 @@ class EncoderConfig:
                 f"where the positions of text start, got {positions}"
             )
         activation = config.get("hidden_act", "gelu")
+        is_tied = bool(config.get("tie_word_embeddings", True))
         return cls(
             model_type=model_type,
             vocabulary=read_whole(config, "vocab_size"),
@@ -94,7 +96,8 @@ class EncoderConfig:
             # RoBERTa's head uses GELU regardless of hidden_act.
             head_activation=activation if model_type == "bert" else "gelu",
             epsilon=read_number(config, "layer_norm_eps", 1e-12),
-            tied_head=bool(config.get("tie_word_embeddings", True)),
+            tied_head=is_tied,
+            tied_bias=is_tied,
             dropout_rate=read_number(config, "hidden_dropout_prob", 0.1, allow_zero=True),
         )
 
@@ -175,10 +178,9 @@ def encoder_rules(config: EncoderConfig) -> list[TensorRule]:
     root = "bert" if config.is_bert else "roberta"
     table, width = f"{root}.embeddings", config.width
     positions = config.positions + config.position_offset
+    words, head = (config.vocabulary, width), (_DECODER[root],) if config.tied_head else ()
     rules = [
-        TensorRule(
-            "embeddings/word", f"{table}.word_embeddings.weight", (config.vocabulary, width)
-        ),
+        TensorRule("embeddings/word", f"{table}.word_embeddings.weight", words, aliases=head),
         TensorRule(
             "embeddings/position", f"{table}.position_embeddings.weight", (positions, width)
         ),
@@ -204,7 +206,7 @@ def _head_rules(config: EncoderConfig) -> list[TensorRule]:
     transform = "cls.predictions.transform" if config.is_bert else "lm_head"
     norm = f"{transform}.LayerNorm" if config.is_bert else f"{transform}.layer_norm"
     bias, other = _HEAD_BIAS[kind], _DECODER_BIAS[kind]
-    if not config.tied_head:
+    if not config.tied_bias:
         bias, other = other, bias
     rules = [
         *_linear("head/transform", f"{transform}.dense", width, width),
@@ -244,13 +246,12 @@ def _resolve(source: TensorSource, config: EncoderConfig, where: str) -> Encoder
             f"{where} has no masked-LM head (no tensor '{head}*'), which is needed to score label "
             "words; use a checkpoint of the masked-LM model"
         )
-    copies = (
-        (_DECODER[kind], f"{kind}.embeddings.word_embeddings.weight"),
-        (_DECODER_BIAS[kind], _HEAD_BIAS[kind]),
+    words = (_DECODER[kind], f"{kind}.embeddings.word_embeddings.weight")
+    return dataclasses.replace(
+        config,
+        tied_head=config.tied_head and not differs(source, *words),
+        tied_bias=config.tied_bias and not differs(source, _DECODER_BIAS[kind], _HEAD_BIAS[kind]),
     )
-    if config.tied_head and any(differs(source, *pair) for pair in copies):
-        return dataclasses.replace(config, tied_head=False)
-    return config
 
 
 ENCODER_WEIGHTS = Weights(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import jax
@@ -12,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from jpt.distributed import is_first
 from jpt.errors import InputError
+from jpt.io.tensors import FLOATS, count_not_finite
 from jpt.parallel import PartitionTable
 from jpt.types import Parameters
 
@@ -78,6 +82,11 @@ class TensorSource(Protocol):
     """Named tensors with shapes known before any data is read."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, np.dtype]
+
+    def origin(self, name: str) -> str:
+        """Return the file and name of a tensor, for messages."""
+        ...
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor in its stored dtype."""
@@ -125,7 +134,7 @@ def load_parameters(
     where: str = "the checkpoint",
     place: Placer | None = None,
 ) -> Parameters:
-    """Load the parameters of all rules; raise InputError for missing or unexpected tensors."""
+    """Load the parameters of all rules; raise InputError for tensors that cannot be theirs."""
     # One parameter at a time goes to its devices, so peak host memory is one extra parameter.
     rules = list(rules)
     _check(source, rules, ignored, where)
@@ -188,16 +197,39 @@ def _read(
     source: TensorSource, rule: TensorRule, numbers: range | int | None, dtype: np.dtype
 ) -> np.ndarray:
     """Read one parameter; the tensors of several layers are stacked."""
-    if not isinstance(numbers, range):
-        return np.ascontiguousarray(_read_one(source, rule, numbers), dtype)
-    stack: np.ndarray | None = None
-    for index, layer in enumerate(numbers):
-        tensor = _read_one(source, rule, layer)
-        if stack is None:
-            stack = np.empty((len(numbers), *tensor.shape), dtype)
-        stack[index] = tensor
-    assert stack is not None, "rules have at least one layer"
-    return stack
+    # A value beyond the range of the dtype becomes infinite and is reported.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not isinstance(numbers, range):
+            values = np.ascontiguousarray(_read_one(source, rule, numbers), dtype)
+            _check_finite(source, rule, numbers, values)
+            return values
+        stack: np.ndarray | None = None
+        for index, layer in enumerate(numbers):
+            tensor = _read_one(source, rule, layer)
+            if stack is None:
+                stack = np.empty((len(numbers), *tensor.shape), dtype)
+            stack[index] = tensor
+            _check_finite(source, rule, layer, stack[index])
+        assert stack is not None, "rules have at least one layer"
+        return stack
+
+
+def _check_finite(
+    source: TensorSource, rule: TensorRule, layer: int | None, values: np.ndarray
+) -> None:
+    """Raise InputError if values of a tensor are NaN or infinite."""
+    count = count_not_finite(values)
+    if not count:
+        return
+    name = rule.find(layer, source.shapes)
+    assert name is not None, "it was read"
+    cure = "download or convert the model again"
+    if not count_not_finite(np.ascontiguousarray(_read_one(source, rule, layer))):
+        cure = f"its values exceed the range of {values.dtype}: load the model in another dtype"
+    raise InputError(
+        f"{source.origin(name)}: expected finite weights, got NaN or infinity in {count} of "
+        f"{values.size} values; {cure}"
+    )
 
 
 def _read_one(source: TensorSource, rule: TensorRule, layer: int | None) -> np.ndarray:
@@ -222,7 +254,7 @@ def _store(params: Parameters, path: str, value: jax.Array) -> None:
 def _check(
     source: TensorSource, rules: list[TensorRule], ignored: Iterable[str], where: str
 ) -> None:
-    """Raise InputError for missing, misshaped and unexpected tensors before any data is read."""
+    """Raise InputError for tensors of wrong names, shapes or types before any data is read."""
     used, missing, misshaped = set(), {}, {}
     shapes = source.shapes
     for rule in rules:
@@ -235,6 +267,7 @@ def _check(
             if tuple(shapes[name]) != rule.shape:
                 found, expected = list(shapes[name]), list(rule.shape)
                 misshaped[f"{name} is {found}, expected {expected}"] = None
+    _check_types(source, used, where)
     pattern = re.compile("|".join(ignored) or r"(?!)")
     unexpected = [n for n in shapes if n not in used and not pattern.fullmatch(n)]
     problems = [
@@ -248,6 +281,18 @@ def _check(
     ]
     if problems:
         raise InputError(f"{where} does not match its config.json; {'; '.join(problems)}")
+
+
+def _check_types(source: TensorSource, names: Iterable[str], where: str) -> None:
+    """Raise InputError if weights are integers, e.g. quantised ones without their scales."""
+    dtypes = {name: source.dtypes[name] for name in sorted(names)}
+    wrong = [name for name, dtype in dtypes.items() if dtype.type not in FLOATS]
+    if wrong:
+        kinds = ", ".join(sorted({str(dtypes[name]) for name in wrong}))
+        raise InputError(
+            f"{where}: expected weights in float32, bfloat16, float16 or float64, got {kinds} in "
+            f"{_shown(wrong)}; use the unquantised weights of the model"
+        )
 
 
 def _shown(names: list[str]) -> str:
@@ -284,15 +329,29 @@ class Weights:
         place: Placer | None = None,
     ) -> tuple[Any, Parameters]:
         """Return the resolved config and the parameters of a checkpoint."""
-        config = self.resolve(source, config, where)
-        rules, ignored = self.rules(config), self.ignored(config)
+        resolved = self.resolve(source, config, where)
+        rules, ignored = self.rules(resolved), self.ignored(resolved)
         params = load_parameters(source, rules, ignored, dtype, where, place)
         self.check(source, where)
-        return config, params
+        if resolved != config:
+            _note_untied(where)
+        return resolved, params
 
     def write(self, params: Parameters, config: Any) -> dict[str, np.ndarray]:
         """Return the tensors of a Hugging Face checkpoint."""
         return write_parameters(params, self.rules(config))
+
+
+@cache
+def _note_untied(where: str) -> None:
+    """Print a note on stderr, once per file and process."""
+    if is_first():
+        print(
+            f"note: {where}: the config ties the head to the word embeddings, but the file has a "
+            "head with other values; the file's head is used, as in transformers 5 (set "
+            "tie_word_embeddings to false to omit this note)",
+            file=sys.stderr,
+        )
 
 
 def split_layers(split: Split) -> tuple[tuple[str, PartitionSpec], ...]:

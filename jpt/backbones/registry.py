@@ -24,7 +24,7 @@ from jpt.backbones.t5 import T5, T5_WEIGHTS, T5Config
 from jpt.config import DTYPES, REMAT, check_choice
 from jpt.errors import InputError, unknown_name
 from jpt.io.compile_cache import use_compile_cache
-from jpt.io.files import file_size_bytes
+from jpt.io.files import file_size_bytes, load_json
 from jpt.io.gguf import open_gguf, read_gguf_tokenizer
 from jpt.io.tensors import open_tensors
 from jpt.io.tokenizer import SpecialIds, TextTokenizer, load_tokenizer
@@ -214,8 +214,10 @@ class Backbone:
     @property
     def pad_id(self) -> int:
         """Id of the padding token."""
-        ids = self.tokenizer.ids
-        return next((token for token in (ids.pad, ids.eos) if token is not None), 0)
+        ids, size = self.tokenizer.ids, self.config.vocabulary
+        # Padding is never read, so a padding token outside the word table is replaced.
+        usual = (token for token in (ids.pad, ids.eos) if token is not None)
+        return next((token for token in usual if token < size), 0)
 
     @property
     def start_id(self) -> int:
@@ -227,7 +229,9 @@ class Backbone:
         ids = self.tokenizer.ids
         sentinel = self.tokenizer.find("<extra_id_0>")
         first = {"encoder": ids.cls, "encoder_decoder": sentinel, "decoder": ids.bos}
-        return next((t for t in (first[self.layout], ids.eos, ids.cls) if t is not None), 0)
+        token = next((t for t in (first[self.layout], ids.eos, ids.cls) if t is not None), 0)
+        self.tokenizer.check_ids([token], f"start token of {self.name}")
+        return token
 
     def init_std(self) -> float:
         """Return the standard deviation of a random prompt."""
@@ -298,7 +302,8 @@ def load_backbone(
     shape, params = family.weights.load(
         files.source, family.config(files.config), compute, str(files.path), placer
     )
-    _check_special_tokens(family, files.tokenizer, shape.vocabulary, files.path)
+    files.tokenizer.table_size = shape.vocabulary
+    _check_special_tokens(family, files.tokenizer, files.path)
     rate = shape.dropout_rate if dropout else 0.0
     return Backbone(
         name=str(name),
@@ -346,17 +351,11 @@ def _placer(family: Family, mesh: Mesh, notes: list[str]) -> Placer:
     return put
 
 
-def _check_special_tokens(
-    family: Family, tokenizer: TextTokenizer, vocabulary: int, folder: Path
-) -> None:
-    """Raise InputError if a special token is outside the model's vocabulary."""
-    for name in family.special_tokens:
+def _check_special_tokens(family: Family, tokenizer: TextTokenizer, folder: Path) -> None:
+    """Raise InputError if a special token that every text has is not in the word table."""
+    for name in (*family.special_tokens, *(["bos"] if tokenizer.add_bos else [])):
         token = getattr(tokenizer.ids, name)
-        if token >= vocabulary:
-            raise InputError(
-                f"{folder}: expected the tokenizer's {name} id to be below the model's vocabulary "
-                f"size {vocabulary}, got {token}; use tokenizer and weights of one model"
-            )
+        tokenizer.check_ids([token], f"{folder}: {name} token of the tokenizer")
 
 
 def find_folder(name: str | Path) -> Path:
@@ -391,7 +390,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the fields of a folder's ``config.json``."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict):

@@ -413,7 +413,8 @@ _SPLIT = (
 def t5_rules(config: T5Config) -> list[TensorRule]:
     """Return the loading rule of every parameter."""
     table = (config.vocabulary, config.width)
-    rules = [TensorRule("embeddings/word", _WORDS, table, aliases=_COPIES)]
+    aliases = (*_COPIES, *([_HEAD] * config.tied_head))
+    rules = [TensorRule("embeddings/word", _WORDS, table, aliases=aliases)]
     if not config.tied_head:
         rules.append(TensorRule("head/words", _HEAD, table))
     return [*rules, *_stack_rules("encoder", config), *_stack_rules("decoder", config)]
@@ -492,7 +493,7 @@ def _ignored(config: T5Config) -> tuple[str, ...]:
 
 def _check_copies(source: TensorSource, where: str) -> None:
     """Raise InputError if the stacks have different input embeddings."""
-    first, *others = _find_words(source)
+    first, *others = _find_words(source) or [None]
     for name in others:
         if differs(source, name, first):
             raise InputError(

@@ -127,6 +127,7 @@ class GgufTensor(LazyTensor):
     """Location and storage type of a tensor in a GGUF file."""
 
     kind: str = "F32"  # one of `KINDS`
+    name: str = ""  # in the file
     pairs: int | None = None  # number of heads whose rows are interleaved (see `unpaired`)
 
     @property
@@ -269,6 +270,7 @@ def _read(reader: HeaderReader) -> GgufHeader:
             shape=shape,
             dtype=KINDS[kind].dtype,
             kind=kind,
+            name=name,
         )
     _check_extents(reader, tensors, start, alignment)
     return GgufHeader(reader.file, metadata, tensors)

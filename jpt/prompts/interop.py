@@ -277,10 +277,10 @@ def read_reference_values(file: str | Path) -> Float32[np.ndarray, "R D"]:
     values = _read_array(path) if path.suffix == ARRAY_SUFFIX else read_torch_object(path)
     if not isinstance(values, np.ndarray):
         raise InputError(f"{file}: expected one tensor, got a {type(values).__name__}")
-    is_real = values.dtype.kind in "fiu" or values.dtype == ml_dtypes.bfloat16
-    if values.ndim != 2 or 0 in values.shape or not is_real:
+    is_float = values.dtype.kind == "f" or values.dtype == ml_dtypes.bfloat16
+    if values.ndim != 2 or 0 in values.shape or not is_float:
         raise InputError(
-            f"{file}: expected real numbers of shape [P, D], got {values.dtype} of shape"
+            f"{file}: expected floating-point numbers of shape [P, D], got {values.dtype} of shape"
             f" {list(values.shape)}"
         )
     with np.errstate(over="ignore"):  # overflow to infinity is reported below

@@ -124,11 +124,7 @@ def _encode(texts: Sequence[str], model: Backbone) -> list[list[int]]:
     encoded = model.tokenizer.encode(list(texts))
     rows = [frame([row], model.tokenizer, model.layout) or [model.start_id] for row in encoded]
     for number, row in enumerate(rows, 1):
-        if max(row) >= model.config.vocabulary:
-            raise InputError(
-                f"text {number} has the token id {max(row)}, but {model.name} has a vocabulary of "
-                f"{model.config.vocabulary}; tokenizer and weights are of different models"
-            )
+        model.tokenizer.check_ids(row, f"text {number}")
     return rows
 
 

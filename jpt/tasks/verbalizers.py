@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from jpt.errors import InputError
@@ -23,6 +24,10 @@ class TokenLookup(Protocol):
 
     def token_text(self, token: int) -> str:
         """Return the text of a token."""
+        ...
+
+    def check_ids(self, ids: Iterable[int], where: str) -> None:
+        """Raise InputError for a token outside the model's word table."""
         ...
 
     @property
@@ -109,6 +114,7 @@ def _token_ids(task: Task, label: str, word: str, tokenizer: TokenLookup, layout
             f"{where} is not in this vocabulary ({tokenizer.token_text(tokenizer.unknown)}); "
             "choose a word that is"
         )
+    tokenizer.check_ids(token_ids, where)
     return tuple(token_ids)
 
 

@@ -1,10 +1,13 @@
 """Files to read and to damage: rows, GGUF samples, mutations, and what a refusal says."""
 
+import collections
 import io
 import json
+import pickle
 import random
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -284,3 +287,74 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_float32(key, value)
     else:
         writer.add_string(key, value)
+
+
+# Files as torch.save writes them, without torch.
+
+
+class Named:  # pickled as the import of a name, or as a call of it
+    def __init__(self, name: str, *arguments: object) -> None:
+        self.module, _, self.name = name.rpartition(".")
+        self.arguments = arguments
+
+
+class Reference:
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
+
+
+class NamePickler(pickle._Pickler):  # Python's extensible one, for names that do not exist
+    def persistent_id(self, value: object) -> object:
+        return value.parts if isinstance(value, Reference) else None
+
+    def save(self, value: object, save_persistent_id: bool = True) -> None:
+        if not isinstance(value, Named):
+            return super().save(value, save_persistent_id)
+        self.write(f"c{value.module}\n{value.name}\n".encode())
+        if value.arguments:
+            super().save(tuple(value.arguments))
+            self.write(pickle.REDUCE)
+
+
+def dump(value: object) -> bytes:
+    file = io.BytesIO()
+    NamePickler(file, protocol=2).dump(value)
+    return file.getvalue()
+
+
+def storage(key: str, count: object, kind: str = "torch.FloatStorage", view: object = ()) -> object:
+    return Reference("storage", Named(kind), key, "cpu", count, *view)
+
+
+REBUILD = "torch._utils._rebuild_tensor_v2"
+
+
+def tensor(source: object, first: object, shape: object, strides: object) -> Named:
+    hooks = collections.OrderedDict()
+    return Named(REBUILD, source, first, shape, strides, False, hooks)
+
+
+def write_zip(path: Path, content: bytes, storages: dict[str, bytes], **options: object) -> Path:
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("archive/data.pkl", content)
+        for key, data in storages.items():
+            archive.writestr(f"archive/data/{key}", data)
+    return path
+
+
+_TORCH_KINDS = {
+    **{"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "float64": "Double"},
+    **{"int64": "Long", "int32": "Int", "int8": "Char", "uint8": "Byte", "bool": "Bool"},
+}
+
+
+def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+    """Write a state_dict."""
+    state, storages = {}, {}
+    for number, (name, values) in enumerate(tensors.items()):
+        values = np.ascontiguousarray(values)
+        of = storage(str(number), values.size, f"torch.{_TORCH_KINDS[str(values.dtype)]}Storage")
+        strides = tuple(step // values.itemsize for step in values.strides)
+        state[name] = tensor(of, 0, values.shape, strides)
+        storages[str(number)] = values.tobytes()
+    return write_zip(path, dump(state), storages)

@@ -247,5 +247,12 @@ class Dictionary:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
+    @cached_property
+    def dtypes(self) -> dict[str, np.dtype]:
+        return {name: tensor.dtype for name, tensor in self.tensors.items()}
+
+    def origin(self, name: str) -> str:
+        return f"the folder x: {name}"
+
     def read(self, name: str) -> np.ndarray:
         return self.tensors[name]

@@ -37,7 +37,9 @@ def test_weights_have_the_names_and_the_order_of_hugging_face(sample: Sample, tm
     assert file.source.shapes == {name: values.shape for name, values in expected.items()}
     for name, values in expected.items():
         np.testing.assert_array_equal(file.source.read(name), values, err_msg=name)
-    assert file.source.origin("model.norm.weight").endswith("a.gguf: model.norm.weight")
+    assert file.source.origin("model.norm.weight").endswith(
+        "a.gguf: model.norm.weight (output_norm.weight)"
+    )
     with refusal("none named 'model.norm'; the nearest are model.norm.w"):
         file.source.read("model.norm")
 

@@ -1,6 +1,5 @@
 """Torch files: tensors as torch reads them, and refusal of broken and malicious ones."""
 
-import collections
 import io
 import os
 import pickle
@@ -23,7 +22,16 @@ from jpt.io.torch_pickle import (
     read_torch_object,
     read_torch_tensors,
 )
-from tests.helpers.files import refusal
+from tests.helpers.files import (
+    REBUILD,
+    Named,
+    Reference,
+    dump,
+    refusal,
+    storage,
+    tensor,
+    write_zip,
+)
 
 DATA = {
     "numbers": [0, -1, 255, 256, 65536, -(2**31), 2**40, -(2**300), 1.5, -0.0, float("inf")],
@@ -211,9 +219,9 @@ def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
 def test_every_type_of_tensor(form: str, expected: dict[str, np.ndarray]) -> None:
     tensors = read_torch_tensors(FIXTURES / f"state_{form}.bin")
     assert set(tensors) == {name for name in expected if "." not in name}
-    for name, tensor in tensors.items():
-        assert tensor.shape == expected[name].shape
-        assert_same(tensor.read(), expected[name])
+    for name, found in tensors.items():
+        assert found.shape == expected[name].shape
+        assert_same(found.read(), expected[name])
     assert tensors["bfloat16"].read().dtype == ml_dtypes.bfloat16
 
 
@@ -250,56 +258,6 @@ def test_protocol_4_and_nested_names(form: str, expected: dict[str, np.ndarray])
 
 
 # Files that torch does not write, or no longer.
-
-
-class Named:  # pickled as the import of a name, or as a call of it
-    def __init__(self, name: str, *arguments: object) -> None:
-        self.module, _, self.name = name.rpartition(".")
-        self.arguments = arguments
-
-
-class Reference:
-    def __init__(self, *parts: object) -> None:
-        self.parts = parts
-
-
-class NamePickler(pickle._Pickler):  # Python's extensible one, for names that do not exist
-    def persistent_id(self, value: object) -> object:
-        return value.parts if isinstance(value, Reference) else None
-
-    def save(self, value: object, save_persistent_id: bool = True) -> None:
-        if not isinstance(value, Named):
-            return super().save(value, save_persistent_id)
-        self.write(f"c{value.module}\n{value.name}\n".encode())
-        if value.arguments:
-            super().save(tuple(value.arguments))
-            self.write(pickle.REDUCE)
-
-
-def dump(value: object) -> bytes:
-    file = io.BytesIO()
-    NamePickler(file, protocol=2).dump(value)
-    return file.getvalue()
-
-
-def storage(key: str, count: object, kind: str = "torch.FloatStorage", view: object = ()) -> object:
-    return Reference("storage", Named(kind), key, "cpu", count, *view)
-
-
-REBUILD = "torch._utils._rebuild_tensor_v2"
-
-
-def tensor(source: object, first: object, shape: object, strides: object) -> Named:
-    hooks = collections.OrderedDict()
-    return Named(REBUILD, source, first, shape, strides, False, hooks)
-
-
-def write_zip(path: Path, content: bytes, storages: dict[str, bytes], **options: object) -> Path:
-    with zipfile.ZipFile(path, "w", **options) as archive:
-        archive.writestr("archive/data.pkl", content)
-        for key, data in storages.items():
-            archive.writestr(f"archive/data/{key}", data)
-    return path
 
 
 def write_stream(path: Path, content: bytes, storages: dict[str, tuple[int, bytes]]) -> Path:

@@ -311,8 +311,8 @@ def test_paths_without_prompts(tmp_path: Path) -> None:
         find_reference_files(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["<f8", ">f4", "<f2", "<i4", "|u1"])
-def test_other_numbers_are_cast(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["<f8", ">f4", "<f2"])
+def test_other_precisions_are_cast(tmp_path: Path, dtype: str) -> None:
     values = np.abs(VALUES * 10).astype(dtype)
     found = read_reference_values(write(tmp_path / "a.npy", np.asfortranarray(values)))
     assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
@@ -329,11 +329,13 @@ def test_torch_files_are_read_without_torch(form: str) -> None:
 BROKEN, LARGE = VALUES.copy(), VALUES.astype(np.float64)
 BROKEN[3, 1], LARGE[0, 0] = np.nan, 1e300
 WRONG = {
-    "one axis": (VALUES[0], r"real numbers of shape \[P, D\], got float32 of shape \[4\]"),
+    "one axis": (VALUES[0], r"numbers of shape \[P, D\], got float32 of shape \[4\]"),
     "three axes": (VALUES[None], r"of shape \[1, 5, 4\]"),
     "no rows": (VALUES[:0], r"of shape \[0, 4\]"),
     "complex": (VALUES.astype(complex), "got complex128"),
     "yes and no": (VALUES > 0, "got bool"),
+    "whole numbers": (VALUES.astype("i4"), "got int32"),
+    "bytes": (VALUES.astype("u1"), "got uint8"),
     "text": (np.array([["a"]]), "got <U1"),
     "NaN": (BROKEN, r"got NaN or overflow in 1 of 5 rows \(first: row 3\)"),
     "beyond float32": (LARGE, r"got NaN or overflow in 1 of 5 rows \(first: row 0\)"),

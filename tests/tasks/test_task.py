@@ -1,6 +1,7 @@
 """Tasks, templates and label words."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,8 @@ def test_words_of_one_model_type_replace_the_default_ones() -> None:
 def test_labels_and_class_numbers_of_the_hub() -> None:
     for value, label in (
         *(("entailment", "entailment"), (0, "entailment"), (2, "contradiction"), ("1", "neutral")),
-        *((other, None) for other in (3, -1, None, "yes", True, 1.0)),
+        *((one, "neutral") for one in (1, 1.0, "1.0")),
+        *((other, None) for other in (3, -1, None, "yes", True)),
     ):
         assert CATALOG["mnli"].label_of(value) == label
 
@@ -137,6 +139,9 @@ class SmallVocabulary:
 
     def token_text(self, token: int) -> str:
         return TOKENS[token]
+
+    def check_ids(self, ids: Iterable[int], where: str) -> None:
+        assert where.startswith("label word ")
 
 
 class SharedStarts(SmallVocabulary):
