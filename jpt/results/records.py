@@ -42,6 +42,7 @@ class PromptRecord:
     best_step: int | None
     elapsed_s: float  # of its run; NaN if unknown
     curve: LossCurve | None  # None without a log
+    chance: float = math.nan  # chance level of the metric on validation; NaN if unknown
 
 
 # --- transfer.json
@@ -103,6 +104,8 @@ class TaskTypeRecord:
     best_same_fraction: float  # share of targets whose best other source has their type
     by_type: Mapping[str, Mapping[str, float]]  # relative performance by type of target and source
     notes: tuple[str, ...] = field(default=())
+    # performance above chance by type of target and source; empty if chance is unknown
+    above_by_type: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 # --- indicators.csv and neurons.npz
@@ -179,6 +182,8 @@ class RankCorrelation:
         per_target: over the sources of each target; None where undefined.
         interval: confidence interval of the mean (`jpt.results.statistics`); None for fewer than
             two targets.
+        pooled_above_chance: over all pairs, with relative performance above chance; None if
+            undefined or chance is unknown.
     """
 
     mean_over_targets: float | None
@@ -187,6 +192,7 @@ class RankCorrelation:
     n_targets: int
     per_target: dict[str, float | None]
     interval: tuple[float, float] | None = None
+    pooled_above_chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ class CorrelationRecord:
     pooled_raw: float  # over all pairs, with scores
     n_targets: int  # number of targets with a defined correlation
     per_target: Mapping[str, float]  # over the sources of each target; NaN where undefined
+    pooled_above_chance: float = math.nan  # over all pairs, with performance above chance
 
 
 @dataclass(frozen=True)
@@ -224,6 +231,9 @@ class CorrelationRecords:
     excluding_in_task: Mapping[str, CorrelationRecord]  # in-task prompts are no sources
     including_in_task: Mapping[str, CorrelationRecord]
     notes: tuple[str, ...] = ()
+    # With scores within one standard error of chance as ties; empty if chance is unknown
+    excluding_in_task_tied: Mapping[str, CorrelationRecord] = field(default_factory=dict)
+    including_in_task_tied: Mapping[str, CorrelationRecord] = field(default_factory=dict)
 
 
 # --- choice.json
@@ -386,6 +396,9 @@ class MaskedTaskRecord:
     unmasked: float  # score with all neurons
     scores: Mapping[str, float]  # by kind of mask, mean over samples and sources
     relative: Mapping[str, float]  # the same over `unmasked`; NaN if undefined
+    chance: float = math.nan  # chance level of the metric; NaN if unknown
+    # (score - chance) / (unmasked - chance) by kind of mask; NaN if undefined
+    above_chance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -402,6 +415,10 @@ class MaskRecord:
     other_same_type: float  # with neurons of other prompts of the task's type; NaN if not measured
     other_different_type: float
     notes: tuple[str, ...] = ()
+    # the same of scores above chance
+    above_by_type: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    other_same_type_above: float = math.nan
+    other_different_type_above: float = math.nan
 
     @property
     def kinds(self) -> list[str]:

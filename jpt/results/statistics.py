@@ -1,15 +1,17 @@
-"""Rank correlations and bootstrap confidence intervals."""
+"""Confidence intervals over targets, and standard errors of scores over rows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float64, Int
 from scipy.special import ndtr, stdtrit
 
 from jpt.results.records import Lead
+from jpt.tasks.metrics import METRICS, count_confusions
 
 LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
 METHOD = "percentile bootstrap over targets, widened for few targets (Hesterberg 2015)"
@@ -53,3 +55,87 @@ def differences(one: Mapping[str, float | None], other: Mapping[str, float | Non
 @lru_cache(maxsize=32)
 def _resample(count: int, resamples: int, seed: int) -> Int[np.ndarray, "R N"]:
     return np.random.default_rng(seed).integers(0, count, (resamples, count))
+
+
+# --- Standard errors of scores, over the sampling of rows
+
+ERROR_RESAMPLES = 1000
+_ELEMENTS = 2**22  # of the arrays resampled at once
+
+
+def score_error(
+    metric: str, predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"], seed: int = SEED
+) -> float:
+    """Return the standard error of a classification score: binomial, else bootstrapped."""
+    counts = count_confusions(predictions, labels)
+    if metric == "accuracy":
+        return binomial_error(float(METRICS[metric](counts)), len(labels))
+    # Resampling rows is a multinomial draw of the confusion matrix, whatever the number of rows.
+    rng, cells = np.random.default_rng(seed), np.flatnonzero(counts)
+    scores = []
+    for size in _chunks(counts.size):
+        resampled = np.zeros((size, counts.size))
+        resampled[:, cells] = rng.multinomial(len(labels), counts.flat[cells] / len(labels), size)
+        scores.append(METRICS[metric](resampled.reshape(size, *counts.shape)))
+    return float(np.concatenate(scores).std())
+
+
+def binomial_error(accuracy: float, rows: int) -> float:
+    """Return the standard error of an accuracy."""
+    return math.sqrt(accuracy * (1 - accuracy) / rows)
+
+
+def bootstrap_error(scores: Sequence[float], seed: int = SEED) -> float:
+    """Return the bootstrapped standard error of the mean of the scores of rows."""
+    values, rng = np.asarray(scores, np.float64), np.random.default_rng(seed)
+    values = values - values[0]  # equal scores have an error of exactly 0
+    means = [
+        values[rng.integers(0, len(values), (size, len(values)))].mean(1)
+        for size in _chunks(len(values))
+    ]
+    return float(np.concatenate(means).std())
+
+
+def _chunks(elements: int) -> list[int]:
+    """Split the resamples so that arrays with so many elements each stay small."""
+    size = max(1, min(ERROR_RESAMPLES, _ELEMENTS // elements))
+    whole, rest = divmod(ERROR_RESAMPLES, size)
+    return [size] * whole + [rest] * (rest > 0)
+
+
+def error_over_seeds(values: Sequence[float], errors: Sequence[float]) -> float:
+    """Return the standard error of the mean score of one or several seeds."""
+    if len(values) == 1:
+        return errors[0]
+    # All seeds are scored on the same rows, so the errors over rows do not average out: their root
+    # mean square is kept. The variance of the mean over seeds is added to its square.
+    spread = float(np.var(values, ddof=1)) / len(values)
+    return math.sqrt(float(np.mean(np.square(errors))) + spread)
+
+
+# --- Scores above chance
+# (score - chance) / (in-task score - chance). The paper divides the scores themselves, which gives
+# a prompt at chance level 50 to 100 %.
+
+CLEAR_ERRORS, NEAR_ERRORS = 2, 1  # standard errors
+
+
+def above_chance(
+    values: Float64[np.ndarray, "*N"],
+    chance: Float64[np.ndarray, "*N"],
+    in_task: Float64[np.ndarray, "*N"],
+    in_task_error: Float64[np.ndarray, "*N"],
+) -> Float64[np.ndarray, "*N"]:
+    """Return (score - chance) / (in-task score - chance); NaN where that is near chance."""
+    lead = np.asarray(in_task - chance, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(lead > CLEAR_ERRORS * in_task_error, (values - chance) / lead, np.nan)
+
+
+def is_at_chance(
+    values: Float64[np.ndarray, "*N"],
+    chance: Float64[np.ndarray, "*N"],
+    errors: Float64[np.ndarray, "*N"],
+) -> Bool[np.ndarray, "*N"]:
+    """Return which scores are within one standard error of chance; False where unknown."""
+    return np.abs(values - chance) <= NEAR_ERRORS * errors

@@ -6,7 +6,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # shell completion lists tasks and has no time for these
 
     from jpt.types import Generation
 
-    Counts = Float64[np.ndarray, "C C"]
+    Counts = Float64[np.ndarray, "*R C C"]
+    Scores = Float64[np.ndarray, "*R"]
 
 
 # --- Generated answers: exact match, token F1, ROUGE and BLEU
@@ -149,9 +150,13 @@ def score_texts(names: Sequence[str], rows: Sequence[Generation]) -> dict[str, f
     """Return the mean scores of generated answers."""
     if not rows:
         raise InputError(f"no rows to score with {', '.join(names)}; give 1 or more")
-    scores = [row_scores(names, row) for row in rows]
+    return mean_scores([row_scores(names, row) for row in rows])
+
+
+def mean_scores(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the means of the scores of rows."""
     # fsum is exact, so row order cannot change the last digit.
-    return {name: math.fsum(score[name] for score in scores) / len(rows) for name in names}
+    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 # --- Classification: accuracy, F1 and Matthews correlation
@@ -167,39 +172,41 @@ def count_confusions(
     return flat.reshape(n_classes, n_classes).astype(np.float64)
 
 
-def _accuracy(counts: Counts) -> float:
-    return float(np.trace(counts) / counts.sum())
+def _accuracy(counts: Counts) -> Scores:
+    return np.trace(counts, axis1=-2, axis2=-1) / counts.sum((-2, -1))
 
 
-def _f1_by_class(counts: Counts) -> Float64[np.ndarray, "C"]:
+def _f1_by_class(counts: Counts) -> Float64[np.ndarray, "*R C"]:
     """Return the F1 of each class; NaN for a class in neither labels nor predictions."""
     with np.errstate(invalid="ignore"):
-        return 2 * np.diag(counts) / (counts.sum(0) + counts.sum(1))
+        return 2 * np.diagonal(counts, axis1=-2, axis2=-1) / (counts.sum(-2) + counts.sum(-1))
 
 
-def _f1(counts: Counts) -> float:
-    return float(np.nan_to_num(_f1_by_class(counts)[1]))
+def _f1(counts: Counts) -> Scores:
+    return np.nan_to_num(_f1_by_class(counts)[..., 1])
 
 
-def _f1_macro(counts: Counts) -> float:
-    return float(np.nanmean(_f1_by_class(counts)))
+def _f1_macro(counts: Counts) -> Scores:
+    return np.nanmean(_f1_by_class(counts), axis=-1)
 
 
-def _matthews(counts: Counts) -> float:
+def _matthews(counts: Counts) -> Scores:
     """Matthews correlation of several classes (Gorodkin 2004); 0 if one side is constant."""
-    predicted, true, total = counts.sum(0), counts.sum(1), counts.sum()
-    covariance = np.trace(counts) * total - predicted @ true
-    spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
-    return float(covariance / np.sqrt(spread)) if spread > 0 else 0.0
+    predicted, true, total = counts.sum(-2), counts.sum(-1), counts.sum((-2, -1))
+    covariance = np.trace(counts, axis1=-2, axis2=-1) * total - (predicted * true).sum(-1)
+    spread = (total**2 - (predicted**2).sum(-1)) * (total**2 - (true**2).sum(-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(spread > 0, covariance / np.sqrt(spread), 0.0)
 
 
-METRICS: dict[str, Callable[[Counts], float]] = {
+METRICS: dict[str, Callable[[Counts], Scores]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "f1_macro": _f1_macro,
     "matthews": _matthews,
 }
-"""Metrics by name. The second label is the positive class of ``f1``."""
+"""Metrics by name, of one or several confusion matrices. The second label is the positive class of
+``f1``."""
 
 
 def compute_metric(
@@ -213,7 +220,7 @@ def compute_metric(
             f"{name}: expected one prediction per row, got predictions of shape "
             f"{predictions.shape} for labels of shape {labels.shape}"
         )
-    return METRICS[name](count_confusions(predictions, labels))
+    return float(METRICS[name](count_confusions(predictions, labels)))
 
 
 def compute_measures(
@@ -222,3 +229,11 @@ def compute_measures(
     """Return every applicable metric of the predictions for a split."""
     names = [name for name in METRICS if name != "f1" or n_labels == 2]
     return {name: compute_metric(name, predictions, labels) for name in names}
+
+
+def chance_level(name: str, labels: Int[np.ndarray, "N"]) -> float:
+    """Return the score of the best constant prediction; 0 for Matthews correlation."""
+    # For accuracy and macro F1 that is the majority class: 2p / (1 + p) grows with its share p. The
+    # F1 of the positive class is 0 for any other prediction.
+    answer = 1 if name == "f1" else int(np.bincount(labels).argmax())
+    return compute_metric(name, np.full_like(labels, answer), labels)

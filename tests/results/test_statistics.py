@@ -1,4 +1,4 @@
-"""Confidence intervals: compared with a plain loop and scipy, and their coverage."""
+"""Confidence intervals and standard errors: compared with plain loops and scipy; coverage."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,17 @@ from scipy import stats
 from jpt.indicators.correlation import correlate
 from jpt.indicators.indicators import Indicators
 from jpt.results.records import Lead
-from jpt.results.statistics import RESAMPLES, SEED, lead, mean_interval, tail_share
+from jpt.results.statistics import (
+    RESAMPLES,
+    SEED,
+    binomial_error,
+    bootstrap_error,
+    lead,
+    mean_interval,
+    score_error,
+    tail_share,
+)
+from jpt.tasks.metrics import compute_metric
 from jpt.types import TransferMatrix
 
 VALUES = np.random.default_rng(0).normal(0.3, 0.4, 9).tolist()
@@ -78,3 +88,36 @@ def test_correlations_have_intervals_and_leads() -> None:
         assert record["over"][leads.best]["interval"] == list(leads.over[leads.best].interval)
     alone = correlate(Indicators(names, {"cosine_average": similarities["cosine_average"]}), matrix)
     assert alone.record["overlap_lead"] == {}
+
+
+@pytest.mark.parametrize("metric", ["f1", "f1_macro", "matthews"])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_standard_errors_of_scores(metric: str, classes: int) -> None:
+    if metric == "f1" and classes > 2:
+        return
+    rng = np.random.default_rng(5)
+    labels = rng.choice(classes, 300, p=np.arange(1, classes + 1) / sum(range(1, classes + 1)))
+    predictions = np.where(rng.random(300) < 0.6, labels, rng.integers(0, classes, 300))
+    options = {"paired": True, "vectorized": False, "n_resamples": 2000, "method": "percentile"}
+    theirs = stats.bootstrap(
+        (predictions, labels),
+        lambda one, other: compute_metric(metric, one, other),
+        rng=np.random.default_rng(6),
+        **options,
+    ).standard_error
+    found = score_error(metric, predictions, labels)
+    assert found == pytest.approx(theirs, rel=0.08)
+    assert found == score_error(metric, predictions, labels), "seeded"
+    assert found != score_error(metric, predictions, labels, seed=1)
+
+
+def test_standard_errors_of_means() -> None:
+    scores = np.random.default_rng(7).random(400).tolist()
+    assert bootstrap_error(scores) == pytest.approx(np.std(scores) / 20, rel=0.08)
+    assert bootstrap_error(scores) == bootstrap_error(scores) != bootstrap_error(scores, seed=1)
+    assert bootstrap_error([0.5]) == bootstrap_error([0.3, 0.3, 0.3]) == 0
+    rows = np.array([1] * 30 + [0] * 10)
+    assert score_error("accuracy", rows, np.ones(40, int)) == binomial_error(0.75, 40)
+    assert binomial_error(0.75, 40) == pytest.approx(stats.binom(40, 0.75).std() / 40)
+    # A constant prediction has no Matthews correlation, whatever the rows.
+    assert score_error("matthews", np.zeros(40, int), rows) == 0

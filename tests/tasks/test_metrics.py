@@ -17,7 +17,9 @@ from jpt.errors import InputError
 from jpt.tasks.metrics import (
     METRICS,
     TEXT_METRICS,
+    chance_level,
     compute_metric,
+    count_confusions,
     normalize_answer,
     row_scores,
     score_texts,
@@ -91,6 +93,28 @@ def test_perfect_predictions_and_row_order(name: str) -> None:
     order = np.random.default_rng(2).permutation(100)
     shuffled = compute_metric(name, predictions[order], labels[order])
     assert compute_metric(name, predictions, labels) == shuffled
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("shares", [(0.7, 0.3), (0.25, 0.75), (0.5, 0.5), (0.2, 0.5, 0.3), (1.0,)])
+def test_chance_is_the_best_constant_prediction(name: str, shares: tuple[float, ...]) -> None:
+    labels = np.repeat(np.arange(len(shares)), np.multiply(shares, 20).round().astype(int))
+    constants = [np.full(20, answer) for answer in range(max(2, len(shares)))]
+    scores = [compute_metric(name, constant, labels) for constant in constants]
+    assert chance_level(name, labels) == max(scores)
+    expected = {"accuracy": max(shares), "matthews": 0.0}
+    expected["f1_macro"] = 2 * max(shares) / (1 + max(shares)) / len(shares)
+    if len(shares) > 1 and name in expected:
+        assert chance_level(name, labels) == pytest.approx(expected[name])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_stacked_confusions_equal_single_ones(name: str) -> None:
+    pairs = [some_answers(3, 60, seed) for seed in range(5)]
+    pairs.append((np.zeros(60, int), np.repeat([0, 1, 2], 20)))
+    counts = np.stack([count_confusions(*pair) for pair in pairs])
+    expected = [compute_metric(name, *pair) for pair in pairs]
+    np.testing.assert_array_equal(METRICS[name](counts), expected)
 
 
 def test_constant_predictions_and_errors() -> None:
