@@ -94,7 +94,6 @@ DAMAGE = (
 )
 
 
-@pytest.mark.filterwarnings("ignore::jpt.errors.DataWarning")
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_damaged_files_give_rows_or_one_line(suffix: str, tmp_path: Path) -> None:
     rng, name, refused = random.Random(suffix), f"train{suffix}", 0

@@ -155,6 +155,20 @@ def test_special_tokens_are_not_split() -> None:
     assert filled.decode(filled.encode(["ab"])[0]) == "ab"
 
 
+def test_special_tokens_in_rows_are_text() -> None:
+    def plain(tokenizer: TextTokenizer, text: str) -> list[str]:
+        return [tokenizer.token_text(token) for token in tokenizer.encode_plain([text])[0]]
+
+    text = "ab<|end|>ab<think> ab"
+    tokenizer = byte_level(words=("ab",), eos_token_id=258, padding_token_id=257)
+    assert plain(tokenizer, text) == ["ab", *"<|end|>", "ab", *"<think>", "Ġ", "ab"]
+    # A token that a user defined is text, unless it ends texts, as above.
+    tokenizer = byte_level(words=("ab",), eos_token_id=257)
+    assert plain(tokenizer, text) == ["ab", *"<|end|>", "ab", "<think>", "Ġ", "ab"]
+    assert plain(sentencepiece(WORDS), "a</s>a<s>") == ["▁a", "<unk>", "a", "<unk>"]
+    assert plain(sentencepiece(WORDS), "axyb") == ["▁a", "<unk>", "b"]
+
+
 def test_bos() -> None:
     assert not byte_level("gpt-2", bos_token_id=0).add_bos
     assert byte_level("gpt-2", bos_token_id=0, add_bos_token=True).add_bos
