@@ -390,8 +390,8 @@ class _Labels:
         unused = [of for of in self.task.class_numbers.values() if of not in numbered]
         if numbered and unused:
             raise InputError(
-                f"{self.minus_one[0]}: label -1 is a row without a label or a class, as no row has "
-                f"the number of {list_names(unused)}; write the names of labels, and null for none"
+                f"{self.minus_one[0]}: label -1 could mean no label or a class, as no row has the "
+                f"number of {list_names(unused)}; write names as labels, and null for no label"
             )
 
 

@@ -110,7 +110,7 @@ def test_numbers_in_a_table(labels, cells, expected, tmp_path: Path, balance) ->
         (["true", "false"], [0, 1], r"csv:2: label '0' .*; 1 could mean 'true', or class 1, wh"),
         (["a", "b", "c"], ["a", "True"], r"csv:3: label 'True' .*; a truth value stands for cl"),
         (["neg", "neutral", "pos"], [0, 1, -1], r"csv:4: label -1 .* has the number of pos;"),
-        (["bad", "good"], [1, -1, 1], r"csv:3: label -1 .* no row has the number of bad; write"),
+        (["bad", "good"], [1, -1, 1], r"csv:3: label -1 .* no row has the number of bad; write n"),
         (["bad", "good"], ["''", "bad"], "csv:2: label \"''\" is not a label"),
         (["bad", "good"], ["NaN", "null"], r"train\.csv: none of 2 rows has a label"),
     ],
@@ -191,7 +191,7 @@ def test_labels_of_every_type_in_python() -> None:
         "rows given for train, row 2: label 4 is not a label of task tickets .* 3 feature"
     ):
         labels_read(four, 0, 4)
-    with refusal("rows given for train, row 2: label -1 is a row without a label or a class"):
+    with refusal("rows given for train, row 2: label -1 could mean no label or a class"):
         labels_read(two, 1, -1)
     assert labels_read(task_of("no", "yes"), True, 0) == ["yes", "no"]
 
