@@ -20,6 +20,7 @@ TaskLike = Any  # a `jpt.Task`, its name or folder
 DTYPES = ("float32", "bfloat16")
 REMAT = ("dots", "full", "none")
 LABEL_SCORING = ("phrase", "first_token")
+SETTINGS = ("tuned", "task")
 SPLITS = ("train", "validation", "test")
 
 # --- Checks shared by the option classes
@@ -57,6 +58,13 @@ def _check_seed(seed: int) -> None:
         raise InputError(f"seed is {seed}; give a whole number from 0 to {2**32 - 1}")
 
 
+def check_scoring(label_scoring: str | None, settings: str = "tuned") -> None:
+    """Raise InputError unless both are known choices."""
+    if label_scoring is not None:
+        check_choice("label_scoring", label_scoring, LABEL_SCORING)
+    check_choice("settings", settings, SETTINGS)
+
+
 def _steps_between(steps: int) -> int:
     """Return the default number of steps between two validations: a tenth, at least 25."""
     return min(steps, max(25, math.ceil(steps / 10)))
@@ -89,6 +97,7 @@ PAPER_CHOICES: dict[str, Any] = {
     "max_tokens": 128,
     "group_by_length": False,
     "objective": "labels",
+    "label_scoring": "phrase",
 }
 
 
@@ -120,8 +129,8 @@ class TuneOptions:
         dropout: ``off``, or ``paper`` for the model's own rates inside its layers.
         objective: ``labels``, cross-entropy over the label words (default of encoders, as in the
             paper), or ``vocabulary``, over the whole vocabulary (default of the others).
-        label_scoring: How T5 and decoders score a label word of several tokens: ``phrase`` uses
-            all of them, ``first_token`` the first one, as the paper's code does.
+        label_scoring: How T5 and decoders score a label word of several tokens: ``phrase``
+            (default) uses all of them, ``first_token`` the first one, as the paper's code does.
         remat: Activations saved for the backward pass: ``dots`` (products with weights), ``full``
             (layer inputs only, least memory) or ``none`` (all activations, most memory).
         mesh: Devices by axis, for instance ``data:4,model:2``.
@@ -149,7 +158,7 @@ class TuneOptions:
     dtype: str = "float32"
     dropout: str = "off"
     objective: str | None = None
-    label_scoring: str = "phrase"
+    label_scoring: str | None = None
     remat: str = "dots"
     mesh: str | None = None
 
@@ -160,7 +169,7 @@ class TuneOptions:
             check_amount(name, getattr(self, name), example)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("dropout", self.dropout, DROPOUT)
-        check_choice("label_scoring", self.label_scoring, LABEL_SCORING)
+        check_scoring(self.label_scoring)
         check_choice("remat", self.remat, REMAT)
         if self.objective is not None:
             check_choice("objective", self.objective, OBJECTIVES)
@@ -201,8 +210,12 @@ class TransferOptions:
         random: Whether to score an untrained prompt too (paper's code: uniform from 0 to 1).
         untouched: Whether to score the model without a prompt too, as column ``none``.
         seed: Random seed of the untrained prompt.
-        max_tokens: Longest text in tokens; default: the backbone's.
-        label_scoring: ``phrase`` or ``first_token``, as in `TuneOptions`.
+        max_tokens: Longest text in tokens; default: as the target's in-task prompt was tuned, else
+            the backbone's.
+        label_scoring: ``phrase`` or ``first_token``, as in `TuneOptions`; default: as the
+            in-task prompt was tuned.
+        settings: Template and label words of each target: ``tuned``, those of its in-task prompt,
+            or ``task``, those of the task today.
         eval_batch_size: Rows per scoring batch; affects speed only.
         dtype: ``float32`` or ``bfloat16``, for weights and matrix products.
         mesh: Devices by axis, for instance ``data:4``.
@@ -217,7 +230,8 @@ class TransferOptions:
     untouched: bool = True
     seed: int = 0
     max_tokens: int | None = None
-    label_scoring: str = "phrase"
+    label_scoring: str | None = None
+    settings: str = "tuned"
     eval_batch_size: int = 64
     dtype: str = "float32"
     mesh: str | None = None
@@ -226,7 +240,7 @@ class TransferOptions:
         check_counts(max_tokens=self.max_tokens, eval_batch_size=self.eval_batch_size)
         check_choice("split", self.split, SPLITS)
         check_choice("dtype", self.dtype, DTYPES)
-        check_choice("label_scoring", self.label_scoring, LABEL_SCORING)
+        check_scoring(self.label_scoring, self.settings)
 
 
 # --- Projectors
@@ -535,8 +549,12 @@ class MaskOptions:
         seed: Random seed of the random selections.
         split: Split to score; tasks without it are scored on validation.
         backbone: Backbone used instead of the one in the prompt cards; its width is checked.
-        max_tokens: Longest text in tokens; default: the backbone's.
-        label_scoring: ``phrase`` or ``first_token``, as in `TuneOptions`.
+        max_tokens: Longest text in tokens; default: as the target's in-task prompt was tuned, else
+            the backbone's.
+        label_scoring: ``phrase`` or ``first_token``, as in `TuneOptions`; default: as the
+            in-task prompt was tuned.
+        settings: Template and label words of each target: ``tuned``, those of its in-task prompt,
+            or ``task``, those of the task today.
         eval_batch_size: Rows per scoring batch; affects speed only.
         dtype: ``float32`` or ``bfloat16``, for weights and matrix products.
         mesh: Devices by axis, for instance ``data:4``.
@@ -552,7 +570,8 @@ class MaskOptions:
     split: str = "test"
     backbone: BackboneLike = None
     max_tokens: int | None = None
-    label_scoring: str = "phrase"
+    label_scoring: str | None = None
+    settings: str = "tuned"
     eval_batch_size: int = 64
     dtype: str = "float32"
     mesh: str | None = None
@@ -563,7 +582,7 @@ class MaskOptions:
             max_tokens=self.max_tokens,
             eval_batch_size=self.eval_batch_size,
         )
-        check_choice("label_scoring", self.label_scoring, LABEL_SCORING)
+        check_scoring(self.label_scoring, self.settings)
         if self.split not in SPLITS:
             raise unknown_name("split", self.split, SPLITS)
         check_ratio(self.ratio, 10**9)

@@ -8,7 +8,7 @@ V vocabulary, C labels, W label words, A tokens of an answer, K prompts in a ban
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,37 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """What a score depends on besides the prompt and the rows.
+
+    Attributes:
+        template: Segments of the text, with ``{field}``.
+        label_words: Label words of each label; empty in generative tasks.
+        label_ids: Their token ids, in the same order.
+        max_tokens: Longest text in tokens, special tokens included.
+        label_scoring: ``"phrase"`` or ``"first_token"``.
+        answer_tokens: Longest generated answer in tokens; None with labels.
+        fingerprint: Short hash of the backbone's weight files; None if it has none.
+        dtype: Dtype of weights and matrix products.
+        split: Split of the score in the card.
+    """
+
+    template: tuple[str, ...]
+    label_words: dict[str, tuple[str, ...]]
+    label_ids: dict[str, tuple[tuple[int, ...], ...]]
+    max_tokens: int
+    label_scoring: str
+    answer_tokens: int | None = None
+    fingerprint: str | None = None
+    dtype: str = "float32"
+    split: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that are set, ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class PromptCard:
     """Origin of a prompt, stored in its file.
 
@@ -60,6 +91,8 @@ class PromptCard:
         jpt_version: Version that wrote it.
         first_position: Position of the first text token if it is not the model's own (imported
             BERT prompts: 1).
+        scoring: Settings under which it was tuned and scored; the defaults of every command that
+            scores it on its own task.
     """
 
     backbone: str
@@ -74,6 +107,14 @@ class PromptCard:
     source: str | None = None
     jpt_version: str | None = None
     first_position: int | None = None
+    scoring: Scoring | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that are set, ready for JSON."""
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.scoring is not None:
+            found["scoring"] = self.scoring.to_json()
+        return found
 
 
 @dataclass(frozen=True)
@@ -100,12 +141,16 @@ class TransferMatrix:
         prompts: Names of the prompts; the columns.
         values: Scores; NaN for pairs that were not scored.
         metrics: Metric of each target.
+        chance: Chance level of each target's metric, NaN if unknown; None if none is known.
+        errors: Standard errors of the scores, likewise.
     """
 
     targets: tuple[str, ...]
     prompts: tuple[str, ...]
     values: Float64[np.ndarray, "N K"]
     metrics: tuple[str, ...]
+    chance: Float64[np.ndarray, "N"] | None = None
+    errors: Float64[np.ndarray, "N K"] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,13 +184,16 @@ class Score:
         value: Its value, between 0 and 1 (Matthews: -1 and 1).
         loss: Mean cross-entropy over the labels; per token in generative tasks.
         rows: Number of scored rows.
-        majority: Share of the most frequent class, the score of a constant prediction; None in
-            generative tasks.
+        majority: Share of the most frequent class; None in generative tasks.
         counts: Number of predictions of each label.
         predictions: Predicted class, or generated text, of each row in the split's order.
         measures: Values of all metrics that apply to the task.
         log_probs: Log-probability of each label, by row.
         generated: Generated and reference answers, by row.
+        notes: Differences from how the prompt was tuned.
+        chance: Score of the best constant prediction; 0 for Matthews correlation and in generative
+            tasks.
+        standard_error: Standard error of the value, over the sampling of rows.
     """
 
     metric: str
@@ -158,6 +206,9 @@ class Score:
     measures: dict[str, float] = field(default_factory=dict)
     log_probs: Float[np.ndarray, "N C"] | None = field(default=None, repr=False)
     generated: tuple[Generation, ...] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+    chance: float | None = None
+    standard_error: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return the score without the predictions, ready for JSON."""
@@ -167,20 +218,24 @@ class Score:
             "loss": self.loss,
             "rows": self.rows,
             **by_class,
+            "chance": self.chance,
+            "standard_error": self.standard_error,
             "measures": self.measures,
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     @property
     def warning(self) -> str | None:
-        """A warning if all rows get the same prediction."""
+        """The fact that all rows get the same prediction, unless it is right."""
         if self.generated is not None:
             answers, choices = sorted(set(self.predictions)), self.rows
         else:
             answers = [label for label, count in self.counts.items() if count]
             choices = len(self.counts)
-        if len(answers) != 1 or choices < 2:
+        is_right = self.measures.get("accuracy") == 1  # all rows have that label
+        if len(answers) != 1 or choices < 2 or self.rows < 2 or is_right:
             return None
-        return f"all {self.rows} rows get the prediction '{answers[0]}': nothing learned yet"
+        return f"all {self.rows} rows get the prediction '{answers[0]}'"
 
 
 class Generation(NamedTuple):

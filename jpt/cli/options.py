@@ -138,8 +138,20 @@ LogOption = Annotated[str | None, typer.Option(help="Additional loggers: tensorb
 # --- Models and scoring
 
 LabelScoringOption = Annotated[
+    str | None,
+    typer.Option(
+        help="T5 and decoders: phrase (default, all tokens of a label word) or first_token."
+    ),
+]
+TunedScoringOption = Annotated[
+    str | None,
+    typer.Option(help="phrase or first_token; defaults to how the target's prompt was tuned."),
+]
+SettingsOption = Annotated[
     str,
-    typer.Option(help="T5 and decoders: phrase (all tokens of a label word) or first_token."),
+    typer.Option(
+        help="Template and label words: tuned (those of the target's prompt) or task (of the task)."
+    ),
 ]
 EvalBatchSizeOption = Annotated[int, typer.Option(help="Maximum evaluation batch size.")]
 DtypeOption = Annotated[str, typer.Option(help="Weight and matmul dtype: float32 or bfloat16.")]

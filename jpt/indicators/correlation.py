@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from jpt.indicators.pairs import (
 from jpt.indicators.source_selection import CHOICE, judge_indicators, shown_rankings
 from jpt.io.files import make_folder, write_json
 from jpt.prompts.store import Prompts, load_runs
-from jpt.results.prompt_table import read_transfer
+from jpt.results.prompt_table import read_scores
 from jpt.results.records import OverlapLead, RankCorrelation
 from jpt.results.statistics import LEVEL, METHOD, RESAMPLES, SEED, lead, mean_interval
 from jpt.types import Activations, Prompt, TransferMatrix
@@ -42,7 +42,8 @@ from jpt.types import Activations, Prompt, TransferMatrix
 # --- Spearman's rank correlation (paper, section 5)
 # Per target, over source prompts: similarity of in-task prompt and source with the source's score
 # on the target; then the mean over targets, which is all the paper reports (there is no published
-# code for it). Additionally all pairs pooled, with relative performance and with scores.
+# code for it). Additionally all pairs pooled, with relative performance and with scores, and all of
+# it with the scores at chance as ties: their order is noise, which ranks amplify.
 
 CORRELATION, TYPES = "correlation.json", "types.json"
 FEWEST_SOURCES = 3  # with two, a rank correlation is always 1 or -1
@@ -56,11 +57,16 @@ class CorrelationResult:
         including_in_task: Correlations by indicator, the target's in-task prompt among the sources.
         excluding_in_task: The same without the in-task prompt.
         notes: What is undefined or left out, and why.
+        including_in_task_tied: Correlations with all scores within one standard error of chance as
+            ties; empty if chance levels are unknown.
+        excluding_in_task_tied: The same without the in-task prompt.
     """
 
     including_in_task: dict[str, RankCorrelation]
     excluding_in_task: dict[str, RankCorrelation]
     notes: tuple[str, ...] = ()
+    including_in_task_tied: dict[str, RankCorrelation] = field(default_factory=dict)
+    excluding_in_task_tied: dict[str, RankCorrelation] = field(default_factory=dict)
 
     @property
     def _parts(self) -> dict[str, dict[str, RankCorrelation]]:
@@ -79,9 +85,11 @@ class CorrelationResult:
     @property
     def record(self) -> dict[str, Any]:
         """Content of ``correlation.json``."""
+        tied = {f"{part}_tied": getattr(self, f"{part}_tied") for part in self._parts}
         tables = {
             part: {name: _as_json(found) for name, found in table.items()}
-            for part, table in self._parts.items()
+            for part, table in (self._parts | tied).items()
+            if table or part in self._parts
         }
         leads = {part: _as_json(found) for part, found in self.leads.items()}
         intervals = {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
@@ -132,7 +140,8 @@ def correlate(
 
     Sources are prompts of the target tasks; random prompts are left out. Seeds of a prompt are
     averaged. Ties get average ranks, as in scipy's spearmanr. Relative performance is the score
-    divided by that of the target's in-task prompt.
+    divided by that of the target's in-task prompt. If the matrix has chance levels, correlations
+    are also given with all scores within one standard error of chance as ties.
 
     Args:
         indicators: Indicators of the matrix's prompts; their cards name the tasks.
@@ -156,19 +165,23 @@ def correlate(
         {'a': 0.5, 'b': 1.0, 'c': 1.0}
     """
     tasks = None if tasks is None else list(tasks)
-    matrix = transfer if isinstance(transfer, TransferMatrix) else read_transfer(transfer)
+    matrix = transfer if isinstance(transfer, TransferMatrix) else read_scores(transfer)
     indicators = over_seeds(indicators, matrix.prompts)
     pairs, notes = _of_targets(indicators, select_pairs(indicators, matrix, tasks))
-    parts = {}
-    for part, including_in_task in (("including_in_task", True), ("excluding_in_task", False)):
-        setting = _setting(indicators, pairs, including_in_task)
-        faults = _Faults(part.replace("_in_task", " in-task prompts"))
-        parts[part] = {
-            name: _correlate_one(name, column, setting, faults)
-            for name, column in indicators.columns.items()
-        }
-        notes += faults.notes(len(indicators.columns))
-    result = CorrelationResult(parts["including_in_task"], parts["excluding_in_task"], tuple(notes))
+    variants = {"": pairs}
+    if not np.isnan(pairs.chance).all():
+        variants["_tied"] = tie_at_chance(pairs)
+    parts: dict[str, dict[str, RankCorrelation]] = {}
+    for variant, values in variants.items():
+        for part in ("including_in_task", "excluding_in_task"):
+            setting = _setting(indicators, values, part.startswith("including"))
+            faults = _Faults(part.replace("_in_task", " in-task prompts"), bool(variant))
+            parts[part + variant] = {
+                name: _correlate_one(name, column, setting, faults)
+                for name, column in indicators.columns.items()
+            }
+            notes += faults.notes(len(indicators.columns))
+    result = CorrelationResult(**parts, notes=tuple(notes))
     if out is not None:
         folder = make_folder(out)
         write_json(folder / TYPES, summarize_types(indicators, matrix, tasks))
@@ -205,8 +218,24 @@ def _of_targets(indicators: Indicators, pairs: TransferPairs) -> tuple[TransferP
         sources=tuple(pairs.sources[column] for column in columns),
         values=pairs.values[np.ix_(kept, columns)],
         relative=pairs.relative[np.ix_(kept, columns)],
+        above_chance=pairs.above_chance[np.ix_(kept, columns)],
+        at_chance=pairs.at_chance[np.ix_(kept, columns)],
+        chance=pairs.chance[kept],
+        in_task_values=pairs.in_task_values[kept],
     )
     return smaller, notes
+
+
+def tie_at_chance(pairs: TransferPairs) -> TransferPairs:
+    """Set the scores within one standard error of chance to the chance level."""
+    values = np.where(pairs.at_chance, pairs.chance[:, None], pairs.values)
+    is_zero = pairs.at_chance & ~np.isnan(pairs.above_chance)
+    return dataclasses.replace(
+        pairs,
+        values=values,
+        relative=values / pairs.in_task_values[:, None],
+        above_chance=np.where(is_zero, 0.0, pairs.above_chance),
+    )
 
 
 def _setting(indicators: Indicators, pairs: TransferPairs, including_in_task: bool) -> _Setting:
@@ -234,7 +263,7 @@ def _correlate_one(
         faults.found(name, target, _fault(*sides))
         per_target[target] = spearman(*sides)
     defined = [value for value in per_target.values() if value is not None]
-    related = used & ~np.isnan(pairs.relative)
+    related, above = used & ~np.isnan(pairs.relative), used & ~np.isnan(pairs.above_chance)
     faults.found(name, "all pairs", _fault(indicator[used], pairs.values[used]))
     return RankCorrelation(
         float(np.mean(defined)) if defined else None,
@@ -243,6 +272,7 @@ def _correlate_one(
         len(defined),
         per_target,
         mean_interval(defined),
+        spearman(indicator[above], pairs.above_chance[above]),
     )
 
 
@@ -272,8 +302,8 @@ def _ranks(values: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
 class _Faults:
     """Reasons why correlations are undefined."""
 
-    def __init__(self, part: str) -> None:
-        self._part = part
+    def __init__(self, part: str, tied: bool = False) -> None:
+        self._part, self._tied = f"{part}, ties at chance" if tied else part, tied
         self._where: dict[tuple[str, str], list[str]] = {}  # (reason, indicator) -> targets
         self._undefined: dict[str, int] = {}
 
@@ -298,7 +328,7 @@ class _Faults:
             lines.append(
                 f"{shorten(targets)} ({self._part}): correlation with {which} undefined: {reason}"
             )
-        for name, count in self._undefined.items():
+        for name, count in self._undefined.items() if not self._tied else ():
             lines.append(f"{name} ({self._part}): undefined for {count} pairs, left out")
         return lines
 
@@ -422,6 +452,8 @@ class IndicatorStudy:
             "files": [str(file) for file in self.files],
             "including_in_task": correlation.get("including_in_task"),
             "excluding_in_task": correlation.get("excluding_in_task"),
+            "including_in_task_tied": correlation.get("including_in_task_tied"),
+            "excluding_in_task_tied": correlation.get("excluding_in_task_tied"),
             "overlap_lead": correlation.get("overlap_lead"),
             "choices": self.choices,
             **{key: value for key, value in self.types.items() if key != "notes"},
@@ -448,7 +480,7 @@ def study_indicators(
     loaded = load_runs(prompts)
     tasks = None if tasks is None else list(tasks)
     # Read and match the matrix first, so that a wrong path or name is reported at once.
-    matrix = read_transfer(transfer) if isinstance(transfer, (str, Path)) else transfer
+    matrix = read_scores(transfer) if isinstance(transfer, (str, Path)) else transfer
     if matrix is not None:
         known = Indicators(tuple(loaded), {}, {n: prompt.card for n, prompt in loaded.items()})
         select_pairs(over_seeds(known, matrix.prompts), matrix, tasks)
@@ -516,24 +548,32 @@ def _table(study: IndicatorStudy) -> list[str]:
     head = ["", *kinds.values()]
     above: list[str] = []
     if correlation:
+        tied = correlation.excluding_in_task_tied
+        measure = "relative score above chance" if tied else "relative score"
         above = [
             "Spearman's rho with zero-shot transfer, with and without in-task prompts: mean over"
-            " targets, and pooled over all pairs by relative score; then mean similarity"
+            f" targets, and pooled over all pairs by {measure}; then mean similarity"
         ]
-        head = ["", "with: mean", "pooled", "without: mean", "pooled", *head[1:]]
+        ties = ["tied: mean"] if tied else []
+        head = ["", "with: mean", "pooled", "without: mean", "pooled", *ties, *head[1:]]
     lines = [head]
     for name in names:
         means = study.types["similarity_by_type"][name]
         cells = [_number(means[f"{kind}_mean"]) for kind in kinds]
         if correlation:
             cells = [
-                *_correlation_cells(correlation.including_in_task[name]),
-                *_correlation_cells(correlation.excluding_in_task[name]),
+                *_correlation_cells(correlation.including_in_task[name], bool(tied)),
+                *_correlation_cells(correlation.excluding_in_task[name], bool(tied)),
+                *([_number(tied[name].mean_over_targets)] if tied else []),
                 *cells,
             ]
         lines.append([name, *cells])
     chosen = f"{best} is the best of {len(windows)} windows, selected on these targets"
     more = [chosen] if best else []
+    if correlation and correlation.excluding_in_task_tied:
+        more.append(
+            "tied: without in-task prompts, scores within one standard error of chance as ties"
+        )
     if correlation:
         more += interval_lines(correlation, names)
     if study.choices:
@@ -550,8 +590,9 @@ def _best_window(correlation: CorrelationResult | None, windows: list[str]) -> s
     return max(means, key=means.__getitem__, default=None)
 
 
-def _correlation_cells(found: RankCorrelation) -> list[str]:
-    return [_number(found.mean_over_targets), _number(found.pooled_relative)]
+def _correlation_cells(found: RankCorrelation, above: bool) -> list[str]:
+    pooled = found.pooled_above_chance if above else found.pooled_relative
+    return [_number(found.mean_over_targets), _number(pooled)]
 
 
 def _number(value: float | None) -> str:

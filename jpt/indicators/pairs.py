@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 
-from jpt.errors import InputError, unknown_name
+from jpt.errors import InputError, shorten, unknown_name
 from jpt.indicators.indicators import Indicators
 from jpt.prompts.store import split_run_name
 from jpt.results.prompt_table import (
     BASELINES,
     RANDOM,
     UNTOUCHED,
+    at_chance,
     compare_types,
     match_in_task_prompts,
-    read_transfer,
+    performance_above_chance,
+    read_scores,
     short_task,
     summarize_relative,
 )
@@ -86,8 +88,6 @@ def _mean(column: Float64[np.ndarray, "R R"], groups: Int[np.ndarray, "R"]) -> n
 
 # --- Pairs of target and source
 
-_SHOWN = 8
-
 
 @dataclass(frozen=True)
 class TransferPairs:
@@ -99,8 +99,12 @@ class TransferPairs:
     values: Float64[np.ndarray, "N K"]  # scores; NaN if not measured
     # scores divided by that of the target's in-task prompt; NaN if undefined
     relative: Float64[np.ndarray, "N K"]
-    random_relative: Float64[np.ndarray, "N"] | None  # the same for the random prompt
-    untouched_relative: Float64[np.ndarray, "N"] | None  # the same for the model without a prompt
+    above_chance: Float64[np.ndarray, "N K"]  # the same with both scores above chance
+    chance: Float64[np.ndarray, "N"]  # chance level; NaN if unknown
+    at_chance: Bool[np.ndarray, "N K"]  # scores within one standard error of chance
+    in_task_values: Float64[np.ndarray, "N"]  # NaN unless above 0
+    # `relative` and `above_chance` of the baselines in the matrix, ``random`` and ``untouched``
+    baselines: dict[str, dict[str, Float64[np.ndarray, "N"] | None]]
     notes: tuple[str, ...]  # what was left out, and why
 
 
@@ -124,7 +128,8 @@ def select_pairs(
     unmeasured = sorted(set(indicators.names) - set(matrix.prompts) - set(BASELINES))
     if tasks is None and unmeasured:
         notes.append(f"{shorten(unmeasured)}: no column in the transfer matrix, left out")
-    values = matrix.values[rows][:, [matrix.prompts.index(name) for name in sources]]
+    used = np.ix_(rows, [matrix.prompts.index(name) for name in sources])
+    values = matrix.values[used]
     in_task_values, in_task_notes = _in_task_values(matrix, rows, in_task)
     missing = int(np.isnan(values).sum())
     if missing:
@@ -132,10 +137,24 @@ def select_pairs(
             f"{missing} of {values.size} pairs of target and source have no value in the transfer"
             " matrix, left out"
         )
-    relative = values / in_task_values[:, None]
-    baselines = _baselines(matrix, rows, in_task_values)
+    above = performance_above_chance(matrix, in_task).values
+    chance = np.full(len(rows), np.nan) if matrix.chance is None else matrix.chance[rows]
+    baselines = {
+        "relative": _baselines(matrix, matrix.values[rows] / in_task_values[:, None]),
+        "above_chance": _baselines(matrix, above[rows]),
+    }
     return TransferPairs(
-        targets, sources, in_task, values, relative, *baselines, (*notes, *in_task_notes)
+        targets=targets,
+        sources=sources,
+        in_task=in_task,
+        values=values,
+        relative=values / in_task_values[:, None],
+        above_chance=above[used],
+        chance=chance,
+        at_chance=at_chance(matrix)[used],
+        in_task_values=in_task_values,
+        baselines=baselines,
+        notes=(*notes, *in_task_notes),
     )
 
 
@@ -181,12 +200,6 @@ def type_of(card: PromptCard) -> str | None:
     return card.task_type or task_type(card.task) or task_type(short_task(card.task))
 
 
-def shorten(names: Sequence[str]) -> str:
-    """Join names, at most 8 of them."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def _check_names(indicators: Indicators, matrix: TransferMatrix) -> None:
     missing = sorted(set(matrix.prompts) - set(indicators.names) - set(BASELINES))
     if missing:
@@ -197,11 +210,14 @@ def _check_names(indicators: Indicators, matrix: TransferMatrix) -> None:
 
 
 def _baselines(
-    matrix: TransferMatrix, rows: Sequence[int], in_task_values: Float64[np.ndarray, "N"]
-) -> tuple[Float64[np.ndarray, "N"] | None, ...]:
-    """Return relative performance of the baselines; None for those not in the matrix."""
-    columns = [matrix.prompts.index(name) if name in matrix.prompts else None for name in BASELINES]
-    return tuple(None if c is None else matrix.values[rows, c] / in_task_values for c in columns)
+    matrix: TransferMatrix, performance: Float64[np.ndarray, "N K"]
+) -> dict[str, Float64[np.ndarray, "N"] | None]:
+    """Return the performance of the baselines; None for those not in the matrix."""
+    names = {"random": RANDOM, "untouched": UNTOUCHED}
+    return {
+        key: performance[:, matrix.prompts.index(name)] if name in matrix.prompts else None
+        for key, name in names.items()
+    }
 
 
 def _in_task_values(
@@ -247,7 +263,8 @@ def summarize_types(
         tasks: Restrict to prompts of these tasks; defaults to all.
 
     Returns:
-        The content of ``types.json``; None for means without pairs.
+        The content of ``types.json``; None for means without pairs. Keys that begin with
+        ``above_chance`` need a matrix with chance levels.
 
     Raises:
         InputError: If a task has no prompt, or the matrix has prompts without indicators.
@@ -258,7 +275,7 @@ def summarize_types(
         >>> summarize_types(found)["similarity_by_type"]["cosine_concat"]["same_type_mean"]
         0.2
     """
-    matrix = read_transfer(transfer) if isinstance(transfer, (str, Path)) else transfer
+    matrix = read_scores(transfer) if isinstance(transfer, (str, Path)) else transfer
     tasks = None if tasks is None else list(tasks)
     seeds = is_seed_list(indicators.names)
     indicators = over_seeds(indicators, () if matrix is None else matrix.prompts)
@@ -320,7 +337,17 @@ def _transfers(pairs: TransferPairs, types: dict[str, str]) -> dict[str, Any]:
         target: types.get(pairs.in_task[target]) if target in pairs.in_task else task_type(target)
         for target in pairs.targets
     }
-    baselines = {"random": pairs.random_relative, "untouched": pairs.untouched_relative}
-    return summarize_relative(
-        pairs.relative, pairs.targets, pairs.sources, pairs.in_task, target_types, types, baselines
-    )
+    known = [] if np.isnan(pairs.chance).all() else ["above_chance"]
+    found: dict[str, Any] = {}
+    for measure in ("relative", *known):
+        found |= summarize_relative(
+            getattr(pairs, measure),
+            pairs.targets,
+            pairs.sources,
+            pairs.in_task,
+            target_types,
+            types,
+            pairs.baselines[measure],
+            measure,
+        )
+    return found

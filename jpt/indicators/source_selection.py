@@ -20,7 +20,7 @@ from jpt.indicators.pairs import (
     shorten,
     type_of,
 )
-from jpt.results.prompt_table import read_transfer
+from jpt.results.prompt_table import read_scores
 from jpt.results.records import LeaveOneOut, RankingRecord, SourceChoice, SourceRange
 from jpt.results.statistics import LEVEL, METHOD, RESAMPLES, SEED, mean_interval
 from jpt.tasks.catalog import task_type
@@ -126,7 +126,7 @@ def leave_one_out(
         >>> found.per_target["cosine_concat"]["a"].regret, found.rankings["cosine_concat"].targets
         (0.25, 3)
     """
-    matrix = transfer if isinstance(transfer, TransferMatrix) else read_transfer(transfer)
+    matrix = transfer if isinstance(transfer, TransferMatrix) else read_scores(transfer)
     indicators = over_seeds(indicators, matrix.prompts)
     pairs = select_pairs(indicators, matrix, None if tasks is None else list(tasks))
     scores = _choices(indicators, pairs)

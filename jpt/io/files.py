@@ -66,22 +66,30 @@ def make_folder(path: str | Path) -> Path:
 
 
 class OutFolder:
-    """A folder for results, which has to stay where it is while they are written."""
+    """A folder for results: once it exists, it has to stay where it is."""
 
     # Else a long command would end in a new, incomplete folder of the same name.
 
     def __init__(self, path: str | Path) -> None:
-        self.path = make_folder(path)
+        self.path = Path(path)
         self._descriptor: int | None = None
-        if is_first():
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError if the folder was moved, deleted or replaced since it existed."""
+        if self._descriptor is not None:
+            if not is_at(self._descriptor, self.path):
+                raise moved_error(self.path)
+        elif is_first() and self.path.is_dir():
             with contextlib.suppress(OSError):  # no right to list the folder: no check
                 self._descriptor = os.open(self.path, os.O_RDONLY)
                 weakref.finalize(self, os.close, self._descriptor)
 
     def file(self, name: str = "") -> Path:
-        """Return the path of a file in it; raise InputError if the folder was moved or deleted."""
-        if self._descriptor is not None and not is_at(self._descriptor, self.path):
-            raise moved_error(self.path)
+        """Return the path of a file in it, after `check`; create the folder if there was none."""
+        if self._descriptor is None:
+            make_folder(self.path)
+        self.check()
         return self.path / name
 
 

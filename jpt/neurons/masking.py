@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float64
 from tqdm import tqdm
 
-from jpt.backbones.registry import Backbone, weights_fingerprint
+from jpt.backbones.registry import Backbone
 from jpt.config import (
     MASK_COMMON,
     MASK_IN_TASK,
@@ -28,12 +28,12 @@ from jpt.config import (
     MaskOptions,
     check_ratio,
 )
-from jpt.data.encode import EncodedSplit, encode_cached
+from jpt.data.encode import EncodedSplit
 from jpt.distributed import on_first
 from jpt.errors import InputError, unknown_name
 from jpt.indicators.indicators import parse_layers
 from jpt.indicators.pairs import is_random
-from jpt.io.files import make_folder, read_json, write_json, write_table
+from jpt.io.files import read_json, write_json, write_table
 from jpt.neurons.probe import activated_neurons
 from jpt.neurons.selection import OF_SEVERAL, NeuronChoice, choose_neurons
 from jpt.parallel import batch_sharding, make_mesh
@@ -46,15 +46,16 @@ from jpt.results.prompt_table import (
 )
 from jpt.results.provenance import environment_info
 from jpt.results.score_table import Cell, CellFile, make_cell
+from jpt.results.statistics import above_chance
+from jpt.results.value_checks import check_masks
 from jpt.tasks.catalog import task_type
 from jpt.tasks.task import Task
 from jpt.transfer.zero_shot import MatrixPlan, plan_matrix
 from jpt.tuning.bound_task import (
     BoundTask,
-    bind_task,
     resolve_backbone,
-    resolve_max_tokens,
     resolve_task,
+    weights_of,
 )
 from jpt.tuning.losses import NeuronMask, neuron_shape
 from jpt.types import Activations, Data, Prompt, Score
@@ -259,7 +260,11 @@ def _checksum(activations: Activations) -> str:
 # --- Record of a study
 
 Cells = Mapping[MaskedRun, Cell]
-_NO_LEAD = "unmasked score not above the majority baseline, so masking is not informative"
+_NO_LEAD = (
+    "unmasked score not more than two standard errors above chance, so masking is not informative"
+)
+# Relative scores, and the ends of their names in the record
+_MEASURES = {"relative": "", "above_chance": "_above_chance"}
 _CRITERIA = {
     MASK_IN_TASK: "activated by the prompt",
     MASK_COMMON: "activated by every prompt",
@@ -280,6 +285,7 @@ def make_record(
     split = options.split
     notes = [
         *plan.notes,
+        *plan.matrix.notes(options, weights_of(_backbone_name(plan), options.dtype)),
         *(
             f"{name} has no {split} split: scored on {plan.matrix.splits[name]}"
             for name in plan.in_task
@@ -327,6 +333,7 @@ def _target(
             "value": mean,
             "std": float(values.std(ddof=1)) if kind == MASK_RANDOM and len(runs) > 1 else None,
             "relative": mean / plain.value if plain.value > 0 else None,
+            "above_chance": _above(mean, plain.chance, plain.value, plain.standard_error),
             "runs": [
                 {
                     "source": choices[run].source,
@@ -346,22 +353,35 @@ def _target(
         "split": plan.matrix.splits[task],
         "rows": plain.rows,
         "majority": plain.majority,
+        "chance": plain.chance,
         "unmasked": plain.value,
+        "standard_error": plain.standard_error,
         "masks": masks,
     }
+
+
+def _above(
+    value: float, chance: float | None, unmasked: float, error: float | None
+) -> float | None:
+    """Return a score above chance over the unmasked one's; None where that is near chance."""
+    if chance is None or error is None:
+        return None
+    found = float(above_chance(value, chance, unmasked, error))
+    return None if np.isnan(found) else found
 
 
 def _summary(plan: MaskPlan, targets: Mapping[str, Any]) -> dict[str, Any]:
     """Return means over tasks: by kind, by task type, and by the types of both tasks."""
     kinds = list(next(iter(targets.values()))["masks"])
     types = list(dict.fromkeys(each["type"] for each in targets.values() if each["type"]))
-    record: dict[str, Any] = {
-        "relative_by_kind": {kind: _mean(targets, kind) for kind in kinds},
-        "relative_by_type": {
-            name: {kind: _mean(_of_type(targets, name), kind) for kind in kinds} for name in types
-        },
-        "in_task_below_random": _below_random(targets),
-    }
+    record: dict[str, Any] = {}
+    for measure in _MEASURES:
+        record[f"{measure}_by_kind"] = {kind: _mean(targets, kind, measure) for kind in kinds}
+        record[f"{measure}_by_type"] = {
+            name: {kind: _mean(_of_type(targets, name), kind, measure) for kind in kinds}
+            for name in types
+        }
+    record["in_task_below_random"] = _below_random(targets)
     if MASK_OTHER not in kinds:
         return {**record, "other_by_type": None}
     cards = plan.matrix.cards
@@ -372,40 +392,39 @@ def _summary(plan: MaskPlan, targets: Mapping[str, Any]) -> dict[str, Any]:
         for name in plan.sources
     }
     of_targets = {name: each["type"] for name, each in targets.items()}
-    table = _relative_by_source(targets, plan.sources)
-    found = summarize_relative(
-        table, list(targets), plan.sources, plan.in_task, of_targets, of_sources, {}
-    )
-    means = found["relative_transfer"]
-    return {
-        **record,
-        "other_by_type": found["relative_by_type"],
-        "other_same_type": means["same_type_mean"],
-        "other_different_type": means["different_type_mean"],
-    }
+    for measure, table in _relative_by_source(targets, plan.sources).items():
+        names = (list(targets), plan.sources, plan.in_task)
+        found = summarize_relative(table, *names, of_targets, of_sources, {}, measure)
+        means, end = found[f"{measure}_transfer"], _MEASURES[measure]
+        record[f"other_by_type{end}"] = found[f"{measure}_by_type"]
+        record[f"other_same_type{end}"] = means["same_type_mean"]
+        record[f"other_different_type{end}"] = means["different_type_mean"]
+    return record
 
 
 def _relative_by_source(
     targets: Mapping[str, Any], sources: tuple[str, ...]
-) -> Float64[np.ndarray, "N K"]:
+) -> dict[str, Float64[np.ndarray, "N K"]]:
     """Return each task's score under the mask of each prompt, relative to the unmasked score."""
-    table = np.full((len(targets), len(sources)), np.nan)
+    tables = {name: np.full((len(targets), len(sources)), np.nan) for name in _MEASURES}
     for row, target in enumerate(targets.values()):
+        whole = target["unmasked"]
         for kind in (MASK_IN_TASK, MASK_OTHER):
             for run in target["masks"].get(kind, {"runs": []})["runs"]:
-                if target["unmasked"] > 0:
-                    column = sources.index(run["source"])
-                    table[row, column] = run["value"] / target["unmasked"]
-    return table
+                pair, value = (row, sources.index(run["source"])), run["value"]
+                above = _above(value, target["chance"], whole, target["standard_error"])
+                tables["relative"][pair] = value / whole if whole > 0 else np.nan
+                tables["above_chance"][pair] = np.nan if above is None else above
+    return tables
 
 
 def _of_type(targets: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {task: each for task, each in targets.items() if each["type"] == name}
 
 
-def _mean(targets: Mapping[str, Any], kind: str) -> float | None:
+def _mean(targets: Mapping[str, Any], kind: str, measure: str) -> float | None:
     """Return the mean relative score over the tasks where it is defined."""
-    found = [each["masks"].get(kind, {}).get("relative") for each in targets.values()]
+    found = [each["masks"].get(kind, {}).get(measure) for each in targets.values()]
     known = [value for value in found if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -423,8 +442,9 @@ def _below_random(targets: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def _leads(target: Mapping[str, Any]) -> bool:
-    """Return whether the unmasked score beats the majority baseline."""
-    return target["metric"] != "accuracy" or target["unmasked"] > (target["majority"] or 0)
+    """Return whether the unmasked score is clearly above chance."""
+    level = (target["unmasked"], target["chance"], target["unmasked"], target["standard_error"])
+    return _above(*level) is not None
 
 
 def _unmet(choices: Mapping[MaskedRun, NeuronChoice]) -> list[str]:
@@ -538,11 +558,12 @@ def _head(record: Mapping[str, Any]) -> str:
 def _scores(record: Mapping[str, Any]) -> list[str]:
     kinds = list(record["relative_by_kind"])
     metrics = list(dict.fromkeys(each["metric"] for each in record["targets"].values()))
-    lines = [["", "none", *kinds, "majority"]]
+    lines = [["", "none", *kinds, "chance"]]
     for task, each in record["targets"].items():
         cells = [_score(each["masks"].get(kind)) for kind in kinds]
-        lines.append([_cut(task), f"{each['unmasked']:.3f}", *cells, _figure(each["majority"])])
-    caption = f"metric: {', '.join(metrics)}; majority: score of always the commonest class"
+        chance = each.get("chance", each["majority"])  # a record of an older version
+        lines.append([_cut(task), f"{each['unmasked']:.3f}", *cells, _figure(chance)])
+    caption = f"metric: {', '.join(metrics)}; chance: score of the best constant prediction"
     return [*_aligned(lines), *_wrapped(caption)]
 
 
@@ -560,23 +581,29 @@ def _by_type(record: Mapping[str, Any]) -> list[str]:
     """Return mean relative scores by task type and kind."""
     if len(record["targets"]) < 2:
         return []
-    kinds = list(record["relative_by_kind"])
-    lines = [["", *kinds]]
-    for name, means in record["relative_by_type"].items():
-        lines.append([_cut(name, _TYPE_WIDTH), *(_percent(means[kind]) for kind in kinds)])
-    lines.append(["all", *(_percent(mean) for mean in record["relative_by_kind"].values())])
-    return ["Mean score relative to the unmasked score, by task type:", *_aligned(lines)]
+    kinds, tables = list(record["relative_by_kind"]), []
+    for measure, label in (("above_chance", " above chance"), ("relative", "")):
+        if f"{measure}_by_kind" not in record:  # a record of an older version
+            continue
+        lines = [["", *kinds]]
+        for name, means in record[f"{measure}_by_type"].items():
+            lines.append([_cut(name, _TYPE_WIDTH), *(_percent(means[kind]) for kind in kinds)])
+        lines.append(["all", *(_percent(mean) for mean in record[f"{measure}_by_kind"].values())])
+        tables += [f"Mean score{label} relative to the unmasked score, by task type:"]
+        tables += _aligned(lines)
+    return tables
 
 
 def _by_both(record: Mapping[str, Any]) -> list[str]:
     """Return mean relative scores by the types of the scored and of the masked task."""
-    table = record["other_by_type"]
+    above = record.get("other_by_type_above_chance")
+    table = above or record["other_by_type"]
     if not table:
         return []
     sources = list(next(iter(table.values())))
     head = (
-        "Mean relative score with the neurons of other tasks' prompts masked, by type of the scored"
-        " task (rows) and of the other task (columns):"
+        f"Mean relative score{' above chance' if above else ''} with the neurons of other tasks'"
+        " prompts masked, by type of the scored task (rows) and of the other task (columns):"
     )
     lines = [["", *(_cut(name, _TYPE_WIDTH) for name in sources)]]
     for name, means in table.items():
@@ -585,7 +612,7 @@ def _by_both(record: Mapping[str, Any]) -> list[str]:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"
+    return "-" if value is None else f"{round(100 * value)} %"
 
 
 def _figure(value: float | None) -> str:
@@ -707,22 +734,25 @@ def _run(plan: MaskPlan, folder: Path | None, command: str | None, progress: boo
     finished = _find_finished(folder, key, plan)
     if finished is not None:
         return finished
+    file = CellFile(None if folder is None else folder / CELLS)
     worker = _Worker(plan)
     choices = {run: worker.choose(run) for run in of if run.kind != NONE}
-    cells = _measure(of, worker, choices, folder, progress)
+    file.open()
+    cells = _measure(of, worker, choices, file, progress)
     made = {"key": key, "backbone": worker.model.name, "command": command}
     study = MaskStudy(make_record(plan, cells, choices, worker.window, made))
     if folder is not None:
-        write_table(make_folder(folder) / TABLE, COLUMNS, study.rows())
-        write_json(folder / RECORD, study.record)
+        write_table(file.file(TABLE), COLUMNS, study.rows())
+        write_json(file.file(RECORD), study.record)
     return study
 
 
 def _find_finished(folder: Path | None, key: str, plan: MaskPlan) -> MaskStudy | None:
     """Return the folder's study if it is the planned one; the key does not cover names."""
     record = None if folder is None else on_first(lambda: _read_finished(folder))
-    if not isinstance(record, dict) or record.get("key") != key:
+    if folder is None or not isinstance(record, dict) or record.get("key") != key:
         return None
+    check_masks(folder / RECORD, record, "remove this file to compute it again")
     in_task = {task: each["prompt"] for task, each in record["targets"].items()}
     same = in_task == plan.in_task and record["sources"] == list(plan.sources)
     return MaskStudy(record) if same else None
@@ -736,12 +766,13 @@ def _read_finished(folder: Path) -> Any:
 def _dependencies(plan: MaskPlan) -> dict[MaskedRun, dict[str, Any]]:
     """Return all that each score depends on, without reading weights."""
     options = plan.options
-    name = _backbone_name(plan)
+    weights = weights_of(_backbone_name(plan), options.dtype)
     common = {
-        "backbone": name.fingerprint if isinstance(name, Backbone) else weights_fingerprint(name),
-        "dtype": options.dtype,
+        "backbone": weights.fingerprint,
+        "dtype": weights.dtype,
         "max_tokens": options.max_tokens,
         "label_scoring": options.label_scoring,
+        "settings": options.settings,
     }
     return {run: {**plan.depends(run), **common} for run in plan.runs()}
 
@@ -763,7 +794,8 @@ class _Worker:
             first, model.name, model.config.width, model.layout, options.backbone is not None
         )
         self.window = self._check_window()
-        self._tasks: dict[str, tuple[BoundTask, EncodedSplit]] = {}
+        # Before the probe compiles, since rows and label words may be refused.
+        self._tasks = {name: self._bind(name) for name in plan.matrix.tasks}
         self._neurons = self._activations()
 
     def choose(self, run: MaskedRun) -> NeuronChoice:
@@ -781,8 +813,6 @@ class _Worker:
         )
 
     def score(self, run: MaskedRun, choice: NeuronChoice | None) -> Score:
-        if run.task not in self._tasks:
-            self._tasks[run.task] = self._bind(run.task)
         bound, rows = self._tasks[run.task]
         mask = None if choice is None else NeuronMask(choice.mask, self._plan.options.stack)
         return bound.score([self._plan.bank[run.prompt].values], rows, self._mesh, mask)[0]
@@ -814,26 +844,19 @@ class _Worker:
         return given
 
     def _bind(self, name: str) -> tuple[BoundTask, EncodedSplit]:
-        options, matrix, model = self._plan.options, self._plan.matrix, self.model
-        task, first = matrix.tasks[name], matrix.first.card.first_position or 0
-        rows = len(matrix.first.values)
-        tokens = resolve_max_tokens(options.max_tokens, model, task, rows, first)
-        bound = bind_task(
-            task, model, tokens, options.eval_batch_size, first, options.label_scoring
-        )
-        reading = (task, model.tokenizer, tokens, model.layout, bound.answer_tokens)
-        return bound, encode_cached(matrix.rows[name], *reading)
+        matrix = self._plan.matrix
+        bound = matrix.bind(name, self.model, self._plan.options)
+        return bound, bound.encode(matrix.rows[name])
 
 
 def _measure(
     of: Mapping[MaskedRun, dict[str, Any]],
     worker: _Worker,
     choices: Mapping[MaskedRun, NeuronChoice],
-    folder: Path | None,
+    file: CellFile,
     progress: bool,
 ) -> dict[MaskedRun, Cell]:
     """Return cached cells and score the missing ones."""
-    file = CellFile(None if folder is None else make_folder(folder) / CELLS)
     for run, depends in tqdm(of.items(), disable=not progress, unit="mask", dynamic_ncols=True):
         if file.find(depends) is None:
             started_s = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Float64, Int
 from tqdm import tqdm
 
-from jpt.backbones.registry import Backbone, check_lengths, load_backbone, longest_text
+from jpt.backbones.registry import Backbone, check_lengths, load_backbone
 from jpt.config import (
     AT_ANSWER,
     OVER_TEXT,
-    PAPER_CHOICES,
     PROBE_START,
     PROBE_TEXT,
     Positions,
@@ -31,15 +30,21 @@ from jpt.config import (
 )
 from jpt.data.batches import evaluation_batches, shuffled
 from jpt.data.encode import EncodedSplit, encode_split, join_rows
-from jpt.data.rows import Row, attach_data, read_rows, read_texts
+from jpt.data.rows import Row, read_rows, read_texts
 from jpt.errors import InputError
 from jpt.parallel import fetch, local_rows, make_mesh, place, place_batch, prompt_sharding
 from jpt.prompts.store import Prompts, check_prompt, load_runs, stack_prompts
 from jpt.results.prompt_table import write_activations
-from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
+from jpt.tuning.bound_task import (
+    in_task_of,
+    inherited,
+    resolve_max_tokens,
+    resolve_task,
+    task_as_tuned,
+)
 from jpt.tuning.losses import neuron_shape
-from jpt.types import Activations, Data, Parameters, Prompt
+from jpt.types import Activations, Parameters, Prompt, PromptCard
 
 # --- Linear CKA (Kornblith et al., 2019)
 # X_a [rows, F]: centred activations of a layer with prompt a; K_a = X_a X_a'; CKA(a, b) =
@@ -102,11 +107,21 @@ def start_token_input(backbone: Backbone, first_position: int = 0) -> ProbeInput
 
 
 def text_input(
-    backbone: Backbone, options: ProbeOptions, prompt_rows: int, first_position: int = 0
+    backbone: Backbone,
+    options: ProbeOptions,
+    prompt_rows: int,
+    first_position: int = 0,
+    cards: Mapping[str, PromptCard] | None = None,
 ) -> ProbeInput:
     """Encode a sample of rows of a task; labels are not used."""
-    task, token_positions = _load_task(options.task, options.data), options.token_positions
-    tokens = _text_tokens(options.max_tokens, backbone, task, prompt_rows, first_position)
+    task, token_positions = resolve_task(options.task, options.data), options.token_positions
+    in_task = in_task_of(task, cards or {})
+    scoring = None if in_task is None else in_task.scoring
+    if scoring is not None:
+        task = task_as_tuned(task, backbone.layout, backbone.model_type, scoring, options)
+    label_scoring, answer, tokens = inherited(options, scoring)
+    lengths = (prompt_rows, first_position, answer, label_scoring)
+    tokens = resolve_max_tokens(tokens, backbone, task, *lengths)
     rows = _sample(_read(task, options.split), options, f"{task.name} {options.split}")
     encoded = encode_split(rows, task, backbone.tokenizer, tokens, backbone.layout)
     encoded = _with_positions(encoded, token_positions)
@@ -155,14 +170,6 @@ def _with_positions(split: EncodedSplit, positions: Positions) -> EncodedSplit:
     )
 
 
-def _load_task(task: Task | str | Path, data: Data | None) -> Task:
-    if isinstance(task, Task):
-        return task if data is None else attach_data(task, data)
-    if data is None or isinstance(data, str | Path):
-        return load_task(task, data)
-    return attach_data(load_task(task), data)
-
-
 def _read(task: Task, split: str) -> list[Row]:
     return read_rows(task, split) if task.is_generative else read_texts(task, split)
 
@@ -175,20 +182,6 @@ def _sample(rows: Sequence[Row], options: ProbeOptions, where: str) -> list[Row]
         )
     chosen = shuffled(options.seed, STREAM, 0, len(rows))[: options.rows or ROWS]
     return [rows[number] for number in sorted(chosen.tolist())]
-
-
-def _text_tokens(
-    max_tokens: int | None, backbone: Backbone, task: Task, prompt_rows: int, first_position: int
-) -> int:
-    """Return the maximal text length of a run of this task on this backbone."""
-    answer = task.answer_tokens or 0
-    if max_tokens is None:
-        local = {} if task.max_tokens is None else {"max_tokens": task.max_tokens}
-        choice = {**PAPER_CHOICES, **local, **backbone.defaults}["max_tokens"]
-        most = longest_text(backbone, prompt_rows, first_position, answer)
-        max_tokens = max(1, min(choice, most))
-    check_lengths(backbone, prompt_rows, max_tokens, first_position, answer)
-    return max_tokens
 
 
 # --- Probing a bank of prompts in chunks
@@ -396,7 +389,7 @@ def activated_neurons(
     name = backbone if backbone is not None else first.card.backbone
     model, devices = _on_mesh(name, dtype, mesh)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
-    given = build_probe_input(model, first, chosen)
+    given = build_probe_input(model, loaded, chosen)
     bank = stack_prompts(loaded)
     means = probe_rows(model, bank, given, chosen, mesh=devices, progress=progress)
     record = given.record | ({"stack": chosen.stack} if chosen.stack else {})
@@ -440,8 +433,11 @@ def _on_mesh(
     return load_backbone(backbone, dtype=dtype, mesh=devices), devices
 
 
-def build_probe_input(model: Backbone, prompt: Prompt, options: ProbeOptions) -> ProbeInput:
+def build_probe_input(
+    model: Backbone, prompts: Mapping[str, Prompt], options: ProbeOptions
+) -> ProbeInput:
     """Return the input of a probe, checked against the model."""
+    prompt = next(iter(prompts.values()))
     first_position, stack = prompt.card.first_position or 0, options.stack
     check_lengths(model, len(prompt.values), 1, first_position)
     neuron_shape(model, stack)  # checks the stack
@@ -452,4 +448,5 @@ def build_probe_input(model: Backbone, prompt: Prompt, options: ProbeOptions) ->
             f"positions: expected {AT_ANSWER} for the decoder of {model.name}, which has no text"
             f" tokens, got {options.positions!r}; set stack to encoder, or positions to {AT_ANSWER}"
         )
-    return text_input(model, options, len(prompt.values), first_position)
+    cards = {name: each.card for name, each in prompts.items()}
+    return text_input(model, options, len(prompt.values), first_position, cards)

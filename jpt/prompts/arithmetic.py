@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from jaxtyping import Float, Float32, Float64
 
 from jpt.errors import InputError, unknown_name
 from jpt.prompts.store import list_runs, load_prompt, load_runs, stack_prompts
-from jpt.types import Prompt, PromptCard
+from jpt.types import Prompt, PromptCard, Scoring
 
 AVERAGE, MIXTURE = "average", "mixture"
 
@@ -176,4 +177,13 @@ def mixed_card(
         init=kind,
         source=f"{kind} of {listed}{more}",
         first_position=cards[0].first_position,
+        scoring=_shared_scoring(cards) if task == cards[0].task else None,
     )
+
+
+def _shared_scoring(cards: Sequence[PromptCard]) -> Scoring | None:
+    """Return the settings that all prompts were tuned with."""
+    first = cards[0].scoring
+    if first is None or any(card.scoring != first for card in cards):
+        return None
+    return dataclasses.replace(first, split=None)

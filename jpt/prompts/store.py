@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float32
 
+from jpt.config import LABEL_SCORING
 from jpt.errors import InputError, unknown_name
 from jpt.io.files import LazyTensor, parse_json, read_error
 from jpt.io.tensors import read_header, write_safetensors
-from jpt.types import Prompt, PromptCard
+from jpt.types import Prompt, PromptCard, Scoring
 from jpt.version import __version__
 
 # --- Prompt banks
@@ -100,8 +101,7 @@ def checked_tensors(path: str | Path, prompt: Prompt) -> dict[str, Float32[np.nd
 
 def card_text(path: str | Path, card: PromptCard) -> str:
     """Return a card as JSON, without empty fields."""
-    card = dataclasses.replace(card, jpt_version=card.jpt_version or __version__)
-    fields = {name: value for name, value in dataclasses.asdict(card).items() if value is not None}
+    fields = dataclasses.replace(card, jpt_version=card.jpt_version or __version__).to_json()
     try:
         return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_plain_number)
     except ValueError:
@@ -171,7 +171,81 @@ def read_card(file: str | Path, text: str) -> PromptCard:
         expected = _expected(name, value)
         if expected:
             raise InputError(f"the card of {file}: expected {name} to be {expected}, got {value!r}")
+    if "scoring" in known:
+        known["scoring"] = _read_scoring(file, known["scoring"])
     return PromptCard(**known)
+
+
+def _read_scoring(file: str | Path, table: dict[str, Any]) -> Scoring:
+    """Check the scoring settings of a card; ignore fields of later versions."""
+    found = {}
+    for name, (is_valid, expected, convert) in _SCORING.items():
+        value = table.get(name)
+        if value is None and name in _OPTIONAL:
+            continue
+        if not is_valid(value):
+            raise InputError(
+                f"the card of {file}: expected scoring.{name} to be {expected}, got {value!r}"
+            )
+        found[name] = convert(value)
+    words, ids = found["label_words"], found["label_ids"]
+    if {k: len(v) for k, v in words.items()} != {k: len(v) for k, v in ids.items()}:
+        raise InputError(
+            f"the card of {file}: expected scoring.label_ids for the words of scoring.label_words,"
+            f" got {ids}"
+        )
+    return Scoring(**found)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _by_label(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda table: isinstance(table, dict) and all(map(is_valid, table.values()))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _words_of(table: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {label: tuple(words) for label, words in table.items()}
+
+
+def _ids_of(table: dict[str, list[list[int]]]) -> dict[str, tuple[tuple[int, ...], ...]]:
+    return {label: tuple(map(tuple, ids)) for label, ids in table.items()}
+
+
+# Check, what is expected, and conversion of each field of `Scoring`.
+_SCORING: dict[str, tuple[Callable[[Any], bool], str, Callable[[Any], Any]]] = {
+    "template": (lambda value: _are_texts(value) and bool(value), "a list of texts", tuple),
+    "label_words": (_by_label(_are_texts), "lists of words by label", _words_of),
+    "label_ids": (
+        _by_label(lambda value: isinstance(value, list) and all(map(_are_ids, value))),
+        "lists of token ids by label",
+        _ids_of,
+    ),
+    "max_tokens": (_is_count, "an integer of at least 1", int),
+    "label_scoring": (
+        lambda value: isinstance(value, str) and value in LABEL_SCORING,
+        f"one of {', '.join(LABEL_SCORING)}",
+        str,
+    ),
+    "answer_tokens": (_is_count, "an integer of at least 1", int),
+    "fingerprint": (_is_text, "a string", str),
+    "dtype": (_is_text, "a string", str),
+    "split": (_is_text, "a string", str),
+}
+_OPTIONAL = ("answer_tokens", "fingerprint", "dtype", "split")
 
 
 def list_prompts(folder: str | Path) -> dict[str, Path]:
@@ -215,6 +289,7 @@ def check_prompt(
 ) -> None:
     """Raise InputError if the prompt does not fit the backbone."""
     card, columns = prompt.card, prompt.values.shape[1]
+    _check_finite(f"prompt of {card.task}", "values", np.asarray(prompt.values))
     if columns != width:
         raise InputError(
             f"expected a prompt of width {width} for {backbone}, got width {columns} (tuned on"
@@ -282,7 +357,10 @@ def _expected(name: str, value: Any) -> str | None:
     if name in _COUNTS:
         return None if type(value) is int and value >= 0 else "an integer of at least 0"
     if name == "score":
-        return None if type(value) in (int, float) else "a number"
+        is_score = type(value) in (int, float) and -1 <= value <= 1  # also of Matthews
+        return None if is_score else "a number from -1 to 1"
+    if name == "scoring":
+        return None if isinstance(value, dict) else "a table"
     return None if isinstance(value, str) else "a string"
 
 
@@ -305,6 +383,7 @@ def load_prompts(prompts: Mapping[str, Prompt] | str | Path) -> dict[str, Prompt
     first = next(iter(loaded))
     expected = _kind(loaded[first])
     for name, prompt in loaded.items():
+        _check_finite(f"prompt {name}", "values", np.asarray(prompt.values))
         for what, value in _kind(prompt).items():
             if value != expected[what]:
                 raise InputError(

@@ -15,7 +15,7 @@ from jpt.backbones.registry import Backbone, backbone_names, check_lengths
 from jpt.config import TuneOptions
 from jpt.data.builtin import reviews
 from jpt.errors import InputError
-from jpt.tuning.bound_task import bind_task, resolve_backbone, resolve_options, resolve_task
+from jpt.tuning.bound_task import bind, resolve_backbone, resolve_options, resolve_task
 from jpt.tuning.tune import tune
 from jpt.version import __version__
 
@@ -101,7 +101,7 @@ def _model(
     ]
     if definition is None:
         return lines
-    bound = bind_task(definition, model, options.max_tokens, options.eval_batch_size)
+    bound = bind(definition, model, options)
     record["label_ids"] = bound.label_words.token_ids
     lines.append(f"  {definition.name}: {bound.describe_label_words()}")
     return lines + _trial(record, model, definition, options)

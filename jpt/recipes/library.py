@@ -99,7 +99,7 @@ class PromptReading:
         ]
         mean, smallest, largest = self.vocabulary
         return {
-            "card": {k: v for k, v in dataclasses.asdict(self.card).items() if v is not None},
+            "card": self.card.to_json(),
             "vocabulary_norm": {"mean": mean, "min": smallest, "max": largest},
             "pieces": self.compared,
             "rows": rows,
@@ -325,9 +325,8 @@ class PromptEntry:
         found: dict[str, Any] = {"name": self.name, "path": str(self.path)}
         if self.prompt is not None:
             norms = np.linalg.norm(self.prompt.values.astype(np.float64), axis=1)
-            card = dataclasses.asdict(self.prompt.card)
             found |= {
-                "card": {key: value for key, value in card.items() if value is not None},
+                "card": self.prompt.card.to_json(),
                 "rows": len(norms),
                 "width": self.prompt.values.shape[1],
                 "norm": {f: float(getattr(norms, f)()) for f in ("mean", "min", "max")},
@@ -451,12 +450,11 @@ class LibraryPrompt:
     @property
     def record(self) -> dict[str, Any]:
         """The entry as JSON."""
-        card = dataclasses.asdict(self.card)
         return {
             "name": self.name,
             "file": file_of(self.name),
             "sha256": self.sha256,
-            "card": {key: value for key, value in card.items() if value is not None},
+            "card": self.card.to_json(),
             "rows": self.rows,
             "width": self.width,
             "norm": dict(zip(("mean", "min", "max"), self.norm, strict=True)),

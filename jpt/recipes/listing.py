@@ -19,14 +19,14 @@ from jpt.backbones.registry import (
     load_backbone,
     read_config,
 )
-from jpt.config import PAPER_CHOICES
+from jpt.config import TuneOptions
 from jpt.data.encode import EncodedSplit
 from jpt.data.rows import describe_hub_split, read_rows
 from jpt.recipes.library import COLUMNS, wrap
 from jpt.tasks.catalog import BUILTIN as BUILTIN_TASKS
 from jpt.tasks.catalog import CANDIDATES, CATALOG, load_task
 from jpt.tasks.task import Task, render
-from jpt.tuning.bound_task import BoundTask, bind_task, resolve_max_tokens
+from jpt.tuning.bound_task import BoundTask, bind, resolve_options
 
 SHOWN_ROWS = 3
 SHOWN_LETTERS = 300
@@ -136,9 +136,7 @@ def _describe_on(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return record and lines of a task as a backbone reads it."""
     model = load_backbone(backbone)
-    prompt_rows = {**PAPER_CHOICES, **model.defaults}["length"]
-    limit = resolve_max_tokens(max_tokens, model, task, prompt_rows)
-    bound = bind_task(task, model, limit, 1)
+    bound = bind(task, model, resolve_options(TuneOptions(max_tokens=max_tokens), model, task))
     rows = read_rows(task, "train")
     split = bound.split("train")
     lengths, template = split.lengths, task.template(model.layout)
@@ -156,7 +154,7 @@ def _describe_on(
         f"  answer    {bound.describe_label_words()}",
         f"  train     {_balance(record, rows, bound, split)}",
         f"  tokens    mean {record['mean_tokens']}, longest {record['longest_tokens']}, "
-        f"{split.cut_rows} rows cut to {limit}",
+        f"{split.cut_rows} rows cut to {bound.batching.max_tokens}",
     ]
     return record, lines + _examples(rows, bound, split)
 

@@ -151,14 +151,14 @@ def quickstart(
     model = load_backbone(backbone, mesh=make_mesh(mesh))
     study = _Study(run.path, model, names, steps, seed, mesh, progress)
     with run.lock():
-        study.run()
-    record = {
-        "findings": on_first(lambda: summarize(run.path)),
-        "elapsed_s": round(time.monotonic() - started_s, 1),
-        "peak_memory_mb": peak_memory_mb(),
-        "report": str(page),
-    }
-    run.finish(record)
+        study.run(run.check)
+        record = {
+            "findings": on_first(lambda: summarize(run.path)),
+            "elapsed_s": round(time.monotonic() - started_s, 1),
+            "peak_memory_mb": peak_memory_mb(),
+            "report": str(page),
+        }
+        record = run.finish(record)
     return QuickstartResult(run.path, page, record)
 
 
@@ -174,10 +174,11 @@ class _Study:
     mesh: str | None
     progress: bool
 
-    def run(self) -> None:
+    def run(self, check_folder: Callable[[], None]) -> None:
         planned = self._planned()
         clock = _Steps([cost for _, cost, _ in planned], self.progress)
         for title, _, work in planned:
+            check_folder()  # each step would create it anew
             with clock.step(title):
                 work()
                 on_first(lambda: None)  # barrier: all processes read what the first one writes

@@ -8,6 +8,7 @@ import shlex
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from jpt.backbones.registry import Backbone
 from jpt.config import RecommendOptions
 from jpt.data.batches import shuffled
 from jpt.data.rows import Row, has_split, read_rows, read_texts
-from jpt.errors import InputError, unknown_name
+from jpt.errors import DataWarning, InputError, shorten, unknown_name
 from jpt.indicators.indicators import (
     EMBEDDING_INDICATORS,
     OVERLAP,
@@ -31,7 +32,7 @@ from jpt.indicators.indicators import (
     indicator_label,
     parse_layers,
 )
-from jpt.indicators.pairs import is_random, over_seeds, serves, shorten, type_of
+from jpt.indicators.pairs import is_random, over_seeds, serves, type_of
 from jpt.indicators.source_selection import (
     SAME_TYPE,
     ZERO_SHOT,
@@ -44,15 +45,18 @@ from jpt.neurons.probe import activated_neurons
 from jpt.parallel import batch_sharding, make_mesh
 from jpt.prompts.initialisers import initial_generator, random_values
 from jpt.prompts.store import Prompts, check_prompt, list_runs, load_runs
-from jpt.results.prompt_table import BASELINES, read_transfer
+from jpt.results.prompt_table import AT_CHANCE, AT_CHANCE_MEANING, BASELINES, read_scores
 from jpt.results.records import LeaveOneOut, Ranking
+from jpt.results.statistics import is_at_chance
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     BoundTask,
-    bind_task,
+    bind,
+    in_task_of,
     resolve_backbone,
-    resolve_max_tokens,
     resolve_task,
+    scoring_notes,
+    weights_of,
 )
 from jpt.tuning.tune import tune
 from jpt.types import Data, Prompt, Score, TransferMatrix
@@ -168,17 +172,18 @@ def prepare_recommendation(
     other = options.backbone is not None
     check_prompt(first, model.name, model.config.width, model.layout, other)
     parse_layers(options.layers, model.config.layers)  # raises for layers out of range
-    position = first.card.first_position or 0
-    tokens = resolve_max_tokens(options.max_tokens, model, known, len(first.values), position)
-    bound = bind_task(known, model, tokens, size, position)
-    return RecommendInputs(known, model, devices, loaded, sources, bound, options, notes)
+    cards = {name: prompt.card for name, prompt in loaded.items()}
+    bound = bind(known, model, options, first, in_task_of(known, cards))
+    of_sources = {name: prompt.card for name, prompt in sources.items()}
+    notes += scoring_notes(of_sources, known, options, weights_of(model))
+    return RecommendInputs(bound.task, model, devices, loaded, sources, bound, options, notes)
 
 
 def known_matrix(
     known: TransferMatrix | str | Path, prompts: Mapping[str, Prompt]
 ) -> TransferMatrix:
     """Return a known transfer matrix; raise InputError if it is of other prompts."""
-    matrix = known if isinstance(known, TransferMatrix) else read_transfer(known)
+    matrix = known if isinstance(known, TransferMatrix) else read_scores(known)
     cards = {name: prompt.card for name, prompt in prompts.items()}
     here = over_seeds(Indicators(tuple(cards), {}, cards), matrix.prompts)
     missing = sorted(set(matrix.prompts) - set(here.names) - set(BASELINES))
@@ -282,7 +287,7 @@ def recommendation_record(
     sources = {
         name: {
             "task": case.sources[name].card.task,
-            **({"score": scores[name].value, "loss": scores[name].loss} if case.labelled else {}),
+            **(_score_fields(scores[name]) if case.labelled else {}),
             "values": {r: _number(ranking.values[name]) for r, ranking in rankings.items()},
             "ranks": {r: ranks_of[name] for r, ranks_of in ranks.items()},
         }
@@ -307,6 +312,17 @@ def recommendation_record(
     }
 
 
+def _score_fields(score: Score) -> dict[str, Any]:
+    chance, error = score.chance, score.standard_error
+    near = chance is not None and error is not None and is_at_chance(score.value, chance, error)
+    return {
+        "score": score.value,
+        "loss": score.loss,
+        "standard_error": error,
+        "at_chance": bool(near),
+    }
+
+
 def _cautions(
     case: RecommendInputs, rankings: Mapping[str, Ranking], scores: Mapping[str, Score]
 ) -> list[str]:
@@ -317,21 +333,20 @@ def _cautions(
             " differ between texts) is a heuristic, and a confident prompt may be wrong"
         ]
     best, notes = next(iter(rankings.values())).ordered()[0], []
-    untrained, majority = scores[START].value, 0.0
+    untrained, chance = scores[START].value, scores[START].chance or 0.0
     if case.task.metric == "accuracy":
         of_sources = {name: scores[name] for name in case.sources}
         truth = case.bound.split("train").labels
         near = not_distinguished(best, of_sources, truth)
-        majority = scores[START].majority
         if near:
             notes.append(
                 f"on {len(truth)} rows {best} is not significantly better than {shorten(near)}"
                 " (95 % confidence interval of the difference)"
             )
-    if scores[best].value <= max(untrained, majority):
+    if scores[best].value <= max(untrained, chance):
         notes.append(
-            f"no source scores above both an untrained prompt ({untrained:.3f}) and the majority"
-            f" class ({majority:.3f}): the scores give no reason to start from one"
+            f"no source scores above both an untrained prompt ({untrained:.3f}) and chance"
+            f" ({chance:.3f}): the scores give no reason to start from one"
         )
     return notes
 
@@ -401,11 +416,15 @@ def _table(record: dict[str, Any]) -> list[str]:
     for name, found in sources.items():
         ranks = [found["ranks"][ranking] for ranking in rankings]
         cells = ["-" if rank is None else str(rank) for rank in ranks]
-        lines.append([_cut(name), _figure(found["values"][first]), *cells])
-    if record["untrained"] is not None:
-        score = record["untrained"][record["metric"]]
-        lines.append(["(untrained)", _figure(score), *[""] * len(rankings)])
-    return _aligned(lines)
+        mark = AT_CHANCE if found.get("at_chance") else ""
+        lines.append([_cut(name), _figure(found["values"][first]) + mark, *cells])
+    untrained, legend = record["untrained"], []
+    if untrained is not None:
+        for label, score in (("untrained", record["metric"]), ("chance", "chance")):
+            lines.append([f"({label})", _figure(untrained[score]), *[""] * len(rankings)])
+        if any(found["at_chance"] for found in sources.values()):
+            legend = [f"{AT_CHANCE} {AT_CHANCE_MEANING}"]
+    return [*_aligned(lines), *legend]
 
 
 def _known(known: dict[str, Any]) -> list[str]:
@@ -611,22 +630,25 @@ def _untrained(case: RecommendInputs) -> Float32[np.ndarray, "P D"]:
 def _tune_probe(case: RecommendInputs, out: str | Path | None) -> Prompt:
     """Tune the probe; its card is made comparable with the sources'."""
     options, first = case.options, case.first
-    result = tune(
-        case.backbone,
-        case.task,
-        None if out is None else Path(out) / PROBE,
-        steps=options.probe_steps,
-        learning_rate=options.learning_rate,
-        length=len(first.values),
-        max_tokens=case.bound.batching.max_tokens,
-        seed=options.seed,
+    with warnings.catch_warnings():
         # Validation has the same few rows: scored once, so that no step is selected on them.
-        eval_every=options.probe_steps,
-        checkpoint_every=options.probe_steps,
-        eval_batch_size=options.eval_batch_size,
-        dtype=options.dtype,
-        mesh=options.mesh,
-    )
+        warnings.simplefilter("ignore", DataWarning)
+        result = tune(
+            case.backbone,
+            case.task,
+            None if out is None else Path(out) / PROBE,
+            steps=options.probe_steps,
+            learning_rate=options.learning_rate,
+            length=len(first.values),
+            max_tokens=case.bound.batching.max_tokens,
+            label_scoring=case.bound.label_scoring,
+            seed=options.seed,
+            eval_every=options.probe_steps,
+            checkpoint_every=options.probe_steps,
+            eval_batch_size=options.eval_batch_size,
+            dtype=options.dtype,
+            mesh=options.mesh,
+        )
     position = first.card.first_position
     if position:
         case.notes.append(

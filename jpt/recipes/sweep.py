@@ -6,7 +6,6 @@ import dataclasses
 import fcntl
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import statistics
@@ -27,14 +26,21 @@ from tqdm import tqdm
 
 from jpt.backbones.registry import Backbone
 from jpt.config import AMOUNTS, COUNTS, TuneOptions, check_amount, check_counts
-from jpt.data.encode import EncodedSplit
 from jpt.distributed import is_first, on_first
 from jpt.errors import InputError, unknown_name
-from jpt.io.files import make_folder, read_bytes, read_json, write_json, write_table
+from jpt.io.files import (
+    OutFolder,
+    make_folder,
+    moved_error,
+    read_bytes,
+    read_json,
+    write_json,
+    write_table,
+)
 from jpt.parallel import make_mesh
 from jpt.results.prompt_table import short_task
 from jpt.results.provenance import environment_info
-from jpt.tuning.bound_task import resolve_backbone, resolve_options, resolve_task
+from jpt.tuning.bound_task import Splits, resolve_backbone, resolve_options, resolve_task
 from jpt.tuning.multi_run import (
     SlotRun,
     SlotSchedule,
@@ -47,7 +53,14 @@ from jpt.tuning.multi_run import (
     stack_batches,
     stack_trees,
 )
-from jpt.tuning.run_dir import CHECKPOINTS, CONFIG, MAY_DIFFER, RESULT, RunFolder
+from jpt.tuning.run_dir import (
+    CHECKPOINTS,
+    MAY_DIFFER,
+    RESULT,
+    RunFolder,
+    read_config,
+    read_result,
+)
 from jpt.tuning.step import init_state, prompt_optimizer
 from jpt.tuning.tune import PreparedRun, prepare_run
 from jpt.types import Score
@@ -346,7 +359,7 @@ class RunLoader:
     """Cache of loaded backbones and encoded splits."""
 
     backbones: dict[tuple[Any, ...], Backbone] = field(default_factory=dict)
-    splits: dict[tuple[Any, ...], dict[str, EncodedSplit]] = field(default_factory=dict)
+    splits: dict[tuple[Any, ...], Splits] = field(default_factory=dict)
 
     def prepare(self, run: SweepRun) -> PreparedRun:
         """Load and check everything that a run needs, without compiling."""
@@ -686,6 +699,9 @@ class Search:
         if not path.exists():
             write_json(path, {"ranges": ranges, "trials_at_once": choose()})
         stored = read_json(path)
+        expected = {"ranges": dict, "trials_at_once": int}
+        if not isinstance(stored, dict) or {k: type(stored.get(k)) for k in expected} != expected:
+            raise InputError(f"{path}: expected ranges and trials_at_once; give a new --out")
         if stored["ranges"] != ranges:
             raise InputError(
                 f"{folder} holds a search over {stored['ranges']}, not {ranges}; give a new --out"
@@ -857,7 +873,7 @@ def _has_hidden(path: Path) -> bool:
 
 def _open(folder: Path, name: str) -> RunFolder:
     path = folder / RUNS / name
-    return RunFolder(path, on_first(lambda: read_json(path / CONFIG)))
+    return RunFolder(path, on_first(lambda: read_config(path)))
 
 
 def _ended_groups(folder: Path) -> list[tuple[str, list[str]]]:
@@ -943,28 +959,28 @@ def sweep(
     plan = plan if mesh is None else on_mesh(plan, mesh)
     share = _shard(shard)
     if not plan.ranges and trials is None:
-        return run_sweep(plan, make_folder(out), share, workers, progress)
+        return run_sweep(plan, OutFolder(out), share, workers, progress)
     if shard is not None:
         raise InputError("a search cannot be sharded; leave out shard")
     return _search(plan, trials, Path(out), workers, progress)
 
 
 def run_sweep(
-    plan: Sweep, folder: Path, share: tuple[int, int], workers: Workers | None, progress: bool
+    plan: Sweep, out: OutFolder, share: tuple[int, int], workers: Workers | None, progress: bool
 ) -> SweepResult:
     """Train the runs of a sweep and collect the results."""
-    loader = RunLoader()
+    loader, folder = RunLoader(), out.file()
     chosen = workers or partial(train_here, loader=loader)  # shares the loader's cache
 
     def work(*given: Any) -> None:
         try:
             chosen(*given)
         except InputError:  # of one group; others may have finished
-            _collect(plan, folder)
+            _collect(plan, out)
             raise
 
     _carry_out(plan, folder, share, work, progress, loader)
-    return _collect(plan, folder)
+    return _collect(plan, out)
 
 
 def _search(
@@ -978,14 +994,15 @@ def _search(
         parts, most = loader.prepare(search.lowest), plan.slots or MOST_SLOTS
         return choose_slots(parts, most, plan.slots, plan.memory_gb)
 
-    folder = make_folder(out)
+    home = OutFolder(out)
+    folder = home.file()
     at_once = search.finish_round(folder, slots)
     while (part := search.ask(at_once)) is not None:
-        _carry_out(part, folder, (1, 1), workers, progress, loader)
+        _carry_out(part, home.file(), (1, 1), workers, progress, loader)
         for line in search.tell(_rows(part, folder)):
             if progress:
                 print(line, file=sys.stderr)
-        result = _collect(search.whole, folder, search.record())
+        result = _collect(search.whole, home, search.record())
     return result
 
 
@@ -1019,6 +1036,8 @@ def _groups(
     for run in plan.runs:
         parts[run.name] = loader.prepare(run)
         RunFolder(folder / RUNS / run.name, parts[run.name].config())
+    for splits in loader.splits.values():
+        splits.warn()
     reporter.say(f"{len(parts)} runs, {len(loader.splits)} tasks loaded")
     slots = {
         key: choose_slots(parts[names[0]], len(names), plan.slots, plan.memory_gb)
@@ -1051,6 +1070,8 @@ def train_group(
     loader = loader or RunLoader()
     by_name = {run.name: run for run in runs}
     parts = {name: loader.prepare(by_name[name]) for name in group.runs}
+    if not folder.is_dir():  # since the last group
+        raise moved_error(folder)
     path = folder / GROUPS / group.name
     write_json(make_folder(path) / GROUP_RUNS, list(group.runs))
     reporter.group(group.runs, len(group.slot_schedule.slots))
@@ -1066,30 +1087,30 @@ def _done(plan: Sweep, folder: Path) -> list[str]:
 
 def _refuse_changed(folder: Path, run: SweepRun) -> None:
     """Raise InputError if the sweep sets other options than a finished run's config."""
-    path = folder / RUNS / run.name / CONFIG
-    stored = read_json(path)
+    path, values = folder / RUNS / run.name, dict(run.values)
+    stored = read_config(path)
+    values["task"] = resolve_task(values["task"], values.pop("data", None)).name
     changed = [
         f"{name} was {stored.get(name)!r} and is now {value!r}"
-        for name, value in run.values.items()
-        if name in OPTIONS and name not in MAY_DIFFER and stored.get(name) != value
+        for name, value in values.items()
+        if name not in MAY_DIFFER and stored.get(name) != value
     ]
     if changed:
-        raise InputError(f"{path.parent} holds another run: {'; '.join(changed)}; give a new --out")
+        raise InputError(f"{path} holds another run: {'; '.join(changed)}; give a new --out")
 
 
 def _outcome(folder: Path, run: SweepRun) -> tuple[dict[str, Any] | None, bool]:
     path = folder / RUNS / run.name
-    result = path / RESULT
-    if result.exists():
-        return json.loads(result.read_text(encoding="utf-8")), False
-    return None, read_diverged(path) is not None
+    result = read_result(path)
+    return result, result is None and read_diverged(path) is not None
 
 
 def _rows(plan: Sweep, folder: Path) -> list[dict[str, Any]]:
     return [run_row(run, *_outcome(folder, run)) for run in plan.runs]
 
 
-def _collect(plan: Sweep, folder: Path, search: dict[str, Any] | None = None) -> SweepResult:
+def _collect(plan: Sweep, out: OutFolder, search: dict[str, Any] | None = None) -> SweepResult:
+    folder = out.file()
     rows = _rows(plan, folder)
     states: dict[str, int] = {DONE: 0}
     for row in rows:

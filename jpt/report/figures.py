@@ -26,8 +26,9 @@ from jpt.errors import InputError
 from jpt.io.files import atomic_file, read_json
 from jpt.report.findings import decimal
 from jpt.report.findings import percent as percent_text
-from jpt.report.study import Fields
+from jpt.report.study import Fields, chance_of
 from jpt.results.records import LossCurve
+from jpt.results.value_checks import check_score
 
 # --- Style
 # Figures never go through pyplot, so no global state changes. One unit is one pixel of the page.
@@ -149,15 +150,15 @@ def _label_axes(axes: Axes, x_label: str, y_label: str) -> None:
 _WIDTH_PX = 200
 
 
-def learning_curve(curve: LossCurve, metric: str, majority: float, best_step: int | None) -> Figure:
+def learning_curve(curve: LossCurve, metric: str, chance: float, best_step: int | None) -> Figure:
     """Plot score and loss of one run."""
     figure, top = new_figure(_WIDTH_PX, 190)
     top.set_position((0, 0.52, 1, 0.48))
     bottom = figure.add_axes((0, 0, 1, 0.36), sharex=top)
     _copy_style(top, bottom)
     top.plot(curve.steps, curve.score, color=BLUE, linewidth=1.8, solid_capstyle="round")
-    if np.isfinite(majority):
-        top.axhline(majority, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
+    if np.isfinite(chance):
+        top.axhline(chance, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
     _mark_best_step(top, curve, best_step)
     bottom.plot(curve.train_steps, curve.train_loss, color=GRAY, linewidth=0.8)
     bottom.plot(curve.steps, curve.loss, color=ORANGE, linewidth=1.8, solid_capstyle="round")
@@ -769,7 +770,7 @@ class MaskedShares:
     # kind of mask -> relative score of each task, mean over samples and sources
     kinds: Mapping[str, Sequence[float]]
     spread: Mapping[str, Sequence[float]]  # kind of mask -> single scores of all tasks
-    majority: float  # of the majority class, mean over tasks; NaN if unknown
+    chance: float  # chance level, mean over tasks; NaN if unknown
     title: str
 
 
@@ -825,12 +826,13 @@ def read_shares(path: str | Path) -> MaskedShares:
     fields = Fields(read_json(path), path, _MASK_COMMAND)
     kinds: dict[str, list[float]] = {}
     spread: dict[str, list[float]] = {}
-    majority = []
+    chance = []
     for _, target in fields.fields("targets").each():
-        unmasked = target.number("unmasked")
+        metric = target.text("metric")
+        unmasked = target.number("unmasked", metric)
         if not unmasked > 0:
             continue
-        majority.append(target.number("majority") / unmasked)
+        chance.append(chance_of(target) / unmasked)
         for kind, mask in target.fields("masks").each():
             share = mask.number("relative")
             if math.isnan(share):
@@ -839,11 +841,12 @@ def read_shares(path: str | Path) -> MaskedShares:
                 )
             kinds.setdefault(kind, []).append(share)
             runs = mask.value.get("runs") or []
-            values = [Fields(run, path, _MASK_COMMAND, mask.key).number("value") for run in runs]
+            read = [Fields(run, path, _MASK_COMMAND, mask.key) for run in runs]
+            values = [run.number("value", metric) for run in read]
             spread.setdefault(kind, []).extend(value / unmasked for value in values)
     if not kinds:
         raise InputError(f"{path} has no score above 0; regenerate it with {_MASK_COMMAND}")
-    known = [value for value in majority if not math.isnan(value)]
+    known = [value for value in chance if not math.isnan(value)]
     return MaskedShares(kinds, spread, float(np.mean(known or [math.nan])), _title(fields))
 
 
@@ -871,12 +874,12 @@ def plot_shares(shares: MaskedShares) -> Figure:
         # At the foot of the bar, where no point hides it.
         axes.text(x, 0.02, f"{100 * mean:.0f}%", color=INK, fontsize=FONT, ha="center", zorder=4)
     right = len(shares.kinds) - 0.5
-    if not math.isnan(shares.majority):
-        axes.axhline(shares.majority, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
+    if not math.isnan(shares.chance):
+        axes.axhline(shares.chance, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
         axes.text(
             right + 0.04,
-            shares.majority,
-            "majority\nclass",
+            shares.chance,
+            "chance\nlevel",
             color=MUTED,
             fontsize=SMALL,
             va="center",
@@ -945,6 +948,9 @@ def read_curves(fields: Fields, path: Path) -> Curves:
         curve = Fields(run, path, _WARM_START_COMMAND, "a run").value.get("curve")
         pair = Fields(curve, path, _WARM_START_COMMAND, "the curve of a run").value
         steps, values = pair.get("steps") or [], pair.get("values") or []
+        metric, cure = fields.text("metric") or "", f"regenerate it with {_WARM_START_COMMAND}"
+        for value in values:
+            check_score(path, metric, value, cure)
         runs.setdefault(str(run.get("run")), []).append((steps, values))
     if not runs:
         raise InputError(f"{path} has no runs; regenerate it with {_WARM_START_COMMAND}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float64
 
 from jpt.indicators.indicators import EMBEDDING, OVERLAP, indicator_label
 from jpt.report.study import (
@@ -17,9 +18,10 @@ from jpt.report.study import (
     in_task_score,
     random_values,
     transfer_pairs,
+    values_at,
 )
 from jpt.results.records import CorrelationRecord, SelectionRecord
-from jpt.results.statistics import differences, mean_interval
+from jpt.results.statistics import CLEAR_ERRORS, differences, mean_interval
 
 AGREES, CONTRADICTS, UNCLEAR = "agrees", "contradicts", "unclear"
 
@@ -51,7 +53,7 @@ def decimal(value: float, digits: int, sign: bool = False) -> str:
 
 def percent(value: float, digits: int = 0) -> str:
     """Format a fraction as a percentage."""
-    return UNKNOWN if not math.isfinite(value) else f"{100 * value:.{digits}f}%"
+    return f"{decimal(100 * value, digits)}%" if math.isfinite(value) else UNKNOWN
 
 
 def significant(value: float) -> str:
@@ -94,7 +96,11 @@ def find(study: Study, ordering: Ordering) -> list[Finding]:
     pairs = transfer_pairs(study, ordering)
     found = [
         training_finding(study, ordering),
-        type_finding(pairs, random_values(study, ordering)),
+        type_finding(
+            pairs,
+            random_values(study, ordering, study.relative),
+            random_values(study, ordering, study.above_chance),
+        ),
         source_finding(pairs),
         overlap_finding(study),
         correlation_finding(study),
@@ -106,27 +112,46 @@ def find(study: Study, ordering: Ordering) -> list[Finding]:
 
 
 def training_finding(study: Study, ordering: Ordering) -> Finding | None:
-    """Compare the in-task prompts with the majority class."""
-    records = study.record.targets if study.record else {}
+    """Compare the in-task prompts with chance."""
     scores = {target: in_task_score(study, ordering, target) for target in ordering.targets}
-    pairs = {t: (score, records[t].majority) for t, score in scores.items() if t in records}
-    pairs = {t: pair for t, pair in pairs.items() if np.isfinite(pair).all()}
-    if not pairs:
+    levels = _in_task_levels(study, ordering)
+    triples = {t: (score, *levels[t]) for t, score in scores.items() if t in levels}
+    triples = {t: of for t, of in triples.items() if np.isfinite(of[:2]).all()}
+    if not triples:
         return None
-    failed = [target for target, (score, majority) in pairs.items() if score <= majority]
-    mean, majority = (float(np.mean([pair[i] for pair in pairs.values()])) for i in (0, 1))
-    means = f"mean score {percent(mean)}, majority class {percent(majority)}"
+    failed = [
+        target
+        for target, (score, chance, error) in triples.items()
+        if score - chance <= CLEAR_ERRORS * np.nan_to_num(error)
+    ]
+    mean, chance = (float(np.mean([of[i] for of in triples.values()])) for i in (0, 1))
+    means = f"mean score {percent(mean)}, chance level {percent(chance)}"
     if failed:
-        text = f"{len(failed)} of {len(pairs)} in-task prompts"
-        text += f" score{'s' if len(failed) == 1 else ''} no better than the majority class"
-        text += f" ({_shorten(failed)}; {means}); transfer to"
+        text = f"{len(failed)} of {len(triples)} in-task prompts"
+        text += f" score{'s' if len(failed) == 1 else ''} no better than chance, within two"
+        text += f" standard errors ({_shorten(failed)}; {means}); transfer to"
         text += f" {'that task' if len(failed) == 1 else 'those tasks'} is not informative."
-    elif len(pairs) == 1:
-        text = f"The in-task prompt scores above the majority class ({means})."
+    elif len(triples) == 1:
+        text = f"The in-task prompt scores above chance ({means})."
     else:
-        every = "Both" if len(pairs) == 2 else f"All {len(pairs)}"
-        text = f"{every} in-task prompts score above the majority class ({means})."
+        every = "Both" if len(triples) == 2 else f"All {len(triples)}"
+        text = f"{every} in-task prompts score above chance ({means})."
     return Finding("training", text)
+
+
+def _in_task_levels(study: Study, ordering: Ordering) -> dict[str, tuple[float, float]]:
+    """Return chance level and standard error of the in-task prompt of each target."""
+    matrix = study.transfer
+    if matrix is None or matrix.chance is None:
+        return {}
+    errors = None if matrix.errors is None else replace(matrix, values=matrix.errors)
+    return {
+        target: (
+            float(chance),
+            float(values_at(errors, [target], [ordering.in_task.get(target, "")])[0, 0]),
+        )
+        for target, chance in zip(matrix.targets, matrix.chance, strict=True)
+    }
 
 
 def _shorten(names: Sequence[str]) -> str:
@@ -139,40 +164,72 @@ def _shorten(names: Sequence[str]) -> str:
 _TYPE_POINT = 0.01
 
 
-def type_finding(pairs: Sequence[TransferPair], random: Mapping[str, float]) -> Finding | None:
-    """Compare zero-shot transfer within and across task types."""
-    same = [pair.relative for pair in pairs if pair.same_type]
-    other = [pair.relative for pair in pairs if pair.same_type is False]
-    if not same and not other:
+def type_finding(
+    pairs: Sequence[TransferPair],
+    random: Mapping[str, float],
+    random_above: Mapping[str, float] | None = None,
+) -> Finding | None:
+    """Compare zero-shot transfer within and across task types, above chance where it is known."""
+    above = _above(pairs)
+    if above is None:
+        return _type_finding(pairs, random, "Zero-shot transfer", "")
+    means = [*_type_means(pairs), _mean(list(random.values()))]
+    known = [percent(mean) for mean in means if np.isfinite(mean)]
+    listed = " and ".join(filter(None, [", ".join(known[:-1]), *known[-1:]]))
+    aside = f"scores with chance, as in the paper: {listed}"
+    return _type_finding(above, random_above or {}, "Above chance, zero-shot transfer", aside)
+
+
+def _above(pairs: Sequence[TransferPair]) -> list[TransferPair] | None:
+    """Return the pairs measured above chance; None if chance is unknown."""
+    found = [replace(pair, relative=pair.above) for pair in pairs if np.isfinite(pair.above)]
+    return found or None
+
+
+def _type_finding(
+    pairs: Sequence[TransferPair], random: Mapping[str, float], subject: str, aside: str
+) -> Finding | None:
+    same, other = _type_means(pairs)
+    if np.isnan(same) and np.isnan(other):
         return None
-    if not same or not other:
-        mean = percent(float(np.mean(same or other)))
-        which = "no two tasks share a type" if not same else "all tasks have the same type"
-        text = f"Zero-shot transfer reaches {mean} of the in-task prompt on average; {which}, so"
+    if np.isnan(same) or np.isnan(other):
+        mean = percent(other if np.isnan(same) else same)
+        which = "no two tasks share a type" if np.isnan(same) else "all tasks have the same type"
+        more = f" ({aside})" if aside else ""
+        text = f"{subject} reaches {mean} of the in-task prompt on average{more}; {which}, so"
         return Finding("types", f"{text} task types cannot be compared.", UNCLEAR)
-    means = float(np.mean(same)), float(np.mean(other))
     gaps = _type_gaps(pairs)
-    base = float(np.mean(list(random.values()))) if random else float("nan")
-    more = [f"untrained prompt: {percent(base)}"] if random else []
+    base = _mean(list(random.values()))
+    details = [f"untrained prompt: {percent(base)}"] if random else []
     interval = mean_interval(gaps)
     if interval is not None:
-        more.append(f"95% CI of the difference over tasks: {_points_ci(interval)}")
+        details.append(f"95% CI of the difference over tasks: {_points_ci(interval)}")
+    details += [aside] if aside else []
     text = (
-        f"Zero-shot transfer reaches {percent(means[0])} of the in-task prompt within a task type"
-        f" and {percent(means[1])} across types" + (f" ({'; '.join(more)})" if more else "")
+        f"{subject} reaches {percent(same)} of the in-task prompt within a task type"
+        f" and {percent(other)} across types" + (f" ({'; '.join(details)})" if details else "")
     )
-    end, verdict = _judge_types(means, base, sum(gap > 0 for gap in gaps), len(gaps))
+    end, verdict = _judge_types((same, other), base, sum(gap > 0 for gap in gaps), len(gaps))
     return Finding("types", f"{text}: {end}.", verdict)
+
+
+def _type_means(pairs: Sequence[TransferPair]) -> tuple[float, float]:
+    """Mean relative score within and across task types; NaN without such pairs."""
+    same = [pair.relative for pair in pairs if pair.same_type]
+    return _mean(same), _mean([pair.relative for pair in pairs if pair.same_type is False])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
 
 
 def _type_gaps(pairs: Sequence[TransferPair]) -> list[float]:
     """Mean score within the type less that across types, for each target that has both."""
     gaps = []
     for group in by_target(pairs).values():
-        same = [pair.relative for pair in group if pair.same_type]
-        other = [pair.relative for pair in group if pair.same_type is False]
-        if same and other:
-            gaps.append(float(np.mean(same)) - float(np.mean(other)))
+        same, other = _type_means(group)
+        if np.isfinite([same, other]).all():
+            gaps.append(same - other)
     return gaps
 
 
@@ -199,7 +256,7 @@ def _judge_types(
 def source_finding(pairs: Sequence[TransferPair]) -> Finding | None:
     """Count the targets whose best source has their type, and compare with chance level."""
     hits, chance, n_targets = 0, 0.0, 0
-    for group in by_target(pairs).values():
+    for group in by_target(_above(pairs) or pairs).values():
         kinds = [pair.same_type for pair in group]
         if True not in kinds or False not in kinds:
             continue
@@ -272,7 +329,21 @@ def correlation_finding(study: Study) -> Finding | None:
     rival = f"{known[best].mean_over_targets:+.2f} for the best embedding indicator"
     end, verdict = _judge_overlap(overlap, known[best])
     text += f", compared with {rival} ({indicator_label(best)}): {end}."
-    return Finding("correlation", text, verdict)
+    return Finding("correlation", text + _tied_text(study, best), verdict)
+
+
+def _tied_text(study: Study, rival: str) -> str:
+    """Report both correlations with the scores at chance as ties."""
+    tied = study.correlations.excluding_in_task_tied if study.correlations else {}
+    if OVERLAP not in tied or rival not in tied:
+        return ""
+    one, other = (decimal(tied[n].mean_over_targets, 2, sign=True) for n in (OVERLAP, rival))
+    interval = _interval(tied[OVERLAP])
+    return (
+        f" With scores within one standard error of chance as ties, it is {one}"
+        + (f" (95% CI {_rho_ci(interval)})" if interval else "")
+        + f", compared with {other}."
+    )
 
 
 def _judge_overlap(overlap: CorrelationRecord, rival: CorrelationRecord) -> tuple[str, str]:
@@ -412,23 +483,30 @@ def mask_finding(study: Study) -> Finding | None:
     masks = study.masks
     if masks is None:
         return None
-    pairs = np.array(
-        [
-            [task.relative.get(kind, np.nan) for kind in ("in_task", "random")]
-            for task in masks.tasks.values()
-        ]
-    ).reshape(-1, 2)
-    pairs = pairs[np.isfinite(pairs).all(1)]
+    above = _mask_pairs([task.above_chance for task in masks.tasks.values()])
+    whole = _mask_pairs([task.relative for task in masks.tasks.values()])
+    pairs = above if len(above) else whole
     if not len(pairs):
         return None
     in_task, random = pairs.mean(0).tolist()
+    what, aside = "the score", ["", ""]
+    if len(above):
+        what = "the score above chance"
+        aside = [f" ({percent(mean)} of the whole score)" for mean in whole.mean(0).tolist()]
     text = (
         f"Masking the {percent(masks.ratio)} of neurons that the in-task prompt activates most"
-        f" leaves {percent(in_task)} of the score on average over {counted(len(pairs), 'task')};"
-        f" masking as many random neurons leaves {percent(random)}"
+        f" leaves {percent(in_task)} of {what} on average over {counted(len(pairs), 'task')}"
+        f"{aside[0]}; masking as many random neurons leaves {percent(random)}{aside[1]}"
     )
     end, verdict = _judge_masks((pairs[:, 1] - pairs[:, 0]).tolist())
     return Finding("masks", f"{text}: {end}.", verdict)
+
+
+def _mask_pairs(tasks: Sequence[Mapping[str, float]]) -> Float64[np.ndarray, "N 2"]:
+    """Return the relative scores under in-task and random masks of the tasks that have both."""
+    pairs = [[task.get(kind, np.nan) for kind in ("in_task", "random")] for task in tasks]
+    found = np.array(pairs, np.float64).reshape(-1, 2)
+    return found[np.isfinite(found).all(1)]
 
 
 def _judge_masks(gaps: list[float]) -> tuple[str, str]:

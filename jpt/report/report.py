@@ -82,6 +82,7 @@ from jpt.report.study import (
     TransferPair,
     commands,
     in_task_score,
+    near_chance,
     order_study,
     random_values,
     read_fields,
@@ -90,7 +91,14 @@ from jpt.report.study import (
     values_at,
     with_relative,
 )
-from jpt.results.prompt_table import RANDOM, read_transfer
+from jpt.results.prompt_table import (
+    AT_CHANCE,
+    AT_CHANCE_MEANING,
+    ERRORS,
+    RANDOM,
+    at_chance,
+    read_scores,
+)
 from jpt.results.records import (
     ChosenSource,
     CorrelationRecord,
@@ -102,6 +110,7 @@ from jpt.results.records import (
     TaskTypeRecord,
 )
 from jpt.results.statistics import mean_interval
+from jpt.results.value_checks import check_score
 from jpt.tasks.catalog import task_type
 from jpt.types import TransferMatrix
 from jpt.version import __version__
@@ -486,33 +495,46 @@ def _best_window(table_: Mapping[str, CorrelationRecord]) -> str | None:
 
 def _correlation_table(found: CorrelationRecords) -> Markup:
     without, including = found.excluding_in_task, found.including_in_task
-    parts = [part for part in (without, including) if part]
     names = _shown(without or including)
-    best = [
-        max((getattr(part[n], number) for n in names if n in part), key=_rank)
-        for part in parts
-        for number in _CORRELATION_NUMBERS
-    ]
+    parts = ((without, found.excluding_in_task_tied), (including, found.including_in_task_tied))
+    columns = [_correlation_columns(names, *part) for part in parts if part[0]]
+    flat = [values for part in columns for values in part.values()]
+    best = [max(values, key=_rank) for values in flat]
     rows: list[list[Child]] = []
-    for name in names:
-        numbers = [
-            getattr(p[name], n) if name in p else np.nan
-            for p in parts
-            for n in _CORRELATION_NUMBERS
-        ]
-        cells = [_rho_cell(v, v == top) for v, top in zip(numbers, best, strict=True)]
+    for row, name in enumerate(names):
+        cells = [_rho_cell(of[row], of[row] == top) for of, top in zip(flat, best, strict=True)]
         first = (without or including)[name]
         known = [v for v in first.per_target.values() if np.isfinite(v)]
         error = [f"±{decimal(standard_error(known), 2)}", _correlation_bounds(known)]
         label = _row_label(name, without or including)
         rows.append([label, str(first.n_targets), cells[0], *error, *cells[1:]])
-    over = [("", 2)]
-    over += [(_EXCLUDING, 5)] if without else []
-    over += [(_INCLUDING, 3 if without else 5)] if including else []
-    columns = ["mean over targets", "pooled, relative", "pooled, raw"] * len(parts)
-    head = ["indicator", "n targets", columns[0], "standard error", "95% CI", *columns[1:]]
+    over, labels = [("", 2)], [label for part in columns for label in part]
+    which = [label for label, part in ((_EXCLUDING, without), (_INCLUDING, including)) if part]
+    for number, (label, part) in enumerate(zip(which, columns, strict=True)):
+        over.append((label, len(part) + (0 if number else 2)))
+    head = ["indicator", "n targets", labels[0], "standard error", "95% CI", *labels[1:]]
     caption = "Spearman's rho; the highest value of each column is bold"
     return table(head, rows, caption, over=over, source=_CORRELATION_FILES)
+
+
+def _correlation_columns(
+    names: Sequence[str],
+    part: Mapping[str, CorrelationRecord],
+    tied: Mapping[str, CorrelationRecord],
+) -> dict[str, list[float]]:
+    """Return the columns of one part of the table; those that are unknown are left out."""
+    columns = {
+        label: [getattr(of[name], number) if name in of else np.nan for name in names]
+        for label, of, number in (
+            ("mean over targets", part, "mean_over_targets"),
+            ("mean, ties at chance", tied, "mean_over_targets"),
+            ("pooled, above chance", part, "pooled_above_chance"),
+            ("pooled, relative", part, "pooled_relative"),
+            ("pooled, raw", part, "pooled_raw"),
+        )
+    }
+    optional = ("mean, ties at chance", "pooled, above chance")
+    return {n: of for n, of in columns.items() if n not in optional or np.isfinite(of).any()}
 
 
 def _rank(value: float) -> float:
@@ -539,7 +561,8 @@ def _best_window_note(found: CorrelationRecords) -> Markup | None:
         "p",
         "The best window is selected on the same tasks that it is evaluated on, so its correlation"
         " is optimistic; the default layers were fixed in advance. Mean over targets: sources are"
-        " ranked within each task. Pooled: all pairs in one ranking, by relative or raw score.",
+        " ranked within each task. Ties at chance: all scores within one standard error of chance"
+        " tie. Pooled: all pairs in one ranking, by relative or raw score.",
         class_="meta",
     )
 
@@ -628,8 +651,8 @@ def _scatter_figures(study: Study, ordering: Ordering) -> Markup | None:
     more = [panels[name] for name in panels if name not in (OVERLAP, *EMBEDDING)]
     caption = (
         "Each point is a pair of a task and another task's prompt: similarity of that prompt to"
-        " the in-task prompt (x), and zero-shot score relative to the in-task prompt (y). rho: rank"
-        " correlation, mean over tasks; in-task pairs are excluded."
+        f" the in-task prompt (x), and zero-shot score{_above_text(study)} relative to the in-task"
+        " prompt (y). rho: rank correlation, mean over tasks; in-task pairs are excluded."
     )
     return join(
         [
@@ -655,7 +678,7 @@ def _correlation_panel(
     caption = f"{meaning[:1].upper()}{meaning[1:]}; {counted(n_pairs, 'pair')}"
     if found:
         caption += f", rho {decimal(found.mean_over_targets, 2, sign=True)}"
-    files = ["indicators.csv", *([study.relative_file] if study.relative_file else [])]
+    files = ["indicators.csv", _relative_file(study)]
     svg = to_svg(plot, f"scatter-{name.replace('_', '-')}", label)
     return element(
         "div",
@@ -684,10 +707,26 @@ def _correlation_points(
         in_task = ordering.in_task.get(pair.target, "")
         if in_task in index and pair.source in index:
             value = float(values[index[in_task], index[pair.source]])
-            if np.isfinite(value):
-                groups[kinds[pair.same_type]].append((value, pair.relative))
+            score = _pair_score(study, pair)
+            if np.isfinite([value, score]).all():
+                groups[kinds[pair.same_type]].append((value, score))
     found = {kind: np.array(points).T for kind, points in groups.items() if points}
     return {kind: (x, y) for kind, (x, y) in found.items()}
+
+
+def _pair_score(study: Study, pair: TransferPair) -> float:
+    """Return the relative score of a pair, above chance if chance is known."""
+    return pair.relative if study.above_chance is None else pair.above
+
+
+def _above_text(study: Study) -> str:
+    return "" if study.above_chance is None else " above chance"
+
+
+def _relative_file(study: Study) -> str:
+    if study.above_chance is not None:
+        return study.above_file
+    return study.relative_file or "transfer.csv"
 
 
 def _window_figure(found: CorrelationRecords) -> Markup | None:
@@ -927,8 +966,8 @@ def _masks_figure(study: Study, masks: MaskRecord) -> Markup | None:
     )
     label = f"Score relative to no mask, by kind of mask: {means}."
     caption = (
-        f"Bars: means over {counted(len(known), 'task')}; points: single scores; dashed: majority"
-        " class."
+        f"Bars: means over {counted(len(known), 'task')}; points: single scores; dashed: chance"
+        " level."
     )
     plot = plot_shares(read_shares(study.folder / MASK_RECORD))
     plot.axes[0].set_title("", loc="left")
@@ -936,26 +975,37 @@ def _masks_figure(study: Study, masks: MaskRecord) -> Markup | None:
 
 
 def _type_parts(masks: MaskRecord) -> list[Markup]:
-    kinds = masks.kinds
     parts: list[Markup] = []
+    if masks.above_by_type:
+        caption = "Score above chance relative to no mask, by task type and kind of mask"
+        parts.append(_mask_table(masks, masks.above_by_type, caption))
     if masks.by_type:
-        rows = [
-            [name, *(percent(means.get(kind, np.nan)) for kind in kinds)]
-            for name, means in masks.by_type.items()
-        ]
         caption = "Score relative to no mask, by task type and kind of mask"
-        parts.append(table(["type", *map(kind_label, kinds)], rows, caption, source=[MASK_RECORD]))
-    same, other = masks.other_same_type, masks.other_different_type
-    if np.isfinite([same, other]).all():
-        parts.append(
-            element(
-                "p",
-                f"Masking the neurons of another task's prompt leaves {percent(same)} of the score"
-                f" if that task has the same type and {percent(other)} if not.",
-                class_="meta",
+        parts.append(_mask_table(masks, masks.by_type, caption))
+    pairs = {
+        "the score above chance": (masks.other_same_type_above, masks.other_different_type_above),
+        "the score": (masks.other_same_type, masks.other_different_type),
+    }
+    for what, (same, other) in pairs.items():
+        if np.isfinite([same, other]).all():
+            text = (
+                f"Masking the neurons of another task's prompt leaves {percent(same)} of {what}"
+                f" if that task has the same type and {percent(other)} if not."
             )
-        )
+            parts.append(element("p", text, class_="meta"))
+            break
     return parts
+
+
+def _mask_table(
+    masks: MaskRecord, by_type: Mapping[str, Mapping[str, float]], caption: str
+) -> Markup:
+    rows = [
+        [name, *(percent(means.get(kind, np.nan)) for kind in masks.kinds)]
+        for name, means in by_type.items()
+    ]
+    head = ["type", *map(kind_label, masks.kinds)]
+    return table(head, rows, caption, source=[MASK_RECORD])
 
 
 def _mask_score_table(masks: MaskRecord) -> Markup:
@@ -966,11 +1016,11 @@ def _mask_score_table(masks: MaskRecord) -> Markup:
             task.type or UNKNOWN,
             decimal(task.unmasked, 3),
             *(decimal(task.scores.get(kind, np.nan), 3) for kind in kinds),
-            decimal(task.majority, 3),
+            decimal(task.chance, 3),
         ]
         for name, task in masks.tasks.items()
     ]
-    head = ["task", "type", "no mask", *map(kind_label, kinds), "majority"]
+    head = ["task", "type", "no mask", *map(kind_label, kinds), "chance"]
     metrics = ", ".join(dict.fromkeys(task.metric for task in masks.tasks.values()))
     caption = f"Score ({metrics}) by kind of mask"
     return table(head, rows, caption, numbers_from=2, source=[MASK_RECORD])
@@ -986,6 +1036,8 @@ _TRAINING_METHOD = (
 STUDY_FILES = (
     "transfer.csv",
     "relative.csv",
+    "above_chance.csv",
+    ERRORS,
     "transfer.json",
     "neurons.npz",
     "indicators.csv",
@@ -1005,6 +1057,10 @@ def methods_text(study: Study) -> list[str]:
         _TRAINING_METHOD: study.prompts,
         "Zero-shot transfer: a prompt is used on another task without further training. The"
         " relative score is the score divided by that of the in-task prompt.": study.transfer,
+        "Above chance: (score - chance) / (in-task score - chance), undefined where the in-task"
+        " score is not more than two standard errors above chance. Chance is the score of the best"
+        " constant prediction, and 0 for Matthews correlation and generated answers. Standard"
+        " errors are over rows: binomial for accuracy, else bootstrapped.": study.above_chance,
         "A neuron is a unit of a feed-forward layer; its activation is read after the non-linearity"
         " with only the prompt as input, and it is activated if its value is above 0. ON is the"
         " cosine similarity of two binary activation patterns; E is 1 / (1 + Euclidean distance)"
@@ -1107,7 +1163,7 @@ def projection_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
     """Build title, findings and sections of the page of projected prompts."""
     path = folder / PROJECTION_RECORD
     record = Fields(read_json(path), path, _PROJECTION_COMMAND)
-    matrix = read_transfer(folder / PROJECTION_TABLE)
+    matrix = read_scores(folder / PROJECTION_TABLE)
     missing_targets = [t for t in matrix.targets if t not in record.fields("targets").value]
     if missing_targets:
         raise InputError(
@@ -1192,15 +1248,13 @@ def _method_group(name: str, trained: dict[str, Bool[np.ndarray, "N"]]) -> str:
 def _projection_map(
     record: Fields, matrix: TransferMatrix, trained: dict[str, Bool[np.ndarray, "N"]]
 ) -> Markup:
-    majority = np.array(
-        [record.fields("targets").fields(target).number("majority") for target in matrix.targets]
-    )
+    chance = np.full(len(matrix.targets), np.nan) if matrix.chance is None else matrix.chance
     framed = {
         (row, matrix.prompts.index(name))
         for name, rows in trained.items()
         for row in np.flatnonzero(rows).tolist()
     }
-    has_majority = np.isfinite(majority).any()
+    has_chance, near = np.isfinite(chance).any(), at_chance(matrix)
     plot = heat_map(
         HeatMap(
             rows=matrix.targets,
@@ -1208,11 +1262,11 @@ def _projection_map(
             row_types=[task_type(target) or "" for target in matrix.targets],
             column_types=[_method_group(name, trained) for name in matrix.prompts],
             values=matrix.values,
-            texts=[[decimal(100 * value, 1) for value in row] for row in matrix.values],
+            texts=_score_texts(matrix.values, near),
             scale_label="score",
             outlined=frozenset(framed),
-            side_label=["majority"] if has_majority else [],
-            side_texts=[[decimal(100 * value, 1) for value in majority]] if has_majority else [],
+            side_label=["chance"] if has_chance else [],
+            side_texts=[[_score_text(value) for value in chance]] if has_chance else [],
             row_axis="task",
             column_axis="prompt",
         ),
@@ -1222,6 +1276,7 @@ def _projection_map(
     label = f"Heat map of scores, {sizes[0]} by {sizes[1]}; means in the table below."
     metrics = ", ".join(dict.fromkeys(matrix.metrics))
     caption = f"Scores in percent ({metrics}). Framed: tasks that the projector was trained on."
+    caption += f" {AT_CHANCE}: {AT_CHANCE_MEANING}." if near.any() else ""
     if set(TUNED) & set(matrix.prompts):
         steps, start = record.count("warm_steps"), record.text("warm_start")
         caption += f" warm: {steps} training steps from prompts projected by “{start}”; vanilla:"
@@ -1293,7 +1348,7 @@ def training_section(study: Study, ordering: Ordering) -> Markup:
         parts.append(
             element(
                 "p",
-                "Top: validation score (blue), majority class (dashed) and the selected checkpoint"
+                "Top: validation score (blue), chance level (dashed) and the selected checkpoint"
                 " (dot). Bottom: validation loss (orange) and training loss (gray).",
             )
         )
@@ -1438,7 +1493,7 @@ def _run_panel(index: int, record: PromptRecord, kind: str) -> Markup:
     task = record.card.task if record.card else UNKNOWN
     about = kind if task == record.name else f"{task} · {kind}"
     metric, score = record.metric or "score", decimal(record.score, 3)
-    plot = learning_curve(record.curve, metric, record.majority, record.best_step)
+    plot = learning_curve(record.curve, metric, record.chance, record.best_step)
     label = f"Training of {record.name}: validation {metric} {score}"
     caption = f"{about}: validation {metric} {score} at step {_steps(record)}."
     files = [f"prompts/{record.name}/metrics.jsonl"]
@@ -1454,13 +1509,13 @@ def _prompt_table(records: Sequence[PromptRecord], ordering: Ordering) -> Markup
             ordering.prompt_types.get(record.name, NO_TYPE),
             record.metric or UNKNOWN,
             decimal(record.score, 3),
-            decimal(record.majority, 3),
+            decimal(record.chance, 3),
             _steps(record),
             value_cell(duration(record.elapsed_s), record.elapsed_s),
         ]
         for record in records
     ]
-    head = ["prompt", "task", "type", "metric", "score", "majority", "best step / steps", "time"]
+    head = ["prompt", "task", "type", "metric", "score", "chance", "best step / steps", "time"]
     caption = "Prompts; scores on validation"
     return table(head, rows, caption, numbers_from=4, source=["prompts/"])
 
@@ -1538,6 +1593,8 @@ def sweep_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
         for column in _SWEEP_NUMBERS:
             if row.get(column):
                 read_number(folder / SETTINGS, line, row, column)
+    for file, rows in ((RUNS, runs), (SETTINGS, settings)):
+        _check_sweep_scores(folder / file, rows)
     by_task: dict[tuple[str, str], list[Row]] = {}
     for row in settings:
         by_task.setdefault((row["task"], row["backbone"]), []).append(row)
@@ -1548,6 +1605,15 @@ def sweep_parts(folder: Path) -> tuple[str, list[str], list[Markup]]:
     ]
     parts += [_runs_section(runs), _sweep_methods(folder, runs)]
     return title, _sweep_findings(runs, by_task), parts
+
+
+def _check_sweep_scores(path: Path, rows: Sequence[Row]) -> None:
+    """Raise InputError if a score is out of the range of its metric."""
+    for line, row in enumerate(rows, 2):
+        for split in ("validation", "test"):
+            if row.get(split) and row.get("metric"):
+                value = read_number(path, line, row, split)
+                check_score(f"{path}, line {line}", row["metric"], value, "run jpt sweep again")
 
 
 def _sweep_findings(
@@ -1671,7 +1737,9 @@ def transfer_section(study: Study, ordering: Ordering) -> Markup:
         "Each prompt is evaluated on each task without further training. Numbers are scores in"
         " percent",
         _metrics(study),
-        "; colors show the score relative to the task's in-task prompt." if study.relative else ".",
+        "; colors show the score relative to the task's in-task prompt, as in the paper."
+        if study.relative
+        else ".",
     )
     parts: list[Markup] = [lead]
     if study.relative is None or study.computed_relative:
@@ -1682,8 +1750,14 @@ def transfer_section(study: Study, ordering: Ordering) -> Markup:
         parts.append(missing(f"relative.csv is missing; {what}", make))
     parts.append(_matrix_figure(study, ordering))
     parts.append(_transfer_score_table(study, ordering))
+    if study.above_chance is not None:
+        caption = "Score of each prompt above chance relative to the in-task prompt"
+        found = (study.above_chance, caption, study.above_file)
+        parts.append(_relative_table(study, ordering, *found))
     if study.relative is not None:
-        parts.append(_relative_table(study, ordering))
+        caption = "Score of each prompt relative to the in-task prompt"
+        found = (study.relative, caption, study.relative_file or "transfer.csv")
+        parts.append(_relative_table(study, ordering, *found))
     return section("transfer", title, *parts)
 
 
@@ -1708,15 +1782,28 @@ def type_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -> 
 
 def side_scores(study: Study, ordering: Ordering) -> dict[str, Float64[np.ndarray, "N"]]:
     """Return the columns shown next to the matrix."""
-    records = study.record.targets if study.record else {}
-    nan = float("nan")
     in_task = np.array([in_task_score(study, ordering, target) for target in ordering.targets])
-    majority = np.array([records[t].majority if t in records else nan for t in ordering.targets])
+    chance = np.full(len(in_task), np.nan)
+    if study.transfer is not None and study.transfer.chance is not None:
+        levels = dict(zip(study.transfer.targets, study.transfer.chance, strict=True))
+        chance = np.array([levels[target] for target in ordering.targets])
     baselines = {
         label: values_at(study.transfer, ordering.targets, [name])[:, 0]
         for label, name in _baselines(study).items()
     }
-    return {**baselines, "in-task prompt": in_task, "majority": majority}
+    return {**baselines, "in-task prompt": in_task, "chance": chance}
+
+
+def _near_sides(study: Study, ordering: Ordering, labels: Iterable[str]) -> Bool[np.ndarray, "N M"]:
+    """Return which scores next to the matrix are within one standard error of chance."""
+    columns = [_baselines(study).get(label, "") for label in labels]
+    found = near_chance(study, ordering.targets, columns)
+    for column, label in enumerate(labels):
+        if label == "in-task prompt":
+            for row, target in enumerate(ordering.targets):
+                name = ordering.in_task.get(target, "")
+                found[row, column] = near_chance(study, [target], [name])[0, 0]
+    return found
 
 
 def _baselines(study: Study) -> dict[str, str]:
@@ -1737,6 +1824,8 @@ def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
     scores = values_at(study.transfer, ordering.targets, ordering.sources)
     sides = side_scores(study, ordering)
     sides = {label: column for label, column in sides.items() if np.isfinite(column).any()}
+    near = near_chance(study, ordering.targets, ordering.sources)
+    near_sides = _near_sides(study, ordering, list(sides))
     shown = study.transfer if study.relative is None else study.relative
     colors = values_at(shown, ordering.targets, ordering.sources)
     columns = [_baselines(study).get(label, "") for label in sides]
@@ -1748,11 +1837,11 @@ def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
             row_types=[ordering.target_types[name] for name in ordering.targets],
             column_types=[ordering.prompt_types[name] for name in ordering.sources],
             values=colors,
-            texts=[[_score_text(value) for value in line] for line in scores],
+            texts=_score_texts(scores, near),
             scale_label="score relative to the in-task prompt" if study.relative else "score",
             outlined=_in_task_cells(ordering),
             side_label=list(sides),
-            side_texts=[[_score_text(value) for value in column] for column in sides.values()],
+            side_texts=_score_texts(list(sides.values()), near_sides.T),
             side_values=side_colors if sides else None,
             row_axis="target task",
             column_axis="source prompt",
@@ -1769,9 +1858,10 @@ def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
         (BASELINE, f"a random prompt without training ({study.random} in the tables)"),
         (NO_PROMPT, "the model without a prompt"),
         ("in-task prompt", "the reference of relative scores"),
-        ("majority", "the score of always predicting the most frequent class"),
+        ("chance", "the score of the best constant prediction"),
     ):
         caption += f" {name.capitalize()}: {meaning}." if name in sides else ""
+    caption += f" {AT_CHANCE}: {AT_CHANCE_MEANING}." if near.any() or near_sides.any() else ""
     caption += " Gray: not measured, or no in-task prompt." if np.isnan(colors).any() else ""
     svg = stick_rows(to_svg(plot, "transfer-map", label), "transfer-map")
     return figure(svg, label, caption, _matrix_files(study))
@@ -1792,46 +1882,63 @@ def _score_text(value: float) -> str:
     return decimal(100 * value, 1)
 
 
+def _score_texts(
+    scores: Iterable[Iterable[float]], near: Iterable[Iterable[bool]]
+) -> list[list[str]]:
+    """Format scores, those at chance with their mark."""
+    return [
+        [_score_text(value) + (AT_CHANCE if mark else "") for value, mark in zip(*of, strict=True)]
+        for of in zip(scores, near, strict=True)
+    ]
+
+
 def _transfer_score_table(study: Study, ordering: Ordering) -> Markup:
     assert study.transfer is not None
     scores = values_at(study.transfer, ordering.targets, ordering.sources)
     metric = dict(zip(study.transfer.targets, study.transfer.metrics, strict=True))
     sides = side_scores(study, ordering)
+    near = near_chance(study, ordering.targets, ordering.sources)
+    values = np.hstack([scores, np.stack(list(sides.values()), axis=1)])
+    marks = np.hstack([near, _near_sides(study, ordering, list(sides))])
     rows = [
         [target, ordering.target_types[target], metric[target]]
-        + [decimal(value, 4) for value in (*scores[i], *(of[i] for of in sides.values()))]
+        + [
+            decimal(value, 4) + (AT_CHANCE if mark else "")
+            for value, mark in zip(values[i], marks[i], strict=True)
+        ]
         for i, target in enumerate(ordering.targets)
     ]
     names = [study.random if label == BASELINE else label for label in sides]
     head = ["target", "type", "metric", *ordering.sources, *names]
     files = ("transfer.csv", *(["transfer.json"] if study.record else []))
     caption = "Score of each prompt on each task"
+    if (study.folder / ERRORS).exists():
+        files = (*files, ERRORS)
+    legend = (
+        element("p", f"{AT_CHANCE}: {AT_CHANCE_MEANING}", class_="meta") if marks.any() else None
+    )
     content = table(head, rows, caption, numbers_from=3, source=files)
-    return details("Scores as a table", content)
+    return details("Scores as a table", content, legend)
 
 
-def _relative_table(study: Study, ordering: Ordering) -> Markup:
+def _relative_table(
+    study: Study, ordering: Ordering, scores: TransferMatrix, caption: str, file: str
+) -> Markup:
     baselines = _baselines(study)
     columns = (*ordering.sources, *baselines.values())
     heads = [*ordering.sources, *(study.random if n == BASELINE else n for n in baselines)]
-    values = values_at(study.relative, ordering.targets, columns)
+    values = values_at(scores, ordering.targets, columns)
     rows = [
         [target, *(decimal(value, 4) for value in values[i])]
         for i, target in enumerate(ordering.targets)
     ]
-    caption = "Score of each prompt relative to the in-task prompt"
-    files = [study.relative_file or "transfer.csv"]
-    content = table(["target", *heads], rows, caption, source=files)
-    return details("Relative scores as a table", content)
+    content = table(["target", *heads], rows, caption, source=[file])
+    what = "Relative scores" if scores is study.relative else "Relative scores above chance"
+    return details(f"{what} as a table", content)
 
 
 def _strip_figure(study: Study, ordering: Ordering) -> Markup | None:
-    pairs = transfer_pairs(study, ordering)
-    groups = {
-        "same type": [pair.relative for pair in pairs if pair.same_type],
-        "other type": [pair.relative for pair in pairs if pair.same_type is False],
-        BASELINE: list(random_values(study, ordering).values()),
-    }
+    groups = _pair_groups(study, ordering, study.above_chance is not None)
     if not groups["same type"] and not groups["other type"]:
         return None
     means = "; ".join(
@@ -1839,14 +1946,32 @@ def _strip_figure(study: Study, ordering: Ordering) -> Markup | None:
         for name, values in groups.items()
         if values
     )
-    label = f"Relative scores of all pairs, by type. Means: {means}."
+    label = f"Relative scores{_above_text(study)} of all pairs, by type. Means: {means}."
     caption = (
-        "Each point is a pair of task and prompt; in-task pairs are excluded. Lines: means"
-        f" ({means})."
+        f"Each point is a pair of task and prompt{_above_text(study)}; in-task pairs are excluded."
+        f" Lines: means ({means})."
     )
-    plot = strips(groups, "score relative to in-task prompt", "type of the source task")
-    files = [study.relative_file or "transfer.csv"]
+    if study.above_chance is not None:
+        paper = _pair_groups(study, ordering, False).values()
+        listed = ", ".join(percent(float(np.mean(values))) for values in paper if values)
+        caption += f" With chance, as in the paper, the means are {listed}."
+    label_y = f"score{_above_text(study)} relative to in-task prompt"
+    plot = strips(groups, label_y, "type of the source task")
+    files = [_relative_file(study)]
     return figure(to_svg(plot, "type-strips", label), label, caption, files)
+
+
+def _pair_groups(study: Study, ordering: Ordering, above: bool) -> dict[str, list[float]]:
+    """Return the relative scores of pairs by same or other type, and of the untrained prompt."""
+    scores = study.above_chance if above else study.relative
+    pairs = transfer_pairs(study, ordering)
+    values = [(pair.same_type, pair.above if above else pair.relative) for pair in pairs]
+    known = [(same, value) for same, value in values if np.isfinite(value)]
+    return {
+        "same type": [value for same, value in known if same],
+        "other type": [value for same, value in known if same is False],
+        BASELINE: list(random_values(study, ordering, scores).values()),
+    }
 
 
 def _type_order(ordering: Ordering) -> list[str]:
@@ -1856,18 +1981,20 @@ def _type_order(ordering: Ordering) -> list[str]:
 
 def _type_tables(types: TaskTypeRecord, order: Sequence[str]) -> list[Markup]:
     parts = []
-    if types.by_type:
-        known = {name for line in types.by_type.values() for name in line}
-        sources = [name for name in order if name in known]
-        rows = [
-            [target, *(percent(types.by_type[target].get(s, np.nan)) for s in sources)]
-            for target in order
-            if target in types.by_type
-        ]
-        caption = (
-            "Mean relative score by target type (rows) and source type, excluding in-task pairs"
-        )
-        parts.append(table(["target", *sources], rows, caption, source=["types.json"]))
+    for by_type, what in (
+        (types.above_by_type, "relative score above chance"),
+        (types.by_type, "relative score"),
+    ):
+        if by_type:
+            known = {name for line in by_type.values() for name in line}
+            sources = [name for name in order if name in known]
+            rows = [
+                [target, *(percent(by_type[target].get(s, np.nan)) for s in sources)]
+                for target in order
+                if target in by_type
+            ]
+            caption = f"Mean {what} by target type (rows) and source type, excluding in-task pairs"
+            parts.append(table(["target", *sources], rows, caption, source=["types.json"]))
     if types.similarity:
         seeds = any(np.isfinite(means.seeds) for means in types.similarity.values())
         rows = [
@@ -1966,7 +2093,8 @@ def _scores(record: Fields) -> Markup:
     for name in names:
         of_name = [run for run in runs if run.text("run") == name]
         means = [
-            np.mean([run.number(of) for run in of_name]) for of in ("at_start", "best", "final")
+            np.mean([run.number(of, record.text("metric")) for run in of_name])
+            for of in ("at_start", "best", "final")
         ]
         gain = record.fields("comparisons").fields(name).fields("gain")
         cells = [decimal(float(mean), 3) for mean in means]

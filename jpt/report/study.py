@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from jpt.errors import InputError
 from jpt.indicators.pairs import join_runs, prompt_names
@@ -20,8 +20,11 @@ from jpt.prompts.store import load_prompt, run_name, seed_runs
 from jpt.results.prompt_table import (
     RANDOM,
     UNTOUCHED,
+    at_chance,
     match_in_task_prompts,
+    performance_above_chance,
     read_activations,
+    read_scores,
     read_transfer,
     short_task,
 )
@@ -42,6 +45,8 @@ from jpt.results.records import (
     TaskTypeRecord,
     TransferRecord,
 )
+from jpt.results.statistics import above_chance, binomial_error
+from jpt.results.value_checks import expected_instead
 from jpt.tasks.catalog import task_type
 from jpt.types import PromptCard, TransferMatrix
 
@@ -63,11 +68,14 @@ class Fields:
 
     def count(self, name: str) -> int | None:
         """Return an integer field, or None if it is missing."""
-        return self._get(name, int, "an integer")
+        value = self._get(name, int, "an integer")
+        self._check_range(name, value)
+        return value
 
-    def number(self, name: str) -> float:
-        """Return a number field, or NaN if it is missing."""
+    def number(self, name: str, metric: str | None = None) -> float:
+        """Return a number field, or NaN if it is missing; a score is one of the metric."""
         value = self._get(name, (int, float), "a number")
+        self._check_range(name, value, metric)
         return math.nan if value is None else float(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -94,7 +102,7 @@ class Fields:
 
     def numbers(self) -> dict[str, float]:
         """Return all fields as numbers."""
-        return {name: self.number(name) for name in self.value}
+        return {name: self.number(name, "") for name in self.value}  # names of the user's
 
     def each(self) -> Iterator[tuple[str, Fields]]:
         """Yield all fields as objects, by name."""
@@ -107,6 +115,11 @@ class Fields:
         if value is not None and (wrong or (isinstance(value, float) and math.isinf(value))):
             raise self._error(self._key_of(name), value, expected)
         return value
+
+    def _check_range(self, name: str, value: Any, metric: str | None = None) -> None:
+        expected = None if value is None else expected_instead(name, value, metric)
+        if expected:
+            raise self._error(self._key_of(name), value, expected)
 
     def _key_of(self, name: str) -> str:
         return f"{self.key}.{name}" if self.key else name
@@ -181,37 +194,69 @@ def read_mask_record(path: str | Path, command: str) -> MaskRecord | None:
     if fields is None:
         return None
     first, last = fields.pair("layers")
+    tasks = {name: _masked_task(each) for name, each in fields.fields("targets").each()}
     return MaskRecord(
         ratio=fields.number("ratio"),
         masked=fields.count("masked_neurons") or 0,
         neurons=fields.count("neurons") or 0,
         layers=(int(first), int(last)) if first == first else (0, 0),
         split=fields.text("split"),
-        tasks={name: _masked_task(each) for name, each in fields.fields("targets").each()},
+        tasks=tasks,
         by_type={name: each.numbers() for name, each in fields.fields("relative_by_type").each()},
         other_same_type=fields.number("other_same_type"),
         other_different_type=fields.number("other_different_type"),
         notes=fields.texts("notes"),
+        above_by_type=_masks_above_by_type(tasks.values()),
+        other_same_type_above=fields.number("other_same_type_above_chance"),
+        other_different_type_above=fields.number("other_different_type_above_chance"),
     )
+
+
+def _masks_above_by_type(tasks: Iterable[MaskedTaskRecord]) -> dict[str, dict[str, float]]:
+    """Return the mean scores above chance by task type and kind of mask, where there are any."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for task in tasks:
+        for kind, value in task.above_chance.items():
+            if task.type and math.isfinite(value):
+                groups.setdefault(task.type, {}).setdefault(kind, []).append(value)
+    return {name: {k: float(np.mean(v)) for k, v in of.items()} for name, of in groups.items()}
 
 
 def _masked_task(fields: Fields) -> MaskedTaskRecord:
-    masks = dict(fields.fields("masks").each())
+    masks, metric = dict(fields.fields("masks").each()), fields.text("metric") or "score"
+    scores = {kind: mask.number("value", metric) for kind, mask in masks.items()}
+    unmasked, chance, error = fields.number("unmasked", metric), chance_of(fields), math.nan
+    if "standard_error" in fields.value:
+        error = fields.number("standard_error")
+    elif metric == "accuracy" and (rows := fields.count("rows")):
+        error = binomial_error(min(max(unmasked, 0.0), 1.0), rows)  # an older file
+    above = {kind: float(above_chance(v, chance, unmasked, error)) for kind, v in scores.items()}
     return MaskedTaskRecord(
         type=fields.text("type"),
-        metric=fields.text("metric") or "score",
+        metric=metric,
         majority=fields.number("majority"),
-        unmasked=fields.number("unmasked"),
-        scores={kind: mask.number("value") for kind, mask in masks.items()},
+        unmasked=unmasked,
+        scores=scores,
         relative={kind: mask.number("relative") for kind, mask in masks.items()},
+        chance=chance,
+        above_chance=above,
     )
+
+
+def chance_of(fields: Fields, metric: str | None = None) -> float:
+    """Return the chance level of a score; in older files the majority share for accuracy."""
+    if "chance" in fields.value:
+        return fields.number("chance")
+    is_accuracy = (metric or fields.text("metric") or "accuracy") == "accuracy"
+    return fields.number("majority") if is_accuracy else math.nan
 
 
 # --- Prompts and run folders
 
-_TUNE = "jpt tune"
+_TUNE, LEVELS = "jpt tune", ("chance", "standard_error")
 # Fields of a validation line other than the score (see jpt.types.Score.summary).
 _NOT_SCORES = ("step", "split", "loss", "rows", "majority", "counts", "elapsed_s")
+_NOT_SCORES += ("chance", "standard_error")
 
 
 def read_prompts(folder: str | Path) -> dict[str, PromptRecord]:
@@ -273,6 +318,7 @@ def _read_run(folder: Path, name: str) -> PromptRecord:
         best_step=result.count("best_step") if result is not None else None,
         elapsed_s=result.number("elapsed_s") if result is not None else math.nan,
         curve=_curve(lines, metric),
+        chance=chance_of(last, metric),
     )
 
 
@@ -344,6 +390,10 @@ def read_transfer_record(path: str | Path, command: str) -> TransferRecord | Non
     )
 
 
+_PARTS = ("including_in_task", "excluding_in_task")
+_PARTS += ("including_in_task_tied", "excluding_in_task_tied")
+
+
 def read_correlations(path: str | Path, command: str) -> CorrelationRecords | None:
     """Load ``correlation.json``."""
     fields = read_fields(path, command)
@@ -351,14 +401,12 @@ def read_correlations(path: str | Path, command: str) -> CorrelationRecords | No
         return None
     parts = {
         part: {name: _correlation(each) for name, each in fields.fields(part).each()}
-        for part in ("including_in_task", "excluding_in_task")
+        for part in _PARTS
     }
-    if not any(parts.values()):
+    if not any(parts[part] for part in _PARTS[:2]):
         # Raises the usual error for a missing object.
         Fields(None, path, command, "excluding_in_task")
-    return CorrelationRecords(
-        parts["excluding_in_task"], parts["including_in_task"], fields.texts("notes")
-    )
+    return CorrelationRecords(**parts, notes=fields.texts("notes"))
 
 
 def read_task_type_record(path: str | Path, command: str) -> TaskTypeRecord | None:
@@ -380,6 +428,9 @@ def read_task_type_record(path: str | Path, command: str) -> TaskTypeRecord | No
         ),
         by_type={name: each.numbers() for name, each in fields.fields("relative_by_type").each()},
         notes=fields.texts("notes"),
+        above_by_type={
+            name: each.numbers() for name, each in fields.fields("above_chance_by_type").each()
+        },
     )
 
 
@@ -401,6 +452,7 @@ def _correlation(fields: Fields) -> CorrelationRecord:
         pooled_raw=fields.number("pooled_raw"),
         n_targets=fields.count("n_targets") or 0,
         per_target=fields.fields("per_target").numbers(),
+        pooled_above_chance=fields.number("pooled_above_chance"),
     )
 
 
@@ -433,6 +485,10 @@ class Study:
     choices: SelectionRecord | None = None  # source selection by indicator
     masks: MaskRecord | None = None  # scores with masked neurons
     computed_relative: bool = False  # ``relative.csv`` was missing
+    above_chance: TransferMatrix | None = (
+        None  # performance above chance; None if chance is unknown
+    )
+    computed_above: bool = False  # ``above_chance.csv`` was missing
 
     @property
     def random(self) -> str:
@@ -447,6 +503,11 @@ class Study:
         return "transfer.csv" if self.computed_relative else "relative.csv"
 
     @property
+    def above_file(self) -> str:
+        """File that the scores above chance come from."""
+        return "transfer.csv" if self.computed_above else "above_chance.csv"
+
+    @property
     def untouched(self) -> str:
         """Column name of the model without a prompt."""
         return (self.record and self.record.untouched) or UNTOUCHED
@@ -459,12 +520,13 @@ def read_study(folder: str | Path) -> Study:
         cause = "is a file" if root.exists() else "does not exist"
         raise InputError(f"{folder} {cause}; pass the folder that jpt transfer --out wrote")
     transfer, indicators = commands(root)["transfer"], commands(root)["indicators"]
-    matrix = _matrix(root / "transfer.csv")
+    matrix = read_scores(path) if (path := root / "transfer.csv").exists() else None
     study = Study(
         folder=root,
         prompts=read_prompts(root / "prompts"),
         transfer=matrix,
         relative=_matrix(root / "relative.csv"),
+        above_chance=_matrix(root / "above_chance.csv"),
         record=read_transfer_record(root / "transfer.json", transfer),
         neurons=_shape(root / "neurons.npz"),
         similarities=_mean_over_seeds(read_similarities(root / "indicators.csv"), matrix),
@@ -599,8 +661,13 @@ def order_study(study: Study) -> Ordering:
 
 
 def with_relative(study: Study, ordering: Ordering) -> Study:
-    """Compute the relative scores if ``relative.csv`` is missing."""
+    """Compute the relative scores if ``relative.csv`` or ``above_chance.csv`` is missing."""
     matrix = study.transfer
+    if matrix is not None and study.above_chance is None and matrix.chance is not None:
+        above = performance_above_chance(matrix, ordering.in_task)
+        study = replace(study, above_chance=above, computed_above=True)
+    if study.above_chance is not None and not np.isfinite(study.above_chance.values).any():
+        study = replace(study, above_chance=None)
     if study.relative is not None or matrix is None:
         return study
     in_task = np.array([in_task_score(study, ordering, target) for target in matrix.targets])
@@ -614,6 +681,16 @@ def with_relative(study: Study, ordering: Ordering) -> Study:
         metrics=tuple(matrix.metrics[i] for i in known),
     )
     return replace(study, relative=relative, computed_relative=True)
+
+
+def near_chance(
+    study: Study, targets: Iterable[str], prompts: Iterable[str]
+) -> Bool[np.ndarray, "N K"]:
+    """Return which scores are within one standard error of chance, in the given order."""
+    matrix = study.transfer
+    if matrix is not None:
+        matrix = replace(matrix, values=at_chance(matrix).astype(np.float64))
+    return values_at(matrix, targets, prompts) == 1
 
 
 def values_at(
@@ -641,11 +718,13 @@ class TransferPair:
     source: str
     relative: float  # score divided by that of the in-task prompt
     same_type: bool | None  # None if a type is not known
+    above: float = math.nan  # the same with both scores above chance; NaN if undefined
 
 
 def transfer_pairs(study: Study, ordering: Ordering) -> list[TransferPair]:
     """List the measured pairs of a target and another task's prompt."""
     values = values_at(study.relative, ordering.targets, ordering.sources)
+    above = values_at(study.above_chance, ordering.targets, ordering.sources)
     found = []
     for i, target in enumerate(ordering.targets):
         for j, source in enumerate(ordering.sources):
@@ -653,7 +732,8 @@ def transfer_pairs(study: Study, ordering: Ordering) -> list[TransferPair]:
                 continue
             kinds = (ordering.target_types[target], ordering.prompt_types[source])
             same = None if NO_TYPE in kinds else kinds[0] == kinds[1]
-            found.append(TransferPair(target, source, float(values[i, j]), same))
+            numbers = float(values[i, j]), same, float(above[i, j])
+            found.append(TransferPair(target, source, *numbers))
     return found
 
 
@@ -665,9 +745,11 @@ def by_target(pairs: Iterable[TransferPair]) -> dict[str, list[TransferPair]]:
     return found
 
 
-def random_values(study: Study, ordering: Ordering) -> dict[str, float]:
+def random_values(
+    study: Study, ordering: Ordering, scores: TransferMatrix | None
+) -> dict[str, float]:
     """Return the relative score of the untrained prompt by target."""
-    column = values_at(study.relative, ordering.targets, [study.random])[:, 0]
+    column = values_at(scores, ordering.targets, [study.random])[:, 0]
     known = zip(ordering.targets, column.tolist(), strict=True)
     return {target: value for target, value in known if np.isfinite(value)}
 

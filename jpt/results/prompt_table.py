@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import textwrap
@@ -15,7 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from jpt.errors import InputError
-from jpt.io.files import atomic_file, read_bytes, read_number, read_table, write_table
+from jpt.io.files import atomic_file, read_bytes, read_json, read_number, read_table, write_table
+from jpt.results.statistics import above_chance, binomial_error, error_over_seeds, is_at_chance
+from jpt.results.value_checks import check_score
 from jpt.tasks.catalog import task_type
 from jpt.types import Activations, PromptCard, TransferMatrix
 
@@ -27,20 +30,32 @@ TRANSFER_COLUMNS = ("target_task", "source_prompt", "metric", "value")
 RANDOM, UNTOUCHED = "random", "none"
 BASELINES = (RANDOM, UNTOUCHED)
 
+ERRORS = "standard_errors.csv"  # of a matrix, in the same folder
 
-def write_transfer(path: str | Path, matrix: TransferMatrix) -> None:
-    """Write a transfer matrix as ``target_task,source_prompt,metric,value``; NaN is left out."""
+
+def write_transfer(path: str | Path, matrix: TransferMatrix, blank: bool = False) -> None:
+    """Write a transfer matrix, a line per pair; NaN is left out, or blank."""
     rows = [
         (target, prompt, metric, value)
         for target, metric, line in zip(matrix.targets, matrix.metrics, matrix.values, strict=True)
         for prompt, value in zip(matrix.prompts, line.tolist(), strict=True)
-        if not np.isnan(value)
+        if blank or not np.isnan(value)
     ]
     write_table(path, TRANSFER_COLUMNS, rows)
 
 
+def write_errors(path: str | Path, matrix: TransferMatrix) -> None:
+    """Write the standard errors of a matrix, a line per score."""
+    if matrix.errors is not None:
+        errors = dataclasses.replace(matrix, values=matrix.errors)
+        write_transfer(path, errors, blank=True)
+
+
 def read_transfer(path: str | Path) -> TransferMatrix:
     """Read a transfer matrix, with targets and prompts in the order of the file.
+
+    Chance levels and standard errors are read from the record of the same name (for
+    ``transfer.csv`` from ``transfer.json``), if there is one.
 
     Args:
         path: CSV file with the columns ``target_task,source_prompt,metric,value``.
@@ -50,7 +65,7 @@ def read_transfer(path: str | Path) -> TransferMatrix:
 
     Raises:
         InputError: A column is missing, a value is not a number, a pair is repeated, a target has
-            two metrics, or the file has no rows.
+            two metrics, the file has no rows, or the record is invalid.
 
     Example:
         >>> import tempfile
@@ -61,6 +76,15 @@ def read_transfer(path: str | Path) -> TransferMatrix:
         >>> read_transfer(file).values
         array([[0.5 , 0.75]])
     """
+    return _read_matrix(path, are_scores=False)
+
+
+def read_scores(path: str | Path) -> TransferMatrix:
+    """Read a matrix of scores; raise InputError if one is out of the range of its metric."""
+    return _read_matrix(path, are_scores=True)
+
+
+def _read_matrix(path: str | Path, are_scores: bool) -> TransferMatrix:
     rows = read_table(path, TRANSFER_COLUMNS)
     if not rows:
         raise InputError(f"{path} has a header and no rows; run jpt transfer again")
@@ -75,10 +99,69 @@ def read_transfer(path: str | Path) -> TransferMatrix:
                 f"{path}, line {number}: expected one metric per target, got {row['metric']} and"
                 f" {metrics[pair[0]]} for {pair[0]}"
             )
-        values[pair] = read_number(path, number, row, "value")
+        values[pair] = value = read_number(path, number, row, "value")
+        if are_scores and not np.isnan(value):
+            check_score(f"{path}, line {number}", row["metric"], value, "run jpt transfer again")
     prompts = tuple(dict.fromkeys(prompt for _, prompt in values))
     table = [[values.get((target, prompt), np.nan) for prompt in prompts] for target in metrics]
-    return TransferMatrix(tuple(metrics), prompts, np.array(table), tuple(metrics.values()))
+    matrix = TransferMatrix(tuple(metrics), prompts, np.array(table), tuple(metrics.values()))
+    return _with_errors(matrix, Path(path).with_suffix(".json"))
+
+
+def _with_errors(matrix: TransferMatrix, path: Path) -> TransferMatrix:
+    """Add chance levels and standard errors from the record of a matrix, if it has them."""
+    record = read_json(path) if path.exists() else {}
+    targets = record.get("targets") if isinstance(record, dict) else None
+    if not isinstance(targets, dict):
+        return matrix
+    chance, errors = np.full(len(matrix.targets), np.nan), np.full(matrix.values.shape, np.nan)
+    for row, (target, metric) in enumerate(zip(matrix.targets, matrix.metrics, strict=True)):
+        found = targets.get(target)
+        if not isinstance(found, dict) or found.get("metric", metric) != metric:
+            continue
+        if "chance" in found:
+            listed = found.get("standard_errors")
+            listed = listed if isinstance(listed, dict) else {}
+            chance[row] = _number(path, f"{target}.chance", found["chance"], least=-1)
+            errors[row] = [
+                _number(path, f"{target}.standard_errors.{name}", listed.get(name))
+                for name in matrix.prompts
+            ]
+        elif metric == "accuracy":  # a record of an older version
+            chance[row] = _number(path, f"{target}.majority", found.get("majority"))
+            errors[row] = _accuracy_errors(matrix, row, found.get("rows"), record.get("seeds"))
+    if np.isnan(chance).all():
+        return matrix
+    return dataclasses.replace(matrix, chance=chance, errors=errors)
+
+
+def _accuracy_errors(
+    matrix: TransferMatrix, row: int, n_rows: Any, seeds: Any
+) -> Float64[np.ndarray, "K"]:
+    """Return the standard errors of a target's accuracies, from the number of rows."""
+    if type(n_rows) is not int or n_rows < 1:
+        return np.full(len(matrix.prompts), np.nan)
+    errors = [binomial_error(value, n_rows) for value in matrix.values[row].clip(0, 1).tolist()]
+    for column, name in enumerate(matrix.prompts):
+        try:
+            values = seeds[name]["targets"][matrix.targets[row]]["values"]
+            of_seeds = [binomial_error(value, n_rows) for value in values]
+        except (KeyError, TypeError, ValueError):
+            continue  # one seed
+        errors[column] = error_over_seeds(values, of_seeds)
+    return np.array(errors)
+
+
+def _number(path: Path, key: str, value: Any, least: float = 0) -> float:
+    if value is None:
+        return np.nan
+    if type(value) not in (int, float) or not least <= value <= 1:
+        command = "jpt project evaluate" if path.stem == "projection" else "jpt transfer"
+        raise InputError(
+            f"{path}: expected a number from {least} to 1 at targets.{key}, got {value!r};"
+            f" regenerate it with {command}"
+        )
+    return float(value)
 
 
 def write_activations(path: str | Path, activations: Activations) -> None:
@@ -201,6 +284,7 @@ def summarize_relative(
     target_types: Mapping[str, str | None],
     source_types: Mapping[str, str | None],
     baselines: Mapping[str, Float64[np.ndarray, "N"] | None],
+    measure: str = "relative",
 ) -> dict[str, Any]:
     """Compute means by task type of target and source, and the best source of each target."""
     # In-task prompts, tasks without a type and missing values are left out.
@@ -216,13 +300,13 @@ def summarize_relative(
     best = {target: ranked[0] for target, ranked in ranking.items() if ranked}
     hits = [source_types[source] == target_types[target] for target, source in best.items()]
     return {
-        "relative_transfer": {
+        f"{measure}_transfer": {
             **compare_types(relative, other, same),
             **{f"{name}_mean": _mean_of_known(values) for name, values in baselines.items()},
             "best_other_source": best,
             "fraction_of_targets_whose_best_other_source_has_same_type": _mean(np.array(hits)),
         },
-        "relative_by_type": {
+        f"{measure}_by_type": {
             kind: {
                 source: _mean(relative[other & _crossed(row_types == kind, column_types == source)])
                 for source in dict.fromkeys(column_types.tolist())
@@ -294,6 +378,8 @@ def _mean(values: np.ndarray) -> float | None:
 # --- Relative performance
 
 WIDTH = 80  # of a terminal
+AT_CHANCE, AT_CHANCE_MEANING = "~", "within one standard error of chance"
+_MEASURES = {"above_chance": "above chance", "relative": "as in the paper"}
 
 
 def relative_performance(
@@ -317,14 +403,80 @@ def relative_performance(
         >>> relative_performance(matrix, {"imdb": "b"}).values
         array([[0.5, 1. ]])
     """
-    in_task = _in_task(matrix, in_task)
-    in_task_values = np.full(len(matrix.targets), np.nan)
+    scores, _ = _in_task_scores(matrix, _in_task(matrix, in_task))
+    ratios = matrix.values / np.where(scores > 0, scores, np.nan)[:, None]
+    return TransferMatrix(matrix.targets, matrix.prompts, ratios, matrix.metrics)
+
+
+def performance_above_chance(
+    matrix: TransferMatrix, in_task: Mapping[str, str] | None = None
+) -> TransferMatrix:
+    """Return (score - chance) / (in-task score - chance); NaN where that is undefined."""
+    scores, errors = _in_task_scores(matrix, _in_task(matrix, in_task))
+    chance = np.full(len(scores), np.nan) if matrix.chance is None else matrix.chance
+    columns = (each[:, None] for each in (chance, scores, errors))
+    values = above_chance(matrix.values, *columns)
+    return TransferMatrix(matrix.targets, matrix.prompts, values, matrix.metrics)
+
+
+def at_chance(matrix: TransferMatrix) -> Bool[np.ndarray, "N K"]:
+    """Return which scores are within one standard error of chance."""
+    if matrix.chance is None or matrix.errors is None:
+        return np.zeros(matrix.values.shape, bool)
+    return is_at_chance(matrix.values, matrix.chance[:, None], matrix.errors)
+
+
+def chance_notes(matrix: TransferMatrix, in_task: Mapping[str, str]) -> list[str]:
+    """Return notes on targets whose performance above chance is undefined."""
+    scores, errors = _in_task_scores(matrix, in_task)
+    if matrix.chance is None:
+        return []
+    blank = np.isnan(above_chance(scores, matrix.chance, scores, errors)) & ~np.isnan(scores)
+    lines = []
+    for row in np.flatnonzero(blank):
+        target, metric = matrix.targets[row], matrix.metrics[row]
+        if np.isnan([matrix.chance[row], errors[row]]).any():
+            reason = f"chance level or standard error of its {metric} is unknown"
+        else:
+            reason = (
+                f"in-task {metric} {scores[row]:.3f} is not more than two standard errors"
+                f" ({errors[row]:.3f}) above chance ({matrix.chance[row]:.3f})"
+            )
+        lines.append(f"{target}: {reason}, performance above chance is not defined")
+    return lines
+
+
+def chance_record(matrix: TransferMatrix) -> dict[str, dict[str, Any]]:
+    """Return chance level and standard errors of each target, ready for JSON."""
+    if matrix.chance is None or matrix.errors is None:
+        return {target: {} for target in matrix.targets}
+    return {
+        target: {
+            "chance": _or_none(chance),
+            "standard_errors": dict(zip(matrix.prompts, map(_or_none, line), strict=True)),
+        }
+        for target, chance, line in zip(
+            matrix.targets, matrix.chance.tolist(), matrix.errors.tolist(), strict=True
+        )
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def _in_task_scores(
+    matrix: TransferMatrix, in_task: Mapping[str, str]
+) -> tuple[Float64[np.ndarray, "N"], Float64[np.ndarray, "N"]]:
+    """Return score and standard error of each target's in-task prompt, NaN without one."""
+    scores, errors = np.full((2, len(matrix.targets)), np.nan)
     for row, target in enumerate(matrix.targets):
         if target in in_task and in_task[target] in matrix.prompts:
-            value = matrix.values[row, matrix.prompts.index(in_task[target])]
-            in_task_values[row] = value if value > 0 else np.nan
-    ratios = matrix.values / in_task_values[:, None]
-    return TransferMatrix(matrix.targets, matrix.prompts, ratios, matrix.metrics)
+            column = matrix.prompts.index(in_task[target])
+            scores[row] = matrix.values[row, column]
+            if matrix.errors is not None:
+                errors[row] = matrix.errors[row, column]
+    return scores, errors
 
 
 def summarize_transfer(
@@ -345,8 +497,9 @@ def summarize_transfer(
         prompt_types: task type of each prompt; defaults to that of the task with its name.
 
     Returns:
-        ``relative_transfer`` and ``relative_by_type`` as in ``types.json``, and ``ranking``: the
-        sources of each target, best first.
+        ``relative_transfer`` and ``relative_by_type`` as in ``types.json``, for a matrix with
+        chance levels also ``above_chance_transfer`` and ``above_chance_by_type``, and
+        ``ranking``: the sources of each target, best first.
 
     Raises:
         InputError: The file is not a transfer matrix.
@@ -362,18 +515,24 @@ def summarize_transfer(
     in_task = _in_task(matrix, in_task)
     relative = relative_performance(matrix, in_task)
     sources = [name for name in matrix.prompts if name not in BASELINES]
-    values = relative.values[:, [matrix.prompts.index(name) for name in sources]]
+    columns = [matrix.prompts.index(name) for name in sources]
     kinds = {name: task_type(name) for name in (*matrix.targets, *sources)}
-    summary = summarize_relative(
-        values,
-        matrix.targets,
-        sources,
-        in_task,
-        kinds if target_types is None else target_types,
-        kinds if prompt_types is None else prompt_types,
-        {"random": _column(relative, RANDOM), "untouched": _column(relative, UNTOUCHED)},
-    )
-    ranking = rank_sources(values, matrix.targets, sources, in_task)
+    measures = {"relative": relative}
+    if matrix.chance is not None:
+        measures["above_chance"] = performance_above_chance(matrix, in_task)
+    summary: dict[str, Any] = {}
+    for measure, found in measures.items():
+        summary |= summarize_relative(
+            found.values[:, columns],
+            matrix.targets,
+            sources,
+            in_task,
+            kinds if target_types is None else target_types,
+            kinds if prompt_types is None else prompt_types,
+            {"random": _column(found, RANDOM), "untouched": _column(found, UNTOUCHED)},
+            measure,
+        )
+    ranking = rank_sources(relative.values[:, columns], matrix.targets, sources, in_task)
     return {**summary, "ranking": {target: names for target, names in ranking.items() if names}}
 
 
@@ -396,29 +555,59 @@ def describe_matrix(
 ) -> str:
     """Return a matrix as a table, with its notes."""
     deviations = deviations or {}
-    lines = [["", *matrix.prompts]]
-    for target, row in zip(matrix.targets, matrix.values, strict=True):
+    near, chance = at_chance(matrix), matrix.chance
+    lines = [["", *matrix.prompts, *([] if chance is None else ["chance"])]]
+    width = 1 if in_task or near.any() else 0  # of the marks, so that the numbers are aligned
+    for row, target in enumerate(matrix.targets):
         cells = []
-        for prompt, value in zip(matrix.prompts, row, strict=True):
+        for column, prompt in enumerate(matrix.prompts):
             spread = deviations.get((target, prompt))
+            text = f"{matrix.values[row, column]:.3f}"
+            text += "" if spread is None else f"±{spread:.3f}"
             mark = "*" if in_task.get(target) == prompt else ""
-            cells.append(f"{value:.3f}{'' if spread is None else f'±{spread:.3f}'}{mark}")
-        lines.append([target, *cells])
+            mark += AT_CHANCE if near[row, column] else ""
+            cells.append(text + mark.ljust(width))
+        lines.append([target, *cells, *([] if chance is None else [_figure(chance[row])])])
     legend = ["* in-task prompt"] if in_task else []
+    legend += [f"{AT_CHANCE} {AT_CHANCE_MEANING}"] if near.any() else []
     wrapped = [line for note in notes for line in textwrap.wrap(f"note: {note}", WIDTH)]
     return "\n".join([*align_columns(lines), *legend, *wrapped])
 
 
-def describe_types(by_type: Mapping[str, Mapping[str, float | None]]) -> str:
+def describe_relative(summary: Mapping[str, Any]) -> list[str]:
+    """Return both relative performances as tables: means, and means by task type."""
+    rows = [["mean relative performance", "same type", "other types", *BASELINES]]
+    for measure, label in _MEASURES.items():
+        means = summary.get(f"{measure}_transfer")
+        if means:
+            names = ("same_type", "different_type", "random", "untouched")
+            rows.append([label, *(_figure(means.get(f"{name}_mean")) for name in names)])
+    if not any(summary.get("relative_by_type", {}).values()):
+        return []
+    by_type = [
+        describe_types(summary.get(f"{measure}_by_type") or {}, label)
+        for measure, label in _MEASURES.items()
+    ]
+    excluded = "(over pairs of a target and a prompt of another task)"
+    return ["\n".join([*align_columns(rows), excluded]), *filter(None, by_type)]
+
+
+def describe_types(by_type: Mapping[str, Mapping[str, float | None]], label: str) -> str:
     """Return means by task type as a table."""
     if not by_type:
         return ""
     sources = list(next(iter(by_type.values())))
     lines = [["", *sources]]
     for kind, means in by_type.items():
-        lines.append([kind, *("-" if (m := means[s]) is None else f"{m:.3f}" for s in sources)])
-    head = "mean relative performance by task type (rows: targets; in-task excluded)"
+        lines.append([kind, *(_figure(means[source]) for source in sources)])
+    head = f"mean relative performance by task type, {label} (rows: targets)"
     return "\n".join([head, *align_columns(lines)])
+
+
+def _figure(value: float | None) -> str:
+    if value is None or np.isnan(value):
+        return "-"
+    return f"{round(float(value), 3) + 0.0:.3f}"  # adding 0 turns -0.0 into 0.0
 
 
 def align_columns(lines: Sequence[Sequence[str]], least: int = 0) -> list[str]:

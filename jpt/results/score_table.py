@@ -11,7 +11,9 @@ from typing import Any
 
 from jpt.distributed import is_first, on_first
 from jpt.errors import InputError
-from jpt.io.files import read_bytes, write_error
+from jpt.io.files import OutFolder, parse_json, read_bytes, write_error
+from jpt.results.statistics import binomial_error
+from jpt.results.value_checks import find_cell_fault
 from jpt.types import Score
 
 CELLS = "cells.jsonl"
@@ -30,11 +32,18 @@ class Cell:
     majority: float | None  # share of the most frequent class; None for a generative task
     elapsed_s: float  # including compilation
     of: dict[str, Any]  # everything that the score depends on
+    chance: float | None = None  # chance level of the metric; None in older files
+    standard_error: float | None = None  # likewise
 
     @property
     def key(self) -> str:
         """Cache key."""
         return _key(self.of)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether an older version wrote it without a standard error."""
+        return self.standard_error is None and math.isfinite(self.value)
 
 
 def make_cell(target: str, prompt: str, score: Score, elapsed_s: float, of: dict[str, Any]) -> Cell:
@@ -49,6 +58,8 @@ def make_cell(target: str, prompt: str, score: Score, elapsed_s: float, of: dict
         score.majority,
         round(elapsed_s, 3),
         of,
+        score.chance,
+        score.standard_error,
     )
 
 
@@ -57,15 +68,27 @@ class CellFile:
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._torn_at = path, None
+        self._folder = None if path is None else OutFolder(path.parent)
         self._cells: dict[str, Cell] = {}
         if path is not None:
             found, self._torn_at = on_first(lambda: _read(path))
             cells = map(_from_json, found)
             self._cells = {cell.key: cell for cell in cells}
 
+    def open(self) -> None:
+        """Create the folder if it does not exist; from now on it has to stay where it is."""
+        if self._folder is not None:
+            self._folder.file()
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of its folder, after the check that this is still there."""
+        assert self._folder is not None, "cells kept in memory"
+        return self._folder.file(name)
+
     def find(self, of: dict[str, Any]) -> Cell | None:
-        """Return the cached cell, or None."""
-        return self._cells.get(_key(of))
+        """Return the cached cell, or None if it must be scored."""
+        cell = self._cells.get(_key(of))
+        return None if cell is None or cell.is_outdated else cell
 
     def add(self, cell: Cell) -> None:
         """Add a cell; its line is on disk when this returns."""
@@ -75,6 +98,7 @@ class CellFile:
             return
         line = json.dumps(_to_json(cell), ensure_ascii=False, allow_nan=False) + "\n"
         data = line.encode("utf-8")
+        self.file(self._path.name)
         try:
             with self._path.open("ab") as file:
                 if self._torn_at is not None:  # a last line cut short by a kill
@@ -100,11 +124,21 @@ def _to_json(cell: Cell) -> dict[str, Any]:
 
 def _from_json(record: dict[str, Any]) -> Cell:
     numbers = [record[name] for name in ("value", "loss")]
+    if "standard_error" not in record:
+        record = {**record, **_from_majority(record)}
     known = {each.name: record[each.name] for each in fields(Cell)}
     if not isinstance(known["of"], dict):
         raise TypeError
     value, loss = (math.nan if each is None else float(each) for each in numbers)
     return Cell(**{**known, "value": value, "loss": loss})
+
+
+def _from_majority(record: dict[str, Any]) -> dict[str, float | None]:
+    """Return chance level and standard error of an older cell: known for accuracy."""
+    if record["metric"] != "accuracy" or record["value"] is None:
+        return {"chance": None, "standard_error": None}
+    error = binomial_error(record["value"], record["rows"])
+    return {"chance": record["majority"], "standard_error": error}
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int | None]:
@@ -118,10 +152,13 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int | None]:
 
 
 def _parse(line: bytes, path: Path, number: int) -> Cell:
+    where, cure = f"{path}, line {number}", "remove this line, or the file to score all cells again"
     try:
-        return _from_json(json.loads(line))
+        record = parse_json(line, where)
+        fault = find_cell_fault(record)
+        if fault is None:
+            return _from_json(record)
     except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{path}, line {number}: not a cell of a transfer matrix ({line[:60]!r}); remove this"
-            " line, or the file to score all cells again"
-        ) from None
+        shown = f"({line[:60]!r})"
+        raise InputError(f"{where}: not a cell of a transfer matrix {shown}; {cure}") from None
+    raise InputError(f"{where}: {fault}; {cure}")

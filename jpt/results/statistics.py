@@ -119,23 +119,19 @@ def error_over_seeds(values: Sequence[float], errors: Sequence[float]) -> float:
 
 CLEAR_ERRORS, NEAR_ERRORS = 2, 1  # standard errors
 
+Numbers = Float64[np.ndarray, "*N"] | float
+
 
 def above_chance(
-    values: Float64[np.ndarray, "*N"],
-    chance: Float64[np.ndarray, "*N"],
-    in_task: Float64[np.ndarray, "*N"],
-    in_task_error: Float64[np.ndarray, "*N"],
+    values: Numbers, chance: Numbers, in_task: Numbers, in_task_error: Numbers
 ) -> Float64[np.ndarray, "*N"]:
     """Return (score - chance) / (in-task score - chance); NaN where that is near chance."""
-    lead = np.asarray(in_task - chance, np.float64)
+    lead = np.subtract(in_task, chance)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(lead > CLEAR_ERRORS * in_task_error, (values - chance) / lead, np.nan)
+        ratios = np.subtract(values, chance) / lead
+        return np.where(lead > np.multiply(CLEAR_ERRORS, in_task_error), ratios, np.nan)
 
 
-def is_at_chance(
-    values: Float64[np.ndarray, "*N"],
-    chance: Float64[np.ndarray, "*N"],
-    errors: Float64[np.ndarray, "*N"],
-) -> Bool[np.ndarray, "*N"]:
+def is_at_chance(values: Numbers, chance: Numbers, errors: Numbers) -> Bool[np.ndarray, "*N"]:
     """Return which scores are within one standard error of chance; False where unknown."""
-    return np.abs(values - chance) <= NEAR_ERRORS * errors
+    return np.less_equal(np.abs(np.subtract(values, chance)), np.multiply(NEAR_ERRORS, errors))

@@ -21,8 +21,7 @@ from jaxtyping import Array, Float, Float32, Float64
 from scipy.special import log_softmax, logsumexp
 
 from jpt.backbones.registry import Backbone
-from jpt.config import LABEL_SCORING, TuneOptions, check_choice, check_counts
-from jpt.data.encode import EncodedSplit
+from jpt.config import TuneOptions, check_choice, check_counts, check_scoring
 from jpt.errors import InputError
 from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from jpt.prompts.arithmetic import (
@@ -38,19 +37,23 @@ from jpt.prompts.store import check_prompt, load_prompt, load_runs, save_prompt,
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     BoundTask,
+    ScoringOptions,
+    Splits,
     bank_logits,
-    bind_task,
+    bind,
     data_record,
+    in_task_of,
     resolve_backbone,
-    resolve_max_tokens,
     resolve_options,
     resolve_task,
     score_logits,
+    scoring_notes,
+    weights_of,
 )
 from jpt.tuning.evaluate import describe_score
 from jpt.tuning.logging import Progress, peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
-from jpt.tuning.run_dir import BEST, CHECKPOINTS, Checkpoints, RunFolder
+from jpt.tuning.run_dir import BEST, Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TrainStep, TuneState, init_state, prompt_optimizer
 from jpt.tuning.trainer import (
     LoopState,
@@ -145,7 +148,7 @@ def score_ensemble(
     split: str = "test",
     backbone: Backbone | str | Path | None = None,
     max_tokens: int | None = None,
-    label_scoring: str = "phrase",
+    label_scoring: str | None = None,
     eval_batch_size: int = 64,
     dtype: str = "float32",
     mesh: str | None = None,
@@ -153,7 +156,7 @@ def score_ensemble(
 ) -> EnsembleScore:
     """Score an ensemble and each of its members in one pass over the rows."""
     check_choice("combine", combine, COMBINE)
-    check_choice("label_scoring", label_scoring, LABEL_SCORING)
+    check_scoring(label_scoring)
     check_counts(max_tokens=max_tokens, eval_batch_size=eval_batch_size)
     loaded = load_runs(prompts)
     shares = resolve_weights(list(prompts if isinstance(prompts, Mapping) else loaded), weights)
@@ -164,10 +167,12 @@ def score_ensemble(
     name = first.card.backbone if backbone is None else backbone
     model = resolve_backbone(name, dtype, mesh=devices)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
-    position = first.card.first_position or 0
-    tokens = resolve_max_tokens(max_tokens, model, definition, len(first.values), position)
-    bound = bind_task(definition, model, tokens, eval_batch_size, position, label_scoring)
-    return _score(bound, loaded, {name: shares[name] for name in loaded}, combine, split, devices)
+    options = ScoringOptions(max_tokens, eval_batch_size, label_scoring)
+    cards = {name: prompt.card for name, prompt in loaded.items()}
+    bound = bind(definition, model, options, first, in_task_of(definition, cards))
+    found = _score(bound, loaded, {name: shares[name] for name in loaded}, combine, split, devices)
+    notes = (*scoring_notes(cards, definition, options, weights_of(model)), *bound.notes)
+    return dataclasses.replace(found, score=dataclasses.replace(found.score, notes=notes))
 
 
 def _check_classification(task: Task) -> None:
@@ -324,7 +329,7 @@ class _Study:
     bank: Float32[np.ndarray, "K P D"]
     per_row: bool
     options: TuneOptions
-    splits: dict[str, EncodedSplit]
+    splits: Splits
     mesh: Mesh
     batches: TrainBatches
 
@@ -336,6 +341,7 @@ class _Study:
             "backbone": self.backbone.name,
             "fingerprint": self.backbone.fingerprint,
             "task": self.bound.task.name,
+            "metric": self.bound.task.metric,
             "sources": {name: _checksum(prompt) for name, prompt in self.parts.items()},
             "per_row": self.per_row,
             "label_ids": self.bound.label_words.token_ids,
@@ -407,9 +413,11 @@ def learn_mixture(
     folder = None if out is None else RunFolder(Path(out), study.config())
     if folder is None:
         return _run(study, None, None, progress, started_s)
-    if folder.result is not None:
-        return _result(study, load_prompt(folder.path / BEST), folder.result, folder)
-    with folder.lock(), Checkpoints(folder.path / CHECKPOINTS, study.backbone.fingerprint) as saves:
+    if (record := folder.result) is not None:
+        prompt = load_prompt(folder.path / BEST)
+        folder.check_card(BEST, prompt.card, record["best_step"])
+        return _result(study, prompt, record, folder)
+    with folder.lock(), folder.checkpoints() as saves:
         return _run(study, folder, saves, progress, started_s)
 
 
@@ -438,19 +446,10 @@ def _prepare(
     name = first.card.backbone if backbone is None else backbone
     model = resolve_backbone(name, options.dtype, mesh=mesh, remat=options.remat)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
-    rows, position = len(first.values), first.card.first_position or 0
-    asked = options.max_tokens
-    options = resolve_options(dataclasses.replace(options, length=rows), model, definition)
-    tokens = resolve_max_tokens(asked, model, definition, rows, position, options.answer_tokens)
-    options = dataclasses.replace(options, max_tokens=tokens)
-    bound = bind_task(
-        definition,
-        model,
-        tokens,
-        options.eval_batch_size,
-        position,
-        options.label_scoring,
-        options.answer_tokens,
+    asked = dataclasses.replace(options, length=len(first.values))
+    bound = bind(definition, model, asked, first)
+    options = dataclasses.replace(
+        resolve_options(asked, model, definition), max_tokens=bound.batching.max_tokens
     )
     for size in (options.batch_size, options.eval_batch_size):
         batch_sharding(mesh, size)
@@ -470,6 +469,7 @@ def _run(
     started_s: float,
 ) -> MixtureResult:
     options, backbone = study.options, study.backbone
+    study.splits.warn()
     module = backbone.module.clone(dropout_rate=0.0)
     bank = place(jnp.asarray(study.bank), replicated(study.mesh))
     run = Run(
@@ -499,8 +499,8 @@ def _run(
     prompt = _mixed(study, weights, step, score)
     record = _record(study, weights, prompt, run.history, started_s)
     if folder is not None:
-        save_prompt(folder.path / BEST, prompt)
-        folder.finish(record)
+        save_prompt(folder.file(BEST), prompt)
+        record = folder.finish(record)
     return _result(study, prompt, record, folder, run.history)
 
 
@@ -514,6 +514,7 @@ def _mixed(study: _Study, weights: Float64[np.ndarray, "K R"], step: int, score:
     task = study.bound.task
     card = mixed_card(study.parts, _shares(study, weights), MIXTURE, task.name, task.type)
     run = {"seed": study.options.seed, "steps": step, "score": score, "metric": task.metric}
+    run["scoring"] = dataclasses.replace(study.bound.scoring, split="validation")
     return Prompt(mix_bank(study.bank, weights), dataclasses.replace(card, **run))
 
 

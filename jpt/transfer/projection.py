@@ -26,14 +26,20 @@ from jpt.config import (
 from jpt.data.rows import has_split
 from jpt.distributed import on_first
 from jpt.errors import InputError, unknown_name
-from jpt.io.files import make_folder, write_json
+from jpt.io.files import OutFolder, make_folder, write_json
 from jpt.parallel import batch_sharding, describe_devices, fetch, make_mesh
 from jpt.prompts.initialisers import initial_generator, random_values, sampled_ids
 from jpt.prompts.store import save_prompt
 from jpt.results.prompt_table import (
+    AT_CHANCE,
+    AT_CHANCE_MEANING,
+    ERRORS,
     align_columns,
+    at_chance,
+    chance_record,
     check_unique,
     match_in_task_prompts,
+    write_errors,
     write_transfer,
 )
 from jpt.results.provenance import environment_info
@@ -54,7 +60,7 @@ from jpt.transfer.projector import (
     read_prompts,
     read_tasks,
 )
-from jpt.tuning.bound_task import bind_task, resolve_backbone, resolve_max_tokens
+from jpt.tuning.bound_task import bind, resolve_backbone
 from jpt.tuning.tune import WarmStart, tune
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from jpt.version import __version__
@@ -543,19 +549,19 @@ def _record(
 def describe_table(matrix: TransferMatrix, record: Mapping[str, Any]) -> str:
     """Return the table as text."""
     trained_on = record["trained_on"]
-    lines = [["", "majority", *matrix.prompts]]
-    majorities = [record["targets"][target]["majority"] for target in matrix.targets]
-    for target, majority, row in zip(matrix.targets, majorities, matrix.values, strict=True):
+    lines, near = [["", "chance", *matrix.prompts]], at_chance(matrix)
+    levels = np.full(len(matrix.targets), np.nan) if matrix.chance is None else matrix.chance
+    for target, level, row, marks in zip(matrix.targets, levels, matrix.values, near, strict=True):
         cells = [
-            _cell(value, target in trained_on.get(name, ()))
-            for name, value in zip(matrix.prompts, row, strict=True)
+            _cell(value, target in trained_on.get(name, ())) + (AT_CHANCE if mark else "")
+            for name, value, mark in zip(matrix.prompts, row, marks, strict=True)
         ]
-        lines.append([target, _cell(majority), *cells])
-    known = [majority for majority in majorities if majority is not None]
+        lines.append([target, _cell(level), *cells])
     means = [_cell(_mean(column)) for column in matrix.values.T]
-    lines.append(["mean", _cell(_mean(known)), *means])
+    lines.append(["mean", _cell(_mean(levels)), *means])
     lines.append(["unseen", "-", *_unseen(matrix, trained_on)])
     notes = ["* the projector was trained on this task"] if any(trained_on.values()) else []
+    notes += [f"{AT_CHANCE} {AT_CHANCE_MEANING}"] if near.any() else []
     for target, each in record["targets"].items():
         if each.get("split") != record.get("split"):
             notes.append(
@@ -591,22 +597,30 @@ def warm_columns(
     columns: MethodPrompts,
     matrix: TransferMatrix,
     options: EvaluationOptions,
-    folder: Path | None,
+    folder: OutFolder | None,
     progress: bool,
 ) -> TransferMatrix:
     """Tune every task from its projected prompt and from a random one, and append both scores."""
-    values = np.full((len(columns.tasks), 2), np.nan)
+    values, errors = np.full((2, len(columns.tasks), 2), np.nan)
     starts = columns.projected[options.warm_start]
     for row, task in enumerate(columns.tasks):
         init: dict[str, Any] = {"start": WarmStart(task, starts[task])}
         if folder is not None:  # the run's config names the file, so that it can be resumed
-            kept = folder / "projected" / options.warm_start / f"{task}.safetensors"
+            kept = folder.path / PROJECTED / options.warm_start / f"{task}.safetensors"
             init = {"init": f"prompt:{kept}"}
         for column, (name, given) in enumerate({WARM: init, VANILLA: {}}.items()):
-            out = None if folder is None else make_folder(folder / name) / task
-            values[row, column] = _tuned(columns, task, given, options, out, progress)
-    names = (*matrix.prompts, WARM, VANILLA)
-    return dataclasses.replace(matrix, prompts=names, values=np.hstack([matrix.values, values]))
+            out = None if folder is None else make_folder(folder.file(name)) / task
+            score = _tuned(columns, task, given, options, out, progress)
+            values[row, column] = score[columns.tasks[task].metric]
+            error = score.get("standard_error")  # a run of an older version has none
+            errors[row, column] = np.nan if error is None else error
+    assert matrix.errors is not None, "of _score_all"
+    return dataclasses.replace(
+        matrix,
+        prompts=(*matrix.prompts, WARM, VANILLA),
+        values=np.hstack([matrix.values, values]),
+        errors=np.hstack([matrix.errors, errors]),
+    )
 
 
 def _tuned(
@@ -616,7 +630,7 @@ def _tuned(
     options: EvaluationOptions,
     out: Path | None,
     progress: bool,
-) -> float:
+) -> dict[str, Any]:
     result = tune(
         columns.backbone,
         columns.tasks[task],
@@ -631,8 +645,7 @@ def _tuned(
         mesh=options.mesh,
         progress=progress,
     )
-    record = result.record
-    return record.get(options.split, record["validation"])[record["metric"]]
+    return result.record.get(options.split, result.record["validation"])
 
 
 # --- The cross-model table (paper, section 4)
@@ -648,8 +661,8 @@ class ProjectionResult:
     Attributes:
         matrix: Scores by target (rows) and method (columns): ``in_task``, ``random``, every
             projector and untrained method, and with a warm start ``warm`` and ``vanilla``.
-        record: Majority baselines, row counts and training tasks of the projectors, as in
-            ``projection.json``.
+        record: Chance levels, standard errors, row counts and training tasks of the projectors,
+            as in ``projection.json``.
         prompts: Projected prompts by method and task.
     """
 
@@ -693,7 +706,7 @@ def evaluate_projector(
             or ``[]`` for the untrained methods alone.
         sources: Prompts of the source model.
         tasks: Tasks to score; defaults to those named by the source prompts' cards.
-        out: Folder for ``projection.csv``, ``projection.json`` and the projected prompts.
+        out: Folder for the tables, ``projection.json`` and the projected prompts.
         targets: In-task prompts of the target model, for the column ``in_task``.
         target_backbone: Target model; defaults to the one in the projectors' cards.
         source_backbone: Source model, for its embeddings; defaults to the one in the cards.
@@ -721,18 +734,38 @@ def evaluate_projector(
     batch_sharding(devices := make_mesh(chosen.mesh), chosen.eval_batch_size)
     backbones = (target_backbone, source_backbone)
     columns = build_columns(projectors, sources, tasks, targets, *backbones, data, chosen, devices)
-    matrix, record = _score_all(columns, chosen, devices)
-    if (folder := None if out is None else make_folder(out)) is not None:
-        _write_prompts(make_folder(folder / PROJECTED), columns.projected)
-    if chosen.warm_start is not None:
-        matrix = warm_columns(columns, matrix, chosen, folder, progress)
+    folder = None if out is None else OutFolder(out)
+    matrix, record = _measure(columns, chosen, devices, folder, progress)
     record |= columns.record | {name: getattr(chosen, name) for name in _RECORDED}
     record |= {**environment_info(), "device": describe_devices(devices)}
     record["elapsed_s"] = round(time.monotonic() - started_s, 2)
     if folder is not None:
-        write_transfer(folder / TABLE, matrix)
-        write_json(folder / RECORD, record)
+        _write(folder, matrix, record)
     return ProjectionResult(matrix, record, columns.projected)
+
+
+def _measure(
+    columns: MethodPrompts,
+    options: EvaluationOptions,
+    mesh: Mesh,
+    folder: OutFolder | None,
+    progress: bool,
+) -> tuple[TransferMatrix, dict[str, Any]]:
+    """Score every prompt, tune from the starts that were asked for, and record the levels."""
+    matrix, record = _score_all(columns, options, mesh)
+    if folder is not None:
+        _write_prompts(make_folder(folder.file(PROJECTED)), columns.projected)
+    if options.warm_start is not None:
+        matrix = warm_columns(columns, matrix, options, folder, progress)
+    for target, level in chance_record(matrix).items():
+        record["targets"][target] |= level
+    return matrix, record
+
+
+def _write(folder: OutFolder, matrix: TransferMatrix, record: dict[str, Any]) -> None:
+    write_transfer(folder.file(TABLE), matrix)
+    write_errors(folder.file(ERRORS), matrix)
+    write_json(folder.file(RECORD), record)
 
 
 def _score_all(
@@ -741,18 +774,21 @@ def _score_all(
     """Score every prompt of every task; read all rows before anything compiles."""
     bound, rows, used = {}, {}, {}
     for name, task in columns.tasks.items():
-        tokens = resolve_max_tokens(options.max_tokens, columns.backbone, task, columns.length)
-        bound[name] = bind_task(task, columns.backbone, tokens, options.eval_batch_size)
+        in_task = columns.in_task.get(name)
+        first = next(iter(columns.of_task(name).values()))
+        bound[name] = bind(task, columns.backbone, options, first, in_task and in_task.card)
         used[name] = options.split if has_split(task, options.split) else "validation"
         rows[name] = bound[name].split(used[name])
     names = columns.names
-    values = np.full((len(rows), len(names)), np.nan)
-    targets = {}
+    values, errors = np.full((2, len(rows), len(names)), np.nan)
+    targets, chance = {}, []
     for row, (name, split) in enumerate(rows.items()):
         prompts = columns.of_task(name)
         scores = bound[name].score([p.values for p in prompts.values()], split, mesh)
         for column, score in zip(prompts, scores, strict=True):
             values[row, names.index(column)] = score.value
+            errors[row, names.index(column)] = score.standard_error
+        chance.append(scores[0].chance)
         targets[name] = {
             "metric": columns.tasks[name].metric,
             "majority": scores[0].majority,
@@ -760,7 +796,8 @@ def _score_all(
             "split": used[name],
         }
     metrics = tuple(task.metric for task in columns.tasks.values())
-    return TransferMatrix(tuple(rows), names, values, metrics), {"targets": targets}
+    measured = (values, metrics, np.array(chance, np.float64), errors)
+    return TransferMatrix(tuple(rows), names, *measured), {"targets": targets}
 
 
 def _write_prompts(folder: Path, prompts: Mapping[str, Mapping[str, Prompt]]) -> None:

@@ -34,7 +34,7 @@ from jpt.data.batches import shuffled
 from jpt.data.encode import EncodedSplit
 from jpt.errors import InputError
 from jpt.io.files import parse_json
-from jpt.io.tensors import read_header, write_safetensors
+from jpt.io.tensors import FLOATS, read_header, write_safetensors
 from jpt.parallel import batch_sharding, fetch, make_mesh, place, replicated
 from jpt.prompts.store import LAYOUTS, PROMPT_FILE, load_prompt, load_prompts
 from jpt.results.prompt_table import check_unique, match_in_task_prompts, short_task
@@ -50,7 +50,7 @@ from jpt.tuning.bound_task import (
 )
 from jpt.tuning.logging import Progress, peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
-from jpt.tuning.run_dir import CHECKPOINTS, Checkpoints, RunFolder
+from jpt.tuning.run_dir import Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState, prompt_optimizer
 from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
 from jpt.tuning.tune import TrainBatches, make_train_batches
@@ -565,6 +565,12 @@ def load_projector(path: str | Path) -> TrainedProjector:
     card = _parse_card(file, metadata)
     expected = _expected_shapes(card)
     _check_shapes(file, {name: tensor.shape for name, tensor in tensors.items()}, expected)
+    for name in expected:
+        if tensors[name].dtype.type not in FLOATS:
+            raise InputError(
+                f"{file}: expected floating-point weights, got {tensors[name].dtype} in {name};"
+                " train the projector again"
+            )
     flat = {name: np.asarray(tensors[name].read(), np.float32) for name in expected}
     for name, values in flat.items():
         if not np.isfinite(values).all():
@@ -858,7 +864,11 @@ def _plan_distance(
 
 def _data_record(tasks: Mapping[str, TrainingTask]) -> dict[str, Any]:
     return {
-        name: data_record({"train": task.batches.split, "validation": task.validation})
+        name: {
+            **data_record({"train": task.batches.split, "validation": task.validation}),
+            "metric": task.bound.task.metric,
+            "label_ids": task.bound.label_words.token_ids,
+        }
         for name, task in tasks.items()
     }
 
@@ -998,12 +1008,13 @@ def train_projector(
     inputs = (sources, target_backbone, objective, tasks, targets, data)
     plan = plan_projector(*inputs, ProjectorOptions(**options))
     folder = None if out is None else RunFolder(Path(out), plan.config)
-    if folder is not None and folder.result is not None:
+    if folder is not None and (record := folder.result) is not None:
         projector = load_projector(folder.path)
-        return ProjectorResult(projector, folder.result, folder.history(), folder.path)
+        folder.check_card(PROJECTOR_FILE, projector.card, record["best_step"])
+        return ProjectorResult(projector, record, folder.history(), folder.path)
     if folder is None:
         return _run(plan, None, None, progress, started_s)
-    with folder.lock(), Checkpoints(folder.path / CHECKPOINTS) as checkpoints:
+    with folder.lock(), folder.checkpoints() as checkpoints:
         return _run(plan, folder, checkpoints, progress, started_s)
 
 
@@ -1039,8 +1050,8 @@ def _run(
     best = jax.tree.map(np.asarray, state.best_prompt)
     projector = TrainedProjector(card, best, name)
     if folder is not None:
-        save_projector(folder.path / PROJECTOR_FILE, projector)
-        folder.finish(record)
+        save_projector(folder.file(PROJECTOR_FILE), projector)
+        record = folder.finish(record)
     return ProjectorResult(projector, record, run.history, folder.path if folder else None)
 
 

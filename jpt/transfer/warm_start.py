@@ -20,13 +20,21 @@ from scipy import stats
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
 from jpt.errors import InputError
-from jpt.io.files import make_folder, write_json, write_table
+from jpt.io.files import OutFolder, write_json, write_table
 from jpt.parallel import make_mesh
 from jpt.prompts.store import PROMPT_FILE, check_prompt, load_prompt, load_prompts
 from jpt.results.provenance import environment_info
 from jpt.results.records import Comparison
 from jpt.tasks.task import Task
-from jpt.tuning.bound_task import resolve_backbone, resolve_options, resolve_task
+from jpt.tuning.bound_task import (
+    in_task_of,
+    resolve_backbone,
+    resolve_options,
+    resolve_task,
+    scoring_notes,
+    weights_of,
+    with_inherited,
+)
 from jpt.tuning.tune import TuneResult, WarmStart, read_start, tune
 from jpt.types import Data, Prompt
 
@@ -412,6 +420,7 @@ class _Study:
     backbone: Backbone
     options: TuneOptions
     starts: dict[str, WarmStart | None]
+    notes: tuple[str, ...]
 
     def shared(self) -> dict[str, Any]:
         """Return the options of every run; with the seed they fix row order and number of rows."""
@@ -472,13 +481,13 @@ def warm_start(
     """
     seeds = _check(seeds, tolerance, options)
     study = _prepare(task, sources, backbone, copy_moments, data, options)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else OutFolder(out)
     runs = _run_all(study, folder, seeds, progress)
     curves = {key: _curve(result, study.task.metric) for key, result in runs.items()}
     record = _record(study, runs, curves, tolerance, copy_moments)
     if folder is not None:
         _write(folder, record, curves)
-    return WarmStartResult(runs, curves, record, folder)
+    return WarmStartResult(runs, curves, record, folder and folder.path)
 
 
 def _check(seeds: Sequence[int], tolerance: float, options: dict[str, Any]) -> list[int]:
@@ -519,6 +528,10 @@ def _prepare(
     dropout, mesh = given.dropout == "paper", make_mesh(given.mesh)
     model = resolve_backbone(asked, given.dtype, dropout, mesh, given.remat)
     check_sources(starts, model, backbone is not None)
+    cards = {name: start.prompt.card for name, start in starts.items()}
+    notes = scoring_notes(cards, definition, given, weights_of(model))
+    in_task = in_task_of(definition, cards)
+    definition, given = with_inherited(definition, given, model, in_task)
     resolved = resolve_options(dataclasses.replace(given, length=rows), model, definition)
     default = max(1, resolved.steps // SCORINGS)
     every = given.eval_every or default
@@ -528,21 +541,25 @@ def _prepare(
             f" give e.g. {default}"
         )
     resolved = dataclasses.replace(resolved, eval_every=every)
-    return _Study(definition, model, resolved, {VANILLA: None, **starts})
+    return _Study(definition, model, resolved, {VANILLA: None, **starts}, tuple(notes))
 
 
 def _run_all(
-    study: _Study, folder: Path | None, seeds: list[int], progress: bool
+    study: _Study, folder: OutFolder | None, seeds: list[int], progress: bool
 ) -> dict[tuple[int, str], TuneResult]:
     runs: dict[tuple[int, str], TuneResult] = {}
     for seed, (name, start) in itertools.product(seeds, study.starts.items()):
         if progress:
             of = len(seeds) * len(study.starts)
             print(f"run {len(runs) + 1} of {of}: {name}, seed {seed}", file=sys.stderr)
+        out = None
+        if folder is not None:
+            folder.check()
+            out = folder.path / f"seed-{seed}" / name
         runs[seed, name] = tune(
             study.backbone,
             study.task,
-            None if folder is None else folder / f"seed-{seed}" / name,
+            out,
             start=start,
             score_start=True,
             seed=seed,
@@ -567,15 +584,17 @@ def _record(
 ) -> dict[str, Any]:
     settings = {"copy_moments": copy_moments, "settings": study.shared()}
     measured = (study.starts, runs, curves, tolerance)
-    return warm_start_record(study.task, study.backbone, *measured, settings)
+    record = warm_start_record(study.task, study.backbone, *measured, settings)
+    return {**record, "notes": [*record["notes"], *study.notes]}
 
 
-def _write(folder: Path, record: dict[str, Any], curves: dict[tuple[int, str], ScoreCurve]) -> None:
-    make_folder(folder)
+def _write(
+    folder: OutFolder, record: dict[str, Any], curves: dict[tuple[int, str], ScoreCurve]
+) -> None:
     rows = [
         (name, seed, step, value)
         for (seed, name), curve in curves.items()
         for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
     ]
-    write_table(folder / CURVES, ("run", "seed", "step", "value"), rows)
-    write_json(folder / RECORD, record)
+    write_table(folder.file(CURVES), ("run", "seed", "step", "value"), rows)
+    write_json(folder.file(RECORD), record)

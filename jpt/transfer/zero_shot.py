@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,42 +14,48 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from jpt.backbones.registry import Backbone, weights_fingerprint
+from jpt.backbones.registry import Backbone
 from jpt.config import SPLITS, TransferOptions
-from jpt.data.encode import encode_cached
 from jpt.data.rows import Row, has_split, read_rows, rows_checksum
 from jpt.errors import InputError, unknown_name
-from jpt.io.files import make_folder, write_json
+from jpt.io.files import write_json
 from jpt.parallel import batch_sharding, describe_devices, make_mesh
 from jpt.prompts.initialisers import initial_generator, random_values
 from jpt.prompts.store import Prompts, check_prompt, load_seed_prompts, run_name
 from jpt.results.prompt_table import (
+    ERRORS,
     RANDOM,
     UNTOUCHED,
+    chance_notes,
+    chance_record,
     check_unique,
     describe_matrix,
-    describe_types,
+    describe_relative,
     match_in_task_prompts,
+    performance_above_chance,
     relative_performance,
     summarize_transfer,
+    write_errors,
     write_transfer,
 )
 from jpt.results.provenance import environment_info
 from jpt.results.score_table import CELLS, Cell, CellFile, make_cell
+from jpt.results.statistics import error_over_seeds
 from jpt.tasks.catalog import load_task, task_type
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     BoundTask,
-    bind_task,
+    Weights,
+    bind,
     prompts_at_once,
     resolve_backbone,
-    resolve_max_tokens,
+    scoring_notes,
+    weights_of,
 )
 from jpt.types import Prompt, PromptCard, Score, TransferMatrix
 from jpt.version import __version__
@@ -56,6 +63,7 @@ from jpt.version import __version__
 # --- Plan of a transfer matrix
 
 # Task fields about where rows come from; the rows themselves have a checksum.
+_INHERITED = ("template", "label_words", "max_tokens", "label_scoring", "answer_tokens")
 _SOURCE_FIELDS = ("name", "type", "hub", "folder", "files", "rows", "label_field")
 
 
@@ -101,16 +109,40 @@ class MatrixPlan:
         named = ((name, runs[0].prompt) for name, runs in self.columns.items())
         return {name: prompt.card for name, prompt in named if prompt and name != RANDOM}
 
+    @property
+    def in_task(self) -> dict[str, PromptCard]:
+        """Card of the in-task prompt of each target that has one."""
+        found = match_in_task_prompts(self.tasks, self.cards)[0]
+        return {target: self.cards[name] for target, name in found.items()}
+
+    def bind(self, target: str, model: Backbone, options: Any) -> BoundTask:
+        """Bind a target; its whole row is scored as its in-task prompt was tuned."""
+        return bind(self.tasks[target], model, options, self.first, self.in_task.get(target))
+
+    def notes(self, options: Any, backbone: Weights) -> list[str]:
+        """Return where prompts are scored otherwise than they were tuned."""
+        cards = {run.name: run.prompt.card for run in self.runs if run.prompt is not None}
+        found = (scoring_notes(cards, task, options, backbone) for task in self.tasks.values())
+        return list(dict.fromkeys(note for notes in found for note in notes))
+
     def contents(self) -> dict[str, dict[str, Any]]:
-        """Return what the scores of each target depend on: task and rows."""
+        """Return what the scores of each target depend on: task, rows and settings."""
         return {
             name: {
                 "task": _task_checksum(task),
                 "split": self.splits[name],
                 "rows": rows_checksum(self.rows[name]),
+                **self._settings(name),
             }
             for name, task in self.tasks.items()
         }
+
+    def _settings(self, target: str) -> dict[str, Any]:
+        card = self.in_task.get(target)
+        if card is None or card.scoring is None:
+            return {}
+        scoring = card.scoring.to_json()
+        return {"scoring": {name: scoring[name] for name in _INHERITED if name in scoring}}
 
     def identity(self, run: MatrixRun) -> dict[str, Any]:
         """Return what the scores of a run depend on."""
@@ -195,12 +227,25 @@ Cells = Mapping[tuple[str, str], Cell]
 
 def make_matrix(plan: MatrixPlan, cells: Cells) -> TransferMatrix:
     """Return the matrix of the cells, averaged over seeds."""
-    values = [
-        [np.mean(_record_values(cells, task, runs)) for runs in plan.columns.values()]
-        for task in plan.tasks
-    ]
+    values, errors = [], []
+    for task in plan.tasks:
+        columns = [[cells[task, run.name] for run in runs] for runs in plan.columns.values()]
+        values.append([np.mean([cell.value for cell in of]) for of in columns])
+        errors.append([_column_error(of) for of in columns])
+    chance = [_known(cells[task, plan.runs[0].name].chance) for task in plan.tasks]
     metrics = tuple(task.metric for task in plan.tasks.values())
-    return TransferMatrix(tuple(plan.tasks), tuple(plan.columns), np.array(values), metrics)
+    measured = (np.array(values), metrics, np.array(chance), np.array(errors))
+    return TransferMatrix(tuple(plan.tasks), tuple(plan.columns), *measured)
+
+
+def _column_error(cells: list[Cell]) -> float:
+    """Return the standard error of a mean over seeds; NaN if unknown."""
+    errors = [_known(cell.standard_error) for cell in cells]
+    return error_over_seeds([cell.value for cell in cells], errors)
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def make_record(
@@ -208,6 +253,7 @@ def make_record(
 ) -> dict[str, Any]:
     """Return the content of ``transfer.json``."""
     in_task, notes = match_in_task_prompts(matrix.targets, plan.cards)
+    notes += chance_notes(matrix, in_task)
     notes += [
         f"{name} has no {split} split: scored on {used}"
         for name, used in plan.splits.items()
@@ -221,7 +267,7 @@ def make_record(
     target_types = {name: task.type for name, task in plan.tasks.items()}
     return {
         "backbone": run["backbone"],
-        "targets": _targets(plan, cells, in_task),
+        "targets": _targets(plan, cells, in_task, matrix),
         "prompts": prompts,
         **_seeds(plan, cells),
         **summarize_transfer(matrix, in_task, target_types, kinds),
@@ -240,8 +286,10 @@ def _record_values(cells: Cells, task: str, runs: list[Any]) -> list[float]:
     return [cells[task, run.name].value for run in runs]
 
 
-def _targets(plan: MatrixPlan, cells: Cells, in_task: Mapping[str, str]) -> dict[str, Any]:
-    first = plan.runs[0].name
+def _targets(
+    plan: MatrixPlan, cells: Cells, in_task: Mapping[str, str], matrix: TransferMatrix
+) -> dict[str, Any]:
+    first, measured = plan.runs[0].name, chance_record(matrix)
     return {
         name: {
             "task": task.name,
@@ -251,6 +299,7 @@ def _targets(plan: MatrixPlan, cells: Cells, in_task: Mapping[str, str]) -> dict
             "rows": cells[name, first].rows,
             "split": plan.splits[name],
             "in_task_prompt": in_task.get(name),
+            **measured[name],
         }
         for name, task in plan.tasks.items()
     }
@@ -283,6 +332,7 @@ def _random(plan: MatrixPlan) -> dict[str, Any] | None:
 # --- Zero-shot transfer (paper, section 3)
 
 TRANSFER, RELATIVE, RECORD = "transfer.csv", "relative.csv", "transfer.json"
+ABOVE_CHANCE = "above_chance.csv"
 
 
 @dataclass(frozen=True)
@@ -293,9 +343,11 @@ class TransferResult:
         matrix: Scores, averaged over seeds; column ``random`` is an untrained prompt, ``none`` the
             model without a prompt.
         relative: Scores divided by that of the target's in-task prompt; NaN without one.
+        above_chance: The same with the chance level subtracted from both scores; also NaN where the
+            in-task score is not more than two standard errors above chance.
         in_task: In-task prompt of each target that has one.
-        record: Task types, means by type, majority baselines, seeds and versions, as in
-            ``transfer.json``.
+        record: Task types, means by type, chance levels, standard errors, seeds and versions, as
+            in ``transfer.json``.
         cells: Value, loss and number of rows by target and run; runs of seeds are ``NAME/seed-S``.
         scores: Scores with predictions, likewise; only those measured by this call, not those
             found in ``cells.jsonl``.
@@ -303,6 +355,7 @@ class TransferResult:
 
     matrix: TransferMatrix
     relative: TransferMatrix
+    above_chance: TransferMatrix
     in_task: dict[str, str]
     record: dict[str, Any]
     cells: dict[tuple[str, str], Cell]
@@ -317,8 +370,7 @@ class TransferResult:
             if each["std"] is not None
         }
         text = describe_matrix(self.matrix, self.in_task, self.record["notes"], deviations)
-        means = describe_types(self.record["relative_by_type"])
-        return f"{text}\n{means}" if means else text
+        return "\n".join([text, *describe_relative(self.record)])
 
 
 class _Model(NamedTuple):
@@ -352,9 +404,10 @@ def transfer_matrix(
     Args:
         prompts: Folder of prompts, or prompts by name; all of one backbone and length.
         tasks: Target tasks; defaults to those named by the prompts' cards.
-        out: Folder for ``transfer.csv``, ``relative.csv``, ``transfer.json`` and ``cells.jsonl``,
-            which gets a line for each score as soon as it is measured. Repeat the call to resume;
-            a finished matrix is returned without loading the model.
+        out: Folder for ``transfer.csv``, ``relative.csv``, ``above_chance.csv``,
+            ``standard_errors.csv``, ``transfer.json`` and ``cells.jsonl``, which gets a line for
+            each score as soon as it is measured. Repeat the call to resume; a finished matrix is
+            returned without loading the model.
         backbone: Backbone to use instead of the one in the cards; the width is checked.
         data: Folder with a subfolder of rows for each catalog task.
         progress: Show a progress bar on stderr.
@@ -383,11 +436,13 @@ def transfer_matrix(
     plan = plan_matrix(prompts, tasks, settings.split, data, seed=settings.seed, **baselines)
     chosen = backbone if backbone is not None else plan.first.card.backbone
     model = _Model(chosen, backbone is not None, mesh)
-    folder = None if out is None else Path(out)
-    cells, scores = _measure(plan, model, settings, folder, progress)
+    file = CellFile(None if out is None else Path(out) / CELLS)
+    weights = weights_of(chosen, settings.dtype)
+    cells, scores = _measure(plan, model, settings, weights, file, progress)
     result = _result(plan, model, settings, cells, scores, _command(prompts, plan, out))
-    if folder is not None:
-        _write(folder, result)
+    result.record["notes"] += plan.notes(settings, weights)
+    if out is not None:
+        _write(file, result)
     return result
 
 
@@ -405,25 +460,25 @@ def _result(
     prompts = {target: each["in_task_prompt"] for target, each in record["targets"].items()}
     in_task = {target: prompt for target, prompt in prompts.items() if prompt}
     relative = relative_performance(matrix, in_task)
-    return TransferResult(matrix, relative, in_task, record, cells, scores)
+    above_chance = performance_above_chance(matrix, in_task)
+    return TransferResult(matrix, relative, above_chance, in_task, record, cells, scores)
 
 
 def _measure(
     plan: MatrixPlan,
     model: _Model,
     settings: TransferOptions,
-    folder: Path | None,
+    weights: Weights,
+    file: CellFile,
     progress: bool,
 ) -> tuple[dict[tuple[str, str], Cell], dict[tuple[str, str], Score]]:
     """Return cached cells and score the missing ones, several prompts at once."""
-    file = CellFile(None if folder is None else folder / CELLS)
-    of = _dependencies(plan, model, settings)
+    of = _dependencies(plan, weights, settings)
     missing = {pair: depends for pair, depends in of.items() if file.find(depends) is None}
     scores: dict[tuple[str, str], Score] = {}
     if missing:
         scorer = _Scorer(plan, model, settings)
-        if folder is not None:
-            make_folder(folder)
+        file.open()
         with tqdm(total=len(of), disable=not progress, unit="pair", dynamic_ncols=True) as bar:
             bar.update(len(of) - len(missing))
             for target, names in _groups(missing, prompts_at_once(model.mesh)):
@@ -449,23 +504,19 @@ def _groups(pairs: Iterable[tuple[str, str]], count: int) -> Iterator[tuple[str,
 
 
 def _dependencies(
-    plan: MatrixPlan, model: _Model, settings: TransferOptions
+    plan: MatrixPlan, weights: Weights, settings: TransferOptions
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Return all that each score depends on, without reading weights."""
-    backbone, dtype = model.backbone, settings.dtype
-    if isinstance(backbone, Backbone):
-        fingerprint, dtype = backbone.fingerprint, str(jax.tree.leaves(backbone.params)[0].dtype)
-    else:
-        fingerprint = weights_fingerprint(backbone)
     common = {
         "jpt": __version__,
-        "backbone": fingerprint,
-        "dtype": dtype,
+        "backbone": weights.fingerprint,
+        "dtype": weights.dtype,
         "max_tokens": settings.max_tokens,
         "label_scoring": settings.label_scoring,
+        "settings": settings.settings,
     }
     if any(run.column == RANDOM for run in plan.runs):
-        common["random"] = model.name
+        common["random"] = weights.name
     identities = {run.name: plan.identity(run) for run in plan.runs}
     return {
         (target, name): {**identity, **content, **common}
@@ -482,24 +533,8 @@ class _Scorer:
         model = resolve_backbone(chosen.backbone, settings.dtype, mesh=chosen.mesh)
         check_prompt(plan.first, model.name, model.config.width, model.layout, chosen.is_named)
         self._values = {run.name: _values(plan, run, model) for run in plan.runs}
-        rows, first = len(plan.first.values), plan.first.card.first_position or 0
-        self._bound: dict[str, BoundTask] = {}
-        for name, task in plan.tasks.items():
-            tokens = resolve_max_tokens(settings.max_tokens, model, task, rows, first)
-            self._bound[name] = bind_task(
-                task, model, tokens, settings.eval_batch_size, first, settings.label_scoring
-            )
-        self._splits = {
-            name: encode_cached(
-                plan.rows[name],
-                bound.task,
-                model.tokenizer,
-                bound.batching.max_tokens,
-                model.layout,
-                bound.answer_tokens,
-            )
-            for name, bound in self._bound.items()
-        }
+        self._bound = {name: plan.bind(name, model, settings) for name in plan.tasks}
+        self._splits = {name: bound.encode(plan.rows[name]) for name, bound in self._bound.items()}
 
     def score(self, target: str, runs: list[str]) -> list[Score]:
         values = [self._values[run] for run in runs]
@@ -525,8 +560,9 @@ def _command(prompts: Prompts, plan: MatrixPlan, out: str | Path | None) -> str 
     return shlex.join(words)
 
 
-def _write(folder: Path, result: TransferResult) -> None:
-    make_folder(folder)
-    write_transfer(folder / TRANSFER, result.matrix)
-    write_transfer(folder / RELATIVE, result.relative)
-    write_json(folder / RECORD, result.record)
+def _write(file: CellFile, result: TransferResult) -> None:
+    write_transfer(file.file(TRANSFER), result.matrix)
+    write_transfer(file.file(RELATIVE), result.relative)
+    write_transfer(file.file(ABOVE_CHANCE), result.above_chance, blank=True)
+    write_errors(file.file(ERRORS), result.matrix)
+    write_json(file.file(RECORD), result.record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,17 +20,31 @@ from jaxtyping import Array, Float, Int
 from scipy.special import log_softmax
 
 from jpt.backbones.generation import greedy, without_ends
-from jpt.backbones.registry import Backbone, check_lengths, load_backbone, longest_text
+from jpt.backbones.registry import (
+    Backbone,
+    check_lengths,
+    load_backbone,
+    longest_text,
+    weights_fingerprint,
+)
 from jpt.config import PAPER_CHOICES, TuneOptions
 from jpt.data.batches import bucket_length, evaluation_batches
 from jpt.data.encode import EncodedSplit, encode_cached
-from jpt.data.rows import attach_data, has_split, read_rows
+from jpt.data.rows import Row, attach_data, data_warnings, has_split, read_rows
 from jpt.distributed import process_count
-from jpt.errors import InputError
+from jpt.errors import InputError, shorten, warn_data
 from jpt.io.tokenizer import TextTokenizer
 from jpt.parallel import fetch, local_rows, place, place_batch, prompt_sharding, replicated
+from jpt.results.prompt_table import match_in_task_prompts, short_task
+from jpt.results.statistics import bootstrap_error, score_error
 from jpt.tasks.catalog import load_task
-from jpt.tasks.metrics import TEXT_METRICS, compute_measures, score_texts
+from jpt.tasks.metrics import (
+    TEXT_METRICS,
+    chance_level,
+    compute_measures,
+    mean_scores,
+    row_scores,
+)
 from jpt.tasks.task import Task
 from jpt.tasks.verbalizers import LabelWords, label_words
 from jpt.tuning.losses import (
@@ -41,7 +55,16 @@ from jpt.tuning.losses import (
     generation_totals,
     label_scores,
 )
-from jpt.types import Batch, Data, Generation, Parameters, Score
+from jpt.types import (
+    Batch,
+    Data,
+    Generation,
+    Parameters,
+    Prompt,
+    PromptCard,
+    Score,
+    Scoring,
+)
 
 # --- Batching of rows and prompts: affects speed, never a number
 
@@ -233,6 +256,8 @@ def score_logits(
         predictions=predictions,
         measures=measures,
         log_probs=log_probs,
+        chance=chance_level(metric, labels),
+        standard_error=score_error(metric, predictions, labels),
     )
 
 
@@ -266,7 +291,8 @@ def score_generated(
         generated = generate_answers(module, params, prompt, batch, tokenizer, split.answers.width)
         for number, ids in zip(numbers, generated, strict=False):  # padding rows are left over
             rows[number] = _compare(split, int(number), ids, tokenizer)
-    measures = score_texts(tuple(TEXT_METRICS), rows)
+    of_rows = [row_scores(tuple(TEXT_METRICS), row) for row in rows]
+    measures = mean_scores(of_rows)
     return Score(
         metric=metric,
         value=measures[metric],
@@ -277,6 +303,8 @@ def score_generated(
         predictions=tuple(row.prediction for row in rows),
         measures=measures,
         generated=tuple(rows),
+        chance=0.0,
+        standard_error=bootstrap_error([row[metric] for row in of_rows]),
     )
 
 
@@ -308,6 +336,17 @@ def _compare(
 # --- Tasks bound to a backbone
 
 
+class Splits(dict[str, EncodedSplit]):
+    """Splits of a task by name, with what is odd about their rows."""
+
+    warnings: Sequence[str] = ()
+
+    def warn(self) -> None:
+        """Warn once everything is checked: a refusal is one line."""
+        for warning in self.warnings:
+            warn_data(warning)
+
+
 @dataclass(frozen=True)
 class BoundTask:
     """A task with the label token ids and the batching of one backbone."""
@@ -318,11 +357,32 @@ class BoundTask:
     answer: Answer  # the same ids, on the device
     batching: Batching
     answer_tokens: int | None  # longest generated answer
+    label_scoring: str
+    notes: tuple[str, ...] = ()  # differences from how its in-task prompt was tuned
+
+    @property
+    def scoring(self) -> Scoring:
+        """The settings of its scores, for prompt cards."""
+        task, backbone, found = self.task, self.backbone, self.label_words
+        return Scoring(
+            template=task.template(backbone.layout),
+            label_words=dict(zip(task.labels, found.words, strict=True)),
+            label_ids=dict(zip(task.labels, found.token_ids, strict=True)),
+            max_tokens=self.batching.max_tokens,
+            label_scoring=self.label_scoring,
+            answer_tokens=self.answer_tokens,
+            fingerprint=backbone.fingerprint or None,
+            dtype=weights_dtype(backbone),
+        )
 
     def split(self, name: str) -> EncodedSplit:
         """Read and tokenise a split."""
+        return self.encode(read_rows(self.task, name))
+
+    def encode(self, rows: Sequence[Row]) -> EncodedSplit:
+        """Tokenise rows."""
         return encode_cached(
-            read_rows(self.task, name),
+            rows,
             self.task,
             self.backbone.tokenizer,
             self.batching.max_tokens,
@@ -330,12 +390,15 @@ class BoundTask:
             self.answer_tokens,
         )
 
-    def splits(self) -> dict[str, EncodedSplit]:
+    def splits(self) -> Splits:
         """Read train, validation, and test if the task has one."""
         names = ["train", "validation"]
         if has_split(self.task, "test"):
             names.append("test")
-        return {name: self.split(name) for name in names}
+        rows = {name: read_rows(self.task, name) for name in names}
+        splits = Splits({name: self.encode(of) for name, of in rows.items()})
+        splits.warnings = data_warnings(rows, self.task)
+        return splits
 
     def score(
         self,
@@ -380,16 +443,27 @@ class BoundTask:
         return f"'{word}' ({ids}{', first token' if len(shown) < len(token_ids) else ''})"
 
 
-def bind_task(
+def bind(
     task: Task,
     backbone: Backbone,
-    max_tokens: int,
-    batch_size: int,
-    first_position: int = 0,
-    label_scoring: str = "phrase",
-    answer_tokens: int | None = None,
+    options: Any,
+    prompt: Prompt | None = None,
+    tuned: PromptCard | None = None,
 ) -> BoundTask:
-    """Bind a task to a backbone; raise InputError if the backbone cannot answer it."""
+    """Bind a task to a backbone; raise InputError if the backbone cannot answer it.
+
+    ``options`` are any options with ``max_tokens`` and ``eval_batch_size``. ``prompt`` gives length
+    and first position of the prompts, else ``options`` have a length. ``tuned`` is the card of the
+    task's in-task prompt: what the options leave open is then as that prompt was tuned.
+    """
+    scoring = None if tuned is None else tuned.scoring
+    if scoring is not None:
+        task = task_as_tuned(task, backbone.layout, backbone.model_type, scoring, options)
+    label_scoring, answer_tokens, max_tokens = inherited(options, scoring)
+    length = options.length if prompt is None else len(prompt.values)
+    first_position = 0 if prompt is None else prompt.card.first_position or 0
+    lengths = (length, first_position, answer_tokens, label_scoring)
+    max_tokens = resolve_max_tokens(max_tokens, backbone, task, *lengths)
     if task.is_generative and backbone.layout == "encoder":
         raise InputError(
             f"task {task.name} is generative, but {backbone.name} has the layout encoder, which "
@@ -404,27 +478,18 @@ def bind_task(
     words = label_words(
         task, backbone.tokenizer, backbone.model_type, backbone.layout, label_scoring
     )
-    return BoundTask(
+    rows = options.eval_batch_size
+    bound = BoundTask(
         task,
         backbone,
         words,
         _answer(words, label_scoring, first_position),
         # A decoder computes its prompt once per batch, not per row.
-        Batching(batch_size, max_tokens, backbone.pad_id, None if is_decoder else CPU_ROWS),
+        Batching(rows, max_tokens, backbone.pad_id, None if is_decoder else CPU_ROWS),
         answer_tokens or task.answer_tokens,
+        label_scoring,
     )
-
-
-def bind(task: Task, backbone: Backbone, options: TuneOptions) -> BoundTask:
-    """Bind a task with the options of a run."""
-    return bind_task(
-        task,
-        backbone,
-        options.max_tokens,
-        options.eval_batch_size,
-        label_scoring=options.label_scoring,
-        answer_tokens=options.answer_tokens,
-    )
+    return bound if scoring is None else dataclasses.replace(bound, notes=_id_notes(bound, scoring))
 
 
 def _answer(words: LabelWords, label_scoring: str, first_position: int) -> Answer:
@@ -443,6 +508,155 @@ def _answer(words: LabelWords, label_scoring: str, first_position: int) -> Answe
         len(words.token_ids) if several else 0,
         first_position,
     )
+
+
+# --- Settings that a prompt was tuned with, the defaults on its own task
+
+
+class ScoringOptions(NamedTuple):
+    """Options of one scoring; None for the default."""
+
+    max_tokens: int | None
+    eval_batch_size: int
+    label_scoring: str | None = None
+    answer_tokens: int | None = None
+    settings: str = "tuned"
+
+
+def inherited(options: Any, scoring: Scoring | None) -> tuple[str, int | None, int | None]:
+    """Return label scoring, answer tokens and text tokens of the options, else of a card."""
+    label_scoring = getattr(options, "label_scoring", None)
+    answer_tokens, max_tokens = getattr(options, "answer_tokens", None), options.max_tokens
+    if scoring is not None:
+        label_scoring = label_scoring or scoring.label_scoring
+        answer_tokens = answer_tokens or scoring.answer_tokens
+        max_tokens = max_tokens or scoring.max_tokens
+    return label_scoring or "phrase", answer_tokens, max_tokens
+
+
+def task_as_tuned(task: Task, layout: str, model_type: str, scoring: Scoring, options: Any) -> Task:
+    """Return the task with the template and the label words of a card."""
+    if not _keeps_texts(options, scoring, task):
+        return task
+    templates = {**task.templates, layout: scoring.template}
+    words = {**task.label_words, model_type: scoring.label_words} if task.labels else {}
+    return dataclasses.replace(task, templates=templates, label_words=words)
+
+
+def in_task_card(card: PromptCard, task: Task) -> PromptCard | None:
+    """Return the card if its prompt was tuned for this task."""
+    return card if short_task(card.task) == task.short_name else None
+
+
+def in_task_of(task: Task, cards: Mapping[str, PromptCard]) -> PromptCard | None:
+    """Return the card of the task's in-task prompt among several prompts."""
+    found = match_in_task_prompts([task.short_name], cards)[0]
+    return cards[found[task.short_name]] if found else None
+
+
+def with_inherited(
+    task: Task, options: TuneOptions, backbone: Backbone, tuned: PromptCard | None
+) -> tuple[Task, TuneOptions]:
+    """Return a task and options of tuning, what they leave open as a prompt was tuned."""
+    if tuned is None or tuned.scoring is None:
+        return task, options
+    scoring, answer, tokens = inherited(options, tuned.scoring)
+    options = dataclasses.replace(
+        options, label_scoring=scoring, answer_tokens=answer, max_tokens=tokens
+    )
+    layout, model_type = backbone.layout, backbone.model_type
+    return task_as_tuned(task, layout, model_type, tuned.scoring, options), options
+
+
+class Weights(NamedTuple):
+    """What is known of a backbone without loading it."""
+
+    name: str
+    fingerprint: str | None
+    dtype: str
+
+
+def scoring_notes(
+    cards: Mapping[str, PromptCard], task: Task, options: Any, backbone: Weights
+) -> list[str]:
+    """Return where prompts are scored otherwise than they were tuned, without loading a model."""
+    notes: dict[str, list[str]] = {}
+    for name, card in cards.items():
+        for note in _notes_on(card, task, options, backbone):
+            notes.setdefault(note, []).append(name)
+    return [f"{shorten(names)}: {note}" for note, names in notes.items()]
+
+
+def _notes_on(card: PromptCard, task: Task, options: Any, backbone: Weights) -> Iterator[str]:
+    tuned = card.scoring
+    if tuned is None:
+        return
+    pairs = {"dtype": (tuned.dtype, backbone.dtype)}
+    if backbone.name == card.backbone and tuned.fingerprint and backbone.fingerprint:
+        pairs["weights"] = (tuned.fingerprint, backbone.fingerprint)
+    if in_task_card(card, task) is not None:
+        names = ("label_scoring", "answer_tokens", "max_tokens")
+        scored = zip(names, inherited(options, tuned), strict=True)
+        pairs |= {name: (getattr(tuned, name), value) for name, value in scored}
+        changed = _changed_texts(tuned, task, card.layout)
+        if _keeps_texts(options, tuned, task):
+            for name, (was, now) in changed.items():
+                yield f"task {task.name} now has {name} {now}; scored with {was}, as tuned"
+        else:
+            pairs |= changed
+    pairs = {name: (was, now) for name, (was, now) in pairs.items() if was != now}
+    if pairs:
+        was = ", ".join(f"{name} {value}" for name, (value, _) in pairs.items())
+        now = ", ".join(f"{name} {value}" for name, (_, value) in pairs.items())
+        yield f"tuned with {was}; scored with {now}"
+
+
+def _changed_texts(tuned: Scoring, task: Task, layout: str) -> dict[str, tuple[str, str]]:
+    """Return template and label words, tuned and now, where the task has others now."""
+    found = {}
+    template = task.template(layout)
+    if template != tuned.template:
+        found["template"] = (_show_template(tuned.template), _show_template(template))
+    words = [task.words(of) for of in task.label_words]
+    if task.labels and tuned.label_words not in words:
+        found["label words"] = (_show_words(tuned.label_words), _show_words(words[0]))
+    return found
+
+
+def _keeps_texts(options: Any, tuned: Scoring, task: Task) -> bool:
+    is_same = set(tuned.label_words) == set(task.labels)  # else the words are of other classes
+    return is_same and getattr(options, "settings", "tuned") == "tuned"
+
+
+def _show_template(segments: Sequence[str]) -> str:
+    return " | ".join(map(repr, segments))
+
+
+def _show_words(words: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{label} = {' or '.join(of)}" for label, of in words.items())
+
+
+def _id_notes(bound: BoundTask, tuned: Scoring) -> tuple[str, ...]:
+    """Return a note if this tokenizer gives the same label words other token ids."""
+    now = bound.scoring
+    if now.label_words != tuned.label_words or now.label_ids == tuned.label_ids:
+        return ()
+    return (
+        f"task {bound.task.name}: tuned with label token ids {tuned.label_ids}, but the tokenizer"
+        f" of {bound.backbone.name} gives {now.label_ids}",
+    )
+
+
+def weights_dtype(backbone: Backbone) -> str:
+    """Return the dtype of the weights."""
+    return str(jax.tree.leaves(backbone.params)[0].dtype)
+
+
+def weights_of(backbone: Backbone | str | Path, dtype: str = "float32") -> Weights:
+    """Return name, fingerprint and dtype of a backbone, without loading it."""
+    if isinstance(backbone, Backbone):
+        return Weights(backbone.name, backbone.fingerprint, weights_dtype(backbone))
+    return Weights(str(backbone), weights_fingerprint(backbone), dtype)
 
 
 def resolve_task(task: Task | str | Path, data: Data | None) -> Task:
@@ -497,7 +711,7 @@ def _checksum(split: EncodedSplit) -> str:
 def resolve_options(options: TuneOptions, backbone: Backbone, task: Task) -> TuneOptions:
     """Fill in omitted options: from the backbone, else the task, else the paper."""
     chosen = options.resolve({**_choices(task), **backbone.defaults})
-    answer = chosen.answer_tokens or task.answer_tokens or 0
+    answer = _answer_length(task, backbone, chosen.label_scoring, chosen.answer_tokens)
     if options.max_tokens is None:
         limit = longest_text(backbone, chosen.length, answer_tokens=answer)
         chosen = dataclasses.replace(chosen, max_tokens=max(1, min(chosen.max_tokens, limit)))
@@ -512,15 +726,29 @@ def resolve_max_tokens(
     prompt_rows: int,
     first_position: int = 0,
     answer_tokens: int | None = None,
+    label_scoring: str = "phrase",
 ) -> int:
     """Return the longest text in tokens for a given prompt, as `resolve_options` does."""
-    answer = answer_tokens or task.answer_tokens or 0
+    answer = _answer_length(task, backbone, label_scoring, answer_tokens)
     if max_tokens is None:
         choice = {**PAPER_CHOICES, **_choices(task), **backbone.defaults}["max_tokens"]
         limit = longest_text(backbone, prompt_rows, first_position, answer)
         max_tokens = max(1, min(choice, limit))
     check_lengths(backbone, prompt_rows, max_tokens, first_position, answer)
     return max_tokens
+
+
+def _answer_length(
+    task: Task, backbone: Backbone, label_scoring: str | None, answer_tokens: int | None
+) -> int:
+    """Return how many tokens of an answer are read behind the text."""
+    if task.is_generative:
+        return answer_tokens or task.answer_tokens or 0
+    if backbone.layout != "decoder" or label_scoring == "first_token":
+        return 0
+    words = label_words(task, backbone.tokenizer, backbone.model_type, backbone.layout)
+    # The last token of a label word is scored, but not read.
+    return max(len(token_ids) - 1 for of in words.token_ids for token_ids in of)
 
 
 def _choices(task: Task) -> dict[str, Any]:

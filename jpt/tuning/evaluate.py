@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from jpt.backbones.registry import Backbone
-from jpt.config import LABEL_SCORING, check_choice, check_counts
+from jpt.config import check_counts, check_scoring
 from jpt.data.encode import EncodedSplit
 from jpt.io.files import write_text
 from jpt.parallel import make_mesh
 from jpt.prompts.store import check_prompt, load_prompt
 from jpt.tasks.metrics import TEXT_METRICS, row_scores
 from jpt.tasks.task import Task
-from jpt.tuning.bound_task import bind_task, resolve_backbone, resolve_max_tokens, resolve_task
+from jpt.tuning.bound_task import (
+    ScoringOptions,
+    bind,
+    in_task_card,
+    resolve_backbone,
+    resolve_task,
+    scoring_notes,
+    weights_of,
+)
 from jpt.types import Data, Prompt, Score
 
 
@@ -59,7 +69,8 @@ def evaluate(
     backbone: Backbone | str | Path | None = None,
     max_tokens: int | None = None,
     answer_tokens: int | None = None,
-    label_scoring: str = "phrase",
+    label_scoring: str | None = None,
+    settings: str = "tuned",
     eval_batch_size: int = 64,
     dtype: str = "float32",
     mesh: str | None = None,
@@ -73,9 +84,13 @@ def evaluate(
         task: task, task name or task folder; its label words must be in the vocabulary.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         backbone: overrides the backbone of the prompt card; must have the same width.
-        max_tokens: longest text in tokens; defaults to the backbone's setting.
-        answer_tokens: longest generated answer in tokens; defaults to the task's setting.
-        label_scoring: ``"phrase"`` scores all tokens of a label word, ``"first_token"`` the first.
+        max_tokens: longest text in tokens; defaults to that of tuning if this is the prompt's own
+            task, else to the backbone's setting.
+        answer_tokens: longest generated answer in tokens; likewise, else the task's setting.
+        label_scoring: ``"phrase"`` scores all tokens of a label word, ``"first_token"`` the first;
+            likewise, else ``"phrase"``.
+        settings: template and label words on the prompt's own task: ``"tuned"``, those that it was
+            tuned with, or ``"task"``, those of the task today.
         eval_batch_size: rows per batch; affects speed, never a number.
         dtype: dtype of weights and matrix products.
         mesh: device mesh, such as ``"data:4,model:2"``.
@@ -83,7 +98,7 @@ def evaluate(
         predictions: output file for the prediction of every row, as JSON lines.
 
     Returns:
-        A `Score` with the predictions.
+        A `Score` with the predictions; its ``notes`` name differences from how it was tuned.
 
     Raises:
         InputError: The prompt does not fit the backbone, or the data are invalid.
@@ -97,17 +112,17 @@ def evaluate(
     check_counts(
         max_tokens=max_tokens, answer_tokens=answer_tokens, eval_batch_size=eval_batch_size
     )
-    check_choice("label_scoring", label_scoring, LABEL_SCORING)
+    check_scoring(label_scoring, settings)
     loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
     devices, definition = make_mesh(mesh), resolve_task(task, data)
     model = _backbone_of(loaded, backbone, dtype, devices)
-    first = loaded.card.first_position or 0
-    length = len(loaded.values)
-    tokens = resolve_max_tokens(max_tokens, model, definition, length, first, answer_tokens)
-    scored = (eval_batch_size, first, label_scoring, answer_tokens)
-    bound = bind_task(definition, model, tokens, *scored)
+    options = ScoringOptions(max_tokens, eval_batch_size, label_scoring, answer_tokens, settings)
+    bound = bind(definition, model, options, loaded, in_task_card(loaded.card, definition))
     rows = bound.split(split)
     score = bound.score([loaded.values], rows, devices)[0]
+    name = loaded.card.task if isinstance(prompt, Prompt) else str(prompt)
+    notes = scoring_notes({name: loaded.card}, definition, options, weights_of(model))
+    score = dataclasses.replace(score, notes=(*notes, *bound.notes))
     if predictions is not None:
         write_predictions(predictions, score, rows, definition)
     return score
@@ -128,8 +143,21 @@ def describe_score(score: Score, task: str, split: str) -> str:
     line = f"{task} {split}: {score.metric} {score.value:.3f} over {score.rows} rows"
     if score.generated is None:
         counts = ", ".join(f"{label} {count}" for label, count in score.counts.items())
-        line += f" (majority class {score.majority:.3f}; predicted {counts})"
+        level = f"majority class {score.majority:.3f}"
+        if score.metric != "accuracy" and score.chance is not None:  # not a share of rows
+            level = f"chance level {score.chance:.3f}"
+        line += f" ({level}; predicted {counts})"
     else:
         others = [f"{n} {v:.3f}" for n, v in score.measures.items() if n != score.metric]
         line += f" ({', '.join(others)})"
-    return f"{line}\nwarning: {score.warning}" if score.warning else line
+    warnings = [*score.notes, *([_constant(score)] if score.warning else [])]
+    return "\n".join([line, *(f"warning: {text}" for text in warnings)])
+
+
+def _constant(score: Score) -> str:
+    """Return that all rows get one prediction, with the likely cause if it is known."""
+    if not math.isfinite(score.loss):
+        return f"{score.warning}: their label scores are not finite; check weights and dtype"
+    if score.notes:
+        return f"{score.warning}, probably because of what is named above"
+    return f"{score.warning}"

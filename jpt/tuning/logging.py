@@ -356,6 +356,36 @@ def _short(loss: float) -> str:
 # --- Progress bar
 
 
+def likely_cause(history: Iterable[Mapping[str, Any]]) -> str:
+    """Return the likely cause of one prediction for all rows of validation, from the log."""
+    lines = list(history)
+    scored = [line for line in lines if line["split"] == "validation"]
+    if scored and scored[-1].get("majority") == 1:
+        return "all of them have one label"
+    learnt = [(_lead(line), line["step"]) for line in scored if _lead(line) > 0]
+    if learnt:
+        step = max(learnt)[1]
+        return f"at step {step} it was better than any constant answer: lower learning_rate"
+    losses = np.array([line["loss"] for line in lines if line["split"] == "train"], np.float64)
+    if len(losses) < 4:
+        return "the log is too short to tell why"
+    first, last = np.array_split(losses, 2)
+    noise = 2 * math.sqrt(first.var(ddof=1) / len(first) + last.var(ddof=1) / len(last))
+    change, means = last.mean() - first.mean(), f"({_short(first.mean())}, {_short(last.mean())})"
+    if change < -noise:
+        return f"the training loss falls {means}: more steps may help"
+    if change > noise:
+        return f"the training loss rises {means}: lower learning_rate"
+    cure = "try a higher learning_rate or other label words"
+    return f"the training loss does not fall {means}: {cure}"
+
+
+def _lead(line: Mapping[str, Any]) -> float:
+    """Return by how much accuracy is clearly above a constant prediction's; at most 0 if not."""
+    noise = 2 * (line.get("standard_error") or 0.0)
+    return line.get("measures", {}).get("accuracy", 0.0) - (line.get("majority") or 0.0) - noise
+
+
 class Progress:
     """A progress bar on stderr with loss, validation score, speed and remaining time."""
 
@@ -389,12 +419,15 @@ class Progress:
         self._bar.set_postfix(self._fields, refresh=False)
         self._bar.update()
 
-    def scored(self, score: Score) -> None:
-        """Show a validation score, and its warning unless it is the last one again."""
+    def scored(self, score: Score, step: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Show a validation score; from a tenth of the run on also its warning, if it is new."""
         self._fields[score.metric] = f"{score.value:.3f}"
-        if score.warning and score.warning != self._last_warning:
-            self.say(f"warning: {score.warning}")
-        self._last_warning = score.warning
+        if score.warning is None:
+            self._last_warning = None
+        elif score.warning != self._last_warning and 10 * step >= self._bar.total:
+            at = f"step {step} of {self._bar.total}"
+            self.say(f"warning: {at}: {score.warning}; {likely_cause(history)}")
+            self._last_warning = score.warning
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +23,10 @@ from jaxtyping import Array, Float, Float32, UInt32
 from jpt.data.batches import pack_indices
 from jpt.distributed import Vote
 from jpt.errors import InputError, StoppedError
-from jpt.io.files import write_json
+from jpt.io.files import read_json, write_json
 from jpt.parallel import fetch, place, replicated
 from jpt.prompts.store import save_prompt
+from jpt.results.value_checks import check_values
 from jpt.tuning.logging import CompileLog
 from jpt.tuning.losses import NO_TOKEN, Answer
 from jpt.tuning.run_dir import BEST, LAST, RESULT, Checkpoints, RunFolder
@@ -185,7 +185,11 @@ class SlotRun:
 def read_diverged(folder: Path) -> dict[str, Any] | None:
     """Return the step and the message of a diverged run, or None."""
     path = folder / DIVERGED
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    record = read_json(path)
+    check_values(path, record, "remove this file to train the run again", ("step", "diverged"))
+    return record
 
 
 def multi_run_key(parts: PreparedRun) -> tuple[Any, ...]:
@@ -214,10 +218,9 @@ def finish_run(run: SlotRun, last: Float32[np.ndarray, "P D"]) -> dict[str, Any]
     values, score, step = run.best
     best = run.parts.prompt(values, step, score)
     record = result_record(run.parts, best, run.history, run.started_s, None)
-    save_prompt(run.folder.path / BEST, best)
-    save_prompt(run.folder.path / LAST, run.parts.prompt(last, run.parts.options.steps, None))
-    run.folder.finish(record)
-    return record
+    save_prompt(run.folder.file(BEST), best)
+    save_prompt(run.folder.file(LAST), run.parts.prompt(last, run.parts.options.steps, None))
+    return run.folder.finish(record)
 
 
 # --- Slot schedule
@@ -301,8 +304,22 @@ def fit_runs(
     with ExitStack() as held:
         for run in runs.values():
             held.enter_context(run.folder.lock())
-        checkpoints = held.enter_context(Checkpoints(Path(folder), some.backbone.fingerprint))
+        checkpoints = held.enter_context(_group_checkpoints(Path(folder), runs, slot_schedule))
         _MultiRun(runs, slot_schedule, checkpoints, progress, every).fit()
+
+
+def _group_checkpoints(
+    folder: Path, runs: Mapping[str, SlotRun], slot_schedule: SlotSchedule
+) -> Checkpoints:
+    """Return the checkpoints of a group, which carry the identities of all its runs."""
+    identity = {
+        "slots": slot_schedule.slots,
+        "fingerprint": next(iter(runs.values())).parts.backbone.fingerprint,
+        "runs": {name: run.folder.identity for name, run in runs.items()},
+    }
+    # In a sweep: OUT/groups/NAME/checkpoints.
+    home = folder.absolute().parents[2]
+    return Checkpoints(folder, identity, lambda: [r.folder.check() for r in runs.values()], home)
 
 
 @dataclass
@@ -371,12 +388,14 @@ class _MultiRun:
             return 0, state
         loaded = self.checkpoints.load(like)
         global_step = int(fetch(loaded["global_step"]))
-        for name, step in self.slot_schedule.reached(global_step).items():
-            self.runs[name].rewind(step)
         prompts, scores, steps = fetch(loaded["best"])
         for slot, occupant in enumerate(self.slot_schedule.at(global_step)):
             if occupant is not None:
-                self.runs[occupant[0]].best = (prompts[slot], float(scores[slot]), steps[slot])
+                run = self.runs[occupant[0]]
+                run.best = (prompts[slot], float(scores[slot]), int(steps[slot]))
+                run.folder.check_best(*run.best[1:])
+        for name, step in self.slot_schedule.reached(global_step).items():
+            self.runs[name].rewind(step)
         return global_step, loaded["tune"]
 
     def _checkpoint(self, state: TuneState, global_step: int = 0) -> dict[str, Any]:
@@ -456,7 +475,7 @@ class _MultiRun:
     def _give_up(self, name: str, step: int, message: str) -> None:
         run = self.runs[name]
         run.diverged = {"step": step, "diverged": message}
-        write_json(run.folder.path / DIVERGED, run.diverged)
+        write_json(run.folder.file(DIVERGED), run.diverged)
         self.progress.ended(name, run.diverged)
 
     def _due(self, slots: Slots) -> list[tuple[int, str, int]]:

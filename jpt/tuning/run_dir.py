@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -15,24 +16,37 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 
 from jpt.distributed import check_shared, is_first, on_first
-from jpt.errors import InputError
-from jpt.io.files import make_folder, write_error, write_json, write_text
+from jpt.errors import InputError, shorten
+from jpt.io.files import (
+    OutFolder,
+    is_at,
+    make_folder,
+    moved_error,
+    read_json,
+    write_error,
+    write_json,
+    write_text,
+)
+from jpt.results.value_checks import MAIN_SCORES, check_log_line, check_values
 
 # --- Checkpoints
-# A checkpoint holds prompt, optimizer state and best prompt so far, and the hash of the backbone.
-# It is written in the background under a temporary name, and renamed once the checksums of all its
-# files are written.
+# A checkpoint holds prompt, optimizer state and best prompt so far, and the identity of its run:
+# the config without what may change at a resume. That of another run is refused. It is written in
+# the background under a temporary name, and renamed once the checksums of all its files are
+# written.
 
 KEPT = 2
 SUMS = "checksums.json"
+_IDENTITY = "identity"  # in the metadata of a checkpoint, and its digest in the result of a run
 _TEMPORARY = ".tmp"
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 _READ_BYTES = 1 << 20
@@ -41,7 +55,13 @@ _READ_BYTES = 1 << 20
 class Checkpoints:
     """The latest checkpoints of a run, written with orbax."""
 
-    def __init__(self, folder: Path, backbone: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any] | None = None,  # None accepts the checkpoints of any run
+        check_folder: Callable[[], Any] = lambda: None,  # raises if the run's folder has vanished
+        home: Path | None = None,  # the folder that vanishes; that of the checkpoints' folder
+    ) -> None:
         # orbax logs every file at INFO, CPU placement at WARNING, and a full disk in a thousand
         # lines at ERROR before it raises; that error becomes one line here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -49,7 +69,9 @@ class Checkpoints:
 
         self._orbax = orbax
         self.folder = folder.absolute()
-        self.backbone = backbone
+        self.identity = None if identity is None else _plain(identity)
+        self._check_folder = check_folder
+        self._home = self.folder.parent if home is None else home.absolute()
         self._damaged: set[int] = set()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -68,6 +90,8 @@ class Checkpoints:
         except InputError:
             if error is None:
                 raise
+        finally:
+            self._remove_new_folders()
 
     @property
     def latest_step(self) -> int | None:
@@ -81,7 +105,7 @@ class Checkpoints:
             return
         try:
             response = self._orbax.save_checkpointables_async(
-                self._temporary(step), {"state": state}, custom_metadata={"backbone": self.backbone}
+                self._temporary(step), {"state": state}, custom_metadata={_IDENTITY: self.identity}
             )
         except (OSError, ValueError) as error:
             raise self._write_error(step, error) from None
@@ -119,8 +143,23 @@ class Checkpoints:
                 if path.is_dir() and not path.name.isdecimal() and "tmp" in path.name:
                     shutil.rmtree(path, ignore_errors=True)
 
+    def _remove_new_folders(self) -> None:
+        """Remove what a save in the background left where a vanished folder was."""
+        try:
+            self._check_folder()
+        except InputError:
+            with contextlib.suppress(OSError):
+                # Any other file would be of another run.
+                if is_first() and os.listdir(self.folder.parent) == [self.folder.name]:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    for path in self.folder.parents:
+                        path.rmdir()
+                        if path == self._home:
+                            break
+
     def _make_room(self, step: int) -> bool:
         """Prepare the folder for a checkpoint; return False if the step is already saved."""
+        self._check_folder()
         if step in self._steps():
             return False
         make_folder(self.folder)
@@ -157,12 +196,7 @@ class Checkpoints:
 
     def _load(self, step: int, like: Any, cure: str) -> Any:
         folder = self.folder / str(step)
-        backbone = self._backbone_of(folder)
-        if self.backbone is not None and backbone not in (None, self.backbone):
-            raise InputError(
-                f"{self.folder}: the checkpoint of step {step} was made with other weights "
-                f"(hash {backbone}, now {self.backbone}); {cure}"
-            )
+        self._check_identity(step, cure)
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
         )
@@ -175,11 +209,33 @@ class Checkpoints:
                 f"({reason}); {cure}"
             ) from None
 
-    def _backbone_of(self, folder: Path) -> str | None:
-        """Return the backbone hash of a checkpoint; None if an older version wrote none."""
-        if not (folder / SUMS).exists():
-            return None
-        return dict(self._orbax.checkpointables_metadata(folder).custom_metadata).get("backbone")
+    def _check_identity(self, step: int, cure: str) -> None:
+        """Raise InputError if a checkpoint is of another run."""
+        if self.identity is None:
+            return
+        stored = self._metadata(self.folder / str(step))
+        identity = stored.get(_IDENTITY)
+        if identity is None:
+            if is_first():
+                print(
+                    f"{self.folder}: the checkpoint of step {step} was written by an earlier "
+                    "version and does not name its run; only its weights are checked",
+                    file=sys.stderr,
+                )
+            weights = stored.get("backbone") or self.identity.get("fingerprint")
+            identity = {**self.identity, "fingerprint": weights}
+        differences = _differences(identity, self.identity, "{name} {stored!r} (here {wanted!r})")
+        if differences:
+            raise InputError(
+                f"{self.folder}: expected a checkpoint of this run, got one of another run at step "
+                f"{step}: {shorten(differences, 4)}; {cure}"
+            )
+
+    def _metadata(self, folder: Path) -> dict[str, Any]:
+        try:
+            return dict(self._orbax.checkpointables_metadata(folder).custom_metadata or {})
+        except (ValueError, KeyError, OSError):  # of a version without metadata
+            return {}
 
     def _finish(self, step: int, response: Any) -> None:
         """Wait for orbax in the background, then finalise the checkpoint."""
@@ -197,6 +253,7 @@ class Checkpoints:
 
     def _finalise(self, step: int) -> None:
         """Write checksums, rename the folder, and remove old checkpoints."""
+        self._check_folder()
         folder, target = self._temporary(step), self.folder / str(step)
         write_json(folder / SUMS, _checksums(folder))
         for old in self._damaged:
@@ -208,6 +265,12 @@ class Checkpoints:
 
     def _write_error(self, step: int, error: Exception) -> Exception:
         """Return a disk error as one line; any other error unchanged."""
+        # orbax drops its pending writes of the other arrays, about which Python warns.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        try:
+            self._check_folder()
+        except InputError as moved:
+            return moved
         if isinstance(error, InputError):
             message = error
         elif isinstance(error, OSError) and error.errno is not None:
@@ -220,8 +283,6 @@ class Checkpoints:
         else:
             return error
         self.remove_leftovers()  # to free disk space
-        # orbax drops its pending writes of the other arrays, about which Python warns.
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         return InputError(f"{message}; the state of step {self._latest() or 0} is kept")
 
 
@@ -275,8 +336,10 @@ BEST, LAST, CHECKPOINTS = "prompt.safetensors", "last.safetensors", "checkpoints
 PREDICTIONS = "predictions.jsonl"
 LOCK = ".lock"
 
-# What may change when a run is resumed.
+# What may change when a run is resumed, and what older run folders do not have.
 MAY_DIFFER = ("jpt_version", "checkpoint_every", "checkpoint_minutes", "mesh")
+ADDED_LATER = ("metric", "init_sha256", "label_ids")
+_OF_TRAINING = ("metric", "steps", "best_step", "validation", "elapsed_s")  # in its result
 
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
@@ -288,7 +351,9 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
-        on_first(lambda: self._open(config))
+        self._held: OutFolder | None = None
+        # Of the config on disk, which may be older than this version's.
+        self.identity = identity_of(on_first(lambda: self._open(config)))
         check_shared(self.config_path)
 
     @property
@@ -299,23 +364,50 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """Result of a finished run, or None."""
-        path = self.path / RESULT
-        return on_first(
-            lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        )
+        return on_first(self._read_result)
+
+    def check(self) -> None:
+        """Raise InputError if the folder was moved, deleted or emptied since it was locked."""
+        if self._held is not None:
+            self._held.check()
+            if is_first() and not self.config_path.exists():
+                raise moved_error(self.path, f"one without {CONFIG}")
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file to write, after `check`."""
+        self.check()
+        return self.path / name
+
+    def checkpoints(self) -> Checkpoints:
+        """Return the checkpoints of this run."""
+        return Checkpoints(self.path / CHECKPOINTS, self.identity, self.check)
+
+    def check_card(self, file: str, card: Any, steps: int) -> None:
+        """Raise InputError if a file of a finished run has the card of another run."""
+        expected = {**self.identity, "steps": steps}
+        for name in ("task", "objective", "seed", "steps"):
+            found = getattr(card, name, None)
+            if None not in (found, expected.get(name)) and found != expected[name]:
+                raise InputError(
+                    f"{self.path / file}: expected {name} {expected[name]!r}, as this run has, got "
+                    f"{found!r}; the file is of another run: remove {self.path / RESULT} to "
+                    "compute it again"
+                )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the folder for one run, and remove the leftovers of a killed one."""
         held: list[int] = []
         on_first(lambda: held.extend(self._take()))
+        self._held = OutFolder(self.path)
         try:
             if is_first():
                 self._remove_leftovers()
             yield
         finally:
+            self._held = None
             for descriptor in held:
-                with contextlib.suppress(OSError):
+                if is_at(descriptor, self.path / LOCK):
                     (self.path / LOCK).unlink()
                 os.close(descriptor)
 
@@ -326,16 +418,19 @@ class RunFolder:
             with contextlib.suppress(InputError), self.lock():
                 pass
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write the result, which marks the run as finished."""
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write the result, which marks the run as finished; return it with the run's identity."""
+        record = {**result, _IDENTITY: digest_of(self.identity)}
         if is_first():
-            write_json(self.path / RESULT, result)
+            write_json(self.file(RESULT), record)
+        return record
 
     def log(self, line: dict[str, Any]) -> None:
         """Append an object to the log."""
         if not is_first():
             return
         text = json.dumps(line, allow_nan=False) + "\n"
+        self.check()
         try:
             with (self.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(text)
@@ -350,13 +445,26 @@ class RunFolder:
         """Remove log lines after a step."""
         if is_first() and (self.path / LOG).exists():
             kept = [line for line in self._history() if line["step"] <= step]
-            write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.file(LOG), "".join(json.dumps(line) + "\n" for line in kept))
 
-    def _open(self, config: dict[str, Any]) -> None:
-        self._refuse_other_run(config)
-        if not self.config_path.exists():
+    def check_best(self, score: float, step: int) -> None:
+        """Raise InputError if the log lacks the best score of a checkpoint."""
+        if score > -math.inf:
+            _check_logged(self.path / LOG, self.history(), score, step, "the checkpoint")
+
+    def _read_result(self) -> dict[str, Any] | None:
+        record = read_result(self.path)
+        if record is not None and "validation" in record and (lines := self._history()):
+            score = record["validation"][record["metric"]]
+            _check_logged(self.path / LOG, lines, score, record["best_step"], RESULT)
+        return record
+
+    def _open(self, config: dict[str, Any]) -> dict[str, Any]:
+        stored = self._read_config(config)
+        if stored is None:
             make_folder(self.path)
             write_json(self.config_path, config)
+        return config if stored is None else stored
 
     def _history(self) -> list[dict[str, Any]]:
         path = self.path / LOG
@@ -366,7 +474,7 @@ class RunFolder:
         found = []
         for number, line in enumerate(lines, 1):
             try:
-                found.append(json.loads(line))
+                read = json.loads(line)
             except ValueError:
                 if number == len(lines):
                     break
@@ -374,6 +482,9 @@ class RunFolder:
                     f"{path} is damaged: line {number} is not JSON; remove that line, or the "
                     "folder to start anew"
                 ) from None
+            cure = "restore that line, or remove the folder to start anew"
+            check_log_line(f"{path}, line {number}", read, cure)
+            found.append(read)
         return found
 
     def _take(self) -> list[int]:
@@ -403,7 +514,7 @@ class RunFolder:
                     file=sys.stderr,
                 )
                 return []
-            if _is_at(descriptor, path):
+            if is_at(descriptor, path):
                 break
             os.close(descriptor)  # its holder has just finished and removed the file
         with contextlib.suppress(OSError):  # a full disk must not prevent the start
@@ -418,9 +529,10 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
 
-    def _refuse_other_run(self, config: dict[str, Any]) -> None:
+    def _read_config(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the config on disk, or None; raise InputError if it is of another run."""
         if not self.path.exists():
-            return
+            return None
         if not self.path.is_dir():
             raise InputError(f"{self.path}: expected a run folder, got a file")
         if not self.config_path.exists():
@@ -429,40 +541,93 @@ class RunFolder:
                 raise InputError(
                     f"{self.path} is not empty and holds no run (no {CONFIG}); use a new folder"
                 )
-            return
-        try:
-            stored = json.loads(self.config_path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise InputError(f"{self.config_path} is not JSON; use a new folder") from None
-        differences = _differences(stored, json.loads(json.dumps(config)))
+            return None
+        stored = read_config(self.path)
+        differences = _differences(identity_of(stored), _plain(identity_of(config)))
         if differences:
             raise InputError(
                 f"{self.path} holds another run: {'; '.join(differences)}; use another folder, "
                 "or remove this one"
             )
+        return stored
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file still has its name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
-        return False
+def _check_logged(
+    path: Path, lines: list[dict[str, Any]], score: float, step: int, where: str
+) -> None:
+    """Raise InputError if a log lacks the best score of its run: it is of another one."""
+    scored = [line for line in lines if line["split"] == "validation" and line["step"] == step]
+    logged = {name: n for line in scored for name, n in line.items() if name in MAIN_SCORES}
+    # In float32, as in a checkpoint; by magnitude: a projector's best score is its negated error.
+    if _rounded(score) not in map(_rounded, logged.values()):
+        found = ", ".join(f"{name} {number:.6g}" for name, number in logged.items())
+        raise InputError(
+            f"{path}: expected the validation score {abs(score):.6g} at step {step}, as in {where},"
+            f" got {found or 'no such line'}; the log is of another run or incomplete: restore it,"
+            " or remove the folder to start anew"
+        )
+
+
+def _rounded(score: float) -> float:
+    return abs(float(np.float32(score)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the config of a run."""
+    stored = read_json(folder / CONFIG)
+    if not isinstance(stored, dict):
+        raise InputError(f"{folder / CONFIG}: expected an object, got {stored!r}; use a new folder")
+    return stored
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result of a finished run, or None; raise InputError if it is of another run."""
+    path, cure = folder / RESULT, "remove this file to compute it again"
+    if not path.exists():
+        return None
+    record, config = read_json(path), read_config(folder)
+    check_values(path, record, cure, _OF_TRAINING if "fingerprint" in config else ())
+    identity = record.get(_IDENTITY)  # missing in older files
+    if identity is not None and identity != digest_of(identity_of(config)):
+        raise InputError(
+            f"{path}: expected the result of the run in {folder / CONFIG}, got that of another run"
+            f" (identity {identity}); {cure}"
+        )
+    return record
+
+
+def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a config that identifies its run."""
+    return {name: value for name, value in config.items() if name not in MAY_DIFFER}
+
+
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """Return a short hash of an identity."""
+    text = json.dumps(_plain(identity), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _is_leftover(name: str) -> bool:
     return name.startswith(".jpt-") and name.endswith(".tmp")
 
 
-def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
-    """List the differences of two configs, except in MAY_DIFFER."""
+def _plain(value: Any) -> Any:
+    """Return a config as JSON returns it."""
+    return json.loads(json.dumps(value))
+
+
+_CHANGE = "{name} was {stored!r} and is now {wanted!r}"
+
+
+def _differences(stored: Any, wanted: Any, form: str = _CHANGE, at: str = "") -> list[str]:
+    """List the differences of two identities, except in what older ones do not have."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
-        names = [key for key in {**stored, **wanted} if name or key not in MAY_DIFFER]
+        names = [key for key in {**stored, **wanted} if key in stored or key not in ADDED_LATER]
         return [
             difference
             for key in names
             for difference in _differences(
-                stored.get(key), wanted.get(key), f"{name}.{key}".lstrip(".")
+                stored.get(key), wanted.get(key), form, f"{at}.{key}".lstrip(".")
             )
         ]
-    return [] if stored == wanted else [f"{name} was {stored!r} and is now {wanted!r}"]
+    return [] if stored == wanted else [form.format(name=at, stored=stored, wanted=wanted)]

@@ -126,6 +126,7 @@ def resume(run: Run, state: LoopState) -> LoopState:
     reached = run.checkpoints.latest_step
     if reached is not None:
         state = run.checkpoints.load(state)
+        run.folder.check_best(float(state.best_score), int(state.best_step))
     run.folder.rewind(-1 if reached is None else int(state.tune.step))
     run.history = run.folder.history()
     if run.keep_best is not None:  # the file may be newer than the checkpoint
@@ -181,7 +182,7 @@ def _score(run: Run, state: LoopState, step: int, progress: Progress, log: Compi
     if not (math.isfinite(score.value) and math.isfinite(loss)):
         raise _diverged(run, step, f"validation loss {loss}, score {score.value}")
     run.log({"step": step, "split": "validation", **score.summary()})
-    progress.scored(score)
+    progress.scored(score, step, run.history)
     if score.value <= float(state.best_score):
         return state
     best = jax.tree.map(jnp.copy, state.tune.prompt)

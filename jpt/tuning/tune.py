@@ -23,7 +23,7 @@ from jpt.config import TuneOptions
 from jpt.data.batches import TokenBudget, fill_up, make_batch, pack_indices, training_rows
 from jpt.data.encode import EncodedSplit
 from jpt.errors import InputError
-from jpt.io.files import make_folder, write_json
+from jpt.io.files import OutFolder, write_json
 from jpt.parallel import (
     batch_sharding,
     describe_devices,
@@ -39,6 +39,7 @@ from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     Batching,
     BoundTask,
+    Splits,
     bind,
     data_record,
     resolve_backbone,
@@ -48,7 +49,18 @@ from jpt.tuning.bound_task import (
 from jpt.tuning.evaluate import write_predictions
 from jpt.tuning.logging import LogSinks, Progress, parse_sinks, peak_memory_mb, plot_loss
 from jpt.tuning.losses import Answer
-from jpt.tuning.run_dir import BEST, CHECKPOINTS, LAST, PREDICTIONS, RESULT, Checkpoints, RunFolder
+from jpt.tuning.run_dir import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    LAST,
+    PREDICTIONS,
+    RESULT,
+    Checkpoints,
+    RunFolder,
+    identity_of,
+    read_config,
+)
 from jpt.tuning.step import (
     BoundStep,
     StepMetrics,
@@ -186,6 +198,12 @@ def initial_rows(
     count = min(backbone.config.vocabulary, tokenizer.vocabulary_size)
     tokens = [tokenizer.token_text(token) for token in range(count)]
     special = {token for token in tokenizer.ids if token is not None}
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer.encode([text])[0]
+        tokenizer.check_ids(ids, f"init text:{text[:60]}")
+        return ids
+
     return initial_values(
         parse_init(init),
         seed=seed,
@@ -194,7 +212,7 @@ def initial_rows(
         embedding=backbone.params["embeddings"]["word"],
         ids=sampled_ids(tokens, special),
         label_ids=label_ids,
-        encode=lambda text: tokenizer.encode([text])[0],
+        encode=encode,
         std=backbone.init_std(),
     )
 
@@ -326,12 +344,12 @@ def read_start(name: str, run: str | Path) -> WarmStart:
     need = "to copy moments, give the folder of a finished run of jpt tune with its checkpoints"
     if not folder.is_dir():
         raise InputError(f"source {name}: {run} is not a run folder; {need}")
-    for part in (RESULT, BEST, CHECKPOINTS):
+    for part in (RESULT, CONFIG, BEST, CHECKPOINTS):
         if not (folder / part).exists():
             raise InputError(f"source {name}: {run} holds no {part}; {need}")
     best = load_prompt(folder)
     like = init_state_of(init_state(np.zeros_like(best.values), prompt_optimizer(1.0)))
-    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+    with Checkpoints(folder / CHECKPOINTS, identity_of(read_config(folder))) as checkpoints:
         if checkpoints.latest_step is None:
             raise InputError(f"source {name}: {run}/{CHECKPOINTS} holds no checkpoint; {need}")
         state = checkpoints.load(like, "use a source tuned with this version's optimizer").tune
@@ -367,7 +385,7 @@ class TuneResult:
         """Return scores, loss curve and prompt file in a few lines."""
         record, metric = self.record, self.record["metric"]
         scored = [
-            f"{name} {metric} {record[name][metric]:.3f}{_majority(record[name])}"
+            f"{name} {metric} {record[name][metric]:.3f}{_level(metric, record[name])}"
             for name in ("test", "validation")
             if name in record
         ]
@@ -381,8 +399,13 @@ class TuneResult:
         return "\n".join(lines)
 
 
-def _majority(score: dict[str, Any]) -> str:
-    return f" (majority class {score['majority']:.3f})" if "majority" in score else ""
+def _level(metric: str, score: dict[str, Any]) -> str:
+    """Return the score of a constant prediction, for classification."""
+    if "majority" not in score:
+        return ""
+    if metric == "accuracy" or score.get("chance") is None:
+        return f" (majority class {score['majority']:.3f})"
+    return f" (chance level {score['chance']:.3f})"
 
 
 @dataclass(frozen=True)
@@ -392,7 +415,7 @@ class PreparedRun:
     backbone: Backbone
     bound: BoundTask
     options: TuneOptions  # resolved
-    splits: dict[str, EncodedSplit]
+    splits: Splits
     initial: Float[np.ndarray, "P D"]
     mesh: Mesh
     batches: TrainBatches
@@ -405,6 +428,8 @@ class PreparedRun:
         # Only where set, so that the configs of older run folders still match.
         extra = {"start": self.start.record()} if self.start else {}
         extra |= {"score_start": True} if self.score_start else {}
+        if self.options.init.startswith("prompt:") and not self.start:
+            extra["init_sha256"] = hashlib.sha256(self.initial.tobytes()).hexdigest()[:16]
         shares = self.mesh.shape["data"]
         if self.options.tokens_per_batch is not None and shares > 1:
             extra["shares"] = shares  # the number of rows per batch depends on it
@@ -413,6 +438,7 @@ class PreparedRun:
             "backbone": self.backbone.name,
             "fingerprint": self.backbone.fingerprint,
             "task": task.name,
+            "metric": task.metric,
             "template": list(task.template(self.backbone.layout)),
             "label_words": dict(zip(task.labels, self.bound.label_words.words, strict=True)),
             "label_ids": self.bound.label_words.token_ids,
@@ -442,6 +468,7 @@ class PreparedRun:
             score=score,
             metric=self.bound.task.metric,
             jpt_version=__version__,
+            scoring=dataclasses.replace(self.bound.scoring, split="validation"),
         )
         return Prompt(np.asarray(values, np.float32), card)
 
@@ -493,12 +520,12 @@ def tune(
     if folder is not None and folder.result is not None:
         folder.tidy()
         return _finished(folder)
+    prepared.splits.warn()
     if progress:
         _describe_run(prepared)
     if folder is None:
         return _run(prepared, None, None, progress, started_s, sinks=sinks)
-    path, weights = folder.path / CHECKPOINTS, prepared.backbone.fingerprint
-    with folder.lock(), Checkpoints(path, weights) as checkpoints:
+    with folder.lock(), folder.checkpoints() as checkpoints:
         return _run(prepared, folder, checkpoints, progress, started_s, predictions, sinks)
 
 
@@ -509,7 +536,7 @@ def prepare_run(
     options: TuneOptions,
     start: WarmStart | None = None,
     score_start: bool = False,
-    splits: dict[str, EncodedSplit] | None = None,
+    splits: Splits | None = None,
 ) -> PreparedRun:
     """Load and check everything before anything is compiled, cheap things first."""
     mesh = make_mesh(options.mesh)
@@ -546,7 +573,7 @@ def _run(
 
     def keep_best(state: LoopState) -> None:
         values, score, step = best_prompt(state)
-        save_prompt(folder.path / BEST, prepared.prompt(values, step, score))
+        save_prompt(folder.file(BEST), prepared.prompt(values, step, score))
 
     run = Run(
         params=prepared.backbone.params,
@@ -573,13 +600,13 @@ def _run(
         values, score, step = best_prompt(state)
         best = prepared.prompt(values, step, score)
         last = prepared.prompt(np.asarray(state.tune.prompt), options.steps, None)
-        path = folder.path / PREDICTIONS if folder is not None and predictions else None
+        path = folder.file(PREDICTIONS) if folder is not None and predictions else None
         record = result_record(prepared, best, run.history, started_s, path)
         run.sinks.log({**record.get("test", {}), "step": options.steps, "split": "test"})
     if folder is not None:
-        save_prompt(folder.path / BEST, best)
-        save_prompt(folder.path / LAST, last)
-        folder.finish(record)
+        save_prompt(folder.file(BEST), best)
+        save_prompt(folder.file(LAST), last)
+        record = folder.finish(record)
     return TuneResult(best, last, record, run.history, folder.path if folder else None)
 
 
@@ -623,15 +650,11 @@ def result_record(
 
 
 def _finished(folder: RunFolder) -> TuneResult:
-    record = folder.result
-    assert record is not None
-    return TuneResult(
-        load_prompt(folder.path / BEST),
-        load_prompt(folder.path / LAST),
-        record,
-        folder.history(),
-        folder.path,
-    )
+    record = folder.result or {}
+    best, last = (load_prompt(folder.path / name) for name in (BEST, LAST))
+    folder.check_card(BEST, best.card, record["best_step"])
+    folder.check_card(LAST, last.card, record["steps"])
+    return TuneResult(best, last, record, folder.history(), folder.path)
 
 
 def _describe_run(prepared: PreparedRun, say: Callable[[str], None] | None = None) -> None:
@@ -642,8 +665,7 @@ def _describe_run(prepared: PreparedRun, say: Callable[[str], None] | None = Non
     rows = ", ".join(f"{split.n_rows} {name}" for name, split in prepared.splits.items())
     truncated = sum(split.cut_rows for split in prepared.splits.values())
     answers = [split.answers.cut_rows for split in prepared.splits.values() if split.answers]
-    width = prepared.bound.answer_tokens
-    more = f"; {sum(answers)} answers truncated to {width}" if answers else ""
+    more = f"; {sum(answers)} answers truncated to {prepared.bound.answer_tokens}" * bool(answers)
     say(
         f"{describe_devices(mesh)} ({axes}) · "
         f"{backbone.name}: {backbone.frozen_count:,} frozen weights · prompt {options.length} x "
@@ -744,12 +766,12 @@ def tune_seeds(
         choices = {"dtype": options.get("dtype", "float32"), "remat": options.get("remat", "dots")}
         choices |= {"dropout": options.get("dropout") == "paper"}
         backbone = resolve_backbone(backbone, mesh=make_mesh(options.get("mesh")), **choices)
-    folder = None if out is None else make_folder(out)
+    folder = None if out is None else OutFolder(out)
     results = {
         seed: tune(
             backbone,
             task,
-            None if folder is None else folder / f"seed-{seed}",
+            None if folder is None else folder.file(f"seed-{seed}"),
             seed=seed,
             **options,
         )
@@ -757,7 +779,7 @@ def tune_seeds(
     }
     record = _record(results)
     if folder is not None:
-        write_json(folder / SEEDS, record)
+        write_json(folder.file(SEEDS), record)
     return SeedsResult(results, record)
 
 

@@ -1,5 +1,6 @@
 """Correlation of indicators with transfer, and the study and command `jpt indicators`."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -57,6 +58,44 @@ def test_scipy_agrees(part: str) -> None:
             assert pooled == pytest.approx(rho(column[keep], values[keep]), abs=1e-14)
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_scores_at_chance_are_ties(part: str) -> None:
+    chance, errors = np.full(6, 0.5), np.full((6, 6), 0.15)
+    matrix = dataclasses.replace(MATRIX, chance=chance, errors=errors)
+    result = correlate(FOUND, matrix)
+    keep = np.ones((6, 6), bool) if part == PARTS[0] else ~np.eye(6, dtype=bool)
+    tied = np.where(np.abs(SCORES - 0.5) <= 0.15, 0.5, SCORES)
+    lead = SCORES.diagonal() - 0.5
+    clear = lead > 0.3  # two standard errors
+    above = (tied - 0.5) / np.where(clear, lead, np.nan)[:, None]
+    assert 0 < clear.sum() < 6 and (tied != SCORES).sum() > 3
+    for name, found in getattr(result, f"{part}_tied").items():
+        column = FOUND[name]
+        expected = [rho(column[i][keep[i]], tied[i][keep[i]]) for i in range(6)]
+        np.testing.assert_allclose(list(found.per_target.values()), expected, atol=1e-14)
+        assert found.mean_over_targets == pytest.approx(np.mean(expected), abs=1e-14)
+        assert found.pooled_raw == pytest.approx(rho(column[keep], tied[keep]), abs=1e-14)
+        relative = tied / SCORES.diagonal()[:, None]
+        assert found.pooled_relative == pytest.approx(rho(column[keep], relative[keep]), abs=1e-14)
+        used = keep & clear[:, None]
+        assert found.pooled_above_chance == pytest.approx(rho(column[used], above[used]), abs=1e-14)
+    # Nothing else changes.
+    plain = getattr(correlate(FOUND, MATRIX), part)
+    for name, found in getattr(result, part).items():
+        assert dataclasses.replace(found, pooled_above_chance=None) == plain[name]
+    record = json.loads(json.dumps(result.record, allow_nan=False))
+    assert list(record)[:4] == [*PARTS, *(f"{part}_tied" for part in PARTS)]
+
+
+def test_all_scores_at_chance_have_no_correlation() -> None:
+    errors = np.full((6, 6), 2.0)
+    result = correlate(FOUND, dataclasses.replace(MATRIX, chance=np.full(6, 0.5), errors=errors))
+    assert all(found.mean_over_targets is None for found in result.including_in_task_tied.values())
+    assert result.including_in_task["cosine_concat"].mean_over_targets is not None
+    (note, _) = [note for note in result.notes if "ties at chance" in note]
+    assert "all indicators undefined: all sources have the same score" in note
+
+
 def test_spearman_of_two_rows() -> None:
     rising = np.arange(5.0)
     assert spearman(rising, np.exp(rising)) == 1 and spearman(rising, -rising) == -1
@@ -78,12 +117,14 @@ def test_order_of_targets_and_prompts_does_not_matter() -> None:
 
 
 def test_matrix_from_its_file_and_record_to_file(tmp_path: Path) -> None:
-    write_transfer(tmp_path / "transfer.csv", MATRIX)
+    matrix = dataclasses.replace(MATRIX, values=SCORES / 2)
+    write_transfer(tmp_path / "transfer.csv", matrix)
     result = correlate(FOUND, tmp_path / "transfer.csv")
-    assert result == correlate(FOUND, MATRIX)
+    assert result == correlate(FOUND, matrix)
     record = json.loads(json.dumps(result.record, allow_nan=False))
     assert list(record) == [*PARTS, "overlap_lead", "intervals", "notes"]
     fields = "mean_over_targets pooled_relative pooled_raw n_targets per_target interval"
+    fields += " pooled_above_chance"
     assert list(record["including_in_task"]["cosine_concat"]) == fields.split()
     assert record["notes"] == []
 

@@ -254,10 +254,11 @@ def baselines_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_model_without_a_prompt_is_shown_and_left_out(baselines_folder, tmp_path: Path) -> None:
     tables = Outline(write_report(baselines_folder).read_text(encoding="utf-8")).tables
     head, *rows = tables["Score of each prompt on each task"]
-    wanted = ["random", "no prompt", "in-task prompt", "majority"]
+    wanted = ["random", "no prompt", "in-task prompt", "chance"]
     assert head == ["target", "type", "metric", *ORDERED, *wanted]
     column = {row[0]: row[head.index("no prompt")] for row in rows}
     assert column == {task: f"{value:.4f}" for task, value in zip(TASKS, NONE, strict=True)}
+    assert not any(abs(value - 0.5) <= 0.0117 for value in NONE), "no marks"
     head, *rows = tables["Score of each prompt relative to the in-task prompt"]
     assert head[-2:] == ["random", "no prompt"]
     assert next(row for row in rows if row[0] == "imdb")[-1] == f"{0.48 / 0.9:.4f}"

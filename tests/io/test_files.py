@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,12 +12,20 @@ import numpy as np
 import pytest
 
 from jpt.io import files
-from jpt.io.files import atomic_file, make_folder, read_table, write_json, write_text
+from jpt.io.files import (
+    OutFolder,
+    atomic_file,
+    make_folder,
+    read_table,
+    write_json,
+    write_text,
+)
 from jpt.io.tensors import open_tensors, write_safetensors
 from jpt.io.torch_pickle import read_torch_object
 from jpt.results.prompt_table import read_transfer, write_transfer
 from jpt.types import TransferMatrix
 from tests.helpers.files import check_mutations, refusal
+from tests.helpers.running import raises
 
 
 def test_old_content_stays_until_the_write_is_complete(tmp_path: Path) -> None:
@@ -233,3 +242,23 @@ def test_mutated_index_of_shards(tmp_path: Path) -> None:
             assert source.read(tensor).shape == (3, 2)
 
     check_mutations(index, read)
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted", "replaced"])
+def test_folder_for_results_has_to_stay(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "new" / "out"
+    folder = OutFolder(path)
+    folder.check()
+    assert not path.parent.exists(), "created with the first file"
+    assert folder.file() == path and folder.file("a.csv") == path / "a.csv"
+    path.parent.rename(tmp_path / "elsewhere")
+    if how == "deleted":
+        shutil.rmtree(tmp_path / "elsewhere")
+    if how == "replaced":
+        path.mkdir(parents=True)
+    found = "another folder" if how == "replaced" else "none"
+    raises(folder.check, match=f"^{path}: expected the folder")
+    raises(folder.file, "a.csv", match=f"{path}: expected the folder that .*, got {found}: it was")
+    if how == "moved":
+        (tmp_path / "elsewhere").rename(path.parent)
+        assert folder.file() == path

@@ -169,7 +169,8 @@ WRONG_CARDS = [
     ({"seed": -1}, "seed to be an integer of at least 0, got -1"),
     ({"steps": 1.5}, "steps to be an integer of at least 0, got 1.5"),
     ({"first_position": True}, "first_position to be an integer .* got True"),
-    ({"score": "high"}, "score to be a number, got 'high'"),
+    ({"score": "high"}, "score to be a number from -1 to 1, got 'high'"),
+    ({"score": 5.0}, "score to be a number from -1 to 1, got 5.0"),
 ]
 
 

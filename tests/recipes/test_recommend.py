@@ -78,6 +78,11 @@ def test_the_planted_source_is_first(found, prompts, task, backbone) -> None:
         score = jpt.evaluate(prompts[name], task, split="train", backbone=backbone, max_tokens=20)
         assert found.record["sources"][name]["score"] == score.value
         assert found.record["sources"][name]["loss"] == pytest.approx(score.loss, rel=1e-5)
+        error = found.record["sources"][name]["standard_error"]
+        assert error == score.standard_error
+        assert found.record["sources"][name]["at_chance"] == (abs(score.value - 0.5) <= error)
+        line = next(line for line in found.describe().splitlines() if line.startswith(name))
+        assert line.split()[1].endswith("~") == (abs(score.value - 0.5) <= error)
     assert found.record["rows"] == 14 and found.rankings["same_type"].ranks()["cherries"] == 1
     assert found.rankings["same_type"].ranks() == {"apples": 2, "bananas": None, "cherries": 1}
 

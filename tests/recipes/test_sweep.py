@@ -19,7 +19,8 @@ from jpt.errors import InputError, StoppedError
 from jpt.io.files import read_json, write_json
 from jpt.recipes import sweep as sweep_module
 from jpt.recipes.sweep import Search, choose_slots, parse_sweep, read_sweep, sweep, tidy_ended
-from jpt.tuning.bound_task import BoundTask
+from jpt.tasks.task import Task
+from jpt.tuning import bound_task
 from jpt.tuning.run_dir import RunFolder
 from tests.helpers.running import raises
 from tests.helpers.study import assert_page_is_sound
@@ -100,13 +101,13 @@ def test_a_stopped_sweep_ends_the_same(grid, swept, tmp_path, monkeypatch):
 def test_what_runs_share_is_read_once(grid, tmp_path, monkeypatch):
     read: list[tuple[str, str]] = []
     loaded: list[Any] = []
-    split, load = BoundTask.split, sweep_module.resolve_backbone
+    rows, load = bound_task.read_rows, sweep_module.resolve_backbone
 
-    def counted(self: BoundTask, name: str) -> Any:
-        read.append((self.task.short_name, name))
-        return split(self, name)
+    def counted(task: Task, name: str) -> Any:
+        read.append((task.short_name, name))
+        return rows(task, name)
 
-    monkeypatch.setattr(BoundTask, "split", counted)
+    monkeypatch.setattr(bound_task, "read_rows", counted)
     monkeypatch.setattr(sweep_module, "resolve_backbone", lambda *g: loaded.append(g) or load(*g))
     sweep(grid, tmp_path / "out")
     assert len(loaded) == 1

@@ -252,11 +252,11 @@ def test_mask_figure(tmp_path: Path) -> None:
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.55, 0.9375])
     points = [sorted(of.get_offsets()[:, 1].tolist()) for of in axes.collections]
     assert points[0] == pytest.approx([0.5, 0.6]) and points[1] == pytest.approx([0.75, 1, 1, 1])
-    assert shares.majority == pytest.approx((0.5 + 0.7) / 2)
+    assert shares.chance == pytest.approx((0.5 + 0.7) / 2)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["in-task", "random"]
     path = mask_figure(write(tmp_path, record()))
     first = path.read_bytes()
-    for text in (b"410 of 2048 neurons masked (layers 2-3), builtin/x_$y$", b"55%", b"majority"):
+    for text in (b"410 of 2048 neurons masked (layers 2-3), builtin/x_$y$", b"55%", b"chance"):
         assert text in first
     assert mask_figure(tmp_path).read_bytes() == first
     assert mask_figure(tmp_path, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

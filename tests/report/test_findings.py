@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from jpt.report.findings import Finding, find, source_finding, standard_error, type_finding
-from jpt.report.study import TransferPair, order_study, read_study
+from jpt.report.report import prepare
+from jpt.report.study import TransferPair
+from jpt.results.statistics import mean_interval
 from tests.helpers import study as samples
 from tests.helpers.study import SCORES, write_choices, write_correlations, write_scores, write_study
 
 
 def _found(folder: Path) -> dict[str, Finding]:
-    study = read_study(folder)
-    return {finding.topic: finding for finding in find(study, order_study(study))}
+    return {finding.topic: finding for finding in find(*prepare(folder))}
 
 
 def _pairs(same: list[float], other: list[float], target: str = "x") -> list[TransferPair]:
@@ -35,16 +36,23 @@ def _edit_choices(folder: Path):
 
 def test_sentences_hold_the_numbers(tmp_path: Path) -> None:
     found = {topic: finding.text for topic, finding in _found(write_study(tmp_path)).items()}
-    relative = SCORES / np.diag(SCORES)[:, None]
-    same = np.array([relative[0, 2], relative[1, 3], relative[2, 0], relative[3, 1]])
-    other = np.array([[relative[i, j] for j in range(4) if (i + j) % 2] for i in range(4)])
+    means, bounds = [], None
+    for chance in (0.5, 0.0):  # above chance, and as in the paper
+        relative = (SCORES - chance) / (np.diag(SCORES) - chance)[:, None]
+        same = np.array([relative[i, (i + 2) % 4] for i in range(4)])
+        other = np.array([[relative[i, j] for j in range(4) if (i + j) % 2] for i in range(4)])
+        means.append([same.mean(), other.mean(), relative[:, 4].mean()])
+        gaps = same - other.mean(1)
+        bounds = bounds or mean_interval(gaps.tolist())
+    above, whole = ([f"{100 * mean:.0f}%" for mean in of] for of in means)
+    low, high = bounds
     wanted = {
-        "training": "All 4 in-task prompts score above the majority class (mean score 87%,"
-        " majority class 50%).",
-        "types": f"Zero-shot transfer reaches {100 * same.mean():.0f}% of the in-task prompt within"
-        f" a task type and {100 * other.mean():.0f}% across types (untrained prompt:"
-        f" {100 * relative[:, 4].mean():.0f}%; 95% CI of the difference over tasks: [+28.8, +34.2]"
-        " points): sources of the same type are better on 4 of 4 tasks, as in the paper.",
+        "training": "All 4 in-task prompts score above chance (mean score 87%, chance level 50%).",
+        "types": f"Above chance, zero-shot transfer reaches {above[0]} of the in-task prompt within"
+        f" a task type and {above[1]} across types (untrained prompt: {above[2]}; 95% CI of the"
+        f" difference over tasks: [{100 * low:+.1f}, {100 * high:+.1f}] points; scores with chance,"
+        f" as in the paper: {whole[0]}, {whole[1]} and {whole[2]}): sources of the same type are"
+        " better on 4 of 4 tasks, as in the paper.",
         "best_source": "The best source has the target's task type for 4 of 4 tasks (chance level:"
         " 1.3).",
         "overlap": "(ON) is 0.75 within a task type and 0.25 across types",
@@ -54,7 +62,6 @@ def test_sentences_hold_the_numbers(tmp_path: Path) -> None:
     }
     for topic, text in wanted.items():
         assert text in found[topic]
-    assert 0.288 < (same - other.mean(1)).mean() < 0.342
 
 
 def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
@@ -72,13 +79,28 @@ def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
     assert all("contrary to the paper" in found[t].text for t in topics if t != "best_source")
 
 
-def test_prompts_below_the_majority_class_are_named(tmp_path: Path) -> None:
+def test_prompts_at_chance_are_named(tmp_path: Path) -> None:
     scores = SCORES.copy()
-    scores[1, 1] = 0.5
+    scores[1, 1] = 0.52  # 1821 rows: less than two standard errors above chance
     write_scores(tmp_path, scores)
     samples.write_transfer_record(tmp_path)
-    text = _found(tmp_path)["training"].text
-    assert text.startswith("1 of 4 in-task prompts scores no better than the majority class (imdb;")
+    found = _found(tmp_path)
+    text = "1 of 4 in-task prompts scores no better than chance, within two standard errors (imdb;"
+    assert found["training"].text.startswith(text)
+    assert "of 3 tasks" in found["best_source"].text, "blank for imdb"
+
+
+def test_a_study_without_chance_levels_is_worded_as_in_the_paper(tmp_path: Path) -> None:
+    write_scores(tmp_path)
+    targets = {
+        name: {"task": name, "type": kind, "in_task_prompt": name}
+        for name, kind in samples.TYPES.items()
+    }
+    samples.write_transfer_record(tmp_path, targets=targets)
+    found = _found(tmp_path)
+    assert "training" not in found
+    assert found["types"].text.startswith("Zero-shot transfer reaches")
+    assert "chance" not in found["types"].text
 
 
 @pytest.mark.parametrize(
@@ -185,13 +207,16 @@ def test_choices_without_significance_or_neurons(tmp_path: Path) -> None:
     [
         (0.6, 0.9, 0.02, "agrees", "matter more than random ones (95% CI of the difference: [+"),
         (0.9, 0.6, 0.02, "contradicts", "matter less than random ones"),
-        (0.75, 0.8, 0.5, "unclear", "the difference is not significant"),
+        (0.75, 0.8, 0.4, "unclear", "the difference is not significant"),
     ],
 )
 def test_masks(tmp_path, in_task, random, scatter, verdict: str, text: str) -> None:
     samples.write_masks(tmp_path, in_task, random, scatter)
     found = _found(tmp_path)["masks"]
     assert found.verdict == verdict and text in found.text
-    assert f"leaves {100 * in_task:.0f}% of the score on average over 4 tasks" in found.text
-    assert f"random neurons leaves {100 * random:.0f}%" in found.text
+    # In-task score 0.8, chance 0.5
+    lost, kept = (100 * (0.8 * share - 0.5) / 0.3 for share in (in_task, random))
+    whole = f"{lost:.0f}% of the score above chance on average over 4 tasks ({100 * in_task:.0f}%"
+    assert f"leaves {whole} of the whole score)" in found.text
+    assert f"random neurons leaves {kept:.0f}% ({100 * random:.0f}% of the whole" in found.text
     assert "Masking the 20% of" in found.text

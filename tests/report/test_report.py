@@ -62,22 +62,27 @@ def tables(page: str) -> Tables:
 
 def test_scores_equal_the_file_in_order_by_type(tables: Tables, page: str) -> None:
     head, *rows = tables["Score of each prompt on each task"]
-    baselines = ("random", "in-task prompt", "majority")
+    baselines = ("random", "in-task prompt", "chance")
     assert head == ["target", "type", "metric", *ORDERED, *baselines]
     assert [row[0] for row in rows] == list(ORDERED)
     index = {name: i for i, name in enumerate((*samples.TASKS, "random"))}
     for row in rows:
         scores = samples.SCORES[index[row[0]]]
-        wanted = [f"{scores[index[name]]:.4f}" for name in (*ORDERED, "random", row[0])]
-        assert row[3:] == [*wanted, "0.5000"]
+        wanted = [scores[index[name]] for name in (*ORDERED, "random", row[0])]
+        near = [abs(value - 0.5) <= np.sqrt(value * (1 - value) / 1821) for value in wanted]
+        texts = [f"{v:.4f}{'~' if mark else ''}" for v, mark in zip(wanted, near, strict=True)]
+        assert row[3:] == [*texts, "0.5000"]
+    rows = tables["Score of each prompt above chance relative to the in-task prompt"]
+    assert rows[1] == ["imdb", "1.0000", f"{0.31 / 0.4:.4f}", "0.0000", "0.1000", "-0.1250"]
     rows = tables["Score of each prompt relative to the in-task prompt"]
     assert rows[1] == ["imdb", "1.0000", "0.9000", "0.5556", "0.6000", "0.5000"]
     start = page.index('role="img"')
     svg = page[start : page.index("</svg>", start)]
-    shown = re.findall(r">([\d.]+)</text>", svg)
+    shown = re.findall(r">([\d.]+~?)</text>", svg)
     every = {f"{100 * value:.1f}" for value in samples.SCORES.ravel()} | {"50.0"}
-    assert every <= set(shown)
-    assert "untrained" in svg and "majority" in svg and "in-task prompt" in svg
+    assert every <= {text.rstrip("~") for text in shown} and {"50.0~", "51.0~"} <= set(shown)
+    assert "untrained" in svg and "chance" in svg and "in-task prompt" in svg
+    assert "~: within one standard error of chance" in page
 
 
 def test_similarities_and_means_by_type(tables: Tables) -> None:
@@ -118,7 +123,7 @@ def test_choices_and_masks(page: str, tables: Tables) -> None:
     assert row["ON"] == "sst2 ✓" and row["C_concat"] == "sst2, mnli −3.4"
     assert page.index('id="choice"') > page.index('id="correlation"')
     head, *rows = tables["Score (accuracy) by kind of mask"]
-    assert head == ["task", "type", "no mask", "in-task", "random", "majority"]
+    assert head == ["task", "type", "no mask", "in-task", "random", "chance"]
     assert rows[0] == ["mnli", "nli", "0.800", "0.464", "0.736", "0.500"]
     rows = tables["Score relative to no mask, by task type and kind of mask"]
     assert ["nli", "60%", "90%"] in rows

@@ -190,11 +190,22 @@ def test_the_table_equals_evaluate(case, prompts: Path, tmp_path: Path) -> None:
     assert table.values[0, 2] == result.matrix.values[0, 2]
     record = json.loads((tmp_path / "out" / "projection.json").read_text())
     assert record["trained_on"] == {"on_mood": ["mood"]}
-    assert record["targets"]["mood"]["majority"] == 0.5
+    assert record["targets"]["mood"]["majority"] == record["targets"]["mood"]["chance"] == 0.5
+    errors = record["targets"]["mood"]["standard_errors"]
+    assert errors["in_task"] == score.standard_error
+    stored = read_transfer(tmp_path / "out" / "standard_errors.csv")
+    assert dict(zip(stored.prompts, stored.values[0], strict=True)) == errors
+    assert record["targets"]["amusing"]["standard_errors"]["in_task"] is None
+    np.testing.assert_array_equal(table.errors, result.matrix.errors)
     assert record["versions"]["jpt"] == jpt.__version__ and record["device"] == "1 x cpu"
     assert len(list((tmp_path / "out" / "projected").rglob("*.safetensors"))) == 4
     lines = result.describe().splitlines()
-    assert lines[1].split()[4].endswith("*") and not lines[2].split()[4].endswith("*")
+    assert "*" in lines[1].split()[4] and "*" not in lines[2].split()[4]
+    assert lines[0].split()[0] == "chance" and lines[1].split()[1] == "0.500"
+    for cell, value, error in zip(
+        lines[1].split()[2:], result.matrix.values[0], result.matrix.errors[0], strict=True
+    ):
+        assert cell.endswith("~") == (abs(value - 0.5) <= error)
 
 
 def test_warm_start_begins_at_the_projected_prompt(case, prompts: Path, tmp_path: Path) -> None:
@@ -204,6 +215,8 @@ def test_warm_start_begins_at_the_projected_prompt(case, prompts: Path, tmp_path
     out = tmp_path / "out"
     result = jpt.evaluate_projector({"on_mood": run}, prompts, tasks[:1], out, **options)
     assert result.matrix.prompts == ("random", "on_mood", "warm", "vanilla")
+    values = result.matrix.values
+    np.testing.assert_allclose(result.matrix.errors, np.sqrt(values * (1 - values) / 42))
     config = json.loads((out / "warm" / "mood" / "config.json").read_text())
     assert config["steps"] == 2 and config["init"].endswith("projected/on_mood/mood.safetensors")
     tuned = jpt.load_prompt(out / "warm" / "mood" / "last.safetensors").values

@@ -161,6 +161,15 @@ CHANGES = [
     (lambda values, card: card.pop("source_backbone"), "expected a projector"),
     (lambda values, card: card.update(tasks="mood"), "a list of names"),
     (lambda values, card: values["down/bias"].fill(np.nan), "holds NaN"),
+    *(
+        (
+            lambda values, card, dtype=dtype: values.update(
+                {"up/bias": values["up/bias"].astype(dtype)}
+            ),
+            f"expected floating-point weights, got {dtype} in up/bias",
+        )
+        for dtype in ("int8", "bool")
+    ),
 ]
 
 

@@ -111,9 +111,10 @@ def test_relative_performance_means_and_text(result) -> None:
     assert record["ranking"] == {"mood": ["two"]}
     assert "mean relative performance by task type" in result.describe()
     lines = result.describe().splitlines()
-    assert lines[0].split() == ["one", "two", "random", "none"]
-    assert math.isclose(float(lines[1].split()[1].rstrip("*")), result.matrix.values[0, 0])
-    assert lines[1].split()[1].endswith("*") and "*" not in lines[2]
+    assert lines[0].split() == ["one", "two", "random", "none", "chance"]
+    assert math.isclose(float(lines[1].split()[1].rstrip("*~")), result.matrix.values[0, 0])
+    assert "*" in lines[1].split()[1] and "*" not in lines[2]
+    assert lines[1].split()[-1] == lines[2].split()[-1] == "0.500"
 
 
 def test_an_in_task_score_of_0_gives_no_ratio() -> None:

@@ -1,9 +1,11 @@
 """Compile log, log sinks and loss curves."""
 
 import collections
+import dataclasses
 import math
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 import jpt
 from jpt.testing import write_tiny_backbone
@@ -23,14 +26,16 @@ from jpt.tuning.logging import (
     COLUMNS,
     CompileLog,
     LogSinks,
+    Progress,
+    likely_cause,
     parse_sinks,
     plot_loss,
     sparkline,
 )
 from jpt.tuning.step import BoundStep
-from jpt.types import Batch
+from jpt.types import Batch, Score
 from tests.helpers.running import raises
-from tests.helpers.toys import first_rows, write_task
+from tests.helpers.toys import first_rows, json_lines, write_task
 
 CATALOG = [name for name in jpt.task_names() if not name.startswith("builtin/")]
 GENERATIVE = ("multi_news", "nq_open", "samsum", "squad")
@@ -383,3 +388,79 @@ def test_two_losses_are_no_curve(count: int) -> None:
 def test_long_runs_fit_the_terminal(scale: float) -> None:
     line = plot_loss(history((scale * np.random.default_rng(0).uniform(size=30_000)).tolist()))
     assert len(line) == COLUMNS and set(line.split()[2]) <= set(BLOCKS)
+
+
+CONSTANT = Score("accuracy", 0.5, 0.7, 10, 0.5, {"a": 10, "b": 0}, np.zeros(10, int))
+
+
+def log_of(losses: Iterable[float], *scored: dict[str, Any]) -> list[dict[str, Any]]:
+    train = [{"step": n, "split": "train", "loss": loss} for n, loss in enumerate(losses)]
+    return [*train, *({"split": "validation", "majority": 0.5, **line} for line in scored)]
+
+
+LEARNT = {"step": 40, "measures": {"accuracy": 0.8}, "standard_error": 0.1}
+BY_CHANCE = {"step": 40, "measures": {"accuracy": 0.6}, "standard_error": 0.1}
+FLAT, FALLING = [0.70, 0.68, 0.72, 0.70] * 2, [0.9, 0.91, 0.89, 0.6, 0.61, 0.59]
+CAUSES = [
+    (log_of(FLAT), "the training loss does not fall (0.700, 0.700): try a higher learning_rate"),
+    (log_of(FLAT, BY_CHANCE), "the training loss does not fall"),
+    (log_of(FALLING), "the training loss falls (0.900, 0.600): more steps may help"),
+    (log_of(reversed(FALLING)), "the training loss rises (0.600, 0.900): lower learning_rate"),
+    (log_of(FLAT, LEARNT), "at step 40 it was better than any constant answer: lower learning"),
+    (log_of(FLAT, {"step": 40, "majority": 1}), "all of them have one label"),
+    (log_of(FLAT[:3]), "the log is too short to tell why"),
+    (log_of([], {"step": 40, "majority": None}), "the log is too short to tell why"),
+]
+
+
+@pytest.mark.parametrize(("history", "cause"), CAUSES)
+def test_cause_of_constant_predictions(history: list[dict[str, Any]], cause: str) -> None:
+    assert likely_cause(history).startswith(cause)
+
+
+@pytest.mark.parametrize("slope", [-0.02, 0.0, 0.02])
+def test_trend_of_the_loss_is_welchs_test(slope: float) -> None:
+    random, found = np.random.default_rng(0), collections.Counter()
+    for _ in range(50):
+        losses = 0.7 + slope * np.arange(12) + random.normal(0, 0.05, 12)
+        statistic = ttest_ind(losses[6:], losses[:6], equal_var=False).statistic
+        trend = "falls" if statistic < -2 else "rises" if statistic > 2 else "does not fall"
+        assert f"the training loss {trend} (" in likely_cause(log_of(losses))
+        found[trend] += 1
+    assert found["falls" if slope < 0 else "rises" if slope > 0 else "does not fall"] > 25
+
+
+def test_constant_predictions_are_reported_once_from_a_tenth_of_the_run(capsys) -> None:
+    varied = dataclasses.replace(CONSTANT, counts={"a": 5, "b": 5})
+    with Progress(100) as progress:
+        for step, score in enumerate([CONSTANT] * 14 + [varied] + [CONSTANT] * 5, 1):
+            progress.scored(score, step, log_of(FLAT))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert [line.split(";")[0] for line in lines] == [
+        f"warning: step {step} of 100: all 10 rows get the prediction 'a'" for step in (10, 16)
+    ]
+
+
+def test_what_is_right_or_one_row_needs_no_warning() -> None:
+    right = dataclasses.replace(CONSTANT, value=1.0, majority=1.0, measures={"accuracy": 1.0})
+    assert right.warning is None and dataclasses.replace(CONSTANT, rows=1).warning is None
+    assert CONSTANT.warning == "all 10 rows get the prediction 'a'"
+
+
+@pytest.mark.plain_programs
+def test_constant_predictions_on_the_command_line(run, tmp_path: Path) -> None:
+    rows = json_lines({"text": "a film", "label": label} for label in ("good", "bad") * 3)
+    task = write_task(tmp_path / "mood", **dict.fromkeys(("train", "validation", "test"), rows))
+    backbone, out = write_tiny_backbone(tmp_path / "bert", "bert"), tmp_path / "out"
+    command = ("tune", "--backbone", backbone, "--task", task, "--out", out, "--max-tokens", 16)
+    given = ("--steps", 20, "--eval-every", 1, "--batch-size", 4, "--length", 3)
+    code, _, err = run(*command, *given)
+    lines = [line for line in err.replace("\r", "\n").splitlines() if "get the prediction" in line]
+    assert code == 0 and lines and "nothing learned" not in err
+    steps = [int(re.search(r"warning: step (\d+) of 20: all 6 rows", line)[1]) for line in lines]
+    assert min(steps) >= 2
+    code, said, err = run("evaluate", "--prompt", out, "--task", task)
+    assert code == 0 and re.search(
+        r"warning: all 6 rows get the prediction '(good|bad)'$", said, re.M
+    )
+    assert "nothing learned" not in said + err

@@ -13,11 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as orbax
 
 from jpt.errors import InputError
 from jpt.parallel import make_mesh, place, replicated
 from jpt.tuning.run_dir import SUMS, Checkpoints, RunFolder
 from tests.helpers.running import raises
+
+IDENTITY = {"seed": 0, "fingerprint": "weights-1", "label_ids": ((7,), (8, 9))}
 
 
 def state(number: int) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def assert_is_state(found: dict[str, Any], number: int) -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    with Checkpoints(folder, "weights-1") as checkpoints:
+    with Checkpoints(folder, IDENTITY) as checkpoints:
         for number in (1, 2, 3):
             checkpoints.save(number, state(number))
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
@@ -51,8 +54,8 @@ def flip(data: bytes) -> bytes:
 DAMAGES = {"flipped": flip, "cut": lambda data: data[: len(data) // 2], "empty": lambda data: b""}
 
 
-def assert_loads(folder: Path, number: int, backbone: str | None = None) -> None:
-    with Checkpoints(folder, backbone) as checkpoints:
+def assert_loads(folder: Path, number: int, identity: dict[str, Any] | None = None) -> None:
+    with Checkpoints(folder, identity) as checkpoints:
         assert_is_state(checkpoints.load(state(0)), number)
 
 
@@ -69,12 +72,12 @@ def test_damage_to_any_file_falls_back_to_the_checkpoint_before(folder, damage: 
             file.unlink()
         else:
             file.write_bytes(DAMAGES[damage](whole))
-        assert_loads(folder, 2, "weights-1")
+        assert_loads(folder, 2, IDENTITY)
         err = capfd.readouterr().err
         assert err.count("\n") == 1 and "; resuming from step 2" in err, err
         assert "the checkpoint of step 3 is damaged (" in err
         file.write_bytes(whole)
-    assert_loads(folder, 3, "weights-1")
+    assert_loads(folder, 3, IDENTITY)
 
 
 def test_next_save_replaces_a_damaged_checkpoint(folder: Path) -> None:
@@ -98,14 +101,47 @@ def test_damage_everywhere_is_one_line(folder: Path) -> None:
     assert "step 3 is damaged" in message and "step 2 is damaged" in message and "\n" not in message
 
 
-def test_other_weights_and_states_are_refused(folder: Path) -> None:
+def test_other_states_are_refused(folder: Path) -> None:
     with Checkpoints(folder) as checkpoints:
         with pytest.raises(InputError, match="step 3 does not fit this run"):
             checkpoints.load({"prompt": jnp.zeros((40, 50))})
-    with Checkpoints(folder, "weights-2") as checkpoints:
-        raises(checkpoints.load, state(0), match="other weights .hash weights-1, now weights-2")
-    (folder / "3" / SUMS).unlink()  # as written by older versions
-    assert_loads(folder, 3, "weights-2")
+
+
+CHANGES = [
+    ({"fingerprint": "weights-2"}, "fingerprint 'weights-1' .here 'weights-2'."),
+    ({"seed": 1, "new": True}, "seed 0 .here 1., new None .here True."),
+    ({"label_ids": ((7,), (8,))}, r"label_ids \[\[7\], \[8, 9\]\] .here \[\[7\], \[8\]\]."),
+]
+
+
+@pytest.mark.parametrize("has_sums", [True, False])
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_checkpoint_of_another_run_is_refused(
+    folder: Path, change: dict[str, Any], message: str, has_sums: bool
+) -> None:
+    if not has_sums:  # as written by older versions
+        (folder / "3" / SUMS).unlink()
+    with Checkpoints(folder, {**IDENTITY, **change}) as checkpoints:
+        raises(checkpoints.load, state(0), match=f"another run at step 3: {message}; remove the")
+    assert_loads(folder, 3, {**IDENTITY, "metric": "f1"})  # a field that earlier versions lack
+
+
+def test_checkpoint_of_an_earlier_version_is_read_if_its_weights_are_the_same(
+    folder: Path, capsys
+) -> None:
+    def write(step: int, metadata: dict[str, Any]) -> None:
+        orbax.save_checkpointables(
+            folder / str(step), {"state": state(step)}, custom_metadata=metadata
+        )
+
+    write(4, {"backbone": "weights-1"})
+    assert_loads(folder, 4, IDENTITY)
+    assert capsys.readouterr().err.count("does not name its run; only its weights are") == 1
+    write(5, {"backbone": "weights-2"})
+    with Checkpoints(folder, IDENTITY) as checkpoints:
+        raises(checkpoints.load, state(0), match="fingerprint 'weights-2' .here 'weights-1'.;")
+    write(6, {"backbone": None})
+    assert_loads(folder, 6, IDENTITY)
 
 
 @pytest.mark.parametrize("mesh", ["data:8", "data:2,model:4"])
@@ -267,14 +303,36 @@ TAILS: list[Callable[[str], str]] = [
 @pytest.mark.parametrize("tail", TAILS)
 def test_incomplete_last_log_line_is_dropped(run: RunFolder, tail: Callable[[str], str]) -> None:
     for step in (1, 2):
-        run.log({"step": step})
+        run.log({"step": step, "split": "train"})
     with (run.path / "metrics.jsonl").open("a") as file:
-        file.write(tail('{"step": 3}\n'))
+        file.write(tail('{"step": 3, "split": "train"}\n'))
     run.rewind(2)
-    run.log({"step": 3})
+    run.log({"step": 3, "split": "train"})
     assert [line["step"] for line in run.history()] == [1, 2, 3]
 
 
 def test_broken_log_line_is_named(run: RunFolder) -> None:
-    (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    (run.path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"st\n{"step": 3}\n')
     raises(run.history, match="metrics.jsonl is damaged: line 2 is not JSON")
+
+
+def test_lock_of_another_run_in_the_same_place_is_kept(run: RunFolder) -> None:
+    with pytest.raises(InputError, match="got another folder"), run.lock():
+        run.path.rename(run.path.with_name("moved"))
+        other = RunFolder(run.path, CONFIG)
+        with other.lock():
+            try:
+                run.log({"step": 1, "split": "train"})
+            finally:
+                assert ".lock" in names(run)
+    assert names(run) == ["config.json"]
+
+
+def test_result_names_its_run(run: RunFolder, tmp_path: Path) -> None:
+    result = run.finish({"steps": 3, "elapsed_s": 0.5})
+    assert run.result == result and len(result["identity"]) == 16
+    for change in ({"checkpoint_every": 9}, {"mesh": "data:8"}):
+        assert RunFolder(run.path, CONFIG | change).result == result
+    other = RunFolder(tmp_path / "other", CONFIG | {"seed": 2})
+    shutil.copy(run.path / "result.json", other.path)
+    raises(lambda: other.result, match="result.json: expected the result of the run in .*another")
