@@ -614,13 +614,9 @@ def warm_columns(
             values[row, column] = score[columns.tasks[task].metric]
             error = score.get("standard_error")  # a run of an older version has none
             errors[row, column] = np.nan if error is None else error
-    assert matrix.errors is not None, "of _score_all"
-    return dataclasses.replace(
-        matrix,
-        prompts=(*matrix.prompts, WARM, VANILLA),
-        values=np.hstack([matrix.values, values]),
-        errors=np.hstack([matrix.errors, errors]),
-    )
+    values, errors = np.hstack([matrix.values, values]), np.hstack([matrix.errors, errors])
+    names = (*matrix.prompts, WARM, VANILLA)
+    return dataclasses.replace(matrix, prompts=names, values=values, errors=errors)
 
 
 def _tuned(
@@ -740,7 +736,9 @@ def evaluate_projector(
     record |= {**environment_info(), "device": describe_devices(devices)}
     record["elapsed_s"] = round(time.monotonic() - started_s, 2)
     if folder is not None:
-        _write(folder, matrix, record)
+        write_transfer(folder.file(TABLE), matrix)
+        write_errors(folder.file(ERRORS), matrix)
+        write_json(folder.file(RECORD), record)
     return ProjectionResult(matrix, record, columns.projected)
 
 
@@ -760,12 +758,6 @@ def _measure(
     for target, level in chance_record(matrix).items():
         record["targets"][target] |= level
     return matrix, record
-
-
-def _write(folder: OutFolder, matrix: TransferMatrix, record: dict[str, Any]) -> None:
-    write_transfer(folder.file(TABLE), matrix)
-    write_errors(folder.file(ERRORS), matrix)
-    write_json(folder.file(RECORD), record)
 
 
 def _score_all(
