@@ -93,15 +93,13 @@ def _points_ci(interval: tuple[float, float]) -> str:
 
 def find(study: Study, ordering: Ordering) -> list[Finding]:
     """Return the findings of a study, in the order of the page."""
-    pairs = transfer_pairs(study, ordering)
+    pairs, above = transfer_pairs(study, ordering), study.above_chance
+    random = random_values(study, ordering, study.relative)
+    random_above = None if above is None else random_values(study, ordering, above)
     found = [
         training_finding(study, ordering),
-        type_finding(
-            pairs,
-            random_values(study, ordering, study.relative),
-            random_values(study, ordering, study.above_chance),
-        ),
-        source_finding(pairs),
+        type_finding(pairs, random, random_above),
+        source_finding(pairs if above is None else _above(pairs)),
         overlap_finding(study),
         correlation_finding(study),
         choice_finding(study),
@@ -170,20 +168,22 @@ def type_finding(
     random_above: Mapping[str, float] | None = None,
 ) -> Finding | None:
     """Compare zero-shot transfer within and across task types, above chance where it is known."""
-    above = _above(pairs)
-    if above is None:
+    if random_above is None or not any(pair.same_type is not None for pair in pairs):
         return _type_finding(pairs, random, "Zero-shot transfer", "")
+    above = _above(pairs)
     means = [*_type_means(pairs), _mean(list(random.values()))]
     known = [percent(mean) for mean in means if np.isfinite(mean)]
     listed = " and ".join(filter(None, [", ".join(known[:-1]), *known[-1:]]))
     aside = f"scores with chance, as in the paper: {listed}"
-    return _type_finding(above, random_above or {}, "Above chance, zero-shot transfer", aside)
+    if not above:
+        text = "No in-task prompt is clearly above chance, so transfer cannot be compared with it"
+        return Finding("types", f"{text} ({aside}).", UNCLEAR)
+    return _type_finding(above, random_above, "Above chance, zero-shot transfer", aside)
 
 
-def _above(pairs: Sequence[TransferPair]) -> list[TransferPair] | None:
-    """Return the pairs measured above chance; None if chance is unknown."""
-    found = [replace(pair, relative=pair.above) for pair in pairs if np.isfinite(pair.above)]
-    return found or None
+def _above(pairs: Sequence[TransferPair]) -> list[TransferPair]:
+    """Return the pairs with a score above chance, by that score."""
+    return [replace(pair, relative=pair.above) for pair in pairs if np.isfinite(pair.above)]
 
 
 def _type_finding(
@@ -256,7 +256,7 @@ def _judge_types(
 def source_finding(pairs: Sequence[TransferPair]) -> Finding | None:
     """Count the targets whose best source has their type, and compare with chance level."""
     hits, chance, n_targets = 0, 0.0, 0
-    for group in by_target(_above(pairs) or pairs).values():
+    for group in by_target(pairs).values():
         kinds = [pair.same_type for pair in group]
         if True not in kinds or False not in kinds:
             continue

@@ -716,15 +716,15 @@ def _correlation_points(
 
 def _pair_score(study: Study, pair: TransferPair) -> float:
     """Return the relative score of a pair, above chance if chance is known."""
-    return pair.relative if study.above_chance is None else pair.above
+    return pair.above if study.has_above else pair.relative
 
 
 def _above_text(study: Study) -> str:
-    return "" if study.above_chance is None else " above chance"
+    return " above chance" if study.has_above else ""
 
 
 def _relative_file(study: Study) -> str:
-    if study.above_chance is not None:
+    if study.has_above:
         return study.above_file
     return study.relative_file or "transfer.csv"
 
@@ -1938,7 +1938,7 @@ def _relative_table(
 
 
 def _strip_figure(study: Study, ordering: Ordering) -> Markup | None:
-    groups = _pair_groups(study, ordering, study.above_chance is not None)
+    groups = _pair_groups(study, ordering, study.has_above)
     if not groups["same type"] and not groups["other type"]:
         return None
     means = "; ".join(
@@ -1951,7 +1951,7 @@ def _strip_figure(study: Study, ordering: Ordering) -> Markup | None:
         f"Each point is a pair of task and prompt{_above_text(study)}; in-task pairs are excluded."
         f" Lines: means ({means})."
     )
-    if study.above_chance is not None:
+    if study.has_above:
         paper = _pair_groups(study, ordering, False).values()
         listed = ", ".join(percent(float(np.mean(values))) for values in paper if values)
         caption += f" With chance, as in the paper, the means are {listed}."

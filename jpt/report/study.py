@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
 from jpt.errors import InputError
 from jpt.indicators.pairs import join_runs, prompt_names
@@ -503,6 +503,11 @@ class Study:
         return "transfer.csv" if self.computed_relative else "relative.csv"
 
     @property
+    def has_above(self) -> bool:
+        """Whether a score above chance is defined."""
+        return self.above_chance is not None and bool(np.isfinite(self.above_chance.values).any())
+
+    @property
     def above_file(self) -> str:
         """File that the scores above chance come from."""
         return "transfer.csv" if self.computed_above else "above_chance.csv"
@@ -666,8 +671,6 @@ def with_relative(study: Study, ordering: Ordering) -> Study:
     if matrix is not None and study.above_chance is None and matrix.chance is not None:
         above = performance_above_chance(matrix, ordering.in_task)
         study = replace(study, above_chance=above, computed_above=True)
-    if study.above_chance is not None and not np.isfinite(study.above_chance.values).any():
-        study = replace(study, above_chance=None)
     if study.relative is not None or matrix is None:
         return study
     in_task = np.array([in_task_score(study, ordering, target) for target in matrix.targets])
@@ -683,9 +686,7 @@ def with_relative(study: Study, ordering: Ordering) -> Study:
     return replace(study, relative=relative, computed_relative=True)
 
 
-def near_chance(
-    study: Study, targets: Iterable[str], prompts: Iterable[str]
-) -> Bool[np.ndarray, "N K"]:
+def near_chance(study: Study, targets: Iterable[str], prompts: Iterable[str]) -> np.ndarray:
     """Return which scores are within one standard error of chance, in the given order."""
     matrix = study.transfer
     if matrix is not None:

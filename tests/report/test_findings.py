@@ -90,6 +90,17 @@ def test_prompts_at_chance_are_named(tmp_path: Path) -> None:
     assert "of 3 tasks" in found["best_source"].text, "blank for imdb"
 
 
+def test_a_study_of_prompts_at_chance_compares_nothing(tmp_path: Path) -> None:
+    scores = np.full_like(SCORES, 0.5)
+    scores[np.diag_indices(4)] = 0.51
+    write_scores(tmp_path, scores)
+    samples.write_transfer_record(tmp_path)
+    found = _found(tmp_path)
+    assert found["training"].text.startswith("4 of 4 in-task prompts score no better than chance")
+    assert found["types"].text.startswith("No in-task prompt is clearly above chance")
+    assert found["types"].verdict == "unclear" and "best_source" not in found
+
+
 def test_a_study_without_chance_levels_is_worded_as_in_the_paper(tmp_path: Path) -> None:
     write_scores(tmp_path)
     targets = {
