@@ -19,6 +19,7 @@ from jpt.io.files import parse_json, read_bytes, read_error, read_json, read_num
 from jpt.prompts.store import load_prompt, run_name, seed_runs
 from jpt.results.prompt_table import (
     RANDOM,
+    TRANSFER_COLUMNS,
     UNTOUCHED,
     at_chance,
     match_in_task_prompts,
@@ -415,7 +416,7 @@ def read_task_type_record(path: str | Path, command: str) -> TaskTypeRecord | No
     if fields is None:
         return None
     transfer = fields.fields("relative_transfer")
-    best = transfer.fields("best_other_source")
+    best, above = transfer.fields("best_other_source"), fields.fields("above_chance_by_type")
     return TaskTypeRecord(
         similarity={
             name: _type_means(each) for name, each in fields.fields("similarity_by_type").each()
@@ -428,9 +429,7 @@ def read_task_type_record(path: str | Path, command: str) -> TaskTypeRecord | No
         ),
         by_type={name: each.numbers() for name, each in fields.fields("relative_by_type").each()},
         notes=fields.texts("notes"),
-        above_by_type={
-            name: each.numbers() for name, each in fields.fields("above_chance_by_type").each()
-        },
+        above_by_type={name: each.numbers() for name, each in above.each()},
     )
 
 
@@ -488,7 +487,6 @@ class Study:
     above_chance: TransferMatrix | None = (
         None  # performance above chance; None if chance is unknown
     )
-    computed_above: bool = False  # ``above_chance.csv`` was missing
 
     @property
     def random(self) -> str:
@@ -510,7 +508,8 @@ class Study:
     @property
     def above_file(self) -> str:
         """File that the scores above chance come from."""
-        return "transfer.csv" if self.computed_above else "above_chance.csv"
+        name = "above_chance.csv"
+        return name if (self.folder / name).exists() else "transfer.csv"
 
     @property
     def untouched(self) -> str:
@@ -602,7 +601,8 @@ def _mean_over_seeds(
 
 
 def _matrix(path: Path) -> TransferMatrix | None:
-    return read_transfer(path) if path.exists() else None
+    # Without an in-task prompt, relative.csv has a header only.
+    return read_transfer(path) if path.exists() and read_table(path, TRANSFER_COLUMNS) else None
 
 
 def _shape(path: Path) -> tuple[int, int, int] | None:
@@ -669,8 +669,7 @@ def with_relative(study: Study, ordering: Ordering) -> Study:
     """Compute the relative scores if ``relative.csv`` or ``above_chance.csv`` is missing."""
     matrix = study.transfer
     if matrix is not None and study.above_chance is None and matrix.chance is not None:
-        above = performance_above_chance(matrix, ordering.in_task)
-        study = replace(study, above_chance=above, computed_above=True)
+        study = replace(study, above_chance=performance_above_chance(matrix, ordering.in_task))
     if study.relative is not None or matrix is None:
         return study
     in_task = np.array([in_task_score(study, ordering, target) for target in matrix.targets])

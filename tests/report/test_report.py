@@ -260,8 +260,12 @@ def test_relative_scores_are_computed_where_the_file_is_missing(tmp_path: Path) 
     assert found.computed_relative and wanted is not None and found.relative is not None
     np.testing.assert_array_equal(found.relative.values, wanted.values)
     write_transfer_record(tmp_path, targets={"imdb": {"task": "imdb", "in_task_prompt": None}})
-    assert prepare(tmp_path)[0].relative is None
-    assert "no target has an in-task prompt" in _build(tmp_path)
+    header = "target_task,source_prompt,metric,value\n"
+    for text in (None, header):  # the command writes a file without rows
+        if text is not None:
+            (tmp_path / "relative.csv").write_text(text)
+        assert prepare(tmp_path)[0].relative is None
+        assert "no target has an in-task prompt" in _build(tmp_path)
 
 
 def test_one_prompt_only(tmp_path: Path) -> None:
