@@ -239,6 +239,8 @@ class Checkpoints:
 
     def _finish(self, step: int, response: Any) -> None:
         """Wait for orbax in the background, then finalise the checkpoint."""
+        # After a failed write orbax drops those of the other arrays, about which Python warns.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         before = sys.unraisablehook
         sys.unraisablehook = _ignore_closed_loop(before)
         try:
@@ -265,8 +267,6 @@ class Checkpoints:
 
     def _write_error(self, step: int, error: Exception) -> Exception:
         """Return a disk error as one line; any other error unchanged."""
-        # orbax drops its pending writes of the other arrays, about which Python warns.
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         try:
             self._check_folder()
         except InputError as moved:
