@@ -144,6 +144,7 @@ def test_the_figure_comes_from_a_report(session: Session) -> None:
     assert f"({FIGURE.relative_to(ROOT)})" in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_sweep_files_and_the_custom_task_load(tmp_path: Path) -> None:
     grid, search = blocks(ROOT / "docs" / "sweep.md", "toml")
     (tmp_path / "grid.toml").write_text(grid)

@@ -197,6 +197,7 @@ def test_versions_machine_and_devices() -> None:
     assert third == f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platforms", ["cuda", "nothing"])
 def test_missing_devices_are_reported(platforms: str) -> None:
     if platforms == "cuda" and jax.default_backend() != "cpu":

@@ -93,6 +93,7 @@ def test_undefined_values_and_runs_of_a_matrix() -> None:
     assert over_seeds(one) is one
 
 
+@pytest.mark.slow
 def test_each_run_has_separate_neurons(folder: Path, prompts) -> None:
     found = jpt.activated_neurons(folder / "prompts", folder / "neurons.npz")
     assert found.names == tuple(sorted(RUNS)) == read_activations(folder / "neurons.npz").names
@@ -251,6 +252,7 @@ def baselines_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_model_without_a_prompt_is_shown_and_left_out(baselines_folder, tmp_path: Path) -> None:
     tables = Outline(write_report(baselines_folder).read_text(encoding="utf-8")).tables
     head, *rows = tables["Score of each prompt on each task"]

@@ -48,6 +48,7 @@ def compute() -> tuple[np.ndarray, bool]:
         return found, next(each for each in log.take() if "work" in each.name).is_cached
 
 
+@pytest.mark.slow
 def test_a_program_is_read_with_the_same_result(fresh: Path) -> None:
     folder = programs.use_compile_cache()
     assert folder is not None and folder.parent == fresh / "compiled"

@@ -124,6 +124,7 @@ def test_jobs_of_an_array_share_the_work(grid: dict[str, Any], swept: Path, tmp_
     assert read_prompts(tmp_path) == read_prompts(swept)
 
 
+@pytest.mark.slow
 def test_a_larger_grid_adds_runs(grid: dict[str, Any], tmp_path: Path) -> None:
     smaller = {**grid, "grid": {**grid["grid"], "seed": [1]}}
     assert sweep(smaller, tmp_path).record["states"] == {"done": 4}

@@ -136,6 +136,7 @@ def test_finished_matrix_loads_no_model_and_changes_no_file(whole, monkeypatch) 
     assert again.scores == {}
 
 
+@pytest.mark.slow
 def test_changes_are_scored_again(study, scored) -> None:
     out = study.root / "out"
     first = study.transfer(out)
@@ -159,6 +160,7 @@ def test_changes_are_scored_again(study, scored) -> None:
     rescored(*["taste"] * 4)
 
 
+@pytest.mark.slow
 def test_another_model_is_scored_again(study, scored) -> None:
     study.transfer(study.root / "out")
     scored.clear()

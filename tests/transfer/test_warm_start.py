@@ -186,6 +186,7 @@ def test_copied_moments_change_the_run(study, task, backbone, sources) -> None:
         np.testing.assert_array_equal(vanilla, study.runs[seed, "vanilla"].last.values)
 
 
+@pytest.mark.slow
 def test_a_curve_has_twenty_scorings_by_default(task, backbone, sources) -> None:
     for steps, every in ((400, 20), (7, 1)):
         prepared = module._prepare(task, sources, backbone, False, None, {"steps": steps})

@@ -287,6 +287,7 @@ def test_sinks_that_fail_or_cannot_start(wandb: FakeWandb, tmp_path: Path) -> No
     raises(LogSinks, ("tensorboard",), None, {}, match="into the run folder; set out")
 
 
+@pytest.mark.slow
 def test_run_logs_to_sinks_and_shows_its_curve(wandb: FakeWandb, tmp_path: Path) -> None:
     options = {"steps": 30, "eval_every": 15, "batch_size": 4, "eval_batch_size": 8}
     backbone, task = "builtin/bert-small", write_task(tmp_path / "mood")

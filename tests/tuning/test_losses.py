@@ -147,7 +147,7 @@ SHORT = {"length": 5, "max_tokens": 16, "batch_size": 8, "eval_batch_size": 16}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["t5", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model_type", ["t5", "gpt2"])
 def test_generative_task_from_tuning_to_transfer(model_type: str, tmp_path: Path) -> None:
     folder = write_tiny_backbone(tmp_path / "model", model_type)
     echo = write_echo(tmp_path / "echo")

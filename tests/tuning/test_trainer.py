@@ -57,6 +57,7 @@ def newest_checkpoint(run: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_other_save_intervals_change_nothing(
     tune, whole, tmp_path, crashed
 ) -> None:
