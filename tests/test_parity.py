@@ -41,7 +41,6 @@ EVERY = (*ENCODERS, *DECODERS, *T5S)
 
 
 def maker_of(name: str) -> ModuleType:
-    """The script that writes a fixture; it needs torch."""
     pytest.importorskip("torch")
     kind = "encoder" if name in ENCODERS else "decoder" if name in DECODERS else "t5"
     return import_module(f"tests.backbones.make_{kind}_fixtures")
@@ -54,7 +53,6 @@ def build(maker: ModuleType, name: str, case: Any) -> tuple[Any, dict[str, np.nd
 
 
 def write_folder(folder: Path, name: str, tensors: dict[str, np.ndarray], **changes: Any) -> None:
-    """Write a folder of transformers with the config of a fixture."""
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((FIXTURES / name / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))

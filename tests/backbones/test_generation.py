@@ -55,7 +55,6 @@ def search(
 
 
 def generate(case: ToyCase, *options: object) -> list[list[int]]:
-    """The tokens of each row, without what fills it up."""
     inputs = (case.params, case.tokens, case.lengths, case.prompt)
     found = jax.device_get(search(ToyWriter(), *inputs, *options))
     for row, length in zip(*found, strict=True):

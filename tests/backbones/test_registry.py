@@ -154,7 +154,7 @@ def test_generator_continues_unseen_text_better_than_word_frequency(name: str) -
     assert loss < frequency - 0.3, (loss, frequency)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prompt_on_the_t5_beats_the_majority_class() -> None:
     # The GPT-2 is tuned by the default tests.
     test = jpt.tune("builtin/t5-mini", "builtin/rotten_tomatoes").record["test"]

@@ -123,7 +123,6 @@ def test_scan_equals_a_loop_over_layers() -> None:
 
 
 def generate(golden: Golden, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and best tokens, one by one."""
     forced = np.full((golden.stored["lengths"].shape[0], count), -1, np.int32)
     return write(golden, golden.params, golden.batch, forced)
 

@@ -79,7 +79,6 @@ NUMBERS = (b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\1\0\0\0", b"\0\0\0\1"
 
 @contextmanager
 def refusal(message: str) -> Iterator[pytest.ExceptionInfo[InputError]]:
-    """Expect an InputError of one line."""
     with pytest.raises(InputError, match=message) as caught:
         yield caught
     assert "\n" not in str(caught.value)

@@ -51,7 +51,6 @@ class Golden:
 
     @property
     def batch(self) -> Batch:
-        """Tokens, lengths and prompt."""
         return self.input("tokens"), self.input("lengths"), self.input("prompt")
 
     def is_text(self, front: int = 0) -> np.ndarray:
@@ -79,7 +78,6 @@ class Golden:
         return jnp.where(is_text, wide, 17)
 
     def split(self, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> Parameters:
-        """Return the weights sharded over a mesh."""
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)
         return place(params, parameter_shardings(params, self.family.weights.partition, mesh)[0])
 
@@ -116,13 +114,11 @@ def read(
     dropout_key: jax.Array | None = None,
     **options: object,
 ) -> ModelOutput:
-    """Apply a module, compiled."""
     keys = None if dropout_key is None else {"dropout": dropout_key}
     return module.apply({"params": params}, tokens, lengths, prompt, rngs=keys, **options)
 
 
 def ask(golden: Golden, *inputs: object, **options: object) -> ModelOutput:
-    """Apply the model of a fixture, compiled."""
     return read(golden.module(), golden.params, *inputs, **options)
 
 
@@ -200,7 +196,6 @@ def start(
     prompt: jax.Array | None,
     max_new: int,
 ) -> tuple[jax.Array, Cache]:
-    """Call ``start``, compiled."""
     variables = {"params": params}
     return module.apply(variables, tokens, lengths, prompt, max_new, method="start")
 
@@ -209,7 +204,6 @@ def start(
 def advance(
     module: nn.Module, params: Parameters, last: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-    """Call ``advance``, compiled."""
     return module.apply({"params": params}, last, cache, method="advance")
 
 
@@ -239,8 +233,6 @@ def difference(found: jax.typing.ArrayLike, expected: jax.typing.ArrayLike) -> f
 
 @dataclass(frozen=True)
 class Dictionary:
-    """A checkpoint in memory."""
-
     tensors: dict[str, np.ndarray]
 
     @cached_property

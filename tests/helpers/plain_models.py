@@ -106,8 +106,6 @@ Ranked = list[tuple[float, tuple[int, ...]]]
 
 @dataclass
 class Search:
-    """The search of one row."""
-
     score: Scorer
     eos: int
     length_tokens: int  # maximum number of tokens
@@ -175,7 +173,6 @@ class Search:
 
 
 def padded(sequences: Sequence[Sequence[int]], length_tokens: int) -> np.ndarray:
-    """Return sequences as one array [B, N], filled up with -1."""
     rows = [[*tokens, *[-1] * (length_tokens - len(tokens))] for tokens in sequences]
     return np.array(rows, np.int32)
 
@@ -242,8 +239,6 @@ def _weights(count: int) -> jax.Array:
 
 @dataclass(frozen=True)
 class ToyCase:
-    """Weights and a padded batch."""
-
     params: Parameters
     tokens: np.ndarray  # [B, T]
     lengths: np.ndarray  # [B]

@@ -274,7 +274,6 @@ class Outline(HTMLParser):
 
 
 def assert_page_is_sound(page: str, folder: Path) -> Outline:
-    """Assert valid nesting, unique ids, valid links, and that nothing is loaded."""
     outline = Outline(page)
     assert outline.faults == []
     assert len(set(outline.ids)) == len(outline.ids)

@@ -60,7 +60,6 @@ def write_easy(folder: Path) -> Path:
 
 
 def first_rows(folder: Path, count: int) -> dict[str, list[dict[str, Any]]]:
-    """Read the first rows of each split of a task folder."""
     splits = {}
     for split in ("train", "validation", "test"):
         with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
@@ -98,7 +97,6 @@ TOY_VOCABULARY = [*SPECIAL, *WORDS, *SUFFIXES, *(c for c in LETTERS if c not in 
 
 
 def write_toy_tokenizer(folder: Path, config: dict | None = None) -> Path:
-    """Write tokenizer.json, and tokenizer_config.json if given."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     ids = {token: number for number, token in enumerate(TOY_VOCABULARY)}
@@ -129,7 +127,6 @@ def toy_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 def write_sweep_task(folder: Path) -> Path:
-    """Write a task whose label is given by one word."""
     words = [token for token in VOCABULARY if token.isalpha()]
     toml = (
         'type = "sentiment"\nfields = ["text"]\nlabels = ["a", "b"]\ntemplate = "{text}"\n'
@@ -145,7 +142,6 @@ def write_sweep_task(folder: Path) -> Path:
 
 
 def write_fixed(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Write backbone and task; return the table `fixed` of a sweep file."""
     task = write_sweep_task(folder / "first")
     backbone = write_tiny_backbone(folder / "bert", "bert")
     fixed = {"backbone": str(backbone), "task": str(task), "steps": 6, "batch_size": 4}
@@ -153,13 +149,11 @@ def write_fixed(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def read_prompts(folder: Path) -> dict[str, bytes]:
-    """Read all prompts of a sweep as bytes."""
     runs = folder / "runs"
     return {str(path.relative_to(runs)): path.read_bytes() for path in runs.rglob("*.safetensors")}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a table of a sweep without its elapsed times."""
     with path.open() as file:
         return [{k: v for k, v in row.items() if k != "elapsed_s"} for row in csv.DictReader(file)]
 
@@ -170,7 +164,6 @@ SIZES = {"steps": 12, "batch_size": 6, "bottleneck": 9, "eval_every": 4, "max_to
 
 
 def write_case(root: Path) -> tuple[Path, list[Path]]:
-    """Write the target and two tasks with different label words."""
     mood = write_task(root / "mood")
     toml = (mood / "task.toml").read_text()
     other = toml.replace('"mood"', '"amusing"').replace('= "bad"', '= "dull"')
@@ -188,7 +181,6 @@ def source_prompt(
 
 
 def source_prompts() -> dict[str, Prompt]:
-    """Return a prompt per task; the names have another order than the tasks."""
     return {"a_first": source_prompt(1, "mood"), "b_second": source_prompt(2, "amusing")}
 
 

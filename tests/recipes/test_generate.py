@@ -38,7 +38,6 @@ NEW = 6
 
 
 def load_lively(folder: Path, kind: str, **changes: object) -> Backbone:
-    """Load a tiny model with large weights, whose outputs vary."""
     if kind == "t5":  # with a tied head it repeats its input
         changes = {"tie_word_embeddings": False, **changes}
     backbone = jpt.load_backbone(write_tiny_backbone(folder, kind, **changes))

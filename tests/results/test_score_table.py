@@ -27,8 +27,6 @@ FILES = ("transfer.csv", "relative.csv", "transfer.json", "cells.jsonl")
 
 
 class Study:
-    """Two prompts for two tasks on a tiny model, all in one folder."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
         self.backbone = write_tiny_backbone(root / "model", "bert")
@@ -80,7 +78,6 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Read all files without time and command."""
     found: dict[str, Any] = {name: (folder / name).read_bytes() for name in FILES[:2]}
     record = json.loads((folder / "transfer.json").read_text())
     del record["elapsed_s"], record["command"]

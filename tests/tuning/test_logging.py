@@ -198,8 +198,6 @@ SHOWN = [
 
 
 class FakeWandb:
-    """A Weights & Biases that records its calls."""
-
     def __init__(self, monkeypatch: pytest.MonkeyPatch, resumed: bool = False) -> None:
         url, folder = "https://example.org/run", "runs/a/wandb/offline-run"
         self.run = Mock(resumed=resumed, offline=not resumed, url=url, dir=folder)

@@ -98,7 +98,6 @@ def test_loss_of_generated_answers_is_that_of_each_row(model_type: str) -> None:
 
 
 def score_words(tmp_path: Path, model_type: str, bad: Any, good: str, **options: str) -> Score:
-    """Score a fixed prompt with these label words."""
     if not (folder := tmp_path / model_type).exists():
         write_tiny_backbone(folder, model_type)
     words = {"default": {"bad": bad, "good": good}}

@@ -52,8 +52,6 @@ RUNS = {
 
 
 class Counter:
-    """A progress reporter that counts."""
-
     def __init__(self) -> None:
         self.steps, self.ends = 0, []
 
@@ -71,8 +69,6 @@ class Counter:
 
 
 class Group:
-    """The tasks and the backbone of all runs."""
-
     def __init__(self, folder: Path) -> None:
         words = {"low": "awful", "middle": "plain", "high": "lovely and quite unforgettable " * 3}
         text = json_lines(
