@@ -343,7 +343,7 @@ def pad(backbone: Backbone, rows: list[list[int]]) -> tuple[jax.Array, jax.Array
     return jnp.array(filled, jnp.int32), jnp.array(lengths, jnp.int32)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_greedy_continuations_are_those_of_torch() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate", reason="transformers reads GGUF with it")

@@ -118,7 +118,10 @@ CI_CASES = {
     "test_parallel.py": {
         "test_every_mesh_gives_the_numbers_of_one_device": "(bert|llama)-(prompt:2|data:8)",
     },
-    "test_parity.py": {"test_fixtures_are_the_output_of_torch": "_tied|llama_grouped|t5_relu"},
+    "test_parity.py": {
+        "test_beams_are_those_of_torch": "3-2|4-3",
+        "test_fixtures_are_the_output_of_torch": "_tied|llama_grouped|t5_relu",
+    },
     "test_quickstart.py": {"test_a_stopped_study_resumes_and_ends_equal": "tune|mask"},
     "test_step.py": {"test_bank_scores_equal_single_scores": "gpt2-prompt:2|bert-prompt:8"},
     "test_t5.py": {"*": "^(?!.*model:4)|model:4-t5_gated$"},
