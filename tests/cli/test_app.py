@@ -352,9 +352,13 @@ def test_bash_completes(tmp_path: Path) -> None:
     assert done.stdout.split() == ["builtin/bert-small"], done.stderr
 
 
+BARE = "import typer; a = typer.Typer(); a.command()(lambda: None); a(['--help'])"
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize("words", ["jpt tu", "jpt tune --task builtin/", "jpt tune --backbone "])
-def test_completing_takes_less_than_half_a_second(words: str) -> None:
+def test_completing_takes_less_than_two_bare_commands(words: str) -> None:
     assert complete(words)
-    assert cpu_seconds([sys.executable, "-c", PROGRAM], **completion_variables(words)) < 0.5
+    found = cpu_seconds([sys.executable, "-c", PROGRAM], **completion_variables(words))
+    assert found < 2 * cpu_seconds([sys.executable, "-c", BARE])
