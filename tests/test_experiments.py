@@ -279,7 +279,6 @@ def test_two_kills_of_each_kind(tmp_path: Path) -> None:
 
 
 def parts(told: str) -> dict[str, dict[str, list[str]]]:
-    """Cells of each table by the name of its part and the first cell of the line."""
     found: dict[str, dict[str, list[str]]] = {}
     for part in told.split("## ")[1:]:
         lines = [line for line in part.splitlines() if line.startswith("| ")]

@@ -417,6 +417,7 @@ def test_projector_fixture_is_the_output_of_torch() -> None:
         np.testing.assert_allclose(values, stored[name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.long
 def test_weights_of_a_real_file_are_those_of_transformers() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate", reason="transformers reads GGUF with it")

@@ -26,7 +26,6 @@ every_fixture = pytest.mark.parametrize("name", EVERY)
 
 @cache
 def outputs_of(name: str) -> dict[str, np.ndarray]:
-    """Outputs for a fixture's batch, by the names of the stored ones."""
     golden = load_golden(name)
     batch, mask = golden.batch, golden.input("neuron_mask")
     everything = {"capture_neurons": True, "every_position": True}
@@ -43,7 +42,6 @@ def outputs_of(name: str) -> dict[str, np.ndarray]:
 
 
 def vocabulary_logits(golden: Golden) -> np.ndarray:
-    """Stored scores of all words at the answer."""
     scores = golden.stored["vocabulary_logits"]
     return scores if scores.ndim == 2 else golden.at_answer(scores)
 

@@ -262,7 +262,6 @@ def pack(values: np.ndarray, kind: str) -> np.ndarray:
 
 
 def random_blocks(kind: str, rows: int, width: int) -> np.ndarray:
-    """Return random blocks with small scales, [rows, bytes per row]."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
     rng = np.random.default_rng(rows * 1000 + width)
     blocks = rng.integers(0, 256, (rows * width // block, block_bytes), dtype=np.uint8)

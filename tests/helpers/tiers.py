@@ -99,18 +99,24 @@ SLOW_FIXTURES = {
 
 # Of the slow tests the cases that run in .ci/run; the others are long.
 CI_CASES = {
-    "test_experiments.py": {"test_both_sides_have_the_same_losses": "bert|t5"},
+    "test_builtin.py": {
+        "test_surface_features_do_not_reveal_the_label": "imdb_(number|negation|opening|ending)$",
+    },
+    "test_dry_run.py": {"test_weights_per_device_are_those_of_placed_arrays": "t5|gpt2"},
+    "test_experiments.py": {"test_both_sides_have_the_same_losses": "t5"},
     "test_generate.py": {"test_texts_are_continued_independently": "t5"},
     "test_generation.py": {
-        "test_generated_texts_are_those_of_torch": "data:1-(gpt2_tied|llama_grouped|t5_gated)$",
-        "test_beam_search_equals_a_plain_search": "3-7-0|3-9-1|5-6-3",
+        "test_generated_texts_are_those_of_torch": "data:1-(gpt2_tied|t5_gated)$",
     },
+    "test_golden.py": {"test_mesh_gives_the_stored_outputs": "bert|gpt2_tied|llama_grouped"},
+    "test_masking.py": {"test_scores_equal_evaluate_with_zeroed_weights": "bert"},
     "test_multi_run.py": {
         "test_group_on_a_mesh": "gpt2-prompt:4|bert-prompt:2",
         "test_packed_run_ends_as_a_padded_one": "data:1-(bert|llama)",
+        "test_packed_group": "gpt2",
     },
     "test_packing.py": {
-        "test_packed_batch_equals_padded_batch": "_tied|llama_grouped|t5_gated$",
+        "test_packed_batch_equals_padded_batch": "(bert|gpt2)_tied|llama_grouped|t5_gated$",
         "test_with_answers_of_several_tokens": "t5_relu|gpt2",
         "test_with_a_prompt_a_row_and_in_groups": "roberta",
         "test_each_device_packs_its_own_rows": "bert|llama",
@@ -119,12 +125,15 @@ CI_CASES = {
         "test_every_mesh_gives_the_numbers_of_one_device": "(bert|llama)-(prompt:2|data:8)",
     },
     "test_parity.py": {
-        "test_beams_are_those_of_torch": "3-2|4-3",
+        "test_beams_are_those_of_torch": "3-2",
         "test_fixtures_are_the_output_of_torch": "_tied|llama_grouped|t5_relu",
+        "test_models_of_real_shapes_agree": "gpt2|roberta",
     },
-    "test_quickstart.py": {"test_a_stopped_study_resumes_and_ends_equal": "tune|mask"},
+    "test_quickstart.py": {"test_a_stopped_study_resumes_and_ends_equal": "tune"},
+    "test_reference.py": {"test_spearman": "t5-base"},
     "test_step.py": {"test_bank_scores_equal_single_scores": "gpt2-prompt:2|bert-prompt:8"},
     "test_t5.py": {"*": "^(?!.*model:4)|model:4-t5_gated$"},
+    "test_trainer.py": {"test_sigkill_at_random_moments": "0"},
     "test_tune.py": {
         "test_every_builtin_task_is_learnt": "imdb_number|rotten_tomatoes$",
         "test_every_task_runs": "bert-small-(sst2|mnli)|t5-mini-(nq_open|qqp)|gpt2-mini-laptop",

@@ -49,7 +49,6 @@ def write_task(folder: Path, **changes: str) -> Path:
 
 
 def write_easy(folder: Path) -> Path:
-    """Write a task whose rows contain their label word."""
     text = json_lines(
         {"text": f"a {word} film, number {number}", "label": word}
         for number in range(7)
@@ -204,7 +203,6 @@ def smollm2_file() -> Path:
 
 @contextmanager
 def only_one() -> Iterator[None]:
-    """Let one process of the tests download while the others wait."""
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -196,7 +196,6 @@ def prompts_of(*rows: int) -> list[np.ndarray]:
 
 @cache
 def scored(family: str, mesh_text: str, masked: bool = False) -> np.ndarray:
-    """Three prompts and None between them, over ten rows."""
     module, params = tiny_model(family)
     mesh = make_mesh(mesh_text)
     shardings, _ = parameter_shardings(params, FAMILIES[family].weights.partition, mesh)

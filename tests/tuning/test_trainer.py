@@ -166,8 +166,6 @@ def toy_run(
     minutes: float | None = None,
     every: int = 4,
 ) -> tuple[Run, LoopState]:
-    """A run whose prompt counts its steps, with the given losses and scores."""
-
     def step(params: Any, state: TuneState, batch: int, answer: Any) -> tuple[TuneState, Any]:
         found = jnp.float32(loss(batch + 1))
         worse = jnp.where(jnp.isfinite(found), 0.0, jnp.nan)
