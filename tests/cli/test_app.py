@@ -330,6 +330,8 @@ def test_completing_loads_no_jax() -> None:
     script = """
 import sys
 from jpt.cli.options import complete_backbone, complete_tasks
+
+pytestmark = pytest.mark.plain_programs
 assert complete_backbone("") and complete_tasks("")
 heavy = set(sys.modules) & {"jax", "transformers", "datasets", "matplotlib"}
 sys.exit(f"loaded: {heavy}" if heavy else 0)

@@ -33,8 +33,6 @@ Batch = tuple[jax.Array, jax.Array, jax.Array]
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A small checkpoint and the outputs of torch for one batch."""
-
     family: Family
     fields: dict[str, Any]  # config.json
     config: Any  # as the loader resolved it
@@ -70,7 +68,6 @@ class Golden:
         return values[..., rows, self.stored["lengths"] - 1 if is_decoder else 0 * rows, :]
 
     def with_other_padding(self) -> jax.Array:
-        """Return the tokens in a longer bucket, padded with real words."""
         tokens = self.input("tokens")
         wide = jnp.full((tokens.shape[0], tokens.shape[1] + 4), 13)
         wide = wide.at[:, : tokens.shape[1]].set(tokens)
@@ -125,7 +122,6 @@ def ask(golden: Golden, *inputs: object, **options: object) -> ModelOutput:
 def answers_and_gradient(
     module: nn.Module, params: Parameters, batch: Batch, label_ids: jax.Array, labels: jax.Array
 ) -> dict[str, jax.Array]:
-    """Return loss, gradient, logits and captured values at the answer position."""
     tokens, lengths, prompt = batch
 
     def loss(prompt: jax.Array) -> tuple[jax.Array, ModelOutput]:
@@ -210,7 +206,6 @@ def advance(
 def write(
     golden: Golden, params: Parameters, batch: Batch, forced: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Generate the forced tokens [B, N], or the best where -1; return logits and tokens."""
     module, count = golden.module(), forced.shape[1]
     logits, cache = start(module, params, *batch, max_new=count)
     scores, tokens = [logits], []

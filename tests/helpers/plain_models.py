@@ -164,7 +164,6 @@ class Search:
         return sorted(continued, reverse=True)
 
     def _note_boundary(self, ranked: Ranked, count: int) -> None:
-        """Note the margin between the last sequence that is kept and the first that is not."""
         if len(ranked) > count:
             self._note(ranked[count - 1][0], ranked[count][0])
 
@@ -282,7 +281,6 @@ def draw_case(seed: int, prompt: str = "one", rows: int = 4, length: int = 6) ->
 
 
 def plain_greedy(score: Score, count: int, ends: Sequence[int]) -> tuple[list[int], float]:
-    """Return the best token of each step and the smallest margin of a choice."""
     tokens: list[int] = []
     margin = np.inf
     while len(tokens) < count and not (tokens and tokens[-1] in ends):

@@ -35,7 +35,7 @@ DEFAULT_CASES = {
         "test_loss_of_the_train_step_written_out": "vocabulary-t5",
         "test_transfer_neurons_and_other_layouts": "t5",
         "test_prompt_file_has_the_score_of_the_run": "$^",
-        "test_padding_batch_size_and_mesh_change_no_prediction": "t5",
+        "test_padding_batch_size_and_mesh_change_no_prediction": "$^",
         "test_loss_of_generated_answers_is_that_of_each_row": "t5",
     },
     "test_families.py": {

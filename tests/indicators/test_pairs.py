@@ -24,6 +24,8 @@ from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.helpers.running import raises
 from tests.helpers.study import ORDERED, SCORES, TASKS, Outline, write_study, write_transfer_record
 
+pytestmark = pytest.mark.plain_programs
+
 SEED_TASKS = ("imdb", "mnli", "qnli", "sst2", "qqp")
 SEEDS = {"imdb": (0, 1, 2), "mnli": (0, 1, 2), "qnli": (3,), "sst2": (0, 7), "qqp": (None,)}
 RUNS = {run_name(name, seed): name for name, seeds in SEEDS.items() for seed in seeds}

@@ -342,6 +342,7 @@ def test_a_failed_search_resumes_with_the_same_trials(search_grid, searched, tmp
     assert not set(broken.trained) & set(rest.trained)
 
 
+@pytest.mark.slow
 def test_more_trials_continue_fewer(search_grid, searched, tmp_path):
     few, more = Workers(), Workers()
     first = sweep(search_grid, tmp_path / "out", trials=2, workers=few)

@@ -23,6 +23,8 @@ from jpt.types import Prompt, PromptCard
 from tests.helpers.running import raises
 from tests.helpers.toys import write_task
 
+pytestmark = pytest.mark.plain_programs
+
 FILES = ("transfer.csv", "relative.csv", "transfer.json", "cells.jsonl")
 
 

@@ -27,6 +27,8 @@ from jpt.tuning import trainer
 from jpt.tuning.tune import TrainBatches, WarmStart
 from tests.helpers.toys import write_task
 
+pytestmark = pytest.mark.plain_programs
+
 SETTINGS = {"batch_size": 8, "max_tokens": 16, "learning_rate": 3e-2}
 STUDY = {"steps": 6, "eval_every": 2, "seeds": (0, 4), **SETTINGS}
 SEEDS = (0, 4)

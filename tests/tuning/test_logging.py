@@ -94,7 +94,6 @@ def test_programs_are_recorded_while_the_log_is_open() -> None:
 
 @contextmanager
 def counted() -> Iterator[dict[str, Any]]:
-    """Count how often steps and scorings are compiled, and collect the sizes of their calls."""
     calls: dict[str, set[Any]] = {"step": set(), "_score_step": set()}
     real_step, real_score = BoundStep.__call__, bound_task._score_step
 

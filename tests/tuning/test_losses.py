@@ -38,7 +38,6 @@ def prompt_of(width: int = 32) -> np.ndarray:
 
 
 def step_by_step(model_type: str, batch: Batch, word: list[int]) -> np.ndarray:
-    """Log-probability of each token of a word, from one forward pass per token."""
     module, params = tiny_model(model_type)
     found = []
     for index, token in enumerate(word):

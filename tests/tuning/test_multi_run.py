@@ -223,7 +223,6 @@ def group_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.n
 
 @cache
 def single_steps(family: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same with every run alone, and its batch not padded."""
     module, params = tiny_model(family)
     losses, first = [], []
     for number, values in enumerate(starts(32)):

@@ -155,6 +155,7 @@ def test_loss_is_that_of_optax_over_the_label_words() -> None:
     assert float(accuracy) == pytest.approx((logits.argmax(1) == labels)[kept].mean())
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step() -> None:
     module, params = tiny_encoder()
     module = module.clone(dropout_rate=0.3)

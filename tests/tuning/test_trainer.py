@@ -226,6 +226,7 @@ def test_non_finite_score_is_never_the_best(tmp_path: Path, found: tuple[float, 
     np.testing.assert_allclose(np.load(tmp_path / "best.npy"), 0.04, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_huge_learning_rate_is_stopped(tmp_path: Path) -> None:
     rows = [{"text": "Fine.", "label": 1}, {"text": "Dull.", "label": 0}] * 4
     given = {"data": {"train": rows, "validation": rows}, "batch_size": 2, "length": 3}
