@@ -319,7 +319,7 @@ def test_the_saved_notebook_is_complete() -> None:
     assert not re.search(r"/(tmp|home|root|work)/", FILE.read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")

@@ -106,7 +106,8 @@ CI_CASES = {
     "test_experiments.py": {"test_both_sides_have_the_same_losses": "t5"},
     "test_generate.py": {"test_texts_are_continued_independently": "t5"},
     "test_generation.py": {
-        "test_generated_texts_are_those_of_torch": "data:1-(gpt2_tied|t5_gated)$",
+        "test_generated_texts_are_those_of_torch": "data:1-t5_gated$",
+        "test_beam_search_equals_a_plain_search": "3-7-0|3-9-1|5-6-3",
     },
     "test_golden.py": {"test_mesh_gives_the_stored_outputs": "bert|gpt2_tied|llama_grouped"},
     "test_masking.py": {"test_scores_equal_evaluate_with_zeroed_weights": "bert"},
