@@ -354,7 +354,7 @@ def test_every_command_of_the_page_is_run() -> None:
     assert all(language == "text" for language, text in BLOCKS if text not in TYPED and language)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_getting_started_works_in_an_empty_folder(tmp_path: Path) -> None:
     if shutil.which("bash") is None:
         pytest.skip("no bash here")
