@@ -260,7 +260,7 @@ START = "text:Decide whether the sentiment of the movie review is positive or ne
 VALIDATION_ROWS = 250
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prompt_on_smollm2_learns_sst2(tmp_path: Path, reference_folder: Path) -> None:
     model, rows = smollm2_file(), reference_folder / "data" / "sst2"
     folder = tmp_path / "sst2"
