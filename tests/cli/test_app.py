@@ -331,7 +331,6 @@ def test_completing_loads_no_jax() -> None:
 import sys
 from jpt.cli.options import complete_backbone, complete_tasks
 
-pytestmark = pytest.mark.plain_programs
 assert complete_backbone("") and complete_tasks("")
 heavy = set(sys.modules) & {"jax", "transformers", "datasets", "matplotlib"}
 sys.exit(f"loaded: {heavy}" if heavy else 0)
