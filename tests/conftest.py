@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from tests.helpers.tiers import mark_slow_cases
 from tests.helpers.toys import toy_tokenizer, write_tokenizer  # noqa: F401  (fixtures)
 
 # Scripts that make stored fixtures: they import torch, which the tests do not need.
@@ -51,6 +52,11 @@ def few_programs() -> Iterator[None]:
 
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_slow_cases(items)
 
 
 def pytest_configure(config: pytest.Config) -> None:

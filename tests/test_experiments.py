@@ -133,7 +133,7 @@ def run(weights: Path, data: Path, reference: Path, out: Path, *more: str) -> No
     script.main([*map(str, [*options, "--out", out]), "--eval-batch-size", "4", *more])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_published_figures_beside_ours(reference_folder, weights, data, tmp_path, capsys) -> None:
     run(weights, data, reference_folder, tmp_path, "--backbones", "roberta-base")
     told = capsys.readouterr().out
@@ -265,7 +265,7 @@ def test_kills_have_their_shares_and_take_turns(script: ModuleType) -> None:
     assert len(script.plan_kills(2, random.Random(0))) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_kills_of_each_kind(tmp_path: Path) -> None:
     command = [sys.executable, str(TORTURE_SCRIPT_FOLDER / "torture.py"), "--out"]
     command += [str(tmp_path / "out"), "--kills", "2", "--steps", "60"]
@@ -279,7 +279,6 @@ def test_two_kills_of_each_kind(tmp_path: Path) -> None:
 
 
 def parts(told: str) -> dict[str, dict[str, list[str]]]:
-    """Cells of each table by the name of its part and the first cell of the line."""
     found: dict[str, dict[str, list[str]]] = {}
     for part in told.split("## ")[1:]:
         lines = [line for line in part.splitlines() if line.startswith("| ")]

@@ -42,7 +42,6 @@ EVERY = (*ENCODERS, *DECODERS, *T5S)
 
 
 def maker_of(name: str) -> ModuleType:
-    """The script that writes a fixture; it needs torch."""
     pytest.importorskip("torch")
     kind = "encoder" if name in ENCODERS else "decoder" if name in DECODERS else "t5"
     return import_module(f"tests.backbones.make_{kind}_fixtures")
@@ -55,7 +54,6 @@ def build(maker: ModuleType, name: str, case: Any) -> tuple[Any, dict[str, np.nd
 
 
 def write_folder(folder: Path, name: str, tensors: dict[str, np.ndarray], **changes: Any) -> None:
-    """Write a folder of transformers with the config of a fixture."""
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((FIXTURES / name / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
@@ -379,7 +377,7 @@ def pad(backbone: Backbone, rows: list[list[int]]) -> tuple[jax.Array, jax.Array
     return jnp.array(filled, jnp.int32), jnp.array(lengths, jnp.int32)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_greedy_continuations_are_those_of_torch() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate", reason="transformers reads GGUF with it")
@@ -453,6 +451,7 @@ def test_projector_fixture_is_the_output_of_torch() -> None:
         np.testing.assert_allclose(values, stored[name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.long
 def test_weights_of_a_real_file_are_those_of_transformers() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate", reason="transformers reads GGUF with it")

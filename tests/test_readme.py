@@ -144,6 +144,7 @@ def test_the_figure_comes_from_a_report(session: Session) -> None:
     assert f"({FIGURE.relative_to(ROOT)})" in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_sweep_files_and_the_custom_task_load(tmp_path: Path) -> None:
     grid, search = blocks(ROOT / "docs" / "sweep.md", "toml")
     (tmp_path / "grid.toml").write_text(grid)
@@ -318,7 +319,7 @@ def test_the_saved_notebook_is_complete() -> None:
     assert not re.search(r"/(tmp|home|root|work)/", FILE.read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -353,7 +354,7 @@ def test_every_command_of_the_page_is_run() -> None:
     assert all(language == "text" for language, text in BLOCKS if text not in TYPED and language)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_getting_started_works_in_an_empty_folder(tmp_path: Path) -> None:
     if shutil.which("bash") is None:
         pytest.skip("no bash here")

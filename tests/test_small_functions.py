@@ -78,11 +78,7 @@ def test_mean_norm_is_that_of_the_word_embeddings() -> None:
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    [
-        ("prompts/imdb.safetensors", "imdb"),
-        ("runs/rt/prompt.safetensors", "rt"),
-        ("runs/rt", "rt"),
-    ],
+    [("prompts/imdb.safetensors", "imdb"), ("runs/rt/prompt.safetensors", "rt"), ("runs/rt", "rt")],
 )
 def test_a_source_is_named_like_its_file_or_run(source: str, name: str) -> None:
     assert source_name(source) == name

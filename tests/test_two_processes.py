@@ -137,6 +137,7 @@ def broken_run(folder: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(task, whole, tmp_path) -> None:
     first = tmp_path / "first"
     jpt.tune("builtin/bert-small", task, first, **SHORT, mesh="data:2,model:2")
@@ -171,6 +172,7 @@ def test_a_signal_to_one_stops_both_and_they_go_on(task: Path, tmp_path: Path) -
     finish(running, code=75)
 
 
+@pytest.mark.long
 def test_scores_tables_and_neurons_are_those_of_one_process(task, whole, tmp_path) -> None:
     prompts = tmp_path / "prompts"
     prompts.mkdir()

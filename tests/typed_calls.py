@@ -34,11 +34,8 @@ def study(folder: Path) -> Path:
 
 
 def carry_over(folder: Path) -> None:
-    trained = jpt.train_projector(
-        {"mood": jpt.load_prompt(folder / "mood.safetensors")},
-        target_backbone="builtin/bert-medium",
-        tasks=["builtin/rotten_tomatoes"],
-    )
+    prompts = {"mood": jpt.load_prompt(folder / "mood.safetensors")}
+    trained = jpt.train_projector(prompts, "builtin/bert-medium", tasks=["builtin/rotten_tomatoes"])
     print(trained.describe())
 
 

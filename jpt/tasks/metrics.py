@@ -11,11 +11,13 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import numpy as np
+import lazy_loader
 
 from jpt.errors import InputError, unknown_name
 
-if TYPE_CHECKING:  # shell completion lists tasks and has no time for these
+np = lazy_loader.load("numpy")  # shell completion lists tasks and has no time for it
+if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float64, Int
     from rouge_score.rouge_scorer import RougeScorer
 

@@ -9,9 +9,6 @@ Generated tokens (``greedy_tokens`` and ``beam{k}_n{N}_tokens``, [B, N]) end wit
 inputs come from numpy's frozen ``RandomState``.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import zlib
 from dataclasses import dataclass, field
@@ -33,8 +30,6 @@ BEAMS = ((3, 1), (3, 4), (3, 9), (4, 5), (4, 9))  # how many beams, how many new
 
 @dataclass(frozen=True)
 class Case:
-    """One small model and one batch."""
-
     config: dict[str, Any]  # fields of config.json
     lengths: tuple[int, ...]  # text tokens of each row; the longest is T
     prompt_rows: int  # P
@@ -177,7 +172,6 @@ CASES = {
 
 
 def build_model(name: str, case: Case) -> PreTrainedModel:
-    """Build the torch model of a case with weights large enough that every part matters."""
     fields = {key: value for key, value in case.config.items() if key != "model_type"}
     config = AutoConfig.for_model(case.config["model_type"], **json.loads(json.dumps(fields)))
     config._attn_implementation = "eager"
@@ -192,7 +186,6 @@ def build_model(name: str, case: Case) -> PreTrainedModel:
 
 
 def _weights(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Sample one tensor, a function of its name alone."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     normal = random.standard_normal(shape)
     if len(shape) == 1 and key.endswith("weight"):  # of a norm
@@ -208,7 +201,6 @@ def _weights(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def draw_inputs(name: str, case: Case, model: PreTrainedModel) -> dict[str, np.ndarray]:
-    """Sample the batch, the prompt and the neuron mask of a case."""
     random = np.random.RandomState(zlib.crc32(name.encode()))
     rows, longest = len(case.lengths), max(case.lengths)
     layers, neurons = len(_activations(model)), _neurons(model)
@@ -230,13 +222,11 @@ def draw_inputs(name: str, case: Case, model: PreTrainedModel) -> dict[str, np.n
 
 
 def draw_text(name: str, case: Case, row: int, seed: int) -> np.ndarray:
-    """Sample the tokens of one row."""
     random = np.random.RandomState(zlib.crc32(f"{name}/{row}/{seed}".encode()))
     return random.randint(case.config["vocab_size"], size=case.lengths[row])
 
 
 def _activations(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """Return the activation module of every feed-forward layer."""
     if model.config.model_type == "gpt2":
         return [block.mlp.act for block in model.transformer.h]
     return [layer.mlp.act_fn for layer in model.model.layers]
@@ -277,8 +267,7 @@ class TorchReader:
         return values[torch.arange(len(self.lengths)), self.lengths - 1]
 
     def _hook(self, number: int) -> Any:
-        def keep(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-            del module, args
+        def keep(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
             self.neurons.append(output)
             return output if self.neuron_mask is None else output * self.neuron_mask[number]
 
@@ -286,7 +275,6 @@ class TorchReader:
 
 
 def ask_torch(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Compute every stored output but the generated tokens, in float64."""
     reader = TorchReader(model.double(), inputs)
     prompt = torch.from_numpy(inputs["prompt"]).double().requires_grad_()
     label_ids = torch.from_numpy(inputs["label_ids"]).long()
@@ -348,7 +336,6 @@ def generate(
 
 
 def generate_rows(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Generate behind every row of a batch."""
     found = []
     for row, length in enumerate(inputs["lengths"]):
         text = inputs["tokens"][row, :length]
@@ -360,7 +347,6 @@ def generate_rows(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict
 
 
 def write_fixtures(folder: Path) -> None:
-    """Write one checkpoint folder with its outputs for every case."""
     for name, case in CASES.items():
         model = build_model(name, case)
         model.save_pretrained(folder / name)
@@ -374,6 +360,4 @@ def write_fixtures(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=FIXTURES)
-    write_fixtures(parser.parse_args().out)
+    write_fixtures(FIXTURES)

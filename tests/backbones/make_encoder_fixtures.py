@@ -7,9 +7,6 @@ are run, in float64. Weights and inputs come from numpy's frozen ``RandomState``
 version of torch writes the same files.
 """
 
-from __future__ import annotations
-
-import argparse
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +17,13 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
+from tests.backbones import make_decoder_fixtures as decoders
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One small model and one batch."""
-
     config: dict[str, Any]  # fields of config.json
     lengths: tuple[int, ...]  # text tokens of each row; the longest is T
     prompt_rows: int  # P
@@ -124,7 +121,6 @@ CASES = {
 
 
 def build_model(name: str, case: Case) -> PreTrainedModel:
-    """Build the torch model of a case with weights large enough that every part matters."""
     config = AutoConfig.for_model(**case.config)
     config._attn_implementation = "eager"
     model = AutoModelForMaskedLM.from_config(config).eval()
@@ -135,7 +131,6 @@ def build_model(name: str, case: Case) -> PreTrainedModel:
 
 
 def _weights(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Sample one tensor, a function of its name alone."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     normal = random.standard_normal(shape)
     if "norm.weight" in key.lower():
@@ -150,7 +145,6 @@ def _weights(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def draw_inputs(name: str, case: Case) -> dict[str, np.ndarray]:
-    """Sample the batch, the prompt and the neuron mask of a case."""
     config = case.config
     random = np.random.RandomState(zlib.crc32(name.encode()))
     rows, longest = len(case.lengths), max(case.lengths)
@@ -222,17 +216,10 @@ class TorchReader:
     def _head(self) -> torch.nn.Module:
         return self.model.cls if self.is_bert else self.model.lm_head
 
-    def _hook(self, number: int) -> Any:
-        def keep(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-            del module, args
-            self.neurons.append(output)
-            return output if self.neuron_mask is None else output * self.neuron_mask[number]
-
-        return keep
+    _hook = decoders.TorchReader._hook
 
 
 def ask_torch(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Compute every stored output in float64."""
     reader = TorchReader(model.double(), inputs)
     prompt = torch.from_numpy(inputs["prompt"]).double().requires_grad_()
     label_ids = torch.from_numpy(inputs["label_ids"]).long()
@@ -268,7 +255,6 @@ def _plain_logits(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> torc
 
 
 def write_fixtures(folder: Path) -> None:
-    """Write one checkpoint folder with its outputs for every case."""
     for name, case in CASES.items():
         model, inputs = build_model(name, case), draw_inputs(name, case)
         model.save_pretrained(folder / name)
@@ -277,6 +263,4 @@ def write_fixtures(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=FIXTURES)
-    write_fixtures(parser.parse_args().out)
+    write_fixtures(FIXTURES)

@@ -8,9 +8,6 @@ first, ``text_neurons`` [3, L, B, F] of the batch at the answer position, and ``
 ``encoder_start_neurons`` are the encoder's at the first token of text.
 """
 
-from __future__ import annotations
-
-import argparse
 import zlib
 from pathlib import Path
 
@@ -56,7 +53,6 @@ def draw_prompts(name: str, prompt: np.ndarray) -> np.ndarray:
 
 
 def first_token(inputs: Arrays) -> Arrays:
-    """Return the batch's first token alone."""
     alone = {"tokens": inputs["tokens"][:1, :1], "lengths": np.ones(1, np.int32)}
     if "decoder_tokens" in inputs:
         alone["decoder_tokens"] = inputs["decoder_tokens"][:1]
@@ -65,7 +61,6 @@ def first_token(inputs: Arrays) -> Arrays:
 
 @torch.no_grad()
 def write_probes(folder: Path) -> None:
-    """Write the file of every fixture."""
     for module, read in ((encoders, read_encoder), (decoders, read_decoder), (t5s, read_t5)):
         for name, case in module.CASES.items():
             model = module.build_model(name, case)
@@ -85,6 +80,4 @@ def write_probes(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=FIXTURES)
-    write_probes(parser.parse_args().out)
+    write_probes(FIXTURES)

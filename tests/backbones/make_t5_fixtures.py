@@ -8,9 +8,6 @@ head that no file unties. Seeds are such that no token of a stored sequence was 
 ``LEAST_MARGIN``; the script checks it.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import zlib
 from dataclasses import dataclass
@@ -35,8 +32,6 @@ BEAM_SEARCHES = ((3, 6), (3, 14), (4, 9), (4, 14))
 
 @dataclass(frozen=True)
 class Case:
-    """One small model and one batch."""
-
     config: dict[str, Any]  # fields of config.json
     own_head: bool  # whether the head is untied
     lengths: tuple[int, ...]  # text tokens of each row; the longest is T
@@ -136,7 +131,6 @@ COMMON = {"model_type": "t5", "pad_token_id": 0, "decoder_start_token_id": 0}
 
 
 def build_model(name: str, case: Case) -> T5ForConditionalGeneration:
-    """Build the torch model of a case with weights large enough that every part matters."""
     config = T5Config(**{**COMMON, **case.config})
     config._attn_implementation = "eager"
     model = T5ForConditionalGeneration(config).eval()
@@ -150,7 +144,6 @@ def build_model(name: str, case: Case) -> T5ForConditionalGeneration:
 
 
 def _weights(key: str, shape: tuple[int, ...], case: Case) -> np.ndarray:
-    """Sample one tensor, a function of its name alone."""
     normal = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
     if "decoder.final_layer_norm" in key and not case.own_head:
         # Of both signs: otherwise a tied head repeats the token that it has just read.
@@ -171,7 +164,6 @@ def _weights(key: str, shape: tuple[int, ...], case: Case) -> np.ndarray:
 
 
 def draw_inputs(name: str, case: Case) -> dict[str, np.ndarray]:
-    """Sample the batch, the prompt, the targets and the neuron masks of a case."""
     config = {**COMMON, **case.config}
     random = np.random.RandomState(zlib.crc32(f"{name}/{case.seed}".encode()))
     rows, longest, vocabulary = len(case.lengths), max(case.lengths), config["vocab_size"]
@@ -249,7 +241,6 @@ class TorchReader:
 def ask_torch(
     model: T5ForConditionalGeneration, inputs: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Compute every stored output in float64."""
     reader = TorchReader(model.double(), inputs)
     prompt = torch.from_numpy(inputs["prompt"]).double().requires_grad_()
     label_ids, labels, targets, decoder_tokens = (
@@ -345,7 +336,6 @@ def _search(reader: TorchReader, prompt: torch.Tensor, beams: int, count: int) -
 
 
 def write_fixtures(folder: Path) -> None:
-    """Write one checkpoint folder with its outputs for every case."""
     for name, case in CASES.items():
         model, inputs = build_model(name, case), draw_inputs(name, case)
         model.save_pretrained(folder / name)
@@ -361,6 +351,4 @@ def write_fixtures(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=FIXTURES)
-    write_fixtures(parser.parse_args().out)
+    write_fixtures(FIXTURES)

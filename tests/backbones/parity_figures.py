@@ -15,7 +15,6 @@ learn = jax.jit(answers_and_gradient, static_argnums=0)
 
 
 def measure(name: str) -> tuple[str, dict[str, float]]:
-    """Return the family of a fixture and its three differences."""
     golden = load_golden(name)
     labels = golden.input("label_ids"), golden.input("labels")
     found = learn(golden.module(), golden.params, golden.batch, *labels)
@@ -25,7 +24,6 @@ def measure(name: str) -> tuple[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Print one line per family."""
     worst: dict[str, dict[str, float]] = {}
     for folder in sorted(FIXTURES.iterdir()):
         family, found = measure(folder.name)

@@ -81,7 +81,7 @@ def test_all_at_once_equals_one_by_one(name: str, kind: str) -> None:
     assert difference(found.log_probs, one_by_one(name, answers, prompts[kind])) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["t5_gated", pytest.param("gpt2_tied", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["t5_gated", "gpt2_tied"])
 def test_a_mesh_changes_no_score(name: str) -> None:
     answers, prompt = answers_of(name), load_golden(name).batch[2]
     plain, split = score(name, answers, prompt), score(name, answers, prompt, "data:2,model:4")
@@ -130,6 +130,7 @@ def test_the_best_tokens_are_the_generated_ones(name: str) -> None:
     assert not score(name, wrong, golden.batch[2]).is_best[:, 0, 0].any()
 
 
+@pytest.mark.slow
 def test_one_token_answers_need_no_branches() -> None:
     branches = branch_answers(jnp.array([[[5], [6]]]))
     assert branches.tokens.shape == (1, 0) and branches.allowed.shape == (0, 0)

@@ -246,10 +246,7 @@ def test_encoder_without_a_head_is_refused(name: str, head: str) -> None:
         ("gpt2_tied", ("transformer.h.1.attn.c_attn.bias", "transformer.ln_f.bias")),
         ("llama_grouped", ("model.layers.0.mlp.up_proj.weight",)),
         *((name, (HEAD,)) for name in ("gpt2_untied", "llama_plain", "qwen2_untied", "t5_gated")),
-        (
-            "t5_relu",
-            ("encoder.final_layer_norm.weight", f"{T5_BLOCK}.1.EncDecAttention.k.weight"),
-        ),
+        ("t5_relu", ("encoder.final_layer_norm.weight", f"{T5_BLOCK}.1.EncDecAttention.k.weight")),
         ("t5_relu", (T5_WORDS,)),
     ],
 )

@@ -165,7 +165,6 @@ def test_dropout_of_llama_reaches_attention_weights_alone() -> None:
 
 
 def write_greedily(golden: Golden, params: dict, tokens: jax.Array) -> np.ndarray:
-    """The best token of each step, with -1 behind the end."""
     _, lengths, prompt = golden.batch
     forced = np.full_like(golden.stored["greedy_tokens"], -1)
     _, best = write(golden, params, (tokens, lengths, prompt), forced)

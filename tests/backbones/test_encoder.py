@@ -11,15 +11,7 @@ from jpt.backbones.encoder import ENCODER_WEIGHTS, Encoder, EncoderLayer
 from jpt.backbones.layers import ModelOutput
 from jpt.parallel import make_mesh, parameter_shardings, place
 from jpt.types import Parameters
-from tests.helpers.golden import (
-    ENCODERS,
-    EQUAL,
-    FAST_COMPILE,
-    ask,
-    difference,
-    load_golden,
-    read,
-)
+from tests.helpers.golden import ENCODERS, EQUAL, FAST_COMPILE, ask, difference, load_golden, read
 
 TOLERANCE = 1e-4
 

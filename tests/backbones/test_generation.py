@@ -55,7 +55,6 @@ def search(
 
 
 def generate(case: ToyCase, *options: object) -> list[list[int]]:
-    """The tokens of each row, without what fills it up."""
     inputs = (case.params, case.tokens, case.lengths, case.prompt)
     found = jax.device_get(search(ToyWriter(), *inputs, *options))
     for row, length in zip(*found, strict=True):
@@ -222,8 +221,7 @@ def test_a_larger_penalty_favours_long_texts() -> None:
 
 @compiled_plainly
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("gpt2_untied", "one"), ("llama_grouped", "a row"), ("qwen2_untied", "none")],
+    ("name", "kind"), [("gpt2_untied", "one"), ("llama_grouped", "a row"), ("qwen2_untied", "none")]
 )
 def test_generated_token_by_token_equals_reading_it_all(name: str, kind: str) -> None:
     golden = load_golden(name)
@@ -301,17 +299,8 @@ NAMES = (*T5S, *DECODERS)
 SEARCH = re.compile(r"greedy_tokens|beam(?P<beams>\d+)_n\d+_tokens")
 
 
-# Each takes seconds to compile: some fixtures always, the others with the slow tests.
-ALWAYS = {"data:1": ("t5_gated", "gpt2_tied", "llama_grouped")}
-ALWAYS["data:2,model:4"] = ("llama_grouped",)
-CASES = [
-    pytest.param(mesh, name, marks=() if name in always else pytest.mark.slow)
-    for mesh, always in ALWAYS.items()
-    for name in NAMES
-]
-
-
-@pytest.mark.parametrize(("mesh", "name"), CASES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mesh", ["data:1", "data:2,model:4"])
 def test_generated_texts_are_those_of_torch(mesh: str, name: str) -> None:
     golden, devices = load_golden(name), make_mesh(mesh)
     rows, prompt = batch_sharding(devices, len(golden.batch[0])), golden.batch[2]

@@ -26,7 +26,6 @@ every_fixture = pytest.mark.parametrize("name", EVERY)
 
 @cache
 def outputs_of(name: str) -> dict[str, np.ndarray]:
-    """Outputs for a fixture's batch, by the names of the stored ones."""
     golden = load_golden(name)
     batch, mask = golden.batch, golden.input("neuron_mask")
     everything = {"capture_neurons": True, "every_position": True}
@@ -43,7 +42,6 @@ def outputs_of(name: str) -> dict[str, np.ndarray]:
 
 
 def vocabulary_logits(golden: Golden) -> np.ndarray:
-    """Stored scores of all words at the answer."""
     scores = golden.stored["vocabulary_logits"]
     return scores if scores.ndim == 2 else golden.at_answer(scores)
 
@@ -93,19 +91,8 @@ def test_the_answers_position_agrees(name: str, output: str) -> None:
     assert difference(outputs_of(name)[f"answer_{output}"], expected) < TOLERANCE
 
 
-# Compiling for a mesh takes seconds: some fixtures always, the others with the slow tests. Heads,
-# key heads and neurons are not divisible by the columns of devices.
-ALWAYS_ON_MESH = ("bert_untied", "gpt2_tied", "llama_grouped")
-ON_MESH = ("bert_untied", *DECODERS)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in ALWAYS_ON_MESH else pytest.mark.slow)
-        for name in ON_MESH
-    ],
-)
+# Heads, key heads and neurons are not divisible by the columns of devices.
+@pytest.mark.parametrize("name", ["bert_untied", *DECODERS])
 def test_mesh_gives_the_stored_outputs(name: str) -> None:
     golden = load_golden(name)
     mesh = make_mesh("data:3,model:2" if name in ENCODERS else "data:2,model:4")
@@ -125,10 +112,8 @@ def test_mesh_gives_the_stored_outputs(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "tolerance", "gradient_tolerance"),
     [
-        ("roberta_tied", 3e-2, 8e-2),
-        pytest.param("bert_one_layer", 3e-2, 8e-2, marks=pytest.mark.slow),
-        ("llama_grouped", 4e-2, 1.5e-1),
-        pytest.param("gpt2_tied", 4e-2, 1.5e-1, marks=pytest.mark.slow),
+        *((name, 3e-2, 8e-2) for name in ("roberta_tied", "bert_one_layer")),
+        *((name, 4e-2, 1.5e-1) for name in ("llama_grouped", "gpt2_tied")),
     ],
 )
 def test_bfloat16_agrees_within_its_rounding(

@@ -23,11 +23,7 @@ PAPER_WORDS = (
     "negative positive moderate conflict no neutral yes unacceptable acceptable false true"
 )
 TEXT, ASKED = 24, 8
-TORCH = {
-    "bert": "BertForMaskedLM",
-    "gpt2": "GPT2LMHeadModel",
-    "t5": "T5ForConditionalGeneration",
-}
+TORCH = {"bert": "BertForMaskedLM", "gpt2": "GPT2LMHeadModel", "t5": "T5ForConditionalGeneration"}
 every_model = pytest.mark.parametrize("name", EVERY)
 load = cache(jpt.load_backbone)
 
@@ -148,6 +144,7 @@ def test_encoder_predicts_masked_words_better_than_word_frequency(name: str) -> 
     assert loss < frequency - 0.5, (loss, frequency)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generator_continues_unseen_text_better_than_word_frequency(name: str) -> None:
     backbone, least = load(name), TEXT + ASKED
@@ -157,7 +154,7 @@ def test_generator_continues_unseen_text_better_than_word_frequency(name: str) -
     assert loss < frequency - 0.3, (loss, frequency)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prompt_on_the_t5_beats_the_majority_class() -> None:
     # The GPT-2 is tuned by the default tests.
     test = jpt.tune("builtin/t5-mini", "builtin/rotten_tomatoes").record["test"]

@@ -197,6 +197,7 @@ def test_versions_machine_and_devices() -> None:
     assert third == f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platforms", ["cuda", "nothing"])
 def test_missing_devices_are_reported(platforms: str) -> None:
     if platforms == "cuda" and jax.default_backend() != "cpu":
@@ -329,6 +330,7 @@ def test_completing_loads_no_jax() -> None:
     script = """
 import sys
 from jpt.cli.options import complete_backbone, complete_tasks
+
 assert complete_backbone("") and complete_tasks("")
 heavy = set(sys.modules) & {"jax", "transformers", "datasets", "matplotlib"}
 sys.exit(f"loaded: {heavy}" if heavy else 0)
@@ -351,9 +353,13 @@ def test_bash_completes(tmp_path: Path) -> None:
     assert done.stdout.split() == ["builtin/bert-small"], done.stderr
 
 
+BARE = "import typer; a = typer.Typer(); a.command()(lambda: None); a(['--help'])"
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize("words", ["jpt tu", "jpt tune --task builtin/", "jpt tune --backbone "])
-def test_completing_takes_less_than_half_a_second(words: str) -> None:
+def test_completing_takes_less_than_two_bare_commands(words: str) -> None:
     assert complete(words)
-    assert cpu_seconds([sys.executable, "-c", PROGRAM], **completion_variables(words)) < 0.5
+    found = cpu_seconds([sys.executable, "-c", PROGRAM], **completion_variables(words))
+    assert found < 2 * cpu_seconds([sys.executable, "-c", BARE])

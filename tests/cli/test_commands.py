@@ -110,6 +110,7 @@ def test_invalid_probe_options(run_on_study, study, options, message):
     assert code == 2 and message in stderr and not (study / "wrong.npz").exists()
 
 
+@pytest.mark.slow
 def test_train_apply_evaluate(run, tmp_path: Path) -> None:
     target, tasks = write_case(tmp_path)
     (tmp_path / "prompts").mkdir()
@@ -178,6 +179,7 @@ def warm_start(run, tmp_path: Path):
     return call
 
 
+@pytest.mark.slow
 def test_a_whole_study(warm_start, tmp_path: Path) -> None:
     code, out, err = warm_start("one,two", "--seeds", "0,1", "--max-tokens", "16", "--json")
     assert code == 0, err

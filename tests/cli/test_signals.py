@@ -13,6 +13,7 @@ import pytest
 from jpt.cli.signals import Stopped, stop_on_signals
 from jpt.recipes import listing
 from jpt.tuning.trainer import stop_requests
+from tests.helpers.toys import write_task
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
 ON_CPU = {"env": {**os.environ, "JAX_PLATFORMS": "cpu"}, "text": True}
@@ -91,7 +92,7 @@ def test_the_end_of_a_command_is_not_interrupted_by_its_own_signal() -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_run_that_was_interrupted_goes_on_and_ends_equal(tmp_path: Path) -> None:
-    words = "--task builtin/imdb_number --max-tokens 32 --steps 60 --eval-every 30"
+    words = f"--task {write_task(tmp_path / 'mood')} --max-tokens 32 --steps 60 --eval-every 30"
     command = [*TUNE, *words.split(), "--checkpoint-every", "60", "--out"]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     process = subprocess.Popen([*command, str(stopped)], stderr=subprocess.PIPE, **ON_CPU)

@@ -82,7 +82,6 @@ NUMBERS = (b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\1\0\0\0", b"\0\0\0\1"
 
 @contextmanager
 def refusal(message: str) -> Iterator[pytest.ExceptionInfo[InputError]]:
-    """Expect an InputError of one line."""
     with pytest.raises(InputError, match=message) as caught:
         yield caught
     assert "\n" not in str(caught.value)
@@ -266,7 +265,6 @@ def pack(values: np.ndarray, kind: str) -> np.ndarray:
 
 
 def random_blocks(kind: str, rows: int, width: int) -> np.ndarray:
-    """Return random blocks with small scales, [rows, bytes per row]."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[Type[kind]]
     rng = np.random.default_rng(rows * 1000 + width)
     blocks = rng.integers(0, 256, (rows * width // block, block_bytes), dtype=np.uint8)

@@ -33,8 +33,6 @@ Batch = tuple[jax.Array, jax.Array, jax.Array]
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A small checkpoint and the outputs of torch for one batch."""
-
     family: Family
     fields: dict[str, Any]  # config.json
     config: Any  # as the loader resolved it
@@ -51,7 +49,6 @@ class Golden:
 
     @property
     def batch(self) -> Batch:
-        """Tokens, lengths and prompt."""
         return self.input("tokens"), self.input("lengths"), self.input("prompt")
 
     def is_text(self, front: int = 0) -> np.ndarray:
@@ -71,7 +68,6 @@ class Golden:
         return values[..., rows, self.stored["lengths"] - 1 if is_decoder else 0 * rows, :]
 
     def with_other_padding(self) -> jax.Array:
-        """Return the tokens in a longer bucket, padded with real words."""
         tokens = self.input("tokens")
         wide = jnp.full((tokens.shape[0], tokens.shape[1] + 4), 13)
         wide = wide.at[:, : tokens.shape[1]].set(tokens)
@@ -79,7 +75,6 @@ class Golden:
         return jnp.where(is_text, wide, 17)
 
     def split(self, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> Parameters:
-        """Return the weights sharded over a mesh."""
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)
         return place(params, parameter_shardings(params, self.family.weights.partition, mesh)[0])
 
@@ -116,20 +111,17 @@ def read(
     dropout_key: jax.Array | None = None,
     **options: object,
 ) -> ModelOutput:
-    """Apply a module, compiled."""
     keys = None if dropout_key is None else {"dropout": dropout_key}
     return module.apply({"params": params}, tokens, lengths, prompt, rngs=keys, **options)
 
 
 def ask(golden: Golden, *inputs: object, **options: object) -> ModelOutput:
-    """Apply the model of a fixture, compiled."""
     return read(golden.module(), golden.params, *inputs, **options)
 
 
 def answers_and_gradient(
     module: nn.Module, params: Parameters, batch: Batch, label_ids: jax.Array, labels: jax.Array
 ) -> dict[str, jax.Array]:
-    """Return loss, gradient, logits and captured values at the answer position."""
     tokens, lengths, prompt = batch
 
     def loss(prompt: jax.Array) -> tuple[jax.Array, ModelOutput]:
@@ -200,7 +192,6 @@ def start(
     prompt: jax.Array | None,
     max_new: int,
 ) -> tuple[jax.Array, Cache]:
-    """Call ``start``, compiled."""
     variables = {"params": params}
     return module.apply(variables, tokens, lengths, prompt, max_new, method="start")
 
@@ -209,14 +200,12 @@ def start(
 def advance(
     module: nn.Module, params: Parameters, last: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-    """Call ``advance``, compiled."""
     return module.apply({"params": params}, last, cache, method="advance")
 
 
 def write(
     golden: Golden, params: Parameters, batch: Batch, forced: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Generate the forced tokens [B, N], or the best where -1; return logits and tokens."""
     module, count = golden.module(), forced.shape[1]
     logits, cache = start(module, params, *batch, max_new=count)
     scores, tokens = [logits], []
@@ -239,8 +228,6 @@ def difference(found: jax.typing.ArrayLike, expected: jax.typing.ArrayLike) -> f
 
 @dataclass(frozen=True)
 class Dictionary:
-    """A checkpoint in memory."""
-
     tensors: dict[str, np.ndarray]
 
     @cached_property

@@ -106,8 +106,6 @@ Ranked = list[tuple[float, tuple[int, ...]]]
 
 @dataclass
 class Search:
-    """The search of one row."""
-
     score: Scorer
     eos: int
     length_tokens: int  # maximum number of tokens
@@ -166,7 +164,6 @@ class Search:
         return sorted(continued, reverse=True)
 
     def _note_boundary(self, ranked: Ranked, count: int) -> None:
-        """Note the margin between the last sequence that is kept and the first that is not."""
         if len(ranked) > count:
             self._note(ranked[count - 1][0], ranked[count][0])
 
@@ -175,7 +172,6 @@ class Search:
 
 
 def padded(sequences: Sequence[Sequence[int]], length_tokens: int) -> np.ndarray:
-    """Return sequences as one array [B, N], filled up with -1."""
     rows = [[*tokens, *[-1] * (length_tokens - len(tokens))] for tokens in sequences]
     return np.array(rows, np.int32)
 
@@ -242,8 +238,6 @@ def _weights(count: int) -> jax.Array:
 
 @dataclass(frozen=True)
 class ToyCase:
-    """Weights and a padded batch."""
-
     params: Parameters
     tokens: np.ndarray  # [B, T]
     lengths: np.ndarray  # [B]
@@ -287,7 +281,6 @@ def draw_case(seed: int, prompt: str = "one", rows: int = 4, length: int = 6) ->
 
 
 def plain_greedy(score: Score, count: int, ends: Sequence[int]) -> tuple[list[int], float]:
-    """Return the best token of each step and the smallest margin of a choice."""
     tokens: list[int] = []
     margin = np.inf
     while len(tokens) < count and not (tokens and tokens[-1] in ends):

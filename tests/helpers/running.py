@@ -20,7 +20,6 @@ from tests.conftest import ROOT
 def type_command(
     arguments: Iterable[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
-    """Run ``jpt`` with these arguments; return exit code, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["jpt", *map(str, arguments)])
     try:
         app.main()
@@ -75,7 +74,6 @@ class PlainPrograms:
 
 
 def load_script(path: str) -> ModuleType:
-    """Load a script by its path below experiments/."""
     file = ROOT / "experiments" / path
     spec = spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
@@ -86,7 +84,6 @@ def load_script(path: str) -> ModuleType:
 
 @contextmanager
 def at_step(step: int, action: Callable[[], None]) -> Iterator[None]:
-    """Call an action when a step is reported."""
     from jpt.tuning import trainer
 
     real = trainer._report
@@ -113,7 +110,6 @@ def crash_at(step: int) -> Iterator[None]:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Read the log of a run without its clock."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     clock = {"elapsed_s", "rows_per_s"}
     return [{key: value for key, value in line.items() if key not in clock} for line in lines]
@@ -126,7 +122,6 @@ def assert_equal_runs(first: Path, second: Path) -> None:
 
 
 def raises(call: Callable[..., Any], *arguments: Any, match: str, **options: Any) -> None:
-    """Assert that a call raises an InputError of one line."""
     with pytest.raises(InputError, match=match) as caught:
         call(*arguments, **options)
     assert "\n" not in str(caught.value)

@@ -78,8 +78,6 @@ def write_indicators(folder: Path, names: tuple[str, ...] = TASKS) -> None:
 
 
 def write_correlations(folder: Path, overlap=0.6, embedding=0.2, scatter=0.05) -> None:
-    """Mean rho of ON and of the embedding indicators; targets scatter around it."""
-
     def record(mean: float | None) -> dict[str, object]:
         steps = dict(zip(TASKS, (-3, -1, 1, 3), strict=True))
         per_target = {
@@ -108,7 +106,6 @@ def write_types(folder: Path) -> None:
 
 
 def write_choices(folder: Path, overlap: float = 0.0, embedding: float = 0.03) -> None:
-    """Choices with the mean regret of ON and of the embedding indicators."""
     best = {"mnli": "qnli", "imdb": "sst2", "qnli": "mnli", "sst2": "imdb"}
     spread = dict(zip(TASKS, (-0.004, 0.004, -0.002, 0.002), strict=True))
     scores = {"best_score": 0.8, "mean_score": 0.7, "sources": 3}
@@ -274,7 +271,6 @@ class Outline(HTMLParser):
 
 
 def assert_page_is_sound(page: str, folder: Path) -> Outline:
-    """Assert valid nesting, unique ids, valid links, and that nothing is loaded."""
     outline = Outline(page)
     assert outline.faults == []
     assert len(set(outline.ids)) == len(outline.ids)

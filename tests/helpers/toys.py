@@ -49,7 +49,6 @@ def write_task(folder: Path, **changes: str) -> Path:
 
 
 def write_easy(folder: Path) -> Path:
-    """Write a task whose rows contain their label word."""
     text = json_lines(
         {"text": f"a {word} film, number {number}", "label": word}
         for number in range(7)
@@ -60,7 +59,6 @@ def write_easy(folder: Path) -> Path:
 
 
 def first_rows(folder: Path, count: int) -> dict[str, list[dict[str, Any]]]:
-    """Read the first rows of each split of a task folder."""
     splits = {}
     for split in ("train", "validation", "test"):
         with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
@@ -98,7 +96,6 @@ TOY_VOCABULARY = [*SPECIAL, *WORDS, *SUFFIXES, *(c for c in LETTERS if c not in 
 
 
 def write_toy_tokenizer(folder: Path, config: dict | None = None) -> Path:
-    """Write tokenizer.json, and tokenizer_config.json if given."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     ids = {token: number for number, token in enumerate(TOY_VOCABULARY)}
@@ -129,7 +126,6 @@ def toy_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 def write_sweep_task(folder: Path) -> Path:
-    """Write a task whose label is given by one word."""
     words = [token for token in VOCABULARY if token.isalpha()]
     toml = (
         'type = "sentiment"\nfields = ["text"]\nlabels = ["a", "b"]\ntemplate = "{text}"\n'
@@ -145,7 +141,6 @@ def write_sweep_task(folder: Path) -> Path:
 
 
 def write_fixed(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Write backbone and task; return the table `fixed` of a sweep file."""
     task = write_sweep_task(folder / "first")
     backbone = write_tiny_backbone(folder / "bert", "bert")
     fixed = {"backbone": str(backbone), "task": str(task), "steps": 6, "batch_size": 4}
@@ -153,13 +148,11 @@ def write_fixed(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def read_prompts(folder: Path) -> dict[str, bytes]:
-    """Read all prompts of a sweep as bytes."""
     runs = folder / "runs"
     return {str(path.relative_to(runs)): path.read_bytes() for path in runs.rglob("*.safetensors")}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a table of a sweep without its elapsed times."""
     with path.open() as file:
         return [{k: v for k, v in row.items() if k != "elapsed_s"} for row in csv.DictReader(file)]
 
@@ -170,7 +163,6 @@ SIZES = {"steps": 12, "batch_size": 6, "bottleneck": 9, "eval_every": 4, "max_to
 
 
 def write_case(root: Path) -> tuple[Path, list[Path]]:
-    """Write the target and two tasks with different label words."""
     mood = write_task(root / "mood")
     toml = (mood / "task.toml").read_text()
     other = toml.replace('"mood"', '"amusing"').replace('= "bad"', '= "dull"')
@@ -188,7 +180,6 @@ def source_prompt(
 
 
 def source_prompts() -> dict[str, Prompt]:
-    """Return a prompt per task; the names have another order than the tasks."""
     return {"a_first": source_prompt(1, "mood"), "b_second": source_prompt(2, "amusing")}
 
 
@@ -212,7 +203,6 @@ def smollm2_file() -> Path:
 
 @contextmanager
 def only_one() -> Iterator[None]:
-    """Let one process of the tests download while the others wait."""
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -334,7 +334,6 @@ def test_equal_to_loops(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> Non
 
 
 def near_banks() -> dict[str, Float32[np.ndarray, "K P D"]]:
-    """Return banks whose distances are lost in a gram matrix."""
     constant = np.full((2, 5, 6), 300.0, np.float32)
     start = GENERATOR.normal(size=(5, 6)).astype(np.float32) * 100
     moved = np.stack([start, start + np.float32(1e-4), start])
@@ -392,7 +391,6 @@ TEXT = Activations(NAMES[:5], MEANS, SHARES, align_kernels(row_kernels(ROWS)), {
 
 
 def cka(a: np.ndarray, b: np.ndarray) -> float:
-    """Compute CKA by products of features, F x F."""
     a, b = a - a.mean(0), b - b.mean(0)
     norms = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
     return float(np.linalg.norm(a.T @ b) ** 2 / norms)

@@ -24,6 +24,8 @@ from jpt.types import Prompt, PromptCard, TransferMatrix
 from tests.helpers.running import raises
 from tests.helpers.study import ORDERED, SCORES, TASKS, Outline, write_study, write_transfer_record
 
+pytestmark = pytest.mark.plain_programs
+
 SEED_TASKS = ("imdb", "mnli", "qnli", "sst2", "qqp")
 SEEDS = {"imdb": (0, 1, 2), "mnli": (0, 1, 2), "qnli": (3,), "sst2": (0, 7), "qqp": (None,)}
 RUNS = {run_name(name, seed): name for name, seeds in SEEDS.items() for seed in seeds}
@@ -93,6 +95,7 @@ def test_undefined_values_and_runs_of_a_matrix() -> None:
     assert over_seeds(one) is one
 
 
+@pytest.mark.slow
 def test_each_run_has_separate_neurons(folder: Path, prompts) -> None:
     found = jpt.activated_neurons(folder / "prompts", folder / "neurons.npz")
     assert found.names == tuple(sorted(RUNS)) == read_activations(folder / "neurons.npz").names
@@ -251,6 +254,7 @@ def baselines_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_model_without_a_prompt_is_shown_and_left_out(baselines_folder, tmp_path: Path) -> None:
     tables = Outline(write_report(baselines_folder).read_text(encoding="utf-8")).tables
     head, *rows = tables["Score of each prompt on each task"]

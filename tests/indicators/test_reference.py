@@ -38,8 +38,6 @@ RESAMPLES = 40
 
 
 class Study:
-    """Imported prompts of a backbone, and their study."""
-
     def __init__(self, reference: Path, backbone: str, folder: Path) -> None:
         self.reference = reference / "reference"
         self.backbone = backbone

@@ -32,7 +32,6 @@ NAN = np.nan
 
 
 def choice_by_loops(guesses: list[float], scores: list[float]) -> tuple[float, float, float] | None:
-    """Take every top-ranked source in turn, then average."""
     known = [k for k in range(len(scores)) if scores[k] == scores[k]]
     ranked = [k for k in known if guesses[k] == guesses[k]]
     if len(known) < 2 or not ranked:

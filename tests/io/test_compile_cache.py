@@ -16,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import jpt.io.compile_cache as programs
 from jpt.tuning.logging import CompileLog
+from tests.helpers.toys import write_task
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 NAMES += ("jax_enable_compilation_cache",)
@@ -48,6 +49,7 @@ def compute() -> tuple[np.ndarray, bool]:
         return found, next(each for each in log.take() if "work" in each.name).is_cached
 
 
+@pytest.mark.slow
 def test_a_program_is_read_with_the_same_result(fresh: Path) -> None:
     folder = programs.use_compile_cache()
     assert folder is not None and folder.parent == fresh / "compiled"
@@ -119,7 +121,7 @@ def test_the_folder_has_a_size_limit(fresh: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.alone
 def test_the_command_caches_programs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jpt.cli", "tune", "--backbone", "builtin/bert-small"]
-    command += ["--task", "builtin/imdb_number", "--steps", "2", "--batch-size", "4"]
+    command += ["--task", str(write_task(tmp_path / "mood")), "--steps", "2", "--batch-size", "4"]
     given = {**os.environ, "JAX_PLATFORMS": "cpu", "JPT_CACHE": str(tmp_path / "cache")}
     given.pop("JAX_COMPILATION_CACHE_DIR", None)
     logs = {}

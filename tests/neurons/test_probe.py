@@ -124,6 +124,7 @@ def test_invalid_files(tmp_path: Path, change: dict, message: str) -> None:
     raises(read_activations, tmp_path / "neurons.npz", match=message)
 
 
+@pytest.mark.slow
 def test_both_stacks_of_t5() -> None:
     backbone = jpt.load_backbone("builtin/t5-mini")
     values = np.random.default_rng(3).normal(0, 1, (2, 5, 128)).astype(np.float32)
@@ -281,8 +282,7 @@ def test_chunks_fill_the_budget_and_are_divisible_by_mesh_axes(plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "chunk_mb"),
-    [("prompt:2,data:2,model:2", 256), pytest.param("prompt:4", 1e-9, marks=pytest.mark.slow)],
+    ("mesh", "chunk_mb"), [("prompt:2,data:2,model:2", 256), ("prompt:4", 1e-9)]
 )
 def test_a_mesh_changes_no_number(found, prompts, backbone, task, mesh: str, chunk_mb) -> None:
     options = {"probe": "text", "task": task, "chunk_mb": chunk_mb}

@@ -19,12 +19,11 @@ from jpt.types import Activations, Prompt, PromptCard
 from tests.helpers.golden import FAST_COMPILE, FIXTURES, difference, load_golden
 
 NAMES = ("bert_tied", "roberta_untied", "t5_relu", "t5_gated", "gpt2_tied", "llama_grouped")
-OTHERS = ("bert_one_layer", "gpt2_untied", "qwen2_tied", "roberta_tied", "t5_one_layer")
+NAMES = (*NAMES, "bert_one_layer", "gpt2_untied", "qwen2_tied", "roberta_tied", "t5_one_layer")
 TOLERANCE = 1e-5
 
 CASES = [pytest.param(name, None, id=name) for name in NAMES]
 CASES += [pytest.param(name, "encoder", id=f"{name}-encoder") for name in NAMES if "t5" in name]
-CASES += [pytest.param(name, None, id=name, marks=pytest.mark.slow) for name in OTHERS]
 PROMPTS = ("a", "b", "c")
 
 

@@ -44,8 +44,6 @@ TOKENIZERS = {"gpt2": "gpt2-mini", "llama": "gpt2-mini", "t5": "t5-mini"}
 
 
 class Pair(NamedTuple):
-    """A model in a folder, loaded by jpt, and a function that loads it with torch."""
-
     folder: Path
     backbone: Backbone
     load: Callable[[], Any]

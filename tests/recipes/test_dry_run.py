@@ -118,9 +118,7 @@ def test_every_notation_of_groups_is_parsed(groups: str, axes: tuple[str, ...]) 
     assert [entry.axes for entry in found if entry.kind == "all-reduce"] == [axes]
 
 
-@pytest.mark.parametrize(
-    "name", ["bert", "t5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "llama"))]
-)
+@pytest.mark.parametrize("name", ["bert", "t5", "gpt2", "llama"])
 def test_weights_per_device_are_those_of_placed_arrays(folder: Path, name: str) -> None:
     model, _, _ = shapes_of(folder / f"{name}.json")
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.params)
@@ -276,6 +274,7 @@ def test_options_of_a_dry_run_are_refused_without_a_config(check) -> None:
     assert code == 2 and "--mesh and --remat" in err and "config.json" in err
 
 
+@pytest.mark.slow
 def test_virtual_devices_come_before_the_start_of_jax(folder: Path) -> None:
     recipe.use_virtual_devices("data:64")
     assert len(jax.devices()) == 8

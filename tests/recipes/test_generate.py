@@ -38,7 +38,6 @@ NEW = 6
 
 
 def load_lively(folder: Path, kind: str, **changes: object) -> Backbone:
-    """Load a tiny model with large weights, whose outputs vary."""
     if kind == "t5":  # with a tied head it repeats its input
         changes = {"tie_word_embeddings": False, **changes}
     backbone = jpt.load_backbone(write_tiny_backbone(folder, kind, **changes))
@@ -58,10 +57,8 @@ def prompt_for(backbone: Backbone, rows: int = 5) -> jpt.Prompt:
     return jpt.Prompt(values.astype(np.float32), card)
 
 
-@pytest.mark.parametrize(
-    ("kind", "beams"),
-    [("t5", 3), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("gpt2", "llama"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "beams"), [("t5", 3), ("gpt2", 1), ("llama", 1)])
 def test_texts_are_continued_independently(backbones, kind, beams):
     # Order, batch size and padding change nothing either.
     backbone, prompt = backbones[kind], prompt_for(backbones[kind])
@@ -91,6 +88,7 @@ def test_a_prompt_file_names_its_backbone(tmp_path: Path) -> None:
     assert found == generate(str(file), TEXTS[:2], backbone=folder, max_tokens=3)
 
 
+@pytest.mark.slow
 def test_a_model_may_have_several_end_tokens(backbones, tmp_path):
     plain = backbones["llama"]
     whole = generate(None, TEXTS, backbone=plain, max_tokens=NEW)
@@ -115,6 +113,7 @@ def with_tokenizer(backbone: Backbone, **changes: object) -> Backbone:
     return dataclasses.replace(backbone, tokenizer=tokenizer)
 
 
+@pytest.mark.slow
 def test_empty_texts_and_leading_spaces(backbones: dict[str, Backbone]) -> None:
     assert generate(None, [], backbone=backbones["gpt2"]) == []
     assert len(generate(None, ["", "a"], backbone=backbones["t5"], max_tokens=2)) == 2
@@ -171,6 +170,7 @@ def test_invalid_options_are_refused(backbones, options, needle):
     raises(generate, None, texts, backbone=backbones["gpt2"], match=needle, **options)
 
 
+@pytest.mark.slow
 def test_texts_that_exceed_the_positions_are_refused(backbones: dict[str, Backbone]) -> None:
     backbone = backbones["llama"]  # of 80 positions
     prompt, texts = prompt_for(backbone, rows=30), ["a the", "film " * 20]

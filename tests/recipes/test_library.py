@@ -422,6 +422,7 @@ def test_drift_is_the_distance_from_the_start(backbone, tmp_path, init):
         assert found.by_cosine.tokens[0][0] == "bad" and found.by_cosine.tokens[1][0] != "bad"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_drift_of_a_run(backbone: Backbone, tmp_path: Path) -> None:
     task = write_task(tmp_path / "mood")

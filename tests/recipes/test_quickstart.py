@@ -160,7 +160,7 @@ def test_the_default_study_has_two_tasks_of_each_type() -> None:
     assert set(TASKS) <= set(jpt.task_names())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.alone
 def test_quickstart_learns_every_task_and_keeps_its_limits(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jpt.cli", "quickstart", "--json"]

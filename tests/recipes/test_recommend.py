@@ -132,6 +132,7 @@ def test_the_record_is_on_disk_and_the_command_runs(found, study, run, tmp_path)
     assert 0.02 < moved.max() < 0.0301  # Adam's first step is the learning rate
 
 
+@pytest.mark.slow
 def test_every_seed_is_a_source(backbone, task, prompts, tmp_path) -> None:
     for name, prompt in prompts.items():
         for run in ("cherries/seed-0", "cherries/seed-1") if name == "cherries" else (name,):
@@ -164,6 +165,7 @@ def test_the_text_is_narrow_and_complete(found) -> None:
     assert any("zero-shot (simulated)" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_another_ranking_may_decide(backbone, task, prompts) -> None:
     options = {"backbone": backbone, "by": "same_type", **QUICK}
     reordered = dict(reversed(prompts.items()))

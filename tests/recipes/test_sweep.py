@@ -125,6 +125,7 @@ def test_jobs_of_an_array_share_the_work(grid: dict[str, Any], swept: Path, tmp_
     assert read_prompts(tmp_path) == read_prompts(swept)
 
 
+@pytest.mark.slow
 def test_a_larger_grid_adds_runs(grid: dict[str, Any], tmp_path: Path) -> None:
     smaller = {**grid, "grid": {**grid["grid"], "seed": [1]}}
     assert sweep(smaller, tmp_path).record["states"] == {"done": 4}
@@ -342,6 +343,7 @@ def test_a_failed_search_resumes_with_the_same_trials(search_grid, searched, tmp
     assert not set(broken.trained) & set(rest.trained)
 
 
+@pytest.mark.slow
 def test_more_trials_continue_fewer(search_grid, searched, tmp_path):
     few, more = Workers(), Workers()
     first = sweep(search_grid, tmp_path / "out", trials=2, workers=few)

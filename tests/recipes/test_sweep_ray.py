@@ -275,7 +275,7 @@ def assert_equal_sweeps(out: Path, local: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["runs", *TABLES, "sweep.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.alone
 def test_lost_driver(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
     grid, local = long

@@ -23,12 +23,12 @@ from jpt.types import Prompt, PromptCard
 from tests.helpers.running import raises
 from tests.helpers.toys import write_task
 
+pytestmark = pytest.mark.plain_programs
+
 FILES = ("transfer.csv", "relative.csv", "transfer.json", "cells.jsonl")
 
 
 class Study:
-    """Two prompts for two tasks on a tiny model, all in one folder."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
         self.backbone = write_tiny_backbone(root / "model", "bert")
@@ -80,7 +80,6 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Read all files without time and command."""
     found: dict[str, Any] = {name: (folder / name).read_bytes() for name in FILES[:2]}
     record = json.loads((folder / "transfer.json").read_text())
     del record["elapsed_s"], record["command"]
@@ -136,6 +135,7 @@ def test_finished_matrix_loads_no_model_and_changes_no_file(whole, monkeypatch) 
     assert again.scores == {}
 
 
+@pytest.mark.slow
 def test_changes_are_scored_again(study, scored) -> None:
     out = study.root / "out"
     first = study.transfer(out)
@@ -159,6 +159,7 @@ def test_changes_are_scored_again(study, scored) -> None:
     rescored(*["taste"] * 4)
 
 
+@pytest.mark.slow
 def test_another_model_is_scored_again(study, scored) -> None:
     study.transfer(study.root / "out")
     scored.clear()

@@ -6,8 +6,6 @@ torch: two linear maps, LeakyReLU or Tanh, LayerNorm; the frozen target is the s
 float64. Weights and inputs come from numpy's frozen ``RandomState``.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

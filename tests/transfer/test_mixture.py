@@ -137,6 +137,7 @@ def test_a_stopped_run_is_resumed(learnt, sources, task, backbone) -> None:
     assert [line["step"] for line in again.history if line["split"] == "validation"] == [0, 15, 30]
 
 
+@pytest.mark.slow
 def test_per_row_weights(sources, task, backbone) -> None:
     found = jpt.learn_mixture(backbone, task, sources, per_row=True, **{**LEARN, "steps": 15})
     assert found.row_weights.shape == (3, LENGTH)

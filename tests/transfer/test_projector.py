@@ -361,6 +361,7 @@ def losses_of(made: ProjectorPlan, steps: int) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_both_objectives_reduce_their_loss(case, tmp_path: Path) -> None:
     # The tasks have opposite majority answers, so that each needs its prompt.
     backbone, folders = case

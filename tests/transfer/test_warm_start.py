@@ -27,6 +27,8 @@ from jpt.tuning import trainer
 from jpt.tuning.tune import TrainBatches, WarmStart
 from tests.helpers.toys import write_task
 
+pytestmark = pytest.mark.plain_programs
+
 SETTINGS = {"batch_size": 8, "max_tokens": 16, "learning_rate": 3e-2}
 STUDY = {"steps": 6, "eval_every": 2, "seeds": (0, 4), **SETTINGS}
 SEEDS = (0, 4)
@@ -186,6 +188,7 @@ def test_copied_moments_change_the_run(study, task, backbone, sources) -> None:
         np.testing.assert_array_equal(vanilla, study.runs[seed, "vanilla"].last.values)
 
 
+@pytest.mark.slow
 def test_a_curve_has_twenty_scorings_by_default(task, backbone, sources) -> None:
     for steps, every in ((400, 20), (7, 1)):
         prepared = module._prepare(task, sources, backbone, False, None, {"steps": steps})

@@ -70,6 +70,7 @@ def test_every_cell_equals_evaluate(backbone, prompts, tasks, result) -> None:
             np.testing.assert_array_equal(found.predictions, score.predictions)
 
 
+@pytest.mark.slow
 def test_the_columns_random_and_none(backbone, tasks, result) -> None:
     values = random_values(initial_generator(0, BACKBONE, "random"), LENGTH, WIDTH)
     start = Prompt(values, PromptCard(BACKBONE, "mood"))
@@ -122,6 +123,7 @@ def test_an_in_task_score_of_0_gives_no_ratio() -> None:
     assert np.isnan(relative_performance(matrix, {"a": "in_task"}).values).all()
 
 
+@pytest.mark.slow
 def test_files_and_order_of_the_input(tmp_path: Path, backbone, prompts, tasks, result) -> None:
     folder = tmp_path / "prompts"
     folder.mkdir()

@@ -99,7 +99,6 @@ def test_programs_are_recorded_while_the_log_is_open() -> None:
 
 @contextmanager
 def counted() -> Iterator[dict[str, Any]]:
-    """Count how often steps and scorings are compiled, and collect the sizes of their calls."""
     calls: dict[str, set[Any]] = {"step": set(), "_score_step": set()}
     real_step, real_score = BoundStep.__call__, bound_task._score_step
 
@@ -203,8 +202,6 @@ SHOWN = [
 
 
 class FakeWandb:
-    """A Weights & Biases that records its calls."""
-
     def __init__(self, monkeypatch: pytest.MonkeyPatch, resumed: bool = False) -> None:
         url, folder = "https://example.org/run", "runs/a/wandb/offline-run"
         self.run = Mock(resumed=resumed, offline=not resumed, url=url, dir=folder)
@@ -292,6 +289,7 @@ def test_sinks_that_fail_or_cannot_start(wandb: FakeWandb, tmp_path: Path) -> No
     raises(LogSinks, ("tensorboard",), None, {}, match="into the run folder; set out")
 
 
+@pytest.mark.slow
 def test_run_logs_to_sinks_and_shows_its_curve(wandb: FakeWandb, tmp_path: Path) -> None:
     options = {"steps": 30, "eval_every": 15, "batch_size": 4, "eval_batch_size": 8}
     backbone, task = "builtin/bert-small", write_task(tmp_path / "mood")

@@ -38,7 +38,6 @@ def prompt_of(width: int = 32) -> np.ndarray:
 
 
 def step_by_step(model_type: str, batch: Batch, word: list[int]) -> np.ndarray:
-    """Log-probability of each token of a word, from one forward pass per token."""
     module, params = tiny_model(model_type)
     found = []
     for index, token in enumerate(word):
@@ -98,7 +97,6 @@ def test_loss_of_generated_answers_is_that_of_each_row(model_type: str) -> None:
 
 
 def score_words(tmp_path: Path, model_type: str, bad: Any, good: str, **options: str) -> Score:
-    """Score a fixed prompt with these label words."""
     if not (folder := tmp_path / model_type).exists():
         write_tiny_backbone(folder, model_type)
     words = {"default": {"bad": bad, "good": good}}
@@ -147,7 +145,7 @@ SHORT = {"length": 5, "max_tokens": 16, "batch_size": 8, "eval_batch_size": 16}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["t5", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model_type", ["t5", "gpt2"])
 def test_generative_task_from_tuning_to_transfer(model_type: str, tmp_path: Path) -> None:
     folder = write_tiny_backbone(tmp_path / "model", model_type)
     echo = write_echo(tmp_path / "echo")

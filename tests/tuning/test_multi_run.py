@@ -52,8 +52,6 @@ RUNS = {
 
 
 class Counter:
-    """A progress reporter that counts."""
-
     def __init__(self) -> None:
         self.steps, self.ends = 0, []
 
@@ -71,8 +69,6 @@ class Counter:
 
 
 class Group:
-    """The tasks and the backbone of all runs."""
-
     def __init__(self, folder: Path) -> None:
         words = {"low": "awful", "middle": "plain", "high": "lovely and quite unforgettable " * 3}
         text = json_lines(
@@ -227,7 +223,6 @@ def group_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.n
 
 @cache
 def single_steps(family: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same with every run alone, and its batch not padded."""
     module, params = tiny_model(family)
     losses, first = [], []
     for number, values in enumerate(starts(32)):
@@ -245,10 +240,6 @@ def single_steps(family: str) -> tuple[np.ndarray, np.ndarray]:
 
 def assert_near(found: Any, expected: Any) -> None:
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-
-
-def slow(*values: str) -> Any:
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 EVERY_AXIS = "prompt:2,data:2,model:2"
@@ -269,14 +260,7 @@ def assert_runs_as_alone(found: tuple[np.ndarray, np.ndarray], family: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.plain_programs
-@pytest.mark.parametrize(
-    ("family", "mesh"),
-    [
-        ("bert", EVERY_AXIS),
-        slow("gpt2", "prompt:4,data:2"),
-        *(slow(*case) for case in CASES if case != ("bert", EVERY_AXIS)),
-    ],
-)
+@pytest.mark.parametrize(("family", "mesh"), [("gpt2", "prompt:4,data:2"), *CASES])
 def test_group_on_a_mesh(family: str, mesh: str) -> None:
     assert_runs_as_alone(group_steps(family, mesh), family)
 
@@ -284,7 +268,7 @@ def test_group_on_a_mesh(family: str, mesh: str) -> None:
 @pytest.mark.slow
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
-    ("family", "mesh"), [("gpt2", EVERY_AXIS), slow("bert", EVERY_AXIS), slow("t5", "prompt:2")]
+    ("family", "mesh"), [("gpt2", EVERY_AXIS), ("bert", EVERY_AXIS), ("t5", "prompt:2")]
 )
 def test_packed_group(monkeypatch: pytest.MonkeyPatch, family: str, mesh: str) -> None:
     monkeypatch.setattr(batches, "MOST_SHARES", batches.SHARES)
@@ -345,11 +329,7 @@ def test_rows_of_similar_lengths_stay_padded(tmp_path: Path, task: Path) -> None
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
     ("mesh", "kind"),
-    [
-        *(("data:1", kind) for kind in ("bert", "t5", "llama")),
-        ("data:2,model:2", "llama"),
-        *(pytest.param("data:2,model:2", kind, marks=pytest.mark.slow) for kind in ("bert", "t5")),
-    ],
+    [(mesh, kind) for mesh in ("data:1", "data:2,model:2") for kind in ("bert", "t5", "llama")],
 )
 def test_packed_run_ends_as_a_padded_one(tmp_path, task, monkeypatch, kind: str, mesh: str) -> None:
     backbone = load_tiny(tmp_path, kind)

@@ -105,6 +105,7 @@ def test_shared_programs_and_donated_state() -> None:
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_as_by_optax() -> None:
     module, params = tiny_encoder()
 
@@ -154,6 +155,7 @@ def test_loss_is_that_of_optax_over_the_label_words() -> None:
     assert float(accuracy) == pytest.approx((logits.argmax(1) == labels)[kept].mean())
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step() -> None:
     module, params = tiny_encoder()
     module = module.clone(dropout_rate=0.3)
@@ -195,7 +197,6 @@ def prompts_of(*rows: int) -> list[np.ndarray]:
 
 @cache
 def scored(family: str, mesh_text: str, masked: bool = False) -> np.ndarray:
-    """Three prompts and None between them, over ten rows."""
     module, params = tiny_model(family)
     mesh = make_mesh(mesh_text)
     shardings, _ = parameter_shardings(params, FAMILIES[family].weights.partition, mesh)
@@ -211,14 +212,11 @@ def scored(family: str, mesh_text: str, masked: bool = False) -> np.ndarray:
 
 ALL = ("bert", "t5", "gpt2", "llama")
 AXES = "prompt:2,data:2,model:2"
-SLOW = [(family, AXES) for family in ("bert", "t5", "llama")]
-SLOW += [(family, mesh) for family in ALL for mesh in ("prompt:8", "prompt:4,data:2")]
 
 
-@pytest.mark.parametrize(
-    ("family", "mesh"),
-    [("gpt2", AXES), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [AXES, "prompt:8", "prompt:4,data:2"])
+@pytest.mark.parametrize("family", ALL)
 def test_bank_scores_equal_single_scores(family: str, mesh: str) -> None:
     found, expected = scored(family, mesh), scored(family, "data:1")
     assert np.abs(expected[0] - expected[1]).max() > 1e-4, "prompts have to differ"

@@ -57,6 +57,7 @@ def newest_checkpoint(run: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_other_save_intervals_change_nothing(
     tune, whole, tmp_path, crashed
 ) -> None:
@@ -165,8 +166,6 @@ def toy_run(
     minutes: float | None = None,
     every: int = 4,
 ) -> tuple[Run, LoopState]:
-    """A run whose prompt counts its steps, with the given losses and scores."""
-
     def step(params: Any, state: TuneState, batch: int, answer: Any) -> tuple[TuneState, Any]:
         found = jnp.float32(loss(batch + 1))
         worse = jnp.where(jnp.isfinite(found), 0.0, jnp.nan)
@@ -227,6 +226,7 @@ def test_non_finite_score_is_never_the_best(tmp_path: Path, found: tuple[float, 
     np.testing.assert_allclose(np.load(tmp_path / "best.npy"), 0.04, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_huge_learning_rate_is_stopped(tmp_path: Path) -> None:
     rows = [{"text": "Fine.", "label": 1}, {"text": "Dull.", "label": 0}] * 4
     given = {"data": {"train": rows, "validation": rows}, "batch_size": 2, "length": 3}

@@ -33,6 +33,7 @@ from tests.helpers.toys import first_rows, smollm2_file, write_task
 OPTIONS = {"steps": 4, "eval_every": 2, "batch_size": 8, "length": 4, "max_tokens": 16}
 
 
+@pytest.mark.slow
 def test_each_seed_is_one_run(tmp_path: Path) -> None:
     mood, name = write_task(tmp_path / "mood"), "builtin/bert-small"
     several = jpt.tune_seeds(name, mood, [0, 3, 5], tmp_path / "out", **OPTIONS)
@@ -259,7 +260,7 @@ START = "text:Decide whether the sentiment of the movie review is positive or ne
 VALIDATION_ROWS = 250
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prompt_on_smollm2_learns_sst2(tmp_path: Path, reference_folder: Path) -> None:
     model, rows = smollm2_file(), reference_folder / "data" / "sst2"
     folder = tmp_path / "sst2"
@@ -318,12 +319,7 @@ def test_every_task_runs(name: str, task: str, reference_folder: Path, tmp_path:
 
 @pytest.mark.plain_programs
 @pytest.mark.parametrize(
-    ("name", "task"),
-    [
-        ("bert-small", "mnli"),
-        pytest.param("gpt2-mini", "nq_open", marks=pytest.mark.slow),
-        pytest.param("gpt2-mini", "laptop", marks=pytest.mark.slow),
-    ],
+    ("name", "task"), [("bert-small", "mnli"), ("gpt2-mini", "nq_open"), ("gpt2-mini", "laptop")]
 )
 def test_padding_batch_size_and_row_order_change_no_metric(name, task, reference_folder) -> None:
     rows, model = first_rows(reference_folder / "data" / task, 20)["test"], builtin(name)
@@ -359,7 +355,8 @@ def test_phrases_of_several_tokens_are_the_default_on_t5(reference_folder: Path)
 LOOP: dict[str, Any] = {"steps": 5, "batch_size": 4, "length": 3, "seed": 3, "clip_norm": 0.1}
 
 
-@pytest.mark.parametrize("kind", ["bert", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_custom_loop_is_bit_identical_to_tune(kind: str, task: Path, tmp_path: Path) -> None:
     model = jpt.load_backbone(write_tiny_backbone(tmp_path / kind, kind))
     step, state = jpt.train_step(model, task, **LOOP)
