@@ -65,6 +65,25 @@ def check_scoring(label_scoring: str | None, settings: str = "tuned") -> None:
     check_choice("settings", settings, SETTINGS)
 
 
+@dataclass(frozen=True)
+class ScoringOptions:
+    """Options of one scoring; None for the default."""
+
+    max_tokens: int | None
+    eval_batch_size: int
+    label_scoring: str | None = None
+    answer_tokens: int | None = None
+    settings: str = "tuned"
+
+    def __post_init__(self) -> None:
+        check_counts(
+            max_tokens=self.max_tokens,
+            answer_tokens=self.answer_tokens,
+            eval_batch_size=self.eval_batch_size,
+        )
+        check_scoring(self.label_scoring, self.settings)
+
+
 def _steps_between(steps: int) -> int:
     """Return the default number of steps between two validations: a tenth, at least 25."""
     return min(steps, max(25, math.ceil(steps / 10)))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float32, Float64
 from scipy.special import log_softmax, logsumexp
 
 from jpt.backbones.registry import Backbone
-from jpt.config import TuneOptions, check_choice, check_counts, check_scoring
+from jpt.config import ScoringOptions, TuneOptions, check_choice
 from jpt.errors import InputError
 from jpt.parallel import batch_sharding, make_mesh, place, replicated
 from jpt.prompts.arithmetic import (
@@ -37,7 +37,6 @@ from jpt.prompts.store import check_prompt, load_prompt, load_runs, save_prompt,
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     BoundTask,
-    ScoringOptions,
     Splits,
     bank_logits,
     bind,
@@ -156,8 +155,7 @@ def score_ensemble(
 ) -> EnsembleScore:
     """Score an ensemble and each of its members in one pass over the rows."""
     check_choice("combine", combine, COMBINE)
-    check_scoring(label_scoring)
-    check_counts(max_tokens=max_tokens, eval_batch_size=eval_batch_size)
+    options = ScoringOptions(max_tokens, eval_batch_size, label_scoring)
     loaded = load_runs(prompts)
     shares = resolve_weights(list(prompts if isinstance(prompts, Mapping) else loaded), weights)
     devices, definition = make_mesh(mesh), resolve_task(task, data)
@@ -167,7 +165,6 @@ def score_ensemble(
     name = first.card.backbone if backbone is None else backbone
     model = resolve_backbone(name, dtype, mesh=devices)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
-    options = ScoringOptions(max_tokens, eval_batch_size, label_scoring)
     cards = {name: prompt.card for name, prompt in loaded.items()}
     bound = bind(definition, model, options, first, in_task_of(definition, cards))
     found = _score(bound, loaded, {name: shares[name] for name in loaded}, combine, split, devices)

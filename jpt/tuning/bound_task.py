@@ -450,12 +450,9 @@ def bind(
     prompt: Prompt | None = None,
     tuned: PromptCard | None = None,
 ) -> BoundTask:
-    """Bind a task to a backbone; raise InputError if the backbone cannot answer it.
-
-    ``options`` are any options with ``max_tokens`` and ``eval_batch_size``. ``prompt`` gives length
-    and first position of the prompts, else ``options`` have a length. ``tuned`` is the card of the
-    task's in-task prompt: what the options leave open is then as that prompt was tuned.
-    """
+    """Bind a task to a backbone; raise InputError if the backbone cannot answer it."""
+    # Length and first position of the prompts: of the prompt, else of the options. What the options
+    # leave open is as in the card of the task's in-task prompt, if there is one.
     scoring = None if tuned is None else tuned.scoring
     if scoring is not None:
         task = task_as_tuned(task, backbone.layout, backbone.model_type, scoring, options)
@@ -511,16 +508,6 @@ def _answer(words: LabelWords, label_scoring: str, first_position: int) -> Answe
 
 
 # --- Settings that a prompt was tuned with, the defaults on its own task
-
-
-class ScoringOptions(NamedTuple):
-    """Options of one scoring; None for the default."""
-
-    max_tokens: int | None
-    eval_batch_size: int
-    label_scoring: str | None = None
-    answer_tokens: int | None = None
-    settings: str = "tuned"
 
 
 def inherited(options: Any, scoring: Scoring | None) -> tuple[str, int | None, int | None]:

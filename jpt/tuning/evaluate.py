@@ -11,7 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jpt.backbones.registry import Backbone
-from jpt.config import check_counts, check_scoring
+from jpt.config import ScoringOptions
 from jpt.data.encode import EncodedSplit
 from jpt.io.files import write_text
 from jpt.parallel import make_mesh
@@ -19,7 +19,6 @@ from jpt.prompts.store import check_prompt, load_prompt
 from jpt.tasks.metrics import TEXT_METRICS, row_scores
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
-    ScoringOptions,
     bind,
     in_task_card,
     resolve_backbone,
@@ -83,19 +82,18 @@ def evaluate(
         prompt: prompt, prompt file or run folder.
         task: task, task name or task folder; its label words must be in the vocabulary.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        backbone: overrides the backbone of the prompt card; must have the same width.
-        max_tokens: longest text in tokens; defaults to that of tuning if this is the prompt's own
-            task, else to the backbone's setting.
+        backbone: overrides that of the prompt card; must have the same width.
+        max_tokens: longest text in tokens; defaults to that of tuning on the prompt's own task,
+            else to the backbone's setting.
         answer_tokens: longest generated answer in tokens; likewise, else the task's setting.
-        label_scoring: ``"phrase"`` scores all tokens of a label word, ``"first_token"`` the first;
-            likewise, else ``"phrase"``.
-        settings: template and label words on the prompt's own task: ``"tuned"``, those that it was
-            tuned with, or ``"task"``, those of the task today.
+        label_scoring: by all tokens of a label word (``"phrase"``, the last default) or by its
+            ``"first_token"``; likewise.
+        settings: template and label words on its own task: as ``"tuned"``, or of the ``"task"``.
         eval_batch_size: rows per batch; affects speed, never a number.
-        dtype: dtype of weights and matrix products.
-        mesh: device mesh, such as ``"data:4,model:2"``.
+        dtype: of weights and matrix products.
+        mesh: devices by axis, such as ``"data:4,model:2"``.
         data: folder with the task's rows, or rows by split.
-        predictions: output file for the prediction of every row, as JSON lines.
+        predictions: file for the prediction of every row, as JSON lines.
 
     Returns:
         A `Score` with the predictions; its ``notes`` name differences from how it was tuned.
@@ -109,14 +107,10 @@ def evaluate(
         >>> evaluate(jpt.Prompt(values, card), "builtin/rotten_tomatoes", max_tokens=16).rows
         1000
     """
-    check_counts(
-        max_tokens=max_tokens, answer_tokens=answer_tokens, eval_batch_size=eval_batch_size
-    )
-    check_scoring(label_scoring, settings)
+    options = ScoringOptions(max_tokens, eval_batch_size, label_scoring, answer_tokens, settings)
     loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
     devices, definition = make_mesh(mesh), resolve_task(task, data)
     model = _backbone_of(loaded, backbone, dtype, devices)
-    options = ScoringOptions(max_tokens, eval_batch_size, label_scoring, answer_tokens, settings)
     bound = bind(definition, model, options, loaded, in_task_card(loaded.card, definition))
     rows = bound.split(split)
     score = bound.score([loaded.values], rows, devices)[0]

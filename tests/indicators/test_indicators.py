@@ -205,12 +205,18 @@ def test_incompatible_prompts_and_tables(tmp_path: Path) -> None:
         raises(compute_indicators, given, match=message)
 
 
-@pytest.mark.parametrize("part", ["values", "unused_row"])
-def test_non_finite_prompts(part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("values", "prompt b: .* NaN or infinity in 1 of 4 rows .first: row 0.; tune again"),
+        ("unused_row", "prompt b: NaN or infinity .1 of 3 prompts."),
+    ],
+)
+def test_non_finite_prompts(part: str, message: str) -> None:
     broken = getattr(WITH_ROW0["b"], part).copy()
     broken[0, 0] = np.nan
     prompts = {**WITH_ROW0, "b": dataclasses.replace(WITH_ROW0["b"], **{part: broken})}
-    raises(compute_indicators, prompts, match=r"prompt b: NaN or infinity \(1 of 3 prompts\)")
+    raises(compute_indicators, prompts, match=message)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
 
 import jpt
-from jpt.config import TuneOptions
+from jpt.config import ScoringOptions, TuneOptions
 from jpt.testing import write_tiny_backbone
-from jpt.tuning.bound_task import ScoringOptions, bind, resolve_options
+from jpt.tuning.bound_task import bind, resolve_options
 from jpt.types import Prompt, PromptCard
 from tests.helpers.golden import read
 from tests.helpers.running import raises

@@ -15,7 +15,7 @@ from jpt.config import TuneOptions
 from jpt.data.rows import read_rows
 from jpt.recipes.quickstart import TASKS as STUDIED
 from jpt.testing import tiny_batch, tiny_encoder, write_tiny_backbone
-from jpt.tuning.bound_task import bind_task
+from jpt.tuning.bound_task import bind
 from jpt.tuning.losses import Answer
 from jpt.tuning.run_dir import Checkpoints
 from jpt.tuning.step import (
@@ -223,7 +223,7 @@ def test_bfloat16_scores_are_similar(tuned: TuneResult) -> None:
 def test_all_prompts_of_a_study_start_equal(learning_backbone, init: str) -> None:
     def start(task: str, seed: int) -> np.ndarray:
         options = TuneOptions(init=init, seed=seed).resolve(learning_backbone.defaults)
-        bound = bind_task(jpt.load_task(task), learning_backbone, 64, 8)
+        bound = bind(jpt.load_task(task), learning_backbone, options)
         return initial_prompt(learning_backbone, bound, options)
 
     first, second = start("builtin/imdb", 0), start("builtin/rotten_tomatoes", 0)
