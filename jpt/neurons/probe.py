@@ -41,7 +41,9 @@ from jpt.tuning.bound_task import (
     inherited,
     resolve_max_tokens,
     resolve_task,
+    scoring_notes,
     task_as_tuned,
+    weights_of,
 )
 from jpt.tuning.losses import neuron_shape
 from jpt.types import Activations, Parameters, Prompt, PromptCard
@@ -115,7 +117,9 @@ def text_input(
 ) -> ProbeInput:
     """Encode a sample of rows of a task; labels are not used."""
     task, token_positions = resolve_task(options.task, options.data), options.token_positions
-    in_task = in_task_of(task, cards or {})
+    cards = cards or {}
+    in_task = in_task_of(task, cards)
+    notes = scoring_notes(cards, task, options, weights_of(backbone), in_task)
     scoring = None if in_task is None else in_task.scoring
     if scoring is not None:
         task = task_as_tuned(task, backbone.layout, backbone.model_type, scoring, options)
@@ -133,6 +137,7 @@ def text_input(
         "seed": options.seed,
         "max_tokens": tokens,
         "positions": token_positions if isinstance(token_positions, str) else list(token_positions),
+        **({"notes": notes} if notes else {}),
     }
     return ProbeInput(encoded, tokens, token_positions, record, first_position)
 
@@ -419,6 +424,7 @@ def describe_activations(found: Activations) -> tuple[dict[str, Any], str]:
         probe = found.probe
         text += f"\nmeans over {probe['rows']} rows of {probe['task']} {probe['split']}"
         text += "" if found.cka is not None else f" (no CKA: needs 2 to {CKA_ROWS} rows)"
+        text += "".join(f"\nwarning: {note}" for note in probe.get("notes", ()))
     return record, text
 
 

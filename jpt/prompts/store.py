@@ -172,27 +172,26 @@ def read_card(file: str | Path, text: str) -> PromptCard:
         if expected:
             raise InputError(f"the card of {file}: expected {name} to be {expected}, got {value!r}")
     if "scoring" in known:
-        known["scoring"] = _read_scoring(file, known["scoring"])
+        known["scoring"] = read_scoring(f"the card of {file}", "scoring", known["scoring"])
     return PromptCard(**known)
 
 
-def _read_scoring(file: str | Path, table: dict[str, Any]) -> Scoring:
+def read_scoring(where: str, key: str, table: Any) -> Scoring:
     """Check the scoring settings of a card; ignore fields of later versions."""
     found = {}
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: expected {key} to be an object, got {table!r}")
     for name, (is_valid, expected, convert) in _SCORING.items():
         value = table.get(name)
         if value is None and name in _OPTIONAL:
             continue
         if not is_valid(value):
-            raise InputError(
-                f"the card of {file}: expected scoring.{name} to be {expected}, got {value!r}"
-            )
+            raise InputError(f"{where}: expected {key}.{name} to be {expected}, got {value!r}")
         found[name] = convert(value)
     words, ids = found["label_words"], found["label_ids"]
     if {k: len(v) for k, v in words.items()} != {k: len(v) for k, v in ids.items()}:
         raise InputError(
-            f"the card of {file}: expected scoring.label_ids for the words of scoring.label_words,"
-            f" got {ids}"
+            f"{where}: expected {key}.label_ids for the words of {key}.label_words, got {ids}"
         )
     return Scoring(**found)
 

@@ -173,9 +173,10 @@ def prepare_recommendation(
     check_prompt(first, model.name, model.config.width, model.layout, other)
     parse_layers(options.layers, model.config.layers)  # raises for layers out of range
     cards = {name: prompt.card for name, prompt in loaded.items()}
-    bound = bind(known, model, options, first, in_task_of(known, cards))
+    tuned = in_task_of(known, cards)
+    bound = bind(known, model, options, first, tuned)
     of_sources = {name: prompt.card for name, prompt in sources.items()}
-    notes += scoring_notes(of_sources, known, options, weights_of(model))
+    notes += scoring_notes(of_sources, known, options, weights_of(model), tuned)
     return RecommendInputs(bound.task, model, devices, loaded, sources, bound, options, notes)
 
 

@@ -166,9 +166,10 @@ def score_ensemble(
     model = resolve_backbone(name, dtype, mesh=devices)
     check_prompt(first, model.name, model.config.width, model.layout, backbone is not None)
     cards = {name: prompt.card for name, prompt in loaded.items()}
-    bound = bind(definition, model, options, first, in_task_of(definition, cards))
+    tuned = in_task_of(definition, cards)
+    bound = bind(definition, model, options, first, tuned)
     found = _score(bound, loaded, {name: shares[name] for name in loaded}, combine, split, devices)
-    notes = (*scoring_notes(cards, definition, options, weights_of(model)), *bound.notes)
+    notes = (*scoring_notes(cards, definition, options, weights_of(model), tuned), *bound.notes)
     return dataclasses.replace(found, score=dataclasses.replace(found.score, notes=notes))
 
 

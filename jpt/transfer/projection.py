@@ -21,6 +21,7 @@ from jpt.config import (
     PROJECTOR_BASELINES,
     EvaluationOptions,
     ProjectorOptions,
+    TuneOptions,
     check_counts,
 )
 from jpt.data.rows import has_split
@@ -60,7 +61,13 @@ from jpt.transfer.projector import (
     read_prompts,
     read_tasks,
 )
-from jpt.tuning.bound_task import bind, resolve_backbone
+from jpt.tuning.bound_task import (
+    bind,
+    resolve_backbone,
+    scoring_notes,
+    weights_of,
+    with_inherited,
+)
 from jpt.tuning.tune import WarmStart, tune
 from jpt.types import Prompt, PromptCard, TransferMatrix
 from jpt.version import __version__
@@ -275,17 +282,16 @@ def apply_projector(
         check_different_backbones(given, target_backbone)
         target = resolve_backbone(target_backbone)
         options = ProjectorOptions(seed=seed, length=length or length_of(given)).resolve("task")
-        name, layout, what = target.name, target.layout, str(projector)
+        name, layout, by = target.name, target.layout, str(projector)
         method = baseline(
-            what, given, lambda: source_of(given, source_backbone), target, options, anchors
+            by, given, lambda: source_of(given, source_backbone), target, options, anchors
         )
     else:
-        trained = as_projector(projector)
-        method, card = checked_method(trained, given), trained.card
-        name, layout, what = card.target_backbone, card.target_layout, describe_origin(trained)
+        by = as_projector(projector)
+        method = checked_method(by, given)
+        name, layout = by.card.target_backbone, by.card.target_layout
     found = {
-        of: projected(prompt, method(prompt), name, layout, f"{what} from prompt {of}")
-        for of, prompt in given.items()
+        of: projected(of, prompt, method(prompt), name, layout, by) for of, prompt in given.items()
     }
     for of, prompt in found.items() if out is not None else ():
         save_prompt(make_folder(out) / f"{of}.safetensors", prompt)
@@ -293,17 +299,27 @@ def apply_projector(
 
 
 def projected(
-    prompt: Prompt, values: Float32[np.ndarray, "P D"], backbone: str, layout: str, origin: str
+    name: str,
+    prompt: Prompt,
+    values: Float32[np.ndarray, "P D"],
+    backbone: str,
+    layout: str,
+    method: TrainedProjector | str,
 ) -> Prompt:
     """Return projected values as a prompt of the target."""
+    what, scoring = method, None
+    if isinstance(method, TrainedProjector):
+        what = describe_origin(method)
+        scoring = method.card.scoring.get(short_task(prompt.card.task))
     card = PromptCard(
         backbone=backbone,
         task=prompt.card.task,
         task_type=prompt.card.task_type,
         layout=layout,
         init="projected",
-        source=f"{origin} of {prompt.card.backbone}",
+        source=f"{what} from prompt {name} of {prompt.card.backbone}",
         jpt_version=__version__,
+        scoring=scoring and dataclasses.replace(scoring, split=None),  # it has no score yet
     )
     return Prompt(np.asarray(values, np.float32), card)
 
@@ -373,6 +389,11 @@ class MethodPrompts:
             found[RANDOM] = self.random
         return found | {name: prompts[task] for name, prompts in self.projected.items()}
 
+    def tuned(self, task: str) -> PromptCard | None:
+        """Return the card whose settings a row has: of the in-task prompt, else a projected one."""
+        cards = (prompt.card for prompt in self.of_task(task).values())
+        return next((card for card in cards if card.scoring is not None), None)
+
 
 def build_columns(
     projectors: Projectors,
@@ -426,10 +447,9 @@ def _project_all(
 ) -> dict[str, dict[str, Prompt]]:
     found: dict[str, dict[str, Prompt]] = {}
     for method, project in methods.items():
-        what = describe_origin(trained[method]) if method in trained else method
-        target = (backbone.name, backbone.layout)
+        target = (backbone.name, backbone.layout, trained.get(method, method))
         found[method] = {
-            task: projected(prompt, project(prompt), *target, f"{what} from prompt {name}")
+            task: projected(name, prompt, project(prompt), *target)
             for task, (name, prompt) in sources.items()
         }
     return found
@@ -567,6 +587,7 @@ def describe_table(matrix: TransferMatrix, record: Mapping[str, Any]) -> str:
             notes.append(
                 f"note: {target} has no {record['split']} split: scored on {each['split']}"
             )
+    notes += [f"warning: {note}" for note in record.get("notes", ())]
     return "\n".join([*align_columns(lines, least=9), *notes])
 
 
@@ -627,14 +648,20 @@ def _tuned(
     out: Path | None,
     progress: bool,
 ) -> dict[str, Any]:
+    asked = TuneOptions(max_tokens=options.max_tokens, length=columns.length)
+    definition, asked = with_inherited(
+        columns.tasks[task], asked, columns.backbone, columns.tuned(task)
+    )
     result = tune(
         columns.backbone,
-        columns.tasks[task],
+        definition,
         out,
         **given,
         steps=options.warm_steps,
         length=columns.length,
-        max_tokens=options.max_tokens,
+        max_tokens=asked.max_tokens,
+        label_scoring=asked.label_scoring,
+        answer_tokens=asked.answer_tokens,
         eval_batch_size=options.eval_batch_size,
         seed=options.seed,
         dtype=options.dtype,
@@ -764,11 +791,14 @@ def _score_all(
     columns: MethodPrompts, options: EvaluationOptions, mesh: Mesh
 ) -> tuple[TransferMatrix, dict[str, Any]]:
     """Score every prompt of every task; read all rows before anything compiles."""
-    bound, rows, used = {}, {}, {}
+    bound, rows, used, notes = {}, {}, {}, []
     for name, task in columns.tasks.items():
-        in_task = columns.in_task.get(name)
-        first = next(iter(columns.of_task(name).values()))
-        bound[name] = bind(task, columns.backbone, options, first, in_task and in_task.card)
+        prompts = columns.of_task(name)
+        cards = {column: prompt.card for column, prompt in prompts.items()}
+        first, tuned = next(iter(prompts.values())), columns.tuned(name)
+        bound[name] = bind(task, columns.backbone, options, first, tuned)
+        notes += scoring_notes(cards, task, options, weights_of(columns.backbone), tuned)
+        notes += bound[name].notes
         used[name] = options.split if has_split(task, options.split) else "validation"
         rows[name] = bound[name].split(used[name])
     names = columns.names
@@ -789,7 +819,7 @@ def _score_all(
         }
     metrics = tuple(task.metric for task in columns.tasks.values())
     measured = (values, metrics, np.array(chance, np.float64), errors)
-    return TransferMatrix(tuple(rows), names, *measured), {"targets": targets}
+    return TransferMatrix(tuple(rows), names, *measured), {"targets": targets, "notes": notes}
 
 
 def _write_prompts(folder: Path, prompts: Mapping[str, Mapping[str, Prompt]]) -> None:

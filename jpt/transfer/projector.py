@@ -36,7 +36,7 @@ from jpt.errors import InputError
 from jpt.io.files import parse_json
 from jpt.io.tensors import FLOATS, read_header, write_safetensors
 from jpt.parallel import batch_sharding, fetch, make_mesh, place, replicated
-from jpt.prompts.store import LAYOUTS, PROMPT_FILE, load_prompt, load_prompts
+from jpt.prompts.store import LAYOUTS, PROMPT_FILE, load_prompt, load_prompts, read_scoring
 from jpt.results.prompt_table import check_unique, match_in_task_prompts, short_task
 from jpt.results.records import ProjectorScore
 from jpt.tasks.catalog import load_task
@@ -54,7 +54,7 @@ from jpt.tuning.run_dir import Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState, prompt_optimizer
 from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
 from jpt.tuning.tune import TrainBatches, make_train_batches
-from jpt.types import Batch, Parameters, Prompt
+from jpt.types import Batch, Parameters, Prompt, Scoring
 from jpt.version import __version__
 
 # --- The projector module (paper, section 4)
@@ -457,6 +457,7 @@ class ProjectorCard:
         seed: Seed of the training run.
         steps: Training steps of these weights.
         score: Mean validation score (task), or mean squared error (distance).
+        scoring: Settings of the validation scores, by training task.
         jpt_version: Version that wrote the file.
     """
 
@@ -477,6 +478,7 @@ class ProjectorCard:
     seed: int = 0
     steps: int = 0
     score: float | None = None
+    scoring: dict[str, Scoring] = field(default_factory=dict)
     jpt_version: str | None = None
 
     def module(self) -> Projector:
@@ -534,6 +536,7 @@ def save_projector(path: str | Path, projector: TrainedProjector) -> None:
             )
     card = dataclasses.replace(projector.card, jpt_version=__version__)
     values = {k: v for k, v in dataclasses.asdict(card).items() if v is not None}
+    values["scoring"] = {task: scoring.to_json() for task, scoring in card.scoring.items()}
     write_safetensors(path, tensors, {"card": json.dumps(values, allow_nan=False)})
 
 
@@ -630,7 +633,11 @@ def _parse_card(file: Path, metadata: Mapping[str, str]) -> ProjectorCard:
                 f"card of {file}: expected {expected} for {name}, got {value!r}; train the"
                 " projector again"
             )
-    return ProjectorCard(**{**known, "tasks": tuple(known["tasks"])})
+    scoring = {
+        task: read_scoring(f"the card of {file}", f"scoring.{task}", each)
+        for task, each in known.get("scoring", {}).items()
+    }
+    return ProjectorCard(**{**known, "tasks": tuple(known["tasks"]), "scoring": scoring})
 
 
 def _expected(name: str, value: Any) -> str | None:
@@ -647,6 +654,8 @@ def _expected(name: str, value: Any) -> str | None:
     if name == "tasks":
         is_list = isinstance(value, list) and all(isinstance(task, str) for task in value)
         return None if is_list else "a list of names"
+    if name == "scoring":
+        return None if isinstance(value, dict) else "an object"
     choices = {"activation": tuple(ACTIVATIONS), "target_layout": LAYOUTS}.get(name)
     if choices is not None:
         return None if value in choices else f"one of {', '.join(choices)}"
@@ -786,6 +795,11 @@ def plan_projector(
     learnt = {name: task for name, (task, _) in found.items()}
     answer_objective = next(iter(found.values()))[1]
     card = make_card(given, backbone, objective, tuple(definitions), options)
+    scoring = {
+        name: dataclasses.replace(task.bound.scoring, split="validation")
+        for name, task in learnt.items()
+    }
+    card = dataclasses.replace(card, scoring=scoring)
     batches = TaskBatches(learnt, options.seed, mesh)
     module = backbone.module.clone(dropout_rate=0.0)
     record = {"sources": prompt_record(given, in_task), "data": _data_record(learnt)}

@@ -529,8 +529,8 @@ def _prepare(
     model = resolve_backbone(asked, given.dtype, dropout, mesh, given.remat)
     check_sources(starts, model, backbone is not None)
     cards = {name: start.prompt.card for name, start in starts.items()}
-    notes = scoring_notes(cards, definition, given, weights_of(model))
     in_task = in_task_of(definition, cards)
+    notes = scoring_notes(cards, definition, given, weights_of(model), in_task)
     definition, given = with_inherited(definition, given, model, in_task)
     resolved = resolve_options(dataclasses.replace(given, length=rows), model, definition)
     default = max(1, resolved.steps // SCORINGS)

@@ -122,7 +122,10 @@ class MatrixPlan:
     def notes(self, options: Any, backbone: Weights) -> list[str]:
         """Return where prompts are scored otherwise than they were tuned."""
         cards = {run.name: run.prompt.card for run in self.runs if run.prompt is not None}
-        found = (scoring_notes(cards, task, options, backbone) for task in self.tasks.values())
+        found = (
+            scoring_notes(cards, task, options, backbone, self.in_task.get(name))
+            for name, task in self.tasks.items()
+        )
         return list(dict.fromkeys(note for notes in found for note in notes))
 
     def contents(self) -> dict[str, dict[str, Any]]:

@@ -564,33 +564,47 @@ class Weights(NamedTuple):
 
 
 def scoring_notes(
-    cards: Mapping[str, PromptCard], task: Task, options: Any, backbone: Weights
+    cards: Mapping[str, PromptCard],
+    task: Task,
+    options: Any,
+    backbone: Weights,
+    row: PromptCard | None,
 ) -> list[str]:
     """Return where prompts are scored otherwise than they were tuned, without loading a model."""
+    # ``row`` is the card from which `bind` takes the settings of all these prompts.
     notes: dict[str, list[str]] = {}
     for name, card in cards.items():
-        for note in _notes_on(card, task, options, backbone):
+        for note in _notes_on(card, task, options, backbone, row and row.scoring):
             notes.setdefault(note, []).append(name)
     return [f"{shorten(names)}: {note}" for note, names in notes.items()]
 
 
-def _notes_on(card: PromptCard, task: Task, options: Any, backbone: Weights) -> Iterator[str]:
+def _notes_on(
+    card: PromptCard, task: Task, options: Any, backbone: Weights, of_row: Scoring | None
+) -> Iterator[str]:
     tuned = card.scoring
     if tuned is None:
         return
-    pairs = {"dtype": (tuned.dtype, backbone.dtype)}
+    pairs: dict[str, tuple[Any, Any]] = {"dtype": (tuned.dtype, backbone.dtype)}
     if backbone.name == card.backbone and tuned.fingerprint and backbone.fingerprint:
         pairs["weights"] = (tuned.fingerprint, backbone.fingerprint)
     if in_task_card(card, task) is not None:
-        names = ("label_scoring", "answer_tokens", "max_tokens")
-        scored = zip(names, inherited(options, tuned), strict=True)
-        pairs |= {name: (getattr(tuned, name), value) for name, value in scored}
+        scoring, answer, tokens = inherited(options, of_row)
+        pairs["label_scoring"] = (tuned.label_scoring, scoring)
+        pairs["answer_tokens"] = (tuned.answer_tokens, answer or task.answer_tokens)
+        pairs["max_tokens"] = (tuned.max_tokens, tokens or "the default")
         changed = _changed_texts(tuned, task, card.layout)
-        if _keeps_texts(options, tuned, task):
+        if of_row is None or not _keeps_texts(options, of_row, task):
+            pairs |= changed
+        elif (of_row.template, of_row.label_words) == (tuned.template, tuned.label_words):
             for name, (was, now) in changed.items():
                 yield f"task {task.name} now has {name} {now}; scored with {was}, as tuned"
         else:
-            pairs |= changed
+            templates, words = zip(
+                *((s.template, s.label_words) for s in (tuned, of_row)), strict=True
+            )
+            pairs["template"] = tuple(map(_show_template, templates))
+            pairs["label words"] = tuple(map(_show_words, words))
     pairs = {name: (was, now) for name, (was, now) in pairs.items() if was != now}
     if pairs:
         was = ", ".join(f"{name} {value}" for name, (value, _) in pairs.items())

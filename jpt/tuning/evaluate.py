@@ -111,11 +111,12 @@ def evaluate(
     loaded = prompt if isinstance(prompt, Prompt) else load_prompt(prompt)
     devices, definition = make_mesh(mesh), resolve_task(task, data)
     model = _backbone_of(loaded, backbone, dtype, devices)
-    bound = bind(definition, model, options, loaded, in_task_card(loaded.card, definition))
+    tuned = in_task_card(loaded.card, definition)
+    bound = bind(definition, model, options, loaded, tuned)
     rows = bound.split(split)
     score = bound.score([loaded.values], rows, devices)[0]
     name = loaded.card.task if isinstance(prompt, Prompt) else str(prompt)
-    notes = scoring_notes({name: loaded.card}, definition, options, weights_of(model))
+    notes = scoring_notes({name: loaded.card}, definition, options, weights_of(model), tuned)
     score = dataclasses.replace(score, notes=(*notes, *bound.notes))
     if predictions is not None:
         write_predictions(predictions, score, rows, definition)

@@ -171,3 +171,43 @@ def test_cards_without_settings_stay_readable(run, tmp_path: Path) -> None:
     assert "scoring" not in jpt.load_prompt(tmp_path / "old.safetensors").card.to_json()
     words = ("evaluate", "--prompt", tmp_path / "old.safetensors", "--task", task, "--json")
     assert "notes" not in last(run(*words))
+
+
+def test_two_prompts_of_a_task_are_scored_as_the_one_of_its_name(run, tmp_path: Path) -> None:
+    model, task = write_tiny_backbone(tmp_path / "model", "bert"), write_late(tmp_path / "mood")
+    prompts = tmp_path / "prompts"
+    score = tuned(run, model, task, prompts / "mood", "--max-tokens", "6")
+    tuned(run, model, task, prompts / "other", "--max-tokens", "9")
+    out = tmp_path / "matrix"
+    assert run("transfer", "--prompts", prompts, "--tasks", task, "--out", out)[0] == 0
+    found = jpt.read_transfer(out / "transfer.csv")
+    assert found.values[0, found.prompts.index("mood")] == score
+    notes = json.loads((out / "transfer.json").read_text())["notes"]
+    assert "other: tuned with max_tokens 9; scored with max_tokens 6" in notes
+    probe = ("neurons", "--probe", "text", "--prompts", prompts, "--task", task, "--rows", "4")
+    record = last(run(*probe, "--out", tmp_path / "neurons.npz", "--json"))["probe"]
+    assert record["max_tokens"] == 6 and record["notes"] == notes[-1:]
+
+
+def test_projected_prompts_are_scored_as_their_projector_was_trained(run, tmp_path: Path) -> None:
+    source = write_tiny_backbone(tmp_path / "source", "bert", hidden_size=24)
+    target, task = write_tiny_backbone(tmp_path / "target", "bert"), write_late(tmp_path / "mood")
+    tuned(run, source, task, tmp_path / "prompts" / "mood")
+    size = ("--steps", "10", "--eval-every", "10", "--bottleneck", "5", "--max-tokens", "6")
+    sources = ("--sources", tmp_path / "prompts", "--target-backbone", target)
+    projector, out = tmp_path / "projector", tmp_path / "out"
+    assert run("project", "train", *sources, "--tasks", task, "--out", projector, *size)[0] == 0
+    given = ("--projector", projector, "--sources", tmp_path / "prompts")
+    words = ("project", "evaluate", *given, "--tasks", task, "--split", "validation")
+    record = last(run(*words, "--out", out, "--json"))
+    score = jpt.load_projector(projector).card.score
+    table = jpt.read_transfer(out / "projection.csv")
+    assert table.values[0, table.prompts.index("projector")] == score and not record["notes"]
+    (file,) = (out / "projected" / "projector").iterdir()
+    assert jpt.load_prompt(file).card.scoring.max_tokens == 6
+    words = ("evaluate", "--prompt", file, "--task", task, "--split", "validation", "--json")
+    assert last(run(*words))["accuracy"] == score
+    more = ("--targets", tmp_path / "targets", "--out", tmp_path / "more", "--json")
+    tuned(run, target, task, tmp_path / "targets" / "mood", "--max-tokens", "9")
+    (note,) = last(run("project", "evaluate", *given, "--tasks", task, *more))["notes"]
+    assert note.startswith("projector: tuned with max_tokens 6; scored with max_tokens 9")
