@@ -292,7 +292,7 @@ def test_lost_driver(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) 
     assert_equal_sweeps(out, local)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.alone
 def test_lost_node(cluster: Cluster, long: tuple[Path, Path], tmp_path: Path) -> None:
     grid, local = long
