@@ -40,6 +40,7 @@ from jpt.results.prompt_table import (
     chance_record,
     check_unique,
     match_in_task_prompts,
+    short_task,
     write_errors,
     write_transfer,
 )
