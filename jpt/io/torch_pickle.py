@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -18,13 +18,28 @@ import numpy as np
 from jpt.errors import InputError
 from jpt.io.files import LazyTensor, file_size_bytes, read_bytes
 
-# --- Pickle machine
-# Not a subclass of Python's unpickler: this machine has no instruction that creates objects of a
-# class, looks every imported name up in the caller's table, and calls only functions in it. It also
-# bounds what Python's does not (memo indices up to 2**32, keys nested a million deep).
+# --- Pickles of plain data
+# Python's unpickler, restricted twice. Before it starts, every instruction is checked: none that
+# creates objects of a class, and bounds on what it does not bound itself (memo indices, nesting,
+# which its C code walks recursively, and keys, which can be chosen to collide). It then finds only
+# the names of the caller's table; what they return has no attributes that a file could set.
 
 _MOST_INSTRUCTIONS = 1_000_000  # a tensor takes about 35; bounds the time of a malicious file
-_MARK = object()
+_LONGEST_KEY = 4096
+_DEEPEST_NESTING = 32
+
+_PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), ("GET", "BINGET", "LONG_BINGET")
+_UPDATES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # of the first value they take
+_KEYED = ("SETITEM", "SETITEMS", "DICT")
+_ALLOWED = {
+    *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT"),
+    *("BINFLOAT", "FLOAT", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "EMPTY_DICT", "EMPTY_LIST"),
+    *("EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "LIST", "DICT", "BINPERSID"),
+    *(*_PUTS, *_GETS, *_UPDATES),
+}
+_KEY = 0  # in place of a nesting: short text, bytes or a number of ordinary size
 
 
 class BrokenPickle(ValueError):
@@ -35,53 +50,50 @@ class ForbiddenName(ValueError):
     """Name outside the table; the message is that name."""
 
 
-@dataclass(frozen=True)
 class Callee:
     """Function that a pickle may call."""
 
-    function: Callable[..., Any]
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise BrokenPickle("it sets attributes of a function")
 
 
-@dataclass
-class _Machine:
-    names: Mapping[tuple[str, str], Any]
-    load_persistent: Callable[[Any], Any]
-    stack: list[Any] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
+class _Dict(dict):
+    """Dictionary without attributes: torch's ``_metadata`` of a state_dict is skipped."""
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
+    __slots__ = ()
 
-    def pop(self) -> Any:
-        value = self.stack.pop() if self.stack else _MARK
-        if value is _MARK:
-            raise BrokenPickle("an instruction finds no value")
-        return value
+    def __setstate__(self, state: Any) -> None:
+        pass
 
-    def top(self, kind: type) -> Any:
-        if not self.stack or not isinstance(self.stack[-1], kind):
-            raise BrokenPickle(f"an instruction finds no {kind.__name__}")
-        return self.stack[-1]
 
-    def pop_to_mark(self) -> list[Any]:
-        values = []
-        while self.stack:
-            value = self.stack.pop()
-            if value is _MARK:
-                return values[::-1]
-            values.append(value)
-        raise BrokenPickle("an instruction finds no mark")
+class _Unpickler(pickle.Unpickler):
+    def __init__(
+        self,
+        stream: BytesIO,
+        names: Mapping[tuple[str, str], Any],
+        load_persistent: Callable[[Any], Any] | None,
+    ) -> None:
+        super().__init__(stream, encoding="latin1")
+        self._names, self._load = names, load_persistent
 
-    def find(self, module: Any, name: Any) -> Any:
-        if (module, name) not in self.names:
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._names:
             # Escaped and shortened, because the name is printed on a terminal.
             raise ForbiddenName(f"{module}.{name}"[:100].encode("unicode_escape").decode())
-        return self.names[module, name]
+        return self._names[module, name]
 
-    def recall(self, index: int) -> Any:
-        if index not in self.memo:
-            raise BrokenPickle(f"memo entry {index} is missing")
-        return self.memo[index]
+    def persistent_load(self, reference: Any) -> Any:
+        if self._load is None:
+            raise BrokenPickle("it has an external reference")
+        return self._load(reference)
 
 
 def read_pickle(
@@ -90,151 +102,95 @@ def read_pickle(
     load_persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Read one pickle of plain data from a stream."""
-    machine = _Machine(names, load_persistent or _no_persistent)
-    for count, (name, argument) in enumerate(_instructions(stream)):
-        if name == "STOP":
-            return machine.pop()
-        if name not in _INSTRUCTIONS:
+    start = stream.tell()
+    try:
+        _check_instructions(stream)
+        end = stream.tell()
+        stream.seek(start)
+        value = _Unpickler(stream, names, load_persistent).load()
+    except (BrokenPickle, ForbiddenName):
+        raise
+    except (
+        *(pickle.UnpicklingError, ValueError, OverflowError, IndexError, KeyError, EOFError),
+        *(TypeError, AttributeError),
+    ) as error:
+        reason = str(error).splitlines()[:1]
+        raise BrokenPickle(*(reason or [type(error).__name__])) from None
+    stream.seek(end)
+    return value
+
+
+def _check_instructions(stream: BytesIO) -> None:
+    """Follow a pickle with the nesting of each value in place of the value."""
+    stack, memo = _Stack([], []), {}
+    for count, (code, argument, _) in enumerate(pickletools.genops(stream)):
+        name = code.name
+        if name not in _ALLOWED:
             raise BrokenPickle(f"instruction {name} is not allowed in plain data")
         if count >= _MOST_INSTRUCTIONS:
             raise BrokenPickle(f"it has more than {_MOST_INSTRUCTIONS} instructions")
-        _INSTRUCTIONS[name](machine, argument)
-    raise BrokenPickle("it has no end")
+        if name == "MARK":
+            stack.marks.append(len(stack.values))
+        elif name in _PUTS:
+            index = len(memo) if argument is None else int(argument)
+            if not 0 <= index < _MOST_INSTRUCTIONS:
+                raise BrokenPickle(f"it has memo index {index}")
+            memo[index] = stack.pop(1)[0]
+            stack.values.append(memo[index])
+        elif name in _GETS:
+            if int(argument) not in memo:
+                raise BrokenPickle(f"memo entry {argument} is missing")
+            stack.values.append(memo[int(argument)])
+        elif not code.stack_before:
+            nesting = _KEY if is_plain_key(argument) else 1
+            stack.values.extend([nesting] * len(code.stack_after))
+        else:
+            _apply(code, stack)
 
 
-def plain_key(key: Any) -> Hashable:
-    """Return a dictionary key if it is text, bytes or a number of ordinary size."""
-    # Hashing a tuple nested a million deep would overflow the process's stack, and huge numbers
-    # can be chosen to collide.
-    if isinstance(key, str | bytes) or (isinstance(key, int) and abs(key) < 2**60):
-        return key
-    raise BrokenPickle(f"a dictionary has a key of type {type(key).__name__}")
+class _Stack(NamedTuple):
+    values: list[int]  # nesting of each, or _KEY
+    marks: list[int]  # numbers of values below each mark
+
+    def pop(self, count: int) -> list[int]:
+        first = len(self.values) - count
+        if first < (self.marks[-1] if self.marks else 0):
+            raise BrokenPickle("an instruction finds no value")
+        taken = self.values[first:]
+        del self.values[first:]
+        return taken
+
+    def pop_to_mark(self) -> list[int]:
+        if not self.marks:
+            raise BrokenPickle("an instruction finds no mark")
+        count = len(self.values) - self.marks[-1]
+        taken = self.pop(count)
+        self.marks.pop()
+        return taken
 
 
-def _instructions(stream: BytesIO) -> Any:
-    """Yield the instructions and their arguments."""
-    try:
-        for instruction, argument, _ in pickletools.genops(stream):
-            yield instruction.name, argument
-    except (ValueError, OverflowError, IndexError) as error:
-        raise BrokenPickle(str(error).splitlines()[0][:100] or type(error).__name__) from None
+def _apply(code: pickletools.OpcodeInfo, stack: _Stack) -> None:
+    """Replace what an instruction takes by what it leaves."""
+    before, updated = code.stack_before, [0]
+    if pickletools.markobject in before:
+        taken = stack.pop_to_mark()
+        updated += stack.pop(before.index(pickletools.markobject))
+    else:
+        taken = stack.pop(len(before))
+        updated += [taken.pop(0)] if code.name in _UPDATES else []
+    if code.name in _KEYED and (len(taken) % 2 or any(key != _KEY for key in taken[::2])):
+        raise BrokenPickle("a dictionary has a key that is no text or number, or no value")
+    nesting = max(*updated, 1 + max(taken, default=0))
+    if nesting > _DEEPEST_NESTING:
+        raise BrokenPickle(f"it is nested more than {_DEEPEST_NESTING} levels deep")
+    stack.values.extend([nesting] * len(code.stack_after))
 
 
-def _no_persistent(_: Any) -> Any:
-    raise BrokenPickle("it has an external reference")
-
-
-def _push_argument(machine: _Machine, argument: Any) -> None:
-    machine.push(argument)
-
-
-def _push_new(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine.push(make())
-
-
-def _push_tuple(length: int) -> Callable[[_Machine, Any], None]:
-    def push(machine: _Machine, _: Any) -> None:
-        machine.push(tuple([machine.pop() for _ in range(length)][::-1]))
-
-    return push
-
-
-def _push_to_mark(make: Callable[[list[Any]], Any]) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine.push(make(machine.pop_to_mark()))
-
-
-def _pairs(values: list[Any]) -> dict[Any, Any]:
-    if len(values) % 2:
-        raise BrokenPickle("a dictionary has a key without a value")
-    return {plain_key(key): value for key, value in zip(values[::2], values[1::2], strict=True)}
-
-
-def _set_item(machine: _Machine, _: Any) -> None:
-    value, key = machine.pop(), machine.pop()
-    machine.top(dict)[plain_key(key)] = value
-
-
-def _set_items(machine: _Machine, _: Any) -> None:
-    pairs = _pairs(machine.pop_to_mark())
-    machine.top(dict).update(pairs)
-
-
-def _append(machine: _Machine, _: Any) -> None:
-    value = machine.pop()
-    machine.top(list).append(value)
-
-
-def _extend(machine: _Machine, _: Any) -> None:
-    values = machine.pop_to_mark()
-    machine.top(list).extend(values)
-
-
-def _find_on_stack(machine: _Machine, _: Any) -> None:
-    name, module = machine.pop(), machine.pop()
-    if not (isinstance(name, str) and isinstance(module, str)):
-        raise BrokenPickle("a name is not text")
-    machine.push(machine.find(module, name))
-
-
-def _call(machine: _Machine, _: Any) -> None:
-    arguments, callee = machine.pop(), machine.pop()
-    if not (isinstance(callee, Callee) and isinstance(arguments, tuple)):
-        raise BrokenPickle("it calls something that is not a function")
-    try:
-        machine.push(callee.function(*arguments))
-    except TypeError:  # the callees check the values; only their number is left
-        raise BrokenPickle("it calls a function with the wrong arguments") from None
-
-
-def _skip_attributes(machine: _Machine, _: Any) -> None:
-    """Skip the attributes of a dictionary: torch's ``_metadata`` of a state_dict."""
-    machine.pop()
-    machine.top(dict)
-
-
-def _memoize(machine: _Machine, index: Any) -> None:
-    if index is None:
-        index = len(machine.memo)
-    if not 0 <= index < 2**32:
-        raise BrokenPickle(f"it has memo index {index}")
-    machine.memo[index] = machine.top(object)
-
-
-_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(["PROTO", "FRAME"], lambda machine, argument: None),
-    **dict.fromkeys(["BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT"], _push_argument),
-    **dict.fromkeys(["BINFLOAT", "FLOAT", "BINSTRING", "SHORT_BINSTRING"], _push_argument),
-    **dict.fromkeys(["BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"], _push_argument),
-    **dict.fromkeys(["BINBYTES", "SHORT_BINBYTES", "BINBYTES8"], _push_argument),
-    **dict.fromkeys(["PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"], _memoize),
-    **dict.fromkeys(
-        ["GET", "BINGET", "LONG_BINGET"], lambda machine, index: machine.push(machine.recall(index))
-    ),
-    "NONE": _push_new(lambda: None),
-    "NEWTRUE": _push_new(lambda: True),
-    "NEWFALSE": _push_new(lambda: False),
-    "MARK": _push_new(lambda: _MARK),
-    "EMPTY_DICT": _push_new(dict),
-    "EMPTY_LIST": _push_new(list),
-    "EMPTY_TUPLE": _push_new(tuple),
-    "TUPLE1": _push_tuple(1),
-    "TUPLE2": _push_tuple(2),
-    "TUPLE3": _push_tuple(3),
-    "TUPLE": _push_to_mark(tuple),
-    "LIST": _push_to_mark(list),
-    "DICT": _push_to_mark(_pairs),
-    "SETITEM": _set_item,
-    "SETITEMS": _set_items,
-    "APPEND": _append,
-    "APPENDS": _extend,
-    "POP": lambda machine, _: machine.pop(),
-    "POP_MARK": lambda machine, _: machine.pop_to_mark(),
-    "GLOBAL": lambda machine, names: machine.push(machine.find(*names.split(" ", 1))),
-    "STACK_GLOBAL": _find_on_stack,
-    "REDUCE": _call,
-    "BUILD": _skip_attributes,
-    "BINPERSID": lambda machine, _: machine.push(machine.load_persistent(machine.pop())),
-}
+def is_plain_key(key: Any) -> bool:
+    """Return whether a value is short text or a number of ordinary size."""
+    if isinstance(key, str | bytes):
+        return len(key) <= _LONGEST_KEY
+    return isinstance(key, int) and abs(key) < 2**60
 
 
 # --- Storages and tensors
@@ -243,8 +199,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
 _MOST_AXES = 32
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(NamedTuple):
     """Elements that tensors are views of."""
 
     key: str  # name within the file
@@ -253,8 +208,7 @@ class Storage:
     first: int = 0  # first element of this view; 0 in files since torch 1.6
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """Tensor of the pickle, before its storage is located in the file."""
 
     storage: Storage
@@ -281,9 +235,11 @@ def read_storage(reference: Any) -> Storage:
     """Return the storage of a persistent reference."""
     if not (isinstance(reference, tuple) and len(reference) in (5, 6)):
         raise BrokenPickle("it refers to something other than a storage")
-    kind, dtype, key, _, count = reference[:5]
-    if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
+    kind, name, key, _, count = reference[:5]
+    if kind != "storage" or not isinstance(name, str) or not isinstance(key, str):
         raise BrokenPickle("it refers to something other than a storage")
+    if (dtype := _STORAGE_DTYPES.get(name)) is None:
+        raise BrokenPickle(f"it refers to a storage of type {name[:40]!r}")
     if len(reference) == 5 or reference[5] is None:
         return Storage(key, dtype, *_sizes((count,)))
     if not (isinstance(reference[5], tuple) and len(reference[5]) == 3):
@@ -324,7 +280,9 @@ def _ordered(pairs: Any = ()) -> dict[Any, Any]:
         raise BrokenPickle("a dictionary has no pairs")
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise BrokenPickle("a dictionary has no pairs")
-    return {plain_key(key): value for key, value in pairs}
+    if not all(is_plain_key(pair[0]) for pair in pairs):
+        raise BrokenPickle("a dictionary has a key that is no text or number")
+    return _Dict(pairs)
 
 
 def _device(kind: Any, index: Any = None) -> str:
@@ -343,8 +301,7 @@ NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter_with_state"): Callee(_rebuild_parameter),
     ("torch", "Size"): Callee(_sizes),
     ("torch", "device"): Callee(_device),
-    **{("torch", name): dtype for name, dtype in _STORAGE_DTYPES.items()},
-    **{("torch.cuda", name): dtype for name, dtype in _STORAGE_DTYPES.items()},
+    **{(module, name): name for module in ("torch", "torch.cuda") for name in _STORAGE_DTYPES},
     **{("torch", name): f"torch.{name}" for name in (*_TYPES, "bool")},
 }
 """Every name that a torch file may import; none of them runs code of the file."""
@@ -362,7 +319,6 @@ PICKLE_START = b"\x80"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LARGEST_PICKLE_BYTES = 64 * 2**20  # without values; 20,000 tensors take 6 MB
 _MOST_ENTRIES = 1_000_000
-_DEEPEST_NESTING = 32
 _LARGEST_COPIES = 16  # limit of the tensors' total size, in sizes of the file
 
 
@@ -509,7 +465,7 @@ def _read_object(stream: BytesIO, storages: dict[str, Storage] | None = None) ->
     def load_storage(reference: Any) -> Storage:
         storage = read_storage(reference)
         if storages is not None:
-            known = storages.setdefault(storage.key, replace(storage, first=0))
+            known = storages.setdefault(storage.key, storage._replace(first=0))
             if known.dtype != storage.dtype:
                 raise BrokenPickle(f"storage {storage.key!r} has two types")
         return storage
@@ -531,6 +487,8 @@ def _with_lazy_tensors(file: Path, content: Any, locate: Callable[[Storage], int
         return done[id(value)]
 
     def convert(value: Any, depth: int) -> tuple[Any, int]:
+        if isinstance(value, Tensor):
+            return stored(value), 0
         if isinstance(value, dict | list | tuple):
             values = value.values() if isinstance(value, dict) else value
             items = [visit(item, depth) for item in values]
@@ -539,7 +497,7 @@ def _with_lazy_tensors(file: Path, content: Any, locate: Callable[[Storage], int
             if isinstance(value, dict):
                 return dict(zip(value, results, strict=True)), nesting
             return type(value)(results), nesting
-        return (stored(value) if isinstance(value, Tensor) else value), 0
+        return value, 0
 
     def stored(tensor: Tensor) -> LazyTensor:
         dtype = tensor.storage.dtype

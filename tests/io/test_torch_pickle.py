@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from jpt.io.torch_pickle import (
     BrokenPickle,
     Callee,
     ForbiddenName,
+    Storage,
     read_pickle,
     read_torch_object,
     read_torch_tensors,
@@ -122,7 +124,52 @@ def test_broken_pickle(name: str) -> None:
 
 def test_large_memo_indices_need_no_memory() -> None:
     jumping = b"".join(b"r" + (2**32 - 1 - i).to_bytes(4, "little") for i in range(100))
-    assert read_pickle(io.BytesIO(b"\x80\x02K\x07" + jumping + b"."), {}) == 7
+    with pytest.raises(BrokenPickle, match="memo index 4294967295"):
+        read_pickle(io.BytesIO(b"\x80\x02K\x07" + jumping + b"."), {})
+
+
+def nested(levels: int) -> bytes:
+    return b"\x80\x02)" + b"\x85" * levels
+
+
+COSTLY = {
+    "key nested a million deep": b"\x80\x02}" + nested(900_000)[2:] + b"K\x01s.",
+    "value nested a million deep": nested(900_000) + b".",
+    "tuple nested by the memo": b"\x80\x02)"
+    + b"".join(b"q\x00h\x00\x86" for _ in range(40))
+    + b".",
+    "key of a tuple": b"\x80\x02})K\x01s.",
+    "keys that collide": b"\x80\x02}(\x8a\x09" + b"\xff" * 8 + b"\x00K\x01u.",
+    "long key": b"\x80\x02}X\x00\x00\x01\x00" + b"a" * 2**16 + b"K\x01s.",
+    "marks over a deep stack": b"\x80\x02" + b"N" * 400_000 + b"(t" * 200_000 + b"0" * 600_000,
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_costly_pickles_are_refused_at_once(name: str) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(BrokenPickle):
+        read_pickle(io.BytesIO(COSTLY[name]), {})
+    assert time.monotonic() - began_s < 10
+
+
+ATTRIBUTES = {
+    "function": (b"cmath\ngcd\n}X\x0c\x00\x00\x00__defaults__)sb.", "attributes of a function"),
+    "slots of a function": (b"cmath\ngcd\nN}X\x01\x00\x00\x00a)s\x86b.", "of a function"),
+    "dictionary": (b"}}X\x05\x00\x00\x00items)sb.", ""),
+    "result": (b"cmath\ngcd\nK\x04K\x06\x86R}X\x05\x00\x00\x00count)sb.", ""),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_no_attribute_is_set(name: str) -> None:
+    pickled, message = ATTRIBUTES[name]
+    storage = Storage("0", np.dtype(np.float32), 4)
+    with pytest.raises(BrokenPickle, match=message or None):
+        read_pickle(
+            io.BytesIO(b"\x80\x02" + pickled), {("math", "gcd"): Callee(lambda *_: storage)}
+        )
+    assert storage.count == 4
 
 
 def test_too_many_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
