@@ -265,8 +265,11 @@ def test_many_missing_tensors_are_counted() -> None:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        # A layer too many, and the pooler of another family.
-        ("bert_tied", ("bert.encoder.layer.3.output.dense.bias", "roberta.pooler.dense.bias")),
+        # A layer too many, and a tensor of another family.
+        (
+            "bert_tied",
+            ("bert.encoder.layer.3.output.dense.bias", "roberta.dense.bias"),
+        ),
         ("gpt2_tied", ("transformer.h.3.ln_1.weight",)),
         ("gpt2_tied", ("score.weight",)),  # the head of a classifier
         ("llama_grouped", ("model.layers.0.self_attn.q_norm.weight",)),
