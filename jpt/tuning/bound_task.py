@@ -699,8 +699,8 @@ def resolve_options(options: TuneOptions, backbone: Backbone, task: Task) -> Tun
     """Fill in omitted options: from the backbone, else the task, else the paper."""
     chosen = options.resolve({**_choices(task), **backbone.defaults})
     answer = _answer_length(task, backbone, chosen.label_scoring, chosen.answer_tokens)
-    lengths = {"prompt_rows": chosen.length, "answer_tokens": answer}
-    max_tokens = resolve_max_tokens(options.max_tokens, backbone, task, **lengths)
+    lengths = (chosen.length, 0, answer)
+    max_tokens = resolve_max_tokens(options.max_tokens, backbone, task, *lengths)
     return dataclasses.replace(chosen, max_tokens=max_tokens)
 
 

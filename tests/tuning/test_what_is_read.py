@@ -13,10 +13,9 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 import jpt
-from jpt.config import ProbeOptions, ScoringOptions, TuneOptions
+from jpt.config import ScoringOptions, TuneOptions
 from jpt.data import encode
 from jpt.io.tokenizer import load_tokenizer
-from jpt.neurons.probe import build_probe_input
 from jpt.testing import VOCABULARY, write_tiny_backbone
 from jpt.tuning.bound_task import bind, resolve_options
 from jpt.types import Prompt, PromptCard
@@ -38,8 +37,7 @@ QA += 'metric = "exact_match"\ntemplate = "{text}"\n'
 
 def write_backbone(folder: Path, model_type: str, size: int = SIZE, **named: str) -> Path:
     """Write a model whose tokenizer got a token, and names for tokens, after its word table."""
-    more = {"max_position_embeddings": 80} if model_type == "bert" else {}
-    write_tiny_backbone(folder, model_type, vocab_size=size, **more)
+    write_tiny_backbone(folder, model_type, vocab_size=size)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert tokenizer.add_tokens([ADDED]) == 1 and tokenizer.token_to_id(ADDED) == SIZE
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -64,7 +62,7 @@ def write_rows(folder: Path, *rows: dict[str, Any], toml: str = MOOD_TOML) -> Pa
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write models of 80 positions, prompts of 60 tokens, and tasks with one fault each."""
+    """Write models, prompts of 60 tokens, and tasks with one fault each."""
     root = tmp_path_factory.mktemp("read")
     for model_type, layout in LAYOUTS.items():
         backbone = write_backbone(root / model_type, model_type)
@@ -222,9 +220,6 @@ def test_by_default_texts_are_cut_to_what_fits(
     assert resolve_options(options, backbone, task).max_tokens == limit
     scored = bind(task, backbone, ScoringOptions(None, 8, scoring), prompt)
     assert scored.batching.max_tokens == limit
-    probe = ProbeOptions(probe="text", task=task, stack="encoder" if model_type == "t5" else None)
-    read = build_probe_input(backbone, {"mood": prompt}, probe)
-    assert read.max_tokens == (128 if model_type == "t5" else 20)
 
 
 def test_what_fits_is_read_at_its_own_positions(case: Path, tmp_path: Path) -> None:
