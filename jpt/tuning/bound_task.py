@@ -459,8 +459,8 @@ def bind(
     label_scoring, answer_tokens, max_tokens = inherited(options, scoring)
     length = options.length if prompt is None else len(prompt.values)
     first_position = 0 if prompt is None else prompt.card.first_position or 0
-    lengths = (length, first_position, answer_tokens, label_scoring)
-    max_tokens = resolve_max_tokens(max_tokens, backbone, task, *lengths)
+    answer = _answer_length(task, backbone, label_scoring, answer_tokens)
+    max_tokens = resolve_max_tokens(max_tokens, backbone, task, length, first_position, answer)
     if task.is_generative and backbone.layout == "encoder":
         raise InputError(
             f"task {task.name} is generative, but {backbone.name} has the layout encoder, which "
@@ -713,11 +713,9 @@ def resolve_options(options: TuneOptions, backbone: Backbone, task: Task) -> Tun
     """Fill in omitted options: from the backbone, else the task, else the paper."""
     chosen = options.resolve({**_choices(task), **backbone.defaults})
     answer = _answer_length(task, backbone, chosen.label_scoring, chosen.answer_tokens)
-    if options.max_tokens is None:
-        limit = longest_text(backbone, chosen.length, answer_tokens=answer)
-        chosen = dataclasses.replace(chosen, max_tokens=max(1, min(chosen.max_tokens, limit)))
-    check_lengths(backbone, chosen.length, chosen.max_tokens, answer_tokens=answer)
-    return chosen
+    lengths = (chosen.length, 0, answer)
+    max_tokens = resolve_max_tokens(options.max_tokens, backbone, task, *lengths)
+    return dataclasses.replace(chosen, max_tokens=max_tokens)
 
 
 def resolve_max_tokens(
@@ -726,16 +724,14 @@ def resolve_max_tokens(
     task: Task,
     prompt_rows: int,
     first_position: int = 0,
-    answer_tokens: int | None = None,
-    label_scoring: str = "phrase",
+    answer_tokens: int = 0,
 ) -> int:
-    """Return the longest text in tokens for a given prompt, as `resolve_options` does."""
-    answer = _answer_length(task, backbone, label_scoring, answer_tokens)
+    """Return the longest text in tokens: by default what fits, with what is read of an answer."""
+    lengths = (first_position, answer_tokens)
     if max_tokens is None:
         choice = {**PAPER_CHOICES, **_choices(task), **backbone.defaults}["max_tokens"]
-        limit = longest_text(backbone, prompt_rows, first_position, answer)
-        max_tokens = max(1, min(choice, limit))
-    check_lengths(backbone, prompt_rows, max_tokens, first_position, answer)
+        max_tokens = max(1, min(choice, longest_text(backbone, prompt_rows, *lengths)))
+    check_lengths(backbone, prompt_rows, max_tokens, *lengths)
     return max_tokens
 
 
