@@ -815,7 +815,8 @@ class _Worker:
     def score(self, run: MaskedRun, choice: NeuronChoice | None) -> Score:
         bound, rows = self._tasks[run.task]
         mask = None if choice is None else NeuronMask(choice.mask, self._plan.options.stack)
-        return bound.score([self._plan.bank[run.prompt].values], rows, self._mesh, mask)[0]
+        values = [self._plan.bank[run.prompt].values]
+        return bound.score(values, rows, self._mesh, mask, names=[run.prompt])[0]
 
     def _check_window(self) -> tuple[int, int]:
         """Return the window of layers; check it and the ratio before anything compiles."""

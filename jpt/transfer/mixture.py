@@ -40,6 +40,7 @@ from jpt.tuning.bound_task import (
     Splits,
     bank_logits,
     bind,
+    check_finite,
     data_record,
     in_task_of,
     resolve_backbone,
@@ -196,6 +197,7 @@ def _score(
     truth = (rows.labels, task.labels, task.metric)
     mean = combine_logits(logits, np.array(list(shares.values())), combine)
     members = {name: score_logits(each, *truth) for name, each in zip(prompts, logits, strict=True)}
+    check_finite(list(members.values()), values, list(prompts), task, model)
     return EnsembleScore(score_logits(mean, *truth), members, shares, combine)
 
 
@@ -353,7 +355,7 @@ class _Study:
 
     def score(self, logits: Float[Array, "K R"], split: str) -> Score:
         mixed = mix_bank(self.bank, softmax_weights(np.asarray(logits)))
-        return self.bound.score([mixed], self.splits[split], self.mesh)[0]
+        return self.bound.score([mixed], self.splits[split], self.mesh, may_diverge=True)[0]
 
 
 def learn_mixture(

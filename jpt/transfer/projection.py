@@ -807,7 +807,8 @@ def _score_all(
     targets, chance = {}, []
     for row, (name, split) in enumerate(rows.items()):
         prompts = columns.of_task(name)
-        scores = bound[name].score([p.values for p in prompts.values()], split, mesh)
+        bank = [prompt.values for prompt in prompts.values()]
+        scores = bound[name].score(bank, split, mesh, names=list(prompts))
         for column, score in zip(prompts, scores, strict=True):
             values[row, names.index(column)] = score.value
             errors[row, names.index(column)] = score.standard_error

@@ -541,7 +541,7 @@ class _Scorer:
 
     def score(self, target: str, runs: list[str]) -> list[Score]:
         values = [self._values[run] for run in runs]
-        return self._bound[target].score(values, self._splits[target], self._mesh)
+        return self._bound[target].score(values, self._splits[target], self._mesh, names=runs)
 
 
 def _values(plan: MatrixPlan, run: MatrixRun, model: Backbone) -> Float[Array, "P D"] | None:

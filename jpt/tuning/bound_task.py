@@ -406,6 +406,8 @@ class BoundTask:
         split: EncodedSplit,
         mesh: Mesh | None = None,
         neuron_mask: NeuronMask | None = None,
+        may_diverge: bool = False,
+        names: Sequence[str] | None = None,
     ) -> list[Score]:
         """Score prompts over a whole split, without dropout."""
         task, backbone = self.task, self.backbone
@@ -414,11 +416,15 @@ class BoundTask:
         module = backbone.module.clone(dropout_rate=0.0)
         if task.is_generative:
             rows = (split, backbone.tokenizer, task.metric, self.batching, mesh)
-            return [score_generated(module, backbone.params, prompt, *rows) for prompt in prompts]
-        found = bank_logits(
-            module, backbone.params, prompts, split, self.answer, self.batching, mesh, neuron_mask
-        )
-        return [score_logits(each, split.labels, task.labels, task.metric) for each in found]
+            scores = [score_generated(module, backbone.params, prompt, *rows) for prompt in prompts]
+        else:
+            rows = (split, self.answer, self.batching, mesh, neuron_mask)
+            found = bank_logits(module, backbone.params, prompts, *rows)
+            truth = (split.labels, task.labels, task.metric)
+            scores = [score_logits(logits, *truth) for logits in found]
+        if not may_diverge:
+            check_finite(scores, prompts, names, task, backbone)
+        return scores
 
     def describe_label_words(self) -> str:
         """Return the label words with their ids, as one line of a log."""
@@ -441,6 +447,25 @@ class BoundTask:
             for name, token in zip(names, shown, strict=True)
         )
         return f"'{word}' ({ids}{', first token' if len(shown) < len(token_ids) else ''})"
+
+
+def check_finite(
+    scores: Sequence[Score],
+    prompts: Sequence[Float[Array, "P D"] | None],
+    names: Sequence[str] | None,
+    task: Task,
+    backbone: Backbone,
+) -> None:
+    """Raise InputError for the first prompt whose label scores are not finite."""
+    for number, (score, prompt) in enumerate(zip(scores, prompts, strict=True)):
+        if not math.isfinite(score.loss):
+            of = "the prompt" if names is None else f"prompt {names[number]}"
+            largest = 0.0 if prompt is None else float(jnp.abs(prompt).max())
+            raise InputError(
+                f"{of} on task {task.name}: expected finite label scores, got NaN or infinity from"
+                f" {backbone.name} in {weights_dtype(backbone)} (largest value of the prompt"
+                f" {largest:.3g}); use --dtype float32, or tune again with a lower learning rate"
+            )
 
 
 def bind(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +113,8 @@ def evaluate(
     tuned = in_task_card(loaded.card, definition)
     bound = bind(definition, model, options, loaded, tuned)
     rows = bound.split(split)
-    score = bound.score([loaded.values], rows, devices)[0]
     name = loaded.card.task if isinstance(prompt, Prompt) else str(prompt)
+    score = bound.score([loaded.values], rows, devices, names=[name])[0]
     notes = scoring_notes({name: loaded.card}, definition, options, weights_of(model), tuned)
     score = dataclasses.replace(score, notes=(*notes, *bound.notes))
     if predictions is not None:
@@ -151,8 +150,6 @@ def describe_score(score: Score, task: str, split: str) -> str:
 
 def _constant(score: Score) -> str:
     """Return that all rows get one prediction, with the likely cause if it is known."""
-    if not math.isfinite(score.loss):
-        return f"{score.warning}: their label scores are not finite; check weights and dtype"
     if score.notes:
         return f"{score.warning}, probably because of what is named above"
     return f"{score.warning}"

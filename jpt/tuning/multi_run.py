@@ -499,7 +499,8 @@ class _MultiRun:
         for together in by_task.values():
             parts = self.runs[together[0][1]].parts
             bank = [jnp.asarray(prompts[slot]) for slot, _, _ in together]
-            scores = parts.bound.score(bank, parts.splits["validation"], self.mesh)
+            rows = parts.splits["validation"]
+            scores = parts.bound.score(bank, rows, self.mesh, may_diverge=True)
             for (slot, name, step), score in zip(together, scores, strict=True):
                 run = self.runs[name]
                 if not math.isfinite(score.loss):

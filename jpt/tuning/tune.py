@@ -453,7 +453,7 @@ class PreparedRun:
 
     def score(self, prompt: Float[Array, "P D"], split: str) -> Score:
         """Score a prompt on a split."""
-        return self.bound.score([prompt], self.splits[split], self.mesh)[0]
+        return self.bound.score([prompt], self.splits[split], self.mesh, may_diverge=True)[0]
 
     def prompt(self, values: Float[np.ndarray, "P D"], step: int, score: float | None) -> Prompt:
         """Return trained values with a prompt card."""

@@ -123,6 +123,27 @@ def test_values_beyond_the_range_of_the_dtype(run: Run, tmp_path: Path) -> None:
     raises(jpt.load_backbone, folder, match=f"{BERT}: {FINITE}1 of")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "transfer", "mix", "recommend"])
+def test_a_prompt_whose_scores_are_not_finite(run: Run, tmp_path: Path, command: str) -> None:
+    model, task = write_tiny_backbone(tmp_path / "model", "bert"), write_task(tmp_path / "mood")
+    for name, value in (("fine", 0.1), ("huge", 3e38)):
+        card = PromptCard(str(model), name)
+        jpt.save_prompt(
+            tmp_path / f"{name}.safetensors", Prompt(np.full((3, 32), value, "f4"), card)
+        )
+    words = {
+        "evaluate": ("evaluate", "--prompt", tmp_path / "huge.safetensors", "--task", task),
+        "transfer": ("transfer", "--prompts", tmp_path, "--tasks", task, "--out", tmp_path / "out"),
+        "mix": ("mix", "ensemble", "--prompts", tmp_path, "--task", task),
+        "recommend": ("recommend", "--prompts", tmp_path, "--task", task, "--labels", "8"),
+    }
+    code, out, err = run(*words[command])
+    found = err.splitlines()[-1]
+    assert (code, out) == (2, "") and "huge" in found
+    assert "on task mood: expected finite label scores, got NaN" in found
+    assert "largest value of the prompt 3e+38" in found
+
+
 @pytest.mark.parametrize("kind", ["F16", "Q8_0"])
 def test_gguf_tensors_are_named_as_in_the_file(run: Run, tmp_path: Path, kind: str) -> None:
     sample = Sample(kind=kind)
