@@ -18,6 +18,9 @@ from jpt.errors import InputError
 from jpt.io.files import file_size_bytes, parse_json, read_bytes
 from jpt.tasks.task import Task, is_number
 
+Positioned = Iterator[tuple[str, Mapping[str, Any]]]
+"""Raw rows with their positions in messages."""
+
 # --- Values in messages: short and in one line
 
 MOST_NAMES, MOST_LETTERS = 12, 60
@@ -121,25 +124,26 @@ def read_text(file: Path) -> str:
 # --- JSON
 
 
-def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield one JSON object per line, with line numbers; empty lines are skipped."""
+def read_json_lines(file: Path) -> Positioned:
+    """Yield one JSON object per line; empty lines are skipped."""
     # Not splitlines, which would also split at line separators within texts.
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if line and not line.isspace():
             cure = "write one JSON object per line"
             where = f"{file}:{number}"
-            yield number, _check_object(parse_json(line, where, number, cure), where)
+            yield where, _check_object(parse_json(line, where, number, cure), where)
 
 
-def read_json_list(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the numbered objects of a JSON list."""
+def read_json_list(file: Path) -> Positioned:
+    """Yield the objects of a JSON list."""
     text = read_text(file)
     if not text.lstrip().startswith("["):
         raise InputError(
             f"{file} is not a JSON list; name it .jsonl if it has one JSON object per line"
         )
     for number, value in enumerate(parse_json(text, file), start=1):
-        yield number, _check_object(value, f"{file}, row {number}")
+        where = f"{file}, row {number}"
+        yield where, _check_object(value, where)
 
 
 def _check_object(value: Any, where: str) -> dict[str, Any]:
@@ -156,8 +160,8 @@ BATCH_ROWS = 4096
 """Rows converted to Python values at a time."""
 
 
-def read_parquet(file: Path, task: Task) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the numbered rows of a parquet file, only the columns that a task needs."""
+def read_parquet(file: Path, task: Task) -> Positioned:
+    """Yield the rows of a parquet file, only the columns that a task needs."""
     import pyarrow.parquet
 
     file_size_bytes(file)  # has better messages than the library
@@ -173,7 +177,7 @@ def read_parquet(file: Path, task: Task) -> Iterator[tuple[int, dict[str, Any]]]
                     row = dict(zip(columns, values, strict=True))
                     if classes:
                         row[task.label_field] = name_class(row[task.label_field], classes)
-                    yield number, row
+                    yield f"{file}, row {number}", row
                     number += 1
     except InputError:
         raise
@@ -230,10 +234,8 @@ class Record(NamedTuple):
     cells: list[str]
 
 
-def read_delimited(
-    file: Path, task: Task, delimiter: str = ","
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a delimited table, with line numbers; empty lines are skipped."""
+def read_delimited(file: Path, task: Task, delimiter: str = ",") -> Positioned:
+    """Yield the rows of a delimited table; empty lines are skipped."""
     text = read_text(file)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -246,13 +248,16 @@ def read_delimited(
     (first, _, columns), *rows = records
     _check_header(columns, task, f"{file}:{first}", delimiter)
     for number, _, cells in rows:
+        where = f"{file}:{number}"
         if len(cells) != len(columns):
-            raise _uneven(cells, columns, f"{file}:{number}", delimiter)
+            cure = "is a delimiter missing?"
+            if len(cells) > len(columns):
+                cure = f"put cells with {DELIMITERS[delimiter]} in them in quotes"
+            raise InputError(f"{where}: expected {len(columns)} cells, got {len(cells)}; {cure}")
         row: dict[str, Any] = dict(zip(columns, cells, strict=True))
         if task.answer_field is not None:
-            cell = row[task.answer_field]
-            row[task.answer_field] = _parse_answers(cell, task.answer_field, f"{file}:{number}")
-        yield number, row
+            row[task.answer_field] = _parse_answers(row[task.answer_field], task, where)
+        yield where, row
 
 
 def _split_cells(text: str, file: Path, task: Task, delimiter: str) -> list[Record]:
@@ -327,14 +332,7 @@ def _check_header(columns: list[str], task: Task, where: str, delimiter: str) ->
     check_columns(columns, task, where)
 
 
-def _uneven(cells: list[str], columns: list[str], where: str, delimiter: str) -> InputError:
-    cure = "is a delimiter missing?"
-    if len(cells) > len(columns):
-        cure = f"put cells with {DELIMITERS[delimiter]} in them in quotes"
-    return InputError(f"{where}: expected {len(columns)} cells, got {len(cells)}; {cure}")
-
-
-def _parse_answers(cell: str, name: str, where: str) -> Any:
+def _parse_answers(cell: str, task: Task, where: str) -> Any:
     """Return the answers of a cell: a text, or a JSON list or object of texts."""
     if not cell.lstrip().startswith(("[", "{")):
         return cell
@@ -344,33 +342,20 @@ def _parse_answers(cell: str, name: str, where: str) -> Any:
         if PYTHON_LIST.fullmatch(cell) is None:
             return cell
         raise InputError(
-            f"{where}: field {name!r} looks like a list but is not JSON, {show(cell)}; "
-            'write ["first answer", "second answer"] with double quotes'
+            f"{where}: field {task.answer_field!r} looks like a list but is not JSON, {show(cell)};"
+            ' write ["first answer", "second answer"] with double quotes'
         ) from None
     return value if isinstance(value, list) or "text" in value else cell
 
 
 # --- Formats
 
-Numbered = Iterator[tuple[int, Mapping[str, Any]]]
-"""Raw rows with the numbers that messages use."""
-
-BY_LINE, BY_ROW = "{}:{}", "{}, row {}"
-
-
-class Reader(NamedTuple):
-    """Reader of a file format."""
-
-    read: Callable[[Path, Task], Numbered]
-    where: str  # format of a row's position in messages
-
-
-READERS: dict[str, Reader] = {
-    ".jsonl": Reader(lambda file, _: read_json_lines(file), BY_LINE),
-    ".csv": Reader(read_delimited, BY_LINE),
-    ".tsv": Reader(partial(read_delimited, delimiter="\t"), BY_LINE),
-    ".parquet": Reader(read_parquet, BY_ROW),
-    ".json": Reader(lambda file, _: read_json_list(file), BY_ROW),
+READERS: dict[str, Callable[[Path, Task], Positioned]] = {
+    ".jsonl": lambda file, _: read_json_lines(file),
+    ".csv": read_delimited,
+    ".tsv": partial(read_delimited, delimiter="\t"),
+    ".parquet": read_parquet,
+    ".json": lambda file, _: read_json_list(file),
 }
 """Readers by file suffix."""
 

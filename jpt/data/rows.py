@@ -20,10 +20,9 @@ import numpy as np
 from jpt.config import SPLITS
 from jpt.data.builtin import builtin_rows
 from jpt.data.formats import (
-    BY_ROW,
     KINDS,
     READERS,
-    Numbered,
+    Positioned,
     class_numbers,
     list_names,
     name_class,
@@ -212,10 +211,11 @@ def _has_text(value: Any) -> bool:
     return any(is_visible(text) for text in ([texts] if isinstance(texts, str) else texts or ()))
 
 
-def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the numbered rows of a split on the hub, or in the library's cache."""
+def read_hub_rows(task: Task, split: str) -> Positioned:
+    """Yield the rows of a split on the hub, or in the library's cache."""
     assert task.hub is not None
     name_of = {column: field for field, column in task.hub.fields.items()}
+    name = describe_hub_split(task.hub, split)
     # A row without a label is dropped later, as in any source.
     texts = value_names(task) if task.is_generative else task.fields
     dropped = total = 0
@@ -225,9 +225,8 @@ def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]
         if task.hub.drop_empty and not all(_has_text(row[of]) for of in texts if of in row):
             dropped += 1
         else:
-            yield number, row
+            yield f"{name}, row {number}", row
     if dropped:
-        name = describe_hub_split(task.hub, split)
         warn_data(f"{name}: {dropped} of {total} rows have an empty text and are dropped")
 
 
@@ -320,10 +319,9 @@ def _read(task: Task, split: str, instead: Mapping[str, str] | None = None) -> l
     """Read a split, with other values instead of its own; drop and count unlabelled rows."""
     if task.rows is None and task.folder is None and task.is_builtin:
         return [{**row, **(instead or {})} for row in builtin_rows(task.name, split)]
-    name, where, rows = _open_source(task, split)
+    name, rows = _open_source(task, split)
     checked, unlabelled, numbered = [], [], {}
-    for number, raw in rows:
-        position = where.format(name, number)
+    for position, raw in rows:
         row = {**check_mapping(raw, position), **(instead or {})}
         values = check_row(row, task, position)
         if values is None:
@@ -346,7 +344,7 @@ def _read(task: Task, split: str, instead: Mapping[str, str] | None = None) -> l
 
 def _check_minus_one(numbered: Mapping[str | None, str], task: Task) -> None:
     """Raise InputError if -1 may be a class: some have numbers in these rows, and one has none."""
-    unused = list_names(set(task.numbered.values()).difference(numbered))
+    unused = list_names([label for label in task.numbered.values() if label not in numbered])
     if task.hub is None and None in numbered and len(numbered) > 1 and unused:
         raise InputError(
             f"{numbered[None]}: label -1 could mean no label or a class, as no row has the number "
@@ -421,24 +419,25 @@ def _missing(task: Task, folder: Path, file: Path, split: str) -> InputError:
     return InputError(f"task {task.name} has no {split} rows: {file} is missing; {state}")
 
 
-def _open_source(task: Task, split: str) -> tuple[str, str, Numbered]:
-    """Return the source's name, the format of a row's position, and the rows."""
+def _open_source(task: Task, split: str) -> tuple[str, Positioned]:
+    """Return the source's name and its rows."""
     if task.rows is not None:
         if split not in task.rows:
             raise InputError(
                 f"task {task.name} has no {split} rows: rows are given for "
                 f"{', '.join(task.rows)}; give some for {split} too"
             )
-        return describe_given(split), BY_ROW, enumerate(task.rows[split], start=1)
+        name = describe_given(split)
+        rows = enumerate(task.rows[split], start=1)
+        return name, ((f"{name}, row {number}", row) for number, row in rows)
     if task.folder is not None:
         file = find_file(task, task.folder, split)
-        reader = READERS[file.suffix.lower()]
-        return str(file), reader.where, reader.read(file, task)
+        return str(file), READERS[file.suffix.lower()](file, task)
     if task.hub is None:
         raise InputError(
             f"task {task.name} has neither a folder nor a hub id; give a folder with its rows"
         )
-    return describe_hub_split(task.hub, split), BY_ROW, read_hub_rows(task, split)
+    return describe_hub_split(task.hub, split), read_hub_rows(task, split)
 
 
 # --- Splits compared
