@@ -8,7 +8,7 @@ from unittest.mock import Mock, call
 
 import pytest
 
-from jpt.data.rows import describe_hub_split, read_hub_rows, read_rows
+from jpt.data.rows import describe_hub_split, read_hub_rows, read_rows, with_rows
 from jpt.errors import DataWarning
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import PARQUET_BRANCH, HubSource
@@ -77,10 +77,15 @@ def test_errors_of_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["laptop", "restaurant"])
 def test_signs_become_labels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    give(monkeypatch, [{"text": "a", "aspect": "b", "label": n, "from": 3} for n in (1, -1, 0)])
-    rows = read_rows(CATALOG[name], "train")
-    assert [row["label"] for row in rows] == ["positive", "negative", "neutral"]
-    assert rows[0] == {"text": "a", "aspect": "b", "label": "positive"}
+    labels = ("1", -1, 0.0, None, 1.0)
+    given = [{"text": "a", "aspect": "b", "label": label, "from": 3} for label in labels]
+    give(monkeypatch, given)
+    for task in (CATALOG[name], with_rows(CATALOG[name], {"train": given})):
+        with pytest.warns(DataWarning, match="train.*, row [34]: no label .* 1 of 5 rows"):
+            rows = read_rows(task, "train")
+        found = [row["label"] for row in rows]
+        assert found == ["positive", "negative", "neutral", "positive"]
+        assert rows[0] == {"text": "a", "aspect": "b", "label": "positive"}
 
 
 ANSWERS = {"text": ["x", "y"], "answer_start": [1]}

@@ -2,13 +2,10 @@
 
 import csv
 import json
-import random
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -105,24 +102,6 @@ def refused(run: Callable[..., Any], backbone: Path) -> Callable[..., None]:
 # --- Labels by number
 
 
-def cells(*labels: object, delimiter: str = ",") -> str:
-    rows = ["text,label", *(f"a film,{label}" for label in labels)]
-    return "\n".join(rows).replace(",", delimiter) + "\n"
-
-
-@pytest.mark.parametrize(
-    ("labels", "column", "expected"),
-    [
-        (TWO, ["1.0", "0.0", "good", "1"], {"bad": 1, "good": 3}),
-        (TWO, ["True", "FALSE", "true"], {"bad": 1, "good": 2}),
-        ((1, 2, 3), ["1", "2", "3", "3.0"], {"1": 1, "2": 1, "3": 2}),  # the labels themselves
-        ((-1, 0, 1), ["-1", "0", "1.0", "-1.0"], {"-1": 2, "0": 1, "1": 1}),
-    ],
-)
-def test_numbers_in_a_table(labels, column, expected, tmp_path: Path, balance: Balance) -> None:
-    assert balance(write_own(tmp_path / "own", "train.csv", cells(*column), labels))[0] == expected
-
-
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_positions_and_rows_without_a_label_in_every_format(
     suffix, tmp_path: Path, balance: Balance
@@ -141,8 +120,11 @@ def test_positions_and_rows_without_a_label_in_every_format(
 
 
 @pytest.mark.parametrize(
-    ("labels", "column", "message"),
+    ("labels", "column", "expected"),
     [
+        (TWO, ["1.0", "0.0", "good", "1", "TRUE", "false"], {"bad": 2, "good": 4}),
+        ((1, 2, 3), ["1", "2", "3", "3.0"], {"1": 1, "2": 1, "3": 2}),  # the labels themselves
+        ((-1, 0, 1), ["-1", "0", "1.0", "-1.0"], {"-1": 2, "0": 1, "1": 1}),
         (TWO, [0, 1, 2], r"csv:4: label '2' is not .*; class numbers: 0 bad, 1 good$"),
         ((1, 2, 3), [1, 2, 0], r"csv:4: label '0' .*; as labels are numbers, a number is a label"),
         (("yes", "no"), [1, 0], r"csv:2: label '1' .*; 1 could mean 'yes', or class 1, which is"),
@@ -154,8 +136,13 @@ def test_positions_and_rows_without_a_label_in_every_format(
         (TWO, ["NaN", "null"], r"train\.csv has 2 rows, but no label; task own needs at least one"),
     ],
 )
-def test_what_a_number_could_also_mean_is_refused(labels, column, message, tmp_path, refused):
-    refused(message, write_own(tmp_path / "own", "train.csv", cells(*column), labels))
+def test_numbers_in_a_table(labels, column, expected, tmp_path, balance: Balance, refused) -> None:
+    text = "text,label\n" + "".join(f"a film,{label}\n" for label in column)
+    folder = write_own(tmp_path / "own", "train.csv", text, labels)
+    if isinstance(expected, str):
+        refused(expected, folder)
+    else:
+        assert balance(folder)[0] == expected
 
 
 @pytest.mark.parametrize("name", ["laptop", "restaurant"])
@@ -186,21 +173,11 @@ def test_every_form_of_no_label() -> None:
     assert task_of("None", "nan").is_unlabelled(None)
 
 
-def test_labels_of_every_type_in_python() -> None:
-    two, four = task_of(*TWO), task_of(*FOUR)
-    forms = (1, 1.0, "1", "1.0", "1.00", np.int64(1), np.float32(1), Decimal(1), np.str_("1"))
-    assert labels_read(two, 0, *forms, True, np.True_, "True", "TRUE") == ["bad", *["good"] * 13]
-    assert labels_read(four, 3, *forms, 2, 0) == ["feature", *["bug"] * 9, "account", "billing"]
-    for value in (4, -2, 0.5, "0.5", "1,0", " 1", "1.", "٣x", float("inf"), [1], b"1", True):
-        assert four.label_of(value) is None and not four.is_unlabelled(value)
-    assert labels_read(task_of("no", "yes"), True, 0) == ["yes", "no"]
-    assert labels_read(task_of("true", "other"), True, "true") == ["true", "true"]
-    frame = pd.DataFrame({"text": list("abcde"), "label": [0, 1, None, 1, 0]})
+def test_tables_of_pandas_and_labels_that_mean_the_same() -> None:
     for kind in (float, "Int64"):
-        rows = frame.astype({"label": kind}).to_dict("records")
+        column = pd.Series([0, 1, None, 1, 0], dtype=kind).tolist()
         with pytest.warns(DataWarning, match="^rows given for train, row 3: no label .* 1 of 5"):
-            read = read_rows(with_rows(two, {"train": rows}), "train")
-        assert [row["label"] for row in read] == ["bad", "good", "good", "bad"]
+            assert labels_read(task_of(*TWO), *column) == ["bad", "good", "good", "bad"]
     for labels, message in (
         (("1", "1.0"), "labels '1' and '1.0' of task tickets mean the same in the data; remove"),
         (("True", "TRUE"), "labels 'True' and 'TRUE' of task tickets mean the same"),
@@ -208,37 +185,6 @@ def test_labels_of_every_type_in_python() -> None:
     ):
         with refusal(message):
             task_of(*labels)
-
-
-def test_class_names_of_a_data_set_of_the_library() -> None:
-    import datasets
-
-    def read(task: Task, names: list[str], *numbers: int) -> list[str]:
-        classes = datasets.ClassLabel(names=names)
-        features = datasets.Features({"text": datasets.Value("string"), "label": classes})
-        rows = datasets.Dataset.from_list(rows_of(*numbers), features=features)
-        return [row["label"] for row in read_rows(with_rows(task, {"train": rows}), "train")]
-
-    two = task_of(*TWO)
-    assert read(two, ["good", "bad"], 0, 1) == ["good", "bad"]  # by name, not by position
-    assert read(two, ["0", "1"], 0, 1) == ["bad", "good"]  # no names
-    assert read(task_of("0", "1"), ["neg", "pos"], 0, 1) == ["0", "1"]
-    with refusal(r"data name their classes pos, neg, .* tickets knows none \(bad, good\); rename"):
-        read(two, ["pos", "neg"], 0, 1)
-    with pytest.warns(DataWarning, match="no label .* 1 of 3 rows"):
-        assert read(two, ["good", "bad"], 0, -1, 1) == ["good", "bad"]
-
-
-def test_the_hubs_rows_are_read_by_the_same_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    rows = [{"text": "a", "aspect": "b", "label": label} for label in (-1, 0, 1, 1.0, "-1", None)]
-    monkeypatch.setattr(datasets, "load_dataset", Mock(return_value=rows))
-    monkeypatch.setattr("jpt.data.rows._is_reachable", lambda address: True)
-    for task in (CATALOG["laptop"], with_rows(CATALOG["laptop"], {"test": rows})):
-        with pytest.warns(DataWarning, match="test, row [56]: no label .* 1 of 6 rows"):
-            labels = [row["label"] for row in read_rows(task, "test")]
-        assert labels == ["negative", "neutral", "positive", "positive", "negative"]
 
 
 # --- Tables
@@ -296,35 +242,23 @@ def test_what_pandas_writes_is_read_back(delimiter, quoting, tmp_path: Path) -> 
 
 
 PAIRS = replace(SENTIMENT, fields=("a", "b"), templates={"encoder": ("{a}", "{b}")})
+WIDE = 'a\tb\tlabel\n"one\ttwo"\t1\nthree\t"four\t0\nfive\tsix"\t1\n'
+ASKED = 'question\tanswers\n"who\tme\nwhere\there\nwhen"\tnow\n'
+MULTILINE = 'question\tanswers\n"who\nis it?"\tme\n"where\there"\tthere\n'
+SWALLOWED = r"csv:2: a quote opens here and closes in line 4, but lines 2 and 4 are rows of their"
+NO_LABEL = 'text,label\n"a fine film,\na dull film,0\nthe end",0\n'
+NO_ROW = 'text\tlabel\n"a film\t1\nno label\nthe end"\t0\n'
 
 
 @pytest.mark.parametrize(
     ("task", "suffix", "text", "expected"),
     [
-        (
-            *(PAIRS, ".tsv", 'a\tb\tlabel\n"one\ttwo"\t1\nthree\t"four\t0\nfive\tsix"\t1\n'),
-            [('"one', 'two"'), ("three", '"four'), ("five", 'six"')],
-        ),
-        (
-            *(GENERATIVE, ".tsv", 'question\tanswers\n"who\tme\nwhere\there\nwhen"\tnow\n'),
-            [('"who',), ("where",), ('when"',)],
-        ),
-        (
-            *(GENERATIVE, ".tsv", 'question\tanswers\n"who\nis it?"\tme\n"where\there"\tthere\n'),
-            [("who\nis it?",), ("where\there",)],
-        ),
-        (
-            *(GENERATIVE, ".csv", 'question,answers\n"who,me\nwhere,here\nwhen",now\n'),
-            r"csv:2: a quote opens here and closes in line 4",
-        ),
-        (  # the first row has no label
-            *(SENTIMENT, ".csv", 'text,label\n"a fine film,\na dull film,0\nthe end",0\n'),
-            r"csv:2: a quote opens here and closes in line 4",
-        ),
-        (
-            *(SENTIMENT, ".tsv", 'text\tlabel\n"a film\t1\nno label\nthe end"\t0\n'),
-            r"tsv:3: expected 2 cells, got 1; is a delimiter missing\?",
-        ),
+        (PAIRS, ".tsv", WIDE, [['"one', 'two"'], ["three", '"four'], ["five", 'six"']]),
+        (GENERATIVE, ".tsv", ASKED, [['"who'], ["where"], ['when"']]),
+        (GENERATIVE, ".tsv", MULTILINE, [["who\nis it?"], ["where\there"]]),
+        (GENERATIVE, ".csv", ASKED.replace("\t", ","), SWALLOWED),
+        (SENTIMENT, ".csv", NO_LABEL, SWALLOWED),
+        (SENTIMENT, ".tsv", NO_ROW, r"tsv:3: expected 2 cells, got 1; is a delimiter missing\?"),
     ],
 )
 def test_stray_quotes_of_other_tables(task, suffix, text, expected, tmp_path: Path) -> None:
@@ -333,7 +267,7 @@ def test_stray_quotes_of_other_tables(task, suffix, text, expected, tmp_path: Pa
             read_table(tmp_path, text, suffix, task)
     else:
         rows = read_table(tmp_path, text, suffix, task)
-        assert [tuple(row[name] for name in task.fields) for row in rows] == expected
+        assert [[row[name] for name in task.fields] for row in rows] == expected
 
 
 # --- Keys that are given twice, texts without tokens
@@ -442,27 +376,15 @@ TRAIN, VALIDATION, TEST = SPLITS.values()
 IN_TRAIN = "have texts that are also in train, so their scores are too high"
 CHOSEN = "have texts that are also in validation, so the prompt is chosen by rows that it is then"
 CHOSEN += " tested on"
-ONE_CLASS = "nothing can be learned from one class"
-CASES: dict[str, tuple[dict[str, list[dict[str, str]]], list[str]]] = {
+CASES = {
     "nothing": ({}, []),
     "one class": (
-        {"train": texts_of("a", "b", "c")},
-        [f"all 3 train rows have the label 'good'; {ONE_CLASS}"],
-    ),
-    "one class, and validation has the other one": (
         {"train": texts_of("a", label="bad"), "validation": texts_of("the", "film")},
-        [f"all 1 train rows have the label 'bad'; {ONE_CLASS}"],
-    ),
-    "validation in train": (
-        {"validation": [*VALIDATION, TRAIN[0], TRAIN[2]]},
-        [f"2 of 4 validation rows {IN_TRAIN}"],
+        ["all 1 train rows have the label 'bad'; nothing can be learned from one class"],
     ),
     "both in train, but for outer spaces": (
-        {
-            "validation": [*VALIDATION, TRAIN[0]],
-            "test": [*TEST, TRAIN[2], *texts_of(" a great film ")],
-        },
-        [f"1 of 3 validation rows and 2 of 4 test rows {IN_TRAIN}"],
+        {"validation": [*VALIDATION, TRAIN[0]], "test": [TRAIN[2], *texts_of(" a great film ")]},
+        [f"1 of 3 validation rows and 2 of 2 test rows {IN_TRAIN}"],
     ),
     "test is validation in another order, and has one more": (
         {"test": [*VALIDATION[::-1], TEST[0]]},
@@ -479,7 +401,7 @@ CASES: dict[str, tuple[dict[str, list[dict[str, str]]], list[str]]] = {
             "2 texts have more than one label, first 'a fine film' (bad, good)",
         ],
     ),
-}  # fmt: skip
+}
 OPTIONS = ("--steps", 2, "--max-tokens", 12, "--batch-size", 2)
 
 
@@ -545,31 +467,6 @@ def test_in_python_it_is_a_warning_of_the_callers_line(backbone: Path, monkeypat
         jpt.tune(backbone, task_of(*TWO), data={**data, "train": TRAIN}, **options)
 
 
-def test_counts_are_those_of_a_plain_comparison() -> None:
-    for seed in range(50):
-        rng = random.Random(seed)
-        size, names = rng.choice((8, 20, 60)), ("train", "validation", "test")
-        splits = {
-            name: [
-                {"text": f"text {rng.randrange(size)}", "label": rng.choice(SENTIMENT.labels)}
-                for _ in range(rng.randrange(1, 15))
-            ]
-            for name in names
-        }
-        lines = list(data_warnings(splits, SENTIMENT))
-        for first, second in combinations(names, 2):
-            texts = [row["text"] for row in splits[first]]
-            count = sum(row["text"] in texts for row in splits[second])
-            share = f"{count} of {len(splits[second])} {second} rows"
-            assert any(share in of and f"also in {first}," in of for of in lines) == (count > 0)
-        rows = [row for of in splits.values() for row in of]
-        count = sum(
-            {row["label"] for row in rows if row["text"] == text} == set(SENTIMENT.labels)
-            for text in {row["text"] for row in rows}
-        )
-        assert any(f"{count} text" in of and "more than" in of for of in lines) == (count > 0)
-
-
 def test_pairs_and_answers() -> None:
     pair = CATALOG["mnli"]
     row = {"premise": "It rains.", "hypothesis": "It is wet.", "label": "entailment"}
@@ -583,19 +480,12 @@ def test_pairs_and_answers() -> None:
     assert "2 of 2 validation rows have texts that are also in train" in found
 
 
-def test_built_in_rows_have_no_warning_and_many_rows_take_seconds() -> None:
-    task = load_task("builtin/rotten_tomatoes")
-    splits = {name: read_rows(task, name) for name in SPLITS}
-    assert not list(data_warnings(splits, task))
-    rows = [{"text": f"film {n}", "label": SENTIMENT.labels[n % 2]} for n in range(100_000)]
-    started_s = time.process_time()
-    assert len(list(data_warnings({"train": rows, "test": rows[-1000:]}, SENTIMENT))) == 1
-    assert time.process_time() - started_s < 1  # 0.2 s on an idle core
+BUILTIN = pytest.param("builtin/rotten_tomatoes", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", ["laptop", "mrpc", "sst2", "snli", "nq_open"])
+@pytest.mark.parametrize("name", [BUILTIN, "laptop", "snli", "nq_open"])
 def test_real_rows_have_no_warning(name: str, reference_folder: Path) -> None:
-    task = load_task(reference_folder / "data" / name)
+    task = load_task(name if "/" in name else reference_folder / "data" / name)
     splits = {split: read_rows(task, split) for split in SPLITS}
     assert not list(data_warnings(splits, task))
     leaked = {**splits, "test": [*splits["test"], *splits["train"][:7]]}
