@@ -246,7 +246,12 @@ def read_delimited(file: Path, task: Task, delimiter: str = ",") -> Positioned:
     if not records:
         raise InputError(f"{file} is empty; expected a header with {', '.join(value_names(task))}")
     (first, _, columns), *rows = records
-    _check_header(columns, task, f"{file}:{first}", delimiter)
+    if len(columns) == 1:
+        raise InputError(
+            f"{file}:{first}: expected {', '.join(value_names(task))} in the header, separated by "
+            f"{DELIMITERS[delimiter]}, got one column {show(columns[0])}"
+        )
+    check_columns(columns, task, f"{file}:{first}")
     for number, _, cells in rows:
         where = f"{file}:{number}"
         if len(cells) != len(columns):
@@ -301,6 +306,8 @@ def _find_swallowed(
     """Return a fault if lines of one record are rows: first and last, and two have labels."""
     columns = records[0].cells if records else []
     for first, last, _ in records:
+        if first == last:
+            continue
         lines = by_line[first - 1 : last]
         rows = [cells for cells in lines if len(cells) == len(columns)]
         labelled = rows if is_table else []  # without labels, only if every line may be a row
@@ -321,15 +328,6 @@ def _is_blank(cells: list[str]) -> bool:
 
 def _are_even(records: list[Record]) -> bool:
     return len({len(record.cells) for record in records}) < 2
-
-
-def _check_header(columns: list[str], task: Task, where: str, delimiter: str) -> None:
-    if len(columns) == 1:
-        raise InputError(
-            f"{where}: expected {', '.join(value_names(task))} in the header, separated by "
-            f"{DELIMITERS[delimiter]}, got one column {show(columns[0])}"
-        )
-    check_columns(columns, task, where)
 
 
 def _parse_answers(cell: str, task: Task, where: str) -> Any:
