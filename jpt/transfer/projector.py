@@ -31,7 +31,6 @@ from jpt.config import (
     check_choice,
 )
 from jpt.data.batches import shuffled
-from jpt.data.encode import EncodedSplit
 from jpt.errors import InputError
 from jpt.io.files import parse_json
 from jpt.io.tensors import FLOATS, read_header, write_safetensors
@@ -43,6 +42,7 @@ from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     BoundTask,
+    Splits,
     bind,
     data_record,
     resolve_backbone,
@@ -345,7 +345,7 @@ class TrainingTask:
 
     bound: BoundTask
     batches: TrainBatches
-    validation: EncodedSplit
+    splits: Splits
     source: Float[Array, "Ps Ds"]  # source prompt of this task, on the devices
 
 
@@ -379,11 +379,12 @@ def training_task(
     """Bind a task to the target; return it with the resolved objective."""
     chosen = resolve_options(options.tune_options(), backbone, task)
     bound = bind(task, backbone, chosen)
+    splits = bound.splits(with_test=False)
     batches = make_train_batches(
-        bound.split("train"), chosen, bound.batching, backbone.layout, mesh.shape["data"]
+        splits["train"], chosen, bound.batching, backbone.layout, mesh.shape["data"]
     )
     rows = place(jnp.asarray(source.values), replicated(mesh))
-    return TrainingTask(bound, batches, bound.split("validation"), rows), chosen.objective
+    return TrainingTask(bound, batches, splits, rows), chosen.objective
 
 
 def sample_pairs(seed: int, step: int, batch_size: int, count: int) -> Int64[np.ndarray, "B"]:
@@ -406,7 +407,8 @@ def score_tasks(
     values, warnings = {}, []
     for name, task in tasks.items():
         prompt = project_on_device(module, params, task.source)
-        score = task.bound.score([prompt], task.validation, mesh, may_diverge=True)[0]
+        rows = task.splits["validation"]
+        score = task.bound.score([prompt], rows, mesh, may_diverge=True)[0]
         values[name] = score.value
         warnings += [f"{name}: {score.warning}"] if score.warning else []
     mean = float(np.mean(list(values.values())))
@@ -764,6 +766,7 @@ class ProjectorPlan:
     metric: str
     measured_on: str
     config: dict[str, Any]  # all that defines the run
+    splits: Sequence[Splits] = ()
 
 
 def plan_projector(
@@ -812,6 +815,7 @@ def plan_projector(
         batch_at=batches.batch_at,
         score=lambda params: score_tasks(card.module(), params, learnt, mesh),
         log_fields=lambda step: {"task": batches.task_at(step)},
+        splits=[task.splits for task in learnt.values()],
         metric="mean_score",
         measured_on="validation",
         config=_config(card, options, backbone, record),
@@ -879,7 +883,7 @@ def _plan_distance(
 def _data_record(tasks: Mapping[str, TrainingTask]) -> dict[str, Any]:
     return {
         name: {
-            **data_record({"train": task.batches.split, "validation": task.validation}),
+            **data_record(task.splits),
             "metric": task.bound.task.metric,
             "label_ids": task.bound.label_words.token_ids,
         }
@@ -1044,6 +1048,8 @@ def _run(
     started_s: float,
 ) -> ProjectorResult:
     options = plan.options
+    for splits in plan.splits:
+        splits.warn()
     run = _ProjectorRun(
         params=plan.frozen,
         answer=None,

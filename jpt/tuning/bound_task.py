@@ -390,14 +390,14 @@ class BoundTask:
             self.answer_tokens,
         )
 
-    def splits(self) -> Splits:
+    def splits(self, with_test: bool = True) -> Splits:
         """Read train, validation, and test if the task has one."""
         names = ["train", "validation"]
-        if has_split(self.task, "test"):
+        if with_test and has_split(self.task, "test"):
             names.append("test")
         rows = {name: read_rows(self.task, name) for name in names}
         splits = Splits({name: self.encode(of) for name, of in rows.items()})
-        splits.warnings = data_warnings(rows, self.task)
+        splits.warnings = list(data_warnings(rows, self.task))
         return splits
 
     def score(
