@@ -75,7 +75,7 @@ def test_scores_at_chance_are_ties(part: str) -> None:
         np.testing.assert_allclose(list(found.per_target.values()), expected, atol=1e-14)
         assert found.mean_over_targets == pytest.approx(np.mean(expected), abs=1e-14)
         assert found.pooled_raw == pytest.approx(rho(column[keep], tied[keep]), abs=1e-14)
-        relative = tied / SCORES.diagonal()[:, None]
+        relative = tied / tied.diagonal()[:, None]
         assert found.pooled_relative == pytest.approx(rho(column[keep], relative[keep]), abs=1e-14)
         used = keep & clear[:, None]
         assert found.pooled_above_chance == pytest.approx(rho(column[used], above[used]), abs=1e-14)

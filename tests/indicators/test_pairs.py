@@ -249,7 +249,6 @@ def with_none(values: np.ndarray = WIDE) -> TransferMatrix:
 def baselines_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_study(tmp_path_factory.mktemp("study") / "study")
     write_transfer(folder / "transfer.csv", with_none())
-    write_transfer(folder / "relative.csv", with_none(WIDE / np.diag(SCORES)[:, None]))
     write_transfer_record(folder, untouched={"name": "none"})
     return folder
 
