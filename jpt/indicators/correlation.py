@@ -166,7 +166,7 @@ def correlate(
     notes: list[str] = []
     for variant, scores in variants.items():
         pairs, found = _of_targets(indicators, select_pairs(indicators, scores, tasks))
-        notes += found
+        notes += [] if variant else found  # ties are no scores
         for part in ("including_in_task", "excluding_in_task"):
             setting = _setting(indicators, pairs, part.startswith("including"))
             faults = _Faults(part.replace("_in_task", " in-task prompts"), bool(variant))
@@ -175,7 +175,7 @@ def correlate(
                 for name, column in indicators.columns.items()
             }
             notes += faults.notes(len(indicators.columns))
-    result = CorrelationResult(**parts, notes=tuple(dict.fromkeys(notes)))
+    result = CorrelationResult(**parts, notes=tuple(notes))
     if out is not None:
         folder = make_folder(out)
         write_json(folder / TYPES, summarize_types(indicators, matrix, tasks))

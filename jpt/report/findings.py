@@ -95,7 +95,7 @@ def find(study: Study, ordering: Ordering) -> list[Finding]:
     measure = "above_chance" if study.has_chance else "relative"
     found = [
         training_finding(study, ordering),
-        _types(study, ordering),
+        transfer_finding(study, ordering),
         source_finding(transfer_pairs(study, ordering, measure)),
         overlap_finding(study),
         correlation_finding(study),
@@ -145,7 +145,7 @@ def _shorten(names: Sequence[str]) -> str:
 _TYPE_POINT = 0.01
 
 
-def _types(study: Study, ordering: Ordering) -> Finding | None:
+def transfer_finding(study: Study, ordering: Ordering) -> Finding | None:
     """Compare zero-shot transfer within and across task types, above chance where it is known."""
     pairs, random = (
         {measure: of(study, ordering, measure) for measure in MEASURES}

@@ -1716,7 +1716,7 @@ def transfer_section(study: Study, ordering: Ordering) -> Markup:
         _metrics(study),
         "; colors show the score relative to the task's in-task prompt, as in the paper."
         if study.measure
-        else ". No target has an in-task prompt, so colors show the scores.",
+        else ". No target has an in-task prompt with a score above 0, so colors show the scores.",
     )
     parts: list[Markup] = [
         lead,
@@ -1849,7 +1849,10 @@ def _transfer_score_table(study: Study, ordering: Ordering) -> Markup:
     head = ["target", "type", "metric", *ordering.sources, *names]
     files = [*study.files, *([ERRORS] if (study.folder / ERRORS).exists() else [])]
     content = table(head, rows, "Score of each prompt on each task", numbers_from=3, source=files)
-    return details("Scores as a table", content, element("p", _legend(lines), class_="meta"))
+    legend = _legend(lines)
+    return details(
+        "Scores as a table", content, element("p", legend, class_="meta") if legend else None
+    )
 
 
 def _relative_table(study: Study, ordering: Ordering, measure: str) -> Markup:

@@ -30,9 +30,9 @@ TRANSFER_COLUMNS = ("target_task", "source_prompt", "metric", "value")
 RANDOM, UNTOUCHED = "random", "none"
 BASELINES = (RANDOM, UNTOUCHED)
 
-ERRORS = "standard_errors.csv"  # of a matrix, in the same folder
-_NO_SCORES = "pass the transfer.csv that jpt transfer wrote"
-_CURES = {"transfer": "run jpt transfer again", "projection": "run jpt project evaluate again"}
+# What `jpt transfer` computes from the scores, next to their file
+RELATIVE, ABOVE_CHANCE, ERRORS = "relative.csv", "above_chance.csv", "standard_errors.csv"
+_CURES = {"projection": "run jpt project evaluate again"}
 
 
 def write_transfer(path: str | Path, matrix: TransferMatrix, blank: bool = False) -> None:
@@ -82,12 +82,19 @@ def read_transfer(path: str | Path) -> TransferMatrix:
 
 
 def read_scores(path: str | Path) -> TransferMatrix:
-    """Read a matrix of scores; raise InputError if one is out of the range of its metric."""
+    """Read a matrix of scores; raise InputError for another matrix, or values out of range."""
+    if Path(path).name in (RELATIVE, ABOVE_CHANCE, ERRORS):
+        raise InputError(
+            f"{path}: expected scores, got what was computed from them; pass transfer.csv"
+        )
     return _read_matrix(path, are_scores=True)
 
 
 def _read_matrix(path: str | Path, are_scores: bool) -> TransferMatrix:
-    rows, cure = read_table(path, TRANSFER_COLUMNS), _CURES.get(Path(path).stem, _NO_SCORES)
+    rows, cure = (
+        read_table(path, TRANSFER_COLUMNS),
+        _CURES.get(Path(path).stem, "run jpt transfer again"),
+    )
     if not rows:
         raise InputError(f"{path} has a header and no rows; {cure}")
     metrics: dict[str, str] = {}

@@ -27,8 +27,10 @@ from jpt.parallel import batch_sharding, describe_devices, make_mesh
 from jpt.prompts.initialisers import initial_generator, random_values
 from jpt.prompts.store import Prompts, check_prompt, load_seed_prompts, run_name
 from jpt.results.prompt_table import (
+    ABOVE_CHANCE,
     ERRORS,
     RANDOM,
+    RELATIVE,
     UNTOUCHED,
     chance_notes,
     chance_record,
@@ -322,7 +324,6 @@ def _random(plan: MatrixPlan) -> dict[str, Any] | None:
 # --- Zero-shot transfer (paper, section 3)
 
 TRANSFER, RECORD = "transfer.csv", "transfer.json"
-RELATIVE, ABOVE_CHANCE = "relative.csv", "above_chance.csv"
 
 
 @dataclass(frozen=True)

@@ -342,10 +342,13 @@ def test_invalid_records(tmp_path: Path, change: dict[str, Any], message: str) -
     raises(jpt.read_transfer, tmp_path / "transfer.csv", match=message)
 
 
-def test_other_matrices_are_no_scores(run: Callable[..., Any], text: str, study: Study) -> None:
-    files = ("--prompts", study.prompts, "--transfer", study.out / "above_chance.csv")
+@pytest.mark.parametrize("name", ["relative", "above_chance", "standard_errors"])
+def test_other_matrices_are_no_scores(
+    run: Callable[..., Any], text: str, study: Study, name: str
+) -> None:
+    files = ("--prompts", study.prompts, "--transfer", study.out / f"{name}.csv")
     code, _, stderr = run("indicators", *files, "--out", study.root / "indicators")
-    assert code == 2 and "pass the transfer.csv that jpt transfer wrote" in stderr
+    assert code == 2 and f"{name}.csv: expected scores, got what was computed" in stderr
 
 
 def test_the_limits_of_the_formula() -> None:
