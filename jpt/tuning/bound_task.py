@@ -36,7 +36,7 @@ from jpt.errors import InputError, shorten, warn_data
 from jpt.io.tokenizer import TextTokenizer
 from jpt.parallel import fetch, local_rows, place, place_batch, prompt_sharding, replicated
 from jpt.results.prompt_table import match_in_task_prompts, short_task
-from jpt.results.statistics import bootstrap_error, score_error
+from jpt.results.statistics import mean_error, score_error
 from jpt.tasks.catalog import load_task
 from jpt.tasks.metrics import (
     TEXT_METRICS,
@@ -304,7 +304,7 @@ def score_generated(
         measures=measures,
         generated=tuple(rows),
         chance=0.0,
-        standard_error=bootstrap_error([row[metric] for row in of_rows]),
+        standard_error=mean_error([row[metric] for row in of_rows]),
     )
 
 
