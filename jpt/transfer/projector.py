@@ -54,7 +54,7 @@ from jpt.tuning.run_dir import Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState, prompt_optimizer
 from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
 from jpt.tuning.tune import TrainBatches, make_train_batches
-from jpt.types import Batch, Parameters, Prompt, Scoring
+from jpt.types import Batch, Parameters, Prompt, PromptCard, Scoring
 from jpt.version import __version__
 
 # --- The projector module (paper, section 4)
@@ -662,6 +662,47 @@ def _expected(name: str, value: Any) -> str | None:
     if choices is not None:
         return None if value in choices else f"one of {', '.join(choices)}"
     return None if isinstance(value, str) else "a string"
+
+
+# --- Projected prompts
+
+
+def projected(
+    name: str,
+    prompt: Prompt,
+    values: Float32[np.ndarray, "P D"],
+    backbone: str,
+    layout: str,
+    method: TrainedProjector | str,
+) -> Prompt:
+    """Return projected values as a prompt of the target."""
+    what, scoring = method, None
+    if isinstance(method, TrainedProjector):
+        what = describe_origin(method)
+        scoring = method.card.scoring.get(short_task(prompt.card.task))
+    card = PromptCard(
+        backbone=backbone,
+        task=prompt.card.task,
+        task_type=prompt.card.task_type,
+        layout=layout,
+        init="projected",
+        source=f"{what} from prompt {name} of {prompt.card.backbone}",
+        jpt_version=__version__,
+        scoring=scoring and dataclasses.replace(scoring, split=None),  # it has no score yet
+    )
+    return Prompt(np.asarray(values, np.float32), card)
+
+
+def describe_origin(projector: TrainedProjector) -> str:
+    """Return name, objective and training tasks, for cards of projected prompts."""
+    card = projector.card
+    tasks = f" on {', '.join(card.tasks)}" if card.tasks else ""
+    return f"{projector.name} ({card.objective}{tasks})"
+
+
+def as_projector(projector: TrainedProjector | str | Path) -> TrainedProjector:
+    """Load a projector unless it is one already."""
+    return projector if isinstance(projector, TrainedProjector) else load_projector(projector)
 
 
 # --- Sizes and their checks
