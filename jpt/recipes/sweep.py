@@ -55,9 +55,10 @@ from jpt.tuning.multi_run import (
 )
 from jpt.tuning.run_dir import (
     CHECKPOINTS,
-    MAY_DIFFER,
     RESULT,
     RunFolder,
+    differences,
+    identity_of,
     read_config,
     read_result,
 )
@@ -1090,13 +1091,9 @@ def _refuse_changed(folder: Path, run: SweepRun) -> None:
     path, values = folder / RUNS / run.name, dict(run.values)
     stored = read_config(path)
     values["task"] = resolve_task(values["task"], values.pop("data", None)).name
-    changed = [
-        f"{name} was {stored.get(name)!r} and is now {value!r}"
-        for name, value in values.items()
-        if name not in MAY_DIFFER and stored.get(name) != value
-    ]
-    if changed:
-        raise InputError(f"{path} holds another run: {'; '.join(changed)}; give a new --out")
+    wanted = identity_of(values)
+    if found := differences({name: stored.get(name) for name in wanted}, wanted):
+        raise InputError(f"{path} holds another run: {'; '.join(found)}; give a new --out")
 
 
 def _outcome(folder: Path, run: SweepRun) -> tuple[dict[str, Any] | None, bool]:

@@ -144,14 +144,10 @@ def describe_score(score: Score, task: str, split: str) -> str:
     else:
         others = [f"{n} {v:.3f}" for n, v in score.measures.items() if n != score.metric]
         line += f" ({', '.join(others)})"
-    warnings = [*score.notes, *([_constant(score)] if score.warning else [])]
+    warnings = list(score.notes)
+    if score.warning:
+        cause = ", perhaps because of the above" if score.notes else ""
+        if not math.isfinite(score.loss):
+            cause = ": their label scores are not finite; check weights and dtype"
+        warnings.append(f"{score.warning}{cause}")
     return "\n".join([line, *(f"warning: {text}" for text in warnings)])
-
-
-def _constant(score: Score) -> str:
-    """Return that all rows get one prediction, with the likely cause if it is known."""
-    if not math.isfinite(score.loss):
-        return f"{score.warning}: their label scores are not finite; check weights and dtype"
-    if score.notes:
-        return f"{score.warning}, probably because of what is named above"
-    return f"{score.warning}"
