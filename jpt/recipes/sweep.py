@@ -17,12 +17,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jpt.backbones.registry import Backbone
 from jpt.config import AMOUNTS, COUNTS, TuneOptions, check_amount, check_counts
@@ -40,7 +39,9 @@ from jpt.io.files import (
 from jpt.parallel import make_mesh
 from jpt.results.prompt_table import short_task
 from jpt.results.provenance import environment_info
+from jpt.results.value_checks import check_values
 from jpt.tuning.bound_task import Splits, resolve_backbone, resolve_options, resolve_task
+from jpt.tuning.logging import StepBar
 from jpt.tuning.multi_run import (
     SlotRun,
     SlotSchedule,
@@ -442,35 +443,17 @@ def is_finished(out: Path, name: str) -> bool:
 # --- Progress
 
 
-class SweepProgress:
+class SweepProgress(StepBar):
     """Progress bar over the steps of all runs, with a line for every finished run."""
 
     def __init__(self, runs: int, done: int, shown: bool = True) -> None:
-        self._runs, self._done, self._shown = runs, done, shown
+        super().__init__(shown)
+        self._runs, self._done = runs, done
         self._best: tuple[str, float] | None = None
-        self._bar = tqdm(disable=True)
-
-    def __enter__(self) -> SweepProgress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.close()
 
     def planned(self, steps: int, groups: int) -> None:
         """Start the bar over the remaining steps."""
-        self._bar = tqdm(
-            total=steps,
-            disable=not self._shown,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+        self.start(steps)
         self.say(
             f"{self._done} of {self._runs} runs done; {steps} steps left in {groups}"
             f" group{'' if groups == 1 else 's'} of runs"
@@ -501,11 +484,6 @@ class SweepProgress:
             found = record["validation"][record["metric"]]
             outcome = f"validation {record['metric']} {found:.3f} at step {record['best_step']}"
         self.say(f"[{self._done}/{self._runs}] {run}: {outcome}")
-
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        if self._shown:
-            self._bar.write(line, file=sys.stderr)
 
 
 # --- Tables of runs and settings
@@ -699,13 +677,11 @@ class Search:
         ranges = {name: list(given) for name, given in self.plan.ranges.items()}
         if not path.exists():
             write_json(path, {"ranges": ranges, "trials_at_once": choose()})
-        stored = read_json(path)
-        expected = {"ranges": dict, "trials_at_once": int}
-        if not isinstance(stored, dict) or {k: type(stored.get(k)) for k in expected} != expected:
-            raise InputError(f"{path}: expected ranges and trials_at_once; give a new --out")
+        stored, cure = read_json(path), "give a new --out"
+        check_values(path, stored, cure, ("ranges", "trials_at_once"))
         if stored["ranges"] != ranges:
             raise InputError(
-                f"{folder} holds a search over {stored['ranges']}, not {ranges}; give a new --out"
+                f"{folder} holds a search over {stored['ranges']}, not {ranges}; {cure}"
             )
         return stored["trials_at_once"]
 

@@ -48,21 +48,19 @@ RANGES = {
     **dict.fromkeys(("hits", "chance_hits", "majority", "ratio"), _SHARE),
     **dict.fromkeys(("loss", "standard_error", "gradient_norm"), Range()),
     **dict.fromkeys(("elapsed_s", "rows_per_s"), Range()),
-    **dict.fromkeys(("rows", "steps"), _COUNT),
+    **dict.fromkeys(("rows", "steps", "trials_at_once"), _COUNT),
     **dict.fromkeys(("step", "best_step"), _INDEX),
 }
 """Range of every number whose name says what it is."""
 
-_MAY_BE_NULL = ("majority", "chance", "standard_error")  # of generative tasks, in older files
-_NOT_FINITE = ("value", "loss")  # null in a cell
+# Of generative tasks and in older files; in a cell, what is not finite.
+_MAY_BE_NULL = ("majority", "chance", "standard_error", "value", "loss")
 _SPLITS = ("validation", "test", "average")
 # Tables by names of users, and lists: the range of each value, or what each record in them needs.
 _TABLES: dict[str, Range | tuple[str, ...]] = {
     **{"counts": _INDEX, "weights": _SHARE, "by_task": _SIGNED, "unseen": Range()},
     **{"targets": ("metric", "unmasked", "masks"), "masks": ("runs",), "runs": ("value",)},
 }
-
-Fault = tuple[str, str, Any]  # key, what was expected, and the value
 
 
 def expected_instead(name: str, value: Any, metric: str | None = None) -> str | None:
@@ -85,15 +83,6 @@ def check_score(where: str | Path, metric: str, value: float, cure: str) -> None
         raise InputError(f"{where}: {_show(metric, expected, value)}; {cure}")
 
 
-def find_cell_fault(record: Any) -> str | None:
-    """Return what is wrong with a cell as read from its file, or None."""
-    if isinstance(record, dict):
-        for key, expected, value in _faults(record, ""):
-            if value is not None or key not in _NOT_FINITE:
-                return _show(key, expected, value)
-    return None
-
-
 def _show(key: str, expected: str, value: Any) -> str:
     got = repr(value)
     return f"expected {expected} for {key}, got {got if len(got) <= 60 else f'{got[:57]}...'}"
@@ -101,8 +90,8 @@ def _show(key: str, expected: str, value: Any) -> str:
 
 def _faults(
     record: Any, key: str, needed: Sequence[str] = (), metric: str | None = None
-) -> Iterator[Fault]:
-    """Yield what is missing or out of range; a record may have the metric of the one around it."""
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield key, expected value and value of each fault; by the metric also of an outer record."""
     if not isinstance(record, dict):
         yield key or "the top level", "an object", record
         return
@@ -124,7 +113,7 @@ def _faults(
 
 def _table_faults(
     table: Any, key: str, allowed: Range | tuple[str, ...], metric: str | None
-) -> Iterator[Fault]:
+) -> Iterator[tuple[str, str, Any]]:
     if not isinstance(table, dict | list):
         yield key, "an object", table
         return

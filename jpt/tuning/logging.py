@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import numpy as np
@@ -400,23 +400,24 @@ def _is_learnt(line: Mapping[str, Any]) -> bool:
     return line.get("measures", {}).get("accuracy", 0.0) > level
 
 
-class Progress:
-    """A progress bar on stderr with loss, validation score, speed and remaining time."""
+class StepBar:
+    """A progress bar on stderr, with lines above it."""
 
-    def __init__(self, steps: int, first: int = 0, shown: bool = True) -> None:
-        self._fields: dict[str, str] = {}
-        self._constant = ConstantPredictions(steps)
-        self._bar = tqdm(
-            total=steps,
-            initial=first,
-            disable=not shown,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+    def __init__(self, shown: bool = True) -> None:
+        self._shown, self._bar = shown, tqdm(disable=True)
 
-    def __enter__(self) -> Progress:
+    def start(self, steps: int, first: int = 0) -> None:
+        """Show the bar."""
+        look = {"unit": "step", "dynamic_ncols": True, "mininterval": 0.5}
+        hidden = not self._shown
+        self._bar = tqdm(total=steps, initial=first, disable=hidden, file=sys.stderr, **look)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self._shown:
+            self._bar.write(line, file=sys.stderr)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -426,6 +427,16 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
+
+
+class Progress(StepBar):
+    """The progress bar of a run, with loss, validation score, speed and remaining time."""
+
+    def __init__(self, steps: int, first: int = 0, shown: bool = True) -> None:
+        super().__init__(shown)
+        self._fields: dict[str, str] = {}
+        self._constant = ConstantPredictions(steps)
+        self.start(steps, first)
 
     def stepped(self, loss: float, rows_per_s: float) -> None:
         """Show a finished step."""
@@ -438,11 +449,6 @@ class Progress:
         self._fields[score.metric] = f"{score.value:.3f}"
         if warning := self._constant.warning(score, step, history):
             self.say(f"warning: {warning}")
-
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        if not self._bar.disable:
-            self._bar.write(line, file=sys.stderr)
 
 
 def peak_memory_mb() -> int:
