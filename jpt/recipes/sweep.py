@@ -226,19 +226,15 @@ def _zipped(table: Any) -> list[dict[str, Any]]:
     if not isinstance(table, dict) or not table:
         raise InputError(f"[[zip]] is {table!r}; expected a table of lists")
     _known("field of [[zip]]", table, FIELDS)
-    values = {name: _zip_list(name, given) for name, given in table.items()}
-    counts = {name: len(given) for name, given in values.items()}
+    for name, given in table.items():
+        if not isinstance(given, list) or not given:
+            raise InputError(f"{name} in [[zip]] is {given!r}; give a list of values")
+    counts = {name: len(given) for name, given in table.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(f"the lists of [[zip]] differ in length: {listed}")
     (count,) = set(counts.values())
-    return [{name: given[number] for name, given in values.items()} for number in range(count)]
-
-
-def _zip_list(name: str, given: Any) -> list[Any]:
-    if not isinstance(given, list) or not given:
-        raise InputError(f"{name} in [[zip]] is {given!r}; give a list of values")
-    return given
+    return [{name: given[number] for name, given in table.items()} for number in range(count)]
 
 
 def _named(combined: Sequence[dict[str, Any]], varied: Sequence[str]) -> Iterator[SweepRun]:
@@ -433,11 +429,6 @@ def open_runs(group: RunGroup, parts: Mapping[str, PreparedRun], out: Path) -> d
         name: SlotRun(parts[name], RunFolder(out / RUNS / name, parts[name].config()))
         for name in group.runs
     }
-
-
-def is_finished(out: Path, name: str) -> bool:
-    """Return whether a run has its result."""
-    return (out / RUNS / name / RESULT).exists()
 
 
 # --- Progress
@@ -857,10 +848,11 @@ def _ended_groups(folder: Path) -> list[tuple[str, list[str]]]:
     groups = [
         (path.parent.name, read_json(path)) for path in (folder / GROUPS).glob(f"*/{GROUP_RUNS}")
     ]
-    return [(group, names) for group, names in groups if all(_ended(folder, n) for n in names)]
+    return [(group, names) for group, names in groups if all(has_ended(folder, n) for n in names)]
 
 
-def _ended(folder: Path, name: str) -> bool:
+def has_ended(folder: Path, name: str) -> bool:
+    """Return whether a run has its result or diverged."""
     path = folder / RUNS / name
     return (path / RESULT).exists() or read_diverged(path) is not None
 

@@ -132,14 +132,19 @@ def _backbone_of(
     return model
 
 
+def describe_level(metric: str, majority: float | None, chance: float | None) -> str:
+    """Return the score of a constant prediction as text."""
+    if metric == "accuracy" or chance is None:  # others are no share of rows
+        return f"majority class {majority:.3f}"
+    return f"chance level {chance:.3f}"
+
+
 def describe_score(score: Score, task: str, split: str) -> str:
     """Return a score as one line, and a warning if all rows have the same prediction."""
     line = f"{task} {split}: {score.metric} {score.value:.3f} over {score.rows} rows"
     if score.generated is None:
         counts = ", ".join(f"{label} {count}" for label, count in score.counts.items())
-        level = f"majority class {score.majority:.3f}"
-        if score.metric != "accuracy" and score.chance is not None:  # not a share of rows
-            level = f"chance level {score.chance:.3f}"
+        level = describe_level(score.metric, score.majority, score.chance)
         line += f" ({level}; predicted {counts})"
     else:
         others = [f"{n} {v:.3f}" for n, v in score.measures.items() if n != score.metric]

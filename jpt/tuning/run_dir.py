@@ -209,25 +209,16 @@ class Checkpoints:
         """Raise InputError if a checkpoint is of another run."""
         if self.identity is None:
             return
-        stored = self._metadata(self.folder / str(step))
-        identity = stored.get(_IDENTITY)
-        if identity is None:  # of an earlier version
-            if is_first():
-                note = f"the checkpoint of step {step} does not name its run"
-                print(f"{self.folder}: {note}; only its weights are checked", file=sys.stderr)
-            weights = stored.get("backbone") or self.identity.get("fingerprint")
-            identity = {**self.identity, "fingerprint": weights}
-        if found := differences(identity, self.identity):
+        try:
+            metadata = self._orbax.checkpointables_metadata(self.folder / str(step)).custom_metadata
+            found = differences(dict(metadata[_IDENTITY]), self.identity)
+        except (ValueError, KeyError, TypeError, OSError):
+            found = ["its version did not record the run"]
+        if found:
             raise InputError(
                 f"{self.folder}: expected a checkpoint of this run, got one of another run at step "
                 f"{step}: {shorten(found, 4)}; {cure}"
             )
-
-    def _metadata(self, folder: Path) -> dict[str, Any]:
-        try:
-            return dict(self._orbax.checkpointables_metadata(folder).custom_metadata or {})
-        except (ValueError, KeyError, OSError):  # of a version without metadata
-            return {}
 
     def _finish(self, step: int, response: Any) -> None:
         """Wait for orbax in the background, then finalise the checkpoint."""

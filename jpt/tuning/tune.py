@@ -46,7 +46,7 @@ from jpt.tuning.bound_task import (
     resolve_options,
     resolve_task,
 )
-from jpt.tuning.evaluate import write_predictions
+from jpt.tuning.evaluate import describe_level, write_predictions
 from jpt.tuning.logging import LogSinks, Progress, parse_sinks, peak_memory_mb, plot_loss
 from jpt.tuning.losses import Answer
 from jpt.tuning.run_dir import (
@@ -386,11 +386,13 @@ class TuneResult:
     def describe(self) -> str:
         """Return scores, loss curve and prompt file in a few lines."""
         record, metric = self.record, self.record["metric"]
-        scored = [
-            f"{name} {metric} {record[name][metric]:.3f}{_level(metric, record[name])}"
-            for name in ("test", "validation")
-            if name in record
-        ]
+        scored = []
+        for name in ("test", "validation"):
+            if (score := record.get(name)) is not None:
+                scored.append(f"{name} {metric} {score[metric]:.3f}")
+                if "majority" in score:
+                    level = describe_level(metric, score["majority"], score.get("chance"))
+                    scored[-1] += f" ({level})"
         lines = [
             f"{record['task']} on {record['backbone']}: {', '.join(scored)}; best at step "
             f"{record['best_step']} of {record['steps']}, {record['elapsed_s']:.0f} s"
@@ -399,15 +401,6 @@ class TuneResult:
         if self.folder is not None:
             lines.append(f"prompt: {self.folder / BEST}")
         return "\n".join(lines)
-
-
-def _level(metric: str, score: dict[str, Any]) -> str:
-    """Return the score of a constant prediction, for classification."""
-    if "majority" not in score:
-        return ""
-    if metric == "accuracy" or score.get("chance") is None:
-        return f" (majority class {score['majority']:.3f})"
-    return f" (chance level {score['chance']:.3f})"
 
 
 @dataclass(frozen=True)

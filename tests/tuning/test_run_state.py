@@ -278,6 +278,10 @@ VALUES = [
     ("tune", "result.json", {"validation": {}, "metric": "f1"}, "validation.f1, got None"),
     ("tune", "result.json", {"validation": 3}, "an object for validation, got 3"),
     ("tune", "result.json", {"metric": 3}, "for metric, got 3"),
+    ("report", "mask.json", {"targets": {"mnli": {"unmasked": 8}}}, "mnli.unmasked, got 8"),
+    ("report", "transfer.json", {"targets": {"mnli": {"rows": -1}}}, "rows, got -1"),
+    ("report", "prompts/imdb/metrics.jsonl", {"accuracy": 6}, "accuracy, got 6"),
+    ("report", "prompts/imdb/result.json", {"validation": {"accuracy": 8}}, "accuracy, got 8"),
 ]
 
 
@@ -285,38 +289,27 @@ VALUES = [
 def test_values_out_of_range(
     run: Run, place: Place, tmp_path: Path, kind: str, file: str, change: dict, message: str
 ) -> None:
-    out = place.finished(run, kind, tmp_path / "out")
+    out = tmp_path / "out"
+    command = ("report", out) if kind == "report" else place.command(kind, out)
+    write_study(out) if kind == "report" else place.finished(run, kind, out)
     for result in ("result.json", "mask.json"):  # finished: other files are not read
         if file.endswith("l"):
             (out / result).unlink(missing_ok=True)
     edit(out / file, lambda record: merged(record, change), 1)
     where = f"{file}, line 2: " if file.endswith("l") else f"{file}: "
-    assert_refused(run(*place.command(kind, out)), f"{where}expected .*{message}")
+    assert_refused(run(*command), f"{where}expected .*{message}")
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "message"),
-    [
-        ("transfer.csv", "accuracy,0.8\n", "accuracy,5.0\n", "csv, line 2: .* accuracy, got 5.0"),
-        ("mask.json", '"unmasked": 0.8', '"unmasked": 8.0', "targets.mnli.unmasked, got 8.0"),
-        ("transfer.json", '"rows": 1821', '"rows": -1', "rows, got -1"),
-        ("prompts/imdb/metrics.jsonl", '"accuracy": 0.6', '"accuracy": 6', "line 2: .*, got 6"),
-        ("prompts/imdb/result.json", '"accuracy": 0.81', '"accuracy": 8', "accuracy, got 8"),
-    ],
-)
-def test_study_out_of_range(
-    run: Run, place: Place, tmp_path: Path, file: str, old: str, new: str, message: str
-) -> None:
-    path = write_study(tmp_path / "study") / file
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    assert_refused(run("report", tmp_path / "study"), message)
-    if file == "transfer.csv":
-        task = ("--task", place.mood, *SHORT)
-        indicators = ("indicators", "--transfer", path, "--out", tmp_path / "out")
-        for given in (indicators, ("recommend", *task, "--known", path)):
-            assert_refused(run(*given, "--prompts", place.prompts), message)
+def test_matrix_out_of_range(run: Run, place: Place, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study")
+    matrix = study / "transfer.csv"
+    matrix.write_text(matrix.read_text().replace("accuracy,0.8\n", "accuracy,5.0\n", 1))
+    for given in (
+        ("report", study),
+        ("indicators", "--prompts", place.prompts, "--transfer", matrix, "--out", tmp_path / "out"),
+        ("recommend", "--prompts", place.prompts, "--task", place.mood, "--known", matrix, *SHORT),
+    ):
+        assert_refused(run(*given), "transfer.csv, line 2: expected .* for accuracy, got 5.0")
 
 
 # --- Folders that vanish during a command
