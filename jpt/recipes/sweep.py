@@ -848,7 +848,11 @@ def _ended_groups(folder: Path) -> list[tuple[str, list[str]]]:
     groups = [
         (path.parent.name, read_json(path)) for path in (folder / GROUPS).glob(f"*/{GROUP_RUNS}")
     ]
-    return [(group, names) for group, names in groups if all(has_ended(folder, n) for n in names)]
+    return [
+        (group, names)
+        for group, names in groups
+        if isinstance(names, list) and all(has_ended(folder, str(name)) for name in names)
+    ]
 
 
 def has_ended(folder: Path, name: str) -> bool:
