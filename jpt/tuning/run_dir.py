@@ -265,7 +265,8 @@ class Checkpoints:
             message = write_error(self.folder, OSError(errno.ENOSPC, ""))
         else:  # its files were removed meanwhile
             reason = str(error).split("\n")[0][:200]
-            message = f"{self.folder}: cannot write the checkpoint of step {step} ({reason})"
+            where = f"{self.folder}: cannot write the checkpoint of step {step}"
+            message = InputError(f"{where} ({reason})")
         self.remove_leftovers()  # to free disk space
         return InputError(f"{message}; the state of step {self._latest() or 0} is kept")
 
