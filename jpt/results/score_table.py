@@ -12,7 +12,7 @@ from typing import Any
 from jpt.distributed import is_first, on_first
 from jpt.errors import InputError
 from jpt.io.files import OutFolder, parse_json, read_bytes, write_error
-from jpt.results.value_checks import find_cell_fault
+from jpt.results.value_checks import check_values
 from jpt.types import Score
 
 CELLS = "cells.jsonl"
@@ -138,10 +138,9 @@ def _parse(line: bytes, path: Path, number: int) -> Cell:
     where, cure = f"{path}, line {number}", "remove this line, or the file to score all cells again"
     try:
         record = parse_json(line, where)
-        fault = find_cell_fault(record)
-        if fault is None:
-            return _from_json(record)
+        cell = _from_json(record)
     except (ValueError, KeyError, TypeError):
         shown = f"({line[:60]!r})"
         raise InputError(f"{where}: not a cell of a transfer matrix {shown}; {cure}") from None
-    raise InputError(f"{where}: {fault}; {cure}")
+    check_values(where, record, cure)
+    return cell

@@ -414,15 +414,9 @@ def learn_mixture(
     if folder is None:
         return _run(study, None, None, progress, started_s)
     if (record := folder.result) is not None:
-        return _finished(study, folder, record)
+        return _result(study, load_prompt(folder.path / BEST), record, folder)
     with folder.lock(), folder.checkpoints() as saves:
         return _run(study, folder, saves, progress, started_s)
-
-
-def _finished(study: _Study, folder: RunFolder, record: dict[str, Any]) -> MixtureResult:
-    prompt = load_prompt(folder.path / BEST)
-    folder.check_card(BEST, prompt.card, record["best_step"])
-    return _result(study, prompt, record, folder)
 
 
 def _options(**options: Any) -> TuneOptions:

@@ -1068,17 +1068,12 @@ def train_projector(
     plan = plan_projector(*inputs, ProjectorOptions(**options))
     folder = None if out is None else RunFolder(Path(out), plan.config)
     if folder is not None and (record := folder.result) is not None:
-        return _finished(folder, record)
+        projector = load_projector(folder.path)
+        return ProjectorResult(projector, record, folder.history(), folder.path)
     if folder is None:
         return _run(plan, None, None, progress, started_s)
     with folder.lock(), folder.checkpoints() as checkpoints:
         return _run(plan, folder, checkpoints, progress, started_s)
-
-
-def _finished(folder: RunFolder, record: dict[str, Any]) -> ProjectorResult:
-    projector = load_projector(folder.path)
-    folder.check_card(PROJECTOR_FILE, projector.card, record["best_step"])
-    return ProjectorResult(projector, record, folder.history(), folder.path)
 
 
 def _run(
