@@ -82,8 +82,7 @@ def evaluate(
         task: task, task name or task folder; its label words must be in the vocabulary.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         backbone: overrides that of the prompt card; must have the same width.
-        max_tokens: longest text in tokens; default: that of tuning on its own task, else the
-            backbone's.
+        max_tokens: longest text in tokens; default: as tuned on its own task, else the backbone's.
         answer_tokens: longest generated answer in tokens; likewise, else the task's.
         label_scoring: by all tokens of a label word (``"phrase"``, the last default) or by its
             ``"first_token"``; likewise.
