@@ -61,7 +61,7 @@ def shorten(names: Sequence[str], most: int = 8) -> str:
 
 
 class DataWarning(UserWarning):
-    """Rows that are read but may not mean what they seem to: one line with counts.
+    """Rows or weights that may not mean what they seem to: one line, with counts of rows.
 
     The command line prints it to stderr, once; in Python it is a warning like any other.
 

@@ -369,7 +369,7 @@ def test_getting_started_works_in_an_empty_folder(tmp_path: Path) -> None:
     assert len(matrix) == 1 + 4 * (4 + 2)  # four prompts, an untrained one and none
     for file in ("relative.csv", "neurons.npz", "indicators.csv", "correlation.json"):
         assert (study / file).stat().st_size > 0
-    assert "All 4 in-task prompts score above the majority class" in printed
+    assert "All 4 in-task prompts score above chance" in printed
     page = (study / "report.html").read_text()
     assert all(name in page for name in TUNED)
     assert "[good] a film to love" in printed

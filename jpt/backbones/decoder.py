@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,9 +32,7 @@ from jpt.backbones.layers import (
 )
 from jpt.backbones.loading import (
     TensorRule,
-    TensorSource,
     Weights,
-    differs,
     read_choice,
     read_flag,
     read_number,
@@ -502,30 +498,6 @@ _PARTITION = (
 )
 
 
-def decoder_weights(
-    rules: Callable[[DecoderConfig], list[TensorRule]], ignored: tuple[str, ...]
-) -> Weights:
-    """Build the checkpoint format of a decoder from its rules without the head."""
-
-    def with_head(config: DecoderConfig) -> list[TensorRule]:
-        words, *others = rules(config)
-        if config.tied_head:  # a file may have the table under either name
-            return [dataclasses.replace(words, aliases=(*words.aliases, HEAD)), *others]
-        return [words, *others, TensorRule("head/words", HEAD, words.shape)]
-
-    def resolve(source: TensorSource, config: DecoderConfig, where: str) -> DecoderConfig:
-        del where
-        words = rules(config)[0].find(None, source.shapes)
-        if config.tied_head and differs(source, HEAD, words):
-            return dataclasses.replace(config, tied_head=False)
-        return config
-
-    def unused(config: DecoderConfig) -> tuple[str, ...]:
-        return (*ignored, re.escape(HEAD)) if config.tied_head else ignored
-
-    return Weights(with_head, unused, resolve, _PARTITION)
-
-
 # --- Checkpoints: GPT-2
 
 # Absent from checkpoints of the model without its head.
@@ -537,7 +509,7 @@ _GPT2_IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)
 
 
 def gpt2_rules(config: DecoderConfig) -> list[TensorRule]:
-    """Return the loading rules of GPT-2 without the head."""
+    """Return the loading rules of GPT-2."""
     width, neurons, layers = config.width, config.neurons, config.layers
     rules = [
         _rule("embeddings/word", "wte.weight", (config.vocabulary, width)),
@@ -552,6 +524,7 @@ def gpt2_rules(config: DecoderConfig) -> list[TensorRule]:
         *_gpt2_norm("layer/attention_norm", f"{GPT2_LAYER}.ln_1", width, layers),
         *_gpt2_norm("layer/feed_forward_norm", f"{GPT2_LAYER}.ln_2", width, layers),
         *_gpt2_norm("final_norm", "ln_f", width, 0),
+        TensorRule("head/words", HEAD, (config.vocabulary, width)),
     ]
     return rules
 
@@ -590,7 +563,7 @@ def _rule(
     return TensorRule(path, ROOT + name, shape, aliases=(name,), layers=layers, part=part)
 
 
-GPT2_WEIGHTS = decoder_weights(gpt2_rules, _GPT2_IGNORED)
+GPT2_WEIGHTS = Weights(gpt2_rules, _GPT2_IGNORED, _PARTITION)
 """Checkpoint format of GPT-2."""
 
 
@@ -603,7 +576,7 @@ _LLAMA_IGNORED = (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)
 
 
 def llama_rules(config: DecoderConfig) -> list[TensorRule]:
-    """Return the loading rules of Llama and Qwen2 without the head."""
+    """Return the loading rules of Llama and Qwen2."""
     width, neurons = config.width, config.neurons
     queries = config.heads * config.head_width
     keys = config.key_heads * config.head_width
@@ -621,6 +594,7 @@ def llama_rules(config: DecoderConfig) -> list[TensorRule]:
         _llama_norm(config, "attention_norm", "input_layernorm"),
         _llama_norm(config, "feed_forward_norm", "post_attention_layernorm"),
         TensorRule("final_norm/scale", "model.norm.weight", (width,)),
+        TensorRule("head/words", HEAD, (config.vocabulary, width)),
     ]
 
 
@@ -638,7 +612,7 @@ def _llama_norm(config: DecoderConfig, ours: str, theirs: str) -> TensorRule:
     return TensorRule(f"layer/{ours}/scale", name, (config.width,), layers=config.layers)
 
 
-LLAMA_WEIGHTS = decoder_weights(llama_rules, _LLAMA_IGNORED)
+LLAMA_WEIGHTS = Weights(llama_rules, _LLAMA_IGNORED, _PARTITION)
 """Checkpoint format of Llama and Qwen2."""
 
 

@@ -26,6 +26,7 @@ from jpt.backbones.loading import (
     TensorSource,
     Weights,
     differs,
+    read_flag,
     read_number,
     read_whole,
     split_layers,
@@ -81,7 +82,7 @@ class EncoderConfig:
                 f"where the positions of text start, got {positions}"
             )
         activation = config.get("hidden_act", "gelu")
-        is_tied = bool(config.get("tie_word_embeddings", True))
+        is_tied = read_flag(config, "tie_word_embeddings", True)
         return cls(
             model_type=model_type,
             vocabulary=read_whole(config, "vocab_size"),
@@ -146,19 +147,12 @@ _LAYER_NORMS = {
 }
 # Unused tensors of published checkpoints: poolers, the next-sentence head, position buffers and
 # copies of a tied decoder. (An untied head uses decoder.bias, and the other bias is unused.)
-_IGNORED = {
-    "bert": (
-        r"bert\.pooler\..*",
-        r"cls\.seq_relationship\..*",
-        r"bert\.embeddings\.(position_ids|token_type_ids)",
-        r"cls\.predictions\.(decoder\.weight|decoder\.bias|bias)",
-    ),
-    "roberta": (
-        r"roberta\.pooler\..*",
-        r"roberta\.embeddings\.(position_ids|token_type_ids)",
-        r"lm_head\.(decoder\.weight|decoder\.bias|bias)",
-    ),
-}
+_IGNORED = (
+    r"(bert|roberta)\.pooler\..*",
+    r"cls\.seq_relationship\..*",
+    r"(bert|roberta)\.embeddings\.(position_ids|token_type_ids)",
+    r"(cls\.predictions|lm_head)\.(decoder\.bias|bias)",
+)
 _DECODER = {"bert": "cls.predictions.decoder.weight", "roberta": "lm_head.decoder.weight"}
 _DECODER_BIAS = {"bert": "cls.predictions.decoder.bias", "roberta": "lm_head.decoder.bias"}
 _HEAD_BIAS = {"bert": "cls.predictions.bias", "roberta": "lm_head.bias"}
@@ -178,9 +172,9 @@ def encoder_rules(config: EncoderConfig) -> list[TensorRule]:
     root = "bert" if config.is_bert else "roberta"
     table, width = f"{root}.embeddings", config.width
     positions = config.positions + config.position_offset
-    words, head = (config.vocabulary, width), (_DECODER[root],) if config.tied_head else ()
+    words = (config.vocabulary, width)
     rules = [
-        TensorRule("embeddings/word", f"{table}.word_embeddings.weight", words, aliases=head),
+        TensorRule("embeddings/word", f"{table}.word_embeddings.weight", words),
         TensorRule(
             "embeddings/position", f"{table}.position_embeddings.weight", (positions, width)
         ),
@@ -208,14 +202,12 @@ def _head_rules(config: EncoderConfig) -> list[TensorRule]:
     bias, other = _HEAD_BIAS[kind], _DECODER_BIAS[kind]
     if not config.tied_bias:
         bias, other = other, bias
-    rules = [
+    return [
         *_linear("head/transform", f"{transform}.dense", width, width),
         *_norm("head/norm", norm, width),
         TensorRule("head/bias", bias, (config.vocabulary,), aliases=(other,)),
+        TensorRule("head/words", _DECODER[kind], (config.vocabulary, width)),
     ]
-    if not config.tied_head:
-        rules.append(TensorRule("head/words", _DECODER[kind], (config.vocabulary, width)))
-    return rules
 
 
 def _linear(path: str, name: str, inputs: int, outputs: int, layers: int = 0) -> list[TensorRule]:
@@ -238,7 +230,7 @@ def _norm(path: str, name: str, width: int, layers: int = 0) -> list[TensorRule]
 
 
 def _resolve(source: TensorSource, config: EncoderConfig, where: str) -> EncoderConfig:
-    """Untie the head if the checkpoint has its own; raise InputError if it has none."""
+    """Untie the bias if the file has two; raise InputError if it has no head."""
     kind = "bert" if config.is_bert else "roberta"
     head = "cls.predictions." if config.is_bert else "lm_head."
     if not any(name.startswith(head) for name in source.shapes):
@@ -246,17 +238,13 @@ def _resolve(source: TensorSource, config: EncoderConfig, where: str) -> Encoder
             f"{where} has no masked-LM head (no tensor '{head}*'), which is needed to score label "
             "words; use a checkpoint of the masked-LM model"
         )
-    words = (_DECODER[kind], f"{kind}.embeddings.word_embeddings.weight")
-    return dataclasses.replace(
-        config,
-        tied_head=config.tied_head and not differs(source, *words),
-        tied_bias=config.tied_bias and not differs(source, _DECODER_BIAS[kind], _HEAD_BIAS[kind]),
-    )
+    own = differs(source, _DECODER_BIAS[kind], _HEAD_BIAS[kind])
+    return dataclasses.replace(config, tied_bias=config.tied_bias and not own)
 
 
 ENCODER_WEIGHTS = Weights(
-    rules=encoder_rules,
-    ignored=lambda config: _IGNORED["bert" if config.is_bert else "roberta"],
+    untied_rules=encoder_rules,
+    ignored=_IGNORED,
     resolve=_resolve,
     partition=(
         *split_layers(_SPLIT),

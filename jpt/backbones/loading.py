@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import jax
@@ -14,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jpt.distributed import is_first
-from jpt.errors import InputError
+from jpt.errors import InputError, shorten, warn_data
 from jpt.io.tensors import FLOATS, count_not_finite
 from jpt.parallel import PartitionTable
 from jpt.types import Parameters
@@ -197,45 +195,30 @@ def _read(
     source: TensorSource, rule: TensorRule, numbers: range | int | None, dtype: np.dtype
 ) -> np.ndarray:
     """Read one parameter; the tensors of several layers are stacked."""
-    # A value beyond the range of the dtype becomes infinite and is reported.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if not isinstance(numbers, range):
-            values = np.ascontiguousarray(_read_one(source, rule, numbers), dtype)
-            _check_finite(source, rule, numbers, values)
-            return values
-        stack: np.ndarray | None = None
-        for index, layer in enumerate(numbers):
-            tensor = _read_one(source, rule, layer)
-            if stack is None:
-                stack = np.empty((len(numbers), *tensor.shape), dtype)
-            stack[index] = tensor
-            _check_finite(source, rule, layer, stack[index])
-        assert stack is not None, "rules have at least one layer"
-        return stack
+    if not isinstance(numbers, range):
+        return np.ascontiguousarray(_read_one(source, rule, numbers, dtype))
+    stack: np.ndarray | None = None
+    for index, layer in enumerate(numbers):
+        tensor = _read_one(source, rule, layer, dtype)
+        if stack is None:
+            stack = np.empty((len(numbers), *tensor.shape), dtype)
+        stack[index] = tensor
+    assert stack is not None, "rules have at least one layer"
+    return stack
 
 
-def _check_finite(
-    source: TensorSource, rule: TensorRule, layer: int | None, values: np.ndarray
-) -> None:
-    """Raise InputError if values of a tensor are NaN or infinite."""
-    count = count_not_finite(values)
-    if not count:
-        return
-    name = rule.find(layer, source.shapes)
-    assert name is not None, "it was read"
-    cure = "download or convert the model again"
-    if not count_not_finite(np.ascontiguousarray(_read_one(source, rule, layer))):
-        cure = f"its values exceed the range of {values.dtype}: load the model in another dtype"
-    raise InputError(
-        f"{source.origin(name)}: expected finite weights, got NaN or infinity in {count} of "
-        f"{values.size} values; {cure}"
-    )
-
-
-def _read_one(source: TensorSource, rule: TensorRule, layer: int | None) -> np.ndarray:
+def _read_one(
+    source: TensorSource, rule: TensorRule, layer: int | None, dtype: np.dtype
+) -> np.ndarray:
     name = rule.find(layer, source.shapes)
     assert name is not None, "_check found it"
-    tensor = source.read(name)
+    with np.errstate(over="ignore", invalid="ignore"):  # what exceeds the dtype is infinite
+        tensor = source.read(name).astype(dtype, copy=False)
+    if count := count_not_finite(tensor):
+        raise InputError(
+            f"{source.origin(name)}: expected finite weights in {dtype}, got NaN or infinity in "
+            f"{count} of {tensor.size} values; download or convert the model again"
+        )
     tensor = tensor.T if rule.transpose else tensor
     if rule.part is None:
         return tensor
@@ -256,7 +239,7 @@ def _check(
 ) -> None:
     """Raise InputError for tensors of wrong names, shapes or types before any data is read."""
     used, missing, misshaped = set(), {}, {}
-    shapes = source.shapes
+    shapes, dtypes = source.shapes, source.dtypes
     for rule in rules:
         for layer in rule.numbers:
             name = rule.find(layer, shapes)
@@ -264,14 +247,18 @@ def _check(
                 missing[rule.name.replace(LAYER, str(layer))] = None
                 continue
             used.add(name)
+            if dtypes[name].type not in FLOATS:  # e.g. quantised, without their scales
+                raise InputError(
+                    f"{source.origin(name)}: expected weights in float32, bfloat16, float16 or "
+                    f"float64, got {dtypes[name]}; use the unquantised weights of the model"
+                )
             if tuple(shapes[name]) != rule.shape:
                 found, expected = list(shapes[name]), list(rule.shape)
                 misshaped[f"{name} is {found}, expected {expected}"] = None
-    _check_types(source, used, where)
     pattern = re.compile("|".join(ignored) or r"(?!)")
     unexpected = [n for n in shapes if n not in used and not pattern.fullmatch(n)]
     problems = [
-        f"{what}: {_shown(list(names))}"
+        f"{what}: {shorten(list(names), SHOWN)}"
         for what, names in (
             ("missing", missing),
             ("misshaped", misshaped),
@@ -283,26 +270,14 @@ def _check(
         raise InputError(f"{where} does not match its config.json; {'; '.join(problems)}")
 
 
-def _check_types(source: TensorSource, names: Iterable[str], where: str) -> None:
-    """Raise InputError if weights are integers, e.g. quantised ones without their scales."""
-    dtypes = {name: source.dtypes[name] for name in sorted(names)}
-    wrong = [name for name, dtype in dtypes.items() if dtype.type not in FLOATS]
-    if wrong:
-        kinds = ", ".join(sorted({str(dtypes[name]) for name in wrong}))
-        raise InputError(
-            f"{where}: expected weights in float32, bfloat16, float16 or float64, got {kinds} in "
-            f"{_shown(wrong)}; use the unquantised weights of the model"
-        )
-
-
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
 # --- Checkpoint formats of model families
 
 Split = tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+def _as_it_is(source: TensorSource, config: Any, where: str) -> Any:
+    del source, where
+    return config
 
 
 def _no_check(source: TensorSource, where: str) -> None:
@@ -313,12 +288,20 @@ def _no_check(source: TensorSource, where: str) -> None:
 class Weights:
     """Checkpoint format and partition table of a model family."""
 
-    rules: Callable[[Any], list[TensorRule]]  # loading rules of a config
-    ignored: Callable[[Any], tuple[str, ...]]  # regular expressions of unused tensor names
-    # ``resolve(source, config, where)``: the config after a look at the file, e.g. an untied head
-    resolve: Callable[[TensorSource, Any, str], Any]
+    untied_rules: Callable[[Any], list[TensorRule]]  # of a config: word table first, head last
+    ignored: tuple[str, ...]  # regular expressions of unused tensor names
     partition: PartitionTable  # mesh axes of each parameter path
+    # ``resolve(source, config, where)``: the config after a look at the names in the file
+    resolve: Callable[[TensorSource, Any, str], Any] = _as_it_is
     check: Callable[[TensorSource, str], None] = _no_check  # further check of the loaded file
+
+    def rules(self, config: Any) -> list[TensorRule]:
+        """Return the loading rules of a config."""
+        words, *others, head = self.untied_rules(config)
+        if not config.tied_head:
+            return [words, *others, head]
+        # A file may have the table under either name.
+        return [dataclasses.replace(words, aliases=(*words.aliases, head.name)), *others]
 
     def load(
         self,
@@ -329,29 +312,24 @@ class Weights:
         place: Placer | None = None,
     ) -> tuple[Any, Parameters]:
         """Return the resolved config and the parameters of a checkpoint."""
+        words, *_, head = self.untied_rules(config)
         resolved = self.resolve(source, config, where)
-        rules, ignored = self.rules(resolved), self.ignored(resolved)
-        params = load_parameters(source, rules, ignored, dtype, where, place)
+        if config.tied_head and differs(source, head.name, words.find(None, source.shapes)):
+            resolved = dataclasses.replace(resolved, tied_head=False)
+        ignored = (*self.ignored, re.escape(head.name))
+        params = load_parameters(source, self.rules(resolved), ignored, dtype, where, place)
         self.check(source, where)
         if resolved != config:
-            _note_untied(where)
+            warn_data(
+                f"{where}: the config ties the head to the word embeddings, but the file has a "
+                "head with other values; the file's head is used, as in transformers 5 (set "
+                "tie_word_embeddings to false to omit this warning)"
+            )
         return resolved, params
 
     def write(self, params: Parameters, config: Any) -> dict[str, np.ndarray]:
         """Return the tensors of a Hugging Face checkpoint."""
         return write_parameters(params, self.rules(config))
-
-
-@cache
-def _note_untied(where: str) -> None:
-    """Print a note on stderr, once per file and process."""
-    if is_first():
-        print(
-            f"note: {where}: the config ties the head to the word embeddings, but the file has a "
-            "head with other values; the file's head is used, as in transformers 5 (set "
-            "tie_word_embeddings to false to omit this note)",
-            file=sys.stderr,
-        )
 
 
 def split_layers(split: Split) -> tuple[tuple[str, PartitionSpec], ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -413,11 +412,12 @@ _SPLIT = (
 def t5_rules(config: T5Config) -> list[TensorRule]:
     """Return the loading rule of every parameter."""
     table = (config.vocabulary, config.width)
-    aliases = (*_COPIES, *([_HEAD] * config.tied_head))
-    rules = [TensorRule("embeddings/word", _WORDS, table, aliases=aliases)]
-    if not config.tied_head:
-        rules.append(TensorRule("head/words", _HEAD, table))
-    return [*rules, *_stack_rules("encoder", config), *_stack_rules("decoder", config)]
+    return [
+        TensorRule("embeddings/word", _WORDS, table, aliases=_COPIES),
+        *_stack_rules("encoder", config),
+        *_stack_rules("decoder", config),
+        TensorRule("head/words", _HEAD, table),
+    ]
 
 
 def _stack_rules(stack: str, config: T5Config) -> list[TensorRule]:
@@ -473,27 +473,9 @@ def _norm(path: str, name: str, config: T5Config, depth: int = 0) -> TensorRule:
     return TensorRule(f"{path}/scale", f"{name}.weight", (config.width,), layers=depth)
 
 
-def _find_words(source: TensorSource) -> list[str]:
-    return [name for name in (_WORDS, *_COPIES) if name in source.shapes]
-
-
-def _resolve(source: TensorSource, config: T5Config, where: str) -> T5Config:
-    """Untie the head if the checkpoint has one that differs from the input embeddings."""
-    del where
-    words = next(iter(_find_words(source)), None)
-    if config.tied_head and differs(source, _HEAD, words):
-        return dataclasses.replace(config, tied_head=False)
-    return config
-
-
-def _ignored(config: T5Config) -> tuple[str, ...]:
-    copies = (*_COPIES, *([_HEAD] * config.tied_head))
-    return (*_IGNORED, *map(re.escape, copies))
-
-
 def _check_copies(source: TensorSource, where: str) -> None:
     """Raise InputError if the stacks have different input embeddings."""
-    first, *others = _find_words(source) or [None]
+    first, *others = [name for name in (_WORDS, *_COPIES) if name in source.shapes] or [None]
     for name in others:
         if differs(source, name, first):
             raise InputError(
@@ -503,9 +485,8 @@ def _check_copies(source: TensorSource, where: str) -> None:
 
 
 T5_WEIGHTS = Weights(
-    rules=t5_rules,
-    ignored=_ignored,
-    resolve=_resolve,
+    untied_rules=t5_rules,
+    ignored=(*_IGNORED, *map(re.escape, _COPIES)),
     partition=(
         *(
             (rf"(encoder|decoder)/layers/{path}", PartitionSpec(None, *axes))

@@ -20,16 +20,8 @@ from jpt.data.formats import show
 from jpt.data.rows import rows_checksum
 from jpt.errors import InputError
 from jpt.io.files import atomic_file, make_room, user_cache
-from jpt.io.tokenizer import Spans, TextTokenizer
-from jpt.tasks.task import (
-    LEADS,
-    Task,
-    fill_segment,
-    literal_spans,
-    literal_text,
-    render,
-    template_fields,
-)
+from jpt.io.tokenizer import TextTokenizer
+from jpt.tasks.task import Task, fill_segment, render, segment_parts, template_fields
 from jpt.tasks.verbalizers import answer_cue
 
 # --- Encoding
@@ -117,7 +109,7 @@ def encode_split(
     room = _room(max_tokens, len(free), sum(map(len, fixed.values())), task, tokenizer, layout)
     columns = []
     for index in free:
-        own = _own_text(rows, template[index], tokenizer, LEADS[layout] if index else "")
+        own = _own_special(rows, template[index], tokenizer)
         columns.append(encode_texts([text[index] for text in texts], tokenizer, room, own))
     segments_by_row = list(zip(*columns, strict=True))
     _check_tokens(segments_by_row, rows, task)
@@ -145,29 +137,36 @@ def _check_ids(
     layout: str,
 ) -> None:
     """Raise InputError for a token outside the model's word table; name the text it is in."""
-    size, parts = tokenizer.table_size, {"row": split, "answer of row": split.answers}
-    outside = {what: part for what, part in parts.items() if part and size is not None}
-    outside = {what: part for what, part in outside.items() if part.tokens.max(initial=0) >= size}
-    for segment in task.template(layout) if outside else ():
-        fixed = fill_segment(segment, dict.fromkeys(template_fields(segment), ""))
-        tokenizer.check_ids(tokenizer.encode([fixed])[0], f"template of task {task.name}")
-    for what, part in outside.items():
-        first = int((part.tokens >= size).argmax())
-        number = int(np.searchsorted(part.offsets, first, side="right"))
-        row = rows[number - 1]
-        text = row["answers"][0] if what != "row" else " ".join(row[name] for name in task.fields)
-        where = f"task {task.name}, {what} {number} ({text[:60]!r})"
-        tokenizer.check_ids([int(part.tokens[first])], where)
+    for segment in task.template(layout):
+        own = fill_segment(segment, dict.fromkeys(template_fields(segment), ""))
+        tokenizer.check_ids(tokenizer.encode([own])[0], f"template of task {task.name}")
+    for what, part in (("row", split), ("answer of row", split.answers)):
+        if part is None or part.tokens.max(initial=0) < (tokenizer.table_size or np.inf):
+            continue
+        for number, row in enumerate(rows):
+            text = row["answers"][0] if part is not split else " ".join(row[f] for f in task.fields)
+            ids = part.tokens[part.offsets[number] : part.offsets[number + 1]].tolist()
+            tokenizer.check_ids(ids, f"task {task.name}, {what} {number + 1} ({text[:60]!r})")
 
 
-def _own_text(
-    rows: Sequence[Mapping[str, Any]], segment: str, tokenizer: TextTokenizer, lead: str
-) -> list[Spans] | None:
-    """Return where filled segments have the template's own text, if that has special tokens."""
-    if not tokenizer.has_special(literal_text(segment)):
+def _own_special(
+    rows: Sequence[Mapping[str, Any]], segment: str, tokenizer: TextTokenizer
+) -> list[list[bool]] | None:
+    """Return for each special token of filled segments whether it is the template's own."""
+    parts = segment_parts(segment)
+    own = tokenizer.count_special([literal for literal, _ in parts])
+    if not any(own):
         return None
-    spans = (literal_spans(segment, row) for row in rows)
-    return [[(start + len(lead), end + len(lead)) for start, end in of] for of in spans]
+    names = [name for _, name in parts if name is not None]
+    of_rows = {name: tokenizer.count_special([row[name] for row in rows]) for name in names}
+    return [
+        [
+            is_own
+            for (_, name), count in zip(parts, own, strict=True)
+            for is_own in [True] * count + [False] * (of_rows[name][number] if name else 0)
+        ]
+        for number in range(len(rows))
+    ]
 
 
 def _check_tokens(
@@ -237,18 +236,18 @@ def encode_texts(
     texts: list[str],
     tokenizer: TextTokenizer,
     room: int,
-    literals: Sequence[Spans] | None = None,
+    own: Sequence[list[bool]] | None = None,
 ) -> list[list[int]]:
     """Tokenise texts of which at most the first ``room`` tokens are kept, and one more."""
     heads = [_head(text, room * CHARACTERS_PER_TOKEN) for text in texts]
-    encoded = tokenizer.encode_plain(heads, literals)
+    encoded = tokenizer.encode_plain(heads, own)
     short = [
         i
         for i, (head, text) in enumerate(zip(heads, texts, strict=True))
         if len(head) < len(text) and len(encoded[i]) <= room
     ]
-    spans = None if literals is None else [literals[i] for i in short]
-    for i, ids in zip(short, tokenizer.encode_plain([texts[i] for i in short], spans), strict=True):
+    own = None if own is None else [own[i] for i in short]
+    for i, ids in zip(short, tokenizer.encode_plain([texts[i] for i in short], own), strict=True):
         encoded[i] = ids
     return encoded
 
@@ -338,11 +337,11 @@ def encode_cached(
     file = None
     if folder is not None and len(rows) >= FEWEST_ROWS:
         kind = [FORM, content, task.fields, task.labels, task.template(layout), *settings]
-        name = hashlib.sha256(json.dumps([*kind, tokenizer.fingerprint]).encode()).hexdigest()
+        kind += [tokenizer.fingerprint, tokenizer.table_size]
+        name = hashlib.sha256(json.dumps(kind).encode()).hexdigest()
         file = folder / f"{name[:32]}.npz"
         found = _load(file, rows)
-        if found is not None:  # perhaps cached for a model with a larger word table
-            _check_ids(found, rows, task, tokenizer, layout)
+        if found is not None:
             return dataclasses.replace(found, content=content)
     split = encode_split(rows, task, tokenizer, *settings)
     if file is not None:

@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jpt.errors import InputError
-from jpt.io.files import RepeatedKey, file_size_bytes, load_json, read_bytes
+from jpt.io.files import file_size_bytes, parse_json, read_bytes
 from jpt.tasks.task import Task, is_number
+
+Positioned = Iterator[tuple[str, Mapping[str, Any]]]
+"""Raw rows with their positions in messages."""
 
 # --- Values in messages: short and in one line
 
@@ -121,47 +124,34 @@ def read_text(file: Path) -> str:
 # --- JSON
 
 
-def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield one JSON object per line, with line numbers; empty lines are skipped."""
+def read_json_lines(file: Path) -> Positioned:
+    """Yield one JSON object per line; empty lines are skipped."""
     # Not splitlines, which would also split at line separators within texts.
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if line and not line.isspace():
-            value = _parse(line, file, number, "write one JSON object per line")
-            if not isinstance(value, dict):
-                raise InputError(
-                    f"{file}:{number}: expected a JSON object, got {type(value).__name__}; "
-                    "write one object per line"
-                )
-            yield number, value
+            cure = "write one JSON object per line"
+            where = f"{file}:{number}"
+            yield where, _check_object(parse_json(line, where, number, cure), where)
 
 
-def read_json_list(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the numbered objects of a JSON list."""
+def read_json_list(file: Path) -> Positioned:
+    """Yield the objects of a JSON list."""
     text = read_text(file)
     if not text.lstrip().startswith("["):
         raise InputError(
             f"{file} is not a JSON list; name it .jsonl if it has one JSON object per line"
         )
-    for number, value in enumerate(_parse(text, file, 1, "repair it or copy it again"), start=1):
-        if not isinstance(value, dict):
-            raise InputError(
-                f"{file}, row {number}: expected a JSON object, got {type(value).__name__}"
-            )
-        yield number, value
+    for number, value in enumerate(parse_json(text, file), start=1):
+        where = f"{file}, row {number}"
+        yield where, _check_object(value, where)
 
 
-def _parse(text: str, file: Path, first_line: int, cure: str) -> Any:
-    try:
-        return load_json(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(
-            f"{file}:{line}: broken JSON ({error.msg} at column {error.colno}); {cure}"
-        ) from None
-    except RepeatedKey as error:
-        raise InputError(f"{file}:{first_line}: {error}; keep one of them") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}:{first_line}: broken JSON ({error}); {cure}") from None
+def _check_object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise InputError(
+        f"{where}: expected a JSON object, got {type(value).__name__}; write one per row"
+    )
 
 
 # --- Parquet
@@ -170,64 +160,46 @@ BATCH_ROWS = 4096
 """Rows converted to Python values at a time."""
 
 
-def read_parquet(file: Path, task: Task) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the numbered rows of a parquet file, only the columns that a task needs."""
-    opened = _parquet_open(file)
-    with opened:
-        check_columns(opened.schema_arrow.names, task, str(file))
-        names = list(value_names(task))
-        classes = class_numbers(_parquet_class_names(opened.schema_arrow, task), task, str(file))
-        batches = opened.iter_batches(BATCH_ROWS, columns=names)
-        number = 1
-        while (batch := _next_batch(batches, file)) is not None:
-            columns = [_values(batch, name, file, number) for name in names]
-            for values in zip(*columns, strict=True):
-                row = dict(zip(names, values, strict=True))
-                if classes:
-                    row[task.label_field] = name_class(row[task.label_field], classes)
-                yield number, row
-                number += 1
-
-
-def _parquet_open(file: Path) -> Any:
+def read_parquet(file: Path, task: Task) -> Positioned:
+    """Yield the rows of a parquet file, only the columns that a task needs."""
     import pyarrow.parquet
 
     file_size_bytes(file)  # has better messages than the library
     try:
-        opened = pyarrow.parquet.ParquetFile(file)
-        opened.schema_arrow  # noqa: B018  (read here, where its errors are caught)
+        with pyarrow.parquet.ParquetFile(file) as opened:
+            check_columns(opened.schema_arrow.names, task, str(file))
+            stored = _parquet_class_names(opened.schema_arrow, task)
+            classes = class_numbers(stored, task, str(file))
+            number = 1
+            for batch in opened.iter_batches(BATCH_ROWS, columns=list(value_names(task))):
+                columns = {of: _values(batch, of, file, number) for of in value_names(task)}
+                for values in zip(*columns.values(), strict=True):
+                    row = dict(zip(columns, values, strict=True))
+                    if classes:
+                        row[task.label_field] = name_class(row[task.label_field], classes)
+                    yield f"{file}, row {number}", row
+                    number += 1
+    except InputError:
+        raise
     except Exception as error:  # the library raises many types
-        raise _broken(file, error) from None
-    return opened
-
-
-def _next_batch(batches: Iterator[Any], file: Path) -> Any:
-    try:
-        return next(batches, None)
-    except Exception as error:  # as above
-        raise _broken(file, error) from None
+        raise InputError(
+            f"{file} is not a valid parquet file ({_one_line(error)}); if it is truncated, write or"
+            " copy it again"
+        ) from None
 
 
 def _values(batch: Any, name: str, file: Path, first_row: int) -> list[Any]:
-    """Return a column as Python values; if that fails, go by row to name the broken one."""
-    column = batch.column(name)
-    try:
-        return column.to_pylist()
-    except Exception as error:  # as above
-        for number, value in enumerate(column, start=first_row):
-            try:
-                value.as_py()
-            except UnicodeDecodeError as fault:
-                raise InputError(
-                    f"{file}, row {number}: field {name!r} is not UTF-8 ({fault.reason}); "
-                    "write its text as UTF-8"
-                ) from None
-            except Exception as fault:
-                raise InputError(
-                    f"{file}, row {number}: field {name!r} cannot be read ({_one_line(fault)}); "
-                    "expected text"
-                ) from None
-        raise _broken(file, error) from None
+    """Return a column as Python values; raise InputError with the row of a broken one."""
+    values = []
+    for number, value in enumerate(batch.column(name), start=first_row):
+        try:
+            values.append(value.as_py())
+        except Exception as error:  # as above
+            raise InputError(
+                f"{file}, row {number}: field {name!r} cannot be read ({_one_line(error)}); "
+                "expected UTF-8 text"
+            ) from None
+    return values
 
 
 def _parquet_class_names(schema: Any, task: Task) -> object:
@@ -237,13 +209,6 @@ def _parquet_class_names(schema: Any, task: Task) -> object:
         return features[task.label_field]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-
-
-def _broken(file: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{file} is not a valid parquet file ({_one_line(error)}); if it is truncated, write or "
-        "copy it again"
-    )
 
 
 def _one_line(error: Exception) -> str:
@@ -269,74 +234,55 @@ class Record(NamedTuple):
     cells: list[str]
 
 
-def read_delimited(
-    file: Path, task: Task, delimiter: str = ","
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a delimited table, with line numbers; empty lines are skipped."""
-    records = iter(_split_cells(_read_without_nul(file), file, task, delimiter))
-    first, _, columns = next(records, Record(0, 0, []))
-    if not columns:
-        raise InputError(f"{file} is empty; expected a header with {', '.join(value_names(task))}")
-    _check_header(columns, task, f"{file}:{first}", delimiter)
-    for number, _, cells in records:
-        if len(cells) != len(columns):
-            raise _uneven(cells, columns, f"{file}:{number}", delimiter)
-        row: dict[str, Any] = dict(zip(columns, cells, strict=True))
-        if task.answer_field is not None:
-            cell = row[task.answer_field]
-            row[task.answer_field] = _parse_answers(cell, task.answer_field, f"{file}:{number}")
-        yield number, row
-
-
-def _read_without_nul(file: Path) -> str:
+def read_delimited(file: Path, task: Task, delimiter: str = ",") -> Positioned:
+    """Yield the rows of a delimited table; empty lines are skipped."""
     text = read_text(file)
-    nul = text.find("\0")
-    if nul >= 0:
-        line = text.count("\n", 0, nul) + 1
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(
             f"{file}:{line}: NUL byte in the text; if the file is UTF-16, save it as UTF-8"
         )
-    return text
+    records = _split_cells(text, file, task, delimiter)
+    if not records:
+        raise InputError(f"{file} is empty; expected a header with {', '.join(value_names(task))}")
+    (first, _, columns), *rows = records
+    if len(columns) == 1:
+        raise InputError(
+            f"{file}:{first}: expected {', '.join(value_names(task))} in the header, separated by "
+            f"{DELIMITERS[delimiter]}, got one column {show(columns[0])}"
+        )
+    check_columns(columns, task, f"{file}:{first}")
+    for number, _, cells in rows:
+        where = f"{file}:{number}"
+        if len(cells) != len(columns):
+            cure = "is a delimiter missing?"
+            if len(cells) > len(columns):
+                cure = f"put cells with {DELIMITERS[delimiter]} in them in quotes"
+            raise InputError(f"{where}: expected {len(columns)} cells, got {len(cells)}; {cure}")
+        row: dict[str, Any] = dict(zip(columns, cells, strict=True))
+        if task.answer_field is not None:
+            row[task.answer_field] = _parse_answers(row[task.answer_field], task, where)
+        yield where, row
 
 
 def _split_cells(text: str, file: Path, task: Task, delimiter: str) -> list[Record]:
-    """Return the records of a table."""
-    lines, error = list(io.StringIO(text, newline="")), None
-    try:
-        records = _quoted(lines, len(text), delimiter)
-    except _BrokenQuotes as broken:
-        records, error = [], broken
-    long = [record for record in records if record.first < record.last]
-    swallowed = next(
-        (one for one in long if _is_of_rows(one, records, lines, task, delimiter)), None
-    )
-    if delimiter == "\t" and (long or error is not None or not _are_even(records)):
-        unquoted = _unquoted(lines, delimiter)
-        if swallowed is not None or _are_even(unquoted):
-            return unquoted
-    if error is not None:
-        raise InputError(
-            f"{file}:{error.line}: {error}; double each quote within a cell and put the cell in "
-            "quotes"
-        )
-    if swallowed is not None:
-        first, last, _ = swallowed
-        raise InputError(
-            f"{file}:{first}: a quote opens here and closes in line {last}, but lines {first} and "
-            f"{last} are rows of their own; double each quote within a cell and put the cell in "
-            "quotes"
-        )
+    """Return the records of a table; raise InputError if its quotes are broken."""
+    lines = list(io.StringIO(text, newline=""))
+    by_line = [line.rstrip("\r\n").split(delimiter) for line in lines]
+    unquoted = [Record(n, n, of) for n, of in enumerate(by_line, start=1) if not _is_blank(of)]
+    records, fault = _read_quoted(lines, len(text), delimiter)
+    fault = fault or _find_swallowed(records, by_line, task, _are_even(unquoted))
+    if delimiter == "\t" and (fault or not _are_even(records)):
+        return unquoted if fault or _are_even(unquoted) else records
+    if fault:
+        cure = "double each quote within a cell and put the cell in quotes"
+        raise InputError(f"{file}:{fault}; {cure}")
     return records
 
 
-class _BrokenQuotes(Exception):
-    def __init__(self, reason: str, line: int) -> None:
-        super().__init__(reason)
-        self.line = line
-
-
-def _quoted(lines: list[str], size: int, delimiter: str) -> list[Record]:
-    """Return the records, all at once because csv's limit is global."""
+def _read_quoted(lines: list[str], size: int, delimiter: str) -> tuple[list[Record], str]:
+    """Return the records, and the line and kind of a fault of their quotes."""
+    # All at once, because csv's limit is global.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     records, begin = [], 1
     limit = csv.field_size_limit()
@@ -347,63 +293,44 @@ def _quoted(lines: list[str], size: int, delimiter: str) -> list[Record]:
                 records.append(Record(begin, reader.line_num, cells))
             begin = reader.line_num + 1
     except csv.Error as error:
-        reason = "unclosed quote"
-        if "end of data" not in str(error):
-            reason = f"broken quotes, {error}"
-        raise _BrokenQuotes(reason, begin) from None
+        is_open = "end of data" in str(error)
+        return [], f"{begin}: {'unclosed quote' if is_open else f'broken quotes, {error}'}"
     finally:
         csv.field_size_limit(limit)
-    return records
+    return records, ""
 
 
-def _unquoted(lines: list[str], delimiter: str) -> list[Record]:
-    """Return a record of each line, quotes taken as characters."""
-    cells = (line.rstrip("\r\n").split(delimiter) for line in lines)
-    records = (Record(number, number, of) for number, of in enumerate(cells, start=1))
-    return [record for record in records if not _is_blank(record.cells)]
+def _find_swallowed(
+    records: list[Record], by_line: list[list[str]], task: Task, is_table: bool
+) -> str:
+    """Return a fault if lines of one record are rows: first and last, and two have labels."""
+    columns = records[0].cells if records else []
+    for first, last, _ in records:
+        if first == last:
+            continue
+        lines = by_line[first - 1 : last]
+        rows = [cells for cells in lines if len(cells) == len(columns)]
+        labelled = rows if is_table else []  # without labels, only if every line may be a row
+        if task.label_field in columns:
+            at = columns.index(task.label_field)
+            labelled = [cells for cells in rows if task.label_of(cells[at]) is not None]
+        if len(labelled) > 1 and rows[0] is lines[0] and rows[-1] is lines[-1]:
+            return (
+                f"{first}: a quote opens here and closes in line {last}, but lines {first} and "
+                f"{last} are rows of their own"
+            )
+    return ""
 
 
 def _is_blank(cells: list[str]) -> bool:
-    return len(cells) < 2 and (not cells or not cells[0] or cells[0].isspace())
+    return len(cells) < 2 and not "".join(cells).strip()
 
 
 def _are_even(records: list[Record]) -> bool:
     return len({len(record.cells) for record in records}) < 2
 
 
-def _is_of_rows(
-    record: Record, records: list[Record], lines: list[str], task: Task, delimiter: str
-) -> bool:
-    """Return whether the first and the last line of a record are labelled rows of their own."""
-    columns = records[0].cells
-    if task.label_field not in columns:
-        return False
-    for line in (lines[record.first - 1], lines[record.last - 1]):
-        cells = line.rstrip("\r\n").split(delimiter)
-        if len(cells) != len(columns):
-            return False
-        if task.label_of(cells[columns.index(task.label_field)]) is None:
-            return False
-    return True
-
-
-def _check_header(columns: list[str], task: Task, where: str, delimiter: str) -> None:
-    if len(columns) == 1:
-        raise InputError(
-            f"{where}: expected {', '.join(value_names(task))} in the header, separated by "
-            f"{DELIMITERS[delimiter]}, got one column {show(columns[0])}"
-        )
-    check_columns(columns, task, where)
-
-
-def _uneven(cells: list[str], columns: list[str], where: str, delimiter: str) -> InputError:
-    cure = "is a delimiter missing?"
-    if len(cells) > len(columns):
-        cure = f"put cells with {DELIMITERS[delimiter]} in them in quotes"
-    return InputError(f"{where}: expected {len(columns)} cells, got {len(cells)}; {cure}")
-
-
-def _parse_answers(cell: str, name: str, where: str) -> Any:
+def _parse_answers(cell: str, task: Task, where: str) -> Any:
     """Return the answers of a cell: a text, or a JSON list or object of texts."""
     if not cell.lstrip().startswith(("[", "{")):
         return cell
@@ -413,33 +340,20 @@ def _parse_answers(cell: str, name: str, where: str) -> Any:
         if PYTHON_LIST.fullmatch(cell) is None:
             return cell
         raise InputError(
-            f"{where}: field {name!r} looks like a list but is not JSON, {show(cell)}; "
-            'write ["first answer", "second answer"] with double quotes'
+            f"{where}: field {task.answer_field!r} looks like a list but is not JSON, {show(cell)};"
+            ' write ["first answer", "second answer"] with double quotes'
         ) from None
     return value if isinstance(value, list) or "text" in value else cell
 
 
 # --- Formats
 
-Numbered = Iterator[tuple[int, Mapping[str, Any]]]
-"""Raw rows with the numbers that messages use."""
-
-BY_LINE, BY_ROW = "{}:{}", "{}, row {}"
-
-
-class Reader(NamedTuple):
-    """Reader of a file format."""
-
-    read: Callable[[Path, Task], Numbered]
-    where: str  # format of a row's position in messages
-
-
-READERS: dict[str, Reader] = {
-    ".jsonl": Reader(lambda file, _: read_json_lines(file), BY_LINE),
-    ".csv": Reader(read_delimited, BY_LINE),
-    ".tsv": Reader(partial(read_delimited, delimiter="\t"), BY_LINE),
-    ".parquet": Reader(read_parquet, BY_ROW),
-    ".json": Reader(lambda file, _: read_json_list(file), BY_ROW),
+READERS: dict[str, Callable[[Path, Task], Positioned]] = {
+    ".jsonl": lambda file, _: read_json_lines(file),
+    ".csv": read_delimited,
+    ".tsv": partial(read_delimited, delimiter="\t"),
+    ".parquet": read_parquet,
+    ".json": lambda file, _: read_json_list(file),
 }
 """Readers by file suffix."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import unicodedata
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,9 @@ import numpy as np
 from jpt.config import SPLITS
 from jpt.data.builtin import builtin_rows
 from jpt.data.formats import (
-    BY_ROW,
     KINDS,
     READERS,
-    Numbered,
+    Positioned,
     class_numbers,
     list_names,
     name_class,
@@ -96,29 +95,28 @@ def _check_text(value: Any, what: str, where: str) -> str:
     if not isinstance(value, str):
         state = "is null" if value is None else f"is of type {type(value).__name__}"
         raise InputError(f"{where}: {what} {state}; expected text")
-    if not value or value.isspace():
-        raise InputError(f"{where}: {what} is empty; expected text in every row")
     if not is_visible(value):
-        raise InputError(
-            f"{where}: {what} has invisible characters only, {show(value)}; expected text in every "
-            "row"
+        state = (
+            "is empty" if not value.strip() else f"has no visible character, {ascii(value)[:60]}"
         )
+        raise InputError(f"{where}: {what} {state}; expected text in every row")
     if not value.isascii():
         _check_letters(value, what, where)
     return str(value)
 
 
-INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
-"""Unicode categories of control and format characters (such as zero-width ones) and spaces."""
-
-_WORD = re.compile(r"\w")
+BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols that are drawn as spaces."""
 
 
 def is_visible(text: str) -> bool:
-    """Return whether a text has a visible character."""
-    if _WORD.search(text):
-        return True
-    return any(unicodedata.category(character) not in INVISIBLE for character in text)
+    """Return whether a text is more than spaces, control and format characters and bare marks."""
+    return any(
+        (kind := unicodedata.category(character)) not in ("Cc", "Cf")
+        and kind[0] not in "MZ"
+        and character not in BLANKS
+        for character in text
+    )
 
 
 def _check_letters(value: str, what: str, where: str) -> None:
@@ -206,47 +204,29 @@ def _given_class_names(given: object, task: Task) -> object:
 
 REACH_TIMEOUT_S = 5
 
-HubRow = dict[str, Any]
-"""Row of the hub under the task's field names."""
 
-
-def plain(row: HubRow, task: Task) -> HubRow | None:
-    """Return the row."""
-    return row
-
-
-def complete(row: HubRow, task: Task) -> HubRow | None:
-    """Return the row, or None if it has an empty text."""
-    texts = value_names(task) if task.is_generative else task.fields
-    return row if all(_has_text(row[name]) for name in texts if name in row) else None
-
-
-def _has_text(value: object) -> bool:
+def _has_text(value: Any) -> bool:
     """Return whether a text, a list of texts or a SQuAD answer has a visible character."""
     texts = value.get("text") if isinstance(value, dict) else value
     return any(is_visible(text) for text in ([texts] if isinstance(texts, str) else texts or ()))
 
 
-FORMS: dict[str, Callable[[HubRow, Task], HubRow | None]] = {"plain": plain, "complete": complete}
-"""Selections of hub rows; None drops a row."""
-
-
-def read_hub_rows(task: Task, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the numbered rows of a split on the hub, or in the library's cache."""
+def read_hub_rows(task: Task, split: str) -> Positioned:
+    """Yield the rows of a split on the hub, or in the library's cache."""
     assert task.hub is not None
-    if task.hub.form not in FORMS:
-        raise unknown_name("form of hub rows", task.hub.form, FORMS)
-    form = FORMS[task.hub.form]
     name_of = {column: field for field, column in task.hub.fields.items()}
+    name = describe_hub_split(task.hub, split)
+    # A row without a label is dropped later, as in any source.
+    texts = value_names(task) if task.is_generative else task.fields
     dropped = total = 0
     for number, values in enumerate(_load(task, task.hub, split)):
-        row = form({name_of.get(column, column): value for column, value in values.items()}, task)
+        row = {name_of.get(column, column): value for column, value in values.items()}
         total += 1
-        dropped += row is None
-        if row is not None:
-            yield number, row
+        if task.hub.drop_empty and not all(_has_text(row[of]) for of in texts if of in row):
+            dropped += 1
+        else:
+            yield f"{name}, row {number}", row
     if dropped:
-        name = describe_hub_split(task.hub, split)
         warn_data(f"{name}: {dropped} of {total} rows have an empty text and are dropped")
 
 
@@ -327,88 +307,49 @@ def read_rows(task: Task, split: str) -> list[Row]:
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    if task.rows is None and task.folder is None and task.is_builtin:
-        return builtin_rows(task.name, split)
-    name, where, rows = _open_source(task, split)
-    checked, labels = [], _Labels(task)
-    for number, row in rows:
-        position = where.format(name, number)
-        values = check_row(row, task, position)
-        if values is not None:
-            checked.append(values)
-        if not task.is_generative:
-            labels.add(row[task.label_field], values, position)
-    labels.check(name, split, len(checked))
-    return checked
-
-
-def _place(position: str, name: str) -> str:
-    rest = position.removeprefix(name)
-    return f"line {rest[1:]}" if rest.startswith(":") else rest.strip(" ,")
-
-
-class _Labels:
-    """Labels of a split as its source has them, and the rows that have none."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.unlabelled: list[str] = []  # positions
-        self.minus_one: list[str] = []  # those with -1
-        self.known: set[tuple[str, Any]] = set()  # label, and what the source has for it
-
-    def add(self, given: Any, row: Row | None, position: str) -> None:
-        if row is not None:
-            self.known.add((row["label"], given))
-            return
-        self.unlabelled.append(position)
-        if is_number(given):
-            self.minus_one.append(position)
-
-    def check(self, name: str, split: str, n_rows: int) -> None:
-        """Warn of dropped rows; raise InputError if none is left, or if -1 may be a class."""
-        dropped = len(self.unlabelled)
-        if not n_rows and not dropped:
-            raise InputError(
-                f"{name} has no rows; task {self.task.name} needs at least one for {split}"
-            )
-        if not n_rows:
-            raise InputError(
-                f"{name}: none of {dropped} rows has a label (empty, null, NaN or -1); task "
-                f"{self.task.name} needs labelled rows for {split}"
-            )
-        if self.minus_one and self.task.hub is None:
-            self._check_minus_one()
-        if dropped:
-            warn_data(
-                f"{name}: {dropped} of {n_rows + dropped} rows have no label (empty, null, NaN or "
-                f"-1) and are dropped, first {_place(self.unlabelled[0], name)}"
-            )
-
-    def _check_minus_one(self) -> None:
-        # Where a class has no row, -1, 0 and 1 may be the classes, or -1 and 1.
-        numbered = {label for label, given in self.known if is_number(given)}
-        unused = [of for of in self.task.class_numbers.values() if of not in numbered]
-        if numbered and unused:
-            raise InputError(
-                f"{self.minus_one[0]}: label -1 could mean no label or a class, as no row has the "
-                f"number of {list_names(unused)}; write names as labels, and null for no label"
-            )
+    return _read(task, split)
 
 
 def read_texts(task: Task, split: str) -> list[Row]:
     """Read the texts of a split of a classification task, without its labels."""
-    stand_in = task.labels[0]
+    return _read(task, split, {task.label_field: task.labels[0]})
+
+
+def _read(task: Task, split: str, instead: Mapping[str, str] | None = None) -> list[Row]:
+    """Read a split, with other values instead of its own; drop and count unlabelled rows."""
     if task.rows is None and task.folder is None and task.is_builtin:
-        return [{**row, "label": stand_in} for row in builtin_rows(task.name, split)]
-    name, where, rows = _open_source(task, split)
-    checked = []
-    for number, row in rows:
-        position = where.format(name, number)
-        values = {**check_mapping(row, position), task.label_field: stand_in}
-        checked.append(check_row(values, task, position))
+        return [{**row, **(instead or {})} for row in builtin_rows(task.name, split)]
+    name, rows = _open_source(task, split)
+    checked, unlabelled, numbered = [], [], {}
+    for position, raw in rows:
+        row = {**check_mapping(raw, position), **(instead or {})}
+        values = check_row(row, task, position)
+        if values is None:
+            unlabelled.append(position)
+        else:
+            checked.append(values)
+        if is_number(row.get(task.label_field)):
+            numbered.setdefault(values and values.get("label"), position)
+    if unlabelled and checked:
+        _check_minus_one(numbered, task)
+        warn_data(
+            f"{unlabelled[0]}: no label (empty, null, NaN or -1), as in {len(unlabelled)} of "
+            f"{len(unlabelled) + len(checked)} rows, which are dropped"
+        )
     if not checked:
-        raise InputError(f"{name} has no rows; task {task.name} needs at least one for {split}")
+        found = f"{len(unlabelled)} rows, but no label" if unlabelled else "no rows"
+        raise InputError(f"{name} has {found}; task {task.name} needs at least one for {split}")
     return checked
+
+
+def _check_minus_one(numbered: Mapping[str | None, str], task: Task) -> None:
+    """Raise InputError if -1 may be a class: some have numbers in these rows, and one has none."""
+    unused = list_names([label for label in task.numbered.values() if label not in numbered])
+    if task.hub is None and None in numbered and len(numbered) > 1 and unused:
+        raise InputError(
+            f"{numbered[None]}: label -1 could mean no label or a class, as no row has the number "
+            f"of {unused}; write names as labels, and null for no label"
+        )
 
 
 def has_split(task: Task, split: str) -> bool:
@@ -478,88 +419,62 @@ def _missing(task: Task, folder: Path, file: Path, split: str) -> InputError:
     return InputError(f"task {task.name} has no {split} rows: {file} is missing; {state}")
 
 
-def _open_source(task: Task, split: str) -> tuple[str, str, Numbered]:
-    """Return the source's name, the format of a row's position, and the rows."""
+def _open_source(task: Task, split: str) -> tuple[str, Positioned]:
+    """Return the source's name and its rows."""
     if task.rows is not None:
         if split not in task.rows:
             raise InputError(
                 f"task {task.name} has no {split} rows: rows are given for "
                 f"{', '.join(task.rows)}; give some for {split} too"
             )
-        return describe_given(split), BY_ROW, enumerate(task.rows[split], start=1)
+        name = describe_given(split)
+        rows = enumerate(task.rows[split], start=1)
+        return name, ((f"{name}, row {number}", row) for number, row in rows)
     if task.folder is not None:
         file = find_file(task, task.folder, split)
-        reader = READERS[file.suffix.lower()]
-        return str(file), reader.where, reader.read(file, task)
+        return str(file), READERS[file.suffix.lower()](file, task)
     if task.hub is None:
         raise InputError(
             f"task {task.name} has neither a folder nor a hub id; give a folder with its rows"
         )
-    return describe_hub_split(task.hub, split), BY_ROW, read_hub_rows(task, split)
+    return describe_hub_split(task.hub, split), read_hub_rows(task, split)
 
 
 # --- Splits compared
 
-
-def data_warnings(splits: Mapping[str, Sequence[Row]], task: Task) -> list[str]:
-    """Return what may make scores meaningless: one class, shared texts, a text with two labels."""
-    texts = {name: [_text_of(row, task) for row in rows] for name, rows in splits.items()}
-    found = [
-        _one_class(splits.get("train", ()), task),
-        _shared(texts, "train", ("validation", "test"), task),
-        _shared(texts, "validation", ("test",), task),
-        _two_labels(splits, texts, task),
-    ]
-    return [warning for warning in found if warning is not None]
+SHARED = (
+    ("train", ("validation", "test"), "so their scores are too high"),
+    ("validation", ("test",), "so the prompt is chosen by rows that it is then tested on"),
+)
 
 
-def _text_of(row: Row, task: Task) -> str | tuple[str, ...]:
-    first, *others = [row[name].strip() for name in task.fields]
-    return (first, *others) if others else first
-
-
-def _one_class(rows: Sequence[Row], task: Task) -> str | None:
-    labels = {row["label"] for row in rows} if not task.is_generative else set()
-    if len(labels) != 1:
-        return None
-    return (
-        f"task {task.name}: all {len(rows)} train rows have the label {labels.pop()!r}; nothing "
-        "can be learned from one class"
-    )
-
-
-def _shared(
-    texts: Mapping[str, Sequence[object]], first: str, others: tuple[str, ...], task: Task
-) -> str | None:
-    """Return a warning of rows whose text is also in another split."""
-    known = set(texts.get(first, ()))
-    counts = {name: sum(text in known for text in texts.get(name, ())) for name in others}
-    counts = {name: count for name, count in counts.items() if count}
-    if not counts:
-        return None
-    shares = [f"{count} of {len(texts[name])} {name} rows" for name, count in counts.items()]
-    cure = "so their scores are too high"
-    if first == "validation":
-        cure = "so the prompt is chosen by rows that it is then tested on"
-    return f"task {task.name}: {' and '.join(shares)} have texts that are also in {first}, {cure}"
-
-
-def _two_labels(
-    splits: Mapping[str, Sequence[Row]], texts: Mapping[str, Sequence[object]], task: Task
-) -> str | None:
-    if task.is_generative:
-        return None
-    labels: dict[object, str] = {}
-    disputed: dict[object, set[str]] = {}
+def data_warnings(splits: Mapping[str, Sequence[Row]], task: Task) -> Iterator[str]:
+    """Yield what may make scores meaningless: one class, shared texts, a text with two labels."""
+    texts = {
+        name: [tuple(row[field].strip() for field in task.fields) for row in rows]
+        for name, rows in splits.items()
+    }
+    train = {row.get("label") for row in splits.get("train", ())}
+    if len(train) == 1 and not task.is_generative:
+        yield (
+            f"task {task.name}: all {len(texts['train'])} train rows have the label "
+            f"{train.pop()!r}; nothing can be learned from one class"
+        )
+    for earlier, others, why in SHARED:
+        known = set(texts.get(earlier, ()))
+        counts = {name: sum(text in known for text in texts.get(name, ())) for name in others}
+        shares = [f"{n} of {len(texts[name])} {name} rows" for name, n in counts.items() if n]
+        if shares:
+            yield (
+                f"task {task.name}: {' and '.join(shares)} have texts that are also in {earlier}, "
+                f"{why}"
+            )
+    labels: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for name, rows in splits.items():
         for text, row in zip(texts[name], rows, strict=True):
-            label = row["label"]
-            other = labels.setdefault(text, label)
-            if other != label:
-                disputed.setdefault(text, {other}).add(label)
-    if not disputed:
-        return None
-    text, of = next(iter(disputed.items()))
-    count = f"{len(disputed)} texts have" if len(disputed) > 1 else "1 text has"
-    named = f"{show(text)} ({', '.join(sorted(of))})"
-    return f"task {task.name}: {count} more than one label, first {named}"
+            labels[text].add(row.get("label", ""))
+    disputed = [text for text, of in labels.items() if len(of) > 1]
+    if disputed:
+        count = f"{len(disputed)} texts have" if len(disputed) > 1 else "1 text has"
+        first = f"{' | '.join(map(show, disputed[0]))} ({', '.join(sorted(labels[disputed[0]]))})"
+        yield f"task {task.name}: {count} more than one label, first {first}"

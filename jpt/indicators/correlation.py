@@ -34,7 +34,8 @@ from jpt.indicators.pairs import (
 from jpt.indicators.source_selection import CHOICE, judge_indicators, shown_rankings
 from jpt.io.files import make_folder, write_json
 from jpt.prompts.store import Prompts, load_runs
-from jpt.results.prompt_table import read_scores
+from jpt.results.prompt_table import AT_CHANCE_MEANING, read_scores, tie_at_chance
+from jpt.results.records import CORRELATION_PARTS as PARTS
 from jpt.results.records import OverlapLead, RankCorrelation
 from jpt.results.statistics import LEVEL, METHOD, RESAMPLES, SEED, lead, mean_interval
 from jpt.types import Activations, Prompt, TransferMatrix
@@ -69,27 +70,18 @@ class CorrelationResult:
     excluding_in_task_tied: dict[str, RankCorrelation] = field(default_factory=dict)
 
     @property
-    def _parts(self) -> dict[str, dict[str, RankCorrelation]]:
-        return {
-            "including_in_task": self.including_in_task,
-            "excluding_in_task": self.excluding_in_task,
-        }
-
-    @property
     def leads(self) -> dict[str, OverlapLead]:
         """Lead of ON in both tables; empty without ON."""
-        return {
-            part: overlap_lead(table) for part, table in self._parts.items() if OVERLAP in table
-        }
+        parts = {part: getattr(self, part) for part in PARTS[:2]}
+        return {part: overlap_lead(table) for part, table in parts.items() if OVERLAP in table}
 
     @property
     def record(self) -> dict[str, Any]:
         """Content of ``correlation.json``."""
-        tied = {f"{part}_tied": getattr(self, f"{part}_tied") for part in self._parts}
         tables = {
-            part: {name: _as_json(found) for name, found in table.items()}
-            for part, table in (self._parts | tied).items()
-            if table or part in self._parts
+            part: {name: _as_json(found) for name, found in getattr(self, part).items()}
+            for part in PARTS
+            if getattr(self, part) or part in PARTS[:2]
         }
         leads = {part: _as_json(found) for part, found in self.leads.items()}
         intervals = {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
@@ -167,14 +159,16 @@ def correlate(
     tasks = None if tasks is None else list(tasks)
     matrix = transfer if isinstance(transfer, TransferMatrix) else read_scores(transfer)
     indicators = over_seeds(indicators, matrix.prompts)
-    pairs, notes = _of_targets(indicators, select_pairs(indicators, matrix, tasks))
-    variants = {"": pairs}
-    if not np.isnan(pairs.chance).all():
-        variants["_tied"] = tie_at_chance(pairs)
+    variants = (
+        {"": matrix} if matrix.chance is None else {"": matrix, "_tied": tie_at_chance(matrix)}
+    )
     parts: dict[str, dict[str, RankCorrelation]] = {}
-    for variant, values in variants.items():
+    notes: list[str] = []
+    for variant, scores in variants.items():
+        pairs, found = _of_targets(indicators, select_pairs(indicators, scores, tasks))
+        notes += [] if variant else found  # ties are no scores
         for part in ("including_in_task", "excluding_in_task"):
-            setting = _setting(indicators, values, part.startswith("including"))
+            setting = _setting(indicators, pairs, part.startswith("including"))
             faults = _Faults(part.replace("_in_task", " in-task prompts"), bool(variant))
             parts[part + variant] = {
                 name: _correlate_one(name, column, setting, faults)
@@ -217,25 +211,9 @@ def _of_targets(indicators: Indicators, pairs: TransferPairs) -> tuple[TransferP
         targets=tuple(pairs.targets[row] for row in kept),
         sources=tuple(pairs.sources[column] for column in columns),
         values=pairs.values[np.ix_(kept, columns)],
-        relative=pairs.relative[np.ix_(kept, columns)],
-        above_chance=pairs.above_chance[np.ix_(kept, columns)],
-        at_chance=pairs.at_chance[np.ix_(kept, columns)],
-        chance=pairs.chance[kept],
-        in_task_values=pairs.in_task_values[kept],
+        performance={n: each[np.ix_(kept, columns)] for n, each in pairs.performance.items()},
     )
     return smaller, notes
-
-
-def tie_at_chance(pairs: TransferPairs) -> TransferPairs:
-    """Set the scores within one standard error of chance to the chance level."""
-    values = np.where(pairs.at_chance, pairs.chance[:, None], pairs.values)
-    is_zero = pairs.at_chance & ~np.isnan(pairs.above_chance)
-    return dataclasses.replace(
-        pairs,
-        values=values,
-        relative=values / pairs.in_task_values[:, None],
-        above_chance=np.where(is_zero, 0.0, pairs.above_chance),
-    )
 
 
 def _setting(indicators: Indicators, pairs: TransferPairs, including_in_task: bool) -> _Setting:
@@ -263,16 +241,15 @@ def _correlate_one(
         faults.found(name, target, _fault(*sides))
         per_target[target] = spearman(*sides)
     defined = [value for value in per_target.values() if value is not None]
-    related, above = used & ~np.isnan(pairs.relative), used & ~np.isnan(pairs.above_chance)
     faults.found(name, "all pairs", _fault(indicator[used], pairs.values[used]))
+    known = {n: (used & ~np.isnan(values), values) for n, values in pairs.performance.items()}
     return RankCorrelation(
-        float(np.mean(defined)) if defined else None,
-        spearman(indicator[related], pairs.relative[related]),
-        spearman(indicator[used], pairs.values[used]),
-        len(defined),
-        per_target,
-        mean_interval(defined),
-        spearman(indicator[above], pairs.above_chance[above]),
+        mean_over_targets=float(np.mean(defined)) if defined else None,
+        pooled_raw=spearman(indicator[used], pairs.values[used]),
+        n_targets=len(defined),
+        per_target=per_target,
+        interval=mean_interval(defined),
+        **{f"pooled_{n}": spearman(indicator[of], values[of]) for n, (of, values) in known.items()},
     )
 
 
@@ -450,11 +427,7 @@ class IndicatorStudy:
         return {
             "prompts": list(self.indicators.names),
             "files": [str(file) for file in self.files],
-            "including_in_task": correlation.get("including_in_task"),
-            "excluding_in_task": correlation.get("excluding_in_task"),
-            "including_in_task_tied": correlation.get("including_in_task_tied"),
-            "excluding_in_task_tied": correlation.get("excluding_in_task_tied"),
-            "overlap_lead": correlation.get("overlap_lead"),
+            **{name: correlation.get(name) for name in (*PARTS, "overlap_lead")},
             "choices": self.choices,
             **{key: value for key, value in self.types.items() if key != "notes"},
             "notes": self.notes,
@@ -547,12 +520,12 @@ def _table(study: IndicatorStudy) -> list[str]:
     kinds |= {"same_type": "same type", "different_type": "other type"}
     head = ["", *kinds.values()]
     above: list[str] = []
+    tied = correlation.excluding_in_task_tied if correlation else {}
     if correlation:
-        tied = correlation.excluding_in_task_tied
-        measure = "relative score above chance" if tied else "relative score"
         above = [
             "Spearman's rho with zero-shot transfer, with and without in-task prompts: mean over"
-            f" targets, and pooled over all pairs by {measure}; then mean similarity"
+            f" targets, and pooled over all pairs by relative score{' above chance' * bool(tied)};"
+            " then mean similarity"
         ]
         ties = ["tied: mean"] if tied else []
         head = ["", "with: mean", "pooled", "without: mean", "pooled", *ties, *head[1:]]
@@ -570,10 +543,8 @@ def _table(study: IndicatorStudy) -> list[str]:
         lines.append([name, *cells])
     chosen = f"{best} is the best of {len(windows)} windows, selected on these targets"
     more = [chosen] if best else []
-    if correlation and correlation.excluding_in_task_tied:
-        more.append(
-            "tied: without in-task prompts, scores within one standard error of chance as ties"
-        )
+    if tied:
+        more.append(f"tied: without in-task prompts, scores {AT_CHANCE_MEANING} as ties")
     if correlation:
         more += interval_lines(correlation, names)
     if study.choices:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float64, Int
 
 from jpt.errors import InputError, shorten, unknown_name
 from jpt.indicators.indicators import Indicators
@@ -19,10 +19,11 @@ from jpt.results.prompt_table import (
     BASELINES,
     RANDOM,
     UNTOUCHED,
-    at_chance,
+    baseline_columns,
     compare_types,
+    in_task_levels,
     match_in_task_prompts,
-    performance_above_chance,
+    performances,
     read_scores,
     short_task,
     summarize_relative,
@@ -97,13 +98,8 @@ class TransferPairs:
     sources: tuple[str, ...]  # names of the prompts, without baselines
     in_task: dict[str, str]  # in-task prompt of each target that has one
     values: Float64[np.ndarray, "N K"]  # scores; NaN if not measured
-    # scores divided by that of the target's in-task prompt; NaN if undefined
-    relative: Float64[np.ndarray, "N K"]
-    above_chance: Float64[np.ndarray, "N K"]  # the same with both scores above chance
-    chance: Float64[np.ndarray, "N"]  # chance level; NaN if unknown
-    at_chance: Bool[np.ndarray, "N K"]  # scores within one standard error of chance
-    in_task_values: Float64[np.ndarray, "N"]  # NaN unless above 0
-    # `relative` and `above_chance` of the baselines in the matrix, ``random`` and ``untouched``
+    # `performances` of the pairs and of the baselines; NaN if undefined
+    performance: dict[str, Float64[np.ndarray, "N K"]]
     baselines: dict[str, dict[str, Float64[np.ndarray, "N"] | None]]
     notes: tuple[str, ...]  # what was left out, and why
 
@@ -114,47 +110,47 @@ def select_pairs(
     """Select targets and sources, match in-task prompts, and compute relative performance."""
     cards = all_cards(indicators)
     _check_names(indicators, matrix)
-    rows = [matrix.targets.index(target) for target in choose_targets(matrix.targets, tasks)]
-    targets = tuple(matrix.targets[row] for row in rows)
+    matrix = _of_targets(matrix, choose_targets(matrix.targets, tasks))
     sources = tuple(
         name
         for name in matrix.prompts
         if name in cards
         and name != UNTOUCHED
         and not is_random(name, cards[name])
-        and (tasks is None or serves(name, cards[name], targets))
+        and (tasks is None or serves(name, cards[name], matrix.targets))
     )
-    in_task, notes = match_in_task_prompts(targets, cards)
+    in_task, notes = match_in_task_prompts(matrix.targets, cards)
     unmeasured = sorted(set(indicators.names) - set(matrix.prompts) - set(BASELINES))
     if tasks is None and unmeasured:
         notes.append(f"{shorten(unmeasured)}: no column in the transfer matrix, left out")
-    used = np.ix_(rows, [matrix.prompts.index(name) for name in sources])
-    values = matrix.values[used]
-    in_task_values, in_task_notes = _in_task_values(matrix, rows, in_task)
+    columns = [matrix.prompts.index(name) for name in sources]
+    values, found = matrix.values[:, columns], performances(matrix, in_task)
+    notes += _in_task_notes(matrix, in_task)
     missing = int(np.isnan(values).sum())
     if missing:
-        in_task_notes.append(
+        notes.append(
             f"{missing} of {values.size} pairs of target and source have no value in the transfer"
             " matrix, left out"
         )
-    above = performance_above_chance(matrix, in_task).values
-    chance = np.full(len(rows), np.nan) if matrix.chance is None else matrix.chance[rows]
-    baselines = {
-        "relative": _baselines(matrix, matrix.values[rows] / in_task_values[:, None]),
-        "above_chance": _baselines(matrix, above[rows]),
-    }
     return TransferPairs(
-        targets=targets,
+        targets=matrix.targets,
         sources=sources,
         in_task=in_task,
         values=values,
-        relative=values / in_task_values[:, None],
-        above_chance=above[used],
-        chance=chance,
-        at_chance=at_chance(matrix)[used],
-        in_task_values=in_task_values,
-        baselines=baselines,
-        notes=(*notes, *in_task_notes),
+        performance={measure: each.values[:, columns] for measure, each in found.items()},
+        baselines={measure: baseline_columns(each) for measure, each in found.items()},
+        notes=tuple(notes),
+    )
+
+
+def _of_targets(matrix: TransferMatrix, targets: Sequence[str]) -> TransferMatrix:
+    rows = [matrix.targets.index(target) for target in targets]
+    parts = {name: getattr(matrix, name) for name in ("values", "chance", "errors")}
+    return dataclasses.replace(
+        matrix,
+        targets=tuple(targets),
+        metrics=tuple(matrix.metrics[row] for row in rows),
+        **{name: each if each is None else each[rows] for name, each in parts.items()},
     )
 
 
@@ -209,37 +205,18 @@ def _check_names(indicators: Indicators, matrix: TransferMatrix) -> None:
         )
 
 
-def _baselines(
-    matrix: TransferMatrix, performance: Float64[np.ndarray, "N K"]
-) -> dict[str, Float64[np.ndarray, "N"] | None]:
-    """Return the performance of the baselines; None for those not in the matrix."""
-    names = {"random": RANDOM, "untouched": UNTOUCHED}
-    return {
-        key: performance[:, matrix.prompts.index(name)] if name in matrix.prompts else None
-        for key, name in names.items()
-    }
-
-
-def _in_task_values(
-    matrix: TransferMatrix, rows: Sequence[int], in_task: Mapping[str, str]
-) -> tuple[Float64[np.ndarray, "N"], list[str]]:
-    """Return the score of each target's in-task prompt, NaN unless positive, and notes."""
-    values, notes = np.full(len(rows), np.nan), []
-    for index, row in enumerate(rows):
-        target = matrix.targets[row]
+def _in_task_notes(matrix: TransferMatrix, in_task: Mapping[str, str]) -> list[str]:
+    """Return notes on in-task prompts, the missing ones aside, without a positive score."""
+    notes = []
+    for target, score in zip(matrix.targets, in_task_levels(matrix, in_task)[1], strict=True):
         prompt = in_task.get(target)
-        if prompt is None:
-            continue  # `match_in_task_prompts` has a note on it
-        value = matrix.values[row, matrix.prompts.index(prompt)] if prompt in matrix.prompts else 0
-        if value > 0:
-            values[index] = value
-        else:
-            measured = f"scores {value:g}" if prompt in matrix.prompts else "has no column"
+        if prompt is not None and not score > 0:
+            measured = f"scores {score:g}" if prompt in matrix.prompts else "has no column"
             notes.append(
                 f"{target}: in-task prompt {prompt} {measured} in the transfer matrix, relative"
                 " performance undefined"
             )
-    return values, notes
+    return notes
 
 
 # --- Means by task type
@@ -337,17 +314,8 @@ def _transfers(pairs: TransferPairs, types: dict[str, str]) -> dict[str, Any]:
         target: types.get(pairs.in_task[target]) if target in pairs.in_task else task_type(target)
         for target in pairs.targets
     }
-    known = [] if np.isnan(pairs.chance).all() else ["above_chance"]
+    names = (pairs.targets, pairs.sources, pairs.in_task, target_types, types)
     found: dict[str, Any] = {}
-    for measure in ("relative", *known):
-        found |= summarize_relative(
-            getattr(pairs, measure),
-            pairs.targets,
-            pairs.sources,
-            pairs.in_task,
-            target_types,
-            types,
-            pairs.baselines[measure],
-            measure,
-        )
+    for measure, values in pairs.performance.items():
+        found |= summarize_relative(values, *names, pairs.baselines[measure], measure)
     return found

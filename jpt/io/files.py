@@ -262,40 +262,38 @@ def file_size_bytes(path: str | Path) -> int:
     return size
 
 
-class RepeatedKey(ValueError):
-    """A JSON object has a key twice, of which Python would keep the last one in silence."""
+class _RepeatedKey(ValueError):
+    pass
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        values = " and ".join(repr(value)[:40] for key, value in pairs if key == repeated)
-        raise RepeatedKey(f"key {repeated[:60]!r} is given twice, as {values[:100]}")
+    # Python would keep the last value in silence.
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            values = f"{repr(table[key])[:40]} and {repr(value)[:40]}"
+            raise _RepeatedKey(f"key {key[:60]!r} is given twice, as {values}; keep one of them")
+        table[key] = value
     return table
 
 
-_decode_json = json.JSONDecoder(object_pairs_hook=_unique_keys).decode
+load_json = json.JSONDecoder(object_pairs_hook=_unique_keys).decode
+"""Parse JSON; raise ValueError if it is broken, or an object has a key twice."""
 
 
-def load_json(text: str) -> Any:
-    """Parse JSON; raise RepeatedKey if an object has a key twice."""
-    return _decode_json(text)
-
-
-def parse_json(data: bytes, name: str | Path) -> Any:
-    """Parse JSON; raise InputError with line and column if it is broken."""
+def parse_json(
+    data: bytes | str, name: str | Path, line: int = 1, cure: str = "repair it or copy it again"
+) -> Any:
+    """Parse JSON that begins in a line of a file; raise InputError if it is broken."""
     try:
-        return load_json(data.decode("utf-8"))
+        return load_json(data if isinstance(data, str) else data.decode("utf-8"))
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise InputError(f"{name} is not JSON ({where}); repair it or copy it again") from None
-    except RepeatedKey as error:
-        raise InputError(f"{name}: {error}; keep one of them") from None
+        reason = f"line {line + error.lineno - 1}, column {error.colno}: {error.msg}"
+    except _RepeatedKey as error:
+        raise InputError(f"{name}: {error}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, absurd numbers, absurd nesting
         reason = type(error).__name__
-        raise InputError(f"{name} is not JSON ({reason}); repair it or copy it again") from None
+    raise InputError(f"{name} is not JSON ({reason}); {cure}")
 
 
 def read_json(path: str | Path) -> Any:

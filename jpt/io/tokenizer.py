@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jpt.errors import InputError
-from jpt.io.files import load_json
+from jpt.io.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,9 +33,6 @@ USUAL_SPECIAL_TOKENS = {
 
 _MARK = re.compile(r"[\[<].+[\]>]", re.DOTALL)
 """Form of a special token."""
-
-Spans = Sequence[tuple[int, int]]
-"""Starts and ends in a text, in characters."""
 
 
 class SpecialIds(NamedTuple):
@@ -70,7 +67,6 @@ class TextTokenizer:
         # Rows of the model's word table, which may also be padded; None if there is no model.
         self.table_size = table_size
         self._special = self._special_tokens()
-        self._spelled: dict[int, list[int]] = {}
 
     def check_ids(self, ids: Iterable[int], where: str) -> None:
         """Raise InputError for a token that has no row in the model's word table."""
@@ -92,62 +88,50 @@ class TextTokenizer:
     # As `split_special_tokens` of transformers, and also where the model itself knows the token.
 
     def encode_plain(
-        self, texts: list[str], literals: Sequence[Spans] | None = None
+        self, texts: list[str], own: Sequence[Iterable[bool]] | None = None
     ) -> list[list[int]]:
-        """Tokenise rows: special tokens are plain text, but for those of a template's own text."""
-        if literals is not None:
-            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-            parts = zip(texts, encodings, literals, strict=True)
-            return [self._spell_outside(*part) for part in parts]
+        """Tokenise rows: special tokens are plain text, but those that `own` marks, in order."""
+        if own is not None:  # those of a template
+            encoded = zip(self.encode(texts), own, strict=True)
+            return [self._keep(ids, iter(of)) for ids, of in encoded]
         self._backend.encode_special_tokens = True
         try:
-            encoded = self.encode(texts)
+            encodings = self.encode(texts)
         finally:
             self._backend.encode_special_tokens = False
-        return [ids if self._special.isdisjoint(ids) else self._spell_all(ids) for ids in encoded]
+        return [[part for token in ids for part in self._spell(token)] for ids in encodings]
 
-    def has_special(self, text: str) -> bool:
-        """Return whether a text has special tokens."""
-        return not self._special.isdisjoint(self.encode([text])[0])
+    def count_special(self, texts: list[str]) -> list[int]:
+        """Return how many special tokens each text has."""
+        return [sum(token in self._special for token in ids) for ids in self.encode(texts)]
 
     def _special_tokens(self) -> frozenset[int]:
-        """Return the tokens that are never text, but for the unknown token."""
-        added = self._backend.get_added_tokens_decoder()
-        named = {token for token in (*self.ids, *self.end_ids) if token is not None}
-        # A word or a period that also ends or pads texts stays text.
+        """Return the tokens that are never text."""
+        ids, added = self.ids, self._backend.get_added_tokens_decoder()
+        named = {token for token in (*ids, *self.end_ids) if token is not None}
+        # A word or a period that also ends or pads texts stays text, and so does what is unknown;
+        # but GPT-2's unknown token is its end token.
         marks = {token for token in named if _MARK.fullmatch(self.token_text(token))}
-        special = {token for token, of in added.items() if of.special} | marks
-        ids = self.ids  # GPT-2's unknown token, which it never needs, is its end token
-        is_else = ids.unk in (ids.cls, ids.sep, ids.mask, ids.bos, *self.end_ids)
-        return frozenset(special if is_else else special - {ids.unk})
+        marks |= {token for token, of in added.items() if of.special}
+        unknown = {ids.unk} - {ids.cls, ids.sep, ids.mask, ids.bos, *self.end_ids}
+        return frozenset(marks - unknown)
 
-    def _spell_outside(self, text: str, encoding: Any, spans: Spans) -> list[int]:
-        """Return the ids of a text, with special tokens outside of the spans as plain text."""
-        ids: list[int] = []
-        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            size = len(self.token_text(token))  # the offsets may include spaces on either side
-            if token not in self._special or any(
-                a <= start and start + size <= b or a <= end - size and end <= b for a, b in spans
-            ):
-                ids.append(token)
+    def _keep(self, ids: list[int], own: Iterator[bool]) -> list[int]:
+        kept: list[int] = []
+        for token in ids:
+            if token not in self._special or next(own, False):
+                kept.append(token)
             else:
-                ids += self.encode_plain([text[start:end]])[0]
-        return ids
-
-    def _spell_all(self, ids: list[int]) -> list[int]:
-        return [part for token in ids for part in self._spell(token)]
+                kept += self.encode_plain([self.token_text(token)])[0]
+        return kept
 
     def _spell(self, token: int) -> list[int]:
-        """Return a special token as plain text: its first character, then the rest."""
+        """Return a special token that the model knows as its first character and the rest."""
         if token not in self._special:
             return [token]
-        if token not in self._spelled:
-            text, model = self.token_text(token), self._backend.model
-            halves = (text[:1], text[1:]) if len(text) > 1 else ()
-            ids = self._spell_all([part.id for half in halves for part in model.tokenize(half)])
-            unknown = [] if self.ids.unk in (None, *self._special) else [self.ids.unk]
-            self._spelled[token] = ids or unknown
-        return self._spelled[token]
+        text, model = self.token_text(token), self._backend.model
+        parts = [part.id for half in (text[:1], text[1:]) if half for part in model.tokenize(half)]
+        return [part for part in parts if part not in self._special]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -171,8 +155,8 @@ class TextTokenizer:
         if not plain:
             encoded, alone = self.encode(wholes), self.encode
         else:
-            own = [[(0, len(text))]] * len(wholes) if self.has_special(text) else None
-            encoded, alone = self.encode_plain(wholes, own), self.encode_plain
+            own = [[True] * self.count_special([text])[0]] * len(wholes)
+            encoded, alone = self.encode_plain(wholes, own if own[0] else None), self.encode_plain
         # Tokens never cross a space, but the end of the text may be tokenised differently.
         return [
             whole[len(before) :] if whole[: len(before)] == before else alone([after])[0]
@@ -280,10 +264,7 @@ def _special_id(name: str, named: dict[str, Any], backend: Tokenizer) -> int | N
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = load_json(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (ValueError, OSError) as error:
-        raise InputError(f"cannot read {file}: {_one_line(error)}") from None
+    content = read_json(file) if file.exists() else {}
     if not isinstance(content, dict):
-        raise InputError(f"cannot read {file}: expected a JSON object, got another value")
+        raise InputError(f"{file}: expected a JSON object, got {type(content).__name__}; repair it")
     return content

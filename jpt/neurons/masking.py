@@ -47,7 +47,7 @@ from jpt.results.prompt_table import (
 from jpt.results.provenance import environment_info
 from jpt.results.score_table import Cell, CellFile, make_cell
 from jpt.results.statistics import above_chance
-from jpt.results.value_checks import check_masks
+from jpt.results.value_checks import check_values
 from jpt.tasks.catalog import task_type
 from jpt.tasks.task import Task
 from jpt.transfer.zero_shot import MatrixPlan, plan_matrix
@@ -752,7 +752,8 @@ def _find_finished(folder: Path | None, key: str, plan: MaskPlan) -> MaskStudy |
     record = None if folder is None else on_first(lambda: _read_finished(folder))
     if folder is None or not isinstance(record, dict) or record.get("key") != key:
         return None
-    check_masks(folder / RECORD, record, "remove this file to compute it again")
+    cure = "remove this file to compute it again"
+    check_values(folder / RECORD, record, cure, ("targets", "sources"))
     in_task = {task: each["prompt"] for task, each in record["targets"].items()}
     same = in_task == plan.in_task and record["sources"] == list(plan.sources)
     return MaskStudy(record) if same else None
@@ -815,7 +816,8 @@ class _Worker:
     def score(self, run: MaskedRun, choice: NeuronChoice | None) -> Score:
         bound, rows = self._tasks[run.task]
         mask = None if choice is None else NeuronMask(choice.mask, self._plan.options.stack)
-        return bound.score([self._plan.bank[run.prompt].values], rows, self._mesh, mask)[0]
+        values = [self._plan.bank[run.prompt].values]
+        return bound.score(values, rows, self._mesh, mask, names=[run.prompt])[0]
 
     def _check_window(self) -> tuple[int, int]:
         """Return the window of layers; check it and the ratio before anything compiles."""

@@ -123,9 +123,8 @@ def text_input(
     scoring = None if in_task is None else in_task.scoring
     if scoring is not None:
         task = task_as_tuned(task, backbone.layout, backbone.model_type, scoring, options)
-    label_scoring, answer, tokens = inherited(options, scoring)
-    lengths = (prompt_rows, first_position, answer, label_scoring)
-    tokens = resolve_max_tokens(tokens, backbone, task, *lengths)
+    *_, tokens = inherited(options, scoring)  # no answer is read, so that none takes positions
+    tokens = resolve_max_tokens(tokens, backbone, task, prompt_rows, first_position)
     rows = _sample(_read(task, options.split), options, f"{task.name} {options.split}")
     encoded = encode_split(rows, task, backbone.tokenizer, tokens, backbone.layout)
     encoded = _with_positions(encoded, token_positions)

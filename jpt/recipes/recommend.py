@@ -617,7 +617,8 @@ def _score(case: RecommendInputs) -> dict[str, Score]:
     """Score all sources and an untrained prompt in one pass over the rows."""
     values = {name: prompt.values for name, prompt in case.sources.items()}
     values[START] = _untrained(case)
-    found = case.bound.score(list(values.values()), case.bound.split("train"), case.mesh)
+    rows, names = case.bound.split("train"), list(values)
+    found = case.bound.score(list(values.values()), rows, case.mesh, names=names)
     return dict(zip(values, found, strict=True))
 
 

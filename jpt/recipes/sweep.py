@@ -17,12 +17,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jpt.backbones.registry import Backbone
 from jpt.config import AMOUNTS, COUNTS, TuneOptions, check_amount, check_counts
@@ -40,7 +39,9 @@ from jpt.io.files import (
 from jpt.parallel import make_mesh
 from jpt.results.prompt_table import short_task
 from jpt.results.provenance import environment_info
+from jpt.results.value_checks import check_values
 from jpt.tuning.bound_task import Splits, resolve_backbone, resolve_options, resolve_task
+from jpt.tuning.logging import StepBar
 from jpt.tuning.multi_run import (
     SlotRun,
     SlotSchedule,
@@ -55,9 +56,10 @@ from jpt.tuning.multi_run import (
 )
 from jpt.tuning.run_dir import (
     CHECKPOINTS,
-    MAY_DIFFER,
     RESULT,
     RunFolder,
+    differences,
+    identity_of,
     read_config,
     read_result,
 )
@@ -224,19 +226,15 @@ def _zipped(table: Any) -> list[dict[str, Any]]:
     if not isinstance(table, dict) or not table:
         raise InputError(f"[[zip]] is {table!r}; expected a table of lists")
     _known("field of [[zip]]", table, FIELDS)
-    values = {name: _zip_list(name, given) for name, given in table.items()}
-    counts = {name: len(given) for name, given in values.items()}
+    for name, given in table.items():
+        if not isinstance(given, list) or not given:
+            raise InputError(f"{name} in [[zip]] is {given!r}; give a list of values")
+    counts = {name: len(given) for name, given in table.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(f"the lists of [[zip]] differ in length: {listed}")
     (count,) = set(counts.values())
-    return [{name: given[number] for name, given in values.items()} for number in range(count)]
-
-
-def _zip_list(name: str, given: Any) -> list[Any]:
-    if not isinstance(given, list) or not given:
-        raise InputError(f"{name} in [[zip]] is {given!r}; give a list of values")
-    return given
+    return [{name: given[number] for name, given in table.items()} for number in range(count)]
 
 
 def _named(combined: Sequence[dict[str, Any]], varied: Sequence[str]) -> Iterator[SweepRun]:
@@ -433,43 +431,20 @@ def open_runs(group: RunGroup, parts: Mapping[str, PreparedRun], out: Path) -> d
     }
 
 
-def is_finished(out: Path, name: str) -> bool:
-    """Return whether a run has its result."""
-    return (out / RUNS / name / RESULT).exists()
-
-
 # --- Progress
 
 
-class SweepProgress:
+class SweepProgress(StepBar):
     """Progress bar over the steps of all runs, with a line for every finished run."""
 
     def __init__(self, runs: int, done: int, shown: bool = True) -> None:
-        self._runs, self._done, self._shown = runs, done, shown
+        super().__init__(shown)
+        self._runs, self._done = runs, done
         self._best: tuple[str, float] | None = None
-        self._bar = tqdm(disable=True)
-
-    def __enter__(self) -> SweepProgress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.close()
 
     def planned(self, steps: int, groups: int) -> None:
         """Start the bar over the remaining steps."""
-        self._bar = tqdm(
-            total=steps,
-            disable=not self._shown,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+        self.start(steps)
         self.say(
             f"{self._done} of {self._runs} runs done; {steps} steps left in {groups}"
             f" group{'' if groups == 1 else 's'} of runs"
@@ -500,11 +475,6 @@ class SweepProgress:
             found = record["validation"][record["metric"]]
             outcome = f"validation {record['metric']} {found:.3f} at step {record['best_step']}"
         self.say(f"[{self._done}/{self._runs}] {run}: {outcome}")
-
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        if self._shown:
-            self._bar.write(line, file=sys.stderr)
 
 
 # --- Tables of runs and settings
@@ -698,13 +668,11 @@ class Search:
         ranges = {name: list(given) for name, given in self.plan.ranges.items()}
         if not path.exists():
             write_json(path, {"ranges": ranges, "trials_at_once": choose()})
-        stored = read_json(path)
-        expected = {"ranges": dict, "trials_at_once": int}
-        if not isinstance(stored, dict) or {k: type(stored.get(k)) for k in expected} != expected:
-            raise InputError(f"{path}: expected ranges and trials_at_once; give a new --out")
+        stored, cure = read_json(path), "give a new --out"
+        check_values(path, stored, cure, ("ranges", "trials_at_once"))
         if stored["ranges"] != ranges:
             raise InputError(
-                f"{folder} holds a search over {stored['ranges']}, not {ranges}; give a new --out"
+                f"{folder} holds a search over {stored['ranges']}, not {ranges}; {cure}"
             )
         return stored["trials_at_once"]
 
@@ -880,10 +848,15 @@ def _ended_groups(folder: Path) -> list[tuple[str, list[str]]]:
     groups = [
         (path.parent.name, read_json(path)) for path in (folder / GROUPS).glob(f"*/{GROUP_RUNS}")
     ]
-    return [(group, names) for group, names in groups if all(_ended(folder, n) for n in names)]
+    return [
+        (group, names)
+        for group, names in groups
+        if isinstance(names, list) and all(has_ended(folder, str(name)) for name in names)
+    ]
 
 
-def _ended(folder: Path, name: str) -> bool:
+def has_ended(folder: Path, name: str) -> bool:
+    """Return whether a run has its result or diverged."""
     path = folder / RUNS / name
     return (path / RESULT).exists() or read_diverged(path) is not None
 
@@ -1090,13 +1063,9 @@ def _refuse_changed(folder: Path, run: SweepRun) -> None:
     path, values = folder / RUNS / run.name, dict(run.values)
     stored = read_config(path)
     values["task"] = resolve_task(values["task"], values.pop("data", None)).name
-    changed = [
-        f"{name} was {stored.get(name)!r} and is now {value!r}"
-        for name, value in values.items()
-        if name not in MAY_DIFFER and stored.get(name) != value
-    ]
-    if changed:
-        raise InputError(f"{path} holds another run: {'; '.join(changed)}; give a new --out")
+    wanted = identity_of(values)
+    if found := differences({name: stored.get(name) for name in wanted}, wanted):
+        raise InputError(f"{path} holds another run: {'; '.join(found)}; give a new --out")
 
 
 def _outcome(folder: Path, run: SweepRun) -> tuple[dict[str, Any] | None, bool]:

@@ -31,7 +31,7 @@ from jpt.recipes.sweep import (
     SweepProgress,
     SweepRun,
     Workers,
-    is_finished,
+    has_ended,
     remove_group_folder,
     train_group,
 )
@@ -252,7 +252,7 @@ def train_away(group: RunGroup, runs: Sequence[SweepRun], origin: str) -> Outcom
 
 def bring_home(name: str, files: Files, folder: Path) -> None:
     """Write the files of a run into the folder of the sweep, its result last."""
-    if is_finished(folder, name):  # its group had started before and was trained again
+    if has_ended(folder, name):  # its group had started before and was trained again
         return
     home = RunFolder(folder / RUNS / name, json.loads(files[CONFIG]))
     for file in sorted(files, key=lambda file: file in (RESULT, DIVERGED)):

@@ -26,7 +26,7 @@ from jpt.errors import InputError
 from jpt.io.files import atomic_file, read_json
 from jpt.report.findings import decimal
 from jpt.report.findings import percent as percent_text
-from jpt.report.study import Fields, chance_of
+from jpt.report.study import Fields
 from jpt.results.records import LossCurve
 from jpt.results.value_checks import check_score
 
@@ -792,7 +792,7 @@ def mask_figure(folder: str | Path, out: str | Path | None = None) -> Path:
         >>> from jpt.io.files import write_json
         >>> study = Path(tempfile.mkdtemp())
         >>> in_task = {"relative": 0.75, "runs": [{"value": 0.6}]}
-        >>> target = {"unmasked": 0.8, "majority": 0.5, "masks": {"in_task": in_task}}
+        >>> target = {"unmasked": 0.8, "chance": 0.5, "masks": {"in_task": in_task}}
         >>> write_json(study / MASK_RECORD, {"masked_neurons": 4, "neurons": 20, "layers": [0, 1],
         ...     "targets": {"mood": target}})
         >>> mask_figure(study).name
@@ -832,7 +832,7 @@ def read_shares(path: str | Path) -> MaskedShares:
         unmasked = target.number("unmasked", metric)
         if not unmasked > 0:
             continue
-        chance.append(chance_of(target) / unmasked)
+        chance.append(target.number("chance") / unmasked)
         for kind, mask in target.fields("masks").each():
             share = mask.number("relative")
             if math.isnan(share):

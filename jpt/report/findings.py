@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
 
 from jpt.indicators.indicators import EMBEDDING, OVERLAP, indicator_label
 from jpt.report.study import (
@@ -15,11 +14,10 @@ from jpt.report.study import (
     Study,
     TransferPair,
     by_target,
-    in_task_score,
-    random_values,
+    random_scores,
     transfer_pairs,
-    values_at,
 )
+from jpt.results.prompt_table import MEASURES, in_task_levels
 from jpt.results.records import CorrelationRecord, SelectionRecord
 from jpt.results.statistics import CLEAR_ERRORS, differences, mean_interval
 
@@ -93,63 +91,48 @@ def _points_ci(interval: tuple[float, float]) -> str:
 
 def find(study: Study, ordering: Ordering) -> list[Finding]:
     """Return the findings of a study, in the order of the page."""
-    pairs, above = transfer_pairs(study, ordering), study.above_chance
-    random = random_values(study, ordering, study.relative)
-    random_above = None if above is None else random_values(study, ordering, above)
+    # Where chance levels are known, a target at chance has no best source.
+    measure = "above_chance" if study.has_chance else "relative"
     found = [
         training_finding(study, ordering),
-        type_finding(pairs, random, random_above),
-        source_finding(pairs if above is None else _above(pairs)),
+        transfer_finding(study, ordering),
+        source_finding(transfer_pairs(study, ordering, measure)),
         overlap_finding(study),
         correlation_finding(study),
         choice_finding(study),
         mask_finding(study),
-        caution_finding(study, pairs),
+        caution_finding(study, transfer_pairs(study, ordering, "relative")),
     ]
     return [finding for finding in found if finding is not None]
 
 
 def training_finding(study: Study, ordering: Ordering) -> Finding | None:
     """Compare the in-task prompts with chance."""
-    scores = {target: in_task_score(study, ordering, target) for target in ordering.targets}
-    levels = _in_task_levels(study, ordering)
-    triples = {t: (score, *levels[t]) for t, score in scores.items() if t in levels}
-    triples = {t: of for t, of in triples.items() if np.isfinite(of[:2]).all()}
-    if not triples:
+    if study.transfer is None:
+        return None
+    columns = in_task_levels(study.transfer, ordering.in_task).T
+    levels = dict(zip(study.transfer.targets, columns, strict=True))
+    levels = {t: levels[t] for t in ordering.targets if np.isfinite(levels[t][:2]).all()}
+    if not levels:
         return None
     failed = [
         target
-        for target, (score, chance, error) in triples.items()
+        for target, (chance, score, error) in levels.items()
         if score - chance <= CLEAR_ERRORS * np.nan_to_num(error)
     ]
-    mean, chance = (float(np.mean([of[i] for of in triples.values()])) for i in (0, 1))
+    chance, mean, _ = np.mean(list(levels.values()), axis=0)
     means = f"mean score {percent(mean)}, chance level {percent(chance)}"
     if failed:
-        text = f"{len(failed)} of {len(triples)} in-task prompts"
+        text = f"{len(failed)} of {len(levels)} in-task prompts"
         text += f" score{'s' if len(failed) == 1 else ''} no better than chance, within two"
         text += f" standard errors ({_shorten(failed)}; {means}); transfer to"
         text += f" {'that task' if len(failed) == 1 else 'those tasks'} is not informative."
-    elif len(triples) == 1:
+    elif len(levels) == 1:
         text = f"The in-task prompt scores above chance ({means})."
     else:
-        every = "Both" if len(triples) == 2 else f"All {len(triples)}"
+        every = "Both" if len(levels) == 2 else f"All {len(levels)}"
         text = f"{every} in-task prompts score above chance ({means})."
     return Finding("training", text)
-
-
-def _in_task_levels(study: Study, ordering: Ordering) -> dict[str, tuple[float, float]]:
-    """Return chance level and standard error of the in-task prompt of each target."""
-    matrix = study.transfer
-    if matrix is None or matrix.chance is None:
-        return {}
-    errors = None if matrix.errors is None else replace(matrix, values=matrix.errors)
-    return {
-        target: (
-            float(chance),
-            float(values_at(errors, [target], [ordering.in_task.get(target, "")])[0, 0]),
-        )
-        for target, chance in zip(matrix.targets, matrix.chance, strict=True)
-    }
 
 
 def _shorten(names: Sequence[str]) -> str:
@@ -162,33 +145,34 @@ def _shorten(names: Sequence[str]) -> str:
 _TYPE_POINT = 0.01
 
 
-def type_finding(
-    pairs: Sequence[TransferPair],
-    random: Mapping[str, float],
-    random_above: Mapping[str, float] | None = None,
-) -> Finding | None:
+def transfer_finding(study: Study, ordering: Ordering) -> Finding | None:
     """Compare zero-shot transfer within and across task types, above chance where it is known."""
-    if random_above is None or not any(pair.same_type is not None for pair in pairs):
-        return _type_finding(pairs, random, "Zero-shot transfer", "")
-    above = _above(pairs)
-    means = [*_type_means(pairs), _mean(list(random.values()))]
-    known = [percent(mean) for mean in means if np.isfinite(mean)]
-    listed = " and ".join(filter(None, [", ".join(known[:-1]), *known[-1:]]))
-    aside = f"scores with chance, as in the paper: {listed}"
-    if not above:
+    pairs, random = (
+        {measure: of(study, ordering, measure) for measure in MEASURES}
+        for of in (transfer_pairs, random_scores)
+    )
+    as_paper = type_finding(pairs["relative"], random["relative"])
+    if as_paper is None or not study.has_chance:
+        return as_paper
+    means = [*_type_means(pairs["relative"]), _mean(random["relative"])]
+    labels = ("within a type", "across types", "untrained prompt")
+    listed = [f"{n} {percent(m)}" for n, m in zip(labels, means, strict=True) if np.isfinite(m)]
+    aside = f"with chance, as in the paper: {', '.join(listed)}"
+    if not pairs["above_chance"]:
         text = "No in-task prompt is clearly above chance, so transfer cannot be compared with it"
         return Finding("types", f"{text} ({aside}).", UNCLEAR)
-    return _type_finding(above, random_above, "Above chance, zero-shot transfer", aside)
+    return type_finding(
+        pairs["above_chance"], random["above_chance"], "Above chance, zero-shot transfer", aside
+    )
 
 
-def _above(pairs: Sequence[TransferPair]) -> list[TransferPair]:
-    """Return the pairs with a score above chance, by that score."""
-    return [replace(pair, relative=pair.above) for pair in pairs if np.isfinite(pair.above)]
-
-
-def _type_finding(
-    pairs: Sequence[TransferPair], random: Mapping[str, float], subject: str, aside: str
+def type_finding(
+    pairs: Sequence[TransferPair],
+    random: Sequence[float],
+    subject: str = "Zero-shot transfer",
+    aside: str = "",
 ) -> Finding | None:
+    """Compare zero-shot transfer within and across task types."""
     same, other = _type_means(pairs)
     if np.isnan(same) and np.isnan(other):
         return None
@@ -199,9 +183,8 @@ def _type_finding(
         text = f"{subject} reaches {mean} of the in-task prompt on average{more}; {which}, so"
         return Finding("types", f"{text} task types cannot be compared.", UNCLEAR)
     gaps = _type_gaps(pairs)
-    base = _mean(list(random.values()))
+    base, interval = _mean(random), mean_interval(gaps)
     details = [f"untrained prompt: {percent(base)}"] if random else []
-    interval = mean_interval(gaps)
     if interval is not None:
         details.append(f"95% CI of the difference over tasks: {_points_ci(interval)}")
     details += [aside] if aside else []
@@ -215,8 +198,8 @@ def _type_finding(
 
 def _type_means(pairs: Sequence[TransferPair]) -> tuple[float, float]:
     """Mean relative score within and across task types; NaN without such pairs."""
-    same = [pair.relative for pair in pairs if pair.same_type]
-    return _mean(same), _mean([pair.relative for pair in pairs if pair.same_type is False])
+    same = [pair.score for pair in pairs if pair.same_type]
+    return _mean(same), _mean([pair.score for pair in pairs if pair.same_type is False])
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -262,8 +245,8 @@ def source_finding(pairs: Sequence[TransferPair]) -> Finding | None:
             continue
         n_targets += 1
         # A tie counts only if all best sources have the target's type.
-        best = max(pair.relative for pair in group)
-        hits += all(pair.same_type for pair in group if pair.relative == best)
+        best = max(pair.score for pair in group)
+        hits += all(pair.same_type for pair in group if pair.score == best)
         chance += kinds.count(True) / len(kinds)
     if not n_targets:
         return None
@@ -483,16 +466,26 @@ def mask_finding(study: Study) -> Finding | None:
     masks = study.masks
     if masks is None:
         return None
-    above = _mask_pairs([task.above_chance for task in masks.tasks.values()])
-    whole = _mask_pairs([task.relative for task in masks.tasks.values()])
-    pairs = above if len(above) else whole
-    if not len(pairs):
+    tables = {
+        measure: np.array(
+            [
+                [task.performance[measure].get(kind, np.nan) for kind in ("in_task", "random")]
+                for task in masks.tasks.values()
+            ]
+        ).reshape(-1, 2)
+        for measure in MEASURES
+    }
+    known = {measure: np.isfinite(table).all(1) for measure, table in tables.items()}
+    measure = next((measure for measure in MEASURES if known[measure].any()), None)
+    if measure is None:
         return None
-    in_task, random = pairs.mean(0).tolist()
+    # Both shares are over the same tasks.
+    pairs, whole = (tables[name][known[measure]] for name in (measure, "relative"))
     what, aside = "the score", ["", ""]
-    if len(above):
+    if measure == "above_chance":
         what = "the score above chance"
-        aside = [f" ({percent(mean)} of the whole score)" for mean in whole.mean(0).tolist()]
+        aside = [f" ({percent(mean)} of the whole score)" for mean in whole.mean(0)]
+    in_task, random = pairs.mean(0)
     text = (
         f"Masking the {percent(masks.ratio)} of neurons that the in-task prompt activates most"
         f" leaves {percent(in_task)} of {what} on average over {counted(len(pairs), 'task')}"
@@ -500,13 +493,6 @@ def mask_finding(study: Study) -> Finding | None:
     )
     end, verdict = _judge_masks((pairs[:, 1] - pairs[:, 0]).tolist())
     return Finding("masks", f"{text}: {end}.", verdict)
-
-
-def _mask_pairs(tasks: Sequence[Mapping[str, float]]) -> Float64[np.ndarray, "N 2"]:
-    """Return the relative scores under in-task and random masks of the tasks that have both."""
-    pairs = [[task.get(kind, np.nan) for kind in ("in_task", "random")] for task in tasks]
-    found = np.array(pairs, np.float64).reshape(-1, 2)
-    return found[np.isfinite(found).all(1)]
 
 
 def _judge_masks(gaps: list[float]) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -79,24 +80,23 @@ from jpt.report.study import (
     Fields,
     Ordering,
     Study,
-    TransferPair,
     commands,
-    in_task_score,
-    near_chance,
     order_study,
-    random_values,
+    random_scores,
     read_fields,
     read_study,
     transfer_pairs,
     values_at,
-    with_relative,
+    with_performance,
 )
 from jpt.results.prompt_table import (
     AT_CHANCE,
     AT_CHANCE_MEANING,
     ERRORS,
+    MEASURES,
     RANDOM,
     at_chance,
+    chance_notes,
     read_scores,
 )
 from jpt.results.records import (
@@ -273,6 +273,9 @@ def whole_page(title: str, *content: Child) -> str:
     body = element("body", element("main", *content), element("script", Markup(script)))
     return f'<!doctype html>\n<html lang="en">{head}\n{body}</html>\n'
 
+
+# What a measure (`MEASURES`) adds to a relative score; None where none is defined.
+_ABOVE = {"above_chance": " above chance", "relative": "", None: ""}
 
 # --- Source selection
 
@@ -636,10 +639,9 @@ def _row0_table(found: CorrelationRecords) -> Markup | None:
 def _scatter_figures(study: Study, ordering: Ordering) -> Markup | None:
     """One scatter plot per indicator; those beyond the paper's are collapsed."""
     columns = study.similarities.values if study.similarities else {}
-    pairs = transfer_pairs(study, ordering)
     names = [n for n in (OVERLAP, *EMBEDDING) if n in columns]
     names += [n for n in shown_rankings(columns) if n not in names and n in MEANINGS]
-    points = {name: _correlation_points(study, ordering, pairs, name) for name in names}
+    points = {name: _correlation_points(study, ordering, name) for name in names}
     points = {name: groups for name, groups in points.items() if groups}
     if not points:
         return None
@@ -651,8 +653,8 @@ def _scatter_figures(study: Study, ordering: Ordering) -> Markup | None:
     more = [panels[name] for name in panels if name not in (OVERLAP, *EMBEDDING)]
     caption = (
         "Each point is a pair of a task and another task's prompt: similarity of that prompt to"
-        f" the in-task prompt (x), and zero-shot score{_above_text(study)} relative to the in-task"
-        " prompt (y). rho: rank correlation, mean over tasks; in-task pairs are excluded."
+        f" the in-task prompt (x), and zero-shot score{_ABOVE[study.measure]} relative to the"
+        " in-task prompt (y). rho: rank correlation, mean over tasks; in-task pairs are excluded."
     )
     return join(
         [
@@ -678,7 +680,7 @@ def _correlation_panel(
     caption = f"{meaning[:1].upper()}{meaning[1:]}; {counted(n_pairs, 'pair')}"
     if found:
         caption += f", rho {decimal(found.mean_over_targets, 2, sign=True)}"
-    files = ["indicators.csv", _relative_file(study)]
+    files = ["indicators.csv", *study.files]
     svg = to_svg(plot, f"scatter-{name.replace('_', '-')}", label)
     return element(
         "div",
@@ -695,7 +697,7 @@ def _limits(scores: Float64[np.ndarray, "M"]) -> tuple[float, float]:
 
 
 def _correlation_points(
-    study: Study, ordering: Ordering, pairs: Sequence[TransferPair], name: str
+    study: Study, ordering: Ordering, name: str
 ) -> dict[str, tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]]:
     """Indicator and relative score of all pairs, grouped by same or other type."""
     assert study.similarities is not None
@@ -703,30 +705,14 @@ def _correlation_points(
     values = study.similarities.values[name]
     kinds = {True: "same type", False: "other type", None: "unknown type"}
     groups: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds.values()}
-    for pair in pairs:
+    for pair in transfer_pairs(study, ordering, study.measure):
         in_task = ordering.in_task.get(pair.target, "")
         if in_task in index and pair.source in index:
             value = float(values[index[in_task], index[pair.source]])
-            score = _pair_score(study, pair)
-            if np.isfinite([value, score]).all():
-                groups[kinds[pair.same_type]].append((value, score))
+            if np.isfinite(value):
+                groups[kinds[pair.same_type]].append((value, pair.score))
     found = {kind: np.array(points).T for kind, points in groups.items() if points}
     return {kind: (x, y) for kind, (x, y) in found.items()}
-
-
-def _pair_score(study: Study, pair: TransferPair) -> float:
-    """Return the relative score of a pair, above chance if chance is known."""
-    return pair.above if study.has_above else pair.relative
-
-
-def _above_text(study: Study) -> str:
-    return " above chance" if study.has_above else ""
-
-
-def _relative_file(study: Study) -> str:
-    if study.has_above:
-        return study.above_file
-    return study.relative_file or "transfer.csv"
 
 
 def _window_figure(found: CorrelationRecords) -> Markup | None:
@@ -957,12 +943,13 @@ def _mask_lead(masks: MaskRecord) -> str:
 
 def _masks_figure(study: Study, masks: MaskRecord) -> Markup | None:
     known = [t for t in masks.tasks.values() if t.unmasked > 0]
-    if not known or not all(np.isfinite([*t.relative.values()]).all() for t in known):
+    if not known or not all(np.isfinite([*t.scores.values()]).all() for t in known):
         return None
+    shares = [task.performance["relative"] for task in known]
     means = "; ".join(
-        f"{kind_label(kind)} {percent(float(np.mean([t.relative[kind] for t in known])))}"
+        f"{kind_label(kind)} {percent(float(np.mean([of[kind] for of in shares])))}"
         for kind in masks.kinds
-        if all(kind in t.relative for t in known)
+        if all(kind in of for of in shares)
     )
     label = f"Score relative to no mask, by kind of mask: {means}."
     caption = (
@@ -976,36 +963,22 @@ def _masks_figure(study: Study, masks: MaskRecord) -> Markup | None:
 
 def _type_parts(masks: MaskRecord) -> list[Markup]:
     parts: list[Markup] = []
-    if masks.above_by_type:
-        caption = "Score above chance relative to no mask, by task type and kind of mask"
-        parts.append(_mask_table(masks, masks.above_by_type, caption))
-    if masks.by_type:
-        caption = "Score relative to no mask, by task type and kind of mask"
-        parts.append(_mask_table(masks, masks.by_type, caption))
-    pairs = {
-        "the score above chance": (masks.other_same_type_above, masks.other_different_type_above),
-        "the score": (masks.other_same_type, masks.other_different_type),
-    }
-    for what, (same, other) in pairs.items():
-        if np.isfinite([same, other]).all():
-            text = (
-                f"Masking the neurons of another task's prompt leaves {percent(same)} of {what}"
-                f" if that task has the same type and {percent(other)} if not."
-            )
-            parts.append(element("p", text, class_="meta"))
-            break
-    return parts
-
-
-def _mask_table(
-    masks: MaskRecord, by_type: Mapping[str, Mapping[str, float]], caption: str
-) -> Markup:
-    rows = [
-        [name, *(percent(means.get(kind, np.nan)) for kind in masks.kinds)]
-        for name, means in by_type.items()
-    ]
     head = ["type", *map(kind_label, masks.kinds)]
-    return table(head, rows, caption, source=[MASK_RECORD])
+    for measure, means in masks.by_type.items():
+        rows = [
+            [name, *(percent(of.get(kind, np.nan)) for kind in masks.kinds)]
+            for name, of in means.items()
+        ]
+        caption = f"Score{_ABOVE[measure]} relative to no mask, by task type and kind of mask"
+        parts.append(table(head, rows, caption, source=[MASK_RECORD]))
+    known = {name: of for name, of in masks.other_types.items() if np.isfinite(of).all()}
+    for measure, (same, other) in list(known.items())[:1]:
+        text = (
+            f"Masking the neurons of another task's prompt leaves {percent(same)} of the"
+            f" score{_ABOVE[measure]} if that task has the same type and {percent(other)} if not."
+        )
+        parts.append(element("p", text, class_="meta"))
+    return parts
 
 
 def _mask_score_table(masks: MaskRecord) -> Markup:
@@ -1060,7 +1033,7 @@ def methods_text(study: Study) -> list[str]:
         "Above chance: (score - chance) / (in-task score - chance), undefined where the in-task"
         " score is not more than two standard errors above chance. Chance is the score of the best"
         " constant prediction, and 0 for Matthews correlation and generated answers. Standard"
-        " errors are over rows: binomial for accuracy, else bootstrapped.": study.above_chance,
+        " errors are over rows, bootstrapped for F1 and Matthews correlation.": study.has_chance,
         "A neuron is a unit of a feed-forward layer; its activation is read after the non-linearity"
         " with only the prompt as input, and it is activated if its value is above 0. ON is the"
         " cosine similarity of two binary activation patterns; E is 1 / (1 + Euclidean distance)"
@@ -1248,13 +1221,16 @@ def _method_group(name: str, trained: dict[str, Bool[np.ndarray, "N"]]) -> str:
 def _projection_map(
     record: Fields, matrix: TransferMatrix, trained: dict[str, Bool[np.ndarray, "N"]]
 ) -> Markup:
-    chance = np.full(len(matrix.targets), np.nan) if matrix.chance is None else matrix.chance
     framed = {
         (row, matrix.prompts.index(name))
         for name, rows in trained.items()
         for row in np.flatnonzero(rows).tolist()
     }
-    has_chance, near = np.isfinite(chance).any(), at_chance(matrix)
+    texts = [
+        [_score_text(value) + AT_CHANCE * int(mark) for value, mark in zip(*line, strict=True)]
+        for line in zip(matrix.values, at_chance(matrix), strict=True)
+    ]
+    levels = [] if matrix.chance is None else [list(map(_score_text, matrix.chance))]
     plot = heat_map(
         HeatMap(
             rows=matrix.targets,
@@ -1262,11 +1238,11 @@ def _projection_map(
             row_types=[task_type(target) or "" for target in matrix.targets],
             column_types=[_method_group(name, trained) for name in matrix.prompts],
             values=matrix.values,
-            texts=_score_texts(matrix.values, near),
+            texts=texts,
             scale_label="score",
             outlined=frozenset(framed),
-            side_label=["chance"] if has_chance else [],
-            side_texts=[[_score_text(value) for value in chance]] if has_chance else [],
+            side_label=["chance"] * len(levels),
+            side_texts=levels,
             row_axis="task",
             column_axis="prompt",
         ),
@@ -1276,7 +1252,7 @@ def _projection_map(
     label = f"Heat map of scores, {sizes[0]} by {sizes[1]}; means in the table below."
     metrics = ", ".join(dict.fromkeys(matrix.metrics))
     caption = f"Scores in percent ({metrics}). Framed: tasks that the projector was trained on."
-    caption += f" {AT_CHANCE}: {AT_CHANCE_MEANING}." if near.any() else ""
+    caption += _legend(texts)
     if set(TUNED) & set(matrix.prompts):
         steps, start = record.count("warm_steps"), record.text("warm_start")
         caption += f" warm: {steps} training steps from prompts projected by “{start}”; vanilla:"
@@ -1455,6 +1431,7 @@ def _matrix_notes(study: Study, ordering: Ordering, noted: Sequence[str]) -> lis
     if without:
         lines.append(f"No in-task prompt, relative scores undefined: {_names(without)}.")
     if study.transfer is not None:
+        lines += chance_notes(study.transfer, ordering.in_task)
         gaps = int(np.isnan(study.transfer.values).sum())
         if gaps:
             lines.append(f"Not measured: {counted(gaps, 'pair')} of task and prompt.")
@@ -1738,26 +1715,15 @@ def transfer_section(study: Study, ordering: Ordering) -> Markup:
         " percent",
         _metrics(study),
         "; colors show the score relative to the task's in-task prompt, as in the paper."
-        if study.relative
-        else ".",
+        if study.measure
+        else ". No target has an in-task prompt with a score above 0, so colors show the scores.",
     )
-    parts: list[Markup] = [lead]
-    if study.relative is None or study.computed_relative:
-        what = "relative scores were computed from transfer.csv"
-        if study.relative is None:
-            what = "no target has an in-task prompt, so colors show the scores"
-        make = commands(study.folder)["transfer"]
-        parts.append(missing(f"relative.csv is missing; {what}", make))
-    parts.append(_matrix_figure(study, ordering))
-    parts.append(_transfer_score_table(study, ordering))
-    if study.above_chance is not None:
-        caption = "Score of each prompt above chance relative to the in-task prompt"
-        found = (study.above_chance, caption, study.above_file)
-        parts.append(_relative_table(study, ordering, *found))
-    if study.relative is not None:
-        caption = "Score of each prompt relative to the in-task prompt"
-        found = (study.relative, caption, study.relative_file or "transfer.csv")
-        parts.append(_relative_table(study, ordering, *found))
+    parts: list[Markup] = [
+        lead,
+        _matrix_figure(study, ordering),
+        _transfer_score_table(study, ordering),
+        *(_relative_table(study, ordering, name) for name in MEASURES if name in study.performance),
+    ]
     return section("transfer", title, *parts)
 
 
@@ -1780,30 +1746,21 @@ def type_section(study: Study, ordering: Ordering, found: Sequence[Finding]) -> 
     return section("types", "Transfer and similarity by task type", *parts)
 
 
-def side_scores(study: Study, ordering: Ordering) -> dict[str, Float64[np.ndarray, "N"]]:
-    """Return the columns shown next to the matrix."""
-    in_task = np.array([in_task_score(study, ordering, target) for target in ordering.targets])
-    chance = np.full(len(in_task), np.nan)
-    if study.transfer is not None and study.transfer.chance is not None:
-        levels = dict(zip(study.transfer.targets, study.transfer.chance, strict=True))
-        chance = np.array([levels[target] for target in ordering.targets])
-    baselines = {
-        label: values_at(study.transfer, ordering.targets, [name])[:, 0]
-        for label, name in _baselines(study).items()
-    }
-    return {**baselines, "in-task prompt": in_task, "chance": chance}
-
-
-def _near_sides(study: Study, ordering: Ordering, labels: Iterable[str]) -> Bool[np.ndarray, "N M"]:
-    """Return which scores next to the matrix are within one standard error of chance."""
-    columns = [_baselines(study).get(label, "") for label in labels]
-    found = near_chance(study, ordering.targets, columns)
-    for column, label in enumerate(labels):
-        if label == "in-task prompt":
-            for row, target in enumerate(ordering.targets):
-                name = ordering.in_task.get(target, "")
-                found[row, column] = near_chance(study, [target], [name])[0, 0]
-    return found
+def _score_texts(
+    study: Study, ordering: Ordering, text: Callable[[float], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Name the columns next to the matrix, and format the scores of the sources and of these."""
+    matrix, baselines = study.transfer, _baselines(study)
+    assert matrix is not None
+    marked = replace(matrix, values=at_chance(matrix).astype(np.float64))
+    levels = {} if matrix.chance is None else dict(zip(matrix.targets, matrix.chance, strict=True))
+    lines = []
+    for target in ordering.targets:
+        names = [*ordering.sources, *baselines.values(), ordering.in_task.get(target, "")]
+        scores, marks = (values_at(of, [target], names)[0] for of in (matrix, marked))
+        texts = [text(s) + AT_CHANCE * int(m == 1) for s, m in zip(scores, marks, strict=True)]
+        lines.append([*texts, text(levels.get(target, np.nan))])
+    return [*baselines, "in-task prompt", "chance"], lines
 
 
 def _baselines(study: Study) -> dict[str, str]:
@@ -1821,15 +1778,13 @@ def _metrics(study: Study) -> str:
 
 
 def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
-    scores = values_at(study.transfer, ordering.targets, ordering.sources)
-    sides = side_scores(study, ordering)
-    sides = {label: column for label, column in sides.items() if np.isfinite(column).any()}
-    near = near_chance(study, ordering.targets, ordering.sources)
-    near_sides = _near_sides(study, ordering, list(sides))
-    shown = study.transfer if study.relative is None else study.relative
+    n_sources = len(ordering.sources)
+    labels, lines = _score_texts(study, ordering, _score_text)
+    sides = dict(zip(labels, [*zip(*lines, strict=True)][n_sources:], strict=True))
+    sides = {name: texts for name, texts in sides.items() if set(texts) != {UNKNOWN}}
+    shown = study.performance.get("relative", study.transfer)
     colors = values_at(shown, ordering.targets, ordering.sources)
     columns = [_baselines(study).get(label, "") for label in sides]
-    side_colors = values_at(shown, ordering.targets, columns).T
     plot = heat_map(
         HeatMap(
             rows=ordering.targets,
@@ -1837,12 +1792,12 @@ def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
             row_types=[ordering.target_types[name] for name in ordering.targets],
             column_types=[ordering.prompt_types[name] for name in ordering.sources],
             values=colors,
-            texts=_score_texts(scores, near),
-            scale_label="score relative to the in-task prompt" if study.relative else "score",
+            texts=[line[:n_sources] for line in lines],
+            scale_label="score relative to the in-task prompt" if study.measure else "score",
             outlined=_in_task_cells(ordering),
             side_label=list(sides),
-            side_texts=_score_texts(list(sides.values()), near_sides.T),
-            side_values=side_colors if sides else None,
+            side_texts=list(sides.values()),
+            side_values=values_at(shown, ordering.targets, columns).T if sides else None,
             row_axis="target task",
             column_axis="source prompt",
         ),
@@ -1861,15 +1816,10 @@ def _matrix_figure(study: Study, ordering: Ordering) -> Markup:
         ("chance", "the score of the best constant prediction"),
     ):
         caption += f" {name.capitalize()}: {meaning}." if name in sides else ""
-    caption += f" {AT_CHANCE}: {AT_CHANCE_MEANING}." if near.any() or near_sides.any() else ""
+    caption += _legend(lines)
     caption += " Gray: not measured, or no in-task prompt." if np.isnan(colors).any() else ""
     svg = stick_rows(to_svg(plot, "transfer-map", label), "transfer-map")
-    return figure(svg, label, caption, _matrix_files(study))
-
-
-def _matrix_files(study: Study) -> list[str]:
-    files = ["transfer.csv", study.relative_file, "transfer.json" if study.record else None]
-    return list(dict.fromkeys(name for name in files if name))
+    return figure(svg, label, caption, study.files)
 
 
 def _in_task_cells(ordering: Ordering) -> frozenset[tuple[int, int]]:
@@ -1882,96 +1832,76 @@ def _score_text(value: float) -> str:
     return decimal(100 * value, 1)
 
 
-def _score_texts(
-    scores: Iterable[Iterable[float]], near: Iterable[Iterable[bool]]
-) -> list[list[str]]:
-    """Format scores, those at chance with their mark."""
-    return [
-        [_score_text(value) + (AT_CHANCE if mark else "") for value, mark in zip(*of, strict=True)]
-        for of in zip(scores, near, strict=True)
-    ]
+def _legend(texts: Iterable[Iterable[str]]) -> str:
+    marked = any(text.endswith(AT_CHANCE) for line in texts for text in line)
+    return f" {AT_CHANCE}: {AT_CHANCE_MEANING}." if marked else ""
 
 
 def _transfer_score_table(study: Study, ordering: Ordering) -> Markup:
     assert study.transfer is not None
-    scores = values_at(study.transfer, ordering.targets, ordering.sources)
     metric = dict(zip(study.transfer.targets, study.transfer.metrics, strict=True))
-    sides = side_scores(study, ordering)
-    near = near_chance(study, ordering.targets, ordering.sources)
-    values = np.hstack([scores, np.stack(list(sides.values()), axis=1)])
-    marks = np.hstack([near, _near_sides(study, ordering, list(sides))])
+    labels, lines = _score_texts(study, ordering, lambda value: decimal(value, 4))
     rows = [
-        [target, ordering.target_types[target], metric[target]]
-        + [
-            decimal(value, 4) + (AT_CHANCE if mark else "")
-            for value, mark in zip(values[i], marks[i], strict=True)
-        ]
-        for i, target in enumerate(ordering.targets)
+        [target, ordering.target_types[target], metric[target], *line]
+        for target, line in zip(ordering.targets, lines, strict=True)
     ]
-    names = [study.random if label == BASELINE else label for label in sides]
+    names = [study.random if label == BASELINE else label for label in labels]
     head = ["target", "type", "metric", *ordering.sources, *names]
-    files = ("transfer.csv", *(["transfer.json"] if study.record else []))
-    caption = "Score of each prompt on each task"
-    if (study.folder / ERRORS).exists():
-        files = (*files, ERRORS)
-    legend = (
-        element("p", f"{AT_CHANCE}: {AT_CHANCE_MEANING}", class_="meta") if marks.any() else None
+    files = [*study.files, *([ERRORS] if (study.folder / ERRORS).exists() else [])]
+    content = table(head, rows, "Score of each prompt on each task", numbers_from=3, source=files)
+    legend = _legend(lines)
+    return details(
+        "Scores as a table", content, element("p", legend, class_="meta") if legend else None
     )
-    content = table(head, rows, caption, numbers_from=3, source=files)
-    return details("Scores as a table", content, legend)
 
 
-def _relative_table(
-    study: Study, ordering: Ordering, scores: TransferMatrix, caption: str, file: str
-) -> Markup:
+def _relative_table(study: Study, ordering: Ordering, measure: str) -> Markup:
     baselines = _baselines(study)
     columns = (*ordering.sources, *baselines.values())
     heads = [*ordering.sources, *(study.random if n == BASELINE else n for n in baselines)]
-    values = values_at(scores, ordering.targets, columns)
+    values = values_at(study.performance[measure], ordering.targets, columns)
     rows = [
-        [target, *(decimal(value, 4) for value in values[i])]
-        for i, target in enumerate(ordering.targets)
+        [target, *(decimal(value, 4) for value in line)]
+        for target, line in zip(ordering.targets, values, strict=True)
     ]
-    content = table(["target", *heads], rows, caption, source=[file])
-    what = "Relative scores" if scores is study.relative else "Relative scores above chance"
-    return details(f"{what} as a table", content)
+    caption = f"Score of each prompt{_ABOVE[measure]} relative to the in-task prompt"
+    content = table(["target", *heads], rows, caption, source=study.files)
+    return details(f"Relative scores{_ABOVE[measure]} as a table", content)
 
 
 def _strip_figure(study: Study, ordering: Ordering) -> Markup | None:
-    groups = _pair_groups(study, ordering, study.has_above)
+    groups = _pair_groups(study, ordering, study.measure)
     if not groups["same type"] and not groups["other type"]:
         return None
-    means = "; ".join(
+    above, means = _ABOVE[study.measure], _group_means(groups)
+    label = f"Relative scores{above} of all pairs, by type. Means: {means}."
+    caption = (
+        f"Each point is a pair of task and prompt{above}; in-task pairs are excluded."
+        f" Lines: means ({means})."
+    )
+    if above:
+        as_paper = _group_means(_pair_groups(study, ordering, "relative"))
+        caption += f" Means with chance, as in the paper: {as_paper}."
+    plot = strips(groups, f"score{above} relative to in-task prompt", "type of the source task")
+    return figure(to_svg(plot, "type-strips", label), label, caption, study.files)
+
+
+def _pair_groups(study: Study, ordering: Ordering, measure: str | None) -> dict[str, list[float]]:
+    """Return the relative scores of pairs by same or other type, and of the untrained prompt."""
+    pairs = transfer_pairs(study, ordering, measure)
+    return {
+        "same type": [pair.score for pair in pairs if pair.same_type],
+        "other type": [pair.score for pair in pairs if pair.same_type is False],
+        BASELINE: random_scores(study, ordering, measure),
+    }
+
+
+def _group_means(groups: Mapping[str, Sequence[float]]) -> str:
+    return "; ".join(
         f"{name} {percent(float(np.mean(values)))} over {counted(len(values), 'pair')}"
         for name, values in groups.items()
         if values
     )
-    label = f"Relative scores{_above_text(study)} of all pairs, by type. Means: {means}."
-    caption = (
-        f"Each point is a pair of task and prompt{_above_text(study)}; in-task pairs are excluded."
-        f" Lines: means ({means})."
-    )
-    if study.has_above:
-        paper = _pair_groups(study, ordering, False).values()
-        listed = ", ".join(percent(float(np.mean(values))) for values in paper if values)
-        caption += f" With chance, as in the paper, the means are {listed}."
-    label_y = f"score{_above_text(study)} relative to in-task prompt"
-    plot = strips(groups, label_y, "type of the source task")
-    files = [_relative_file(study)]
-    return figure(to_svg(plot, "type-strips", label), label, caption, files)
-
-
-def _pair_groups(study: Study, ordering: Ordering, above: bool) -> dict[str, list[float]]:
-    """Return the relative scores of pairs by same or other type, and of the untrained prompt."""
-    scores = study.above_chance if above else study.relative
-    pairs = transfer_pairs(study, ordering)
-    values = [(pair.same_type, pair.above if above else pair.relative) for pair in pairs]
-    known = [(same, value) for same, value in values if np.isfinite(value)]
-    return {
-        "same type": [value for same, value in known if same],
-        "other type": [value for same, value in known if same is False],
-        BASELINE: list(random_values(study, ordering, scores).values()),
-    }
 
 
 def _type_order(ordering: Ordering) -> list[str]:
@@ -1981,20 +1911,17 @@ def _type_order(ordering: Ordering) -> list[str]:
 
 def _type_tables(types: TaskTypeRecord, order: Sequence[str]) -> list[Markup]:
     parts = []
-    for by_type, what in (
-        (types.above_by_type, "relative score above chance"),
-        (types.by_type, "relative score"),
-    ):
-        if by_type:
-            known = {name for line in by_type.values() for name in line}
-            sources = [name for name in order if name in known]
-            rows = [
-                [target, *(percent(by_type[target].get(s, np.nan)) for s in sources)]
-                for target in order
-                if target in by_type
-            ]
-            caption = f"Mean {what} by target type (rows) and source type, excluding in-task pairs"
-            parts.append(table(["target", *sources], rows, caption, source=["types.json"]))
+    for measure, means in types.by_type.items():
+        known = {name for line in means.values() for name in line}
+        sources = [name for name in order if name in known]
+        rows = [
+            [target, *(percent(means[target].get(s, np.nan)) for s in sources)]
+            for target in order
+            if target in means
+        ]
+        caption = f"Mean relative score{_ABOVE[measure]} by target type (rows) and source type,"
+        caption += " excluding in-task pairs"
+        parts.append(table(["target", *sources], rows, caption, source=["types.json"]))
     if types.similarity:
         seeds = any(np.isfinite(means.seeds) for means in types.similarity.values())
         rows = [
@@ -2240,7 +2167,7 @@ def prepare(folder: str | Path) -> tuple[Study, Ordering]:
     """Load a study with its relative scores, and order its tasks and prompts."""
     study = read_study(folder)
     ordering = order_study(study)
-    return with_relative(study, ordering), ordering
+    return with_performance(study, ordering), ordering
 
 
 def build_page(study: Study, ordering: Ordering, found: Sequence[Finding]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,17 @@ from jpt.indicators.pairs import join_runs, prompt_names
 from jpt.io.files import parse_json, read_bytes, read_error, read_json, read_number, read_table
 from jpt.prompts.store import load_prompt, run_name, seed_runs
 from jpt.results.prompt_table import (
+    MEASURES,
     RANDOM,
-    TRANSFER_COLUMNS,
     UNTOUCHED,
-    at_chance,
     match_in_task_prompts,
-    performance_above_chance,
+    performances,
     read_activations,
     read_scores,
-    read_transfer,
     short_task,
 )
 from jpt.results.records import (
+    CORRELATION_PARTS,
     ChosenSource,
     CorrelationRecord,
     CorrelationRecords,
@@ -46,7 +45,7 @@ from jpt.results.records import (
     TaskTypeRecord,
     TransferRecord,
 )
-from jpt.results.statistics import above_chance, binomial_error
+from jpt.results.statistics import above_chance
 from jpt.results.value_checks import expected_instead
 from jpt.tasks.catalog import task_type
 from jpt.types import PromptCard, TransferMatrix
@@ -104,6 +103,14 @@ class Fields:
     def numbers(self) -> dict[str, float]:
         """Return all fields as numbers."""
         return {name: self.number(name, "") for name in self.value}  # names of the user's
+
+    def tables(self, ending: str) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the tables of the measures, fields with a common ending, without empty ones."""
+        found = {
+            measure: {name: each.numbers() for name, each in self.fields(measure + ending).each()}
+            for measure in MEASURES
+        }
+        return {measure: table for measure, table in found.items() if table}
 
     def each(self) -> Iterator[tuple[str, Fields]]:
         """Yield all fields as objects, by name."""
@@ -195,66 +202,47 @@ def read_mask_record(path: str | Path, command: str) -> MaskRecord | None:
     if fields is None:
         return None
     first, last = fields.pair("layers")
-    tasks = {name: _masked_task(each) for name, each in fields.fields("targets").each()}
+    ends = {"above_chance": "_above_chance", "relative": ""}
     return MaskRecord(
         ratio=fields.number("ratio"),
         masked=fields.count("masked_neurons") or 0,
         neurons=fields.count("neurons") or 0,
         layers=(int(first), int(last)) if first == first else (0, 0),
         split=fields.text("split"),
-        tasks=tasks,
-        by_type={name: each.numbers() for name, each in fields.fields("relative_by_type").each()},
-        other_same_type=fields.number("other_same_type"),
-        other_different_type=fields.number("other_different_type"),
+        tasks={name: _masked_task(each) for name, each in fields.fields("targets").each()},
+        by_type=fields.tables("_by_type"),
+        other_types={
+            measure: (
+                fields.number(f"other_same_type{end}"),
+                fields.number(f"other_different_type{end}"),
+            )
+            for measure, end in ends.items()
+        },
         notes=fields.texts("notes"),
-        above_by_type=_masks_above_by_type(tasks.values()),
-        other_same_type_above=fields.number("other_same_type_above_chance"),
-        other_different_type_above=fields.number("other_different_type_above_chance"),
     )
-
-
-def _masks_above_by_type(tasks: Iterable[MaskedTaskRecord]) -> dict[str, dict[str, float]]:
-    """Return the mean scores above chance by task type and kind of mask, where there are any."""
-    groups: dict[str, dict[str, list[float]]] = {}
-    for task in tasks:
-        for kind, value in task.above_chance.items():
-            if task.type and math.isfinite(value):
-                groups.setdefault(task.type, {}).setdefault(kind, []).append(value)
-    return {name: {k: float(np.mean(v)) for k, v in of.items()} for name, of in groups.items()}
 
 
 def _masked_task(fields: Fields) -> MaskedTaskRecord:
-    masks, metric = dict(fields.fields("masks").each()), fields.text("metric") or "score"
-    scores = {kind: mask.number("value", metric) for kind, mask in masks.items()}
-    unmasked, chance, error = fields.number("unmasked", metric), chance_of(fields), math.nan
-    if "standard_error" in fields.value:
-        error = fields.number("standard_error")
-    elif metric == "accuracy" and (rows := fields.count("rows")):
-        error = binomial_error(min(max(unmasked, 0.0), 1.0), rows)  # an older file
-    above = {kind: float(above_chance(v, chance, unmasked, error)) for kind, v in scores.items()}
+    metric, masks = fields.text("metric") or "score", fields.fields("masks").each()
+    scores = {kind: mask.number("value", metric) for kind, mask in masks}
+    unmasked, chance = fields.number("unmasked", metric), fields.number("chance")
+    levels = {"above_chance": (chance, fields.number("standard_error")), "relative": (0.0, 0.0)}
     return MaskedTaskRecord(
         type=fields.text("type"),
         metric=metric,
-        majority=fields.number("majority"),
+        chance=chance,
         unmasked=unmasked,
         scores=scores,
-        relative={kind: mask.number("relative") for kind, mask in masks.items()},
-        chance=chance,
-        above_chance=above,
+        performance={
+            measure: {k: float(above_chance(v, level, unmasked, error)) for k, v in scores.items()}
+            for measure, (level, error) in levels.items()
+        },
     )
-
-
-def chance_of(fields: Fields, metric: str | None = None) -> float:
-    """Return the chance level of a score; in older files the majority share for accuracy."""
-    if "chance" in fields.value:
-        return fields.number("chance")
-    is_accuracy = (metric or fields.text("metric") or "accuracy") == "accuracy"
-    return fields.number("majority") if is_accuracy else math.nan
 
 
 # --- Prompts and run folders
 
-_TUNE, LEVELS = "jpt tune", ("chance", "standard_error")
+_TUNE = "jpt tune"
 # Fields of a validation line other than the score (see jpt.types.Score.summary).
 _NOT_SCORES = ("step", "split", "loss", "rows", "majority", "counts", "elapsed_s")
 _NOT_SCORES += ("chance", "standard_error")
@@ -314,12 +302,11 @@ def _read_run(folder: Path, name: str) -> PromptRecord:
         settings=config.value,
         metric=metric,
         score=last.number(metric) if metric else math.nan,
-        majority=last.number("majority"),
+        chance=last.number("chance"),
         steps=config.count("steps"),
         best_step=result.count("best_step") if result is not None else None,
         elapsed_s=result.number("elapsed_s") if result is not None else math.nan,
         curve=_curve(lines, metric),
-        chance=chance_of(last, metric),
     )
 
 
@@ -391,10 +378,6 @@ def read_transfer_record(path: str | Path, command: str) -> TransferRecord | Non
     )
 
 
-_PARTS = ("including_in_task", "excluding_in_task")
-_PARTS += ("including_in_task_tied", "excluding_in_task_tied")
-
-
 def read_correlations(path: str | Path, command: str) -> CorrelationRecords | None:
     """Load ``correlation.json``."""
     fields = read_fields(path, command)
@@ -402,9 +385,9 @@ def read_correlations(path: str | Path, command: str) -> CorrelationRecords | No
         return None
     parts = {
         part: {name: _correlation(each) for name, each in fields.fields(part).each()}
-        for part in _PARTS
+        for part in CORRELATION_PARTS
     }
-    if not any(parts[part] for part in _PARTS[:2]):
+    if not any(parts.values()):
         # Raises the usual error for a missing object.
         Fields(None, path, command, "excluding_in_task")
     return CorrelationRecords(**parts, notes=fields.texts("notes"))
@@ -415,21 +398,12 @@ def read_task_type_record(path: str | Path, command: str) -> TaskTypeRecord | No
     fields = read_fields(path, command)
     if fields is None:
         return None
-    transfer = fields.fields("relative_transfer")
-    best, above = transfer.fields("best_other_source"), fields.fields("above_chance_by_type")
     return TaskTypeRecord(
         similarity={
             name: _type_means(each) for name, each in fields.fields("similarity_by_type").each()
         },
-        transfer=_type_means(transfer) if transfer.value else None,
-        random=transfer.number("random_mean"),
-        best_other={name: str(best.text(name)) for name in best.value if best.text(name)},
-        best_same_fraction=transfer.number(
-            "fraction_of_targets_whose_best_other_source_has_same_type"
-        ),
-        by_type={name: each.numbers() for name, each in fields.fields("relative_by_type").each()},
+        by_type=fields.tables("_by_type"),
         notes=fields.texts("notes"),
-        above_by_type={name: each.numbers() for name, each in above.each()},
     )
 
 
@@ -475,7 +449,6 @@ class Study:
     folder: Path
     prompts: Mapping[str, PromptRecord]  # prompts and runs by name
     transfer: TransferMatrix | None  # zero-shot scores
-    relative: TransferMatrix | None  # scores divided by that of the in-task prompt
     record: TransferRecord | None  # settings and baselines of the matrix
     neurons: tuple[int, int, int] | None  # (K, L, F): prompts, layers, neurons per layer
     similarities: Similarities | None  # indicators for all pairs of prompts
@@ -483,10 +456,7 @@ class Study:
     types: TaskTypeRecord | None  # means by task type
     choices: SelectionRecord | None = None  # source selection by indicator
     masks: MaskRecord | None = None  # scores with masked neurons
-    computed_relative: bool = False  # ``relative.csv`` was missing
-    above_chance: TransferMatrix | None = (
-        None  # performance above chance; None if chance is unknown
-    )
+    performance: Mapping[str, TransferMatrix] = field(default_factory=dict)  # where defined
 
     @property
     def random(self) -> str:
@@ -494,22 +464,19 @@ class Study:
         return (self.record and self.record.random) or RANDOM
 
     @property
-    def relative_file(self) -> str | None:
-        """File that the relative scores come from."""
-        if self.relative is None:
-            return None
-        return "transfer.csv" if self.computed_relative else "relative.csv"
+    def measure(self) -> str | None:
+        """Measure of figures and findings: above chance, or relative where that is undefined."""
+        return next((measure for measure in MEASURES if measure in self.performance), None)
 
     @property
-    def has_above(self) -> bool:
-        """Whether a score above chance is defined."""
-        return self.above_chance is not None and bool(np.isfinite(self.above_chance.values).any())
+    def has_chance(self) -> bool:
+        """Whether the chance level of a target is known."""
+        return self.transfer is not None and self.transfer.chance is not None
 
     @property
-    def above_file(self) -> str:
-        """File that the scores above chance come from."""
-        name = "above_chance.csv"
-        return name if (self.folder / name).exists() else "transfer.csv"
+    def files(self) -> list[str]:
+        """Files of the scores and of what is computed from them."""
+        return ["transfer.csv", *(["transfer.json"] if self.record else [])]
 
     @property
     def untouched(self) -> str:
@@ -529,8 +496,6 @@ def read_study(folder: str | Path) -> Study:
         folder=root,
         prompts=read_prompts(root / "prompts"),
         transfer=matrix,
-        relative=_matrix(root / "relative.csv"),
-        above_chance=_matrix(root / "above_chance.csv"),
         record=read_transfer_record(root / "transfer.json", transfer),
         neurons=_shape(root / "neurons.npz"),
         similarities=_mean_over_seeds(read_similarities(root / "indicators.csv"), matrix),
@@ -600,11 +565,6 @@ def _mean_over_seeds(
     return found if owners == list(found.names) else Similarities(*join_runs(owners, found.values))
 
 
-def _matrix(path: Path) -> TransferMatrix | None:
-    # Without an in-task prompt, relative.csv has a header only.
-    return read_transfer(path) if path.exists() and read_table(path, TRANSFER_COLUMNS) else None
-
-
 def _shape(path: Path) -> tuple[int, int, int] | None:
     if not path.exists():
         return None
@@ -636,7 +596,7 @@ class Ordering:
 
 def order_study(study: Study) -> Ordering:
     """Order the tasks and prompts of a study and find the in-task prompts."""
-    matrix = study.transfer or study.relative
+    matrix = study.transfer
     targets = matrix.targets if matrix else ()
     columns = matrix.prompts if matrix else ()
     compared = study.similarities.names if study.similarities else ()
@@ -665,32 +625,11 @@ def order_study(study: Study) -> Ordering:
     )
 
 
-def with_relative(study: Study, ordering: Ordering) -> Study:
-    """Compute the relative scores if ``relative.csv`` or ``above_chance.csv`` is missing."""
-    matrix = study.transfer
-    if matrix is not None and study.above_chance is None and matrix.chance is not None:
-        study = replace(study, above_chance=performance_above_chance(matrix, ordering.in_task))
-    if study.relative is not None or matrix is None:
-        return study
-    in_task = np.array([in_task_score(study, ordering, target) for target in matrix.targets])
-    known = np.flatnonzero(in_task > 0)
-    if not known.size:
-        return study
-    relative = TransferMatrix(
-        targets=tuple(matrix.targets[i] for i in known),
-        prompts=matrix.prompts,
-        values=matrix.values[known] / in_task[known, None],
-        metrics=tuple(matrix.metrics[i] for i in known),
-    )
-    return replace(study, relative=relative, computed_relative=True)
-
-
-def near_chance(study: Study, targets: Iterable[str], prompts: Iterable[str]) -> np.ndarray:
-    """Return which scores are within one standard error of chance, in the given order."""
-    matrix = study.transfer
-    if matrix is not None:
-        matrix = replace(matrix, values=at_chance(matrix).astype(np.float64))
-    return values_at(matrix, targets, prompts) == 1
+def with_performance(study: Study, ordering: Ordering) -> Study:
+    """Compute the relative scores, from the scores: other files may be of another matrix."""
+    found = performances(study.transfer, ordering.in_task) if study.transfer else {}
+    known = {name: each for name, each in found.items() if np.isfinite(each.values).any()}
+    return replace(study, performance=known)
 
 
 def values_at(
@@ -716,15 +655,14 @@ class TransferPair:
 
     target: str
     source: str
-    relative: float  # score divided by that of the in-task prompt
+    score: float  # relative to that of the in-task prompt
     same_type: bool | None  # None if a type is not known
-    above: float = math.nan  # the same with both scores above chance; NaN if undefined
 
 
-def transfer_pairs(study: Study, ordering: Ordering) -> list[TransferPair]:
+def transfer_pairs(study: Study, ordering: Ordering, measure: str | None) -> list[TransferPair]:
     """List the measured pairs of a target and another task's prompt."""
-    values = values_at(study.relative, ordering.targets, ordering.sources)
-    above = values_at(study.above_chance, ordering.targets, ordering.sources)
+    scores = study.performance.get(measure or "")
+    values = values_at(scores, ordering.targets, ordering.sources)
     found = []
     for i, target in enumerate(ordering.targets):
         for j, source in enumerate(ordering.sources):
@@ -732,8 +670,7 @@ def transfer_pairs(study: Study, ordering: Ordering) -> list[TransferPair]:
                 continue
             kinds = (ordering.target_types[target], ordering.prompt_types[source])
             same = None if NO_TYPE in kinds else kinds[0] == kinds[1]
-            numbers = float(values[i, j]), same, float(above[i, j])
-            found.append(TransferPair(target, source, *numbers))
+            found.append(TransferPair(target, source, float(values[i, j]), same))
     return found
 
 
@@ -745,19 +682,11 @@ def by_target(pairs: Iterable[TransferPair]) -> dict[str, list[TransferPair]]:
     return found
 
 
-def random_values(
-    study: Study, ordering: Ordering, scores: TransferMatrix | None
-) -> dict[str, float]:
-    """Return the relative score of the untrained prompt by target."""
+def random_scores(study: Study, ordering: Ordering, measure: str | None) -> list[float]:
+    """Return the known relative scores of the untrained prompt."""
+    scores = study.performance.get(measure or "")
     column = values_at(scores, ordering.targets, [study.random])[:, 0]
-    known = zip(ordering.targets, column.tolist(), strict=True)
-    return {target: value for target, value in known if np.isfinite(value)}
-
-
-def in_task_score(study: Study, ordering: Ordering, target: str) -> float:
-    """Return the score of a target's in-task prompt."""
-    in_task = ordering.in_task.get(target, "")
-    return float(values_at(study.transfer, [target], [in_task])[0, 0])
+    return column[np.isfinite(column)].tolist()
 
 
 def _in_task(study: Study, targets: Iterable[str], names: Iterable[str]) -> dict[str, str]:

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Float64
 
 from jpt.errors import InputError
 from jpt.io.files import atomic_file, read_bytes, read_json, read_number, read_table, write_table
-from jpt.results.statistics import above_chance, binomial_error, error_over_seeds, is_at_chance
-from jpt.results.value_checks import check_score
+from jpt.results.statistics import CLEAR_ERRORS, above_chance, is_at_chance
+from jpt.results.value_checks import check_score, check_values
 from jpt.tasks.catalog import task_type
 from jpt.types import Activations, PromptCard, TransferMatrix
 
@@ -30,7 +30,9 @@ TRANSFER_COLUMNS = ("target_task", "source_prompt", "metric", "value")
 RANDOM, UNTOUCHED = "random", "none"
 BASELINES = (RANDOM, UNTOUCHED)
 
-ERRORS = "standard_errors.csv"  # of a matrix, in the same folder
+# What `jpt transfer` computes from the scores, next to their file
+RELATIVE, ABOVE_CHANCE, ERRORS = "relative.csv", "above_chance.csv", "standard_errors.csv"
+_CURES = {"projection": "run jpt project evaluate again"}
 
 
 def write_transfer(path: str | Path, matrix: TransferMatrix, blank: bool = False) -> None:
@@ -80,14 +82,21 @@ def read_transfer(path: str | Path) -> TransferMatrix:
 
 
 def read_scores(path: str | Path) -> TransferMatrix:
-    """Read a matrix of scores; raise InputError if one is out of the range of its metric."""
+    """Read a matrix of scores; raise InputError for another matrix, or values out of range."""
+    if Path(path).name in (RELATIVE, ABOVE_CHANCE, ERRORS):
+        raise InputError(
+            f"{path}: expected scores, got what was computed from them; pass transfer.csv"
+        )
     return _read_matrix(path, are_scores=True)
 
 
 def _read_matrix(path: str | Path, are_scores: bool) -> TransferMatrix:
-    rows = read_table(path, TRANSFER_COLUMNS)
+    rows, cure = (
+        read_table(path, TRANSFER_COLUMNS),
+        _CURES.get(Path(path).stem, "run jpt transfer again"),
+    )
     if not rows:
-        raise InputError(f"{path} has a header and no rows; run jpt transfer again")
+        raise InputError(f"{path} has a header and no rows; {cure}")
     metrics: dict[str, str] = {}
     values: dict[tuple[str, str], float] = {}
     for number, row in enumerate(rows, 2):
@@ -101,67 +110,37 @@ def _read_matrix(path: str | Path, are_scores: bool) -> TransferMatrix:
             )
         values[pair] = value = read_number(path, number, row, "value")
         if are_scores and not np.isnan(value):
-            check_score(f"{path}, line {number}", row["metric"], value, "run jpt transfer again")
+            check_score(f"{path}, line {number}", row["metric"], value, cure)
     prompts = tuple(dict.fromkeys(prompt for _, prompt in values))
     table = [[values.get((target, prompt), np.nan) for prompt in prompts] for target in metrics]
     matrix = TransferMatrix(tuple(metrics), prompts, np.array(table), tuple(metrics.values()))
-    return _with_errors(matrix, Path(path).with_suffix(".json"))
+    return _with_levels(matrix, Path(path).with_suffix(".json"), cure)
 
 
-def _with_errors(matrix: TransferMatrix, path: Path) -> TransferMatrix:
+def _with_levels(matrix: TransferMatrix, path: Path, cure: str) -> TransferMatrix:
     """Add chance levels and standard errors from the record of a matrix, if it has them."""
-    record = read_json(path) if path.exists() else {}
-    targets = record.get("targets") if isinstance(record, dict) else None
-    if not isinstance(targets, dict):
+    record = read_json(path) if path.exists() else None
+    targets = _table(record, "targets")
+    levels = []
+    for target, metric in zip(matrix.targets, matrix.metrics, strict=True):
+        found = _table(targets, target)
+        if found.get("metric") != metric:
+            found = {}
+        errors = _table(found, "standard_errors")
+        levels.append([found.get("chance"), *map(errors.get, matrix.prompts)])
+        for column, value in enumerate(levels[-1]):
+            name = "standard_error" if column else "chance"
+            check_values(f"{path}, target {target}", {name: value}, cure)
+    numbers = np.array(levels, np.float64)  # None becomes NaN
+    if np.isnan(numbers[:, 0]).all():
         return matrix
-    chance, errors = np.full(len(matrix.targets), np.nan), np.full(matrix.values.shape, np.nan)
-    for row, (target, metric) in enumerate(zip(matrix.targets, matrix.metrics, strict=True)):
-        found = targets.get(target)
-        if not isinstance(found, dict) or found.get("metric", metric) != metric:
-            continue
-        if "chance" in found:
-            listed = found.get("standard_errors")
-            listed = listed if isinstance(listed, dict) else {}
-            chance[row] = _number(path, f"{target}.chance", found["chance"], least=-1)
-            errors[row] = [
-                _number(path, f"{target}.standard_errors.{name}", listed.get(name))
-                for name in matrix.prompts
-            ]
-        elif metric == "accuracy":  # a record of an older version
-            chance[row] = _number(path, f"{target}.majority", found.get("majority"))
-            errors[row] = _accuracy_errors(matrix, row, found.get("rows"), record.get("seeds"))
-    if np.isnan(chance).all():
-        return matrix
-    return dataclasses.replace(matrix, chance=chance, errors=errors)
+    return dataclasses.replace(matrix, chance=numbers[:, 0], errors=numbers[:, 1:])
 
 
-def _accuracy_errors(
-    matrix: TransferMatrix, row: int, n_rows: Any, seeds: Any
-) -> Float64[np.ndarray, "K"]:
-    """Return the standard errors of a target's accuracies, from the number of rows."""
-    if type(n_rows) is not int or n_rows < 1:
-        return np.full(len(matrix.prompts), np.nan)
-    errors = [binomial_error(value, n_rows) for value in matrix.values[row].clip(0, 1).tolist()]
-    for column, name in enumerate(matrix.prompts):
-        try:
-            values = seeds[name]["targets"][matrix.targets[row]]["values"]
-            of_seeds = [binomial_error(value, n_rows) for value in values]
-        except (KeyError, TypeError, ValueError):
-            continue  # one seed
-        errors[column] = error_over_seeds(values, of_seeds)
-    return np.array(errors)
-
-
-def _number(path: Path, key: str, value: Any, least: float = 0) -> float:
-    if value is None:
-        return np.nan
-    if type(value) not in (int, float) or not least <= value <= 1:
-        command = "jpt project evaluate" if path.stem == "projection" else "jpt transfer"
-        raise InputError(
-            f"{path}: expected a number from {least} to 1 at targets.{key}, got {value!r};"
-            f" regenerate it with {command}"
-        )
-    return float(value)
+def _table(record: Any, name: str) -> dict[str, Any]:
+    """Return an object of a JSON record, empty if there is none."""
+    found = record.get(name) if isinstance(record, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def write_activations(path: str | Path, activations: Activations) -> None:
@@ -379,7 +358,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 WIDTH = 80  # of a terminal
 AT_CHANCE, AT_CHANCE_MEANING = "~", "within one standard error of chance"
-_MEASURES = {"above_chance": "above chance", "relative": "as in the paper"}
+MEASURES = {"above_chance": "above chance", "relative": "as in the paper"}
 
 
 def relative_performance(
@@ -403,20 +382,43 @@ def relative_performance(
         >>> relative_performance(matrix, {"imdb": "b"}).values
         array([[0.5, 1. ]])
     """
-    scores, _ = _in_task_scores(matrix, _in_task(matrix, in_task))
-    ratios = matrix.values / np.where(scores > 0, scores, np.nan)[:, None]
-    return TransferMatrix(matrix.targets, matrix.prompts, ratios, matrix.metrics)
+    zero = {"chance": np.zeros(len(matrix.targets)), "errors": np.zeros(matrix.values.shape)}
+    return performance_above_chance(dataclasses.replace(matrix, **zero), in_task)
 
 
 def performance_above_chance(
     matrix: TransferMatrix, in_task: Mapping[str, str] | None = None
 ) -> TransferMatrix:
     """Return (score - chance) / (in-task score - chance); NaN where that is undefined."""
-    scores, errors = _in_task_scores(matrix, _in_task(matrix, in_task))
-    chance = np.full(len(scores), np.nan) if matrix.chance is None else matrix.chance
-    columns = (each[:, None] for each in (chance, scores, errors))
-    values = above_chance(matrix.values, *columns)
+    levels = (level[:, None] for level in in_task_levels(matrix, _in_task(matrix, in_task)))
+    values = above_chance(matrix.values, *levels)
     return TransferMatrix(matrix.targets, matrix.prompts, values, matrix.metrics)
+
+
+def performances(
+    matrix: TransferMatrix, in_task: Mapping[str, str] | None = None
+) -> dict[str, TransferMatrix]:
+    """Return the relative performance and, if chance levels are known, that above chance."""
+    found = {"relative": relative_performance(matrix, in_task)}
+    if matrix.chance is not None:
+        found["above_chance"] = performance_above_chance(matrix, in_task)
+    return found
+
+
+def in_task_levels(
+    matrix: TransferMatrix, in_task: Mapping[str, str]
+) -> Float64[np.ndarray, "3 N"]:
+    """Return chance, in-task score and its standard error of each target; NaN if unknown."""
+    levels = np.full((3, len(matrix.targets)), np.nan)
+    if matrix.chance is not None:
+        levels[0] = matrix.chance
+    for row, target in enumerate(matrix.targets):
+        if (name := in_task.get(target)) in matrix.prompts:
+            column = matrix.prompts.index(name)
+            levels[1, row] = matrix.values[row, column]
+            if matrix.errors is not None:
+                levels[2, row] = matrix.errors[row, column]
+    return levels
 
 
 def at_chance(matrix: TransferMatrix) -> Bool[np.ndarray, "N K"]:
@@ -426,57 +428,47 @@ def at_chance(matrix: TransferMatrix) -> Bool[np.ndarray, "N K"]:
     return is_at_chance(matrix.values, matrix.chance[:, None], matrix.errors)
 
 
+def tie_at_chance(matrix: TransferMatrix) -> TransferMatrix:
+    """Set the scores within one standard error of chance to the chance level."""
+    if matrix.chance is None:
+        return matrix
+    values = np.where(at_chance(matrix), matrix.chance[:, None], matrix.values)
+    return dataclasses.replace(matrix, values=values)
+
+
 def chance_notes(matrix: TransferMatrix, in_task: Mapping[str, str]) -> list[str]:
     """Return notes on targets whose performance above chance is undefined."""
-    scores, errors = _in_task_scores(matrix, in_task)
-    if matrix.chance is None:
-        return []
-    blank = np.isnan(above_chance(scores, matrix.chance, scores, errors)) & ~np.isnan(scores)
     lines = []
-    for row in np.flatnonzero(blank):
-        target, metric = matrix.targets[row], matrix.metrics[row]
-        if np.isnan([matrix.chance[row], errors[row]]).any():
+    levels = in_task_levels(matrix, in_task).T.tolist()
+    for target, metric, level in zip(matrix.targets, matrix.metrics, levels, strict=True):
+        chance, score, error = level
+        if matrix.chance is None or np.isnan(score) or score - chance > CLEAR_ERRORS * error:
+            continue
+        reason = (
+            f"in-task {metric} {score:.3f} is not more than two standard errors"
+            f" (2 x {error:.3f}) above chance ({chance:.3f})"
+        )
+        if np.isnan(chance + error):
             reason = f"chance level or standard error of its {metric} is unknown"
-        else:
-            reason = (
-                f"in-task {metric} {scores[row]:.3f} is not more than two standard errors"
-                f" ({errors[row]:.3f}) above chance ({matrix.chance[row]:.3f})"
-            )
         lines.append(f"{target}: {reason}, performance above chance is not defined")
     return lines
 
 
 def chance_record(matrix: TransferMatrix) -> dict[str, dict[str, Any]]:
     """Return chance level and standard errors of each target, ready for JSON."""
-    if matrix.chance is None or matrix.errors is None:
-        return {target: {} for target in matrix.targets}
+    assert matrix.chance is not None and matrix.errors is not None
+    levels = zip(matrix.targets, matrix.chance.tolist(), matrix.errors.tolist(), strict=True)
     return {
         target: {
             "chance": _or_none(chance),
-            "standard_errors": dict(zip(matrix.prompts, map(_or_none, line), strict=True)),
+            "standard_errors": dict(zip(matrix.prompts, map(_or_none, errors), strict=True)),
         }
-        for target, chance, line in zip(
-            matrix.targets, matrix.chance.tolist(), matrix.errors.tolist(), strict=True
-        )
+        for target, chance, errors in levels
     }
 
 
 def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else value
-
-
-def _in_task_scores(
-    matrix: TransferMatrix, in_task: Mapping[str, str]
-) -> tuple[Float64[np.ndarray, "N"], Float64[np.ndarray, "N"]]:
-    """Return score and standard error of each target's in-task prompt, NaN without one."""
-    scores, errors = np.full((2, len(matrix.targets)), np.nan)
-    for row, target in enumerate(matrix.targets):
-        if target in in_task and in_task[target] in matrix.prompts:
-            column = matrix.prompts.index(in_task[target])
-            scores[row] = matrix.values[row, column]
-            if matrix.errors is not None:
-                errors[row] = matrix.errors[row, column]
-    return scores, errors
 
 
 def summarize_transfer(
@@ -513,26 +505,24 @@ def summarize_transfer(
     if not isinstance(matrix, TransferMatrix):
         matrix = read_transfer(matrix)
     in_task = _in_task(matrix, in_task)
-    relative = relative_performance(matrix, in_task)
+    found = performances(matrix, in_task)
     sources = [name for name in matrix.prompts if name not in BASELINES]
     columns = [matrix.prompts.index(name) for name in sources]
     kinds = {name: task_type(name) for name in (*matrix.targets, *sources)}
-    measures = {"relative": relative}
-    if matrix.chance is not None:
-        measures["above_chance"] = performance_above_chance(matrix, in_task)
     summary: dict[str, Any] = {}
-    for measure, found in measures.items():
+    for measure, performance in found.items():
         summary |= summarize_relative(
-            found.values[:, columns],
+            performance.values[:, columns],
             matrix.targets,
             sources,
             in_task,
             kinds if target_types is None else target_types,
             kinds if prompt_types is None else prompt_types,
-            {"random": _column(found, RANDOM), "untouched": _column(found, UNTOUCHED)},
+            baseline_columns(performance),
             measure,
         )
-    ranking = rank_sources(relative.values[:, columns], matrix.targets, sources, in_task)
+    relative = found["relative"].values[:, columns]
+    ranking = rank_sources(relative, matrix.targets, sources, in_task)
     return {**summary, "ranking": {target: names for target, names in ranking.items() if names}}
 
 
@@ -543,8 +533,12 @@ def _in_task(matrix: TransferMatrix, in_task: Mapping[str, str] | None) -> Mappi
     return match_in_task_prompts(matrix.targets, {name: PromptCard("", name) for name in names})[0]
 
 
-def _column(matrix: TransferMatrix, name: str) -> Float64[np.ndarray, "N"] | None:
-    return matrix.values[:, matrix.prompts.index(name)] if name in matrix.prompts else None
+def baseline_columns(matrix: TransferMatrix) -> dict[str, Float64[np.ndarray, "N"] | None]:
+    """Return the columns of the baselines; None for those not in the matrix."""
+    return {
+        key: matrix.values[:, matrix.prompts.index(name)] if name in matrix.prompts else None
+        for key, name in {"random": RANDOM, "untouched": UNTOUCHED}.items()
+    }
 
 
 def describe_matrix(
@@ -554,9 +548,9 @@ def describe_matrix(
     deviations: Mapping[tuple[str, str], float] | None = None,
 ) -> str:
     """Return a matrix as a table, with its notes."""
-    deviations = deviations or {}
-    near, chance = at_chance(matrix), matrix.chance
-    lines = [["", *matrix.prompts, *([] if chance is None else ["chance"])]]
+    deviations, near = deviations or {}, at_chance(matrix)
+    last = [] if matrix.chance is None else ["chance"]
+    lines = [["", *matrix.prompts, *last]]
     width = 1 if in_task or near.any() else 0  # of the marks, so that the numbers are aligned
     for row, target in enumerate(matrix.targets):
         cells = []
@@ -567,7 +561,7 @@ def describe_matrix(
             mark = "*" if in_task.get(target) == prompt else ""
             mark += AT_CHANCE if near[row, column] else ""
             cells.append(text + mark.ljust(width))
-        lines.append([target, *cells, *([] if chance is None else [_figure(chance[row])])])
+        lines.append([target, *cells, *(_figure(matrix.chance[row]) for _ in last)])
     legend = ["* in-task prompt"] if in_task else []
     legend += [f"{AT_CHANCE} {AT_CHANCE_MEANING}"] if near.any() else []
     wrapped = [line for note in notes for line in textwrap.wrap(f"note: {note}", WIDTH)]
@@ -576,32 +570,32 @@ def describe_matrix(
 
 def describe_relative(summary: Mapping[str, Any]) -> list[str]:
     """Return both relative performances as tables: means, and means by task type."""
-    rows = [["mean relative performance", "same type", "other types", *BASELINES]]
-    for measure, label in _MEASURES.items():
-        means = summary.get(f"{measure}_transfer")
-        if means:
-            names = ("same_type", "different_type", "random", "untouched")
-            rows.append([label, *(_figure(means.get(f"{name}_mean")) for name in names)])
-    if not any(summary.get("relative_by_type", {}).values()):
+    means = [["mean relative performance", "same type", "other types", *BASELINES]]
+    by_type: list[str] = []
+    for measure, label in MEASURES.items():
+        found = summary.get(f"{measure}_transfer", {})
+        cells = [
+            found.get(f"{name}_mean")
+            for name in ("same_type", "different_type", "random", "untouched")
+        ]
+        if cells != [None] * len(cells):
+            means.append([label, *map(_figure, cells)])
+            by_type += _describe_types(summary[f"{measure}_by_type"], label)
+    if len(means) == 1:
         return []
-    by_type = [
-        describe_types(summary.get(f"{measure}_by_type") or {}, label)
-        for measure, label in _MEASURES.items()
+    return [
+        *align_columns(means),
+        "(over pairs of a target and a prompt of another task)",
+        *by_type,
     ]
-    excluded = "(over pairs of a target and a prompt of another task)"
-    return ["\n".join([*align_columns(rows), excluded]), *filter(None, by_type)]
 
 
-def describe_types(by_type: Mapping[str, Mapping[str, float | None]], label: str) -> str:
+def _describe_types(by_type: Mapping[str, Mapping[str, float | None]], label: str) -> list[str]:
     """Return means by task type as a table."""
-    if not by_type:
-        return ""
-    sources = list(next(iter(by_type.values())))
-    lines = [["", *sources]]
-    for kind, means in by_type.items():
-        lines.append([kind, *(_figure(means[source]) for source in sources)])
+    sources = list(next(iter(by_type.values()), {}))
+    lines = [[kind, *(_figure(means[name]) for name in sources)] for kind, means in by_type.items()]
     head = f"mean relative performance by task type, {label} (rows: targets)"
-    return "\n".join([head, *align_columns(lines)])
+    return [head, *align_columns([["", *sources], *lines])] if sources else []
 
 
 def _figure(value: float | None) -> str:

@@ -37,12 +37,11 @@ class PromptRecord:
     settings: Mapping[str, Any]  # config of its run; empty for a prompt file
     metric: str | None
     score: float  # on validation; NaN if unknown
-    majority: float  # share of the most frequent class of validation; NaN if unknown
+    chance: float  # chance level of the metric on validation; NaN if unknown
     steps: int | None  # of the whole run
     best_step: int | None
     elapsed_s: float  # of its run; NaN if unknown
     curve: LossCurve | None  # None without a log
-    chance: float = math.nan  # chance level of the metric on validation; NaN if unknown
 
 
 # --- transfer.json
@@ -98,14 +97,9 @@ class TaskTypeRecord:
     """Means by task type."""
 
     similarity: Mapping[str, TaskTypeMeans]  # by indicator
-    transfer: TaskTypeMeans | None  # of relative performance; None without a matrix
-    random: float  # mean relative performance of the untrained prompt; NaN if not measured
-    best_other: Mapping[str, str]  # best source of each target, in-task prompt excluded
-    best_same_fraction: float  # share of targets whose best other source has their type
-    by_type: Mapping[str, Mapping[str, float]]  # relative performance by type of target and source
+    # by measure (`jpt.results.prompt_table.MEASURES`), then by type of target and source
+    by_type: Mapping[str, Mapping[str, Mapping[str, float]]]
     notes: tuple[str, ...] = field(default=())
-    # performance above chance by type of target and source; empty if chance is unknown
-    above_by_type: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 # --- indicators.csv and neurons.npz
@@ -222,6 +216,11 @@ class CorrelationRecord:
     n_targets: int  # number of targets with a defined correlation
     per_target: Mapping[str, float]  # over the sources of each target; NaN where undefined
     pooled_above_chance: float = math.nan  # over all pairs, with performance above chance
+
+
+# Tables of ``correlation.json``; those with ties need chance levels.
+CORRELATION_PARTS = ("including_in_task", "excluding_in_task")
+CORRELATION_PARTS += ("including_in_task_tied", "excluding_in_task_tied")
 
 
 @dataclass(frozen=True)
@@ -392,13 +391,11 @@ class MaskedTaskRecord:
 
     type: str | None  # task type, if known
     metric: str
-    majority: float  # share of the most frequent class; NaN if unknown
+    chance: float  # chance level of the metric; NaN if unknown
     unmasked: float  # score with all neurons
     scores: Mapping[str, float]  # by kind of mask, mean over samples and sources
-    relative: Mapping[str, float]  # the same over `unmasked`; NaN if undefined
-    chance: float = math.nan  # chance level of the metric; NaN if unknown
-    # (score - chance) / (unmasked - chance) by kind of mask; NaN if undefined
-    above_chance: Mapping[str, float] = field(default_factory=dict)
+    # by measure (`jpt.results.prompt_table.MEASURES`), the same over `unmasked`; NaN if undefined
+    performance: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -411,14 +408,11 @@ class MaskRecord:
     layers: tuple[int, int]  # first and last layer
     split: str | None
     tasks: Mapping[str, MaskedTaskRecord]  # by name
-    by_type: Mapping[str, Mapping[str, float]]  # relative score by task type and kind of mask
-    other_same_type: float  # with neurons of other prompts of the task's type; NaN if not measured
-    other_different_type: float
+    # by measure (`jpt.results.prompt_table.MEASURES`), then by task type and kind of mask
+    by_type: Mapping[str, Mapping[str, Mapping[str, float]]]
+    # by measure, with neurons of other prompts: of the task's type, and of other types; may be NaN
+    other_types: Mapping[str, tuple[float, float]]
     notes: tuple[str, ...] = ()
-    # the same of scores above chance
-    above_by_type: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    other_same_type_above: float = math.nan
-    other_different_type_above: float = math.nan
 
     @property
     def kinds(self) -> list[str]:

@@ -12,8 +12,7 @@ from typing import Any
 from jpt.distributed import is_first, on_first
 from jpt.errors import InputError
 from jpt.io.files import OutFolder, parse_json, read_bytes, write_error
-from jpt.results.statistics import binomial_error
-from jpt.results.value_checks import find_cell_fault
+from jpt.results.value_checks import check_values
 from jpt.types import Score
 
 CELLS = "cells.jsonl"
@@ -32,18 +31,13 @@ class Cell:
     majority: float | None  # share of the most frequent class; None for a generative task
     elapsed_s: float  # including compilation
     of: dict[str, Any]  # everything that the score depends on
-    chance: float | None = None  # chance level of the metric; None in older files
-    standard_error: float | None = None  # likewise
+    chance: float | None = None  # chance level of the metric
+    standard_error: float | None = None
 
     @property
     def key(self) -> str:
         """Cache key."""
         return _key(self.of)
-
-    @property
-    def is_outdated(self) -> bool:
-        """Whether an older version wrote it without a standard error."""
-        return self.standard_error is None and math.isfinite(self.value)
 
 
 def make_cell(target: str, prompt: str, score: Score, elapsed_s: float, of: dict[str, Any]) -> Cell:
@@ -87,8 +81,7 @@ class CellFile:
 
     def find(self, of: dict[str, Any]) -> Cell | None:
         """Return the cached cell, or None if it must be scored."""
-        cell = self._cells.get(_key(of))
-        return None if cell is None or cell.is_outdated else cell
+        return self._cells.get(_key(of))
 
     def add(self, cell: Cell) -> None:
         """Add a cell; its line is on disk when this returns."""
@@ -124,21 +117,11 @@ def _to_json(cell: Cell) -> dict[str, Any]:
 
 def _from_json(record: dict[str, Any]) -> Cell:
     numbers = [record[name] for name in ("value", "loss")]
-    if "standard_error" not in record:
-        record = {**record, **_from_majority(record)}
-    known = {each.name: record[each.name] for each in fields(Cell)}
+    known = {each.name: record[each.name] for each in fields(Cell) if each.name in record}
     if not isinstance(known["of"], dict):
         raise TypeError
     value, loss = (math.nan if each is None else float(each) for each in numbers)
     return Cell(**{**known, "value": value, "loss": loss})
-
-
-def _from_majority(record: dict[str, Any]) -> dict[str, float | None]:
-    """Return chance level and standard error of an older cell: known for accuracy."""
-    if record["metric"] != "accuracy" or record["value"] is None:
-        return {"chance": None, "standard_error": None}
-    error = binomial_error(record["value"], record["rows"])
-    return {"chance": record["majority"], "standard_error": error}
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int | None]:
@@ -155,10 +138,9 @@ def _parse(line: bytes, path: Path, number: int) -> Cell:
     where, cure = f"{path}, line {number}", "remove this line, or the file to score all cells again"
     try:
         record = parse_json(line, where)
-        fault = find_cell_fault(record)
-        if fault is None:
-            return _from_json(record)
+        cell = _from_json(record)
     except (ValueError, KeyError, TypeError):
         shown = f"({line[:60]!r})"
         raise InputError(f"{where}: not a cell of a transfer matrix {shown}; {cure}") from None
-    raise InputError(f"{where}: {fault}; {cure}")
+    check_values(where, record, cure)
+    return cell

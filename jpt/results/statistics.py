@@ -60,57 +60,40 @@ def _resample(count: int, resamples: int, seed: int) -> Int[np.ndarray, "R N"]:
 # --- Standard errors of scores, over the sampling of rows
 
 ERROR_RESAMPLES = 1000
-_ELEMENTS = 2**22  # of the arrays resampled at once
 
 
 def score_error(
     metric: str, predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"], seed: int = SEED
 ) -> float:
-    """Return the standard error of a classification score: binomial, else bootstrapped."""
-    counts = count_confusions(predictions, labels)
+    """Return the standard error of a classification score, bootstrapped unless it is a mean."""
     if metric == "accuracy":
-        return binomial_error(float(METRICS[metric](counts)), len(labels))
+        return mean_error(predictions == labels)
     # Resampling rows is a multinomial draw of the confusion matrix, whatever the number of rows.
-    rng, cells = np.random.default_rng(seed), np.flatnonzero(counts)
+    counts, rng = count_confusions(predictions, labels), np.random.default_rng(seed)
+    cells = np.flatnonzero(counts)
+    shares = counts.flat[cells] / len(labels)
     scores = []
-    for size in _chunks(counts.size):
-        resampled = np.zeros((size, counts.size))
-        resampled[:, cells] = rng.multinomial(len(labels), counts.flat[cells] / len(labels), size)
-        scores.append(METRICS[metric](resampled.reshape(size, *counts.shape)))
+    # In parts, so that many classes need little memory.
+    for part in np.array_split(
+        rng.multinomial(len(labels), shares, ERROR_RESAMPLES), 1 + counts.size // 64**2
+    ):
+        resampled = np.zeros((len(part), counts.size))
+        resampled[:, cells] = part
+        scores.append(METRICS[metric](resampled.reshape(-1, *counts.shape)))
     return float(np.concatenate(scores).std())
 
 
-def binomial_error(accuracy: float, rows: int) -> float:
-    """Return the standard error of an accuracy."""
-    return math.sqrt(accuracy * (1 - accuracy) / rows)
+def mean_error(scores: Sequence[float] | np.ndarray) -> float:
+    """Return the standard error of the mean of the scores of rows."""
+    return float(np.std(scores)) / math.sqrt(len(scores))
 
 
-def bootstrap_error(scores: Sequence[float], seed: int = SEED) -> float:
-    """Return the bootstrapped standard error of the mean of the scores of rows."""
-    values, rng = np.asarray(scores, np.float64), np.random.default_rng(seed)
-    values = values - values[0]  # equal scores have an error of exactly 0
-    means = [
-        values[rng.integers(0, len(values), (size, len(values)))].mean(1)
-        for size in _chunks(len(values))
-    ]
-    return float(np.concatenate(means).std())
-
-
-def _chunks(elements: int) -> list[int]:
-    """Split the resamples so that arrays with so many elements each stay small."""
-    size = max(1, min(ERROR_RESAMPLES, _ELEMENTS // elements))
-    whole, rest = divmod(ERROR_RESAMPLES, size)
-    return [size] * whole + [rest] * (rest > 0)
-
-
-def error_over_seeds(values: Sequence[float], errors: Sequence[float]) -> float:
-    """Return the standard error of the mean score of one or several seeds."""
-    if len(values) == 1:
-        return errors[0]
+def error_over_seeds(values: Sequence[float], errors: Sequence[float | None]) -> float:
+    """Return the standard error of the mean score of one or several seeds; NaN if unknown."""
     # All seeds are scored on the same rows, so the errors over rows do not average out: their root
     # mean square is kept. The variance of the mean over seeds is added to its square.
-    spread = float(np.var(values, ddof=1)) / len(values)
-    return math.sqrt(float(np.mean(np.square(errors))) + spread)
+    spread = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
+    return math.sqrt(float(np.mean(np.square(np.array(errors, np.float64)))) + spread)
 
 
 # --- Scores above chance

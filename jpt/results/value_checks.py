@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,37 +28,41 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         what = "a whole number" if self.is_whole else "a number"
-        return f"{what} {f'of at least {self.low}' if self.high == math.inf else self.between()}"
-
-    def between(self) -> str:
-        """Return both ends as text."""
-        return f"from {self.low} to {self.high}"
+        ends = f"of at least {self.low}" if self.high == math.inf else f"from {self.low} to"
+        return f"{what} {ends}" + (f" {self.high}" if self.high < math.inf else "")
 
 
 _COUNT, _INDEX, _SHARE = Range(1, is_whole=True), Range(0, is_whole=True), Range(0, 1)
+_SIGNED = Range(-1, 1)  # Matthews correlation, and what may be one
 
-SCORES = {**dict.fromkeys((*METRICS, *TEXT_METRICS), _SHARE), "matthews": Range(-1, 1)}
+SCORES = {**dict.fromkeys((*METRICS, *TEXT_METRICS), _SHARE), "matthews": _SIGNED}
 """Range of every metric of a task."""
 
+MAIN_SCORES = {**SCORES, "mean_score": _SIGNED, "error": Range()}
+"""Range of every score by which a run selects its best step; a validation line has one of them."""
+
 RANGES = {
-    **SCORES,
-    "mean_score": Range(-1, 1),  # over tasks that may have several metrics
-    **dict.fromkeys(("chance", "score", "best_score"), Range(-1, 1)),
-    **dict.fromkeys(("mean_over_targets", "pooled_relative", "pooled_raw"), Range(-1, 1)),
-    **dict.fromkeys(("hits", "chance_hits"), _SHARE),
-    **dict.fromkeys(("majority", "ratio"), _SHARE),
-    **dict.fromkeys(("loss", "error", "standard_error", "gradient_norm"), Range()),
+    **MAIN_SCORES,
+    **dict.fromkeys(("chance", "score", "best_score"), _SIGNED),
+    **dict.fromkeys(
+        ("mean_over_targets", "pooled_relative", "pooled_above_chance", "pooled_raw"), _SIGNED
+    ),
+    **dict.fromkeys(("hits", "chance_hits", "majority", "ratio"), _SHARE),
+    **dict.fromkeys(("loss", "standard_error", "gradient_norm"), Range()),
     **dict.fromkeys(("elapsed_s", "rows_per_s"), Range()),
-    **dict.fromkeys(("rows", "steps"), _COUNT),
+    **dict.fromkeys(("rows", "steps", "trials_at_once"), _COUNT),
     **dict.fromkeys(("step", "best_step"), _INDEX),
 }
 """Range of every number whose name says what it is."""
 
-MAIN_SCORES = (*SCORES, "mean_score", "error")
-"""Names of the score of a validation line, which has one of them."""
-
-_MAY_BE_NULL = ("majority", "chance", "standard_error")  # of generative tasks, in older files
+# Of generative tasks and in older files; in a cell, what is not finite.
+_MAY_BE_NULL = ("majority", "chance", "standard_error", "value", "loss")
 _SPLITS = ("validation", "test", "average")
+# Tables by names of users, and lists: the range of each value, or what each record in them needs.
+_TABLES: dict[str, Range | tuple[str, ...]] = {
+    **{"counts": _INDEX, "weights": _SHARE, "by_task": _SIGNED, "unseen": Range()},
+    **{"targets": ("metric", "unmasked", "masks"), "masks": ("runs",), "runs": ("value",)},
+}
 
 
 def expected_instead(name: str, value: Any, metric: str | None = None) -> str | None:
@@ -71,109 +75,60 @@ def expected_instead(name: str, value: Any, metric: str | None = None) -> str | 
 
 def check_values(where: str | Path, record: Any, cure: str, needed: Sequence[str] = ()) -> None:
     """Raise InputError unless a record has what is needed, and known numbers in their ranges."""
-    _raise_first(where, _faults(record, "", needed), cure)
+    for fault in _faults(record, "", needed):
+        raise InputError(f"{where}: {_show(*fault)}; {cure}")
 
 
 def check_score(where: str | Path, metric: str, value: float, cure: str) -> None:
     """Raise InputError if a score is out of the range of its metric; any metric may be unknown."""
-    expected = expected_instead(metric, value)
-    _raise_first(where, iter([(metric, expected, value)] if expected else []), cure)
+    if expected := expected_instead(metric, value):
+        raise InputError(f"{where}: {_show(metric, expected, value)}; {cure}")
 
 
-def check_log_line(where: str | Path, line: Any, cure: str) -> None:
-    """Raise InputError unless a line of a log has step, split and valid numbers."""
-    check_values(where, line, cure, ("step", "split"))
+def _show(key: str, expected: str, value: Any) -> str:
+    got = repr(value)
+    return f"expected {expected} for {key}, got {got if len(got) <= 60 else f'{got[:57]}...'}"
 
 
-def check_masks(where: str | Path, record: Any, cure: str) -> None:
-    """Raise InputError unless the scores of a masking study are in the ranges of their metrics."""
-    _raise_first(where, _mask_faults(record), cure)
-
-
-Fault = tuple[str, str, Any]  # key, what was expected, and the value
-
-
-def _faults(record: Any, key: str, needed: Sequence[str] = ()) -> Iterator[Fault]:
+def _faults(
+    record: Any, key: str, needed: Sequence[str] = (), metric: str | None = None
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield key, expected value and value of each fault; by the metric also of an outer record."""
     if not isinstance(record, dict):
         yield key or "the top level", "an object", record
         return
+    found = record.get("metric", metric)
+    metric = found if isinstance(found, str) else None
     for name in needed:
         if name not in record:
-            yield name, str(RANGES.get(name, "a value")), None
+            yield f"{key}.{name}".lstrip("."), str(RANGES.get(name, "a value")), None
     for name, value in record.items():
-        inner = f"{key}.{name}" if key else name
-        if name in _SPLITS or name == "measures":
-            yield from _faults(value, inner)
-        elif name == "counts":
-            yield from _each(value, inner, _INDEX)
-        elif name == "by_task":
-            yield from _each(value, inner, RANGES["error" if "error" in record else "mean_score"])
-        elif name == "unseen":
-            yield from _each(value, inner, RANGES["error"])
-        elif name == "weights" and isinstance(value, dict):  # of a mixture
-            yield from _each(value, inner, _SHARE)
-        elif name in ("metric", "split") and not isinstance(value, str):
-            yield inner, "a name", value
-        elif expected := expected_instead(name, value):
+        inner = f"{key}.{name}".lstrip(".")
+        if name in (*_SPLITS, "measures", "checksums"):
+            yield from _faults(value, inner, [metric] if metric and name in _SPLITS else [])
+        elif name in _TABLES and not (name == "weights" and type(value) is int):  # of a projector
+            allowed = Range() if "error" in record else _TABLES[name]
+            yield from _table_faults(value, inner, allowed, metric)
+        elif expected := _expected_of(name, value, metric):
             yield inner, expected, value
-    metric = record.get("metric")
-    for split in _SPLITS:
-        if metric is not None and split in record and metric not in record[split]:
-            yield f"{key or split}.{metric}", "a number", None
 
 
-def _each(table: Any, key: str, allowed: Range) -> Iterator[Fault]:
-    if not isinstance(table, dict):
+def _table_faults(
+    table: Any, key: str, allowed: Range | tuple[str, ...], metric: str | None
+) -> Iterator[tuple[str, str, Any]]:
+    if not isinstance(table, dict | list):
         yield key, "an object", table
         return
-    for name, value in table.items():
-        if not allowed.holds(value):
+    for name, value in table.items() if isinstance(table, dict) else enumerate(table):
+        if not isinstance(allowed, Range):
+            yield from _faults(value, f"{key}.{name}", allowed, metric)
+        elif not allowed.holds(value):
             yield f"{key}.{name}", str(allowed), value
 
 
-def _mask_faults(record: Any) -> Iterator[Fault]:
-    targets = record.get("targets") if isinstance(record, dict) else None
-    if not isinstance(targets, dict):
-        yield "targets", "an object", targets
-        return
-    for task, target in targets.items():
-        key = f"targets.{task}"
-        metric = target.get("metric") if isinstance(target, dict) else None
-        masks = target.get("masks") if isinstance(target, dict) else None
-        if metric not in SCORES or not isinstance(masks, dict):
-            yield key, "a task with a metric and masks", target
-            continue
-        yield from _faults(target, key)
-        scored = [(f"{key}.unmasked", target.get("unmasked"))]
-        for kind, mask in masks.items():
-            runs = mask.get("runs", []) if isinstance(mask, dict) else [None]
-            for each, where in [(mask, kind), *((run, f"{kind}.runs") for run in runs)]:
-                found = each.get("value") if isinstance(each, dict) else each
-                scored.append((f"{key}.masks.{where}.value", found))
-        for where, value in scored:
-            if not SCORES[metric].holds(value):
-                yield where, str(SCORES[metric]), value
-
-
-def _raise_first(where: str | Path, faults: Iterator[Fault], cure: str) -> None:
-    for key, expected, value in faults:
-        got = repr(value)
-        got = got if len(got) <= 60 else f"{got[:57]}..."
-        raise InputError(f"{where}: expected {expected} for {key}, got {got}; {cure}")
-
-
-def find_cell_fault(record: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a cell as read from its file, or None."""
-    metric = record["metric"]
-    if not isinstance(metric, str) or metric not in SCORES:
-        return f"expected one of {', '.join(SCORES)} for metric, got {metric!r}"
-    for name in ("target_task", "source_prompt"):
-        if not isinstance(record[name], str):
-            return f"expected a name for {name}, got {record[name]!r}"
-    for name, value in record.items():
-        of = metric if name == "value" else name
-        is_undefined = value is None and name in ("value", "loss")  # not finite
-        expected = None if is_undefined else expected_instead(name, value, of)
-        if expected:
-            return f"expected {expected} for {of}, got {value!r}"
-    return None
+def _expected_of(name: str, value: Any, metric: str | None) -> str | None:
+    if name == "metric":
+        return None if value in tuple(MAIN_SCORES) else f"one of {', '.join(MAIN_SCORES)}"
+    if name in ("split", "target_task", "source_prompt"):
+        return None if isinstance(value, str) else "a name"
+    return expected_instead(name, value, metric if name in ("value", "unmasked") else None)

@@ -171,7 +171,7 @@ MULTI_NEWS = Task(
         path="Awesome075/multi_news_parquet",
         config=None,
         splits={"train": "train", "validation": "validation", "test": "test"},
-        form="complete",
+        drop_empty=True,
     ),
     answer_field="summary",
     answer_tokens=30,
@@ -194,7 +194,7 @@ SAMSUM = Task(
         splits={"train": "train", "validation": "validation", "test": "test"},
         fields={"document": "dialogue"},
         revision=PARQUET_BRANCH,
-        form="complete",
+        drop_empty=True,
     ),
     answer_field="summary",
     answer_tokens=50,
@@ -425,7 +425,7 @@ SNLI = Task(
         config="plain_text",
         splits=PUBLISHED,
         labels=("entailment", "neutral", "contradiction"),
-        form="complete",
+        drop_empty=True,
     ),
 )
 
@@ -465,7 +465,7 @@ QQP = Task(
         splits=_cut(5000, "validation"),
         labels=("not_paraphrase", "paraphrase"),
         fields={"sentence1": "question1", "sentence2": "question2"},
-        form="complete",
+        drop_empty=True,
     ),
 )
 

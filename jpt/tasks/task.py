@@ -6,21 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import numpy as np
-
-from jpt.errors import InputError, unknown_name
+from jpt.errors import InputError, shorten, unknown_name
 from jpt.tasks.metrics import METRICS, TEXT_METRICS
 
 # --- Template segments: text with ``{field}``
 
 
 @lru_cache(maxsize=256)
-def _parse(segment: str) -> tuple[tuple[str, str | None], ...]:
+def segment_parts(segment: str) -> tuple[tuple[str, str | None], ...]:
     """Split a segment into (literal text, field or None)."""
     # Not ``str.format``, which would also follow attributes and indices.
     try:
@@ -38,32 +36,13 @@ def _parse(segment: str) -> tuple[tuple[str, str | None], ...]:
 
 def template_fields(segment: str) -> tuple[str, ...]:
     """Return the fields of a segment."""
-    return tuple(name for _, name in _parse(segment) if name is not None)
+    return tuple(name for _, name in segment_parts(segment) if name is not None)
 
 
 def fill_segment(segment: str, row: Mapping[str, str]) -> str:
     """Fill the fields of a row into a segment and strip it."""
-    return _fill(segment, row).strip()
-
-
-def _fill(segment: str, row: Mapping[str, str]) -> str:
-    parts = _parse(segment)
-    return "".join(literal + ("" if name is None else row[name]) for literal, name in parts)
-
-
-def literal_spans(segment: str, row: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Return where the segment's own text stands once it is filled."""
-    filled = _fill(segment, row)
-    end, spans = len(filled.lstrip()) - len(filled), []
-    for literal, name in _parse(segment):
-        spans.append((end, end + len(literal)))
-        end += len(literal) + (0 if name is None else len(row[name]))
-    return spans
-
-
-def literal_text(segment: str) -> str:
-    """Return the segment's own text, without its fields."""
-    return " ".join(literal for literal, _ in _parse(segment))
+    parts = segment_parts(segment)
+    return "".join(literal + ("" if name is None else row[name]) for literal, name in parts).strip()
 
 
 # --- Tasks
@@ -95,7 +74,7 @@ class HubSource:
         labels: The task's label for each class number of the hub.
         fields: The hub's names of fields that differ from the task's.
         revision: Branch, tag or commit of the dataset.
-        form: Selection of rows: one of `jpt.data.rows.FORMS`.
+        drop_empty: Whether rows with an empty text are dropped; else they are an error.
         first_number: Class number of the first label.
     """
 
@@ -105,7 +84,7 @@ class HubSource:
     labels: tuple[str, ...] = ()
     fields: Mapping[str, str] = field(default_factory=dict)
     revision: str = "main"
-    form: str = "plain"
+    drop_empty: bool = False
     first_number: int = 0
 
 
@@ -242,51 +221,49 @@ class Task:
             >>> task.label_of("good"), task.label_of(1), task.label_of("0.0"), task.label_of(2)
             ('good', 'good', 'bad', None)
         """
-        value = _plain(value)
-        if isinstance(value, str) and value in self.labels:
-            return value
-        numbers, truth = self.class_numbers, _truth(value)
-        if truth is None:
-            number = _number(value)
-            return None if number is None else numbers.get(number)
-        named = [label for label in self.labels if label.lower() == str(bool(truth)).lower()]
-        return named[0] if named else numbers.get(truth) if set(numbers) == {0, 1} else None
+        return self._readings.get(_reading(value))
+
+    @cached_property
+    def _readings(self) -> dict[str | Decimal | None, str]:
+        """The label of each text, number and truth value in the data."""
+        own = {_reading(label): label for label in self.labels}
+        hub = self.hub if self.hub is not None and self.hub.labels else None
+        numbers = {of: label for of, label in own.items() if isinstance(of, Decimal)}
+        is_inverted = hub is None and tuple(map(str.lower, self.labels[:2])) in INVERTED
+        if not numbers and not is_inverted:
+            first, labels = (hub.first_number, hub.labels) if hub else (0, self.labels)
+            numbers = {Decimal(number): label for number, label in enumerate(labels, first)}
+        truths = {}
+        if set(numbers) == {0, 1} and own.keys().isdisjoint(TRUTHS):
+            truths = {truth: numbers[Decimal(of)] for of, truth in enumerate(TRUTHS)}
+        return {**truths, **numbers, **own}
 
     @property
-    def class_numbers(self) -> Mapping[Decimal, str]:
-        """The label of each class number in the data."""
-        hub = self.hub if self.hub is not None and self.hub.labels else None
-        numbered = None if hub is None else (hub.first_number, tuple(hub.labels))
-        return _class_numbers(tuple(self.labels), numbered)
+    def numbered(self) -> dict[Decimal, str]:
+        """The label of each number in the data."""
+        return {of: label for of, label in self._readings.items() if isinstance(of, Decimal)}
 
     def is_unlabelled(self, value: object) -> bool:
         """Return whether a value in the data means that a row has no label."""
-        value = _plain(value)
-        if self.label_of(value) is not None:
+        reading = _reading(value)
+        if reading in self._readings:
             return False
-        if isinstance(value, str):
-            text = value.strip()
-            is_near = text.lower() in (label.lower() for label in self.labels)
-            return (text in MISSING and not is_near) or _number(text) == -1
-        is_missing = value is None or type(value).__name__ in ("NAType", "NaTType")
-        is_nan = isinstance(value, float | Decimal) and str(value).lower().endswith("nan")
-        return is_missing or is_nan or _number(value) == -1
+        if not isinstance(reading, str):
+            return reading == -1
+        text = reading.strip()
+        return text in MISSING and text.lower() not in map(str.lower, self.labels)
 
     def describe_numbers(self, value: object) -> str:
         """Return why a number or truth value is no label, as the end of a message."""
-        numbers, truth = self.class_numbers, _truth(_plain(value))
-        if truth is None and not is_number(value):
+        if not is_number(value) and _reading(value) not in TRUTHS:
             return ""
-        if truth is not None and numbers and set(numbers) != {0, 1}:
-            return "; a truth value stands for class 0 or 1 of two"
-        if not numbers:
-            first, second = self.labels
+        if not self.numbered:
+            first, second = self.labels[:2]
             return f"; 1 could mean {first!r}, or class 1, which is {second!r}: write the label"
-        if any(_number(label) is not None for label in self.labels):
+        if any(map(is_number, self.labels)):
             return "; as labels are numbers, a number is a label and not a position"
-        kind = "positions in labels" if self.hub is None else "those of the hub"
-        listed = ", ".join(f"{number} {label}" for number, label in list(numbers.items())[:8])
-        return f"; class numbers are {kind}: {listed}{', ...' if len(numbers) > 8 else ''}"
+        listed = [f"{number} {label}" for number, label in self.numbered.items()]
+        return f"; class numbers: {shorten(listed)}"
 
 
 # --- Labels in data
@@ -295,52 +272,32 @@ MISSING = frozenset(
     "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a"
     "|nan|null".split("|")
 )
-"""Texts that pandas reads as a missing value, the empty one included."""
+"""Texts that pandas reads as a missing value, and those of a missing value in Python."""
 
-_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-_TRUTHS = {"false": Decimal(0), "true": Decimal(1)}
-# Labels whose second one, class 1, is what a 1 or True would not be taken for.
-_INVERTED = (("true", "false"), ("yes", "no"))
+TRUTHS = ("false", "true")
+
+INVERTED = (("true", "false"), ("yes", "no"))
+"""Labels whose second one, class 1, is what a 1 or True would not be taken for."""
+
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
-def _plain(value: Any) -> Any:
-    """Return a number of NumPy as a number of Python."""
-    return value.item() if isinstance(value, np.generic) else value
+def _reading(value: object) -> str | Decimal | None:
+    """Return the number, the truth value in lower case, or else the text of a value in the data."""
+    try:
+        text = str(value)
+    except Exception:  # absurd numbers, absurd nesting
+        return None
+    if text in MISSING and not isinstance(value, str):
+        return ""
+    if _NUMBER.fullmatch(text):
+        return Decimal(text)
+    return text.lower() if text.lower() in TRUTHS else text
 
 
 def is_number(value: object) -> bool:
     """Return whether a value in the data is a number, or the text of one."""
-    return _number(_plain(value)) is not None
-
-
-def _truth(value: object) -> Decimal | None:
-    if isinstance(value, bool):
-        return Decimal(value)
-    return _TRUTHS.get(value.lower()) if isinstance(value, str) else None
-
-
-def _number(value: object) -> Decimal | None:
-    """Return the number of a number or of its text, or None."""
-    if isinstance(value, str):
-        return Decimal(value) if _DECIMAL.fullmatch(value) else None
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        return None
-    number = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
-    return number if number.is_finite() else None
-
-
-@lru_cache(maxsize=256)
-def _class_numbers(
-    labels: tuple[str, ...], hub: tuple[int, tuple[str, ...]] | None
-) -> Mapping[Decimal, str]:
-    """Return the label of each class number; none where 0 and 1 could mean either label."""
-    own = {number: label for label in labels if (number := _number(label)) is not None}
-    if own:
-        return own
-    if hub is None and tuple(label.lower() for label in labels) in _INVERTED:
-        return {}
-    first, numbered = hub or (0, labels)
-    return {Decimal(number): label for number, label in enumerate(numbered, first)}
+    return isinstance(_reading(value), Decimal)
 
 
 def _check_target(task: Task) -> None:
@@ -386,13 +343,12 @@ def _check_labels(task: Task) -> None:
     repeated = sorted({label for label in task.labels if task.labels.count(label) > 1})
     if repeated:
         raise InputError(f"task {task.name} has the label {repeated[0]!r} more than once")
-    seen: dict[Decimal, str] = {}
+    seen: dict[object, str] = {}
     for label in task.labels:
-        number = _number(label)
-        if number is not None and seen.setdefault(number, label) != label:
+        if seen.setdefault(_reading(label), label) != label:
             raise InputError(
-                f"labels {seen[number]!r} and {label!r} of task {task.name} are the same number; "
-                "remove one of the two"
+                f"labels {seen[_reading(label)]!r} and {label!r} of task {task.name} mean the same "
+                "in the data; remove one of the two"
             )
 
 
@@ -469,12 +425,10 @@ def _check_metric(task: Task) -> None:
 
 # --- Rendering
 
-LEADS = {"encoder": "", "encoder_decoder": "", "decoder": "\n"}
-"""Text before each segment but the first, by layout."""
-
 
 def render(task: Task, row: Mapping[str, str], layout: str = "encoder") -> tuple[str, ...]:
     """Fill a task's template with the fields of a row; each decoder segment is a line."""
     # Stripped, so that byte-pair vocabularies see no leading space, as in the paper's code.
     first, *others = [fill_segment(segment, row) for segment in task.template(layout)]
-    return (first, *(LEADS[layout] + text for text in others))
+    lead = "\n" if layout == "decoder" else ""
+    return (first, *(lead + text for text in others))

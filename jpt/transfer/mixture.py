@@ -40,6 +40,7 @@ from jpt.tuning.bound_task import (
     Splits,
     bank_logits,
     bind,
+    check_finite,
     data_record,
     in_task_of,
     resolve_backbone,
@@ -196,6 +197,7 @@ def _score(
     truth = (rows.labels, task.labels, task.metric)
     mean = combine_logits(logits, np.array(list(shares.values())), combine)
     members = {name: score_logits(each, *truth) for name, each in zip(prompts, logits, strict=True)}
+    check_finite(list(members.values()), values, list(prompts), task, model)
     return EnsembleScore(score_logits(mean, *truth), members, shares, combine)
 
 
@@ -353,7 +355,7 @@ class _Study:
 
     def score(self, logits: Float[Array, "K R"], split: str) -> Score:
         mixed = mix_bank(self.bank, softmax_weights(np.asarray(logits)))
-        return self.bound.score([mixed], self.splits[split], self.mesh)[0]
+        return self.bound.score([mixed], self.splits[split], self.mesh, may_diverge=True)[0]
 
 
 def learn_mixture(
@@ -412,15 +414,9 @@ def learn_mixture(
     if folder is None:
         return _run(study, None, None, progress, started_s)
     if (record := folder.result) is not None:
-        return _finished(study, folder, record)
+        return _result(study, load_prompt(folder.path / BEST), record, folder)
     with folder.lock(), folder.checkpoints() as saves:
         return _run(study, folder, saves, progress, started_s)
-
-
-def _finished(study: _Study, folder: RunFolder, record: dict[str, Any]) -> MixtureResult:
-    prompt = load_prompt(folder.path / BEST)
-    folder.check_card(BEST, prompt.card, record["best_step"])
-    return _result(study, prompt, record, folder)
 
 
 def _options(**options: Any) -> TuneOptions:

@@ -40,7 +40,6 @@ from jpt.results.prompt_table import (
     chance_record,
     check_unique,
     match_in_task_prompts,
-    short_task,
     write_errors,
     write_transfer,
 )
@@ -51,13 +50,15 @@ from jpt.transfer.projector import (
     ProjectorCard,
     Prompts,
     TrainedProjector,
+    as_projector,
     check_different_backbones,
     check_source,
     check_targets,
+    describe_origin,
     initial_parameters,
     length_of,
-    load_projector,
     make_card,
+    projected,
     prompts_of_tasks,
     read_prompts,
     read_tasks,
@@ -71,7 +72,6 @@ from jpt.tuning.bound_task import (
 )
 from jpt.tuning.tune import WarmStart, tune
 from jpt.types import Prompt, PromptCard, TransferMatrix
-from jpt.version import __version__
 
 # --- Tokens shared by two vocabularies
 
@@ -297,44 +297,6 @@ def apply_projector(
     for of, prompt in found.items() if out is not None else ():
         save_prompt(make_folder(out) / f"{of}.safetensors", prompt)
     return found
-
-
-def projected(
-    name: str,
-    prompt: Prompt,
-    values: Float32[np.ndarray, "P D"],
-    backbone: str,
-    layout: str,
-    method: TrainedProjector | str,
-) -> Prompt:
-    """Return projected values as a prompt of the target."""
-    what, scoring = method, None
-    if isinstance(method, TrainedProjector):
-        what = describe_origin(method)
-        scoring = method.card.scoring.get(short_task(prompt.card.task))
-    card = PromptCard(
-        backbone=backbone,
-        task=prompt.card.task,
-        task_type=prompt.card.task_type,
-        layout=layout,
-        init="projected",
-        source=f"{what} from prompt {name} of {prompt.card.backbone}",
-        jpt_version=__version__,
-        scoring=scoring and dataclasses.replace(scoring, split=None),  # it has no score yet
-    )
-    return Prompt(np.asarray(values, np.float32), card)
-
-
-def describe_origin(projector: TrainedProjector) -> str:
-    """Return name, objective and training tasks, for cards of projected prompts."""
-    card = projector.card
-    tasks = f" on {', '.join(card.tasks)}" if card.tasks else ""
-    return f"{projector.name} ({card.objective}{tasks})"
-
-
-def as_projector(projector: TrainedProjector | str | Path) -> TrainedProjector:
-    """Load a projector unless it is one already."""
-    return projector if isinstance(projector, TrainedProjector) else load_projector(projector)
 
 
 def source_of(
@@ -807,7 +769,8 @@ def _score_all(
     targets, chance = {}, []
     for row, (name, split) in enumerate(rows.items()):
         prompts = columns.of_task(name)
-        scores = bound[name].score([p.values for p in prompts.values()], split, mesh)
+        bank = [prompt.values for prompt in prompts.values()]
+        scores = bound[name].score(bank, split, mesh, names=list(prompts))
         for column, score in zip(prompts, scores, strict=True):
             values[row, names.index(column)] = score.value
             errors[row, names.index(column)] = score.standard_error

@@ -31,7 +31,6 @@ from jpt.config import (
     check_choice,
 )
 from jpt.data.batches import shuffled
-from jpt.data.encode import EncodedSplit
 from jpt.errors import InputError
 from jpt.io.files import parse_json
 from jpt.io.tensors import FLOATS, read_header, write_safetensors
@@ -43,6 +42,7 @@ from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
 from jpt.tuning.bound_task import (
     BoundTask,
+    Splits,
     bind,
     data_record,
     resolve_backbone,
@@ -54,7 +54,7 @@ from jpt.tuning.run_dir import Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState, prompt_optimizer
 from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
 from jpt.tuning.tune import TrainBatches, make_train_batches
-from jpt.types import Batch, Parameters, Prompt, Scoring
+from jpt.types import Batch, Parameters, Prompt, PromptCard, Scoring
 from jpt.version import __version__
 
 # --- The projector module (paper, section 4)
@@ -345,7 +345,7 @@ class TrainingTask:
 
     bound: BoundTask
     batches: TrainBatches
-    validation: EncodedSplit
+    splits: Splits
     source: Float[Array, "Ps Ds"]  # source prompt of this task, on the devices
 
 
@@ -379,11 +379,12 @@ def training_task(
     """Bind a task to the target; return it with the resolved objective."""
     chosen = resolve_options(options.tune_options(), backbone, task)
     bound = bind(task, backbone, chosen)
+    splits = bound.splits(with_test=False)
     batches = make_train_batches(
-        bound.split("train"), chosen, bound.batching, backbone.layout, mesh.shape["data"]
+        splits["train"], chosen, bound.batching, backbone.layout, mesh.shape["data"]
     )
     rows = place(jnp.asarray(source.values), replicated(mesh))
-    return TrainingTask(bound, batches, bound.split("validation"), rows), chosen.objective
+    return TrainingTask(bound, batches, splits, rows), chosen.objective
 
 
 def sample_pairs(seed: int, step: int, batch_size: int, count: int) -> Int64[np.ndarray, "B"]:
@@ -406,7 +407,8 @@ def score_tasks(
     values, warnings = {}, []
     for name, task in tasks.items():
         prompt = project_on_device(module, params, task.source)
-        score = task.bound.score([prompt], task.validation, mesh)[0]
+        rows = task.splits["validation"]
+        score = task.bound.score([prompt], rows, mesh, may_diverge=True)[0]
         values[name] = score.value
         warnings += [f"{name}: {score.warning}"] if score.warning else []
     mean = float(np.mean(list(values.values())))
@@ -662,6 +664,47 @@ def _expected(name: str, value: Any) -> str | None:
     return None if isinstance(value, str) else "a string"
 
 
+# --- Projected prompts
+
+
+def projected(
+    name: str,
+    prompt: Prompt,
+    values: Float32[np.ndarray, "P D"],
+    backbone: str,
+    layout: str,
+    method: TrainedProjector | str,
+) -> Prompt:
+    """Return projected values as a prompt of the target."""
+    what, scoring = method, None
+    if isinstance(method, TrainedProjector):
+        what = describe_origin(method)
+        scoring = method.card.scoring.get(short_task(prompt.card.task))
+    card = PromptCard(
+        backbone=backbone,
+        task=prompt.card.task,
+        task_type=prompt.card.task_type,
+        layout=layout,
+        init="projected",
+        source=f"{what} from prompt {name} of {prompt.card.backbone}",
+        jpt_version=__version__,
+        scoring=scoring and dataclasses.replace(scoring, split=None),  # it has no score yet
+    )
+    return Prompt(np.asarray(values, np.float32), card)
+
+
+def describe_origin(projector: TrainedProjector) -> str:
+    """Return name, objective and training tasks, for cards of projected prompts."""
+    card = projector.card
+    tasks = f" on {', '.join(card.tasks)}" if card.tasks else ""
+    return f"{projector.name} ({card.objective}{tasks})"
+
+
+def as_projector(projector: TrainedProjector | str | Path) -> TrainedProjector:
+    """Load a projector unless it is one already."""
+    return projector if isinstance(projector, TrainedProjector) else load_projector(projector)
+
+
 # --- Sizes and their checks
 
 
@@ -764,6 +807,7 @@ class ProjectorPlan:
     metric: str
     measured_on: str
     config: dict[str, Any]  # all that defines the run
+    splits: Sequence[Splits] = ()
 
 
 def plan_projector(
@@ -812,6 +856,7 @@ def plan_projector(
         batch_at=batches.batch_at,
         score=lambda params: score_tasks(card.module(), params, learnt, mesh),
         log_fields=lambda step: {"task": batches.task_at(step)},
+        splits=[task.splits for task in learnt.values()],
         metric="mean_score",
         measured_on="validation",
         config=_config(card, options, backbone, record),
@@ -879,7 +924,7 @@ def _plan_distance(
 def _data_record(tasks: Mapping[str, TrainingTask]) -> dict[str, Any]:
     return {
         name: {
-            **data_record({"train": task.batches.split, "validation": task.validation}),
+            **data_record(task.splits),
             "metric": task.bound.task.metric,
             "label_ids": task.bound.label_words.token_ids,
         }
@@ -1023,17 +1068,12 @@ def train_projector(
     plan = plan_projector(*inputs, ProjectorOptions(**options))
     folder = None if out is None else RunFolder(Path(out), plan.config)
     if folder is not None and (record := folder.result) is not None:
-        return _finished(folder, record)
+        projector = load_projector(folder.path)
+        return ProjectorResult(projector, record, folder.history(), folder.path)
     if folder is None:
         return _run(plan, None, None, progress, started_s)
     with folder.lock(), folder.checkpoints() as checkpoints:
         return _run(plan, folder, checkpoints, progress, started_s)
-
-
-def _finished(folder: RunFolder, record: dict[str, Any]) -> ProjectorResult:
-    projector = load_projector(folder.path)
-    folder.check_card(PROJECTOR_FILE, projector.card, record["best_step"])
-    return ProjectorResult(projector, record, folder.history(), folder.path)
 
 
 def _run(
@@ -1044,6 +1084,8 @@ def _run(
     started_s: float,
 ) -> ProjectorResult:
     options = plan.options
+    for splits in plan.splits:
+        splits.warn()
     run = _ProjectorRun(
         params=plan.frozen,
         answer=None,

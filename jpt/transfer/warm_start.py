@@ -552,14 +552,10 @@ def _run_all(
         if progress:
             of = len(seeds) * len(study.starts)
             print(f"run {len(runs) + 1} of {of}: {name}, seed {seed}", file=sys.stderr)
-        out = None
-        if folder is not None:
-            folder.check()
-            out = folder.path / f"seed-{seed}" / name
         runs[seed, name] = tune(
             study.backbone,
             study.task,
-            out,
+            None if folder is None else folder.file(f"seed-{seed}/{name}"),
             start=start,
             score_start=True,
             seed=seed,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,8 +27,10 @@ from jpt.parallel import batch_sharding, describe_devices, make_mesh
 from jpt.prompts.initialisers import initial_generator, random_values
 from jpt.prompts.store import Prompts, check_prompt, load_seed_prompts, run_name
 from jpt.results.prompt_table import (
+    ABOVE_CHANCE,
     ERRORS,
     RANDOM,
+    RELATIVE,
     UNTOUCHED,
     chance_notes,
     chance_record,
@@ -37,8 +38,7 @@ from jpt.results.prompt_table import (
     describe_matrix,
     describe_relative,
     match_in_task_prompts,
-    performance_above_chance,
-    relative_performance,
+    performances,
     summarize_transfer,
     write_errors,
     write_transfer,
@@ -230,25 +230,17 @@ Cells = Mapping[tuple[str, str], Cell]
 
 def make_matrix(plan: MatrixPlan, cells: Cells) -> TransferMatrix:
     """Return the matrix of the cells, averaged over seeds."""
-    values, errors = [], []
-    for task in plan.tasks:
-        columns = [[cells[task, run.name] for run in runs] for runs in plan.columns.values()]
-        values.append([np.mean([cell.value for cell in of]) for of in columns])
-        errors.append([_column_error(of) for of in columns])
-    chance = [_known(cells[task, plan.runs[0].name].chance) for task in plan.tasks]
+    values, errors = np.empty((2, len(plan.tasks), len(plan.columns)))
+    for row, task in enumerate(plan.tasks):
+        for column, runs in enumerate(plan.columns.values()):
+            found = _record_values(cells, task, runs)
+            values[row, column] = np.mean(found)
+            of_seeds = [cells[task, run.name].standard_error for run in runs]
+            errors[row, column] = error_over_seeds(found, of_seeds)
+    chance = [cells[task, plan.runs[0].name].chance for task in plan.tasks]
     metrics = tuple(task.metric for task in plan.tasks.values())
-    measured = (np.array(values), metrics, np.array(chance), np.array(errors))
+    measured = (values, metrics, np.array(chance, np.float64), errors)
     return TransferMatrix(tuple(plan.tasks), tuple(plan.columns), *measured)
-
-
-def _column_error(cells: list[Cell]) -> float:
-    """Return the standard error of a mean over seeds; NaN if unknown."""
-    errors = [_known(cell.standard_error) for cell in cells]
-    return error_over_seeds([cell.value for cell in cells], errors)
-
-
-def _known(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def make_record(
@@ -292,7 +284,7 @@ def _record_values(cells: Cells, task: str, runs: list[Any]) -> list[float]:
 def _targets(
     plan: MatrixPlan, cells: Cells, in_task: Mapping[str, str], matrix: TransferMatrix
 ) -> dict[str, Any]:
-    first, measured = plan.runs[0].name, chance_record(matrix)
+    first, levels = plan.runs[0].name, chance_record(matrix)
     return {
         name: {
             "task": task.name,
@@ -302,7 +294,7 @@ def _targets(
             "rows": cells[name, first].rows,
             "split": plan.splits[name],
             "in_task_prompt": in_task.get(name),
-            **measured[name],
+            **levels[name],
         }
         for name, task in plan.tasks.items()
     }
@@ -334,8 +326,7 @@ def _random(plan: MatrixPlan) -> dict[str, Any] | None:
 
 # --- Zero-shot transfer (paper, section 3)
 
-TRANSFER, RELATIVE, RECORD = "transfer.csv", "relative.csv", "transfer.json"
-ABOVE_CHANCE = "above_chance.csv"
+TRANSFER, RECORD = "transfer.csv", "transfer.json"
 
 
 @dataclass(frozen=True)
@@ -462,9 +453,10 @@ def _result(
     record = make_record(plan, cells, matrix, settings.split, run)
     prompts = {target: each["in_task_prompt"] for target, each in record["targets"].items()}
     in_task = {target: prompt for target, prompt in prompts.items() if prompt}
-    relative = relative_performance(matrix, in_task)
-    above_chance = performance_above_chance(matrix, in_task)
-    return TransferResult(matrix, relative, above_chance, in_task, record, cells, scores)
+    found = performances(matrix, in_task)
+    return TransferResult(
+        matrix, **found, in_task=in_task, record=record, cells=cells, scores=scores
+    )
 
 
 def _measure(
@@ -541,7 +533,7 @@ class _Scorer:
 
     def score(self, target: str, runs: list[str]) -> list[Score]:
         values = [self._values[run] for run in runs]
-        return self._bound[target].score(values, self._splits[target], self._mesh)
+        return self._bound[target].score(values, self._splits[target], self._mesh, names=runs)
 
 
 def _values(plan: MatrixPlan, run: MatrixRun, model: Backbone) -> Float[Array, "P D"] | None:

@@ -36,7 +36,7 @@ from jpt.errors import InputError, shorten, warn_data
 from jpt.io.tokenizer import TextTokenizer
 from jpt.parallel import fetch, local_rows, place, place_batch, prompt_sharding, replicated
 from jpt.results.prompt_table import match_in_task_prompts, short_task
-from jpt.results.statistics import bootstrap_error, score_error
+from jpt.results.statistics import mean_error, score_error
 from jpt.tasks.catalog import load_task
 from jpt.tasks.metrics import (
     TEXT_METRICS,
@@ -304,7 +304,7 @@ def score_generated(
         measures=measures,
         generated=tuple(rows),
         chance=0.0,
-        standard_error=bootstrap_error([row[metric] for row in of_rows]),
+        standard_error=mean_error([row[metric] for row in of_rows]),
     )
 
 
@@ -390,14 +390,14 @@ class BoundTask:
             self.answer_tokens,
         )
 
-    def splits(self) -> Splits:
+    def splits(self, with_test: bool = True) -> Splits:
         """Read train, validation, and test if the task has one."""
         names = ["train", "validation"]
-        if has_split(self.task, "test"):
+        if with_test and has_split(self.task, "test"):
             names.append("test")
         rows = {name: read_rows(self.task, name) for name in names}
         splits = Splits({name: self.encode(of) for name, of in rows.items()})
-        splits.warnings = data_warnings(rows, self.task)
+        splits.warnings = list(data_warnings(rows, self.task))
         return splits
 
     def score(
@@ -406,6 +406,8 @@ class BoundTask:
         split: EncodedSplit,
         mesh: Mesh | None = None,
         neuron_mask: NeuronMask | None = None,
+        may_diverge: bool = False,
+        names: Sequence[str] | None = None,
     ) -> list[Score]:
         """Score prompts over a whole split, without dropout."""
         task, backbone = self.task, self.backbone
@@ -414,11 +416,15 @@ class BoundTask:
         module = backbone.module.clone(dropout_rate=0.0)
         if task.is_generative:
             rows = (split, backbone.tokenizer, task.metric, self.batching, mesh)
-            return [score_generated(module, backbone.params, prompt, *rows) for prompt in prompts]
-        found = bank_logits(
-            module, backbone.params, prompts, split, self.answer, self.batching, mesh, neuron_mask
-        )
-        return [score_logits(each, split.labels, task.labels, task.metric) for each in found]
+            scores = [score_generated(module, backbone.params, prompt, *rows) for prompt in prompts]
+        else:
+            rows = (split, self.answer, self.batching, mesh, neuron_mask)
+            found = bank_logits(module, backbone.params, prompts, *rows)
+            truth = (split.labels, task.labels, task.metric)
+            scores = [score_logits(logits, *truth) for logits in found]
+        if not may_diverge:
+            check_finite(scores, prompts, names, task, backbone)
+        return scores
 
     def describe_label_words(self) -> str:
         """Return the label words with their ids, as one line of a log."""
@@ -443,6 +449,25 @@ class BoundTask:
         return f"'{word}' ({ids}{', first token' if len(shown) < len(token_ids) else ''})"
 
 
+def check_finite(
+    scores: Sequence[Score],
+    prompts: Sequence[Float[Array, "P D"] | None],
+    names: Sequence[str] | None,
+    task: Task,
+    backbone: Backbone,
+) -> None:
+    """Raise InputError for the first prompt whose label scores are not finite."""
+    for number, (score, prompt) in enumerate(zip(scores, prompts, strict=True)):
+        if not math.isfinite(score.loss):
+            of = "the prompt" if names is None else f"prompt {names[number]}"
+            largest = 0.0 if prompt is None else float(jnp.abs(prompt).max())
+            raise InputError(
+                f"{of} on task {task.name}: expected finite label scores, got NaN or infinity from"
+                f" {backbone.name} in {weights_dtype(backbone)} (largest value of the prompt"
+                f" {largest:.3g}); use --dtype float32, or tune again with a lower learning rate"
+            )
+
+
 def bind(
     task: Task,
     backbone: Backbone,
@@ -459,8 +484,8 @@ def bind(
     label_scoring, answer_tokens, max_tokens = inherited(options, scoring)
     length = options.length if prompt is None else len(prompt.values)
     first_position = 0 if prompt is None else prompt.card.first_position or 0
-    lengths = (length, first_position, answer_tokens, label_scoring)
-    max_tokens = resolve_max_tokens(max_tokens, backbone, task, *lengths)
+    answer = _answer_length(task, backbone, label_scoring, answer_tokens)
+    max_tokens = resolve_max_tokens(max_tokens, backbone, task, length, first_position, answer)
     if task.is_generative and backbone.layout == "encoder":
         raise InputError(
             f"task {task.name} is generative, but {backbone.name} has the layout encoder, which "
@@ -713,11 +738,9 @@ def resolve_options(options: TuneOptions, backbone: Backbone, task: Task) -> Tun
     """Fill in omitted options: from the backbone, else the task, else the paper."""
     chosen = options.resolve({**_choices(task), **backbone.defaults})
     answer = _answer_length(task, backbone, chosen.label_scoring, chosen.answer_tokens)
-    if options.max_tokens is None:
-        limit = longest_text(backbone, chosen.length, answer_tokens=answer)
-        chosen = dataclasses.replace(chosen, max_tokens=max(1, min(chosen.max_tokens, limit)))
-    check_lengths(backbone, chosen.length, chosen.max_tokens, answer_tokens=answer)
-    return chosen
+    lengths = (chosen.length, 0, answer)
+    max_tokens = resolve_max_tokens(options.max_tokens, backbone, task, *lengths)
+    return dataclasses.replace(chosen, max_tokens=max_tokens)
 
 
 def resolve_max_tokens(
@@ -726,16 +749,14 @@ def resolve_max_tokens(
     task: Task,
     prompt_rows: int,
     first_position: int = 0,
-    answer_tokens: int | None = None,
-    label_scoring: str = "phrase",
+    answer_tokens: int = 0,
 ) -> int:
-    """Return the longest text in tokens for a given prompt, as `resolve_options` does."""
-    answer = _answer_length(task, backbone, label_scoring, answer_tokens)
+    """Return the longest text in tokens: by default what fits, with what is read of an answer."""
+    lengths = (first_position, answer_tokens)
     if max_tokens is None:
         choice = {**PAPER_CHOICES, **_choices(task), **backbone.defaults}["max_tokens"]
-        limit = longest_text(backbone, prompt_rows, first_position, answer)
-        max_tokens = max(1, min(choice, limit))
-    check_lengths(backbone, prompt_rows, max_tokens, first_position, answer)
+        max_tokens = max(1, min(choice, longest_text(backbone, prompt_rows, *lengths)))
+    check_lengths(backbone, prompt_rows, max_tokens, *lengths)
     return max_tokens
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,8 @@ def evaluate(
         task: task, task name or task folder; its label words must be in the vocabulary.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         backbone: overrides that of the prompt card; must have the same width.
-        max_tokens: longest text in tokens; defaults to that of tuning on the prompt's own task,
-            else to the backbone's setting.
-        answer_tokens: longest generated answer in tokens; likewise, else the task's setting.
+        max_tokens: longest text in tokens; default: as tuned on its own task, else the backbone's.
+        answer_tokens: longest generated answer in tokens; likewise, else the task's.
         label_scoring: by all tokens of a label word (``"phrase"``, the last default) or by its
             ``"first_token"``; likewise.
         settings: template and label words on its own task: as ``"tuned"``, or of the ``"task"``.
@@ -96,7 +94,7 @@ def evaluate(
         predictions: file for the prediction of every row, as JSON lines.
 
     Returns:
-        A `Score` with the predictions; its ``notes`` name differences from how it was tuned.
+        A `Score`; its ``notes`` name differences from how the prompt was tuned.
 
     Raises:
         InputError: The prompt does not fit the backbone, or the data are invalid.
@@ -114,8 +112,8 @@ def evaluate(
     tuned = in_task_card(loaded.card, definition)
     bound = bind(definition, model, options, loaded, tuned)
     rows = bound.split(split)
-    score = bound.score([loaded.values], rows, devices)[0]
     name = loaded.card.task if isinstance(prompt, Prompt) else str(prompt)
+    (score,) = bound.score([loaded.values], rows, devices, names=[name])
     notes = scoring_notes({name: loaded.card}, definition, options, weights_of(model), tuned)
     score = dataclasses.replace(score, notes=(*notes, *bound.notes))
     if predictions is not None:
@@ -133,26 +131,24 @@ def _backbone_of(
     return model
 
 
+def describe_level(metric: str, majority: float | None, chance: float | None) -> str:
+    """Return the score of a constant prediction as text."""
+    if metric == "accuracy" or chance is None:  # others are no share of rows
+        return f"majority class {majority:.3f}"
+    return f"chance level {chance:.3f}"
+
+
 def describe_score(score: Score, task: str, split: str) -> str:
     """Return a score as one line, and a warning if all rows have the same prediction."""
     line = f"{task} {split}: {score.metric} {score.value:.3f} over {score.rows} rows"
     if score.generated is None:
         counts = ", ".join(f"{label} {count}" for label, count in score.counts.items())
-        level = f"majority class {score.majority:.3f}"
-        if score.metric != "accuracy" and score.chance is not None:  # not a share of rows
-            level = f"chance level {score.chance:.3f}"
+        level = describe_level(score.metric, score.majority, score.chance)
         line += f" ({level}; predicted {counts})"
     else:
         others = [f"{n} {v:.3f}" for n, v in score.measures.items() if n != score.metric]
         line += f" ({', '.join(others)})"
-    warnings = [*score.notes, *([_constant(score)] if score.warning else [])]
+    warnings = list(score.notes)
+    if score.warning:
+        warnings.append(score.warning + ", perhaps because of the above" * bool(score.notes))
     return "\n".join([line, *(f"warning: {text}" for text in warnings)])
-
-
-def _constant(score: Score) -> str:
-    """Return that all rows get one prediction, with the likely cause if it is known."""
-    if not math.isfinite(score.loss):
-        return f"{score.warning}: their label scores are not finite; check weights and dtype"
-    if score.notes:
-        return f"{score.warning}, probably because of what is named above"
-    return f"{score.warning}"

@@ -10,9 +10,10 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import numpy as np
@@ -356,53 +357,67 @@ def _short(loss: float) -> str:
 # --- Progress bar
 
 
-def likely_cause(history: Iterable[Mapping[str, Any]]) -> str:
+@dataclass
+class ConstantPredictions:
+    """Warns, once while it lasts, that a run predicts the same for all rows of validation."""
+
+    steps: int
+    _is_on: bool = False
+
+    def warning(self, score: Score, step: int, history: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return a warning with its likely cause if it is new, from a tenth of the run on."""
+        was_on = self._is_on
+        self._is_on = score.warning is not None and 10 * step >= self.steps
+        if was_on or not self._is_on:
+            return None
+        return f"step {step} of {self.steps}: {score.warning}; {likely_cause(history)}"
+
+
+def likely_cause(history: Sequence[Mapping[str, Any]]) -> str:
     """Return the likely cause of one prediction for all rows of validation, from the log."""
-    lines = list(history)
-    scored = [line for line in lines if line["split"] == "validation"]
-    if scored and scored[-1].get("majority") == 1:
-        return "all of them have one label"
-    learnt = [(_lead(line), line["step"]) for line in scored if _lead(line) > 0]
-    if learnt:
-        step = max(learnt)[1]
-        return f"at step {step} it was better than any constant answer: lower learning_rate"
-    losses = np.array([line["loss"] for line in lines if line["split"] == "train"], np.float64)
+    for line in reversed(history):
+        if line["split"] == "validation" and _is_learnt(line):
+            return f"it beat any constant answer at step {line['step']}: lower learning_rate"
+    losses = np.array([line["loss"] for line in history if line["split"] == "train"], np.float64)
     if len(losses) < 4:
-        return "the log is too short to tell why"
-    first, last = np.array_split(losses, 2)
-    noise = 2 * math.sqrt(first.var(ddof=1) / len(first) + last.var(ddof=1) / len(last))
-    change, means = last.mean() - first.mean(), f"({_short(first.mean())}, {_short(last.mean())})"
-    if change < -noise:
+        return "try another learning_rate or other label words"
+    halves = np.array_split(losses, 2)
+    noise = math.sqrt(sum(half.var(ddof=1) / len(half) for half in halves))
+    first, last = (half.mean() for half in halves)
+    means = f"({_short(first)}, then {_short(last)})"
+    if last < first - 2 * noise:
         return f"the training loss falls {means}: more steps may help"
-    if change > noise:
+    if last > first + 2 * noise:
         return f"the training loss rises {means}: lower learning_rate"
-    cure = "try a higher learning_rate or other label words"
-    return f"the training loss does not fall {means}: {cure}"
+    return (
+        f"the training loss does not fall {means}: try a higher learning_rate or other label words"
+    )
 
 
-def _lead(line: Mapping[str, Any]) -> float:
-    """Return by how much accuracy is clearly above a constant prediction's; at most 0 if not."""
-    noise = 2 * (line.get("standard_error") or 0.0)
-    return line.get("measures", {}).get("accuracy", 0.0) - (line.get("majority") or 0.0) - noise
+def _is_learnt(line: Mapping[str, Any]) -> bool:
+    """Return whether the accuracy is clearly above that of a constant prediction."""
+    level = (line.get("majority") or 0.0) + 2 * (line.get("standard_error") or 0.0)
+    return line.get("measures", {}).get("accuracy", 0.0) > level
 
 
-class Progress:
-    """A progress bar on stderr with loss, validation score, speed and remaining time."""
+class StepBar:
+    """A progress bar on stderr, with lines above it."""
 
-    def __init__(self, steps: int, first: int = 0, shown: bool = True) -> None:
-        self._fields: dict[str, str] = {}
-        self._last_warning: str | None = None
-        self._bar = tqdm(
-            total=steps,
-            initial=first,
-            disable=not shown,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+    def __init__(self, shown: bool = True) -> None:
+        self._shown, self._bar = shown, tqdm(disable=True)
 
-    def __enter__(self) -> Progress:
+    def start(self, steps: int, first: int = 0) -> None:
+        """Show the bar."""
+        look = {"unit": "step", "dynamic_ncols": True, "mininterval": 0.5}
+        hidden = not self._shown
+        self._bar = tqdm(total=steps, initial=first, disable=hidden, file=sys.stderr, **look)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self._shown:
+            self._bar.write(line, file=sys.stderr)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -413,6 +428,16 @@ class Progress:
     ) -> None:
         self._bar.close()
 
+
+class Progress(StepBar):
+    """The progress bar of a run, with loss, validation score, speed and remaining time."""
+
+    def __init__(self, steps: int, first: int = 0, shown: bool = True) -> None:
+        super().__init__(shown)
+        self._fields: dict[str, str] = {}
+        self._constant = ConstantPredictions(steps)
+        self.start(steps, first)
+
     def stepped(self, loss: float, rows_per_s: float) -> None:
         """Show a finished step."""
         self._fields |= {"loss": f"{loss:.3f}", "rows/s": f"{rows_per_s:.0f}"}
@@ -420,19 +445,10 @@ class Progress:
         self._bar.update()
 
     def scored(self, score: Score, step: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Show a validation score; from a tenth of the run on also its warning, if it is new."""
+        """Show a validation score, and a warning if all predictions are the same."""
         self._fields[score.metric] = f"{score.value:.3f}"
-        if score.warning is None:
-            self._last_warning = None
-        elif score.warning != self._last_warning and 10 * step >= self._bar.total:
-            at = f"step {step} of {self._bar.total}"
-            self.say(f"warning: {at}: {score.warning}; {likely_cause(history)}")
-            self._last_warning = score.warning
-
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        if not self._bar.disable:
-            self._bar.write(line, file=sys.stderr)
+        if warning := self._constant.warning(score, step, history):
+            self.say(f"warning: {warning}")
 
 
 def peak_memory_mb() -> int:

@@ -27,7 +27,7 @@ from jpt.io.files import read_json, write_json
 from jpt.parallel import fetch, place, replicated
 from jpt.prompts.store import save_prompt
 from jpt.results.value_checks import check_values
-from jpt.tuning.logging import CompileLog
+from jpt.tuning.logging import CompileLog, ConstantPredictions
 from jpt.tuning.losses import NO_TOKEN, Answer
 from jpt.tuning.run_dir import BEST, LAST, RESULT, Checkpoints, RunFolder
 from jpt.tuning.step import StepMetrics, TuneState, init_state, paper_step, prompt_optimizer
@@ -156,6 +156,9 @@ class SlotRun:
     best: tuple[Float32[np.ndarray, "P D"] | None, float, int] = (None, -math.inf, 0)
     diverged: dict[str, Any] | None = None  # content of `diverged.json`
     started_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.constant = ConstantPredictions(self.parts.options.steps)
 
     @property
     def schedule(self) -> Schedule:
@@ -499,7 +502,8 @@ class _MultiRun:
         for together in by_task.values():
             parts = self.runs[together[0][1]].parts
             bank = [jnp.asarray(prompts[slot]) for slot, _, _ in together]
-            scores = parts.bound.score(bank, parts.splits["validation"], self.mesh)
+            rows = parts.splits["validation"]
+            scores = parts.bound.score(bank, rows, self.mesh, may_diverge=True)
             for (slot, name, step), score in zip(together, scores, strict=True):
                 run = self.runs[name]
                 if not math.isfinite(score.loss):
@@ -507,6 +511,8 @@ class _MultiRun:
                     continue
                 run.log({"step": step, "split": "validation", **score.summary()})
                 self.progress.scored(name, score)
+                if warning := run.constant.warning(score, step, run.history):
+                    self.progress.say(f"warning: {name}: {warning}")
                 if score.value > run.best[1]:
                     # In float32, as in a checkpoint and in the loop of a single run.
                     run.best = (np.array(prompts[slot]), float(np.float32(score.value)), step)

@@ -36,7 +36,7 @@ from jpt.io.files import (
     write_json,
     write_text,
 )
-from jpt.results.value_checks import MAIN_SCORES, check_log_line, check_values
+from jpt.results.value_checks import MAIN_SCORES, check_values
 
 # --- Checkpoints
 # A checkpoint holds prompt, optimizer state and best prompt so far, and the identity of its run:
@@ -46,7 +46,7 @@ from jpt.results.value_checks import MAIN_SCORES, check_log_line, check_values
 
 KEPT = 2
 SUMS = "checksums.json"
-_IDENTITY = "identity"  # in the metadata of a checkpoint, and its digest in the result of a run
+_IDENTITY = "identity"  # in the metadata of a checkpoint
 _TEMPORARY = ".tmp"
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 _READ_BYTES = 1 << 20
@@ -148,14 +148,10 @@ class Checkpoints:
         try:
             self._check_folder()
         except InputError:
-            with contextlib.suppress(OSError):
-                # Any other file would be of another run.
-                if is_first() and os.listdir(self.folder.parent) == [self.folder.name]:
-                    shutil.rmtree(self.folder, ignore_errors=True)
-                    for path in self.folder.parents:
-                        path.rmdir()
-                        if path == self._home:
-                            break
+            files = (path for path in self._home.rglob("*") if path.is_file())
+            is_new = all(self.folder in path.parents for path in files)  # others: another run
+            if is_first() and is_new:
+                shutil.rmtree(self._home, ignore_errors=True)
 
     def _make_room(self, step: int) -> bool:
         """Prepare the folder for a checkpoint; return False if the step is already saved."""
@@ -213,29 +209,16 @@ class Checkpoints:
         """Raise InputError if a checkpoint is of another run."""
         if self.identity is None:
             return
-        stored = self._metadata(self.folder / str(step))
-        identity = stored.get(_IDENTITY)
-        if identity is None:
-            if is_first():
-                print(
-                    f"{self.folder}: the checkpoint of step {step} was written by an earlier "
-                    "version and does not name its run; only its weights are checked",
-                    file=sys.stderr,
-                )
-            weights = stored.get("backbone") or self.identity.get("fingerprint")
-            identity = {**self.identity, "fingerprint": weights}
-        differences = _differences(identity, self.identity, "{name} {stored!r} (here {wanted!r})")
-        if differences:
+        try:
+            metadata = self._orbax.checkpointables_metadata(self.folder / str(step)).custom_metadata
+            found = differences(dict(metadata[_IDENTITY]), self.identity)
+        except (ValueError, KeyError, TypeError, OSError):
+            found = ["its version did not record the run"]
+        if found:
             raise InputError(
                 f"{self.folder}: expected a checkpoint of this run, got one of another run at step "
-                f"{step}: {shorten(differences, 4)}; {cure}"
+                f"{step}: {shorten(found, 4)}; {cure}"
             )
-
-    def _metadata(self, folder: Path) -> dict[str, Any]:
-        try:
-            return dict(self._orbax.checkpointables_metadata(folder).custom_metadata or {})
-        except (ValueError, KeyError, OSError):  # of a version without metadata
-            return {}
 
     def _finish(self, step: int, response: Any) -> None:
         """Wait for orbax in the background, then finalise the checkpoint."""
@@ -280,8 +263,10 @@ class Checkpoints:
             message = write_error(self.folder, OSError(code, os.strerror(code)))
         elif "RESOURCE_EXHAUSTED" in str(error):
             message = write_error(self.folder, OSError(errno.ENOSPC, ""))
-        else:
-            return error
+        else:  # its files were removed meanwhile
+            reason = str(error).split("\n")[0][:200]
+            where = f"{self.folder}: cannot write the checkpoint of step {step}"
+            message = InputError(f"{where} ({reason})")
         self.remove_leftovers()  # to free disk space
         return InputError(f"{message}; the state of step {self._latest() or 0} is kept")
 
@@ -339,7 +324,8 @@ LOCK = ".lock"
 # What may change when a run is resumed, and what older run folders do not have.
 MAY_DIFFER = ("jpt_version", "checkpoint_every", "checkpoint_minutes", "mesh")
 ADDED_LATER = ("metric", "init_sha256", "label_ids")
-_OF_TRAINING = ("metric", "steps", "best_step", "validation", "elapsed_s")  # in its result
+_CHECKSUMS = "checksums"  # in its result
+_OF_TRAINING = ("metric", "steps", "best_step", "validation", "elapsed_s")  # likewise
 
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
@@ -364,7 +350,7 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """Result of a finished run, or None."""
-        return on_first(self._read_result)
+        return on_first(lambda: read_result(self.path))
 
     def check(self) -> None:
         """Raise InputError if the folder was moved, deleted or emptied since it was locked."""
@@ -381,18 +367,6 @@ class RunFolder:
     def checkpoints(self) -> Checkpoints:
         """Return the checkpoints of this run."""
         return Checkpoints(self.path / CHECKPOINTS, self.identity, self.check)
-
-    def check_card(self, file: str, card: Any, steps: int) -> None:
-        """Raise InputError if a file of a finished run has the card of another run."""
-        expected = {**self.identity, "steps": steps}
-        for name in ("task", "objective", "seed", "steps"):
-            found = getattr(card, name, None)
-            if None not in (found, expected.get(name)) and found != expected[name]:
-                raise InputError(
-                    f"{self.path / file}: expected {name} {expected[name]!r}, as this run has, got "
-                    f"{found!r}; the file is of another run: remove {self.path / RESULT} to "
-                    "compute it again"
-                )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -419,8 +393,9 @@ class RunFolder:
                 pass
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write the result, which marks the run as finished; return it with the run's identity."""
-        record = {**result, _IDENTITY: digest_of(self.identity)}
+        """Write the result, which marks the run as finished; return it with all checksums."""
+        self.check()
+        record = {**result, _CHECKSUMS: on_first(lambda: _run_checksums(self.path))}
         if is_first():
             write_json(self.file(RESULT), record)
         return record
@@ -450,14 +425,20 @@ class RunFolder:
     def check_best(self, score: float, step: int) -> None:
         """Raise InputError if the log lacks the best score of a checkpoint."""
         if score > -math.inf:
-            _check_logged(self.path / LOG, self.history(), score, step, "the checkpoint")
+            on_first(lambda: self._check_logged(score, step))
 
-    def _read_result(self) -> dict[str, Any] | None:
-        record = read_result(self.path)
-        if record is not None and "validation" in record and (lines := self._history()):
-            score = record["validation"][record["metric"]]
-            _check_logged(self.path / LOG, lines, score, record["best_step"], RESULT)
-        return record
+    def _check_logged(self, score: float, step: int) -> None:
+        at_step = (each for each in self._history() if each["step"] == step)
+        line = next((each for each in at_step if each["split"] == "validation"), {})
+        logged = {name: value for name, value in line.items() if name in MAIN_SCORES}
+        # In float32, as in a checkpoint; by magnitude: a projector's best score is minus its error.
+        if np.float32(abs(score)) not in [np.float32(abs(each)) for each in logged.values()]:
+            found = ", ".join(f"{name} {value:.6g}" for name, value in logged.items())
+            raise InputError(
+                f"{self.path / LOG}: expected the validation score {abs(score):.6g} at step {step},"
+                f" as in the checkpoint, got {found or 'no such line'}; the log is of another run"
+                " or incomplete: restore it, or remove the folder to start anew"
+            )
 
     def _open(self, config: dict[str, Any]) -> dict[str, Any]:
         stored = self._read_config(config)
@@ -483,7 +464,7 @@ class RunFolder:
                     "folder to start anew"
                 ) from None
             cure = "restore that line, or remove the folder to start anew"
-            check_log_line(f"{path}, line {number}", read, cure)
+            check_values(f"{path}, line {number}", read, cure, ("step", "split"))
             found.append(read)
         return found
 
@@ -543,33 +524,12 @@ class RunFolder:
                 )
             return None
         stored = read_config(self.path)
-        differences = _differences(identity_of(stored), _plain(identity_of(config)))
-        if differences:
+        if found := differences(identity_of(stored), _plain(identity_of(config))):
             raise InputError(
-                f"{self.path} holds another run: {'; '.join(differences)}; use another folder, "
-                "or remove this one"
+                f"{self.path} holds another run: {shorten(found, 6)}; use another folder, or"
+                " remove this one"
             )
         return stored
-
-
-def _check_logged(
-    path: Path, lines: list[dict[str, Any]], score: float, step: int, where: str
-) -> None:
-    """Raise InputError if a log lacks the best score of its run: it is of another one."""
-    scored = [line for line in lines if line["split"] == "validation" and line["step"] == step]
-    logged = {name: n for line in scored for name, n in line.items() if name in MAIN_SCORES}
-    # In float32, as in a checkpoint; by magnitude: a projector's best score is its negated error.
-    if _rounded(score) not in map(_rounded, logged.values()):
-        found = ", ".join(f"{name} {number:.6g}" for name, number in logged.items())
-        raise InputError(
-            f"{path}: expected the validation score {abs(score):.6g} at step {step}, as in {where},"
-            f" got {found or 'no such line'}; the log is of another run or incomplete: restore it,"
-            " or remove the folder to start anew"
-        )
-
-
-def _rounded(score: float) -> float:
-    return abs(float(np.float32(score)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -581,30 +541,36 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result of a finished run, or None; raise InputError if it is of another run."""
+    """Return the result of a finished run, or None; raise InputError if a file is not its own."""
     path, cure = folder / RESULT, "remove this file to compute it again"
     if not path.exists():
         return None
-    record, config = read_json(path), read_config(folder)
-    check_values(path, record, cure, _OF_TRAINING if "fingerprint" in config else ())
-    identity = record.get(_IDENTITY)  # missing in older files
-    if identity is not None and identity != digest_of(identity_of(config)):
-        raise InputError(
-            f"{path}: expected the result of the run in {folder / CONFIG}, got that of another run"
-            f" (identity {identity}); {cure}"
-        )
+    record = read_json(path)
+    trained = "fingerprint" in read_config(folder)
+    check_values(path, record, cure, _OF_TRAINING if trained else ())
+    found = _run_checksums(folder)
+    for name, checksum in dict(record.get(_CHECKSUMS, {})).items():  # none in older files
+        if found.get(name) != checksum and (name in found or name != LOG):  # a log may be removed
+            raise InputError(
+                f"{path}: expected the {name} of its run next to it, got "
+                f"{'another one' if name in found else 'none'}; restore it, or {cure}"
+            )
     return record
+
+
+def _run_checksums(folder: Path) -> dict[str, str]:
+    """Return checksums of the files of a run; of its config without what may differ."""
+    identity = json.dumps(identity_of(read_config(folder)), sort_keys=True)
+    files = [folder / LOG, *sorted(folder.glob("*.safetensors"))]
+    return {
+        CONFIG: hashlib.sha256(identity.encode()).hexdigest(),
+        **{path.name: _checksum(path) for path in files if path.exists()},
+    }
 
 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a config that identifies its run."""
     return {name: value for name, value in config.items() if name not in MAY_DIFFER}
-
-
-def digest_of(identity: Mapping[str, Any]) -> str:
-    """Return a short hash of an identity."""
-    text = json.dumps(_plain(identity), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _is_leftover(name: str) -> bool:
@@ -616,18 +582,15 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-_CHANGE = "{name} was {stored!r} and is now {wanted!r}"
-
-
-def _differences(stored: Any, wanted: Any, form: str = _CHANGE, at: str = "") -> list[str]:
-    """List the differences of two identities, except in what older ones do not have."""
+def differences(stored: Any, wanted: Any, at: str = "") -> list[str]:
+    """List the differences of two configs, except in what older ones do not have."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         names = [key for key in {**stored, **wanted} if key in stored or key not in ADDED_LATER]
         return [
             difference
             for key in names
-            for difference in _differences(
-                stored.get(key), wanted.get(key), form, f"{at}.{key}".lstrip(".")
+            for difference in differences(
+                stored.get(key), wanted.get(key), f"{at}.{key}".lstrip(".")
             )
         ]
-    return [] if stored == wanted else [form.format(name=at, stored=stored, wanted=wanted)]
+    return [] if stored == wanted else [f"{at} was {stored!r} and is now {wanted!r}"]

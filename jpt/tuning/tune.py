@@ -46,7 +46,7 @@ from jpt.tuning.bound_task import (
     resolve_options,
     resolve_task,
 )
-from jpt.tuning.evaluate import write_predictions
+from jpt.tuning.evaluate import describe_level, write_predictions
 from jpt.tuning.logging import LogSinks, Progress, parse_sinks, peak_memory_mb, plot_loss
 from jpt.tuning.losses import Answer
 from jpt.tuning.run_dir import (
@@ -60,6 +60,7 @@ from jpt.tuning.run_dir import (
     RunFolder,
     identity_of,
     read_config,
+    read_result,
 )
 from jpt.tuning.step import (
     BoundStep,
@@ -347,12 +348,13 @@ def read_start(name: str, run: str | Path) -> WarmStart:
     for part in (RESULT, CONFIG, BEST, CHECKPOINTS):
         if not (folder / part).exists():
             raise InputError(f"source {name}: {run} holds no {part}; {need}")
+    read_result(folder)  # raises if a file is of another run
     best = load_prompt(folder)
     like = init_state_of(init_state(np.zeros_like(best.values), prompt_optimizer(1.0)))
     with Checkpoints(folder / CHECKPOINTS, identity_of(read_config(folder))) as checkpoints:
         if checkpoints.latest_step is None:
             raise InputError(f"source {name}: {run}/{CHECKPOINTS} holds no checkpoint; {need}")
-        state = checkpoints.load(like, "use a source tuned with this version's optimizer").tune
+        state = checkpoints.load(like, "use a source tuned with this version").tune
     moments = Moments(
         *(np.asarray(optax.tree.get(state.optimizer, part), np.float32) for part in ("mu", "nu"))
     )
@@ -384,11 +386,13 @@ class TuneResult:
     def describe(self) -> str:
         """Return scores, loss curve and prompt file in a few lines."""
         record, metric = self.record, self.record["metric"]
-        scored = [
-            f"{name} {metric} {record[name][metric]:.3f}{_level(metric, record[name])}"
-            for name in ("test", "validation")
-            if name in record
-        ]
+        scored = []
+        for name in ("test", "validation"):
+            if (score := record.get(name)) is not None:
+                scored.append(f"{name} {metric} {score[metric]:.3f}")
+                if "majority" in score:
+                    level = describe_level(metric, score["majority"], score.get("chance"))
+                    scored[-1] += f" ({level})"
         lines = [
             f"{record['task']} on {record['backbone']}: {', '.join(scored)}; best at step "
             f"{record['best_step']} of {record['steps']}, {record['elapsed_s']:.0f} s"
@@ -397,15 +401,6 @@ class TuneResult:
         if self.folder is not None:
             lines.append(f"prompt: {self.folder / BEST}")
         return "\n".join(lines)
-
-
-def _level(metric: str, score: dict[str, Any]) -> str:
-    """Return the score of a constant prediction, for classification."""
-    if "majority" not in score:
-        return ""
-    if metric == "accuracy" or score.get("chance") is None:
-        return f" (majority class {score['majority']:.3f})"
-    return f" (chance level {score['chance']:.3f})"
 
 
 @dataclass(frozen=True)
@@ -453,7 +448,7 @@ class PreparedRun:
 
     def score(self, prompt: Float[Array, "P D"], split: str) -> Score:
         """Score a prompt on a split."""
-        return self.bound.score([prompt], self.splits[split], self.mesh)[0]
+        return self.bound.score([prompt], self.splits[split], self.mesh, may_diverge=True)[0]
 
     def prompt(self, values: Float[np.ndarray, "P D"], step: int, score: float | None) -> Prompt:
         """Return trained values with a prompt card."""
@@ -652,8 +647,6 @@ def result_record(
 def _finished(folder: RunFolder) -> TuneResult:
     record = folder.result or {}
     best, last = (load_prompt(folder.path / name) for name in (BEST, LAST))
-    folder.check_card(BEST, best.card, record["best_step"])
-    folder.check_card(LAST, last.card, record["steps"])
     return TuneResult(best, last, record, folder.history(), folder.path)
 
 

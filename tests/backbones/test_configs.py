@@ -47,6 +47,7 @@ REFUSED: list[tuple[dict, dict, tuple[str, ...]]] = [
     (BERT, {"num_attention_heads": 5}, ("hidden_size", "num_attention_heads 5", "got 32")),
     (BERT, {"num_attention_heads": 0}, ("num_attention_heads", "got 0")),
     (BERT, {"num_hidden_layers": 0}, ("num_hidden_layers", "got 0")),
+    (BERT, {"tie_word_embeddings": "false"}, ("tie_word_embeddings", "true or false", "'false'")),
     (BERT, {"hidden_size": "32"}, ("hidden_size", "got '32'")),
     (BERT, {"vocab_size": None}, ("vocab_size", "got None")),
     (BERT, {"max_position_embeddings": True}, ("max_position_embeddings", "got True")),

@@ -15,6 +15,7 @@ from jpt.errors import InputError
 from jpt.io.tokenizer import TextTokenizer, load_tokenizer
 from jpt.tasks.catalog import CATALOG
 from jpt.tasks.task import Task
+from tests.helpers.files import GENERATIVE, refusal
 
 SST2, MNLI = CATALOG["sst2"], CATALOG["mnli"]
 CLS, SEP = 2, 3
@@ -39,46 +40,35 @@ def test_a_text_is_framed_by_special_tokens(toy_tokenizer: TextTokenizer) -> Non
 
 def test_a_text_without_tokens_is_refused(toy_tokenizer: TextTokenizer) -> None:
     for text in ("\u200b", "\u0301\u0301", "\ufffd"):
-        with pytest.raises(InputError, match="sst2, row 2: .*finds none in '"):
+        with refusal("sst2, row 2: .*finds none in '"):
             encode_split(sst2_rows("the film", text), SST2, toy_tokenizer, 5)
     pair = {"premise": "the film", "hypothesis": "\ufffd", "label": "neutral"}
-    with pytest.raises(InputError, match="mnli, row 1: .*finds none in 'the film' or '"):
+    with refusal("mnli, row 1: .*finds none in 'the film' or '"):
         encode_split([pair], MNLI, toy_tokenizer, 16)
 
 
 def test_special_tokens_of_rows_are_text_and_those_of_the_template_stay(
     toy_tokenizer: TextTokenizer,
 ) -> None:
-    ids = toy_tokenizer.ids
-    special = {ids.cls, ids.sep, ids.mask, ids.pad}
-    (text,) = rows = sst2_rows("the [MASK] film [SEP] is [PAD] good [CLS]")
-    split = encode_split(rows, SST2, toy_tokenizer, 60)
-    assert special.isdisjoint(row_of(split, 0)[1:-1])
+    mask, (text,) = toy_tokenizer.ids.mask, sst2_rows("the [MASK] film [SEP] is [PAD] good [CLS]")
+    (plain,) = toy_tokenizer.encode_plain([text["text"]])
+    assert row_of(encode_split([text], SST2, toy_tokenizer, 60), 0) == [CLS, *plain, SEP]
     task = replace(SST2, templates={"encoder": ("[MASK] it is {text} , not [MASK] .",)})
-    mask, (read,) = ids.mask, [row_of(encode_split(rows, task, toy_tokenizer, 60), 0)]
-    plain = toy_tokenizer.encode_plain([text["text"]])[0]
     own = toy_tokenizer.encode(["it is", ", not", "."])
+    read = row_of(encode_split([text], task, toy_tokenizer, 60), 0)
     assert read == [CLS, mask, *own[0], *plain, *own[1], mask, *own[2], SEP]
     # A long text is tokenised in part; its template's mask is counted as before.
     (long,) = sst2_rows("the film [MASK] " * 60)
     read = row_of(encode_split([long], task, toy_tokenizer, 12), 0)
     assert read.count(mask) == 1 and read[1] == mask and len(read) == 12
-
-
-def test_a_decoders_own_special_tokens_and_answers(toy_tokenizer: TextTokenizer) -> None:
-    task = replace(
-        SST2, labels=(), label_words={}, metric="exact_match", answer_field="answers",
-        answer_tokens=30,
-        templates={"encoder_decoder": ("{text}",), "decoder": ("{text}", "is [SEP]")},
-    )  # fmt: skip
-    row = {"text": "the [SEP] film", "answers": ("good [SEP] film",)}
-    split = encode_split([row], task, toy_tokenizer, 40, "decoder")
-    sep, plain = (
-        toy_tokenizer.ids.sep,
-        toy_tokenizer.encode_plain(["the [SEP] film", "good [SEP] film"]),
+    templates = {"encoder_decoder": ("{question}",), "decoder": ("{question}", "is [SEP]")}
+    row = {"question": "the [SEP] film", "answers": ("good [SEP] film",)}
+    split = encode_split(
+        [row], replace(GENERATIVE, templates=templates), toy_tokenizer, 40, "decoder"
     )
-    assert row_of(split, 0) == [*plain[0], *toy_tokenizer.encode(["is"])[0], sep]
-    assert split.answers.reference_tokens == ((tuple(plain[1]),),)
+    question, answer = toy_tokenizer.encode_plain(["the [SEP] film", "good [SEP] film"])
+    assert row_of(split, 0) == [*question, *toy_tokenizer.encode(["is"])[0], SEP]
+    assert split.answers.reference_tokens == ((tuple(answer[:5]),),)
 
 
 def test_a_pair_has_one_separator_the_hypothesis_first_and_its_class(

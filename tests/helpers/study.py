@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -36,7 +35,7 @@ INDICATORS = (
 def write_study(folder: Path, scores: np.ndarray = SCORES) -> Path:
     make_folder(folder)
     write_scores(folder, scores)
-    write_transfer_record(folder)
+    write_transfer_record(folder, scores)
     values = np.random.default_rng(0).normal(size=(4, 4, 6)).astype(np.float32)
     write_activations(folder / "neurons.npz", Activations(TASKS, values))
     for write in (write_indicators, write_correlations, write_types, write_choices, write_masks):
@@ -49,17 +48,20 @@ def write_study(folder: Path, scores: np.ndarray = SCORES) -> Path:
 def write_scores(folder: Path, scores: np.ndarray = SCORES) -> None:
     metrics = ("accuracy",) * 4
     matrix = TransferMatrix(TASKS, (*TASKS, "random"), scores, metrics)
-    relative = scores / np.diag(scores)[:, None]
     write_transfer(folder / "transfer.csv", matrix)
-    write_transfer(folder / "relative.csv", replace(matrix, values=relative))
 
 
-def write_transfer_record(folder: Path, **changes: object) -> None:
+def write_transfer_record(folder: Path, scores: np.ndarray = SCORES, **changes: object) -> None:
     prompts = {name: {"task": f"builtin/{name}", "type": kind} for name, kind in TYPES.items()}
-    scored = {"metric": "accuracy", "majority": 0.5, "rows": 1821}
+    scored = {"metric": "accuracy", "majority": 0.5, "rows": 1821, "chance": 0.5}
+    errors = np.sqrt(scores * (1 - scores) / 1821).tolist()
+    of_prompts = [dict(zip((*TASKS, "random"), line, strict=True)) for line in errors]
     record = {
         **{"backbone": "builtin/bert-small", "split": "test", "prompts": prompts, "notes": []},
-        "targets": {n: {**of, **scored, "in_task_prompt": n} for n, of in prompts.items()},
+        "targets": {
+            n: {**prompts[n], **scored, "in_task_prompt": n, "standard_errors": line}
+            for n, line in zip(TASKS, of_prompts, strict=True)
+        },
         "random": {"name": "random", "seed": 7, "init": "random"},
         "versions": {"jpt": "0.1.0", "jax": "0.10.2", "python": "3.11.2"},
         "command": "jpt transfer --prompts study/prompts --out study",
@@ -142,7 +144,8 @@ def write_masks(folder: Path, in_task=0.6, random=0.9, scatter=0.02) -> None:
     targets = {
         name: {
             **{"task": f"builtin/{name}", "type": kind, "prompt": name, "metric": "accuracy"},
-            **{"split": "test", "rows": 300, "majority": 0.5, "unmasked": 0.8},
+            **{"split": "test", "rows": 300, "chance": 0.5, "unmasked": 0.8},
+            "standard_error": 0.02,
             "masks": {"in_task": mask(in_task, step, 1), "random": mask(random, -step, 2)},
         }
         for (name, kind), step in zip(TYPES.items(), (-1, -0.5, 0.5, 1), strict=True)
@@ -164,16 +167,16 @@ def write_run(folder: Path, name: str, finished: bool = True) -> None:
     write_json(folder / "config.json", config)
     lines = [
         {"step": 20, "split": "train", "loss": 0.7},
-        {"step": 20, "split": "validation", "accuracy": 0.6, "loss": 0.65, "majority": 0.5},
+        {"step": 20, "split": "validation", "accuracy": 0.6, "loss": 0.65, "chance": 0.5},
         {"step": 40, "split": "train", "loss": 0.5},
-        {"step": 40, "split": "validation", "accuracy": 0.8125, "loss": 0.45, "majority": 0.5},
+        {"step": 40, "split": "validation", "accuracy": 0.8125, "loss": 0.45, "chance": 0.5},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text if finished else text + '{"step": 5')
     if finished:
         card = PromptCard("builtin/bert-small", task, TYPES.get(name), steps=40)
         save_prompt(folder / "prompt.safetensors", Prompt(np.ones((2, 4), np.float32), card))
-        validation = {"accuracy": 0.8125, "loss": 0.45, "rows": 300, "majority": 0.5}
+        validation = {"accuracy": 0.8125, "loss": 0.45, "rows": 300, "chance": 0.5}
         result = {"metric": "accuracy", "steps": 40, "best_step": 40, "elapsed_s": 12.4}
         write_json(folder / "result.json", {**result, "validation": validation})
 

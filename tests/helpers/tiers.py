@@ -30,6 +30,10 @@ DEFAULT_CASES = {
         "test_with_answers_of_several_tokens": "$^",
         "test_spread_and_collect_are_transposes_with_right_gradients": "^1$",
     },
+    "test_scoring_settings.py": {
+        "test_every_command_scores_a_prompt_as_tuned": "bert",
+        "test_label_words_and_template_are_those_of_tuning": "t5",
+    },
     "test_losses.py": {
         "test_scores_and_loss_written_out": "labels-t5",
         "test_loss_of_the_train_step_written_out": "vocabulary-t5",

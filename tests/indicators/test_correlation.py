@@ -43,53 +43,42 @@ def with_scores(scores: np.ndarray, prompts: tuple[str, ...] = NAMES) -> Transfe
     return TransferMatrix(NAMES[: len(scores)], prompts, scores, ("accuracy",) * len(scores))
 
 
+def with_levels(error: float) -> TransferMatrix:
+    levels = {"chance": np.full(6, 0.5), "errors": np.full((6, 6), error)}
+    return dataclasses.replace(MATRIX, **levels)
+
+
+@pytest.mark.parametrize("tied", ["", "_tied"])
 @pytest.mark.parametrize("part", PARTS)
-def test_scipy_agrees(part: str) -> None:
-    result = getattr(correlate(FOUND, MATRIX), part)
+def test_scipy_agrees_with_scores_at_chance_as_ties_and_without(part: str, tied: str) -> None:
+    result = correlate(FOUND, with_levels(0.15))
+    near = np.abs(SCORES - 0.5) <= 0.15
+    scores = np.where(near, 0.5, SCORES) if tied else SCORES
     keep = np.ones((6, 6), bool) if part == PARTS[0] else ~np.eye(6, dtype=bool)
-    relative = SCORES / SCORES.diagonal()[:, None]
-    for name, found in result.items():
+    in_task = scores.diagonal()[:, None]
+    clear = in_task - 0.5 > 0.3  # two standard errors
+    assert 0 < clear.sum() < 6 and near.sum() > 3
+    pooled = {
+        "raw": (keep, scores),
+        "relative": (keep, scores / in_task),
+        "above_chance": (keep & clear, (scores - 0.5) / np.where(clear, in_task - 0.5, np.nan)),
+    }
+    for name, found in getattr(result, part + tied).items():
         column = FOUND[name]
-        expected = [rho(column[i][keep[i]], SCORES[i][keep[i]]) for i in range(6)]
+        expected = [rho(column[i][keep[i]], scores[i][keep[i]]) for i in range(6)]
         np.testing.assert_allclose(list(found.per_target.values()), expected, atol=1e-14)
         assert found.mean_over_targets == pytest.approx(np.mean(expected), abs=1e-14)
         assert found.n_targets == 6
-        for pooled, values in ((found.pooled_relative, relative), (found.pooled_raw, SCORES)):
-            assert pooled == pytest.approx(rho(column[keep], values[keep]), abs=1e-14)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_scores_at_chance_are_ties(part: str) -> None:
-    chance, errors = np.full(6, 0.5), np.full((6, 6), 0.15)
-    matrix = dataclasses.replace(MATRIX, chance=chance, errors=errors)
-    result = correlate(FOUND, matrix)
-    keep = np.ones((6, 6), bool) if part == PARTS[0] else ~np.eye(6, dtype=bool)
-    tied = np.where(np.abs(SCORES - 0.5) <= 0.15, 0.5, SCORES)
-    lead = SCORES.diagonal() - 0.5
-    clear = lead > 0.3  # two standard errors
-    above = (tied - 0.5) / np.where(clear, lead, np.nan)[:, None]
-    assert 0 < clear.sum() < 6 and (tied != SCORES).sum() > 3
-    for name, found in getattr(result, f"{part}_tied").items():
-        column = FOUND[name]
-        expected = [rho(column[i][keep[i]], tied[i][keep[i]]) for i in range(6)]
-        np.testing.assert_allclose(list(found.per_target.values()), expected, atol=1e-14)
-        assert found.mean_over_targets == pytest.approx(np.mean(expected), abs=1e-14)
-        assert found.pooled_raw == pytest.approx(rho(column[keep], tied[keep]), abs=1e-14)
-        relative = tied / SCORES.diagonal()[:, None]
-        assert found.pooled_relative == pytest.approx(rho(column[keep], relative[keep]), abs=1e-14)
-        used = keep & clear[:, None]
-        assert found.pooled_above_chance == pytest.approx(rho(column[used], above[used]), abs=1e-14)
-    # Nothing else changes.
-    plain = getattr(correlate(FOUND, MATRIX), part)
-    for name, found in getattr(result, part).items():
-        assert dataclasses.replace(found, pooled_above_chance=None) == plain[name]
-    record = json.loads(json.dumps(result.record, allow_nan=False))
-    assert list(record)[:4] == [*PARTS, *(f"{part}_tied" for part in PARTS)]
+        for measure, (used, values) in pooled.items():
+            wanted = rho(column[used], values[used])
+            assert getattr(found, f"pooled_{measure}") == pytest.approx(wanted, abs=1e-14)
+        # Without chance levels, nothing else changes.
+        plain = getattr(correlate(FOUND, MATRIX), part)[name]
+        assert tied or dataclasses.replace(found, pooled_above_chance=None) == plain
 
 
 def test_all_scores_at_chance_have_no_correlation() -> None:
-    errors = np.full((6, 6), 2.0)
-    result = correlate(FOUND, dataclasses.replace(MATRIX, chance=np.full(6, 0.5), errors=errors))
+    result = correlate(FOUND, with_levels(2.0))
     assert all(found.mean_over_targets is None for found in result.including_in_task_tied.values())
     assert result.including_in_task["cosine_concat"].mean_over_targets is not None
     (note, _) = [note for note in result.notes if "ties at chance" in note]

@@ -17,7 +17,7 @@ from jpt.indicators.pairs import over_seeds, summarize_types
 from jpt.prompts.arithmetic import average_prompts, choose_parts, load_parts
 from jpt.prompts.store import run_name
 from jpt.report.findings import find
-from jpt.report.report import notes, write_report
+from jpt.report.report import notes, prepare, write_report
 from jpt.report.study import order_study, read_study
 from jpt.results.prompt_table import read_activations, write_transfer
 from jpt.types import Prompt, PromptCard, TransferMatrix
@@ -200,17 +200,6 @@ def test_similarity_and_relative_transfer() -> None:
     }
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])
-def test_ties_go_to_the_first_name_in_any_order(order: list[int]) -> None:
-    scores = TYPE_SCORES.copy()
-    scores[1] = 0.5
-    names = tuple(NAMES[k] for k in order)
-    matrix = TransferMatrix(TARGETS, names, scores[:, order], ("accuracy",) * 3)
-    best = summarize_types(FOUND, matrix)["relative_transfer"]
-    assert best["best_other_source"]["mnli"] == "imdb"
-    assert best["fraction_of_targets_whose_best_other_source_has_same_type"] == 2 / 3
-
-
 def test_tasks_missing_pairs_and_undefined_overlap() -> None:
     record = summarize_types(FOUND, MATRIX, ["imdb", "sst2"])
     means = record["similarity_by_type"]["cosine_concat"]
@@ -249,7 +238,6 @@ def with_none(values: np.ndarray = WIDE) -> TransferMatrix:
 def baselines_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_study(tmp_path_factory.mktemp("study") / "study")
     write_transfer(folder / "transfer.csv", with_none())
-    write_transfer(folder / "relative.csv", with_none(WIDE / np.diag(SCORES)[:, None]))
     write_transfer_record(folder, untouched={"name": "none"})
     return folder
 
@@ -268,8 +256,8 @@ def test_the_model_without_a_prompt_is_shown_and_left_out(baselines_folder, tmp_
     assert next(row for row in rows if row[0] == "imdb")[-1] == f"{0.48 / 0.9:.4f}"
     assert read_study(baselines_folder).untouched == "none"
     texts = []
-    for study in (read_study(write_study(tmp_path / "study")), read_study(baselines_folder)):
-        ordering = order_study(study)
+    for folder in (write_study(tmp_path / "study"), baselines_folder):
+        study, ordering = prepare(folder)
         texts.append((find(study, ordering), notes(study, ordering)))
         assert ordering.sources == ORDERED and "none" not in ordering.every
     assert texts[0] == texts[1] and texts[0][0]

@@ -150,12 +150,6 @@ def resample(one: Study, restrict: bool) -> list[dict[str, Any]]:
     return records
 
 
-def test_the_random_prompt_is_not_a_source(case: Any) -> None:
-    one = case("roberta-base")
-    assert "random" in one.found.names
-    assert len(one.study.correlation.including_in_task["cosine_concat"].per_target) == 14
-
-
 @pytest.mark.parametrize(("backbone", "count"), [("roberta-large", 13), ("t5-small", 17)])
 def test_backbones_without_stored_figures(case: Any, backbone: str, count: int) -> None:
     one = case(backbone)

@@ -92,17 +92,6 @@ def test_random_matrices_with_ties_and_gaps_equal_loops() -> None:
     assert chance == pytest.approx(np.mean(at_random, axis=0))
 
 
-def test_order_of_sources_and_monotonic_scale_do_not_matter() -> None:
-    random = np.random.default_rng(1)
-    guesses, scores = random.integers(0, 5, (30, 6)) * 1.0, random.random((30, 6))
-    order = random.permutation(6)
-    plain = judge_ranking(guesses, scores)
-    assert judge_ranking(guesses[:, order], scores[:, order]) == pytest.approx(plain)
-    assert judge_ranking(np.exp(guesses), scores) == plain
-    perfect = judge_ranking(scores, scores)
-    assert (perfect.hits, perfect.mean_rank, perfect.regret) == (1, 1, 0)
-
-
 def test_selection_on_few_rows_is_near_the_exact_expectation() -> None:
     scores, rows = np.array([0.8, 0.6]), 10
     counts = np.arange(rows + 1)

@@ -113,11 +113,18 @@ def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
             load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]"])
-def test_a_broken_config(tmp_path, write_tokenizer: Callable[..., Path], content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", " is not JSON"),
+        ("[1]", ": expected a JSON object, got list"),
+        ('{"mask_token": "[MASK]", "mask_token": "[SEP]"}', r": key 'mask_token' is given twice, "),
+    ],
+)
+def test_a_broken_config(tmp_path, write_tokenizer: Callable[..., Path], content, message) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(content)
-    with refusal("cannot read .*tokenizer_config.json"):
+    with refusal("tokenizer_config.json" + message):
         load_tokenizer(tmp_path)
 
 
@@ -139,13 +146,11 @@ def test_special_tokens_in_rows_are_those_of_transformers_split(
     texts = [text, "no special token in it"]
     split = theirs(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert ours.encode_plain(texts) == split
-    special = {token for token in ours.ids if token not in (None, ours.ids.unk)}
-    assert special.isdisjoint(split[0])
     assert ours.encode(texts) == theirs(texts, add_special_tokens=False)["input_ids"] != split
-    assert ours.has_special(text) and not ours.has_special(texts[1])
+    assert ours.count_special(texts) == [2 if name == "gpt2" else 4, 0]
 
 
-def test_a_unigram_model_knows_its_special_tokens_and_does_not_use_them(reference_folder) -> None:
+def test_special_tokens_that_the_model_itself_has(reference_folder: Path) -> None:
     tokenizer = load_tokenizer(reference_folder / "tokenizers" / "t5-base", ("eos", "pad"))
     special = {tokenizer.ids.eos, tokenizer.ids.pad, tokenizer.find("<extra_id_0>")}
     # Full-width brackets become the usual ones before the model reads them.
@@ -158,7 +163,7 @@ def test_a_unigram_model_knows_its_special_tokens_and_does_not_use_them(referenc
     assert tokenizer.encode_plain(plain) == tokenizer.encode(plain)
 
 
-def test_special_tokens_that_the_model_or_the_list_of_words_has(tmp_path: Path) -> None:
+def test_special_tokens_that_the_list_of_words_has(tmp_path: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
     words = ["[UNK]", "[MASK]", "[PAD]", "<end>", "a", "film", ".", "[", "MASK]", "<", "end>"]
@@ -178,30 +183,17 @@ def test_special_tokens_that_the_model_or_the_list_of_words_has(tmp_path: Path) 
     assert {1, 2, 3}.isdisjoint(tokenizer.encode_plain(["[PAD] [MASK]<end>"])[0])
 
 
-def test_templates_keep_their_own_special_tokens(reference_folder: Path) -> None:
+def test_templates_keep_their_own_special_tokens(
+    reference_folder: Path, toy_tokenizer: TextTokenizer
+) -> None:
     for name, mark in (("roberta-base", "<mask>"), ("t5-base", "<extra_id_0>")):
         tokenizer = load_tokenizer(reference_folder / "tokenizers" / name, ())
-        token = tokenizer.find(mark)
-        text, first = f"a {mark} film: {mark} {mark}", 2 + len(mark)
-        for spans, count in (([(first, 99)], 2), ([(0, first)], 1), ([], 0), ([(0, 99)], 3)):
-            ids = tokenizer.encode_plain([text, "the film"], [spans, []])
+        token, text = tokenizer.find(mark), f"a {mark} film: {mark} {mark}"
+        for own, count in (([False, True, True], 2), ([True], 1), ([], 0), ([True] * 3, 3)):
+            ids = tokenizer.encode_plain([text, "the film"], [own, []])
             assert ids[0].count(token) == count and ids[1] == tokenizer.encode(["the film"])[0]
-        whole = tokenizer.encode_plain([text], [[(0, len(text))]])
-        assert whole == tokenizer.encode([text])
-
-
-def test_answers_after_a_cue(toy_tokenizer: TextTokenizer) -> None:
+        assert tokenizer.encode_plain([text], [[True] * 3]) == tokenizer.encode([text])
     mask, film = toy_tokenizer.ids.mask, toy_tokenizer.encode(["film"])[0]
     assert toy_tokenizer.encode_after("is [MASK]", ["film [MASK]"]) == [[*film, mask]]
     (ids,) = toy_tokenizer.encode_after("is [MASK]", ["film [MASK]"], plain=True)
     assert ids == toy_tokenizer.encode_plain(["film [MASK]"])[0] and mask not in ids
-
-
-def test_a_key_that_is_given_twice(tmp_path, write_tokenizer: Callable[..., Path]) -> None:
-    write_tokenizer(tmp_path)
-    text = '{"mask_token": "[MASK]", "mask_token": "[SEP]"}'
-    (tmp_path / "tokenizer_config.json").write_text(text)
-    with refusal(
-        r"tokenizer_config.json: key 'mask_token' is given twice, as '\[MASK\]' and '\[SEP"
-    ):
-        load_tokenizer(tmp_path)

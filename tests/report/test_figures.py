@@ -234,9 +234,9 @@ def record() -> dict[str, Any]:
     return {
         **{"backbone": "builtin/x_$y$", "layers": [2, 3], "masked_neurons": 410, "neurons": 2048},
         "targets": {
-            "imdb": {"unmasked": 0.8, "majority": 0.4, "masks": first},
-            "mnli": {"unmasked": 0.5, "majority": 0.35, "masks": second},
-            "zero": {"unmasked": 0.0, "majority": 0.5, "masks": first},
+            "imdb": {"unmasked": 0.8, "chance": 0.4, "masks": first},
+            "mnli": {"unmasked": 0.5, "chance": 0.35, "masks": second},
+            "zero": {"unmasked": 0.0, "chance": 0.5, "masks": first},
         },
     }
 

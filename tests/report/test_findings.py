@@ -50,9 +50,9 @@ def test_sentences_hold_the_numbers(tmp_path: Path) -> None:
         "training": "All 4 in-task prompts score above chance (mean score 87%, chance level 50%).",
         "types": f"Above chance, zero-shot transfer reaches {above[0]} of the in-task prompt within"
         f" a task type and {above[1]} across types (untrained prompt: {above[2]}; 95% CI of the"
-        f" difference over tasks: [{100 * low:+.1f}, {100 * high:+.1f}] points; scores with chance,"
-        f" as in the paper: {whole[0]}, {whole[1]} and {whole[2]}): sources of the same type are"
-        " better on 4 of 4 tasks, as in the paper.",
+        f" difference over tasks: [{100 * low:+.1f}, {100 * high:+.1f}] points; with chance, as in"
+        f" the paper: within a type {whole[0]}, across types {whole[1]}, untrained prompt"
+        f" {whole[2]}): sources of the same type are better on 4 of 4 tasks, as in the paper.",
         "best_source": "The best source has the target's task type for 4 of 4 tasks (chance level:"
         " 1.3).",
         "overlap": "(ON) is 0.75 within a task type and 0.25 across types",
@@ -79,39 +79,34 @@ def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
     assert all("contrary to the paper" in found[t].text for t in topics if t != "best_source")
 
 
-def test_prompts_at_chance_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("in_task", "failed", "types", "best"),
+    [
+        # 1821 rows: 0.52 is less than two standard errors above chance
+        (
+            {1: 0.52},
+            "1 of 4 in-task prompts scores no better than chance, within two",
+            "",
+            "of 3 t",
+        ),
+        (dict.fromkeys(range(4), 0.51), "4 of 4 in-task prompts score no better", "No in-task", ""),
+    ],
+)
+def test_prompts_at_chance(tmp_path: Path, in_task, failed: str, types: str, best: str) -> None:
     scores = SCORES.copy()
-    scores[1, 1] = 0.52  # 1821 rows: less than two standard errors above chance
+    for row, score in in_task.items():
+        scores[row, row] = score
     write_scores(tmp_path, scores)
-    samples.write_transfer_record(tmp_path)
+    samples.write_transfer_record(tmp_path, scores)
     found = _found(tmp_path)
-    text = "1 of 4 in-task prompts scores no better than chance, within two standard errors (imdb;"
-    assert found["training"].text.startswith(text)
-    assert "of 3 tasks" in found["best_source"].text, "blank for imdb"
-
-
-def test_a_study_of_prompts_at_chance_compares_nothing(tmp_path: Path) -> None:
-    scores = np.full_like(SCORES, 0.5)
-    scores[np.diag_indices(4)] = 0.51
-    write_scores(tmp_path, scores)
-    samples.write_transfer_record(tmp_path)
+    assert found["training"].text.startswith(failed)
+    starts = f"{types} prompt is clearly above chance" if types else "Above chance, zero-shot"
+    assert found["types"].text.startswith(starts)
+    assert best in found["best_source"].text if best else "best_source" not in found
+    # Without chance levels, the findings are worded as in the paper.
+    (tmp_path / "transfer.json").unlink()
     found = _found(tmp_path)
-    assert found["training"].text.startswith("4 of 4 in-task prompts score no better than chance")
-    assert found["types"].text.startswith("No in-task prompt is clearly above chance")
-    assert found["types"].verdict == "unclear" and "best_source" not in found
-
-
-def test_a_study_without_chance_levels_is_worded_as_in_the_paper(tmp_path: Path) -> None:
-    write_scores(tmp_path)
-    targets = {
-        name: {"task": name, "type": kind, "in_task_prompt": name}
-        for name, kind in samples.TYPES.items()
-    }
-    samples.write_transfer_record(tmp_path, targets=targets)
-    found = _found(tmp_path)
-    assert "training" not in found
-    assert found["types"].text.startswith("Zero-shot transfer reaches")
-    assert "chance" not in found["types"].text
+    assert "training" not in found and "chance" not in found["types"].text
 
 
 @pytest.mark.parametrize(
@@ -126,21 +121,21 @@ def test_a_study_without_chance_levels_is_worded_as_in_the_paper(tmp_path: Path)
     ],
 )
 def test_types(same, other, random: float, verdict: str, text: str) -> None:
-    found = type_finding(_pairs(same, other), {"x": random})
+    found = type_finding(_pairs(same, other), [random])
     assert found is not None and found.verdict == verdict and text in found.text
 
 
 def test_types_with_a_mean_that_one_task_dominates() -> None:
     pairs = _pairs([1.0], [0.1], "a") + _pairs([0.5], [0.6], "b") + _pairs([0.5], [0.6], "c")
-    found = type_finding(pairs, {})
+    found = type_finding(pairs, [])
     assert found is not None and found.verdict == "unclear"
     assert "only on 1 of 3 tasks" in found.text and "untrained" not in found.text
 
 
 def test_findings_without_types_or_pairs(tmp_path: Path) -> None:
     unknown = [TransferPair("x", "y", 0.5, None)]
-    assert type_finding(unknown, {}) is None and source_finding(unknown) is None
-    assert type_finding([], {}) is None
+    assert type_finding(unknown, []) is None and source_finding(unknown) is None
+    assert type_finding([], []) is None
     assert standard_error([0.5]) == np.inf
     assert standard_error([1.0, 3.0]) == pytest.approx(1.0)
     samples.write_types(tmp_path)

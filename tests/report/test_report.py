@@ -196,7 +196,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MISSING = {
-    "transfer": ("transfer.csv", "relative.csv", "transfer.json"),
+    "transfer": ("transfer.csv", "transfer.json"),
     "neurons": ("neurons.npz",),
     "indicators": ("indicators.csv", "correlation.json", "types.json", "choice.json"),
     "mask": ("mask.json",),
@@ -252,26 +252,25 @@ def test_missing_pairs(tmp_path: Path) -> None:
     assert "Gray: not measured" in page
 
 
-def test_relative_scores_are_computed_where_the_file_is_missing(tmp_path: Path) -> None:
+def test_relative_scores_are_of_the_scores_whatever_other_files_say(tmp_path: Path) -> None:
     write_scores(tmp_path)
-    wanted = prepare(tmp_path)[0].relative
-    (tmp_path / "relative.csv").unlink()
-    found = prepare(tmp_path)[0]
-    assert found.computed_relative and wanted is not None and found.relative is not None
-    np.testing.assert_array_equal(found.relative.values, wanted.values)
+    write_transfer_record(tmp_path)
+    text = "target_task,source_prompt,metric,value\nimdb,sst2,accuracy,9.5\n"
+    for name in ("relative.csv", "above_chance.csv"):
+        (tmp_path / name).write_text(text)
+    found = prepare(tmp_path)[0].performance
+    lead = np.diag(samples.SCORES)[:, None]
+    np.testing.assert_array_equal(found["relative"].values, samples.SCORES / lead)
+    above = (samples.SCORES - 0.5) / (lead - 0.5)
+    np.testing.assert_allclose(found["above_chance"].values, above, atol=1e-14)
     write_transfer_record(tmp_path, targets={"imdb": {"task": "imdb", "in_task_prompt": None}})
-    header = "target_task,source_prompt,metric,value\n"
-    for text in (None, header):  # the command writes a file without rows
-        if text is not None:
-            (tmp_path / "relative.csv").write_text(text)
-        assert prepare(tmp_path)[0].relative is None
-        assert "no target has an in-task prompt" in _build(tmp_path)
+    assert prepare(tmp_path)[0].performance == {}
+    assert "No target has an in-task prompt" in _build(tmp_path)
 
 
 def test_one_prompt_only(tmp_path: Path) -> None:
     text = "target_task,source_prompt,metric,value\nimdb,imdb,accuracy,{}\n"
     (tmp_path / "transfer.csv").write_text(text.format(0.75))
-    (tmp_path / "relative.csv").write_text(text.format(1.0))
     samples.write_indicators(tmp_path, ("imdb",))
     page = _build(tmp_path)
     assert ">75.0</text>" in page and "1 prompt · 1 target task" in page
@@ -327,7 +326,6 @@ def test_reference_matrices(reference_folder: Path, tmp_path: Path) -> None:
         source = reference_folder / "reference" / "transfer" / f"{name}.csv"
         (tmp_path / "transfer.csv").write_bytes(source.read_bytes())
         page = _build(tmp_path)
-        assert "relative.csv is missing; relative scores were computed" in page
         assert "reaches 77%" in page or "reaches 83%" in page
         assert len(Outline(page).tables["Score of each prompt on each task"]) >= 15
 
@@ -507,7 +505,7 @@ def test_page_is_sound_and_names_its_files(folder: Path, page: str) -> None:
     outline = samples.assert_page_is_sound(page, folder)
     assert_sources_are_named(outline)
     assert len(outline.ids) > 20
-    wanted = {"transfer.csv", "relative.csv", "indicators.csv", "correlation.json", "choice.json"}
+    wanted = {"transfer.csv", "indicators.csv", "correlation.json", "choice.json"}
     wanted |= {"types.json", "mask.json", "transfer.json", "prompts/imdb/metrics.jsonl"}
     assert wanted <= set(outline.links)
     figures = [of for tag, of in outline.tags if tag == "svg" and "aria-hidden" not in of]
@@ -613,11 +611,11 @@ def test_all_parts_are_loaded(folder: Path) -> None:
     assert overlap.shape == (4, 4) and overlap[0, 1] == pytest.approx(0.14) and overlap[2, 2] == 1
     assert study.correlations is not None
     assert study.correlations.excluding_in_task["neuron_overlap"].mean_over_targets == 0.6
-    assert study.types is not None and study.types.random == 0.4
+    assert study.types is not None and list(study.types.by_type) == ["relative"]
     assert study.types.similarity["cosine_concat"].n_different == 4
     run = read_study(folder).prompts["imdb"]
     assert run.finished and run.metric == "accuracy" and run.score == 0.8125
-    assert (run.steps, run.best_step, run.elapsed_s, run.majority) == (40, 40, 12.4, 0.5)
+    assert (run.steps, run.best_step, run.elapsed_s, run.chance) == (40, 40, 12.4, 0.5)
     assert run.curve is not None
     np.testing.assert_array_equal(run.curve.train_loss, [0.7, 0.5])
     np.testing.assert_array_equal(run.curve.score, [0.6, 0.8125])
@@ -637,17 +635,16 @@ def test_prompt_files_and_unfinished_runs(tmp_path: Path) -> None:
 
 
 def test_ordering_and_transfer_pairs(folder: Path) -> None:
-    study = read_study(folder)
-    ordering = order_study(study)
+    study, ordering = prepare(folder)
     assert ordering.targets == ordering.sources == ordering.prompts == ORDERED
     assert ordering.every == (*ORDERED, "random")
-    values = values_at(study.relative, ordering.targets, ordering.sources)
+    values = values_at(study.performance["relative"], ordering.targets, ordering.sources)
     np.testing.assert_array_equal(np.diag(values), 1)
     assert ordering.prompt_types["random"] == "untrained"
-    found = transfer_pairs(study, ordering)
+    found = transfer_pairs(study, ordering, "relative")
     assert len(found) == 12 and all(pair.source not in (pair.target, "random") for pair in found)
     by_pair = {(pair.target, pair.source): pair for pair in found}
-    assert by_pair["imdb", "sst2"].relative == pytest.approx(0.9)
+    assert by_pair["imdb", "sst2"].score == pytest.approx(0.9)
     assert by_pair["imdb", "sst2"].same_type and not by_pair["imdb", "qnli"].same_type
 
 
@@ -690,7 +687,7 @@ INVALID: list[tuple[str, str | tuple[str, str], str]] = [
     ("mask.json", ('"unmasked": 0.8', '"unmasked": "x"'), "unmasked, got 'x'"),
     ("mask.json", '{"layers": [0]}', "list of two numbers at .*jpt mask"),
     ("types.json", ("0.75", '"x"'), "a number at .*same_type_mean, got 'x'"),
-    ("relative.csv", "a,b\n1,2\n", "lacks target_task"),
+    ("transfer.csv", "a,b\n1,2\n", "lacks target_task"),
     ("neurons.npz", "PK", "make it with jpt neurons"),
     ("indicators.csv", PAIRS, "but no rows; regenerate it"),
     ("indicators.csv", PAIRS + "a,b,1\na,b,1\n", "line 3: second row for a and b"),

@@ -67,9 +67,9 @@ def study(tmp_path: Path) -> Study:
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls, score = [], BoundTask.score
 
-    def counted(self: BoundTask, prompts: list, *others: Any) -> list:
+    def counted(self: BoundTask, prompts: list, *others: Any, **more: Any) -> list:
         calls.append(self.task.name)
-        return score(self, prompts, *others)
+        return score(self, prompts, *others, **more)
 
     monkeypatch.setattr(BoundTask, "score", counted)
     return calls
@@ -107,10 +107,10 @@ def test_stopped_matrix_resumes_and_ends_the_same(whole, scored, monkeypatch, st
     (study, finished), counted = whole, BoundTask.score
     out = study.root / f"stopped-{stopped_at}"
 
-    def stopping(self: BoundTask, *arguments: Any) -> Any:
+    def stopping(self: BoundTask, *arguments: Any, **more: Any) -> Any:
         if len(scored) == stopped_at:
             raise jpt.StoppedError("SIGTERM", 75)
-        return counted(self, *arguments)
+        return counted(self, *arguments, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(BoundTask, "score", stopping)

@@ -10,9 +10,9 @@ from jpt.results.records import Lead
 from jpt.results.statistics import (
     RESAMPLES,
     SEED,
-    binomial_error,
-    bootstrap_error,
+    error_over_seeds,
     lead,
+    mean_error,
     mean_interval,
     score_error,
     tail_share,
@@ -111,13 +111,16 @@ def test_standard_errors_of_scores(metric: str, classes: int) -> None:
     assert found != score_error(metric, predictions, labels, seed=1)
 
 
-def test_standard_errors_of_means() -> None:
+def test_standard_errors_of_means_and_over_seeds() -> None:
     scores = np.random.default_rng(7).random(400).tolist()
-    assert bootstrap_error(scores) == pytest.approx(np.std(scores) / 20, rel=0.08)
-    assert bootstrap_error(scores) == bootstrap_error(scores) != bootstrap_error(scores, seed=1)
-    assert bootstrap_error([0.5]) == bootstrap_error([0.3, 0.3, 0.3]) == 0
+    bootstrap = stats.bootstrap((scores,), np.mean, rng=np.random.default_rng(8))
+    assert mean_error(scores) == pytest.approx(bootstrap.standard_error, rel=0.05)
     rows = np.array([1] * 30 + [0] * 10)
-    assert score_error("accuracy", rows, np.ones(40, int)) == binomial_error(0.75, 40)
-    assert binomial_error(0.75, 40) == pytest.approx(stats.binom(40, 0.75).std() / 40)
+    found = score_error("accuracy", rows, np.ones(40, int))
+    assert found == pytest.approx(stats.binom(40, 0.75).std() / 40)
     # A constant prediction has no Matthews correlation, whatever the rows.
     assert score_error("matthews", np.zeros(40, int), rows) == 0
+    assert error_over_seeds([0.7], [0.1]) == 0.1 and np.isnan(error_over_seeds([0.7], [None]))
+    spread = stats.sem([0.6, 0.7, 0.9])
+    found = error_over_seeds([0.6, 0.7, 0.9], [0.01, 0.02, 0.03])
+    assert found == pytest.approx(np.hypot(spread, np.sqrt(0.0014 / 3)))

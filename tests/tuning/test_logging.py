@@ -1,12 +1,12 @@
 """Compile log, log sinks and loss curves."""
 
 import collections
-import dataclasses
 import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import ttest_ind
 
 import jpt
 from jpt.testing import write_tiny_backbone
@@ -391,74 +390,64 @@ def test_long_runs_fit_the_terminal(scale: float) -> None:
 CONSTANT = Score("accuracy", 0.5, 0.7, 10, 0.5, {"a": 10, "b": 0}, np.zeros(10, int))
 
 
-def log_of(losses: Iterable[float], *scored: dict[str, Any]) -> list[dict[str, Any]]:
+def log_of(losses: Iterable[float], accuracy: float | None = None) -> list[dict[str, Any]]:
     train = [{"step": n, "split": "train", "loss": loss} for n, loss in enumerate(losses)]
-    return [*train, *({"split": "validation", "majority": 0.5, **line} for line in scored)]
+    scored = {"step": 40, "split": "validation", "majority": 0.5, "standard_error": 0.1}
+    return train if accuracy is None else [*train, {**scored, "measures": {"accuracy": accuracy}}]
 
 
-LEARNT = {"step": 40, "measures": {"accuracy": 0.8}, "standard_error": 0.1}
-BY_CHANCE = {"step": 40, "measures": {"accuracy": 0.6}, "standard_error": 0.1}
 FLAT, FALLING = [0.70, 0.68, 0.72, 0.70] * 2, [0.9, 0.91, 0.89, 0.6, 0.61, 0.59]
-CAUSES = [
-    (log_of(FLAT), "the training loss does not fall (0.700, 0.700): try a higher learning_rate"),
-    (log_of(FLAT, BY_CHANCE), "the training loss does not fall"),
-    (log_of(FALLING), "the training loss falls (0.900, 0.600): more steps may help"),
-    (log_of(reversed(FALLING)), "the training loss rises (0.600, 0.900): lower learning_rate"),
-    (log_of(FLAT, LEARNT), "at step 40 it was better than any constant answer: lower learning"),
-    (log_of(FLAT, {"step": 40, "majority": 1}), "all of them have one label"),
-    (log_of(FLAT[:3]), "the log is too short to tell why"),
-    (log_of([], {"step": 40, "majority": None}), "the log is too short to tell why"),
-]
 
 
-@pytest.mark.parametrize(("history", "cause"), CAUSES)
+@pytest.mark.parametrize(
+    ("history", "cause"),
+    [
+        (log_of(FLAT, 0.6), "the training loss does not fall (0.700, then 0.700): try a higher"),
+        (log_of(FALLING), "the training loss falls (0.900, then 0.600): more steps may help"),
+        (log_of(FALLING[::-1]), "the training loss rises (0.600, then 0.900): lower learning_rate"),
+        (log_of(FLAT, 0.8), "it beat any constant answer at step 40: lower learning_rate"),
+        (log_of(FLAT[:3]), "try another learning_rate or other label words"),
+    ],
+)
 def test_cause_of_constant_predictions(history: list[dict[str, Any]], cause: str) -> None:
     assert likely_cause(history).startswith(cause)
 
 
-@pytest.mark.parametrize("slope", [-0.02, 0.0, 0.02])
-def test_trend_of_the_loss_is_welchs_test(slope: float) -> None:
-    random, found = np.random.default_rng(0), collections.Counter()
-    for _ in range(50):
-        losses = 0.7 + slope * np.arange(12) + random.normal(0, 0.05, 12)
-        statistic = ttest_ind(losses[6:], losses[:6], equal_var=False).statistic
-        trend = "falls" if statistic < -2 else "rises" if statistic > 2 else "does not fall"
-        assert f"the training loss {trend} (" in likely_cause(log_of(losses))
-        found[trend] += 1
-    assert found["falls" if slope < 0 else "rises" if slope > 0 else "does not fall"] > 25
-
-
 def test_constant_predictions_are_reported_once_from_a_tenth_of_the_run(capsys) -> None:
-    varied = dataclasses.replace(CONSTANT, counts={"a": 5, "b": 5})
+    other, varied = (replace(CONSTANT, counts={"a": a, "b": 10 - a}) for a in (0, 5))
     with Progress(100) as progress:
-        for step, score in enumerate([CONSTANT] * 14 + [varied] + [CONSTANT] * 5, 1):
+        for step, score in enumerate([CONSTANT] * 12 + [other] * 2 + [varied] + [other] * 3, 1):
             progress.scored(score, step, log_of(FLAT))
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert [line.split(";")[0] for line in lines] == [
-        f"warning: step {step} of 100: all 10 rows get the prediction 'a'" for step in (10, 16)
+        f"warning: step {step} of 100: all 10 rows get the prediction '{label}'"
+        for step, label in ((10, "a"), (16, "b"))
     ]
+    right = replace(CONSTANT, value=1.0, majority=1.0, measures={"accuracy": 1.0})
+    assert right.warning is None and replace(CONSTANT, rows=1).warning is None
 
 
-def test_what_is_right_or_one_row_needs_no_warning() -> None:
-    right = dataclasses.replace(CONSTANT, value=1.0, majority=1.0, measures={"accuracy": 1.0})
-    assert right.warning is None and dataclasses.replace(CONSTANT, rows=1).warning is None
-    assert CONSTANT.warning == "all 10 rows get the prediction 'a'"
-
-
+@pytest.mark.slow
 @pytest.mark.plain_programs
 def test_constant_predictions_on_the_command_line(run, tmp_path: Path) -> None:
     rows = json_lines({"text": "a film", "label": label} for label in ("good", "bad") * 3)
     task = write_task(tmp_path / "mood", **dict.fromkeys(("train", "validation", "test"), rows))
     backbone, out = write_tiny_backbone(tmp_path / "bert", "bert"), tmp_path / "out"
-    command = ("tune", "--backbone", backbone, "--task", task, "--out", out, "--max-tokens", 16)
-    given = ("--steps", 20, "--eval-every", 1, "--batch-size", 4, "--length", 3)
-    code, _, err = run(*command, *given)
-    lines = [line for line in err.replace("\r", "\n").splitlines() if "get the prediction" in line]
-    assert code == 0 and lines and "nothing learned" not in err
-    steps = [int(re.search(r"warning: step (\d+) of 20: all 6 rows", line)[1]) for line in lines]
-    assert min(steps) >= 2
+    options = {"steps": 20, "eval_every": 1, "batch_size": 4, "length": 3, "max_tokens": 16}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    options |= {"backbone": str(backbone), "task": str(task)}
+    grid = tmp_path / "grid.toml"
+    fixed = "".join(f"{name} = {value!r}\n" for name, value in options.items())
+    grid.write_text(f"[fixed]\n{fixed}[grid]\nseed = [0, 1]\n[run]\nslots = 2\n")
+    commands = {
+        "": ("tune", "--backbone", backbone, "--task", task, "--out", out, *given),
+        "mood/seed-[01]: ": ("sweep", grid, "--out", tmp_path / "sweep"),
+    }
+    for name, command in commands.items():
+        code, _, err = run(*command)
+        found = [line for line in re.split(r"[\r\n]", err) if "get the prediction" in line]
+        message = rf"warning: {name}step (\d+) of 20: all 6 rows get the prediction '\w+'; \w+"
+        steps = [int(re.search(message, line)[1]) for line in found]
+        assert code == 0 and steps and min(steps) >= 2, err
     code, said, err = run("evaluate", "--prompt", out, "--task", task)
-    assert code == 0 and re.search(
-        r"warning: all 6 rows get the prediction '(good|bad)'$", said, re.M
-    )
-    assert "nothing learned" not in said + err
+    assert code == 0 and re.search(r"^warning: all 6 rows get the prediction '\w+'$", said, re.M)

@@ -1,10 +1,12 @@
 """State of another run, values out of range, vanished folders: through the command line."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ from tests.helpers.toys import write_task
 pytestmark = pytest.mark.plain_programs
 
 Run = Callable[..., tuple[int, str, str]]
+Words = tuple[object, ...]
 SHORT = ("--max-tokens", 16)
-STEPS = ("--steps", 6, "--eval-every", 3, "--checkpoint-every", 3, "--batch-size", 4)
+SLOW = pytest.mark.slow
+STEPS = (*SHORT, "--steps", 6, "--eval-every", 3, "--checkpoint-every", 3, "--batch-size", 4)
 
 
 class Place:
@@ -39,6 +43,30 @@ class Place:
         self.taste = write_task(root / "taste", toml=toml.replace("mood", "taste"))
         self.prompts = self.write_prompts(root / "prompts", self.backbone, 32)
         self.other = self.write_prompts(root / "other", "some/other-model", 12)
+        both = ("--tasks", f"{self.mood},{self.taste}")
+        task, bank = ("--task", self.mood), ("--prompts", self.prompts)
+        sources = ("--sources", self.other)
+        self.words: dict[str, Words] = {
+            "tune": ("tune", "--backbone", self.backbone, *task, *STEPS, "--length", 3),
+            "mix": ("mix", "learn", *bank, *task, *STEPS),
+            "project": (
+                *("project", "train", *sources, "--target-backbone", self.backbone, *both),
+                *("--bottleneck", 5, *STEPS),
+            ),
+            "transfer": ("transfer", *bank, *both, *SHORT),
+            "mask": ("mask", *bank, *both, *SHORT, "--kinds", "in_task"),
+            "warm-start": (
+                *("warm-start", *task, "--sources", self.prompts / "taste.safetensors", *STEPS),
+                *("--seeds", "0,1"),
+            ),
+            "evaluate": (
+                *("project", "evaluate", "--projector", root / "project", *sources, *SHORT),
+                *("--methods", "untrained", "--tasks", self.mood),
+            ),
+            "quickstart": ("quickstart", "--backbone", self.backbone, *both),
+        }
+        self.words["seeds"] = (*self.words["tune"], "--seeds", "0,1")
+        self.words["sweep"] = ("sweep", self.grid("grid"))
 
     def write_prompts(self, folder: Path, backbone: Path | str, width: int) -> Path:
         folder.mkdir()
@@ -48,50 +76,35 @@ class Place:
             jpt.save_prompt(folder / f"{name}.safetensors", Prompt(values, card))
         return folder
 
-    def tune(self, out: Path, *more: object, task: Path | None = None) -> tuple[object, ...]:
-        given = ("--backbone", self.backbone, "--task", task or self.mood, "--out", out)
-        return ("tune", *given, *STEPS, *SHORT, "--length", 3, *more)
-
-    def mix(self, out: Path, *more: object) -> tuple[object, ...]:
-        given = ("--prompts", self.prompts, "--task", self.mood, "--out", out)
-        return ("mix", "learn", *given, *STEPS, *SHORT, *more)
-
-    def project(self, out: Path, *more: object) -> tuple[object, ...]:
-        given = ("--sources", self.other, "--target-backbone", self.backbone, "--out", out)
-        sizes = ("--tasks", f"{self.mood},{self.taste}", "--bottleneck", 5)
-        return ("project", "train", *given, *sizes, *STEPS, *SHORT, *more)
-
-    def transfer(self, out: Path, *more: object) -> tuple[object, ...]:
-        given = ("--prompts", self.prompts, "--tasks", f"{self.mood},{self.taste}", "--out", out)
-        return ("transfer", *given, *SHORT, *more)
-
-    def mask(self, out: Path, *more: object) -> tuple[object, ...]:
-        given = ("--prompts", self.prompts, "--tasks", f"{self.mood},{self.taste}", "--out", out)
-        return ("mask", *given, *SHORT, "--kinds", "in_task", *more)
-
-    def evaluate(self, out: Path, projector: Path | str) -> tuple[object, ...]:
-        given = ("--projector", projector, "--sources", self.other, "--out", out)
-        given = (*given, "--methods", "untrained")
-        return ("project", "evaluate", *given, "--tasks", self.mood, *SHORT)
-
-    def warm_start(self, out: Path) -> tuple[object, ...]:
-        source = self.prompts / "taste.safetensors"
-        given = ("--task", self.mood, "--sources", source, "--seeds", "0,1", "--out", out)
-        return ("warm-start", *given, *STEPS, *SHORT)
-
-    def sweep(self, out: Path, **fixed: object) -> tuple[object, ...]:
+    def grid(self, name: str, **fixed: object) -> Path:
         table = {"backbone": self.backbone, "task": self.mood, "steps": 6, "eval_every": 3}
         table |= {"batch_size": 4, "length": 3, "max_tokens": 16, **fixed}
         lines = [f"{name} = {json.dumps(value, default=str)}" for name, value in table.items()]
-        grid = self.root / f"{out.name}.toml"
         seeds = "[grid]\nseed = [0, 1]\n[run]\nslots = 2\n"
-        grid.write_text("\n".join(["[fixed]", *lines, seeds]))
-        return ("sweep", grid, "--out", out)
+        path = self.root / f"{name}.toml"
+        path.write_text("\n".join(["[fixed]", *lines, seeds]))
+        return path
+
+    def command(self, kind: str, out: Path, *more: object) -> Words:
+        return (*self.words[kind], "--out", out, *more)
+
+    def finished(self, run: Run, kind: str, out: Path, *more: object) -> Path:
+        """Copy a finished run, made once."""
+        made = self.root / f"{kind}{''.join(map(str, more))}".replace("/", "_")
+        if not made.exists():
+            code, _, err = run(*self.command(kind, made, *more))
+            assert code == 0, err
+        return Path(shutil.copytree(made, out))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture
+def mine(run: Run, place: Place, tmp_path: Path) -> Path:
+    return place.finished(run, "tune", tmp_path / "mine")
 
 
 def assert_refused(found: tuple[int, str, str], *parts: str) -> None:
@@ -112,6 +125,13 @@ def edit(path: Path, change: Callable[[Any], Any], line: int = 0) -> None:
     path.write_text("".join(f"{each}\n" for each in lines))
 
 
+def merged(record: Any, change: Any) -> Any:
+    """Change some fields of a JSON object, also within its objects."""
+    if not (isinstance(record, dict) and isinstance(change, dict) and change):
+        return change
+    return record | {name: merged(record.get(name), value) for name, value in change.items()}
+
+
 def swap(name: str, target: Path, source: Path) -> None:
     """Replace a file or folder by that of another run."""
     if (target / name).is_dir():
@@ -121,303 +141,175 @@ def swap(name: str, target: Path, source: Path) -> None:
         shutil.copy(source / name, target / name)
 
 
-def unfinished(run: Run, place: Place, kind: str, out: Path, *more: object) -> Path:
-    """Copy a run without its result, which resumes from its last checkpoint."""
-    made = place.root / f"{kind}{''.join(map(str, more))}"
-    if not made.exists():
-        code, _, err = run(*getattr(place, kind)(made, *more))
-        assert code == 0, err
-        (made / "result.json").unlink()
-    return Path(shutil.copytree(made, out))
+# --- Files of another run
 
 
-# --- Checkpoints of another run
-
-OTHERS = [
-    ("seed", "tune", ("--seed", 1), "seed 1 .here 0."),
-    ("learning rate", "tune", ("--learning-rate", 0.5), "learning_rate 0.5 .here 0.0"),
-    ("mixture of one per token", "mix", ("--per-row",), "per_row True .here False."),
-    ("seed of a mixture", "mix", ("--seed", 7), "seed 7 .here 0."),
-    ("seed of a projector", "project", ("--seed", 1), "seed 1 .here 0."),
-    ("activation", "project", ("--activation", "tanh"), "activation 'tanh' .here 'leaky_relu'."),
-]
-
-
-@pytest.mark.parametrize(("name", "kind", "more", "difference"), OTHERS)
-def test_checkpoint_of_another_run(
-    run: Run, place: Place, tmp_path: Path, name: str, kind: str, more: tuple, difference: str
+@pytest.mark.parametrize(
+    ("kind", "more", "difference"),
+    [
+        ("tune", ("--seed", 1), "seed was 1 and is now 0"),
+        ("tune", ("--learning-rate", 0.5), "learning_rate was 0.5 and is now 0.0"),
+        ("tune", ("--task", "taste"), "task was 'taste' and is now 'mood'"),
+        pytest.param("mix", ("--seed", 7), "seed was 7 and is now 0", marks=SLOW),
+        pytest.param("project", ("--activation", "tanh"), "activation was 'tanh'", marks=SLOW),
+    ],
+)
+def test_files_of_another_run(
+    run: Run, place: Place, tmp_path: Path, kind: str, more: tuple, difference: str
 ) -> None:
-    command = getattr(place, kind)
-    mine = unfinished(run, place, kind, tmp_path / "mine")
-    other = unfinished(run, place, kind, tmp_path / "other", *more)
-    kept = shutil.copytree(mine / "checkpoints", tmp_path / "kept")
+    more = tuple(place.taste if each == "taste" else each for each in more)
+    mine = place.finished(run, kind, tmp_path / "mine")
+    other = place.finished(run, kind, tmp_path / "other", *more)
+    command, own = place.command(kind, mine), tmp_path / "own"
+    shutil.copytree(mine, own)
+    for file in ("result.json", *(path.name for path in mine.glob("*.safetensors"))):
+        swap(file, mine, other)
+        named = "config.json" if file == "result.json" else file
+        assert_refused(run(*command), f"expected the {named} of its run .*, got another one; rest")
+        (mine / file).unlink()
+        if file != "result.json":
+            assert_refused(run(*command), f"result.json: expected the {file} .*, got none; restore")
+        swap(file, mine, own)
+    (mine / "result.json").unlink()
     swap("checkpoints", mine, other)
-    assert_refused(run(*command(mine)), "of this run, got one of another run at step 6", difference)
-    shutil.rmtree(mine / "checkpoints")
-    shutil.copytree(kept, mine / "checkpoints")
-    assert run(*command(mine))[0] == 0, "its own checkpoint is read"
+    assert_refused(run(*command), "of this run, got one of another run at step 6: ", difference)
 
 
-def test_checkpoint_of_another_task_of_the_same_shapes(
-    run: Run, place: Place, tmp_path: Path
-) -> None:
-    mine = unfinished(run, place, "tune", tmp_path / "mine")
-    run(*place.tune(tmp_path / "other", task=place.taste))
-    swap("checkpoints", mine, tmp_path / "other")
-    assert_refused(run(*place.tune(mine)), "task 'taste' .here 'mood'.")
-
-
-def test_checkpoint_of_another_group_of_a_sweep(
+def test_groups_and_runs_of_another_sweep(
     run: Run, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, other = tmp_path / "mine", tmp_path / "other"
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep_module, "remove_group_folder", lambda path: None)
-        assert run(*place.sweep(mine))[0] == run(*place.sweep(other, learning_rate=0.5))[0] == 0
+    monkeypatch.setattr(sweep_module, "remove_group_folder", lambda path: None)
+    mine, other, grid = tmp_path / "mine", tmp_path / "other", place.grid("fast", learning_rate=0.5)
+    assert run(*place.command("sweep", mine))[0] == run("sweep", grid, "--out", other)[0] == 0
+    (group,) = (path.name for path in (mine / "groups").iterdir())
+    assert run(*place.command("sweep", mine))[0] == 0, "a finished sweep returns at once"
+    table, runs = (mine / "runs.csv").read_text(), mine / "runs/mood"
+    shutil.copytree(runs, tmp_path / "runs")
+    swap("result.json", runs / "seed-0", runs / "seed-1")
+    assert_refused(run(*place.command("sweep", mine)), "seed-0/result.json: expected the config")
+    run("sweep", place.grid("taste", task=place.taste), "--out", tmp_path / "taste")
+    shutil.rmtree(runs)
+    shutil.copytree(tmp_path / "taste/runs/taste", runs)
+    message = "holds another run: task was 'taste' and is now 'mood'"
+    assert_refused(run(*place.command("sweep", mine)), message)
+    assert (mine / "runs.csv").read_text() == table
+    shutil.rmtree(runs)
+    shutil.copytree(tmp_path / "runs", runs)
     for result in mine.rglob("result.json"):
         result.unlink()
-    (group,) = (path.name for path in (mine / "groups").iterdir())
-    own = shutil.copytree(mine / "groups" / group, tmp_path / "own")
     swap(f"groups/{group}", mine, other)
-    difference = r"runs.mood/seed-0.learning_rate 0.5 .here 0.0.*runs.mood/seed-1.learning_rate"
-    assert_refused(run(*place.sweep(mine)), "one of another run", difference)
-    shutil.rmtree(mine / "groups" / group)
-    shutil.copytree(own, mine / "groups" / group)
-    swapped = (mine / "runs" / "mood" / name for name in ("seed-0", "seed-1"))
-    swap("metrics.jsonl", *swapped)
-    assert run(*place.sweep(mine))[0] in (0, 2)  # equal scores are possible
+    message = r"runs.mood/seed-0.learning_rate was 0.5 and .*runs.mood/seed-1.learning_rate"
+    assert_refused(run(*place.command("sweep", mine)), "one of another run", message)
 
 
-def test_moments_of_another_run(run: Run, place: Place, tmp_path: Path) -> None:
-    for seed in (0, 1):
-        run(*place.tune(tmp_path / f"s{seed}", "--seed", seed))
-    command = ("warm-start", "--task", place.mood, "--sources", tmp_path / "s0", "--copy-moments")
-    command = (*command, "--seeds", 0, *STEPS, *SHORT, "--out", tmp_path / "warm")
-    swap("checkpoints", tmp_path / "s0", tmp_path / "s1")
-    assert_refused(run(*command), "got one of another run at step 6: seed 1 .here 0.")
-
-
-# --- Other files of another run
-
-
-@pytest.fixture(scope="module")
-def seeds(place: Place) -> tuple[Path, Path]:
-    """Two finished runs that differ in the seed."""
-    folders = place.root / "seed-0", place.root / "seed-1"
-    options = {"steps": 6, "eval_every": 3, "checkpoint_every": 3, "batch_size": 4}
-    for seed, out in enumerate(folders):
-        more = {"length": 3, "max_tokens": 16, "seed": seed, **options}
-        jpt.tune(str(place.backbone), place.mood, out, **more)
-    return folders
-
-
-@pytest.fixture
-def mine(seeds: tuple[Path, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(seeds[0], tmp_path / "mine"))
-
-
-SWAPPED = [
-    ("result.json", "result.json: expected the result of the run in .*config.json"),
-    ("prompt.safetensors", "prompt.safetensors: expected seed 0, as this run has, got 1"),
-    ("last.safetensors", "last.safetensors: expected seed 0, as this run has, got 1"),
-]
-
-
-@pytest.mark.parametrize(("name", "message"), SWAPPED)
-def test_file_of_another_seed(
-    run: Run, place: Place, seeds, mine: Path, name: str, message: str
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("checkpoints", "got one of another run at step 6: seed was 1 and is now 0; use a source"),
+        ("prompt.safetensors", "expected the prompt.safetensors of its run .*, got another one"),
+    ],
+)
+def test_moments_of_another_run(
+    run: Run, place: Place, mine: Path, tmp_path: Path, name: str, message: str
 ) -> None:
-    assert run(*place.tune(mine))[0] == 0
-    swap(name, mine, seeds[1])
-    assert_refused(run(*place.tune(mine)), message, "to compute it again")
+    swap(name, mine, place.finished(run, "tune", tmp_path / "other", "--seed", 1))
+    more = ("--sources", mine, "--copy-moments")
+    assert_refused(run(*place.command("warm-start", tmp_path / "warm", *more)), message)
 
 
-@pytest.mark.parametrize("is_finished", [True, False])
-def test_log_of_another_run(run: Run, place: Place, seeds, mine: Path, is_finished: bool) -> None:
-    if not is_finished:
-        (mine / "result.json").unlink()
-    edit(mine / "metrics.jsonl", lambda line: {**line, "accuracy": line["accuracy"] / 2}, 0)
-    edit(mine / "metrics.jsonl", lambda line: {**line, "accuracy": line["accuracy"] / 2}, -1)
-    assert_refused(run(*place.tune(mine)), r"metrics.jsonl: expected the validation score 0\.\d+")
-    lines = (mine / "metrics.jsonl").read_text().splitlines()
-    lines = [line for line in lines if '"validation"' not in line]
-    (mine / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    assert_refused(run(*place.tune(mine)), "got no such line; the log is of another run or incom")
-
-
-def test_run_of_another_task_in_a_finished_sweep(run: Run, place: Place, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert run(*place.sweep(out))[0] == 0
-    assert run(*place.sweep(out))[0] == 0, "a finished sweep returns at once"
-    table = (out / "runs.csv").read_text()
-    swap("result.json", out / "runs/mood/seed-0", out / "runs/mood/seed-1")
-    assert_refused(run(*place.sweep(out)), "seed-0/result.json: expected the result of the run in")
-    run(*place.sweep(tmp_path / "taste", task=place.taste))
-    shutil.rmtree(out / "runs/mood")
-    shutil.copytree(tmp_path / "taste/runs/taste", out / "runs/mood")
-    assert_refused(run(*place.sweep(out)), "holds another run: task was 'taste' and is now 'mood'")
-    assert (out / "runs.csv").read_text() == table
+def test_log_of_another_run(run: Run, place: Place, mine: Path) -> None:
+    log, command = mine / "metrics.jsonl", place.command("tune", mine)
+    kept = log.read_text()
+    edit(log, lambda line: {**line, "accuracy": line["accuracy"] / 2})
+    assert_refused(run(*command), "expected the metrics.jsonl of its run next to it, got another")
+    (mine / "result.json").unlink()
+    assert_refused(run(*command), r"expected the validation score 0\.\d+ .*, got accuracy 0\.\d+; ")
+    log.write_text("".join(line for line in kept.splitlines(True) if "validation" not in line))
+    assert_refused(run(*command), "got no such line; the log is of another run or incomplete")
 
 
 def test_prompt_to_start_from_has_changed(run: Run, place: Place, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
     shutil.copy(place.prompts / "mood.safetensors", start)
-    command = place.tune(tmp_path / "out", "--init", f"prompt:{start}")
+    command = place.command("tune", tmp_path / "out", "--init", f"prompt:{start}")
     assert run(*command)[0] == run(*command)[0] == 0
     shutil.copy(place.prompts / "taste.safetensors", start)
     assert_refused(run(*command), "holds another run: init_sha256 was")
 
 
 def test_folders_of_earlier_versions_are_read(run: Run, place: Place, mine: Path) -> None:
-    edit(mine / "config.json", lambda config: {k: v for k, v in config.items() if k != "metric"})
-    edit(mine / "result.json", lambda record: {k: v for k, v in record.items() if k != "identity"})
-    assert run(*place.tune(mine))[0] == 0
+    (mine / "metrics.jsonl").unlink()
+    assert run(*place.command("tune", mine))[0] == 0
+    for name, field in (("config", "metric"), ("result", "checksums")):
+        path = mine / f"{name}.json"
+        edit(path, lambda record, gone=field: {k: v for k, v in record.items() if k != gone})
+    assert run(*place.command("tune", mine))[0] == 0
 
 
 # --- Values out of range
 
-CELLS = [
-    ({"value": 5.0}, "expected a number from 0 to 1 for accuracy, got 5.0"),
-    ({"value": "0.5"}, "expected a number from 0 to 1 for accuracy, got '0.5'"),
-    ({"value": -0.25}, "accuracy, got -0.25"),
-    ({"value": True}, "accuracy, got True"),
-    ({"loss": -0.5}, "expected a number of at least 0 for loss, got -0.5"),
-    ({"loss": float("nan")}, "of at least 0 for loss, got nan"),
-    ({"rows": 0}, "expected a whole number of at least 1 for rows, got 0"),
-    ({"rows": 42.5}, "whole number of at least 1 for rows, got 42.5"),
-    ({"majority": 1.5}, "from 0 to 1 for majority, got 1.5"),
-    ({"elapsed_s": -1}, "for elapsed_s, got -1"),
-    ({"metric": "speed"}, "expected one of accuracy, .*matthews.* for metric, got 'speed'"),
-    ({"metric": "matthews", "value": -1.5}, "expected a number from -1 to 1 for matthews"),
-    ({"target_task": 3}, "expected a name for target_task, got 3"),
-    ({"standard_error": -0.1}, "of at least 0 for standard_error"),
+
+def masked(target: dict[str, Any]) -> dict[str, Any]:
+    return {"targets": {"mood": target}}
+
+
+VALUES = [
+    ("transfer", "cells.jsonl", {"value": 5.0}, "a number from 0 to 1 for value, got 5.0; remove"),
+    ("transfer", "cells.jsonl", {"value": "0.5"}, "from 0 to 1 for value, got '0.5'; remove this"),
+    ("transfer", "cells.jsonl", {"value": True}, "from 0 to 1 for value, got True"),
+    ("transfer", "cells.jsonl", {"loss": math.nan}, "a number of at least 0 for loss, got nan"),
+    ("transfer", "cells.jsonl", {"rows": 42.5}, "a whole number of at least 1 for rows, got 42.5"),
+    ("transfer", "cells.jsonl", {"metric": "f2"}, "one of accuracy, .*f1.* for metric, got 'f2'"),
+    ("transfer", "cells.jsonl", {"metric": "matthews", "value": -2}, "-1 to 1 for value, got -2"),
+    ("transfer", "cells.jsonl", {"target_task": 3}, "a name for target_task, got 3"),
+    ("mask", "mask_cells.jsonl", {"value": -0.25}, "from 0 to 1 for value, got -0.25; remove"),
+    ("mask", "mask.json", masked({"unmasked": 5.0}), "0 to 1 for targets.mood.unmasked, got 5.0"),
+    ("mask", "mask.json", masked({"metric": 3}), "for targets.mood.metric, got 3"),
+    ("mask", "mask.json", masked({"masks": {"in_task": {"runs": 3}}}), "in_task.runs, got 3"),
+    ("mask", "mask.json", masked({"masks": {"in_task": {"runs": [{"value": -2}]}}}), "got -2"),
+    ("tune", "metrics.jsonl", {"accuracy": 5.0}, "a number from 0 to 1 for accuracy, got 5.0"),
+    ("tune", "metrics.jsonl", {"loss": math.inf}, "for loss, got inf; restore that line"),
+    ("tune", "metrics.jsonl", {"step": -3}, "a whole number of at least 0 for step, got -3"),
+    ("tune", "metrics.jsonl", {"split": None}, "a name for split, got None"),
+    ("tune", "metrics.jsonl", {"counts": {"good": -1}}, "for counts.good, got -1"),
+    ("tune", "metrics.jsonl", {"measures": {"matthews": 2}}, "1 for measures.matthews, got 2"),
+    ("tune", "result.json", {"steps": "6"}, "for steps, got '6'; remove this file"),
+    ("tune", "result.json", {"test": {"accuracy": 5.0}}, "0 to 1 for test.accuracy, got 5.0"),
+    ("tune", "result.json", {"validation": {}, "metric": "f1"}, "validation.f1, got None"),
+    ("tune", "result.json", {"validation": 3}, "an object for validation, got 3"),
+    ("tune", "result.json", {"metric": 3}, "for metric, got 3"),
+    ("report", "mask.json", {"targets": {"mnli": {"unmasked": 8}}}, "mnli.unmasked, got 8"),
+    ("report", "transfer.json", {"targets": {"mnli": {"rows": -1}}}, "rows, got -1"),
+    ("report", "prompts/imdb/metrics.jsonl", {"accuracy": 6}, "accuracy, got 6"),
+    ("report", "prompts/imdb/result.json", {"validation": {"accuracy": 8}}, "accuracy, got 8"),
 ]
 
 
-@pytest.fixture(scope="module")
-def scored(place: Place) -> Path:
-    out = place.root / "scored"
-    tasks = [place.mood, place.taste]
-    jpt.transfer_matrix(place.prompts, tasks, out, max_tokens=16)
-    options = {"kinds": ["in_task"], "max_tokens": 16}
-    jpt.mask_neurons(place.prompts, tasks, out, **options)
-    return out
-
-
-@pytest.mark.parametrize(("change", "message"), CELLS)
-@pytest.mark.parametrize("file", ["cells.jsonl", "mask_cells.jsonl"])
-def test_cells_out_of_range(
-    run: Run, place: Place, scored: Path, tmp_path: Path, file: str, change: dict, message: str
+@pytest.mark.parametrize(("kind", "file", "change", "message"), VALUES)
+def test_values_out_of_range(
+    run: Run, place: Place, tmp_path: Path, kind: str, file: str, change: dict, message: str
 ) -> None:
-    shutil.copy(scored / file, tmp_path / file)
-    edit(tmp_path / file, lambda cell: {**cell, **change}, 2)
-    command = place.transfer if file == "cells.jsonl" else place.mask
-    assert_refused(run(*command(tmp_path)), f"/{file}, line 3: ", message, "remove this line, or")
+    out = tmp_path / "out"
+    command = ("report", out) if kind == "report" else place.command(kind, out)
+    write_study(out) if kind == "report" else place.finished(run, kind, out)
+    for result in ("result.json", "mask.json"):  # finished: other files are not read
+        if file.endswith("l"):
+            (out / result).unlink(missing_ok=True)
+    edit(out / file, lambda record: merged(record, change), 1)
+    where = f"{file}, line 2: " if file.endswith("l") else f"{file}: "
+    assert_refused(run(*command), f"{where}expected .*{message}")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda target: target.update(unmasked=5.0), "0 to 1 for targets.mood.unmasked, got 5.0"),
-        (lambda target: target.update(rows=-3), "for targets.mood.rows, got -3"),
-        (
-            lambda target: target["masks"]["in_task"]["runs"][0].update(value=-2),
-            "from 0 to 1 for targets.mood.masks.in_task.runs.value, got -2",
-        ),
-    ],
-)
-def test_mask_record_out_of_range(
-    run: Run, place: Place, scored: Path, tmp_path: Path, change, message: str
-) -> None:
-    out = Path(shutil.copytree(scored, tmp_path / "out"))
-    assert run(*place.mask(out))[0] == 0
-
-    def changed(record: dict) -> dict:
-        change(record["targets"]["mood"])
-        return record
-
-    edit(out / "mask.json", changed)
-    assert_refused(run(*place.mask(out)), "mask.json: expected ", message)
-
-
-LOG_LINES = [
-    ({"accuracy": 5.0}, "from 0 to 1 for accuracy, got 5.0"),
-    ({"loss": float("inf")}, "for loss, got inf"),
-    ({"rows": 0}, "for rows, got 0"),
-    ({"step": -3}, "whole number of at least 0 for step, got -3"),
-    ({"split": None}, "for split, got None"),
-    ({"counts": {"good": -1}}, "for counts.good, got -1"),
-    ({"measures": {"matthews": 2}}, "from -1 to 1 for measures.matthews, got 2"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), LOG_LINES)
-@pytest.mark.parametrize("is_finished", [True, False])
-def test_log_out_of_range(
-    run: Run, place: Place, mine: Path, change: dict, message: str, is_finished: bool
-) -> None:
-    if not is_finished:
-        (mine / "result.json").unlink()
-    edit(mine / "metrics.jsonl", lambda line: {**line, **change}, 1)
-    assert_refused(run(*place.tune(mine)), "metrics.jsonl, line 2: expected ", message)
-
-
-RESULTS = [
-    ({"best_step": -1}, "for best_step, got -1"),
-    ({"steps": "6"}, "for steps, got '6'"),
-    ({"test": {"accuracy": 5.0}}, "from 0 to 1 for test.accuracy, got 5.0"),
-    ({"validation": {"loss": 0.5}}, "a number for validation.accuracy, got None"),
-    ({"validation": 3}, "an object for validation, got 3"),
-    ({"metric": 3}, "a name for metric, got 3"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), RESULTS)
-def test_result_out_of_range(
-    run: Run, place: Place, mine: Path, change: dict, message: str
-) -> None:
-    edit(mine / "result.json", lambda record: {**record, **change})
-    assert_refused(run(*place.tune(mine)), "result.json: expected ", message, "remove this file")
-
-
-def test_result_without_scores(run: Run, place: Place, mine: Path) -> None:
-    (mine / "result.json").write_text("{}")
-    assert_refused(run(*place.tune(mine)), "result.json: expected a value for metric, got None")
-
-
-@pytest.mark.parametrize(
-    ("file", "old", "new", "message"),
-    [
-        ("transfer.csv", "accuracy,0.8\n", "accuracy,5.0\n", "csv, line 2: .* accuracy, got 5.0"),
-        ("mask.json", '"unmasked": 0.8', '"unmasked": 8.0', "targets.mnli.unmasked, got 8.0"),
-        ("transfer.json", '"rows": 1821', '"rows": -1', "rows, got -1"),
-        ("prompts/imdb/metrics.jsonl", '"accuracy": 0.6', '"accuracy": 6', "line 2: .*, got 6"),
-        ("prompts/imdb/result.json", '"accuracy": 0.81', '"accuracy": 8', "accuracy, got 8"),
-    ],
-)
-def test_report_on_values_out_of_range(
-    run: Run, tmp_path: Path, file: str, old: str, new: str, message: str
-) -> None:
-    path = write_study(tmp_path / "study") / file
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    assert_refused(run("report", tmp_path / "study"), message)
-
-
-@pytest.mark.parametrize("command", ["indicators", "recommend"])
-def test_known_scores_out_of_range(
-    run: Run, place: Place, scored: Path, tmp_path: Path, command: str
-) -> None:
-    matrix = tmp_path / "transfer.csv"
-    lines = (scored / "transfer.csv").read_text().splitlines()
-    lines[3] = f"{lines[3].rsplit(',', 1)[0]},5.0"
-    matrix.write_text("".join(f"{line}\n" for line in lines))
-    given: tuple[object, ...] = ("--transfer", matrix, "--out", tmp_path / "out")
-    if command == "recommend":
-        given = ("--task", place.mood, "--known", matrix, *SHORT)
-    found = run(command, "--prompts", place.prompts, *given)
-    assert_refused(found, "transfer.csv, line 4: expected .* for accuracy, got 5.0")
+def test_matrix_out_of_range(run: Run, place: Place, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study")
+    matrix = study / "transfer.csv"
+    matrix.write_text(matrix.read_text().replace("accuracy,0.8\n", "accuracy,5.0\n", 1))
+    for given in (
+        ("report", study),
+        ("indicators", "--prompts", place.prompts, "--transfer", matrix, "--out", tmp_path / "out"),
+        ("recommend", "--prompts", place.prompts, "--task", place.mood, "--known", matrix, *SHORT),
+    ):
+        assert_refused(run(*given), "transfer.csv, line 2: expected .* for accuracy, got 5.0")
 
 
 # --- Folders that vanish during a command
@@ -425,18 +317,16 @@ def test_known_scores_out_of_range(
 
 def gone(folder: Path, how: str) -> None:
     """Move, delete, replace or empty a folder."""
-    if how == "moved":
-        folder.rename(folder.with_name("elsewhere"))
-    elif how == "replaced":
-        folder.rename(folder.with_name("elsewhere"))
-        folder.mkdir()
-        shutil.copy(folder.with_name("elsewhere") / "config.json", folder)
-    elif how == "emptied":
+    if how == "emptied":
         for path in folder.iterdir():  # a save in the background adds files
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-    else:
-        trash = folder.rename(folder.with_name("trash"))  # a save in the background adds files
-        shutil.rmtree(trash, ignore_errors=True)
+        return
+    away = folder.rename(folder.with_name("elsewhere"))
+    if how == "replaced":
+        folder.mkdir()
+        shutil.copy(away / "config.json", folder)
+    elif how == "deleted":
+        shutil.rmtree(away, ignore_errors=True)
 
 
 @contextmanager
@@ -458,77 +348,39 @@ def at_scoring(number: int, action: Callable[[], None]) -> Iterator[None]:
 MESSAGE = "expected the folder that this run writes to, got .*re-run"
 
 
-@pytest.mark.parametrize("how", ["moved", "deleted", "replaced", "emptied"])
-@pytest.mark.parametrize("step", [2, 6])
-def test_run_folder_vanishes(run: Run, place: Place, tmp_path: Path, how: str, step: int) -> None:
-    out = tmp_path / "run"
-    with at_step(step, lambda: gone(out, how)):
-        assert_refused(run(*place.tune(out)), f"{out}: {MESSAGE}")
-    assert not out.exists() or how in ("replaced", "emptied")
-    assert not (out / "result.json").exists()
-    if how == "moved":
-        (tmp_path / "elsewhere").rename(out)
-        assert run(*place.tune(out))[0] == 0, "moved back, it resumes"
-
-
-@pytest.mark.parametrize("kind", ["mix", "project"])
-@pytest.mark.parametrize("how", ["moved", "deleted"])
-def test_other_run_folders_vanish(
-    run: Run, place: Place, tmp_path: Path, kind: str, how: str
-) -> None:
-    out = tmp_path / "run"
-    with at_step(4, lambda: gone(out, how)):
-        assert_refused(run(*getattr(place, kind)(out)), f"{out}: {MESSAGE}")
-    assert not (out / "result.json").exists()
-
-
-def test_folder_of_several_runs_vanishes(run: Run, place: Place, tmp_path: Path) -> None:
-    for number, command in enumerate((place.warm_start, place.tune)):
-        out = tmp_path / str(number)
-        more = () if number == 0 else ("--seeds", "0,1")
-        with at_scoring(4, lambda out=out: gone(out, "moved")):
-            assert_refused(run(*command(out), *more), MESSAGE)
-        assert not list(out.glob("*.json"))
-        (tmp_path / "elsewhere").rename(tmp_path / f"moved-{number}")
-
-
-@pytest.mark.parametrize("how", ["moved", "deleted"])
-@pytest.mark.parametrize("kind", ["transfer", "mask"])
-def test_folder_of_scores_vanishes(
-    run: Run, place: Place, tmp_path: Path, kind: str, how: str
+@pytest.mark.parametrize(
+    ("kind", "at", "how"),
+    [
+        ("tune", partial(at_step, 2), "moved"),
+        ("tune", partial(at_step, 6), "deleted"),
+        ("tune", partial(at_step, 2), "replaced"),
+        ("tune", partial(at_step, 6), "emptied"),
+        ("mix", partial(at_step, 4), "moved"),
+        ("project", partial(at_step, 4), "deleted"),
+        ("seeds", partial(at_scoring, 4), "moved"),
+        ("warm-start", partial(at_scoring, 4), "moved"),
+        ("sweep", partial(at_scoring, 1), "moved"),
+        ("sweep", partial(at_scoring, 2), "deleted"),
+        ("transfer", partial(at_scoring, 2), "moved"),
+        ("mask", partial(at_scoring, 2), "deleted"),
+        ("evaluate", partial(at_scoring, 1), "moved"),
+    ],
+)
+def test_folder_vanishes(
+    run: Run, place: Place, tmp_path: Path, kind: str, at: Any, how: str
 ) -> None:
     out = tmp_path / "out"
-    with at_scoring(2, lambda: gone(out, how)):
-        assert_refused(run(*getattr(place, kind)(out)), f"{out}: {MESSAGE}")
-    assert not out.exists()
-
-
-def test_folder_of_a_projection_vanishes(run: Run, place: Place, tmp_path: Path) -> None:
-    out, projector = tmp_path / "out", tmp_path / "projector"
-    assert run(*place.project(projector))[0] == 0
-    out.mkdir()
-    with at_scoring(1, lambda: gone(out, "moved")):
-        assert_refused(run(*place.evaluate(out, projector)), f"{out}: {MESSAGE}")
-    assert not out.exists()
-    assert run(*place.evaluate(out, projector))[0] == 0
-
-
-@pytest.mark.parametrize("at", [3, 5])
-def test_folder_of_a_sweep_vanishes(
-    run: Run, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
-    out, calls = tmp_path / "out", []
-    real = sweep_module.SweepProgress.stepped
-
-    def stepped(self: Any, *given: Any) -> None:
-        calls.append(given)
-        if len(calls) == at:
-            gone(out, "moved")
-        real(self, *given)
-
-    monkeypatch.setattr(sweep_module.SweepProgress, "stepped", stepped)
-    assert_refused(run(*place.sweep(out)), MESSAGE)
-    assert not out.exists()
+    place.finished(run, "project", tmp_path / "projector")  # that is evaluated
+    if kind == "evaluate":  # it makes its folder at the end, unless there is one
+        out.mkdir()
+    with at(lambda: gone(out, how)):
+        assert_refused(run(*place.command(kind, out)), f"{out}.*: {MESSAGE}")
+    assert not list(out.glob("*.json")) or how == "replaced"
+    assert not (out / "result.json").exists()
+    if (kind, how) == ("tune", "moved"):
+        assert not out.exists()
+        (tmp_path / "elsewhere").rename(out)
+        assert run(*place.command(kind, out))[0] == 0, "moved back, it resumes"
 
 
 def test_folder_of_a_quickstart_vanishes(
@@ -541,6 +393,5 @@ def test_folder_of_a_quickstart_vanishes(
         gone(out, "deleted")
 
     monkeypatch.setattr(quickstart_module, "tune", tune)
-    given = ("--backbone", place.backbone, "--tasks", f"{place.mood},{place.taste}")
-    assert_refused(run("quickstart", "--out", out, *given), f"{out}: {MESSAGE}")
+    assert_refused(run(*place.command("quickstart", out)), f"{out}: {MESSAGE}")
     assert len(tuned) == 1 and not out.exists()

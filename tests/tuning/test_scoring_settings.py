@@ -189,6 +189,7 @@ def test_two_prompts_of_a_task_are_scored_as_the_one_of_its_name(run, tmp_path: 
     assert record["max_tokens"] == 6 and record["notes"] == notes[-1:]
 
 
+@pytest.mark.slow
 def test_projected_prompts_are_scored_as_their_projector_was_trained(run, tmp_path: Path) -> None:
     source = write_tiny_backbone(tmp_path / "source", "bert", hidden_size=24)
     target, task = write_tiny_backbone(tmp_path / "target", "bert"), write_late(tmp_path / "mood")

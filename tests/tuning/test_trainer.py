@@ -87,15 +87,6 @@ def test_sigterm_saves_between_checkpoints(tune: Tune, whole: Path, tmp_path: Pa
     assert_equal_runs(whole, tmp_path)
 
 
-def test_incomplete_and_later_log_lines_are_removed(tune, whole: Path, tmp_path: Path) -> None:
-    tune(tmp_path)
-    (tmp_path / "result.json").unlink()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99, "split": "train"}\n{"step": 99, "spl')
-    tune(tmp_path)
-    assert_equal_runs(whole, tmp_path)
-
-
 @pytest.fixture(scope="module")
 def crashed(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "crashed"

@@ -17,7 +17,7 @@ from jpt.recipes.quickstart import TASKS as STUDIED
 from jpt.testing import tiny_batch, tiny_encoder, write_tiny_backbone
 from jpt.tuning.bound_task import bind
 from jpt.tuning.losses import Answer
-from jpt.tuning.run_dir import Checkpoints
+from jpt.tuning.run_dir import Checkpoints, identity_of, read_config
 from jpt.tuning.step import (
     TuneState,
     build_train_step,
@@ -168,7 +168,7 @@ def test_runs_without_moments_are_refused(tune, source: Path, tmp_path: Path) ->
     assert_refused("holds no checkpoints")
     (run / "checkpoints").mkdir()
     assert_refused("holds no checkpoint; to copy")
-    with Checkpoints(run / "checkpoints") as checkpoints:
+    with Checkpoints(run / "checkpoints", identity_of(read_config(run))) as checkpoints:
         checkpoints.save(1, {"prompt": jnp.ones((4, 32)), "optimizer": {"momentum": jnp.ones(3)}})
     assert_refused("does not fit this run .*; use a source")
 
