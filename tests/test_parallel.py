@@ -27,9 +27,9 @@ from jpt.io.files import atomic_file, make_folder, write_text
 from jpt.parallel import local_rows, make_mesh, parameter_shardings, parse_mesh, place, replicated
 from jpt.testing import tiny_encoder, tiny_model
 from jpt.tuning.losses import NO_TOKEN, Answer, label_scores
-from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
+from jpt.tuning.step import adamw, init_state
 from jpt.types import Batch
-from tests.helpers.running import raises
+from tests.helpers.running import answer_step, raises
 
 pytestmark = pytest.mark.plain_programs
 
@@ -91,13 +91,13 @@ def two_steps(family: str, mesh_text: str) -> tuple[np.ndarray, list[float], np.
     # Only T5 and decoders can score words of several pieces.
     pieces = None if family == "bert" else jnp.array([[3, 9], [4, NO_TOKEN]], jnp.int32)
     answer = Answer(jnp.array([3, 4], jnp.int32), pieces)
-    step = build_train_step(module, optimizer, mesh=mesh)
+    step = answer_step(module, optimizer, mesh=mesh)
     batch, losses = parallel.place_batch(batch_of(8), mesh), []
     for _ in range(2):
         state, metrics = step(params, state, batch, answer)
         losses.append(float(metrics.loss))
-    scores = jax.jit(partial(label_scores, module))(params, state.prompt, batch, answer)
-    return np.asarray(state.optimizer.trace), losses, np.asarray(scores)
+    scores = jax.jit(partial(label_scores, module))(params, state.params, batch, answer)
+    return np.asarray(state.opt_state.trace), losses, np.asarray(scores)
 
 
 FAMILY_NAMES = ("bert", "t5", "gpt2", "llama")
@@ -145,16 +145,16 @@ def test_the_state_stays_whole_so_that_all_steps_are_one_program() -> None:
     mesh = make_mesh("data:2,model:4")
     shardings, _ = parameter_shardings(params, ENCODER_WEIGHTS.partition, mesh)
     params = place(params, shardings)
-    optimizer = prompt_optimizer(1e-2)
+    optimizer = adamw(1e-2)
     state = place(init_state(jnp.ones((6, 32)), optimizer), replicated(mesh))
-    step = build_train_step(module, optimizer, mesh=mesh)
+    step = answer_step(module, optimizer, mesh=mesh)
     answer = Answer(jnp.array([3, 4], jnp.int32))
     batch = place(batch_of(8), parallel.batch_sharding(mesh, 8))
     for _ in range(2):
         given, (state, _) = state, step(params, state, batch, answer)
-        assert given.prompt.is_deleted(), "the state was not donated"
-        assert state.prompt.sharding.is_fully_replicated
-    assert step._cache_size() == 1
+        assert given.params.is_deleted(), "the state was not donated"
+        assert state.params.sharding.is_fully_replicated
+    assert step.program._cache_size() == 1
 
 
 COMPUTING = {

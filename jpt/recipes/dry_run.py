@@ -25,7 +25,7 @@ from jpt.io.files import read_json
 from jpt.io.tokenizer import SpecialIds
 from jpt.parallel import batch_sharding, make_mesh, parameter_shardings, parse_mesh, replicated
 from jpt.tuning.losses import Answer
-from jpt.tuning.step import TuneState, init_state, prompt_optimizer
+from jpt.tuning.step import TrainState, init_state
 from jpt.tuning.tune import step_of
 from jpt.types import Batch, Parameters
 
@@ -292,7 +292,7 @@ class StepShapes:
     """Arguments of a train step, as shapes with shardings."""
 
     params: Parameters
-    state: TuneState
+    state: TrainState
     batch: Batch
     answer: Answer
     notes: tuple[str, ...]  # weight dimensions that are not divisible by their mesh axis
@@ -348,9 +348,8 @@ def step_shapes(model: Backbone, options: TuneOptions, mesh: Mesh) -> StepShapes
     def row(dtype: Any, *more: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((options.batch_size, *more), dtype, sharding=rows)
 
-    optimizer = prompt_optimizer(options.learning_rate)
     prompt = jax.ShapeDtypeStruct((options.length, model.config.width), jnp.float32)
-    state = jax.eval_shape(lambda prompt: init_state(prompt, optimizer), prompt)
+    state = jax.eval_shape(init_state, prompt)
     return StepShapes(
         params=jax.tree.map(shard, model.params, shardings),
         state=jax.tree.map(lambda leaf: shard(leaf, replicated(mesh)), state),
@@ -368,7 +367,7 @@ def step_shapes(model: Backbone, options: TuneOptions, mesh: Mesh) -> StepShapes
 def lower_step(model: Backbone, options: TuneOptions, shapes: StepShapes) -> jax.stages.Lowered:
     """Trace the step that `jpt tune` runs."""
     step = step_of(model, options, shapes.batch.tokens.sharding.mesh)
-    return step.lower(shapes.params, shapes.state, shapes.batch, shapes.answer)
+    return step.lower((shapes.params, shapes.answer), shapes.state, shapes.batch)
 
 
 # --- Dry run

@@ -46,8 +46,8 @@ from jpt.tuning.multi_run import (
     SlotRun,
     SlotSchedule,
     fit_runs,
+    group_step,
     multi_run_key,
-    multi_run_train_step,
     pack_runs,
     read_diverged,
     stack_answers,
@@ -63,7 +63,7 @@ from jpt.tuning.run_dir import (
     read_config,
     read_result,
 )
-from jpt.tuning.step import init_state, prompt_optimizer
+from jpt.tuning.step import init_state
 from jpt.tuning.tune import PreparedRun, prepare_run
 from jpt.types import Score
 
@@ -299,11 +299,11 @@ def run_bytes(parts: PreparedRun) -> tuple[int, int]:
     """Return the bytes of the weights and of one run in the compiled step, at maximum length."""
     options, backbone = parts.options, parts.backbone
     batch = _longest(parts)
-    state = stack_trees([init_state(parts.initial, prompt_optimizer(1.0))])
-    step = multi_run_train_step(backbone.module, options.objective, None, options.clip_norm)
-    given = (batch, stack_answers([parts.bound.answer]))
+    state = stack_trees([init_state(parts.initial)])
+    frozen = (backbone.params, stack_answers([parts.bound.answer]))
     numbers = (np.ones(1, np.float32), np.zeros(1, np.uint32))
-    analysis = step.lower(backbone.params, state, *given, *numbers).compile().memory_analysis()
+    step = group_step(backbone.module, options)
+    analysis = step.lower(frozen, state, batch, *numbers).compile().memory_analysis()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(backbone.params))
     rest = analysis.argument_size_in_bytes - weights + analysis.output_size_in_bytes
     return weights, max(1, rest + analysis.temp_size_in_bytes)

@@ -7,14 +7,12 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Float64
@@ -35,6 +33,7 @@ from jpt.prompts.arithmetic import (
 )
 from jpt.prompts.store import check_prompt, load_prompt, load_runs, save_prompt, stack_prompts
 from jpt.tasks.task import Task
+from jpt.tuning.batches import TrainBatches, make_train_batches
 from jpt.tuning.bound_task import (
     BoundTask,
     Splits,
@@ -51,20 +50,11 @@ from jpt.tuning.bound_task import (
     weights_of,
 )
 from jpt.tuning.evaluate import describe_score
-from jpt.tuning.logging import Progress, peak_memory_mb
+from jpt.tuning.logging import peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
-from jpt.tuning.run_dir import BEST, Checkpoints, RunFolder
-from jpt.tuning.step import StepMetrics, TrainStep, TuneState, init_state, prompt_optimizer
-from jpt.tuning.trainer import (
-    LoopState,
-    Run,
-    Schedule,
-    best_prompt,
-    init_state_of,
-    resume,
-    run_loop,
-)
-from jpt.tuning.tune import TrainBatches, make_train_batches
+from jpt.tuning.run_dir import BEST, RunFolder
+from jpt.tuning.step import Optimizer
+from jpt.tuning.trainer import Best, Fitted, Problem, Schedule, fit
 from jpt.types import Batch, Data, Parameters, Prompt, Score
 from jpt.version import __version__
 
@@ -219,51 +209,24 @@ def mix(bank: Float[Array, "K P D"], logits: Float[Array, "K R"]) -> Float[Array
     return (jax.nn.softmax(logits, axis=0)[:, :, None] * bank).sum(0)
 
 
-def mixture_loss(
-    module: nn.Module,
-    params: Parameters,
-    bank: Float[Array, "K P D"],
-    logits: Float[Array, "K R"],
-    batch: Batch,
-    answer: Answer,
-    objective: str = "labels",
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return loss and accuracy of a batch behind the mixed prompt."""
-    return answer_loss(module, params, mix(bank, logits), batch, answer, objective)
+@dataclass(frozen=True)
+class MixtureLoss:
+    """Loss behind the mixed prompt: ``frozen`` is (weights, bank of prompts, `Answer`)."""
 
+    module: nn.Module
+    objective: str = "labels"
 
-@lru_cache(maxsize=16)
-def mixture_step(
-    module: nn.Module,
-    learning_rate: float,
-    objective: str,
-    mesh: Mesh | None = None,
-    clip_norm: float | None = None,
-) -> TrainStep:
-    """Return the compiled step, which trains the logits in place of a prompt."""
-    optimizer = prompt_optimizer(learning_rate, clip_norm)
-
-    def loss_of(
-        logits: Array, params: Parameters, batch: Batch, answer: Answer
-    ) -> tuple[Array, Array]:
-        frozen = (module, params["backbone"], params["bank"])
-        return mixture_loss(*frozen, logits, batch, answer, objective)
-
-    def step(
-        params: Parameters, state: TuneState, batch: Batch, answer: Answer
-    ) -> tuple[TuneState, StepMetrics]:
-        (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            state.prompt, params, batch, answer
-        )
-        # optax raises a float to an int power, which strict promotion (on in tests) refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt)
-        logits = optax.apply_updates(state.prompt, updates)
-        metrics = StepMetrics(loss, accuracy, optax.tree.norm(gradient))
-        return TuneState(state.step + 1, logits, optimizer_state), metrics
-
-    shardings = {} if mesh is None else {"out_shardings": replicated(mesh)}
-    return jax.jit(step, donate_argnums=1, **shardings)
+    def __call__(
+        self,
+        frozen: tuple[Parameters, Float[Array, "K P D"], Answer],
+        logits: Float[Array, "K R"],
+        batch: Batch,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Return loss and accuracy of a batch."""
+        weights, bank, answer = frozen
+        mixed = mix(bank, logits)
+        return answer_loss(self.module, weights, mixed, batch, answer, self.objective)
 
 
 # --- Learning a mixture
@@ -274,7 +237,6 @@ def mixture_step(
 STEPS, LEARNING_RATE = 100, 0.1
 
 _SET_HERE = ("length", "init", "dropout")
-_POSITION_KEYS = ("step", "split")
 
 
 @dataclass(frozen=True)
@@ -357,6 +319,71 @@ class _Study:
         mixed = mix_bank(self.bank, softmax_weights(np.asarray(logits)))
         return self.bound.score([mixed], self.splits[split], self.mesh, may_diverge=True)[0]
 
+    @property
+    def schedule(self) -> Schedule:
+        options = self.options
+        return Schedule(
+            options.steps,
+            options.eval_every,
+            options.checkpoint_every,
+            options.batch_size,
+            score_start=True,
+            checkpoint_minutes=options.checkpoint_minutes,
+        )
+
+    def problem(self) -> Problem:
+        """Return what is trained: the logits of the weights, at first a plain average."""
+        options, backbone = self.options, self.backbone
+        bank = place(jnp.asarray(self.bank), replicated(self.mesh))
+        return Problem(
+            frozen=(backbone.params, bank, self.bound.answer),
+            init=np.zeros((len(self.bank), self.bank.shape[1] if self.per_row else 1)),
+            loss=MixtureLoss(backbone.module.clone(dropout_rate=0.0), options.objective),
+            batch=self.batch_at,
+            evaluate=lambda logits: self.score(logits, "validation"),
+            config=self.config(),
+            finish=self._finish,
+            learning_rate=options.learning_rate,
+            optimizer=Optimizer(clip_norm=options.clip_norm),
+            mesh=self.mesh,
+            keep=lambda best, folder: save_prompt(folder.file(BEST), self.mixed(best)),
+        )
+
+    def mixed(self, best: Best) -> Prompt:
+        """Return the mixed prompt of a run."""
+        task, weights = self.bound.task, softmax_weights(best.params)
+        card = mixed_card(self.parts, self._shares(weights), MIXTURE, task.name, task.type)
+        run = {"seed": self.options.seed, "steps": best.step, "score": best.score}
+        run |= {"metric": task.metric}
+        run["scoring"] = dataclasses.replace(self.bound.scoring, split="validation")
+        return Prompt(mix_bank(self.bank, weights), dataclasses.replace(card, **run))
+
+    def _shares(self, weights: Float64[np.ndarray, "K R"]) -> dict[str, float]:
+        return dict(zip(self.parts, weights.mean(1).tolist(), strict=True))
+
+    def _finish(self, fitted: Fitted, folder: RunFolder | None) -> dict[str, Any]:
+        """Write the mixed prompt; return its scores, and that of the plain average."""
+        best, weights = fitted.best, softmax_weights(fitted.best.params)
+        prompt, scores = self.mixed(best), {"validation": fitted.logged(best.step)}
+        scores["average"] = fitted.logged(0)
+        if "test" in self.splits:
+            rows = self.splits["test"]
+            scores["test"] = self.bound.score([prompt.values], rows, self.mesh)[0].summary()
+        if folder is not None:
+            save_prompt(folder.file(BEST), prompt)
+        return {
+            "backbone": self.backbone.name,
+            "task": self.bound.task.name,
+            "metric": self.bound.task.metric,
+            "steps": self.options.steps,
+            "best_step": best.step,
+            "weights": self._shares(weights),
+            "row_weights": dict(zip(self.parts, weights.tolist(), strict=True)),
+            **scores,
+            "elapsed_s": fitted.elapsed_s,
+            "peak_memory_mb": peak_memory_mb(),
+        }
+
 
 def learn_mixture(
     backbone: Backbone | str | Path | None,
@@ -411,12 +438,11 @@ def learn_mixture(
     chosen = _options(steps=steps, learning_rate=learning_rate, **options)
     study = _prepare(backbone, task, load_parts(prompts), per_row, data, chosen)
     folder = None if out is None else RunFolder(Path(out), study.config())
-    if folder is None:
-        return _run(study, None, None, progress, started_s)
-    if (record := folder.result) is not None:
-        return _result(study, load_prompt(folder.path / BEST), record, folder)
-    with folder.lock(), folder.checkpoints() as saves:
-        return _run(study, folder, saves, progress, started_s)
+    if folder is not None and (record := folder.result) is not None:
+        return _result(study, load_prompt(folder.path / BEST), record, folder, folder.history())
+    study.splits.warn()
+    fitted = fit(study.problem(), study.schedule, folder, progress=progress, started_s=started_s)
+    return _result(study, study.mixed(fitted.best), fitted.record, folder, fitted.history)
 
 
 def _options(**options: Any) -> TuneOptions:
@@ -459,107 +485,16 @@ def _prepare(
     return _Study(model, bound, parts, bank, per_row, options, splits, mesh, batches)
 
 
-def _run(
-    study: _Study,
-    folder: RunFolder | None,
-    checkpoints: Checkpoints | None,
-    progress: bool,
-    started_s: float,
-) -> MixtureResult:
-    options, backbone = study.options, study.backbone
-    study.splits.warn()
-    module = backbone.module.clone(dropout_rate=0.0)
-    bank = place(jnp.asarray(study.bank), replicated(study.mesh))
-    run = Run(
-        params={"backbone": backbone.params, "bank": bank},
-        answer=study.bound.answer,
-        step=mixture_step(
-            module, options.learning_rate, options.objective, study.mesh, options.clip_norm
-        ),
-        batch_at=study.batch_at,
-        score=lambda logits: study.score(logits, "validation"),
-        schedule=Schedule(
-            options.steps,
-            options.eval_every,
-            options.checkpoint_every,
-            options.batch_size,
-            score_start=True,
-            checkpoint_minutes=options.checkpoint_minutes,
-        ),
-        folder=folder,
-        checkpoints=checkpoints,
-    )
-    state = _start(study, run)
-    with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
-        state = run_loop(run, state, bar)
-    logits, score, step = best_prompt(state)
-    weights = softmax_weights(logits)
-    prompt = _mixed(study, weights, step, score)
-    record = _record(study, weights, prompt, run.history, started_s)
-    if folder is not None:
-        save_prompt(folder.file(BEST), prompt)
-        record = folder.finish(record)
-    return _result(study, prompt, record, folder, run.history)
-
-
-def _start(study: _Study, run: Run) -> LoopState:
-    shape = (len(study.bank), study.bank.shape[1] if study.per_row else 1)
-    logits = init_state(jnp.zeros(shape), prompt_optimizer(study.options.learning_rate))
-    return resume(run, init_state_of(place(logits, replicated(study.mesh))))
-
-
-def _mixed(study: _Study, weights: Float64[np.ndarray, "K R"], step: int, score: float) -> Prompt:
-    task = study.bound.task
-    card = mixed_card(study.parts, _shares(study, weights), MIXTURE, task.name, task.type)
-    run = {"seed": study.options.seed, "steps": step, "score": score, "metric": task.metric}
-    run["scoring"] = dataclasses.replace(study.bound.scoring, split="validation")
-    return Prompt(mix_bank(study.bank, weights), dataclasses.replace(card, **run))
-
-
-def _shares(study: _Study, weights: Float64[np.ndarray, "K R"]) -> dict[str, float]:
-    return dict(zip(study.parts, weights.mean(1).tolist(), strict=True))
-
-
-def _record(
-    study: _Study,
-    weights: Float64[np.ndarray, "K R"],
-    prompt: Prompt,
-    history: list[dict[str, Any]],
-    started_s: float,
-) -> dict[str, Any]:
-    validations = {line["step"]: line for line in history if line["split"] == "validation"}
-    scores = {
-        name: {key: value for key, value in validations[step].items() if key not in _POSITION_KEYS}
-        for name, step in (("validation", prompt.card.steps), ("average", 0))
-    }
-    if "test" in study.splits:
-        rows = study.splits["test"]
-        scores["test"] = study.bound.score([prompt.values], rows, study.mesh)[0].summary()
-    return {
-        "backbone": study.backbone.name,
-        "task": study.bound.task.name,
-        "metric": study.bound.task.metric,
-        "steps": study.options.steps,
-        "best_step": prompt.card.steps,
-        "weights": _shares(study, weights),
-        "row_weights": dict(zip(study.parts, weights.tolist(), strict=True)),
-        **scores,
-        "elapsed_s": round(time.monotonic() - started_s, 2),
-        "peak_memory_mb": peak_memory_mb(),
-    }
-
-
 def _result(
     study: _Study,
     prompt: Prompt,
     record: dict[str, Any],
     folder: RunFolder | None,
-    history: list[dict[str, Any]] | None = None,
+    history: list[dict[str, Any]],
 ) -> MixtureResult:
     rows = np.array([record["row_weights"][name] for name in study.parts])
-    lines = folder.history() if history is None and folder is not None else history or []
     path = None if folder is None else folder.path
-    return MixtureResult(prompt, dict(record["weights"]), rows, record, lines, path)
+    return MixtureResult(prompt, dict(record["weights"]), rows, record, history, path)
 
 
 def _checksum(prompt: Prompt) -> str:

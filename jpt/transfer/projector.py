@@ -8,9 +8,9 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ from jpt.results.prompt_table import check_unique, match_in_task_prompts, short_
 from jpt.results.records import ProjectorScore
 from jpt.tasks.catalog import load_task
 from jpt.tasks.task import Task
+from jpt.tuning.batches import TrainBatches, make_train_batches
 from jpt.tuning.bound_task import (
     BoundTask,
     Splits,
@@ -48,12 +49,11 @@ from jpt.tuning.bound_task import (
     resolve_backbone,
     resolve_options,
 )
-from jpt.tuning.logging import Progress, peak_memory_mb
+from jpt.tuning.logging import peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
-from jpt.tuning.run_dir import Checkpoints, RunFolder
-from jpt.tuning.step import StepMetrics, TuneState, prompt_optimizer
-from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
-from jpt.tuning.tune import TrainBatches, make_train_batches
+from jpt.tuning.run_dir import RunFolder
+from jpt.tuning.step import Optimizer
+from jpt.tuning.trainer import Best, Fitted, Problem, Schedule, fit
 from jpt.types import Batch, Parameters, Prompt, PromptCard, Scoring
 from jpt.version import __version__
 
@@ -172,77 +172,41 @@ class Pairs(NamedTuple):
     targets: Float[Array, "K P D"]
 
 
-ProjectorStep = Callable[[Any, TuneState, Any, None], tuple[TuneState, StepMetrics]]
-"""``step(frozen, state, batch, None)``; ``state.prompt`` holds the projector's weights."""
+@dataclass(frozen=True)
+class TaskLoss:
+    """Loss of a task behind a projected prompt: ``frozen`` are the weights of the target."""
+
+    # It is propagated through the frozen target into the projector. (In the paper's code for T5 the
+    # gradient does not reach it.)
+    module: nn.Module  # the target
+    projector: Projector
+    objective: str = "labels"
+
+    def __call__(
+        self, frozen: Parameters, params: Parameters, batch: TaskBatch, key: Array
+    ) -> tuple[Array, Array]:
+        """Return loss and accuracy of a batch."""
+        prompt = self.projector.apply({"params": params}, batch.source)
+        return answer_loss(self.module, frozen, prompt, batch.rows, batch.answer, self.objective)
 
 
-def start(params: Parameters, optimizer: optax.GradientTransformation) -> TuneState:
-    """Return the state before the first step."""
-    return TuneState(jnp.int32(0), params, optimizer.init(params))
+@dataclass(frozen=True)
+class DistanceLoss:
+    """Distance between projected and in-task prompts; a batch has numbers of tasks."""
+
+    projector: Projector
+
+    def __call__(
+        self, frozen: Pairs, params: Parameters, batch: Int[Array, "B"], key: Array
+    ) -> tuple[Array, None]:
+        """Return the loss of a batch; it has no accuracy."""
+        pairs = (frozen.sources[batch], frozen.targets[batch])
+        return distance_loss(self.projector, params, *pairs), None
 
 
-def projector_optimizer(objective: str, learning_rate: float) -> optax.GradientTransformation:
-    """Return the optimizer of an objective."""
-    # Paper's code: AdamW with eps 1e-6 and no decay (task) and Adam (distance), at a constant
-    # learning rate; it ignores the configured rate and uses 5e-3.
-    if objective == "task":
-        return prompt_optimizer(learning_rate)
-    return optax.adam(learning_rate)
-
-
-@lru_cache(maxsize=16)
-def task_step(
-    module: nn.Module,
-    projector: Projector,
-    learning_rate: float,
-    answer_objective: str = "labels",
-    mesh: Mesh | None = None,
-) -> ProjectorStep:
-    """Return the compiled step of the task objective."""
-
-    # The task loss is propagated through the frozen target into the projector. (In the paper's code
-    # for T5 the gradient does not reach it.)
-    def loss_of(params: Parameters, frozen: Parameters, batch: TaskBatch) -> tuple[Array, Array]:
-        prompt = projector.apply({"params": params}, batch.source)
-        return answer_loss(module, frozen, prompt, batch.rows, batch.answer, answer_objective)
-
-    return _compiled(loss_of, projector_optimizer("task", learning_rate), mesh)
-
-
-@lru_cache(maxsize=16)
-def distance_step(
-    projector: Projector, learning_rate: float, mesh: Mesh | None = None
-) -> ProjectorStep:
-    """Return the compiled step of the distance objective."""
-
-    def loss_of(params: Parameters, pairs: Pairs, tasks: Int[Array, "B"]) -> tuple[Array, Array]:
-        sources, targets = pairs.sources[tasks], pairs.targets[tasks]
-        return distance_loss(projector, params, sources, targets), jnp.float32(0)
-
-    return _compiled(loss_of, projector_optimizer("distance", learning_rate), mesh)
-
-
-def _compiled(
-    loss_of: Callable[[Parameters, Any, Any], tuple[Array, Array]],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh | None,
-) -> ProjectorStep:
-    def step(
-        frozen: Any, state: TuneState, batch: Any, answer: None = None
-    ) -> tuple[TuneState, StepMetrics]:
-        del answer  # in the batch
-        (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            state.prompt, frozen, batch
-        )
-        # optax raises a float to an int power, which strict promotion (on in tests) refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.prompt)
-        params = optax.apply_updates(state.prompt, updates)
-        metrics = StepMetrics(loss, accuracy, optax.tree.norm(gradient))
-        return TuneState(state.step + 1, params, optimizer_state), metrics
-
-    shardings = {} if mesh is None else {"out_shardings": replicated(mesh)}
-    return jax.jit(step, donate_argnums=1, **shardings)
+# Paper's code: AdamW with eps 1e-6 and no decay (task) and Adam (distance), at a constant learning
+# rate; it ignores the configured rate and uses 5e-3.
+OPTIMIZERS = {"task": Optimizer(), "distance": Optimizer(optax.adam)}
 
 
 # --- Training data
@@ -800,7 +764,7 @@ class ProjectorPlan:
     options: ProjectorOptions  # resolved
     mesh: Mesh
     frozen: Any  # read by every step: the target's weights, or the pairs of prompts
-    step: ProjectorStep  # compiled
+    loss: TaskLoss | DistanceLoss
     batch_at: Callable[[int], Any]  # batch of a step, counted from 0
     score: Callable[[Parameters], ProjectorScore]
     log_fields: Callable[[int], dict[str, Any]]  # added to the log line of a step, from 0
@@ -808,6 +772,68 @@ class ProjectorPlan:
     measured_on: str
     config: dict[str, Any]  # all that defines the run
     splits: Sequence[Splits] = ()
+
+    def problem(self) -> Problem:
+        """Return what is trained."""
+        card, options = self.card, self.options
+        size = (card.source_length, card.source_width)
+        return Problem(
+            frozen=self.frozen,
+            init=initial_parameters(card.module(), *size, options.seed),
+            loss=self.loss,
+            batch=self.batch_at,
+            evaluate=self.score,
+            config=self.config,
+            finish=self._finish,
+            learning_rate=options.learning_rate,
+            optimizer=OPTIMIZERS[card.objective],
+            mesh=self.mesh,
+            keep=self._keep,
+            log_fields=self.log_fields,
+        )
+
+    @property
+    def schedule(self) -> Schedule:
+        """Intervals of the run."""
+        options = self.options
+        return Schedule(
+            options.steps, options.eval_every, options.checkpoint_every, options.batch_size
+        )
+
+    def projector(
+        self, best: Best, folder: RunFolder | None, score: float | None = None
+    ) -> TrainedProjector:
+        """Return the best projector of a run."""
+        if score is None:  # an error is negated, so that the highest score is the best
+            score = -best.score if self.metric == "error" else best.score
+        card = dataclasses.replace(self.card, steps=best.step, score=score)
+        name = "projector" if folder is None else str(folder.path / PROJECTOR_FILE)
+        return TrainedProjector(card, best.params, name)
+
+    def _keep(self, best: Best, folder: RunFolder) -> None:
+        save_projector(folder.file(PROJECTOR_FILE), self.projector(best, folder))
+
+    def _finish(self, fitted: Fitted, folder: RunFolder | None) -> dict[str, Any]:
+        """Write the best projector; return its validation scores."""
+        best = fitted.best
+        scores = fitted.logged(best.step)
+        if folder is not None:
+            projector = self.projector(best, folder, float(scores[self.metric]))
+            save_projector(folder.file(PROJECTOR_FILE), projector)
+        return {
+            "objective": self.card.objective,
+            "source_backbone": self.card.source_backbone,
+            "target_backbone": self.card.target_backbone,
+            "tasks": list(self.card.tasks),
+            "metric": self.metric,
+            "measured_on": self.measured_on,
+            "weights": sum(leaf.size for leaf in jax.tree.leaves(best.params)),
+            "steps": self.options.steps,
+            "best_step": best.step,
+            "validation": scores,
+            "elapsed_s": fitted.elapsed_s,
+            "peak_memory_mb": peak_memory_mb(),
+        }
 
 
 def plan_projector(
@@ -852,7 +878,7 @@ def plan_projector(
         options=options,
         mesh=mesh,
         frozen=backbone.params,
-        step=task_step(module, card.module(), options.learning_rate, answer_objective, mesh),
+        loss=TaskLoss(module, card.module(), answer_objective),
         batch_at=batches.batch_at,
         score=lambda params: score_tasks(card.module(), params, learnt, mesh),
         log_fields=lambda step: {"task": batches.task_at(step)},
@@ -911,7 +937,7 @@ def _plan_distance(
         options=options,
         mesh=mesh,
         frozen=pairs,
-        step=distance_step(module, options.learning_rate, mesh),
+        loss=DistanceLoss(module),
         batch_at=batch_at,
         score=lambda params: score_pairs(module, params, pairs, names, count),
         log_fields=lambda step: {},
@@ -999,21 +1025,6 @@ class ProjectorResult:
         return "\n".join(lines)
 
 
-@dataclass
-class _ProjectorRun(Run):
-    """A run with the task of each training step in its log."""
-
-    log_fields: Callable[[int], dict[str, Any]] = lambda step: {}
-
-    def log(self, line: dict[str, Any]) -> None:
-        if line["split"] == "train":
-            more = self.log_fields(line["step"] - 1)
-            if not more:  # the distance objective has no accuracy
-                line = {name: value for name, value in line.items() if name != "accuracy"}
-            line = {**line, **more}
-        super().log(line)
-
-
 def train_projector(
     sources: Prompts,
     target_backbone: Backbone | str | Path,
@@ -1070,82 +1081,9 @@ def train_projector(
     if folder is not None and (record := folder.result) is not None:
         projector = load_projector(folder.path)
         return ProjectorResult(projector, record, folder.history(), folder.path)
-    if folder is None:
-        return _run(plan, None, None, progress, started_s)
-    with folder.lock(), folder.checkpoints() as checkpoints:
-        return _run(plan, folder, checkpoints, progress, started_s)
-
-
-def _run(
-    plan: ProjectorPlan,
-    folder: RunFolder | None,
-    checkpoints: Checkpoints | None,
-    progress: bool,
-    started_s: float,
-) -> ProjectorResult:
-    options = plan.options
     for splits in plan.splits:
         splits.warn()
-    run = _ProjectorRun(
-        params=plan.frozen,
-        answer=None,
-        step=plan.step,
-        batch_at=plan.batch_at,
-        score=plan.score,
-        schedule=Schedule(
-            options.steps, options.eval_every, options.checkpoint_every, options.batch_size
-        ),
-        folder=folder,
-        checkpoints=checkpoints,
-        log_fields=plan.log_fields,
-    )
-    state = resume(run, _initial_state(plan))
-    with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
-        state = run_loop(run, state, bar)
-    best_step = int(state.best_step)
-    record = _record(plan, run.history, best_step, started_s)
-    score = record["validation"][record["metric"]]
-    card = dataclasses.replace(plan.card, steps=best_step, score=float(score))
-    name = "projector" if folder is None else str(folder.path / PROJECTOR_FILE)
-    best = jax.tree.map(np.asarray, state.best_prompt)
-    projector = TrainedProjector(card, best, name)
-    if folder is not None:
-        save_projector(folder.file(PROJECTOR_FILE), projector)
-        record = folder.finish(record)
-    return ProjectorResult(projector, record, run.history, folder.path if folder else None)
-
-
-def _initial_state(plan: ProjectorPlan) -> LoopState:
-    card, options = plan.card, plan.options
-    size = (card.source_length, card.source_width)
-    params = initial_parameters(card.module(), *size, options.seed)
-    optimizer = projector_optimizer(card.objective, options.learning_rate)
-    return init_state_of(place(start(params, optimizer), replicated(plan.mesh)))
-
-
-def _record(
-    plan: ProjectorPlan, history: list[dict[str, Any]], best_step: int, started_s: float
-) -> dict[str, Any]:
-    """Return the result, with the validation scores of the kept projector."""
-    kept = next(
-        line for line in history if line["split"] == "validation" and line["step"] == best_step
-    )
-    shapes = jax.eval_shape(
-        plan.card.module().init,
-        jax.random.key(0),
-        jnp.zeros((plan.card.source_length, plan.card.source_width), jnp.float32),
-    )
-    return {
-        "objective": plan.card.objective,
-        "source_backbone": plan.card.source_backbone,
-        "target_backbone": plan.card.target_backbone,
-        "tasks": list(plan.card.tasks),
-        "metric": plan.metric,
-        "measured_on": plan.measured_on,
-        "weights": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
-        "steps": plan.options.steps,
-        "best_step": best_step,
-        "validation": {name: kept[name] for name in kept if name not in ("step", "split")},
-        "elapsed_s": round(time.monotonic() - started_s, 2),
-        "peak_memory_mb": peak_memory_mb(),
-    }
+    fitted = fit(plan.problem(), plan.schedule, folder, progress=progress, started_s=started_s)
+    score = float(fitted.record["validation"][plan.metric])
+    projector, path = plan.projector(fitted.best, folder, score), folder.path if folder else None
+    return ProjectorResult(projector, fitted.record, fitted.history, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jpt.backbones.layers import AnswerScores
 from jpt.backbones.registry import Backbone
 from jpt.config import check_choice
 from jpt.errors import InputError
+from jpt.prompts.parametrisations import PLAIN, Parametrisation
 from jpt.tasks.task import Task
 from jpt.types import Batch, Parameters
 
@@ -85,6 +87,24 @@ class Answer:
     # position of the text's first token (imported BERT prompts: 1)
     first_position: int = struct.field(pytree_node=False, default=0)
     n_valid: Int[Array, ""] | None = None  # label words that are no padding, in a multi-run group
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """Loss of a prompt in front of a frozen model: ``frozen`` is (weights, `Answer`)."""
+
+    module: nn.Module
+    objective: str = "labels"
+    parametrisation: Parametrisation = PLAIN
+
+    def __call__(
+        self, frozen: tuple[Parameters, Answer], params: Any, batch: Batch, key: Array | None
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Return loss and accuracy of a batch."""
+        weights, answer = frozen
+        prompt = self.parametrisation.rows(params)
+        key = key if getattr(self.module, "dropout_rate", 0.0) else None
+        return answer_loss(self.module, weights, prompt, batch, answer, self.objective, key)
 
 
 def answer_loss(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,43 +17,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32, UInt32
+from jaxtyping import Float32
 
+from jpt.config import TuneOptions
 from jpt.data.batches import pack_indices
 from jpt.distributed import Vote
 from jpt.errors import InputError, StoppedError
 from jpt.io.files import read_json, write_json
 from jpt.parallel import fetch, place, replicated
-from jpt.prompts.store import save_prompt
 from jpt.results.value_checks import check_values
 from jpt.tuning.logging import CompileLog, ConstantPredictions
-from jpt.tuning.losses import NO_TOKEN, Answer
-from jpt.tuning.run_dir import BEST, LAST, RESULT, Checkpoints, RunFolder
-from jpt.tuning.step import StepMetrics, TuneState, init_state, paper_step, prompt_optimizer
-from jpt.tuning.trainer import EXIT_CODES, LOG_EVERY, Schedule, stop_requests
-from jpt.tuning.tune import PreparedRun, result_record
-from jpt.types import Batch, Parameters, Score
+from jpt.tuning.losses import NO_TOKEN, Answer, AnswerLoss
+from jpt.tuning.run_dir import RESULT, Checkpoints, RunFolder
+from jpt.tuning.step import Optimizer, StepMetrics, TrainState, compile_steps, init_state
+from jpt.tuning.trainer import EXIT_CODES, LOG_EVERY, Best, Fitted, Schedule, stop_requests
+from jpt.tuning.tune import PreparedRun
+from jpt.types import Batch, Score
 
 # --- The vmapped train step
 # The weights are shared, not copied: the matrix products of all runs become one product.
 
-MultiRunStep = Callable[
-    [Parameters, TuneState, Batch, Answer, Float[Array, "K"], UInt32[Array, "K"]],
-    tuple[TuneState, StepMetrics],
-]
 
-
-@lru_cache(maxsize=16)
-def multi_run_train_step(
-    module: nn.Module,
-    objective: str = "labels",
-    mesh: Mesh | None = None,
-    clip_norm: float | None = None,
-) -> MultiRunStep:
+def group_step(module: nn.Module, options: TuneOptions, mesh: Mesh | None = None) -> Any:
     """Return the compiled step of a group; learning rates and seeds are arguments."""
-    vmapped = jax.vmap(paper_step(module, objective, clip_norm), in_axes=(None, 0, 0, 0, 0, 0))
-    shardings = {} if mesh is None else {"out_shardings": (run_sharding(mesh), replicated(mesh))}
-    return jax.jit(vmapped, donate_argnums=1, **shardings)
+    shardings = None if mesh is None else (run_sharding(mesh), replicated(mesh))
+    loss, optimizer = AnswerLoss(module, options.objective), Optimizer(clip_norm=options.clip_norm)
+    return compile_steps(loss, optimizer, shardings)
 
 
 def run_sharding(mesh: Mesh) -> NamedSharding:
@@ -218,12 +206,8 @@ def scoring_key(parts: PreparedRun) -> tuple[Any, ...]:
 
 def finish_run(run: SlotRun, last: Float32[np.ndarray, "P D"]) -> dict[str, Any]:
     """Write the best prompt, the last prompt and the result of a run."""
-    values, score, step = run.best
-    best = run.parts.prompt(values, step, score)
-    record = result_record(run.parts, best, run.history, run.started_s, None)
-    save_prompt(run.folder.file(BEST), best)
-    save_prompt(run.folder.file(LAST), run.parts.prompt(last, run.parts.options.steps, None))
-    return run.folder.finish(record)
+    fitted = Fitted(Best(*run.best), last, run.history, {}, run.started_s)
+    return run.folder.finish(run.parts.problem().finish(fitted, run.folder))
 
 
 # --- Slot schedule
@@ -340,10 +324,7 @@ class _MultiRun:
         self.mesh = self.some.mesh
         axis = self.mesh.shape["prompt"]
         self.n_slots = math.ceil(len(self.slot_schedule.slots) / axis) * axis
-        options = self.some.options
-        self.step = multi_run_train_step(
-            self.some.backbone.module, options.objective, self.mesh, options.clip_norm
-        )
+        self.step = group_step(self.some.backbone.module, self.some.options, self.mesh)
         self.given: tuple[tuple[str | None, ...], tuple[Any, ...]] = ((), ())
 
     def fit(self) -> None:
@@ -378,9 +359,9 @@ class _MultiRun:
         if asked:  # during the last step: the next group must not start
             self._stop(asked, self.slot_schedule.n_steps)
 
-    def _resume(self) -> tuple[int, TuneState]:
+    def _resume(self) -> tuple[int, TrainState]:
         """Return global step and state of the newest checkpoint, or those before the first step."""
-        blank = init_state(np.zeros_like(self.some.initial), prompt_optimizer(1.0))
+        blank = init_state(np.zeros_like(self.some.initial))
         state = place(stack_trees([blank] * self.n_slots), run_sharding(self.mesh))
         like = self._checkpoint(state)
         self.checkpoints.remove_leftovers()
@@ -399,9 +380,9 @@ class _MultiRun:
                 run.folder.check_best(*run.best[1:])
         for name, step in self.slot_schedule.reached(global_step).items():
             self.runs[name].rewind(step)
-        return global_step, loaded["tune"]
+        return global_step, loaded["train"]
 
-    def _checkpoint(self, state: TuneState, global_step: int = 0) -> dict[str, Any]:
+    def _checkpoint(self, state: TrainState, global_step: int = 0) -> dict[str, Any]:
         """Return the content of a checkpoint: slot states, and the best prompt of each slot."""
         slots = self.slot_schedule.at(global_step) if global_step else []
         bests = [self.runs[each[0]].best if each else (None, -math.inf, 0) for each in slots]
@@ -414,19 +395,19 @@ class _MultiRun:
         )
         extra = {"best": best, "global_step": np.int32(global_step)}
         extra = place(extra, replicated(self.mesh))
-        return {"tune": state, **extra}
+        return {"train": state, **extra}
 
-    def _init_runs(self, state: TuneState, slots: Slots) -> TuneState:
+    def _init_runs(self, state: TrainState, slots: Slots) -> TrainState:
         """Put the initial prompt of every run that starts into its slot."""
         for slot, occupant in enumerate(slots):
             if occupant is not None and occupant[1] == 1:
                 run = self.runs[occupant[0]]
-                fresh = init_state(run.parts.initial, prompt_optimizer(1.0))
+                fresh = init_state(run.parts.initial)
                 state = _put(state, place(fresh, replicated(self.mesh)), slot)
                 run.started_s = time.monotonic()
         return state
 
-    def _step(self, state: TuneState, slots: Slots) -> tuple[TuneState, StepMetrics]:
+    def _step(self, state: TrainState, slots: Slots) -> tuple[TrainState, StepMetrics]:
         # An empty slot repeats another one's step; its result is never read.
         spare = next(occupant for occupant in slots if occupant is not None)
         filled = [occupant or spare for occupant in slots]
@@ -439,7 +420,9 @@ class _MultiRun:
         batch = stack_batches(batches, self.some.bound.batching.pad, shards)
         placed = place(batch, NamedSharding(self.mesh, PartitionSpec("prompt", "data")))
         self.log.take()
-        result = self.step(self.some.backbone.params, state, placed, *self.given[1])
+        answer, rates, seeds = self.given[1]
+        frozen = (self.some.backbone.params, answer)
+        result = self.step(frozen, state, placed, rates, seeds)
         self.log.stepped(batch._replace(tokens=batch.tokens[0]))
         return result
 
@@ -491,11 +474,11 @@ class _MultiRun:
             if schedules[name].is_due(step, schedules[name].eval_every)
         ]
 
-    def _score(self, state: TuneState, due: list[tuple[int, str, int]]) -> None:
+    def _score(self, state: TrainState, due: list[tuple[int, str, int]]) -> None:
         """Score runs on validation, those of one task in one pass over its rows."""
         due = [each for each in due if self.runs[each[1]].diverged is None]
         self.log.take()
-        prompts = fetch(state.prompt) if due else None
+        prompts = fetch(state.params) if due else None
         by_task: dict[Any, list[tuple[int, str, int]]] = {}
         for each in due:
             by_task.setdefault(scoring_key(self.runs[each[1]].parts), []).append(each)
@@ -519,7 +502,7 @@ class _MultiRun:
         if due:
             self.log.scored()
 
-    def _end(self, state: TuneState, slots: Slots) -> bool:
+    def _end(self, state: TrainState, slots: Slots) -> bool:
         """Write the result of every run that has done its last step."""
         ended = [
             (slot, occupant[0])
@@ -529,11 +512,11 @@ class _MultiRun:
         for slot, name in ended:
             run = self.runs[name]
             if run.diverged is None:
-                record = finish_run(run, np.asarray(fetch(state.prompt)[slot]))
+                record = finish_run(run, np.asarray(fetch(state.params)[slot]))
                 self.progress.ended(name, record)
         return bool(ended)
 
-    def _save(self, global_step: int, state: TuneState) -> None:
+    def _save(self, global_step: int, state: TrainState) -> None:
         # A copy: the next step donates these arrays while they are written.
         copied = jax.tree.map(jnp.copy, state)
         self.checkpoints.save(global_step, self._checkpoint(copied, global_step))
@@ -548,5 +531,5 @@ class _MultiRun:
 
 
 @jax.jit
-def _put(state: TuneState, fresh: TuneState, slot: int) -> TuneState:
+def _put(state: TrainState, fresh: TrainState, slot: int) -> TrainState:
     return jax.tree.map(lambda stacked, leaf: stacked.at[slot].set(leaf), state, fresh)

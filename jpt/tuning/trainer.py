@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jpt.distributed import Vote, is_first
 from jpt.errors import DivergedError, StoppedError
-from jpt.parallel import place
-from jpt.tuning.logging import CompileLog, LogSinks, Progress
-from jpt.tuning.losses import Answer
+from jpt.io.tensors import write_safetensors
+from jpt.parallel import place, replicated
+from jpt.tuning.logging import CompileLog, LogSinks, Progress, parse_sinks
 from jpt.tuning.run_dir import BEST, Checkpoints, RunFolder
-from jpt.tuning.step import StepMetrics, TrainStep, TuneState
-from jpt.types import Batch, Parameters, Score
+from jpt.tuning.step import (
+    AnyOptimizer,
+    Loss,
+    Optimizer,
+    StepMetrics,
+    TrainState,
+    bind_step,
+    init_state,
+)
 
 LOG_EVERY = 10
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
@@ -32,10 +44,10 @@ SAVE = 1  # vote of a process for a save by the clock; not a signal that is hand
 
 
 class LoopState(NamedTuple):
-    """Content of a checkpoint: state of the step, and best prompt so far."""
+    """Content of a checkpoint: state of the step, and the best parameters so far."""
 
-    tune: TuneState
-    best_prompt: Float[Array, "P D"]  # highest score on validation
+    train: TrainState
+    best: Any  # parameters with the highest score on validation
     best_score: Float[Array, ""]  # -inf before the first evaluation
     best_step: Int[Array, ""]
 
@@ -46,8 +58,8 @@ class Schedule:
 
     steps: int
     eval_every: int  # the last step is always evaluated
-    checkpoint_every: int  # the last step is always saved
-    batch_size: int  # rows per step, for the speed that is shown
+    checkpoint_every: int = 100  # the last step is always saved
+    batch_size: int = 1  # rows per step, for the speed that is shown
     score_start: bool = False  # evaluate the initial prompt as step 0; it may be the best
     checkpoint_minutes: float | None = None  # also save after this time
 
@@ -61,20 +73,198 @@ class Schedule:
         return minutes is not None and time.monotonic() - saved_s > 60 * minutes
 
 
-@dataclass
-class Run:
-    """The parts of a training loop."""
+@dataclass(frozen=True)
+class Problem:
+    """What a run trains.
 
-    params: Parameters  # frozen weights
-    answer: Answer
-    step: TrainStep
-    batch_at: Callable[[int], Batch]  # a pure function of the step
-    score: Callable[[Float[Array, "P D"]], Score]  # on validation
+    Attributes:
+        frozen: Pytree that the loss reads and nothing changes, such as (weights, `Answer`).
+        init: Pytree of the parameters before the first step, in float32.
+        loss: ``loss(frozen, params, batch, key) -> (loss, accuracy)``, a pure function. Equal
+            losses share compiled programs: a function, or a frozen dataclass with ``__call__``.
+        batch: Batch of a step, counted from 0: a pure function, so that a run can be resumed.
+        evaluate: Score of the parameters on validation, a number or a `jpt.types.Score`; those with
+            the highest score are kept.
+        config: Everything that the run depends on, ready for JSON. Only a run with the same config
+            is resumed.
+        finish: Writes the result into the run folder, if there is one, and returns its record. By
+            default it writes ``params.safetensors``.
+        learning_rate: Constant rate of ``optimizer``, if that takes one.
+        optimizer: `jpt.tuning.step.Optimizer`, or any optimizer of optax.
+        seed: Of the key that ``loss`` gets.
+        mesh: Devices; the parameters are on all of them.
+        keep: Writes the best parameters so far into the run folder.
+        prepare: Changes the state before the first step, such as copied moments.
+        log_fields: More fields of a logged step, counted from 0.
+    """
+
+    frozen: Any
+    init: Any
+    loss: Loss
+    batch: Callable[[int], Any]
+    evaluate: Callable[[Any], Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    finish: Callable[[Fitted, RunFolder | None], dict[str, Any]] | None = None
+    learning_rate: float = 1e-3
+    optimizer: AnyOptimizer = Optimizer()
+    seed: int = 0
+    mesh: Mesh | None = None
+    keep: Callable[[Best, RunFolder], None] | None = None
+    prepare: Callable[[TrainState], TrainState] | None = None
+    log_fields: Callable[[int], dict[str, Any]] | None = None
+
+    def start(self) -> LoopState:
+        """Return the state before the first step."""
+        train = init_state(self.init, self.optimizer)
+        train = train if self.prepare is None else self.prepare(train)
+        return start_state(train if self.mesh is None else place(train, replicated(self.mesh)))
+
+
+class Best(NamedTuple):
+    """The best parameters of a run, on the host, with their score and step."""
+
+    params: Any
+    score: float
+    step: int
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Result of `fit`.
+
+    Attributes:
+        best: Parameters with the highest score on validation, that score, and its step.
+        last: Parameters after the last step.
+        history: Log lines, as in ``metrics.jsonl``.
+        record: What ``finish`` returned, as in ``result.json``.
+        elapsed_s: Time since `fit` was called.
+    """
+
+    best: Best
+    last: Any
+    history: list[dict[str, Any]]
+    record: dict[str, Any]
+    started_s: float
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time since the run began or was resumed."""
+        return round(time.monotonic() - self.started_s, 2)
+
+    def logged(self, step: int) -> dict[str, Any]:
+        """Return the validation score that the log has of a step."""
+        lines = (line for line in self.history if line["split"] == "validation")
+        found = next(line for line in lines if line["step"] == step)
+        return {name: found[name] for name in found if name not in ("step", "split")}
+
+
+def fit(
+    problem: Problem,
+    schedule: Schedule,
+    out: RunFolder | str | Path | None = None,
+    *,
+    progress: bool = False,
+    log: str | Sequence[str] | None = None,
+    started_s: float | None = None,
+) -> Fitted:
+    """Train anything on anything: the loop of `jpt.tune`, with a loss and parameters of your own.
+
+    Args:
+        problem: What is trained.
+        schedule: Steps, and intervals of evaluation and checkpoints.
+        out: Run folder. A finished run returns at once; a stopped one resumes, and its result is
+            bit-identical to an uninterrupted run. None keeps the run in memory.
+        progress: Show a progress bar on stderr.
+        log: Additional log sinks: ``"tensorboard"``, ``"wandb"``, or both.
+        started_s: When the work began, by `time.monotonic`, for ``elapsed_s``.
+
+    Returns:
+        The best and the last parameters, the log, and the record that ``problem.finish`` made.
+
+    Raises:
+        InputError: The folder holds another run.
+        DivergedError: The loss is not finite.
+        StoppedError: After SIGTERM or Ctrl-C, once the state is saved.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def loss(frozen, params, batch, key):
+        ...     return jnp.square(params - frozen).mean(), None
+        >>> def evaluate(params):
+        ...     return -float(jnp.abs(params - 1).max())
+        >>> parts = {"frozen": 1.0, "init": jnp.zeros(3), "batch": lambda step: step}
+        >>> problem = Problem(**parts, loss=loss, evaluate=evaluate, learning_rate=0.1)
+        >>> fit(problem, Schedule(steps=20, eval_every=10)).best.step
+        20
+    """
+    started_s = time.monotonic() if started_s is None else started_s
+    sinks, folder = parse_sinks(log), out
+    if isinstance(out, str | Path):
+        folder = RunFolder(Path(out), dict(problem.config))
+        if folder.result is not None:
+            return _finished(problem, folder, started_s)
+    with contextlib.ExitStack() as held:
+        checkpoints = None
+        if folder is not None:
+            held.enter_context(folder.lock())
+            checkpoints = held.enter_context(folder.checkpoints())
+        run = _Run(problem, schedule, folder, checkpoints)
+        state = _resume(run)
+        config = dict(problem.config)
+        run.sinks = held.enter_context(LogSinks(sinks, folder and folder.path, config, run.history))
+        with Progress(schedule.steps, int(state.train.step), shown=progress) as bar:
+            state = _loop(run, state, bar)
+        last = jax.tree.map(np.asarray, state.train.params)
+        fitted = Fitted(_best(state), last, run.history, {}, started_s)
+        finish = problem.finish or partial(_finish, problem, schedule)
+        record = finish(fitted, folder)
+        if "test" in record:
+            run.sinks.log({**record["test"], "step": schedule.steps, "split": "test"})
+        if folder is not None:
+            record = folder.finish(record)
+        return dataclasses.replace(fitted, record=record)
+
+
+PARAMS = "params.safetensors"
+
+
+def _finish(
+    problem: Problem, schedule: Schedule, fitted: Fitted, folder: RunFolder | None
+) -> dict[str, Any]:
+    """Write the best parameters, by dotted names; return their score."""
+    if folder is not None:
+        tensors = {
+            jax.tree_util.keystr(path, simple=True, separator=".") or "params": leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(fitted.best.params)
+        }
+        write_safetensors(folder.file(PARAMS), tensors)
+    return {
+        "metric": problem.config.get("metric", "score"),
+        "steps": schedule.steps,
+        "best_step": fitted.best.step,
+        "validation": fitted.logged(fitted.best.step),
+        "elapsed_s": fitted.elapsed_s,
+    }
+
+
+def _finished(problem: Problem, folder: RunFolder, started_s: float) -> Fitted:
+    """Return the result of a finished run, from its last checkpoint."""
+    with folder.checkpoints() as checkpoints:
+        state = checkpoints.load(problem.start())
+    last = jax.tree.map(np.asarray, state.train.params)
+    return Fitted(_best(state), last, folder.history(), folder.result or {}, started_s)
+
+
+# --- The loop
+
+
+@dataclass
+class _Run:
+    problem: Problem
     schedule: Schedule
-    folder: RunFolder | None = None  # None keeps the run in memory
-    checkpoints: Checkpoints | None = None
+    folder: RunFolder | None
+    checkpoints: Checkpoints | None
     history: list[dict[str, Any]] = field(default_factory=list)  # log lines
-    keep_best: Callable[[LoopState], None] | None = None  # writes a new best prompt
     finite: tuple[int, float] | None = None  # last step with a finite loss, and that loss
     sinks: LogSinks | None = None
 
@@ -85,6 +275,11 @@ class Run:
             self.folder.log(line)
         if self.sinks is not None:
             self.sinks.log(line)
+
+    def keep(self, state: LoopState) -> None:
+        """Write the best parameters so far."""
+        if self.problem.keep is not None and self.folder is not None:
+            self.problem.keep(_best(state), self.folder)
 
 
 class _Clock:
@@ -104,43 +299,52 @@ class _Clock:
         self._started_s += time.monotonic() - before_s
 
 
-def init_state_of(tune: TuneState) -> LoopState:
-    """Return the state before the first step."""
-    # A copy: the step donates its prompt, and the best one has to outlive it.
-    best = jax.tree.map(jnp.copy, tune.prompt)  # one array, or the weights of a projector
-    return LoopState(tune, best, *_place_score(tune, -math.inf, 0))
+def start_state(train: TrainState) -> LoopState:
+    """Return the state before the first step, with no best parameters yet."""
+    # A copy: the step donates its parameters, and the best ones have to outlive it.
+    best = jax.tree.map(jnp.copy, train.params)
+    return LoopState(train, best, *_place_score(train, -math.inf, 0))
 
 
-def _place_score(tune: TuneState, score: float, step: int) -> tuple[Array, Array]:
+def _place_score(train: TrainState, score: float, step: int) -> tuple[Array, Array]:
     """Place a score and its step on the devices of the state."""
-    sharding = tune.step.sharding
+    sharding = train.step.sharding
     return place(jnp.float32(score), sharding), place(jnp.int32(step), sharding)
 
 
-def resume(run: Run, state: LoopState) -> LoopState:
+def _best(state: LoopState) -> Best:
+    params = jax.tree.map(np.asarray, state.best)
+    return Best(params, float(state.best_score), int(state.best_step))
+
+
+def _resume(run: _Run) -> LoopState:
     """Return the newest checkpoint, and drop the log lines after it."""
-    if run.folder is None or run.checkpoints is None:
+    state, folder = run.problem.start(), run.folder
+    if folder is None or run.checkpoints is None:
         return state
     # Without a checkpoint all lines are dropped, also the score of step 0, which is logged again.
     run.checkpoints.remove_leftovers()
     reached = run.checkpoints.latest_step
     if reached is not None:
         state = run.checkpoints.load(state)
-        run.folder.check_best(float(state.best_score), int(state.best_step))
-    run.folder.rewind(-1 if reached is None else int(state.tune.step))
-    run.history = run.folder.history()
-    if run.keep_best is not None:  # the file may be newer than the checkpoint
-        if any(line["split"] == "validation" for line in run.history):
-            run.keep_best(state)
-        elif is_first():
-            (run.folder.path / BEST).unlink(missing_ok=True)
+        folder.check_best(float(state.best_score), int(state.best_step))
+    folder.rewind(-1 if reached is None else int(state.train.step))
+    run.history = folder.history()
+    # The file of the best parameters may be newer than the checkpoint.
+    if any(line["split"] == "validation" for line in run.history):
+        run.keep(state)
+    elif is_first():
+        (folder.path / BEST).unlink(missing_ok=True)
     return state
 
 
-def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
+def _loop(run: _Run, state: LoopState, progress: Progress) -> LoopState:
     """Run the remaining steps."""
     # The device never waits for the log: metrics of a step are read while the next one runs.
-    schedule, first = run.schedule, int(state.tune.step)
+    problem, schedule, first = run.problem, run.schedule, int(state.train.step)
+    compiled = bind_step(
+        problem.loss, problem.optimizer, problem.learning_rate, problem.seed, problem.mesh
+    )
     clock, pending, vote = _Clock(first), None, Vote()
     saved_s = time.monotonic()
     with stop_requests() as stop, CompileLog(progress.say) as log:
@@ -148,11 +352,11 @@ def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
             with clock.paused():
                 state = _score(run, state, 0, progress, log)
         for step in range(first + 1, schedule.steps + 1):
-            batch = run.batch_at(step - 1)
+            batch = problem.batch(step - 1)
             log.take()
-            tune, metrics = run.step(run.params, state.tune, batch, run.answer)
+            train, metrics = compiled(problem.frozen, state.train, batch)
             log.stepped(batch)
-            state = state._replace(tune=tune)
+            state = state._replace(train=train)
             _report(run, progress, pending, clock)
             pending = (step, metrics)
             if schedule.is_due(step, schedule.eval_every):
@@ -174,9 +378,11 @@ def run_loop(run: Run, state: LoopState, progress: Progress) -> LoopState:
     return state
 
 
-def _score(run: Run, state: LoopState, step: int, progress: Progress, log: CompileLog) -> LoopState:
+def _score(
+    run: _Run, state: LoopState, step: int, progress: Progress, log: CompileLog
+) -> LoopState:
     log.take()
-    score = run.score(state.tune.prompt)
+    score = _as_score(run.problem.evaluate(state.train.params))
     log.scored()
     loss = getattr(score, "loss", 0.0)  # projectors have no loss
     if not (math.isfinite(score.value) and math.isfinite(loss)):
@@ -185,21 +391,37 @@ def _score(run: Run, state: LoopState, step: int, progress: Progress, log: Compi
     progress.scored(score, step, run.history)
     if score.value <= float(state.best_score):
         return state
-    best = jax.tree.map(jnp.copy, state.tune.prompt)
-    state = LoopState(state.tune, best, *_place_score(state.tune, score.value, step))
-    if run.keep_best is not None:
-        run.keep_best(state)
+    best = jax.tree.map(jnp.copy, state.train.params)
+    state = LoopState(state.train, best, *_place_score(state.train, score.value, step))
+    run.keep(state)
     return state
 
 
+@dataclass(frozen=True)
+class _Number:
+    """A score that is a number."""
+
+    value: float
+    metric: str = "score"
+    loss: float = 0.0
+    warning: str | None = None
+
+    def summary(self) -> dict[str, Any]:
+        return {self.metric: self.value}
+
+
+def _as_score(found: Any) -> Any:
+    return found if hasattr(found, "summary") else _Number(float(found))
+
+
 def _report(
-    run: Run, progress: Progress, pending: tuple[int, StepMetrics] | None, clock: _Clock
+    run: _Run, progress: Progress, pending: tuple[int, StepMetrics] | None, clock: _Clock
 ) -> None:
     """Show the metrics of a step, log every LOG_EVERY-th, raise if the loss is not finite."""
     if pending is None:
         return
     step, metrics = pending
-    loss, accuracy, gradient_norm = (float(number) for number in jax.device_get(metrics))
+    loss, accuracy, gradient_norm = jax.tree.map(float, jax.device_get(tuple(metrics)))
     if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
         raise _diverged(run, step, f"loss {loss}, gradient norm {gradient_norm}")
     run.finite = (step, loss)
@@ -212,15 +434,16 @@ def _report(
                 "step": step,
                 "split": "train",
                 "loss": loss,
-                "accuracy": accuracy,
+                **({} if accuracy is None else {"accuracy": accuracy}),
                 "gradient_norm": gradient_norm,
                 "rows_per_s": round(rows_per_s, 1),
                 "elapsed_s": round(elapsed_s, 3),
+                **({} if run.problem.log_fields is None else run.problem.log_fields(step - 1)),
             }
         )
 
 
-def _diverged(run: Run, step: int, what: str) -> DivergedError:
+def _diverged(run: _Run, step: int, what: str) -> DivergedError:
     last, kept = "", "no state is kept, the run was in memory"
     if run.finite is not None:
         last = f" (last finite: {run.finite[1]:.4g} at step {run.finite[0]})"
@@ -234,13 +457,13 @@ def _diverged(run: Run, step: int, what: str) -> DivergedError:
     )
 
 
-def _save(run: Run, step: int, state: LoopState) -> None:
+def _save(run: _Run, step: int, state: LoopState) -> None:
     if run.checkpoints is not None:
         # A copy: the next step donates these arrays while they are written.
         run.checkpoints.save(step, jax.tree.map(jnp.copy, state))
 
 
-def _stop(run: Run, signal_number: int, step: int) -> None:
+def _stop(run: _Run, signal_number: int, step: int) -> None:
     name = signal.Signals(signal_number).name
     if run.checkpoints is None:
         raise StoppedError(f"{name}: stopped after step {step}", EXIT_CODES[signal_number])
@@ -268,8 +491,3 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def best_prompt(state: LoopState) -> tuple[Float[np.ndarray, "P D"], float, int]:
-    """Return the best prompt of a run with its score and step."""
-    return np.asarray(state.best_prompt), float(state.best_score), int(state.best_step)

@@ -16,28 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int32, Int64
+from jaxtyping import Array, Float, Float32
 
 from jpt.backbones.registry import Backbone
 from jpt.config import TuneOptions
-from jpt.data.batches import TokenBudget, fill_up, make_batch, pack_indices, training_rows
-from jpt.data.encode import EncodedSplit
 from jpt.errors import InputError
 from jpt.io.files import OutFolder, write_json
 from jpt.parallel import (
     batch_sharding,
     describe_devices,
-    local_rows,
     make_mesh,
     place,
-    place_batch,
     replicated,
 )
 from jpt.prompts.initialisers import copied_values, initial_values, parse_init, sampled_ids
+from jpt.prompts.parametrisations import PLAIN, Parametrisation
 from jpt.prompts.store import load_prompt, save_prompt
 from jpt.tasks.task import Task
+from jpt.tuning.batches import TrainBatches, make_train_batches
 from jpt.tuning.bound_task import (
-    Batching,
     BoundTask,
     Splits,
     bind,
@@ -47,8 +44,8 @@ from jpt.tuning.bound_task import (
     resolve_task,
 )
 from jpt.tuning.evaluate import describe_level, write_predictions
-from jpt.tuning.logging import LogSinks, Progress, parse_sinks, peak_memory_mb, plot_loss
-from jpt.tuning.losses import Answer
+from jpt.tuning.logging import parse_sinks, peak_memory_mb, plot_loss
+from jpt.tuning.losses import AnswerLoss
 from jpt.tuning.run_dir import (
     BEST,
     CHECKPOINTS,
@@ -62,87 +59,12 @@ from jpt.tuning.run_dir import (
     read_config,
     read_result,
 )
-from jpt.tuning.step import (
-    BoundStep,
-    StepMetrics,
-    TuneState,
-    init_state,
-    paper_train_step,
-    prompt_optimizer,
-)
-from jpt.tuning.trainer import (
-    LoopState,
-    Run,
-    Schedule,
-    best_prompt,
-    init_state_of,
-    resume,
-    run_loop,
-)
-from jpt.types import Batch, Data, Parameters, Prompt, PromptCard, Score
+from jpt.tuning.step import BoundStep, Optimizer, StepMetrics, TrainState, bind_step, init_state
+from jpt.tuning.trainer import Best, Fitted, Problem, Schedule, fit, start_state
+from jpt.types import Batch, Data, Prompt, PromptCard, Score
 from jpt.version import __version__
 
 # --- Training batches
-
-
-@dataclass(frozen=True)
-class TrainBatches:
-    """The training batches of a split, each a function of seed and step."""
-
-    split: EncodedSplit
-    options: TuneOptions  # resolved
-    batching: Batching
-    budget: TokenBudget | None = None  # tokens per batch, instead of rows
-    shares: int = 1  # number of devices that share the rows of a batch
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether padding is skipped; rows of similar lengths have too little of it."""
-        return not self.options.group_by_length
-
-    def batch_at(self, step: int) -> Batch:
-        """Return the batch of a step in numpy."""
-        rows, size = self._rows_at(step)
-        batch = make_batch(self.split, rows, size, self.batching.max_tokens, self.batching.pad)
-        return batch._replace(packed_index=self._pack(rows, size, batch.tokens.shape[1]))
-
-    def batch(self, step: int, mesh: Mesh) -> Batch:
-        """Return the batch of a step on the devices; each process reads its own rows."""
-        rows, size = self._rows_at(step)
-        shape = (size, self.batching.max_tokens, self.batching.pad)
-        batch = make_batch(self.split, rows, *shape, local_rows(mesh, size))
-        packed_index = self._pack(rows, size, batch.tokens.shape[1])
-        if packed_index is not None:
-            packed_index = place(packed_index, batch_sharding(mesh, self.shares))
-        return place_batch(batch, mesh, size)._replace(packed_index=packed_index)
-
-    def _pack(
-        self, rows: Int64[np.ndarray, "N"], size: int, text: int
-    ) -> Int32[np.ndarray, "G N"] | None:
-        if not self.is_packed:
-            return None
-        return pack_indices(self.split.lengths[fill_up(rows, size)], text, self.shares)
-
-    def _rows_at(self, step: int) -> tuple[Int64[np.ndarray, "N"], int]:
-        """Return the row indices of a step, and the padded number of rows."""
-        options, size = self.options, self.options.batch_size
-        if self.budget is not None:
-            return self.budget.training_rows(options.seed, step)
-        lengths = self.split.lengths if options.group_by_length else None
-        return training_rows(options.seed, step, size, self.split.n_rows, lengths), size
-
-
-def make_train_batches(
-    split: EncodedSplit, options: TuneOptions, batching: Batching, layout: str, shares: int = 1
-) -> TrainBatches:
-    """Return the training batches of a split."""
-    budget = None
-    if options.tokens_per_batch is not None:
-        # Tokens per row besides its text; a decoder computes its prompt once per batch.
-        extra = {"encoder": options.length + 1, "encoder_decoder": options.length}.get(layout, 0)
-        tokens = options.tokens_per_batch
-        budget = TokenBudget(split.lengths, options.max_tokens, tokens, extra, shares)
-    return TrainBatches(split, options, batching, budget, shares)
 
 
 def training_batches(
@@ -226,28 +148,29 @@ class CompiledStep:
     """A compiled train step of one backbone and one task."""
 
     run: BoundStep
-    params: Parameters  # frozen weights
-    answer: Answer
+    frozen: Any  # weights and label words
 
-    def __call__(self, state: TuneState, batch: Batch) -> tuple[TuneState, StepMetrics]:
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """Run the step; the input state is donated."""
-        return self.run(self.params, state, batch, self.answer)
+        return self.run(self.frozen, state, batch)
 
-    def compile(self, state: TuneState, batch: Batch) -> jax.stages.Compiled:
+    def compile(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
         """Compile the step for the shapes of a batch without running it."""
-        return self.run.lower(self.params, state, batch, self.answer).compile()
+        return self.run.lower(self.frozen, state, batch).compile()
 
 
 def step_of(model: Backbone, options: TuneOptions, mesh: Mesh) -> BoundStep:
     """Return the compiled step for the options of a run."""
-    return paper_train_step(
-        model.module,
-        options.learning_rate,
-        options.seed if options.dropout == "paper" else 0,
-        options.objective,
-        mesh,
-        options.clip_norm,
+    loss, optimizer = (
+        AnswerLoss(model.module, options.objective),
+        Optimizer(clip_norm=options.clip_norm),
     )
+    return bind_step(loss, optimizer, options.learning_rate, dropout_seed(options), mesh)
+
+
+def dropout_seed(options: TuneOptions) -> int:
+    """Return the seed of a step's key."""
+    return options.seed if options.dropout == "paper" else 0
 
 
 def train_step(
@@ -256,7 +179,7 @@ def train_step(
     *,
     data: Data | None = None,
     **options: Any,
-) -> tuple[CompiledStep, TuneState]:
+) -> tuple[CompiledStep, TrainState]:
     """Return the train step of `jpt.tune` and its initial state, for a custom training loop.
 
     `jpt.training_batches` with the same options yields the batches.
@@ -269,7 +192,7 @@ def train_step(
 
     Returns:
         A `CompiledStep`, called as ``step(state, batch) -> state, metrics``, and the initial
-        `TuneState`, both on the mesh. The input state is donated; use the returned one.
+        `TrainState`, both on the mesh. The input state is donated; use the returned one.
 
     Raises:
         InputError: Options are invalid.
@@ -289,11 +212,48 @@ def train_step(
     model = resolve_backbone(backbone, given.dtype, given.dropout == "paper", mesh, given.remat)
     chosen = resolve_options(given, model, definition)
     bound = bind(definition, model, chosen)
-    values = initial_prompt(model, bound, chosen)
-    state = init_state(values, prompt_optimizer(chosen.learning_rate))
-    run = step_of(model, chosen, mesh)
-    step = CompiledStep(run, model.params, bound.answer)
+    state = init_state(initial_prompt(model, bound, chosen))
+    step = CompiledStep(step_of(model, chosen, mesh), (model.params, bound.answer))
     return step, place(state, replicated(mesh))
+
+
+def tuning_problem(
+    backbone: Backbone | str | Path,
+    task: Task | str | Path,
+    *,
+    data: Data | None = None,
+    parametrisation: Parametrisation = PLAIN,
+    **options: Any,
+) -> tuple[Problem, Schedule]:
+    """Return what `jpt.tune` trains, for `jpt.fit`.
+
+    Change it with `dataclasses.replace`: another loss, optimizer or start, or a parametrisation of
+    your own.
+
+    Args:
+        backbone: loaded backbone, built-in name, folder of weights or hub id.
+        task: task, task name or task folder.
+        data: folder with the task's rows, or rows by split.
+        parametrisation: what is trained in place of the prompt's rows: a frozen dataclass with
+            ``init(rows) -> params`` and ``rows(params) -> rows``.
+        **options: fields of :class:`jpt.config.TuneOptions`.
+
+    Returns:
+        The `Problem` and its `Schedule`; ``finish`` writes the files of a run of `jpt.tune`.
+
+    Raises:
+        InputError: Options are invalid.
+
+    Example:
+        >>> options = {"steps": 1, "batch_size": 2, "length": 4, "max_tokens": 16}
+        >>> given = {"backbone": "builtin/bert-small", "task": "builtin/imdb_number", **options}
+        >>> problem, schedule = tuning_problem(**given)
+        >>> fit(problem, schedule).best.params.shape
+        (4, 128)
+    """
+    prepared = prepare_run(backbone, task, data, TuneOptions(**options))
+    prepared = dataclasses.replace(prepared, parametrisation=parametrisation)
+    return prepared.problem(), prepared.schedule
 
 
 # --- Warm starts
@@ -319,12 +279,12 @@ class WarmStart:
         """Return the initial rows."""
         return copied_values(self.prompt, length, width, f"prompt {self.name}")
 
-    def put_moments(self, state: TuneState) -> TuneState:
+    def put_moments(self, state: TrainState) -> TrainState:
         """Copy the moments, if any, into the state before the first step."""
         if self.moments is None:
             return state
         mean, square = jnp.asarray(self.moments.mean), jnp.asarray(self.moments.square)
-        return state._replace(optimizer=optax.tree.set(state.optimizer, mu=mean, nu=square))
+        return state._replace(opt_state=optax.tree.set(state.opt_state, mu=mean, nu=square))
 
     def record(self) -> dict[str, Any]:
         """Return name and checksum, which identify the start whatever its path."""
@@ -350,16 +310,16 @@ def read_start(name: str, run: str | Path) -> WarmStart:
             raise InputError(f"source {name}: {run} holds no {part}; {need}")
     read_result(folder)  # raises if a file is of another run
     best = load_prompt(folder)
-    like = init_state_of(init_state(np.zeros_like(best.values), prompt_optimizer(1.0)))
+    like = start_state(init_state(np.zeros_like(best.values)))
     with Checkpoints(folder / CHECKPOINTS, identity_of(read_config(folder))) as checkpoints:
         if checkpoints.latest_step is None:
             raise InputError(f"source {name}: {run}/{CHECKPOINTS} holds no checkpoint; {need}")
-        state = checkpoints.load(like, "use a source tuned with this version").tune
+        state = checkpoints.load(like, "use a source tuned with this version").train
     moments = Moments(
-        *(np.asarray(optax.tree.get(state.optimizer, part), np.float32) for part in ("mu", "nu"))
+        *(np.asarray(optax.tree.get(state.opt_state, part), np.float32) for part in ("mu", "nu"))
     )
     card = dataclasses.replace(best.card, steps=int(state.step), score=None)
-    return WarmStart(name, Prompt(np.asarray(state.prompt, np.float32), card), moments)
+    return WarmStart(name, Prompt(np.asarray(state.params, np.float32), card), moments)
 
 
 # --- Tuning
@@ -416,6 +376,7 @@ class PreparedRun:
     batches: TrainBatches
     start: WarmStart | None = None
     score_start: bool = False
+    parametrisation: Parametrisation = PLAIN
 
     def config(self) -> dict[str, Any]:
         """Return the config that identifies the run."""
@@ -423,6 +384,8 @@ class PreparedRun:
         # Only where set, so that the configs of older run folders still match.
         extra = {"start": self.start.record()} if self.start else {}
         extra |= {"score_start": True} if self.score_start else {}
+        if self.parametrisation != PLAIN:
+            extra["parametrisation"] = repr(self.parametrisation)
         if self.options.init.startswith("prompt:") and not self.start:
             extra["init_sha256"] = hashlib.sha256(self.initial.tobytes()).hexdigest()[:16]
         shares = self.mesh.shape["data"]
@@ -467,6 +430,76 @@ class PreparedRun:
         )
         return Prompt(np.asarray(values, np.float32), card)
 
+    @property
+    def schedule(self) -> Schedule:
+        """Intervals of the run."""
+        options = self.options
+        return Schedule(
+            options.steps,
+            options.eval_every,
+            options.checkpoint_every,
+            options.batch_size,
+            self.score_start,
+            options.checkpoint_minutes,
+        )
+
+    def problem(self, predictions: bool = False) -> Problem:
+        """Return what is trained; with predictions, of the test rows to a file."""
+        options = self.options
+        return Problem(
+            frozen=(self.backbone.params, self.bound.answer),
+            init=self.parametrisation.init(self.initial),
+            loss=AnswerLoss(self.backbone.module, options.objective, self.parametrisation),
+            batch=self.batch_at,
+            evaluate=lambda params: self.score(self.parametrisation.rows(params), "validation"),
+            config=self.config(),
+            finish=lambda fitted, folder: self._finish(fitted, folder, predictions),
+            learning_rate=options.learning_rate,
+            optimizer=Optimizer(clip_norm=options.clip_norm),
+            seed=dropout_seed(options),
+            mesh=self.mesh,
+            keep=self._keep,
+            prepare=None if self.start is None else self.start.put_moments,
+        )
+
+    def prompts(self, fitted: Fitted) -> tuple[Prompt, Prompt]:
+        """Return the best and the last prompt of a run."""
+        last = self.parametrisation.rows(fitted.last)
+        return self._best_prompt(fitted.best), self.prompt(last, self.options.steps, None)
+
+    def _best_prompt(self, best: Best) -> Prompt:
+        return self.prompt(self.parametrisation.rows(best.params), best.step, best.score)
+
+    def _keep(self, best: Best, folder: RunFolder) -> None:
+        save_prompt(folder.file(BEST), self._best_prompt(best))
+
+    def _finish(
+        self, fitted: Fitted, folder: RunFolder | None, predictions: bool = False
+    ) -> dict[str, Any]:
+        """Write both prompts; return the scores of the best one, and test if there is one."""
+        best, last = self.prompts(fitted)
+        path = folder.file(PREDICTIONS) if folder is not None and predictions else None
+        scores = {"validation": fitted.logged(fitted.best.step)}
+        name = "test" if "test" in self.splits else "validation"
+        if name == "test" or path is not None:
+            score = self.score(best.values, name)
+            scores[name] = score.summary()
+            if path is not None:
+                write_predictions(path, score, self.splits[name], self.bound.task)
+        if folder is not None:
+            save_prompt(folder.file(BEST), best)
+            save_prompt(folder.file(LAST), last)
+        return {
+            "backbone": self.backbone.name,
+            "task": self.bound.task.name,
+            "metric": self.bound.task.metric,
+            "steps": self.options.steps,
+            "best_step": best.card.steps,
+            **scores,
+            "elapsed_s": fitted.elapsed_s,
+            "peak_memory_mb": peak_memory_mb(),
+        }
+
 
 def tune(
     backbone: Backbone | str | Path,
@@ -509,7 +542,8 @@ def tune(
         >>> result.prompt.values.shape
         (20, 128)
     """
-    started_s, sinks = time.monotonic(), parse_sinks(log)
+    started_s = time.monotonic()
+    parse_sinks(log)
     prepared = prepare_run(backbone, task, data, TuneOptions(**options), start, score_start)
     folder = None if out is None else RunFolder(Path(out), prepared.config())
     if folder is not None and folder.result is not None:
@@ -518,10 +552,10 @@ def tune(
     prepared.splits.warn()
     if progress:
         _describe_run(prepared)
-    if folder is None:
-        return _run(prepared, None, None, progress, started_s, sinks=sinks)
-    with folder.lock(), folder.checkpoints() as checkpoints:
-        return _run(prepared, folder, checkpoints, progress, started_s, predictions, sinks)
+    given = (prepared.problem(predictions), prepared.schedule, folder)
+    fitted = fit(*given, progress=progress, log=log, started_s=started_s)
+    best, last = prepared.prompts(fitted)
+    return TuneResult(best, last, fitted.record, fitted.history, folder.path if folder else None)
 
 
 def prepare_run(
@@ -553,95 +587,6 @@ def prepare_run(
         splits["train"], options, bound.batching, model.layout, mesh.shape["data"]
     )
     return PreparedRun(model, bound, options, splits, initial, mesh, batches, start, score_start)
-
-
-def _run(
-    prepared: PreparedRun,
-    folder: RunFolder | None,
-    checkpoints: Checkpoints | None,
-    progress: bool,
-    started_s: float,
-    predictions: bool = False,
-    sinks: Sequence[str] = (),
-) -> TuneResult:
-    options = prepared.options
-
-    def keep_best(state: LoopState) -> None:
-        values, score, step = best_prompt(state)
-        save_prompt(folder.file(BEST), prepared.prompt(values, step, score))
-
-    run = Run(
-        params=prepared.backbone.params,
-        answer=prepared.bound.answer,
-        step=step_of(prepared.backbone, options, prepared.mesh),
-        batch_at=prepared.batch_at,
-        score=lambda prompt: prepared.score(prompt, "validation"),
-        schedule=Schedule(
-            options.steps,
-            options.eval_every,
-            options.checkpoint_every,
-            options.batch_size,
-            prepared.score_start,
-            options.checkpoint_minutes,
-        ),
-        folder=folder,
-        checkpoints=checkpoints,
-        keep_best=None if folder is None else keep_best,
-    )
-    state = resume(run, init_state_of(_initial_state(prepared)))
-    with LogSinks(sinks, folder and folder.path, prepared.config(), run.history) as run.sinks:
-        with Progress(options.steps, int(state.tune.step), shown=progress) as bar:
-            state = run_loop(run, state, bar)
-        values, score, step = best_prompt(state)
-        best = prepared.prompt(values, step, score)
-        last = prepared.prompt(np.asarray(state.tune.prompt), options.steps, None)
-        path = folder.file(PREDICTIONS) if folder is not None and predictions else None
-        record = result_record(prepared, best, run.history, started_s, path)
-        run.sinks.log({**record.get("test", {}), "step": options.steps, "split": "test"})
-    if folder is not None:
-        save_prompt(folder.file(BEST), best)
-        save_prompt(folder.file(LAST), last)
-        record = folder.finish(record)
-    return TuneResult(best, last, record, run.history, folder.path if folder else None)
-
-
-def _initial_state(prepared: PreparedRun) -> TuneState:
-    state = init_state(prepared.initial, prompt_optimizer(prepared.options.learning_rate))
-    if prepared.start is not None:
-        state = prepared.start.put_moments(state)
-    return place(state, replicated(prepared.mesh))
-
-
-def result_record(
-    prepared: PreparedRun,
-    best: Prompt,
-    history: list[dict[str, Any]],
-    started_s: float,
-    predictions: Path | None,
-) -> dict[str, Any]:
-    """Return the content of `result.json`: logged validation score of the best prompt, and test."""
-    kept = next(
-        line
-        for line in history
-        if line["split"] == "validation" and line["step"] == best.card.steps
-    )
-    scores = {"validation": {name: kept[name] for name in kept if name not in ("step", "split")}}
-    last = "test" if "test" in prepared.splits else "validation"
-    if last == "test" or predictions is not None:
-        score = prepared.score(best.values, last)
-        scores[last] = score.summary()
-        if predictions is not None:
-            write_predictions(predictions, score, prepared.splits[last], prepared.bound.task)
-    return {
-        "backbone": prepared.backbone.name,
-        "task": prepared.bound.task.name,
-        "metric": prepared.bound.task.metric,
-        "steps": prepared.options.steps,
-        "best_step": best.card.steps,
-        **scores,
-        "elapsed_s": round(time.monotonic() - started_s, 2),
-        "peak_memory_mb": peak_memory_mb(),
-    }
 
 
 def _finished(folder: RunFolder) -> TuneResult:

@@ -109,6 +109,23 @@ def crash_at(step: int) -> Iterator[None]:
         yield
 
 
+def answer_step(
+    module: Any, optimizer: Any, seed: int = 0, *, rate: float = 1e-2, **options: Any
+) -> Any:
+    """Return the train step of a prompt as ``step(params, state, batch, answer)``."""
+    from jpt.tuning.losses import AnswerLoss
+    from jpt.tuning.step import bind_step
+
+    loss = AnswerLoss(module, options.pop("objective", "labels"))
+    bound = bind_step(loss, optimizer, rate, seed, **options)
+
+    def step(params: Any, state: Any, batch: Any, answer: Any) -> Any:
+        return bound((params, answer), state, batch)
+
+    step.program = bound.program
+    return step
+
+
 def read_log(run: Path) -> list[dict[str, Any]]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     clock = {"elapsed_s", "rows_per_s"}

@@ -20,7 +20,7 @@ from jpt.parallel import make_mesh, parameter_shardings, place
 from jpt.recipes import dry_run as recipe
 from jpt.recipes.dry_run import Collective, dry_run, lower_step, read_collectives, step_shapes
 from jpt.testing import tiny_bert_config, tiny_config
-from jpt.tuning import tune as tune_module
+from jpt.tuning import trainer
 from jpt.tuning.tune import tune
 from tests.helpers.running import FAST_COMPILE, raises
 from tests.helpers.toys import write_task
@@ -185,12 +185,12 @@ class _CapturedError(Exception):
 
 @pytest.mark.parametrize(("dtype", "remat"), [("float32", "dots"), ("bfloat16", "full")])
 def test_the_step_is_the_one_that_tune_runs(tmp_path, monkeypatch, dtype, remat):
-    original, captured = tune_module.paper_train_step, {}
+    original, captured = trainer.bind_step, {}
 
     def capture(*settings: Any) -> Any:
         def step(*arguments: Any) -> None:
             captured["text"] = original(*settings).lower(*arguments).as_text()
-            captured["module"] = settings[0]
+            captured["module"] = settings[0].module
             raise _CapturedError
 
         return step
@@ -199,7 +199,7 @@ def test_the_step_is_the_one_that_tune_runs(tmp_path, monkeypatch, dtype, remat)
     given |= {"mesh": "data:2,model:2", "dtype": dtype, "remat": remat}
     task = write_task(tmp_path / "mood")
     with monkeypatch.context() as patch, pytest.raises(_CapturedError):
-        patch.setattr(tune_module, "paper_train_step", capture)
+        patch.setattr(trainer, "bind_step", capture)
         tune("builtin/bert-small", task, **given)
     options = TuneOptions(**given)
     model = recipe.shape_backbone(find_folder("builtin/bert-small") / "config.json", options)

@@ -15,7 +15,7 @@ import jpt
 from jpt.cli import app
 from jpt.prompts.arithmetic import softmax_weights
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
-from jpt.transfer.mixture import MixtureResult, mix, mixture_loss, score_ensemble
+from jpt.transfer.mixture import MixtureLoss, MixtureResult, mix, score_ensemble
 from jpt.tuning.losses import Answer, label_logits
 from jpt.types import Prompt, PromptCard
 from tests.helpers.running import raises
@@ -64,7 +64,7 @@ def test_loss_and_gradient_equal_scipy_and_central_differences() -> None:
         return -log_softmax(scores, axis=-1)[np.arange(2), batch.labels].mean()
 
     def loss(values):
-        return mixture_loss(module, params, jnp.asarray(bank), values, batch, answer)[0]
+        return MixtureLoss(module)((params, jnp.asarray(bank), answer), values, batch)[0]
 
     for columns in (1, 4):
         logits = random.normal(0, 1, (3, columns)).astype(np.float32)

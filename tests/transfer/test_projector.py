@@ -31,7 +31,7 @@ from jpt.transfer.projector import (
 from jpt.tuning import trainer
 from jpt.tuning.bound_task import _score_step
 from jpt.tuning.losses import Answer, answer_loss
-from jpt.tuning.step import TuneState
+from jpt.tuning.step import TrainState, bind_step, init_state
 from jpt.types import Batch, Prompt, PromptCard
 from tests.helpers.golden import FIXTURES as BACKBONES
 from tests.helpers.golden import load_golden
@@ -496,7 +496,7 @@ def stored() -> dict[str, np.ndarray]:
     return load_file(FILE)
 
 
-def start(activation: str, objective: str, rate: float) -> tuple[Projector, TuneState]:
+def start(activation: str, objective: str) -> tuple[Projector, TrainState]:
     """Return projector and state with the stored weights, whose matrices torch has transposed."""
     found = stored()
     _, rows, width = found["targets"].shape
@@ -505,8 +505,7 @@ def start(activation: str, objective: str, rate: float) -> tuple[Projector, Tune
         for name in ("down", "up")
     }
     params["norm"] = {"scale": found["norm.weight"], "bias": found["norm.bias"]}
-    optimizer = module.projector_optimizer(objective, rate)
-    state = module.start(jax.tree.map(jnp.asarray, params), optimizer)
+    state = init_state(params, module.OPTIMIZERS[objective])
     return Projector(rows, width, len(found["down.bias"]), activation), state
 
 
@@ -514,27 +513,29 @@ def start(activation: str, objective: str, rate: float) -> tuple[Projector, Tune
 def run_tasks(activation: str, shift: int = 0) -> tuple[list[float], np.ndarray]:
     """Train ten steps; a shift gives the rows of a task the prompt of another."""
     golden, found = load_golden(TARGET), stored()
-    projector, state = start(activation, "task", 5e-3)
-    step, losses = module.task_step(golden.module(), projector, 5e-3), []
+    projector, state = start(activation, "task")
+    loss, losses = module.TaskLoss(golden.module(), projector), []
+    step = bind_step(loss, module.OPTIMIZERS["task"], 5e-3)
     for index, task in enumerate(found["tasks"]):
         rows = (found[name][index] for name in ("tokens", "lengths", "labels"))
         batch = Batch(*map(jnp.asarray, rows), jnp.ones(len(found["labels"][index])))
         answer = Answer(jnp.asarray(found["label_ids"][task]))
         source = jnp.asarray(found["sources"][(task + shift) % 3])
-        state, metrics = step(golden.params, state, module.TaskBatch(batch, source, answer), None)
+        state, metrics = step(golden.params, state, module.TaskBatch(batch, source, answer))
         losses.append(float(metrics.loss))
-    return losses, project(projector, state.prompt, found["sources"])
+    return losses, project(projector, state.params, found["sources"])
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
 def test_both_objectives_agree_with_torch(activation: str) -> None:
-    projector, state = start(activation, "distance", 1e-4)
-    first = project(projector, state.prompt, stored()["sources"])
+    projector, state = start(activation, "distance")
+    first = project(projector, state.params, stored()["sources"])
     np.testing.assert_allclose(first, stored()[f"{activation}/first"], rtol=1e-5, atol=1e-5)
-    step, losses = module.distance_step(projector, 1e-4), []
+    step = bind_step(module.DistanceLoss(projector), module.OPTIMIZERS["distance"], 1e-4)
+    losses = []
     pairs = module.Pairs(jnp.asarray(stored()["sources"]), jnp.asarray(stored()["targets"]))
     for tasks in stored()["drawn"]:
-        state, metrics = step(pairs, state, jnp.asarray(tasks), None)
+        state, metrics = step(pairs, state, jnp.asarray(tasks))
         losses.append(float(metrics.loss))
     np.testing.assert_allclose(losses, stored()[f"{activation}/distance"], rtol=TOLERANCE)
     losses, projected = run_tasks(activation)

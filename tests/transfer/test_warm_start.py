@@ -146,7 +146,7 @@ def test_a_repeated_call_trains_nothing(study, task, backbone, sources, monkeypa
         raise AssertionError("trained again")
 
     before = {p: p.stat().st_mtime_ns for p in study.folder.glob("seed-*/**/*")}
-    monkeypatch.setattr("jpt.tuning.tune.run_loop", fail)
+    monkeypatch.setattr("jpt.tuning.tune.fit", fail)
     again = jpt.warm_start(task, sources, study.folder, backbone=backbone, **STUDY)
     assert again.record == study.record
     assert {p: p.stat().st_mtime_ns for p in study.folder.glob("seed-*/**/*")} == before

@@ -107,9 +107,9 @@ def counted() -> Iterator[dict[str, Any]]:
         several = answer.label_tokens is not None
         calls[name].add((batch.tokens.shape[1], len(answer.label_ids), several, width, packed))
 
-    def step(self: BoundStep, params: Any, state: Any, batch: Batch, answer: Any) -> Any:
-        note("step", batch, answer)
-        return real_step(self, params, state, batch, answer)
+    def step(self: BoundStep, frozen: Any, state: Any, batch: Batch) -> Any:
+        note("step", batch, frozen[1])
+        return real_step(self, frozen, state, batch)
 
     def score(module: Any, params: Any, prompts: Any, batch: Batch, answer: Any, *more: Any) -> Any:
         note("_score_step", batch, answer)

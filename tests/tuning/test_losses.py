@@ -17,10 +17,10 @@ from jpt.config import TuneOptions
 from jpt.testing import tiny_batch, tiny_model, write_tiny_backbone
 from jpt.tuning.bound_task import resolve_options
 from jpt.tuning.losses import NO_TOKEN, Answer, answer_loss, label_scores
-from jpt.tuning.step import build_train_step, init_state, prompt_optimizer
+from jpt.tuning.step import Optimizer, init_state
 from jpt.tuning.tune import TuneResult
 from jpt.types import Batch, Score
-from tests.helpers.running import raises
+from tests.helpers.running import answer_step, raises
 from tests.helpers.toys import json_lines, write_task
 
 pytestmark = pytest.mark.plain_programs
@@ -235,9 +235,9 @@ def test_transfer_neurons_and_other_layouts(tuned: TuneResult, backbone: Path, m
 def test_loss_of_the_train_step_written_out(model_type: str, objective: str) -> None:
     module, params = tiny_model(model_type)
     batch, ids = tiny_batch(), np.array([7, 30])
-    prompt, optimizer = prompt_of(), prompt_optimizer(1e-2)
-    step = build_train_step(module, optimizer, objective=objective)
-    _, metrics = step(params, init_state(prompt, optimizer), batch, Answer(jnp.asarray(ids)))
+    prompt = prompt_of()
+    step = answer_step(module, Optimizer(), objective=objective)
+    _, metrics = step(params, init_state(prompt), batch, Answer(jnp.asarray(ids)))
     logits = np.asarray(
         jax.jit(module.apply)({"params": params}, batch.tokens, batch.lengths, prompt).logits
     )

@@ -16,14 +16,13 @@ from jpt.backbones.registry import FAMILIES
 from jpt.config import TuneOptions
 from jpt.data import batches
 from jpt.errors import InputError
-from jpt.parallel import make_mesh, parameter_shardings, place
+from jpt.parallel import make_mesh, parameter_shardings, place, replicated
 from jpt.testing import tiny_model, write_tiny_backbone
 from jpt.tuning import multi_run
-from jpt.tuning.losses import Answer
+from jpt.tuning.losses import Answer, AnswerLoss
 from jpt.tuning.multi_run import (
     SlotRun,
     fit_runs,
-    multi_run_train_step,
     pack_runs,
     read_diverged,
     run_sharding,
@@ -32,10 +31,10 @@ from jpt.tuning.multi_run import (
     stack_trees,
 )
 from jpt.tuning.run_dir import RunFolder
-from jpt.tuning.step import init_state, paper_train_step, prompt_optimizer
+from jpt.tuning.step import Optimizer, compile_steps, init_state
 from jpt.tuning.tune import prepare_run
 from jpt.types import Batch
-from tests.helpers.running import assert_equal_runs, raises, read_log
+from tests.helpers.running import answer_step, assert_equal_runs, raises, read_log
 from tests.helpers.toys import json_lines, write_task
 
 COMMON = {"eval_every": 5, "checkpoint_every": 4, "batch_size": 6, "length": 5}
@@ -137,7 +136,7 @@ def test_run_ends_as_it_does_alone(alone: Path, together: Path, name: str) -> No
 def test_crashed_group_resumes_bit_identically(
     group: Group, together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
-    real = multi_run.multi_run_train_step
+    real = multi_run.group_step
 
     def failing(*arguments: object) -> object:
         step, left = real(*arguments), [stop_at]
@@ -151,7 +150,7 @@ def test_crashed_group_resumes_bit_identically(
         return run
 
     with monkeypatch.context() as broken:
-        broken.setattr(multi_run, "multi_run_train_step", failing)
+        broken.setattr(multi_run, "group_step", failing)
         with pytest.raises(RuntimeError, match="crash"):
             group.fit(tmp_path)
     group.fit(tmp_path)
@@ -207,17 +206,19 @@ def group_steps(family: str, mesh_text: str, packed: bool = False) -> tuple[np.n
     given = place(
         (answer, jnp.asarray(RATES), jnp.zeros(len(RATES), jnp.uint32)), run_sharding(mesh)
     )
-    blank = [init_state(values, prompt_optimizer(1.0)) for values in starts(32)]
+    blank = [init_state(values) for values in starts(32)]
     state = place(stack_trees(blank), run_sharding(mesh))
     shards = mesh.shape["data"] if packed else None
     batch = stack_batches([batch_of(number) for number in range(4)], 0, shards)
     assert (batch.packed_index is not None) == packed
     batch = place(batch, rows)
-    step, losses, first = multi_run_train_step(module, "labels", mesh), [], None
+    out = (run_sharding(mesh), replicated(mesh))
+    step, losses, first = compile_steps(AnswerLoss(module), Optimizer(), out), [], None
+    frozen = (place(params, shardings), given[0])
     for _ in range(2):
-        state, metrics = step(place(params, shardings), state, batch, *given)
+        state, metrics = step(frozen, state, batch, *given[1:])
         losses.append(np.asarray(metrics.loss))
-        first = np.asarray(optax.tree.get(state.optimizer, "mu")) if first is None else first
+        first = np.asarray(optax.tree.get(state.opt_state, "mu")) if first is None else first
     return np.stack(losses), first
 
 
@@ -226,15 +227,15 @@ def single_steps(family: str) -> tuple[np.ndarray, np.ndarray]:
     module, params = tiny_model(family)
     losses, first = [], []
     for number, values in enumerate(starts(32)):
-        state = init_state(values, prompt_optimizer(1.0))
+        state = init_state(values)
         answer = Answer(jnp.asarray(LABELS[number]))
-        step = paper_train_step(module, RATES[number], 0)
+        step = answer_step(module, Optimizer(), rate=RATES[number])
         losses.append([])
         for count in range(2):
             state, metrics = step(params, state, batch_of(number), answer)
             losses[-1].append(float(metrics.loss))
             if count == 0:
-                first.append(np.asarray(optax.tree.get(state.optimizer, "mu")))
+                first.append(np.asarray(optax.tree.get(state.opt_state, "mu")))
     return np.asarray(losses).T, np.stack(first)
 
 
@@ -278,9 +279,9 @@ def test_packed_group(monkeypatch: pytest.MonkeyPatch, family: str, mesh: str) -
 @pytest.mark.plain_programs
 def test_runs_are_sharded_over_their_axis() -> None:
     mesh = make_mesh("prompt:4")
-    blank = [init_state(values, prompt_optimizer(1.0)) for values in starts(32)]
+    blank = [init_state(values) for values in starts(32)]
     state = place(stack_trees(blank), run_sharding(mesh))
-    assert {shard.data.shape for shard in state.prompt.addressable_shards} == {(1, 5, 32)}
+    assert {shard.data.shape for shard in state.params.addressable_shards} == {(1, 5, 32)}
 
 
 # A small learning rate: where a gradient is close to zero, AdamW's step follows its rounding.

@@ -16,9 +16,9 @@ from jpt.testing import tiny_batch, tiny_config, tiny_encoder, tiny_model
 from jpt.tuning import bound_task
 from jpt.tuning.bound_task import Batching, bank_logits, plan_chunks, prompts_at_once
 from jpt.tuning.losses import NO_TOKEN, Answer, NeuronMask, label_logits, label_loss
-from jpt.tuning.step import build_train_step, init_state, paper_train_step, prompt_optimizer
+from jpt.tuning.step import Optimizer, adamw, init_state
 from jpt.types import Batch
-from tests.helpers.running import raises
+from tests.helpers.running import answer_step, raises
 
 pytestmark = pytest.mark.plain_programs
 
@@ -37,24 +37,24 @@ def assert_close(found, expected) -> None:
 def test_adam_by_hand() -> None:
     module, params = tiny_encoder()
     rate = 3e-2
-    optimizer = optax.chain(optax.trace(0.0), prompt_optimizer(rate))
-    step, state = build_train_step(module, optimizer), init_state(start(), optimizer)
+    optimizer = optax.chain(optax.trace(0.0), adamw(rate))
+    step, state = answer_step(module, optimizer), init_state(start(), optimizer)
     prompt = np.asarray(start(), np.float64)
     first, second = np.zeros_like(prompt), np.zeros_like(prompt)
     for number in range(1, 6):
         state, _ = step(params, state, tiny_batch(), ANSWER)
-        gradient = np.asarray(state.optimizer[0].trace, np.float64)
+        gradient = np.asarray(state.opt_state[0].trace, np.float64)
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
         corrected = np.sqrt(second / (1 - 0.999**number)) + 1e-6
         prompt -= rate * (first / (1 - 0.9**number)) / corrected
-        assert_close(state.prompt, prompt)
+        assert_close(state.params, prompt)
 
 
 def test_gradient_of_the_loss_written_out() -> None:
     module, params = tiny_encoder()
     batch, optimizer = tiny_batch(), optax.trace(0.0)
-    step = build_train_step(module, optimizer)
+    step = answer_step(module, optimizer)
     state, metrics = step(params, init_state(start(), optimizer), batch, ANSWER)
 
     @jax.jit
@@ -67,14 +67,14 @@ def test_gradient_of_the_loss_written_out() -> None:
 
     loss, gradient = loss_of(start())
     assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-6)
-    assert_close(state.optimizer.trace, gradient)
+    assert_close(state.opt_state.trace, gradient)
 
 
 def test_rows_of_weight_zero_change_nothing() -> None:
     module, params = tiny_encoder()
     # The gradient itself: AdamW's first step is its sign, which rounding flips near 0.
     optimizer = optax.trace(0.0)
-    step = build_train_step(module, optimizer)
+    step = answer_step(module, optimizer)
     plain = tiny_batch()
     padded = Batch(
         np.concatenate([plain.tokens, plain.tokens[::-1]]),
@@ -85,24 +85,24 @@ def test_rows_of_weight_zero_change_nothing() -> None:
     (one, one_metrics), (other, other_metrics) = (
         step(params, init_state(start(), optimizer), batch, ANSWER) for batch in (plain, padded)
     )
-    assert_close(other.optimizer.trace, np.asarray(one.optimizer.trace))
+    assert_close(other.opt_state.trace, np.asarray(one.opt_state.trace))
     np.testing.assert_allclose(one_metrics.loss, other_metrics.loss, rtol=1e-6)
     assert float(one_metrics.accuracy) == float(other_metrics.accuracy)
 
 
 def test_shared_programs_and_donated_state() -> None:
     module, params = tiny_encoder()
-    state = init_state(start(), prompt_optimizer(1e-2))
+    state = init_state(start(), adamw(1e-2))
     before = jax.tree.map(np.asarray, params)
-    build_train_step(module, prompt_optimizer(1e-2))(params, state, tiny_batch(), ANSWER)
-    assert state.prompt.is_deleted()
+    answer_step(module, adamw(1e-2))(params, state, tiny_batch(), ANSWER)
+    assert state.params.is_deleted()
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, params), before)
     module, params = tiny_encoder()
-    step = build_train_step(module, prompt_optimizer(1e-2))
+    step = answer_step(module, Optimizer())
     for ids in ([3, 4], [9, 12], [40, 7]):
         answer = Answer(jnp.array(ids, jnp.int32))
-        step(params, init_state(start(), prompt_optimizer(1e-2)), tiny_batch(), answer)
-    assert step._cache_size() == 1
+        step(params, init_state(start(), adamw(1e-2)), tiny_batch(), answer)
+    assert step.program._cache_size() == 1
 
 
 @pytest.mark.slow
@@ -110,11 +110,11 @@ def test_gradients_are_clipped_as_by_optax() -> None:
     module, params = tiny_encoder()
 
     def first(clip_norm: float | None) -> tuple[np.ndarray, float]:
-        step = paper_train_step(module, 1e-2, 0, clip_norm=clip_norm)
-        state = init_state(start(), prompt_optimizer(1e-2))
+        step = answer_step(module, Optimizer(clip_norm=clip_norm))
+        state = init_state(start(), adamw(1e-2))
         state, metrics = step(params, state, tiny_batch(), ANSWER)
         # Adam's update does not depend on the gradient's size, its moments do.
-        mean = np.asarray(optax.tree.get(state.optimizer, "mu"), np.float64) / 0.1
+        mean = np.asarray(optax.tree.get(state.opt_state, "mu"), np.float64) / 0.1
         return mean, float(metrics.gradient_norm)
 
     gradient, norm = first(None)
@@ -122,11 +122,11 @@ def test_gradients_are_clipped_as_by_optax() -> None:
     clipped, logged = first(norm / 4)
     assert logged == pytest.approx(norm, rel=1e-6), "the norm before clipping is logged"
     np.testing.assert_allclose(clipped, gradient / 4, rtol=1e-4, atol=1e-7 * norm)
-    mine = prompt_optimizer(0.1, clip_norm=1.5)
-    chain = optax.chain(optax.clip_by_global_norm(1.5), prompt_optimizer(0.1))
+    mine = Optimizer(clip_norm=1.5)(0.1)
+    chain = optax.chain(optax.clip_by_global_norm(1.5), adamw(0.1))
     prompt = other = jnp.zeros((3, 4))
     state, chained = mine.init(prompt), chain.init(prompt)
-    assert jax.tree.structure(state) == jax.tree.structure(prompt_optimizer(0.1).init(prompt))
+    assert jax.tree.structure(state) == jax.tree.structure(adamw(0.1).init(prompt))
     random = np.random.default_rng(0)
     with jax.numpy_dtype_promotion("standard"):
         for size in 10.0 ** random.uniform(-3, 3, 10):
@@ -160,12 +160,12 @@ def test_dropout_is_a_function_of_seed_and_step() -> None:
     module, params = tiny_encoder()
     module = module.clone(dropout_rate=0.3)
     prompts = []
-    steps = [build_train_step(module, prompt_optimizer(1e-2), seed) for seed in (0, 1)]
+    steps = [answer_step(module, adamw(1e-2), seed) for seed in (0, 1)]
     for step in (steps[0], steps[0], steps[1]):
-        state = init_state(start(), prompt_optimizer(1e-2))
+        state = init_state(start(), adamw(1e-2))
         for _ in range(3):
             state, _ = step(params, state, tiny_batch(), ANSWER)
-        prompts.append(np.asarray(state.prompt))
+        prompts.append(np.asarray(state.params))
     np.testing.assert_array_equal(prompts[0], prompts[1])
     assert not np.array_equal(prompts[0], prompts[2])
 

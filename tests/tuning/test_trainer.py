@@ -16,15 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jpt
 from jpt.errors import DivergedError, StoppedError
 from jpt.tuning import run_dir, trainer
-from jpt.tuning.logging import Progress
 from jpt.tuning.run_dir import Checkpoints, RunFolder
-from jpt.tuning.step import StepMetrics, TuneState
-from jpt.tuning.trainer import LoopState, Run, Schedule, init_state_of, resume, run_loop
+from jpt.tuning.trainer import Fitted, Problem, Schedule, fit
 from jpt.types import Score
 from tests.helpers.running import assert_equal_runs, at_step, crash_at, raises, read_log
 from tests.helpers.toys import write_task
@@ -149,38 +148,46 @@ def test_sigkill_at_random_moments(task: Path, whole: Path, tmp_path: Path, seed
 STEPS = 12
 
 
-def toy_run(
-    folder: RunFolder,
-    checkpoints: Checkpoints,
+def toy_loss(frozen: None, params: jax.Array, batch: jax.Array, key: Any) -> tuple[Any, None]:
+    return batch * (1 + 0 * params.sum()), None
+
+
+def move(gradient: jax.Array, state: Any, params: Any = None) -> tuple[jax.Array, Any]:
+    """Move by 0.01 whatever the gradient is, as long as it is finite."""
+    return jnp.where(jnp.isfinite(gradient), 0.01, jnp.nan), state
+
+
+TOY = optax.GradientTransformation(lambda params: {"m": jnp.zeros(())}, move)
+
+
+def toy_problem(
     loss: Callable[[int], float] = lambda step: 1 / step,
     score: Callable[[float], tuple[float, float]] = lambda value: (value, 0.5),
-    minutes: float | None = None,
-    every: int = 4,
-) -> tuple[Run, LoopState]:
-    def step(params: Any, state: TuneState, batch: int, answer: Any) -> tuple[TuneState, Any]:
-        found = jnp.float32(loss(batch + 1))
-        worse = jnp.where(jnp.isfinite(found), 0.0, jnp.nan)
-        state = TuneState(state.step + 1, state.prompt + 0.01 + worse, state.optimizer)
-        return state, StepMetrics(found, jnp.float32(0.5), jnp.float32(1.0))
-
+) -> Problem:
     def scored(prompt: jax.Array) -> Score:
         value, mean_loss = score(float(prompt[0, 0]))
         return Score("accuracy", value, mean_loss, 10, 0.5, {"a": 5, "b": 5}, np.zeros(10, int))
 
-    schedule = Schedule(STEPS, 4, every, 2, checkpoint_minutes=minutes)
-    run = Run(None, None, step, lambda number: number, scored, schedule, folder, checkpoints)
-    best = folder.path / "best.npy"
-    run.keep_best = lambda state: np.save(best, np.asarray(state.best_prompt))
-    tune = TuneState(jnp.int32(0), jnp.zeros((2, 3)), {"m": jnp.zeros(())})
-    return run, resume(run, init_state_of(tune))
+    return Problem(
+        frozen=None,
+        init=np.zeros((2, 3)),
+        loss=toy_loss,
+        batch=lambda number: jnp.float32(loss(number + 1)),
+        evaluate=scored,
+        config={"seed": 1},
+        finish=lambda fitted, folder: {},
+        optimizer=TOY,
+        keep=lambda best, folder: np.save(folder.path / "best.npy", best.params),
+    )
 
 
-def run_toy(path: Path, **changes: Any) -> LoopState:
+def schedule_of(minutes: float | None = None, every: int = 4) -> Schedule:
+    return Schedule(STEPS, 4, every, 2, checkpoint_minutes=minutes)
+
+
+def run_toy(path: Path, minutes: float | None = None, every: int = 4, **changes: Any) -> Fitted:
     folder = RunFolder(path, {"seed": 1})
-    with folder.lock(), Checkpoints(path / "checkpoints") as checkpoints:
-        run, state = toy_run(folder, checkpoints, **changes)
-        with Progress(STEPS, shown=False) as progress:
-            return run_loop(run, state, progress)
+    return fit(toy_problem(**changes), schedule_of(minutes, every), folder)
 
 
 def saved_steps(path: Path) -> list[int]:
@@ -206,7 +213,7 @@ def test_non_finite_loss_keeps_the_last_good_state(tmp_path: Path, bad: float, a
         assert np.isfinite(np.load(tmp_path / "best.npy")).all()
         assert max(step for step, split in logged(tmp_path) if split == "validation") == last
     # Without the cause the run resumes from there.
-    np.testing.assert_allclose(run_toy(tmp_path).tune.prompt, 0.01 * STEPS, rtol=1e-6)
+    np.testing.assert_allclose(run_toy(tmp_path).last, 0.01 * STEPS, rtol=1e-6)
 
 
 @pytest.mark.parametrize("found", [(math.nan, 0.5), (0.9, math.nan), (0.9, math.inf)])
@@ -238,7 +245,7 @@ def test_saves_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     saves.clear()
     state = run_toy(tmp_path / "minutes", every=STEPS, minutes=2)
     assert len(saves) > 2 and saves[-1] == STEPS and len(set(saves)) == len(saves)
-    np.testing.assert_allclose(state.tune.prompt, 0.01 * STEPS, rtol=1e-6)
+    np.testing.assert_allclose(state.last, 0.01 * STEPS, rtol=1e-6)
 
 
 def test_best_prompt_is_written_during_the_run(tmp_path: Path) -> None:
@@ -261,8 +268,8 @@ def test_resumed_run_drops_a_best_prompt_after_its_checkpoint(tmp_path: Path) ->
     assert saved_steps(tmp_path) == [6]
     np.testing.assert_allclose(np.load(tmp_path / "best.npy"), 0.08, rtol=1e-6)
     folder = RunFolder(tmp_path, {"seed": 1})
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        toy_run(folder, checkpoints)
+    with folder.checkpoints() as checkpoints:
+        trainer._resume(trainer._Run(toy_problem(), schedule_of(), folder, checkpoints))
     np.testing.assert_allclose(np.load(tmp_path / "best.npy"), 0.04, rtol=1e-6)
     assert logged(tmp_path) == [(4, "validation")]
 
@@ -284,7 +291,9 @@ def test_disk_full_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
         patch.setattr(RunFolder, "log", half)
         raises(run_toy, path, match="cannot write /dev/full: no space is left")
     assert saved_steps(path) == [4]
-    jax.tree.map(np.testing.assert_array_equal, run_toy(path), whole)
+    found = run_toy(path)
+    np.testing.assert_array_equal(found.last, whole.last)
+    np.testing.assert_array_equal(found.best.params, whole.best.params)
     assert logged(path) == logged(tmp_path / "whole")
 
 

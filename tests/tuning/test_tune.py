@@ -18,16 +18,10 @@ from jpt.testing import tiny_batch, tiny_encoder, write_tiny_backbone
 from jpt.tuning.bound_task import bind
 from jpt.tuning.losses import Answer
 from jpt.tuning.run_dir import Checkpoints, identity_of, read_config
-from jpt.tuning.step import (
-    TuneState,
-    build_train_step,
-    init_state,
-    paper_train_step,
-    prompt_optimizer,
-)
+from jpt.tuning.step import Optimizer, TrainState, adamw, init_state
 from jpt.tuning.tune import Moments, TuneResult, WarmStart, initial_prompt, read_start
 from jpt.types import Score
-from tests.helpers.running import crash_at, raises, read_log
+from tests.helpers.running import answer_step, crash_at, raises, read_log
 from tests.helpers.toys import first_rows, smollm2_file, write_task
 
 OPTIONS = {"steps": 4, "eval_every": 2, "batch_size": 8, "length": 4, "max_tokens": 16}
@@ -365,7 +359,7 @@ def test_custom_loop_is_bit_identical_to_tune(kind: str, task: Path, tmp_path: P
         state, metrics = step(state, batch)
         losses.append(float(metrics.loss))
     whole = jpt.tune(model, task, **LOOP)
-    np.testing.assert_array_equal(np.asarray(state.prompt), whole.last.values)
+    np.testing.assert_array_equal(np.asarray(state.params), whole.last.values)
     logged = [line["loss"] for line in whole.history if line["split"] == "train"]
     assert losses[-1] == pytest.approx(logged[-1])
 
@@ -375,22 +369,22 @@ def test_custom_loop_starts_from_a_prompt(task: Path, backbone, tmp_path: Path) 
     file = tmp_path / "start.safetensors"
     jpt.save_prompt(file, jpt.Prompt(values, jpt.PromptCard(backbone.name, "mood")))
     _, state = jpt.train_step(backbone, task, **LOOP, init=f"prompt:{file}")
-    np.testing.assert_array_equal(np.asarray(state.prompt), values)
+    np.testing.assert_array_equal(np.asarray(state.params), values)
     assert int(state.step) == 0
     raises(jpt.train_step, backbone, task, length=3, max_tokens=500, match="positions")
 
 
-def repeated_steps(step: Any) -> TuneState:
+def repeated_steps(step: Any) -> TrainState:
     """Return the bits that two of at most three runs of a program agree on.
 
     On a CPU of several cores one program may give one input other bits from call to call
     (github.com/jax-ml/jax/issues/39741).
     """
     _, params = tiny_encoder()
-    runs: list[TuneState] = []
+    runs: list[TrainState] = []
     for _ in range(3):
         prompt = 0.02 * jax.random.normal(jax.random.key(1), (6, 32))
-        state = init_state(prompt, prompt_optimizer(1e-2))
+        state = init_state(prompt)
         for _ in range(5):
             state, _ = step(params, state, tiny_batch(), Answer(jnp.array([3, 4], jnp.int32)))
         runs.append(state)
@@ -405,8 +399,8 @@ def test_learning_rate_and_seed_as_arguments_change_no_bit() -> None:
     module = tiny_encoder()[0].clone(dropout_rate=0.3)
     programs = []
     for rate, seed in ((1e-2, 0), (3e-4, 2**32 - 1)):
-        step = paper_train_step(module, rate, seed)
-        fixed = build_train_step(module, prompt_optimizer(rate), seed)
+        step = answer_step(module, Optimizer(), seed, rate=rate)
+        fixed = answer_step(module, adamw(rate), seed)
         jax.tree.map(np.testing.assert_array_equal, repeated_steps(step), repeated_steps(fixed))
         programs.append(step.program)
     assert programs[0] is programs[1] and programs[0]._cache_size() == 1
