@@ -89,6 +89,10 @@ class OutFolder:
         """Return the path of a file in it, after `check`; create the folder if there was none."""
         if self._descriptor is None:
             make_folder(self.path)
+        return self.run(name)
+
+    def run(self, name: str) -> Path:
+        """Return the path of a run folder in it, after `check`; the run creates it."""
         self.check()
         return self.path / name
 

@@ -555,7 +555,7 @@ def _run_all(
         runs[seed, name] = tune(
             study.backbone,
             study.task,
-            None if folder is None else folder.file(f"seed-{seed}/{name}"),
+            None if folder is None else folder.run(f"seed-{seed}/{name}"),
             start=start,
             score_start=True,
             seed=seed,

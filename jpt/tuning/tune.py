@@ -709,7 +709,7 @@ def tune_seeds(
         seed: tune(
             backbone,
             task,
-            None if folder is None else folder.file(f"seed-{seed}"),
+            None if folder is None else folder.run(f"seed-{seed}"),
             seed=seed,
             **options,
         )
