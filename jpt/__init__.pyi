@@ -31,7 +31,6 @@ from .tuning.tune import train_step as train_step
 from .tuning.tune import tuning_problem as tuning_problem
 from .tuning.trainer import fit as fit
 from .tuning.trainer import Problem as Problem
-from .tuning.trainer import Schedule as Schedule
 
 # Transfer between tasks
 from .transfer.zero_shot import transfer_matrix as transfer_matrix

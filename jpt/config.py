@@ -84,7 +84,7 @@ class ScoringOptions:
         check_scoring(self.label_scoring, self.settings)
 
 
-def _steps_between(steps: int) -> int:
+def steps_between(steps: int) -> int:
     """Return the default number of steps between two validations: a tenth, at least 25."""
     return min(steps, max(25, math.ceil(steps / 10)))
 
@@ -209,7 +209,7 @@ class TuneOptions:
             if getattr(self, name) is None and name in choices
         }
         options = dataclasses.replace(self, **filled)
-        every = _steps_between(options.steps)
+        every = steps_between(options.steps)
         return dataclasses.replace(
             options,
             eval_every=options.eval_every or every,
@@ -361,7 +361,7 @@ class ProjectorOptions:
             The options.
         """
         steps = self.steps or PROJECTOR_STEPS[objective]
-        every = self.eval_every or _steps_between(steps)
+        every = self.eval_every or steps_between(steps)
         normalises = self.layer_norm if self.layer_norm is not None else not self.per_token
         return dataclasses.replace(
             self,

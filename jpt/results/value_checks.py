@@ -38,7 +38,8 @@ _SIGNED = Range(-1, 1)  # Matthews correlation, and what may be one
 SCORES = {**dict.fromkeys((*METRICS, *TEXT_METRICS), _SHARE), "matthews": _SIGNED}
 """Range of every metric of a task."""
 
-MAIN_SCORES = {**SCORES, "mean_score": _SIGNED, "error": Range()}
+OF_A_NUMBER = "evaluation"  # the score of a user's own evaluation
+MAIN_SCORES = {**SCORES, "mean_score": _SIGNED, "error": Range(), OF_A_NUMBER: Range(-math.inf)}
 """Range of every score by which a run selects its best step; a validation line has one of them."""
 
 RANGES = {

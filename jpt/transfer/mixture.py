@@ -54,7 +54,7 @@ from jpt.tuning.logging import peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
 from jpt.tuning.run_dir import BEST, RunFolder
 from jpt.tuning.step import Optimizer
-from jpt.tuning.trainer import Best, Fitted, Problem, Schedule, fit
+from jpt.tuning.trainer import Best, Fitted, Problem, fit
 from jpt.types import Batch, Data, Parameters, Prompt, Score
 from jpt.version import __version__
 
@@ -319,18 +319,6 @@ class _Study:
         mixed = mix_bank(self.bank, softmax_weights(np.asarray(logits)))
         return self.bound.score([mixed], self.splits[split], self.mesh, may_diverge=True)[0]
 
-    @property
-    def schedule(self) -> Schedule:
-        options = self.options
-        return Schedule(
-            options.steps,
-            options.eval_every,
-            options.checkpoint_every,
-            options.batch_size,
-            score_start=True,
-            checkpoint_minutes=options.checkpoint_minutes,
-        )
-
     def problem(self) -> Problem:
         """Return what is trained: the logits of the weights, at first a plain average."""
         options, backbone = self.options, self.backbone
@@ -343,6 +331,12 @@ class _Study:
             evaluate=lambda logits: self.score(logits, "validation"),
             config=self.config(),
             finish=self._finish,
+            steps=options.steps,
+            eval_every=options.eval_every,
+            checkpoint_every=options.checkpoint_every,
+            checkpoint_minutes=options.checkpoint_minutes,
+            batch_size=options.batch_size,
+            score_start=True,
             learning_rate=options.learning_rate,
             optimizer=Optimizer(clip_norm=options.clip_norm),
             mesh=self.mesh,
@@ -441,7 +435,7 @@ def learn_mixture(
     if folder is not None and (record := folder.result) is not None:
         return _result(study, load_prompt(folder.path / BEST), record, folder, folder.history())
     study.splits.warn()
-    fitted = fit(study.problem(), study.schedule, folder, progress=progress, started_s=started_s)
+    fitted = fit(study.problem(), folder, progress=progress, started_s=started_s)
     return _result(study, study.mixed(fitted.best), fitted.record, folder, fitted.history)
 
 

@@ -53,7 +53,7 @@ from jpt.tuning.logging import peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
 from jpt.tuning.run_dir import RunFolder
 from jpt.tuning.step import Optimizer
-from jpt.tuning.trainer import Best, Fitted, Problem, Schedule, fit
+from jpt.tuning.trainer import Best, Fitted, Problem, fit
 from jpt.types import Batch, Parameters, Prompt, PromptCard, Scoring
 from jpt.version import __version__
 
@@ -785,19 +785,15 @@ class ProjectorPlan:
             evaluate=self.score,
             config=self.config,
             finish=self._finish,
+            steps=options.steps,
+            eval_every=options.eval_every,
+            checkpoint_every=options.checkpoint_every,
+            batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             optimizer=OPTIMIZERS[card.objective],
             mesh=self.mesh,
             keep=self._keep,
             log_fields=self.log_fields,
-        )
-
-    @property
-    def schedule(self) -> Schedule:
-        """Intervals of the run."""
-        options = self.options
-        return Schedule(
-            options.steps, options.eval_every, options.checkpoint_every, options.batch_size
         )
 
     def projector(
@@ -1049,17 +1045,15 @@ def train_projector(
         objective: ``task`` or ``distance``.
         tasks: Training tasks; defaults to those in the sources' cards (distance: with prompts of
             both models).
-        out: Run folder. A finished run is returned at once, a stopped one is resumed,
-            bit-identical to an uninterrupted one. None keeps the run in memory.
-        targets: In-task prompts of the target model, for ``distance``; those of tasks that are not
-            trained on are only evaluated.
+        out: Run folder. A finished run returns at once; a stopped one resumes, bit-identical to an
+            uninterrupted run. None keeps the run in memory.
+        targets: In-task prompts of the target, for ``distance``; others are only evaluated.
         data: Folder with a subfolder of rows for each catalog task.
         progress: Show a progress bar on stderr.
         **options: Fields of :class:`jpt.config.ProjectorOptions`.
 
     Returns:
-        The :class:`ProjectorResult`: the projector with the best validation score (distance: the
-        smallest error on the training tasks), and the log.
+        The :class:`ProjectorResult` with the best projector (distance: on the training tasks).
 
     Raises:
         InputError: If an input is invalid, before anything compiles.
@@ -1083,7 +1077,7 @@ def train_projector(
         return ProjectorResult(projector, record, folder.history(), folder.path)
     for splits in plan.splits:
         splits.warn()
-    fitted = fit(plan.problem(), plan.schedule, folder, progress=progress, started_s=started_s)
+    fitted = fit(plan.problem(), folder, progress=progress, started_s=started_s)
     score = float(fitted.record["validation"][plan.metric])
     projector, path = plan.projector(fitted.best, folder, score), folder.path if folder else None
     return ProjectorResult(projector, fitted.record, fitted.history, path)

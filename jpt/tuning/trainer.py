@@ -22,10 +22,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jpt.config import steps_between
 from jpt.distributed import Vote, is_first
 from jpt.errors import DivergedError, StoppedError
 from jpt.io.tensors import write_safetensors
 from jpt.parallel import place, replicated
+from jpt.results.value_checks import OF_A_NUMBER
 from jpt.tuning.logging import CompileLog, LogSinks, Progress, parse_sinks
 from jpt.tuning.run_dir import BEST, Checkpoints, RunFolder
 from jpt.tuning.step import (
@@ -58,8 +60,8 @@ class Schedule:
 
     steps: int
     eval_every: int  # the last step is always evaluated
-    checkpoint_every: int = 100  # the last step is always saved
-    batch_size: int = 1  # rows per step, for the speed that is shown
+    checkpoint_every: int  # the last step is always saved
+    batch_size: int  # rows per step, for the speed that is shown
     score_start: bool = False  # evaluate the initial prompt as step 0; it may be the best
     checkpoint_minutes: float | None = None  # also save after this time
 
@@ -89,6 +91,12 @@ class Problem:
             is resumed.
         finish: Writes the result into the run folder, if there is one, and returns its record. By
             default it writes ``params.safetensors``.
+        steps: Number of steps.
+        eval_every: Steps between two evaluations; default: a tenth of ``steps``, at least 25.
+        checkpoint_every: Steps between two checkpoints; default: ``eval_every``.
+        checkpoint_minutes: Also save after this time.
+        batch_size: Rows per step, for the speed that is shown.
+        score_start: Evaluate the parameters before the first step, too; they may be the best.
         learning_rate: Constant rate of ``optimizer``, if that takes one.
         optimizer: `jpt.tuning.step.Optimizer`, or any optimizer of optax.
         seed: Of the key that ``loss`` gets.
@@ -105,6 +113,12 @@ class Problem:
     evaluate: Callable[[Any], Any]
     config: Mapping[str, Any] = field(default_factory=dict)
     finish: Callable[[Fitted, RunFolder | None], dict[str, Any]] | None = None
+    steps: int = 2000
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    checkpoint_minutes: float | None = None
+    batch_size: int = 1
+    score_start: bool = False
     learning_rate: float = 1e-3
     optimizer: AnyOptimizer = Optimizer()
     seed: int = 0
@@ -112,6 +126,14 @@ class Problem:
     keep: Callable[[Best, RunFolder], None] | None = None
     prepare: Callable[[TrainState], TrainState] | None = None
     log_fields: Callable[[int], dict[str, Any]] | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """Intervals of the run."""
+        evaluation = self.eval_every or steps_between(self.steps)
+        saving = self.checkpoint_every or evaluation
+        more = (self.batch_size, self.score_start, self.checkpoint_minutes)
+        return Schedule(self.steps, evaluation, saving, *more)
 
     def start(self) -> LoopState:
         """Return the state before the first step."""
@@ -160,7 +182,6 @@ class Fitted:
 
 def fit(
     problem: Problem,
-    schedule: Schedule,
     out: RunFolder | str | Path | None = None,
     *,
     progress: bool = False,
@@ -171,7 +192,6 @@ def fit(
 
     Args:
         problem: What is trained.
-        schedule: Steps, and intervals of evaluation and checkpoints.
         out: Run folder. A finished run returns at once; a stopped one resumes, and its result is
             bit-identical to an uninterrupted run. None keeps the run in memory.
         progress: Show a progress bar on stderr.
@@ -193,8 +213,8 @@ def fit(
         >>> def evaluate(params):
         ...     return -float(jnp.abs(params - 1).max())
         >>> parts = {"frozen": 1.0, "init": jnp.zeros(3), "batch": lambda step: step}
-        >>> problem = Problem(**parts, loss=loss, evaluate=evaluate, learning_rate=0.1)
-        >>> fit(problem, Schedule(steps=20, eval_every=10)).best.step
+        >>> parts |= {"loss": loss, "evaluate": evaluate, "learning_rate": 0.1}
+        >>> fit(Problem(**parts, steps=20, eval_every=10)).best.step
         20
     """
     started_s = time.monotonic() if started_s is None else started_s
@@ -208,6 +228,7 @@ def fit(
         if folder is not None:
             held.enter_context(folder.lock())
             checkpoints = held.enter_context(folder.checkpoints())
+        schedule = problem.schedule
         run = _Run(problem, schedule, folder, checkpoints)
         state = _resume(run)
         config = dict(problem.config)
@@ -216,7 +237,7 @@ def fit(
             state = _loop(run, state, bar)
         last = jax.tree.map(np.asarray, state.train.params)
         fitted = Fitted(_best(state), last, run.history, {}, started_s)
-        finish = problem.finish or partial(_finish, problem, schedule)
+        finish = problem.finish or partial(_finish, problem)
         record = finish(fitted, folder)
         if "test" in record:
             run.sinks.log({**record["test"], "step": schedule.steps, "split": "test"})
@@ -228,9 +249,7 @@ def fit(
 PARAMS = "params.safetensors"
 
 
-def _finish(
-    problem: Problem, schedule: Schedule, fitted: Fitted, folder: RunFolder | None
-) -> dict[str, Any]:
+def _finish(problem: Problem, fitted: Fitted, folder: RunFolder | None) -> dict[str, Any]:
     """Write the best parameters, by dotted names; return their score."""
     if folder is not None:
         tensors = {
@@ -239,8 +258,8 @@ def _finish(
         }
         write_safetensors(folder.file(PARAMS), tensors)
     return {
-        "metric": problem.config.get("metric", "score"),
-        "steps": schedule.steps,
+        "metric": problem.config.get("metric", OF_A_NUMBER),
+        "steps": problem.steps,
         "best_step": fitted.best.step,
         "validation": fitted.logged(fitted.best.step),
         "elapsed_s": fitted.elapsed_s,
@@ -402,7 +421,7 @@ class _Number:
     """A score that is a number."""
 
     value: float
-    metric: str = "score"
+    metric: str = OF_A_NUMBER
     loss: float = 0.0
     warning: str | None = None
 

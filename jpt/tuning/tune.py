@@ -60,7 +60,7 @@ from jpt.tuning.run_dir import (
     read_result,
 )
 from jpt.tuning.step import BoundStep, Optimizer, StepMetrics, TrainState, bind_step, init_state
-from jpt.tuning.trainer import Best, Fitted, Problem, Schedule, fit, start_state
+from jpt.tuning.trainer import Best, Fitted, Problem, fit, start_state
 from jpt.types import Batch, Data, Prompt, PromptCard, Score
 from jpt.version import __version__
 
@@ -224,7 +224,7 @@ def tuning_problem(
     data: Data | None = None,
     parametrisation: Parametrisation = PLAIN,
     **options: Any,
-) -> tuple[Problem, Schedule]:
+) -> Problem:
     """Return what `jpt.tune` trains, for `jpt.fit`.
 
     Change it with `dataclasses.replace`: another loss, optimizer or start, or a parametrisation of
@@ -239,7 +239,7 @@ def tuning_problem(
         **options: fields of :class:`jpt.config.TuneOptions`.
 
     Returns:
-        The `Problem` and its `Schedule`; ``finish`` writes the files of a run of `jpt.tune`.
+        The `Problem`; its ``finish`` writes the files of a run of `jpt.tune`.
 
     Raises:
         InputError: Options are invalid.
@@ -247,13 +247,12 @@ def tuning_problem(
     Example:
         >>> options = {"steps": 1, "batch_size": 2, "length": 4, "max_tokens": 16}
         >>> given = {"backbone": "builtin/bert-small", "task": "builtin/imdb_number", **options}
-        >>> problem, schedule = tuning_problem(**given)
-        >>> fit(problem, schedule).best.params.shape
+        >>> fit(tuning_problem(**given)).best.params.shape
         (4, 128)
     """
     prepared = prepare_run(backbone, task, data, TuneOptions(**options))
     prepared = dataclasses.replace(prepared, parametrisation=parametrisation)
-    return prepared.problem(), prepared.schedule
+    return prepared.problem()
 
 
 # --- Warm starts
@@ -430,19 +429,6 @@ class PreparedRun:
         )
         return Prompt(np.asarray(values, np.float32), card)
 
-    @property
-    def schedule(self) -> Schedule:
-        """Intervals of the run."""
-        options = self.options
-        return Schedule(
-            options.steps,
-            options.eval_every,
-            options.checkpoint_every,
-            options.batch_size,
-            self.score_start,
-            options.checkpoint_minutes,
-        )
-
     def problem(self, predictions: bool = False) -> Problem:
         """Return what is trained; with predictions, of the test rows to a file."""
         options = self.options
@@ -454,6 +440,12 @@ class PreparedRun:
             evaluate=lambda params: self.score(self.parametrisation.rows(params), "validation"),
             config=self.config(),
             finish=lambda fitted, folder: self._finish(fitted, folder, predictions),
+            steps=options.steps,
+            eval_every=options.eval_every,
+            checkpoint_every=options.checkpoint_every,
+            checkpoint_minutes=options.checkpoint_minutes,
+            batch_size=options.batch_size,
+            score_start=self.score_start,
             learning_rate=options.learning_rate,
             optimizer=Optimizer(clip_norm=options.clip_norm),
             seed=dropout_seed(options),
@@ -552,8 +544,8 @@ def tune(
     prepared.splits.warn()
     if progress:
         _describe_run(prepared)
-    given = (prepared.problem(predictions), prepared.schedule, folder)
-    fitted = fit(*given, progress=progress, log=log, started_s=started_s)
+    problem = prepared.problem(predictions)
+    fitted = fit(problem, folder, progress=progress, log=log, started_s=started_s)
     best, last = prepared.prompts(fitted)
     return TuneResult(best, last, fitted.record, fitted.history, folder.path if folder else None)
 

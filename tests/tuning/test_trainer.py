@@ -23,7 +23,7 @@ import jpt
 from jpt.errors import DivergedError, StoppedError
 from jpt.tuning import run_dir, trainer
 from jpt.tuning.run_dir import Checkpoints, RunFolder
-from jpt.tuning.trainer import Fitted, Problem, Schedule, fit
+from jpt.tuning.trainer import Fitted, Problem, fit
 from jpt.types import Score
 from tests.helpers.running import assert_equal_runs, at_step, crash_at, raises, read_log
 from tests.helpers.toys import write_task
@@ -163,6 +163,8 @@ TOY = optax.GradientTransformation(lambda params: {"m": jnp.zeros(())}, move)
 def toy_problem(
     loss: Callable[[int], float] = lambda step: 1 / step,
     score: Callable[[float], tuple[float, float]] = lambda value: (value, 0.5),
+    minutes: float | None = None,
+    every: int = 4,
 ) -> Problem:
     def scored(prompt: jax.Array) -> Score:
         value, mean_loss = score(float(prompt[0, 0]))
@@ -178,16 +180,16 @@ def toy_problem(
         finish=lambda fitted, folder: {},
         optimizer=TOY,
         keep=lambda best, folder: np.save(folder.path / "best.npy", best.params),
+        steps=STEPS,
+        eval_every=4,
+        checkpoint_every=every,
+        checkpoint_minutes=minutes,
+        batch_size=2,
     )
 
 
-def schedule_of(minutes: float | None = None, every: int = 4) -> Schedule:
-    return Schedule(STEPS, 4, every, 2, checkpoint_minutes=minutes)
-
-
-def run_toy(path: Path, minutes: float | None = None, every: int = 4, **changes: Any) -> Fitted:
-    folder = RunFolder(path, {"seed": 1})
-    return fit(toy_problem(**changes), schedule_of(minutes, every), folder)
+def run_toy(path: Path, **changes: Any) -> Fitted:
+    return fit(toy_problem(**changes), RunFolder(path, {"seed": 1}))
 
 
 def saved_steps(path: Path) -> list[int]:
@@ -269,7 +271,8 @@ def test_resumed_run_drops_a_best_prompt_after_its_checkpoint(tmp_path: Path) ->
     np.testing.assert_allclose(np.load(tmp_path / "best.npy"), 0.08, rtol=1e-6)
     folder = RunFolder(tmp_path, {"seed": 1})
     with folder.checkpoints() as checkpoints:
-        trainer._resume(trainer._Run(toy_problem(), schedule_of(), folder, checkpoints))
+        toy = toy_problem()
+        trainer._resume(trainer._Run(toy, toy.schedule, folder, checkpoints))
     np.testing.assert_allclose(np.load(tmp_path / "best.npy"), 0.04, rtol=1e-6)
     assert logged(tmp_path) == [(4, "validation")]
 

@@ -170,7 +170,7 @@ def test_a_table_may_be_larger_and_ids_within_it_are_read(case: Path, tmp_path: 
     options = {"length": 4, "steps": 1, "max_tokens": 16, "init": f"text:{ADDED}"}
     _, state = jpt.train_step(model, case / "laughs", **options)
     expected = np.tile(model.params["embeddings"]["word"][SIZE], (4, 1))
-    np.testing.assert_array_equal(state.prompt, expected)
+    np.testing.assert_array_equal(state.params, expected)
     (batch,) = jpt.training_batches(model, case / "laughs", **options)
     assert (batch.tokens == SIZE).any()
 
