@@ -36,7 +36,7 @@ from jpt.io.files import (
     write_json,
     write_text,
 )
-from jpt.results.value_checks import check_values
+from jpt.results.value_checks import MAIN_SCORES, RANGES, check_values
 
 # --- Checkpoints
 # A checkpoint holds prompt, optimizer state and best prompt so far, and the identity of its run:
@@ -430,7 +430,8 @@ class RunFolder:
     def _check_logged(self, score: float, step: int) -> None:
         at_step = (each for each in self._history() if each["step"] == step)
         line = next((each for each in at_step if each["split"] == "validation"), {})
-        logged = {name: value for name, value in line.items() if isinstance(value, float)}
+        numbers = {name: value for name, value in line.items() if isinstance(value, float)}
+        logged = {n: v for n, v in numbers.items() if n in MAIN_SCORES or n not in RANGES}
         # In float32, as in a checkpoint; by magnitude: a projector's best score is minus its error.
         if np.float32(abs(score)) not in [np.float32(abs(each)) for each in logged.values()]:
             found = ", ".join(f"{name} {value:.6g}" for name, value in logged.items())

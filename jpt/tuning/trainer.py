@@ -213,7 +213,7 @@ def fit(
         >>> def evaluate(params):
         ...     return -float(jnp.abs(params - 1).max())
         >>> parts = {"frozen": 1.0, "init": jnp.zeros(3), "batch": lambda step: step}
-        >>> parts |= {"loss": loss, "evaluate": evaluate, "learning_rate": 0.1}
+        >>> parts |= {"loss": loss, "evaluate": evaluate, "learning_rate": 0.05}
         >>> fit(Problem(**parts, steps=20, eval_every=10)).best.step
         20
     """

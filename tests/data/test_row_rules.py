@@ -413,8 +413,8 @@ def warned(run, backbone: Path, tmp_path: Path, monkeypatch) -> Callable[..., li
         raise InputError("stopped")
 
     def start(folder: Path, *command: object) -> list[str]:
-        monkeypatch.setattr("jpt.tuning.tune._run", stop)
-        monkeypatch.setattr("jpt.transfer.projector._initial_state", stop)
+        monkeypatch.setattr("jpt.tuning.tune.fit", stop)
+        monkeypatch.setattr("jpt.transfer.projector.fit", stop)
         command = command or ("tune", "--backbone", backbone, "--length", 2, "--task", folder)
         _, _, err = run(*command, "--out", tmp_path / "run", *OPTIONS)
         assert err.splitlines()[-1] == "jpt: stopped"
@@ -456,15 +456,19 @@ def test_warnings_are_shown_once_and_json_stays_json(tmp_path: Path, run, backbo
 
 
 def test_in_python_it_is_a_warning_of_the_callers_line(backbone: Path, monkeypatch) -> None:
-    monkeypatch.setattr("jpt.tuning.tune._run", Mock())
+    monkeypatch.setattr("jpt.tuning.tune.fit", Mock(side_effect=InputError("stopped")))
     options: dict[str, Any] = {"steps": 1, "length": 2, "max_tokens": 12, "batch_size": 2}
     data = {"train": texts_of("a", "b"), "validation": VALIDATION}
-    with pytest.warns(DataWarning, match="all 2 train rows have the label 'good'") as caught:
+    with (
+        pytest.warns(DataWarning, match="all 2 train rows have the label 'good'") as caught,
+        pytest.raises(InputError, match="stopped"),
+    ):
         jpt.tune(backbone, task_of(*TWO), data=data, **options)
     assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        jpt.tune(backbone, task_of(*TWO), data={**data, "train": TRAIN}, **options)
+        with pytest.raises(InputError, match="stopped"):
+            jpt.tune(backbone, task_of(*TWO), data={**data, "train": TRAIN}, **options)
 
 
 def test_pairs_and_answers() -> None:
