@@ -15,7 +15,7 @@ _WAIT_S = 0.01
 _REPEAT_S = 0.25
 # Python only reports what is raised in these: jax's callback of the garbage collector, which takes
 # half of the time while jax is loading, and finalizers.
-_SWALLOWING = ("_xla_gc_callback", "__del__")
+_SWALLOWING = ("_xla_gc_callback", "__del__", "cb")  # the last one of importlib's locks
 # An extension module that is interrupted while it loads crashes the process.
 _LOADING = ("create_module", "exec_module")
 

@@ -45,7 +45,7 @@ from jpt.tuning.bound_task import (
 )
 from jpt.tuning.evaluate import describe_level, write_predictions
 from jpt.tuning.logging import parse_sinks, peak_memory_mb, plot_loss
-from jpt.tuning.losses import AnswerLoss
+from jpt.tuning.losses import Answer, AnswerLoss
 from jpt.tuning.run_dir import (
     BEST,
     CHECKPOINTS,
@@ -149,6 +149,11 @@ class CompiledStep:
 
     run: BoundStep
     frozen: Any  # weights and label words
+
+    @property
+    def answer(self) -> Answer:
+        """The token ids of the label words."""
+        return self.frozen[1]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """Run the step; the input state is donated."""

@@ -56,7 +56,7 @@ def write_run(work: Path, backbone: Any, task: Any, seed: int) -> None:
     step, first = jpt.train_step(backbone, task, **options)
     batches = jpt.training_batches(backbone, task, **options)
     named = {str(number): batch for number, batch in enumerate(batches)}
-    write_rows(work / f"{name}-{seed}.npz", named, start=np.asarray(first.prompt))
+    write_rows(work / f"{name}-{seed}.npz", named, start=np.asarray(first.params))
     write_task(work / f"{name}.json", backbone, step.answer.label_ids)
 
 

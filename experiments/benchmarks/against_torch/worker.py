@@ -81,7 +81,7 @@ def jpt_side(case: dict[str, Any]) -> Side:
     where = {"device": case["device"], "dtype": dtype}
     write_task(folder / "task.json", backbone, step.answer.label_ids, **where)
     named = {str(number): batch for number, batch in enumerate(batches)}
-    write_rows(folder / "rows.npz", named, start=np.asarray(first.prompt))
+    write_rows(folder / "rows.npz", named, start=np.asarray(first.params))
     copy = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 1, state))
     states = [copy(first)]
 
