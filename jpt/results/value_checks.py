@@ -13,7 +13,7 @@ from jpt.tasks.metrics import METRICS, TEXT_METRICS
 ROUNDING = 1e-6  # a mean of float32 losses may be a little below 0
 
 
-class Range(NamedTuple):
+class Bounds(NamedTuple):
     """The values that a number of a result file may have; never NaN or infinite."""
 
     low: float = 0
@@ -32,15 +32,15 @@ class Range(NamedTuple):
         return f"{what} {ends}" + (f" {self.high}" if self.high < math.inf else "")
 
 
-_COUNT, _INDEX, _SHARE = Range(1, is_whole=True), Range(0, is_whole=True), Range(0, 1)
-_SIGNED = Range(-1, 1)  # Matthews correlation, and what may be one
+_COUNT, _INDEX, _SHARE = Bounds(1, is_whole=True), Bounds(0, is_whole=True), Bounds(0, 1)
+_SIGNED = Bounds(-1, 1)  # Matthews correlation, and what may be one
 
 SCORES = {**dict.fromkeys((*METRICS, *TEXT_METRICS), _SHARE), "matthews": _SIGNED}
-"""Range of every metric of a task."""
+"""Bounds of every metric of a task."""
 
 OF_A_NUMBER = "evaluation"  # the score of a user's own evaluation
-MAIN_SCORES = {**SCORES, "mean_score": _SIGNED, "error": Range(), OF_A_NUMBER: Range(-math.inf)}
-"""Range of every score by which a run selects its best step; a validation line has one of them."""
+MAIN_SCORES = {**SCORES, "mean_score": _SIGNED, "error": Bounds(), OF_A_NUMBER: Bounds(-math.inf)}
+"""Bounds of every score by which a run selects its best step; a validation line has one of them."""
 
 RANGES = {
     **MAIN_SCORES,
@@ -49,19 +49,19 @@ RANGES = {
         ("mean_over_targets", "pooled_relative", "pooled_above_chance", "pooled_raw"), _SIGNED
     ),
     **dict.fromkeys(("hits", "chance_hits", "majority", "ratio"), _SHARE),
-    **dict.fromkeys(("loss", "standard_error", "gradient_norm"), Range()),
-    **dict.fromkeys(("elapsed_s", "rows_per_s"), Range()),
+    **dict.fromkeys(("loss", "standard_error", "gradient_norm"), Bounds()),
+    **dict.fromkeys(("elapsed_s", "rows_per_s"), Bounds()),
     **dict.fromkeys(("rows", "steps", "trials_at_once"), _COUNT),
     **dict.fromkeys(("step", "best_step"), _INDEX),
 }
-"""Range of every number whose name says what it is."""
+"""Bounds of every number whose name says what it is."""
 
 # Of generative tasks and in older files; in a cell, what is not finite.
 _MAY_BE_NULL = ("majority", "chance", "standard_error", "value", "loss")
 _SPLITS = ("validation", "test", "average")
 # Tables by names of users, and lists: the range of each value, or what each record in them needs.
-_TABLES: dict[str, Range | tuple[str, ...]] = {
-    **{"counts": _INDEX, "weights": _SHARE, "by_task": _SIGNED, "unseen": Range()},
+_TABLES: dict[str, Bounds | tuple[str, ...]] = {
+    **{"counts": _INDEX, "weights": _SHARE, "by_task": _SIGNED, "unseen": Bounds()},
     **{"targets": ("metric", "unmasked", "masks"), "masks": ("runs",), "runs": ("value",)},
 }
 
@@ -108,20 +108,20 @@ def _faults(
         if name in (*_SPLITS, "measures", "checksums"):
             yield from _faults(value, inner, [metric] if metric and name in _SPLITS else [])
         elif name in _TABLES and not (name == "weights" and type(value) is int):  # of a projector
-            allowed = Range() if "error" in record else _TABLES[name]
+            allowed = Bounds() if "error" in record else _TABLES[name]
             yield from _table_faults(value, inner, allowed, metric)
         elif expected := _expected_of(name, value, metric):
             yield inner, expected, value
 
 
 def _table_faults(
-    table: Any, key: str, allowed: Range | tuple[str, ...], metric: str | None
+    table: Any, key: str, allowed: Bounds | tuple[str, ...], metric: str | None
 ) -> Iterator[tuple[str, str, Any]]:
     if not isinstance(table, dict | list):
         yield key, "an object", table
         return
     for name, value in table.items() if isinstance(table, dict) else enumerate(table):
-        if not isinstance(allowed, Range):
+        if not isinstance(allowed, Bounds):
             yield from _faults(value, f"{key}.{name}", allowed, metric)
         elif not allowed.holds(value):
             yield f"{key}.{name}", str(allowed), value

@@ -44,7 +44,7 @@ TrainStep = Callable[[Any, TrainState, Any], tuple[TrainState, StepMetrics]]
 
 
 def adamw(learning_rate: float | Float[Array, ""]) -> optax.GradientTransformation:
-    """Return the paper's optimizer of prompts: AdamW, eps 1e-6, no decay, a constant rate."""
+    """Return the paper's prompt optimizer: AdamW, eps 1e-6, no decay, constant learning rate."""
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0)
 
 

@@ -97,7 +97,7 @@ class Problem:
         checkpoint_minutes: Also save after this time.
         batch_size: Rows per step, for the speed that is shown.
         score_start: Evaluate the parameters before the first step, too; they may be the best.
-        learning_rate: Constant rate of ``optimizer``, if that takes one.
+        learning_rate: Constant learning rate of ``optimizer``, if that takes one.
         optimizer: `jpt.tuning.step.Optimizer`, or any optimizer of optax.
         seed: Of the key that ``loss`` gets.
         mesh: Devices; the parameters are on all of them.

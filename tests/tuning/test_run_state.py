@@ -32,7 +32,7 @@ SLOW = pytest.mark.slow
 STEPS = (*SHORT, "--steps", 6, "--eval-every", 3, "--checkpoint-every", 3, "--batch-size", 4)
 
 
-class Place:
+class RunCommands:
     """A tiny backbone, two tasks, a prompt for each, and commands on them."""
 
     def __init__(self, root: Path) -> None:
@@ -98,12 +98,12 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("place"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> RunCommands:
+    return RunCommands(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture
-def mine(run: Run, place: Place, tmp_path: Path) -> Path:
+def mine(run: Run, place: RunCommands, tmp_path: Path) -> Path:
     return place.finished(run, "tune", tmp_path / "mine")
 
 
@@ -155,7 +155,7 @@ def swap(name: str, target: Path, source: Path) -> None:
     ],
 )
 def test_files_of_another_run(
-    run: Run, place: Place, tmp_path: Path, kind: str, more: tuple, difference: str
+    run: Run, place: RunCommands, tmp_path: Path, kind: str, more: tuple, difference: str
 ) -> None:
     more = tuple(place.taste if each == "taste" else each for each in more)
     mine = place.finished(run, kind, tmp_path / "mine")
@@ -176,7 +176,7 @@ def test_files_of_another_run(
 
 
 def test_groups_and_runs_of_another_sweep(
-    run: Run, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, place: RunCommands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep_module, "remove_group_folder", lambda path: None)
     mine, other, grid = tmp_path / "mine", tmp_path / "other", place.grid("fast", learning_rate=0.5)
@@ -210,14 +210,14 @@ def test_groups_and_runs_of_another_sweep(
     ],
 )
 def test_moments_of_another_run(
-    run: Run, place: Place, mine: Path, tmp_path: Path, name: str, message: str
+    run: Run, place: RunCommands, mine: Path, tmp_path: Path, name: str, message: str
 ) -> None:
     swap(name, mine, place.finished(run, "tune", tmp_path / "other", "--seed", 1))
     more = ("--sources", mine, "--copy-moments")
     assert_refused(run(*place.command("warm-start", tmp_path / "warm", *more)), message)
 
 
-def test_log_of_another_run(run: Run, place: Place, mine: Path) -> None:
+def test_log_of_another_run(run: Run, place: RunCommands, mine: Path) -> None:
     log, command = mine / "metrics.jsonl", place.command("tune", mine)
     kept = log.read_text()
     edit(log, lambda line: {**line, "accuracy": line["accuracy"] / 2})
@@ -228,7 +228,7 @@ def test_log_of_another_run(run: Run, place: Place, mine: Path) -> None:
     assert_refused(run(*command), "got no such line; the log is of another run or incomplete")
 
 
-def test_prompt_to_start_from_has_changed(run: Run, place: Place, tmp_path: Path) -> None:
+def test_prompt_to_start_from_has_changed(run: Run, place: RunCommands, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
     shutil.copy(place.prompts / "mood.safetensors", start)
     command = place.command("tune", tmp_path / "out", "--init", f"prompt:{start}")
@@ -237,7 +237,7 @@ def test_prompt_to_start_from_has_changed(run: Run, place: Place, tmp_path: Path
     assert_refused(run(*command), "holds another run: init_sha256 was")
 
 
-def test_folders_of_earlier_versions_are_read(run: Run, place: Place, mine: Path) -> None:
+def test_folders_of_earlier_versions_are_read(run: Run, place: RunCommands, mine: Path) -> None:
     (mine / "metrics.jsonl").unlink()
     assert run(*place.command("tune", mine))[0] == 0
     for name, field in (("config", "metric"), ("result", "checksums")):
@@ -287,7 +287,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("kind", "file", "change", "message"), VALUES)
 def test_values_out_of_range(
-    run: Run, place: Place, tmp_path: Path, kind: str, file: str, change: dict, message: str
+    run: Run, place: RunCommands, tmp_path: Path, kind: str, file: str, change: dict, message: str
 ) -> None:
     out = tmp_path / "out"
     command = ("report", out) if kind == "report" else place.command(kind, out)
@@ -300,7 +300,7 @@ def test_values_out_of_range(
     assert_refused(run(*command), f"{where}expected .*{message}")
 
 
-def test_matrix_out_of_range(run: Run, place: Place, tmp_path: Path) -> None:
+def test_matrix_out_of_range(run: Run, place: RunCommands, tmp_path: Path) -> None:
     study = write_study(tmp_path / "study")
     matrix = study / "transfer.csv"
     matrix.write_text(matrix.read_text().replace("accuracy,0.8\n", "accuracy,5.0\n", 1))
@@ -367,7 +367,7 @@ MESSAGE = "expected the folder that this run writes to, got .*re-run"
     ],
 )
 def test_folder_vanishes(
-    run: Run, place: Place, tmp_path: Path, kind: str, at: Any, how: str
+    run: Run, place: RunCommands, tmp_path: Path, kind: str, at: Any, how: str
 ) -> None:
     out = tmp_path / "out"
     place.finished(run, "project", tmp_path / "projector")  # that is evaluated
@@ -384,7 +384,7 @@ def test_folder_vanishes(
 
 
 def test_folder_of_a_quickstart_vanishes(
-    run: Run, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, place: RunCommands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, tuned = tmp_path / "out", []
 
