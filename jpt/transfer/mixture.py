@@ -54,7 +54,7 @@ from jpt.tuning.logging import peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
 from jpt.tuning.run_dir import BEST, RunFolder
 from jpt.tuning.step import Optimizer
-from jpt.tuning.trainer import Best, Fitted, Problem, fit
+from jpt.tuning.trainer import Best, Fitted, Problem, fit, intervals_of
 from jpt.types import Batch, Data, Parameters, Prompt, Score
 from jpt.version import __version__
 
@@ -331,11 +331,7 @@ class _Study:
             evaluate=lambda logits: self.score(logits, "validation"),
             config=self.config(),
             finish=self._finish,
-            steps=options.steps,
-            eval_every=options.eval_every,
-            checkpoint_every=options.checkpoint_every,
-            checkpoint_minutes=options.checkpoint_minutes,
-            batch_size=options.batch_size,
+            **intervals_of(options),
             score_start=True,
             learning_rate=options.learning_rate,
             optimizer=Optimizer(clip_norm=options.clip_norm),

@@ -53,7 +53,7 @@ from jpt.tuning.logging import peak_memory_mb
 from jpt.tuning.losses import Answer, answer_loss
 from jpt.tuning.run_dir import RunFolder
 from jpt.tuning.step import Optimizer
-from jpt.tuning.trainer import Best, Fitted, Problem, fit
+from jpt.tuning.trainer import Best, Fitted, Problem, fit, intervals_of
 from jpt.types import Batch, Parameters, Prompt, PromptCard, Scoring
 from jpt.version import __version__
 
@@ -785,10 +785,7 @@ class ProjectorPlan:
             evaluate=self.score,
             config=self.config,
             finish=self._finish,
-            steps=options.steps,
-            eval_every=options.eval_every,
-            checkpoint_every=options.checkpoint_every,
-            batch_size=options.batch_size,
+            **intervals_of(options),
             learning_rate=options.learning_rate,
             optimizer=OPTIMIZERS[card.objective],
             mesh=self.mesh,

@@ -142,6 +142,12 @@ class Problem:
         return start_state(train if self.mesh is None else place(train, replicated(self.mesh)))
 
 
+def intervals_of(options: Any) -> dict[str, Any]:
+    """Return the steps and intervals of options as arguments of a `Problem`."""
+    names = ("steps", "eval_every", "checkpoint_every", "checkpoint_minutes", "batch_size")
+    return {name: getattr(options, name, None) for name in names}
+
+
 class Best(NamedTuple):
     """The best parameters of a run, on the host, with their score and step."""
 

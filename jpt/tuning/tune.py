@@ -60,7 +60,7 @@ from jpt.tuning.run_dir import (
     read_result,
 )
 from jpt.tuning.step import BoundStep, Optimizer, StepMetrics, TrainState, bind_step, init_state
-from jpt.tuning.trainer import Best, Fitted, Problem, fit, start_state
+from jpt.tuning.trainer import Best, Fitted, Problem, fit, intervals_of, start_state
 from jpt.types import Batch, Data, Prompt, PromptCard, Score
 from jpt.version import __version__
 
@@ -445,11 +445,7 @@ class PreparedRun:
             evaluate=lambda params: self.score(self.parametrisation.rows(params), "validation"),
             config=self.config(),
             finish=lambda fitted, folder: self._finish(fitted, folder, predictions),
-            steps=options.steps,
-            eval_every=options.eval_every,
-            checkpoint_every=options.checkpoint_every,
-            checkpoint_minutes=options.checkpoint_minutes,
-            batch_size=options.batch_size,
+            **intervals_of(options),
             score_start=self.score_start,
             learning_rate=options.learning_rate,
             optimizer=Optimizer(clip_norm=options.clip_norm),
